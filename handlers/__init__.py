@@ -1,0 +1,1 @@
+"""What authors write with: `@flow`, `@task`, `gather`, and the actions a flow calls."""

@@ -1,0 +1,84 @@
+"""Every error turnout raises by name.
+
+A class exists here only because somebody catches it. Messages name the file, the thing and the
+fix; they never hold a secret's value.
+"""
+
+from __future__ import annotations
+
+
+class TurnoutError(Exception):
+    """The root of all errors turnout raises on purpose."""
+
+
+class SetupError(TurnoutError):
+    """Raised at load when a flow file, a setting or the machine makes starting unsafe.
+
+    `file` and `line` point at what to change when that is known; `str()` is one line,
+    `FILE:LINE: message`.
+    """
+
+    def __init__(self, message: str, *, file: str | None = None, line: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.file = file
+        self.line = line
+
+    def __str__(self) -> str:
+        if self.file is None:
+            return self.message
+        return f"{self.file}:{self.line or 1}: {self.message}"
+
+
+class JournalError(TurnoutError):
+    """Raised when the journal cannot keep a promise; nothing of the refused write is stored."""
+
+
+class JournalFull(JournalError):
+    """Raised when the disk has no room; writing works again by itself once space returns."""
+
+
+class JournalBroken(JournalError):
+    """Raised when an fsync or a read fails for good; the process must end (exit 74) and restart.
+
+    After a failed fsync the kernel may have dropped the pages it could not write, so a retry on
+    the same handle proves nothing (PostgreSQL's fsync finding of 2018).
+    """
+
+
+class ClaimLost(TurnoutError):
+    """Raised when a write carries a claim token that is no longer the run's own."""
+
+
+class Overloaded(TurnoutError):
+    """Raised when a bound is reached: too many unfinished runs, too little disk, too many waiters.
+
+    Nothing was stored; `retry_after_seconds` is when to try again.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InvalidData(TurnoutError):
+    """Raised when an event's data cannot be what a flow declared; `field` names the place.
+
+    Never retried: the same bytes would fail the same way.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class TriggerError(TurnoutError):
+    """Raised by a trigger that cannot watch now; its supervisor reports it and starts it again."""
+
+
+class NotFound(TurnoutError):
+    """Raised when a run, event, flow or trigger named by an operator does not exist."""
+
+
+class Refused(TurnoutError):
+    """Raised when an operator asks for what the state of a run does not allow."""

@@ -1,0 +1,90 @@
+"""An event: something happened. The value every trigger emits and every flow receives.
+
+The attributes are those of CloudEvents 1.0; `(tenant, trigger, source, id)` is what makes an
+event the same event. The raw body is kept as it came; `data` decodes it on first use.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from .payload import Encoding, decode
+
+MAX_HOPS = 16
+"""Events an event may cause in a chain before turnout calls it a cycle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something happened, in the words of CloudEvents 1.0.
+
+    `body` is the raw payload and `encoding` says how `data` reads it. `headers` are the
+    transport's own (lower-case names), `params` the parts of a webhook path, `extensions` the
+    CloudEvents extension attributes. `minted` is true when turnout made the id, so that no sender
+    can deliver it twice.
+    """
+
+    id: str
+    source: str
+    type: str
+    time: datetime
+    subject: str | None = None
+    datacontenttype: str | None = None
+    encoding: Encoding = "json"
+    body: bytes = field(default=b"", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    params: Mapping[str, str] = field(default_factory=dict)
+    extensions: Mapping[str, str] = field(default_factory=dict)
+    trigger: str = ""
+    tenant: str = "default"
+    hops: int = 0
+    minted: bool = False
+
+    @cached_property
+    def data(self) -> Any:
+        """The decoded body; raises `InvalidData` when the bytes are not what `encoding` says."""
+        return decode(self.body, self.encoding) if self.body or self.encoding != "json" else None
+
+    @property
+    def path(self) -> Path | None:
+        """The file this event is about, byte-exact, or None; carried as a `file:` URL (RFC 8089)."""
+        url = self.extensions.get("fileurl")
+        return None if url is None else path_from_url(url)
+
+
+def file_url(path: str | os.PathLike[str]) -> str:
+    """Write a path as a `file:` URL that keeps every byte, also those that are not UTF-8."""
+    return "file://" + quote_from_bytes(os.fsencode(Path(path).absolute()))
+
+
+def path_from_url(url: str) -> Path:
+    """Read back what `file_url` wrote."""
+    return Path(os.fsdecode(unquote_to_bytes(url.removeprefix("file://"))))
+
+
+_last_stamp = 0
+
+
+def mint_id() -> str:
+    """Return a new UUIDv7 (RFC 9562): ids made in this process sort in the order they were made.
+
+    Sorted ids keep the journal's index appending at one end: measured flat where random ids
+    halve the insert rate of a table of five million rows.
+    """
+    global _last_stamp
+    stamp = time.time_ns() * 4096 // 1_000_000  # 48 bits of milliseconds, 12 bits of fraction
+    _last_stamp = stamp = max(stamp, _last_stamp + 1)
+    high = f"{stamp >> 12:012x}"
+    return (
+        f"{high[:8]}-{high[8:]}-7{stamp & 0xFFF:03x}-"
+        f"{0x8000 | secrets.randbits(14):04x}-{secrets.token_hex(6)}"
+    )

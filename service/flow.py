@@ -1,0 +1,100 @@
+"""A flow: what an author declares, as a value: a function, its triggers and its policy.
+
+Calling a flow calls the function: nothing is recorded, so unit tests need no turnout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
+
+from .binding import Binding
+from .errors import SetupError
+from .event import Event
+from .retry import RetryPolicy
+from .trigger import Trigger
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+Pool = Literal["thread", "process"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `count` runs of a flow at once; with `per`, at most that many for each key."""
+
+    count: int
+    per: Callable[[Event], Hashable] | None = None
+
+
+def limit(count: int, *, per: Callable[[Event], Hashable] | None = None) -> Limit:
+    """Declare a concurrency limit: `limit(8, per=lambda event: event.data["customer"])`.
+
+    `per` is asked once, when the event arrives; its answer is kept on the run as text.
+    Raises `SetupError` for a count below 1.
+    """
+    if count < 1:
+        raise SetupError(f"limit({count}): a flow that may never run is `turnout pause`, not 0")
+    return Limit(count, per)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Flow(Generic[P, R]):
+    """A function, what starts it, and the policy it runs under."""
+
+    function: Callable[P, R]
+    name: str
+    triggers: tuple[Trigger, ...] = ()
+    when: Callable[[Event], bool] | None = None
+    concurrency: Limit | None = None
+    ordered_by: Callable[[Event], Hashable] | None = None
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    timeout: timedelta | None = None
+    pool: Pool = "thread"
+    on_dead: Literal["continue", "block"] = "continue"
+    was: str | None = None
+    file: str = ""
+    line: int = 0
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function itself: no journal, no retries."""
+        return self.function(*args, **kwargs)
+
+    @cached_property
+    def binding(self) -> Binding:
+        """How an event fills the function's parameters; raises `SetupError` when it cannot."""
+        return Binding.of(self.function, file=self.file, line=self.line, flow=self.name)
+
+    @cached_property
+    def is_async(self) -> bool:
+        """Whether the function runs on the loop (`async def`) or in a pool (`def`)."""
+        return inspect.iscoroutinefunction(self.function)
+
+    @cached_property
+    def code_version(self) -> str:
+        """The first 12 hex digits of the flow file's SHA-256, kept on each run."""
+        try:
+            return hashlib.sha256(Path(self.file).read_bytes()).hexdigest()[:12]
+        except OSError:
+            return ""
+
+    def order_key(self, event: Event) -> str | None:
+        """Return the key runs are serialised by, as text, or None."""
+        return None if self.ordered_by is None else str(self.ordered_by(event))
+
+    def limit_key(self, event: Event) -> str | None:
+        """Return the key the concurrency limit counts by, as text, or None."""
+        if self.concurrency is None or self.concurrency.per is None:
+            return None
+        return str(self.concurrency.per(event))
+
+    def bind(self, event: Event) -> Mapping[str, Any]:
+        """Return the arguments for `event`; raises `InvalidData` naming the field."""
+        return self.binding.arguments(event)

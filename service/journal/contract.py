@@ -1,0 +1,355 @@
+"""What a journal promises, whatever database is under it.
+
+Every write returns only after commit and fsync. A write about a run carries the run's claim
+token; a stale token changes nothing and raises `ClaimLost`. Writes that arrive together share a
+commit and are applied in the order they were called; one bad write fails its caller only. The contract suite in
+`tests/journal_contract.py` is written against this page, not against SQLite.
+
+Not here: what to write (the router and the executor decide) and when to run (the dispatcher).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from ..event import Event
+from ..run import Outcome, Run, RunError, RunState
+
+# ---------------------------------------------------------------- what is written
+
+
+@dataclass(slots=True, kw_only=True)
+class NewRun:
+    """A run to be born with its event: queued, scheduled, already claimed, or a dead letter.
+
+    Born `running` its token is 1. `append` sets `seq`, which grows in arrival order.
+    """
+
+    id: str
+    flow: str
+    state: RunState
+    order_key: str | None = None
+    limit_key: str | None = None
+    due_at: datetime | None = None
+    error: RunError | None = None
+    code_version: str = ""
+    replay: int = 0
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Why an event did not start a run of a flow: `filtered`, `duplicate`, `conflict`, `unmatched`…"""
+
+    flow: str
+    verdict: str
+    detail: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """One event with what the router made of it; `append` writes it whole or not at all.
+
+    `effect` asks for the event to be listed by `effects()` once all its runs have ended.
+    """
+
+    event: Event
+    runs: list[NewRun] = field(default_factory=list)
+    decisions: Sequence[Decision] = ()
+    effect: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Appended:
+    """What `append` did with an entry.
+
+    For a duplicate: nothing was stored but a decision; `event_seq`, `event` and `runs` are the
+    first delivery's (runs empty if they are pruned). `conflict`: same identity, another body.
+    """
+
+    event_seq: int
+    event: str
+    runs: tuple[str, ...] = ()
+    duplicate: bool = False
+    conflict: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class StepRecord:
+    """A recorded call of a task inside a run; `key` is stable over retries and restarts.
+
+    `retrying` keeps the try number only; `succeeded` and `failed` are facts never run again,
+    except a `failed` one that escaped the flow (`Outcome.error.step`), which is superseded.
+    """
+
+    key: str
+    task: str
+    state: Literal["succeeded", "failed", "retrying"]
+    tries: int
+    started_at: datetime
+    finished_at: datetime | None = None
+    encoding: Literal["json", "pickle"] = "json"
+    result: bytes | None = None
+    error: RunError | None = None
+    superseded: bool = False
+
+
+# ---------------------------------------------------------------- what is claimed
+
+
+@dataclass(slots=True, kw_only=True)
+class Queued:
+    """The little the dispatcher holds in memory of a run that is not running."""
+
+    seq: int
+    flow: str
+    order_key: str | None
+    limit_key: str | None
+    due_at: datetime | None
+    suspect: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Claim:
+    """The right to run one attempt: every write of the attempt carries `token`.
+
+    `attempt` counts from 1. `recorded` holds the steps earlier attempts left, by key.
+    `arguments` are the flow's bound arguments when the router already validated them.
+    """
+
+    run_seq: int
+    run_id: str
+    flow: str
+    event_seq: int
+    event: Event
+    token: int
+    attempt: int
+    crashes: int
+    replay: int
+    order_key: str | None
+    limit_key: str | None
+    due_at: datetime
+    suspect: bool = False
+    recorded: Mapping[str, StepRecord] = field(default_factory=dict)
+    arguments: Mapping[str, Any] | None = None
+
+
+# ---------------------------------------------------------------- what is read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """The history of one attempt; kept for attempts that failed or wrote log lines.
+
+    `log` is JSON Lines, as captured.
+    """
+
+    attempt: int
+    started_at: datetime
+    finished_at: datetime | None
+    state: RunState
+    error: RunError | None
+    log: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvent:
+    """An event with its place in the journal, its runs and its decisions."""
+
+    seq: int
+    event: Event
+    accepted_at: datetime
+    runs: tuple[str, ...] = ()
+    decisions: Sequence[Mapping[str, str]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which runs or events to read; None means any. Newest first, at most `limit`.
+
+    `cursor` continues after a row already seen (its seq). `dead` reads dead letters only.
+    """
+
+    flow: str | None = None
+    state: RunState | None = None
+    trigger: str | None = None
+    event: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    dead: bool | None = None
+    cursor: int | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """What `rescue` found at start: runs requeued, and runs dead-lettered as `process_died`."""
+
+    requeued: int
+    blamed: tuple[str, ...]
+
+
+class Reader(Protocol):
+    """Reading, which never waits for a writer and works with the service down."""
+
+    async def run(self, run_id: str) -> Run | None:
+        """Return one run by its id, or by a prefix of at least 8 characters that fits only one."""
+
+    async def runs(self, which: Filter) -> list[Run]:
+        """Return matching runs, newest first."""
+
+    async def event(self, event_id: str) -> list[StoredEvent]:
+        """Return the events with this id, newest first: several when sources share it."""
+
+    async def events(self, which: Filter) -> list[StoredEvent]:
+        """Return matching events, newest first; `flow` and `state` select by their runs."""
+
+    async def steps(self, run_seq: int) -> list[StepRecord]:
+        """Return a run's steps in the order they were first recorded, superseded ones too."""
+
+    async def attempts(self, run_seq: int) -> list[Attempt]:
+        """Return what is kept of a run's attempts, in order."""
+
+    async def paused(self) -> dict[str, datetime]:
+        """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""
+
+    async def examine(self) -> AsyncIterator[tuple[str, str | None]]:
+        """Yield (check, problem or None) pairs for `turnout doctor`, as each check ends.
+
+        Proves integrity, no event with a missing run, no run twice for one (event, flow, replay),
+        no step recorded twice, legal states only.
+        """
+
+    async def close(self) -> None:
+        """Release files."""
+
+
+class Journal(Reader, Protocol):
+    """The one writer of a data folder."""
+
+    # ---- an event's way in
+
+    async def append(
+        self,
+        entries: Sequence[Entry],
+        *,
+        trigger: str = "",
+        positions: Mapping[str, str | None] | None = None,
+        now: datetime,
+    ) -> list[Appended]:
+        """Write events, their runs and decisions, and the trigger's positions, in one transaction.
+
+        An event that is not `minted` is written once per (tenant, trigger, source, id) within the
+        dedupe window. Raises `Overloaded` (too many unfinished runs), `JournalFull`, `JournalBroken`.
+        """
+
+    async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
+        """Start new runs of a stored event; sets each run's `replay` to one above the highest."""
+
+    async def positions(self, trigger: str) -> dict[str, str]:
+        """Return the stored positions of a trigger."""
+
+    # ---- a run's life
+
+    async def queued(self, flow: str, after_seq: int, limit: int) -> list[Queued]:
+        """Return queued runs of a flow in arrival order, behind `after_seq`."""
+
+    async def queued_for_key(
+        self, flow: str, kind: Literal["order", "limit"], key: str, limit: int
+    ) -> list[Queued]:
+        """Return the first queued runs with this ordering or limit key, in arrival order."""
+
+    async def due(self, before: datetime, limit: int) -> list[Queued]:
+        """Return scheduled, retrying and waiting runs due by `before`, the longest due first."""
+
+    async def next_due_at(self) -> datetime | None:
+        """Return when the next scheduled, retrying or waiting run is due."""
+
+    async def held_keys(self) -> list[tuple[str, str, int, bool]]:
+        """Return (flow, order_key, run_seq, dead) of runs that may hold their ordering key.
+
+        Retrying and waiting runs do; a dead letter does when its flow says `on_dead="block"`.
+        """
+
+    async def claim(self, seqs: Sequence[int], *, now: datetime) -> list[Claim]:
+        """Make runs `running` under a new token; runs no longer claimable are left out."""
+
+    async def record_step(self, claim: Claim, step: StepRecord) -> None:
+        """Record a step, durable on return; raises `ClaimLost`."""
+
+    async def record(
+        self, claim: Claim, outcome: Outcome, *, started_at: datetime, now: datetime
+    ) -> None:
+        """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter."""
+
+    async def rescue(self, *, now: datetime) -> Rescued:
+        """At start: requeue runs found running (decision 15), spending no attempt."""
+
+    # ---- an event's end
+
+    async def effects(self, after_seq: int, limit: int) -> list[tuple[int, Event, bool]]:
+        """Return (event_seq, event, all its runs succeeded) of ended events whose effect is due."""
+
+    async def record_effect(self, event_seq: int, event: Event | None) -> None:
+        """Mark an event's effect as done, storing the event's new extensions if given."""
+
+    async def event_ended(self, event_seq: int) -> tuple[Event, bool] | None:
+        """Return the event and whether all runs succeeded, if its effect is due now; else None."""
+
+    # ---- operators
+
+    async def cancel(self, run_id: str, *, now: datetime) -> Run:
+        """Cancel an unfinished run; its token dies with it. Raises `NotFound`, `Refused`."""
+
+    async def retry(self, run_id: str, from_step: str | None, *, now: datetime) -> Run:
+        """Queue a finished run again; `from_step` drops the steps recorded at and after it.
+
+        Raises `NotFound`, `Refused`. The run's attempts start again from 0; it is dead no more.
+        """
+
+    async def drop(self, run_id: str, *, now: datetime) -> Run:
+        """Take a dead letter off the list; the run stays `failed`. Raises `NotFound`, `Refused`."""
+
+    async def pause(self, name: str, *, now: datetime) -> None:
+        """Remember that `flow:NAME` or `trigger:NAME` is paused."""
+
+    async def resume(self, name: str) -> None:
+        """Forget a pause."""
+
+    async def rename_flow(self, was: str, name: str) -> int:
+        """Give the unfinished runs of a renamed flow to its new name; returns how many."""
+
+    async def orphans(self, flows: Sequence[str]) -> dict[str, int]:
+        """Count unfinished runs of flows that are not in `flows`."""
+
+    # ---- upkeep
+
+    async def prune(
+        self,
+        *,
+        finished_before: datetime,
+        failed_before: datetime,
+        unmatched_before: datetime,
+        dedupe_before: datetime,
+        limit: int,
+    ) -> int:
+        """Delete up to `limit` old runs with their steps, then events left without runs; returns rows.
+
+        Call until it returns 0. Unfinished runs, their events and positions are never pruned.
+        """
+
+    def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Return (unfinished runs by state, dead letters by flow), kept in memory, exact."""
+
+    def size_bytes(self) -> int:
+        """Return the journal's size on disk, its log included."""
+
+    @property
+    def writable(self) -> str | None:
+        """None while writes work; else why not (disk full, broken)."""
+
+    async def probe(self) -> None:
+        """Try a durable write; raises like any write. How recovery from a full disk is noticed."""

@@ -1,0 +1,88 @@
+"""Every metric turnout exposes, declared once; label values are declared names, never data.
+
+One registry per service, no multiprocess mode. Hot paths keep the labelled children they use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+_ROWS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
+
+
+class Metrics:
+    """The service's metrics; attributes are the Prometheus names without the `turnout_` prefix."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"turnout_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"turnout_{name}", text, labels, registry=registry)
+
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"turnout_{name}", text, labels, buckets=_SECONDS, registry=registry)
+
+        self.events = counter("events", "Events by what became of them.", "trigger", "result")
+        self.runs_ended = counter("runs", "Runs that ended, by outcome.", "flow", "outcome")
+        self.attempts = counter("attempts", "Attempts by outcome.", "flow", "outcome")
+        self.run_seconds = seconds("run_seconds", "How long an attempt ran.", "flow")
+        self.run_wait_seconds = seconds("run_wait_seconds", "From due to started.", "flow")
+        self.step_seconds = seconds("step_seconds", "How long a step ran.", "flow", "task")
+        self.trigger_up = gauge("trigger_up", "1 while the trigger watches.", "trigger")
+        self.trigger_lag = gauge("trigger_lag", "What is not read yet.", "trigger", "partition")
+        self.slots = gauge("slots", "Runs that hold a slot now.", "flow")
+        self.journal_commit_seconds = Histogram(
+            "turnout_journal_commit_seconds", "One commit, fsync included.",
+            buckets=_COMMIT_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.journal_batch_rows = Histogram(
+            "turnout_journal_batch_rows", "Rows written in one commit.",
+            buckets=_ROWS, registry=registry,
+        )  # fmt: skip
+        self.journal_size_bytes = gauge("journal_size_bytes", "Size of the journal on disk.")
+
+    def observe_counts(
+        self, read: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]
+    ) -> None:
+        """Expose `turnout_runs{state}` and `turnout_dead_letters{flow}` from `read` at each scrape.
+
+        `read` returns (unfinished runs by state, dead letters by flow) without touching the disk.
+        """
+        self.registry.register(_Counts(read))
+
+    def render(self) -> bytes:
+        """Return all metrics in OpenMetrics text."""
+        return generate_latest(self.registry)
+
+
+class _Counts(Collector):
+    """Gauges whose truth is the journal's own counting."""
+
+    def __init__(self, read: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        states, dead = self._read()
+        runs = GaugeMetricFamily("turnout_runs", "Unfinished runs by state.", labels=["state"])
+        for state, count in states.items():
+            runs.add_metric([state], count)
+        yield runs
+        letters = GaugeMetricFamily("turnout_dead_letters", "Dead letters kept.", labels=["flow"])
+        for flow, count in dead.items():
+            letters.add_metric([flow], count)
+        yield letters
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        return []

@@ -1,0 +1,121 @@
+"""Bytes to data, strictly: what is decoded is what was sent, or it is refused with a reason.
+
+The raw bytes stay the truth in the journal; this module never encodes them again. Refused in JSON
+because some reader would change or choke on them: NaN and Infinity, lone surrogates, invalid
+UTF-8, numbers beyond a float, integers of more than 4,300 digits, more than 64 levels of nesting.
+Integers past 64 bits stay exact. Of duplicate keys the last one wins (RFC 8259 section 4 leaves
+it open; every common parser does this).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, Literal, NoReturn
+from urllib.parse import parse_qsl
+
+import orjson
+
+from .errors import InvalidData
+
+Encoding = Literal["json", "text", "form", "bytes"]
+
+MAX_DEPTH = 64
+"""Levels of nesting accepted in JSON; deeper bodies are attacks or mistakes."""
+
+MAX_FORM_FIELDS = 1000
+
+# Nineteen digits in a row may be an integer orjson would turn into a float (2^63 has nineteen).
+_LONG_NUMBER = re.compile(rb"\d{19}")
+
+
+def decode(body: bytes, encoding: Encoding) -> Any:
+    """Return the data of `body`; raises `InvalidData` saying what is wrong and where."""
+    if encoding == "json":
+        return decode_json(body)
+    if encoding == "bytes":
+        return body
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidData(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+    return text if encoding == "text" else _decode_form(text)
+
+
+def decode_json(body: bytes) -> Any:
+    """Decode one strict JSON document; see the module for what is refused."""
+    if not body:
+        raise InvalidData("the body is empty where JSON was expected")
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if not _LONG_NUMBER.search(body):
+            raise InvalidData(f"the body is not JSON: {error}") from None
+        data = None
+    if _LONG_NUMBER.search(body):
+        data = _decode_exactly(body)
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
+        _check_depth(data)
+    return data
+
+
+def _decode_exactly(body: bytes) -> Any:
+    """Decode with exact integers: slower, and only for bodies that hold very long numbers."""
+    try:
+        data = json.loads(
+            body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite_float
+        )
+        orjson.loads(re.sub(rb"\d{19,}", b"1", body))  # lone surrogates, and what else json lets by
+    except InvalidData:
+        raise
+    except RecursionError:
+        raise InvalidData(f"the JSON is nested more than {MAX_DEPTH} levels deep") from None
+    except ValueError as error:
+        raise InvalidData(f"the body is not JSON: {error}") from None
+    return data
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise InvalidData(f"{name} is not JSON")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise InvalidData("a number in the JSON is too large for a float")
+    return value
+
+
+def _check_depth(data: Any) -> None:
+    level = [data]
+    for _ in range(MAX_DEPTH + 1):
+        children: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                children.extend(value.values())
+            elif isinstance(value, list):
+                children.extend(value)
+        if not children:
+            return
+        level = [value for value in children if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise InvalidData(f"the JSON is nested more than {MAX_DEPTH} levels deep")
+
+
+def _decode_form(text: str) -> dict[str, str | list[str]]:
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
+    except ValueError:
+        raise InvalidData(f"the form has more than {MAX_FORM_FIELDS} fields") from None
+    fields: dict[str, str | list[str]] = {}
+    for name, value in pairs:
+        known = fields.get(name)
+        if known is None:
+            fields[name] = value
+        elif isinstance(known, list):
+            known.append(value)
+        else:
+            fields[name] = [known, value]
+    return fields

@@ -1,0 +1,108 @@
+"""A project: the flows of all files, the triggers that feed them, and what is wrong with them.
+
+A pure value. Equal triggers are merged; unequal ones under one name are a problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import SetupError
+from .flow import Flow
+from .trigger import CalledTrigger, StartsOnType, Trigger
+
+AnyFlow = Flow[..., Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """What `turnout serve` serves: flows by name, triggers by name, and which feeds which."""
+
+    flows: Mapping[str, AnyFlow] = field(default_factory=dict)
+    triggers: Mapping[str, Trigger] = field(default_factory=dict)
+    feeds: Mapping[str, tuple[AnyFlow, ...]] = field(default_factory=dict)
+    by_type: Mapping[str, tuple[AnyFlow, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, flows: Iterable[AnyFlow]) -> Project:
+        """Build a project from flows; raises the first of `problems` if there is any."""
+        listed = list(flows)
+        for problem in problems(listed):
+            raise problem
+        triggers: dict[str, Trigger] = {}
+        feeds: dict[str, list[AnyFlow]] = {}
+        by_type: dict[str, list[AnyFlow]] = {}
+        for flow in listed:
+            for trigger in dict.fromkeys(flow.triggers):
+                triggers.setdefault(trigger.name, trigger)
+                feeds.setdefault(trigger.name, []).append(flow)
+                if isinstance(trigger, StartsOnType):
+                    by_type.setdefault(trigger.event_type, []).append(flow)
+        return cls(
+            flows={flow.name: flow for flow in listed},
+            triggers=triggers,
+            feeds={name: tuple(fed) for name, fed in feeds.items()},
+            by_type={name: tuple(fed) for name, fed in by_type.items()},
+        )
+
+
+def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
+    """Return everything that keeps these flows from being one project, each with file and line."""
+    found: list[SetupError] = []
+    names: dict[str, AnyFlow] = {}
+    triggers: dict[str, tuple[Trigger, AnyFlow]] = {}
+    routes: dict[str, tuple[Trigger, AnyFlow]] = {}
+    for flow in flows:
+        first = names.setdefault(flow.name, flow)
+        if first is not flow:
+            found.append(
+                _at(flow, f"flow name {flow.name!r} is taken by {first.file}:{first.line}; "
+                    f'rename one, or give it a name: @flow(name="…")')
+            )  # fmt: skip
+        found += _flow_problems(flow)
+        for trigger in dict.fromkeys(flow.triggers):
+            found += _trigger_problems(flow, trigger, triggers, routes)
+    return found
+
+
+def _at(flow: AnyFlow, message: str) -> SetupError:
+    return SetupError(message, file=flow.file, line=flow.line)
+
+
+def _flow_problems(flow: AnyFlow) -> list[SetupError]:
+    try:
+        _ = flow.binding
+    except SetupError as error:
+        return [error]
+    return []
+
+
+def _trigger_problems(
+    flow: AnyFlow,
+    trigger: Trigger,
+    triggers: dict[str, tuple[Trigger, AnyFlow]],
+    routes: dict[str, tuple[Trigger, AnyFlow]],
+) -> list[SetupError]:
+    try:
+        trigger.check()
+    except SetupError as error:
+        return [_at(flow, error.message)]
+    known, owner = triggers.setdefault(trigger.name, (trigger, flow))
+    if known != trigger:
+        return [
+            _at(flow, f"trigger {trigger.name!r} has other settings than in flow "
+                f"{owner.name!r} ({owner.file}:{owner.line}); make them equal or give one name=")
+        ]  # fmt: skip
+    if isinstance(trigger, CalledTrigger):
+        shape = "/".join(
+            "{}" if part.startswith("{") else part for part in trigger.route.split("/")
+        )
+        rival, owner = routes.setdefault(shape, (trigger, flow))
+        if rival != trigger:
+            return [
+                _at(flow, f"webhook path {trigger.route!r} clashes with {rival.name!r} of flow "
+                    f"{owner.name!r} ({owner.file}:{owner.line})")
+            ]  # fmt: skip
+    return []

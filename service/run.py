@@ -1,0 +1,170 @@
+"""A run: one execution of a flow for one event; its states, its outcome, its public record.
+
+`TRANSITIONS` is the one table of what may follow what; the journal's SQL, the documentation and
+the tests are checked against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from .errors import Refused
+from .units import parse_duration
+
+
+class RunState(StrEnum):
+    """Where a run is in its life."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+
+
+_S = RunState
+
+TRANSITIONS: Mapping[RunState | None, frozenset[RunState]] = {
+    # None is birth: a run is born claimed when a slot is free, queued when not, failed when its
+    # event's data is refused by the flow (a dead letter).
+    None: frozenset({_S.SCHEDULED, _S.QUEUED, _S.RUNNING, _S.FAILED}),
+    _S.SCHEDULED: frozenset({_S.QUEUED, _S.RUNNING, _S.CANCELLED}),
+    _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED}),
+    # back to queued: the process ended under it (rescue) or handed it back (drain).
+    _S.RUNNING: frozenset(
+        {_S.SUCCEEDED, _S.FAILED, _S.CANCELLED, _S.SKIPPED, _S.RETRYING, _S.WAITING, _S.QUEUED}
+    ),
+    _S.RETRYING: frozenset({_S.RUNNING, _S.QUEUED, _S.CANCELLED}),
+    _S.WAITING: frozenset({_S.RUNNING, _S.QUEUED, _S.CANCELLED, _S.FAILED}),
+    # an operator's retry is the only way out of an end.
+    _S.SUCCEEDED: frozenset({_S.QUEUED}),
+    _S.FAILED: frozenset({_S.QUEUED}),
+    _S.CANCELLED: frozenset({_S.QUEUED}),
+    _S.SKIPPED: frozenset({_S.QUEUED}),
+}
+
+UNFINISHED = frozenset({_S.SCHEDULED, _S.QUEUED, _S.RUNNING, _S.RETRYING, _S.WAITING})
+FINISHED = frozenset(RunState) - UNFINISHED
+
+
+def check_transition(run_id: str, current: RunState | None, target: RunState) -> None:
+    """Raise `Refused`, naming run, state and what is allowed, unless `target` may follow."""
+    if target not in TRANSITIONS[current]:
+        allowed = ", ".join(sorted(TRANSITIONS[current])) or "nothing"
+        raise Refused(
+            f"run {run_id} is {current or 'new'} and cannot become {target}; allowed: {allowed}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunError:
+    """Why a run failed: the exception's type and message, and the step it escaped from."""
+
+    type: str
+    message: str
+    step: str | None = None
+    traceback: str | None = field(default=None, repr=False)
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the public form (no traceback)."""
+        return {"type": self.type, "message": self.message, "step": self.step}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one attempt came to: the executor returns it, the journal records it.
+
+    `state` is any state that may follow `running`; `due_at` goes with retrying and waiting.
+    `result` is encoded JSON. `log` is the attempt's captured lines, JSON Lines. `counts` is false
+    when the attempt did not really happen (handed back on stop), so that it spends no retry.
+    When `error.step` names a step, the step's recorded error is superseded in the same write.
+    """
+
+    state: RunState
+    result: bytes | None = None
+    error: RunError | None = None
+    reason: str | None = None
+    due_at: datetime | None = None
+    log: bytes | None = None
+    counts: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run as the journal knows it and the world sees it."""
+
+    seq: int
+    id: str
+    flow: str
+    state: RunState
+    attempts: int
+    crashes: int
+    event_id: str
+    event_source: str
+    trigger: str
+    tenant: str
+    queued_at: datetime
+    due_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    result: bytes | None
+    error: RunError | None
+    reason: str | None
+    dead: bool
+    replay: int
+    order_key: str | None
+    limit_key: str | None
+    code_version: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object the CLI prints and the HTTP API answers."""
+        import orjson
+
+        def instant(value: datetime | None) -> str | None:
+            return None if value is None else value.isoformat().replace("+00:00", "Z")
+
+        return {
+            "id": self.id,
+            "flow": self.flow,
+            "state": str(self.state),
+            "attempts": self.attempts,
+            "event_id": self.event_id,
+            "event_source": self.event_source,
+            "trigger": self.trigger,
+            "tenant": self.tenant,
+            "queued_at": instant(self.queued_at),
+            "started_at": instant(self.started_at),
+            "finished_at": instant(self.finished_at),
+            "result": None if self.result is None else orjson.loads(self.result),
+            "error": None if self.error is None else self.error.as_dict(),
+        }
+
+
+class Retry(Exception):  # noqa: N818  a signal an author raises, not an error
+    """Raised by an author to end this attempt and try again after `after`, if the policy allows."""
+
+    def __init__(self, after: str | timedelta | None = None, reason: str = "") -> None:
+        super().__init__(reason or "the flow asked for a retry")
+        self.after = None if after is None else parse_duration(after)
+
+
+class Fail(Exception):  # noqa: N818
+    """Raised by an author to fail the run for good: no retry will help."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+class Skip(Exception):  # noqa: N818
+    """Raised by an author to end the run as `skipped`: there was nothing to do."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)

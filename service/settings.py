@@ -1,0 +1,140 @@
+"""Settings: `TURNOUT_*` in the environment and `turnout.toml`, one typed class, unknown keys refused.
+
+The environment wins over the file; a command-line option wins over both. Units stand in names.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .errors import SetupError
+from .units import parse_duration, parse_size
+
+
+def _readable(parse: Any) -> BeforeValidator:
+    def read(value: Any) -> Any:
+        try:
+            return parse(value)
+        except SetupError as error:
+            raise ValueError(error.message) from None
+
+    return BeforeValidator(read)
+
+
+Duration = Annotated[timedelta, _readable(parse_duration)]
+Size = Annotated[int, _readable(parse_size)]
+
+
+class Settings(BaseSettings):
+    """Everything an operator may choose; the defaults serve one process on one machine."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TURNOUT_", extra="forbid", frozen=True, env_ignore_empty=True
+    )
+
+    data: Path = Field(Path("turnout-data"), description="Folder of the journal; created 0700.")
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback unless chosen.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    root_path: str = Field("", description="Path prefix a reverse proxy strips.")
+    trusted_proxies: tuple[str, ...] = Field((), description="Addresses whose X-Forwarded-* count.")
+    tls_certificate: Path | None = Field(None, description="PEM certificate chain to serve TLS.")
+    tls_key: Path | None = Field(None, description="PEM private key to serve TLS.")
+    api_token: str | None = Field(None, repr=False, description="Bearer token of /api.")
+    secrets_folder: Path | None = Field(None, description="Folder of secret files, mode 0600.")
+
+    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    concurrency: int = Field(64, ge=1, le=10_000, description="Runs at once, over all flows.")
+    threads: int = Field(32, ge=1, le=1000, description="Threads for `def` flows and tasks.")
+    processes: int = Field(0, ge=0, description="Worker processes; 0 is one per core.")
+    grace: Duration = Field(timedelta(seconds=30), description="Time runs get to end on stop.")
+    blocked_loop: Duration = Field(
+        timedelta(seconds=30), description="A loop blocked this long ends the process."
+    )
+
+    max_body_bytes: Size = Field(2**20, description="Largest webhook body.")
+    max_unfinished_runs: int = Field(1_000_000, ge=1)
+    max_result_bytes: Size = Field(2**20, description="Largest result of a run or step.")
+    max_waiters: int = Field(1000, ge=0, description="Requests waiting with ?wait= at once.")
+    min_free_bytes: Size = Field(64 * 2**20, description="Free disk below which intake stops.")
+
+    dedupe: Duration = Field(timedelta(days=7), description="How long an event id is remembered.")
+    keep_finished: Duration = timedelta(days=7)
+    keep_failed: Duration = timedelta(days=30)
+    keep_unmatched: Duration = timedelta(days=1)
+    max_journal_bytes: Size = 10 * 2**30
+
+    synchronous: Literal["full", "normal"] = Field(
+        "full", description="`normal` may lose the last commits on power loss; for tests only."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read keyword arguments over the environment; `load` brings the file."""
+        return init_settings, env_settings
+
+
+def load(config: Path | None = None, **chosen: Any) -> Settings:
+    """Read `turnout.toml` (or `config`), the environment and `chosen`; raises `SetupError`.
+
+    Every problem is named with the file or variable it stands in, a misspelt key included.
+    """
+    file = config or Path("turnout.toml")
+    values: dict[str, Any] = {}
+    if config is not None or file.is_file():
+        try:
+            values = tomllib.loads(file.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SetupError(f"cannot read the settings: {error}", file=str(file)) from None
+    _refuse_unknown(values, file)
+    in_environment = {name for name in Settings.model_fields if _variable(name) in os.environ}
+    merged = {key: value for key, value in values.items() if key not in in_environment}
+    merged |= {key: value for key, value in chosen.items() if value is not None}
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        place = str(file) if name in values and name not in in_environment else _variable(name)
+        raise SetupError(f"{place}: {name}: {first['msg']}") from None
+
+
+def _variable(name: str) -> str:
+    return f"TURNOUT_{name.upper()}"
+
+
+_NOT_SETTINGS = frozenset({"TURNOUT_CONFIG"})
+
+
+def _refuse_unknown(values: dict[str, Any], file: Path) -> None:
+    from difflib import get_close_matches
+
+    known = list(Settings.model_fields)
+    strangers = [(key, str(file), key) for key in values if key not in known]
+    strangers += [
+        (variable.removeprefix("TURNOUT_").lower(), "the environment", variable)
+        for variable in os.environ
+        if variable.startswith("TURNOUT_")
+        and not variable.startswith(("TURNOUT_SECRET_", "TURNOUT_TEST_"))
+        and variable not in _NOT_SETTINGS
+        and variable.removeprefix("TURNOUT_").lower() not in known
+    ]
+    for key, place, written in strangers:
+        close = get_close_matches(key, known, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise SetupError(f"{place}: {written!r} is not a setting{hint}")

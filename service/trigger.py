@@ -1,0 +1,164 @@
+"""What a trigger is, in two shapes: one that is read and one that is called.
+
+Both end in `await emit(...)`, which returns only when the events are on disk; only then may a
+trigger acknowledge (answer 202, commit an offset, move a file, store a tick). A trigger is a
+frozen value: equal triggers on several flows are one trigger feeding them all. Its `name` (kind
+and natural key) is the key of its positions and metrics and outlives changed settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol, runtime_checkable
+
+from .event import Event
+from .run import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What became of one emitted event, now that it is on disk.
+
+    `event` is the accepted event's id (the first delivery's, for a duplicate) and `runs` the runs
+    it started. `conflict` is true when the same id came with another body: nothing was stored
+    but the decision. `refusals` maps a flow to why it refuses the data; when `stored` is false
+    every flow refused and nothing was kept.
+    """
+
+    event: str
+    runs: tuple[str, ...] = ()
+    duplicate: bool = False
+    conflict: bool = False
+    stored: bool = True
+    refusals: Mapping[str, str] = field(default_factory=dict)
+
+
+class Emitter(Protocol):
+    """What a trigger is handed: the way into the journal and the things it may ask."""
+
+    async def __call__(
+        self, events: Sequence[Event], positions: Mapping[str, str | None] = ...
+    ) -> Sequence[Receipt]:
+        """Store events and positions in one transaction; return when they are on disk.
+
+        `positions` maps a partition (a Kafka partition, a file, a timer) to its new value; None
+        forgets it. Positions may move without events. Raises `Overloaded`, `JournalFull` or
+        `JournalBroken`, having stored nothing: do not acknowledge.
+        """
+
+    async def positions(self) -> dict[str, str]:
+        """Return every stored position of this trigger."""
+
+    async def result(self, run_id: str, timeout_seconds: float) -> Run | None:
+        """Wait for a run to finish; None at the timeout. Raises `Overloaded` past the waiters' bound."""
+
+    def now(self) -> datetime:
+        """Return the wall clock (UTC, injected)."""
+
+    def up(self) -> None:
+        """Report that the trigger is watching (`turnout_trigger_up 1`)."""
+
+    def down(self, reason: str) -> None:
+        """Report that the trigger cannot watch now, and why (`turnout_trigger_up 0`, `/readyz`)."""
+
+    def lag(self, partition: str, count: float) -> None:
+        """Report how much of `partition` is not read yet."""
+
+    def reject(self, result: str, count: int = 1) -> None:
+        """Count input that became no event: `turnout_events_total{trigger,result}`."""
+
+
+class Trigger(Protocol):
+    """What every trigger has."""
+
+    @property
+    def name(self) -> str:
+        """Kind and natural key, such as `webhook:/orders`; unique in a project."""
+
+    @property
+    def kind(self) -> str:
+        """The module's word: `webhook`, `files`, `cron`, `every`, `at`, `event`."""
+
+    def check(self) -> None:
+        """Raise `SetupError` for settings that cannot work; opens nothing, waits for nothing."""
+
+
+@runtime_checkable
+class ReadTrigger(Trigger, Protocol):
+    """A trigger that reads its source until cancelled."""
+
+    async def run(self, emit: Emitter) -> None:
+        """Watch and emit until cancelled; must stop within a second of a cancel.
+
+        An exception ends this run of the trigger only: the supervisor reports it and runs the
+        trigger again with backoff, so it resumes from `emit.positions()`.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inbound:
+    """A request as a called trigger sees it: raw bytes, headers by lower-case name, path parts.
+
+    `headers` keeps every value of a repeated header, in order, as bytes.
+    """
+
+    method: str
+    path: str
+    params: Mapping[str, str]
+    query: bytes
+    headers: Mapping[str, Sequence[bytes]]
+    body: bytes
+    client: str | None
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What to answer: a status, a JSON body (already encoded) and extra headers."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = "application/json"
+    headers: Sequence[tuple[str, str]] = ()
+
+
+@runtime_checkable
+class CalledTrigger(Trigger, Protocol):
+    """A trigger somebody calls over HTTP: a route whose endpoint awaits `emit`."""
+
+    @property
+    def route(self) -> str:
+        """The path under `/hooks`, with `{name}` for one segment: `/t/{tenant}/ingest`."""
+
+    @property
+    def max_body_bytes(self) -> int | None:
+        """This route's own body limit, or None for the service's."""
+
+    async def receive(self, inbound: Inbound, emit: Emitter) -> Reply:
+        """Verify, decode, emit, and only then answer 202. Bad input is a 4xx, never an exception."""
+
+
+@runtime_checkable
+class StartsOnType(Trigger, Protocol):
+    """A trigger with nothing to watch: emitted events of one CloudEvents type start its flows."""
+
+    @property
+    def event_type(self) -> str:
+        """The CloudEvents `type` that starts the flows naming this trigger."""
+
+
+@runtime_checkable
+class EndsEvents(Protocol):
+    """A trigger that has something to do once the last run of an event has ended."""
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether `ended` does anything for this trigger's settings."""
+
+    async def ended(self, event: Event, succeeded: bool, emit: Emitter) -> Event | None:
+        """Do it (move the file, delete it): called at least once, so it must be repeatable.
+
+        Returns the event as it is to be stored from now on (a new path), or None if unchanged.
+        """

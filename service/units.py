@@ -1,0 +1,60 @@
+"""Durations and sizes as people write them: `"500ms" "30s" "5m" "2h" "1d"`, `"1MiB"`.
+
+Pure functions; a value that cannot be read raises `SetupError` showing the forms that can.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from .errors import SetupError
+
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)?")
+_BYTES = {
+    "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+    "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+}  # fmt: skip
+
+
+def utc_now() -> datetime:
+    """Return the wall clock in UTC; the default of every injected `now`."""
+    return datetime.now(UTC)
+
+
+def parse_duration(value: str | timedelta) -> timedelta:
+    """Read a duration such as `"1h30m"`; raises `SetupError` for anything else or a negative one."""
+    if isinstance(value, timedelta):
+        if value < timedelta(0):
+            raise SetupError(f"a duration cannot be negative, got {value!r}")
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    parts = _DURATION_PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise SetupError(
+            f'cannot read the duration {value!r}; write it like "500ms", "30s", "5m", "1h30m", "1d"'
+        )
+    return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in parts))
+
+
+def format_duration(value: timedelta) -> str:
+    """Write a duration so that `parse_duration` reads it back to the millisecond."""
+    milliseconds = round(value.total_seconds() * 1000)
+    parts = []
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, milliseconds = divmod(milliseconds, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
+def parse_size(value: str | int) -> int:
+    """Read a size in bytes such as `"1MiB"`; a plain number is bytes; raises `SetupError`."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise SetupError(f'cannot read the size {value!r}; write it like "64KiB", "1MiB", "10GiB"')
+    return int(float(match[1]) * _BYTES[match[2] or "B"])

@@ -1,0 +1,1 @@
+"""turnout: events in, flows run, nothing lost."""
