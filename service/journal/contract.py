@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from ..event import Event
-from ..run import Outcome, Run, RunError, RunState
+from turnout.service.event import Event
+from turnout.service.run import Outcome, Run, RunError, RunState
 
 # ---------------------------------------------------------------- what is written
 
