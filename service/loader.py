@@ -1,0 +1,330 @@
+"""Flow files: loaded by path, under private module names, or refused with file and line.
+
+A file's module is `_turnout_flows.<stem>_<hash of its path>`: the same name in every process, so
+that a worker process finds by name what the service pickled. The folder of a flow file is
+*appended* to `sys.path`, so a user's `json.py` never hides the real one.
+
+This is one of the four places where foreign code is called: whatever a flow file raises while it
+is imported, `SystemExit` included, becomes a `SetupError` at the user's own line. Not here:
+watching files for changes (`reload`) and what makes flows one project (`project`).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .errors import SetupError
+from .flow import Flow
+from .project import AnyFlow, Project, problems
+
+PACKAGE = "_turnout_flows"
+"""The private package flow files live in."""
+
+_imported: set[str] = set()
+"""Modules flow files brought in from their own folders; forgotten before a fresh load."""
+
+
+def module_name(path: Path) -> str:
+    """Return the private module name of a flow file; the same in every process."""
+    absolute = path.absolute()
+    stem = re.sub(r"\W", "_", absolute.stem)
+    return f"{PACKAGE}.{stem}_{hashlib.sha256(str(absolute).encode()).hexdigest()[:10]}"
+
+
+def load_file(path: Path) -> ModuleType:
+    """Return the module of a flow file, importing it at its first use in this process.
+
+    Raises `SetupError` at the user's line. This is what a worker process calls.
+    """
+    known = sys.modules.get(module_name(path))
+    return known if known is not None else _execute(path)
+
+
+def load(paths: Sequence[Path]) -> Project:
+    """Load every flow file of `paths` (files, or folders of `*.py`) afresh, as one project.
+
+    All or nothing: when it raises (`SetupError`, the first problem found) every module is as it
+    was before, so a service that reloads keeps the code it has.
+    """
+    with _all_or_nothing():
+        modules = [_execute(file) for file in flow_files(paths)]
+        flows = flows_of(modules)
+        if not flows:
+            raise SetupError(
+                "no flow found; decorate a function with @flow", file=str(paths[0]), line=1
+            )
+        for problem in _unreachable(flows, modules):
+            raise problem
+        return Project.of(flows)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What `check` found: the flows that load, what keeps them from serving, what may."""
+
+    flows: tuple[AnyFlow, ...]
+    problems: tuple[SetupError, ...]
+    warnings: tuple[SetupError, ...]
+
+
+def check(
+    paths: Sequence[Path], *, env: bool = False, secrets_folder: Path | None = None
+) -> Findings:
+    """Find every problem of every file, not just the first; no flow runs.
+
+    With `env` a secret that has no value here is a problem, else a warning.
+    """
+    found: list[SetupError] = []
+    modules: list[ModuleType] = []
+    unknown: list[SetupError] = []
+    with _all_or_nothing(keep=False):
+        try:
+            files = flow_files(paths)
+        except SetupError as error:
+            return Findings((), (error,), ())
+        for file in files:
+            try:
+                modules.append(_execute(file))
+            except SetupError as error:
+                found.append(error)
+            unknown += _unknown_secrets(file, secrets_folder)
+        flows = flows_of(modules)
+        found += problems(flows)
+        found += _unreachable(flows, modules)
+        if not flows and not found:
+            found.append(
+                SetupError("no flow found; decorate a function with @flow", file=str(files[0]))
+            )
+    if env:
+        found += unknown
+    found.sort(key=lambda problem: (problem.file or "", problem.line or 0))
+    return Findings(tuple(flows), tuple(found), () if env else tuple(unknown))
+
+
+def flow_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the files of `paths`, folders opened one level; raises `SetupError`.
+
+    In a folder, names that begin with `_` or `.` are left out: they are for what files share.
+    """
+    files: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(f for f in path.glob("*.py") if not f.name.startswith(("_", ".")))
+            if not inside:
+                raise SetupError("this folder has no flow file (*.py)", file=str(path))
+            files |= dict.fromkeys(file.absolute() for file in inside)
+        elif path.is_file():
+            files[path.absolute()] = None
+        else:
+            raise SetupError("no such file or folder", file=str(path))
+    if not files:
+        raise SetupError("name at least one flow file or a folder of them")
+    return list(files)
+
+
+def flows_of(modules: Iterable[ModuleType]) -> list[AnyFlow]:
+    """Return the flows the modules hold, in order of definition within each.
+
+    A flow imported from elsewhere counts too (a child run needs it), unless it comes from another
+    file of `modules`, where it is counted already.
+    """
+    listed = list(modules)
+    own = {str(module.__file__) for module in listed}
+    flows: dict[int, AnyFlow] = {}
+    for module in listed:
+        for value in vars(module).values():
+            if isinstance(value, Flow) and (value.file == module.__file__ or value.file not in own):
+                flows[id(value)] = value
+    return list(flows.values())
+
+
+# ---------------------------------------------------------------- running a file
+
+
+def _execute(path: Path) -> ModuleType:
+    """Run a flow file as a fresh module; on any failure the module it replaces stays."""
+    path = path.absolute()
+    name = module_name(path)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise SetupError("not a Python file; flow files end in .py", file=str(path))
+    if PACKAGE not in sys.modules:
+        package = ModuleType(PACKAGE, "Flow files, each under a private name.")
+        package.__path__ = []
+        sys.modules[PACKAGE] = package
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
+    old = sys.modules.get(name)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up while it is made
+    try:
+        # Compiled from the text, not by the import system: a .pyc is trusted by whole seconds,
+        # and a file saved twice within one would come back old.
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  foreign code: a user's file may raise anything
+        if old is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = old
+        raise _explain(error, path) from error
+    _imported.update(_own_modules(set(sys.modules) - before, path.parent))
+    return module
+
+
+def _own_modules(names: set[str], folder: Path) -> Iterator[str]:
+    for name in names:
+        file = getattr(sys.modules[name], "__file__", None)
+        if (
+            file is not None
+            and not name.startswith((PACKAGE, "turnout."))
+            and Path(file).is_relative_to(folder)
+            and "site-packages" not in Path(file).parts
+        ):
+            yield name
+
+
+@contextmanager
+def _all_or_nothing(*, keep: bool = True) -> Iterator[None]:
+    """Forget what flow files imported before, and bring all of it back on failure."""
+    global _imported
+    ours = {name: module for name, module in sys.modules.items() if _is_ours(name)}
+    imported, _imported = _imported, set()
+    for name in imported:
+        sys.modules.pop(name, None)
+    done = False
+    try:
+        yield
+        done = keep
+    finally:
+        if not done:
+            for name in [name for name in sys.modules if _is_ours(name) or name in _imported]:
+                del sys.modules[name]
+            sys.modules.update(ours)
+            _imported = imported
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(f"{PACKAGE}.") or name in _imported
+
+
+def _explain(error: BaseException, path: Path) -> SetupError:
+    """Turn what a file raised into one line at the place its author can change."""
+    if isinstance(error, SyntaxError):
+        file = error.filename or str(path)
+        return SetupError(f"syntax error: {error.msg}", file=file, line=error.lineno)
+    file, line = str(path), 1
+    for frame in traceback.extract_tb(error.__traceback__):
+        if _is_users(frame.filename, path):
+            file, line = frame.filename, frame.lineno or 1
+    if isinstance(error, SetupError):
+        return SetupError(error.message, file=error.file or file, line=error.line or line)
+    if isinstance(error, SystemExit):
+        return SetupError("the file calls exit() when imported", file=file, line=line)
+    if isinstance(error, ModuleNotFoundError):
+        return SetupError(
+            f"{error.msg}; install it beside turnout or correct the name", file=file, line=line
+        )
+    text = " ".join(str(error).split())
+    return SetupError(f"{type(error).__name__}: {text}" if text else type(error).__name__,
+                      file=file, line=line)  # fmt: skip
+
+
+def _is_users(filename: str, path: Path) -> bool:
+    if filename == str(path):
+        return True
+    file = Path(filename)
+    return file.is_relative_to(path.parent) and "site-packages" not in file.parts
+
+
+# ---------------------------------------------------------------- what only a whole file shows
+
+
+def _unreachable(flows: Sequence[AnyFlow], modules: Sequence[ModuleType]) -> list[SetupError]:
+    """Return the flows and tasks with `pool="process"` that a worker process could not find."""
+    found: dict[int, SetupError] = {}
+    candidates: list[Any] = [*flows]
+    for module in modules:
+        candidates += [
+            value for value in vars(module).values() if not isinstance(value, type | ModuleType)
+        ]
+    for candidate in candidates:
+        # A task is known by its shape: it is declared above this layer, in handlers.
+        function = _process_function(candidate)
+        if function is None or id(function) in found:
+            continue
+        if not _is_importable(function):
+            code = getattr(function, "__code__", None)
+            found[id(function)] = SetupError(
+                f'pool="process" needs a function a worker can import by name, and '
+                f"{function.__qualname__!r} is not one; define it with def at the top of the file",
+                file=getattr(code, "co_filename", None),
+                line=getattr(code, "co_firstlineno", None),
+            )
+    return list(found.values())
+
+
+def _process_function(candidate: object) -> Any:
+    """Return the function of a flow or task that runs in a worker process, else None."""
+    try:
+        if getattr(candidate, "pool", None) != "process":
+            return None
+        return getattr(candidate, "function", None)
+    except Exception:  # noqa: BLE001  foreign code: any object of a user's module may refuse a look
+        return None
+
+
+def _is_importable(function: Any) -> bool:
+    target: Any = sys.modules.get(function.__module__)
+    for part in function.__qualname__.split("."):
+        target = getattr(target, part, None)
+    return target is function or getattr(target, "function", None) is function
+
+
+def _unknown_secrets(file: Path, secrets_folder: Path | None) -> list[SetupError]:
+    """Return each `secret("NAME")` of a file that has no value here, with its line.
+
+    Read from the syntax tree, so that a secret only a flow's body asks for is found too.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return []
+    return [
+        SetupError(
+            f"secret {name!r} has no value here; set TURNOUT_SECRET_{name}",
+            file=str(file),
+            line=line,
+        )
+        for name, line in _secret_names(tree)
+        if not has_value(name, secrets_folder)
+    ]
+
+
+def _secret_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args:
+            called, first = node.func, node.args[0]
+            name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
+            if name == "secret" and isinstance(first, ast.Constant):
+                yield str(first.value), node.lineno
+
+
+def has_value(name: str, folder: Path | None) -> bool:
+    """TEMPORARY until governance.secrets lands."""
+    import os
+
+    return f"TURNOUT_SECRET_{name}" in os.environ or (
+        folder is not None and (folder / name).is_file()
+    )
