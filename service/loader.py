@@ -173,7 +173,7 @@ def _execute(path: Path) -> ModuleType:
         # Compiled from the text, not by the import system: a .pyc is trusted by whole seconds,
         # and a file saved twice within one would come back old.
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  foreign code: a user's file may raise anything
+    except (Exception, SystemExit) as error:  # foreign code may raise anything
         if old is None:
             del sys.modules[name]
         else:

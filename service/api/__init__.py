@@ -1,0 +1,1 @@
+"""What the service answers over HTTP: ingest, health, metrics, and the operators' API."""
