@@ -6,41 +6,62 @@ users, roles and tenants.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
 import secrets
+import tempfile
 from pathlib import Path
+from typing import Protocol
 
 from turnout.service.errors import SetupError
 
 TOKEN_FILE = "api-token"
 
 
-def load_or_make_token(data: Path, api_token: str | None) -> str:
-    """Return the API's token: `api_token`, else the one in `data/api-token`, made if missing.
+class AccessSettings(Protocol):
+    """The two settings access depends on, as `settings.Settings` has them."""
 
-    Raises `SetupError` for a token nobody should rely on: one that is too short, or a file others
-    may read.
+    @property
+    def data(self) -> Path:
+        """The data folder."""
+
+    @property
+    def api_token(self) -> str | None:
+        """The token the operator chose, or None."""
+
+
+def load_or_make_token(settings: AccessSettings) -> str:
+    """Return the API's token: the operator's own, else the one in `DATA/api-token`, made if missing.
+
+    Raises `SetupError` for a token nobody should rely on: a short one, or a file others may read.
     """
-    if api_token is not None:
-        return _strong(api_token, "TURNOUT_API_TOKEN")
-    if (known := stored_token(data)) is not None:
-        return known
-    path = data / TOKEN_FILE
-    token = secrets.token_urlsafe(32)
+    if settings.api_token is not None:
+        return _strong(settings.api_token, "TURNOUT_API_TOKEN")
+    known = stored_token(settings.data)
+    if known is None:
+        _make(settings.data)
+        known = stored_token(settings.data)
+        assert known is not None
+    return known
+
+
+def _make(data: Path) -> None:
+    """Write a new token, whole or not at all; of two first starts one wins, and both read it."""
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Exclusive: of two first starts one token wins, and the other start finds it.
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:
-        return load_or_make_token(data, None)
+        handle, draft = tempfile.mkstemp(prefix=".api-token-", dir=data)  # mode 0600
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+            file.flush()
+            os.fsync(handle)
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, data / TOKEN_FILE)
+        Path(draft).unlink()
     except OSError as error:
-        raise SetupError(f"cannot write the API token: {error.strerror}", file=str(path)) from None
-    with os.fdopen(handle, "w") as file:
-        file.write(token + "\n")
-        file.flush()
-        os.fsync(handle)
-    return token
+        raise SetupError(
+            f"cannot write the API token: {error.strerror}", file=str(data / TOKEN_FILE)
+        ) from None
 
 
 def stored_token(data: Path) -> str | None:
