@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from http import HTTPStatus
 from typing import Protocol, runtime_checkable
+
+import orjson
 
 from .event import Event
 from .run import Run
@@ -122,6 +125,19 @@ class Reply:
     body: bytes = b""
     content_type: str = "application/json"
     headers: Sequence[tuple[str, str]] = ()
+
+    @classmethod
+    def problem(
+        cls, status: int, detail: str, *, headers: Sequence[tuple[str, str]] = (), **members: object
+    ) -> Reply:
+        """Return a problem document (RFC 9457) whose title is the status's own phrase."""
+        document = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+        return cls(
+            status=status,
+            body=orjson.dumps(document | members),
+            content_type="application/problem+json",
+            headers=headers,
+        )
 
 
 @runtime_checkable

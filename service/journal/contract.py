@@ -341,6 +341,9 @@ class Journal(Reader, Protocol):
         Call until it returns 0. Unfinished runs, their events and positions are never pruned.
         """
 
+    async def prune_oldest(self, limit: int) -> int:
+        """Delete the oldest finished events whatever their age, to keep within a size; returns rows."""
+
     def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Return (unfinished runs by state, dead letters by flow), kept in memory, exact."""
 

@@ -1,0 +1,148 @@
+"""Who may run now: slots over all flows, per flow, per key, and one at a time per ordering key.
+
+Plain counting in memory, rebuilt from the journal at start; it decides and remembers, and never
+waits. The room for later admission rules (debounce, batches, rates, modes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from .flow import Limit
+
+RUNNING = 0
+"""The holder of an ordering key whose run is running; otherwise the holder is a waiting run's seq."""
+
+
+class Block(Enum):
+    """What a run that may not start is waiting for."""
+
+    SLOT = "slot"
+    FLOW = "flow"
+    LIMIT = "limit"
+    ORDER = "order"
+    SUSPECT = "suspect"
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What one flow holds: slots, slots by limit key, and ordering keys with their holders."""
+
+    count: int | None
+    per_key: bool
+    running: int = 0
+    by_key: dict[str, int] = field(default_factory=dict)
+    holders: dict[str, int] = field(default_factory=dict)
+
+
+class Admission:
+    """Counts slots; `admit` takes one or says what is missing, `release` gives it back.
+
+    Suspects (decision 15: runs that were running when the process died, twice) run one at a time
+    over all flows.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self.free = concurrency
+        self._suspect = False
+        self._flows: dict[str, _Counts] = {}
+
+    def declare(self, flow: str, concurrency: Limit | None) -> None:
+        """Set a flow's limit, keeping what it holds (a reload may change the limit)."""
+        known = self._flows.get(flow)
+        count = None if concurrency is None else concurrency.count
+        per_key = concurrency is not None and concurrency.per is not None
+        if known is None:
+            self._flows[flow] = _Counts(count, per_key)
+        else:
+            known.count, known.per_key = count, per_key
+
+    def running(self, flow: str) -> int:
+        """Return how many slots a flow holds."""
+        return self._flows[flow].running
+
+    def admit(
+        self, flow: str, order_key: str | None, limit_key: str | None, seq: int, suspect: bool
+    ) -> Block | None:
+        """Take a slot and keys for a run, or take nothing and return what blocks it.
+
+        The ordering key comes first: a run blocked by anything else keeps the key it got, so that
+        nothing behind it on that key overtakes (`seq` is how it is known when it asks again).
+        """
+        counts = self._flows[flow]
+        if order_key is not None:
+            holder = counts.holders.get(order_key)
+            if holder is not None and holder != seq:
+                return Block.ORDER
+        block = self._block(counts, limit_key, suspect)
+        if order_key is not None:
+            if block is None:
+                counts.holders[order_key] = RUNNING
+            elif seq != RUNNING:
+                counts.holders[order_key] = seq
+        if block is None:
+            self.free -= 1
+            counts.running += 1
+            if limit_key is not None:
+                counts.by_key[limit_key] = counts.by_key.get(limit_key, 0) + 1
+            if suspect:
+                self._suspect = True
+        return block
+
+    def _block(self, counts: _Counts, limit_key: str | None, suspect: bool) -> Block | None:
+        if self.free <= 0:
+            return Block.SLOT
+        if suspect and self._suspect:
+            return Block.SUSPECT
+        if counts.count is not None:
+            if counts.per_key:
+                if counts.by_key.get(limit_key or "", 0) >= counts.count:
+                    return Block.LIMIT
+            elif counts.running >= counts.count:
+                return Block.FLOW
+        return None
+
+    def release(
+        self,
+        flow: str,
+        order_key: str | None,
+        limit_key: str | None,
+        *,
+        suspect: bool,
+        keep_order_for: int | None = None,
+    ) -> None:
+        """Give back a slot; `keep_order_for` is the seq of a run that goes on holding its order."""
+        counts = self._flows[flow]
+        self.free += 1
+        counts.running -= 1
+        if suspect:
+            self._suspect = False
+        if limit_key is not None:
+            left = counts.by_key.get(limit_key, 0) - 1
+            if left > 0:
+                counts.by_key[limit_key] = left
+            else:
+                counts.by_key.pop(limit_key, None)
+        if order_key is not None:
+            if keep_order_for is not None:
+                counts.holders[order_key] = keep_order_for
+            else:
+                counts.holders.pop(order_key, None)
+
+    def hold(self, flow: str, order_key: str, seq: int) -> None:
+        """Remember that a run that is not running holds an ordering key (retrying, waiting)."""
+        self._flows[flow].holders.setdefault(order_key, seq)
+
+    def let_go(self, flow: str, order_key: str, seq: int) -> bool:
+        """Free an ordering key whose waiting holder was cancelled; True if it was the holder."""
+        counts = self._flows[flow]
+        if counts.holders.get(order_key) != seq:
+            return False
+        del counts.holders[order_key]
+        return True
+
+    def held(self, flow: str) -> Iterable[tuple[str, int]]:
+        """Return the ordering keys of a flow with their holders."""
+        return self._flows[flow].holders.items()

@@ -1,0 +1,421 @@
+"""The dispatcher claims due runs, has them executed, and records what they came to.
+
+Guarantees: a run executes only under a claim that is on disk; its slot is held until its outcome
+is on disk; runs of a flow start in arrival order; memory holds a bounded window of any backlog.
+On a full disk finished runs keep outcome and slot here, and nothing new is claimed, until writing
+works again. Not here: what a run does (executor) and who may run (admission).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+import anyio
+
+from .admission import Admission, Block
+from .errors import ClaimLost, JournalFull
+from .event import Event
+from .executor import Executor
+from .journal.contract import Appended, Claim, Journal, NewRun, Queued
+from .lane import WINDOW, Key, Lane
+from .logs import get_logger
+from .metrics import Metrics
+from .project import AnyFlow
+from .run import Outcome, RunState
+
+log = get_logger("turnout.dispatcher")
+
+Ended = Callable[[Claim, Outcome], Awaitable[None]]
+
+DUE_BATCH = 500
+PROBE_SECONDS = 1.0
+UNWIND_SECONDS = 2.0
+
+
+class Dispatcher:
+    """Keeps every free slot busy with the oldest run that may use it."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        executor: Executor,
+        admission: Admission,
+        metrics: Metrics,
+        *,
+        now: Callable[[], datetime],
+        ended: Ended,
+    ) -> None:
+        self._journal = journal
+        self._executor = executor
+        self._admission = admission
+        self._metrics = metrics
+        self._now = now
+        self._ended = ended
+        self._flows: dict[str, AnyFlow] = {}
+        self._lanes: dict[str, Lane] = {}
+        self._work = asyncio.Event()
+        self._due = asyncio.Event()
+        self._known_due: set[int] = set()
+        self._claiming: set[int] = set()
+        self._running: dict[str, tuple[Claim, anyio.CancelScope]] = {}
+        self._suspects: list[tuple[Lane, Queued]] = []
+        self._stopping = False
+        self._quiet = asyncio.Event()
+        self._tasks: asyncio.TaskGroup | None = None
+
+    # ------------------------------------------------------------ the project
+
+    def serve(self, flows: Iterable[AnyFlow], paused: Iterable[str]) -> None:
+        """Take the flows of a (re)loaded project; running attempts end on the code they began with."""
+        stopped = set(paused)
+        self._flows = {flow.name: flow for flow in flows}
+        for flow in self._flows.values():
+            self._admission.declare(flow.name, flow.concurrency)
+            lane = self._lanes.setdefault(flow.name, Lane(flow.name))
+            lane.paused = flow.name in stopped
+        for name in set(self._lanes) - set(self._flows):
+            self._lanes[name].paused = True
+        self._work.set()
+
+    def pause(self, flow: str) -> None:
+        """Start no more runs of a flow; those running go on."""
+        self._lanes[flow].paused = True
+
+    def resume(self, flow: str) -> None:
+        """Start runs of a paused flow again."""
+        self._lanes[flow].paused = False
+        self._work.set()
+
+    # ------------------------------------------------------------ new runs
+
+    def reserve(self, run: NewRun, flow: AnyFlow) -> None:
+        """Decide, before it is written, whether a new run is born running or queued."""
+        if run.state is not RunState.QUEUED:
+            return
+        lane = self._lanes[flow.name]
+        if (
+            not self._stopping
+            and lane.idle
+            and not lane.has_parked(run.order_key, run.limit_key)
+            and self._admission.admit(flow.name, run.order_key, run.limit_key, 0, False) is None
+        ):
+            run.state = RunState.RUNNING
+        else:
+            lane.arriving += 1
+
+    def unreserve(self, run: NewRun) -> None:
+        """Take back a reservation: the run was not written."""
+        if run.state is RunState.RUNNING:
+            self._release(run.flow, run.order_key, run.limit_key, suspect=False)
+        elif run.state is RunState.QUEUED:
+            self._lanes[run.flow].arriving -= 1
+
+    def born(
+        self, run: NewRun, event: Event, stored: Appended, arguments: Mapping[str, Any] | None
+    ) -> None:
+        """Start, or line up, a run that is now on disk."""
+        if run.state is RunState.RUNNING:
+            claim = Claim(
+                run_seq=run.seq, run_id=run.id, flow=run.flow, event_seq=stored.event_seq,
+                event=event, token=1, attempt=1, crashes=0, replay=0, order_key=run.order_key,
+                limit_key=run.limit_key, due_at=self._now(), arguments=arguments,
+            )  # fmt: skip
+            self._start(claim)
+        elif run.state is RunState.QUEUED:
+            lane = self._lanes[run.flow]
+            lane.arriving -= 1
+            lane.arrived(
+                Queued(
+                    seq=run.seq,
+                    flow=run.flow,
+                    order_key=run.order_key,
+                    limit_key=run.limit_key,
+                    due_at=None,
+                    suspect=False,
+                )  # fmt: skip
+            )
+            if self._admission.free > 0:
+                self._work.set()
+
+    def look_again(self, flow: str) -> None:
+        """Read a flow's queue from the journal afresh: an operator put runs into it."""
+        lane = self._lanes.get(flow)
+        if lane is not None:
+            for kept in (*lane.ready, *(row for rows in lane.parked.values() for row in rows)):
+                self._known_due.discard(kept.seq)
+            lane.forget_all()
+            self._work.set()
+            self._due.set()
+
+    def cancel(self, run_id: str, flow: str, order_key: str | None, seq: int) -> None:
+        """Stop a run whose cancel is on disk: cooperatively, at its next await."""
+        running = self._running.get(run_id)
+        if running is not None:
+            running[1].cancel()
+        elif order_key is not None and self._admission.let_go(flow, order_key, seq):
+            self._free(flow, ("order", order_key))
+            self._work.set()
+
+    # ------------------------------------------------------------ the loop
+
+    async def run(self, started: Callable[[], None]) -> None:
+        """Dispatch until `stop`; raises `JournalBroken` when outcomes can no longer be kept."""
+        for flow, key, seq, dead in await self._journal.held_keys():
+            known = self._flows.get(flow)
+            if known is not None and (not dead or known.on_dead == "block"):
+                self._admission.hold(flow, key, seq)
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            claiming = tasks.create_task(self._claim_runs())
+            watching = tasks.create_task(self._watch_due())
+            started()
+            await self._quiet.wait()
+            claiming.cancel()
+            watching.cancel()
+
+    async def stop(self, grace: timedelta) -> int:
+        """Claim nothing more, let runs end within `grace`, hand the rest back, spending no attempt.
+
+        Returns how many are stuck in threads that cannot be ended: the process must be, with
+        `os._exit`, and `run` does not return.
+        """
+        self._stopping = True
+        with anyio.move_on_after(grace.total_seconds()):
+            await self._until_idle()
+        for _claim, scope in list(self._running.values()):
+            scope.cancel()
+        with anyio.move_on_after(UNWIND_SECONDS):
+            await self._until_idle()
+        stuck = [claim for claim, _scope in self._running.values()]
+        for claim in stuck:
+            log.warning("run.abandoned", flow=claim.flow, run=claim.run_id)
+            with suppress(ClaimLost, JournalFull):
+                await self._journal.record(
+                    claim,
+                    Outcome(state=RunState.QUEUED, counts=False),
+                    started_at=self._now(),
+                    now=self._now(),
+                )
+        self._quiet.set()
+        return len(stuck)
+
+    async def _until_idle(self) -> None:
+        while self._running or self._claiming:
+            self._work.clear()
+            await self._work.wait()
+
+    async def _claim_runs(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            if self._stopping:
+                self._work.set()
+                await self._quiet.wait()
+            for lane in list(self._lanes.values()):
+                await self._refill(lane)
+            chosen = self._choose()
+            if chosen:
+                await self._claim(chosen)
+                self._work.set()
+
+    async def _refill(self, lane: Lane) -> None:
+        while lane.wanted:
+            key = lane.wanted.pop()
+            lane.spilled.discard(key)
+            rows = await self._journal.queued_for_key(lane.flow, key[0], key[1], WINDOW // 4)
+            fresh = [row for row in rows if row.seq not in self._claiming]
+            lane.fetched(key, fresh, more=len(rows) == WINDOW // 4)
+        if lane.paused or not lane.unread or len(lane.window) > WINDOW // 2:
+            return
+        lane.reading, lane.unread = True, False
+        rows = await self._journal.queued(lane.flow, lane.cursor, WINDOW)
+        lane.read(rows, more=len(rows) == WINDOW)
+
+    def _choose(self) -> list[Queued]:
+        """Pick runs for the free slots, a few from each lane in turn."""
+        chosen: list[Queued] = []
+        lanes = [lane for lane in self._lanes.values() if not lane.paused]
+        while lanes and self._admission.free > 0:
+            lanes = [lane for lane in lanes if self._choose_from(lane, chosen)]
+        return chosen
+
+    def _choose_from(self, lane: Lane, chosen: list[Queued]) -> bool:
+        """Take the next run of a lane; False when it has none that may start."""
+        source = lane.ready or lane.window
+        if not source:
+            if lane.unread:
+                self._work.set()
+            return False
+        run = source[0]
+        if source is lane.window and lane.has_parked(run.order_key, run.limit_key):
+            self._set_aside(lane, source.popleft())
+            return True
+        block = self._admission.admit(lane.flow, run.order_key, run.limit_key, run.seq, run.suspect)
+        if block is None:
+            chosen.append(source.popleft())
+        elif block is Block.SUSPECT:
+            self._suspects.append((lane, source.popleft()))
+        elif block is Block.ORDER or block is Block.LIMIT:
+            source.popleft()
+            key = run.order_key if block is Block.ORDER else run.limit_key
+            self._park(lane, run, ("order" if block is Block.ORDER else "limit", key or ""))
+        else:
+            return False
+        return True
+
+    def _set_aside(self, lane: Lane, run: Queued) -> None:
+        """Park a run behind an older one that waits for the same key."""
+        if run.order_key is not None and lane.has_parked(run.order_key, None):
+            self._park(lane, run, ("order", run.order_key))
+        else:
+            self._park(lane, run, ("limit", run.limit_key or ""))
+
+    def _park(self, lane: Lane, run: Queued, key: Key) -> None:
+        lane.park(run, key)
+        if key in lane.spilled:
+            self._known_due.discard(run.seq)
+
+    async def _claim(self, chosen: list[Queued]) -> None:
+        self._claiming.update(run.seq for run in chosen)
+        try:
+            claims = await self._journal.claim([run.seq for run in chosen], now=self._now())
+        except JournalFull:
+            for run in chosen:
+                self._release(run.flow, run.order_key, run.limit_key, suspect=run.suspect)
+                self._known_due.discard(run.seq)
+                self._lanes[run.flow].forget_all()
+            await self._until_writable()
+            return
+        finally:
+            self._claiming.clear()
+        for run in chosen:
+            self._known_due.discard(run.seq)
+        taken = {claim.run_seq for claim in claims}
+        for claim in claims:
+            self._start(claim)
+        for run in chosen:
+            if run.seq not in taken:  # cancelled meanwhile
+                self._release(run.flow, run.order_key, run.limit_key, suspect=run.suspect)
+
+    # ------------------------------------------------------------ due times
+
+    async def _watch_due(self) -> None:
+        """Line up scheduled, retrying and waiting runs when they are due."""
+        while True:
+            self._due.clear()
+            rows = await self._journal.due(self._now(), len(self._known_due) + DUE_BATCH)
+            fresh = [row for row in rows if row.seq not in self._known_due]
+            for row in fresh:
+                lane = self._lanes.get(row.flow)
+                self._known_due.add(row.seq)
+                if lane is not None:
+                    lane.ready.append(row)
+            if fresh:
+                self._work.set()
+                continue
+            pause = await self._until_next_due()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), pause)
+
+    async def _until_next_due(self) -> float:
+        due_at = await self._journal.next_due_at()
+        if due_at is None:
+            return 60.0
+        # Rows already lined up are due in the past: look again soon, not at once.
+        return min(max((due_at - self._now()).total_seconds(), 0.05), 60.0)
+
+    # ------------------------------------------------------------ one attempt
+
+    def _start(self, claim: Claim) -> None:
+        if self._tasks is None:
+            raise RuntimeError("the dispatcher is not running")
+        scope = anyio.CancelScope()
+        self._running[claim.run_id] = (claim, scope)
+        self._tasks.create_task(self._attempt(claim, scope))
+
+    async def _attempt(self, claim: Claim, scope: anyio.CancelScope) -> None:
+        started_at = self._now()
+        flow = self._flows[claim.flow]
+        waited = (started_at - claim.due_at).total_seconds()
+        outcome = Outcome(state=RunState.QUEUED, counts=False)
+        recorded = False
+        try:
+            with scope:
+                outcome = await self._executor.execute(claim, flow)
+            recorded = await self._record(claim, outcome, started_at)
+        finally:
+            self._running.pop(claim.run_id, None)
+            holds = recorded and (
+                outcome.state in (RunState.RETRYING, RunState.WAITING)
+                or (outcome.state is RunState.FAILED and flow.on_dead == "block")
+            )
+            self._release(
+                claim.flow, claim.order_key, claim.limit_key, suspect=claim.suspect,
+                keep_order_for=claim.run_seq if holds else None,
+            )  # fmt: skip
+            self._work.set()
+        if recorded:
+            self._observe(claim, outcome, waited, (self._now() - started_at).total_seconds())
+            await self._ended(claim, outcome)
+
+    async def _record(self, claim: Claim, outcome: Outcome, started_at: datetime) -> bool:
+        while True:
+            try:
+                await self._journal.record(claim, outcome, started_at=started_at, now=self._now())
+            except ClaimLost:
+                return False  # cancelled by an operator: the journal already says so
+            except JournalFull:
+                await self._until_writable()
+            else:
+                break
+        if outcome.state in (RunState.RETRYING, RunState.WAITING):
+            self._due.set()
+        elif outcome.state is RunState.QUEUED and not self._stopping:
+            self.look_again(claim.flow)
+        return True
+
+    async def _until_writable(self) -> None:
+        while True:
+            try:
+                await self._journal.probe()
+            except JournalFull:
+                await asyncio.sleep(PROBE_SECONDS)
+            else:
+                return
+
+    def _observe(self, claim: Claim, outcome: Outcome, waited: float, took: float) -> None:
+        metrics, flow = self._metrics, claim.flow
+        metrics.attempts.labels(flow, outcome.state).inc()
+        metrics.run_seconds.labels(flow).observe(took)
+        metrics.run_wait_seconds.labels(flow).observe(max(waited, 0.0))
+
+    def _release(
+        self,
+        flow: str,
+        order_key: str | None,
+        limit_key: str | None,
+        *,
+        suspect: bool,
+        keep_order_for: int | None = None,
+    ) -> None:
+        self._admission.release(
+            flow, order_key, limit_key, suspect=suspect, keep_order_for=keep_order_for
+        )
+        if order_key is not None and keep_order_for is None:
+            self._free(flow, ("order", order_key))
+        if limit_key is not None:
+            self._free(flow, ("limit", limit_key))
+        if suspect and self._suspects:
+            lane, run = self._suspects.pop(0)
+            lane.ready.append(run)
+
+    def _free(self, flow: str, key: Key) -> None:
+        lane = self._lanes.get(flow)
+        if lane is not None:
+            lane.freed(key)
+            if lane.wanted or lane.ready:
+                self._work.set()

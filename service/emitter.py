@@ -1,0 +1,160 @@
+"""The way in: `emit` routes events, writes them with their runs, and starts what may start.
+
+One emitter a trigger. `emit` returns when the events are on disk; a caller that is cancelled while
+waiting loses the answer, never the event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from .dispatcher import Dispatcher
+from .errors import JournalError, Overloaded, TurnoutError
+from .event import Event
+from .journal.contract import Appended, Journal
+from .metrics import Metrics
+from .project import AnyFlow
+from .router import Routed, route
+from .run import Run, RunState
+from .trigger import CalledTrigger, EndsEvents, Receipt, Trigger
+from .waiters import Waiters
+
+Settled = Callable[[int, Trigger], None]
+
+
+class TriggerEmitter:
+    """What one trigger is handed (`service.trigger.Emitter`)."""
+
+    def __init__(
+        self,
+        trigger: Trigger,
+        flows: Callable[[Event], Sequence[AnyFlow]],
+        *,
+        journal: Journal,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        waiters: Waiters,
+        tasks: asyncio.TaskGroup,
+        now: Callable[[], datetime],
+        settled: Settled,
+    ) -> None:
+        self.trigger = trigger
+        self.flows = flows
+        self.paused = False
+        self.problem: str | None = "starting"
+        self.lags: dict[str, float] = {}
+        self._journal = journal
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._waiters = waiters
+        self._tasks = tasks
+        self._now = now
+        self._settled = settled
+        self._tells_sender = isinstance(trigger, CalledTrigger)
+        self.has_effect = isinstance(trigger, EndsEvents) and trigger.has_effect
+        self._closed: str | None = None
+        self._accepted = metrics.events.labels(trigger.name, "accepted")
+
+    async def __call__(
+        self, events: Sequence[Event], positions: Mapping[str, str | None] | None = None
+    ) -> Sequence[Receipt]:
+        """Store events and positions in one transaction; see `service.trigger.Emitter`."""
+        if self._closed is not None:
+            raise Overloaded(self._closed)
+        if self.paused:
+            raise Overloaded(f"trigger {self.trigger.name!r} is paused", retry_after_seconds=60)
+        name = self.trigger.name
+        listed = [
+            event if event.trigger == name else replace(event, trigger=name) for event in events
+        ]
+        routed = [route(event, self.flows(event), effect=self.has_effect) for event in listed]
+        if self._tells_sender and routed and all(one.refused_by_all for one in routed):
+            self.reject("invalid", len(routed))
+            return [
+                Receipt(event=one.entry.event.id, stored=False, refusals=one.refusals)
+                for one in routed
+            ]
+        # In a task of its own: a cancelled caller must not leave claimed runs that nobody starts.
+        answer = await asyncio.shield(self._tasks.create_task(self._store(routed, positions or {})))
+        if isinstance(answer, TurnoutError):
+            raise answer
+        return answer
+
+    async def _store(
+        self, routed: Sequence[Routed], positions: Mapping[str, str | None]
+    ) -> Sequence[Receipt] | TurnoutError:
+        for one in routed:
+            for run, flow in zip(one.entry.runs, one.flows, strict=True):
+                self._dispatcher.reserve(run, flow)
+        try:
+            stored = await self._journal.append(
+                [one.entry for one in routed],
+                trigger=self.trigger.name,
+                positions=positions,
+                now=self._now(),
+            )
+        except (JournalError, Overloaded) as error:
+            for one in routed:
+                for run in one.entry.runs:
+                    self._dispatcher.unreserve(run)
+            self.reject("refused", len(routed))
+            return error
+        return [self._receipt(*pair) for pair in zip(routed, stored, strict=True)]
+
+    def _receipt(self, routed: Routed, stored: Appended) -> Receipt:
+        runs = routed.entry.runs
+        if stored.duplicate or stored.conflict:
+            for run in runs:
+                self._dispatcher.unreserve(run)
+            self.reject("conflict" if stored.conflict else "duplicate")
+        else:
+            self._accepted.inc()
+            for run, arguments in zip(runs, routed.arguments, strict=True):
+                self._dispatcher.born(run, routed.entry.event, stored, arguments)
+            if self.has_effect and runs and all(run.state is RunState.FAILED for run in runs):
+                self._settled(stored.event_seq, self.trigger)
+        return Receipt(
+            event=stored.event,
+            runs=stored.runs,
+            duplicate=stored.duplicate,
+            conflict=stored.conflict,
+            refusals=routed.refusals,
+        )
+
+    def close(self, reason: str) -> None:
+        """Accept nothing more; every `emit` from now on raises `Overloaded(reason)`."""
+        self._closed = reason
+
+    async def positions(self) -> dict[str, str]:
+        """Return every stored position of this trigger."""
+        return await self._journal.positions(self.trigger.name)
+
+    async def result(self, run_id: str, timeout_seconds: float) -> Run | None:
+        """Wait for a run to finish; None at the timeout. Raises `Overloaded` past the bound."""
+        return await self._waiters.result(run_id, timeout_seconds)
+
+    def now(self) -> datetime:
+        """Return the wall clock."""
+        return self._now()
+
+    def up(self) -> None:
+        """Report that the trigger is watching."""
+        self.problem = None
+        self._metrics.trigger_up.labels(self.trigger.name).set(1)
+
+    def down(self, reason: str) -> None:
+        """Report that the trigger cannot watch now, and why."""
+        self.problem = reason
+        self._metrics.trigger_up.labels(self.trigger.name).set(0)
+
+    def lag(self, partition: str, count: float) -> None:
+        """Report how much of `partition` is not read yet."""
+        self.lags[partition] = count
+        self._metrics.trigger_lag.labels(self.trigger.name, partition).set(count)
+
+    def reject(self, result: str, count: int = 1) -> None:
+        """Count input that became no event."""
+        self._metrics.events.labels(self.trigger.name, result).inc(count)

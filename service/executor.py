@@ -1,0 +1,129 @@
+"""The executor runs one attempt and returns an Outcome; it never raises for what a flow does.
+
+Foreign code is called here, so this is one of the four places that catch `Exception` (decision
+30). Passed on are only the errors of our own journal and a cancel from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from .codec import encode_result
+from .context import RunContext, open_attempt
+from .errors import InvalidData, JournalBroken, JournalFull, ClaimLost
+from .journal.contract import Claim, Journal
+from .metrics import Metrics
+from .pools import Pools
+from .project import AnyFlow
+from .resource import Resources
+from .retry import next_delay
+from .run import Fail, Outcome, Retry, RunError, RunState, Skip
+from .settings import Settings
+from .steps import step_of
+
+MAX_MESSAGE = 4096
+MAX_TRACEBACK = 32_768
+
+
+class Executor:
+    """Runs attempts: fills the parameters, calls the function where it belongs, judges the end."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        pools: Pools,
+        resources: Resources,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._journal = journal
+        self._pools = pools
+        self._resources = resources
+        self._settings = settings
+        self._metrics = metrics
+        self._now = now
+
+    async def execute(self, claim: Claim, flow: AnyFlow) -> Outcome:
+        """Run one attempt under `claim`; raises `ClaimLost` or `JournalBroken` only, or is cancelled."""
+        with open_attempt(
+            claim, flow, journal=self._journal, pools=self._pools,
+            settings=self._settings, metrics=self._metrics, now=self._now,
+        ) as context:  # fmt: skip
+            try:
+                result = await self._call(claim, flow)
+            except (ClaimLost, JournalBroken, KeyboardInterrupt):
+                raise
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                outcome = self._judge(claim, flow, error)  # the flow's own, not ours
+            except BaseException as error:  # noqa: BLE001  foreign code; sys.exit() too must not end the service
+                outcome = self._judge(claim, flow, error)
+            else:
+                outcome = Outcome(state=RunState.SUCCEEDED, result=result)
+            return _with_log(outcome, context)
+
+    async def _call(self, claim: Claim, flow: AnyFlow) -> bytes | None:
+        arguments = flow.bind(claim.event) if claim.arguments is None else claim.arguments
+        if flow.binding.resources:
+            arguments = {**arguments, **self._injected(flow)}
+        value = await self._pools.call(
+            flow.function, (), arguments, pool=flow.pool,
+            timeout_seconds=None if flow.timeout is None else flow.timeout.total_seconds(),
+        )  # fmt: skip
+        return encode_result(
+            value, flow.binding.returns,
+            max_bytes=self._settings.max_result_bytes, name=f"flow {flow.name!r}",
+        )  # fmt: skip
+
+    def _injected(self, flow: AnyFlow) -> Mapping[str, Any]:
+        return {
+            name: self._resources.get(resource) for name, resource in flow.binding.resources.items()
+        }
+
+    def _judge(self, claim: Claim, flow: AnyFlow, error: BaseException) -> Outcome:
+        """Turn what ended the attempt into an outcome, by the flow's retry policy."""
+        if isinstance(error, JournalFull):
+            # The disk, not the flow: hand the run back, spend nothing.
+            return Outcome(state=RunState.QUEUED, counts=False)
+        if isinstance(error, Skip):
+            return Outcome(state=RunState.SKIPPED, reason=str(error))
+        failure = describe(error)
+        if isinstance(error, InvalidData | Fail):
+            return Outcome(state=RunState.FAILED, error=failure)
+        delay = next_delay(flow.retry, claim.attempt)
+        if delay is None:
+            return Outcome(state=RunState.FAILED, error=failure)
+        if isinstance(error, Retry) and error.after is not None:
+            delay = error.after
+        return Outcome(
+            state=RunState.RETRYING, error=failure, due_at=self._now() + _at_least_nothing(delay)
+        )
+
+
+def _at_least_nothing(delay: timedelta) -> timedelta:
+    return max(delay, timedelta(0))
+
+
+def _with_log(outcome: Outcome, context: RunContext) -> Outcome:
+    lines = context.log_bytes()
+    if lines is None:
+        return outcome
+    return Outcome(
+        state=outcome.state, result=outcome.result, error=outcome.error, reason=outcome.reason,
+        due_at=outcome.due_at, log=lines, counts=outcome.counts,
+    )  # fmt: skip
+
+
+def describe(error: BaseException) -> RunError:
+    """Write down an error: its type, its message, the step it escaped from, its traceback."""
+    kind = {InvalidData: "invalid_data", Fail: "failed"}.get(type(error), type(error).__name__)
+    text = "".join(traceback.format_exception(error))
+    return RunError(kind, str(error)[:MAX_MESSAGE], step_of(error), text[-MAX_TRACEBACK:])

@@ -1,0 +1,117 @@
+"""One flow's queue, as much of it as fits in memory; the rest stays in the journal.
+
+A lane hands out runs in arrival order. A run whose key is busy is parked aside under that key, so
+that it blocks only its own key; parked rows beyond a bound are forgotten here and read again from
+the journal when the key is free. Not here: counting slots (admission) and claiming (dispatcher).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .journal.contract import Queued
+
+WINDOW = 256
+"""Queued runs a lane holds in memory, parked ones counted apart by the same bound."""
+
+Key = tuple[Literal["order", "limit"], str]
+
+
+@dataclass(slots=True)
+class Lane:
+    """The in-memory head of a flow's queue.
+
+    `ready` runs go first: due retries, and runs whose key became free. `cursor` is the last queued
+    row seen; `unread` says that the journal may hold rows behind it. `arriving` counts births whose
+    commit is on its way.
+    """
+
+    flow: str
+    paused: bool = False
+    cursor: int = 0
+    unread: bool = True
+    reading: bool = False
+    arriving: int = 0
+    ready: deque[Queued] = field(default_factory=deque)
+    window: deque[Queued] = field(default_factory=deque)
+    parked: dict[Key, deque[Queued]] = field(default_factory=dict)
+    parked_count: int = 0
+    spilled: set[Key] = field(default_factory=set)
+    wanted: set[Key] = field(default_factory=set)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a new run may start ahead of everything: nothing older is waiting."""
+        return not (
+            self.paused or self.unread or self.reading or self.arriving or self.ready or self.window
+        )
+
+    def has_parked(self, order_key: str | None, limit_key: str | None) -> bool:
+        """Whether an older run waits for one of these keys."""
+        return (order_key is not None and self._has(("order", order_key))) or (
+            limit_key is not None and self._has(("limit", limit_key))
+        )
+
+    def _has(self, key: Key) -> bool:
+        return key in self.parked or key in self.spilled
+
+    def arrived(self, run: Queued) -> None:
+        """Take in a run that was just written as queued."""
+        if run.seq <= self.cursor:
+            return  # a read of the journal already brought it
+        if self.reading or self.unread or len(self.window) >= WINDOW:
+            self.unread = True
+            return
+        self.window.append(run)
+        self.cursor = run.seq
+
+    def read(self, rows: Sequence[Queued], *, more: bool) -> None:
+        """Take in rows read from the journal behind `cursor`; `more` if there may be others."""
+        self.reading = False
+        for row in rows:
+            if row.seq > self.cursor:
+                self.window.append(row)
+                self.cursor = row.seq
+        self.unread = self.unread or more
+
+    def park(self, run: Queued, key: Key) -> None:
+        """Set a run aside until `freed(key)`."""
+        if key in self.spilled or self.parked_count >= WINDOW:
+            self.spilled.add(key)
+            return
+        self.parked.setdefault(key, deque()).append(run)
+        self.parked_count += 1
+
+    def freed(self, key: Key) -> None:
+        """Make the first run parked under a key ready, now that the key is free."""
+        waiting = self.parked.get(key)
+        if waiting:
+            self.ready.append(waiting.popleft())
+            self.parked_count -= 1
+            if not waiting:
+                del self.parked[key]
+        elif key in self.spilled:
+            self.wanted.add(key)
+
+    def fetched(self, key: Key, rows: Sequence[Queued], *, more: bool) -> None:
+        """Take in rows of a spilled key, read from the journal in arrival order."""
+        for row in rows:
+            self.parked.setdefault(key, deque()).append(row)
+            self.parked_count += 1
+        if more:
+            self.spilled.add(key)
+        self.freed(key)
+
+    def forget_all(self) -> None:
+        """Drop what is in memory; everything is read again from the journal."""
+        self.ready.clear()
+        self.window.clear()
+        self.parked.clear()
+        self.spilled.clear()
+        self.wanted.clear()
+        self.parked_count = 0
+        self.cursor = 0
+        self.unread = True

@@ -1,0 +1,103 @@
+"""Upkeep: what a service does for itself, as `run_once` and a loop around it.
+
+Prunes what is past its time or above the size bound, in small batches; carries out effects that a
+crash or an error left over; keeps the size metric; notices a blocked loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+from collections.abc import Callable
+from datetime import datetime
+
+from .effects import Effects
+from .errors import JournalFull, Overloaded
+from .journal.contract import Journal
+from .logs import get_logger
+from .metrics import Metrics
+from .settings import Settings
+
+log = get_logger("turnout.maintenance")
+
+INTERVAL_SECONDS = 30.0
+BATCH_ROWS = 500
+BATCHES_A_ROUND = 200
+
+
+class Maintenance:
+    """Keeps the journal within its bounds."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        effects: Effects,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._journal = journal
+        self._effects = effects
+        self._settings = settings
+        self._metrics = metrics
+        self._now = now
+
+    async def run(self) -> None:
+        """Do the upkeep until cancelled."""
+        while True:
+            try:
+                await self.run_once()
+            except (JournalFull, Overloaded) as error:
+                log.warning("maintenance.put_off", error=str(error))
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+    async def run_once(self) -> int:
+        """Do one round of upkeep; returns the rows pruned."""
+        await self._effects.sweep()
+        pruned = await self._prune_by_age() + await self._prune_by_size()
+        self._metrics.journal_size_bytes.set(self._journal.size_bytes())
+        if pruned:
+            log.debug("journal.pruned", rows=pruned)
+        return pruned
+
+    async def _prune_by_age(self) -> int:
+        now, settings = self._now(), self._settings
+        pruned = 0
+        for _ in range(BATCHES_A_ROUND):
+            rows = await self._journal.prune(
+                finished_before=now - settings.keep_finished,
+                failed_before=now - settings.keep_failed,
+                unmatched_before=now - settings.keep_unmatched,
+                dedupe_before=now - settings.dedupe,
+                limit=BATCH_ROWS,
+            )
+            pruned += rows
+            if not rows:
+                break
+        return pruned
+
+    async def _prune_by_size(self) -> int:
+        pruned = 0
+        for _ in range(BATCHES_A_ROUND):
+            if self._journal.size_bytes() <= self._settings.max_journal_bytes:
+                break
+            rows = await self._journal.prune_oldest(BATCH_ROWS)
+            pruned += rows
+            if not rows:
+                break
+        return pruned
+
+
+async def watch_loop(settings: Settings) -> None:
+    """End the process, stacks printed, when the loop has been blocked for `blocked_loop`.
+
+    The supervisor (systemd, compose) starts it again and decision 15 finds the run to blame.
+    """
+    seconds = settings.blocked_loop.total_seconds()
+    try:
+        while True:
+            faulthandler.dump_traceback_later(seconds, exit=True)
+            await asyncio.sleep(min(1.0, seconds / 3))
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,230 @@
+"""What an operator may do to runs, events, flows and triggers: one verb each.
+
+Works on a live service (with its dispatcher and emitters) and on a journal at rest (without):
+`fire` and `emit` need the service, everything else is a write to the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from .dispatcher import Dispatcher
+from .emitter import TriggerEmitter
+from .errors import NotFound, Refused
+from .event import Event, mint_id
+from .journal.contract import Filter, Journal, NewRun, StoredEvent
+from .project import Project
+from .run import FINISHED, Run, RunState
+from .trigger import Receipt
+
+BULK = 500
+
+
+class Operator:
+    """The hands of an operator; every verb is durable on return."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        now: Callable[[], datetime],
+        dispatcher: Dispatcher | None = None,
+        project: Callable[[], Project] = Project,
+        emitters: Callable[[], Mapping[str, TriggerEmitter]] = dict,
+        api: TriggerEmitter | None = None,
+    ) -> None:
+        self._journal = journal
+        self._now = now
+        self._dispatcher = dispatcher
+        self._project = project
+        self._emitters = emitters
+        self._api = api
+
+    async def cancel(self, run_id: str) -> Run:
+        """End an unfinished run as `cancelled`; a running one stops at its next await."""
+        run = await self._journal.cancel(run_id, now=self._now())
+        if self._dispatcher is not None:
+            self._dispatcher.cancel(run.id, run.flow, run.order_key, run.seq)
+        return run
+
+    async def retry(self, run_id: str, from_step: str | None = None) -> Run:
+        """Queue a finished run again; it goes on after its last recorded step, or at `from_step`."""
+        run = await self._journal.retry(run_id, from_step, now=self._now())
+        self._look_again(run.flow)
+        return run
+
+    async def drop(self, run_id: str) -> Run:
+        """Take a dead letter off the list; it is kept as a failed run."""
+        return await self._journal.drop(run_id, now=self._now())
+
+    async def replay_dead(self, run_id: str) -> list[str]:
+        """Start a dead letter's flow again from the event, as a new run; the letter is dropped."""
+        run = await self._journal.run(run_id)
+        if run is None:
+            raise NotFound(f"no run {run_id!r}")
+        if not run.dead:
+            raise Refused(f"run {run.id} is not a dead letter; it is {run.state}")
+        stored = await self._event_of(run)
+        runs = await self._replay(stored, [run.flow])
+        await self._journal.drop(run.id, now=self._now())
+        return runs
+
+    async def replay(self, event_id: str, source: str | None = None) -> list[str]:
+        """Start every flow of a stored event again, as new runs; raises `NotFound`, `Refused`.
+
+        The flows are those it had runs of and, with a project at hand, those it would start now.
+        """
+        found = await self._journal.event(event_id)
+        if source is not None:
+            found = [stored for stored in found if stored.event.source == source]
+        if not found:
+            raise NotFound(f"no event {event_id!r}")
+        if len(found) > 1:
+            sources = ", ".join(sorted({stored.event.source for stored in found}))
+            raise Refused(f"event id {event_id!r} has several sources; name one of: {sources}")
+        stored = found[0]
+        flows = {}
+        for run_id in stored.runs:
+            run = await self._journal.run(run_id)
+            if run is not None:
+                flows[run.flow] = None
+        project = self._project()
+        for flow in (
+            *project.feeds.get(stored.event.trigger, ()),
+            *project.by_type.get(stored.event.type, ()),
+        ):
+            flows[flow.name] = None
+        if not flows:
+            raise Refused(f"event {event_id!r} starts no flow")
+        return await self._replay(stored, list(flows))
+
+    async def _replay(self, stored: StoredEvent, flows: list[str]) -> list[str]:
+        project = self._project()
+        runs = []
+        for name in flows:
+            run = NewRun(id=mint_id(), flow=name, state=RunState.QUEUED)
+            flow = project.flows.get(name)
+            if flow is not None:
+                run.code_version = flow.code_version
+                run.order_key = flow.order_key(stored.event)
+                run.limit_key = flow.limit_key(stored.event)
+            runs.append(run)
+        ids = await self._journal.replay(stored.seq, runs, now=self._now())
+        for name in flows:
+            self._look_again(name)
+        return ids
+
+    async def _event_of(self, run: Run) -> StoredEvent:
+        for stored in await self._journal.event(run.event_id):
+            if run.id in stored.runs:
+                return stored
+        raise NotFound(f"the event of run {run.id} is no longer kept")
+
+    def _look_again(self, flow: str) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.look_again(flow)
+
+    async def pause(self, name: str) -> str:
+        """Pause a flow or a trigger until `resume`; returns `flow:NAME` or `trigger:NAME`.
+
+        A paused flow's events are accepted and its runs wait; a paused trigger accepts nothing.
+        """
+        full = self._full_name(name)
+        await self._journal.pause(full, now=self._now())
+        kind, _, short = full.partition(":")
+        if kind == "flow" and self._dispatcher is not None:
+            self._dispatcher.pause(short)
+        elif short in self._emitters():
+            emitter = self._emitters()[short]
+            emitter.paused = True
+            emitter.down("paused by an operator")
+        return full
+
+    async def resume(self, name: str) -> str:
+        """Undo `pause`."""
+        full = self._full_name(name)
+        await self._journal.resume(full)
+        kind, _, short = full.partition(":")
+        if kind == "flow" and self._dispatcher is not None:
+            self._dispatcher.resume(short)
+        elif short in self._emitters():
+            emitter = self._emitters()[short]
+            emitter.paused = False
+            emitter.up()
+        return full
+
+    def _full_name(self, name: str) -> str:
+        if name.startswith(("flow:", "trigger:")):
+            return name
+        project = self._project()
+        if name in project.flows or self._dispatcher is None:
+            return f"flow:{name}"
+        if name in project.triggers:
+            return f"trigger:{name}"
+        raise NotFound(
+            f"no flow or trigger {name!r}; flows: {', '.join(sorted(project.flows)) or 'none'}; "
+            f"triggers: {', '.join(sorted(project.triggers)) or 'none'}"
+        )
+
+    async def fire(self, trigger: str) -> Receipt:
+        """Start a trigger's flows now, with an event of its kind that carries no data."""
+        emitter = self._emitters().get(trigger)
+        if emitter is None:
+            known = ", ".join(sorted(self._emitters())) or "none"
+            raise NotFound(f"no trigger {trigger!r}; triggers: {known}")
+        event = Event(
+            id=mint_id(),
+            source="turnout:operator",
+            type=f"turnout.{emitter.trigger.kind}.fired",
+            time=self._now(),
+            body=b"{}",
+            datacontenttype="application/json",
+            trigger=trigger,
+            minted=True,
+        )
+        return (await emitter([event]))[0]
+
+    async def emit(self, event: Event) -> Receipt:
+        """Store an event from outside and start the flows with `on=event(TYPE)`."""
+        if self._api is None:
+            raise Refused("emitting needs a running service: start `turnout serve`")
+        return (await self._api([event]))[0]
+
+    async def matching(self, which: Filter) -> list[Run]:
+        """Return every run that fits `which`, for a bulk action; `which.limit` is ignored."""
+        found: list[Run] = []
+        cursor: int | None = None
+        while True:
+            page = await self._journal.runs(
+                Filter(
+                    flow=which.flow,
+                    state=which.state,
+                    trigger=which.trigger,
+                    event=which.event,
+                    since=which.since,
+                    until=which.until,
+                    dead=which.dead,
+                    cursor=cursor,
+                    limit=BULK,
+                )  # fmt: skip
+            )
+            found += page
+            if len(page) < BULK:
+                return found
+            cursor = page[-1].seq
+
+    async def cancel_all(self, which: Filter) -> list[Run]:
+        """Cancel every unfinished run that fits; those that ended meanwhile are left alone."""
+        return [
+            await self.cancel(run.id)
+            for run in await self.matching(which)
+            if run.state not in FINISHED
+        ]
+
+    async def retry_all(self, which: Filter) -> list[Run]:
+        """Queue every failed or cancelled run that fits again."""
+        chosen = (RunState.FAILED, RunState.CANCELLED)
+        return [
+            await self.retry(run.id) for run in await self.matching(which) if run.state in chosen
+        ]

@@ -1,0 +1,86 @@
+"""From an event to runs: which flows an event starts, and why it does not start the others.
+
+A pure reading of the project: it writes nothing and waits for nothing. The author's `when=`,
+`per=` and `ordered_by=` are foreign code and are called here, each once per event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import InvalidData
+from .event import MAX_HOPS, Event, mint_id
+from .journal.contract import Decision, Entry, NewRun
+from .project import AnyFlow
+from .run import RunError, RunState
+
+
+@dataclass(slots=True)
+class Routed:
+    """What an event comes to: the entry for the journal, and what the runs will be called with.
+
+    `flows[i]` and `arguments[i]` belong to `entry.runs[i]`. `refusals` says per flow why it
+    cannot take the data; each refusal is also a dead letter among the runs.
+    """
+
+    entry: Entry
+    flows: list[AnyFlow] = field(default_factory=list)
+    arguments: list[Mapping[str, Any] | None] = field(default_factory=list)
+    refusals: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def refused_by_all(self) -> bool:
+        """Whether no flow can take the data, so that a sender may be told so instead."""
+        return bool(self.refusals) and len(self.refusals) == len(self.entry.runs)
+
+
+def route(event: Event, flows: Iterable[AnyFlow], *, effect: bool = False) -> Routed:
+    """Ask every flow about the event; each one ends as a run, a dead letter or a decision."""
+    decisions: list[Decision] = []
+    routed = Routed(Entry(event=event, decisions=decisions, effect=effect))
+    if event.hops > MAX_HOPS:
+        decisions.append(Decision("", "cycle", f"the event is {event.hops} hops from its origin"))
+        return routed
+    for flow in flows:
+        _ask(flow, event, routed, decisions)
+    if not routed.entry.runs and not decisions:
+        decisions.append(Decision("", "unmatched", "no flow listens to this event"))
+    return routed
+
+
+def _ask(flow: AnyFlow, event: Event, routed: Routed, decisions: list[Decision]) -> None:
+    run = NewRun(
+        id=mint_id(), flow=flow.name, state=RunState.QUEUED, code_version=flow.code_version
+    )
+    arguments: Mapping[str, Any] | None = None
+    try:
+        _refuse_unreadable(event)
+        if flow.when is not None and not flow.when(event):
+            decisions.append(Decision(flow.name, "filtered", f"when= at {flow.file}:{flow.line}"))
+            return
+        arguments = flow.bind(event)
+        if flow.ordered_by is not None:
+            run.order_key = flow.order_key(event)
+        if flow.concurrency is not None:
+            run.limit_key = flow.limit_key(event)
+    except InvalidData as error:
+        run.state = RunState.FAILED
+        run.error = RunError("invalid_data", str(error))
+        routed.refusals[flow.name] = str(error)
+    except Exception as error:  # the author's predicate: a dead letter, replayable after a fix
+        run.state = RunState.FAILED
+        run.error = RunError(
+            "filter_error", f"{type(error).__name__}: {error} (in when=, per= or ordered_by=)"
+        )
+    routed.entry.runs.append(run)
+    routed.flows.append(flow)
+    routed.arguments.append(arguments)
+
+
+def _refuse_unreadable(event: Event) -> None:
+    if event.extensions:
+        problem = event.extensions.get("fileerror")
+        if problem is not None:
+            raise InvalidData(f"the file cannot be read: {problem}")
