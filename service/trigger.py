@@ -11,10 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from http import HTTPStatus
 from typing import Protocol, runtime_checkable
-
-import orjson
 
 from .event import Event
 from .run import Run
@@ -55,7 +52,7 @@ class Emitter(Protocol):
         """Return every stored position of this trigger."""
 
     async def result(self, run_id: str, timeout_seconds: float) -> Run | None:
-        """Wait for a run to finish; None at the timeout. Raises `Overloaded` past the waiters' bound."""
+        """Wait for a run to finish; None at the timeout. Raises `Overloaded` past the bound."""
 
     def now(self) -> datetime:
         """Return the wall clock (UTC, injected)."""
@@ -126,19 +123,6 @@ class Reply:
     content_type: str = "application/json"
     headers: Sequence[tuple[str, str]] = ()
 
-    @classmethod
-    def problem(
-        cls, status: int, detail: str, *, headers: Sequence[tuple[str, str]] = (), **members: object
-    ) -> Reply:
-        """Return a problem document (RFC 9457) whose title is the status's own phrase."""
-        document = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-        return cls(
-            status=status,
-            body=orjson.dumps(document | members),
-            content_type="application/problem+json",
-            headers=headers,
-        )
-
 
 @runtime_checkable
 class CalledTrigger(Trigger, Protocol):
@@ -150,10 +134,10 @@ class CalledTrigger(Trigger, Protocol):
 
     @property
     def max_body_bytes(self) -> int | None:
-        """This route's own body limit, or None for the service's."""
+        """The route's own body limit, or None for the service's."""
 
     async def receive(self, inbound: Inbound, emit: Emitter) -> Reply:
-        """Verify, decode, emit, and only then answer 202. Bad input is a 4xx, never an exception."""
+        """Verify, decode, emit, and only then answer 202; bad input is a 4xx, never an exception."""
 
 
 @runtime_checkable
