@@ -13,7 +13,7 @@ from enum import Enum
 from .flow import Limit
 
 RUNNING = 0
-"""The holder of an ordering key whose run is running; otherwise the holder is a waiting run's seq."""
+"""Holder of an ordering key whose run is running; else the holder is a waiting run's seq."""
 
 
 class Block(Enum):

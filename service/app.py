@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -102,9 +102,13 @@ class Service:
             ApiTrigger(), lambda event: self.project.by_type.get(event.type, ())
         )
         self.operator = Operator(
-            journal, now=now, dispatcher=self.dispatcher, project=lambda: self.project,
-            emitters=lambda: self.emitters, api=self.api,
-        )  # fmt: skip
+            journal,
+            now=now,
+            dispatcher=self.dispatcher,
+            project=lambda: self.project,
+            emitters=lambda: self.emitters,
+            api=self.api,
+        )
         metrics.observe_counts(journal.counts)
 
     def emitter(
@@ -112,10 +116,16 @@ class Service:
     ) -> TriggerEmitter:
         """Build the way in for a trigger."""
         return TriggerEmitter(
-            trigger, flows, journal=self.journal, dispatcher=self.dispatcher,
-            metrics=self.metrics, waiters=self.waiters, tasks=self._tasks, now=self.now,
+            trigger,
+            flows,
+            journal=self.journal,
+            dispatcher=self.dispatcher,
+            metrics=self.metrics,
+            waiters=self.waiters,
+            tasks=self._tasks,
+            now=self.now,
             settled=self._event_settled,
-        )  # fmt: skip
+        )
 
     async def _run_ended(self, claim: Claim, outcome: Outcome) -> None:
         if outcome.state in (RunState.RETRYING, RunState.WAITING, RunState.QUEUED):
@@ -123,10 +133,15 @@ class Service:
         self.metrics.runs_ended.labels(claim.flow, outcome.state).inc()
         if outcome.state is RunState.FAILED and outcome.error is not None:
             log.error(
-                "run.failed", flow=claim.flow, run=claim.run_id, attempt=claim.attempt,
-                trigger=claim.event.trigger, event=claim.event.id,
-                error=f"{outcome.error.type}: {outcome.error.message}", step=outcome.error.step,
-            )  # fmt: skip
+                "run.failed",
+                flow=claim.flow,
+                run=claim.run_id,
+                attempt=claim.attempt,
+                trigger=claim.event.trigger,
+                event=claim.event.id,
+                error=f"{outcome.error.type}: {outcome.error.message}",
+                step=outcome.error.step,
+            )
         self.waiters.finished(claim.run_id)
         emitter = self.emitters.get(claim.event.trigger)
         if emitter is not None and emitter.has_effect:
@@ -180,9 +195,10 @@ class Service:
     async def reload(self, project: Project) -> None:
         """Serve a new version of the project: unchanged triggers never stop."""
         gone = [
-            name for name, emitter in self.emitters.items()
+            name
+            for name, emitter in self.emitters.items()
             if project.triggers.get(name) != emitter.trigger
-        ]  # fmt: skip
+        ]
         await self.supervisor.stop(*gone) if gone else None
         for name in gone:
             del self.emitters[name]
@@ -239,10 +255,12 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         journal = await open_journal(
-            settings.data, metrics=metrics, synchronous=settings.synchronous,
+            settings.data,
+            metrics=metrics,
+            synchronous=settings.synchronous,
             max_unfinished_runs=settings.max_unfinished_runs,
             min_free_bytes=settings.min_free_bytes,
-        )  # fmt: skip
+        )
         stack.push_async_callback(journal.close)
         sock = listen(settings)
         stack.callback(sock.close)
@@ -269,9 +287,13 @@ async def _live(
     background = [tasks.create_task(watch_loop(settings))]
     await service.start(stack)
     ingest = Ingest(
-        service.routes(), settings=settings, metrics=service.metrics, problems=service.problems,
-        rest=lambda: _load_rest(service), now=service.now,
-    )  # fmt: skip
+        service.routes(),
+        settings=settings,
+        metrics=service.metrics,
+        problems=service.problems,
+        rest=lambda: _load_rest(service),
+        now=service.now,
+    )
     stop = _on_signals()
     server = Server(ingest, sock, settings)
     serving = tasks.create_task(server.run())
@@ -287,9 +309,12 @@ async def _live(
     if reload:
         background.append(tasks.create_task(_reload(service, ingest, flow_paths)))
     log.info(
-        "service.started", url=url, flows=len(service.project.flows),
-        triggers=len(service.emitters), data=str(settings.data),
-    )  # fmt: skip
+        "service.started",
+        url=url,
+        flows=len(service.project.flows),
+        triggers=len(service.emitters),
+        data=str(settings.data),
+    )
     await stop.wait()
     log.info("service.stopping", grace_seconds=settings.grace.total_seconds())
     stuck = await service.stop()
@@ -342,7 +367,7 @@ async def _reload(service: Service, ingest: Ingest, flow_paths: Sequence[Path]) 
             check_exposure(project.triggers.values(), service.settings.host)
             await service.reload(project)
         except SetupError as error:
-            log.error("reload.failed", error=str(error))
+            log.error("reload.failed", error=str(error))  # noqa: TRY400  the message names file and line
         else:
             ingest.replace(service.routes())
             log.info("reload.done", changed=[str(path) for path in changed])
@@ -370,17 +395,26 @@ async def run_once(settings: Settings, flow_path: Path, flow_name: str, data: by
     with TemporaryDirectory(prefix="turnout-run-") as folder:
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
             journal = await open_journal(
-                Path(folder), metrics=metrics, synchronous="normal",
-                max_unfinished_runs=settings.max_unfinished_runs, min_free_bytes=0,
-            )  # fmt: skip
+                Path(folder),
+                metrics=metrics,
+                synchronous="normal",
+                max_unfinished_runs=settings.max_unfinished_runs,
+                min_free_bytes=0,
+            )
             stack.push_async_callback(journal.close)
             service = Service(settings, project, journal, metrics, tasks)
             await service.start(stack)
             emit = service.emitter(ApiTrigger("cli", "cli"), lambda _event: (flow,))
             event = Event(
-                id=mint_id(), source="turnout:cli", type="turnout.cli.run", time=service.now(),
-                body=data, datacontenttype="application/json", trigger="cli", minted=True,
-            )  # fmt: skip
+                id=mint_id(),
+                source="turnout:cli",
+                type="turnout.cli.run",
+                time=service.now(),
+                body=data,
+                datacontenttype="application/json",
+                trigger="cli",
+                minted=True,
+            )
             run_id = (await emit([event]))[0].runs[0]
             run: Run | None = None
             while run is None:

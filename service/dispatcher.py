@@ -70,7 +70,7 @@ class Dispatcher:
     # ------------------------------------------------------------ the project
 
     def serve(self, flows: Iterable[AnyFlow], paused: Iterable[str]) -> None:
-        """Take the flows of a (re)loaded project; running attempts end on the code they began with."""
+        """Take the flows of a (re)loaded project; running attempts end on the code they began."""
         stopped = set(paused)
         self._flows = {flow.name: flow for flow in flows}
         for flow in self._flows.values():
@@ -120,10 +120,20 @@ class Dispatcher:
         """Start, or line up, a run that is now on disk."""
         if run.state is RunState.RUNNING:
             claim = Claim(
-                run_seq=run.seq, run_id=run.id, flow=run.flow, event_seq=stored.event_seq,
-                event=event, token=1, attempt=1, crashes=0, replay=0, order_key=run.order_key,
-                limit_key=run.limit_key, due_at=self._now(), arguments=arguments,
-            )  # fmt: skip
+                run_seq=run.seq,
+                run_id=run.id,
+                flow=run.flow,
+                event_seq=stored.event_seq,
+                event=event,
+                token=1,
+                attempt=1,
+                crashes=0,
+                replay=0,
+                order_key=run.order_key,
+                limit_key=run.limit_key,
+                due_at=self._now(),
+                arguments=arguments,
+            )
             self._start(claim)
         elif run.state is RunState.QUEUED:
             lane = self._lanes[run.flow]
@@ -136,7 +146,7 @@ class Dispatcher:
                     limit_key=run.limit_key,
                     due_at=None,
                     suspect=False,
-                )  # fmt: skip
+                )
             )
             if self._admission.free > 0:
                 self._work.set()
@@ -354,9 +364,12 @@ class Dispatcher:
                 or (outcome.state is RunState.FAILED and flow.on_dead == "block")
             )
             self._release(
-                claim.flow, claim.order_key, claim.limit_key, suspect=claim.suspect,
+                claim.flow,
+                claim.order_key,
+                claim.limit_key,
+                suspect=claim.suspect,
                 keep_order_for=claim.run_seq if holds else None,
-            )  # fmt: skip
+            )
             self._work.set()
         if recorded:
             self._observe(claim, outcome, waited, (self._now() - started_at).total_seconds())

@@ -51,10 +51,12 @@ class Effects:
             await self._journal.record_effect(event_seq, changed)
         except JournalFull:
             return False  # the sweep comes by again
-        except Exception as error:  # foreign place (a disk, a share): reported, tried again later
+        except Exception as error:  # noqa: BLE001  foreign place (a disk, a share): reported, tried again later
             log.warning(
-                "effect.failed", trigger=event.trigger, event=event.id,
+                "effect.failed",
+                trigger=event.trigger,
+                event=event.id,
                 error=f"{type(error).__name__}: {error}",
-            )  # fmt: skip
+            )
             return False
         return True

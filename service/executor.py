@@ -14,7 +14,7 @@ from typing import Any
 
 from .codec import encode_result
 from .context import RunContext, open_attempt
-from .errors import InvalidData, JournalBroken, JournalFull, ClaimLost
+from .errors import ClaimLost, InvalidData, JournalBroken, JournalFull
 from .journal.contract import Claim, Journal
 from .metrics import Metrics
 from .pools import Pools
@@ -50,11 +50,16 @@ class Executor:
         self._now = now
 
     async def execute(self, claim: Claim, flow: AnyFlow) -> Outcome:
-        """Run one attempt under `claim`; raises `ClaimLost` or `JournalBroken` only, or is cancelled."""
+        """Run one attempt under `claim`; raises only `ClaimLost` and `JournalBroken`."""
         with open_attempt(
-            claim, flow, journal=self._journal, pools=self._pools,
-            settings=self._settings, metrics=self._metrics, now=self._now,
-        ) as context:  # fmt: skip
+            claim,
+            flow,
+            journal=self._journal,
+            pools=self._pools,
+            settings=self._settings,
+            metrics=self._metrics,
+            now=self._now,
+        ) as context:
             try:
                 result = await self._call(claim, flow)
             except (ClaimLost, JournalBroken, KeyboardInterrupt):
@@ -75,13 +80,18 @@ class Executor:
         if flow.binding.resources:
             arguments = {**arguments, **self._injected(flow)}
         value = await self._pools.call(
-            flow.function, (), arguments, pool=flow.pool,
+            flow.function,
+            (),
+            arguments,
+            pool=flow.pool,
             timeout_seconds=None if flow.timeout is None else flow.timeout.total_seconds(),
-        )  # fmt: skip
+        )
         return encode_result(
-            value, flow.binding.returns,
-            max_bytes=self._settings.max_result_bytes, name=f"flow {flow.name!r}",
-        )  # fmt: skip
+            value,
+            flow.binding.returns,
+            max_bytes=self._settings.max_result_bytes,
+            name=f"flow {flow.name!r}",
+        )
 
     def _injected(self, flow: AnyFlow) -> Mapping[str, Any]:
         return {
@@ -117,9 +127,14 @@ def _with_log(outcome: Outcome, context: RunContext) -> Outcome:
     if lines is None:
         return outcome
     return Outcome(
-        state=outcome.state, result=outcome.result, error=outcome.error, reason=outcome.reason,
-        due_at=outcome.due_at, log=lines, counts=outcome.counts,
-    )  # fmt: skip
+        state=outcome.state,
+        result=outcome.result,
+        error=outcome.error,
+        reason=outcome.reason,
+        due_at=outcome.due_at,
+        log=lines,
+        counts=outcome.counts,
+    )
 
 
 def describe(error: BaseException) -> RunError:

@@ -44,13 +44,17 @@ class Metrics:
         self.trigger_lag = gauge("trigger_lag", "What is not read yet.", "trigger", "partition")
         self.slots = gauge("slots", "Runs that hold a slot now.", "flow")
         self.journal_commit_seconds = Histogram(
-            "turnout_journal_commit_seconds", "One commit, fsync included.",
-            buckets=_COMMIT_SECONDS, registry=registry,
-        )  # fmt: skip
+            "turnout_journal_commit_seconds",
+            "One commit, fsync included.",
+            buckets=_COMMIT_SECONDS,
+            registry=registry,
+        )
         self.journal_batch_rows = Histogram(
-            "turnout_journal_batch_rows", "Rows written in one commit.",
-            buckets=_ROWS, registry=registry,
-        )  # fmt: skip
+            "turnout_journal_batch_rows",
+            "Rows written in one commit.",
+            buckets=_ROWS,
+            registry=registry,
+        )
         self.journal_size_bytes = gauge("journal_size_bytes", "Size of the journal on disk.")
 
     def observe_counts(

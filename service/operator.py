@@ -49,7 +49,7 @@ class Operator:
         return run
 
     async def retry(self, run_id: str, from_step: str | None = None) -> Run:
-        """Queue a finished run again; it goes on after its last recorded step, or at `from_step`."""
+        """Queue a finished run again; it goes on after its last recorded step or at `from_step`."""
         run = await self._journal.retry(run_id, from_step, now=self._now())
         self._look_again(run.flow)
         return run
@@ -207,7 +207,7 @@ class Operator:
                     dead=which.dead,
                     cursor=cursor,
                     limit=BULK,
-                )  # fmt: skip
+                )
             )
             found += page
             if len(page) < BULK:

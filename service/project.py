@@ -58,9 +58,12 @@ def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
         first = names.setdefault(flow.name, flow)
         if first is not flow:
             found.append(
-                _at(flow, f"flow name {flow.name!r} is taken by {first.file}:{first.line}; "
-                    f'rename one, or give it a name: @flow(name="…")')
-            )  # fmt: skip
+                _at(
+                    flow,
+                    f"flow name {flow.name!r} is taken by {first.file}:{first.line}; "
+                    f'rename one, or give it a name: @flow(name="…")',
+                )
+            )
         found += _flow_problems(flow)
         for trigger in dict.fromkeys(flow.triggers):
             found += _trigger_problems(flow, trigger, triggers, routes)
@@ -92,9 +95,12 @@ def _trigger_problems(
     known, owner = triggers.setdefault(trigger.name, (trigger, flow))
     if known != trigger:
         return [
-            _at(flow, f"trigger {trigger.name!r} has other settings than in flow "
-                f"{owner.name!r} ({owner.file}:{owner.line}); make them equal or give one name=")
-        ]  # fmt: skip
+            _at(
+                flow,
+                f"trigger {trigger.name!r} has other settings than in flow "
+                f"{owner.name!r} ({owner.file}:{owner.line}); make them equal or give one name=",
+            )
+        ]
     if isinstance(trigger, CalledTrigger):
         shape = "/".join(
             "{}" if part.startswith("{") else part for part in trigger.route.split("/")
@@ -102,7 +108,10 @@ def _trigger_problems(
         rival, owner = routes.setdefault(shape, (trigger, flow))
         if rival != trigger:
             return [
-                _at(flow, f"webhook path {trigger.route!r} clashes with {rival.name!r} of flow "
-                    f"{owner.name!r} ({owner.file}:{owner.line})")
-            ]  # fmt: skip
+                _at(
+                    flow,
+                    f"webhook path {trigger.route!r} clashes with {rival.name!r} of flow "
+                    f"{owner.name!r} ({owner.file}:{owner.line})",
+                )
+            ]
     return []

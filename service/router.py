@@ -69,7 +69,7 @@ def _ask(flow: AnyFlow, event: Event, routed: Routed, decisions: list[Decision])
         run.state = RunState.FAILED
         run.error = RunError("invalid_data", str(error))
         routed.refusals[flow.name] = str(error)
-    except Exception as error:  # the author's predicate: a dead letter, replayable after a fix
+    except Exception as error:  # noqa: BLE001  the author's predicate: a dead letter, replayable after a fix
         run.state = RunState.FAILED
         run.error = RunError(
             "filter_error", f"{type(error).__name__}: {error} (in when=, per= or ordered_by=)"

@@ -148,7 +148,7 @@ class Run:
         }
 
 
-class Retry(Exception):  # noqa: N818  a signal an author raises, not an error
+class Retry(Exception):
     """Raised by an author to end this attempt and try again after `after`, if the policy allows."""
 
     def __init__(self, after: str | timedelta | None = None, reason: str = "") -> None:
@@ -156,14 +156,14 @@ class Retry(Exception):  # noqa: N818  a signal an author raises, not an error
         self.after = None if after is None else parse_duration(after)
 
 
-class Fail(Exception):  # noqa: N818
+class Fail(Exception):
     """Raised by an author to fail the run for good: no retry will help."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
 
 
-class Skip(Exception):  # noqa: N818
+class Skip(Exception):
     """Raised by an author to end the run as `skipped`: there was nothing to do."""
 
     def __init__(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Settings: `TURNOUT_*` in the environment and `turnout.toml`, one typed class, unknown keys refused.
+"""Settings: `TURNOUT_*` in the environment and `turnout.toml`, typed, unknown keys refused.
 
 The environment wins over the file; a command-line option wins over both. Units stand in names.
 """

@@ -56,7 +56,7 @@ class Supervisor:
                 raise
             except (JournalFull, Overloaded) as error:
                 reason = str(error)
-            except Exception as error:  # foreign place (decision 30)
+            except Exception as error:  # noqa: BLE001  foreign place (decision 30)
                 reason = f"{type(error).__name__}: {error}"
             if loop.time() - began > STEADY_SECONDS:
                 delay = FIRST_DELAY_SECONDS

@@ -25,7 +25,7 @@ def utc_now() -> datetime:
 
 
 def parse_duration(value: str | timedelta) -> timedelta:
-    """Read a duration such as `"1h30m"`; raises `SetupError` for anything else or a negative one."""
+    """Read a duration such as `"1h30m"`; raises `SetupError` for anything else."""
     if isinstance(value, timedelta):
         if value < timedelta(0):
             raise SetupError(f"a duration cannot be negative, got {value!r}")

@@ -2,8 +2,8 @@
 
 Every write returns only after commit and fsync. A write about a run carries the run's claim
 token; a stale token changes nothing and raises `ClaimLost`. Writes that arrive together share a
-commit and are applied in the order they were called; one bad write fails its caller only. The contract suite in
-`tests/journal_contract.py` is written against this page, not against SQLite.
+commit and are applied in the order they were called; one bad write fails its caller only. The
+contract suite in `tests/journal_contract.py` is written against this page, not against SQLite.
 
 Not here: what to write (the router and the executor decide) and when to run (the dispatcher).
 """
@@ -42,7 +42,10 @@ class NewRun:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Why an event did not start a run of a flow: `filtered`, `duplicate`, `conflict`, `unmatched`…"""
+    """Why an event did not start a run of a flow: `filtered`, `duplicate`, `unmatched`….
+
+    `flow` is empty when the decision is about the event itself.
+    """
 
     flow: str
     verdict: str
@@ -243,7 +246,8 @@ class Journal(Reader, Protocol):
         """Write events, their runs and decisions, and the trigger's positions, in one transaction.
 
         An event that is not `minted` is written once per (tenant, trigger, source, id) within the
-        dedupe window. Raises `Overloaded` (too many unfinished runs), `JournalFull`, `JournalBroken`.
+        dedupe window. Raises `Overloaded` (too many
+        unfinished runs), `JournalFull`, `JournalBroken`.
         """
 
     async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
@@ -336,13 +340,13 @@ class Journal(Reader, Protocol):
         dedupe_before: datetime,
         limit: int,
     ) -> int:
-        """Delete up to `limit` old runs with their steps, then events left without runs; returns rows.
+        """Delete up to `limit` old runs with steps, then events left without runs; returns rows.
 
         Call until it returns 0. Unfinished runs, their events and positions are never pruned.
         """
 
     async def prune_oldest(self, limit: int) -> int:
-        """Delete the oldest finished events whatever their age, to keep within a size; returns rows."""
+        """Delete the oldest finished events whatever their age; returns rows."""
 
     def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Return (unfinished runs by state, dead letters by flow), kept in memory, exact."""
