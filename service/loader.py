@@ -69,6 +69,10 @@ def load(paths: Sequence[Path]) -> Project:
         return Project.of(flows)
 
 
+reload = load
+"""Loading is always afresh; the second name is for the one who reads `--reload`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Findings:
     """What `check` found: the flows that load, what keeps them from serving, what may."""

@@ -1,0 +1,188 @@
+"""What operators read, as JSON: the same objects from `turnout … --json` and from the HTTP API.
+
+A run in a list is exactly `Run.as_dict()`; everything else an operator can ask for has its one
+shape here. Pure functions.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from turnout.service.errors import InvalidData
+from turnout.service.event import Event
+from turnout.service.journal.contract import Attempt, StepRecord, StoredEvent
+from turnout.service.project import AnyFlow
+from turnout.service.run import Run, RunError
+from turnout.service.trigger import Receipt, Trigger
+from turnout.service.units import format_duration
+
+
+def instant(value: datetime | None) -> str | None:
+    """Write an instant as RFC 3339 in UTC."""
+    return None if value is None else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def event_of(stored: StoredEvent, *, payload: bool = False) -> dict[str, Any]:
+    """Return an event with its runs and decisions; with `payload` also what it carried.
+
+    The payload is `data` when it decodes, else `data_base64`, as in CloudEvents.
+    """
+    event = stored.event
+    document: dict[str, Any] = {
+        "id": event.id,
+        "source": event.source,
+        "type": event.type,
+        "subject": event.subject,
+        "time": instant(event.time),
+        "datacontenttype": event.datacontenttype,
+        "trigger": event.trigger,
+        "tenant": event.tenant,
+        "accepted_at": instant(stored.accepted_at),
+        "runs": list(stored.runs),
+    }
+    if payload:
+        document["decisions"] = [dict(decision) for decision in stored.decisions]
+        document["extensions"] = dict(event.extensions)
+        document["params"] = dict(event.params)
+        document["headers"] = dict(event.headers)
+        document |= _payload(event)
+    return document
+
+
+def _payload(event: Event) -> dict[str, Any]:
+    if not event.body:
+        return {}
+    try:
+        data = event.data
+    except InvalidData:
+        data = event.body
+    if isinstance(data, bytes):
+        return {"data_base64": base64.b64encode(data).decode("ascii")}
+    return {"data": data}
+
+
+def run_in_full(
+    run: Run, *, steps: Sequence[StepRecord], attempts: Sequence[Attempt]
+) -> dict[str, Any]:
+    """Return a run with everything the journal keeps of it: the post-mortem."""
+    document = run.as_dict()
+    document["error"] = _error(run.error)
+    return document | {
+        "due_at": instant(run.due_at),
+        "crashes": run.crashes,
+        "replay": run.replay,
+        "dead": run.dead,
+        "reason": run.reason,
+        "order_key": run.order_key,
+        "limit_key": run.limit_key,
+        "code_version": run.code_version,
+        "steps": [_step(step) for step in steps],
+        "history": [_attempt(attempt) for attempt in attempts],
+    }
+
+
+def _error(error: RunError | None) -> dict[str, str | None] | None:
+    return None if error is None else {**error.as_dict(), "traceback": error.traceback}
+
+
+def _step(step: StepRecord) -> dict[str, Any]:
+    seconds = None
+    if step.finished_at is not None:
+        seconds = (step.finished_at - step.started_at).total_seconds()
+    return {
+        "key": step.key,
+        "task": step.task,
+        "state": step.state,
+        "tries": step.tries,
+        "started_at": instant(step.started_at),
+        "finished_at": instant(step.finished_at),
+        "seconds": seconds,
+        "encoding": step.encoding,
+        "result": _json(step.result) if step.result and step.encoding == "json" else None,
+        "error": _error(step.error),
+        "superseded": step.superseded,
+    }
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    lines = [] if attempt.log is None else attempt.log.splitlines()
+    return {
+        "attempt": attempt.attempt,
+        "state": str(attempt.state),
+        "started_at": instant(attempt.started_at),
+        "finished_at": instant(attempt.finished_at),
+        "error": _error(attempt.error),
+        "log": [_json(line) for line in lines if line.strip()],
+    }
+
+
+def _json(raw: bytes) -> Any:
+    """Decode what turnout wrote; a row from a torn hand-edit is shown, not hidden by an error."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return raw.decode("utf-8", "replace")
+
+
+def flow_of(flow: AnyFlow, *, paused_at: datetime | None = None) -> dict[str, Any]:
+    """Return what a flow declares."""
+    return {
+        "name": flow.name,
+        "file": flow.file,
+        "line": flow.line,
+        "triggers": [trigger.name for trigger in flow.triggers],
+        "filtered": flow.when is not None,
+        "concurrency": None if flow.concurrency is None else flow.concurrency.count,
+        "per_key": flow.concurrency is not None and flow.concurrency.per is not None,
+        "ordered": flow.ordered_by is not None,
+        "retries": flow.retry.count,
+        "timeout": None if flow.timeout is None else format_duration(flow.timeout),
+        "pool": "loop" if flow.is_async else flow.pool,
+        "code_version": flow.code_version,
+        "paused_at": instant(paused_at),
+    }
+
+
+def trigger_of(
+    trigger: Trigger,
+    *,
+    flows: Sequence[AnyFlow],
+    problem: str | None,
+    lag: Mapping[str, float],
+    paused_at: datetime | None,
+) -> dict[str, Any]:
+    """Return a trigger, the flows it feeds, and why it is not watching, if so."""
+    return {
+        "name": trigger.name,
+        "kind": trigger.kind,
+        "flows": [flow.name for flow in flows],
+        "up": problem is None and paused_at is None,
+        "problem": problem,
+        "lag": dict(lag),
+        "paused_at": instant(paused_at),
+    }
+
+
+def receipt_of(receipt: Receipt) -> dict[str, Any]:
+    """Return what became of an emitted event; refusals only when there are any."""
+    document: dict[str, Any] = {
+        "event": receipt.event,
+        "runs": list(receipt.runs),
+        "duplicate": receipt.duplicate,
+    }
+    refusals: Mapping[str, str] = receipt.refusals
+    return document | ({"refusals": dict(refusals)} if refusals else {})
+
+
+def encode(document: Any) -> bytes:
+    """Write a document as one line of JSON; integers past 64 bits stay exact."""
+    try:
+        return orjson.dumps(document)
+    except orjson.JSONEncodeError:
+        return json.dumps(document, separators=(",", ":")).encode("ascii")

@@ -1,0 +1,82 @@
+"""Which runs or events an operator means: the same words in query parameters and CLI options.
+
+Pure: text in, a journal `Filter` out, or `InvalidData` naming the word that cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from turnout.service.errors import InvalidData, SetupError
+from turnout.service.journal.contract import Filter
+from turnout.service.run import Run, RunState
+from turnout.service.units import parse_duration
+
+if TYPE_CHECKING:
+    from turnout.service.journal.contract import Reader
+
+MAX_LIMIT = 1000
+
+
+def read_filter(
+    *,
+    now: datetime,
+    flow: str | None = None,
+    state: str | None = None,
+    trigger: str | None = None,
+    event: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+) -> Filter:
+    """Return the filter these words ask for; raises `InvalidData` naming the one at fault."""
+    if state is not None and state not in list(RunState):
+        raise InvalidData(f"state is one of {', '.join(RunState)}, not {state!r}", field="state")
+    return Filter(
+        flow=flow,
+        state=None if state is None else RunState(state),
+        trigger=trigger,
+        event=event,
+        since=None if since is None else read_instant(since, now=now, field="since"),
+        until=None if until is None else read_instant(until, now=now, field="until"),
+    )
+
+
+def page_of(which: Filter, *, limit: int, cursor: str | None) -> Filter:
+    """Return the filter for one page of `which`; raises `InvalidData`."""
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidData(f"limit is 1 to {MAX_LIMIT}, not {limit}", field="limit")
+    if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise InvalidData("cursor is the `next` of the page before, unchanged", field="cursor")
+    return replace(which, limit=limit, cursor=None if cursor is None else int(cursor))
+
+
+def read_instant(text: str, *, now: datetime, field: str) -> datetime:
+    """Read `2026-01-31`, `2026-01-31T09:00:00Z` (UTC unless it says otherwise) or an age: `2h`."""
+    try:
+        return now - parse_duration(text)
+    except (SetupError, OverflowError):
+        pass
+    try:
+        instant = datetime.fromisoformat(text)
+        return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidData(
+            f'{field} is an instant such as 2026-01-31T09:00:00Z or an age such as "2h", '
+            f"not {text!r}",
+            field=field,
+        ) from None
+
+
+async def all_runs(reader: Reader, which: Filter) -> AsyncIterator[Run]:
+    """Yield every matching run, newest first, a page at a time."""
+    page = replace(which, limit=MAX_LIMIT)
+    while True:
+        runs = await reader.runs(page)
+        for run in runs:
+            yield run
+        if len(runs) < MAX_LIMIT:
+            return
+        page = replace(page, cursor=runs[-1].seq)

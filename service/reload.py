@@ -1,0 +1,28 @@
+"""Watches flow files while somebody writes them: `turnout serve --reload`.
+
+For development: a change that is missed costs one more save. Looks at the `*.py` files beside the
+flow files and in the named folders, not below them: a project's virtual environment may be there.
+Loading is `loader`'s, and what becomes of running attempts is the service's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+SETTLE_MILLISECONDS = 100
+
+
+async def changes(paths: Sequence[Path]) -> AsyncIterator[set[Path]]:
+    """Yield the Python files that changed since the last yield, until cancelled."""
+    from watchfiles import Change, awatch  # a compiled library nobody needs without --reload
+
+    def is_python(_change: Change, path: str) -> bool:
+        name = Path(path).name
+        return name.endswith(".py") and not name.startswith(".")
+
+    folders = {path if path.is_dir() else path.absolute().parent for path in paths}
+    async for found in awatch(
+        *folders, watch_filter=is_python, step=SETTLE_MILLISECONDS, recursive=False
+    ):
+        yield {Path(path) for _, path in found}
