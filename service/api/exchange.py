@@ -1,0 +1,141 @@
+"""One request read and one reply sent, over ASGI: the bounds and the manners.
+
+A body is never read past its limit. A refusal that leaves a body unread closes the connection,
+but first reads a little of it away: closing with unread bytes resets the connection, and a reset
+may overtake the answer. Not here: routes (`ingest`), deadlines (`server`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from turnout.service.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
+from turnout.service.trigger import Reply
+
+from . import problems
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LINGER_SECONDS = 1.0
+LINGER_BYTES = 64 * 1024
+"""How long and how much of a refused body is read away."""
+
+_Header = tuple[bytes, bytes]
+_CONTENT_TYPES: Mapping[str, _Header] = {
+    content_type: (b"content-type", content_type.encode())
+    for content_type in ("application/json", problems.CONTENT_TYPE, METRICS_CONTENT_TYPE)
+}
+_CLOSE = ("connection", "close")
+
+
+# ---------------------------------------------------------------- reading
+
+
+class TooLarge(Exception):
+    """Raised when a body is, or says it is, past its limit."""
+
+
+class Gone(Exception):
+    """Raised when the sender hangs up in the middle of its request."""
+
+
+def by_name(headers: Iterable[_Header]) -> dict[str, list[bytes]]:
+    """Return every value of each header, in order, by lower-case name."""
+    found: dict[str, list[bytes]] = {}
+    for name, value in headers:
+        key = name.decode("latin-1")
+        if key in found:
+            found[key].append(value)
+        else:
+            found[key] = [value]
+    return found
+
+
+async def read_body(headers: Mapping[str, Sequence[bytes]], limit: int, receive: Receive) -> bytes:
+    """Return the whole body; raises `TooLarge` before reading what is declared too large."""
+    declared = headers.get("content-length")
+    if declared is not None and _length(declared[0]) > limit:
+        raise TooLarge
+    chunks: list[bytes] = []
+    room = limit
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        chunk: bytes = message.get("body", b"")
+        room -= len(chunk)
+        if room < 0:
+            raise TooLarge
+        if not message.get("more_body", False):
+            return b"".join((*chunks, chunk)) if chunks else chunk
+        chunks.append(chunk)
+
+
+def _length(declared: bytes) -> int:
+    """Return a declared length; what is no length is refused as any that is too long."""
+    return int(declared) if declared.isdigit() and len(declared) < 20 else 2**63
+
+
+# ---------------------------------------------------------------- answering
+
+
+async def answer(reply: Reply, send: Send, *, with_body: bool = True) -> None:
+    """Send a reply; without its body to a HEAD request."""
+    await send(_start(reply))
+    await send({"type": "http.response.body", "body": reply.body if with_body else b""})
+
+
+def _start(reply: Reply) -> Message:
+    headers: list[_Header] = []
+    if reply.status != 204:  # which has neither (RFC 9110 section 8.6)
+        content_type = _CONTENT_TYPES.get(reply.content_type)
+        if content_type is None:
+            content_type = (b"content-type", reply.content_type.encode("latin-1"))
+        headers = [content_type, (b"content-length", b"%d" % len(reply.body))]
+    for name, value in reply.headers:
+        headers.append((name.encode("latin-1"), value.encode("latin-1")))
+    return {"type": "http.response.start", "status": reply.status, "headers": headers}
+
+
+async def refuse(reply: Reply, scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a request whose body is unread: answer, read a little away, close."""
+    if not _has_body(scope["headers"]):
+        await answer(reply, send, with_body=scope["method"] != "HEAD")
+        return
+    await send(_start(replace(reply, headers=(*reply.headers, _CLOSE))))
+    body = b"" if scope["method"] == "HEAD" else reply.body
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    room = LINGER_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while room > 0:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    break
+                room -= len(message.get("body", b""))
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _has_body(headers: Iterable[_Header]) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in headers
+    )
+
+
+def problem(status: int, detail: str, *headers: tuple[str, str]) -> Reply:
+    """Return a problem document (RFC 9457) as a reply."""
+    return Reply(
+        status=status,
+        body=problems.document(status, detail),
+        content_type=problems.CONTENT_TYPE,
+        headers=headers,
+    )

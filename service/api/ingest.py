@@ -1,0 +1,297 @@
+"""The one ASGI adapter: called triggers, health and metrics, in front of the operators' API.
+
+`/hooks/**` reaches the triggers, `/healthz`, `/readyz` and `/metrics` are answered here, and
+everything else goes to the REST application, which is loaded when it is first asked for. A body
+is read only for a request some trigger may take, and never past its limit (`exchange`). Not here:
+what a body means (the triggers), deadlines and connections (`server`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Protocol, runtime_checkable
+from urllib.parse import unquote_to_bytes
+
+import orjson
+
+from turnout.service.errors import SetupError
+from turnout.service.metrics import CONTENT_TYPE, Metrics
+from turnout.service.settings import Settings
+from turnout.service.trigger import CalledTrigger, Emitter, Inbound, Reply, Trigger
+from turnout.service.units import utc_now
+
+from .exchange import (
+    App,
+    Gone,
+    Receive,
+    Scope,
+    Send,
+    TooLarge,
+    answer,
+    by_name,
+    problem,
+    read_body,
+    refuse,
+)
+
+PREFIX = b"/hooks"
+
+
+@runtime_checkable
+class Webhook(CalledTrigger, Protocol):
+    """A called trigger that says which methods it takes and who may call it."""
+
+    @property
+    def methods(self) -> Sequence[str]:
+        """The HTTP methods it takes."""
+
+    @property
+    def verified(self) -> bool | None:
+        """Whether requests prove who sent them; None when the author did not say."""
+
+    def unlock(self) -> None:
+        """Reveal its secrets; raises `SetupError` for one that is missing or empty."""
+
+
+def check_exposure(triggers: Iterable[Trigger], host: str) -> None:
+    """Raise `SetupError` if a webhook nobody verifies would listen beyond this machine."""
+    if _is_loopback(host):
+        return
+    for trigger in triggers:
+        if isinstance(trigger, CalledTrigger) and getattr(trigger, "verified", None) is None:
+            raise SetupError(
+                f"{trigger.name} takes requests from anybody, and the service listens on {host!r}; "
+                'verify them: verify="github", secret=secret("NAME"), or write verify="none"'
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Route:
+    """One called trigger and all that is known of it before a request comes."""
+
+    __slots__ = ("allow", "emit", "limit", "methods", "parts", "receive", "trigger")
+
+    def __init__(self, trigger: CalledTrigger, emit: Emitter, max_body_bytes: int) -> None:
+        if isinstance(trigger, Webhook):
+            trigger.unlock()
+        self.trigger = trigger
+        self.receive = trigger.receive
+        self.emit = emit
+        self.methods = frozenset(getattr(trigger, "methods", ("POST",)))
+        self.allow = ", ".join(sorted(self.methods | {"OPTIONS"}))
+        self.limit = trigger.max_body_bytes or max_body_bytes
+        self.parts = tuple(trigger.route[1:].split("/"))
+
+    def match(self, parts: Sequence[str]) -> dict[str, str] | None:
+        """Return the path's parameters, or None when it is another route's path."""
+        if len(parts) != len(self.parts):
+            return None
+        params = {}
+        for pattern, part in zip(self.parts, parts, strict=True):
+            if pattern.startswith("{"):
+                if not part:
+                    return None
+                params[pattern[1:-1]] = part
+            elif pattern != part:
+                return None
+        return params
+
+
+class Ingest:
+    """The service's ASGI application."""
+
+    def __init__(
+        self,
+        routes: Sequence[tuple[CalledTrigger, Emitter]],
+        *,
+        settings: Settings,
+        metrics: Metrics,
+        problems: Callable[[], Sequence[str]],
+        rest: Callable[[], Awaitable[App]],
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._reasons = problems
+        self._load_rest = rest
+        self._rest: App | None = None
+        self._rest_lock = asyncio.Lock()
+        self._now = now
+        self._proxies = _networks(settings.trusted_proxies)
+        self._pages: Mapping[bytes, Callable[[], Reply]] = {
+            b"/healthz": _alive,
+            b"/readyz": self._ready,
+            b"/metrics": self._render,
+        }
+        self.replace(routes)
+
+    def replace(self, routes: Sequence[tuple[CalledTrigger, Emitter]]) -> None:
+        """Serve these routes from now on; raises `SetupError` and changes nothing if it cannot."""
+        made = [Route(trigger, emit, self._settings.max_body_bytes) for trigger, emit in routes]
+        # Fixed parts before parameters, so that /t/all wins over /t/{tenant}.
+        self._routes = sorted(made, key=lambda route: [part[:1] == "{" for part in route.parts])
+        self._static = {
+            PREFIX + route.trigger.route.encode(): route
+            for route in made
+            if "{" not in route.trigger.route
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI 3)."""
+        if scope["type"] != "http":
+            return
+        path: bytes = scope.get("raw_path") or scope["path"].encode()
+        route = self._static.get(path)
+        params: Mapping[str, str] = _NO_PARAMS
+        if route is None:
+            if not path.startswith(b"/hooks/"):
+                await self._page(path, scope, receive, send)
+                return
+            route, params = self._find(path)
+            if route is None:
+                await refuse(_UNKNOWN, scope, receive, send)
+                return
+        if scope["method"] not in route.methods:
+            await refuse(_not_allowed(route, scope), scope, receive, send)
+            return
+        headers = by_name(scope["headers"])
+        try:
+            body = await read_body(headers, route.limit, receive)
+        except TooLarge:
+            route.emit.reject("too_large")
+            await refuse(_too_large(route), scope, receive, send)
+            return
+        except Gone:
+            return
+        reply = await route.receive(
+            Inbound(
+                method=scope["method"],
+                path=path.decode("ascii", "replace"),
+                params=params,
+                query=scope["query_string"],
+                headers=headers,
+                body=body,
+                client=self._client(scope, headers),
+                received_at=self._now(),
+            ),
+            route.emit,
+        )
+        await answer(reply, send)
+
+    # ---- routes
+
+    def _find(self, path: bytes) -> tuple[Route | None, Mapping[str, str]]:
+        """Match a path part by part: a `%2F` is inside a part, never between two."""
+        try:
+            parts = [unquote_to_bytes(part).decode() for part in path.split(b"/")[2:]]
+        except UnicodeDecodeError:
+            return None, _NO_PARAMS
+        for route in self._routes:
+            params = route.match(parts)
+            if params is not None:
+                return route, params
+        return None, _NO_PARAMS
+
+    def _client(self, scope: Scope, headers: Mapping[str, Sequence[bytes]]) -> str | None:
+        """Return the sender's address: the peer's, or what a trusted proxy says it is."""
+        client = scope.get("client")
+        address: str | None = None if client is None else client[0]
+        if not self._proxies or address is None or not self._trusts(address):
+            return address
+        hops = b",".join(headers.get("x-forwarded-for", ())).decode("latin-1").split(",")
+        for hop in reversed([hop.strip() for hop in hops]):
+            if not _is_address(hop):
+                break
+            address = hop
+            if not self._trusts(hop):
+                break
+        return address
+
+    def _trusts(self, address: str) -> bool:
+        return _is_address(address) and any(ip_address(address) in one for one in self._proxies)
+
+    # ---- everything that is no hook
+
+    async def _page(self, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        page = self._pages.get(path)
+        if page is None:
+            app = await self.rest()
+            await app(self._under_root(scope), receive, send)
+        elif scope["method"] in ("GET", "HEAD"):
+            await answer(page(), send, with_body=scope["method"] == "GET")
+        else:
+            await refuse(_PAGE_METHODS, scope, receive, send)
+
+    async def rest(self) -> App:
+        """Return the REST application, loading it if nobody has yet."""
+        if self._rest is None:
+            async with self._rest_lock:
+                if self._rest is None:
+                    self._rest = await self._load_rest()
+        return self._rest
+
+    def _under_root(self, scope: Scope) -> Scope:
+        """Give the prefix back that a proxy stripped, as ASGI wants it."""
+        root = self._settings.root_path.rstrip("/")
+        if not root:
+            return scope
+        raw_path = root.encode() + (scope.get("raw_path") or scope["path"].encode())
+        return {**scope, "root_path": root, "path": root + scope["path"], "raw_path": raw_path}
+
+    def _ready(self) -> Reply:
+        reasons = list(self._reasons())
+        status = 503 if reasons else 200
+        return Reply(status=status, body=orjson.dumps({"ready": not reasons, "reasons": reasons}))
+
+    def _render(self) -> Reply:
+        return Reply(status=200, body=self._metrics.render(), content_type=CONTENT_TYPE)
+
+
+_NO_PARAMS: Mapping[str, str] = {}
+
+
+def _alive() -> Reply:
+    return Reply(status=200, body=b'{"status":"ok"}')
+
+
+def _networks(addresses: Sequence[str]) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(address, strict=False) for address in addresses)
+    except ValueError as error:
+        raise SetupError(
+            f'TURNOUT_TRUSTED_PROXIES: {error}; write addresses or networks: ["10.0.0.0/8"]'
+        ) from None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- refusals
+
+_UNKNOWN = problem(404, "no webhook has this path")
+_PAGE_METHODS = problem(405, "only GET and HEAD here", ("allow", "GET, HEAD"))
+
+
+def _not_allowed(route: Route, scope: Scope) -> Reply:
+    allow = ("allow", route.allow)
+    if scope["method"] == "OPTIONS":
+        return Reply(status=204, headers=(allow,))
+    return problem(405, f"this webhook takes {route.allow}", allow)
+
+
+def _too_large(route: Route) -> Reply:
+    return problem(413, f"a body is at most {route.limit} bytes here")

@@ -1,0 +1,80 @@
+"""What a request says of its own body: header values, media type, charset, content coding.
+
+Only forms that are read safely are taken; everything else is `Unsupported`, which is answered
+415. Not here: the decoding itself (`service/payload`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from turnout.service.errors import InvalidData, TurnoutError
+from turnout.service.payload import Encoding
+
+
+class Unsupported(TurnoutError):
+    """Raised for a body in a form the route does not take: 415."""
+
+
+def only(headers: Mapping[str, Sequence[bytes]], name: str) -> str | None:
+    """Return the one value of a header as text, None when missing; raises `InvalidData`."""
+    values = headers.get(name)
+    if values is None:
+        return None
+    if len(values) != 1:
+        raise InvalidData(f"the header {name} is sent {len(values)} times", field=name)
+    try:
+        return values[0].decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidData(f"the header {name} is not UTF-8", field=name) from None
+
+
+def refuse_encodings(values: Sequence[bytes]) -> None:
+    """Raise `Unsupported` for any Content-Encoding but identity: a small body may unpack to GiB."""
+    for word in b",".join(values).lower().split(b","):
+        if word.strip() not in (b"", b"identity"):
+            raise Unsupported("send the body as it is, without Content-Encoding")
+
+
+_UTF8 = frozenset({"", "utf-8", "utf8", "us-ascii", "ascii"})
+
+
+@lru_cache(maxsize=256)
+def encoding_for(content_type: str | None, declared: Encoding | None) -> Encoding:
+    """Return how a body of this type is decoded; raises `Unsupported`.
+
+    A request that names no type is taken as what the route declares, JSON by default.
+    """
+    if declared == "bytes" or content_type is None:
+        return declared or "json"
+    essence, charset = media_type(content_type)
+    natural = _natural(essence)
+    if natural != "bytes" and charset not in _UTF8:
+        raise Unsupported(f"only UTF-8 is read here, not charset={charset[:40]}")
+    if declared == "text" and (natural in ("text", "json") or essence.endswith(("/xml", "+xml"))):
+        return "text"
+    if natural is None or declared not in (None, natural):
+        taken = declared or "JSON, form, text, application/octet-stream or CloudEvents"
+        raise Unsupported(f"{essence[:80] or 'no type'} is not taken here, but {taken}")
+    return natural
+
+
+def media_type(content_type: str) -> tuple[str, str]:
+    """Return (essence, charset), both in lower case (RFC 9110 section 8.3)."""
+    essence, *parameters = content_type.lower().split(";")
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "charset":
+            return essence.strip(), value.strip().strip('"')
+    return essence.strip(), ""
+
+
+def _natural(essence: str) -> Encoding | None:
+    if essence.endswith(("/json", "+json")):
+        return "json"
+    if essence == "application/x-www-form-urlencoded":
+        return "form"
+    if essence.startswith("text/"):
+        return "text"
+    return "bytes" if essence == "application/octet-stream" else None

@@ -1,0 +1,298 @@
+"""Who may call a webhook: signature schemes, verified over the raw bytes before any parsing.
+
+What every scheme keeps: comparison on bytes in constant time, every active secret tried, and one
+exception, `Unverified`, whatever is wrong with a request: a missing, repeated, oversized or
+malformed header says no more than a wrong signature. A signature is compared as it is written,
+never decoded, so that two spellings of one signature cannot both pass.
+
+Not here: remembering deliveries (the journal's dedupe window does) and answering (the webhook
+does). A further scheme is one class with the attributes of `Scheme` and one line in `SCHEMES`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from hmac import compare_digest, digest
+from typing import Literal, Protocol
+
+from turnout.service.errors import SetupError, TurnoutError
+from turnout.service.governance.secrets import Secret
+from turnout.service.trigger import Inbound
+from turnout.service.units import parse_duration
+
+MAX_HEADER_BYTES = 4096
+"""A header that takes part in verification and is longer is refused unread."""
+
+Algorithm = Literal["sha256", "sha512"]
+Encoding = Literal["hex", "base64"]
+KeyEncoding = Literal["text", "hex", "base64"]
+Template = Literal["{body}", "{timestamp}.{body}", "{id}.{timestamp}.{body}"]
+
+_HEADER_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+_TIMESTAMP = re.compile(rb"[0-9]{1,12}")
+
+
+class Unverified(TurnoutError):
+    """Raised when a request is not proven to come from who holds the secret.
+
+    The message is for the operator's log only; a sender learns nothing but the refusal.
+    """
+
+
+class Verifier(Protocol):
+    """A scheme together with its secrets, ready to judge requests."""
+
+    def verify(self, inbound: Inbound) -> str:
+        """Return the name of the secret that signed this request; raises `Unverified`."""
+
+
+class Scheme(Protocol):
+    """How one kind of sender proves itself: a value without secrets."""
+
+    @property
+    def signs(self) -> bool:
+        """Whether a request proves anything, and secrets are needed."""
+
+    @property
+    def credentials(self) -> frozenset[str]:
+        """Headers (lower-case) that must not be stored with the event."""
+
+    @property
+    def id_header(self) -> str | None:
+        """The header that is the same when the sender delivers again, or None."""
+
+    @property
+    def type_header(self) -> str | None:
+        """The header that names the kind of event, or None."""
+
+    @property
+    def type_prefix(self) -> str:
+        """What stands before that header's value in the event's type: `github.`."""
+
+    def check(self) -> None:
+        """Raise `SetupError` for settings that cannot work."""
+
+    def verifier(self, secrets: Sequence[Secret]) -> Verifier:
+        """Reveal the secrets; raises `SetupError` for a missing, empty or undecodable one."""
+
+
+# ---------------------------------------------------------------- no signature
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsigned:
+    """Everybody is let in: written out as `verify="none"`, or allowed on loopback."""
+
+    signs: bool = False
+    credentials: frozenset[str] = frozenset()
+    id_header: str | None = None
+    type_header: str | None = None
+    type_prefix: str = ""
+
+    def check(self) -> None:
+        """Find nothing wrong."""
+
+    def verifier(self, secrets: Sequence[Secret]) -> Verifier:
+        """Return itself: there is nothing to reveal."""
+        return self
+
+    def verify(self, inbound: Inbound) -> str:
+        """Return "none"."""
+        return "none"
+
+
+# ---------------------------------------------------------------- HMAC
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hmac:
+    """A header holds `prefix` + HMAC(secret, template), in lower-case hex or standard base64."""
+
+    header: str
+    prefix: str = ""
+    algorithm: Algorithm = "sha256"
+    encoding: Encoding = "hex"
+    template: Template = "{body}"
+    timestamp_header: str | None = None
+    id_header: str | None = None
+    tolerance: timedelta = timedelta(seconds=300)
+    key: KeyEncoding = "text"
+    type_header: str | None = None
+    type_prefix: str = ""
+
+    @property
+    def signs(self) -> bool:
+        """True: a secret is needed."""
+        return True
+
+    @property
+    def credentials(self) -> frozenset[str]:
+        """The signature's header."""
+        return frozenset({self.header})
+
+    def check(self) -> None:
+        """Raise `SetupError` for a header, algorithm, encoding or template that cannot work."""
+        for choice, allowed in (
+            (self.algorithm, ("sha256", "sha512")),
+            (self.encoding, ("hex", "base64")),
+            (self.key, ("text", "hex", "base64")),
+            (self.template, ("{body}", "{timestamp}.{body}", "{id}.{timestamp}.{body}")),
+        ):
+            if choice not in allowed:
+                raise SetupError(f"hmac: {choice!r} is none of {', '.join(allowed)}")
+        for header in (self.header, self.timestamp_header, self.id_header, self.type_header):
+            if header is not None and not _HEADER_NAME.fullmatch(header):
+                raise SetupError(f"hmac: {header!r} cannot be the name of a header")
+        if not self.prefix.isascii():
+            raise SetupError(f"hmac: the prefix {self.prefix!r} must be ASCII")
+        if (self.timestamp_header is not None) != ("{timestamp}" in self.template):
+            raise SetupError(
+                "hmac: timestamp_header= and a template with {timestamp} go together: "
+                "a time nobody signed proves nothing"
+            )
+        if "{id}" in self.template and self.id_header is None:
+            raise SetupError("hmac: a template with {id} needs id_header=")
+
+    def verifier(self, secrets: Sequence[Secret]) -> Verifier:
+        """Reveal the secrets, once; rotation by restart."""
+        self.check()
+        if not secrets:
+            raise SetupError('a signature needs a secret: secret=secret("NAME")')
+        return HmacVerifier(self, [(secret.name, _key(secret, self.key)) for secret in secrets])
+
+
+class HmacVerifier:
+    """Judges requests by an HMAC of their bytes."""
+
+    def __init__(self, scheme: Hmac, keys: Sequence[tuple[str, bytes]]) -> None:
+        self._scheme = scheme
+        self._keys = tuple(keys)
+        self._prefix = scheme.prefix.encode("ascii")
+        self._written = _WRITTEN[scheme.encoding]
+        self._plain = scheme.template == "{body}"
+        self._tolerance_seconds = scheme.tolerance.total_seconds()
+
+    def verify(self, inbound: Inbound) -> str:
+        """Return the name of the secret whose signature the request carries."""
+        scheme = self._scheme
+        offered = _only(inbound.headers, scheme.header)
+        message = inbound.body if self._plain else self._signed(inbound)
+        matched = None
+        for name, key in self._keys:  # no early exit: the time taken names no secret
+            expected = self._prefix + self._written(digest(key, message, scheme.algorithm))
+            if compare_digest(expected, offered) and matched is None:
+                matched = name
+        if matched is None:
+            raise Unverified("the signature is not ours")
+        return matched
+
+    def _signed(self, inbound: Inbound) -> bytes:
+        """Return the bytes that were signed: the template with its parts put in."""
+        scheme = self._scheme
+        stamp = _only(inbound.headers, scheme.timestamp_header or "")
+        if not _TIMESTAMP.fullmatch(stamp):
+            raise Unverified("the timestamp is not whole seconds")
+        if abs(inbound.received_at.timestamp() - int(stamp)) > self._tolerance_seconds:
+            raise Unverified("the timestamp is too far from now")
+        if "{id}" not in scheme.template:
+            return b"%b.%b" % (stamp, inbound.body)
+        identity = _only(inbound.headers, scheme.id_header or "")
+        if b"." in identity:  # one signature would fit several ways to cut id, time and body
+            raise Unverified("the delivery id holds a dot")
+        return b"%b.%b.%b" % (identity, stamp, inbound.body)
+
+
+def _only(headers: Mapping[str, Sequence[bytes]], name: str) -> bytes:
+    """Return the one value of a header: present once, not empty, of bounded size."""
+    values = headers.get(name, ())
+    if len(values) != 1 or not 0 < len(values[0]) <= MAX_HEADER_BYTES:
+        raise Unverified(f"the header {name} must be there once, and of a usual size")
+    return values[0]
+
+
+_WRITTEN: Mapping[Encoding, Callable[[bytes], bytes]] = {
+    "hex": binascii.hexlify,
+    "base64": base64.b64encode,
+}
+
+
+def _key(secret: Secret, encoding: KeyEncoding) -> bytes:
+    text = secret.reveal()
+    try:
+        if encoding == "text":
+            key = text.encode("utf-8")
+        elif encoding == "hex":
+            key = bytes.fromhex(text)
+        else:
+            key = base64.b64decode(text, validate=True)
+    except ValueError:  # its message would quote the secret
+        key = b""
+        problem = f"is not {encoding}"
+    else:
+        problem = "is empty"
+    if not key:
+        raise SetupError(f"secret {secret.name!r} {problem}: it cannot verify a webhook")
+    return key
+
+
+# ---------------------------------------------------------------- what authors write
+
+SCHEMES: Mapping[str, Scheme] = {
+    # docs.github.com, "Validating webhook deliveries"; a redelivery keeps its X-GitHub-Delivery.
+    "github": Hmac(
+        header="x-hub-signature-256",
+        prefix="sha256=",
+        id_header="x-github-delivery",
+        type_header="x-github-event",
+        type_prefix="github.",
+    ),
+    "none": Unsigned(),
+}
+"""The schemes an author names by a word: `verify="github"`."""
+
+
+def hmac(
+    header: str,
+    *,
+    prefix: str = "",
+    algorithm: Algorithm = "sha256",
+    encoding: Encoding = "hex",
+    template: Template = "{body}",
+    timestamp_header: str | None = None,
+    id_header: str | None = None,
+    tolerance: str | timedelta = "5m",
+    key: KeyEncoding = "text",
+) -> Hmac:
+    """Declare an HMAC signature: `webhook("/shop", verify=hmac("X-Shop-Signature"), secret=…)`.
+
+    `template` is what is signed; `{timestamp}` is the value of `timestamp_header` in seconds, at
+    most `tolerance` from now in either direction, and `{id}` that of `id_header`, which is also
+    what makes a redelivery the same event. `key` says how the secret's text holds the key.
+    """
+    return Hmac(
+        header=header.lower(),
+        prefix=prefix,
+        algorithm=algorithm,
+        encoding=encoding,
+        template=template,
+        timestamp_header=None if timestamp_header is None else timestamp_header.lower(),
+        id_header=None if id_header is None else id_header.lower(),
+        tolerance=parse_duration(tolerance),
+        key=key,
+    )
+
+
+def scheme_named(verify: str | Scheme) -> Scheme:
+    """Return the scheme an author wrote; raises `SetupError` naming those there are."""
+    if not isinstance(verify, str):
+        return verify
+    scheme = SCHEMES.get(verify)
+    if scheme is None:
+        known = ", ".join(f'"{name}"' for name in SCHEMES)
+        raise SetupError(f'no signature scheme {verify!r}; there are {known} and hmac("X-Header")')
+    return scheme

@@ -1,0 +1,368 @@
+"""The webhook trigger: an HTTP request becomes an event, and 202 means it is on disk.
+
+In the order a request meets them: verify (401), decode (400, 415), name the event (id, type,
+source), `await emit` (409, 422, 503), answer. Bad input is a 4xx with a problem document, never an
+exception; anything uncertain is 503 with `Retry-After`. Not here: routes, body limits and
+sockets (`service/api/ingest`), nor remembering ids (the journal).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cached_property
+from typing import get_args
+from urllib.parse import parse_qs
+
+import orjson
+
+from turnout.service.api import cloudevents, problems
+from turnout.service.errors import InvalidData, JournalError, Overloaded, SetupError
+from turnout.service.event import Event, mint_id
+from turnout.service.governance.secrets import Secret
+from turnout.service.payload import Encoding
+from turnout.service.run import RunState
+from turnout.service.trigger import Emitter, Inbound, Receipt, Reply
+from turnout.service.units import format_duration, parse_duration, parse_size
+
+from .content import Unsupported, encoding_for, media_type, only, refuse_encodings
+from .signatures import Scheme, Unsigned, Unverified, Verifier, scheme_named
+
+_log = logging.getLogger("turnout.webhook")
+
+MAX_ID_CHARACTERS = 256
+MAX_STORED_HEADERS = 64
+MAX_STORED_HEADER_BYTES = 16 * 1024
+MAX_WAIT = timedelta(seconds=60)
+
+CREDENTIALS = frozenset(
+    {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "api-key"}
+    | {"x-auth-token", "x-access-token", "x-csrf-token", "x-gitlab-token", "x-hub-signature"}
+)
+"""Headers that may hold a secret: never stored, whatever the scheme."""
+
+_SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
+
+METHODS = ("POST", "PUT", "PATCH", "DELETE", "GET")
+
+
+def webhook(
+    path: str,
+    *,
+    verify: str | Scheme | None = None,
+    secret: Secret | Sequence[Secret] = (),
+    data: Encoding | None = None,
+    id_header: str | None = None,
+    max_body: str | int | None = None,
+    respond: bool = False,
+    methods: Sequence[str] = ("POST",),
+    name: str | None = None,
+) -> WebhookTrigger:
+    """Declare a webhook: `webhook("/orders", verify="github", secret=secret("ORDERS_HMAC"))`.
+
+    `path` lies under `/hooks` and may hold parameters: `/t/{tenant}/ingest`. Several secrets are
+    all active (rotation). Without `verify=` the service listens on loopback only. `data` says how
+    the body is decoded; by default the request's Content-Type does. `respond=True` lets a caller
+    ask for the run's result with `?wait=10s`. Everything is checked by `check`, at load.
+    """
+    return WebhookTrigger(
+        name=name or f"webhook:{path}",
+        route=path,
+        verify=verify,
+        secrets=(secret,) if isinstance(secret, Secret) else tuple(secret),
+        data=data,
+        id_header=None if id_header is None else id_header.lower(),
+        max_body_bytes=None if max_body is None else parse_size(max_body),
+        respond=respond,
+        methods=tuple(method.upper() for method in methods),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebhookTrigger:
+    """A route under `/hooks` whose requests become events (`service.trigger.CalledTrigger`)."""
+
+    name: str
+    route: str
+    verify: str | Scheme | None
+    secrets: tuple[Secret, ...]
+    data: Encoding | None
+    id_header: str | None
+    max_body_bytes: int | None
+    respond: bool
+    methods: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """The word for it."""
+        return "webhook"
+
+    @property
+    def verified(self) -> bool | None:
+        """Whether requests prove who sent them: False is `verify="none"`, None not written."""
+        return None if self.verify is None else self.scheme.signs
+
+    @cached_property
+    def scheme(self) -> Scheme:
+        """How requests are verified; raises `SetupError` for an unknown name."""
+        return _OPEN if self.verify is None else scheme_named(self.verify)
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """The scheme with its secrets revealed, once a process; raises `SetupError`."""
+        try:
+            return self.scheme.verifier(self.secrets)
+        except SetupError as error:
+            raise SetupError(f"{self.name}: {error.message}") from None
+
+    def unlock(self) -> None:
+        """Reveal the secrets now, so that a missing one ends the start, not a delivery."""
+        _ = self.verifier
+
+    def check(self) -> None:
+        """Raise `SetupError` for a path, scheme or choice that cannot work; reveals nothing."""
+        _check_path(self.route)
+        scheme = self.scheme
+        scheme.check()
+        if scheme.signs and not self.secrets:
+            raise SetupError(f'{self.name}: verify= needs a secret: secret=secret("NAME")')
+        if self.secrets and not scheme.signs:
+            raise SetupError(
+                f'{self.name}: a secret verifies nothing without verify=; write verify="github" '
+                'or verify=hmac("X-Signature")'
+            )
+        if self.data is not None and self.data not in get_args(Encoding):
+            raise SetupError(
+                f"{self.name}: data={self.data!r} is none of {', '.join(get_args(Encoding))}"
+            )
+        if not self.methods or not set(self.methods) <= set(METHODS):
+            raise SetupError(f"{self.name}: methods= takes some of {', '.join(METHODS)}")
+        if self.max_body_bytes == 0:
+            raise SetupError(f'{self.name}: max_body= takes at least a byte, such as "1MiB"')
+
+    async def receive(self, inbound: Inbound, emit: Emitter) -> Reply:
+        """Verify, decode, emit, and only then answer 202; see the module for the statuses."""
+        try:
+            signer = self.verifier.verify(inbound)
+        except Unverified as error:
+            _log.debug("webhook.unverified trigger=%s reason=%s", self.name, error)
+            emit.reject("unverified")
+            return _UNVERIFIED
+        _log.debug("webhook.verified trigger=%s secret=%s", self.name, signer)
+        try:
+            wait_seconds = self._wait_seconds(inbound.query) if inbound.query else None
+            event = self._event(inbound)
+            _ = event.data  # decoded here, kept on the event for everything that follows
+        except Unsupported as error:
+            emit.reject("unsupported")
+            return _problem(415, str(error))
+        except InvalidData as error:
+            emit.reject("undecodable")
+            return _undecodable(error)
+        try:
+            (receipt,) = await emit((event,))
+        except (Overloaded, JournalError) as error:
+            return _busy(error)
+        if receipt.conflict or not receipt.stored:
+            return _refused(receipt)
+        if wait_seconds is not None and receipt.runs:
+            return await _result(receipt, emit, wait_seconds)
+        return _accepted(receipt)
+
+    # ---- a request as an event
+
+    def _event(self, inbound: Inbound) -> Event:
+        headers = inbound.headers
+        if "content-encoding" in headers:
+            refuse_encodings(headers["content-encoding"])
+        content_type = only(headers, "content-type")
+        if self.data != "bytes" and cloudevents.is_cloudevent(headers):
+            return self._cloudevent(inbound)
+        encoding = encoding_for(content_type, self.data)
+        event_id = self._delivery_id(headers)
+        return Event(
+            id=event_id or mint_id(),
+            source=inbound.path,
+            type=self._type(headers),
+            time=inbound.received_at,
+            datacontenttype=content_type,
+            encoding=encoding,
+            body=inbound.body,
+            headers=self._stored_headers(headers),
+            params=inbound.params,
+            trigger=self.name,
+            minted=event_id is None,
+        )
+
+    def _cloudevent(self, inbound: Inbound) -> Event:
+        content_type = only(inbound.headers, "content-type")
+        essence = media_type(content_type or "")[0]
+        if essence.startswith("application/cloudevents") and essence != cloudevents.STRUCTURED:
+            raise Unsupported(
+                f"{essence[:80]} is not taken here: send one event a request, "
+                f"as {cloudevents.STRUCTURED} or with ce- headers"
+            )
+        event = cloudevents.parse(inbound.headers, inbound.body, now=inbound.received_at)
+        if "fileurl" in event.extensions:  # it would let a sender name files of this machine
+            raise InvalidData("the attribute fileurl is turnout's own", field="fileurl")
+        encoding = event.encoding
+        if self.data is not None:
+            encoding = encoding_for(event.datacontenttype, self.data)
+        return replace(
+            event,
+            encoding=encoding,
+            headers=self._stored_headers(inbound.headers),
+            params=inbound.params,
+            trigger=self.name,
+        )
+
+    def _delivery_id(self, headers: Mapping[str, Sequence[bytes]]) -> str | None:
+        """Return what stays the same when the sender delivers again, or None."""
+        for header in self._id_headers:
+            if header in headers and (text := only(headers, header)):
+                if len(text) > MAX_ID_CHARACTERS or not text.isprintable():
+                    raise InvalidData(
+                        f"an id is at most {MAX_ID_CHARACTERS} printable characters", field=header
+                    )
+                return text
+        return None
+
+    @cached_property
+    def _id_headers(self) -> tuple[str, ...]:
+        named = (self.id_header, self.scheme.id_header, "idempotency-key")
+        return tuple(dict.fromkeys(header for header in named if header is not None))
+
+    def _type(self, headers: Mapping[str, Sequence[bytes]]) -> str:
+        header = self.scheme.type_header
+        if header is None or header not in headers:
+            return "turnout.webhook"
+        word = only(headers, header) or ""
+        if not word.isidentifier() or not word.isascii() or len(word) > 64:
+            raise InvalidData("the kind of event is not a word", field=header)
+        return self.scheme.type_prefix + word
+
+    def _stored_headers(self, headers: Mapping[str, Sequence[bytes]]) -> dict[str, str]:
+        """Return the headers worth keeping: no credentials, and no more than the bounds allow."""
+        kept: dict[str, str] = {}
+        room = MAX_STORED_HEADER_BYTES
+        withheld = self._withheld
+        for name, values in headers.items():
+            if name in withheld:
+                continue
+            value = values[0] if len(values) == 1 else b", ".join(values)
+            room -= len(name) + len(value)
+            if room < 0 or len(kept) == MAX_STORED_HEADERS:
+                break
+            kept[name] = value.decode("latin-1")
+        return kept
+
+    @cached_property
+    def _withheld(self) -> frozenset[str]:
+        return CREDENTIALS | self.scheme.credentials
+
+    def _wait_seconds(self, query: bytes) -> float | None:
+        """Return how long `?wait=10s` asks to wait, or None; raises `InvalidData`."""
+        try:
+            asked = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=100)
+            if "wait" not in asked:
+                return None
+            wait = parse_duration(asked["wait"][-1])
+        except (SetupError, ValueError) as error:
+            raise InvalidData(str(error), field="wait") from None
+        if not self.respond:
+            raise InvalidData(
+                f"this webhook does not answer with results: leave out ?wait=, or declare it with "
+                f"webhook({self.route!r}, respond=True)",
+                field="wait",
+            )
+        if wait > MAX_WAIT:
+            raise InvalidData(
+                f"wait= is at most {format_duration(MAX_WAIT)}; ask GET /api/runs later",
+                field="wait",
+            )
+        return wait.total_seconds()
+
+
+_OPEN = Unsigned()
+
+
+def _check_path(path: str) -> None:
+    names: set[str] = set()
+    if not path.startswith("/") or path == "/" or len(path) > 1024:
+        raise SetupError(f'webhook({path!r}): a path is written like "/orders" or "/t/{{tenant}}"')
+    for part in path[1:].split("/"):
+        name = part[1:-1] if part[:1] == "{" and part[-1:] == "}" else None
+        if name is None and not _SEGMENT.fullmatch(part):
+            raise SetupError(
+                f"webhook({path!r}): {part!r} cannot be a part of a path: use letters, digits and "
+                "- . _ ~, or {name} for a whole part"
+            )
+        if name is not None and (not name.isidentifier() or name in names):
+            raise SetupError(f"webhook({path!r}): {part!r} must be a name, and stand once")
+        names.update([name] if name else [])
+        if part in (".", ".."):
+            raise SetupError(f"webhook({path!r}): {part!r} would be taken away by proxies")
+
+
+# ---------------------------------------------------------------- answers
+
+
+def _problem(status: int, detail: str, **members: object) -> Reply:
+    return Reply(
+        status=status,
+        body=problems.document(status, detail, **members),
+        content_type=problems.CONTENT_TYPE,
+    )
+
+
+_UNVERIFIED = _problem(401, "the request could not be verified")
+
+
+def _undecodable(error: InvalidData) -> Reply:
+    members = {} if error.field is None else {"field": error.field}
+    return _problem(400, str(error), **members)
+
+
+def _accepted(receipt: Receipt) -> Reply:
+    answer = {
+        "event": receipt.event,
+        "runs": list(receipt.runs),
+        "duplicate": receipt.duplicate,
+    }
+    return Reply(status=202, body=orjson.dumps(answer))
+
+
+def _refused(receipt: Receipt) -> Reply:
+    if receipt.conflict:
+        return _problem(
+            409, "an event of this id was accepted before with another body", event=receipt.event
+        )
+    return _problem(
+        422, "no flow takes this data; nothing was stored", refusals=dict(receipt.refusals)
+    )
+
+
+def _busy(error: Overloaded | JournalError) -> Reply:
+    """Ask the sender to come back: jittered, so that a crowd does not come back as one."""
+    seconds = error.retry_after_seconds if isinstance(error, Overloaded) else 5
+    jittered = min(60, max(1, round(seconds * random.uniform(0.75, 1.5))))
+    reply = _problem(503, "nothing was stored; send the same request again later")
+    return replace(reply, headers=(("retry-after", str(jittered)),))
+
+
+async def _result(receipt: Receipt, emit: Emitter, wait_seconds: float) -> Reply:
+    try:
+        run = await emit.result(receipt.runs[0], wait_seconds)
+    except Overloaded:  # the event is stored all the same
+        run = None
+    if run is None:
+        return _accepted(receipt)
+    if run.state in (RunState.SUCCEEDED, RunState.SKIPPED):
+        return Reply(status=200, body=run.result or b"null")
+    kind = run.error.type if run.error is not None else str(run.state)
+    # The message stays inside: an exception's text may hold anything.
+    return _problem(500, f"the run ended as {run.state}", run=run.id, error=kind)
