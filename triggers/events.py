@@ -1,0 +1,49 @@
+"""The event trigger: flows that start on events somebody emits, by CloudEvents type.
+
+It watches nothing. `POST /api/events`, `turnout emit` and a flow's own `emit()` put the event into
+the journal; the router starts every flow whose `event("type")` is the event's type, exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from turnout.service.errors import SetupError
+
+MAX_TYPE_CHARACTERS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class EventTrigger:
+    """Starts its flows for every emitted event of one type."""
+
+    event_type: str
+
+    @property
+    def kind(self) -> Literal["event"]:
+        """The word for this kind of trigger."""
+        return "event"
+
+    @property
+    def name(self) -> str:
+        """`event:` and the type."""
+        return f"event:{self.event_type}"
+
+    def check(self) -> None:
+        """Refuse a type no event can carry."""
+        if not self.event_type or not self.event_type.isprintable() or " " in self.event_type:
+            raise SetupError(
+                f"event({self.event_type!r}): a type is one word, as in event("
+                '"com.example.order.paid")'
+            )
+        if len(self.event_type) > MAX_TYPE_CHARACTERS:
+            raise SetupError(
+                f"event({self.event_type[:32]!r}…): a type has at most "
+                f"{MAX_TYPE_CHARACTERS} characters"
+            )
+
+
+def event(type: str) -> EventTrigger:
+    """Start a flow when an event of this CloudEvents type is emitted: `@flow(on=event("…"))`."""
+    return EventTrigger(type)

@@ -1,0 +1,359 @@
+"""The timer triggers: `cron`, `every` and `at` turn the passing of time into events.
+
+The due instant of the last tick is stored in one transaction with the tick's event, as position
+`tick`, and ticks only ever go up from there: neither a restart nor a clock set back gives a tick
+twice. The event id is made of trigger and due instant, and its body of the due instant alone, so
+a tick that fires again is the same event. A tick that cannot be stored is tried until it is
+(decision 27); what came due meanwhile is then missed.
+
+What counts as missed: when a trigger looks at the clock it finds the instants that came due since
+the last tick. The latest is on time if it is at most a minute late; all others are missed. After a
+start, a sleep of the machine, a clock set forward or a full disk, `missed=` decides:
+
+* `run_once` (default): one tick, for the latest. It stands for all of them.
+* `skip`: only a latest that is on time.
+* `run_all`: every missed tick, the last `missed_limit` of them.
+
+A tick that stands for missed ones carries their number as extension `missed`; missed instants
+without a tick are counted in `turnout_events_total{result="missed"}`. The first start ever owes
+nothing for the time before it.
+
+Not here: when something is due (`calendar`), and running what a tick starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Literal
+from urllib.parse import quote
+
+import orjson
+
+from turnout.service.errors import JournalFull, Overloaded, SetupError, TriggerError
+from turnout.service.event import Event
+from turnout.service.trigger import Emitter
+from turnout.service.units import format_duration, parse_duration
+
+from .calendar import Cron, Every, Once, Schedule, cron_fields
+
+Missed = Literal["run_once", "skip", "run_all"]
+
+TYPE = "turnout.timer.tick"
+"""The CloudEvents type of every tick."""
+
+ON_TIME = timedelta(seconds=60)
+"""How late a tick may be and still count as on time."""
+
+AHEAD = timedelta(hours=1)
+"""How far the last tick may lie ahead of the clock before the trigger calls itself down."""
+
+MAX_MISSED = 10_000
+"""The largest `missed_limit`: so many ticks become one transaction."""
+
+_LOOK_SECONDS = 10.0
+"""How often a waiting trigger looks at the wall clock, to notice when it is set."""
+
+_LAST_STRETCH_SECONDS = 0.25
+"""The end of a wait is slept in one piece of at most this, too short for clocks to drift apart."""
+
+_RETRY_SECONDS = (0.1, 5.0)
+_SHARE = 64  # instants counted before other work on the loop gets its turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timer:
+    """A read trigger that emits one event for each due instant of its schedule.
+
+    `from_start` counts the intervals of `every` from the first start of the service with it,
+    which position `start` remembers. `jitter` delays each tick by a part of itself that depends
+    on name and due instant only.
+    """
+
+    kind: Literal["cron", "every", "at"]
+    name: str
+    schedule: Cron | Every | Once
+    missed: Missed = "run_once"
+    missed_limit: int = 100
+    jitter: timedelta = timedelta(0)
+    from_start: bool = False
+
+    def check(self) -> None:
+        """Raise `SetupError` for a schedule or settings that cannot work."""
+        self.schedule.check()
+        if self.missed not in ("run_once", "skip", "run_all"):
+            raise SetupError(
+                f'{self.name}: missed={self.missed!r} is not one of "run_once", "skip", "run_all"'
+            )
+        if not 1 <= self.missed_limit <= MAX_MISSED:
+            raise SetupError(f"{self.name}: missed_limit is from 1 to {MAX_MISSED}")
+        if isinstance(self.schedule, Every) and self.jitter >= self.schedule.interval:
+            raise SetupError(
+                f"{self.name}: jitter={format_duration(self.jitter)!r} must be shorter than the "
+                "interval, or ticks would overtake each other"
+            )
+        if not self.name.strip():
+            raise SetupError(f"{self.kind}(…, name=''): a name has at least one letter")
+
+    def starts_at(self, due: datetime) -> datetime:
+        """Return when the tick due at `due` is emitted: the same after every restart."""
+        if not self.jitter:
+            return due
+        seed = hashlib.blake2b(f"{self.name}\n{_text(due)}".encode(), digest_size=8).digest()
+        return due + self.jitter * (int.from_bytes(seed) / 2**64)
+
+    def event(self, due: datetime, missed: int = 0) -> Event:
+        """Return the tick due at `due`; `missed` is how many missed ticks it stands for."""
+        digest = hashlib.blake2b(self.name.encode(), digest_size=4).hexdigest()
+        # The id is short and safe in a URL path; trigger and source carry the readable name.
+        return Event(
+            id=f"{self.kind}-{digest}-{_text(due).replace('-', '').replace(':', '')}",
+            source=f"turnout:timers/{quote(self.name, safe='')}",
+            type=TYPE,
+            time=due,
+            datacontenttype="application/json",
+            body=orjson.dumps({"due": _text(due)}),
+            extensions={"missed": str(missed)} if missed else {},
+            trigger=self.name,
+        )
+
+    async def run(self, emit: Emitter) -> None:
+        """Emit ticks until cancelled."""
+        watch = await _resume(self, emit)
+        emit.up()
+        while True:
+            due = watch.schedule.next_after(watch.last)
+            if due is None:
+                await asyncio.Event().wait()  # nothing is ever due again
+                continue
+            await watch.sleep_until(self.starts_at(due))
+            await watch.tick(due)
+
+
+def cron(
+    expression: str,
+    *,
+    tz: str | tzinfo = "UTC",
+    missed: Missed = "run_once",
+    missed_limit: int = 100,
+    jitter: str | timedelta = timedelta(0),
+    name: str | None = None,
+) -> Timer:
+    """Tick when the clock of `tz` matches: 5 fields, 6 with seconds first, or `@daily` and kin.
+
+    Daylight saving follows the rules of `calendar`: a fixed local time runs once a day.
+    """
+    fields = cron_fields(expression)
+    return Timer(
+        kind="cron",
+        name=name if name is not None else f"cron:{fields} {tz}",
+        schedule=Cron(fields, str(tz)),
+        missed=missed,
+        missed_limit=missed_limit,
+        jitter=parse_duration(jitter),
+    )
+
+
+def every(
+    interval: str | timedelta,
+    *,
+    start: str | datetime | None = None,
+    tz: str | tzinfo | None = None,
+    missed: Missed = "run_once",
+    missed_limit: int = 100,
+    jitter: str | timedelta = timedelta(0),
+    name: str | None = None,
+) -> Timer:
+    """Tick after each `interval` of elapsed time, at whole ones in UTC: `15m` is each quarter hour.
+
+    `start="now"` counts from the first start of the service instead (remembered over restarts);
+    `start="2026-12-01T09:00"`, read in `tz`, from that instant.
+    """
+    length = parse_duration(interval)
+    from_start = start == "now"
+    return Timer(
+        kind="every",
+        name=name if name is not None else f"every:{format_duration(length)}",
+        schedule=Every(length, None if from_start else _written(start), _zone(tz)),
+        missed=missed,
+        missed_limit=missed_limit,
+        jitter=parse_duration(jitter),
+        from_start=from_start,
+    )
+
+
+def at(
+    when: str | datetime,
+    *,
+    tz: str | tzinfo | None = None,
+    missed: Literal["run_once", "skip"] = "run_once",
+    name: str | None = None,
+) -> Timer:
+    """Tick once, at an instant: `at("2026-12-01T09:00", tz="Europe/Berlin")` or an aware datetime.
+
+    An instant already past when the service first starts with it never ticks.
+    """
+    text = _written(when) or ""
+    return Timer(
+        kind="at",
+        name=name if name is not None else f"at:{text}{f' {tz}' if tz else ''}",
+        schedule=Once(text, _zone(tz)),
+        missed=missed,
+    )
+
+
+# ---------------------------------------------------------------- deciding
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What came due since the last tick: how many instants, and the latest of them, in order."""
+
+    count: int
+    latest: Sequence[datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticks:
+    """What to emit for that: (due, missed ticks it stands for), and missed ones without a tick."""
+
+    emitted: Sequence[tuple[datetime, int]]
+    dropped: int
+
+
+def decide(due: Due, *, latest_on_time: bool, missed: Missed, limit: int) -> Ticks:
+    """Return the ticks the policy asks for; see the module. `due.count` is at least 1."""
+    last = due.latest[-1]
+    overdue = due.count - latest_on_time
+    if missed == "run_once":
+        return Ticks([(last, overdue)], due.count - 1)
+    punctual = [(last, 0)] if latest_on_time else []
+    if missed == "skip":
+        return Ticks(punctual, overdue)
+    late = list(due.latest[: len(due.latest) - latest_on_time])[-limit:]
+    return Ticks([*((instant, 1) for instant in late), *punctual], overdue - len(late))
+
+
+# ---------------------------------------------------------------- watching
+
+
+async def _resume(timer: Timer, emit: Emitter) -> _Watch:
+    """Return the watch over `timer`, where the last one stopped or, the first time, from now on."""
+    stored = await emit.positions()
+    fresh = {}
+    if "tick" not in stored:
+        fresh["tick"] = _text(emit.now())
+    if timer.from_start and "start" not in stored:
+        fresh["start"] = _text(emit.now())
+    stored |= fresh
+    schedule: Schedule = timer.schedule
+    if timer.from_start and isinstance(timer.schedule, Every):
+        schedule = replace(timer.schedule, start=stored["start"])
+    try:
+        last = datetime.fromisoformat(stored["tick"])
+    except ValueError:
+        raise TriggerError(
+            f"{timer.name}: the stored position {stored['tick']!r} is no instant"
+        ) from None
+    watch = _Watch(timer, emit, schedule, last)
+    if fresh:
+        await watch.store([], fresh)
+    if "tick" in fresh and timer.kind == "at" and schedule.next_after(last) is None:
+        emit.reject("missed")
+    return watch
+
+
+class _Watch:
+    """One run of a timer: what it has ticked up to, and the waiting in between."""
+
+    def __init__(self, timer: Timer, emit: Emitter, schedule: Schedule, last: datetime) -> None:
+        self.schedule = schedule
+        self.last = last
+        self._timer = timer
+        self._emit = emit
+        self._is_down = False
+
+    async def sleep_until(self, instant: datetime) -> None:
+        """Return when the wall clock reaches `instant`, wherever it is set meanwhile."""
+        while (left := (instant - self._now()).total_seconds()) > 0:
+            if left <= _LAST_STRETCH_SECONDS:
+                await asyncio.sleep(left)
+            else:
+                # Drawn, so that a thousand timers do not look all at once.
+                look = _LOOK_SECONDS * random.uniform(0.5, 1.0)
+                await asyncio.sleep(min(left - _LAST_STRETCH_SECONDS / 2, look))
+
+    async def tick(self, first: datetime) -> None:
+        """Store what has come due, `first` and later, as the policy asks; move past all of it."""
+        now = self._emit.now()
+        due = await self._came_due(first, now)
+        latest = due.latest[-1]
+        ticks = decide(
+            due,
+            latest_on_time=now - self._timer.starts_at(latest) <= ON_TIME,
+            missed=self._timer.missed,
+            limit=self._timer.missed_limit,
+        )
+        events = [self._timer.event(instant, missed) for instant, missed in ticks.emitted]
+        await self.store(events, {"tick": _text(latest)})
+        if ticks.dropped:
+            self._emit.reject("missed", ticks.dropped)
+        self.last = latest
+
+    async def _came_due(self, first: datetime, now: datetime) -> Due:
+        """Count the instants from `first` to `now`; gives way to other work while it counts."""
+        keep = self._timer.missed_limit + 1 if self._timer.missed == "run_all" else 1
+        latest, count = deque([first], keep), 1
+        while (due := self.schedule.next_after(latest[-1])) is not None and (
+            self._timer.starts_at(due) <= now
+        ):
+            latest.append(due)
+            count += 1
+            if count % _SHARE == 0:
+                await asyncio.sleep(0)
+        return Due(count, tuple(latest))
+
+    async def store(self, events: Sequence[Event], positions: dict[str, str]) -> None:
+        """Emit until the journal takes it; anything worse than no room ends this run."""
+        delay, longest = _RETRY_SECONDS
+        while True:
+            try:
+                await self._emit(events, positions)
+            except (Overloaded, JournalFull):
+                self._emit.lag("tick", max(len(events), 1))
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, longest)
+            else:
+                self._emit.lag("tick", 0)
+                return
+
+    def _now(self) -> datetime:
+        """Read the clock, and report when it has been set to long before the last tick."""
+        now = self._emit.now()
+        is_down = self.last - now > AHEAD
+        if is_down and not self._is_down:
+            self._emit.down(
+                f"the clock shows {_text(now)}, but the last tick was due {_text(self.last)}: "
+                "ticks go on from there; set the clock right"
+            )
+        elif self._is_down and not is_down:
+            self._emit.up()
+        self._is_down = is_down
+        return now
+
+
+def _written(moment: str | datetime | None) -> str | None:
+    return moment.isoformat() if isinstance(moment, datetime) else moment
+
+
+def _zone(tz: str | tzinfo | None) -> str | None:
+    return None if tz is None else str(tz)
+
+
+def _text(instant: datetime) -> str:
+    return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
