@@ -57,6 +57,7 @@ class Dispatcher:
         self._ended = ended
         self._flows: dict[str, AnyFlow] = {}
         self._lanes: dict[str, Lane] = {}
+        self._awake: dict[str, Lane] = {}
         self._work = asyncio.Event()
         self._due = asyncio.Event()
         self._known_due: set[int] = set()
@@ -77,9 +78,9 @@ class Dispatcher:
             self._admission.declare(flow.name, flow.concurrency)
             lane = self._lanes.setdefault(flow.name, Lane(flow.name))
             lane.paused = flow.name in stopped
+            self._wake(lane)
         for name in set(self._lanes) - set(self._flows):
             self._lanes[name].paused = True
-        self._work.set()
 
     def pause(self, flow: str) -> None:
         """Start no more runs of a flow; those running go on."""
@@ -88,7 +89,7 @@ class Dispatcher:
     def resume(self, flow: str) -> None:
         """Start runs of a paused flow again."""
         self._lanes[flow].paused = False
-        self._work.set()
+        self._wake(self._lanes[flow])
 
     # ------------------------------------------------------------ new runs
 
@@ -149,7 +150,7 @@ class Dispatcher:
                 )
             )
             if self._admission.free > 0:
-                self._work.set()
+                self._wake(lane)
 
     def look_again(self, flow: str) -> None:
         """Read a flow's queue from the journal afresh: an operator put runs into it."""
@@ -158,7 +159,7 @@ class Dispatcher:
             for kept in (*lane.ready, *(row for rows in lane.parked.values() for row in rows)):
                 self._known_due.discard(kept.seq)
             lane.forget_all()
-            self._work.set()
+            self._wake(lane)
             self._due.set()
 
     def cancel(self, run_id: str, flow: str, order_key: str | None, seq: int) -> None:
@@ -168,7 +169,6 @@ class Dispatcher:
             running[1].cancel()
         elif order_key is not None and self._admission.let_go(flow, order_key, seq):
             self._free(flow, ("order", order_key))
-            self._work.set()
 
     # ------------------------------------------------------------ the loop
 
@@ -225,12 +225,16 @@ class Dispatcher:
             if self._stopping:
                 self._work.set()
                 await self._quiet.wait()
-            for lane in list(self._lanes.values()):
+            for lane in list(self._awake.values()):
                 await self._refill(lane)
             chosen = self._choose()
             if chosen:
                 await self._claim(chosen)
                 self._work.set()
+
+    def _wake(self, lane: Lane) -> None:
+        self._awake[lane.flow] = lane
+        self._work.set()
 
     async def _refill(self, lane: Lane) -> None:
         while lane.wanted:
@@ -241,24 +245,32 @@ class Dispatcher:
             lane.fetched(key, fresh, more=len(rows) == WINDOW // 4)
         if lane.paused or not lane.unread or len(lane.window) > WINDOW // 2:
             return
-        lane.reading, lane.unread = True, False
+        epoch = lane.start_reading()
         rows = await self._journal.queued(lane.flow, lane.cursor, WINDOW)
-        lane.read(rows, more=len(rows) == WINDOW)
+        lane.read(rows, more=len(rows) == WINDOW, epoch=epoch)
 
     def _choose(self) -> list[Queued]:
-        """Pick runs for the free slots, a few from each lane in turn."""
+        """Pick runs for the free slots, one from each lane in turn.
+
+        A lane that is empty, paused or at its own limit sleeps until something wakes it.
+        """
         chosen: list[Queued] = []
-        lanes = [lane for lane in self._lanes.values() if not lane.paused]
+        lanes = list(self._awake.values())
         while lanes and self._admission.free > 0:
             lanes = [lane for lane in lanes if self._choose_from(lane, chosen)]
         return chosen
 
+    def _sleep(self, lane: Lane) -> bool:
+        self._awake.pop(lane.flow, None)
+        return False
+
     def _choose_from(self, lane: Lane, chosen: list[Queued]) -> bool:
         """Take the next run of a lane; False when it has none that may start."""
         source = lane.ready or lane.window
+        if lane.paused or lane.empty:
+            return self._sleep(lane)
         if not source:
-            if lane.unread:
-                self._work.set()
+            self._work.set()  # there is more to read
             return False
         run = source[0]
         if source is lane.window and lane.has_parked(run.order_key, run.limit_key):
@@ -273,6 +285,8 @@ class Dispatcher:
             source.popleft()
             key = run.order_key if block is Block.ORDER else run.limit_key
             self._park(lane, run, ("order" if block is Block.ORDER else "limit", key or ""))
+        elif block is Block.FLOW:
+            return self._sleep(lane)
         else:
             return False
         return True
@@ -324,8 +338,8 @@ class Dispatcher:
                 self._known_due.add(row.seq)
                 if lane is not None:
                     lane.ready.append(row)
+                    self._wake(lane)
             if fresh:
-                self._work.set()
                 continue
             pause = await self._until_next_due()
             with suppress(TimeoutError):
@@ -371,16 +385,17 @@ class Dispatcher:
                 keep_order_for=claim.run_seq if holds else None,
             )
             self._work.set()
-        if recorded:
-            self._observe(claim, outcome, waited, (self._now() - started_at).total_seconds())
-            await self._ended(claim, outcome)
+        if not recorded:  # an operator cancelled it: the journal already says so
+            outcome = Outcome(state=RunState.CANCELLED)
+        self._observe(claim, outcome, waited, (self._now() - started_at).total_seconds())
+        await self._ended(claim, outcome)
 
     async def _record(self, claim: Claim, outcome: Outcome, started_at: datetime) -> bool:
         while True:
             try:
                 await self._journal.record(claim, outcome, started_at=started_at, now=self._now())
             except ClaimLost:
-                return False  # cancelled by an operator: the journal already says so
+                return False
             except JournalFull:
                 await self._until_writable()
             else:
@@ -425,10 +440,13 @@ class Dispatcher:
         if suspect and self._suspects:
             lane, run = self._suspects.pop(0)
             lane.ready.append(run)
+            self._wake(lane)
+        lane = self._lanes[flow]
+        if not lane.empty:
+            self._wake(lane)
 
     def _free(self, flow: str, key: Key) -> None:
-        lane = self._lanes.get(flow)
-        if lane is not None:
-            lane.freed(key)
-            if lane.wanted or lane.ready:
-                self._work.set()
+        lane = self._lanes[flow]
+        lane.freed(key)
+        if not lane.empty:
+            self._wake(lane)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from .emitter import TriggerEmitter
 from .errors import JournalFull
 from .event import Event
 from .journal.contract import Journal
 from .logs import get_logger
-from .trigger import Emitter, EndsEvents
+from .trigger import EndsEvents
 
 log = get_logger("turnout.effects")
 
@@ -22,7 +23,9 @@ BATCH = 200
 class Effects:
     """Ends events: calls their trigger and records that it was done."""
 
-    def __init__(self, journal: Journal, emitters: Callable[[], Mapping[str, Emitter]]) -> None:
+    def __init__(
+        self, journal: Journal, emitters: Callable[[], Mapping[str, TriggerEmitter]]
+    ) -> None:
         self._journal = journal
         self._emitters = emitters
 
@@ -43,11 +46,10 @@ class Effects:
 
     async def _carry_out(self, event_seq: int, event: Event, succeeded: bool) -> bool:
         emitter = self._emitters().get(event.trigger)
-        trigger = getattr(emitter, "trigger", None)
-        if emitter is None or not isinstance(trigger, EndsEvents):
+        if emitter is None or not isinstance(emitter.trigger, EndsEvents):
             return False  # the trigger is gone from the project: kept, in case it comes back
         try:
-            changed = await trigger.ended(event, succeeded, emitter)
+            changed = await emitter.trigger.ended(event, succeeded, emitter)
             await self._journal.record_effect(event_seq, changed)
         except JournalFull:
             return False  # the sweep comes by again

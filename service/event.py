@@ -56,7 +56,7 @@ class Event:
 
     @property
     def path(self) -> Path | None:
-        """The file this event is about, byte-exact, or None; a `file:` URL carries it (RFC 8089)."""
+        """The file this event is about, byte-exact, or None (kept as a `file:` URL, RFC 8089)."""
         url = self.extensions.get("fileurl")
         return None if url is None else path_from_url(url)
 

@@ -26,7 +26,7 @@ class Lane:
 
     `ready` runs go first: due retries, and runs whose key became free. `cursor` is the last queued
     row seen; `unread` says that the journal may hold rows behind it. `arriving` counts births whose
-    commit is on its way.
+    commit is on its way. `epoch` grows with `forget_all`: what was read before it does not count.
     """
 
     flow: str
@@ -34,6 +34,7 @@ class Lane:
     cursor: int = 0
     unread: bool = True
     reading: bool = False
+    epoch: int = 0
     arriving: int = 0
     ready: deque[Queued] = field(default_factory=deque)
     window: deque[Queued] = field(default_factory=deque)
@@ -68,9 +69,21 @@ class Lane:
         self.window.append(run)
         self.cursor = run.seq
 
-    def read(self, rows: Sequence[Queued], *, more: bool) -> None:
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to start, here or (as far as is known) in the journal."""
+        return not (self.ready or self.window or self.unread or self.wanted)
+
+    def start_reading(self) -> int:
+        """Say that the journal is being read behind `cursor`; pass the answer on to `read`."""
+        self.reading, self.unread = True, False
+        return self.epoch
+
+    def read(self, rows: Sequence[Queued], *, more: bool, epoch: int) -> None:
         """Take in rows read from the journal behind `cursor`; `more` if there may be others."""
         self.reading = False
+        if epoch != self.epoch:
+            return
         for row in rows:
             if row.seq > self.cursor:
                 self.window.append(row)
@@ -115,3 +128,4 @@ class Lane:
         self.parked_count = 0
         self.cursor = 0
         self.unread = True
+        self.epoch += 1

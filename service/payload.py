@@ -90,17 +90,14 @@ def _finite_float(text: str) -> float:
 def _check_depth(data: Any) -> None:
     level = [data]
     for _ in range(MAX_DEPTH + 1):
-        children: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                children.extend(value.values())
-            elif isinstance(value, list):
-                children.extend(value)
-        if not children:
-            return
-        level = [value for value in children if isinstance(value, dict | list)]
+        level = [value for value in level if isinstance(value, dict | list)]
         if not level:
             return
+        level = [
+            child
+            for value in level
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
     raise InvalidData(f"the JSON is nested more than {MAX_DEPTH} levels deep")
 
 

@@ -137,7 +137,7 @@ class CalledTrigger(Trigger, Protocol):
         """The route's own body limit, or None for the service's."""
 
     async def receive(self, inbound: Inbound, emit: Emitter) -> Reply:
-        """Verify, decode, emit, and only then answer 202; bad input is a 4xx, never an exception."""
+        """Verify, decode, emit, and only then answer 202; bad input is a 4xx, no exception."""
 
 
 @runtime_checkable

@@ -1,0 +1,90 @@
+"""Slots, keys and suspects are counted so that nothing overtakes and nothing is lost."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turnout.service.admission import Admission, Block
+from turnout.service.flow import limit
+
+
+def admission(concurrency: int = 10, **limits: object) -> Admission:
+    made = Admission(concurrency)
+    for flow, concurrency_limit in limits.items():
+        made.declare(flow, concurrency_limit)  # type: ignore[arg-type]  # keywords are Limits
+    return made
+
+
+def test_a_full_service_admits_nothing_until_a_slot_is_released() -> None:
+    slots = admission(1, bill=None)
+    assert slots.admit("bill", None, None, 1, False) is None
+    assert slots.admit("bill", None, None, 2, False) is Block.SLOT
+    slots.release("bill", None, None, suspect=False)
+    assert slots.admit("bill", None, None, 2, False) is None
+
+
+def test_a_flow_limit_leaves_slots_to_other_flows() -> None:
+    slots = admission(10, bill=limit(1), load=None)
+    assert slots.admit("bill", None, None, 1, False) is None
+    assert slots.admit("bill", None, None, 2, False) is Block.FLOW
+    assert slots.admit("load", None, None, 3, False) is None
+
+
+def test_a_key_limit_counts_each_key_apart() -> None:
+    slots = admission(10, bill=limit(1, per=lambda event: event.id))
+    assert slots.admit("bill", None, "a", 1, False) is None
+    assert slots.admit("bill", None, "a", 2, False) is Block.LIMIT
+    assert slots.admit("bill", None, "b", 3, False) is None
+
+
+def test_a_blocked_head_keeps_its_ordering_key_so_that_nothing_overtakes() -> None:
+    slots = admission(1, bill=None)
+    assert slots.admit("bill", "x", None, 1, False) is None
+    slots.release("bill", "x", None, suspect=False, keep_order_for=1)  # retrying
+    assert slots.admit("bill", "x", None, 2, False) is Block.ORDER
+    assert slots.admit("bill", "x", None, 1, False) is None
+    slots.release("bill", "x", None, suspect=False)
+    assert slots.admit("bill", "y", None, 5, False) is None
+    assert slots.admit("bill", "x", None, 6, False) is Block.SLOT
+    slots.release("bill", "y", None, suspect=False)
+    assert slots.admit("bill", "x", None, 7, False) is Block.ORDER  # 6 was first
+    assert slots.admit("bill", "x", None, 6, False) is None
+
+
+def test_suspects_run_one_at_a_time_over_all_flows() -> None:
+    slots = admission(10, bill=None, load=None)
+    assert slots.admit("bill", None, None, 1, True) is None
+    assert slots.admit("load", None, None, 2, True) is Block.SUSPECT
+    assert slots.admit("load", None, None, 3, False) is None
+    slots.release("bill", None, None, suspect=True)
+    assert slots.admit("load", None, None, 2, True) is None
+
+
+def test_a_cancelled_waiting_run_lets_its_key_go_only_if_it_holds_it() -> None:
+    slots = admission(10, bill=None)
+    slots.hold("bill", "x", 7)
+    assert not slots.let_go("bill", "x", 8)
+    assert slots.let_go("bill", "x", 7)
+    assert slots.admit("bill", "x", None, 9, False) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.booleans())))
+def test_whatever_comes_bounds_hold_and_slots_come_back(
+    steps: list[tuple[str, str, bool]],
+) -> None:
+    slots = admission(3, a=limit(2), b=limit(1, per=lambda event: event.id))
+    running: list[tuple[str, str, str]] = []
+    for seq, (flow, key, finish) in enumerate(steps, 1):
+        if finish and running:
+            flow, order_key, limit_key = running.pop(0)
+            slots.release(flow, order_key, limit_key, suspect=False)
+        elif slots.admit(flow, f"{key}{seq}", key, seq, False) is None:
+            running.append((flow, f"{key}{seq}", key))
+        assert len(running) == 3 - slots.free
+        assert sum(flow == "a" for flow, _, _ in running) <= 2
+        for name in "xyz":
+            assert sum(flow == "b" and key == name for flow, _, key in running) <= 1
+    for flow, order_key, limit_key in running:
+        slots.release(flow, order_key, limit_key, suspect=False)
+    assert slots.free == 3

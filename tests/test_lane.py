@@ -1,0 +1,90 @@
+"""A lane hands out every run once, in arrival order per key, whatever does not fit in memory."""
+
+from __future__ import annotations
+
+from turnout.service.journal.contract import Queued
+from turnout.service.lane import WINDOW, Lane
+
+
+def queued(seq: int, order_key: str | None = None) -> Queued:
+    return Queued(
+        seq=seq, flow="bill", order_key=order_key, limit_key=None, due_at=None, suspect=False
+    )
+
+
+def fresh() -> Lane:
+    lane = Lane("bill")
+    lane.read([], more=False, epoch=lane.start_reading())
+    return lane
+
+
+def test_a_lane_is_idle_only_when_nothing_older_waits() -> None:
+    lane = fresh()
+    assert lane.idle
+    lane.arriving = 1
+    assert not lane.idle
+    lane.arriving = 0
+    lane.arrived(queued(1))
+    assert not lane.idle
+
+
+def test_rows_beyond_the_window_stay_in_the_journal_and_are_read_in_order() -> None:
+    lane = fresh()
+    for seq in range(1, WINDOW + 10):
+        lane.arrived(queued(seq))
+    assert len(lane.window) == WINDOW
+    assert lane.unread
+    lane.window.clear()
+    rows = [queued(seq) for seq in range(WINDOW + 1, WINDOW + 10)]
+    lane.read(rows, more=False, epoch=lane.start_reading())
+    assert [run.seq for run in lane.window] == list(range(WINDOW + 1, WINDOW + 10))
+    assert not lane.unread
+
+
+def test_a_run_that_arrives_while_the_journal_is_read_comes_once() -> None:
+    lane = fresh()
+    epoch = lane.start_reading()
+    lane.arrived(queued(1))
+    lane.read([queued(1)], more=False, epoch=epoch)
+    assert lane.unread  # it may have come after the read: look once more
+    lane.read([], more=False, epoch=lane.start_reading())
+    assert [run.seq for run in lane.window] == [1]
+
+
+def test_a_parked_run_is_ready_when_its_key_is_free_and_blocks_no_other() -> None:
+    lane = fresh()
+    lane.park(queued(1, "x"), ("order", "x"))
+    lane.park(queued(2, "x"), ("order", "x"))
+    assert lane.has_parked("x", None)
+    assert not lane.has_parked("y", None)
+    lane.freed(("order", "x"))
+    assert [run.seq for run in lane.ready] == [1]
+    lane.freed(("order", "x"))
+    assert not lane.has_parked("x", None)
+
+
+def test_parked_runs_beyond_the_bound_are_wanted_from_the_journal() -> None:
+    lane = fresh()
+    for seq in range(1, WINDOW + 2):
+        lane.park(queued(seq, "x"), ("order", "x"))
+    assert lane.parked_count == WINDOW
+    for _ in range(WINDOW):
+        lane.freed(("order", "x"))
+    assert lane.has_parked("x", None)  # the one that was dropped
+    lane.freed(("order", "x"))
+    assert lane.wanted == {("order", "x")}
+    lane.wanted.clear()
+    lane.spilled.clear()
+    lane.fetched(("order", "x"), [queued(WINDOW + 1, "x")], more=False)
+    assert lane.ready[-1].seq == WINDOW + 1
+    assert not lane.has_parked("x", None)
+
+
+def test_what_was_read_before_everything_was_forgotten_does_not_count() -> None:
+    lane = fresh()
+    epoch = lane.start_reading()
+    lane.forget_all()
+    lane.read([queued(5)], more=False, epoch=epoch)
+    assert not lane.window
+    assert lane.unread  # 1 to 4 may be there too
+    assert lane.cursor == 0

@@ -1,0 +1,91 @@
+"""Hostile bodies are refused with a reason or decoded exactly; never changed in silence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turnout.service.errors import InvalidData
+from turnout.service.payload import MAX_DEPTH, decode
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=30,
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"NaN",
+        b"[Infinity]",
+        b"-Infinity",
+        b"1e999",
+        b"[1e999, 12345678901234567890]",
+        b"[NaN, 12345678901234567890]",
+        b'"\\ud800"',
+        b'["\\ud800", 12345678901234567890]',
+        b'{"a": \xff}',
+        b"\xef\xbb\xbf{}",
+        '{"a": 1}'.encode("utf-16"),
+        b"9" * 5000,
+        b"[" * 65 + b"]" * 65,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 1100 + b"1" + b"}" * 1100,
+        b"[12345678901234567890," + b"[" * 100_000 + b"]" * 100_000 + b"]",
+        b"{",
+        b"",
+        b"{'a': 1}",
+        b"[1,]",
+        b"nul",
+    ],
+    ids=lambda body: repr(body[:24]),
+)
+def test_json_that_some_reader_would_change_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidData):
+        decode(body, "json")
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, -(2**64), 10**40, 2**53 + 1])
+def test_integers_past_64_bits_stay_exact(number: int) -> None:
+    assert decode(b'{"n": %d}' % number, "json") == {"n": number}
+    assert type(decode(b"%d" % number, "json")) is int
+
+
+def test_nesting_up_to_the_limit_is_accepted() -> None:
+    body = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
+    assert decode(body, "json") == json.loads(body)
+    wide = b"[" + b",".join([b"[]"] * 5000) + b"]"
+    assert len(decode(wide, "json")) == 5000
+
+
+def test_of_duplicate_keys_the_last_one_wins() -> None:
+    assert decode(b'{"a": 1, "a": 2}', "json") == {"a": 2}
+
+
+@given(JSON)
+def test_every_value_json_can_write_comes_back_equal(value: object) -> None:
+    assert decode(json.dumps(value).encode(), "json") == value
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_data_or_refused(body: bytes) -> None:
+    for encoding in ("json", "text", "form", "bytes"):
+        try:
+            decode(body, encoding)  # type: ignore[arg-type]  # each is one of the four words
+        except InvalidData as error:
+            assert str(error)
+
+
+def test_forms_keep_repeated_fields_and_have_a_bound() -> None:
+    assert decode(b"a=1&b=&a=2", "form") == {"a": ["1", "2"], "b": ""}
+    with pytest.raises(InvalidData, match="1000"):
+        decode(b"&".join([b"a=1"] * 1001), "form")

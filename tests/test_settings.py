@@ -1,0 +1,56 @@
+"""Settings are typed; a wrong or misspelt one is named with the place it stands in."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from turnout.service.errors import SetupError
+from turnout.service.settings import load
+
+
+def test_the_environment_wins_over_the_file_and_a_choice_over_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "turnout.toml"
+    config.write_text('port = 1\ngrace = "5s"\nmax_body_bytes = "2MiB"\nconcurrency = 3\n')
+    monkeypatch.setenv("TURNOUT_PORT", "2")
+    monkeypatch.setenv("TURNOUT_CONCURRENCY", "4")
+    settings = load(config, concurrency=5, host=None)
+    assert (settings.port, settings.concurrency, settings.host) == (2, 5, "127.0.0.1")
+    assert settings.grace == timedelta(seconds=5)
+    assert settings.max_body_bytes == 2 * 2**20
+
+
+def test_a_misspelt_key_is_refused_with_a_guess(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "turnout.toml"
+    config.write_text("concurency = 3\n")
+    with pytest.raises(SetupError, match=r"turnout\.toml: 'concurency'.*'concurrency'"):
+        load(config)
+    config.write_text("")
+    monkeypatch.setenv("TURNOUT_GRAZE", "5s")
+    with pytest.raises(SetupError, match=r"TURNOUT_GRAZE.*'grace'"):
+        load(config)
+
+
+def test_a_bad_value_names_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "turnout.toml"
+    config.write_text('grace = "soon"\n')
+    with pytest.raises(SetupError, match=r"turnout\.toml: grace: .*duration 'soon'"):
+        load(config)
+    config.write_text("")
+    monkeypatch.setenv("TURNOUT_PORT", "99999")
+    with pytest.raises(SetupError, match=r"TURNOUT_PORT: port"):
+        load(config)
+    monkeypatch.delenv("TURNOUT_PORT")
+    config.write_text("port = = 1")
+    with pytest.raises(SetupError, match=r"turnout\.toml"):
+        load(config)
+
+
+def test_the_token_is_not_shown() -> None:
+    assert "hunter22" not in repr(load(api_token="hunter22"))
