@@ -25,7 +25,7 @@ from .lane import WINDOW, Key, Lane
 from .logs import get_logger
 from .metrics import Metrics
 from .project import AnyFlow
-from .run import Outcome, RunState
+from .run import Outcome, Run, RunState
 
 log = get_logger("turnout.dispatcher")
 
@@ -162,13 +162,22 @@ class Dispatcher:
             self._wake(lane)
             self._due.set()
 
-    def cancel(self, run_id: str, flow: str, order_key: str | None, seq: int) -> None:
+    def cancel(self, run: Run) -> None:
         """Stop a run whose cancel is on disk: cooperatively, at its next await."""
-        running = self._running.get(run_id)
+        running = self._running.get(run.id)
         if running is not None:
             running[1].cancel()
-        elif order_key is not None and self._admission.let_go(flow, order_key, seq):
-            self._free(flow, ("order", order_key))
+        else:
+            self.let_go(run)
+
+    def let_go(self, run: Run) -> None:
+        """Free the ordering key a run holds without running: it was cancelled or dropped."""
+        if (
+            run.order_key is not None
+            and run.flow in self._flows
+            and self._admission.let_go(run.flow, run.order_key, run.seq)
+        ):
+            self._free(run.flow, ("order", run.order_key))
 
     # ------------------------------------------------------------ the loop
 

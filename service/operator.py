@@ -45,7 +45,7 @@ class Operator:
         """End an unfinished run as `cancelled`; a running one stops at its next await."""
         run = await self._journal.cancel(run_id, now=self._now())
         if self._dispatcher is not None:
-            self._dispatcher.cancel(run.id, run.flow, run.order_key, run.seq)
+            self._dispatcher.cancel(run)
         return run
 
     async def retry(self, run_id: str, from_step: str | None = None) -> Run:
@@ -56,7 +56,10 @@ class Operator:
 
     async def drop(self, run_id: str) -> Run:
         """Take a dead letter off the list; it is kept as a failed run."""
-        return await self._journal.drop(run_id, now=self._now())
+        run = await self._journal.drop(run_id, now=self._now())
+        if self._dispatcher is not None:
+            self._dispatcher.let_go(run)
+        return run
 
     async def replay_dead(self, run_id: str) -> list[str]:
         """Start a dead letter's flow again from the event, as a new run; the letter is dropped."""
@@ -67,7 +70,7 @@ class Operator:
             raise Refused(f"run {run.id} is not a dead letter; it is {run.state}")
         stored = await self._event_of(run)
         runs = await self._replay(stored, [run.flow])
-        await self._journal.drop(run.id, now=self._now())
+        await self.drop(run.id)
         return runs
 
     async def replay(self, event_id: str, source: str | None = None) -> list[str]:

@@ -1,0 +1,226 @@
+"""One process's parts, wired: started in order, stopped in order, reloaded in place.
+
+Start: what is behind the way in comes first, so that nothing is accepted before everything works.
+Stop is the reverse: no new events, runs end within the grace time, the rest is handed back.
+Not here: HTTP, signals and settings (app).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from .admission import Admission
+from .dispatcher import Dispatcher
+from .effects import Effects
+from .emitter import TriggerEmitter
+from .event import Event
+from .executor import Executor
+from .journal.contract import Claim, Journal
+from .logs import get_logger
+from .metrics import Metrics
+from .operator import Operator
+from .pools import Pools
+from .project import AnyFlow, Project
+from .resource import Resource, Resources
+from .run import Outcome, RunState
+from .settings import Settings
+from .supervisor import Supervisor
+from .trigger import CalledTrigger, Trigger
+from .units import utc_now
+from .waiters import Waiters
+
+log = get_logger("turnout")
+
+
+@dataclass(frozen=True)
+class ApiTrigger:
+    """The trigger behind `POST /api/events`: events somebody hands in by type."""
+
+    name: str = "api"
+    kind: str = "api"
+
+    def check(self) -> None:
+        """Nothing can be wrong with it."""
+
+
+class Process:
+    """One process's parts, wired."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        project: Project,
+        journal: Journal,
+        metrics: Metrics,
+        tasks: asyncio.TaskGroup,
+        *,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.settings = settings
+        self.project = project
+        self.journal = journal
+        self.metrics = metrics
+        self.now = now
+        self.emitters: dict[str, TriggerEmitter] = {}
+        self.stopping = False
+        self._tasks = tasks
+        self.waiters = Waiters(journal, settings.max_waiters)
+        self.resources = Resources()
+        self.pools = Pools(settings.threads, settings.processes)
+        self.effects = Effects(journal, lambda: self.emitters)
+        self.dispatcher = Dispatcher(
+            journal,
+            Executor(journal, self.pools, self.resources, settings, metrics, now=now),
+            Admission(settings.concurrency),
+            metrics,
+            now=now,
+            ended=self._run_ended,
+        )
+        self.supervisor = Supervisor(tasks)
+        self.api = self.emitter(
+            ApiTrigger(), lambda event: self.project.by_type.get(event.type, ())
+        )
+        self.operator = Operator(
+            journal,
+            now=now,
+            dispatcher=self.dispatcher,
+            project=lambda: self.project,
+            emitters=lambda: self.emitters,
+            api=self.api,
+        )
+        metrics.observe_counts(journal.counts)
+
+    def emitter(
+        self, trigger: Trigger, flows: Callable[[Event], Sequence[AnyFlow]]
+    ) -> TriggerEmitter:
+        """Build the way in for a trigger."""
+        return TriggerEmitter(
+            trigger,
+            flows,
+            journal=self.journal,
+            dispatcher=self.dispatcher,
+            metrics=self.metrics,
+            waiters=self.waiters,
+            tasks=self._tasks,
+            now=self.now,
+            settled=self._event_settled,
+        )
+
+    async def _run_ended(self, claim: Claim, outcome: Outcome) -> None:
+        if outcome.state in (RunState.RETRYING, RunState.WAITING, RunState.QUEUED):
+            return
+        self.metrics.runs_ended.labels(claim.flow, outcome.state).inc()
+        if outcome.state is RunState.FAILED and outcome.error is not None:
+            log.error(
+                "run.failed",
+                flow=claim.flow,
+                run=claim.run_id,
+                attempt=claim.attempt,
+                trigger=claim.event.trigger,
+                event=claim.event.id,
+                error=f"{outcome.error.type}: {outcome.error.message}",
+                step=outcome.error.step,
+            )
+        self.waiters.finished(claim.run_id)
+        emitter = self.emitters.get(claim.event.trigger)
+        if emitter is not None and emitter.has_effect:
+            await self.effects.event_ended(claim.event_seq)
+
+    def _event_settled(self, event_seq: int, _trigger: Trigger) -> None:
+        self._tasks.create_task(self.effects.event_ended(event_seq))
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Bring up everything behind the way in; the caller stops `resources` at the end."""
+        rescued = await self.journal.rescue(now=self.now())
+        if rescued.requeued or rescued.blamed:
+            log.warning("runs.rescued", requeued=rescued.requeued, blamed=list(rescued.blamed))
+        for flow in self.project.flows.values():
+            if flow.was is not None:
+                await self.journal.rename_flow(flow.was, flow.name)
+        for name, count in (await self.journal.orphans(list(self.project.flows))).items():
+            log.warning("runs.orphaned", flow=name, count=count)
+        await self.resources.start(_resources(self.project))
+        await self._apply(self.project)
+        ready = asyncio.Event()
+        self._tasks.create_task(self.dispatcher.run(ready.set))
+        await ready.wait()
+
+    async def _apply(self, project: Project) -> None:
+        paused = await self.journal.paused()
+        self.project = project
+        self.dispatcher.serve(
+            project.flows.values(),
+            [name.removeprefix("flow:") for name in paused if name.startswith("flow:")],
+        )
+        for name, trigger in project.triggers.items():
+            known = self.emitters.get(name)
+            if known is None or known.trigger != trigger:
+                self.emitters[name] = self.emitter(
+                    trigger, lambda _event, name=name: self._fed(name)
+                )
+            self.emitters[name].paused = f"trigger:{name}" in paused
+
+    def _fed(self, trigger: str) -> Sequence[AnyFlow]:
+        return self.project.feeds.get(trigger, ())
+
+    async def start_triggers(self) -> None:
+        """Open the way in."""
+        for emitter in self.emitters.values():
+            self.supervisor.start(emitter)
+
+    async def reload(self, project: Project) -> None:
+        """Serve a new version of the project: unchanged triggers never stop."""
+        gone = [
+            name
+            for name, emitter in self.emitters.items()
+            if project.triggers.get(name) != emitter.trigger
+        ]
+        await self.supervisor.stop(*gone) if gone else None
+        for name in gone:
+            del self.emitters[name]
+        known = set(self.emitters)
+        await self.resources.start(_resources(project))
+        await self._apply(project)
+        for name in set(self.emitters) - known:
+            self.supervisor.start(self.emitters[name])
+
+    def routes(self) -> list[tuple[CalledTrigger, TriggerEmitter]]:
+        """Return the called triggers with their way in, for the HTTP adapter."""
+        return [
+            (emitter.trigger, emitter)
+            for emitter in self.emitters.values()
+            if isinstance(emitter.trigger, CalledTrigger)
+        ]
+
+    def problems(self) -> list[str]:
+        """Return why the service is not ready; nothing when it is."""
+        found = ["the service is stopping"] if self.stopping else []
+        if self.journal.writable is not None:
+            found.append(f"the journal cannot be written: {self.journal.writable}")
+        found += [
+            f"trigger {name}: {emitter.problem}"
+            for name, emitter in self.emitters.items()
+            if emitter.problem is not None and not emitter.paused
+        ]
+        return found
+
+    async def stop(self) -> int:
+        """Stop intake, drain, hand back; returns runs stuck in threads that cannot be ended."""
+        self.stopping = True
+        await self.supervisor.stop()
+        for emitter in self.emitters.values():
+            emitter.close("the service is stopping")
+        self.api.close("the service is stopping")
+        return await self.dispatcher.stop(self.settings.grace)
+
+
+def _resources(project: Project) -> list[Resource[Any]]:
+    return [
+        resource for flow in project.flows.values() for resource in flow.binding.resources.values()
+    ]

@@ -1,0 +1,116 @@
+"""A process's parts, running on a real journal inside a test: everything but HTTP and signals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+from turnout.service.journal.sqlite import open_journal
+
+from turnout.service.emitter import TriggerEmitter
+from turnout.service.event import Event, mint_id
+from turnout.service.flow import Flow
+from turnout.service.journal.contract import Filter
+from turnout.service.metrics import Metrics
+from turnout.service.process import ApiTrigger, Process
+from turnout.service.project import Project
+from turnout.service.run import FINISHED, Run
+from turnout.service.settings import Settings
+from turnout.service.trigger import Receipt
+from turnout.service.units import utc_now
+
+PATIENCE_SECONDS = 10.0
+
+
+class Running:
+    """A running process and what tests do to it."""
+
+    def __init__(self, process: Process, emitter: TriggerEmitter) -> None:
+        self.process = process
+        self.emitter = emitter
+
+    async def send(self, data: Any = None, *, event_id: str | None = None) -> Receipt:
+        """Emit one JSON event to every flow."""
+        return (await self.emitter([make_event(data, event_id)]))[0]
+
+    async def finished(self, run_id: str) -> Run:
+        """Wait until a run has finished."""
+        run = await self.process.waiters.result(run_id, PATIENCE_SECONDS)
+        assert run is not None, f"run {run_id} did not finish"
+        return run
+
+    async def run(self, run_id: str) -> Run:
+        """Return a run as it is now."""
+        run = await self.process.journal.run(run_id)
+        assert run is not None
+        return run
+
+    async def all_finished(self) -> list[Run]:
+        """Wait until no run is unfinished; return them all, oldest first."""
+
+        async def quiet() -> bool:
+            return not any(self.process.journal.counts()[0].values())
+
+        await eventually(quiet)
+        runs = await self.process.journal.runs(Filter(limit=10_000))
+        assert all(run.state in FINISHED for run in runs)
+        return runs[::-1]
+
+
+def make_event(data: Any = None, event_id: str | None = None) -> Event:
+    """Return a JSON event with a minted id, or with `event_id` as a sender would give it."""
+    return Event(
+        id=event_id or mint_id(),
+        source="/test",
+        type="test",
+        time=datetime.now(UTC),
+        body=orjson.dumps(data),
+        trigger="test",
+        minted=event_id is None,
+    )
+
+
+async def eventually(fact: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until `fact` is true; fail after a bound."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not await fact():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running(
+    folder: Path,
+    flows: Sequence[Flow[..., Any]],
+    *,
+    now: Callable[[], datetime] = utc_now,
+    **chosen: Any,
+) -> AsyncIterator[Running]:
+    """Run flows on a journal in `folder`; leaving stops as SIGTERM does, with a short grace."""
+    chosen = {"grace": timedelta(seconds=2), "min_free_bytes": 0, **chosen}
+    settings = Settings(data=folder, **chosen)
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        journal = await open_journal(
+            folder,
+            metrics=metrics,
+            synchronous="normal",
+            max_unfinished_runs=settings.max_unfinished_runs,
+            min_free_bytes=settings.min_free_bytes,
+        )
+        stack.push_async_callback(journal.close)
+        async with asyncio.TaskGroup() as tasks:
+            process = Process(settings, Project.of(flows), journal, metrics, tasks, now=now)
+            stack.push_async_callback(process.resources.stop)
+            await process.start()
+            everything = tuple(flows)
+            emitter = process.emitter(ApiTrigger("test", "test"), lambda _event: everything)
+            process.emitters["test"] = emitter
+            try:
+                yield Running(process, emitter)
+            finally:
+                await process.stop()

@@ -1,0 +1,337 @@
+"""Runs start in order, within their limits, once; and survive whatever ends the process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tests.running import Running, eventually, running
+from turnout import Fail, Skip, flow, limit, retry
+from turnout.service.event import Event
+from turnout.service.journal.contract import Filter
+from turnout.service.lane import WINDOW
+from turnout.service.run import RunState
+
+
+async def test_an_event_becomes_a_succeeded_run(tmp_path: Path) -> None:
+    @flow
+    async def double(event: Event) -> int:
+        return int(event.data) * 2
+
+    async with running(tmp_path, [double]) as service:
+        receipt = await service.send(21)
+        run = await service.finished(receipt.runs[0])
+        assert (run.state, run.result, run.attempts) == (RunState.SUCCEEDED, b"42", 1)
+
+
+async def test_a_redelivery_makes_no_second_run(tmp_path: Path) -> None:
+    @flow
+    async def note(event: Event) -> None: ...
+
+    async with running(tmp_path, [note]) as service:
+        first = await service.send({"n": 1}, event_id="a")
+        again = await service.send({"n": 1}, event_id="a")
+        other = await service.send({"n": 2}, event_id="a")
+        assert again.duplicate
+        assert again.runs == first.runs
+        assert other.conflict
+        assert len(await service.all_finished()) == 1
+
+
+async def test_runs_start_in_arrival_order_and_never_above_the_limit(tmp_path: Path) -> None:
+    started: list[int] = []
+    at_once = most = 0
+
+    @flow(concurrency=3)
+    async def work(event: Event) -> None:
+        nonlocal at_once, most
+        started.append(event.data)
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0)
+        at_once -= 1
+
+    count = WINDOW * 3
+    async with running(tmp_path, [work]) as service:
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(count):
+                tasks.create_task(service.send(number))
+        await service.all_finished()
+    assert started == list(range(count))
+    assert most <= 3
+
+
+async def test_a_key_limit_lets_other_keys_pass(tmp_path: Path) -> None:
+    at_once: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+
+    @flow(concurrency=limit(2, per=lambda event: event.data["customer"]))
+    async def bill(event: Event) -> None:
+        customer = event.data["customer"]
+        at_once[customer] += 1
+        most[customer] = max(most[customer], at_once[customer])
+        await asyncio.sleep(0.001)
+        at_once[customer] -= 1
+
+    async with running(tmp_path, [bill]) as service:
+        for number in range(60):
+            await service.send({"customer": "big" if number % 3 else f"small{number}"})
+        runs = await service.all_finished()
+    assert len(runs) == 60
+    assert max(most.values()) == 2
+
+
+async def test_runs_of_one_key_go_one_after_the_other_in_order(tmp_path: Path) -> None:
+    seen: dict[str, list[int]] = {}
+    busy: Counter[str] = Counter()
+
+    @flow(ordered_by=lambda event: event.data["key"], retry=retry(2, delay="1ms"))
+    async def apply(event: Event) -> None:
+        key, number = event.data["key"], event.data["number"]
+        busy[key] += 1
+        assert busy[key] == 1
+        try:
+            await asyncio.sleep(0.0005)
+            if number % 7 == 3 and number not in seen.get("failed", []):
+                seen.setdefault("failed", []).append(number)
+                raise ValueError("not now")
+            seen.setdefault(key, []).append(number)
+        finally:
+            busy[key] -= 1
+
+    async with running(tmp_path, [apply], concurrency=8) as service:
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(WINDOW * 2):
+                key = "hot" if number % 2 else f"cold{number % 5}"
+                tasks.create_task(service.send({"key": key, "number": number}))
+        runs = await service.all_finished()
+    assert {run.state for run in runs} == {RunState.SUCCEEDED}
+    for key, numbers in seen.items():
+        if key != "failed":
+            assert numbers == sorted(numbers), key
+
+
+async def test_a_retry_waits_without_a_slot_and_is_due_after_a_restart(tmp_path: Path) -> None:
+    tries: list[int] = []
+
+    @flow(concurrency=1, retry=retry(3, delay="300ms", jitter=False, factor=1))
+    async def flaky(event: Event) -> str:
+        tries.append(event.data)
+        if event.data == 1 and tries.count(1) < 3:
+            raise ConnectionError("down")
+        return "up"
+
+    async with running(tmp_path, [flaky]) as service:
+        await service.send(1)
+        other = await service.send(2)
+        assert (await service.finished(other.runs[0])).state is RunState.SUCCEEDED
+
+        async def waits() -> bool:
+            return service.process.journal.counts()[0].get("retrying") == 1
+
+        await eventually(waits)
+    async with running(tmp_path, [flaky]) as service:
+        runs = await service.all_finished()
+        assert [(run.state, run.attempts) for run in runs] == [
+            (RunState.SUCCEEDED, 3),
+            (RunState.SUCCEEDED, 1),
+        ]
+
+
+async def test_each_way_an_attempt_can_end(tmp_path: Path) -> None:
+    @flow(retry=retry(5))
+    async def ends(event: Event) -> Any:
+        match event.data:
+            case "skip":
+                raise Skip("nothing to do")
+            case "fail":
+                raise Fail("never")
+            case "exit":
+                raise SystemExit(3)
+            case "keep":
+                return {1, 2}
+        return event.data
+
+    @flow(timeout="20ms")
+    async def slow() -> None:
+        await asyncio.Event().wait()
+
+    async with running(tmp_path, [ends]) as service:
+        states = {}
+        for word in ("skip", "fail", "ok"):
+            receipt = await service.send(word)
+            states[word] = await service.finished(receipt.runs[0])
+        assert (states["skip"].state, states["skip"].reason) == (
+            RunState.SKIPPED,
+            "nothing to do",
+        )
+        assert states["fail"].state is RunState.FAILED
+        assert states["fail"].attempts == 1
+        assert states["fail"].dead
+        assert states["ok"].result == b'"ok"'
+    async with running(tmp_path / "slow", [slow]) as service:
+        run = await service.finished((await service.send()).runs[0])
+        assert run.state is RunState.FAILED
+        assert run.error is not None
+        assert "20ms" in run.error.message
+
+
+async def test_an_exit_in_a_flow_fails_the_run_not_the_service(tmp_path: Path) -> None:
+    @flow
+    def leaves(event: Event) -> None:
+        raise SystemExit(event.data)
+
+    async with running(tmp_path, [leaves]) as service:
+        run = await service.finished((await service.send(3)).runs[0])
+        assert run.error is not None
+        assert run.error.type == "SystemExit"
+        assert (await service.finished((await service.send(4)).runs[0])).dead
+
+
+async def test_stopping_hands_back_what_does_not_end_and_spends_no_attempt(tmp_path: Path) -> None:
+    started = asyncio.Event()
+    block = True
+
+    @flow
+    async def patient() -> str:
+        started.set()
+        if block:
+            await asyncio.Event().wait()
+        return "done"
+
+    async with running(tmp_path, [patient], grace=timedelta(milliseconds=50)) as service:
+        receipt = await service.send()
+        await started.wait()
+    block = False
+    async with running(tmp_path, [patient]) as service:
+        run = await service.finished(receipt.runs[0])
+        assert (run.state, run.attempts, run.crashes) == (RunState.SUCCEEDED, 1, 0)
+
+
+async def test_a_cancelled_run_stops_at_its_next_await(tmp_path: Path) -> None:
+    started = asyncio.Event()
+    cancelled = asyncio.Event()
+
+    @flow(concurrency=1)
+    async def patient(event: Event) -> None:
+        started.set()
+        if event.data == "wait":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+    async with running(tmp_path, [patient]) as service:
+        first = await service.send("wait")
+        await started.wait()
+        second = await service.send("wait")  # queued behind it
+        third = await service.send("go")
+        await service.process.operator.cancel(second.runs[0])
+        await service.process.operator.cancel(first.runs[0])
+        await cancelled.wait()
+        assert (await service.finished(third.runs[0])).state is RunState.SUCCEEDED
+        for receipt in (first, second):
+            assert (await service.run(receipt.runs[0])).state is RunState.CANCELLED
+
+
+async def test_a_paused_flow_takes_events_and_runs_them_when_resumed(tmp_path: Path) -> None:
+    @flow
+    async def work() -> None: ...
+
+    async with running(tmp_path, [work]) as service:
+        await service.process.operator.pause("work")
+        receipt = await service.send()
+        assert (await service.run(receipt.runs[0])).state is RunState.QUEUED
+    async with running(tmp_path, [work]) as service:  # the pause outlives a restart
+        assert (await service.run(receipt.runs[0])).state is RunState.QUEUED
+        await service.process.operator.resume("work")
+        assert (await service.finished(receipt.runs[0])).state is RunState.SUCCEEDED
+
+
+async def test_a_dead_letter_replays_as_a_new_run(tmp_path: Path) -> None:
+    fixed = False
+
+    @flow
+    async def fragile(event: Event) -> None:
+        if not fixed:
+            raise ValueError("bug")
+
+    async with running(tmp_path, [fragile]) as service:
+        receipt = await service.send({"a": 1})
+        dead = await service.finished(receipt.runs[0])
+        assert dead.dead
+        fixed = True
+        replayed = await service.process.operator.replay_dead(dead.id)
+        again = await service.finished(replayed[0])
+        assert (again.state, again.replay) == (RunState.SUCCEEDED, 1)
+        assert not (await service.run(dead.id)).dead
+
+
+async def test_a_failed_run_retried_by_an_operator_goes_on(tmp_path: Path) -> None:
+    fixed = False
+
+    @flow
+    async def fragile() -> str:
+        if not fixed:
+            raise ValueError("bug")
+        return "ok"
+
+    async with running(tmp_path, [fragile]) as service:
+        receipt = await service.send()
+        await service.finished(receipt.runs[0])
+        fixed = True
+        await service.process.operator.retry(receipt.runs[0])
+        await service.all_finished()
+        run = await service.run(receipt.runs[0])
+        assert (run.state, run.dead) == (RunState.SUCCEEDED, False)
+
+
+async def test_blocked_order_keeps_the_key_after_a_dead_head(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def one(on_dead: str) -> Any:
+        @flow(name=on_dead, ordered_by=lambda event: "k", on_dead=on_dead)  # type: ignore[call-overload]  # both words
+        async def ordered(event: Event) -> None:
+            if event.data == 1:
+                raise ValueError("dead")
+            seen.append(event.data)
+
+        return ordered
+
+    async with running(tmp_path / "go", [one("continue")]) as service:
+        await service.send(1)
+        await service.finished((await service.send(2)).runs[0])
+        assert seen == [2]
+    async with running(tmp_path / "block", [one("block")]) as service:
+        head = await service.send(1)
+        await service.finished(head.runs[0])
+        behind = await service.send(2)
+        assert (await service.run(behind.runs[0])).state is RunState.QUEUED
+        await service.process.operator.drop(head.runs[0])
+        assert (await service.finished(behind.runs[0])).state is RunState.SUCCEEDED
+
+
+async def check_memory(service: Running) -> None:
+    lane = service.process.dispatcher._lanes["slow"]
+    assert len(lane.window) + lane.parked_count <= 2 * WINDOW
+
+
+async def test_a_backlog_stays_in_the_journal(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+
+    @flow(concurrency=limit(1, per=lambda event: event.data % 3))
+    async def slow(event: Event) -> None:
+        await gate.wait()
+
+    async with running(tmp_path, [slow]) as service:
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(WINDOW * 8):
+                tasks.create_task(service.send(number))
+        await check_memory(service)
+        gate.set()
+        await service.all_finished()
+        runs = await service.process.journal.runs(Filter(limit=10_000))
+        assert len({run.id for run in runs}) == WINDOW * 8
