@@ -1,0 +1,61 @@
+"""What all tests share: the `--full` size, a printed seed, and a guard against blocked loops."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+Say = Callable[[str], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run fault and load tests at full size")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    skip = pytest.mark.skip(reason="full size only: --full")
+    for item in items:
+        if "full" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether to run at full size rather than smoke size (decision 33)."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest) -> Say:
+    """Print a measured number into the test report, captured output or not."""
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+
+    def write(text: str) -> None:
+        if reporter is not None:
+            reporter.write_line(f"  {request.node.name}: {text}")
+
+    return write
+
+
+@pytest.fixture
+def seed(say: Say) -> int:
+    """Return a fresh seed, printed; `TURNOUT_TEST_SEED` repeats an earlier one."""
+    chosen = int(os.environ.get("TURNOUT_TEST_SEED") or secrets.randbits(32))
+    say(f"TURNOUT_TEST_SEED={chosen}")
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def loop_never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail an asyncio test in which turnout's own code blocks the loop."""
+    if request.node.get_closest_marker("asyncio") is None:
+        yield
+        return
+    with blockbuster_ctx("turnout"):
+        yield

@@ -1,0 +1,282 @@
+"""The real `turnout serve`, as an operator starts it: spawned, watched, signalled, restarted.
+
+Everything here waits on a fact (an answer, a log line, an exit) with a timeout and says what it
+waited for, with the end of the program's log, when the fact does not come. A test's negative
+control passes `sabotage`: code run in the child before turnout's own, which breaks one promise.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import psutil  # type: ignore[import-untyped]  # no stubs among the project's dependencies
+
+T = TypeVar("T")
+
+STEP_SECONDS = 0.01
+
+_LAUNCH = "\nfrom turnout.service.cli import main\nmain()"
+
+
+def until(fact: Callable[[], T | None], timeout: float, what: str) -> T:
+    """Return the first truthy answer of `fact`; fails naming `what` after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while True:
+        answer = fact()
+        if answer:
+            return answer
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout:g} s: {what}")
+        time.sleep(STEP_SECONDS)
+
+
+def free_port() -> int:
+    """Return a loopback port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an HTTP request came to."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The decoded body."""
+        return json.loads(self.body)
+
+
+def environment(chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment without its turnout settings, with `chosen`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("TURNOUT_")}
+    return kept | dict(chosen)
+
+
+def turnout(*arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 30) -> (
+    subprocess.CompletedProcess[str]
+):  # fmt: skip
+    """Run one `turnout` command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "turnout.service.cli", *map(str, arguments)],
+        env=environment(env or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@dataclass(kw_only=True)
+class Program:
+    """One `turnout serve` that may be started again and again on the same data and port."""
+
+    flows: Path
+    data: Path
+    log: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    sabotage: str = ""
+    prefix: Sequence[str] = ()
+
+    _child: subprocess.Popen[bytes] | None = None
+    _started: float = 0.0
+
+    # ---- life
+
+    def start(self) -> Self:
+        """Spawn it in a process group of its own; does not wait."""
+        code = ["-c", self.sabotage + _LAUNCH] if self.sabotage else ["-m", "turnout.service.cli"]
+        command = [*self.prefix, sys.executable, *code, "serve", str(self.flows)]
+        command += ["--data", str(self.data), "--port", str(self.port)]
+        with self.log.open("ab") as out:
+            self._started = time.monotonic()
+            self._child = subprocess.Popen(
+                command,
+                env=environment(self.env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+        if error is not None:
+            error.add_note(f"the end of {self.log.name}:\n{self.log_tail()}")
+
+    @property
+    def child(self) -> subprocess.Popen[bytes]:
+        """The spawned process; fails before `start`."""
+        assert self._child is not None, "the program was not started"
+        return self._child
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.child.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._child is not None and self._child.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process alone."""
+        self.child.send_signal(number)
+
+    def kill(self) -> None:
+        """End the whole process group with SIGKILL and wait for it."""
+        if self._child is None:
+            return
+        if self._child.poll() is None:
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait(30)
+
+    def ended(self, timeout: float) -> int:
+        """Wait for its end; returns the exit code."""
+        until(lambda: not self.alive, timeout, "the program's end")
+        code: int = self.child.returncode
+        return code
+
+    def stop(self, timeout: float = 15) -> int:
+        """Stop it as a supervisor would (SIGTERM); returns the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.ended(timeout)
+
+    # ---- facts
+
+    def ready(self, timeout: float = 20) -> float:
+        """Wait for `/readyz` to say yes; returns the seconds since the start."""
+
+        def answered() -> bool:
+            if not self.alive:
+                raise AssertionError(f"ended with {self.child.returncode} before it was ready")
+            answer = self.ask("/readyz")
+            return answer is not None and answer.status == 200
+
+        until(answered, timeout, "/readyz 200")
+        return time.monotonic() - self._started
+
+    def ask(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 5,
+    ) -> Answer | None:
+        """Make one request on a connection of its own; None when nobody answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request(method, path, body=body, headers=dict(headers or {}))
+            response = connection.getresponse()
+            lower = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, lower, response.read())
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    def api(self, path: str) -> Any:
+        """Return what the operator's API answers (`/api` + path)."""
+        token = self.env.get("TURNOUT_API_TOKEN")
+        bearer = token or (self.data / "api-token").read_text().strip()
+        answer = self.ask(f"/api{path}", headers={"Authorization": f"Bearer {bearer}"})
+        assert answer is not None and answer.status == 200, answer
+        return answer.json
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Return the samples of one metric by their label text."""
+        answer = self.ask("/metrics")
+        assert answer is not None and answer.status == 200, answer
+        sample = re.compile(rf"^{re.escape(name)}(?:\{{(.*)\}})? (\S+)", re.MULTILINE)
+        return {labels: float(value) for labels, value in sample.findall(answer.body.decode())}
+
+    def unfinished(self) -> int:
+        """Return how many runs have not ended."""
+        return int(sum(self.metrics("turnout_runs").values()))
+
+    def quiet(self, timeout: float) -> None:
+        """Wait until every run has ended."""
+        until(lambda: self.unfinished() == 0, timeout, "no unfinished run")
+
+    def log_text(self) -> str:
+        """Return everything it has said, over all its lives."""
+        return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+
+    def log_tail(self) -> str:
+        """Return the end of the log."""
+        return self.log_text()[-4000:]
+
+    def said(self, pattern: str, timeout: float) -> re.Match[str]:
+        """Wait for a log line that matches."""
+        wanted = re.compile(pattern)
+        return until(lambda: wanted.search(self.log_text()), timeout, f"a log line {pattern!r}")
+
+    def process(self) -> psutil.Process:
+        """Return the process to measure (below a tracer, the traced one)."""
+        found = psutil.Process(self.pid)
+        return found.children()[0] if self.prefix else found
+
+    def rss_mib(self) -> float:
+        """Return its resident memory in MiB."""
+        return float(self.process().memory_info().rss) / 2**20
+
+
+@contextmanager
+def supervised(program: Program, *, most_restarts: int) -> Iterator[list[int]]:
+    """Keep a started program running, as systemd would; yields the exit codes of its deaths.
+
+    It is given up after `most_restarts`, so that a test of an endless crash loop ends.
+    """
+    deaths: list[int] = []
+    leaving = threading.Event()
+
+    def watch() -> None:
+        while not leaving.is_set():
+            if program.alive:
+                leaving.wait(STEP_SECONDS)
+                continue
+            deaths.append(program.child.returncode)
+            if len(deaths) > most_restarts:
+                return
+            program.start()
+
+    watcher = threading.Thread(target=watch, name="supervisor", daemon=True)
+    watcher.start()
+    try:
+        yield deaths
+    finally:
+        leaving.set()
+        watcher.join(10)
