@@ -1,0 +1,391 @@
+"""Reading the journal: own read-only connections in a few threads, so no read waits for a write.
+
+Guarantees that a read sees whole transactions only and works with the service running or down.
+A read takes a snapshot of its own: two calls may see different moments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import apsw
+import orjson
+
+from turnout.service.errors import JournalError
+from turnout.service.event import Event
+from turnout.service.run import Run, RunState
+
+from .connection import open_for_reading, read_all, translate
+from .contract import Attempt, Filter, Queued, StepRecord, StoredEvent
+from .examine import CHECKS
+from .rows import (
+    EVENT_COLUMNS,
+    RUN_COLUMNS,
+    RUN_SOURCE,
+    STEP_COLUMNS,
+    attempt_from,
+    event_from,
+    instant,
+    micros,
+    queued_from,
+    run_from,
+    step_from,
+    stored_event_from,
+)
+
+_THREADS = 4
+_SHORTEST_PREFIX = 8
+_Value = TypeVar("_Value")
+
+_QUEUED_ITEM = "json_array(seq, flow, order_key, limit_key, due_at, crashes) AS item"
+_UNENDED = (
+    "EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq"
+    " AND r.state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting'))"
+)
+_ALL_WELL = (
+    "NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq"
+    " AND r.state NOT IN ('succeeded', 'skipped'))"
+)
+
+
+async def open_reader(folder: Path) -> SqliteReader:
+    """Open the journal of a data folder to read it; raises `SetupError` when there is none."""
+    reader = SqliteReader(folder)
+    try:
+        await reader.read(lambda connection: None)
+    except BaseException:
+        await reader.close()
+        raise
+    return reader
+
+
+class SqliteReader:
+    """Implements `Reader`, and the reads of `Journal` that start the dispatcher's work."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._local = threading.local()
+        self._connections: list[apsw.Connection] = []
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="turnout-reader")
+
+    async def read(self, query: Callable[[apsw.Connection], _Value]) -> _Value:
+        """Run `query` on a reading thread, inside one snapshot."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._read, query)
+
+    def _read(self, query: Callable[[apsw.Connection], _Value]) -> _Value:
+        connection: apsw.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = open_for_reading(self._folder)
+            self._connections.append(connection)
+        try:
+            connection.execute("BEGIN")
+            try:
+                return query(connection)
+            finally:
+                if connection.in_transaction:
+                    connection.execute("COMMIT")
+        except apsw.Error as error:
+            raise translate(error, connection) from error
+
+    async def close(self) -> None:
+        """Release files."""
+        self._threads.shutdown(wait=False)
+        await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+        while self._connections:
+            self._connections.pop().close()
+
+    # ---------------------------------------------------------------- runs
+
+    async def run(self, run_id: str) -> Run | None:
+        """Return one run by its id, or by a prefix of at least 8 characters that fits only one."""
+
+        def query(connection: apsw.Connection) -> Run | None:
+            found = _runs_by_id(connection, "r.id = ?", (run_id,))
+            if not found and len(run_id) >= _SHORTEST_PREFIX:
+                # Everything that starts with the prefix sorts before the prefix's successor.
+                after = run_id[:-1] + chr(ord(run_id[-1]) + 1)
+                found = _runs_by_id(connection, "r.id >= ? AND r.id < ?", (run_id, after))
+            return found[0] if len(found) == 1 else None
+
+        return await self.read(query)
+
+    async def runs(self, which: Filter) -> list[Run]:
+        """Return matching runs, newest first."""
+        text, values = _runs_query(which)
+        return await self.read(
+            lambda connection: [run_from(row) for row in connection.execute(text, values)]
+        )
+
+    async def steps(self, run_seq: int) -> list[StepRecord]:
+        """Return a run's steps in the order they were first recorded, superseded ones too."""
+        return await self.read(
+            lambda connection: [
+                step_from(row)
+                for row in connection.execute(
+                    f"SELECT {STEP_COLUMNS} FROM steps WHERE run_seq = ? ORDER BY seq", (run_seq,)
+                )
+            ]
+        )
+
+    async def attempts(self, run_seq: int) -> list[Attempt]:
+        """Return what is kept of a run's attempts, in order; those before a retry come first."""
+        return await self.read(
+            lambda connection: [
+                attempt_from(row)
+                for row in connection.execute(
+                    "SELECT attempt, started_at, finished_at, state, error, log FROM attempts"
+                    " WHERE run_seq = ? ORDER BY seq",
+                    (run_seq,),
+                )
+            ]
+        )
+
+    # ---------------------------------------------------------------- events
+
+    async def event(self, event_id: str) -> list[StoredEvent]:
+        """Return the events with this id, newest first: several when sources share it."""
+        return await self.read(
+            lambda connection: _stored_events(connection, "e.id = ?", [event_id], 1000)
+        )
+
+    async def event_by_seq(self, event_seq: int) -> StoredEvent | None:
+        """Return an event by its place in the journal."""
+        found = await self.read(
+            lambda connection: _stored_events(connection, "e.seq = ?", [event_seq], 1)
+        )
+        return found[0] if found else None
+
+    async def events(self, which: Filter) -> list[StoredEvent]:
+        """Return matching events, newest first; `flow` and `state` select by their runs."""
+        where, values = _events_where(which)
+        return await self.read(
+            lambda connection: _stored_events(connection, where, values, which.limit)
+        )
+
+    # ---------------------------------------------------------------- what to do next
+
+    async def positions(self, trigger: str) -> dict[str, str]:
+        """Return the stored positions of a trigger."""
+
+        def query(connection: apsw.Connection) -> dict[str, str]:
+            text = connection.execute(
+                "SELECT json_group_object(partition, value) FROM positions WHERE trigger = ?",
+                (trigger,),
+            ).get
+            found: dict[str, str] = orjson.loads(text)
+            return found
+
+        return await self.read(query)
+
+    async def queued(self, flow: str, after_seq: int, limit: int) -> list[Queued]:
+        """Return queued runs of a flow in arrival order, behind `after_seq`."""
+        return await self._queued(
+            "state = 'queued' AND flow = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (flow, after_seq, limit),
+        )
+
+    async def queued_for_key(
+        self, flow: str, kind: Literal["order", "limit"], key: str, limit: int
+    ) -> list[Queued]:
+        """Return the first queued runs with this ordering or limit key, in arrival order."""
+        return await self._queued(
+            f"state = 'queued' AND flow = ? AND {kind}_key = ? ORDER BY seq LIMIT ?",
+            (flow, key, limit),
+        )
+
+    async def due(self, before: datetime, limit: int) -> list[Queued]:
+        """Return scheduled, retrying and waiting runs due by `before`, the longest due first."""
+        return await self._queued(
+            "state IN ('scheduled', 'retrying', 'waiting') AND due_at <= ?"
+            " ORDER BY due_at, seq LIMIT ?",
+            (micros(before), limit),
+        )
+
+    async def _queued(self, where: str, values: tuple[Any, ...]) -> list[Queued]:
+        text = f"SELECT {_QUEUED_ITEM} FROM runs WHERE {where}"
+        return await self.read(
+            lambda connection: [queued_from(row) for row in read_all(connection, text, values)]
+        )
+
+    async def next_due_at(self) -> datetime | None:
+        """Return when the next scheduled, retrying or waiting run is due."""
+        found = await self.read(
+            lambda connection: (
+                connection.execute(
+                    "SELECT min(due_at) FROM runs"
+                    " WHERE state IN ('scheduled', 'retrying', 'waiting')"
+                ).get
+            )
+        )
+        return None if found is None else instant(found)
+
+    async def held_keys(self) -> list[tuple[str, str, int, bool]]:
+        """Return (flow, order_key, run_seq, dead) of runs that may hold their ordering key."""
+        text = (
+            "SELECT json_array(flow, order_key, seq, dead) AS item FROM ("
+            "SELECT flow, order_key, seq, dead FROM runs"
+            " WHERE state IN ('scheduled', 'retrying', 'waiting')"
+            " AND state <> 'scheduled' AND order_key IS NOT NULL"
+            " UNION ALL SELECT flow, order_key, seq, dead FROM runs"
+            " WHERE dead = 1 AND order_key IS NOT NULL) ORDER BY seq"
+        )
+        rows = await self.read(lambda connection: read_all(connection, text))
+        return [(flow, key, seq, bool(dead)) for flow, key, seq, dead in rows]
+
+    async def orphans(self, flows: Sequence[str]) -> dict[str, int]:
+        """Count unfinished runs of flows that are not in `flows`."""
+        text = (
+            "SELECT json_array(flow, count(*)) AS item FROM runs"
+            " WHERE state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting')"
+            " AND flow NOT IN (SELECT value FROM json_each(?)) GROUP BY flow ORDER BY flow"
+        )
+        known = orjson.dumps(list(flows)).decode()
+        rows = await self.read(lambda connection: read_all(connection, text, (known,)))
+        return {flow: count for flow, count in rows}  # noqa: C416  pairs come as lists
+
+    async def effects(self, after_seq: int, limit: int) -> list[tuple[int, Event, bool]]:
+        """Return (event_seq, event, all its runs succeeded) of ended events whose effect is due.
+
+        A skipped run counts as succeeded: its flow said there was nothing to do.
+        """
+        return await self.read(
+            lambda connection: [
+                (row[0], event_from(row[:-1]), bool(row[-1]))
+                for row in connection.execute(
+                    f"SELECT {EVENT_COLUMNS}, {_ALL_WELL} FROM events AS e WHERE e.effect = 0"
+                    f" AND e.seq > ? AND NOT {_UNENDED} ORDER BY e.seq LIMIT ?",
+                    (after_seq, limit),
+                )
+            ]
+        )
+
+    async def event_ended(self, event_seq: int) -> tuple[Event, bool] | None:
+        """Return the event and whether all runs succeeded, if its effect is due now; else None."""
+        row = await self.read(
+            lambda connection: connection.execute(
+                f"SELECT {EVENT_COLUMNS}, {_ALL_WELL} FROM events AS e"
+                f" WHERE e.seq = ? AND e.effect = 0 AND NOT {_UNENDED}",
+                (event_seq,),
+            ).fetchone()
+        )
+        return None if row is None else (event_from(row[:-1]), bool(row[-1]))
+
+    async def paused(self) -> dict[str, datetime]:
+        """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(
+                "SELECT name, since FROM paused ORDER BY name"
+            ).fetchall()
+        )
+        return {name: instant(since) for name, since in rows}
+
+    # ---------------------------------------------------------------- doctor
+
+    async def examine(self) -> AsyncIterator[tuple[str, str | None]]:
+        """Yield (check, problem or None) pairs for `turnout doctor`, as each check ends."""
+        for name, check in CHECKS:
+            try:
+                problem = await self.read(check)
+            except JournalError as error:
+                problem = str(error)
+            yield name, problem
+
+
+def _runs_by_id(connection: apsw.Connection, where: str, values: tuple[str, ...]) -> list[Run]:
+    rows = connection.execute(
+        f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE {where} LIMIT 2", values
+    )
+    return [run_from(row) for row in rows]
+
+
+def _runs_query(which: Filter) -> tuple[str, list[Any]]:
+    """Return the statement for a filter.
+
+    A flow's runs are found through the index on (state, flow), state by state, because one scan
+    from the newest run back could pass millions of other flows' runs. The same for a rare state.
+    """
+    where, values = _runs_where(which)
+    newest = f"{where} ORDER BY r.seq DESC LIMIT ?"
+    if which.event is not None:
+        source = f"events AS e CROSS JOIN runs AS r ON r.event_seq = e.seq WHERE {newest}"
+        return f"SELECT {RUN_COLUMNS} FROM {source}", [*values, which.limit]
+    states = [which.state] if which.state is not None else list(RunState)
+    if which.flow is None and which.state in (None, RunState.SUCCEEDED):
+        source = "runs AS r NOT INDEXED CROSS JOIN events AS e ON e.seq = r.event_seq"
+        return f"SELECT {RUN_COLUMNS} FROM {source} WHERE {newest}", [*values, which.limit]
+    source = "runs AS r CROSS JOIN events AS e ON e.seq = r.event_seq"
+    part = f"SELECT * FROM (SELECT {RUN_COLUMNS} FROM {source} WHERE r.state = ? AND {newest})"
+    text = " UNION ALL ".join([part] * len(states)) + " ORDER BY 1 DESC LIMIT ?"
+    parts = [value for state in states for value in (state.value, *values, which.limit)]
+    return text, [*parts, which.limit]
+
+
+def _runs_where(which: Filter) -> tuple[str, list[Any]]:
+    conditions = ["true"]
+    values: list[Any] = []
+    for condition, value in (
+        ("r.flow = ?", which.flow),
+        ("r.state = ?", None if which.state is None else which.state.value),
+        ("e.trigger = ?", which.trigger),
+        ("e.id = ?", which.event),
+        ("r.queued_at >= ?", None if which.since is None else micros(which.since)),
+        ("r.queued_at < ?", None if which.until is None else micros(which.until)),
+        ("r.dead = ?", None if which.dead is None else int(which.dead)),
+        ("r.seq < ?", which.cursor),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            values.append(value)
+    return " AND ".join(conditions), values
+
+
+def _events_where(which: Filter) -> tuple[str, list[Any]]:
+    conditions = ["true"]
+    values: list[Any] = []
+    for condition, value in (
+        ("e.trigger = ?", which.trigger),
+        ("e.id = ?", which.event),
+        ("e.accepted_at >= ?", None if which.since is None else micros(which.since)),
+        ("e.accepted_at < ?", None if which.until is None else micros(which.until)),
+        ("e.seq < ?", which.cursor),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            values.append(value)
+    of_run = ["r.event_seq = e.seq"]
+    for condition, value in (
+        ("r.flow = ?", which.flow),
+        ("r.state = ?", None if which.state is None else which.state.value),
+        ("r.dead = ?", None if which.dead is None else int(which.dead)),
+    ):
+        if value is not None:
+            of_run.append(condition)
+            values.append(value)
+    if len(of_run) > 1:
+        conditions.append(f"EXISTS (SELECT 1 FROM runs AS r WHERE {' AND '.join(of_run)})")
+    return " AND ".join(conditions), values
+
+
+def _stored_events(
+    connection: apsw.Connection, where: str, values: Sequence[Any], limit: int
+) -> list[StoredEvent]:
+    rows = connection.execute(
+        f"SELECT {EVENT_COLUMNS}, e.accepted_at, e.decisions,"
+        " (SELECT json_group_array(id) FROM"
+        "  (SELECT id FROM runs WHERE event_seq = e.seq ORDER BY seq)),"
+        " (SELECT json_group_array(items) FROM"
+        "  (SELECT items FROM decisions WHERE event_seq = e.seq ORDER BY ordinal))"
+        f" FROM events AS e WHERE {where} ORDER BY e.seq DESC LIMIT ?",
+        [*values, limit],
+    )
+    return [
+        stored_event_from(row, accepted_at, orjson.loads(runs), [born, *orjson.loads(later)])
+        for *row, accepted_at, born, runs, later in rows
+    ]

@@ -1,0 +1,237 @@
+"""Values to columns and back: what is written is read back equal.
+
+Pure functions. Instants are integer microseconds UTC, so an instant comes back equal though in
+UTC. JSON columns hold only what is not at its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from turnout.service.event import Event
+from turnout.service.run import Run, RunError, RunState
+
+from .contract import Attempt, Decision, Queued, StepRecord, StoredEvent
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DIGEST_BYTES = 16
+
+EVENT_COLUMNS = "e.seq, e.id, e.source, e.type, e.tenant, e.trigger, e.time, e.body, e.details"
+
+RUN_COLUMNS = (
+    "r.seq, r.id, r.flow, r.state, r.attempts, r.crashes, e.id, e.source, e.trigger, e.tenant, "
+    "r.queued_at, r.due_at, r.started_at, r.finished_at, r.result, r.error, r.reason, r.dead, "
+    "r.replay, r.order_key, r.limit_key, r.code_version"
+)
+RUN_SOURCE = "runs AS r JOIN events AS e ON e.seq = r.event_seq"
+
+STEP_COLUMNS = (
+    "key, task, state, tries, started_at, finished_at, encoding, result, error, superseded"
+)
+
+
+def micros(instant: datetime) -> int:
+    """Return an aware instant as microseconds since 1970 UTC, exactly."""
+    since = instant - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def instant(stored: int) -> datetime:
+    """Read back what `micros` wrote."""
+    return _EPOCH + timedelta(microseconds=stored)
+
+
+def micros_or_none(value: datetime | None) -> int | None:
+    """Return `micros` of an instant that may be missing."""
+    return None if value is None else micros(value)
+
+
+def instant_or_none(stored: int | None) -> datetime | None:
+    """Read back what `micros_or_none` wrote."""
+    return None if stored is None else instant(stored)
+
+
+def dump(value: Any) -> str:
+    """Return a value as JSON text."""
+    return orjson.dumps(value).decode()
+
+
+def pack_details(event: Event) -> str | None:
+    """Return the attributes that have no column of their own, None when all are defaults."""
+    details: dict[str, Any] = {}
+    if event.subject is not None:
+        details["subject"] = event.subject
+    if event.datacontenttype is not None:
+        details["datacontenttype"] = event.datacontenttype
+    if event.encoding != "json":
+        details["encoding"] = event.encoding
+    if event.headers:
+        details["headers"] = dict(event.headers)
+    if event.params:
+        details["params"] = dict(event.params)
+    if event.extensions:
+        details["extensions"] = dict(event.extensions)
+    if event.hops:
+        details["hops"] = event.hops
+    if event.minted:
+        details["minted"] = True
+    return dump(details) if details else None
+
+
+def event_from(row: Sequence[Any]) -> Event:
+    """Return the event of a row of `EVENT_COLUMNS`."""
+    _seq, event_id, source, kind, tenant, trigger, time, body, details = row
+    return Event(
+        id=event_id,
+        source=source,
+        type=kind,
+        tenant=tenant,
+        trigger=trigger,
+        time=instant(time),
+        body=body,
+        **(orjson.loads(details) if details else {}),
+    )
+
+
+def identity(event: Event) -> tuple[bytes, bytes]:
+    """Return the digests of what makes an event the same event, and of its body."""
+    # Lengths keep ("a", "bc") and ("ab", "c") apart.
+    parts = (event.tenant, event.trigger, event.source, event.id)
+    name = "".join(f"{len(part)}:{part}" for part in parts)
+    key = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
+    return key, blake2b(event.body, digest_size=_DIGEST_BYTES).digest()
+
+
+def pack_decisions(decisions: Sequence[Decision], at: datetime) -> str | None:
+    """Return what was decided at one occasion as one JSON array, None when nothing was."""
+    if not decisions:
+        return None
+    return dump(
+        [
+            {"flow": made.flow, "verdict": made.verdict, "detail": made.detail, "at": _text(at)}
+            for made in decisions
+        ]
+    )
+
+
+def stored_event_from(
+    row: Sequence[Any], accepted_at: int, runs: Sequence[str], occasions: Sequence[str | None]
+) -> StoredEvent:
+    """Return an event with its runs and its decisions of every occasion, oldest first."""
+    return StoredEvent(
+        seq=row[0],
+        event=event_from(row),
+        accepted_at=instant(accepted_at),
+        runs=tuple(runs),
+        decisions=[made for items in occasions if items for made in orjson.loads(items)],
+    )
+
+
+def pack_error(error: RunError | None) -> str | None:
+    """Return an error with its traceback as JSON."""
+    if error is None:
+        return None
+    return dump({**error.as_dict(), "traceback": error.traceback})
+
+
+def error_from(stored: str | None) -> RunError | None:
+    """Read back what `pack_error` wrote."""
+    return None if stored is None else RunError(**orjson.loads(stored))
+
+
+def run_from(row: Sequence[Any]) -> Run:
+    """Return the run of a row of `RUN_COLUMNS`."""
+    return Run(
+        seq=row[0],
+        id=row[1],
+        flow=row[2],
+        state=RunState(row[3]),
+        attempts=row[4],
+        crashes=row[5],
+        event_id=row[6],
+        event_source=row[7],
+        trigger=row[8],
+        tenant=row[9],
+        queued_at=instant(row[10]),
+        due_at=instant_or_none(row[11]),
+        started_at=instant_or_none(row[12]),
+        finished_at=instant_or_none(row[13]),
+        result=row[14],
+        error=error_from(row[15]),
+        reason=row[16],
+        dead=bool(row[17]),
+        replay=row[18],
+        order_key=row[19],
+        limit_key=row[20],
+        code_version=row[21],
+    )
+
+
+def queued_from(row: Sequence[Any]) -> Queued:
+    """Return what the dispatcher holds of a run, from (seq, flow, keys, due, crashes)."""
+    return Queued(
+        seq=row[0],
+        flow=row[1],
+        order_key=row[2],
+        limit_key=row[3],
+        due_at=instant_or_none(row[4]),
+        suspect=is_suspect(row[5]),
+    )
+
+
+def is_suspect(crashes: int) -> bool:
+    """Whether a run is resumed alone: the process died under it twice or more (decision 15)."""
+    return crashes >= 2
+
+
+def step_values(step: StepRecord) -> tuple[Any, ...]:
+    """Return a step as a row of `STEP_COLUMNS`."""
+    return (
+        step.key,
+        step.task,
+        step.state,
+        step.tries,
+        micros(step.started_at),
+        micros_or_none(step.finished_at),
+        step.encoding,
+        step.result,
+        pack_error(step.error),
+        int(step.superseded),
+    )
+
+
+def step_from(row: Sequence[Any]) -> StepRecord:
+    """Read back what `step_values` wrote."""
+    return StepRecord(
+        key=row[0],
+        task=row[1],
+        state=row[2],
+        tries=row[3],
+        started_at=instant(row[4]),
+        finished_at=instant_or_none(row[5]),
+        encoding=row[6],
+        result=row[7],
+        error=error_from(row[8]),
+        superseded=bool(row[9]),
+    )
+
+
+def attempt_from(row: Sequence[Any]) -> Attempt:
+    """Return the attempt of a row (attempt, started, finished, state, error, log)."""
+    return Attempt(
+        attempt=row[0],
+        started_at=instant(row[1]),
+        finished_at=instant_or_none(row[2]),
+        state=RunState(row[3]),
+        error=error_from(row[4]),
+        log=row[5],
+    )
+
+
+def _text(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")

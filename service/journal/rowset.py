@@ -1,0 +1,49 @@
+"""Statements that write many rows in one step of the database.
+
+The driver gives the interpreter lock back at every step, and under a busy event loop getting it
+again costs up to its switch interval (5 ms); rows are therefore written up to 256 at a time. The
+sizes are powers of two, so that few distinct statements are prepared and kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apsw
+
+_MOST_ROWS = 256
+
+
+class Rowset:
+    """One statement around `VALUES (…), (…)` rows of `width` values each."""
+
+    def __init__(self, head: str, width: int, tail: str = "") -> None:
+        self._head = head
+        self._tail = tail
+        self._width = width
+        self._texts: dict[int, str] = {}
+
+    def run(self, connection: apsw.Connection, values: list[Any]) -> int:
+        """Write all rows of the flat list `values`; return how many rows changed."""
+        width = self._width
+        left = len(values) // width
+        start = changed = 0
+        while left:
+            rows = min(_MOST_ROWS, 1 << (left.bit_length() - 1))
+            end = start + rows * width
+            part = values if end - start == len(values) else values[start:end]
+            connection.execute(self._text(rows), part)
+            changed += connection.changes()
+            start = end
+            left -= rows
+        return changed
+
+    def _text(self, rows: int) -> str:
+        text = self._texts.get(rows)
+        if text is None:
+            row = f"({','.join('?' * self._width)})"
+            text = f"{self._head} (VALUES {','.join([row] * rows)}) {self._tail}"
+            if self._head.endswith(")"):  # a plain INSERT takes its rows without parentheses
+                text = f"{self._head} VALUES {','.join([row] * rows)} {self._tail}"
+            self._texts[rows] = text
+        return text

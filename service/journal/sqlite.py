@@ -1,0 +1,346 @@
+"""The journal on SQLite: one process, one folder, one writing connection.
+
+Keeps every promise of `contract.py`. Writes are jobs for the one writing thread (`writer.py`);
+reads have connections of their own (`reader.py`). For several processes sharing one journal
+there will be PostgreSQL, not this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import apsw
+
+from turnout.service.event import Event
+from turnout.service.metrics import Metrics
+from turnout.service.run import Outcome, Run
+
+from . import operations, upkeep
+from .batch import AppendJob, Batch, CallJob, ClaimJob, OutcomeJob, StepJob
+from .connection import FILE_NAME, open_for_writing
+from .contract import Appended, Claim, Decision, Entry, NewRun, Rescued, StepRecord
+from .lock import FolderLock
+from .reader import SqliteReader
+from .rows import (
+    identity,
+    micros,
+    pack_decisions,
+    pack_details,
+    step_values,
+)
+from .tally import Tally
+from .writer import Writer
+
+
+async def open_journal(
+    folder: Path,
+    *,
+    metrics: Metrics,
+    synchronous: Literal["full", "normal"] = "full",
+    max_unfinished_runs: int,
+    min_free_bytes: int,
+    url: str | None = None,
+) -> SqliteJournal:
+    """Open the journal of a data folder, made (0700) if missing, as its only writer.
+
+    Raises `SetupError` when another process has the folder, when the file is damaged, or when a
+    newer turnout wrote it. `synchronous="normal"` may lose the last commits on power loss.
+    """
+
+    def prepare() -> tuple[FolderLock, apsw.Connection, Batch, tuple[dict[str, int], ...]]:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = FolderLock(folder, url=url)
+        try:
+            connection = open_for_writing(folder, synchronous=synchronous)
+            batch = Batch(
+                connection,
+                folder,
+                max_unfinished_runs=max_unfinished_runs,
+                min_free_bytes=min_free_bytes,
+            )
+            return lock, connection, batch, _counts(connection)
+        except BaseException:
+            lock.release()
+            raise
+
+    # Shielded, so that a cancelled opening does not leave the folder locked by nobody.
+    lock, connection, batch, counts = await asyncio.get_running_loop().run_in_executor(
+        None, prepare
+    )
+    return SqliteJournal(folder, lock, connection, batch, counts, metrics)
+
+
+class SqliteJournal(SqliteReader):
+    """Implements `Journal`. `broken` is set once the disk failed for good: end the process (74)."""
+
+    def __init__(
+        self,
+        folder: Path,
+        lock: FolderLock,
+        connection: apsw.Connection,
+        batch: Batch,
+        counts: tuple[dict[str, int], ...],
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(folder)
+        self._lock = lock
+        self._batch = batch
+        self._unfinished, self._dead = counts
+        self.broken = asyncio.Event()
+        self._writer = Writer(
+            connection,
+            batch,
+            metrics=metrics,
+            unfinished=sum(self._unfinished.values()),
+            settled=self._count,
+            broke=self.broken.set,
+        )
+
+    def write_url(self, url: str) -> None:
+        """Tell the CLI, through the lock file, where this process answers."""
+        self._lock.write_url(url)
+
+    async def close(self) -> None:
+        """Finish queued writes, close the files, give the folder up; may be called twice."""
+        await self._writer.close()
+        await super().close()
+        self._lock.release()
+
+    # ---------------------------------------------------------------- an event's way in
+
+    async def append(
+        self,
+        entries: Sequence[Entry],
+        *,
+        trigger: str = "",
+        positions: Mapping[str, str | None] | None = None,
+        now: datetime,
+    ) -> list[Appended]:
+        """Write events, their runs and decisions, and the trigger's positions, in one commit."""
+        at = micros(now)
+        job = AppendJob(
+            entries,
+            [_event_values(entry, at, now) for entry in entries],
+            [None if entry.event.minted else identity(entry.event) for entry in entries],
+            partial(_verdicts, now),
+            trigger=trigger,
+            positions=list(positions.items()) if positions else (),
+            at=at,
+        )
+        appended: list[Appended] = await self._writer.submit(job)
+        return appended
+
+    async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
+        """Start new runs of a stored event; sets each run's `replay` to one above the highest."""
+        ids: list[str] = await self._call(
+            lambda connection, tally: operations.replay(
+                connection, tally, self._batch, event_seq, runs, now
+            )
+        )
+        return ids
+
+    # ---------------------------------------------------------------- a run's life
+
+    async def claim(self, seqs: Sequence[int], *, now: datetime) -> list[Claim]:
+        """Make runs `running` under a new token; runs no longer claimable are left out."""
+        claims: list[Claim] = await self._writer.submit(ClaimJob(seqs, micros(now)))
+        return claims
+
+    async def record_step(self, claim: Claim, step: StepRecord) -> None:
+        """Record a step, durable on return; raises `ClaimLost`."""
+        values = (claim.run_seq, claim.token, *step_values(step))
+        await self._writer.submit(StepJob(claim, values))
+
+    async def record(
+        self, claim: Claim, outcome: Outcome, *, started_at: datetime, now: datetime
+    ) -> None:
+        """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter."""
+        await self._writer.submit(OutcomeJob(claim, outcome, micros(started_at), micros(now)))
+
+    async def rescue(self, *, now: datetime) -> Rescued:
+        """At start: requeue runs found running (decision 15), spending no attempt."""
+        rescued: Rescued = await self._call(
+            lambda connection, tally: upkeep.rescue(connection, tally, now)
+        )
+        return rescued
+
+    # ---------------------------------------------------------------- an event's end
+
+    async def record_effect(self, event_seq: int, event: Event | None) -> None:
+        """Mark an event's effect as done, storing the event's new extensions if given."""
+        details = None if event is None else pack_details(event)
+
+        def write(connection: apsw.Connection, tally: Tally) -> None:
+            connection.execute(
+                "UPDATE events SET effect = 1, details = iif(?2, ?3, details) WHERE seq = ?1",
+                (event_seq, event is not None, details),
+            )
+
+        await self._call(write)
+
+    # ---------------------------------------------------------------- operators
+
+    async def cancel(self, run_id: str, *, now: datetime) -> Run:
+        """Cancel an unfinished run; its token dies with it. Raises `NotFound`, `Refused`."""
+        run: Run = await self._call(
+            lambda connection, tally: operations.cancel(connection, tally, run_id, now)
+        )
+        return run
+
+    async def retry(self, run_id: str, from_step: str | None, *, now: datetime) -> Run:
+        """Queue a finished run again; `from_step` drops the steps recorded at and after it."""
+        run: Run = await self._call(
+            lambda connection, tally: operations.retry(connection, tally, run_id, from_step, now)
+        )
+        return run
+
+    async def drop(self, run_id: str, *, now: datetime) -> Run:
+        """Take a dead letter off the list; the run stays `failed`. Raises `NotFound`, `Refused`."""
+        run: Run = await self._call(
+            lambda connection, tally: operations.drop(connection, tally, run_id)
+        )
+        return run
+
+    async def pause(self, name: str, *, now: datetime) -> None:
+        """Remember that `flow:NAME` or `trigger:NAME` is paused, since the first time it was."""
+        await self._execute(
+            "INSERT INTO paused (name, since) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            (name, micros(now)),
+        )
+
+    async def resume(self, name: str) -> None:
+        """Forget a pause."""
+        await self._execute("DELETE FROM paused WHERE name = ?", (name,))
+
+    async def rename_flow(self, was: str, name: str) -> int:
+        """Give the unfinished runs of a renamed flow to its new name; returns how many."""
+        count: int = await self._call(
+            lambda connection, tally: upkeep.rename_flow(connection, was, name)
+        )
+        return count
+
+    # ---------------------------------------------------------------- upkeep
+
+    async def prune(
+        self,
+        *,
+        finished_before: datetime,
+        failed_before: datetime,
+        unmatched_before: datetime,
+        dedupe_before: datetime,
+        limit: int,
+    ) -> int:
+        """Delete up to `limit` old runs with their steps, then events left without runs."""
+        deleted: int = await self._call(
+            lambda connection, tally: upkeep.prune(
+                connection,
+                tally,
+                finished_before=micros(finished_before),
+                failed_before=micros(failed_before),
+                unmatched_before=micros(unmatched_before),
+                dedupe_before=micros(dedupe_before),
+                limit=limit,
+            )
+        )
+        return deleted
+
+    async def prune_oldest(self, limit: int) -> int:
+        """Delete up to `limit` of the oldest ended events whatever their age; returns rows.
+
+        For `max_journal_bytes`: call until `size_bytes` is low enough or it returns 0.
+        """
+        deleted: int = await self._call(
+            lambda connection, tally: upkeep.prune_oldest(connection, tally, limit)
+        )
+        return deleted
+
+    def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Return (unfinished runs by state, dead letters by flow), kept in memory, exact."""
+        return dict(self._unfinished), dict(self._dead)
+
+    def size_bytes(self) -> int:
+        """Return the journal's size on disk, its log included, without pages free for reuse."""
+        size = 0
+        for suffix in ("", "-wal"):
+            file = self._folder / (FILE_NAME + suffix)
+            size += file.stat().st_size if file.exists() else 0
+        return size - self._batch.reusable_bytes
+
+    @property
+    def writable(self) -> str | None:
+        """None while writes work; else why not (disk full, broken)."""
+        return self._writer.broken or self._writer.full
+
+    async def probe(self) -> None:
+        """Try a durable write; raises like any write. How recovery from a full disk is noticed."""
+        await self._execute(
+            "INSERT INTO counters (name, value) VALUES ('probe', 1)"
+            " ON CONFLICT (name) DO UPDATE SET value = value + 1",
+            (),
+        )
+
+    # ---------------------------------------------------------------- helpers
+
+    async def _call(self, write: Callable[[apsw.Connection, Tally], Any]) -> Any:
+        return await self._writer.submit(CallJob(write))
+
+    async def _execute(self, statement: str, values: tuple[Any, ...]) -> None:
+        def write(connection: apsw.Connection, tally: Tally) -> None:
+            connection.execute(statement, values)
+
+        await self._call(write)
+
+    def _count(self, tally: Tally) -> None:
+        """Take over what a commit changed, in the same step of the loop that wakes its callers."""
+        for state, change in tally.states.items():
+            self._unfinished[state] = self._unfinished.get(state, 0) + change
+        for flow, change in tally.dead.items():
+            left = self._dead.get(flow, 0) + change
+            if left:
+                self._dead[flow] = left
+            else:
+                self._dead.pop(flow, None)
+
+
+def _event_values(entry: Entry, at: int, now: datetime) -> tuple[Any, ...]:
+    """Return an entry's row of the events table, behind its seq."""
+    event = entry.event
+    return (
+        event.id,
+        event.source,
+        event.type,
+        event.tenant,
+        event.trigger,
+        micros(event.time),
+        at,
+        event.body,
+        pack_details(event),
+        pack_decisions(entry.decisions, now),
+        None if entry.runs else 1,
+        0 if entry.effect else None,
+    )
+
+
+def _verdicts(now: datetime, entry: Entry, conflict: bool) -> str | None:
+    """Return the decision kept when a stored event is delivered again."""
+    if conflict:
+        made = Decision("", "conflict", "the same id came again with another body")
+    else:
+        made = Decision("", "duplicate", "the same event was delivered again")
+    return pack_decisions((made,), now)
+
+
+def _counts(connection: apsw.Connection) -> tuple[dict[str, int], dict[str, int]]:
+    """Count unfinished runs by state and dead letters by flow, by index."""
+    unfinished: list[Any] = connection.execute(
+        f"SELECT state, count(*) FROM runs WHERE state IN {upkeep.UNFINISHED_STATES} GROUP BY state"
+    ).fetchall()
+    dead: list[Any] = connection.execute(
+        "SELECT flow, count(*) FROM runs WHERE dead = 1 GROUP BY flow"
+    ).fetchall()
+    return dict(unfinished), dict(dead)

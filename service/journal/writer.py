@@ -1,0 +1,265 @@
+"""The one thread that writes: what arrives together shares a transaction and an fsync.
+
+Guarantees that a job's future resolves only after COMMIT returned, that jobs take effect in the
+order they were submitted, and that a job which cannot be written fails alone: its batch is rolled
+back and written again job by job. Once the disk failed for good nothing is tried again.
+
+It knows nothing of events and runs: `Apply` does (see `batch.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+import apsw
+
+from turnout.service.errors import JournalBroken, JournalError, JournalFull, TurnoutError
+from turnout.service.metrics import Metrics
+
+from .connection import translate
+from .tally import Tally
+
+_BATCH_ROWS = 2_000
+_CHECKPOINT_PAGES = 4_000  # 16 MiB of log, then its pages go to the database file
+_LOG_BYTES = 64 * 2**20  # a log grown beyond this under a long reader is cut back
+
+
+class Job:
+    """One write somebody waits for; `rows` is about how many rows it writes."""
+
+    __slots__ = ("error", "future", "result", "rows")
+
+    def __init__(self, rows: int = 1) -> None:
+        self.future: asyncio.Future[Any]
+        self.rows = rows
+        self.result: Any = None
+        self.error: Exception | None = None
+
+
+class Split(Exception):
+    """Raised while jobs are written together, when only writing them singly tells whose fault."""
+
+
+class Apply(Protocol):
+    """Writes jobs inside an open transaction, setting each job's `result`, or its `error`.
+
+    What it raises undoes everything it was given; `Split` or any error for one of many makes
+    the writer try them one by one.
+    """
+
+    def __call__(self, jobs: Sequence[Job], tally: Tally) -> None:
+        """Write `jobs`, in order as far as order shows, counting runs on `tally`."""
+
+
+class Writer:
+    """Runs submitted jobs on one thread with one connection, many jobs to a commit."""
+
+    def __init__(
+        self,
+        connection: apsw.Connection,
+        apply: Apply,
+        *,
+        metrics: Metrics,
+        unfinished: int,
+        settled: Callable[[Tally], None],
+        broke: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._apply = apply
+        self._unfinished = unfinished
+        self._settled = settled
+        self._broke = broke
+        self._loop = asyncio.get_running_loop()
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._commit_seconds = metrics.journal_commit_seconds
+        self._batch_rows = metrics.journal_batch_rows
+        self._closed = False
+        self.full: str | None = None
+        self.broken: str | None = None
+        self._thread = threading.Thread(target=self._run, name="turnout-journal", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> asyncio.Future[Any]:
+        """Queue a job; the future resolves after its commit. Call on the loop's thread only."""
+        if self.broken is not None:
+            raise JournalBroken(self.broken)
+        if self._closed:
+            raise JournalError("the journal is closed")
+        job.future = future = self._loop.create_future()
+        self._queue.put(job)
+        return future
+
+    async def close(self) -> None:
+        """Write what is queued, fold the log into the database, and close the connection."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+        await self._loop.run_in_executor(None, self._thread.join)
+
+    # ---------------------------------------------------------------- on the thread
+
+    def _run(self) -> None:
+        clean = False
+        try:
+            while self.broken is None:
+                batch, last = self._take()
+                if batch:
+                    self._write(batch)
+                if last:
+                    break
+                self._checkpoint()
+            clean = True
+        finally:
+            if not clean:  # a fault of our own: the hook prints it, nobody may wait for ever
+                self.broken = self.broken or "the journal's writer ended unexpectedly"
+            self._end()
+
+    def _take(self) -> tuple[list[Job], bool]:
+        """Wait for one job and take whatever came with it, up to a bound."""
+        batch: list[Job] = []
+        rows = 0
+        job = self._queue.get()
+        try:
+            while job is not None:
+                batch.append(job)
+                rows += job.rows
+                if rows >= _BATCH_ROWS:
+                    return batch, False
+                job = self._queue.get_nowait()
+        except Empty:
+            return batch, False
+        return batch, True
+
+    def _write(self, batch: list[Job]) -> None:
+        tally = Tally(self._unfinished)
+        execute = self._connection.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            self._apply(batch, tally)
+            self._commit()
+        except (apsw.Error, TurnoutError, Split, ValueError, TypeError) as error:
+            self._roll_back()
+            failure = self._failure(error)
+            if isinstance(failure, JournalFull | JournalBroken) or len(batch) == 1:
+                tally = Tally(self._unfinished)
+                for job in batch:
+                    job.error = failure
+            else:
+                tally = self._write_singly(batch)
+        else:
+            self.full = None
+        self._unfinished = tally.unfinished
+        self._batch_rows.observe(sum(job.rows for job in batch))
+        self._resolve(batch, tally)
+
+    def _write_singly(self, batch: list[Job]) -> Tally:
+        """Write each job in a savepoint of its own, so that a bad one fails only its caller."""
+        total = Tally(self._unfinished)
+        execute = self._connection.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            for job in batch:
+                tally = total.child()
+                job.error = None
+                execute("SAVEPOINT job")
+                try:
+                    self._apply([job], tally)
+                except (apsw.Error, TurnoutError, ValueError, TypeError) as error:
+                    failure = self._failure(error)
+                    if isinstance(failure, JournalFull | JournalBroken):
+                        raise failure from error
+                    job.error = failure
+                    execute("ROLLBACK TO job")
+                else:
+                    total.add(tally)
+                execute("RELEASE job")
+            self._commit()
+        except (apsw.Error, JournalError) as error:
+            self._roll_back()
+            for job in batch:
+                job.error = self._failure(error)
+            return Tally(self._unfinished)
+        return total
+
+    def _commit(self) -> None:
+        started = time.perf_counter()
+        self._connection.execute("COMMIT")
+        self._commit_seconds.observe(time.perf_counter() - started)
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:  # SQLite already rolled back after some errors
+            self._connection.execute("ROLLBACK")
+
+    def _failure(self, error: Exception) -> Exception:
+        """Return the error the caller gets, and remember what it says about the journal."""
+        failure = translate(error, self._connection) if isinstance(error, apsw.Error) else error
+        if isinstance(failure, JournalFull):
+            self.full = str(failure)
+        elif isinstance(failure, JournalBroken):
+            self.broken = str(failure)
+        elif isinstance(failure, ValueError | TypeError):
+            failure = JournalError(f"this cannot be stored: {failure}")
+        failure.__cause__ = error if failure is not error else error.__cause__
+        return failure
+
+    def _resolve(self, batch: list[Job], tally: Tally) -> None:
+        """Wake every caller of a batch with one call into the loop."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake, batch, tally)
+
+    def _wake(self, batch: list[Job], tally: Tally) -> None:
+        self._settled(tally)
+        for job in batch:
+            future = job.future
+            if future.done():
+                continue
+            if job.error is None:
+                future.set_result(job.result)
+            else:
+                future.set_exception(job.error)
+        if self.broken is not None:
+            self._broke()
+
+    def _checkpoint(self) -> None:
+        """Fold the log into the database when it is long enough; callers have been answered.
+
+        Ours rather than SQLite's automatic one, which ignores a failed fsync and tries it again.
+        """
+        if self.broken is not None:
+            return
+        written, _ = self._connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)
+        if written < _CHECKPOINT_PAGES:
+            return
+        self._connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE, True)
+        try:
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error as error:
+            self._failure(error)
+            self._resolve([], Tally(0))
+
+    def _end(self) -> None:
+        """Fail what can no longer be written, then close without another fsync if broken."""
+        left: list[Job] = []
+        try:
+            while True:
+                job = self._queue.get_nowait()
+                if job is not None:
+                    left.append(job)
+        except Empty:
+            pass
+        reason = self.broken or "the journal is closed"
+        for job in left:
+            job.error = JournalBroken(reason) if self.broken else JournalError(reason)
+        if left or self.broken:
+            self._resolve(left, Tally(0))
+        try:
+            if self.broken is not None:
+                self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            self._connection.close()
+        except apsw.Error as error:
+            self._failure(error)
