@@ -1,0 +1,601 @@
+"""Timers on a virtual clock: hours pass at once, and the wall clock can be set while they do."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
+from turnout.service.errors import JournalBroken, JournalFull, Overloaded, SetupError, TriggerError
+from turnout.service.event import Event
+from turnout.service.trigger import ReadTrigger
+from turnout.triggers.timers import Due, Missed, Timer, at, cron, decide, every
+
+START = datetime(2026, 3, 2, 9, 1, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+
+
+# ---------------------------------------------------------------- virtual time
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer instead of waiting for it."""
+
+    def __init__(self) -> None:
+        self.elapsed_seconds = 0.0
+        super().__init__(_JumpingSelector(self))
+
+    def time(self) -> float:
+        return self.elapsed_seconds
+
+
+class _JumpingSelector(selectors.SelectSelector):
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        assert timeout is not None, "nothing would ever happen again"
+        self._loop.elapsed_seconds += max(timeout, 0)
+        return super().select(0)
+
+
+class Wall:
+    """A wall clock that runs with the loop's and can be set."""
+
+    def __init__(self) -> None:
+        self.set_by = timedelta(0)
+        self.looks = 0
+
+    def __call__(self) -> datetime:
+        self.looks += 1
+        return START + self.set_by + timedelta(seconds=asyncio.get_running_loop().time())
+
+
+def virtually(story: Callable[[Wall, RecordingEmitter], Coroutine[Any, Any, None]]) -> None:
+    wall = Wall()
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(story(wall, RecordingEmitter(wall)))
+
+
+async def passes(time: timedelta) -> None:
+    """Let virtual time pass."""
+    await asyncio.sleep(time.total_seconds())
+
+
+@asynccontextmanager
+async def running(timer: Timer, emit: RecordingEmitter) -> AsyncIterator[None]:
+    async with watch(timer, emit):
+        yield
+
+
+def dues(emit: RecordingEmitter) -> list[datetime]:
+    return [event.time for event in emit.deliveries]
+
+
+def missed(event: Event) -> int:
+    return int(event.extensions.get("missed", "0"))
+
+
+def clock(hour: int, minute: int = 0) -> datetime:
+    return START.replace(hour=hour, minute=minute)
+
+
+# ---------------------------------------------------------------- a tick
+
+
+def test_a_tick_is_an_event_with_a_stable_identity() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        async with running(cron("*/15 * * * *", tz="Europe/Berlin"), emit):
+            await passes(HOUR)
+        assert dues(emit) == [clock(9, 15), clock(9, 30), clock(9, 45), clock(10)]
+        event = emit.events[0]
+        assert event.data == {"due": "2026-03-02T09:15:00Z"}
+        assert event.type == "turnout.timer.tick"
+        assert (
+            event.source
+            == "turnout:timers/cron%3A%2A%2F15%20%2A%20%2A%20%2A%20%2A%20Europe%2FBerlin"
+        )
+        assert event.id.startswith("cron-") and event.id.endswith("-20260302T091500Z")
+        assert event.trigger == "cron:*/15 * * * * Europe/Berlin"
+        assert event.extensions == {}
+        assert not event.minted
+        assert emit.stored_positions == {"tick": "2026-03-02T10:00:00Z"}
+
+    virtually(story)
+
+
+def test_ticks_come_at_their_instant_and_waiting_costs_next_to_nothing() -> None:
+    emitted_at: list[datetime] = []
+
+    class Noting(RecordingEmitter):
+        async def __call__(self, *arguments: Any) -> Any:
+            emitted_at.append(self.now())
+            return await super().__call__(*arguments)
+
+    async def story(wall: Wall, _: RecordingEmitter) -> None:
+        emit = Noting(wall)
+        async with running(every("1h"), emit):
+            emitted_at.clear()
+            wall.looks = 0
+            await passes(10 * HOUR)
+        assert wall.looks < 10 * 3600 / 5, "looks at the clock at most every five seconds"
+        late = [at - due for at, due in zip(emitted_at, dues(emit), strict=True)]
+        assert len(late) == 10
+        assert all(timedelta(0) <= lateness < timedelta(milliseconds=1) for lateness in late)
+
+    virtually(story)
+
+
+def test_the_first_start_owes_nothing_for_the_time_before() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        async with running(every("1h", missed="run_all"), emit):
+            await passes(30 * MINUTE)
+            assert emit.is_up
+        assert not emit.events
+        assert emit.stored_positions == {"tick": "2026-03-02T09:01:00Z"}
+
+    virtually(story)
+
+
+def test_a_tick_missed_right_after_the_first_start_is_owed() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        async with running(cron("0 12 * * *"), emit):
+            await passes(MINUTE)
+        wall.set_by += 5 * HOUR
+        async with running(cron("0 12 * * *"), emit):
+            await passes(MINUTE)
+        assert dues(emit) == [clock(12)]
+        assert missed(emit.events[0]) == 1
+
+    virtually(story)
+
+
+# ---------------------------------------------------------------- missed ticks
+
+POLICIES: list[tuple[Missed, list[datetime], list[int], int]] = [
+    # 10:00 to 14:00 came due while nobody watched; it is 14:31 at the restart
+    ("run_once", [clock(14)], [5], 4),
+    ("skip", [], [], 5),
+    ("run_all", [clock(hour) for hour in (12, 13, 14)], [1, 1, 1], 2),
+]
+
+
+@pytest.mark.parametrize(("policy", "emitted", "stands_for", "dropped"), POLICIES)
+@pytest.mark.parametrize("cause", ["stopped", "clock set forward"])
+def test_missed_ticks_follow_the_policy(
+    policy: Missed, emitted: list[datetime], stands_for: list[int], dropped: int, cause: str
+) -> None:
+    timer = every("1h", missed=policy, missed_limit=3)
+
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        async with running(timer, emit):
+            await passes(MINUTE)
+            if cause == "clock set forward":
+                wall.set_by += 5 * HOUR + 29 * MINUTE
+                await passes(timedelta(seconds=11))
+        if cause == "stopped":
+            wall.set_by += 5 * HOUR + 29 * MINUTE
+        async with running(timer, emit):
+            await passes(timedelta(seconds=11))
+            assert dues(emit) == emitted
+            assert [missed(event) for event in emit.events] == stands_for
+            assert emit.rejected["missed"] == dropped
+            await passes(HOUR)
+            assert dues(emit) == [*emitted, clock(15)]
+            assert missed(emit.events[-1]) == 0
+
+    virtually(story)
+
+
+def test_a_tick_less_than_a_minute_late_is_on_time() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        timer = cron("0 10 * * *", missed="skip")
+        async with running(timer, emit):
+            await passes(MINUTE)
+        wall.set_by += 58 * MINUTE + timedelta(seconds=50)  # 10:00:50
+        async with running(timer, emit):
+            await passes(MINUTE)
+        assert dues(emit) == [clock(10)]
+        assert missed(emit.events[0]) == 0
+        assert emit.rejected["missed"] == 0
+
+    virtually(story)
+
+
+@given(
+    count=st.integers(1, 50),
+    latest_on_time=st.booleans(),
+    policy=st.sampled_from(["run_once", "skip", "run_all"]),
+    limit=st.integers(1, 60),
+)
+def test_every_due_instant_is_emitted_stood_for_or_counted(
+    count: int, latest_on_time: bool, policy: Missed, limit: int
+) -> None:
+    instants = [START + n * HOUR for n in range(count)]
+    due = Due(count, instants[-(limit + 1) :])
+    ticks = decide(due, latest_on_time=latest_on_time, missed=policy, limit=limit)
+    assert len(ticks.emitted) + ticks.dropped == count
+    assert [instant for instant, _ in ticks.emitted] == instants[count - len(ticks.emitted) :]
+    if latest_on_time:
+        assert ticks.emitted[-1][0] == instants[-1]
+    assert len(ticks.emitted) <= (limit + 1 if policy == "run_all" else 1)
+
+
+async def test_counting_a_hundred_thousand_missed_ticks_gives_way_to_other_work() -> None:
+    now = START
+    emit = RecordingEmitter(lambda: now)
+    emit.stored_positions["tick"] = (now - 3 * HOUR).isoformat()
+    turns = 0
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(every("100ms").run(emit))
+        while not emit.events:
+            await asyncio.sleep(0)
+            turns += 1
+        task.cancel()
+    assert turns > 1000
+    assert missed(emit.events[0]) == emit.rejected["missed"] == 3 * 36_000 - 1
+
+
+# ---------------------------------------------------------------- clocks set back, restarts
+
+
+def test_a_clock_set_back_gives_no_tick_twice() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        async with running(every("15m", missed="run_all"), emit):
+            await passes(HOUR)  # 10:01
+            known = dues(emit)
+            assert len(known) == 4
+            wall.set_by -= 45 * MINUTE
+            await passes(45 * MINUTE)
+            assert dues(emit) == known
+            assert emit.is_up
+            await passes(15 * MINUTE)
+            assert dues(emit) == [*known, clock(10, 15)]
+
+    virtually(story)
+
+
+def test_a_clock_set_far_back_is_reported_and_again_when_it_is_right() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        wall.set_by += 4 * 365 * DAY  # the battery of the clock was empty
+        async with running(every("1h"), emit):
+            await passes(HOUR)
+            assert len(emit.deliveries) == 1
+            wall.set_by -= 4 * 365 * DAY
+            await passes(11 * timedelta(seconds=1))
+            assert not emit.is_up
+            assert emit.down_reason is not None and "set the clock right" in emit.down_reason
+            wall.set_by += 4 * 365 * DAY
+            await passes(11 * timedelta(seconds=1))
+            assert emit.is_up
+
+    virtually(story)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("pass"), st.integers(0, 5000)),
+        st.tuples(st.just("set"), st.integers(-5000, 5000)),
+        st.tuples(st.just("restart"), st.integers(0, 5000)),
+        st.tuples(st.just("full"), st.integers(0, 500)),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS, jitter=st.sampled_from(["0s", "40s"]))
+def test_whatever_happens_to_the_clock_each_due_instant_ticks_once(
+    steps: list[tuple[Literal["pass", "set", "restart", "full"], int]], jitter: str
+) -> None:
+    timer = cron(
+        "*/7 * * * *", tz="Europe/Berlin", missed="run_all", missed_limit=10_000, jitter=jitter
+    )
+
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        remaining = list(steps)
+        while True:
+            async with running(timer, emit):
+                while remaining:
+                    what, seconds = remaining.pop(0)
+                    if what == "restart":
+                        break
+                    if what == "set":
+                        wall.set_by += timedelta(seconds=seconds)
+                    if what == "full":
+                        emit.fail(JournalFull("disk full"))
+                    await passes(timedelta(seconds=abs(seconds)))
+                    emit.mend()
+                else:
+                    await passes(timedelta(seconds=70))
+                    break
+            await passes(timedelta(seconds=seconds))
+        first = timer.schedule.next_after(START)
+        assert len(emit.deliveries) == len(emit.events)
+        for due in dues(emit):
+            assert due == first
+            first = timer.schedule.next_after(due)
+
+    virtually(story)
+
+
+# ---------------------------------------------------------------- a journal without room
+
+
+def test_a_tick_is_tried_until_it_is_stored_then_the_rest_is_missed() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        async with running(every("10m", missed="run_once"), emit):
+            await passes(5 * MINUTE)  # 9:06
+            emit.fail(JournalFull("disk full"))
+            await passes(41 * MINUTE)  # 9:47: 9:10 is being tried; 9:20, 9:30, 9:40 came due
+            assert not emit.events
+            assert emit.lags["tick"] == 1
+            assert 60 < emit.refused < 600, "backs off, but never longer than five seconds"
+            emit.mend()
+            await passes(timedelta(seconds=6))
+            assert dues(emit) == [clock(9, 10), clock(9, 40)]
+            assert [missed(event) for event in emit.events] == [0, 3]
+            assert emit.lags["tick"] == 0
+
+    virtually(story)
+
+
+def test_a_first_start_waits_for_room_and_is_not_up_before() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        emit.fail(Overloaded("too many unfinished runs"))
+        async with running(every("1h"), emit):
+            await passes(MINUTE)
+            assert not emit.is_up
+            emit.mend()
+            await passes(MINUTE)
+            assert emit.is_up
+
+    virtually(story)
+
+
+def test_a_broken_journal_ends_the_run() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        emit.fail(JournalBroken("fsync failed"))
+        with pytest.raises(JournalBroken):
+            await every("1h").run(emit)
+
+    virtually(story)
+
+
+def test_a_position_that_is_no_instant_is_named() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        emit.stored_positions["tick"] = "garbage"
+        with pytest.raises(TriggerError, match=r"every:1h.*'garbage'"):
+            await every("1h").run(emit)
+
+    virtually(story)
+
+
+# ---------------------------------------------------------------- from start, once, jitter
+
+
+def test_an_interval_from_the_start_keeps_its_phase_over_restarts() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        timer = every("1h", start="now")
+        async with running(timer, emit):
+            await passes(timedelta(hours=1, minutes=10))
+        assert dues(emit) == [clock(10, 1)]
+        async with running(timer, emit):
+            await passes(HOUR)
+        assert dues(emit) == [clock(10, 1), clock(11, 1)]
+        assert emit.stored_positions["start"] == "2026-03-02T09:01:00Z"
+
+    virtually(story)
+
+
+def test_at_ticks_once_and_never_again() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        timer = at("2026-03-02T11:00", tz="Europe/Berlin")
+        async with running(timer, emit):
+            await passes(2 * HOUR)
+        async with running(timer, emit):
+            await passes(DAY)
+        assert dues(emit) == [clock(10)]
+
+    virtually(story)
+
+
+def test_at_missed_while_stopped_ticks_at_the_start() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        timer = at(clock(10))
+        async with running(timer, emit):
+            await passes(MINUTE)
+        wall.set_by += DAY
+        async with running(timer, emit):
+            await passes(MINUTE)
+        assert [(event.time, missed(event)) for event in emit.events] == [(clock(10), 1)]
+
+    virtually(story)
+
+
+def test_at_an_instant_past_before_the_first_start_is_counted_and_never_ticks() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        for _ in range(2):
+            async with running(at("2020-01-01T00:00Z"), emit):
+                await passes(MINUTE)
+                assert emit.is_up
+        assert not emit.events
+        assert emit.rejected["missed"] == 1
+
+    virtually(story)
+
+
+def test_jitter_delays_the_start_and_keeps_the_due_time_and_the_identity() -> None:
+    timer = every("1h", jitter="30m", name="report")
+
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        async with running(timer, emit):
+            await passes(59 * MINUTE + timer.starts_at(clock(10)) - clock(10) - MINUTE)
+            assert not emit.events
+            await passes(2 * MINUTE)
+            assert dues(emit) == [clock(10)]
+            assert emit.events[0].id == every("1h", name="report").event(clock(10)).id
+
+    virtually(story)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["a", "b"]))
+def test_jitter_depends_on_name_and_due_only(hours: int, name: str) -> None:
+    due = START + hours * HOUR
+    timer = every("1h", jitter="30m", name=name)
+    delay = timer.starts_at(due) - due
+    assert timedelta(0) <= delay < 30 * MINUTE
+    assert every("1h", jitter="30m", name=name).starts_at(due) - due == delay
+    assert every("1h", jitter="30m", name=name + "x").starts_at(due) - due != delay
+
+
+def test_jitter_spreads_timers_evenly() -> None:
+    delays = sorted(
+        (every("1h", jitter="10m", name=f"timer {n}").starts_at(clock(10)) - clock(10)) / MINUTE
+        for n in range(1000)
+    )
+    assert max(b - a for a, b in pairwise(delays)) < 0.2
+
+
+# ---------------------------------------------------------------- declaring
+
+
+@pytest.mark.parametrize(
+    ("timer", "name"),
+    [
+        (cron(" 0  9 * * mon ", tz="Europe/Berlin"), "cron:0 9 * * MON Europe/Berlin"),
+        (cron("@daily"), "cron:0 0 * * * UTC"),
+        (cron("@daily", tz=UTC), "cron:0 0 * * * UTC"),
+        (cron("@daily", jitter="5m", missed="skip"), "cron:0 0 * * * UTC"),
+        (every("900s"), "every:15m"),
+        (every(timedelta(minutes=15), start="now"), "every:15m"),
+        (at("2026-12-01T09:00", tz="Europe/Berlin"), "at:2026-12-01T09:00 Europe/Berlin"),
+        (at(datetime(2026, 12, 1, 9, tzinfo=UTC)), "at:2026-12-01T09:00:00+00:00"),
+        (every("15m", name="poll"), "poll"),
+    ],
+)
+def test_a_name_is_kind_and_natural_key(timer: Timer, name: str) -> None:
+    timer.check()
+    assert timer.name == name
+    assert isinstance(timer, ReadTrigger)
+
+
+def test_equal_timers_are_one_value() -> None:
+    assert len({every("900s"), every("15m"), every(timedelta(minutes=15))}) == 1
+    assert cron("@hourly") == cron("0 * * * *")
+    assert cron("@hourly") != cron("@hourly", missed="skip")
+
+
+@pytest.mark.parametrize(
+    ("timer", "reason"),
+    [
+        (cron("61 * * * *"), "minute field"),
+        (cron("@daily", tz="Mars/Base"), "not an IANA time zone"),
+        (cron("@daily", tz=""), "not an IANA time zone"),
+        (cron("@daily", missed="never"), "run_once"),  # type: ignore[arg-type] # what a user without a type checker writes
+        (cron("@daily", missed="run_all", missed_limit=0), "missed_limit"),
+        (cron("@daily", name=" "), "name"),
+        (every("1ms"), "100ms"),
+        (every("1m", jitter="1m"), "shorter than the interval"),
+        (every("1d", tz="Europe/Berlin"), "cron("),
+        (every("1d", start="soon"), "cannot read the time"),
+        (at("2026-12-01T09:00"), "without a zone"),
+        (at(datetime(2026, 12, 1)), "without a zone"),  # noqa: DTZ001 - the mistake under test
+    ],
+)
+def test_check_refuses_what_cannot_work(timer: Timer, reason: str) -> None:
+    with pytest.raises(SetupError) as refusal:
+        timer.check()
+    assert reason in str(refusal.value)
+
+
+@pytest.mark.parametrize("make", [lambda: every("soon"), lambda: cron("@daily", jitter="a bit")])
+def test_an_unreadable_duration_is_refused_where_it_is_written(make: Callable[[], Timer]) -> None:
+    with pytest.raises(SetupError, match="cannot read the duration"):
+        make()
+
+
+# ---------------------------------------------------------------- the contract, on the real loop
+
+
+class TimerCase:
+    """A timer whose clock stands still, just before it is due, until input is made."""
+
+    keeps_input = True
+
+    def __init__(self, timer: Timer, start: datetime) -> None:
+        self._timer = timer
+        self._due = start
+        self._now = start
+        self._made: list[datetime] = []
+        self._emit = self.emitter()
+        self._move()
+
+    def emitter(self) -> RecordingEmitter:
+        return RecordingEmitter(lambda: self._now)
+
+    @asynccontextmanager
+    async def watching(self, emit: RecordingEmitter) -> AsyncIterator[None]:
+        self._emit = emit
+        async with watch(self._timer, emit):
+            yield
+
+    async def make_input(self) -> None:
+        self._made.append(self._due)
+        self._move()
+
+    async def redeliver(self) -> None:
+        self._emit.rewind()
+
+    def acknowledged(self) -> int:
+        stored = self._emit.stored_positions.get("tick")
+        if stored is None:
+            return 0
+        return sum(due <= datetime.fromisoformat(stored) for due in self._made)
+
+    def _move(self) -> None:
+        due = self._timer.schedule.next_after(self._due)
+        assert due is not None
+        self._due = due
+        self._now = due - timedelta(milliseconds=20)
+
+
+class TestTimersKeepTheContract(TriggerContract):
+    @pytest.fixture(
+        params=[
+            every("100ms"),
+            every("30s", missed="skip"),
+            cron("* * * * * *", tz="Europe/Berlin", missed="run_all"),
+        ],
+        ids=lambda timer: timer.name,
+    )
+    def case(self, request: pytest.FixtureRequest) -> TriggerCase:
+        return TimerCase(request.param, START)
+
+
+async def test_real_ticks_come_in_time_and_never_early() -> None:
+    lateness: list[float] = []
+
+    class Noting(RecordingEmitter):
+        async def __call__(self, *arguments: Any) -> Any:
+            events = arguments[0]
+            lateness.extend((self.now() - event.time).total_seconds() for event in events)
+            return await super().__call__(*arguments)
+
+    emit = Noting()
+    async with watch(every("100ms"), emit):
+        await emit.stored(10)
+    assert min(lateness) >= 0
+    assert sorted(lateness)[5] < 0.05
