@@ -26,6 +26,7 @@ from typing import Any
 
 from .errors import SetupError
 from .flow import Flow
+from .governance.secrets import has_value
 from .project import AnyFlow, Project, problems
 
 PACKAGE = "_turnout_flows"
@@ -307,7 +308,7 @@ def _unknown_secrets(file: Path, secrets_folder: Path | None) -> list[SetupError
         return []
     return [
         SetupError(
-            f"secret {name!r} has no value here; set TURNOUT_SECRET_{name}",
+            f"secret {name!r} has no value here; set the environment variable {name}",
             file=str(file),
             line=line,
         )
@@ -323,12 +324,3 @@ def _secret_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
             name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
             if name == "secret" and isinstance(first, ast.Constant):
                 yield str(first.value), node.lineno
-
-
-def has_value(name: str, folder: Path | None) -> bool:
-    """TEMPORARY until governance.secrets lands."""
-    import os
-
-    return f"TURNOUT_SECRET_{name}" in os.environ or (
-        folder is not None and (folder / name).is_file()
-    )

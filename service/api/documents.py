@@ -1,7 +1,7 @@
 """What operators read, as JSON: the same objects from `turnout … --json` and from the HTTP API.
 
 A run in a list is exactly `Run.as_dict()`; everything else an operator can ask for has its one
-shape here. Pure functions.
+shape here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 import orjson
 
-from turnout.service.errors import InvalidData
+from turnout.service.errors import InvalidData, NotFound
 from turnout.service.event import Event
-from turnout.service.journal.contract import Attempt, StepRecord, StoredEvent
+from turnout.service.journal.contract import Attempt, Reader, StepRecord, StoredEvent
 from turnout.service.project import AnyFlow
-from turnout.service.run import Run, RunError
+from turnout.service.run import RunError
 from turnout.service.trigger import Receipt, Trigger
 from turnout.service.units import format_duration
 
@@ -67,13 +67,15 @@ def _payload(event: Event) -> dict[str, Any]:
     return {"data": data}
 
 
-def run_in_full(
-    run: Run, *, steps: Sequence[StepRecord], attempts: Sequence[Attempt]
-) -> dict[str, Any]:
-    """Return a run with everything the journal keeps of it: the post-mortem."""
+async def post_mortem(reader: Reader, run_id: str) -> dict[str, Any]:
+    """Return a run with everything the journal keeps of it; raises `NotFound`."""
+    run = await reader.run(run_id)
+    if run is None:
+        raise NotFound(f"no run {run_id!r}")
+    events = [stored for stored in await reader.event(run.event_id) if run.id in stored.runs]
     document = run.as_dict()
-    document["error"] = _error(run.error)
     return document | {
+        "error": _error(run.error),
         "due_at": instant(run.due_at),
         "crashes": run.crashes,
         "replay": run.replay,
@@ -82,8 +84,9 @@ def run_in_full(
         "order_key": run.order_key,
         "limit_key": run.limit_key,
         "code_version": run.code_version,
-        "steps": [_step(step) for step in steps],
-        "history": [_attempt(attempt) for attempt in attempts],
+        "event": event_of(events[0], payload=True) if events else None,
+        "steps": [_step(step) for step in await reader.steps(run.seq)],
+        "history": [_attempt(attempt) for attempt in await reader.attempts(run.seq)],
     }
 
 

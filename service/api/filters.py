@@ -70,13 +70,18 @@ def read_instant(text: str, *, now: datetime, field: str) -> datetime:
         ) from None
 
 
-async def all_runs(reader: Reader, which: Filter) -> AsyncIterator[Run]:
-    """Yield every matching run, newest first, a page at a time."""
-    page = replace(which, limit=MAX_LIMIT)
-    while True:
-        runs = await reader.runs(page)
+async def all_runs(
+    reader: Reader, which: Filter, *, at_most: int | None = None
+) -> AsyncIterator[Run]:
+    """Yield every matching run, or the first `at_most`, newest first, a page at a time."""
+    left = at_most
+    cursor = None
+    while left is None or left > 0:
+        size = MAX_LIMIT if left is None else min(left, MAX_LIMIT)
+        runs = await reader.runs(replace(which, limit=size, cursor=cursor))
         for run in runs:
             yield run
-        if len(runs) < MAX_LIMIT:
+        if len(runs) < size:
             return
-        page = replace(page, cursor=runs[-1].seq)
+        cursor = runs[-1].seq
+        left = None if left is None else left - size

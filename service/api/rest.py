@@ -201,16 +201,11 @@ async def list_runs(service: ServiceOf, which: Paged) -> Response:
 
 @_api.get("/runs/{run_id}", tags=["runs"])
 async def show_run(service: ServiceOf, run_id: str) -> Response:
-    """Return one run with its steps, its attempts and their log lines.
+    """Return one run with its event, its steps, its attempts and their log lines.
 
     The id may be cut to its first 8 characters or more, as long as one run only begins so.
     """
-    run = await service.journal.run(run_id)
-    if run is None:
-        raise NotFound(f"no run {run_id!r}")
-    steps = await service.journal.steps(run.seq)
-    attempts = await service.journal.attempts(run.seq)
-    return _json(documents.run_in_full(run, steps=steps, attempts=attempts))
+    return _json(await documents.post_mortem(service.journal, run_id))
 
 
 @_api.post("/runs/{run_id}/retry", tags=["runs"])

@@ -32,7 +32,7 @@ class AccessSettings(Protocol):
 
 
 def load_or_make_token(settings: AccessSettings) -> str:
-    """Return the API's token: the operator's own, else the one in `DATA/api-token`, made if missing.
+    """Return the API's token: the operator's own, else that of `DATA/api-token`, made if missing.
 
     Raises `SetupError` for a token nobody should rely on: a short one, or a file others may read.
     """

@@ -219,7 +219,7 @@ class Reader(Protocol):
     async def paused(self) -> dict[str, datetime]:
         """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""
 
-    async def examine(self) -> AsyncIterator[tuple[str, str | None]]:
+    def examine(self) -> AsyncIterator[tuple[str, str | None]]:
         """Yield (check, problem or None) pairs for `turnout doctor`, as each check ends.
 
         Proves integrity, no event with a missing run, no run twice for one (event, flow, replay),

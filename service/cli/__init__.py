@@ -1,0 +1,130 @@
+"""The `turnout` command: what an operator types.
+
+Importing this package imports click and nothing heavy: each command brings in what it needs when
+it runs, so `turnout --help` and completion stay instant. `main` is the outermost frame of the
+process and decides its exit code.
+"""
+
+# ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from turnout.service.client import Unavailable
+from turnout.service.errors import (
+    InvalidData,
+    JournalBroken,
+    JournalError,
+    JournalFull,
+    Overloaded,
+    SetupError,
+    TurnoutError,
+)
+
+from . import acting, reading, serving
+from .output import complain
+
+EXIT_PROBLEM = 1
+EXIT_USAGE = 2
+EXIT_UNAVAILABLE = 69
+EXIT_UNEXPECTED = 70
+EXIT_IO = 74
+EXIT_CONFIG = 78
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+
+_EXIT_CODES: tuple[tuple[type[TurnoutError], int], ...] = (
+    (SetupError, EXIT_CONFIG),
+    (InvalidData, EXIT_USAGE),
+    (Unavailable, EXIT_UNAVAILABLE),
+    (Overloaded, EXIT_UNAVAILABLE),
+    (JournalBroken, EXIT_IO),
+    (JournalFull, EXIT_IO),
+    (JournalError, EXIT_IO),
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="turnout", message="turnout %(version)s")
+def cli() -> None:
+    """Events in, flows run, nothing lost.
+
+    \b
+    turnout check flows.py                   find mistakes before anything runs
+    turnout run flows.py:bill --input '{}'   one run, here and now
+    turnout serve flows.py                   accept events and run flows
+    turnout runs --state failed              what went wrong
+    turnout show RUN                         why
+    turnout retry RUN                        again, from where it stopped
+
+    \b
+    Settings: TURNOUT_* in the environment, turnout.toml, or options, the last word first.
+    Exit codes:
+      0  done                      69  the service is not running or too busy
+      1  problems found, a run     70  unexpected: a bug in turnout
+         failed, or was refused    74  the journal's disk failed or is full
+      2  wrong usage               78  wrong settings or flow files
+    """
+
+
+for _command in (
+    serving.serve, serving.check, serving.run, serving.doctor,
+    reading.runs, reading.show, reading.why, reading.events, reading.flows, reading.triggers,
+    acting.retry, acting.cancel, acting.replay, acting.dead,
+    acting.pause, acting.resume, acting.fire, acting.emit,
+):  # fmt: skip
+    cli.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and end the process with the exit code the help promises."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        # Without click's own handling: it knows neither our errors nor our exit codes.
+        cli.main(args=arguments, prog_name="turnout", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        complain("stopped")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; the interpreter must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_PROBLEM
+    except Exception as error:  # noqa: BLE001  the outermost frame: it only chooses the exit code
+        known = _only_cause(error)
+        if isinstance(known, TurnoutError):
+            complain(f"error: {' '.join(str(known).split())}")
+            return exit_code(known)
+        traceback.print_exception(error)
+        complain("unexpected: this is a bug in turnout, please report the lines above")
+        raise SystemExit(EXIT_UNEXPECTED) from None
+    return 0
+
+
+def exit_code(error: TurnoutError) -> int:
+    """Return the exit code that goes with an error."""
+    for kind, code in _EXIT_CODES:
+        if isinstance(error, kind):
+            return code
+    return EXIT_PROBLEM
+
+
+def _only_cause(error: BaseException) -> BaseException:
+    """Take an error out of the groups its task groups wrapped it in, when it is alone in them."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,388 @@
+"""The commands that change something: runs, dead letters, events, flows, triggers.
+
+One at a time by name, or many by filter, asked for with their count first. What the journal
+refuses for one run never keeps the others from their turn.
+"""
+
+# ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from turnout.service.errors import NotFound, Refused
+
+from .options import ask, chosen, run_async, states_of, with_filters, with_json, with_settings
+from .output import complain, print_json, progress, say
+
+if TYPE_CHECKING:
+    from turnout.service.journal.contract import Filter
+    from turnout.service.run import RunState
+    from turnout.service.settings import Settings
+
+    from .hands import Hands
+
+Act = Callable[["Hands", str], Awaitable[Any]]
+
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+run_ids = click.argument("run_ids", nargs=-1, metavar="[RUN]...")
+
+
+@click.command()
+@run_ids
+@click.option("--from", "from_step", metavar="STEP", help="Run again from this step key on.")
+@with_filters
+@yes_option
+@with_json
+@with_settings
+def retry(
+    settings: Settings, run_ids: tuple[str, ...], from_step: str | None,
+    filters: dict[str, str], yes: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Queue finished runs again.
+
+    Steps already recorded are not run again.
+
+    \b
+    turnout retry 0198c0de-…                 one run
+    turnout retry 0198c0de-… --from charge   again from a step (keys: turnout show)
+    turnout retry --flow bill --state failed every failed run of a flow
+    turnout retry --since 2h --yes           every failed run of two hours, unasked
+    """
+    from turnout.service.run import RunState
+
+    def act(hands: Hands, run_id: str) -> Awaitable[Any]:
+        return hands.retry(run_id, from_step)
+
+    default = frozenset({RunState.FAILED})
+    _on_runs(settings, "retry", run_ids, filters, default, act, yes=yes, as_json=as_json)
+
+
+@click.command()
+@run_ids
+@with_filters
+@yes_option
+@with_json
+@with_settings
+def cancel(
+    settings: Settings, run_ids: tuple[str, ...], filters: dict[str, str], yes: bool, as_json: bool
+) -> None:
+    """End unfinished runs as cancelled.
+
+    \b
+    turnout cancel 0198c0de-…
+    turnout cancel --flow bill               every unfinished run of a flow
+    turnout cancel --flow bill --state queued
+    """
+    from turnout.service.run import UNFINISHED
+
+    def act(hands: Hands, run_id: str) -> Awaitable[Any]:
+        return hands.cancel(run_id)
+
+    _on_runs(settings, "cancel", run_ids, filters, UNFINISHED, act, yes=yes, as_json=as_json)
+
+
+class _ListByDefault(click.Group):
+    """A group whose bare name lists: `turnout dead --json` is `turnout dead list --json`."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] != "--help"):
+            args = ["list", *args]
+        return super().parse_args(context, args)
+
+
+@click.group(cls=_ListByDefault)
+def dead() -> None:
+    """Deal with runs that failed for good.
+
+    \b
+    turnout dead                             list them (same as: turnout dead list)
+    turnout dead show 0198c0de-…             why it died
+    turnout dead replay 0198c0de-…           its flow again, from the event
+    turnout dead replay --flow bill --since 1d
+    turnout dead drop 0198c0de-…             off the list; the run stays, failed
+    """
+
+
+@dead.command("replay")
+@run_ids
+@with_filters
+@yes_option
+@with_json
+@with_settings
+def dead_replay(
+    settings: Settings, run_ids: tuple[str, ...], filters: dict[str, str], yes: bool, as_json: bool
+) -> None:
+    """Start the flows of dead letters again from their events, as new runs.
+
+    \b
+    turnout dead replay 0198c0de-…
+    turnout dead replay --flow bill --since 2h --yes
+    """
+
+    def act(hands: Hands, run_id: str) -> Awaitable[Any]:
+        return hands.replay_dead(run_id)
+
+    _on_runs(settings, "replay", run_ids, filters, None, act, yes=yes, as_json=as_json)
+
+
+@dead.command("drop")
+@run_ids
+@with_filters
+@yes_option
+@with_json
+@with_settings
+def dead_drop(
+    settings: Settings, run_ids: tuple[str, ...], filters: dict[str, str], yes: bool, as_json: bool
+) -> None:
+    """Take dead letters off the list; their runs stay in the journal as failed.
+
+    \b
+    turnout dead drop 0198c0de-…
+    turnout dead drop --flow bill --until 30d
+    """
+
+    def act(hands: Hands, run_id: str) -> Awaitable[Any]:
+        return hands.drop(run_id)
+
+    _on_runs(settings, "drop", run_ids, filters, None, act, yes=yes, as_json=as_json)
+
+
+def _on_runs(
+    settings: Settings, verb: str, run_ids: tuple[str, ...], filters: dict[str, str],
+    states: frozenset[RunState] | None, act: Act, *, yes: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Act on the named runs, or on those that fit; `states` None means dead letters."""
+    if bool(run_ids) == bool(filters):
+        raise click.UsageError(f"name runs to {verb}, or say which by filters such as --flow")
+    ids = list(run_ids)
+    if filters:
+        which = chosen(filters, dead=True if states is None else None)
+        ids = run_async(_matching(settings, which, states))
+        if not ids:
+            say("no run fits")
+            return
+        noun = "run" if states is not None else "dead letter"
+        ask(f"{verb} {len(ids)} {noun}{'s' * (len(ids) != 1)}?", yes=yes)
+    if run_async(_act_on(settings, verb, ids, act, as_json=as_json)):
+        raise SystemExit(1)
+
+
+async def _matching(
+    settings: Settings, which: Filter, states: frozenset[RunState] | None
+) -> list[str]:
+    from dataclasses import replace
+
+    from turnout.service.api.filters import all_runs
+
+    from .hands import open_books
+
+    wanted = [None] if states is None else states_of(which.state, states)
+    async with open_books(settings) as reader:
+        return [
+            run.id
+            for state in wanted
+            async for run in all_runs(reader, replace(which, state=state or which.state))
+        ]
+
+
+async def _act_on(settings: Settings, verb: str, ids: list[str], act: Act, *, as_json: bool) -> int:
+    from .hands import open_hands
+
+    refused = 0
+    async with open_hands(settings) as hands:
+        with progress(ids, verb) as turns:
+            for run_id in turns:
+                try:
+                    done = await act(hands, run_id)
+                except (NotFound, Refused) as error:
+                    complain(str(error))
+                    refused += 1
+                    continue
+                _report(run_id, done, as_json=as_json, terse=len(ids) > 1)
+    if len(ids) > 1:
+        complain(f"{verb}: {len(ids) - refused} done, {refused} refused")
+    return refused
+
+
+def _report(run_id: str, done: Any, *, as_json: bool, terse: bool) -> None:
+    if as_json:
+        print_json(done if isinstance(done, dict) else {"run": run_id, "runs": done})
+    elif isinstance(done, dict):
+        if not terse:
+            say(f"run {done['id']} of {done['flow']} is now {done['state']}")
+    else:
+        say(f"run {run_id} starts again as {', '.join(done)}")
+
+
+@click.command()
+@click.argument("event_id", metavar="EVENT")
+@click.option("--source", metavar="SOURCE", help="When several sources sent this id: which.")
+@with_json
+@with_settings
+def replay(settings: Settings, event_id: str, source: str | None, as_json: bool) -> None:
+    """Start an event's flows again, as new runs.
+
+    \b
+    turnout replay 0198c0de-…
+    turnout replay order-7 --source /shop
+    """
+
+    async def act() -> list[str]:
+        from .hands import open_hands
+
+        async with open_hands(settings) as hands:
+            return await hands.replay(event_id, source)
+
+    runs = run_async(act())
+    if as_json:
+        print_json({"event": event_id, "runs": runs})
+    else:
+        say(f"event {event_id} starts again as {', '.join(runs)}")
+
+
+@click.command()
+@click.argument("name", metavar="FLOW|TRIGGER")
+@with_json
+@with_settings
+def pause(settings: Settings, name: str, as_json: bool) -> None:
+    """Pause a flow or a trigger.
+
+    It stays paused, also over a restart, until `turnout resume`. A paused flow's events are
+    accepted and its runs wait; a paused trigger accepts nothing.
+
+    \b
+    turnout pause bill
+    turnout pause webhook:/orders
+    """
+    _switch(settings, name, pausing=True, as_json=as_json)
+
+
+@click.command()
+@click.argument("name", metavar="FLOW|TRIGGER")
+@with_json
+@with_settings
+def resume(settings: Settings, name: str, as_json: bool) -> None:
+    """Undo a pause.
+
+    \b
+    turnout resume bill
+    turnout resume webhook:/orders
+    """
+    _switch(settings, name, pausing=False, as_json=as_json)
+
+
+def _switch(settings: Settings, name: str, *, pausing: bool, as_json: bool) -> None:
+    async def act() -> str:
+        from .hands import open_hands
+
+        async with open_hands(settings) as hands:
+            return await (hands.pause(name) if pausing else hands.resume(name))
+
+    full = run_async(act())
+    if as_json:
+        print_json({"name": full, "paused": pausing})
+    else:
+        say(f"{full} {'is paused' if pausing else 'goes on'}")
+
+
+@click.command()
+@click.argument("trigger", metavar="TRIGGER")
+@with_json
+@with_settings
+def fire(settings: Settings, trigger: str, as_json: bool) -> None:
+    """Start the flows of a trigger now.
+
+    The event carries no data. Needs a running service; `turnout triggers` lists the names.
+
+    \b
+    turnout fire 'cron:0 9 * * *'
+    """
+    from urllib.parse import quote
+
+    path = f"/api/triggers/{quote(trigger, safe='')}/fire"
+    _show_receipt(run_async(_call(settings, "POST", path)), as_json=as_json)
+
+
+@click.command()
+@click.argument("file", required=False, type=click.File("rb"))
+@click.option("--type", "event_type", metavar="TYPE", help="Instead of FILE: the event's type.")
+@click.option("--input", "written", metavar="JSON", help="With --type: its data, or @FILE.")
+@click.option("--source", default="turnout:cli", show_default=True, help="With --type.")
+@click.option("--subject", metavar="SUBJECT", help="With --type.")
+@with_json
+@with_settings
+def emit(
+    settings: Settings, file: IO[bytes] | None, event_type: str | None, written: str | None,
+    source: str, subject: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Hand an event to the running service.
+
+    It starts the flows with `on=event(TYPE)`. FILE is one CloudEvent as JSON; - reads it from
+    standard input.
+
+    \b
+    turnout emit event.json
+    turnout emit --type order.placed --input '{"id": "7", "amount": 3}'
+    """
+    from turnout.service.api.cloudevents import STRUCTURED
+
+    if (file is None) == (event_type is None):
+        raise click.UsageError("give a FILE with one CloudEvent, or --type")
+    body = _envelope(event_type, written, source, subject) if file is None else file.read()
+    receipt = run_async(_call(settings, "POST", "/api/events", body, STRUCTURED))
+    _show_receipt(receipt, as_json=as_json)
+
+
+def _envelope(
+    event_type: str | None, written: str | None, source: str, subject: str | None
+) -> bytes:
+    from turnout.service.api.documents import encode
+    from turnout.service.event import mint_id
+    from turnout.service.payload import decode_json
+
+    envelope = {"specversion": "1.0", "id": mint_id(), "source": source, "type": event_type}
+    if subject is not None:
+        envelope["subject"] = subject
+    if written is None:
+        return encode(envelope)
+    data = read_input(written)
+    decode_json(data)  # refused here, with a better word than the service has
+    return encode(envelope)[:-1] + b',"data":' + data + b"}"  # the author's bytes, as written
+
+
+def read_input(written: str) -> bytes:
+    """Return the bytes of `--input`: the text itself, `@FILE`, or `-` for standard input."""
+    if written == "-":
+        return sys.stdin.buffer.read()
+    if not written.startswith("@"):
+        return written.encode()
+    try:
+        return Path(written[1:]).read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"cannot read {written[1:]}: {error.strerror}") from None
+
+
+async def _call(
+    settings: Settings, method: str, path: str, body: bytes | None = None,
+    content_type: str = "application/json",
+) -> Any:  # fmt: skip
+    from .hands import open_service
+
+    async with open_service(settings) as client:
+        return await client.call(method, path, body=body, content_type=content_type)
+
+
+def _show_receipt(receipt: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(receipt)
+        return
+    runs = ", ".join(receipt["runs"]) or "none"
+    say(f"event {receipt['event']}{' (a duplicate)' * receipt['duplicate']}; runs: {runs}")
+    for flow, reason in receipt.get("refusals", {}).items():
+        complain(f"flow {flow} refuses it: {reason}")

@@ -1,0 +1,221 @@
+"""How a command acts: through the live service when there is one, else on the journal itself.
+
+The lock file of the data folder says which. Both ways end in the same verbs of `Operator`, give
+the same documents back and raise the same errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
+
+from turnout.service.client import Client, Unavailable, connect
+from turnout.service.errors import SetupError
+
+if TYPE_CHECKING:
+    from turnout.service.journal.reader import SqliteReader
+    from turnout.service.operator import Operator
+    from turnout.service.settings import Settings
+
+_STARTING_TRIES = 30
+_STARTING_PAUSE_SECONDS = 0.1
+
+
+class Hands(Protocol):
+    """The verbs that work with or without a service."""
+
+    async def retry(self, run_id: str, from_step: str | None) -> dict[str, Any]:
+        """Queue a finished run again."""
+
+    async def cancel(self, run_id: str) -> dict[str, Any]:
+        """Cancel an unfinished run."""
+
+    async def drop(self, run_id: str) -> dict[str, Any]:
+        """Take a dead letter off the list."""
+
+    async def replay_dead(self, run_id: str) -> list[str]:
+        """Start a dead letter again; returns the new runs."""
+
+    async def replay(self, event_id: str, source: str | None) -> list[str]:
+        """Start an event's flows again; returns the new runs."""
+
+    async def pause(self, name: str) -> str:
+        """Pause a flow or trigger; returns its full name."""
+
+    async def resume(self, name: str) -> str:
+        """Undo a pause."""
+
+
+class ByService:
+    """Acts through a live service."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def retry(self, run_id: str, from_step: str | None) -> dict[str, Any]:
+        """Queue a finished run again."""
+        params = {} if from_step is None else {"from": from_step}
+        return await self._post(f"/api/runs/{quote(run_id, safe='')}/retry", params)
+
+    async def cancel(self, run_id: str) -> dict[str, Any]:
+        """Cancel an unfinished run."""
+        return await self._post(f"/api/runs/{quote(run_id, safe='')}/cancel")
+
+    async def drop(self, run_id: str) -> dict[str, Any]:
+        """Take a dead letter off the list."""
+        return await self._post(f"/api/dead/{quote(run_id, safe='')}/drop")
+
+    async def replay_dead(self, run_id: str) -> list[str]:
+        """Start a dead letter again."""
+        return list((await self._post(f"/api/dead/{quote(run_id, safe='')}/replay"))["runs"])
+
+    async def replay(self, event_id: str, source: str | None) -> list[str]:
+        """Start an event's flows again."""
+        params = {} if source is None else {"source": source}
+        answer = await self._post(f"/api/events/{quote(event_id, safe='')}/replay", params)
+        return list(answer["runs"])
+
+    async def pause(self, name: str) -> str:
+        """Pause a flow or trigger."""
+        from turnout.service.api.documents import encode
+
+        body = encode({"name": name})
+        return str((await self._client.call("POST", "/api/pauses", body=body))["name"])
+
+    async def resume(self, name: str) -> str:
+        """Undo a pause."""
+        path = f"/api/pauses/{quote(name, safe='')}"
+        return str((await self._client.call("DELETE", path))["name"])
+
+    async def _post(self, path: str, params: dict[str, str] | None = None) -> dict[str, Any]:
+        answer: dict[str, Any] = await self._client.call("POST", path, params=params)
+        return answer
+
+
+class ByJournal:
+    """Acts on the journal of a service that is not running, under its lock."""
+
+    def __init__(self, operator: Operator) -> None:
+        self._operator = operator
+
+    async def retry(self, run_id: str, from_step: str | None) -> dict[str, Any]:
+        """Queue a finished run again."""
+        return (await self._operator.retry(run_id, from_step)).as_dict()
+
+    async def cancel(self, run_id: str) -> dict[str, Any]:
+        """Cancel an unfinished run."""
+        return (await self._operator.cancel(run_id)).as_dict()
+
+    async def drop(self, run_id: str) -> dict[str, Any]:
+        """Take a dead letter off the list."""
+        return (await self._operator.drop(run_id)).as_dict()
+
+    async def replay_dead(self, run_id: str) -> list[str]:
+        """Start a dead letter again."""
+        return await self._operator.replay_dead(run_id)
+
+    async def replay(self, event_id: str, source: str | None) -> list[str]:
+        """Start an event's flows again."""
+        return await self._operator.replay(event_id, source)
+
+    async def pause(self, name: str) -> str:
+        """Pause a flow or trigger."""
+        return await self._operator.pause(_full_name(name))
+
+    async def resume(self, name: str) -> str:
+        """Undo a pause."""
+        return await self._operator.resume(_full_name(name))
+
+
+def _full_name(name: str) -> str:
+    """Tell flows from triggers without the project: a trigger's name has its kind in front."""
+    if name.startswith(("flow:", "trigger:")):
+        return name
+    return f"trigger:{name}" if ":" in name else f"flow:{name}"
+
+
+@asynccontextmanager
+async def open_hands(settings: Settings) -> AsyncIterator[Hands]:
+    """Open the way to act on a data folder; raises `Unavailable` or `SetupError`."""
+    url = await service_url(settings)
+    if url is not None:
+        async with _client(settings, url) as client:
+            yield ByService(client)
+        return
+    from turnout.service.journal.sqlite import open_journal
+    from turnout.service.metrics import Metrics
+    from turnout.service.operator import Operator
+    from turnout.service.units import utc_now
+
+    _require_folder(settings)
+    journal = await open_journal(
+        settings.data,
+        metrics=Metrics(),
+        synchronous=settings.synchronous,
+        max_unfinished_runs=settings.max_unfinished_runs,
+        min_free_bytes=settings.min_free_bytes,
+    )
+    try:
+        yield ByJournal(Operator(journal, now=utc_now))
+    finally:
+        await journal.close()
+
+
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncIterator[Client]:
+    """Open a client of the live service; raises `Unavailable` saying how to start one."""
+    url = await service_url(settings)
+    if url is None:
+        raise Unavailable(
+            f"this needs a running service and none works on {settings.data}; "
+            "start one with: turnout serve FLOWS…  (or name its folder with --data)"
+        )
+    async with _client(settings, url) as client:
+        yield client
+
+
+@asynccontextmanager
+async def open_books(settings: Settings) -> AsyncIterator[SqliteReader]:
+    """Open the journal for reading only; works beside a running service and without one."""
+    from turnout.service.journal.reader import open_reader
+
+    _require_folder(settings)
+    reader = await open_reader(settings.data)
+    try:
+        yield reader
+    finally:
+        await reader.close()
+
+
+async def service_url(settings: Settings) -> str | None:
+    """Return where the service of the data folder answers, or None when none is running."""
+    from turnout.service.journal.lock import read_lock
+
+    for _ in range(_STARTING_TRIES):
+        holder = read_lock(settings.data)
+        if holder is None or holder.url is not None:
+            return None if holder is None else holder.url
+        await asyncio.sleep(_STARTING_PAUSE_SECONDS)
+    raise Unavailable(f"another process holds {settings.data} but does not answer yet; try again")
+
+
+@asynccontextmanager
+async def _client(settings: Settings, url: str) -> AsyncIterator[Client]:
+    from turnout.service.governance.access import stored_token
+
+    token = settings.api_token or stored_token(settings.data)
+    if token is None:
+        raise SetupError(
+            f"{settings.data} holds no API token; set TURNOUT_API_TOKEN to the one the service "
+            "was started with"
+        )
+    async with connect(url, token, certificate=settings.tls_certificate) as client:
+        yield client
+
+
+def _require_folder(settings: Settings) -> None:
+    if not settings.data.is_dir():
+        raise SetupError(f"no data folder {settings.data}; name it with --data DIR or TURNOUT_DATA")

@@ -1,0 +1,104 @@
+"""The options commands share, and what runs around a command: settings in, documents out."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from turnout.service.journal.contract import Filter
+    from turnout.service.run import RunState
+
+R = TypeVar("R")
+Command = Callable[..., Any]
+
+
+def with_settings(command: Command) -> Command:
+    """Give a command `--data` and `--config`, and hand it the `settings` they come to."""
+
+    @click.option(
+        "--data", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+        help="Folder of the journal.  [TURNOUT_DATA; default: turnout-data]",
+    )  # fmt: skip
+    @click.option(
+        "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+        help="Settings file.  [default: turnout.toml, if there is one]",
+    )  # fmt: skip
+    @functools.wraps(command)
+    def wrapped(*args: Any, data: Path | None, config: Path | None, **kwargs: Any) -> Any:
+        from turnout.service.settings import load
+
+        return command(*args, settings=load(config, data=data), **kwargs)
+
+    return wrapped
+
+
+def with_json(command: Command) -> Command:
+    """Give a command `--json`, as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON Lines, for programs.")(
+        command
+    )
+
+
+def with_filters(command: Command) -> Command:
+    """Give a command the filters, as one `filters` mapping of the words that were given."""
+
+    @click.option("--flow", metavar="FLOW", help="Runs of this flow.")
+    @click.option("--state", metavar="STATE", help="Runs in this state: failed, queued, …")
+    @click.option(
+        "--trigger", metavar="TRIGGER", help="From this trigger, such as webhook:/orders."
+    )
+    @click.option("--event", metavar="EVENT", help="Of the event with this id.")
+    @click.option("--since", metavar="WHEN", help="From 2026-01-31T09:00:00Z on, or an age: 2h.")
+    @click.option("--until", metavar="WHEN", help="Before an instant, or an age.")
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, flow: str | None, state: str | None, trigger: str | None,
+        event: str | None, since: str | None, until: str | None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        named = {"flow": flow, "state": state, "trigger": trigger, "event": event,
+                 "since": since, "until": until}  # fmt: skip
+        filters = {name: word for name, word in named.items() if word is not None}
+        return command(*args, filters=filters, **kwargs)
+
+    return wrapped
+
+
+def chosen(filters: dict[str, str], *, dead: bool | None = None) -> Filter:
+    """Return the journal's filter; a word that cannot be read is a usage error."""
+    from dataclasses import replace
+
+    from turnout.service.api.filters import read_filter
+    from turnout.service.errors import InvalidData
+    from turnout.service.units import utc_now
+
+    try:
+        return replace(read_filter(now=utc_now(), **filters), dead=dead)
+    except InvalidData as error:
+        raise click.UsageError(str(error)) from None
+
+
+def run_async(work: Coroutine[Any, Any, R]) -> R:
+    """Run a command's asynchronous part to its end."""
+    import asyncio
+
+    return asyncio.run(work)
+
+
+def ask(question: str, *, yes: bool) -> None:
+    """Ask before something that touches many; without a terminal `--yes` has to say so."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{question} Say --yes to do it without being asked.")
+    click.confirm(question, abort=True, err=True)
+
+
+def states_of(state: RunState | None, default: frozenset[RunState]) -> list[RunState]:
+    """Return the states a bulk action is about."""
+    return sorted(default) if state is None else [state]

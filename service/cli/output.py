@@ -1,0 +1,124 @@
+"""How commands speak: tables for people, JSON Lines for programs, errors as one line on stderr.
+
+Everything stored came from outside, so all of it is made harmless before it meets a terminal:
+control characters (an escape sequence in a webhook's body) are shown, never obeyed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# C0 but tab and newline, DEL, C1, marks that reorder text (Trojan Source), lone surrogates.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_PIPE_WIDTH = 250
+
+_COLOURS = {
+    "succeeded": "green", "failed": "red", "cancelled": "yellow", "skipped": "bright_black",
+    "running": "cyan", "retrying": "yellow", "waiting": "blue", "queued": "blue",
+    "scheduled": "blue", "up": "green", "down": "red", "paused": "yellow",
+}  # fmt: skip
+
+
+def safe(text: object) -> str:
+    """Return text with every character a terminal might obey written out as an escape."""
+    return _UNSAFE.sub(_escape, str(text))
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def print_json(document: Any) -> None:
+    """Print one document as one line of JSON that is also harmless on a terminal."""
+    from turnout.service.api.documents import encode
+
+    line = encode(document).decode("utf-8")
+    click.echo(_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", line))
+
+
+def say(text: str) -> None:
+    """Print a line for people."""
+    click.echo(safe(text))
+
+
+def complain(text: str) -> None:
+    """Print an error or a note on stderr."""
+    click.echo(safe(text), err=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Print rows under column names; states in colour; `empty` when there are none."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    listed = list(rows)
+    if not listed:
+        say(empty)
+        return
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        drawn.add_column(column, overflow="fold", no_wrap=number == 0)
+    for row in listed:
+        drawn.add_row(*(Text(safe(cell), style=_COLOURS.get(str(cell), "")) for cell in row))
+    console().print(drawn)
+
+
+def heading(text: str) -> None:
+    """Print the title of a part."""
+    click.echo("\n" + click.style(safe(text), bold=True))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a rich console; wide when nobody is looking, so that no value is cut."""
+    from rich.console import Console
+
+    return Console(
+        width=None if sys.stdout.isatty() else _PIPE_WIDTH, stderr=stderr,
+        markup=False, highlight=False, emoji=False,
+    )  # fmt: skip
+
+
+@contextmanager
+def progress(items: Sequence[Any], title: str) -> Iterator[Iterator[Any]]:
+    """Hand out `items` one by one behind a progress bar on stderr, when somebody is looking."""
+    if not sys.stderr.isatty():
+        yield iter(items)
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield iter(track(items, title, console=Console(stderr=True), transient=True))
+
+
+def clock(value: datetime | None) -> str:
+    """Write an instant for people: UTC, to the second."""
+    return "" if value is None else value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def took(started_at: datetime | None, finished_at: datetime | None) -> str:
+    """Write how long something took."""
+    if started_at is None or finished_at is None:
+        return ""
+    from turnout.service.units import format_duration
+
+    return format_duration(finished_at - started_at)
+
+
+def short(text: str, limit: int = 200) -> str:
+    """Return the first line of a text, cut at `limit` characters."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,0 +1,416 @@
+"""The commands that only look: lists, the post-mortem of a run, the reasons of an event.
+
+They read the journal directly, so they answer with the service up, down or dead. Only `flows` and
+`triggers` ask the service: what is loaded is known to it alone.
+"""
+
+# ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from turnout.service.errors import NotFound
+
+from .acting import dead
+from .options import chosen, run_async, with_filters, with_json, with_settings
+from .output import clock, complain, heading, print_json, safe, say, short, table, took
+
+if TYPE_CHECKING:
+    from turnout.service.journal.contract import Filter, Reader, StoredEvent
+    from turnout.service.run import Run
+    from turnout.service.settings import Settings
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many."
+)
+all_option = click.option("--all", "everything", is_flag=True, help="All of them, however many.")
+
+_PAYLOAD_LINES = 40
+
+
+@click.command()
+@with_filters
+@limit_option
+@all_option
+@with_json
+@with_settings
+def runs(
+    settings: Settings, filters: dict[str, str], limit: int, everything: bool, as_json: bool
+) -> None:
+    """List runs, newest first.
+
+    \b
+    turnout runs
+    turnout runs --flow bill --state failed --since 1d
+    turnout runs --all --json | jq -r .id
+    """
+    which = chosen(filters)
+    run_async(_list_runs(settings, which, None if everything else limit, as_json=as_json))
+
+
+@dead.command("list")
+@with_filters
+@limit_option
+@all_option
+@with_json
+@with_settings
+def dead_list(
+    settings: Settings, filters: dict[str, str], limit: int, everything: bool, as_json: bool
+) -> None:
+    """List dead letters, newest first.
+
+    \b
+    turnout dead list --flow bill --since 1d
+    """
+    which = chosen(filters, dead=True)
+    run_async(_list_runs(settings, which, None if everything else limit, as_json=as_json))
+
+
+async def _list_runs(
+    settings: Settings, which: Filter, limit: int | None, *, as_json: bool
+) -> None:
+    from turnout.service.api.filters import all_runs
+
+    from .hands import open_books
+
+    found: list[Run] = []
+    count = 0
+    async with open_books(settings) as reader:
+        async for run in all_runs(reader, which, at_most=limit):
+            count += 1
+            if as_json:
+                print_json(run.as_dict())
+            else:
+                found.append(run)
+    if not as_json:
+        noun = "dead letter" if which.dead else "run"
+        table(
+            ("run", "flow", "state", "attempts", "queued", "took", "error"),
+            (_run_row(run) for run in found),
+            empty=f"no {noun} fits",
+        )
+        if count == limit:
+            complain(f"the newest {limit}; --limit or --all shows more")
+
+
+def _run_row(run: Run) -> tuple[object, ...]:
+    why = run.reason or ""
+    if run.error is not None:
+        why = f"{run.error.type}: {run.error.message}"
+    return (
+        run.id, run.flow, run.state, run.attempts, clock(run.queued_at),
+        took(run.started_at, run.finished_at), short(why, 120),
+    )  # fmt: skip
+
+
+@click.command()
+@with_filters
+@limit_option
+@with_json
+@with_settings
+def events(settings: Settings, filters: dict[str, str], limit: int, as_json: bool) -> None:
+    """List events, newest first.
+
+    `--flow` and `--state` select by their runs.
+
+    \b
+    turnout events --trigger webhook:/orders --since 1h
+    """
+    from dataclasses import replace
+
+    from turnout.service.api.documents import event_of
+
+    which = replace(chosen(filters), limit=limit)
+
+    async def read() -> list[StoredEvent]:
+        from .hands import open_books
+
+        async with open_books(settings) as reader:
+            return await reader.events(which)
+
+    found = run_async(read())
+    if as_json:
+        for stored in found:
+            print_json(event_of(stored))
+        return
+    table(
+        ("event", "trigger", "type", "source", "accepted", "runs"),
+        (
+            (
+                stored.event.id, stored.event.trigger, stored.event.type, stored.event.source,
+                clock(stored.accepted_at), len(stored.runs),
+            )
+            for stored in found
+        ),
+        empty="no event fits",
+    )  # fmt: skip
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@with_json
+@with_settings
+def show(settings: Settings, run_id: str, as_json: bool) -> None:
+    """Show all that is known of a run.
+
+    Its event, attempts, steps, error and log lines. Reads the journal alone, so it works while
+    the service is down. RUN may be cut to its first characters (8 or more) as long as one run
+    only begins so.
+
+    \b
+    turnout show 0198c0de-…
+    turnout show 0198c0de-… --json | jq .error.traceback
+    """
+    document = run_async(_post_mortem(settings, run_id))
+    if as_json:
+        print_json(document)
+    else:
+        _print_run(document)
+
+
+dead.add_command(show)
+
+
+async def _post_mortem(settings: Settings, run_id: str) -> dict[str, Any]:
+    from turnout.service.api.documents import post_mortem
+
+    from .hands import open_books
+
+    async with open_books(settings) as reader:
+        return await post_mortem(reader, run_id)
+
+
+def _print_run(run: dict[str, Any]) -> None:
+    heading(f"run {run['id']}")
+    _print_facts(
+        ("flow", f"{run['flow']}   code {run['code_version'] or 'unknown'}"),
+        ("state", f"{run['state']}{'   (a dead letter)' * run['dead']}"),
+        ("reason", run["reason"]),
+        ("attempts", f"{run['attempts']}{_counted(', crashes ', run['crashes'])}"),
+        ("replay", run["replay"] or None),
+        ("queued", run["queued_at"]),
+        ("due", run["due_at"]),
+        ("started", run["started_at"]),
+        ("finished", run["finished_at"]),
+        ("key", run["order_key"]),
+        ("result", _compact(run["result"])),
+    )
+    _print_event(run["event"])
+    if run["history"]:
+        heading("attempts")
+        table(
+            ("attempt", "state", "started", "finished", "error"),
+            (
+                (
+                    attempt["attempt"], attempt["state"], attempt["started_at"],
+                    attempt["finished_at"] or "", _error_line(attempt["error"]),
+                )
+                for attempt in run["history"]
+            ),
+            empty="",
+        )  # fmt: skip
+    if run["steps"]:
+        heading("steps")
+        table(
+            ("step", "state", "tries", "seconds", "result or error"),
+            (_step_row(step) for step in run["steps"]),
+            empty="",
+        )
+    if run["error"] is not None:
+        heading("error")
+        say(_error_line(run["error"], limit=2000))
+        if run["error"]["traceback"]:
+            say(run["error"]["traceback"].rstrip())
+    for attempt in run["history"]:
+        if attempt["log"]:
+            heading(f"log of attempt {attempt['attempt']}")
+            for line in attempt["log"]:
+                say(_log_line(line))
+
+
+def _print_event(event: dict[str, Any] | None) -> None:
+    heading("event")
+    if event is None:
+        say("no longer kept")
+        return
+    _print_facts(
+        ("id", event["id"]),
+        ("trigger", event["trigger"]),
+        ("type", event["type"]),
+        ("source", event["source"]),
+        ("subject", event["subject"]),
+        ("time", event["time"]),
+    )
+    lines = _pretty(event.get("data", event.get("data_base64"))).splitlines()
+    for line in lines[:_PAYLOAD_LINES]:
+        say(f"  {line}")
+    if len(lines) > _PAYLOAD_LINES:
+        say(f"  … {len(lines) - _PAYLOAD_LINES} more lines; --json shows all")
+
+
+def _print_facts(*facts: tuple[str, object]) -> None:
+    for name, value in facts:
+        if value not in (None, ""):
+            click.echo(click.style(f"{name:<9} ", dim=True) + safe(value))
+
+
+def _counted(words: str, count: int) -> str:
+    return f"{words}{count}" if count else ""
+
+
+def _step_row(step: dict[str, Any]) -> tuple[object, ...]:
+    state = f"{step['state']}{' (superseded)' * step['superseded']}"
+    what = _compact(step["result"])
+    if step["error"] is not None:
+        what = _error_line(step["error"])
+    elif step["encoding"] == "pickle":
+        what = "(kept as a pickle)"
+    seconds = "" if step["seconds"] is None else f"{step['seconds']:.3f}"
+    return step["key"], state, step["tries"], seconds, what
+
+
+def _error_line(error: dict[str, Any] | None, *, limit: int = 200) -> str:
+    if error is None:
+        return ""
+    where = f" (in step {error['step']})" if error["step"] else ""
+    return short(f"{error['type']}: {error['message']}", limit) + where
+
+
+def _log_line(line: Any) -> str:
+    if not isinstance(line, dict):
+        return str(line)
+    rest = dict(line)
+    stamp, level = rest.pop("at", ""), rest.pop("level", "")
+    words, trace = rest.pop("message", ""), str(rest.pop("traceback", ""))
+    fields = " ".join(f"{name}={_compact(value)}" for name, value in rest.items())
+    head = "  ".join(part for part in (stamp, f"{level:<7}", str(words), fields) if part)
+    return f"{head}\n{trace.rstrip()}" if trace else head
+
+
+def _compact(value: Any) -> str:
+    from turnout.service.api.documents import encode
+
+    return "" if value is None else short(encode(value).decode("utf-8"))
+
+
+def _pretty(value: Any) -> str:
+    import json
+
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+@click.command()
+@click.argument("event_id", metavar="EVENT")
+@with_json
+@with_settings
+def why(settings: Settings, event_id: str, as_json: bool) -> None:
+    """Say what an event started, or why it did not.
+
+    \b
+    turnout why 0198c0de-…
+    """
+    found = run_async(_reasons(settings, event_id))
+    for document in found:
+        if as_json:
+            print_json(document)
+        else:
+            _print_reasons(document)
+
+
+async def _reasons(settings: Settings, event_id: str) -> list[dict[str, Any]]:
+    from turnout.service.api.documents import event_of
+
+    from .hands import open_books
+
+    async with open_books(settings) as reader:
+        found = await reader.event(event_id)
+        if not found:
+            raise NotFound(f"no event {event_id!r}; `turnout events` lists them")
+        return [
+            event_of(stored, payload=True) | {"runs": await _runs_of(reader, stored)}
+            for stored in found
+        ]
+
+
+async def _runs_of(reader: Reader, stored: StoredEvent) -> list[dict[str, Any]]:
+    read = [await reader.run(run_id) for run_id in stored.runs]
+    return [run.as_dict() for run in read if run is not None]
+
+
+def _print_reasons(event: dict[str, Any]) -> None:
+    heading(f"event {event['id']}")
+    _print_facts(
+        ("trigger", event["trigger"]),
+        ("type", event["type"]),
+        ("source", event["source"]),
+        ("accepted", event["accepted_at"]),
+    )
+    for run in event["runs"]:
+        say(
+            f"  {run['flow']}: run {run['id']} {run['state']}  {_error_line(run['error'])}".rstrip()
+        )
+    for decision in event["decisions"]:
+        flow = decision.get("flow") or "no flow"
+        detail = decision.get("detail")
+        say(f"  {flow}: {decision.get('verdict')}{f' ({detail})' if detail else ''}")
+    if not event["runs"] and not event["decisions"]:
+        say("  nothing listened for it")
+
+
+@click.command()
+@with_json
+@with_settings
+def flows(settings: Settings, as_json: bool) -> None:
+    """List the flows of the running service."""
+    rows = run_async(_ask_service(settings, "/api/flows"))
+    if as_json:
+        for row in rows:
+            print_json(row)
+        return
+    table(
+        ("flow", "state", "triggers", "retries", "limit", "where"),
+        (
+            (
+                row["name"], "paused" if row["paused_at"] else "up",
+                ", ".join(row["triggers"]), row["retries"], row["concurrency"] or "",
+                f"{row['file']}:{row['line']}",
+            )
+            for row in rows
+        ),
+        empty="no flow",
+    )  # fmt: skip
+
+
+@click.command()
+@with_json
+@with_settings
+def triggers(settings: Settings, as_json: bool) -> None:
+    """List the triggers and whether they watch."""
+    rows = run_async(_ask_service(settings, "/api/triggers"))
+    if as_json:
+        for row in rows:
+            print_json(row)
+        return
+    table(
+        ("trigger", "state", "flows", "problem"),
+        (
+            (
+                row["name"], "paused" if row["paused_at"] else "up" if row["up"] else "down",
+                ", ".join(row["flows"]), row["problem"] or "",
+            )
+            for row in rows
+        ),
+        empty="no trigger",
+    )  # fmt: skip
+
+
+async def _ask_service(settings: Settings, path: str) -> list[dict[str, Any]]:
+    from .hands import open_service
+
+    async with open_service(settings) as client:
+        return list((await client.call("GET", path))["items"])

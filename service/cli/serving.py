@@ -1,0 +1,285 @@
+"""The commands that load flow files or look at the machine: serve, check, run, doctor."""
+
+# ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from turnout.service.errors import SetupError
+
+from .acting import read_input
+from .options import run_async, with_json, with_settings
+from .output import complain, console, print_json, say, table
+
+if TYPE_CHECKING:
+    from turnout.service.loader import Findings
+    from turnout.service.run import Run
+    from turnout.service.settings import Settings
+
+flow_paths = click.argument(
+    "paths", nargs=-1, required=True, metavar="FLOWS...", type=click.Path(path_type=Path)
+)
+
+
+@click.command()
+@flow_paths
+@click.option("--host", metavar="ADDRESS", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, metavar="PORT", help="Port; 0 picks one.  [default: 8080]")
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    help="Folder of the journal.  [TURNOUT_DATA; default: turnout-data]",
+)  # fmt: skip
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Settings file.  [default: turnout.toml, if there is one]",
+)  # fmt: skip
+@click.option("--reload", is_flag=True, help="Load flow files again when they change.")
+def serve(
+    paths: tuple[Path, ...], host: str | None, port: int | None, data: Path | None,
+    config: Path | None, reload: bool,
+) -> None:  # fmt: skip
+    """Accept events and run flows, until SIGTERM.
+
+    FLOWS are files, or folders of *.py. The first SIGTERM or Ctrl-C lets runs finish, the second
+    ends at once; nothing accepted is lost either way.
+
+    \b
+    turnout serve flows.py
+    turnout serve flows/ --data /var/lib/turnout --port 9000
+    turnout serve flows.py --reload          while you write it
+    """
+    from turnout.service.settings import load
+
+    settings = load(config, data=data, host=host, port=port)
+    _prepare_process(settings)
+    from turnout.service import app
+
+    code = _run_on_uvloop(app.serve(settings, list(paths), reload=reload))
+    if code:
+        raise SystemExit(code)
+
+
+def _prepare_process(settings: Settings) -> None:
+    if sys.platform == "win32":
+        raise SetupError("Windows is not supported; run turnout in WSL 2 or a container")
+    from turnout.service import logs
+    from turnout.service.governance import secrets
+
+    logs.configure(settings.log_format, settings.log_level)
+    secrets.configure(settings.secrets_folder)
+
+
+def _run_on_uvloop(work: Any) -> Any:
+    import asyncio
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+# ---------------------------------------------------------------- check
+
+
+@click.command()
+@flow_paths
+@click.option("--env", is_flag=True, help="A secret without a value here is an error.")
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Settings file.  [default: turnout.toml, if there is one]",
+)  # fmt: skip
+@with_json
+def check(paths: tuple[Path, ...], env: bool, config: Path | None, as_json: bool) -> None:
+    """Find mistakes in flow files before anything runs.
+
+    Made for CI: prints one line per problem, `FILE:LINE: message`, and exits 1; else lists the
+    flows with their triggers. Files are imported, flows are not run.
+
+    \b
+    turnout check flows/
+    turnout check flows.py --env             on the machine that will serve it
+    """
+    from turnout.service import loader
+    from turnout.service.settings import load
+
+    settings = load(config)
+    findings = loader.check(list(paths), env=env, secrets_folder=settings.secrets_folder)
+    if as_json:
+        _print_findings_json(findings)
+    else:
+        _print_findings(findings)
+    if findings.problems:
+        raise SystemExit(1)
+
+
+def _print_findings(findings: Findings) -> None:
+    for problem in findings.problems:
+        say(_one_line(problem))
+    for warning in findings.warnings:
+        complain(f"warning: {_one_line(warning)}")
+    if not findings.problems:
+        table(
+            ("flow", "triggers", "where"),
+            (
+                (
+                    flow.name,
+                    ", ".join(trigger.name for trigger in flow.triggers) or "(by hand)",
+                    f"{flow.file}:{flow.line}",
+                )
+                for flow in findings.flows
+            ),
+            empty="",
+        )
+
+
+def _print_findings_json(findings: Findings) -> None:
+    from turnout.service.api.documents import flow_of
+
+    levels = (("error", findings.problems), ("warning", findings.warnings))
+    for level, problems in levels:
+        for problem in problems:
+            print_json(
+                {"level": level, "file": problem.file, "line": problem.line,
+                 "message": problem.message}
+            )  # fmt: skip
+    if not findings.problems:
+        for flow in findings.flows:
+            print_json(flow_of(flow))
+
+
+def _one_line(problem: SetupError) -> str:
+    return " ".join(str(problem).split())
+
+
+# ---------------------------------------------------------------- run
+
+
+@click.command()
+@click.argument("target", metavar="FILE.py:FLOW")
+@click.option("--input", "written", default="{}", metavar="JSON", help="Data, @FILE, or - (stdin).")
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Settings file.  [default: turnout.toml, if there is one]",
+)  # fmt: skip
+@with_json
+def run(target: str, written: str, config: Path | None, as_json: bool) -> None:
+    """Run one flow once, here and now.
+
+    Prints the result. Uses a journal of its own that is gone afterwards; retries and steps work
+    as when served. Exits 1 when the run does not succeed.
+
+    \b
+    turnout run flows.py:bill --input '{"id": "7", "amount": 3}'
+    turnout run flows.py:bill --input @order.json
+    """
+    from turnout.service.payload import decode_json
+    from turnout.service.settings import load
+
+    file, _, flow_name = target.rpartition(":")
+    if not file or not flow_name:
+        raise click.UsageError(f"{target!r} is not FILE.py:FLOW, such as flows.py:bill")
+    data = read_input(written)
+    decode_json(data)
+    settings = load(config)
+    _prepare_process(settings)
+    from turnout.service import app
+
+    _report_run(_run_on_uvloop(app.run_once(settings, Path(file), flow_name, data)), as_json)
+
+
+def _report_run(run: Run, as_json: bool) -> None:
+    from turnout.service.api.documents import encode
+    from turnout.service.run import RunState
+
+    if as_json:
+        print_json(run.as_dict())
+    elif run.state is RunState.SUCCEEDED:
+        say(encode(run.as_dict()["result"]).decode("utf-8"))
+    else:
+        why = run.reason or ""
+        if run.error is not None:
+            why = f"{run.error.type}: {run.error.message}"
+            if run.error.traceback:
+                complain(run.error.traceback.rstrip())
+        complain(f"{run.flow} {run.state}: {why}")
+    if run.state is not RunState.SUCCEEDED and run.state is not RunState.SKIPPED:
+        raise SystemExit(1)
+
+
+# ---------------------------------------------------------------- doctor
+
+
+@click.command()
+@with_json
+@with_settings
+def doctor(settings: Settings, as_json: bool) -> None:
+    """Examine the journal and the machine.
+
+    Prints each check as it ends and exits 1 on a problem. Reads only, so it may run beside the
+    service.
+
+    \b
+    turnout doctor
+    turnout doctor --data /var/lib/turnout --json
+    """
+    if run_async(_examine(settings, as_json=as_json)):
+        raise SystemExit(1)
+
+
+async def _examine(settings: Settings, *, as_json: bool) -> int:
+    from .hands import open_books
+
+    failed = 0
+    async with open_books(settings) as reader:
+        sqlite = await reader.read(
+            lambda connection: connection.execute("SELECT sqlite_version()").get
+        )
+        failed += _print_check(f"SQLite {sqlite}", None, as_json=as_json)
+        for name, problem in _machine_checks(settings):
+            failed += _print_check(name, problem, as_json=as_json)
+        checks = reader.examine()
+        while True:
+            with console(stderr=True).status("examining the journal"):
+                found = await anext(checks, None)
+            if found is None:
+                break
+            failed += _print_check(*found, as_json=as_json)
+    return failed
+
+
+def _machine_checks(settings: Settings) -> list[tuple[str, str | None]]:
+    from turnout.service.journal.lock import read_lock
+
+    holder = read_lock(settings.data)
+    who = "nobody" if holder is None else f"process {holder.pid} {holder.url or ''}".strip()
+    free = shutil.disk_usage(settings.data).free
+    open_to_others = settings.data.stat().st_mode & 0o077
+    return [
+        (f"written by {who}", None),
+        (
+            f"disk has {free // 2**20} MiB free",
+            None if free >= settings.min_free_bytes
+            else f"intake stops below {settings.min_free_bytes // 2**20} MiB; free some space",
+        ),
+        (
+            "the data folder is the owner's alone",
+            f"others may enter it; run: chmod 700 {settings.data}" if open_to_others else None,
+        ),
+    ]  # fmt: skip
+
+
+def _print_check(name: str, problem: str | None, *, as_json: bool) -> int:
+    if as_json:
+        print_json({"check": name, "ok": problem is None, "problem": problem})
+    elif problem is None:
+        click.echo(click.style("ok    ", fg="green") + name)
+    else:
+        click.echo(click.style("FAIL  ", fg="red", bold=True) + name)
+        say(f"      {problem}")
+    return problem is not None

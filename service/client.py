@@ -1,0 +1,105 @@
+"""HTTP calls from turnout itself: the one room that knows httpx, imported at the first call.
+
+Speaks to a turnout service and turns its problem documents back into the errors they were, so a
+command behaves the same whether it acts through a service or on the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InvalidData, NotFound, Overloaded, Refused, SetupError, TurnoutError
+
+if TYPE_CHECKING:
+    import httpx
+
+TIMEOUT_SECONDS = 60
+
+
+class Unavailable(TurnoutError):
+    """Raised when no service answers, or it answers what only a broken one would."""
+
+
+class Client:
+    """Calls one service with its bearer token; made by `connect`."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+    ) -> Any:
+        """Return the decoded answer; raises what the service refused with, or `Unavailable`."""
+        import httpx
+
+        headers = {} if body is None else {"Content-Type": content_type}
+        try:
+            answer = await self._http.request(
+                method, path, params=params, content=body, headers=headers
+            )
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                f"no answer from {self._http.base_url}: {str(error) or type(error).__name__}"
+            ) from None
+        if answer.is_success:
+            return answer.json()
+        raise _error_of(answer)
+
+
+@asynccontextmanager
+async def connect(
+    url: str, token: str, *, certificate: Path | None = None
+) -> AsyncIterator[Client]:
+    """Open a client for the service at `url`; `certificate` is the only one trusted, if given."""
+    import ssl
+
+    import httpx
+
+    trust: ssl.SSLContext | bool = True
+    if certificate is not None:
+        trust = ssl.create_default_context(cafile=certificate)
+        trust.check_hostname = False  # the address may be 0.0.0.0; the certificate is pinned
+    async with httpx.AsyncClient(
+        base_url=url,
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=TIMEOUT_SECONDS,
+        verify=trust,
+        trust_env=False,  # a proxy of the environment is not between a command and its service
+    ) as http:
+        yield Client(http)
+
+
+def _error_of(answer: httpx.Response) -> TurnoutError:
+    try:
+        problem = answer.json()
+        detail = str(problem["detail"])
+    except (ValueError, KeyError, TypeError):
+        return Unavailable(
+            f"{answer.request.url} answered {answer.status_code}, not as turnout does"
+        )
+    match answer.status_code:
+        case 401:
+            return SetupError(
+                "the service refuses the API token; set TURNOUT_API_TOKEN to the one it was "
+                "started with, or unset it to use the one in the data folder"
+            )
+        case 404:
+            return NotFound(detail)
+        case 409:
+            return Refused(detail)
+        case 400 | 413 | 415 | 422:
+            refusals = problem.get("refusals") or {}
+            reasons = "".join(f"; {flow}: {why}" for flow, why in refusals.items())
+            return InvalidData(detail + reasons, field=problem.get("field"))
+        case 503:
+            return Overloaded(detail)
+    return Unavailable(f"the service answered {answer.status_code}: {detail}")
