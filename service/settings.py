@@ -49,8 +49,12 @@ class Settings(BaseSettings):
     api_token: str | None = Field(None, repr=False, description="Bearer token of /api.")
     secrets_folder: Path | None = Field(None, description="Folder of secret files, mode 0600.")
 
-    log_format: Literal["auto", "json", "console"] = "auto"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`auto` is text on a terminal and JSON elsewhere."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least level that is written."
+    )
 
     concurrency: int = Field(64, ge=1, le=10_000, description="Runs at once, over all flows.")
     threads: int = Field(32, ge=1, le=1000, description="Threads for `def` flows and tasks.")
@@ -61,16 +65,24 @@ class Settings(BaseSettings):
     )
 
     max_body_bytes: Size = Field(2**20, description="Largest webhook body.")
-    max_unfinished_runs: int = Field(1_000_000, ge=1)
+    max_unfinished_runs: int = Field(
+        1_000_000, ge=1, description="Unfinished runs above which intake stops."
+    )
     max_result_bytes: Size = Field(2**20, description="Largest result of a run or step.")
     max_waiters: int = Field(1000, ge=0, description="Requests waiting with ?wait= at once.")
     min_free_bytes: Size = Field(64 * 2**20, description="Free disk below which intake stops.")
 
     dedupe: Duration = Field(timedelta(days=7), description="How long an event id is remembered.")
-    keep_finished: Duration = timedelta(days=7)
-    keep_failed: Duration = timedelta(days=30)
-    keep_unmatched: Duration = timedelta(days=1)
-    max_journal_bytes: Size = 10 * 2**30
+    keep_finished: Duration = Field(
+        timedelta(days=7), description="How long finished runs and their events are kept."
+    )
+    keep_failed: Duration = Field(timedelta(days=30), description="How long failed ones are kept.")
+    keep_unmatched: Duration = Field(
+        timedelta(days=1), description="How long events that started nothing are kept."
+    )
+    max_journal_bytes: Size = Field(
+        10 * 2**30, description="Journal size above which finished runs go early."
+    )
 
     synchronous: Literal["full", "normal"] = Field(
         "full", description="`normal` may lose the last commits on power loss; for tests only."
