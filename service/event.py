@@ -7,7 +7,6 @@ event the same event. The raw body is kept as it came; `data` decodes it on firs
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -84,7 +83,6 @@ def mint_id() -> str:
     stamp = time.time_ns() * 4096 // 1_000_000  # 48 bits of milliseconds, 12 bits of fraction
     _last_stamp = stamp = max(stamp, _last_stamp + 1)
     high = f"{stamp >> 12:012x}"
-    return (
-        f"{high[:8]}-{high[8:]}-7{stamp & 0xFFF:03x}-"
-        f"{0x8000 | secrets.randbits(14):04x}-{secrets.token_hex(6)}"
-    )
+    chance = os.urandom(8).hex()
+    variant = "89ab"[int(chance[0], 16) & 3]
+    return f"{high[:8]}-{high[8:]}-7{stamp & 0xFFF:03x}-{variant}{chance[1:4]}-{chance[4:]}"
