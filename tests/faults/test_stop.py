@@ -1,0 +1,171 @@
+"""SIGTERM under load: running runs end within the grace, the rest is handed back."""
+
+from __future__ import annotations
+
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Say
+from tests.process import Program, until
+
+from .ledger import Snapshot, Witness, broken_promises, snapshot
+from .load import Generator
+
+FLOWS = Path(__file__).parent / "flows" / "work.py"
+
+SPEND_ATTEMPTS = """
+from dataclasses import replace
+from turnout.service.journal.sqlite import SqliteJournal
+
+honest = SqliteJournal.record
+
+async def greedy(self, claim, outcome, **instants):
+    await honest(self, claim, replace(outcome, counts=True), **instants)
+
+SqliteJournal.record = greedy
+"""
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def program_in(tmp_path: Path, **env: str) -> Program:
+    return Program(
+        flows=FLOWS,
+        data=tmp_path / "data",
+        log=tmp_path / "log",
+        env={
+            "TURNOUT_TEST_WITNESS": str(tmp_path / "witness"),
+            "TURNOUT_TEST_GATE": str(tmp_path / "gate"),
+            **env,
+        },
+    )
+
+
+def start_held(program: Program, path: str, count: int, witness: Witness) -> dict[str, str]:
+    """Start runs that wait for the gate; returns run ids by event id once all are executing."""
+    runs: dict[str, str] = {}
+    for _ in range(count):
+        answer = program.ask(path, method="POST")
+        assert answer is not None and answer.status == 202, answer
+        runs[answer.json["event"]] = answer.json["runs"][0]
+    until(lambda: len(witness.executions()) == count, 10, "all held runs executing")
+    return runs
+
+
+def finish_after_restart(program: Program, tmp_path: Path) -> Snapshot:
+    """Open the gate, start again, wait until all is quiet, stop."""
+    (tmp_path / "gate").touch()
+    program.start().ready()
+    program.quiet(30)
+    assert program.stop() == 0
+    return snapshot(program.data)
+
+
+def test_the_stop_drains_and_hands_back(tmp_path: Path, seed: int, full: bool, say: Say) -> None:
+    witness = Witness(tmp_path / "witness")
+    program = program_in(
+        tmp_path, TURNOUT_TEST_SECONDS="0.25", TURNOUT_TEST_AT_ONCE="8", TURNOUT_GRACE="10s"
+    )
+    with program:
+        load = Generator(
+            port=program.port, seed=seed, pace=200, github_share=0.0, minted_path="/hooks/steps"
+        )
+        stops: list[float] = []
+        with load.running() as ledger:
+            for _ in range(20 if full else 2):
+                before = len(witness.executions())
+                program.start().ready()
+                until(partial(_executed, witness, before + 12), 15, "runs executing")
+                program.signal(signal.SIGTERM)
+                began = time.monotonic()
+                assert program.ended(12) == 0
+                stops.append(time.monotonic() - began)
+                stopped = snapshot(program.data)
+                started = {line.run for line in witness.executions()}
+                ended = {run.id for run in stopped.runs.values() if run.state == "succeeded"}
+                assert started == ended, "a run that had begun was not let to its end"
+                waiting = [run for run in stopped.runs.values() if run.state == "queued"]
+                assert waiting, "nothing was waiting: the test saw nothing"
+                assert {run.attempts for run in waiting} == {0}
+        last = finish_after_restart(program, tmp_path)
+    say(f"{len(stops)} stops, {max(stops):.2f} s at most; answers {dict(ledger.statuses)}")
+    assert set(ledger.statuses) <= {202, 503, None}
+    assert {run.attempts for run in last.runs.values()} == {1}
+    assert not broken_promises(last, accepted=ledger.accepted)
+
+
+def _executed(witness: Witness, count: int) -> bool:
+    return len(witness.executions()) >= count
+
+
+def stop_while_held(tmp_path: Path, sabotage: str = "") -> tuple[Snapshot, Snapshot, set[str]]:
+    """Stop while runs are held past the grace; returns the journal at the stop and at the end."""
+    program = program_in(tmp_path, TURNOUT_GRACE="300ms")
+    program.sabotage = sabotage
+    with program:
+        program.start().ready()
+        held = start_held(program, "/hooks/gated", 8, Witness(tmp_path / "witness"))
+        assert program.stop(5) == 0
+        stopped = snapshot(program.data)
+        return stopped, finish_after_restart(program, tmp_path), set(held.values())
+
+
+def test_runs_past_the_grace_are_handed_back_unspent(tmp_path: Path) -> None:
+    stopped, last, held = stop_while_held(tmp_path)
+    assert {(run.state, run.attempts) for run in stopped.runs.values()} == {("queued", 0)}
+    assert set(last.runs) == held
+    assert {(run.state, run.attempts, run.crashes) for run in last.runs.values()} == {
+        ("succeeded", 1, 0)
+    }
+
+
+def test_a_spent_attempt_is_noticed(tmp_path: Path) -> None:
+    stopped, _, _ = stop_while_held(tmp_path, SPEND_ATTEMPTS)
+    assert {run.attempts for run in stopped.runs.values()} == {1}
+
+
+def test_a_second_signal_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
+    program = program_in(tmp_path, TURNOUT_GRACE="60s")
+    with program:
+        program.start().ready()
+        held = start_held(program, "/hooks/gated", 8, Witness(tmp_path / "witness"))
+        program.signal(signal.SIGTERM)
+        program.said("service.stopping", 5)
+        assert program.alive
+        program.signal(signal.SIGTERM)
+        assert program.ended(1) == 128 + signal.SIGTERM
+        last = finish_after_restart(program, tmp_path)
+    assert {run.id for run in last.runs.values() if run.state == "succeeded"} == set(held.values())
+    assert {run.attempts for run in last.runs.values()} == {1}
+
+
+def test_the_stopping_service_says_so(tmp_path: Path) -> None:
+    program = program_in(tmp_path, TURNOUT_GRACE="60s")
+    with program:
+        program.start().ready()
+        start_held(program, "/hooks/gated", 1, Witness(tmp_path / "witness"))
+        program.signal(signal.SIGTERM)
+        program.said("service.stopping", 5)
+        refusal = until(lambda: program.ask("/hooks/gated", method="POST"), 5, "an answer")
+        assert refusal.status == 503 and int(refusal.headers["retry-after"]) >= 1
+        ready = program.ask("/readyz")
+        assert ready is not None and ready.status == 503 and b"stopping" in ready.body
+        health = program.ask("/healthz")
+        assert health is not None and health.status == 200
+
+
+def test_a_thread_that_never_returns_does_not_hold_the_process(tmp_path: Path) -> None:
+    program = program_in(tmp_path, TURNOUT_GRACE="300ms")
+    with program:
+        program.start().ready()
+        held = start_held(program, "/hooks/stuck", 2, Witness(tmp_path / "witness"))
+        assert program.stop(6) == 0
+        stopped = snapshot(program.data)
+        assert {(run.state, run.attempts) for run in stopped.runs.values()} == {("queued", 0)}
+        last = finish_after_restart(program, tmp_path)
+    assert {run.id for run in last.runs.values() if run.state == "succeeded"} == set(held.values())
+    assert {run.attempts for run in last.runs.values()} == {1}
