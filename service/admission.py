@@ -16,6 +16,10 @@ RUNNING = 0
 """Holder of an ordering key whose run is running; else the holder is a waiting run's seq."""
 
 
+NEWBORN = -1
+"""Stands for the seq of a run that is not written yet: it holds nothing it is not running for."""
+
+
 class Block(Enum):
     """What a run that may not start is waiting for."""
 
@@ -80,7 +84,7 @@ class Admission:
         if order_key is not None:
             if block is None:
                 counts.holders[order_key] = RUNNING
-            elif seq != RUNNING:
+            elif seq != NEWBORN:
                 counts.holders[order_key] = seq
         if block is None:
             self.free -= 1

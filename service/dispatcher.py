@@ -16,7 +16,7 @@ from typing import Any
 
 import anyio
 
-from .admission import Admission, Block
+from .admission import NEWBORN, Admission, Block
 from .errors import ClaimLost, JournalFull
 from .event import Event
 from .executor import Executor
@@ -102,7 +102,8 @@ class Dispatcher:
             not self._stopping
             and lane.idle
             and not lane.has_parked(run.order_key, run.limit_key)
-            and self._admission.admit(flow.name, run.order_key, run.limit_key, 0, False) is None
+            and self._admission.admit(flow.name, run.order_key, run.limit_key, NEWBORN, False)
+            is None
         ):
             run.state = RunState.RUNNING
         else:

@@ -14,7 +14,16 @@ from typing import Any
 
 from .codec import encode_result
 from .context import RunContext, open_attempt
-from .errors import ClaimLost, InvalidData, JournalBroken, JournalFull
+from .errors import (
+    ClaimLost,
+    CodeChanged,
+    InvalidData,
+    JournalBroken,
+    JournalFull,
+    MisplacedTask,
+    NotKept,
+    StepFailed,
+)
 from .journal.contract import Claim, Journal
 from .metrics import Metrics
 from .pools import Pools
@@ -27,6 +36,18 @@ from .steps import step_of
 
 MAX_MESSAGE = 4096
 MAX_TRACEBACK = 32_768
+
+
+HOPELESS = (Fail, InvalidData, NotKept, CodeChanged, MisplacedTask)
+"""What another try would only repeat."""
+
+NAMES = {
+    Fail: "failed",
+    InvalidData: "invalid_data",
+    CodeChanged: "code_changed",
+    NotKept: "not_kept",
+}
+"""Error types of turnout's own, as they are written down; others keep their class's name."""
 
 
 class Executor:
@@ -83,6 +104,7 @@ class Executor:
             flow.function,
             (),
             arguments,
+            name=f"flow {flow.name!r}",
             pool=flow.pool,
             timeout_seconds=None if flow.timeout is None else flow.timeout.total_seconds(),
         )
@@ -106,7 +128,7 @@ class Executor:
         if isinstance(error, Skip):
             return Outcome(state=RunState.SKIPPED, reason=str(error))
         failure = describe(error)
-        if isinstance(error, InvalidData | Fail):
+        if isinstance(error, HOPELESS):
             return Outcome(state=RunState.FAILED, error=failure)
         delay = next_delay(flow.retry, claim.attempt)
         if delay is None:
@@ -139,6 +161,8 @@ def _with_log(outcome: Outcome, context: RunContext) -> Outcome:
 
 def describe(error: BaseException) -> RunError:
     """Write down an error: its type, its message, the step it escaped from, its traceback."""
-    kind = {InvalidData: "invalid_data", Fail: "failed"}.get(type(error), type(error).__name__)
+    kind = NAMES.get(type(error), type(error).__name__)
+    if isinstance(error, StepFailed):
+        kind = error.type
     text = "".join(traceback.format_exception(error))
     return RunError(kind, str(error)[:MAX_MESSAGE], step_of(error), text[-MAX_TRACEBACK:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.service.admission import Admission, Block
+from turnout.service.admission import NEWBORN, Admission, Block
 from turnout.service.flow import limit
 
 
@@ -50,6 +50,16 @@ def test_a_blocked_head_keeps_its_ordering_key_so_that_nothing_overtakes() -> No
     slots.release("bill", "y", None, suspect=False)
     assert slots.admit("bill", "x", None, 7, False) is Block.ORDER  # 6 was first
     assert slots.admit("bill", "x", None, 6, False) is None
+
+
+def test_a_newborn_run_never_shares_a_key_that_is_running_and_holds_none_in_vain() -> None:
+    slots = admission(2, bill=None)
+    assert slots.admit("bill", "x", None, NEWBORN, False) is None
+    assert slots.admit("bill", "x", None, NEWBORN, False) is Block.ORDER
+    assert slots.admit("bill", "y", None, NEWBORN, False) is None
+    assert slots.admit("bill", "z", None, NEWBORN, False) is Block.SLOT
+    slots.release("bill", "y", None, suspect=False)
+    assert slots.admit("bill", "z", None, 5, False) is None
 
 
 def test_suspects_run_one_at_a_time_over_all_flows() -> None:
