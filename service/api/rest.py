@@ -1,68 +1,27 @@
-"""The operators' HTTP API: everything under `/api`, the OpenAPI document and its page.
+"""The operators' HTTP API as one application: the calls, the OpenAPI document and its page.
 
 Every path under `/api` asks for the bearer token before anything else, the body included. Every
-error is an RFC 9457 problem document. A page of results is `{"items": [...], "next": cursor}`;
-the objects are those of `documents`, the same the CLI prints. Not here: webhooks, health and
-metrics (`ingest`, in front of this), and what the verbs do (`operator`).
+error is an RFC 9457 problem document. Not here: the calls themselves (`routes`), and webhooks,
+health and metrics (`ingest`, in front of this).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
-from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from turnout.service.emitter import TriggerEmitter
-from turnout.service.errors import InvalidData, NotFound, Refused, TurnoutError
-from turnout.service.governance.access import is_token, load_or_make_token
-from turnout.service.journal.contract import Filter, Reader, StoredEvent
-from turnout.service.operator import Operator
-from turnout.service.payload import decode_json
-from turnout.service.project import Project
-from turnout.service.run import Run
-from turnout.service.settings import Settings
+from turnout.service.errors import TurnoutError
+from turnout.service.governance.access import load_or_make_token
 
-from . import cloudevents, docs, documents, problems
-from .filters import MAX_LIMIT, page_of, read_filter
+from . import docs, problems
+from .routes import Served, refusal, router
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
-
-
-class Served(Protocol):
-    """What the API stands on: the running service, as `app` builds it."""
-
-    @property
-    def settings(self) -> Settings:
-        """The operator's choices."""
-
-    @property
-    def project(self) -> Project:
-        """The project served now; a reload replaces it."""
-
-    @property
-    def journal(self) -> Reader:
-        """Where everything that happened is read."""
-
-    @property
-    def operator(self) -> Operator:
-        """The verbs."""
-
-    @property
-    def emitters(self) -> Mapping[str, TriggerEmitter]:
-        """The way in of each trigger, which knows why it is not watching."""
-
-    @property
-    def now(self) -> Callable[[], datetime]:
-        """The wall clock."""
-
 
 _DESCRIPTION = """Read what happened and act on it: the HTTP face of the turnout command.
 
@@ -72,13 +31,16 @@ send next back as ?cursor= for the page after. Errors are problem documents (RFC
 
 
 def create_rest(service: Served) -> FastAPI:
-    """Return the API as an ASGI application; raises `SetupError` without a sound token."""
+    """Return the API as an ASGI application; raises `SetupError` without a sound token.
+
+    Reads files: call it in a thread, where the second FastAPI takes to import hurts nobody.
+    """
     app = FastAPI(
         title="turnout",
         version=version("turnout"),
         description=_DESCRIPTION,
         root_path=service.settings.root_path,
-        max_body_size=service.settings.max_body_bytes,
+        max_body_size=None,  # `_read` bounds the calls that take a body; this 413 is plain text
         docs_url=None,  # FastAPI's own pages load scripts from a third-party host
         redoc_url=None,
         telemetry={
@@ -91,306 +53,11 @@ def create_rest(service: Served) -> FastAPI:
     )
     app.state.service = service
     app.state.token = load_or_make_token(service.settings)
-    app.include_router(_api)
+    app.include_router(router)
     app.add_api_route("/docs", _docs, include_in_schema=False)
     for kind, handler in _HANDLERS:
         app.add_exception_handler(kind, handler)
     return app
-
-
-# ---------------------------------------------------------------- at the door
-
-
-def _service(request: Request) -> Served:
-    service: Served = request.app.state.service
-    return service
-
-
-ServiceOf = Annotated[Served, Depends(_service)]
-
-_scheme = HTTPBearer(auto_error=False, description="TURNOUT_API_TOKEN, or DATA/api-token")
-
-
-async def _require_token(request: Request) -> None:
-    header = request.headers.get("authorization", "").encode("latin-1")
-    kind, _, offered = header.partition(b" ")
-    if kind.lower() != b"bearer" or not is_token(offered.strip(), request.app.state.token):
-        raise HTTPException(
-            401,
-            "send Authorization: Bearer TOKEN; the token is TURNOUT_API_TOKEN, or stands in the "
-            "file api-token of the data folder",
-            {"WWW-Authenticate": "Bearer"},
-        )
-
-
-_api = APIRouter(
-    prefix="/api",
-    dependencies=[Depends(_require_token), Depends(_scheme)],
-    responses={401: {"description": "No token, or not the right one."}},
-)
-
-Flow = Annotated[str | None, Query(description="runs of this flow")]
-State = Annotated[str | None, Query(description="runs in this state")]
-Trigger = Annotated[str | None, Query(description="from this trigger")]
-EventId = Annotated[str | None, Query(description="of the event with this id")]
-Since = Annotated[str | None, Query(description="from this instant on, or an age such as 2h")]
-Until = Annotated[str | None, Query(description="before this instant, or an age such as 2h")]
-
-Limit = Annotated[int, Query(description=f"items on a page, 1 to {MAX_LIMIT}")]
-Cursor = Annotated[str | None, Query(description="`next` of the page before")]
-
-_FILTERS = ("event", "flow", "since", "state", "trigger", "until")
-
-
-def _chosen(
-    request: Request,
-    service: ServiceOf,
-    flow: Flow = None,
-    state: State = None,
-    trigger: Trigger = None,
-    event: EventId = None,
-    since: Since = None,
-    until: Until = None,
-) -> Filter:
-    # A misspelt filter that is ignored would make a bulk action hit everything.
-    for name in request.query_params:
-        if name not in _FILTERS and name not in ("limit", "cursor"):
-            raise InvalidData(f"no filter {name!r}; there are {', '.join(_FILTERS)}", field=name)
-    return read_filter(
-        now=service.now(),
-        flow=flow,
-        state=state,
-        trigger=trigger,
-        event=event,
-        since=since,
-        until=until,
-    )
-
-
-Chosen = Annotated[Filter, Depends(_chosen)]
-
-
-def _paged(chosen: Chosen, limit: Limit = 100, cursor: Cursor = None) -> Filter:
-    return page_of(chosen, limit=limit, cursor=cursor)
-
-
-Paged = Annotated[Filter, Depends(_paged)]
-
-
-def _json(document: Any, status: int = 200) -> Response:
-    return Response(documents.encode(document), status, media_type="application/json")
-
-
-def _page(items: Sequence[Mapping[str, Any]], following: int | None = None) -> Response:
-    return _json({"items": items, "next": None if following is None else str(following)})
-
-
-def _next(rows: Sequence[Run] | Sequence[StoredEvent], which: Filter) -> int | None:
-    return rows[-1].seq if len(rows) == which.limit else None
-
-
-# ---------------------------------------------------------------- runs
-
-
-@_api.get("/runs", tags=["runs"])
-async def list_runs(service: ServiceOf, which: Paged) -> Response:
-    """List runs, newest first."""
-    runs = await service.journal.runs(which)
-    return _page([run.as_dict() for run in runs], _next(runs, which))
-
-
-@_api.get("/runs/{run_id}", tags=["runs"])
-async def show_run(service: ServiceOf, run_id: str) -> Response:
-    """Return one run with its event, its steps, its attempts and their log lines.
-
-    The id may be cut to its first 8 characters or more, as long as one run only begins so.
-    """
-    return _json(await documents.post_mortem(service.journal, run_id))
-
-
-@_api.post("/runs/{run_id}/retry", tags=["runs"])
-async def retry_run(
-    service: ServiceOf,
-    run_id: str,
-    from_step: Annotated[
-        str | None, Query(alias="from", description="run again from this step key on")
-    ] = None,
-) -> Response:
-    """Queue a finished run again; it goes on after its last recorded step, or at `from`."""
-    return _json((await service.operator.retry(run_id, from_step)).as_dict())
-
-
-@_api.post("/runs/{run_id}/cancel", tags=["runs"])
-async def cancel_run(service: ServiceOf, run_id: str) -> Response:
-    """End an unfinished run as cancelled."""
-    return _json((await service.operator.cancel(run_id)).as_dict())
-
-
-@_api.post("/runs/retry", tags=["runs"])
-async def retry_runs(service: ServiceOf, request: Request, which: Chosen) -> Response:
-    """Queue every failed or cancelled run that fits the filters again; one filter is required."""
-    _require_filter(request)
-    runs = await service.operator.retry_all(which)
-    return _json({"count": len(runs), "runs": [run.id for run in runs]})
-
-
-@_api.post("/runs/cancel", tags=["runs"])
-async def cancel_runs(service: ServiceOf, request: Request, which: Chosen) -> Response:
-    """Cancel every unfinished run that fits the filters; one filter is required."""
-    _require_filter(request)
-    runs = await service.operator.cancel_all(which)
-    return _json({"count": len(runs), "runs": [run.id for run in runs]})
-
-
-def _require_filter(request: Request) -> None:
-    if not any(request.query_params.get(name) for name in _FILTERS):
-        raise InvalidData(f"a bulk action needs at least one filter of {', '.join(_FILTERS)}")
-    for name in ("limit", "cursor"):
-        if name in request.query_params:
-            raise InvalidData("a bulk action takes every run that fits", field=name)
-
-
-# ---------------------------------------------------------------- dead letters
-
-
-@_api.get("/dead", tags=["dead letters"])
-async def list_dead(service: ServiceOf, which: Paged) -> Response:
-    """List dead letters, newest first: runs that failed for good and nobody has dealt with."""
-    which = replace(which, dead=True)
-    runs = await service.journal.runs(which)
-    return _page([run.as_dict() for run in runs], _next(runs, which))
-
-
-@_api.post("/dead/{run_id}/replay", tags=["dead letters"])
-async def replay_dead(service: ServiceOf, run_id: str) -> Response:
-    """Start the flow of a dead letter again from its event, as a new run; the letter goes."""
-    return _json({"runs": await service.operator.replay_dead(run_id)})
-
-
-@_api.post("/dead/{run_id}/drop", tags=["dead letters"])
-async def drop_dead(service: ServiceOf, run_id: str) -> Response:
-    """Take a dead letter off the list; it stays in the journal as a failed run."""
-    return _json((await service.operator.drop(run_id)).as_dict())
-
-
-# ---------------------------------------------------------------- events
-
-
-@_api.get("/events", tags=["events"])
-async def list_events(service: ServiceOf, which: Paged) -> Response:
-    """List events, newest first."""
-    events = await service.journal.events(which)
-    return _page([documents.event_of(stored) for stored in events], _next(events, which))
-
-
-Source = Annotated[str | None, Query(description="when several sources sent this id: which")]
-
-
-@_api.get("/events/{event_id:path}", tags=["events"])
-async def show_event(service: ServiceOf, event_id: str, source: Source = None) -> Response:
-    """Return one event with its payload, its runs, and each decision with its reason."""
-    found = [
-        stored
-        for stored in await service.journal.event(event_id)
-        if source in (None, stored.event.source)
-    ]
-    if not found:
-        raise NotFound(f"no event {event_id!r}")
-    if source is None and len({stored.event.source for stored in found}) > 1:
-        sources = ", ".join(sorted({stored.event.source for stored in found}))
-        raise Refused(f"event id {event_id!r} has several sources; add ?source= one of: {sources}")
-    return _json(documents.event_of(found[0], payload=True))
-
-
-@_api.post("/events/{event_id:path}/replay", tags=["events"])
-async def replay_event(service: ServiceOf, event_id: str, source: Source = None) -> Response:
-    """Start every flow of an event again, as new runs."""
-    return _json({"runs": await service.operator.replay(event_id, source)})
-
-
-@_api.post("/events", tags=["events"], status_code=202)
-async def emit_event(service: ServiceOf, request: Request) -> Response:
-    """Accept a CloudEvent, structured or binary; it starts the flows with `on=event(TYPE)`.
-
-    202 once it is on disk. 409 when its id came before with another body, 422 when it is not a
-    CloudEvent or every flow refuses its data.
-    """
-    headers: dict[str, list[bytes]] = {}
-    for name, value in request.headers.raw:
-        headers.setdefault(name.decode("latin-1").lower(), []).append(value)
-    event = cloudevents.parse(headers, await request.body(), now=service.now())
-    receipt = await service.operator.emit(event)
-    if receipt.conflict:
-        raise Refused(f"event {event.id!r} from {event.source!r} came before with another body")
-    if not receipt.stored:
-        return _problem(422, "every flow refuses this data", refusals=dict(receipt.refusals))
-    return _json(documents.receipt_of(receipt), 202)
-
-
-# ---------------------------------------------------------------- flows and triggers
-
-
-@_api.get("/flows", tags=["flows and triggers"])
-async def list_flows(service: ServiceOf) -> Response:
-    """List the flows served now and what each declares."""
-    paused = await service.journal.paused()
-    flows = sorted(service.project.flows.values(), key=lambda flow: flow.name)
-    return _page(
-        [documents.flow_of(flow, paused_at=paused.get(f"flow:{flow.name}")) for flow in flows]
-    )
-
-
-@_api.get("/triggers", tags=["flows and triggers"])
-async def list_triggers(service: ServiceOf) -> Response:
-    """List the triggers, the flows each feeds, and whether it is watching."""
-    paused = await service.journal.paused()
-    items = []
-    for name, trigger in sorted(service.project.triggers.items()):
-        emitter = service.emitters.get(name)
-        items.append(
-            documents.trigger_of(
-                trigger,
-                flows=service.project.feeds.get(name, ()),
-                problem="not started" if emitter is None else emitter.problem,
-                lag={} if emitter is None else emitter.lags,
-                paused_at=paused.get(f"trigger:{name}"),
-            )
-        )
-    return _page(items)
-
-
-@_api.post("/triggers/{name:path}/fire", tags=["flows and triggers"], status_code=202)
-async def fire_trigger(service: ServiceOf, name: str) -> Response:
-    """Start the flows of a trigger now, with an event that carries no data."""
-    return _json(documents.receipt_of(await service.operator.fire(name)), 202)
-
-
-@_api.get("/pauses", tags=["flows and triggers"])
-async def list_pauses(service: ServiceOf) -> Response:
-    """List what is paused, and since when."""
-    paused = await service.journal.paused()
-    return _page(
-        [{"name": name, "paused_at": documents.instant(at)} for name, at in sorted(paused.items())]
-    )
-
-
-@_api.post("/pauses", tags=["flows and triggers"])
-async def pause(service: ServiceOf, request: Request) -> Response:
-    """Pause a flow or a trigger: the body is {"name": NAME}.
-
-    A paused flow's events are accepted and its runs wait; a paused trigger accepts nothing.
-    """
-    body = decode_json(await request.body())
-    name = body.get("name") if isinstance(body, dict) else None
-    if not isinstance(name, str) or not name:
-        raise InvalidData('the body is {"name": FLOW or TRIGGER}', field="name")
-    return _json({"name": await service.operator.pause(name)})
-
-
-@_api.delete("/pauses/{name:path}", tags=["flows and triggers"])
-async def resume(service: ServiceOf, name: str) -> Response:
-    """Undo a pause."""
-    return _json({"name": await service.operator.resume(name)})
 
 
 # ---------------------------------------------------------------- the page, and what goes wrong
@@ -401,13 +68,6 @@ async def _docs(request: Request) -> Response:
     return HTMLResponse(page, headers={"Content-Security-Policy": docs.CONTENT_SECURITY_POLICY})
 
 
-def _problem(
-    status: int, detail: str, headers: Mapping[str, str] | None = None, **members: Any
-) -> Response:
-    body = problems.document(status, detail, **members)
-    return Response(body, status, headers, media_type=problems.CONTENT_TYPE)
-
-
 async def _turnout_problem(_request: Request, error: Exception) -> Response:
     assert isinstance(error, TurnoutError)
     status, body, headers = problems.of_error(error)
@@ -416,18 +76,18 @@ async def _turnout_problem(_request: Request, error: Exception) -> Response:
 
 async def _http_problem(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _problem(error.status_code, str(error.detail), error.headers)
+    return refusal(error.status_code, str(error.detail), error.headers)
 
 
 async def _validation_problem(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = str(first["loc"][-1])
-    return _problem(422, f"{field}: {first['msg']}", field=field)
+    return refusal(422, f"{field}: {first['msg']}", field=field)
 
 
 async def _unexpected_problem(_request: Request, _error: Exception) -> Response:
-    return _problem(500, "an unexpected error; see the log")
+    return refusal(500, "an unexpected error; see the log")
 
 
 _HANDLERS: tuple[tuple[type[Exception], Handler], ...] = (

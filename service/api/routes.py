@@ -1,0 +1,379 @@
+"""Every call under `/api`: its words in the query, its answer, and the token in front of it.
+
+A page of results is `{"items": [...], "next": cursor}`; the objects are those of `documents`, the
+same the CLI prints. Not here: what the verbs do (`operator`), the application around the calls
+(`rest`).
+"""
+
+from __future__ import annotations
+
+from asyncio import to_thread
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated, Any, Protocol
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from turnout.service.emitter import TriggerEmitter
+from turnout.service.errors import InvalidData, NotFound, Refused
+from turnout.service.governance.access import is_token
+from turnout.service.journal.contract import Filter, Reader, StoredEvent
+from turnout.service.operator import Operator
+from turnout.service.payload import decode_json
+from turnout.service.project import Project
+from turnout.service.run import Run
+from turnout.service.settings import Settings
+
+from . import cloudevents, documents, problems
+from .exchange import Gone, TooLarge, by_name, read_body
+from .filters import MAX_LIMIT, page_of, read_filter
+
+
+class Served(Protocol):
+    """What the API stands on: the running service, as `app` builds it."""
+
+    @property
+    def settings(self) -> Settings:
+        """The operator's choices."""
+
+    @property
+    def project(self) -> Project:
+        """The project served now; a reload replaces it."""
+
+    @property
+    def journal(self) -> Reader:
+        """Where everything that happened is read."""
+
+    @property
+    def operator(self) -> Operator:
+        """The verbs."""
+
+    @property
+    def emitters(self) -> Mapping[str, TriggerEmitter]:
+        """The way in of each trigger, which knows why it is not watching."""
+
+    @property
+    def now(self) -> Callable[[], datetime]:
+        """The wall clock."""
+
+
+# ---------------------------------------------------------------- at the door
+
+
+def _service(request: Request) -> Served:
+    service: Served = request.app.state.service
+    return service
+
+
+ServiceOf = Annotated[Served, Depends(_service)]
+
+_scheme = HTTPBearer(auto_error=False, description="TURNOUT_API_TOKEN, or DATA/api-token")
+
+
+async def _require_token(request: Request) -> None:
+    header = request.headers.get("authorization", "").encode("latin-1")
+    kind, _, offered = header.partition(b" ")
+    if kind.lower() != b"bearer" or not is_token(offered.strip(), request.app.state.token):
+        raise HTTPException(
+            401,
+            "send Authorization: Bearer TOKEN; the token is TURNOUT_API_TOKEN, or stands in the "
+            "file api-token of the data folder",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+
+router = APIRouter(
+    prefix="/api",
+    dependencies=[Depends(_require_token), Depends(_scheme)],
+    responses={401: {"description": "No token, or not the right one."}},
+)
+
+Flow = Annotated[str | None, Query(description="runs of this flow")]
+State = Annotated[str | None, Query(description="runs in this state")]
+Trigger = Annotated[str | None, Query(description="from this trigger")]
+EventId = Annotated[str | None, Query(description="of the event with this id")]
+Since = Annotated[str | None, Query(description="from this instant on, or an age such as 2h")]
+Until = Annotated[str | None, Query(description="before this instant, or an age such as 2h")]
+
+Limit = Annotated[int, Query(description=f"items on a page, 1 to {MAX_LIMIT}")]
+Cursor = Annotated[str | None, Query(description="`next` of the page before")]
+
+_FILTERS = ("event", "flow", "since", "state", "trigger", "until")
+
+
+def _chosen(
+    request: Request,
+    service: ServiceOf,
+    flow: Flow = None,
+    state: State = None,
+    trigger: Trigger = None,
+    event: EventId = None,
+    since: Since = None,
+    until: Until = None,
+) -> Filter:
+    # A misspelt filter that is ignored would make a bulk action hit everything.
+    for name in request.query_params:
+        if name not in _FILTERS and name not in ("limit", "cursor"):
+            raise InvalidData(f"no filter {name!r}; there are {', '.join(_FILTERS)}", field=name)
+    return read_filter(
+        now=service.now(),
+        flow=flow,
+        state=state,
+        trigger=trigger,
+        event=event,
+        since=since,
+        until=until,
+    )
+
+
+Chosen = Annotated[Filter, Depends(_chosen)]
+
+
+def _paged(chosen: Chosen, limit: Limit = 100, cursor: Cursor = None) -> Filter:
+    return page_of(chosen, limit=limit, cursor=cursor)
+
+
+Paged = Annotated[Filter, Depends(_paged)]
+
+
+async def _read(request: Request, service: Served) -> tuple[dict[str, list[bytes]], bytes]:
+    """Return headers and body; a body past the limit is refused before it is read whole."""
+    headers = by_name(request.headers.raw)
+    limit = service.settings.max_body_bytes
+    try:
+        return headers, await read_body(headers, limit, request.receive)
+    except TooLarge:
+        raise HTTPException(413, f"a body is at most {limit} bytes here") from None
+    except Gone:
+        raise ClientDisconnect from None
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    return Response(documents.encode(document), status, media_type="application/json")
+
+
+def _page(items: Sequence[Mapping[str, Any]], following: int | None = None) -> Response:
+    return _json({"items": items, "next": None if following is None else str(following)})
+
+
+def _next(rows: Sequence[Run] | Sequence[StoredEvent], which: Filter) -> int | None:
+    return rows[-1].seq if len(rows) == which.limit else None
+
+
+# ---------------------------------------------------------------- runs
+
+
+@router.get("/runs", tags=["runs"])
+async def list_runs(service: ServiceOf, which: Paged) -> Response:
+    """List runs, newest first."""
+    runs = await service.journal.runs(which)
+    return _page([run.as_dict() for run in runs], _next(runs, which))
+
+
+@router.get("/runs/{run_id}", tags=["runs"])
+async def show_run(service: ServiceOf, run_id: str) -> Response:
+    """Return one run with its event, its steps, its attempts and their log lines.
+
+    The id may be cut to its first 8 characters or more, as long as one run only begins so.
+    """
+    return _json(await documents.post_mortem(service.journal, run_id))
+
+
+@router.post("/runs/{run_id}/retry", tags=["runs"])
+async def retry_run(
+    service: ServiceOf,
+    run_id: str,
+    from_step: Annotated[
+        str | None, Query(alias="from", description="run again from this step key on")
+    ] = None,
+) -> Response:
+    """Queue a finished run again; it goes on after its last recorded step, or at `from`."""
+    return _json((await service.operator.retry(run_id, from_step)).as_dict())
+
+
+@router.post("/runs/{run_id}/cancel", tags=["runs"])
+async def cancel_run(service: ServiceOf, run_id: str) -> Response:
+    """End an unfinished run as cancelled."""
+    return _json((await service.operator.cancel(run_id)).as_dict())
+
+
+@router.post("/runs/retry", tags=["runs"])
+async def retry_runs(service: ServiceOf, request: Request, which: Chosen) -> Response:
+    """Queue every failed or cancelled run that fits the filters again; one filter is required."""
+    _require_filter(request)
+    runs = await service.operator.retry_all(which)
+    return _json({"count": len(runs), "runs": [run.id for run in runs]})
+
+
+@router.post("/runs/cancel", tags=["runs"])
+async def cancel_runs(service: ServiceOf, request: Request, which: Chosen) -> Response:
+    """Cancel every unfinished run that fits the filters; one filter is required."""
+    _require_filter(request)
+    runs = await service.operator.cancel_all(which)
+    return _json({"count": len(runs), "runs": [run.id for run in runs]})
+
+
+def _require_filter(request: Request) -> None:
+    if not any(request.query_params.get(name) for name in _FILTERS):
+        raise InvalidData(f"a bulk action needs at least one filter of {', '.join(_FILTERS)}")
+    for name in ("limit", "cursor"):
+        if name in request.query_params:
+            raise InvalidData("a bulk action takes every run that fits", field=name)
+
+
+# ---------------------------------------------------------------- dead letters
+
+
+@router.get("/dead", tags=["dead letters"])
+async def list_dead(service: ServiceOf, which: Paged) -> Response:
+    """List dead letters, newest first: runs that failed for good and nobody has dealt with."""
+    which = replace(which, dead=True)
+    runs = await service.journal.runs(which)
+    return _page([run.as_dict() for run in runs], _next(runs, which))
+
+
+@router.post("/dead/{run_id}/replay", tags=["dead letters"])
+async def replay_dead(service: ServiceOf, run_id: str) -> Response:
+    """Start the flow of a dead letter again from its event, as a new run; the letter goes."""
+    return _json({"runs": await service.operator.replay_dead(run_id)})
+
+
+@router.post("/dead/{run_id}/drop", tags=["dead letters"])
+async def drop_dead(service: ServiceOf, run_id: str) -> Response:
+    """Take a dead letter off the list; it stays in the journal as a failed run."""
+    return _json((await service.operator.drop(run_id)).as_dict())
+
+
+# ---------------------------------------------------------------- events
+
+
+@router.get("/events", tags=["events"])
+async def list_events(service: ServiceOf, which: Paged) -> Response:
+    """List events, newest first."""
+    events = await service.journal.events(which)
+    return _page([documents.event_of(stored) for stored in events], _next(events, which))
+
+
+Source = Annotated[str | None, Query(description="when several sources sent this id: which")]
+
+
+@router.get("/events/{event_id:path}", tags=["events"])
+async def show_event(service: ServiceOf, event_id: str, source: Source = None) -> Response:
+    """Return one event with its payload, its runs, and each decision with its reason."""
+    found = [
+        stored
+        for stored in await service.journal.event(event_id)
+        if source in (None, stored.event.source)
+    ]
+    if not found:
+        raise NotFound(f"no event {event_id!r}")
+    if source is None and len({stored.event.source for stored in found}) > 1:
+        sources = ", ".join(sorted({stored.event.source for stored in found}))
+        raise Refused(f"event id {event_id!r} has several sources; add ?source= one of: {sources}")
+    return _json(documents.event_of(found[0], payload=True))
+
+
+@router.post("/events/{event_id:path}/replay", tags=["events"])
+async def replay_event(service: ServiceOf, event_id: str, source: Source = None) -> Response:
+    """Start every flow of an event again, as new runs."""
+    return _json({"runs": await service.operator.replay(event_id, source)})
+
+
+@router.post("/events", tags=["events"], status_code=202)
+async def emit_event(service: ServiceOf, request: Request) -> Response:
+    """Accept a CloudEvent, structured or binary; it starts the flows with `on=event(TYPE)`.
+
+    202 once it is on disk. 409 when its id came before with another body, 422 when it is not a
+    CloudEvent or every flow refuses its data.
+    """
+    headers, body = await _read(request, service)
+    event = cloudevents.parse(headers, body, now=service.now())
+    receipt = await service.operator.emit(event)
+    if receipt.conflict:
+        raise Refused(f"event {event.id!r} from {event.source!r} came before with another body")
+    if not receipt.stored:
+        return refusal(422, "every flow refuses this data", refusals=dict(receipt.refusals))
+    return _json(documents.receipt_of(receipt), 202)
+
+
+# ---------------------------------------------------------------- flows and triggers
+
+
+@router.get("/flows", tags=["flows and triggers"])
+async def list_flows(service: ServiceOf) -> Response:
+    """List the flows served now and what each declares."""
+    paused = await service.journal.paused()
+    flows = sorted(service.project.flows.values(), key=lambda flow: flow.name)
+
+    def describe() -> list[dict[str, Any]]:
+        return [
+            documents.flow_of(flow, paused_at=paused.get(f"flow:{flow.name}")) for flow in flows
+        ]
+
+    return _page(await to_thread(describe))  # a flow's code version is read from its file
+
+
+@router.get("/triggers", tags=["flows and triggers"])
+async def list_triggers(service: ServiceOf) -> Response:
+    """List the triggers, the flows each feeds, and whether it is watching."""
+    paused = await service.journal.paused()
+    items = []
+    for name, trigger in sorted(service.project.triggers.items()):
+        emitter = service.emitters.get(name)
+        items.append(
+            documents.trigger_of(
+                trigger,
+                flows=service.project.feeds.get(name, ()),
+                problem="not started" if emitter is None else emitter.problem,
+                lag={} if emitter is None else emitter.lags,
+                paused_at=paused.get(f"trigger:{name}"),
+            )
+        )
+    return _page(items)
+
+
+@router.post("/triggers/{name:path}/fire", tags=["flows and triggers"], status_code=202)
+async def fire_trigger(service: ServiceOf, name: str) -> Response:
+    """Start the flows of a trigger now, with an event that carries no data."""
+    return _json(documents.receipt_of(await service.operator.fire(name)), 202)
+
+
+@router.get("/pauses", tags=["flows and triggers"])
+async def list_pauses(service: ServiceOf) -> Response:
+    """List what is paused, and since when."""
+    paused = await service.journal.paused()
+    return _page(
+        [{"name": name, "paused_at": documents.instant(at)} for name, at in sorted(paused.items())]
+    )
+
+
+@router.post("/pauses", tags=["flows and triggers"])
+async def pause(service: ServiceOf, request: Request) -> Response:
+    """Pause a flow or a trigger: the body is {"name": NAME}.
+
+    A paused flow's events are accepted and its runs wait; a paused trigger accepts nothing.
+    """
+    _, body = await _read(request, service)
+    asked = decode_json(body)
+    name = asked.get("name") if isinstance(asked, dict) else None
+    if not isinstance(name, str) or not name:
+        raise InvalidData('the body is {"name": FLOW or TRIGGER}', field="name")
+    return _json({"name": await service.operator.pause(name)})
+
+
+@router.delete("/pauses/{name:path}", tags=["flows and triggers"])
+async def resume(service: ServiceOf, name: str) -> Response:
+    """Undo a pause."""
+    return _json({"name": await service.operator.resume(name)})
+
+
+def refusal(
+    status: int, detail: str, headers: Mapping[str, str] | None = None, **members: Any
+) -> Response:
+    """Answer with a problem document."""
+    body = problems.document(status, detail, **members)
+    return Response(body, status, headers, media_type=problems.CONTENT_TYPE)

@@ -1,0 +1,393 @@
+"""The operators' API over a real journal: who may call it, what it answers, how it refuses."""
+
+from __future__ import annotations
+
+import json
+from asyncio import to_thread
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from turnout.service.api.rest import create_rest
+from turnout.service.emitter import TriggerEmitter
+from turnout.service.event import Event, mint_id
+from turnout.service.flow import Flow
+from turnout.service.journal.contract import Claim, Decision, Entry, NewRun, StepRecord
+from turnout.service.journal.sqlite import SqliteJournal, open_journal
+from turnout.service.metrics import Metrics
+from turnout.service.operator import Operator
+from turnout.service.project import Project
+from turnout.service.run import Outcome, RunError, RunState
+from turnout.service.settings import Settings
+from turnout.service.units import utc_now
+
+TOKEN = "a-token-of-enough-length"
+
+
+def bill() -> None: ...
+
+
+PROJECT = Project.of([Flow(function=bill, name="bill", file=__file__, line=30)])
+
+
+@dataclass
+class Desk:
+    """A journal at rest with the API in front of it."""
+
+    journal: SqliteJournal
+    operator: Operator
+    settings: Settings
+    project: Project = PROJECT
+    emitters: Mapping[str, TriggerEmitter] = field(default_factory=dict)
+    now: Any = utc_now
+    http: httpx.AsyncClient = field(init=False)
+
+    async def append(
+        self, state: RunState = RunState.QUEUED, *, flow: str = "bill", body: bytes = b"{}",
+        source: str = "/shop", event_id: str = "", error: RunError | None = None,
+    ) -> str:  # fmt: skip
+        """Store an event with one run; returns the run's id."""
+        run = NewRun(id=mint_id(), flow=flow, state=state, error=error)
+        event = Event(
+            id=event_id or mint_id(), source=source, type="order.placed", time=utc_now(),
+            body=body, trigger="webhook:/orders", minted=not event_id,
+        )  # fmt: skip
+        await self.journal.append(
+            [Entry(event=event, runs=[run], decisions=[Decision("audit", "filtered", "amount")])],
+            now=utc_now(),
+        )
+        return run.id
+
+    async def fail(self) -> str:
+        """Store a run that failed in its step `charge#1`, one step recorded, two lines logged."""
+        run_id = await self.append()
+        run = await self.journal.run(run_id)
+        assert run is not None
+        claim: Claim = (await self.journal.claim([run.seq], now=utc_now()))[0]
+        at = utc_now()
+        await self.journal.record_step(
+            claim,
+            StepRecord(
+                key="price#1", task="price", state="succeeded", tries=1, started_at=at,
+                finished_at=at + timedelta(seconds=2), result=b'{"net": 5}',
+            ),
+        )  # fmt: skip
+        outcome = Outcome(
+            state=RunState.FAILED,
+            error=RunError("ValueError", "no such card", "charge#1", "Traceback: line 7"),
+            log=b'{"level":"info","message":"order.priced"}\n{"level":"error","message":"x"}\n',
+        )
+        await self.journal.record(claim, outcome, started_at=at, now=utc_now())
+        return run_id
+
+    async def get(self, path: str, **params: str) -> Any:
+        answer = await self.http.get(path, params=params)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def post(self, path: str, **params: str) -> Any:
+        answer = await self.http.post(path, params=params)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+
+@asynccontextmanager
+async def open_desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    journal = await open_journal(
+        tmp_path, metrics=Metrics(), max_unfinished_runs=1000, min_free_bytes=0
+    )
+    settings = Settings(data=tmp_path, api_token=TOKEN, max_body_bytes=2000)
+    try:
+        desk = Desk(journal, Operator(journal, now=utc_now), settings)
+        transport = httpx.ASGITransport(await to_thread(create_rest, desk))
+        async with httpx.AsyncClient(
+            transport=transport,
+            base_url="http://desk",
+            headers={"Authorization": f"Bearer {TOKEN}"},
+        ) as desk.http:
+            yield desk
+    finally:
+        await journal.close()
+
+
+def assert_problem(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert problem["status"] == status
+    for word in words:
+        assert word in problem["detail"]
+    return problem
+
+
+# ---------------------------------------------------------------- the door
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x",
+     "Bearer \u00e9\u00e9"],
+)  # fmt: skip
+async def test_without_the_token_nothing_is_told(tmp_path: Path, authorization: str | None) -> None:
+    async with open_desk(tmp_path) as desk:
+        run_id = await desk.append()
+        del desk.http.headers["Authorization"]
+        headers = {} if authorization is None else {"Authorization": authorization.encode("utf-8")}
+        for method, path in (
+            ("GET", "/api/runs"), ("GET", f"/api/runs/{run_id}"), ("POST", "/api/events"),
+            ("POST", f"/api/runs/{run_id}/cancel"), ("DELETE", "/api/pauses/flow:bill"),
+        ):  # fmt: skip
+            answer = await desk.http.request(method, path, headers=headers)
+            assert_problem(answer, 401, "Authorization: Bearer")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        run = await desk.journal.run(run_id)
+        assert run is not None
+        assert run.state is RunState.QUEUED
+
+
+async def test_the_scheme_is_read_in_any_case(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        answer = await desk.http.get("/api/runs", headers={"Authorization": f"bearer {TOKEN}"})
+        assert answer.status_code == 200
+
+
+# ---------------------------------------------------------------- reading
+
+
+async def test_runs_come_newest_first_page_by_page(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        made = [await desk.append() for _ in range(5)]
+        seen: list[str] = []
+        cursor: str | None = None
+        pages = 0
+        while True:
+            page = await desk.get("/api/runs", limit="2", **({"cursor": cursor} if cursor else {}))
+            seen += [run["id"] for run in page["items"]]
+            cursor, pages = page["next"], pages + 1
+            if cursor is None:
+                break
+        assert seen == made[::-1]
+        assert pages == 3
+
+
+async def test_a_run_in_a_list_is_the_public_object(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        run = await desk.journal.run(await desk.fail())
+        assert run is not None
+        assert (await desk.get("/api/runs"))["items"] == [run.as_dict()]
+
+
+async def test_filters_select(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.append(flow="other")
+        failed = await desk.fail()
+        for filters in ({"flow": "bill"}, {"state": "failed"}, {"flow": "bill", "since": "1h"}):
+            items = (await desk.get("/api/runs", **filters))["items"]
+            assert [run["id"] for run in items] == [failed]
+        assert (await desk.get("/api/runs", until="1h"))["items"] == []
+        assert (await desk.get("/api/runs", trigger="files:x"))["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("state=broken", "state"), ("since=yesterday", "since"), ("limit=0", "limit"),
+     ("limit=x", "limit"), ("cursor=-1", "cursor"), ("flw=bill", "flw")],
+)  # fmt: skip
+async def test_a_filter_that_cannot_be_read_is_named(
+    tmp_path: Path, query: str, field: str
+) -> None:
+    async with open_desk(tmp_path) as desk:
+        answer = await desk.http.get(f"/api/runs?{query}")
+        assert assert_problem(answer, 422, field)["field"] == field
+
+
+async def test_a_run_is_told_in_full(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        run_id = await desk.fail()
+        run = await desk.get(f"/api/runs/{run_id}")
+        assert run["error"] == {
+            "type": "ValueError", "message": "no such card", "step": "charge#1",
+            "traceback": "Traceback: line 7",
+        }  # fmt: skip
+        step = run["steps"][0]
+        assert (step["key"], step["state"], step["seconds"]) == ("price#1", "succeeded", 2.0)
+        assert step["result"] == {"net": 5}
+        assert [line["message"] for line in run["history"][0]["log"]] == ["order.priced", "x"]
+        assert run["event"]["type"] == "order.placed"
+        assert run["dead"] is True
+
+
+async def test_unknown_things_are_404(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        assert_problem(await desk.http.get("/api/runs/nope"), 404, "nope")
+        assert_problem(await desk.http.get("/api/events/nope"), 404, "nope")
+        assert_problem(await desk.http.post("/api/runs/nope/retry"), 404, "nope")
+        assert_problem(await desk.http.get("/api/nothing"), 404)
+        assert_problem(await desk.http.put("/api/runs"), 405)
+
+
+async def test_an_event_has_its_payload_runs_and_reasons(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        run_id = await desk.append(event_id="orders/7", body=b'{"n": 18446744073709551616}')
+        event = await desk.get("/api/events/orders%2F7")
+        assert event["runs"] == [run_id]
+        assert event["data"] == {"n": 2**64}
+        assert event["decisions"][0]["flow"] == "audit"
+        assert event["decisions"][0]["verdict"] == "filtered"
+        listed = (await desk.get("/api/events"))["items"]
+        assert [one["id"] for one in listed] == ["orders/7"]
+        assert "data" not in listed[0]
+
+
+async def test_an_event_that_does_not_decode_is_shown_as_bytes(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.append(event_id="e1", body=b"\xff{")
+        assert (await desk.get("/api/events/e1"))["data_base64"] == "/3s="
+
+
+async def test_one_id_from_two_sources_asks_which(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.append(event_id="7", source="/a")
+        await desk.append(event_id="7", source="/b")
+        assert_problem(await desk.http.get("/api/events/7"), 409, "/a, /b")
+        assert (await desk.get("/api/events/7", source="/a"))["source"] == "/a"
+
+
+async def test_flows_say_what_they_declare(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.http.post("/api/pauses", json={"name": "flow:bill"})
+        [flow] = (await desk.get("/api/flows"))["items"]
+        assert (flow["name"], flow["line"], flow["retries"]) == ("bill", 30, 0)
+        assert flow["paused_at"] is not None
+        assert (await desk.get("/api/triggers"))["items"] == []
+
+
+# ---------------------------------------------------------------- acting
+
+
+async def test_retry_and_cancel_move_a_run(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        run_id = await desk.fail()
+        assert (await desk.post(f"/api/runs/{run_id}/retry"))["state"] == "queued"
+        assert (await desk.post(f"/api/runs/{run_id}/cancel"))["state"] == "cancelled"
+        assert_problem(await desk.http.post(f"/api/runs/{run_id}/cancel"), 409, "cancelled")
+
+
+async def test_retry_from_a_step_forgets_it(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        run_id = await desk.fail()
+        await desk.post(f"/api/runs/{run_id}/retry", **{"from": "price#1"})
+        assert (await desk.get(f"/api/runs/{run_id}"))["steps"] == []
+
+
+async def test_bulk_actions_take_what_fits_and_nothing_else(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        failed = {await desk.fail(), await desk.fail()}
+        other = await desk.append(flow="other")
+        answer = await desk.post("/api/runs/retry", flow="bill", state="failed")
+        assert (answer["count"], set(answer["runs"])) == (2, failed)
+        answer = await desk.post("/api/runs/cancel", flow="bill")
+        assert set(answer["runs"]) == failed
+        assert (await desk.get(f"/api/runs/{other}"))["state"] == "queued"
+
+
+@pytest.mark.parametrize("query", ["", "?flw=bill", "?flow=", "?flow=bill&limit=1"])
+async def test_a_bulk_action_without_a_sound_filter_does_nothing(
+    tmp_path: Path, query: str
+) -> None:
+    async with open_desk(tmp_path) as desk:
+        run_id = await desk.append()
+        assert_problem(await desk.http.post(f"/api/runs/cancel{query}"), 422)
+        assert (await desk.get(f"/api/runs/{run_id}"))["state"] == "queued"
+
+
+async def test_dead_letters_are_replayed_or_dropped(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        first, second = await desk.fail(), await desk.fail()
+        assert [run["id"] for run in (await desk.get("/api/dead"))["items"]] == [second, first]
+        [new] = (await desk.post(f"/api/dead/{first}/replay"))["runs"]
+        assert (await desk.get(f"/api/runs/{new}"))["replay"] == 1
+        await desk.post(f"/api/dead/{second}/drop")
+        assert (await desk.get("/api/dead"))["items"] == []
+        assert_problem(await desk.http.post(f"/api/dead/{second}/drop"), 409)
+
+
+async def test_an_event_is_replayed(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.append(event_id="orders/7")
+        [new] = (await desk.post("/api/events/orders%2F7/replay"))["runs"]
+        assert (await desk.get(f"/api/runs/{new}"))["event_id"] == "orders/7"
+
+
+async def test_pauses_are_made_listed_and_undone(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        name = "trigger:webhook:/orders"
+        assert (await desk.http.post("/api/pauses", json={"name": name})).json() == {"name": name}
+        assert [one["name"] for one in (await desk.get("/api/pauses"))["items"]] == [name]
+        assert (await desk.http.delete(f"/api/pauses/{name}")).json() == {"name": name}
+        assert (await desk.get("/api/pauses"))["items"] == []
+        assert_problem(await desk.http.post("/api/pauses", content=b"[]"), 422, "name")
+        assert_problem(await desk.http.post("/api/pauses", content=b"{"), 422, "not JSON")
+
+
+async def test_what_needs_the_service_says_so(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        assert_problem(await desk.http.post("/api/triggers/every:5m/fire"), 404, "every:5m")
+        event = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}
+        answer = await desk.http.post(
+            "/api/events", content=json.dumps(event),
+            headers={"Content-Type": "application/cloudevents+json"},
+        )  # fmt: skip
+        assert_problem(answer, 409, "running service")
+
+
+async def test_an_event_that_is_no_cloudevent_is_refused_by_field(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        answer = await desk.http.post(
+            "/api/events", content=b'{"specversion": "1.0", "id": "1", "source": "/s"}',
+            headers={"Content-Type": "application/cloudevents+json"},
+        )  # fmt: skip
+        assert assert_problem(answer, 422, "type")["field"] == "type"
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_body_past_the_limit_is_refused(tmp_path: Path, declared: bool) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"x" * 1000
+
+    async with open_desk(tmp_path) as desk:
+        body = b"x" * 3000 if declared else chunks()
+        answer = await desk.http.post(
+            "/api/events", content=body, headers={"Content-Type": "application/cloudevents+json"}
+        )
+        assert_problem(answer, 413)
+
+
+# ---------------------------------------------------------------- the page
+
+
+async def test_the_page_needs_no_other_host(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        page = await desk.http.get("/docs")
+        assert page.status_code == 200
+        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+        assert "/api/runs/{run_id}/retry" in page.text
+        for word in ("<script", "https://", "//cdn"):
+            assert word not in page.text
+
+
+async def test_openapi_lists_every_path_behind_the_token(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        document = await desk.get("/openapi.json")
+        for path, methods in document["paths"].items():
+            assert path.startswith("/api/")
+            for operation in methods.values():
+                assert operation["security"], path
+                assert operation["description"], path
