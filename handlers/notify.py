@@ -1,0 +1,36 @@
+"""The action `notify`: a line of text to people, through the incoming webhook of a chat service.
+
+A notification is a step: sent until it is recorded, never after. One that was cut off in between
+may arrive twice, which `Idempotency-Key` lets a receiver see. Not here: mail, attachments, the
+message formats of single services.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from turnout.service.client import Unavailable, post
+from turnout.service.context import current
+from turnout.service.governance.secrets import Secret
+from turnout.service.retry import retry
+from turnout.service.run import Fail
+
+from .task import task
+
+_WORTH_A_RETRY = frozenset({408, 425, 429})
+
+
+@task(retry=retry(3, delay="1s", max="30s"), timeout="1m")
+async def notify(url: str | Secret, text: str) -> None:
+    """Post `{"text": …}` to `url`; returns when the receiver has answered 2xx.
+
+    No answer, a 5xx and "too many" are tried again; anything else raises `Fail`, since sending
+    the same would be answered the same.
+    """
+    headers = {"Content-Type": "application/json", "Idempotency-Key": current().key("notify")}
+    address = url.reveal() if isinstance(url, Secret) else url
+    status = await post(address, orjson.dumps({"text": text}), headers=headers)
+    if status >= 500 or status in _WORTH_A_RETRY:
+        raise Unavailable(f"the receiver of the notification answered {status}")
+    if not 200 <= status < 300:
+        raise Fail(f"the receiver of the notification answered {status}")
