@@ -1,7 +1,8 @@
 """HTTP calls from turnout itself: the one room that knows httpx, imported at the first call.
 
-Speaks to a turnout service and turns its problem documents back into the errors they were, so a
-command behaves the same whether it acts through a service or on the journal.
+`connect` speaks to a turnout service and turns its problem documents back into the errors they
+were, so a command behaves the same whether it acts through a service or on the journal. `post`
+speaks to anybody else, for the actions authors call.
 """
 
 from __future__ import annotations
@@ -76,6 +77,25 @@ async def connect(
         trust_env=False,  # a proxy of the environment is not between a command and its service
     ) as http:
         yield Client(http)
+
+
+async def post(url: str, body: bytes, *, headers: Mapping[str, str]) -> int:
+    """Post to somebody else's service and return the status; raises `Unavailable` without one.
+
+    The address may be a secret (those of chat services are), so no error shows more than its
+    host. Redirects are not followed: the address was chosen by the author.
+    """
+    import httpx
+
+    try:
+        async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as http:
+            answer = await http.post(url, content=body, headers=dict(headers))
+    except httpx.InvalidURL:
+        raise SetupError("the address is not a URL such as https://example.com/path") from None
+    except httpx.HTTPError as error:
+        host = httpx.URL(url).host
+        raise Unavailable(f"no answer from {host}: {type(error).__name__}") from None
+    return answer.status_code
 
 
 def _error_of(answer: httpx.Response) -> TurnoutError:
