@@ -60,6 +60,12 @@ def encoding_for(content_type: str | None, declared: Encoding | None) -> Encodin
     return natural
 
 
+@lru_cache(maxsize=256)
+def is_cloudevent(content_type: str | None) -> bool:
+    """Say whether a body of this type is a CloudEvent with its attributes inside."""
+    return media_type(content_type or "")[0].startswith("application/cloudevents")
+
+
 def media_type(content_type: str) -> tuple[str, str]:
     """Return (essence, charset), both in lower case (RFC 9110 section 8.3)."""
     essence, *parameters = content_type.lower().split(";")

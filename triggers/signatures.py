@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from turnout.service.errors import SetupError, TurnoutError
 from turnout.service.governance.secrets import Secret
 from turnout.service.trigger import Inbound
 from turnout.service.units import parse_duration
+
+_log = logging.getLogger("turnout.webhook")
 
 MAX_HEADER_BYTES = 4096
 """A header that takes part in verification and is longer is refused unread."""
@@ -189,6 +192,7 @@ class HmacVerifier:
                 matched = name
         if matched is None:
             raise Unverified("the signature is not ours")
+        _log.debug("webhook.verified secret=%s path=%s", matched, inbound.path)
         return matched
 
     def _signed(self, inbound: Inbound) -> bytes:

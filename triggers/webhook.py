@@ -29,7 +29,7 @@ from turnout.service.run import RunState
 from turnout.service.trigger import Emitter, Inbound, Receipt, Reply
 from turnout.service.units import format_duration, parse_duration, parse_size
 
-from .content import Unsupported, encoding_for, media_type, only, refuse_encodings
+from .content import Unsupported, encoding_for, is_cloudevent, media_type, only, refuse_encodings
 from .signatures import Scheme, Unsigned, Unverified, Verifier, scheme_named
 
 _log = logging.getLogger("turnout.webhook")
@@ -147,12 +147,11 @@ class WebhookTrigger:
     async def receive(self, inbound: Inbound, emit: Emitter) -> Reply:
         """Verify, decode, emit, and only then answer 202; see the module for the statuses."""
         try:
-            signer = self.verifier.verify(inbound)
+            self.verifier.verify(inbound)
         except Unverified as error:
             _log.debug("webhook.unverified trigger=%s reason=%s", self.name, error)
             emit.reject("unverified")
             return _UNVERIFIED
-        _log.debug("webhook.verified trigger=%s secret=%s", self.name, signer)
         try:
             wait_seconds = self._wait_seconds(inbound.query) if inbound.query else None
             event = self._event(inbound)
@@ -180,7 +179,7 @@ class WebhookTrigger:
         if "content-encoding" in headers:
             refuse_encodings(headers["content-encoding"])
         content_type = only(headers, "content-type")
-        if self.data != "bytes" and cloudevents.is_cloudevent(headers):
+        if self.data != "bytes" and ("ce-specversion" in headers or is_cloudevent(content_type)):
             return self._cloudevent(inbound)
         encoding = encoding_for(content_type, self.data)
         event_id = self._delivery_id(headers)
@@ -236,8 +235,12 @@ class WebhookTrigger:
         named = (self.id_header, self.scheme.id_header, "idempotency-key")
         return tuple(dict.fromkeys(header for header in named if header is not None))
 
+    @cached_property
+    def _type_header(self) -> str | None:
+        return self.scheme.type_header
+
     def _type(self, headers: Mapping[str, Sequence[bytes]]) -> str:
-        header = self.scheme.type_header
+        header = self._type_header
         if header is None or header not in headers:
             return "turnout.webhook"
         word = only(headers, header) or ""
@@ -247,17 +250,14 @@ class WebhookTrigger:
 
     def _stored_headers(self, headers: Mapping[str, Sequence[bytes]]) -> dict[str, str]:
         """Return the headers worth keeping: no credentials, and no more than the bounds allow."""
-        kept: dict[str, str] = {}
-        room = MAX_STORED_HEADER_BYTES
         withheld = self._withheld
-        for name, values in headers.items():
-            if name in withheld:
-                continue
-            value = values[0] if len(values) == 1 else b", ".join(values)
-            room -= len(name) + len(value)
-            if room < 0 or len(kept) == MAX_STORED_HEADERS:
-                break
-            kept[name] = value.decode("latin-1")
+        kept = {
+            name: (values[0] if len(values) == 1 else b", ".join(values)).decode("latin-1")
+            for name, values in headers.items()
+            if name not in withheld
+        }
+        if len(kept) > MAX_STORED_HEADERS or sum(map(len, kept.values())) > MAX_STORED_HEADER_BYTES:
+            return _trimmed(kept)
         return kept
 
     @cached_property
@@ -288,6 +288,18 @@ class WebhookTrigger:
 
 
 _OPEN = Unsigned()
+
+
+def _trimmed(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the first headers, as many as the bounds allow."""
+    kept: dict[str, str] = {}
+    room = MAX_STORED_HEADER_BYTES
+    for name, value in headers.items():
+        room -= len(value)
+        if room < 0 or len(kept) == MAX_STORED_HEADERS:
+            break
+        kept[name] = value
+    return kept
 
 
 def _check_path(path: str) -> None:

@@ -1,0 +1,190 @@
+"""The HTTP server: uvicorn's protocol as a coroutine on the service's own loop.
+
+`run` ends when asked to stop (nothing new is accepted, requests in flight finish within a bound)
+or at once when cancelled. Signals, logs, restarts and the loop itself belong to the application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import resource
+import socket
+import ssl
+from collections.abc import Callable
+from datetime import datetime
+from email.utils import formatdate
+from typing import Any
+
+from uvicorn.config import Config
+
+from turnout.service.errors import SetupError
+from turnout.service.settings import Settings
+from turnout.service.units import utc_now
+
+from . import connection
+from .connection import Connection, State
+from .exchange import App
+
+MAX_CONNECTIONS = 1000
+"""Peers served at once; more are answered 503, and many more are cut off."""
+
+BACKLOG = 2048
+DRAIN_SECONDS = 5.0
+"""How long requests in flight may take once the server is asked to stop."""
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Return a socket listening where the settings say; raises `SetupError` with the fix.
+
+    Peers may connect from now on; they are answered once `Server.run` has it.
+    """
+    host, port = settings.host, settings.port
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise SetupError(
+            f"cannot listen on {host!r}: {error}; choose an address with --host"
+        ) from None
+    family, _, _, _, address = min(found, key=lambda one: one[0])  # IPv4 before IPv6
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise SetupError(_cannot_bind(error, host, port)) from None
+    sock.setblocking(False)
+    return sock
+
+
+def _cannot_bind(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} on {host} is taken by another program; "
+            "stop it, or choose another port with --port (0 picks a free one)"
+        )
+    if error.errno == errno.EACCES:
+        return f"port {port} needs privileges; choose one above 1023 with --port"
+    return f"cannot listen on {host}:{port}: {error.strerror}; choose an address with --host"
+
+
+class Server:
+    """Serves one ASGI application on one socket."""
+
+    def __init__(
+        self,
+        app: App,
+        sock: socket.socket,
+        settings: Settings,
+        *,
+        started: Callable[[], None] = lambda: None,
+        drain_seconds: float = DRAIN_SECONDS,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._sock = sock
+        self._started = started
+        self._drain_seconds = drain_seconds
+        self._now = now
+        self._config = _configure(app, settings)
+        self._state = State(_max_connections())
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask `run` to accept nothing new, finish what is in flight, and return."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until stopped or cancelled; no connection and no task outlives it."""
+        loop = asyncio.get_running_loop()
+        tls: dict[str, Any] = {}
+        if self._config.ssl is not None:
+            tls = {"ssl": self._config.ssl, "ssl_handshake_timeout": connection.HEADERS_SECONDS}
+        listener = await loop.create_server(
+            lambda: Connection(self._config, self._state, {}, loop),
+            sock=self._sock,
+            backlog=BACKLOG,
+            **tls,
+        )
+        try:
+            self._started()
+            await self._tick()
+            listener.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._drain_seconds):
+                    await self._drain()
+        finally:
+            listener.close()
+            await self._abandon()
+
+    async def _tick(self) -> None:
+        """Keep the Date header right until asked to stop."""
+        while not self._stopping.is_set():
+            date = formatdate(self._now().timestamp(), usegmt=True).encode()
+            self._state.default_headers = [(b"date", date)]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._stopping.wait()
+
+    async def _drain(self) -> None:
+        for peer in list(self._state.connections):
+            peer.shutdown()
+        while self._state.tasks or self._state.connections:
+            if self._state.tasks:
+                await asyncio.wait(set(self._state.tasks))
+            else:
+                self._state.emptied.clear()
+                await self._state.emptied.wait()
+
+    async def _abandon(self) -> None:
+        for peer in list(self._state.connections):
+            if isinstance(peer, Connection):
+                peer.abandon()
+        await asyncio.sleep(0)  # the transports tell their connections in the next turn
+        tasks = set(self._state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+async def serve(
+    app: App, sock: socket.socket, settings: Settings, *, started: Callable[[], None]
+) -> None:
+    """Serve `app` on `sock` until cancelled."""
+    await Server(app, sock, settings, started=started).run()
+
+
+def _configure(app: App, settings: Settings) -> Config:
+    if settings.tls_key is not None and settings.tls_certificate is None:
+        raise SetupError("TURNOUT_TLS_KEY needs TURNOUT_TLS_CERTIFICATE beside it")
+    config = Config(
+        app=app,
+        interface="asgi3",
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=connection.IDLE_SECONDS,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise SetupError(
+            f"cannot use the TLS files {settings.tls_certificate} and {settings.tls_key}: {error}"
+        ) from None
+    return config
+
+
+def _max_connections() -> int:
+    """Leave a quarter of the process's file descriptors for files and the journal."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft < 0 else max(1, min(MAX_CONNECTIONS, soft * 3 // 4))
