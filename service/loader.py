@@ -39,7 +39,7 @@ _imported: set[str] = set()
 def module_name(path: Path) -> str:
     """Return the private module name of a flow file; the same in every process."""
     absolute = path.absolute()
-    stem = re.sub(r"\W", "_", absolute.stem)
+    stem = re.sub(r"\W|^(?=\d)", "_", absolute.stem)
     return f"{PACKAGE}.{stem}_{hashlib.sha256(str(absolute).encode()).hexdigest()[:10]}"
 
 
