@@ -100,7 +100,7 @@ def test_locks_satisfy_what_the_project_declares() -> None:
     for name, declared in (
         ("runtime", project["dependencies"]),
         ("test", project["dependencies"] + extra),
-        ("build", ["hatchling"]),
+        ("build", ["hatchling", "editables"]),
     ):
         pins = locked(DEPLOY / "requirements" / f"{name}.txt")
         for requirement in map(Requirement, declared):
