@@ -182,6 +182,8 @@ class WebhookTrigger:
         if self.data != "bytes" and ("ce-specversion" in headers or is_cloudevent(content_type)):
             return self._cloudevent(inbound)
         encoding = encoding_for(content_type, self.data)
+        if encoding == "json" and not inbound.body and content_type is not None:
+            raise InvalidData("the body is empty where JSON was expected")
         event_id = self._delivery_id(headers)
         return Event(
             id=event_id or mint_id(),
