@@ -48,15 +48,30 @@ def tool(name: str) -> str:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel with the Containerfile's own pip options."""
+    """Build the wheel with the Containerfile's pip options, from what its build may see."""
+    context = tmp_path_factory.mktemp("context")
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for kept in context_paths():
+        target = context / kept
+        target.parent.mkdir(exist_ok=True)
+        if (CHECKOUT / kept).is_dir():
+            shutil.copytree(CHECKOUT / kept, target, symlinks=True, ignore=unwanted)
+        else:
+            shutil.copy(CHECKOUT / kept, target)
     folder = tmp_path_factory.mktemp("wheels")
-    options = ["--no-cache-dir", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
-    assert f"pip wheel {shlex.join(options[:3])}" in (DEPLOY / "Containerfile").read_text()
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", *options, str(CHECKOUT)], check=True
-    )
+    options = ["--no-cache-dir", "--no-deps", "--no-build-isolation"]
+    assert f"pip wheel {shlex.join(options)} " in (DEPLOY / "Containerfile").read_text()
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", *options]
+    subprocess.run([*pip, "--wheel-dir", folder, context], check=True)
     (built,) = folder.glob("turnout-*.whl")
     return built
+
+
+def context_paths() -> list[str]:
+    """Return what the container's build may see of the checkout."""
+    ignore = (DEPLOY / "Containerfile.dockerignore").read_text().splitlines()
+    assert ignore[0] == "*"
+    return [line.removeprefix("!") for line in ignore if line.startswith("!")]
 
 
 @pytest.mark.timeout(120)
@@ -217,12 +232,6 @@ def test_container_ends_as_a_user_who_is_not_root() -> None:
     assert re.findall(r"^USER (\S+)$", final, re.MULTILINE) == ["turnout"]
     for line in re.findall(r"^COPY (?!--from)(.*)$", (DEPLOY / "Containerfile").read_text(), re.M):
         assert (CHECKOUT / line.split()[0]).exists(), line
-
-
-def test_container_context_has_what_the_build_needs() -> None:
-    kept = re.findall(r"^!(.*)$", (DEPLOY / "Containerfile.dockerignore").read_text(), re.M)
-    needed = {"README.md", "pyproject.toml", "turnout", "service", "triggers", "handlers"}
-    assert needed | {"deploy/requirements"} == set(kept)
 
 
 # ---- compose, systemd, Prometheus
