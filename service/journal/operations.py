@@ -14,8 +14,8 @@ import apsw
 from turnout.service.errors import NotFound, Refused
 from turnout.service.run import FINISHED, UNFINISHED, Run, RunState, check_transition
 
-from .batch import Batch
 from .contract import NewRun
+from .intake import Intake
 from .rows import RUN_COLUMNS, RUN_SOURCE, micros, run_from
 from .tally import Tally
 
@@ -72,7 +72,7 @@ def drop(connection: apsw.Connection, tally: Tally, run_id: str) -> Run:
 def replay(
     connection: apsw.Connection,
     tally: Tally,
-    batch: Batch,
+    intake: Intake,
     event_seq: int,
     runs: Sequence[NewRun],
     now: datetime,
@@ -88,8 +88,8 @@ def replay(
     for run in runs:
         run.replay = found
     values: list[object] = []
-    ids = batch.birth(values, runs, event_seq, micros(now), tally)
-    batch.insert_runs(values)
+    ids = intake.birth(values, runs, event_seq, micros(now), tally)
+    intake.insert_runs(values)
     connection.execute("UPDATE events SET unmatched = NULL WHERE seq = ?", (event_seq,))
     return list(ids)
 

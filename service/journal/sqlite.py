@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import apsw
 
@@ -21,9 +21,11 @@ from turnout.service.metrics import Metrics
 from turnout.service.run import Outcome, Run
 
 from . import operations, upkeep
-from .batch import AppendJob, Batch, CallJob, ClaimJob, OutcomeJob, StepJob
+from .batch import Batch
 from .connection import FILE_NAME, open_for_writing
 from .contract import Appended, Claim, Decision, Entry, NewRun, Rescued, StepRecord
+from .intake import Intake
+from .jobs import AppendJob, CallJob, ClaimJob, OutcomeJob, StepJob
 from .lock import FolderLock
 from .reader import SqliteReader
 from .rows import (
@@ -35,6 +37,8 @@ from .rows import (
 )
 from .tally import Tally
 from .writer import Writer
+
+_Counts: TypeAlias = tuple[dict[str, int], dict[str, int]]
 
 
 async def open_journal(
@@ -52,27 +56,27 @@ async def open_journal(
     newer turnout wrote it. `synchronous="normal"` may lose the last commits on power loss.
     """
 
-    def prepare() -> tuple[FolderLock, apsw.Connection, Batch, tuple[dict[str, int], ...]]:
+    def prepare() -> tuple[FolderLock, apsw.Connection, Intake, _Counts]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FolderLock(folder, url=url)
         try:
             connection = open_for_writing(folder, synchronous=synchronous)
-            batch = Batch(
+            intake = Intake(
                 connection,
                 folder,
                 max_unfinished_runs=max_unfinished_runs,
                 min_free_bytes=min_free_bytes,
             )
-            return lock, connection, batch, _counts(connection)
+            return lock, connection, intake, _counts(connection)
         except BaseException:
             lock.release()
             raise
 
     # Shielded, so that a cancelled opening does not leave the folder locked by nobody.
-    lock, connection, batch, counts = await asyncio.get_running_loop().run_in_executor(
+    lock, connection, intake, counts = await asyncio.get_running_loop().run_in_executor(
         None, prepare
     )
-    return SqliteJournal(folder, lock, connection, batch, counts, metrics)
+    return SqliteJournal(folder, lock, connection, intake, counts, metrics)
 
 
 class SqliteJournal(SqliteReader):
@@ -83,18 +87,18 @@ class SqliteJournal(SqliteReader):
         folder: Path,
         lock: FolderLock,
         connection: apsw.Connection,
-        batch: Batch,
-        counts: tuple[dict[str, int], ...],
+        intake: Intake,
+        counts: _Counts,
         metrics: Metrics,
     ) -> None:
         super().__init__(folder)
         self._lock = lock
-        self._batch = batch
+        self._intake = intake
         self._unfinished, self._dead = counts
         self.broken = asyncio.Event()
         self._writer = Writer(
             connection,
-            batch,
+            Batch(connection, intake),
             metrics=metrics,
             unfinished=sum(self._unfinished.values()),
             settled=self._count,
@@ -139,7 +143,7 @@ class SqliteJournal(SqliteReader):
         """Start new runs of a stored event; sets each run's `replay` to one above the highest."""
         ids: list[str] = await self._call(
             lambda connection, tally: operations.replay(
-                connection, tally, self._batch, event_seq, runs, now
+                connection, tally, self._intake, event_seq, runs, now
             )
         )
         return ids
@@ -269,7 +273,7 @@ class SqliteJournal(SqliteReader):
         for suffix in ("", "-wal"):
             file = self._folder / (FILE_NAME + suffix)
             size += file.stat().st_size if file.exists() else 0
-        return size - self._batch.reusable_bytes
+        return size - self._intake.reusable_bytes
 
     @property
     def writable(self) -> str | None:
@@ -335,7 +339,7 @@ def _verdicts(now: datetime, entry: Entry, conflict: bool) -> str | None:
     return pack_decisions((made,), now)
 
 
-def _counts(connection: apsw.Connection) -> tuple[dict[str, int], dict[str, int]]:
+def _counts(connection: apsw.Connection) -> _Counts:
     """Count unfinished runs by state and dead letters by flow, by index."""
     unfinished: list[Any] = connection.execute(
         f"SELECT state, count(*) FROM runs WHERE state IN {upkeep.UNFINISHED_STATES} GROUP BY state"

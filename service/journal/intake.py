@@ -1,0 +1,247 @@
+"""An event's way into the journal: known or new, its runs, its decisions, its positions.
+
+Guarantees that one delivery identity is stored once within the dedupe window, also when it comes
+twice in one batch, and that seqs only rise. Refuses intake past a bound before anything is
+written. Runs' later life is written in `batch.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import apsw
+import orjson
+
+from turnout.service.errors import Overloaded
+
+from .contract import Appended, Entry, NewRun
+from .jobs import AppendJob
+from .rows import micros, pack_error
+from .rowset import Rowset
+from .tally import Tally
+
+_DECISIONS_KEPT = 20  # per event: a sender that repeats for ever must not fill the disk
+_FREE_CHECK_SECONDS = 0.25
+
+_EVENTS = Rowset(
+    "INSERT INTO events (seq, id, source, type, tenant, trigger, time, accepted_at, body, details,"
+    " decisions, unmatched, effect)",
+    13,
+)
+_RUNS = Rowset(
+    "INSERT INTO runs (seq, id, event_seq, flow, state, token, order_key, limit_key, due_at,"
+    " queued_at, started_at, finished_at, error, dead, replay, code_version)",
+    16,
+)
+_DEDUPE = Rowset("INSERT INTO dedupe (event_seq, key, body, accepted_at)", 4)
+_POSITIONS = Rowset(
+    "INSERT INTO positions (trigger, partition, value)",
+    3,
+    "ON CONFLICT (trigger, partition) DO UPDATE SET value = excluded.value",
+)
+
+# A first delivery: its event_seq, the digest of its body, its run ids if they are at hand.
+_First: TypeAlias = tuple[int, bytes, tuple[str, ...] | None]
+
+
+@dataclass(slots=True)
+class _Rows:
+    """What a batch of appends comes to, as flat lists of values for the statements above."""
+
+    known: dict[bytes, _First]
+    events: list[Any] = field(default_factory=list)
+    runs: list[Any] = field(default_factory=list)
+    dedupe: list[Any] = field(default_factory=list)
+    repeated: list[tuple[AppendJob, Entry, Appended]] = field(default_factory=list)
+
+
+class Intake:
+    """Appends entries inside the transaction the writer opened."""
+
+    def __init__(
+        self,
+        connection: apsw.Connection,
+        folder: Path,
+        *,
+        max_unfinished_runs: int,
+        min_free_bytes: int,
+    ) -> None:
+        self._connection = connection
+        self._folder = folder
+        self._max_unfinished = max_unfinished_runs
+        self._min_free = min_free_bytes
+        self._free_bytes = 0
+        self._free_checked = float("-inf")
+        self.reusable_bytes = 0
+        self.last_event, self.last_run = _last_seqs(connection)
+
+    def append(self, jobs: Sequence[AppendJob], tally: Tally) -> None:
+        """Write what the jobs bring in three or four statements, whatever their number."""
+        taken = []
+        for job in jobs:
+            job.error = self._refusal(job, tally)
+            if job.error is None:
+                taken.append(job)
+        rows = _Rows(known=self._known(taken))
+        for job in taken:
+            job.result = [
+                self._take(rows, job, *parts, tally)
+                for parts in zip(job.entries, job.events, job.identities, strict=True)
+            ]
+        _EVENTS.run(self._connection, rows.events)
+        _RUNS.run(self._connection, rows.runs)
+        _DEDUPE.run(self._connection, rows.dedupe)
+        for job, entry, appended in rows.repeated:
+            if not appended.runs:
+                appended.runs = self._birth_runs(appended.event_seq)
+            self._add_decisions(appended.event_seq, job.verdicts(entry, appended.conflict))
+        for job in taken:
+            if job.positions:
+                self._move(job.trigger, job.positions)
+
+    def _take(
+        self,
+        rows: _Rows,
+        job: AppendJob,
+        entry: Entry,
+        columns: tuple[Any, ...],
+        identity: tuple[bytes, bytes] | None,
+        tally: Tally,
+    ) -> Appended:
+        """Add an entry's rows, or answer for an event that was delivered before."""
+        if identity is not None:
+            first = rows.known.get(identity[0])
+            if first is not None:
+                appended = _duplicate(entry, identity[1], first)
+                rows.repeated.append((job, entry, appended))
+                return appended
+        self.last_event += 1
+        seq = self.last_event
+        rows.events.append(seq)
+        rows.events.extend(columns)
+        born = self.birth(rows.runs, entry.runs, seq, job.at, tally)
+        if identity is not None:
+            rows.dedupe.extend((seq, *identity, job.at))
+            rows.known[identity[0]] = (seq, identity[1], born)
+        return Appended(event_seq=seq, event=entry.event.id, runs=born)
+
+    def birth(
+        self, values: list[Any], runs: Iterable[NewRun], event_seq: int, at: int, tally: Tally
+    ) -> tuple[str, ...]:
+        """Give runs their seq and add their rows to `values`."""
+        ids = []
+        for run in runs:
+            self.last_run += 1
+            run.seq = self.last_run
+            state = run.state.value
+            running = state == "running"
+            dead = state == "failed"
+            values.extend(
+                (
+                    run.seq, run.id, event_seq, run.flow, state, int(running), run.order_key,
+                    run.limit_key, None if run.due_at is None else micros(run.due_at), at,
+                    at if running else None, at if dead else None, pack_error(run.error),
+                    int(dead), run.replay, run.code_version,
+                )
+            )  # fmt: skip
+            tally.moved(None, state)
+            if dead:
+                tally.died(run.flow)
+            ids.append(run.id)
+        return tuple(ids)
+
+    def insert_runs(self, values: list[Any]) -> None:
+        """Insert the rows that `birth` made."""
+        _RUNS.run(self._connection, values)
+
+    def _known(self, jobs: Sequence[AppendJob]) -> dict[bytes, _First]:
+        """Return the first deliveries the jobs may repeat, by key."""
+        keys = [pair[0] for job in jobs for pair in job.identities if pair is not None]
+        if not keys:
+            return {}
+        found = self._connection.execute(
+            "SELECT json_group_array(json_array(hex(d.key), d.event_seq, hex(d.body)))"
+            " FROM json_each(?) AS k JOIN dedupe AS d ON d.key = unhex(k.value)",
+            (orjson.dumps([key.hex() for key in keys]).decode(),),
+        ).get
+        return {
+            bytes.fromhex(key): (seq, bytes.fromhex(body), None)
+            for key, seq, body in orjson.loads(found)
+        }
+
+    def _move(self, trigger: str, positions: Sequence[tuple[str, str | None]]) -> None:
+        moved = [item for item in positions if item[1] is not None]
+        if moved:
+            values = [part for item in moved for part in (trigger, *item)]
+            _POSITIONS.run(self._connection, values)
+        for partition, value in positions:
+            if value is None:
+                self._connection.execute(
+                    "DELETE FROM positions WHERE trigger = ? AND partition = ?",
+                    (trigger, partition),
+                )
+
+    def _add_decisions(self, event_seq: int, items: str | None) -> None:
+        """Keep what was decided about a stored event, up to a bound per event."""
+        self._connection.execute(
+            "INSERT INTO decisions (event_seq, ordinal, items)"
+            " SELECT ?1, coalesce(max(ordinal), 0) + 1, ?2 FROM decisions WHERE event_seq = ?1"
+            " HAVING coalesce(max(ordinal), 0) < ?3 AND ?2 IS NOT NULL"
+            " AND EXISTS (SELECT 1 FROM events WHERE seq = ?1)",
+            (event_seq, items, _DECISIONS_KEPT),
+        )
+
+    def _birth_runs(self, event_seq: int) -> tuple[str, ...]:
+        found = self._connection.execute(
+            "SELECT id FROM runs WHERE event_seq = ? AND replay = 0 ORDER BY seq", (event_seq,)
+        )
+        return tuple(row[0] for row in found)
+
+    def _refusal(self, job: AppendJob, tally: Tally) -> Overloaded | None:
+        if not job.entries:
+            return None
+        if tally.unfinished >= self._max_unfinished and any(entry.runs for entry in job.entries):
+            return Overloaded(f"{tally.unfinished} runs are unfinished, and no more are taken")
+        checked = time.monotonic()
+        if checked - self._free_checked >= _FREE_CHECK_SECONDS:
+            self._free_checked = checked
+            place = os.statvfs(self._folder)
+            # Pages the journal freed are written again before the file grows.
+            connection = self._connection
+            free_pages = int(connection.pragma("freelist_count"))
+            self.reusable_bytes = free_pages * int(connection.pragma("page_size"))
+            self._free_bytes = place.f_bavail * place.f_frsize + self.reusable_bytes
+        if self._free_bytes < self._min_free:
+            return Overloaded(
+                f"the disk has {self._free_bytes} bytes free, less than min_free_bytes"
+                f" ({self._min_free}); free some"
+            )
+        return None
+
+
+def _duplicate(entry: Entry, body: bytes, first: _First) -> Appended:
+    """Answer for an event that was delivered before; its decision is written later."""
+    seq, first_body, ids = first
+    return Appended(
+        event_seq=seq,
+        event=entry.event.id,
+        runs=ids or (),
+        duplicate=first_body == body,
+        conflict=first_body != body,
+    )
+
+
+def _last_seqs(connection: apsw.Connection) -> tuple[int, int]:
+    """Return the highest seqs ever given to an event and a run, the pruned ones included."""
+    event, run = connection.execute(
+        "SELECT max(coalesce((SELECT max(seq) FROM events), 0),"
+        " coalesce((SELECT value FROM counters WHERE name = 'events'), 0)),"
+        " max(coalesce((SELECT max(seq) FROM runs), 0),"
+        " coalesce((SELECT value FROM counters WHERE name = 'runs'), 0))"
+    ).get
+    return event, run

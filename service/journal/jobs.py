@@ -1,0 +1,134 @@
+"""The writes callers wait for, one class each, and which of them may be written together.
+
+Jobs about different runs commute, because nobody knows a run before its append committed; jobs
+about one run take effect in the order they were submitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import apsw
+
+from turnout.service.run import Outcome
+
+from .contract import Claim, Entry
+from .tally import Tally
+from .writer import Job
+
+
+class AppendJob(Job):
+    """Write entries and positions; `events` are the entries' columns behind `seq`."""
+
+    __slots__ = ("at", "entries", "events", "identities", "positions", "trigger", "verdicts")
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        events: Sequence[tuple[Any, ...]],
+        identities: Sequence[tuple[bytes, bytes] | None],
+        verdicts: Callable[[Entry, bool], str | None],
+        *,
+        trigger: str,
+        positions: Sequence[tuple[str, str | None]],
+        at: int,
+    ) -> None:
+        super().__init__(rows=2 * len(entries) + len(positions) + 1)
+        self.entries = entries
+        self.events = events
+        self.identities = identities
+        self.verdicts = verdicts
+        self.trigger = trigger
+        self.positions = positions
+        self.at = at
+
+
+class StepJob(Job):
+    """Record a step: `values` is a row of the steps statement."""
+
+    __slots__ = ("claim", "values")
+
+    def __init__(self, claim: Claim, values: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.claim = claim
+        self.values = values
+
+
+class OutcomeJob(Job):
+    """Record an attempt's outcome."""
+
+    __slots__ = ("at", "claim", "outcome", "started_at")
+
+    def __init__(self, claim: Claim, outcome: Outcome, started_at: int, at: int) -> None:
+        super().__init__()
+        self.claim = claim
+        self.outcome = outcome
+        self.started_at = started_at
+        self.at = at
+
+
+class ClaimJob(Job):
+    """Claim runs."""
+
+    __slots__ = ("at", "seqs")
+
+    def __init__(self, seqs: Sequence[int], at: int) -> None:
+        super().__init__(rows=len(seqs))
+        self.seqs = seqs
+        self.at = at
+
+
+class CallJob(Job):
+    """Anything rarer: a function of the open connection, run alone in its place."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[apsw.Connection, Tally], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+
+class Groups:
+    """Jobs gathered by kind, as long as no two of them could meet on one run out of order."""
+
+    __slots__ = ("_claimed", "_ended", "_stepped", "appends", "claims", "outcomes", "steps")
+
+    def __init__(self) -> None:
+        self.appends: list[AppendJob] = []
+        self.steps: list[StepJob] = []
+        self.outcomes: list[OutcomeJob] = []
+        self.claims: list[ClaimJob] = []
+        self._stepped: set[tuple[int, str]] = set()
+        self._ended: set[int] = set()
+        self._claimed: set[int] = set()
+
+    def accepts(self, job: Job) -> bool:
+        """Whether the order steps, outcomes, claims keeps `job` behind what it follows."""
+        if isinstance(job, StepJob):
+            seq = job.claim.run_seq
+            return (
+                (seq, job.values[2]) not in self._stepped
+                and seq not in self._ended
+                and seq not in self._claimed
+            )
+        if isinstance(job, OutcomeJob):
+            seq = job.claim.run_seq
+            return seq not in self._ended and seq not in self._claimed
+        if isinstance(job, ClaimJob):
+            return self._claimed.isdisjoint(job.seqs)
+        return True
+
+    def add(self, job: Job) -> None:
+        """Put a job that was accepted with its kind."""
+        if isinstance(job, AppendJob):
+            self.appends.append(job)
+        elif isinstance(job, StepJob):
+            self.steps.append(job)
+            self._stepped.add((job.claim.run_seq, job.values[2]))
+        elif isinstance(job, OutcomeJob):
+            self.outcomes.append(job)
+            self._ended.add(job.claim.run_seq)
+        elif isinstance(job, ClaimJob):
+            self.claims.append(job)
+            self._claimed.update(job.seqs)
