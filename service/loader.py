@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from .errors import SetupError
-from .flow import Flow
+from .flow import CODE_VERSION, Flow
 from .governance.secrets import has_value
 from .project import AnyFlow, Project, problems
 
@@ -68,10 +68,6 @@ def load(paths: Sequence[Path]) -> Project:
         for problem in _unreachable(flows, modules):
             raise problem
         return Project.of(flows)
-
-
-reload = load
-"""Loading is always afresh; the second name is for the one who reads `--reload`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +173,9 @@ def _execute(path: Path) -> ModuleType:
     try:
         # Compiled from the text, not by the import system: a .pyc is trusted by whole seconds,
         # and a file saved twice within one would come back old.
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        source = path.read_bytes()
+        module.__dict__[CODE_VERSION] = hashlib.sha256(source).hexdigest()[:12]
+        exec(compile(source, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:  # foreign code may raise anything
         if old is None:
             del sys.modules[name]
