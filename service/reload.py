@@ -7,6 +7,7 @@ Loading is `loader`'s, and what becomes of running attempts is the service's.
 
 from __future__ import annotations
 
+from asyncio import to_thread
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -21,8 +22,12 @@ async def changes(paths: Sequence[Path]) -> AsyncIterator[set[Path]]:
         name = Path(path).name
         return name.endswith(".py") and not name.startswith(".")
 
-    folders = {path if path.is_dir() else path.absolute().parent for path in paths}
+    folders = await to_thread(_folders, paths)
     async for found in awatch(
         *folders, watch_filter=is_python, step=SETTLE_MILLISECONDS, recursive=False
     ):
         yield {Path(path) for _, path in found}
+
+
+def _folders(paths: Sequence[Path]) -> set[Path]:
+    return {path if path.is_dir() else path.absolute().parent for path in paths}

@@ -71,7 +71,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: st
         return
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        drawn.add_column(column, overflow="fold", no_wrap=number == 0)
+        drawn.add_column(column, overflow="fold", no_wrap=number == 0 or column.endswith("(UTC)"))
     for row in listed:
         drawn.add_row(*(Text(safe(cell), style=_COLOURS.get(str(cell), "")) for cell in row))
     console().print(drawn)
@@ -105,8 +105,8 @@ def progress(items: Sequence[Any], title: str) -> Iterator[Iterator[Any]]:
 
 
 def clock(value: datetime | None) -> str:
-    """Write an instant for people: UTC, to the second."""
-    return "" if value is None else value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    """Write an instant for a table: UTC, to the second, without the year."""
+    return "" if value is None else value.astimezone(UTC).strftime("%m-%d %H:%M:%S")
 
 
 def took(started_at: datetime | None, finished_at: datetime | None) -> str:

@@ -88,7 +88,7 @@ async def _list_runs(
     if not as_json:
         noun = "dead letter" if which.dead else "run"
         table(
-            ("run", "flow", "state", "attempts", "queued", "took", "error"),
+            ("run", "flow", "state", "attempts", "queued (UTC)", "took", "error"),
             (_run_row(run) for run in found),
             empty=f"no {noun} fits",
         )
@@ -137,7 +137,7 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
             print_json(event_of(stored))
         return
     table(
-        ("event", "trigger", "type", "source", "accepted", "runs"),
+        ("event", "trigger", "type", "source", "accepted (UTC)", "runs"),
         (
             (
                 stored.event.id, stored.event.trigger, stored.event.type, stored.event.source,
