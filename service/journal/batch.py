@@ -18,6 +18,7 @@ from turnout.service.run import FINISHED, RunState
 from .contract import Claim
 from .intake import Intake
 from .jobs import CallJob, ClaimJob, Groups, OutcomeJob, StepJob
+from .room import Room
 from .rows import event_from, instant, is_suspect, micros, pack_error, step_from
 from .rowset import Rowset
 from .tally import Tally
@@ -57,12 +58,14 @@ _FINISHED = frozenset(state.value for state in FINISHED)
 class Batch:
     """Applies jobs to the journal, inside the transaction the writer opened."""
 
-    def __init__(self, connection: apsw.Connection, intake: Intake) -> None:
+    def __init__(self, connection: apsw.Connection, intake: Intake, room: Room) -> None:
         self._connection = connection
+        self._room = room
         self._intake = intake
 
     def __call__(self, jobs: Sequence[Job], tally: Tally) -> None:
         """Write `jobs`; see `Apply` in the writer."""
+        self._room.look(at_once=False)
         groups = Groups()
         for job in jobs:
             if not groups.accepts(job):

@@ -121,6 +121,7 @@ class Claim:
 
     `attempt` counts from 1. `recorded` holds the steps earlier attempts left, by key.
     `arguments` are the flow's bound arguments when the router already validated them.
+    `code_version` is the flow file's when the run was made; empty when nobody needs to compare.
     """
 
     run_seq: int
@@ -138,6 +139,7 @@ class Claim:
     suspect: bool = False
     recorded: Mapping[str, StepRecord] = field(default_factory=dict)
     arguments: Mapping[str, Any] | None = None
+    code_version: str = ""
 
 
 # ---------------------------------------------------------------- what is read

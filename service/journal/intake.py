@@ -7,11 +7,8 @@ written. Runs' later life is written in `batch.py`.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import apsw
@@ -21,12 +18,12 @@ from turnout.service.errors import Overloaded
 
 from .contract import Appended, Entry, NewRun
 from .jobs import AppendJob
+from .room import Room
 from .rows import micros, pack_error
 from .rowset import Rowset
 from .tally import Tally
 
 _DECISIONS_KEPT = 20  # per event: a sender that repeats for ever must not fill the disk
-_FREE_CHECK_SECONDS = 0.25
 
 _EVENTS = Rowset(
     "INSERT INTO events (seq, id, source, type, tenant, trigger, time, accepted_at, body, details,"
@@ -64,31 +61,20 @@ class Intake:
     """Appends entries inside the transaction the writer opened."""
 
     def __init__(
-        self,
-        connection: apsw.Connection,
-        folder: Path,
-        *,
-        max_unfinished_runs: int,
-        min_free_bytes: int,
+        self, connection: apsw.Connection, room: Room, *, max_unfinished_runs: int
     ) -> None:
         self._connection = connection
-        self._folder = folder
+        self._room = room
         self._max_unfinished = max_unfinished_runs
-        self._min_free = min_free_bytes
-        self._free_bytes = 0
-        self._free_checked = float("-inf")
-        self.reusable_bytes = 0
         self.last_event, self.last_run = _last_seqs(connection)
 
     def append(self, jobs: Sequence[AppendJob], tally: Tally) -> None:
         """Write what the jobs bring in three or four statements, whatever their number."""
-        taken = []
+        rows = _Rows(known=self._known(jobs))
         for job in jobs:
             job.error = self._refusal(job, tally)
-            if job.error is None:
-                taken.append(job)
-        rows = _Rows(known=self._known(taken))
-        for job in taken:
+            if job.error is not None:
+                continue
             job.result = [
                 self._take(rows, job, *parts, tally)
                 for parts in zip(job.entries, job.events, job.identities, strict=True)
@@ -100,8 +86,8 @@ class Intake:
             if not appended.runs:
                 appended.runs = self._birth_runs(appended.event_seq)
             self._add_decisions(appended.event_seq, job.verdicts(entry, appended.conflict))
-        for job in taken:
-            if job.positions:
+        for job in jobs:
+            if job.positions and job.error is None:
                 self._move(job.trigger, job.positions)
 
     def _take(
@@ -207,21 +193,7 @@ class Intake:
             return None
         if tally.unfinished >= self._max_unfinished and any(entry.runs for entry in job.entries):
             return Overloaded(f"{tally.unfinished} runs are unfinished, and no more are taken")
-        checked = time.monotonic()
-        if checked - self._free_checked >= _FREE_CHECK_SECONDS:
-            self._free_checked = checked
-            place = os.statvfs(self._folder)
-            # Pages the journal freed are written again before the file grows.
-            connection = self._connection
-            free_pages = int(connection.pragma("freelist_count"))
-            self.reusable_bytes = free_pages * int(connection.pragma("page_size"))
-            self._free_bytes = place.f_bavail * place.f_frsize + self.reusable_bytes
-        if self._free_bytes < self._min_free:
-            return Overloaded(
-                f"the disk has {self._free_bytes} bytes free, less than min_free_bytes"
-                f" ({self._min_free}); free some"
-            )
-        return None
+        return self._room.refusal()
 
 
 def _duplicate(entry: Entry, body: bytes, first: _First) -> Appended:

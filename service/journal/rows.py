@@ -19,6 +19,8 @@ from turnout.service.run import Run, RunError, RunState
 from .contract import Attempt, Decision, Queued, StepRecord, StoredEvent
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LOWEST = datetime.min.replace(tzinfo=UTC)
+_HIGHEST = datetime.max.replace(tzinfo=UTC)
 _DIGEST_BYTES = 16
 
 EVENT_COLUMNS = "e.seq, e.id, e.source, e.type, e.tenant, e.trigger, e.time, e.body, e.details"
@@ -42,8 +44,15 @@ def micros(instant: datetime) -> int:
 
 
 def instant(stored: int) -> datetime:
-    """Read back what `micros` wrote."""
-    return _EPOCH + timedelta(microseconds=stored)
+    """Read back what `micros` wrote.
+
+    A sender may stamp the last hours of year 9999 in a zone behind UTC (or the first of year 1
+    in one ahead); UTC has no such instant here, so the nearest there is comes back.
+    """
+    try:
+        return _EPOCH + timedelta(microseconds=stored)
+    except OverflowError:
+        return _HIGHEST if stored > 0 else _LOWEST
 
 
 def micros_or_none(value: datetime | None) -> int | None:

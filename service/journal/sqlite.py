@@ -22,12 +22,13 @@ from turnout.service.run import Outcome, Run
 
 from . import operations, upkeep
 from .batch import Batch
-from .connection import FILE_NAME, open_for_writing
+from .connection import open_for_writing
 from .contract import Appended, Claim, Decision, Entry, NewRun, Rescued, StepRecord
 from .intake import Intake
 from .jobs import AppendJob, CallJob, ClaimJob, OutcomeJob, StepJob
 from .lock import FolderLock
 from .reader import SqliteReader
+from .room import Room
 from .rows import (
     identity,
     micros,
@@ -56,27 +57,23 @@ async def open_journal(
     newer turnout wrote it. `synchronous="normal"` may lose the last commits on power loss.
     """
 
-    def prepare() -> tuple[FolderLock, apsw.Connection, Intake, _Counts]:
+    def prepare() -> tuple[FolderLock, apsw.Connection, Room, Intake, _Counts]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FolderLock(folder, url=url)
         try:
             connection = open_for_writing(folder, synchronous=synchronous)
-            intake = Intake(
-                connection,
-                folder,
-                max_unfinished_runs=max_unfinished_runs,
-                min_free_bytes=min_free_bytes,
-            )
-            return lock, connection, intake, _counts(connection)
+            room = Room(connection, folder, min_free_bytes)
+            intake = Intake(connection, room, max_unfinished_runs=max_unfinished_runs)
+            return lock, connection, room, intake, _counts(connection)
         except BaseException:
             lock.release()
             raise
 
     # Shielded, so that a cancelled opening does not leave the folder locked by nobody.
-    lock, connection, intake, counts = await asyncio.get_running_loop().run_in_executor(
+    lock, connection, room, intake, counts = await asyncio.get_running_loop().run_in_executor(
         None, prepare
     )
-    return SqliteJournal(folder, lock, connection, intake, counts, metrics)
+    return SqliteJournal(folder, lock, connection, room, intake, counts, metrics)
 
 
 class SqliteJournal(SqliteReader):
@@ -87,18 +84,20 @@ class SqliteJournal(SqliteReader):
         folder: Path,
         lock: FolderLock,
         connection: apsw.Connection,
+        room: Room,
         intake: Intake,
         counts: _Counts,
         metrics: Metrics,
     ) -> None:
         super().__init__(folder)
         self._lock = lock
+        self._room = room
         self._intake = intake
         self._unfinished, self._dead = counts
         self.broken = asyncio.Event()
         self._writer = Writer(
             connection,
-            Batch(connection, intake),
+            Batch(connection, intake, room),
             metrics=metrics,
             unfinished=sum(self._unfinished.values()),
             settled=self._count,
@@ -240,17 +239,19 @@ class SqliteJournal(SqliteReader):
         limit: int,
     ) -> int:
         """Delete up to `limit` old runs with their steps, then events left without runs."""
-        deleted: int = await self._call(
-            lambda connection, tally: upkeep.prune(
-                connection,
-                tally,
-                finished_before=micros(finished_before),
-                failed_before=micros(failed_before),
-                unmatched_before=micros(unmatched_before),
-                dedupe_before=micros(dedupe_before),
-                limit=limit,
-            )
-        )
+        before = {
+            "finished_before": micros(finished_before),
+            "failed_before": micros(failed_before),
+            "unmatched_before": micros(unmatched_before),
+            "dedupe_before": micros(dedupe_before),
+        }
+
+        def write(connection: apsw.Connection, tally: Tally) -> int:
+            deleted = upkeep.prune(connection, tally, **before, limit=limit)
+            self._room.look()
+            return deleted
+
+        deleted: int = await self._call(write)
         return deleted
 
     async def prune_oldest(self, limit: int) -> int:
@@ -258,9 +259,13 @@ class SqliteJournal(SqliteReader):
 
         For `max_journal_bytes`: call until `size_bytes` is low enough or it returns 0.
         """
-        deleted: int = await self._call(
-            lambda connection, tally: upkeep.prune_oldest(connection, tally, limit)
-        )
+
+        def write(connection: apsw.Connection, tally: Tally) -> int:
+            deleted = upkeep.prune_oldest(connection, tally, limit)
+            self._room.look()
+            return deleted
+
+        deleted: int = await self._call(write)
         return deleted
 
     def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
@@ -269,11 +274,7 @@ class SqliteJournal(SqliteReader):
 
     def size_bytes(self) -> int:
         """Return the journal's size on disk, its log included, without pages free for reuse."""
-        size = 0
-        for suffix in ("", "-wal"):
-            file = self._folder / (FILE_NAME + suffix)
-            size += file.stat().st_size if file.exists() else 0
-        return size - self._intake.reusable_bytes
+        return self._room.used_bytes
 
     @property
     def writable(self) -> str | None:

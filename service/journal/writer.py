@@ -78,6 +78,7 @@ class Writer:
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._commit_seconds = metrics.journal_commit_seconds
         self._batch_rows = metrics.journal_batch_rows
+        self._held: list[Job] = []
         self._closed = False
         self.full: str | None = None
         self.broken: str | None = None
@@ -109,7 +110,9 @@ class Writer:
             while self.broken is None:
                 batch, last = self._take()
                 if batch:
+                    self._held = batch
                     self._write(batch)
+                    self._held = []
                 if last:
                     break
                 self._checkpoint()
@@ -244,7 +247,7 @@ class Writer:
 
     def _end(self) -> None:
         """Fail what can no longer be written, then close without another fsync if broken."""
-        left: list[Job] = []
+        left = self._held
         try:
             while True:
                 job = self._queue.get_nowait()

@@ -1,0 +1,715 @@
+"""What every journal must do, written against the contract and no database.
+
+A test module subclasses `JournalContract` and says how to open a journal on a folder; opening the
+same folder again must find what was written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnout.service.errors import ClaimLost, NotFound, Overloaded, Refused
+from turnout.service.event import Event, mint_id
+from turnout.service.journal.contract import (
+    Appended,
+    Claim,
+    Decision,
+    Entry,
+    Filter,
+    Journal,
+    NewRun,
+    StepRecord,
+)
+from turnout.service.run import FINISHED, UNFINISHED, Outcome, RunError, RunState
+
+NOW = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+S = RunState
+
+
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def make_event(event_id: str | None = None, **attributes: Any) -> Event:
+    chosen: dict[str, Any] = {
+        "source": "/hooks/orders", "type": "order.placed", "time": NOW, "body": b'{"amount": 1}',
+        "trigger": "webhook:/orders", "minted": event_id is None,
+    }  # fmt: skip
+    return Event(id=event_id or mint_id(), **(chosen | attributes))
+
+
+def make_run(flow: str = "bill", state: RunState = S.QUEUED, **more: Any) -> NewRun:
+    return NewRun(id=mint_id(), flow=flow, state=state, **more)
+
+
+def claim_of(entry: Entry, appended: Appended, index: int = 0) -> Claim:
+    """What the router holds of a run born running."""
+    run = entry.runs[index]
+    return Claim(
+        run_seq=run.seq, run_id=run.id, flow=run.flow, event_seq=appended.event_seq,
+        event=entry.event, token=1, attempt=1, crashes=0, replay=0, order_key=run.order_key,
+        limit_key=run.limit_key, due_at=NOW,
+    )  # fmt: skip
+
+
+def step(key: str, state: Any = "succeeded", **more: Any) -> StepRecord:
+    chosen = {"task": key.split("#")[0], "tries": 1, "started_at": NOW} | more
+    return StepRecord(key=key, state=state, **chosen)
+
+
+def ended(state: RunState = S.SUCCEEDED, **more: Any) -> Outcome:
+    return Outcome(state=state, **more)
+
+
+async def put(journal: Journal, *runs: NewRun, event: Event | None = None, **more: Any) -> Appended:
+    entry = Entry(event=event or make_event(), runs=list(runs), **more)
+    return (await journal.append([entry], now=NOW))[0]
+
+
+async def start(journal: Journal, flow: str = "bill", **more: Any) -> Claim:
+    """Append one run born running and return its claim."""
+    entry = Entry(event=make_event(), runs=[make_run(flow, S.RUNNING, **more)])
+    return claim_of(entry, (await journal.append([entry], now=NOW))[0])
+
+
+async def finish(journal: Journal, claim: Claim, outcome: Outcome) -> None:
+    await journal.record(claim, outcome, started_at=NOW, now=at(1))
+
+
+async def claim_all(journal: Journal, seqs: Sequence[int]) -> list[Claim]:
+    return await journal.claim(seqs, now=at(2))
+
+
+async def expect_run(journal: Journal, run_id: str) -> Any:
+    run = await journal.run(run_id)
+    assert run is not None, f"run {run_id} is gone"
+    return run
+
+
+class JournalContract:
+    """Subclass and give `open`."""
+
+    def open(self, folder: Path, **bounds: int) -> AbstractAsyncContextManager[Journal]:
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- append
+
+    async def test_an_event_comes_back_equal(self, tmp_path: Path) -> None:
+        strange = make_event(
+            "é-1", subject="a b", datacontenttype="text/plain", encoding="text",
+            body=bytes(range(256)), headers={"x-a": "ÿ"}, params={"tenant": "t"},
+            extensions={"fileurl": "file:///a%FF"}, tenant="other", hops=3,
+            time=datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=timezone(timedelta(hours=5))),
+        )  # fmt: skip
+        plain = Event(id="p", source="s", type="t", time=datetime(1, 1, 2, tzinfo=UTC))
+        async with self.open(tmp_path) as journal:
+            await put(journal, make_run(), event=strange)
+            await put(journal, make_run(), event=plain)
+            queued = await journal.queued("bill", 0, 10)
+            claims = await claim_all(journal, [item.seq for item in queued])
+            assert [claim.event for claim in claims] == [strange, plain]
+            assert [stored.event for stored in await journal.event("é-1")] == [strange]
+        async with self.open(tmp_path) as journal:
+            assert [stored.event for stored in await journal.event("p")] == [plain]
+
+    async def test_an_instant_beyond_utc_harms_nobody(self, tmp_path: Path) -> None:
+        behind, ahead = (timezone(timedelta(hours=hours)) for hours in (-5, 5))
+        last = make_event(time=datetime.max.replace(tzinfo=behind))
+        first = make_event(time=datetime.min.replace(tzinfo=ahead))
+        async with self.open(tmp_path) as journal:
+            await put(journal, make_run(), event=last)
+            await put(journal, make_run(), event=first)
+            claims = await claim_all(journal, [1, 2])
+            assert [claim.event.time for claim in claims] == [
+                datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC),
+            ]  # fmt: skip
+
+    async def test_an_event_and_its_runs_survive_reopening(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            first = await put(journal, make_run("bill"), make_run("ship"))
+            assert len(first.runs) == 2
+        async with self.open(tmp_path) as journal:
+            run = await expect_run(journal, first.runs[0])
+            assert (run.flow, run.state, run.attempts, run.queued_at) == ("bill", "queued", 0, NOW)
+            assert run.event_id == first.event
+            assert journal.counts()[0]["queued"] == 2
+
+    async def test_seqs_grow_in_arrival_order(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            runs = [make_run() for _ in range(300)]
+            async with asyncio.TaskGroup() as group:
+                for run in runs:
+                    group.create_task(put(journal, run))
+            seqs = [run.seq for run in runs]
+            assert seqs == sorted(seqs) and len(set(seqs)) == 300
+            queued = await journal.queued("bill", seqs[9], 500)
+            assert [item.seq for item in queued] == seqs[10:]
+
+    async def test_a_second_delivery_makes_no_run(self, tmp_path: Path) -> None:
+        event = make_event("d-1")
+        async with self.open(tmp_path) as journal:
+            first = await put(journal, make_run(), event=event)
+        async with self.open(tmp_path) as journal:
+            again = await put(journal, make_run(), event=event)
+            assert again.duplicate and not again.conflict
+            assert (again.event_seq, again.event, again.runs) == (
+                first.event_seq, "d-1", first.runs,
+            )  # fmt: skip
+            assert journal.counts()[0]["queued"] == 1
+            stored = (await journal.event("d-1"))[0]
+            assert [made["verdict"] for made in stored.decisions] == ["duplicate"]
+
+    async def test_a_duplicate_in_the_same_batch_makes_no_run(self, tmp_path: Path) -> None:
+        event = make_event("d-1")
+        async with self.open(tmp_path) as journal:
+            results: list[Appended] = []
+
+            async def deliver() -> None:
+                entries = [Entry(event=event, runs=[make_run()]) for _ in range(2)]
+                results.extend(await journal.append(entries, now=NOW))
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(5):
+                    group.create_task(deliver())
+            assert [result.duplicate for result in results].count(False) == 1
+            assert len({result.runs for result in results}) == 1
+            assert len(await journal.queued("bill", 0, 99)) == 1
+
+    async def test_the_same_id_with_another_body_is_a_conflict(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            first = await put(journal, make_run(), event=make_event("d-1"))
+            other = await put(journal, make_run(), event=make_event("d-1", body=b"[]"))
+            assert other.conflict and not other.duplicate and other.runs == first.runs
+            stored = (await journal.event("d-1"))[0]
+            assert [made["verdict"] for made in stored.decisions] == ["conflict"]
+
+    @pytest.mark.parametrize("part", ["tenant", "trigger", "source"])
+    async def test_the_same_id_elsewhere_is_another_event(self, tmp_path: Path, part: str) -> None:
+        async with self.open(tmp_path) as journal:
+            await put(journal, make_run(), event=make_event("d-1"))
+            other: dict[str, Any] = {part: "elsewhere"}
+            second = await put(journal, make_run(), event=make_event("d-1", **other))
+            assert not second.duplicate
+            assert [stored.seq for stored in await journal.event("d-1")] == [second.event_seq, 1]
+
+    async def test_decisions_are_kept_and_bounded(self, tmp_path: Path) -> None:
+        event = make_event("d-1")
+        async with self.open(tmp_path) as journal:
+            await put(journal, event=event, decisions=[Decision("bill", "filtered", "amount")])
+            for _ in range(50):
+                await put(journal, event=event)
+            stored = (await journal.event("d-1"))[0]
+            assert stored.decisions[0] == {
+                "flow": "bill", "verdict": "filtered", "detail": "amount",
+                "at": "2025-03-01T12:00:00.123456Z",
+            }  # fmt: skip
+            assert 2 <= len(stored.decisions) <= 21
+
+    async def test_positions_move_with_events_and_alone(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            event = make_event("d-1")
+            entry = Entry(event=event, runs=[make_run()])
+            await journal.append([entry], trigger="t", positions={"0": "5", "1": "6"}, now=NOW)
+            assert await journal.positions("t") == {"0": "5", "1": "6"}
+            # a duplicate's positions are written all the same
+            repeat = Entry(event=event, runs=[make_run()])
+            await journal.append([repeat], trigger="t", positions={"0": "7"}, now=NOW)
+            await journal.append([], trigger="t", positions={"1": None, "2": "x"}, now=NOW)
+            await journal.append([], trigger="u", positions={"0": "1"}, now=NOW)
+        async with self.open(tmp_path) as journal:
+            assert await journal.positions("t") == {"0": "7", "2": "x"}
+            assert await journal.positions("nobody") == {}
+
+    async def test_one_bad_entry_stores_nothing_of_its_call(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            taken = make_run()
+            await put(journal, taken)
+            clash = make_run()
+            clash.id = taken.id
+            good = Entry(event=make_event("good"), runs=[make_run()])
+            bad = Entry(event=make_event("bad"), runs=[clash])
+            with pytest.raises(Exception, match="journal refused"):
+                await journal.append([good, bad], trigger="t", positions={"0": "1"}, now=NOW)
+            assert await journal.event("good") == []
+            assert await journal.positions("t") == {}
+            assert journal.counts()[0]["queued"] == 1
+
+    async def test_one_bad_write_fails_its_caller_only(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            taken = make_run()
+            await put(journal, taken)
+            clash = make_run()
+            clash.id = taken.id
+            good = [make_run() for _ in range(20)]
+            results = await asyncio.gather(
+                *(put(journal, run) for run in good[:10]),
+                put(journal, clash),
+                *(put(journal, run) for run in good[10:]),
+                return_exceptions=True,
+            )
+            assert [isinstance(result, Exception) for result in results].count(True) == 1
+            assert isinstance(results[10], Exception)
+            assert journal.counts()[0]["queued"] == 21
+            assert len(await journal.queued("bill", 0, 99)) == 21
+
+    async def test_too_many_unfinished_runs_are_refused(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path, max_unfinished_runs=3) as journal:
+            results = await asyncio.gather(
+                *(put(journal, make_run(state=S.RUNNING)) for _ in range(6)),
+                return_exceptions=True,
+            )
+            assert [isinstance(result, Overloaded) for result in results].count(True) == 3
+            # what needs no run is taken, and so is a run once one has ended
+            await put(journal, decisions=[Decision("bill", "filtered")])
+            await journal.cancel((await journal.runs(Filter()))[0].id, now=NOW)
+            await put(journal, make_run())
+
+    async def test_too_little_disk_is_refused(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path, min_free_bytes=2**60) as journal:
+            with pytest.raises(Overloaded, match="min_free_bytes"):
+                await put(journal, make_run())
+            await journal.append([], trigger="t", positions={"0": "1"}, now=NOW)
+
+    # ---------------------------------------------------------------- a run's life
+
+    async def test_claim_run_record(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            await put(journal, make_run(order_key="k", limit_key="l", code_version="c1"))
+            item = (await journal.queued("bill", 0, 1))[0]
+            assert (item.order_key, item.limit_key, item.suspect) == ("k", "l", False)
+            claim = (await journal.claim([item.seq], now=at(1)))[0]
+            assert (claim.attempt, claim.crashes, claim.due_at) == (1, 0, NOW)
+            assert journal.counts()[0] == {"queued": 0, "running": 1}
+            outcome = ended(result=b'{"a":1}', reason="fine")
+            await journal.record(claim, outcome, started_at=at(1), now=at(2))
+            run = await expect_run(journal, claim.run_id)
+            assert (run.state, run.attempts, run.result) == ("succeeded", 1, b'{"a":1}')
+            assert (run.reason, run.started_at, run.finished_at) == ("fine", at(1), at(2))
+            assert run.code_version == "c1"
+            assert journal.counts()[0]["running"] == 0
+
+    async def test_a_run_born_running_is_recorded_under_token_1(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            await finish(journal, claim, ended())
+            assert (await expect_run(journal, claim.run_id)).state == "succeeded"
+
+    async def test_a_run_is_claimed_once(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            await put(journal, make_run(), make_run("ship"))
+            results = await asyncio.gather(*(claim_all(journal, [1, 2, 99]) for _ in range(4)))
+            assert sorted(claim.run_seq for claims in results for claim in claims) == [1, 2]
+
+    async def test_a_stale_token_changes_nothing(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            others = [await start(journal) for _ in range(5)]
+            await finish(journal, claim, ended(S.QUEUED, counts=False))
+            fresh = (await claim_all(journal, [claim.run_seq]))[0]
+            assert fresh.token > claim.token and fresh.attempt == 1
+            results = await asyncio.gather(
+                *(finish(journal, other, ended()) for other in others),
+                finish(journal, claim, ended(S.FAILED)),
+                journal.record_step(claim, step("a")),
+                return_exceptions=True,
+            )
+            assert [type(result) for result in results] == [type(None)] * 5 + [ClaimLost] * 2
+            run = await expect_run(journal, claim.run_id)
+            assert run.state == "running" and not run.dead
+            assert await journal.steps(claim.run_seq) == []
+            assert journal.counts() == ({"running": 1, "queued": 0}, {})
+
+    async def test_an_outcome_is_recorded_once(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            results = await asyncio.gather(
+                finish(journal, claim, ended()),
+                finish(journal, claim, ended(S.FAILED)),
+                return_exceptions=True,
+            )
+            assert [type(result) for result in results] == [type(None), ClaimLost]
+            assert (await expect_run(journal, claim.run_id)).state == "succeeded"
+
+    async def test_every_legal_outcome_is_counted(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            for state in sorted((FINISHED | UNFINISHED) - {S.SCHEDULED, S.RUNNING}):
+                claim = await start(journal)
+                await finish(journal, claim, ended(state, due_at=at(9)))
+                run = await expect_run(journal, claim.run_id)
+                assert run.state == state
+                assert (run.finished_at is not None) == (state in FINISHED)
+                assert run.dead == (state is S.FAILED)
+            states, dead = journal.counts()
+            assert {name: count for name, count in states.items() if count} == {
+                "queued": 1, "retrying": 1, "waiting": 1,
+            }  # fmt: skip
+            assert dead == {"bill": 1}
+
+    async def test_retrying_comes_due_and_spends_an_attempt(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            error = RunError("ValueError", "no", traceback="line 1")
+            claim = await start(journal)
+            outcome = ended(S.RETRYING, due_at=at(60), error=error, log=b'{"event":"x"}\n')
+            await finish(journal, claim, outcome)
+            assert await journal.next_due_at() == at(60)
+            assert await journal.due(at(59.999999), 10) == []
+            assert (await claim_all(journal, [item.seq for item in await journal.due(at(60), 9)]))[
+                0
+            ].attempt == 2
+            attempt = (await journal.attempts(claim.run_seq))[0]
+            assert (attempt.attempt, attempt.state, attempt.error) == (1, "retrying", error)
+            assert attempt.log == b'{"event":"x"}\n'
+
+    async def test_due_lists_the_longest_due_first(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            for seconds in (30, 10, 20):
+                await put(journal, make_run(state=S.SCHEDULED, due_at=at(seconds)))
+            assert await journal.next_due_at() == at(10)
+            assert [item.due_at for item in await journal.due(at(25), 9)] == [at(10), at(20)]
+            assert len(await journal.due(at(99), 1)) == 1
+
+    async def test_handing_back_spends_no_attempt(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            await finish(journal, claim, ended(S.QUEUED, counts=False))
+            run = await expect_run(journal, claim.run_id)
+            assert (run.state, run.attempts) == ("queued", 0)
+            assert await journal.attempts(claim.run_seq) == []
+
+    async def test_queued_for_key(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            runs = [make_run(order_key=key, limit_key="all") for key in ("a", "b", "a")]
+            for run in runs:
+                await put(journal, run)
+            await put(journal, make_run("ship", order_key="a"))
+            first = await journal.queued_for_key("bill", "order", "a", 9)
+            assert [item.seq for item in first] == [runs[0].seq, runs[2].seq]
+            assert len(await journal.queued_for_key("bill", "limit", "all", 2)) == 2
+            await claim_all(journal, [runs[0].seq])
+            first = await journal.queued_for_key("bill", "order", "a", 9)
+            assert [item.seq for item in first] == [runs[2].seq]
+
+    async def test_held_keys(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            states = (S.RETRYING, S.WAITING, S.FAILED, S.SUCCEEDED, S.QUEUED)
+            claims = {state: await start(journal, order_key=state.value) for state in states}
+            await start(journal)
+            for state, claim in claims.items():
+                await finish(journal, claim, ended(state, due_at=at(1)))
+            await put(journal, make_run(state=S.SCHEDULED, order_key="later", due_at=at(1)))
+            assert await journal.held_keys() == [
+                ("bill", "retrying", claims[S.RETRYING].run_seq, False),
+                ("bill", "waiting", claims[S.WAITING].run_seq, False),
+                ("bill", "failed", claims[S.FAILED].run_seq, True),
+            ]
+
+    # ---------------------------------------------------------------- steps
+
+    async def test_steps_are_kept_over_attempts(self, tmp_path: Path) -> None:
+        kept = step("charge#1", finished_at=at(1), result=b"\x80\x04", encoding="pickle", tries=2)
+        caught = step("ship#1", "failed", error=RunError("ValueError", "no", traceback="t"))
+        escaped = step("note#1", "failed", error=RunError("OSError", "no"))
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            await journal.record_step(claim, step("charge#1", "retrying"))
+            await asyncio.gather(
+                journal.record_step(claim, kept),
+                journal.record_step(claim, caught),
+                journal.record_step(claim, escaped),
+            )
+            outcome = ended(
+                S.RETRYING, due_at=at(1), error=RunError("OSError", "no", step="note#1")
+            )
+            await finish(journal, claim, outcome)
+        async with self.open(tmp_path) as journal:
+            again = (await claim_all(journal, [claim.run_seq]))[0]
+            assert again.recorded == {"charge#1": kept, "ship#1": caught}
+            assert await journal.steps(claim.run_seq) == [
+                kept, caught, replace(escaped, superseded=True),
+            ]  # fmt: skip
+            redone = step("note#1", result=b"1")
+            await journal.record_step(again, redone)
+            assert await journal.steps(claim.run_seq) == [kept, caught, redone]
+
+    async def test_a_recorded_step_is_never_overwritten(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            await journal.record_step(claim, step("a#1", result=b"1"))
+            await journal.record_step(claim, step("a#1", result=b"2"))
+            assert [kept.result for kept in await journal.steps(claim.run_seq)] == [b"1"]
+
+    async def test_steps_of_one_run_keep_the_order_they_were_called_in(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            results = await asyncio.gather(
+                *(journal.record_step(claim, step(f"a#{number}")) for number in range(100)),
+                finish(journal, claim, ended()),
+                journal.record_step(claim, step("late#1")),
+                return_exceptions=True,
+            )
+            assert results[:-1] == [None] * 101 and isinstance(results[-1], ClaimLost)
+            keys = [kept.key for kept in await journal.steps(claim.run_seq)]
+            assert keys == [f"a#{number}" for number in range(100)]
+
+    # ---------------------------------------------------------------- rescue
+
+    async def test_rescue_requeues_and_blames(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            ended_well = await start(journal)
+            await finish(journal, ended_well, ended())
+        for crash in range(1, 6):
+            async with self.open(tmp_path) as journal:
+                rescued = await journal.rescue(now=at(crash))
+                if crash == 5:
+                    assert rescued.blamed == (claim.run_id,) and rescued.requeued == 0
+                    run = await expect_run(journal, claim.run_id)
+                    assert run.state == "failed" and run.dead
+                    assert run.error.type == "process_died"
+                    assert journal.counts()[1] == {"bill": 1}
+                    continue
+                assert rescued.requeued == 1 and rescued.blamed == ()
+                item = (await journal.queued("bill", 0, 9))[0]
+                assert item.suspect == (crash >= 2)
+                again = (await claim_all(journal, [item.seq]))[0]
+                assert (again.crashes, again.attempt) == (crash, 1)
+                assert again.suspect == (crash >= 2)
+
+    # ---------------------------------------------------------------- effects
+
+    async def test_an_effect_is_due_once_all_runs_ended(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            entry = Entry(
+                event=make_event(), runs=[make_run("a", S.RUNNING), make_run("b", S.RUNNING)],
+                effect=True,
+            )  # fmt: skip
+            await start(journal)
+            appended = (await journal.append([entry], now=NOW))[0]
+            first, second = claim_of(entry, appended), claim_of(entry, appended, 1)
+            await finish(journal, first, ended())
+            assert await journal.event_ended(appended.event_seq) is None
+            assert await journal.effects(0, 9) == []
+            await finish(journal, second, ended(S.FAILED))
+            assert await journal.event_ended(appended.event_seq) == (entry.event, False)
+            assert await journal.effects(0, 9) == [(appended.event_seq, entry.event, False)]
+            assert await journal.effects(appended.event_seq, 9) == []
+            moved = replace(entry.event, extensions={"fileurl": "file:///done/a"})
+            await journal.record_effect(appended.event_seq, moved)
+            assert await journal.effects(0, 9) == []
+            assert await journal.event_ended(appended.event_seq) is None
+            assert (await journal.event(moved.id))[0].event == moved
+
+    # ---------------------------------------------------------------- operators
+
+    async def test_cancel(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            run = await journal.cancel(claim.run_id, now=at(5))
+            assert (run.state, run.finished_at) == ("cancelled", at(5))
+            with pytest.raises(ClaimLost):
+                await finish(journal, claim, ended())
+            with pytest.raises(Refused, match="already cancelled"):
+                await journal.cancel(claim.run_id, now=at(6))
+            with pytest.raises(NotFound, match="nobody"):
+                await journal.cancel("nobody", now=at(6))
+            assert journal.counts()[0]["running"] == 0
+
+    async def test_retry_starts_over_with_its_steps(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            for key in ("a#1", "b#1", "c#1"):
+                await journal.record_step(claim, step(key))
+            with pytest.raises(Refused, match="finished"):
+                await journal.retry(claim.run_id, None, now=at(3))
+            await finish(journal, claim, ended(S.FAILED, error=RunError("E", "m")))
+            run = await journal.retry(claim.run_id, None, now=at(3))
+            assert (run.state, run.attempts, run.dead, run.error) == ("queued", 0, False, None)
+            assert journal.counts() == ({"running": 0, "queued": 1}, {})
+            again = (await claim_all(journal, [run.seq]))[0]
+            assert again.attempt == 1 and list(again.recorded) == ["a#1", "b#1", "c#1"]
+            await finish(journal, again, ended())
+            with pytest.raises(NotFound, match="no recorded step 'z'"):
+                await journal.retry(claim.run_id, "z", now=at(4))
+            await journal.retry(claim.run_id, "b#1", now=at(4))
+            assert [kept.key for kept in await journal.steps(run.seq)] == ["a#1"]
+
+    async def test_drop_a_dead_letter(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            refused = make_run(state=S.FAILED, error=RunError("invalid", "amount"))
+            await put(journal, refused)
+            assert journal.counts() == ({}, {"bill": 1})
+            assert [run.id for run in await journal.runs(Filter(dead=True))] == [refused.id]
+            run = await journal.drop(refused.id, now=at(1))
+            assert run.state == "failed" and not run.dead
+            assert journal.counts() == ({}, {})
+            with pytest.raises(Refused, match="not a dead letter"):
+                await journal.drop(refused.id, now=at(1))
+
+    async def test_replay_makes_numbered_runs(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            first = await put(journal, make_run())
+            for number in (1, 2):
+                runs = [make_run(), make_run("ship")]
+                ids = await journal.replay(first.event_seq, runs, now=at(1))
+                assert ids == [run.id for run in runs]
+                assert [run.replay for run in runs] == [number, number]
+            stored = (await journal.event(first.event))[0]
+            assert len(stored.runs) == 5
+            with pytest.raises(NotFound):
+                await journal.replay(99, [make_run()], now=at(1))
+
+    async def test_pause_and_resume(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            await journal.pause("flow:bill", now=NOW)
+            await journal.pause("flow:bill", now=at(9))
+            await journal.pause("trigger:t", now=NOW)
+            await journal.resume("trigger:t")
+        async with self.open(tmp_path) as journal:
+            assert await journal.paused() == {"flow:bill": NOW}
+
+    async def test_orphans_and_renaming(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            await put(journal, make_run("old"), make_run("bill"))
+            done = await start(journal, "old")
+            await finish(journal, done, ended())
+            assert await journal.orphans(["bill"]) == {"old": 1}
+            assert await journal.rename_flow("old", "new") == 1
+            assert await journal.orphans(["bill", "new"]) == {}
+            assert [item.flow for item in await journal.queued("new", 0, 9)] == ["new"]
+            assert (await expect_run(journal, done.run_id)).flow == "old"
+
+    # ---------------------------------------------------------------- reading
+
+    async def test_runs_by_filter(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            for number in range(4):
+                event = make_event(f"e-{number}", trigger=f"t{number % 2}")
+                entry = Entry(event=event, runs=[make_run("a"), make_run("b", S.RUNNING)])
+                appended = (await journal.append([entry], now=at(number)))[0]
+                if number < 2:
+                    state = (S.SUCCEEDED, S.FAILED)[number]
+                    await finish(journal, claim_of(entry, appended, 1), ended(state))
+
+            async def seqs(**which: Any) -> list[int]:
+                return [run.seq for run in await journal.runs(Filter(**which))]
+
+            assert await seqs() == [8, 7, 6, 5, 4, 3, 2, 1]
+            assert await seqs(limit=3) == [8, 7, 6]
+            assert await seqs(limit=3, cursor=6) == [5, 4, 3]
+            assert await seqs(flow="b") == [8, 6, 4, 2]
+            assert await seqs(flow="b", cursor=6, limit=1) == [4]
+            assert await seqs(state=S.QUEUED) == [7, 5, 3, 1]
+            assert await seqs(flow="b", state=S.SUCCEEDED) == [2]
+            assert await seqs(state=S.SUCCEEDED) == [2]
+            assert await seqs(dead=True) == [4]
+            assert await seqs(trigger="t1") == [8, 7, 4, 3]
+            assert await seqs(event="e-2") == [6, 5]
+            assert await seqs(since=at(1), until=at(3)) == [6, 5, 4, 3]
+            assert await seqs(flow="nobody") == []
+
+            async def events(**which: Any) -> list[str]:
+                return [stored.event.id for stored in await journal.events(Filter(**which))]
+
+            assert await events() == ["e-3", "e-2", "e-1", "e-0"]
+            assert await events(trigger="t0", limit=1) == ["e-2"]
+            assert await events(cursor=3) == ["e-1", "e-0"]
+            assert await events(flow="b", state=S.FAILED) == ["e-1"]
+            assert await events(since=at(2)) == ["e-3", "e-2"]
+
+    async def test_a_run_is_found_by_a_prefix_that_fits_only_one(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            for run_id in ("aaaaaaaa-1", "aaaaaaaa-2", "bbbbbbbb-1"):
+                run = make_run()
+                run.id = run_id
+                await put(journal, run)
+            assert (await expect_run(journal, "bbbbbbbb")).id == "bbbbbbbb-1"
+            assert (await expect_run(journal, "aaaaaaaa-2")).id == "aaaaaaaa-2"
+            assert await journal.run("aaaaaaaa") is None
+            assert await journal.run("bbbbbbb") is None
+            assert await journal.run("cccccccc") is None
+
+    # ---------------------------------------------------------------- retention
+
+    async def prune(self, journal: Journal, **before: datetime) -> int:
+        bounds = dict.fromkeys(
+            ("finished_before", "failed_before", "unmatched_before", "dedupe_before"), at(-9)
+        )
+        deleted = await journal.prune(**(bounds | before), limit=3)
+        return deleted and deleted + await self.prune(journal, **before)
+
+    async def test_old_runs_go_with_all_that_hangs_on_them(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            for _ in range(10):
+                claim = await start(journal)
+                await journal.record_step(claim, step("a#1"))
+                await finish(journal, claim, ended(log=b"x"))
+            failed = await start(journal)
+            await finish(journal, failed, ended(S.FAILED))
+            unfinished = await put(journal, make_run())
+            assert await self.prune(journal, finished_before=at(0)) == 0
+            assert await self.prune(journal, finished_before=at(9)) == 40
+            assert [run.state for run in await journal.runs(Filter())] == ["queued", "failed"]
+            assert len(await journal.events(Filter())) == 2
+            assert await journal.steps(claim.run_seq) == []
+            assert await self.prune(journal, failed_before=at(9)) > 0
+            assert journal.counts() == ({"running": 0, "queued": 1}, {})
+            assert (await journal.event(unfinished.event))[0].runs == unfinished.runs
+
+    async def test_a_seq_is_never_given_twice(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            await finish(journal, claim, ended())
+            await self.prune(journal, finished_before=at(9))
+            assert await journal.events(Filter()) == []
+        async with self.open(tmp_path) as journal:
+            again = await start(journal)
+            assert again.run_seq > claim.run_seq and again.event_seq > claim.event_seq
+
+    async def test_unmatched_events_and_dedupe_have_ages_of_their_own(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            event = make_event("d-1")
+            await put(journal, event=event, decisions=[Decision("bill", "filtered")])
+            await self.prune(journal, unmatched_before=at(1))
+            assert await journal.event("d-1") == []
+            again = await put(journal, make_run(), event=event)
+            assert again.duplicate and again.runs == ()
+            await self.prune(journal, dedupe_before=at(1))
+            assert not (await put(journal, make_run(), event=event)).duplicate
+
+    async def test_an_event_whose_effect_is_due_is_kept(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            entry = Entry(event=make_event(), runs=[make_run(state=S.RUNNING)], effect=True)
+            claim = claim_of(entry, (await journal.append([entry], now=NOW))[0])
+            await finish(journal, claim, ended())
+            assert await self.prune(journal, finished_before=at(9)) == 0
+            await journal.record_effect(claim.event_seq, None)
+            assert await self.prune(journal, finished_before=at(9)) == 2
+
+    # ---------------------------------------------------------------- health
+
+    async def test_doctor_finds_nothing_wrong(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            await journal.record_step(claim, step("a#1"))
+            await finish(journal, claim, ended(S.FAILED))
+            await put(journal, decisions=[Decision("bill", "filtered")])
+            await put(journal)
+            found = [item async for item in journal.examine()]  # type: ignore[attr-defined]
+            assert len(found) > 5
+            assert {problem for _, problem in found} == {None}
+
+    async def test_probe_and_size(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            await journal.probe()
+            assert journal.writable is None
+            assert journal.size_bytes() > 0
