@@ -56,8 +56,8 @@ AHEAD = timedelta(hours=1)
 MAX_MISSED = 10_000
 """The largest `missed_limit`: so many ticks become one transaction."""
 
-_LOOK_SECONDS = 10.0
-"""How often a waiting trigger looks at the wall clock, to notice when it is set."""
+_LOOK_SECONDS = 30.0
+"""A waiting trigger looks at the wall clock at least this often, to notice when it is set."""
 
 _LAST_STRETCH_SECONDS = 0.25
 """The end of a wait is slept in one piece of at most this, too short for clocks to drift apart."""

@@ -1,0 +1,25 @@
+"""The event trigger: a type, nothing to watch."""
+
+from __future__ import annotations
+
+import pytest
+
+from turnout.service.errors import SetupError
+from turnout.service.trigger import ReadTrigger, StartsOnType
+from turnout.triggers.events import event
+
+
+def test_an_event_trigger_is_its_type() -> None:
+    trigger = event("com.example.order.paid")
+    trigger.check()
+    assert trigger.name == "event:com.example.order.paid"
+    assert trigger.kind == "event"
+    assert isinstance(trigger, StartsOnType)
+    assert not isinstance(trigger, ReadTrigger)
+    assert {trigger, event("com.example.order.paid")} == {trigger}
+
+
+@pytest.mark.parametrize("type", ["", "order paid", "order\npaid", "x" * 257])
+def test_a_type_no_event_can_carry_is_refused(type: str) -> None:
+    with pytest.raises(SetupError, match="a type"):
+        event(type).check()
