@@ -63,7 +63,7 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
                 stack.push_async_callback(process.resources.stop)
                 await _live(process, journal, sock, flow_paths, tasks, reload=reload)
         except* JournalBroken as broken:
-            log.critical("journal.broken", error=str(broken.exceptions[0]))
+            log.error("journal.broken", error=str(broken.exceptions[0]))  # noqa: TRY400  no stack helps
             os._exit(EXIT_IO)
     return EXIT_OK
 
@@ -95,7 +95,7 @@ async def _live(
     server = Server(ingest, sock, settings)
     serving = tasks.create_task(server.run())
     url = _url(settings, sock)
-    journal.lock.write_url(url)
+    journal.write_url(url)
     load_or_make_token(settings)
     await process.start_triggers()
     maintenance = Maintenance(journal, process.effects, settings, process.metrics, now=process.now)

@@ -353,7 +353,8 @@ class Dispatcher:
                 continue
             pause = await self._until_next_due()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), pause)
+                async with asyncio.timeout(pause):  # wait_for may swallow a cancel (before 3.12)
+                    await self._due.wait()
 
     async def _until_next_due(self) -> float:
         due_at = await self._journal.next_due_at()

@@ -28,9 +28,12 @@ class Effects:
     ) -> None:
         self._journal = journal
         self._emitters = emitters
+        self._busy: set[int] = set()
 
     async def event_ended(self, event_seq: int) -> None:
         """Carry out the event's effect if its last run has ended."""
+        if event_seq in self._busy:
+            return
         ended = await self._journal.event_ended(event_seq)
         if ended is not None:
             await self._carry_out(event_seq, *ended)
@@ -45,6 +48,15 @@ class Effects:
         return done
 
     async def _carry_out(self, event_seq: int, event: Event, succeeded: bool) -> bool:
+        if event_seq in self._busy:
+            return False  # two runs ended together and both asked
+        self._busy.add(event_seq)
+        try:
+            return await self._carry_out_once(event_seq, event, succeeded)
+        finally:
+            self._busy.discard(event_seq)
+
+    async def _carry_out_once(self, event_seq: int, event: Event, succeeded: bool) -> bool:
         emitter = self._emitters().get(event.trigger)
         if emitter is None or not isinstance(emitter.trigger, EndsEvents):
             return False  # the trigger is gone from the project: kept, in case it comes back

@@ -5,13 +5,12 @@ Calling a flow calls the function: nothing is recorded, so unit tests need no tu
 
 from __future__ import annotations
 
-import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from .binding import Binding
@@ -24,6 +23,9 @@ P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
 Pool = Literal["thread", "process"]
+
+CODE_VERSION = "__turnout_code_version__"
+"""The name under which the loader leaves a flow file's hash in its module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,9 @@ class Flow(Generic[P, R]):
 
     @cached_property
     def code_version(self) -> str:
-        """The first 12 hex digits of the flow file's SHA-256, kept on each run."""
-        try:
-            return hashlib.sha256(Path(self.file).read_bytes()).hexdigest()[:12]
-        except OSError:
-            return ""
+        """The first 12 hex digits of the flow file's SHA-256 as loaded; empty outside a project."""
+        module = sys.modules.get(self.function.__module__)
+        return getattr(module, CODE_VERSION, "")
 
     def order_key(self, event: Event) -> str | None:
         """Return the key runs are serialised by, as text, or None."""

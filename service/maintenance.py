@@ -56,7 +56,7 @@ class Maintenance:
         """Do one round of upkeep; returns the rows pruned."""
         await self._effects.sweep()
         pruned = await self._prune_by_age() + await self._prune_by_size()
-        self._metrics.journal_size_bytes.set(self._journal.size_bytes())
+        self._metrics.journal_size_bytes.set(await self._size())
         if pruned:
             log.debug("journal.pruned", rows=pruned)
         return pruned
@@ -80,13 +80,16 @@ class Maintenance:
     async def _prune_by_size(self) -> int:
         pruned = 0
         for _ in range(BATCHES_A_ROUND):
-            if self._journal.size_bytes() <= self._settings.max_journal_bytes:
+            if await self._size() <= self._settings.max_journal_bytes:
                 break
             rows = await self._journal.prune_oldest(BATCH_ROWS)
             pruned += rows
             if not rows:
                 break
         return pruned
+
+    async def _size(self) -> int:
+        return await asyncio.to_thread(self._journal.size_bytes)
 
 
 async def watch_loop(settings: Settings) -> None:

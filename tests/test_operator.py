@@ -1,0 +1,96 @@
+"""An operator's verbs do what they say, say why they do not, and leave the rest alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.running import make_event, running
+from turnout import flow
+from turnout.service.errors import NotFound, Refused
+from turnout.service.event import Event
+from turnout.service.journal.contract import Filter
+from turnout.service.run import RunState
+
+
+@flow
+async def odd(event: Event) -> None:
+    if event.data % 2:
+        raise ValueError("odd")
+
+
+async def test_bulk_retry_takes_only_what_failed(tmp_path: Path) -> None:
+    async with running(tmp_path, [odd]) as service:
+        for number in range(6):
+            await service.send(number)
+        await service.all_finished()
+        retried = await service.process.operator.retry_all(Filter(flow="odd"))
+        assert len(retried) == 3
+        runs = await service.all_finished()
+        assert sum(run.state is RunState.FAILED for run in runs) == 3
+
+
+async def test_bulk_cancel_takes_only_what_is_unfinished(tmp_path: Path) -> None:
+    async with running(tmp_path, [odd]) as service:
+        done = await service.send(2)
+        await service.finished(done.runs[0])
+        await service.process.operator.pause("odd")
+        for number in range(3):
+            await service.send(number)
+        cancelled = await service.process.operator.cancel_all(Filter(flow="odd"))
+        assert len(cancelled) == 3
+        assert (await service.run(done.runs[0])).state is RunState.SUCCEEDED
+
+
+async def test_replay_starts_the_event_s_flows_again(tmp_path: Path) -> None:
+    async with running(tmp_path, [odd]) as service:
+        receipt = await service.send(2)
+        await service.finished(receipt.runs[0])
+        (again,) = await service.process.operator.replay(receipt.event)
+        run = await service.finished(again)
+        assert (run.state, run.replay, run.event_id) == (RunState.SUCCEEDED, 1, receipt.event)
+
+
+async def test_an_event_id_of_two_sources_must_be_told_apart(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    async with running(tmp_path, [odd]) as service:
+        first = make_event(2, "same")
+        await service.emitter([first])
+        await service.emitter([replace(first, source="/other")])
+        with pytest.raises(Refused, match="/other, /test"):
+            await service.process.operator.replay("same")
+        assert len(await service.process.operator.replay("same", "/other")) == 1
+
+
+async def test_what_does_not_exist_or_is_not_allowed_is_refused_by_name(tmp_path: Path) -> None:
+    async with running(tmp_path, [odd]) as service:
+        operator = service.process.operator
+        receipt = await service.send(2)
+        await service.finished(receipt.runs[0])
+        with pytest.raises(NotFound, match="nothing"):
+            await operator.cancel("nothing-like-it")
+        with pytest.raises(NotFound, match="no event"):
+            await operator.replay("nothing")
+        with pytest.raises(Refused, match="succeeded"):
+            await operator.cancel(receipt.runs[0])
+        with pytest.raises(Refused, match="not a dead letter"):
+            await operator.replay_dead(receipt.runs[0])
+        with pytest.raises(NotFound, match="flows: odd"):
+            await operator.pause("even")
+        with pytest.raises(NotFound, match="triggers: test"):
+            await operator.fire("cron:never")
+
+
+async def test_firing_a_trigger_starts_its_flows(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    @flow
+    async def work(event: Event) -> None:
+        seen.append(event.type)
+
+    async with running(tmp_path, [work]) as service:
+        receipt = await service.process.operator.fire("test")
+        await service.finished(receipt.runs[0])
+    assert seen == ["turnout.test.fired"]

@@ -1,0 +1,56 @@
+"""A trigger that fails is started again with backoff and never touches the others."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.running import eventually, make_event, running
+from turnout import flow
+from turnout.service.trigger import Emitter
+
+
+@flow
+async def note() -> None: ...
+
+
+@dataclass(frozen=True)
+class Flaky:
+    """Fails twice, then emits an event and watches."""
+
+    name: str = "flaky"
+    kind: str = "flaky"
+    tries: list[int] = field(default_factory=list, compare=False)
+
+    def check(self) -> None: ...
+
+    async def run(self, emit: Emitter) -> None:
+        self.tries.append(1)
+        if len(self.tries) < 3:
+            raise OSError("the share is gone")
+        emit.up()
+        await emit([make_event()])
+        await asyncio.Event().wait()
+
+
+async def test_a_failing_trigger_is_reported_and_started_again(tmp_path: Path) -> None:
+    async with running(tmp_path, [note]) as service:
+        trigger = Flaky()
+        emit = service.process.emitter(trigger, lambda _event: (note,))
+        service.process.emitters["flaky"] = emit
+        service.process.supervisor.start(emit)
+
+        async def fails() -> bool:
+            return emit.problem == "OSError: the share is gone"
+
+        await eventually(fails)
+        assert "trigger flaky: OSError: the share is gone" in service.process.problems()
+
+        async def watches() -> bool:
+            return emit.problem is None
+
+        await eventually(watches)
+        assert len(await service.all_finished()) == 1
+        assert len(trigger.tries) == 3
+        assert b'turnout_trigger_up{trigger="flaky"} 1.0' in service.process.metrics.render()
