@@ -153,6 +153,8 @@ class Connection(HttpToolsProtocol):
         ):
             self._refusal = 431
             raise _RefusedError
+        if self.parser.get_http_version() not in ("1.1", "1.0"):  # 0.9 has no headers to judge
+            raise _RefusedError
         super().on_headers_complete()
         self._receiving = "body"
         self._arrived = 0
@@ -231,7 +233,7 @@ class Connection(HttpToolsProtocol):
 
     def _is_untouched(self) -> bool:
         """Whether the peer has sent nothing at all that would want an answer."""
-        return self._receiving == "headers" and self._arrived == 0
+        return self._running is None and self._arrived == 0
 
     def _refuse(self, status: int) -> None:
         body = problems.document(status, "the connection ends here")
