@@ -72,6 +72,30 @@ class InvalidData(TurnoutError):
         self.field = field
 
 
+class NotKept(TurnoutError):
+    """Raised when a value cannot be kept in the journal or handed to a worker process.
+
+    The message names the step or flow and the fix. Never retried: the work is done already, and
+    doing it again would change nothing but repeat its effects.
+    """
+
+
+class StepFailed(TurnoutError):
+    """Stands in for a recorded step error whose own type cannot be restored; `type` names it."""
+
+    def __init__(self, message: str, *, type: str = "") -> None:
+        super().__init__(message)
+        self.type = type
+
+
+class CodeChanged(TurnoutError):
+    """Raised when a run resumes on changed code that no longer fits its recorded steps."""
+
+
+class MisplacedTask(TurnoutError):
+    """Raised when a task is called where its step cannot get a stable place in the run."""
+
+
 class TriggerError(TurnoutError):
     """Raised by a trigger that cannot watch now; its supervisor reports it and starts it again."""
 

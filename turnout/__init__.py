@@ -1,1 +1,70 @@
-"""turnout: events in, flows run, nothing lost."""
+"""turnout: events in, flows run, nothing lost.
+
+The names authors use. Each is imported at its first use, so that `import turnout` stays cheap and
+a program pays only for the triggers it names.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turnout.handlers.flow import flow as flow
+    from turnout.handlers.gather import gather as gather
+    from turnout.handlers.task import task as task
+    from turnout.service.context import current as current
+    from turnout.service.event import Event as Event
+    from turnout.service.flow import limit as limit
+    from turnout.service.governance.secrets import secret as secret
+    from turnout.service.resource import resource as resource
+    from turnout.service.retry import retry as retry
+    from turnout.service.run import Fail as Fail
+    from turnout.service.run import Retry as Retry
+    from turnout.service.run import Skip as Skip
+    from turnout.triggers.events import event as event
+    from turnout.triggers.files import delete as delete
+    from turnout.triggers.files import files as files
+    from turnout.triggers.files import move as move
+    from turnout.triggers.timers import at as at
+    from turnout.triggers.timers import cron as cron
+    from turnout.triggers.timers import every as every
+    from turnout.triggers.webhook import webhook as webhook
+
+_ROOMS = {
+    "flow": "handlers.flow",
+    "gather": "handlers.gather",
+    "task": "handlers.task",
+    "current": "service.context",
+    "Event": "service.event",
+    "limit": "service.flow",
+    "secret": "service.governance.secrets",
+    "resource": "service.resource",
+    "retry": "service.retry",
+    "Fail": "service.run",
+    "Retry": "service.run",
+    "Skip": "service.run",
+    "event": "triggers.events",
+    "delete": "triggers.files",
+    "files": "triggers.files",
+    "move": "triggers.files",
+    "at": "triggers.timers",
+    "cron": "triggers.timers",
+    "every": "triggers.timers",
+    "webhook": "triggers.webhook",
+}
+
+__all__ = [*_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    room = _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module 'turnout' has no attribute {name!r}")
+    value = getattr(import_module(f"turnout.{room}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_ROOMS]

@@ -1,0 +1,120 @@
+"""`@flow`: a function, the triggers that start it, and the policy its runs are under."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from datetime import timedelta
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
+
+from turnout.service.errors import SetupError
+from turnout.service.event import Event
+from turnout.service.flow import Flow, Limit, Pool, limit
+from turnout.service.retry import RetryPolicy
+from turnout.service.trigger import Trigger
+from turnout.service.units import parse_duration
+
+from .task import refuse_unusable, retry_policy, wear
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class FlowDecorator(Protocol):
+    """What `@flow(...)` returns: makes a flow of the function below it."""
+
+    def __call__(self, function: Callable[P, R], /) -> Flow[P, R]:
+        """Make a flow."""
+
+
+@overload
+def flow(function: Callable[P, R], /) -> Flow[P, R]: ...
+@overload
+def flow(
+    *,
+    on: Trigger | Iterable[Trigger] = ...,
+    when: Callable[[Event], bool] | None = ...,
+    concurrency: Limit | int | None = ...,
+    ordered_by: Callable[[Event], Hashable] | None = ...,
+    retry: RetryPolicy | int | None = ...,
+    timeout: str | timedelta | None = ...,
+    pool: Pool = ...,
+    on_dead: Literal["continue", "block"] = ...,
+    name: str | None = ...,
+    was: str | None = ...,
+) -> FlowDecorator: ...
+def flow(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    on: Trigger | Iterable[Trigger] = (),
+    when: Callable[[Event], bool] | None = None,
+    concurrency: Limit | int | None = None,
+    ordered_by: Callable[[Event], Hashable] | None = None,
+    retry: RetryPolicy | int | None = None,
+    timeout: str | timedelta | None = None,
+    pool: Pool = "thread",
+    on_dead: Literal["continue", "block"] = "continue",
+    name: str | None = None,
+    was: str | None = None,
+) -> Any:
+    """Declare a flow: `@flow(on=every("15m"))`; without `on` it is started by hand or by API.
+
+    `when` filters events; `concurrency` bounds runs at once (a count, or `limit(8, per=…)`);
+    `ordered_by` runs events of one key strictly one after the other, and `on_dead="block"` holds a
+    key behind its dead letter. `retry` gives the slot back while it waits; the default is none.
+    `timeout` bounds one attempt. `was` is the flow's old name, whose waiting runs it adopts.
+    Raises `SetupError`, at the file and line of the function, for what cannot be a flow.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        refuse_unusable(function, "flow", pool)
+        code = function.__code__
+        try:
+            made = Flow(
+                function=function,
+                name=name or function.__name__,
+                triggers=_triggers(on),
+                when=_asked(when, "when"),
+                concurrency=limit(concurrency) if isinstance(concurrency, int) else concurrency,
+                ordered_by=_asked(ordered_by, "ordered_by"),
+                retry=retry_policy(retry),
+                timeout=None if timeout is None else parse_duration(timeout),
+                pool=pool,
+                on_dead=_on_dead(on_dead),
+                was=was,
+                file=code.co_filename,
+                line=code.co_firstlineno,
+            )
+        except SetupError as error:
+            raise SetupError(
+                f"flow {name or function.__name__!r}: {error.message}",
+                file=error.file or code.co_filename,
+                line=error.line or code.co_firstlineno,
+            ) from None
+        wear(made, function)
+        return made
+
+    return decorate if function is None else decorate(function)
+
+
+def _triggers(on: Trigger | Iterable[Trigger]) -> tuple[Trigger, ...]:
+    listed = tuple(on) if isinstance(on, Iterable) else (on,)
+    for each in listed:
+        if not (hasattr(each, "name") and hasattr(each, "check")):
+            raise SetupError(
+                f"on={each!r} is not a trigger; write on=webhook(…), files(…), cron(…), every(…), "
+                f"at(…) or event(…), or a list of them"
+            )
+    return listed
+
+
+def _asked(question: Any, option: str) -> Any:
+    if question is not None and not callable(question):
+        raise SetupError(f"{option}={question!r}: write a function, {option}=lambda event: …")
+    return question
+
+
+def _on_dead(on_dead: str) -> Any:
+    if on_dead not in ("continue", "block"):
+        raise SetupError(f'on_dead is "continue" or "block", not {on_dead!r}')
+    return on_dead

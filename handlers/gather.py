@@ -1,0 +1,97 @@
+"""`gather`: run several awaitables at once, each branch with a stable place in the run.
+
+The typed twin of `asyncio.gather` for flows: after a restart every branch finds its own recorded
+steps again. Results come as a tuple in the order given. The first error ends the other branches
+and is raised as itself; with `return_exceptions=True` every branch runs to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Coroutine
+from typing import Any, Literal, TypeVar, overload
+
+from turnout.service.context import Branches, here
+
+T = TypeVar("T")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+T5 = TypeVar("T5")
+T6 = TypeVar("T6")
+E = Exception
+
+
+# fmt: off
+@overload
+def gather(a: Awaitable[T1], /, *, return_exceptions: Literal[False] = ...) -> Coroutine[object, None, tuple[T1]]: ...  # noqa: E501  one line per arity reads best
+@overload
+def gather(a: Awaitable[T1], b: Awaitable[T2], /, *, return_exceptions: Literal[False] = ...) -> Coroutine[object, None, tuple[T1, T2]]: ...  # noqa: E501  one line per arity reads best
+@overload
+def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /, *, return_exceptions: Literal[False] = ...) -> Coroutine[object, None, tuple[T1, T2, T3]]: ...  # noqa: E501  one line per arity reads best
+@overload
+def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], /, *, return_exceptions: Literal[False] = ...) -> Coroutine[object, None, tuple[T1, T2, T3, T4]]: ...  # noqa: E501  one line per arity reads best
+@overload
+def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], /, *, return_exceptions: Literal[False] = ...) -> Coroutine[object, None, tuple[T1, T2, T3, T4, T5]]: ...  # noqa: E501  one line per arity reads best
+@overload
+def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], f: Awaitable[T6], /, *, return_exceptions: Literal[False] = ...) -> Coroutine[object, None, tuple[T1, T2, T3, T4, T5, T6]]: ...  # noqa: E501  one line per arity reads best
+@overload
+def gather(a: Awaitable[T1], /, *, return_exceptions: Literal[True]) -> Coroutine[object, None, tuple[T1 | E]]: ...  # noqa: E501  one line per arity reads best
+@overload
+def gather(a: Awaitable[T1], b: Awaitable[T2], /, *, return_exceptions: Literal[True]) -> Coroutine[object, None, tuple[T1 | E, T2 | E]]: ...  # noqa: E501  one line per arity reads best
+@overload
+def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /, *, return_exceptions: Literal[True]) -> Coroutine[object, None, tuple[T1 | E, T2 | E, T3 | E]]: ...  # noqa: E501  one line per arity reads best
+@overload
+def gather(*branches: Awaitable[T], return_exceptions: Literal[False] = ...) -> Coroutine[object, None, tuple[T, ...]]: ...  # noqa: E501  one line per arity reads best
+@overload
+def gather(*branches: Awaitable[T], return_exceptions: Literal[True]) -> Coroutine[object, None, tuple[T | E, ...]]: ...  # noqa: E501  one line per arity reads best
+# fmt: on
+def gather(
+    *branches: Awaitable[Any], return_exceptions: bool = False
+) -> Coroutine[object, None, tuple[Any, ...]]:
+    """Await all branches at once; the place in the run is taken when called."""
+    try:
+        scope = here("gather")
+    except BaseException:
+        _close(branches)
+        raise
+    places = (
+        None if scope is None else Branches(scope, "gather", fail_together=not return_exceptions)
+    )
+    return _gather(branches, places, return_exceptions)
+
+
+async def _gather(
+    branches: tuple[Awaitable[Any], ...], places: Branches | None, return_exceptions: bool
+) -> tuple[Any, ...]:
+    async def branch(index: int, awaitable: Awaitable[Any]) -> Any:
+        if places is not None:
+            places.enter(index)
+        if not return_exceptions:
+            return await awaitable
+        try:
+            return await awaitable
+        except Exception as error:  # noqa: BLE001  the caller asked for errors as values
+            return error
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = [
+                group.create_task(branch(index, each)) for index, each in enumerate(branches)
+            ]
+    except BaseExceptionGroup as failed:
+        first = failed.exceptions[0]
+    else:
+        return tuple(task.result() for task in running)
+    finally:
+        _close(branches)
+    raise first
+
+
+def _close(branches: tuple[Awaitable[Any], ...]) -> None:
+    """Close coroutines that were cancelled before their first step."""
+    for each in branches:
+        if inspect.iscoroutine(each):
+            each.close()

@@ -1,0 +1,223 @@
+"""`@task`: a function whose calls inside a run are recorded steps.
+
+`async def` makes an `AsyncTask`, `def` a `SyncTask`; a type checker knows what each call returns.
+A sync task is called plainly in a `def` flow and as `await process.run(x)` in an `async def` one.
+Outside a run every form just calls the function.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Iterable
+from datetime import timedelta
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+
+from turnout.service import pools, steps
+from turnout.service.context import MisplacedTask, here
+from turnout.service.errors import SetupError
+from turnout.service.flow import Pool
+from turnout.service.retry import RetryPolicy
+from turnout.service.steps import Call, Task
+from turnout.service.units import parse_duration
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+A = TypeVar("A")
+R = TypeVar("R", covariant=True)
+S = TypeVar("S")
+
+
+class AsyncTask(Task[R], Generic[P, R]):
+    """An `async def` task: `await charge(order)` is one recorded step of the run around it."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
+        """Take the step's place in the run now; run it when awaited."""
+        scope = here(self.name)
+        if scope is None:
+            coroutine: Coroutine[object, None, R] = self.function(*args, **kwargs)
+            return coroutine
+        if pools.in_thread():
+            raise MisplacedTask(
+                f"task {self.name!r} is async and the flow is not; write the flow with `async def`"
+            )
+        return steps.run(Call(self, scope, scope.take(self.name), args, kwargs))
+
+    def map(
+        self: AsyncTask[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8
+    ) -> Coroutine[object, None, list[S]]:
+        """Run the task for every item, at most `limit` at once; a step each, results in order.
+
+        The first error ends the others and is raised. At most 10,000 items.
+        """
+        branches, listed = steps.place_map(self, items, limit)
+        return steps.map_items(self, branches, listed, limit)
+
+
+class SyncTask(Task[R], Generic[P, R]):
+    """A `def` task: a plain call in a `def` flow, `await task.run(…)` in an `async def` one."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one step and return its result; in the flow's own thread."""
+        scope = here(self.name)
+        value: R
+        if scope is None:
+            value = self.function(*args, **kwargs)
+            return value
+        self._refuse_loop("run(…)")
+        value = steps.run_in_thread(Call(self, scope, scope.take(self.name), args, kwargs))
+        return value
+
+    def run(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
+        """Take the step's place in the run now; when awaited, run it off the loop."""
+        scope = here(self.name)
+        if scope is None:
+            return _call_plainly(self.function, args, kwargs)
+        return steps.run(Call(self, scope, scope.take(self.name), args, kwargs))
+
+    def map(self: SyncTask[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8) -> list[S]:
+        """Run the task for every item in `def` flows: `limit` threads, a step each, in order.
+
+        The first error ends the others and is raised. At most 10,000 items.
+        """
+        branches, listed = steps.place_map(self, items, limit)
+        if branches is None:
+            return [self.function(item) for item in listed]
+        self._refuse_loop("run(…)` with `gather")
+        return pools.on_loop(steps.map_items(self, branches, listed, limit))
+
+    def _refuse_loop(self, instead: str) -> None:
+        if not pools.in_thread():
+            raise MisplacedTask(
+                f"task {self.name!r} is not async and would block the service; in an `async def` "
+                f"flow write `await {self.name}.{instead}`"
+            )
+
+
+async def _call_plainly(
+    function: Callable[..., S], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> S:
+    return function(*args, **kwargs)
+
+
+class TaskDecorator(Protocol):
+    """What `@task(...)` returns: makes the right kind of task of the function below it."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, S]], /) -> AsyncTask[P, S]: ...  # type: ignore[overload-overlap]  # async first: a coroutine function is also a function
+    @overload
+    def __call__(self, function: Callable[P, S], /) -> SyncTask[P, S]: ...
+
+
+class ProcessTaskDecorator(Protocol):
+    """What `@task(pool="process", ...)` returns: processes run plain functions only."""
+
+    def __call__(self, function: Callable[P, S], /) -> SyncTask[P, S]:
+        """Make a task."""
+
+
+@overload
+def task(function: Callable[P, Coroutine[Any, Any, S]], /) -> AsyncTask[P, S]: ...  # type: ignore[overload-overlap]  # async first: a coroutine function is also a function
+@overload
+def task(function: Callable[P, S], /) -> SyncTask[P, S]: ...
+@overload
+def task(
+    *,
+    name: str | None = ...,
+    retry: RetryPolicy | int | None = ...,
+    timeout: str | timedelta | None = ...,
+    pool: Literal["thread"] = ...,
+) -> TaskDecorator: ...
+@overload
+def task(
+    *,
+    name: str | None = ...,
+    retry: RetryPolicy | int | None = ...,
+    timeout: str | timedelta | None = ...,
+    pool: Literal["process"],
+) -> ProcessTaskDecorator: ...
+def task(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    retry: RetryPolicy | int | None = None,
+    timeout: str | timedelta | None = None,
+    pool: Pool = "thread",
+) -> Any:
+    """Make calls of a function recorded steps: `@task`, or `@task(retry=retry(3), timeout="30s")`.
+
+    A step's retries wait inside the run's attempt; `retry=3` is `retry=retry(3)`. With
+    `pool="process"` each call runs in a worker process, for CPU-bound work on plain data.
+    Raises `SetupError` for what cannot be a task.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        return _make(function, name=name, retry=retry, timeout=timeout, pool=pool)
+
+    return decorate if function is None else decorate(function)
+
+
+def _make(
+    function: Callable[..., Any],
+    *,
+    name: str | None,
+    retry: RetryPolicy | int | None,
+    timeout: str | timedelta | None,
+    pool: Pool,
+) -> Task[Any]:
+    refuse_unusable(function, "task", pool)
+    kind = AsyncTask if inspect.iscoroutinefunction(function) else SyncTask
+    made: Task[Any] = kind(
+        function=function,
+        name=name or function.__name__,
+        retry=retry_policy(retry),
+        timeout_seconds=None if timeout is None else parse_duration(timeout).total_seconds(),
+        pool=pool,
+        file=function.__code__.co_filename,
+        line=function.__code__.co_firstlineno,
+    )
+    wear(made, function)
+    return made
+
+
+def wear(made: object, function: Callable[..., Any]) -> None:
+    """Give a flow or task its function's name, text and signature, for `help()` and editors."""
+    for attribute in functools.WRAPPER_ASSIGNMENTS:
+        vars(made)[attribute] = getattr(function, attribute)
+    vars(made)["__wrapped__"] = function
+
+
+def retry_policy(retry: RetryPolicy | int | None) -> RetryPolicy:
+    """Return the policy `retry=` names: none, a count, or a policy."""
+    if retry is None:
+        return RetryPolicy()
+    if isinstance(retry, RetryPolicy):
+        return retry
+    if isinstance(retry, int) and not isinstance(retry, bool) and retry >= 0:
+        return RetryPolicy(count=retry)
+    raise SetupError(f'retry={retry!r}: write retry=retry(3, delay="1s"), or a count')
+
+
+def refuse_unusable(function: object, kind: str, pool: str) -> None:
+    """Raise `SetupError`, with file and line, for what cannot be a flow or a task."""
+    if not inspect.isfunction(function):
+        raise SetupError(
+            f"@{kind} stands on a plain function, not on {type(function).__name__}; write it "
+            f"directly above `def`, below other decorators"
+        )
+    problem = None
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        problem = f"{kind} {function.__name__!r} yields; a {kind} returns one value, such as a list"
+    elif pool not in ("thread", "process"):
+        problem = f'{kind} {function.__name__!r}: pool is "thread" or "process", not {pool!r}'
+    elif pool == "process" and inspect.iscoroutinefunction(function):
+        problem = f'{kind} {function.__name__!r} is async; pool="process" runs plain `def` only'
+    elif pool == "process" and "<" in function.__qualname__:
+        problem = (
+            f'{kind} {function.__name__!r} has pool="process" and is defined inside a function, '
+            f"where a worker process cannot find it; define it at the top of the file"
+        )
+    if problem is not None:
+        code = function.__code__
+        raise SetupError(problem, file=code.co_filename, line=code.co_firstlineno)

@@ -1,0 +1,318 @@
+"""The running attempt, as the code inside it sees it: `current()`, and where steps get their keys.
+
+A step's key is its scope's path, the task's name and the how-manieth call in that scope it is,
+taken when the task is *called*: `charge#1`, `gather#1[0]/charge#2`, `charge.map#1[7]`. The same
+code gets the same keys after a restart, which is how recorded steps are found again. A scope
+belongs to one asyncio task (and the pool thread working for it); a call from anywhere else has no
+stable place and is refused (decision 18).
+
+Outside a run `current()` is detached: its log works and its keys are stable, so that unit tests
+call flows and tasks as plain functions. Not here: running steps (`steps`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from . import logs, pools
+from .errors import CodeChanged, MisplacedTask
+from .event import Event
+from .flow import Flow
+from .journal.contract import Claim, Journal
+from .metrics import Metrics
+from .pools import Pools
+from .settings import Settings
+from .units import utc_now
+
+DIRECT = "direct"
+"""The run id, flow and event id of code that is called outside any run."""
+
+_log = logs.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """What an author may know of the run: `attempt` counts from 1, `replay` from 0."""
+
+    id: str
+    flow: str
+    attempt: int
+    replay: int
+    crashes: int
+    due_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What an attempt needs of the service to run and record its steps."""
+
+    journal: Journal
+    pools: Pools
+    settings: Settings
+    metrics: Metrics
+    now: Callable[[], datetime]
+
+
+class RunContext:
+    """The attempt that is running; what `current()` returns."""
+
+    __slots__ = ("_log", "broken", "claim", "services", "unvisited")
+
+    def __init__(self, claim: Claim, services: Services | None) -> None:
+        self.claim = claim
+        self.services = services
+        self.broken: BaseException | None = None
+        self.unvisited: set[str] | None = None
+        self._log = logs.RunLog(
+            {
+                "flow": claim.flow,
+                "run": claim.run_id,
+                "attempt": claim.attempt,
+                "trigger": claim.event.trigger,
+                "event": claim.event.id,
+                "tenant": claim.event.tenant,
+            }
+        )
+
+    @property
+    def run(self) -> RunView:
+        """The run: id, flow, attempt, replay, crashes, when it was due."""
+        claim = self.claim
+        return RunView(
+            claim.run_id, claim.flow, claim.attempt, claim.replay, claim.crashes, claim.due_at
+        )
+
+    @property
+    def event(self) -> Event:
+        """The event this run is for."""
+        return self.claim.event
+
+    @property
+    def attempt(self) -> int:
+        """Which try of the run this is, from 1."""
+        return self.claim.attempt
+
+    @property
+    def tenant(self) -> str:
+        """Whose event it is."""
+        return self.claim.event.tenant
+
+    @property
+    def log(self) -> logs.Logger:
+        """Writes records with the run's fields: `log.info("order.charged", receipt=…)`."""
+        return _log
+
+    def key(self, name: str = "") -> str:
+        """Return an idempotency key to pass downstream: 32 hex digits.
+
+        The same for the same place and name over retries, restarts and crashes of this run;
+        another one in every other step, run and replay.
+        """
+        scope = _scope.get()
+        place = "" if scope is None else scope.step or scope.path
+        text = f"{self.claim.run_id}\n{place}\n{name}"
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+    def log_bytes(self) -> bytes | None:
+        """Return the attempt's records as JSON Lines, bounded; None when it logged nothing."""
+        return self._log.as_bytes()
+
+
+class Group:
+    """The branches of one `gather` or `map`; remembers which step's failure ends them all."""
+
+    __slots__ = ("failing",)
+
+    def __init__(self) -> None:
+        self.failing: str | None = None
+
+
+class Scope:
+    """A place where steps are counted; `step` is set inside a running step."""
+
+    __slots__ = ("context", "counts", "group", "owner", "path", "step")
+
+    def __init__(
+        self,
+        context: RunContext,
+        path: str,
+        *,
+        step: str | None = None,
+        group: Group | None = None,
+    ) -> None:
+        self.context = context
+        self.path = path
+        self.step = step
+        self.group = group
+        self.owner = pools.caller() if step is None else None
+        self.counts: dict[str, int] = {}
+
+    def take(self, name: str) -> str:
+        """Return the key of the next call of `name` in this scope."""
+        count = self.counts[name] = self.counts.get(name, 0) + 1
+        return f"{self.path}{name}#{count}"
+
+
+_scope: ContextVar[Scope | None] = ContextVar("turnout_scope", default=None)
+_open_attempts = 0
+
+
+@contextmanager
+def open_attempt(
+    claim: Claim,
+    flow: Flow[..., Any],
+    *,
+    journal: Journal,
+    pools: Pools,
+    settings: Settings,
+    metrics: Metrics,
+    now: Callable[[], datetime],
+) -> Iterator[RunContext]:
+    """Make `claim` the running attempt of the calling asyncio task, until the block ends."""
+    global _open_attempts
+    context = RunContext(claim, Services(journal, pools, settings, metrics, now))
+    if claim.recorded and claim.code_version not in ("", flow.code_version):
+        context.unvisited = set(claim.recorded)
+    scope = _scope.set(Scope(context, ""))
+    running = logs.running.set(context._log)
+    _open_attempts += 1
+    try:
+        yield context
+    finally:
+        _open_attempts -= 1
+        logs.running.reset(running)
+        _scope.reset(scope)
+
+
+def current() -> RunContext:
+    """Return the running attempt; outside any run, a detached one named `direct`."""
+    scope = _scope.get()
+    return _detached() if scope is None else scope.context
+
+
+def _detached() -> RunContext:
+    now = utc_now()
+    event = Event(id=DIRECT, source="turnout", type=DIRECT, time=now)
+    return RunContext(
+        Claim(
+            run_id=DIRECT, flow=DIRECT, event=event, attempt=1, due_at=now, run_seq=0, event_seq=0,
+            token=0, crashes=0, replay=0, order_key=None, limit_key=None,
+        ),
+        None,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- places of steps
+
+
+def here(name: str) -> Scope | None:
+    """Return the scope a call of task `name` is counted in; None where it is a plain call.
+
+    A plain call is one outside any run, or inside a step, which is recorded as a whole. Raises
+    `MisplacedTask` where a step could get no stable key.
+    """
+    scope = _scope.get()
+    if scope is None:
+        if _open_attempts and _in_foreign_thread():
+            raise MisplacedTask(
+                f"task {name!r} is called in a thread turnout did not open; call it from the flow "
+                f"itself, and use `gather` or `{name}.map` to run several at once"
+            )
+        return None
+    if scope.step is not None:
+        return None
+    context = scope.context
+    if context.services is None:
+        raise MisplacedTask(
+            f'task {name!r} is called in a flow with pool="process", where steps cannot be '
+            f'recorded; run the flow in a thread and give the task pool="process"'
+        )
+    if scope.owner is not pools.caller():
+        raise MisplacedTask(
+            f"task {name!r} is called in an asyncio task or thread turnout did not open, where its "
+            f"step has no stable place; use `await gather(…)` or `{name}.map` instead"
+        )
+    if context.broken is not None:
+        raise context.broken
+    return scope
+
+
+def _in_foreign_thread() -> bool:
+    return pools.caller() is None and threading.current_thread() is not threading.main_thread()
+
+
+@contextmanager
+def inside(scope: Scope, key: str) -> Iterator[None]:
+    """Run the body as the step `key`: tasks it calls are part of it, keys it makes are its own."""
+    token = _scope.set(Scope(scope.context, scope.path, step=key))
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+class Branches:
+    """The indexed scopes of one `gather` or `map` call."""
+
+    __slots__ = ("_context", "_group", "key")
+
+    def __init__(self, scope: Scope, name: str, *, fail_together: bool) -> None:
+        self.key = scope.take(name)
+        self._context = scope.context
+        self._group = Group() if fail_together else scope.group
+
+    def enter(self, index: int) -> Scope:
+        """Make branch `index` the scope of the calling asyncio task, to its end."""
+        scope = Scope(self._context, f"{self.key}[{index}]/", group=self._group)
+        _scope.set(scope)
+        return scope
+
+
+def visit(context: RunContext, key: str, *, branches: bool = False) -> None:
+    """Note that a resumed run reached a recorded step (or all branches of one `map`)."""
+    if context.unvisited is None:
+        return
+    context.unvisited.discard(key)
+    if branches:
+        context.unvisited = {each for each in context.unvisited if not each.startswith(f"{key}[")}
+
+
+def refuse_changed_code(context: RunContext, key: str) -> None:
+    """Raise `CodeChanged` if new code puts the new step `key` before one that is recorded.
+
+    Asked only when the flow file has changed since the run was made (decision 19).
+    """
+    if context.unvisited is None or key in context.claim.recorded:
+        return
+    path = key[: key.rfind("/") + 1]
+    for recorded in context.unvisited:
+        if recorded[: recorded.rfind("/") + 1] == path:
+            raise CodeChanged(
+                f"the flow file changed while this run was waiting: it now runs step {key!r} where "
+                f"step {recorded!r} is recorded; replay the event, or put the old order back"
+            )
+
+
+# ---------------------------------------------------------------- worker processes
+
+
+def _snapshot() -> tuple[Callable[..., None], tuple[Any, ...]] | None:
+    scope = _scope.get()
+    if scope is None:
+        return None
+    claim = replace(scope.context.claim, recorded={}, arguments=None)
+    return _restore, (claim, scope.path, scope.step)
+
+
+def _restore(claim: Claim, path: str, step: str | None) -> None:
+    _scope.set(Scope(RunContext(claim, None), path, step=step))
+
+
+pools.travels(_snapshot)

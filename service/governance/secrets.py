@@ -1,0 +1,142 @@
+"""Secrets: references in code, values read as late as possible, and never kept or printed.
+
+`secret("X")` reads nothing. `reveal()` looks at the environment variable `X`, then at the file `X`
+in the secrets folder, so a rotated value is seen at its next use. Values that were revealed are
+remembered in memory, so that results, errors and log lines can be checked for them.
+
+Not here: a vault, encryption, rotation.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from turnout.service.errors import SetupError
+
+MASK = "********"
+MIN_LENGTH = 5
+"""Characters a secret needs: a shorter one would be found by chance in any result."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_folder: Path | None = None
+_live: dict[str, str] = {}
+"""Every value revealed in this process, with the secret's name."""
+_needles: dict[bytes, str] = {}
+"""The same values as they would stand in stored bytes: plain, and escaped for JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A reference to a secret value; equal and hashable by name, masked wherever it is printed."""
+
+    name: str
+
+    def reveal(self) -> str:
+        """Return the value as it is now; raises `SetupError` saying where it was looked for."""
+        value = os.environ.get(self.name) or _read_file(self.name, _folder)
+        if not value:
+            raise SetupError(f"secret {self.name!r} has no value; {_places(self.name, _folder)}")
+        if len(value) < MIN_LENGTH:
+            raise SetupError(
+                f"secret {self.name!r} is shorter than {MIN_LENGTH} characters; nothing could keep "
+                f"so short a value out of results and logs"
+            )
+        if value not in _live:
+            _live[value] = self.name
+            _needles[value.encode("utf-8", "surrogateescape")] = self.name
+            _needles[_escaped(value)] = self.name
+        return value
+
+    def is_declared(self) -> bool:
+        """Whether the secret has a value on this machine; reads no value."""
+        return has_value(self.name, _folder)
+
+    def __repr__(self) -> str:
+        return f"secret({self.name!r})"
+
+    def __str__(self) -> str:
+        return MASK
+
+
+def secret(name: str) -> Secret:
+    """Refer to a secret by name: an environment variable, or a file in the secrets folder.
+
+    Nothing is read before `reveal()`. Raises `SetupError` for a name that cannot be a file's.
+    """
+    if not _NAME.fullmatch(name):
+        raise SetupError(f"secret({name!r}): a name has letters, digits and _ . - only")
+    return Secret(name)
+
+
+def configure(secrets_folder: Path | None) -> None:
+    """Say where secret files are; one folder per process."""
+    global _folder
+    _folder = secrets_folder
+
+
+def has_value(name: str, folder: Path | None) -> bool:
+    """Whether a secret of this name could be revealed, with `folder` as the secrets folder."""
+    return bool(os.environ.get(name)) or (folder is not None and (folder / name).is_file())
+
+
+def find_live(data: bytes) -> str | None:
+    """Return the name of a revealed secret whose value `data` contains, plain or JSON-escaped."""
+    for needle, name in _needles.items():
+        if needle in data:
+            return name
+    return None
+
+
+def mask(text: str) -> str:
+    """Return `text` with every revealed value replaced; for errors and log lines, never results."""
+    for value in _live:
+        if value in text:
+            text = text.replace(value, MASK)
+    return text
+
+
+def any_live() -> bool:
+    """Whether any secret was revealed, so that checking for values is worth it."""
+    return bool(_live)
+
+
+def _escaped(value: str) -> bytes:
+    try:
+        return orjson.dumps(value)[1:-1]
+    except TypeError:  # not valid Unicode: JSON could not hold it either
+        return value.encode("utf-8", "surrogateescape")
+
+
+def _places(name: str, folder: Path | None) -> str:
+    if folder is None:
+        return f"set the environment variable {name}, or a secrets folder (TURNOUT_SECRETS_FOLDER)"
+    return f"set the environment variable {name}, or write it to {folder / name} (mode 0600)"
+
+
+def _read_file(name: str, folder: Path | None) -> str | None:
+    if folder is None:
+        return None
+    path = folder / name
+    try:
+        with path.open("rb") as file:
+            # The open file's own mode: a path could be swapped between a look and a read.
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise SetupError(
+                    f"secret file {path} may be read by others (mode {mode:04o}); chmod 600 {path}"
+                )
+            content = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SetupError(f"cannot read the secret file {path}: {error.strerror}") from None
+    try:
+        return content.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise SetupError(f"secret file {path} is not UTF-8 text") from None

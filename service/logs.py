@@ -1,0 +1,396 @@
+"""Log lines: one record, one line, with the run it belongs to; from `log`, `logging` and `print`.
+
+A record is a noun.verb message (`order.charged`) and keyword fields; inside a run the fields
+`flow run attempt trigger event tenant` are added by themselves. Written as JSON, or as readable
+text when the stream is a terminal. Every record of a run is also kept, up to a bound, as JSON
+Lines for the run's history. Control characters are escaped and live secrets masked, so a record
+can forge neither a second line nor a terminal sequence.
+
+Not here: log files, rotation, shipping: the supervisor of the process does that better.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any, Literal, TextIO
+
+import orjson
+
+from .governance import secrets
+from .units import utc_now
+
+Format = Literal["auto", "json", "console"]
+
+MAX_LINES = 200
+MAX_BYTES = 64 * 1024
+MAX_FIELD = 8192
+"""Characters of one field; the rest is cut, so that one dump cannot fill a history."""
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_NAMES = {number: name for name, number in _LEVELS.items()}
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_BARE = re.compile(r"[\w.:/@+-]+")
+
+Record = dict[str, Any]
+
+
+class RunLog:
+    """One attempt's place in the log: the fields its records carry, and the lines kept of it."""
+
+    __slots__ = ("_bytes", "_lines", "dropped", "fields", "partial")
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.fields = fields
+        self.partial = ""
+        self.dropped = 0
+        self._lines: list[bytes] = []
+        self._bytes = 0
+
+    def keep(self, line: bytes) -> None:
+        """Keep a line, or count it as dropped once the bound is reached."""
+        if len(self._lines) >= MAX_LINES or self._bytes + len(line) > MAX_BYTES:
+            self.dropped += 1
+            return
+        self._lines.append(line)
+        self._bytes += len(line)
+
+    def as_bytes(self) -> bytes | None:
+        """Return what was kept as JSON Lines, or None when nothing was logged."""
+        if self.partial:
+            _write_print(self, self.partial)
+            self.partial = ""
+        if not self._lines:
+            return None
+        if self.dropped:
+            truncated = _json(
+                {"level": "warning", "message": "log.truncated", "dropped": self.dropped}
+            )
+            return b"".join([*self._lines, truncated])
+        return b"".join(self._lines)
+
+
+running: ContextVar[RunLog | None] = ContextVar("turnout_running_log", default=None)
+"""The attempt whose code is running here, as the log sees it."""
+
+
+class Logger:
+    """Writes records: a noun.verb message and keyword fields, `log.info("order.charged", id=7)`."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Record) -> None:
+        self._fields = fields
+
+    def bind(self, **fields: object) -> Logger:
+        """Return a logger that adds these fields to every record."""
+        return Logger({**self._fields, **fields})
+
+    def debug(self, message: str, /, **fields: object) -> None:
+        """Write a record for developers."""
+        if _sink.level <= 10:
+            _sink.write("debug", message, {**self._fields, **fields})
+
+    def info(self, message: str, /, **fields: object) -> None:
+        """Write a record of something normal."""
+        if _sink.level <= 20:
+            _sink.write("info", message, {**self._fields, **fields})
+
+    def warning(self, message: str, /, **fields: object) -> None:
+        """Write a record of something to look at."""
+        if _sink.level <= 30:
+            _sink.write("warning", message, {**self._fields, **fields})
+
+    def error(self, message: str, /, **fields: object) -> None:
+        """Write a record of something that went wrong."""
+        if _sink.level <= 40:
+            _sink.write("error", message, {**self._fields, **fields})
+
+    def exception(self, message: str, /, **fields: object) -> None:
+        """Write an error record with the exception being handled."""
+        self.error(message, exc_info=sys.exc_info()[1], **fields)
+
+
+def get_logger(name: str = "") -> Logger:
+    """Return a logger; cheap, and free to keep: `configure` changes all of them."""
+    return Logger({"logger": name} if name else {})
+
+
+# ---------------------------------------------------------------- where records go
+
+
+class _Sink:
+    """The one way out of the process for records."""
+
+    def __init__(self) -> None:
+        self.level = _LEVELS["info"]
+        self.format: Format = "auto"
+        self.stream: TextIO | None = None
+        self.now: Callable[[], datetime] = utc_now
+        self.collecting: list[bytes] | None = None
+
+    def write(self, level: str, message: str, fields: Record) -> None:
+        record = _record(self.now(), level, message, fields)
+        if self.collecting is not None:
+            self.collecting.append(_json(record))
+        else:
+            self.emit(record)
+
+    def emit(self, record: Record) -> None:
+        run = running.get()
+        stream = self.stream or _raw(sys.stderr)
+        context = {} if run is None else run.fields
+        try:
+            stream.write(self._line(record, context, stream))
+            stream.flush()
+        except (ValueError, OSError):  # closed, or the reader is gone: a log must not stop a run
+            pass
+        if run is not None:
+            run.keep(_json(record))
+
+    def _line(self, record: Record, context: Record, stream: TextIO) -> str:
+        readable = self.format == "console" or (self.format == "auto" and stream.isatty())
+        if readable:
+            return _readable(record, context)
+        merged = {**record, **context}
+        for name in context.keys() & record.keys():
+            merged[f"{name}_"] = record[name]  # the run's own fields are what people search by
+        return _json(merged).decode()
+
+
+_sink = _Sink()
+
+
+def configure(
+    format: Format = "auto",
+    level: str = "info",
+    stream: TextIO | None = None,
+    *,
+    now: Callable[[], datetime] = utc_now,
+) -> Callable[[], None]:
+    """Send all records to `stream` (standard error), adopting `logging`, `structlog` and `print`.
+
+    `print` outside a run is left alone. Returns what undoes all of it.
+    """
+    before = (_sink.format, _sink.level, _sink.stream, _sink.now)
+    _sink.format, _sink.level, _sink.now = format, _LEVELS[level], now
+    _sink.stream = None if stream is None else _raw(stream)
+    root = logging.getLogger()
+    handler, root_level = _StandardHandler(), root.level
+    for old in [each for each in root.handlers if isinstance(each, _StandardHandler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    # Libraries' debug chatter is theirs; ours is asked for by name.
+    root.setLevel(max(_sink.level, logging.INFO))
+    _adopt_structlog()
+    stdout = sys.stdout
+    proxy = sys.stdout = _PrintProxy(_raw(stdout))  # type: ignore[assignment]  # it passes for the stream it wraps
+
+    def undo() -> None:
+        _sink.format, _sink.level, _sink.stream, _sink.now = before
+        root.removeHandler(handler)
+        root.setLevel(root_level)
+        if sys.stdout is proxy:
+            sys.stdout = stdout
+
+    return undo
+
+
+def level() -> int:
+    """Return the level below which records are dropped, in the numbers of `logging`."""
+    return _sink.level
+
+
+@contextmanager
+def collected(level: int) -> Iterator[list[bytes]]:
+    """In a worker process: collect every record of a call, to be `replay`ed in the service."""
+    undo = configure()
+    run = RunLog({})
+    token = running.set(run)
+    _sink.level, _sink.collecting = level, []
+    try:
+        yield _sink.collecting
+    finally:
+        if run.partial:
+            _write_print(run, run.partial)
+        running.reset(token)
+        _sink.collecting = None
+        undo()
+
+
+def replay(line: bytes) -> None:
+    """Write a record a worker process collected, as of the run that called it."""
+    _sink.emit(orjson.loads(line))
+
+
+class _StandardHandler(logging.Handler):
+    """Takes the records of the `logging` module."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):  # arguments that do not fit the format
+            message = f"{record.msg} {record.args}"
+        fields: Record = {"logger": record.name}
+        if record.exc_info and record.exc_info[1] is not None:
+            fields["exc_info"] = record.exc_info[1]
+        level = max((number for number in _NAMES if number <= record.levelno), default=10)
+        if level >= _sink.level:
+            _sink.write(_NAMES[level], message, fields)
+
+
+def _adopt_structlog() -> None:
+    """Let `structlog.get_logger()` in a flow file write the same records."""
+    import structlog
+
+    def write(_logger: Any, method: str, event: Any) -> Any:
+        fields = dict(event)
+        message = str(fields.pop("event", ""))
+        level = "error" if method == "exception" else method
+        if _LEVELS.get(level, 20) >= _sink.level:
+            _sink.write(level if level in _LEVELS else "info", message, fields)
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[write], cache_logger_on_first_use=False)
+
+
+class _PrintProxy(io.TextIOBase):
+    """Standard output that turns what a run prints into records and passes on everything else."""
+
+    def __init__(self, raw: TextIO) -> None:
+        self.raw = raw
+
+    def write(self, text: str, /) -> int:
+        run = running.get()
+        if run is None:
+            return self.raw.write(text)
+        *lines, run.partial = (run.partial + text).split("\n")
+        for line in lines:
+            _write_print(run, line)
+        return len(text)
+
+    def flush(self) -> None:
+        self.raw.flush()
+
+    def isatty(self) -> bool:
+        return self.raw.isatty()
+
+    def fileno(self) -> int:
+        return self.raw.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)  # encoding, buffer, …
+
+
+def _write_print(run: RunLog, line: str) -> None:
+    if line.strip() and _sink.level <= _LEVELS["info"]:
+        token = running.set(run)
+        try:
+            _sink.write("info", line, {"logger": "print"})
+        finally:
+            running.reset(token)
+
+
+def _raw(stream: TextIO) -> TextIO:
+    return stream.raw if isinstance(stream, _PrintProxy) else stream
+
+
+# ---------------------------------------------------------------- what a record looks like
+
+
+def _record(at: datetime, level: str, message: str, fields: Record) -> Record:
+    record: Record = {
+        "at": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "level": level,
+        "message": message,
+    }
+    error = fields.pop("exc_info", None)
+    for name, value in fields.items():
+        record[f"{name}_" if name in record else name] = value
+    if error is True:
+        error = sys.exc_info()[1]
+    if isinstance(error, tuple):
+        error = error[1]
+    if isinstance(error, BaseException):
+        record.setdefault("error", _headline(error))
+        record["traceback"] = "".join(traceback.format_exception(error))
+    return record
+
+
+def _headline(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{text} (at {frames[-1].filename}:{frames[-1].lineno})" if frames else text
+
+
+def _json(record: Record) -> bytes:
+    """Return a record as one line of JSON; whatever a field holds, it gets in as text at least."""
+    options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+    try:
+        line = orjson.dumps(_clean(record), default=_text, option=options)
+    except (TypeError, RecursionError):  # a lone surrogate deep inside, 2^64, a loop
+        plain = {name: _escape(_text(value)) for name, value in record.items()}
+        line = orjson.dumps(plain, option=options)
+    return _escape_line(line)
+
+
+def _clean(record: Record) -> Record:
+    """Cut and mask the text of a record's fields; what is nested is masked after encoding."""
+    return {
+        name: _cut(secrets.mask(value)) if isinstance(value, str) else value
+        for name, value in record.items()
+    }
+
+
+def _escape_line(line: bytes) -> bytes:
+    text = line.decode()[:-1]
+    if secrets.any_live():
+        text = secrets.mask(text)
+    return (_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n").encode()
+
+
+def _readable(record: Record, context: Record) -> str:
+    """Return a record as a line for people: time, level, message, fields, then whose run it is."""
+    shown = [
+        f"{name}={_shown(value)}"
+        for name, value in record.items()
+        if name not in ("at", "level", "message", "logger", "traceback")
+    ]
+    if context:
+        shown.append(f"[{context['flow']} {context['run']} #{context['attempt']}]")
+    head = f"{record['at'][11:23]} {record['level']:<7} {_escape(_mask(record['message']))}"
+    return "  ".join([head, *shown]) + "\n"
+
+
+def _shown(value: object) -> str:
+    text = _escape(_mask(_text(value)))
+    return text if _BARE.fullmatch(text) else f'"{text}"' if isinstance(value, str) else text
+
+
+def _mask(text: str) -> str:
+    return _cut(secrets.mask(text))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_FIELD else f"{text[:MAX_FIELD]}… ({len(text)} characters)"
+
+
+def _escape(text: str) -> str:
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as error:  # noqa: BLE001  a user's __str__ may raise anything; a log must not
+        return f"<{type(value).__name__}: {type(error).__name__}>"

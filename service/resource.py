@@ -1,0 +1,110 @@
+"""Resources: what a process opens once and its flows share, such as a database pool.
+
+An author writes a function that yields (or returns) the thing and decorates it with `@resource`;
+a flow asks for it with `db: Annotated[Pool, database]`. Resources start with the service, before
+any run, and stop after the last one. In a unit test the thing is simply passed.
+
+Not here: resources of worker processes (they share nothing) and one resource using another.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, overload
+
+from .errors import SetupError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Resource(Generic[T]):
+    """How to open one shared thing, and how to close it; the value stands in annotations."""
+
+    function: Callable[[], object]
+    name: str
+    file: str
+    line: int
+
+    async def _enter(self, stack: AsyncExitStack) -> Any:
+        function: Callable[[], Any] = self.function
+        if inspect.isasyncgenfunction(function):
+            return await stack.enter_async_context(asynccontextmanager(function)())
+        if inspect.isgeneratorfunction(function):
+            return stack.enter_context(contextmanager(function)())
+        value = function()
+        return await value if inspect.isawaitable(value) else value
+
+
+@overload
+def resource(function: Callable[[], AsyncIterator[T]], /) -> Resource[T]: ...
+@overload
+def resource(function: Callable[[], Iterator[T]], /) -> Resource[T]: ...
+@overload
+def resource(function: Callable[[], Awaitable[T]], /) -> Resource[T]: ...
+@overload
+def resource(function: Callable[[], T], /) -> Resource[T]: ...
+def resource(function: Callable[[], object], /) -> Resource[Any]:
+    """Declare a shared thing: a function that yields it, then closes it; or that returns it.
+
+    The function takes no arguments. Plain (not async) ones run on the loop, at start and stop.
+    """
+    code = getattr(function, "__code__", None)
+    file, line = getattr(code, "co_filename", ""), getattr(code, "co_firstlineno", 0)
+    name = getattr(function, "__name__", repr(function))
+    if inspect.signature(function).parameters:
+        raise SetupError(
+            f"resource {name!r} takes parameters; read settings and secrets inside it instead",
+            file=file,
+            line=line,
+        )
+    return Resource(function, name, file, line)
+
+
+class Resources:
+    """The open resources of one process; started and stopped in the same task."""
+
+    def __init__(self) -> None:
+        self._stack = AsyncExitStack()
+        self._open: dict[Resource[Any], Any] = {}
+
+    async def start(self, resources: Iterable[Resource[Any]]) -> None:
+        """Open those not open yet, in order; raises `SetupError` at the resource's file and line.
+
+        When one fails, those opened before stay open until `stop`.
+        """
+        for wanted in resources:
+            if wanted in self._open:
+                continue
+            try:
+                self._open[wanted] = await wanted._enter(self._stack)
+            except Exception as error:  # a resource is the author's code and may raise anything
+                text = error.message if isinstance(error, SetupError) else _one_line(error)
+                raise SetupError(
+                    f"resource {wanted.name!r} did not start: {text}",
+                    file=wanted.file,
+                    line=wanted.line,
+                ) from error
+
+    def get(self, resource: Resource[T]) -> T:
+        """Return the open thing; raises `SetupError` if the service did not start it."""
+        try:
+            value: T = self._open[resource]
+        except KeyError:
+            raise SetupError(
+                f"resource {resource.name!r} is not started", file=resource.file, line=resource.line
+            ) from None
+        return value
+
+    async def stop(self) -> None:
+        """Close everything, the last opened first; all are closed even if one raises."""
+        self._open.clear()
+        await self._stack.aclose()
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,421 @@
+"""Steps: calls of a task inside a run, each recorded once and never run again.
+
+A recorded result is returned, and a recorded error the flow had caught is raised again, without
+running anything. A new step runs under the task's own retries and timeout, and its result is
+durable before the caller sees it: so the next step cannot start before. An error that escapes the
+flow is marked with its step (`step_of`), which the next attempt then runs again (decision 16).
+
+Inside a step everything is one piece: tasks it calls are plain calls. Not here: the retries of a
+flow, and what an attempt comes to (`executor`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+import traceback
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from . import codec, pools
+from .context import (
+    Branches,
+    RunContext,
+    Scope,
+    Services,
+    here,
+    inside,
+    refuse_changed_code,
+    visit,
+)
+from .errors import (
+    ClaimLost,
+    CodeChanged,
+    InvalidData,
+    JournalError,
+    JournalFull,
+    MisplacedTask,
+    NotKept,
+    StepFailed,
+)
+from .flow import Pool
+from .governance import secrets
+from .journal.contract import StepRecord
+from .retry import RetryPolicy, next_delay
+from .run import Fail, Retry, RunError, Skip
+
+R = TypeVar("R", covariant=True)
+
+MAX_BRANCHES = 10_000
+"""Items of one `map`, each of which is a recorded step."""
+
+_MAX_MESSAGE = 4096
+_MAX_TRACEBACK = 32_768
+_FULL_DISK_WAIT_SECONDS = 0.5
+_MARK = "__turnout_step__"
+
+FINAL = (Fail, Skip, InvalidData, NotKept, CodeChanged, MisplacedTask)
+"""Errors no task retry would change."""
+
+NAMES: Mapping[type[BaseException], str] = {
+    Fail: "failed",
+    InvalidData: "invalid_data",
+    CodeChanged: "code_changed",
+    NotKept: "not_kept",
+}
+"""Error types of turnout's own, as they are written down; others keep their class's name."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Task(Generic[R]):
+    """A function whose calls inside a run are steps, and the policy each call runs under."""
+
+    function: Callable[..., Any]
+    name: str
+    retry: RetryPolicy
+    timeout_seconds: float | None = None
+    pool: Pool = "thread"
+    file: str = ""
+    line: int = 0
+
+    @cached_property
+    def returns(self) -> Any:
+        """The return annotation results are kept through; unannotated when it cannot be read."""
+        try:
+            hints = typing.get_type_hints(self.function, include_extras=True)
+        except (NameError, TypeError, SyntaxError, AttributeError):
+            return codec.UNANNOTATED  # known to a type checker only; the value itself decides
+        return hints.get("return", codec.UNANNOTATED)
+
+
+# ---------------------------------------------------------------- one step
+
+
+class Call:
+    """One call of a task at its place in a run: what is recorded of it and what comes next."""
+
+    __slots__ = ("_clock", "_started_at", "args", "context", "key", "kwargs", "scope", "services",
+                 "task", "tries")  # fmt: skip
+
+    def __init__(
+        self,
+        task: Task[Any],
+        scope: Scope,
+        key: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        services = scope.context.services
+        assert services is not None  # `here` gives a scope only where steps can be recorded
+        self.task = task
+        self.scope = scope
+        self.context: RunContext = scope.context
+        self.services: Services = services
+        self.key = key
+        self.args = args
+        self.kwargs = kwargs
+        self.tries = 0
+        visit(self.context, key)
+
+    @property
+    def name(self) -> str:
+        """The step in words, for messages."""
+        return f"step {self.key!r} of flow {self.context.claim.flow!r}"
+
+    def recorded(self) -> StepRecord | None:
+        """Return the fact an earlier attempt left, or None when the task is to run now."""
+        known = self.context.claim.recorded.get(self.key)
+        if known is None:
+            refuse_changed_code(self.context, self.key)
+            return None
+        if known.superseded:
+            return None
+        if known.state == "retrying":
+            self.tries = known.tries - 1  # the try that was on when the process died
+            return None
+        return known
+
+    def recall(self, known: StepRecord) -> Any:
+        """Return the recorded result, or raise the recorded error as it was raised then."""
+        if known.state == "succeeded":
+            return codec.decode(
+                known.encoding, known.result or b"", self.task.returns, name=self.name
+            )
+        raise _marked(_restored(known), self.key)
+
+    def begin(self) -> None:
+        """Note the start of a try."""
+        self.tries += 1
+        self._started_at = self.services.now()
+        self._clock = time.perf_counter()
+
+    def succeeded(self, value: Any) -> StepRecord:
+        """Return the record of a result; raises `NotKept` if it cannot be kept."""
+        self._observe()
+        encoding, result = codec.encode(
+            value,
+            self.task.returns,
+            max_bytes=self.services.settings.max_result_bytes,
+            name=self.name,
+        )
+        return StepRecord(
+            key=self.key,
+            task=self.task.name,
+            state="succeeded",
+            tries=self.tries,
+            started_at=self._started_at,
+            finished_at=self.services.now(),
+            encoding=encoding,
+            result=result,
+        )
+
+    def failed(self, error: Exception) -> StepRecord:
+        """Return the record of a try that failed: another try, or the end of the step.
+
+        Of several branches that fail together only the first error reaches the flow, so only that
+        one can be a fact the flow knows; the others run again.
+        """
+        self._observe()
+        if self.delay(error) is not None:
+            return StepRecord(
+                key=self.key,
+                task=self.task.name,
+                state="retrying",
+                tries=self.tries + 1,
+                started_at=self._started_at,
+                error=describe(_marked(error, self.key)),
+            )
+        group = self.scope.group
+        lost = group is not None and group.failing not in (None, self.key)
+        if group is not None and group.failing is None:
+            group.failing = self.key
+        return StepRecord(
+            key=self.key,
+            task=self.task.name,
+            state="failed",
+            tries=self.tries,
+            started_at=self._started_at,
+            finished_at=self.services.now(),
+            encoding="pickle",
+            result=_pickled(error, self.services.settings.max_result_bytes),
+            error=describe(_marked(error, self.key)),
+            superseded=lost,
+        )
+
+    def delay(self, error: Exception) -> float | None:
+        """Return how long to wait before the next try, or None when there is none."""
+        if isinstance(error, FINAL):
+            return None
+        delay = next_delay(self.task.retry, self.tries)
+        if delay is not None and isinstance(error, Retry) and error.after is not None:
+            delay = error.after
+        return None if delay is None else delay.total_seconds()
+
+    async def keep(self, record: StepRecord) -> None:
+        """Make a record durable, waiting for a full disk; any other failure ends the attempt."""
+        while True:
+            try:
+                return await self.services.journal.record_step(self.context.claim, record)
+            except JournalFull:
+                await asyncio.sleep(_FULL_DISK_WAIT_SECONDS)
+            except (ClaimLost, JournalError) as error:
+                # A flow that catches this must not run its next step on top of a lost one.
+                self.context.broken = error
+                raise
+
+    def _observe(self) -> None:
+        seconds = self.services.metrics.step_seconds
+        seconds.labels(self.context.claim.flow, self.task.name).observe(
+            time.perf_counter() - self._clock
+        )
+
+
+async def run(call: Call) -> Any:
+    """Run one step on the loop (its function where it belongs) and return its result."""
+    known = call.recorded()
+    if known is not None:
+        return call.recall(known)
+    task = call.task
+    while True:
+        call.begin()
+        try:
+            with inside(call.scope, call.key):
+                value = await call.services.pools.call(
+                    task.function,
+                    call.args,
+                    call.kwargs,
+                    pool=task.pool,
+                    timeout_seconds=task.timeout_seconds,
+                    name=f"task {task.name!r}",
+                    lane="step",
+                )
+            record = call.succeeded(value)
+        except Exception as error:  # noqa: BLE001  a task is the author's code
+            failure, delay = error, call.delay(error)
+        else:
+            await call.keep(record)
+            return value
+        await call.keep(call.failed(failure))
+        if delay is None:
+            raise failure
+        await asyncio.sleep(delay)
+
+
+def run_in_thread(call: Call) -> Any:
+    """Run one step in the flow's own thread; only its record goes over the loop."""
+    known = call.recorded()
+    if known is not None:
+        return call.recall(known)
+    while True:
+        call.begin()
+        try:
+            with inside(call.scope, call.key):
+                value = _call_in_thread(call)
+            record = call.succeeded(value)
+        except Exception as error:  # noqa: BLE001  a task is the author's code
+            failure, delay = error, call.delay(error)
+        else:
+            pools.on_loop(call.keep(record))
+            return value
+        pools.on_loop(call.keep(call.failed(failure)))
+        if delay is None:
+            raise failure
+        pools.on_loop(asyncio.sleep(delay))
+
+
+def _call_in_thread(call: Call) -> Any:
+    task = call.task
+    if task.pool == "process":
+        return pools.on_loop(
+            call.services.pools.call(
+                task.function,
+                call.args,
+                call.kwargs,
+                pool="process",
+                timeout_seconds=task.timeout_seconds,
+                name=f"task {task.name!r}",
+            )
+        )
+    started = time.perf_counter()
+    value = task.function(*call.args, **call.kwargs)
+    seconds = task.timeout_seconds
+    if seconds is not None and time.perf_counter() - started > seconds:
+        # The thread cannot be stopped; the promise is that a late result is not used.
+        raise TimeoutError(f"task {task.name!r} did not end within its timeout of {seconds:g}s")
+    return value
+
+
+# ---------------------------------------------------------------- a step for each item
+
+
+async def map_items(
+    task: Task[Any], branches: Branches | None, items: list[Any], limit: int
+) -> list[Any]:
+    """Run the task once per item, at most `limit` at a time; results in the items' order.
+
+    The first error ends the others and is raised.
+    """
+    results: list[Any] = [None] * len(items)
+    left = iter(enumerate(items))
+
+    async def work() -> None:
+        for index, item in left:
+            if branches is None:
+                value = task.function(item)
+                results[index] = await value if asyncio.iscoroutine(value) else value
+                continue
+            scope = branches.enter(index)
+            results[index] = await run(Call(task, scope, scope.path[:-1], (item,), {}))
+
+    try:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(min(limit, len(items))):
+                workers.create_task(work())
+    except BaseExceptionGroup as failed:
+        first = failed.exceptions[0]
+    else:
+        return results
+    raise first
+
+
+def place_map(task: Task[Any], items: Iterable[Any], limit: int) -> tuple[Branches | None, Any]:
+    """Take the place of a `map` when it is called; returns (its branches, the items)."""
+    listed = list(items)
+    if limit < 1 or len(listed) > MAX_BRANCHES:
+        raise ValueError(
+            f"{task.name}.map: limit is 1 or more and items at most {MAX_BRANCHES:,}, "
+            f"got limit={limit} and {len(listed):,} items; map over chunks of them"
+        )
+    scope = here(task.name)
+    if scope is None:
+        return None, listed
+    branches = Branches(scope, f"{task.name}.map", fail_together=True)
+    visit(scope.context, branches.key, branches=True)
+    return branches, listed
+
+
+# ---------------------------------------------------------------- errors
+
+
+def step_of(error: BaseException) -> str | None:
+    """Return the key of the step an error escaped from, also when the flow wrapped it."""
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        step = getattr(at, _MARK, None)
+        if isinstance(step, str):
+            return step
+        if isinstance(at, BaseExceptionGroup):
+            for inner in at.exceptions:
+                found = step_of(inner)
+                if found is not None:
+                    return found
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def describe(error: BaseException) -> RunError:
+    """Write down an error: type, message, the step it escaped from, traceback; secrets masked."""
+    kind = NAMES.get(type(error), type(error).__name__)
+    if isinstance(error, StepFailed) and error.type:
+        kind = error.type
+    text = "".join(traceback.format_exception(error))
+    return RunError(
+        kind,
+        secrets.mask(str(error))[:_MAX_MESSAGE],
+        step_of(error),
+        secrets.mask(text)[-_MAX_TRACEBACK:],
+    )
+
+
+def _marked(error: BaseException, key: str) -> BaseException:
+    BaseException.__setattr__(error, _MARK, key)  # past a frozen dataclass's own refusal
+    return error
+
+
+def _pickled(error: Exception, max_bytes: int) -> bytes | None:
+    """Return an error in a form that is raised again as itself, or None."""
+    try:
+        data = pickle.dumps(error, protocol=5)
+        back = pickle.loads(data)
+    except Exception:  # noqa: BLE001  an error with a constructor of its own often cannot
+        return None
+    same = type(back) is type(error) and str(back) == str(error)
+    return data if same and len(data) <= max_bytes and not secrets.find_live(data) else None
+
+
+def _restored(known: StepRecord) -> BaseException:
+    if known.result is not None:
+        try:
+            error = pickle.loads(known.result)
+        except Exception:  # noqa: BLE001  its class may be gone from the code
+            error = None
+        if isinstance(error, BaseException):
+            return error
+    recorded = known.error or RunError("Exception", "the step failed")
+    return StepFailed(recorded.message, type=recorded.type)
