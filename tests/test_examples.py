@@ -112,14 +112,14 @@ def test_csv_drop_summarises_good_files_and_names_bad_lines(tmp_path: Path) -> N
         (good,) = ended(program, "sales")
         assert good["state"] == "succeeded"
         assert good["result"] == {"rows": 2, "total": "0.30", "by_product": {"pears": "0.30"}}
-        until((tmp_path / "done" / "good.csv").exists, 10, "the good file in done/")
+        until((inbox / "done" / "good.csv").exists, 10, "the good file in done/")
 
         (inbox / "bad.csv").write_text(f"{head}2026-01-05,pears,1\n2026-13-05,pears,1\nx,,-1\n")
         (bad,) = [run for run in ended(program, "sales", 2) if run["state"] == "failed"]
         assert re.search(r"line 3: day: .*; line 4: day: ", bad["error"]["message"])
         assert bad["attempts"] == 1
-        until((tmp_path / "failed" / "bad.csv").exists, 10, "the bad file in failed/")
-        assert list(inbox.iterdir()) == []
+        until((inbox / "failed" / "bad.csv").exists, 10, "the bad file in failed/")
+        assert list(inbox.glob("*.csv")) == []
         assert program.stop() == 0
 
 
@@ -149,8 +149,8 @@ def receiver(*statuses: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_daily_report_is_sent_again_until_it_arrives(tmp_path: Path) -> None:
-    done = tmp_path / "done"
-    done.mkdir()
+    done = tmp_path / "inbox" / "done"
+    done.mkdir(parents=True)
     (done / "a.csv").write_bytes(b"12345")
     with (
         receiver(503, 204) as (url, texts),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from turnout.handlers.flow import flow as flow
     from turnout.handlers.gather import gather as gather
+    from turnout.handlers.notify import notify as notify
     from turnout.handlers.task import task as task
     from turnout.service.context import current as current
     from turnout.service.event import Event as Event
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from turnout.triggers.files import delete as delete
     from turnout.triggers.files import files as files
     from turnout.triggers.files import move as move
+    from turnout.triggers.signatures import hmac as hmac
     from turnout.triggers.timers import at as at
     from turnout.triggers.timers import cron as cron
     from turnout.triggers.timers import every as every
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "flow": "handlers.flow",
     "gather": "handlers.gather",
+    "notify": "handlers.notify",
     "task": "handlers.task",
     "current": "service.context",
     "Event": "service.event",
@@ -48,6 +51,7 @@ _ROOMS = {
     "delete": "triggers.files",
     "files": "triggers.files",
     "move": "triggers.files",
+    "hmac": "triggers.signatures",
     "at": "triggers.timers",
     "cron": "triggers.timers",
     "every": "triggers.timers",

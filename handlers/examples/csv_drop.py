@@ -1,7 +1,7 @@
 """A CSV file is dropped: every row is validated, the file is summarised and moved away.
 
-Drop files into `inbox/`. A good one ends in `done/` with its summary as the run's result; a bad
-one ends in `failed/`, and the run names every bad line.
+Drop files into `inbox/`. A good one ends in `inbox/done/` with its summary as the run's result; a
+bad one ends in `inbox/failed/`, and the run names every bad line.
 """
 
 import csv

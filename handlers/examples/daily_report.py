@@ -19,6 +19,6 @@ def collect(folder: str) -> dict[str, int]:
 @flow(on=cron("0 9 * * *", tz="Europe/Berlin"), retry=retry(5, delay="10s"), timeout="10m")
 async def daily_report() -> dict[str, int]:
     """Send the report; what was counted is recorded, so a failed sending counts nothing twice."""
-    counted = await collect.run("done")
+    counted = await collect.run("inbox/done")
     await notify(secret("REPORT_URL"), f"{counted['files']} files, {counted['bytes']} bytes done")
     return counted
