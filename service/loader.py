@@ -10,6 +10,7 @@ watching files for changes (`reload`) and what makes flows one project (`project
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
 import hashlib
@@ -96,7 +97,7 @@ def check(
             return Findings((), (error,), ())
         for file in files:
             try:
-                modules.append(_execute(file))
+                modules.append(_examine(file, found))
             except SetupError as error:
                 found.append(error)
             unknown += _unknown_secrets(file, secrets_folder)
@@ -155,6 +156,57 @@ def flows_of(modules: Iterable[ModuleType]) -> list[AnyFlow]:
 
 def _execute(path: Path) -> ModuleType:
     """Run a flow file as a fresh module; on any failure the module it replaces stays."""
+    with _fresh_module(path) as (module, source):
+        exec(compile(source, str(module.__file__), "exec"), module.__dict__)
+    return module
+
+
+def _examine(path: Path, found: list[SetupError]) -> ModuleType:
+    """Run a flow file statement by statement, and go on behind each one that fails.
+
+    So one run finds every mistake; what only follows from a mistake already told (a name that the
+    failed statement would have made) is not told again.
+    """
+    missing: set[str] = set()
+    with _fresh_module(path) as (module, source):
+        tree = ast.parse(source, str(module.__file__))
+        flags = __future__.annotations.compiler_flag if _postpones_annotations(tree) else 0
+        for statement in tree.body:
+            block = ast.Module([statement], [])
+            code = compile(block, str(module.__file__), "exec", flags, dont_inherit=True)
+            try:
+                exec(code, module.__dict__)
+            except (Exception, SystemExit) as error:  # noqa: BLE001  foreign code may raise anything
+                if not (isinstance(error, NameError) and error.name in missing):
+                    found.append(_explain(error, path.absolute()))
+                missing |= _names_made(statement)
+    return module
+
+
+def _postpones_annotations(tree: ast.Module) -> bool:
+    return any(
+        isinstance(node, ast.ImportFrom)
+        and node.module == "__future__"
+        and any(alias.name == "annotations" for alias in node.names)
+        for node in tree.body
+    )
+
+
+def _names_made(statement: ast.stmt) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name.partition(".")[0])
+    return names
+
+
+@contextmanager
+def _fresh_module(path: Path) -> Iterator[tuple[ModuleType, bytes]]:
+    """Make the module of a file findable while its source runs; what it raises is explained."""
     path = path.absolute()
     name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
@@ -175,15 +227,15 @@ def _execute(path: Path) -> ModuleType:
         # and a file saved twice within one would come back old.
         source = path.read_bytes()
         module.__dict__[CODE_VERSION] = hashlib.sha256(source).hexdigest()[:12]
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        yield module, source
     except (Exception, SystemExit) as error:  # foreign code may raise anything
         if old is None:
             del sys.modules[name]
         else:
             sys.modules[name] = old
         raise _explain(error, path) from error
-    _imported.update(_own_modules(set(sys.modules) - before, path.parent))
-    return module
+    finally:
+        _imported.update(_own_modules(set(sys.modules) - before, path.parent))
 
 
 def _own_modules(names: set[str], folder: Path) -> Iterator[str]:

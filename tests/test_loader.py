@@ -209,9 +209,9 @@ def test_a_reload_brings_new_code_also_of_neighbours(tmp_path: Path) -> None:
         """,
     )
     before = loader.load([path]).flows["bill"]
-    write(neighbour, "PRICE = 2\n")
+    write(neighbour, "PRICE = 22\n")
     after = loader.load([path]).flows["bill"]
-    assert (before(), after()) == (1, 2)
+    assert (before(), after()) == (1, 22)
     assert sys.modules[loader.module_name(path)].bill is after
 
 
@@ -238,12 +238,18 @@ def test_check_finds_every_problem_of_every_file(
     write(
         tmp_path / "a.py",
         """
-        from turnout import flow, secret, task, webhook
+        from turnout import cron, flow, secret, task, webhook
+        import no_such_library_at_all
+
+        shrink = task(pool="process")(lambda image: image)
 
         @flow(on=webhook("/orders/{id}", verify="github", secret=secret("NO_SUCH_KEY")))
         def bill() -> None: ...
 
-        shrink = task(pool="process")(lambda image: image)
+        @flow(on=cron("61 * * * *"))
+        def tick() -> None: ...
+
+        client = no_such_library_at_all.Client()
         """,
     )
     write(
@@ -258,20 +264,23 @@ def test_check_finds_every_problem_of_every_file(
         def other() -> None: ...
         """,
     )
-    write(tmp_path / "c.py", 'from turnout import cron\n\ncron("61 * * * *").check()\n')
-    write(tmp_path / "d.py", "def broken(:\n")
+    write(tmp_path / "c.py", "def broken(:\n")
     findings = loader.check([tmp_path], env=True)
     told = [(Path(str(p.file)).name, p.line, p.message) for p in findings.problems]
     for name, lines, words in (
-        ("a.py", (3,), "NO_SUCH_KEY"),
-        ("a.py", (6,), "process"),
+        ("a.py", (2,), "no_such_library_at_all"),
+        ("a.py", (4,), "process"),
+        ("a.py", (6,), "NO_SUCH_KEY"),
+        ("a.py", (9, 10), "61"),
         ("b.py", (3, 4), "taken"),
         ("b.py", (6, 7), "clashes"),
-        ("c.py", (3,), "61"),
-        ("d.py", (1,), "syntax error"),
+        ("c.py", (1,), "syntax error"),
     ):
-        assert [1 for n, at, text in told if n == name and at in lines and words in text], words
-    assert len(told) == 6, told
+        assert [1 for n, at, text in told if n == name and at in lines and words in text], (
+            words,
+            told,
+        )
+    assert len(told) == 7, told
 
 
 def test_an_unknown_secret_is_a_warning_until_the_machine_counts(

@@ -102,7 +102,8 @@ async def open_desk(tmp_path: Path) -> AsyncIterator[Desk]:
     journal = await open_journal(
         tmp_path, metrics=Metrics(), max_unfinished_runs=1000, min_free_bytes=0
     )
-    settings = Settings(data=tmp_path, api_token=TOKEN, max_body_bytes=2000)
+    chosen: dict[str, Any] = {"data": tmp_path, "api_token": TOKEN, "max_body_bytes": 2000}
+    settings = Settings(**chosen)
     try:
         desk = Desk(journal, Operator(journal, now=utc_now), settings)
         transport = httpx.ASGITransport(await to_thread(create_rest, desk))
@@ -138,7 +139,7 @@ async def test_without_the_token_nothing_is_told(tmp_path: Path, authorization: 
     async with open_desk(tmp_path) as desk:
         run_id = await desk.append()
         del desk.http.headers["Authorization"]
-        headers = {} if authorization is None else {"Authorization": authorization.encode("utf-8")}
+        headers = [] if authorization is None else [(b"Authorization", authorization.encode())]
         for method, path in (
             ("GET", "/api/runs"), ("GET", f"/api/runs/{run_id}"), ("POST", "/api/events"),
             ("POST", f"/api/runs/{run_id}/cancel"), ("DELETE", "/api/pauses/flow:bill"),
