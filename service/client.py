@@ -7,6 +7,7 @@ speaks to anybody else, for the actions authors call.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -87,6 +88,7 @@ async def post(url: str, body: bytes, *, headers: Mapping[str, str]) -> int:
     """
     import httpx
 
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every call, address and all
     try:
         async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as http:
             answer = await http.post(url, content=body, headers=dict(headers))
