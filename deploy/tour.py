@@ -179,7 +179,10 @@ def walk(tour: Tour, process: subprocess.Popen[bytes]) -> str:
     say(f"turnout serves {EXAMPLES.relative_to(CHECKOUT)} at {url}")
     answer = tour.deliver(url)
     say(f"  GitHub delivery posted: answered {answer['status']}, {len(answer['runs'])} runs")
-    say(f"  CSV file dropped: inbox/{tour.drop().name}")
+    dropped = tour.drop()
+    say(f"  CSV file dropped: inbox/{dropped.name}")
+    done = dropped.parent / "done" / dropped.name
+    wait_for("moving the file", lambda: done.exists() or None, process)
     tour.turnout("fire", "cron:0 9 * * * Europe/Berlin")
     say("  daily report fired; the next tick of disk_free is due within ten seconds")
     say("\n" + table(wait_for("every run", tour.runs, process)) + "\n")

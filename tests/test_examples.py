@@ -163,8 +163,9 @@ def test_daily_report_is_sent_again_until_it_arrives(tmp_path: Path) -> None:
         assert fired is not None and fired.status in (200, 202), fired
         (run,) = ended(program, "daily_report")
         assert (run["state"], run["result"]) == ("succeeded", {"files": 1, "bytes": 5})
-        assert texts == ["1 files, 5 bytes done"] * 2
+        assert texts == ["files done: 1, bytes: 5"] * 2
         assert url not in program.log_text()
+        assert "HTTP Request" not in program.log_text()
         assert program.stop() == 0
 
 

@@ -20,5 +20,5 @@ def collect(folder: str) -> dict[str, int]:
 async def daily_report() -> dict[str, int]:
     """Send the report; what was counted is recorded, so a failed sending counts nothing twice."""
     counted = await collect.run("inbox/done")
-    await notify(secret("REPORT_URL"), f"{counted['files']} files, {counted['bytes']} bytes done")
+    await notify(secret("REPORT_URL"), f"files done: {counted['files']}, bytes: {counted['bytes']}")
     return counted
