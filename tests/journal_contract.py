@@ -26,6 +26,7 @@ from turnout.service.journal.contract import (
     Filter,
     Journal,
     NewRun,
+    Reader,
     StepRecord,
 )
 from turnout.service.run import FINISHED, UNFINISHED, Outcome, RunError, RunState
@@ -61,7 +62,7 @@ def claim_of(entry: Entry, appended: Appended, index: int = 0) -> Claim:
 
 
 def step(key: str, state: Any = "succeeded", **more: Any) -> StepRecord:
-    chosen = {"task": key.split("#")[0], "tries": 1, "started_at": NOW} | more
+    chosen: dict[str, Any] = {"task": key.split("#")[0], "tries": 1, "started_at": NOW} | more
     return StepRecord(key=key, state=state, **chosen)
 
 
@@ -88,7 +89,7 @@ async def claim_all(journal: Journal, seqs: Sequence[int]) -> list[Claim]:
     return await journal.claim(seqs, now=at(2))
 
 
-async def expect_run(journal: Journal, run_id: str) -> Any:
+async def expect_run(journal: Reader, run_id: str) -> Any:
     run = await journal.run(run_id)
     assert run is not None, f"run {run_id} is gone"
     return run
@@ -375,6 +376,15 @@ class JournalContract:
             assert await journal.next_due_at() == at(10)
             assert [item.due_at for item in await journal.due(at(25), 9)] == [at(10), at(20)]
             assert len(await journal.due(at(99), 1)) == 1
+
+    async def test_words_no_encoding_holds_do_not_stop_an_outcome(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            error = RunError("OSError", "no file 'a\udcff'", traceback="a\udcff")
+            await journal.record_step(claim, step("a#1", "failed", error=error))
+            await finish(journal, claim, ended(S.FAILED, error=error, reason="\udcff"))
+            run = await expect_run(journal, claim.run_id)
+            assert run.error.message == "no file 'a\\udcff'"
 
     async def test_handing_back_spends_no_attempt(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -704,7 +714,7 @@ class JournalContract:
             await finish(journal, claim, ended(S.FAILED))
             await put(journal, decisions=[Decision("bill", "filtered")])
             await put(journal)
-            found = [item async for item in journal.examine()]  # type: ignore[attr-defined]
+            found = [item async for item in journal.examine()]
             assert len(found) > 5
             assert {problem for _, problem in found} == {None}
 

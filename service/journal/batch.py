@@ -19,7 +19,7 @@ from .contract import Claim
 from .intake import Intake
 from .jobs import CallJob, ClaimJob, Groups, OutcomeJob, StepJob
 from .room import Room
-from .rows import event_from, instant, is_suspect, micros, pack_error, step_from
+from .rows import event_from, instant, is_suspect, micros, pack_error, step_from, storable
 from .rowset import Rowset
 from .tally import Tally
 from .writer import Job, Split
@@ -107,12 +107,13 @@ class Batch:
             finished = state in _FINISHED
             due = micros(outcome.due_at) if outcome.due_at else None
             error = pack_error(outcome.error) if outcome.error else None
+            reason = storable(outcome.reason) if outcome.reason else None
             dead = state == "failed"
             values.extend(
                 (
                     claim.run_seq, claim.token, state, int(outcome.counts),
                     job.at if state == "queued" else due, job.started_at,
-                    job.at if finished else None, outcome.result, error, outcome.reason, int(dead),
+                    job.at if finished else None, outcome.result, error, reason, int(dead),
                 )
             )  # fmt: skip
             if error or outcome.log or state in ("failed", "retrying"):

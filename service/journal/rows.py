@@ -122,7 +122,12 @@ def pack_decisions(decisions: Sequence[Decision], at: datetime) -> str | None:
         return None
     return dump(
         [
-            {"flow": made.flow, "verdict": made.verdict, "detail": made.detail, "at": _text(at)}
+            {
+                "flow": made.flow,
+                "verdict": made.verdict,
+                "detail": storable(made.detail),
+                "at": _text(at),
+            }
             for made in decisions
         ]
     )
@@ -145,7 +150,16 @@ def pack_error(error: RunError | None) -> str | None:
     """Return an error with its traceback as JSON."""
     if error is None:
         return None
-    return dump({**error.as_dict(), "traceback": error.traceback})
+    fields = error.as_dict() | {"traceback": error.traceback}
+    return dump({name: value and storable(value) for name, value in fields.items()})
+
+
+def storable(text: str) -> str:
+    """Return text that UTF-8 can hold: a message may quote a file name that it cannot.
+
+    An outcome must never fail to be recorded for the words it is told in.
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def error_from(stored: str | None) -> RunError | None:

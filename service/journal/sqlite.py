@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 import apsw
 
+from turnout.service.errors import JournalError
 from turnout.service.event import Event
 from turnout.service.metrics import Metrics
 from turnout.service.run import Outcome, Run
@@ -126,9 +127,13 @@ class SqliteJournal(SqliteReader):
     ) -> list[Appended]:
         """Write events, their runs and decisions, and the trigger's positions, in one commit."""
         at = micros(now)
+        try:
+            events = [_event_values(entry, at, now) for entry in entries]
+        except (TypeError, ValueError) as error:
+            raise JournalError(f"this event cannot be stored: {error}") from error
         job = AppendJob(
             entries,
-            [_event_values(entry, at, now) for entry in entries],
+            events,
             [None if entry.event.minted else identity(entry.event) for entry in entries],
             partial(_verdicts, now),
             trigger=trigger,
@@ -273,7 +278,10 @@ class SqliteJournal(SqliteReader):
         return dict(self._unfinished), dict(self._dead)
 
     def size_bytes(self) -> int:
-        """Return the journal's size on disk, its log included, without pages free for reuse."""
+        """Return the journal's size on disk, its log included, without pages free for reuse.
+
+        As last looked at: by a write at most every quarter second, by pruning, by `probe`.
+        """
         return self._room.used_bytes
 
     @property
@@ -283,11 +291,15 @@ class SqliteJournal(SqliteReader):
 
     async def probe(self) -> None:
         """Try a durable write; raises like any write. How recovery from a full disk is noticed."""
-        await self._execute(
-            "INSERT INTO counters (name, value) VALUES ('probe', 1)"
-            " ON CONFLICT (name) DO UPDATE SET value = value + 1",
-            (),
-        )
+
+        def write(connection: apsw.Connection, tally: Tally) -> None:
+            connection.execute(
+                "INSERT INTO counters (name, value) VALUES ('probe', 1)"
+                " ON CONFLICT (name) DO UPDATE SET value = value + 1"
+            )
+            self._room.look()
+
+        await self._call(write)
 
     # ---------------------------------------------------------------- helpers
 

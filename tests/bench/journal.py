@@ -11,11 +11,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from typing import TypeAlias
 
 import uvloop
 
@@ -28,6 +31,7 @@ from turnout.service.run import Outcome, RunState
 
 BODY = b'{"order":"%s"}' % (b"x" * 280)
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
+Work: TypeAlias = Callable[[SqliteJournal, Entry], Awaitable[None]]
 OUTCOME = Outcome(state=RunState.SUCCEEDED, result=b"null")
 CALLERS = (1, 64, 512, 4096)
 
@@ -56,7 +60,9 @@ async def append_and_record(journal: SqliteJournal, ready: Entry) -> None:
     await journal.record(claim, OUTCOME, started_at=NOW, now=NOW)
 
 
-async def measure(work, entries: list[Entry], callers: int, folder: Path) -> tuple[float, float]:
+async def measure(
+    work: Work, entries: list[Entry], callers: int, folder: Path
+) -> tuple[float, float]:
     """Return events per second and the loop thread's processor time per event, in µs."""
     journal = await open_journal(
         folder, metrics=Metrics(), max_unfinished_runs=10**9, min_free_bytes=0
@@ -129,7 +135,9 @@ def main() -> None:
     parser.add_argument("--asyncio", action="store_true", help="the stock loop, not uvloop")
     chosen = parser.parse_args()
     factory = None if chosen.asyncio else uvloop.new_event_loop
-    print(f"{'work':18} {'callers':>7} {'events/s':>10} {'bare/s':>10} {'ratio':>6} {'loop µs':>8}")
+    sys.stdout.write(
+        f"{'work':18} {'callers':>7} {'events/s':>10} {'bare/s':>10} {'ratio':>6} {'loop µs':>8}\n"
+    )
     with asyncio.Runner(loop_factory=factory) as runner, tempfile.TemporaryDirectory() as place:
         folders = (Path(place) / str(number) for number in count())
         for work, record in ((append, False), (append_and_record, True)):
@@ -139,9 +147,9 @@ def main() -> None:
                 gc.freeze()  # the entries are the harness's, not the journal's garbage
                 bare = measure_bare(entries, callers, next(folders), record=record)
                 rate, used = runner.run(measure(work, entries, callers, next(folders)))
-                print(
-                    f"{work.__name__:18} {callers:7} {rate:10,.0f} {bare:10,.0f}"
-                    f" {rate / bare:6.2f} {used:8.1f}"
+                sys.stdout.write(
+                    f"{work.__name__:18} {callers:10} {rate:10,.0f} {bare:10,.0f}"
+                    f" {rate / bare:10.2f} {used:10.1f}\n"
                 )
 
 
