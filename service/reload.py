@@ -7,6 +7,7 @@ Loading is `loader`'s, and what becomes of running attempts is the service's.
 
 from __future__ import annotations
 
+import logging
 from asyncio import to_thread
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ async def changes(paths: Sequence[Path]) -> AsyncIterator[set[Path]]:
         name = Path(path).name
         return name.endswith(".py") and not name.startswith(".")
 
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # the service tells what it reloads
     folders = await to_thread(_folders, paths)
     async for found in awatch(
         *folders, watch_filter=is_python, step=SETTLE_MILLISECONDS, recursive=False
