@@ -48,7 +48,7 @@ from .journal_contract import (
 
 @asynccontextmanager
 async def opened(
-    folder: Path, *, metrics: Metrics | None = None, **bounds: int
+    folder: Path, metrics: Metrics | None = None, /, **bounds: int
 ) -> AsyncIterator[SqliteJournal]:
     chosen: dict[str, Any] = {"max_unfinished_runs": 10_000, "min_free_bytes": 0} | bounds
     journal = await open_journal(folder / "data", metrics=metrics or Metrics(), **chosen)
@@ -60,7 +60,7 @@ async def opened(
 
 class TestSqliteJournal(JournalContract):
     def open(self, folder: Path, **bounds: int) -> AbstractAsyncContextManager[SqliteJournal]:
-        return opened(folder, **bounds)
+        return opened(folder, None, **bounds)
 
 
 def test_the_class_has_the_contract_s_shape() -> None:
@@ -200,7 +200,7 @@ def _commits(metrics: Metrics) -> float:
 
 async def test_what_arrives_together_shares_a_commit(tmp_path: Path) -> None:
     metrics = Metrics()
-    async with opened(tmp_path, metrics=metrics) as journal:
+    async with opened(tmp_path, metrics) as journal:
         claims = await asyncio.gather(*(start(journal) for _ in range(500)))
         appends = _commits(metrics)
         assert appends <= 5
