@@ -19,17 +19,19 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import logs, pools
 from .errors import CodeChanged, MisplacedTask
 from .event import Event
 from .flow import Flow
 from .journal.contract import Claim, Journal
-from .metrics import Metrics
 from .pools import Pools
-from .settings import Settings
 from .units import utc_now
+
+if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
+    from .metrics import Metrics
+    from .settings import Settings
 
 DIRECT = "direct"
 """The run id, flow and event id of code that is called outside any run."""
@@ -242,6 +244,12 @@ def here(name: str) -> Scope | None:
     if context.broken is not None:
         raise context.broken
     return scope
+
+
+def current_group() -> Group | None:
+    """Return the `gather` or `map` whose branch is running here, if any."""
+    scope = _scope.get()
+    return None if scope is None else scope.group
 
 
 def _in_foreign_thread() -> bool:

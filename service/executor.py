@@ -7,7 +7,6 @@ Foreign code is called here, so this is one of the four places that catch `Excep
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,7 +21,6 @@ from .errors import (
     JournalFull,
     MisplacedTask,
     NotKept,
-    StepFailed,
 )
 from .journal.contract import Claim, Journal
 from .metrics import Metrics
@@ -30,24 +28,12 @@ from .pools import Pools
 from .project import AnyFlow
 from .resource import Resources
 from .retry import next_delay
-from .run import Fail, Outcome, Retry, RunError, RunState, Skip
+from .run import Fail, Outcome, Retry, RunState, Skip
 from .settings import Settings
-from .steps import step_of
-
-MAX_MESSAGE = 4096
-MAX_TRACEBACK = 32_768
-
+from .steps import describe
 
 HOPELESS = (Fail, InvalidData, NotKept, CodeChanged, MisplacedTask)
 """What another try would only repeat."""
-
-NAMES = {
-    Fail: "failed",
-    InvalidData: "invalid_data",
-    CodeChanged: "code_changed",
-    NotKept: "not_kept",
-}
-"""Error types of turnout's own, as they are written down; others keep their class's name."""
 
 
 class Executor:
@@ -157,12 +143,3 @@ def _with_log(outcome: Outcome, context: RunContext) -> Outcome:
         log=lines,
         counts=outcome.counts,
     )
-
-
-def describe(error: BaseException) -> RunError:
-    """Write down an error: its type, its message, the step it escaped from, its traceback."""
-    kind = NAMES.get(type(error), type(error).__name__)
-    if isinstance(error, StepFailed):
-        kind = error.type
-    text = "".join(traceback.format_exception(error))
-    return RunError(kind, str(error)[:MAX_MESSAGE], step_of(error), text[-MAX_TRACEBACK:])

@@ -131,17 +131,15 @@ class Pools:
     async def _exchange(self, request: bytes, name: str) -> Any:
         worker = self._idle.pop() if self._idle else _Worker()
         self._workers.add(worker)
+        work = self._exchanges.submit(worker.exchange, request)
         try:
-            answer = await _until_done(
-                self._exchanges.submit(worker.exchange, request), worker.kill
-            )
+            answer = await _until_done(work, worker.kill)
         except BaseException as error:
             worker.kill()
             self._workers.discard(worker)
-            if isinstance(error, EOFError | OSError):
+            if isinstance(error, WorkerDied):
                 raise WorkerDied(
-                    f"the worker process of {name} ended before the call did "
-                    f"(exit code {worker.exit_code()})"
+                    f"the worker process of {name} ended before it did: {error}"
                 ) from None
             raise
         self._idle.append(worker)
@@ -295,42 +293,42 @@ class _Worker:
     def __init__(self) -> None:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
-        self._lock = threading.Lock()
         self._killed = False
 
     def exchange(self, request: bytes) -> Any:
-        """Send a call and wait for its answer; `EOFError` or `OSError` if the worker dies."""
-        with self._lock:
-            if self._killed:
-                raise EOFError
+        """Send a call and wait for its answer, in a thread; raises `WorkerDied`."""
+        try:
             if self._pipe is None:
-                self._start()
-            pipe = self._pipe
-        assert pipe is not None
-        pipe.send_bytes(request)
-        return pickle.loads(pipe.recv_bytes())
+                self._pipe = self._start()
+            self._pipe.send_bytes(request)
+            return pickle.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError) as error:
+            self.kill()
+            raise WorkerDied(self._ending(error)) from None
 
-    def _start(self) -> None:
-        self._pipe, theirs = _spawn.Pipe()
-        self._process = _spawn.Process(
+    def _start(self) -> Connection:
+        ours, theirs = _spawn.Pipe()
+        process = _spawn.Process(
             target=_serve_calls, args=(theirs, list(sys.path)), name="turnout-worker", daemon=True
         )
-        self._process.start()
+        process.start()
         theirs.close()  # so that the worker's end is the only one, and its death is an EOF here
+        self._process = process
+        if self._killed:  # while it was starting
+            process.kill()
+        return ours
 
     def kill(self) -> None:
-        """End the process now; what waits in `exchange` gets an `EOFError`."""
-        with self._lock:
-            self._killed = True
-            if self._process is not None:
-                self._process.kill()
+        """End the process now; what waits in `exchange` gets `WorkerDied`."""
+        self._killed = True
+        if self._process is not None:
+            self._process.kill()
 
-    def exit_code(self) -> int | None:
-        """Return how the process ended."""
+    def _ending(self, error: Exception) -> str:
         if self._process is None:
-            return None
-        self._process.join(1)
-        return self._process.exitcode
+            return f"it could not start ({error})"
+        self._process.join(5)
+        return f"exit code {self._process.exitcode}"
 
 
 def _request(

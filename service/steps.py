@@ -27,6 +27,7 @@ from .context import (
     RunContext,
     Scope,
     Services,
+    current_group,
     here,
     inside,
     refuse_changed_code,
@@ -189,7 +190,7 @@ class Call:
                 started_at=self._started_at,
                 error=describe(_marked(error, self.key)),
             )
-        group = self.scope.group
+        group = current_group()
         lost = group is not None and group.failing not in (None, self.key)
         if group is not None and group.failing is None:
             group.failing = self.key
@@ -385,9 +386,12 @@ def describe(error: BaseException) -> RunError:
     if isinstance(error, StepFailed) and error.type:
         kind = error.type
     text = "".join(traceback.format_exception(error))
+    message = str(error)
+    if isinstance(error, BaseExceptionGroup):
+        message += f": {type(error.exceptions[0]).__name__}: {error.exceptions[0]}"
     return RunError(
         kind,
-        secrets.mask(str(error))[:_MAX_MESSAGE],
+        secrets.mask(message)[:_MAX_MESSAGE],
         step_of(error),
         secrets.mask(text)[-_MAX_TRACEBACK:],
     )

@@ -1,0 +1,122 @@
+"""One flow, a real journal and the real executor: what tests of steps and pools stand on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from turnout.service.event import Event
+from turnout.service.executor import Executor
+from turnout.service.journal.contract import Claim, Entry, NewRun, StepRecord
+from turnout.service.journal.sqlite import SqliteJournal, open_journal
+from turnout.service.metrics import Metrics
+from turnout.service.pools import Pools
+from turnout.service.resource import Resources
+from turnout.service.run import Outcome, RunState
+from turnout.service.settings import Settings
+from turnout.service.units import utc_now
+
+NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
+
+
+def an_event(data: Any = None, **attributes: Any) -> Event:
+    body = b"" if data is None else orjson.dumps(data)
+    chosen: dict[str, Any] = {"id": "e1", "source": "/test", "type": "test", "time": NOW}
+    return Event(**(chosen | {"body": body, "trigger": "webhook:/test"} | attributes))
+
+
+@dataclass
+class Attempts:
+    """Runs attempts of one run, the way the service would."""
+
+    journal: SqliteJournal
+    pools: Pools
+    resources: Resources
+    metrics: Metrics
+    settings: Settings
+    claim: Claim | None = None
+
+    async def first(self, flow: Any, data: Any = None, **attributes: Any) -> Outcome:
+        """Append an event and run the first attempt of its run."""
+        await self.new_run(flow, data, **attributes)
+        return await self.execute(flow)
+
+    async def new_run(self, flow: Any, data: Any = None, **attributes: Any) -> Claim:
+        event = an_event(data, **attributes)
+        run = NewRun(
+            id=f"run-of-{event.id}",
+            flow=flow.name,
+            state=RunState.RUNNING,
+            code_version=flow.code_version,
+        )
+        appended = (await self.journal.append([Entry(event=event, runs=[run])], now=NOW))[0]
+        self.claim = Claim(
+            run_seq=run.seq, run_id=run.id, flow=run.flow, event_seq=appended.event_seq,
+            event=event, token=1, attempt=1, crashes=0, replay=0, order_key=None, limit_key=None,
+            due_at=NOW,
+        )  # fmt: skip
+        return self.claim
+
+    async def execute(self, flow: Any) -> Outcome:
+        assert self.claim is not None
+        executor = Executor(
+            self.journal, self.pools, self.resources, self.settings, self.metrics, now=utc_now
+        )
+        outcome = await executor.execute(self.claim, flow)
+        await self.journal.record(self.claim, outcome, started_at=NOW, now=NOW)
+        return outcome
+
+    async def again(self, flow: Any) -> Outcome:
+        """Claim the run again (it is retrying) and run its next attempt."""
+        await self.reclaim()
+        return await self.execute(flow)
+
+    async def reclaim(self) -> Claim:
+        assert self.claim is not None
+        later = utc_now() + timedelta(days=365)
+        (self.claim,) = await self.journal.claim([self.claim.run_seq], now=later)
+        return self.claim
+
+    async def crash(self) -> Claim:
+        """Do what a restart does to a run that was running: requeue and claim it again."""
+        await self.journal.rescue(now=NOW)
+        return await self.reclaim()
+
+    async def until_recorded(self, key: str) -> None:
+        """Wait until a step is in the journal, in whatever state."""
+        async with asyncio.timeout(5):
+            while key not in await self.steps():  # noqa: ASYNC110  the fact is in the journal
+                await asyncio.sleep(0)
+
+    async def steps(self) -> dict[str, StepRecord]:
+        assert self.claim is not None
+        return {step.key: step for step in await self.journal.steps(self.claim.run_seq)}
+
+
+@asynccontextmanager
+async def attempts(
+    folder: Path, *, threads: int = 4, processes: int = 1, **settings: Any
+) -> AsyncIterator[Attempts]:
+    metrics = Metrics()
+    journal = await open_journal(
+        folder / "data",
+        metrics=metrics,
+        synchronous="normal",
+        max_unfinished_runs=1000,
+        min_free_bytes=0,
+    )
+    pools = Pools(threads, processes)
+    resources = Resources()
+    try:
+        yield Attempts(journal, pools, resources, metrics, Settings(**settings))
+    finally:
+        await resources.stop()
+        pools.close()
+        await journal.close()
