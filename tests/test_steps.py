@@ -498,7 +498,10 @@ async def test_a_result_that_cannot_be_kept_stops_the_flow_before_its_next_step(
     assert message(outcome).startswith("step 'returns_a_lock#1' of flow 'keeps': the result, lock")
 
 
-async def test_code_that_changed_under_a_recorded_step_is_refused_by_name(tmp_path: Path) -> None:
+async def test_code_that_changed_under_a_recorded_step_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(two_then_fail), "code_version", "of the file as it was")
     async with attempts(tmp_path) as run:
         fail_at.add("c")
         await run.first(two_then_fail)
@@ -508,9 +511,8 @@ async def test_code_that_changed_under_a_recorded_step_is_refused_by_name(tmp_pa
             await weigh.run("new")
             await charge("a")
 
-        claim = await run.reclaim()
-        claim.code_version = "another"
-        outcome = await run.execute(changed)
+        vars(changed)["code_version"] = "of the file as it is now"
+        outcome = await run.again(changed)
     assert outcome.error is not None and outcome.error.type == "code_changed"
     assert re.search(r"runs step 'weigh#1' where step '\w+#\d' is recorded", message(outcome))
     assert "new" not in done

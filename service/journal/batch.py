@@ -169,7 +169,7 @@ class Batch:
 
     def _claim_from(self, row: Sequence[Any], steps: dict[int, list[Any]]) -> Claim:
         (seq, run_id, flow, _, token, attempts, crashes, replay, order_key, limit_key, due_at,
-         *event_row, body) = row  # fmt: skip
+         code_version, *event_row, body) = row  # fmt: skip
         content = bytes.fromhex(body) if body is not None else self._body(event_row[0])
         event_row.insert(7, content)
         return Claim(
@@ -187,6 +187,7 @@ class Batch:
             due_at=instant(due_at),
             suspect=is_suspect(crashes),
             recorded={row[0]: step_from(row) for row in steps.get(seq, ())},
+            code_version=code_version,
         )
 
     def _body(self, event_seq: int) -> bytes:
@@ -212,8 +213,8 @@ class Batch:
 _CLAIM_ROWS = f"""
 SELECT json_group_array(json_array(
     r.seq, r.id, r.flow, r.state, r.token, r.attempts, r.crashes, r.replay, r.order_key,
-    r.limit_key, coalesce(r.due_at, r.queued_at), e.seq, e.id, e.source, e.type, e.tenant,
-    e.trigger, e.time, e.details,
+    r.limit_key, coalesce(r.due_at, r.queued_at), r.code_version, e.seq, e.id, e.source,
+    e.type, e.tenant, e.trigger, e.time, e.details,
     CASE WHEN length(e.body) <= {_INLINE_BODY_BYTES} THEN hex(e.body) END))
 FROM runs AS r JOIN events AS e ON e.seq = r.event_seq
 WHERE r.seq IN (SELECT value FROM json_each(?)) AND r.state IN {_CLAIMABLE}
