@@ -157,7 +157,7 @@ def test_daily_report_is_sent_again_until_it_arrives(tmp_path: Path) -> None:
         serve(tmp_path, "daily_report.py", REPORT_URL=url).start() as program,
     ):
         program.ready()
-        name = quote("cron:0 9 * * * Europe/Berlin", safe="")
+        name = quote("cron:0 9 * * *", safe="")
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         fired = program.ask(f"/api/triggers/{name}/fire", method="POST", headers=bearer)
         assert fired is not None and fired.status in (200, 202), fired

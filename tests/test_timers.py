@@ -107,12 +107,9 @@ def test_a_tick_is_an_event_with_a_stable_identity() -> None:
         event = emit.events[0]
         assert event.data == {"due": "2026-03-02T09:15:00Z"}
         assert event.type == "turnout.timer.tick"
-        assert (
-            event.source
-            == "turnout:timers/cron%3A%2A%2F15%20%2A%20%2A%20%2A%20%2A%20Europe%2FBerlin"
-        )
+        assert event.source == "turnout:timers/cron%3A%2A%2F15%20%2A%20%2A%20%2A%20%2A"
         assert event.id.startswith("cron-") and event.id.endswith("-20260302T091500Z")
-        assert event.trigger == "cron:*/15 * * * * Europe/Berlin"
+        assert event.trigger == "cron:*/15 * * * *"
         assert event.extensions == {}
         assert not event.minted
         assert emit.stored_positions == {"tick": "2026-03-02T10:00:00Z"}
@@ -479,13 +476,13 @@ def test_jitter_spreads_timers_evenly() -> None:
 @pytest.mark.parametrize(
     ("timer", "name"),
     [
-        (cron(" 0  9 * * mon ", tz="Europe/Berlin"), "cron:0 9 * * MON Europe/Berlin"),
-        (cron("@daily"), "cron:0 0 * * * UTC"),
-        (cron("@daily", tz=UTC), "cron:0 0 * * * UTC"),
-        (cron("@daily", jitter="5m", missed="skip"), "cron:0 0 * * * UTC"),
+        (cron(" 0  9 * * mon ", tz="Europe/Berlin"), "cron:0 9 * * MON"),
+        (cron("@daily"), "cron:0 0 * * *"),
+        (cron("@daily", tz=UTC), "cron:0 0 * * *"),
+        (cron("@daily", jitter="5m", missed="skip"), "cron:0 0 * * *"),
         (every("900s"), "every:15m"),
         (every(timedelta(minutes=15), start="now"), "every:15m"),
-        (at("2026-12-01T09:00", tz="Europe/Berlin"), "at:2026-12-01T09:00 Europe/Berlin"),
+        (at("2026-12-01T09:00", tz="Europe/Berlin"), "at:2026-12-01T09:00"),
         (at(datetime(2026, 12, 1, 9, tzinfo=UTC)), "at:2026-12-01T09:00:00+00:00"),
         (every("15m", name="poll"), "poll"),
     ],

@@ -151,7 +151,7 @@ def cron(
     fields = cron_fields(expression)
     return Timer(
         kind="cron",
-        name=name if name is not None else f"cron:{fields} {tz}",
+        name=name if name is not None else f"cron:{fields}",
         schedule=Cron(fields, str(tz)),
         missed=missed,
         missed_limit=missed_limit,
@@ -201,7 +201,7 @@ def at(
     text = _written(when) or ""
     return Timer(
         kind="at",
-        name=name if name is not None else f"at:{text}{f' {tz}' if tz else ''}",
+        name=name if name is not None else f"at:{text}",
         schedule=Once(text, _zone(tz)),
         missed=missed,
     )
