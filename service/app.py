@@ -95,8 +95,8 @@ async def _live(
     server = Server(ingest, sock, settings)
     serving = tasks.create_task(server.run())
     url = _url(settings, sock)
-    journal.write_url(url)
     load_or_make_token(settings)
+    journal.write_url(url)  # last, so that whoever reads the address finds the token
     await process.start_triggers()
     maintenance = Maintenance(journal, process.effects, settings, process.metrics, now=process.now)
     background.append(tasks.create_task(maintenance.run()))
@@ -146,9 +146,12 @@ async def _end_when_broken(journal: SqliteJournal) -> None:
 
 
 async def _load_rest(process: Process) -> Any:
-    from .api.rest import create_rest  # FastAPI takes most of a second to import
+    def create() -> Any:
+        from .api.rest import create_rest  # FastAPI takes most of a second to import
 
-    return create_rest(process)
+        return create_rest(process)
+
+    return await asyncio.to_thread(create)
 
 
 async def _reload(process: Process, ingest: Ingest, flow_paths: Sequence[Path]) -> None:

@@ -6,7 +6,8 @@ Works on a live service (with its dispatcher and emitters) and on a journal at r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from .dispatcher import Dispatcher
@@ -219,15 +220,20 @@ class Operator:
 
     async def cancel_all(self, which: Filter) -> list[Run]:
         """Cancel every unfinished run that fits; those that ended meanwhile are left alone."""
-        return [
-            await self.cancel(run.id)
-            for run in await self.matching(which)
-            if run.state not in FINISHED
-        ]
+        chosen = [run for run in await self.matching(which) if run.state not in FINISHED]
+        return await _each(self.cancel, chosen)
 
     async def retry_all(self, which: Filter) -> list[Run]:
         """Queue every failed or cancelled run that fits again."""
-        chosen = (RunState.FAILED, RunState.CANCELLED)
-        return [
-            await self.retry(run.id) for run in await self.matching(which) if run.state in chosen
-        ]
+        states = (RunState.FAILED, RunState.CANCELLED)
+        chosen = [run for run in await self.matching(which) if run.state in states]
+        return await _each(self.retry, chosen)
+
+
+async def _each(act: Callable[[str], Awaitable[Run]], runs: Sequence[Run]) -> list[Run]:
+    """Act on every run, leaving out those whose state has changed meanwhile."""
+    done = []
+    for run in runs:
+        with suppress(Refused, NotFound):
+            done.append(await act(run.id))
+    return done
