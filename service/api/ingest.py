@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Protocol, runtime_checkable
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 import orjson
 
@@ -37,7 +37,8 @@ from .exchange import (
     refuse,
 )
 
-PREFIX = b"/hooks"
+PREFIX = "/hooks"
+_HOOKS = b"/hooks/"
 
 
 @runtime_checkable
@@ -78,12 +79,12 @@ def _is_loopback(host: str) -> bool:
 class Route:
     """One called trigger and all that is known of it before a request comes."""
 
-    __slots__ = ("allow", "emit", "limit", "methods", "parts", "receive", "trigger")
+    __slots__ = ("allow", "emit", "limit", "methods", "parts", "path", "receive")
 
     def __init__(self, trigger: CalledTrigger, emit: Emitter, max_body_bytes: int) -> None:
         if isinstance(trigger, Webhook):
             trigger.unlock()
-        self.trigger = trigger
+        self.path = PREFIX + trigger.route
         self.receive = trigger.receive
         self.emit = emit
         self.methods = frozenset(getattr(trigger, "methods", ("POST",)))
@@ -139,24 +140,21 @@ class Ingest:
         made = [Route(trigger, emit, self._settings.max_body_bytes) for trigger, emit in routes]
         # Fixed parts before parameters, so that /t/all wins over /t/{tenant}.
         self._routes = sorted(made, key=lambda route: [part[:1] == "{" for part in route.parts])
-        self._static = {
-            PREFIX + route.trigger.route.encode(): route
-            for route in made
-            if "{" not in route.trigger.route
-        }
+        self._static = {route.path.encode(): route for route in made if "{" not in route.path}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI 3)."""
         if scope["type"] != "http":
             return
-        path: bytes = scope.get("raw_path") or scope["path"].encode()
-        route = self._static.get(path)
+        raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        path: str | None = None
         params: Mapping[str, str] = _NO_PARAMS
+        route = self._static.get(raw_path)
         if route is None:
-            if not path.startswith(b"/hooks/"):
-                await self._page(path, scope, receive, send)
+            if not raw_path.startswith(_HOOKS):
+                await self._page(raw_path, scope, receive, send)
                 return
-            route, params = self._find(path)
+            route, params, path = self._find(raw_path)
             if route is None:
                 await refuse(_UNKNOWN, scope, receive, send)
                 return
@@ -175,7 +173,7 @@ class Ingest:
         reply = await route.receive(
             Inbound(
                 method=scope["method"],
-                path=path.decode("ascii", "replace"),
+                path=path or route.path,
                 params=params,
                 query=scope["query_string"],
                 headers=headers,
@@ -189,17 +187,22 @@ class Ingest:
 
     # ---- routes
 
-    def _find(self, path: bytes) -> tuple[Route | None, Mapping[str, str]]:
-        """Match a path part by part: a `%2F` is inside a part, never between two."""
+    def _find(self, raw_path: bytes) -> tuple[Route | None, Mapping[str, str], str]:
+        """Match a path part by part: a `%2F` is inside a part, never between two.
+
+        The path is also returned in its one canonical spelling: it becomes the event's source,
+        and a delivery must not be new again because somebody wrote `%61` for `a`.
+        """
         try:
-            parts = [unquote_to_bytes(part).decode() for part in path.split(b"/")[2:]]
+            parts = [unquote_to_bytes(part).decode() for part in raw_path.split(b"/")[2:]]
         except UnicodeDecodeError:
-            return None, _NO_PARAMS
+            return None, _NO_PARAMS, ""
         for route in self._routes:
             params = route.match(parts)
             if params is not None:
-                return route, params
-        return None, _NO_PARAMS
+                path = "/".join([PREFIX, *(quote(part, safe="") for part in parts)])
+                return route, params, path
+        return None, _NO_PARAMS, ""
 
     def _client(self, scope: Scope, headers: Mapping[str, Sequence[bytes]]) -> str | None:
         """Return the sender's address: the peer's, or what a trusted proxy says it is."""
