@@ -9,10 +9,11 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 import pytest
@@ -25,16 +26,25 @@ from turnout.service.errors import (
     NotFound,
     SetupError,
 )
-from turnout.service.journal.contract import Filter, Journal
+from turnout.service.journal import upkeep
+from turnout.service.journal.batch import Batch
+from turnout.service.journal.connection import open_for_writing
+from turnout.service.journal.contract import Entry, Filter, Journal
+from turnout.service.journal.intake import Intake
+from turnout.service.journal.jobs import CallJob, ClaimJob
 from turnout.service.journal.lock import Holder, read_lock
-from turnout.service.journal.reader import open_reader
+from turnout.service.journal.reader import SqliteReader, open_reader
+from turnout.service.journal.room import Room
+from turnout.service.journal.rows import micros
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
+from turnout.service.journal.tally import Tally
 from turnout.service.metrics import Metrics
 from turnout.service.run import RunState
 
 from .journal_contract import (
     NOW,
     JournalContract,
+    claim_of,
     ended,
     expect_run,
     finish,
@@ -44,6 +54,8 @@ from .journal_contract import (
     start,
     step,
 )
+
+_Value = TypeVar("_Value")
 
 
 @asynccontextmanager
@@ -290,6 +302,106 @@ async def test_pruning_by_size_makes_room(tmp_path: Path) -> None:
         assert before - journal.size_bytes() > 5 * 10**6
         assert [stored.event.id for stored in await journal.events(Filter())] == [kept.event]
         assert journal.counts()[1] == {}
+
+
+# ---------------------------------------------------------------- cost
+
+
+class CountingReader(SqliteReader):
+    """Counts the steps of the database's own machine, which no other load on this box changes."""
+
+    counted = 0
+
+    async def read(self, query: Callable[[apsw.Connection], _Value]) -> _Value:
+        return await super().read(partial(self._count, query))
+
+    def _count(
+        self, query: Callable[[apsw.Connection], _Value], connection: apsw.Connection
+    ) -> _Value:
+        def count() -> bool:
+            self.counted += 1
+            return False
+
+        connection.set_progress_handler(count, 1)
+        try:
+            return query(connection)
+        finally:
+            connection.set_progress_handler(None)
+
+
+async def _costs(folder: Path, backlog: int) -> dict[str, int]:
+    """Return the steps each question and each write takes beside a backlog."""
+    async with opened(folder) as journal:
+        for state in (RunState.QUEUED, RunState.SCHEDULED, RunState.RUNNING, RunState.FAILED):
+            runs = [make_run(f"f{n % 2}", state, due_at=NOW) for n in range(backlog)]
+            entries = [Entry(event=make_event(), runs=[run]) for run in runs]
+            appended = await journal.append(entries, now=NOW)
+            if state is RunState.RUNNING:
+                for entry, one in zip(entries, appended, strict=True):
+                    await finish(journal, claim_of(entry, one), ended())
+    reader = CountingReader(folder / "data")
+    costs = {}
+    questions: dict[str, Callable[[], Awaitable[object]]] = {
+        "queued": lambda: reader.queued("f1", 5, 3),
+        "due": lambda: reader.due(NOW, 3),
+        "next due": reader.next_due_at,
+        "effects": lambda: reader.effects(0, 9),
+        "ended": lambda: reader.event_ended(3),
+        "runs": lambda: reader.runs(Filter(limit=3)),
+        "runs of a flow": lambda: reader.runs(Filter(flow="f1", limit=3)),
+        "runs in a state": lambda: reader.runs(Filter(state=RunState.FAILED, limit=3)),
+        "cancelled runs": lambda: reader.runs(Filter(state=RunState.CANCELLED, limit=3)),
+        "events": lambda: reader.events(Filter(limit=3)),
+    }
+    for name, question in questions.items():
+        reader.counted = 0
+        await question()
+        costs[name] = reader.counted
+    await reader.close()
+    return costs | await asyncio.to_thread(_write_costs, folder / "data")
+
+
+def _write_costs(folder: Path) -> dict[str, int]:
+    connection = open_for_writing(folder, synchronous="normal")
+    room = Room(connection, folder, 0)
+    batch = Batch(connection, Intake(connection, room, max_unfinished_runs=10**6), room)
+    early, late = micros(NOW) - 1, micros(NOW) + 10**7
+    steps = 0
+
+    def count() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    def prune(before: int) -> CallJob:
+        ages = dict.fromkeys(
+            ("finished_before", "failed_before", "unmatched_before", "dedupe_before"), before
+        )
+        return CallJob(lambda connection, tally: upkeep.prune(connection, tally, **ages, limit=3))
+
+    costs = {}
+    connection.set_progress_handler(count, 1)
+    for name, job in {
+        "claim": ClaimJob([1, 2, 3], micros(NOW)),
+        "prune nothing": prune(early),
+        "prune": prune(late),
+        "prune oldest": CallJob(
+            lambda connection, tally: upkeep.prune_oldest(connection, tally, 3)
+        ),
+        "rescue": CallJob(lambda connection, tally: upkeep.rescue(connection, tally, NOW)),
+    }.items():
+        steps = 0
+        batch([job], Tally(0))
+        costs[name] = steps
+    connection.close()
+    return costs
+
+
+async def test_nothing_costs_more_beside_a_backlog(tmp_path: Path) -> None:
+    small = await _costs(tmp_path / "small", 20)
+    large = await _costs(tmp_path / "large", 1000)
+    grown = {name: (small[name], cost) for name, cost in large.items() if cost > 2 * small[name]}
+    assert grown == {}
 
 
 # ---------------------------------------------------------------- a disk that fails

@@ -19,11 +19,12 @@ import orjson
 
 from turnout.service.errors import JournalError
 from turnout.service.event import Event
-from turnout.service.run import Run, RunState
+from turnout.service.run import Run
 
 from .connection import open_for_reading, read_all, translate
 from .contract import Attempt, Filter, Queued, StepRecord, StoredEvent
 from .examine import CHECKS
+from .filters import events_where, runs_query
 from .rows import (
     EVENT_COLUMNS,
     RUN_COLUMNS,
@@ -118,10 +119,11 @@ class SqliteReader:
 
     async def runs(self, which: Filter) -> list[Run]:
         """Return matching runs, newest first."""
-        text, values = _runs_query(which)
-        return await self.read(
-            lambda connection: [run_from(row) for row in connection.execute(text, values)]
-        )
+
+        def query(connection: apsw.Connection) -> list[Run]:
+            return [run_from(row) for row in connection.execute(*runs_query(connection, which))]
+
+        return await self.read(query)
 
     async def steps(self, run_seq: int) -> list[StepRecord]:
         """Return a run's steps in the order they were first recorded, superseded ones too."""
@@ -164,7 +166,7 @@ class SqliteReader:
 
     async def events(self, which: Filter) -> list[StoredEvent]:
         """Return matching events, newest first; `flow` and `state` select by their runs."""
-        where, values = _events_where(which)
+        where, values = events_where(which)
         return await self.read(
             lambda connection: _stored_events(connection, where, values, which.limit)
         )
@@ -206,10 +208,11 @@ class SqliteReader:
             "state IN ('scheduled', 'retrying', 'waiting') AND due_at <= ?"
             " ORDER BY due_at, seq LIMIT ?",
             (micros(before), limit),
+            index="INDEXED BY runs_due",
         )
 
-    async def _queued(self, where: str, values: tuple[Any, ...]) -> list[Queued]:
-        text = f"SELECT {_QUEUED_ITEM} FROM runs WHERE {where}"
+    async def _queued(self, where: str, values: tuple[Any, ...], index: str = "") -> list[Queued]:
+        text = f"SELECT {_QUEUED_ITEM} FROM runs {index} WHERE {where}"
         return await self.read(
             lambda connection: [queued_from(row) for row in read_all(connection, text, values)]
         )
@@ -219,7 +222,7 @@ class SqliteReader:
         found = await self.read(
             lambda connection: (
                 connection.execute(
-                    "SELECT min(due_at) FROM runs"
+                    "SELECT min(due_at) FROM runs INDEXED BY runs_due"
                     " WHERE state IN ('scheduled', 'retrying', 'waiting')"
                 ).get
             )
@@ -231,8 +234,7 @@ class SqliteReader:
         text = (
             "SELECT json_array(flow, order_key, seq, dead) AS item FROM ("
             "SELECT flow, order_key, seq, dead FROM runs"
-            " WHERE state IN ('scheduled', 'retrying', 'waiting')"
-            " AND state <> 'scheduled' AND order_key IS NOT NULL"
+            " WHERE state IN ('retrying', 'waiting') AND order_key IS NOT NULL"
             " UNION ALL SELECT flow, order_key, seq, dead FROM runs"
             " WHERE dead = 1 AND order_key IS NOT NULL) ORDER BY seq"
         )
@@ -303,74 +305,6 @@ def _runs_by_id(connection: apsw.Connection, where: str, values: tuple[str, ...]
         f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE {where} LIMIT 2", values
     )
     return [run_from(row) for row in rows]
-
-
-def _runs_query(which: Filter) -> tuple[str, list[Any]]:
-    """Return the statement for a filter.
-
-    A flow's runs are found through the index on (state, flow), state by state, because one scan
-    from the newest run back could pass millions of other flows' runs. The same for a rare state.
-    """
-    where, values = _runs_where(which)
-    newest = f"{where} ORDER BY r.seq DESC LIMIT ?"
-    if which.event is not None:
-        source = f"events AS e CROSS JOIN runs AS r ON r.event_seq = e.seq WHERE {newest}"
-        return f"SELECT {RUN_COLUMNS} FROM {source}", [*values, which.limit]
-    states = [which.state] if which.state is not None else list(RunState)
-    if which.flow is None and which.state in (None, RunState.SUCCEEDED):
-        source = "runs AS r NOT INDEXED CROSS JOIN events AS e ON e.seq = r.event_seq"
-        return f"SELECT {RUN_COLUMNS} FROM {source} WHERE {newest}", [*values, which.limit]
-    source = "runs AS r CROSS JOIN events AS e ON e.seq = r.event_seq"
-    part = f"SELECT * FROM (SELECT {RUN_COLUMNS} FROM {source} WHERE r.state = ? AND {newest})"
-    text = " UNION ALL ".join([part] * len(states)) + " ORDER BY 1 DESC LIMIT ?"
-    parts = [value for state in states for value in (state.value, *values, which.limit)]
-    return text, [*parts, which.limit]
-
-
-def _runs_where(which: Filter) -> tuple[str, list[Any]]:
-    conditions = ["true"]
-    values: list[Any] = []
-    for condition, value in (
-        ("r.flow = ?", which.flow),
-        ("r.state = ?", None if which.state is None else which.state.value),
-        ("e.trigger = ?", which.trigger),
-        ("e.id = ?", which.event),
-        ("r.queued_at >= ?", None if which.since is None else micros(which.since)),
-        ("r.queued_at < ?", None if which.until is None else micros(which.until)),
-        ("r.dead = ?", None if which.dead is None else int(which.dead)),
-        ("r.seq < ?", which.cursor),
-    ):
-        if value is not None:
-            conditions.append(condition)
-            values.append(value)
-    return " AND ".join(conditions), values
-
-
-def _events_where(which: Filter) -> tuple[str, list[Any]]:
-    conditions = ["true"]
-    values: list[Any] = []
-    for condition, value in (
-        ("e.trigger = ?", which.trigger),
-        ("e.id = ?", which.event),
-        ("e.accepted_at >= ?", None if which.since is None else micros(which.since)),
-        ("e.accepted_at < ?", None if which.until is None else micros(which.until)),
-        ("e.seq < ?", which.cursor),
-    ):
-        if value is not None:
-            conditions.append(condition)
-            values.append(value)
-    of_run = ["r.event_seq = e.seq"]
-    for condition, value in (
-        ("r.flow = ?", which.flow),
-        ("r.state = ?", None if which.state is None else which.state.value),
-        ("r.dead = ?", None if which.dead is None else int(which.dead)),
-    ):
-        if value is not None:
-            of_run.append(condition)
-            values.append(value)
-    if len(of_run) > 1:
-        conditions.append(f"EXISTS (SELECT 1 FROM runs AS r WHERE {' AND '.join(of_run)})")
-    return " AND ".join(conditions), values
 
 
 def _stored_events(

@@ -111,8 +111,8 @@ class SqliteJournal(SqliteReader):
 
     async def close(self) -> None:
         """Finish queued writes, close the files, give the folder up; may be called twice."""
+        await super().close()  # first: only the last connection folds the log into the database
         await self._writer.close()
-        await super().close()
         self._lock.release()
 
     # ---------------------------------------------------------------- an event's way in
@@ -260,7 +260,7 @@ class SqliteJournal(SqliteReader):
         return deleted
 
     async def prune_oldest(self, limit: int) -> int:
-        """Delete up to `limit` of the oldest ended events whatever their age; returns rows.
+        """Delete up to `limit` runs and unmatched events, the first ended first; returns rows.
 
         For `max_journal_bytes`: call until `size_bytes` is low enough or it returns 0.
         """

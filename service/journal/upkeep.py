@@ -74,29 +74,14 @@ def prune(
     limit: int,
 ) -> int:
     """Delete up to `limit` old runs with what hangs on them, or else other old rows."""
-    execute = connection.execute
-    old = "SELECT r.seq, r.event_seq, r.flow, r.dead FROM runs AS r JOIN events AS e"
-    still = "AND e.effect IS NOT 0 ORDER BY r.finished_at LIMIT ?"
-    found: list[Any] = execute(
-        f"{old} ON e.seq = r.event_seq WHERE r.state IN ('succeeded', 'cancelled', 'skipped')"
-        f" AND r.finished_at < ? {still}",
-        (finished_before, limit),
-    ).fetchall()
-    found += execute(
-        f"{old} ON e.seq = r.event_seq WHERE r.state = 'failed' AND r.finished_at < ? {still}",
-        (failed_before, limit - len(found)),
-    ).fetchall()
-    deleted = _delete_runs(connection, tally, found)
-    deleted += _delete_events(connection, sorted({row[1] for row in found}))
-    if len(found) < limit:
-        unmatched: list[Any] = execute(
-            "SELECT seq FROM events WHERE unmatched = 1 AND accepted_at < ? AND effect IS NOT 0"
-            " ORDER BY accepted_at LIMIT ?",
-            (unmatched_before, limit),
-        ).fetchall()
-        deleted += _delete_events(connection, [row[0] for row in unmatched])
+    ended = _old(connection, _ENDED_RUNS, finished_before, limit)
+    ended += _old(connection, _FAILED_RUNS, failed_before, limit - len(ended))
+    deleted = _delete(connection, tally, ended)
+    if len(ended) < limit:
+        unmatched = _old(connection, _UNMATCHED_EVENTS, unmatched_before, limit)
+        deleted += _delete(connection, tally, unmatched)
         # Rows are in order of arrival: looking at the first few is enough.
-        execute(
+        connection.execute(
             "DELETE FROM dedupe WHERE event_seq IN (SELECT event_seq FROM"
             " (SELECT event_seq, accepted_at FROM dedupe ORDER BY event_seq LIMIT ?2)"
             " WHERE accepted_at < ?1)",
@@ -107,45 +92,63 @@ def prune(
 
 
 def prune_oldest(connection: apsw.Connection, tally: Tally, limit: int) -> int:
-    """Delete up to `limit` of the oldest events all whose runs have ended, whatever their age."""
-    events: list[Any] = connection.execute(
-        "SELECT e.seq FROM events AS e WHERE e.effect IS NOT 0 AND NOT EXISTS"
-        f" (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.state IN {UNFINISHED_STATES})"
-        " ORDER BY e.seq LIMIT ?",
-        (limit,),
-    ).fetchall()
-    seqs = [row[0] for row in events]
-    runs: list[Any] = connection.execute(
-        "SELECT seq, event_seq, flow, dead FROM runs"
-        " WHERE event_seq IN (SELECT value FROM json_each(?))",
-        (_json(seqs),),
-    ).fetchall()
-    return _delete_runs(connection, tally, runs) + _delete_events(connection, seqs)
+    """Delete up to `limit` of the ended runs and unmatched events that ended first."""
+    kinds = (_ENDED_RUNS, _FAILED_RUNS, _UNMATCHED_EVENTS)
+    oldest = sorted(row for kind in kinds for row in _old(connection, kind, _NEVER, limit))
+    return _delete(connection, tally, oldest[:limit])
 
 
-def _delete_runs(connection: apsw.Connection, tally: Tally, runs: Sequence[Any]) -> int:
-    """Delete finished runs (rows of seq, event_seq, flow, dead) with their steps and attempts."""
-    if not runs:
+_NEVER = 2**62  # later than any instant
+
+# What may go, each by an index of its own: (ended at, event_seq, run's seq, flow, dead). The
+# planner has no statistics and would walk all runs of a state. An event whose effect is still
+# due keeps its runs, because the effect depends on how they ended.
+_RUN = "r.finished_at, r.event_seq, r.seq, r.flow, r.dead"
+_STILL = "AND r.finished_at < ? AND e.effect IS NOT 0 ORDER BY r.finished_at LIMIT ?"
+_EVENT = "CROSS JOIN events AS e ON e.seq = r.event_seq"
+_ENDED_RUNS = (
+    f"SELECT {_RUN} FROM runs AS r INDEXED BY runs_ended {_EVENT}"
+    f" WHERE r.state IN ('succeeded', 'cancelled', 'skipped') {_STILL}"
+)
+_FAILED_RUNS = (
+    f"SELECT {_RUN} FROM runs AS r INDEXED BY runs_failed {_EVENT}"
+    f" WHERE r.state = 'failed' {_STILL}"
+)
+_UNMATCHED_EVENTS = (
+    "SELECT accepted_at, seq, 0, '', 0 FROM events INDEXED BY events_unmatched"
+    " WHERE unmatched = 1 AND accepted_at < ? AND effect IS NOT 0 ORDER BY accepted_at LIMIT ?"
+)
+
+
+def _old(connection: apsw.Connection, query: str, before: int, limit: int) -> list[Any]:
+    found: list[Any] = connection.execute(query, (before, limit)).fetchall()
+    return found
+
+
+def _delete(connection: apsw.Connection, tally: Tally, rows: Sequence[Any]) -> int:
+    """Delete the runs of `rows` with what hangs on them, and events left without runs."""
+    if not rows:
         return 0
     _keep_highest(connection)
-    seqs = _json([row[0] for row in runs])
+    deleted = _delete_runs(connection, [row[2] for row in rows if row[2]])
+    for _, _, _, flow, dead in rows:
+        if dead:
+            tally.died(flow, -1)
+    return deleted + _delete_events(connection, sorted({row[1] for row in rows}))
+
+
+def _delete_runs(connection: apsw.Connection, seqs: Sequence[int]) -> int:
     deleted = 0
     for table, column in (("steps", "run_seq"), ("attempts", "run_seq"), ("runs", "seq")):
         connection.execute(
-            f"DELETE FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))", (seqs,)
+            f"DELETE FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))",
+            (_json(seqs),),
         )
         deleted += connection.changes()
-    for _seq, _event_seq, flow, dead in runs:
-        if dead:
-            tally.died(flow, -1)
     return deleted
 
 
 def _delete_events(connection: apsw.Connection, seqs: Sequence[int]) -> int:
-    """Delete those of the events that no run needs any more, with their decisions."""
-    if not seqs:
-        return 0
-    _keep_highest(connection)
     free: list[Any] = connection.execute(
         "SELECT e.seq FROM events AS e WHERE e.seq IN (SELECT value FROM json_each(?))"
         " AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq)",

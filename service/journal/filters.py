@@ -1,0 +1,110 @@
+"""A filter as a statement: newest first, found through an index wherever matches may be rare.
+
+Pure text and values, except that the flows of a state are asked of the database. A filter on a
+trigger or on time walks back from the newest row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import apsw
+
+from turnout.service.run import RunState
+
+from .contract import Filter
+from .rows import RUN_COLUMNS, micros
+
+_MOST_PARTS = 200  # SQLite joins at most 500 selects in one statement
+
+
+def runs_query(connection: apsw.Connection, which: Filter) -> tuple[str, list[Any]]:
+    """Return the statement that reads the runs of a filter.
+
+    One flow's or one state's runs are found through the index on (state, flow), pair by pair,
+    because walking back from the newest run could pass millions of others. Succeeded runs are
+    the common case, where walking back is the shortest way.
+    """
+    where, values = _runs_where(which)
+    newest = f"{where} ORDER BY r.seq DESC LIMIT ?"
+    joined = "CROSS JOIN events AS e ON e.seq = r.event_seq"
+    if which.event is not None:
+        source = "events AS e CROSS JOIN runs AS r ON r.event_seq = e.seq"
+        return f"SELECT {RUN_COLUMNS} FROM {source} WHERE {newest}", [*values, which.limit]
+    if which.dead:
+        source = f"runs AS r INDEXED BY runs_dead {joined}"
+        return f"SELECT {RUN_COLUMNS} FROM {source} WHERE {newest}", [*values, which.limit]
+    pairs = _pairs(connection, which)
+    if pairs is None:
+        source = f"runs AS r NOT INDEXED {joined}"
+        return f"SELECT {RUN_COLUMNS} FROM {source} WHERE {newest}", [*values, which.limit]
+    part = (
+        f"SELECT * FROM (SELECT {RUN_COLUMNS} FROM runs AS r INDEXED BY runs_by_state {joined}"
+        f" WHERE r.state = ? AND r.flow = ? AND {newest})"
+    )
+    text = " UNION ALL ".join([part] * len(pairs)) + " ORDER BY 1 DESC LIMIT ?"
+    return text, [value for pair in pairs for value in (*pair, *values, which.limit)] + [
+        which.limit
+    ]
+
+
+def events_where(which: Filter) -> tuple[str, list[Any]]:
+    """Return the condition on events of a filter, and its values."""
+    condition, values = _conditions(
+        ("e.trigger = ?", which.trigger),
+        ("e.id = ?", which.event),
+        ("e.accepted_at >= ?", None if which.since is None else micros(which.since)),
+        ("e.accepted_at < ?", None if which.until is None else micros(which.until)),
+        ("e.seq < ?", which.cursor),
+    )
+    of_run, run_values = _conditions(
+        ("r.flow = ?", which.flow),
+        ("r.state = ?", None if which.state is None else which.state.value),
+        ("r.dead = ?", None if which.dead is None else int(which.dead)),
+    )
+    if run_values:
+        condition += f" AND EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND {of_run})"
+    return condition, values + run_values
+
+
+def _runs_where(which: Filter) -> tuple[str, list[Any]]:
+    condition, values = _conditions(
+        ("r.flow = ?", which.flow),
+        ("r.state = ?", None if which.state is None else which.state.value),
+        ("e.trigger = ?", which.trigger),
+        ("e.id = ?", which.event),
+        ("r.queued_at >= ?", None if which.since is None else micros(which.since)),
+        ("r.queued_at < ?", None if which.until is None else micros(which.until)),
+        ("r.seq < ?", which.cursor),
+    )
+    if which.dead is not None:  # written out, so that it fits the index of dead letters
+        condition += f" AND r.dead = {int(which.dead)}"
+    return condition, values
+
+
+def _conditions(*pairs: tuple[str, Any]) -> tuple[str, list[Any]]:
+    asked = [(condition, value) for condition, value in pairs if value is not None]
+    return (
+        " AND ".join(condition for condition, _ in asked) or "true",
+        [value for _, value in asked],
+    )
+
+
+def _pairs(connection: apsw.Connection, which: Filter) -> Sequence[tuple[str, str]] | None:
+    """Return the (state, flow) pairs to look through, or None to walk back over all runs."""
+    if which.flow is not None:
+        states = [which.state] if which.state is not None else list(RunState)
+        return [(state.value, which.flow) for state in states]
+    if which.state is None or which.state is RunState.SUCCEEDED:
+        return None
+    # Each step of the recursion jumps to the next flow of the index.
+    flows: list[Any] = connection.execute(
+        "WITH RECURSIVE found (flow) AS (SELECT min(flow) FROM runs WHERE state = ?1 UNION ALL"
+        " SELECT (SELECT min(flow) FROM runs WHERE state = ?1 AND flow > found.flow) FROM found"
+        " WHERE found.flow IS NOT NULL) SELECT flow FROM found WHERE flow IS NOT NULL LIMIT ?2",
+        (which.state.value, _MOST_PARTS + 1),
+    ).fetchall()
+    if not 0 < len(flows) <= _MOST_PARTS:
+        return None if flows else [(which.state.value, "")]
+    return [(which.state.value, row[0]) for row in flows]
