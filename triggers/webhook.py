@@ -237,12 +237,8 @@ class WebhookTrigger:
         named = (self.id_header, self.scheme.id_header, "idempotency-key")
         return tuple(dict.fromkeys(header for header in named if header is not None))
 
-    @cached_property
-    def _type_header(self) -> str | None:
-        return self.scheme.type_header
-
     def _type(self, headers: Mapping[str, Sequence[bytes]]) -> str:
-        header = self._type_header
+        header = self.scheme.type_header
         if header is None or header not in headers:
             return "turnout.webhook"
         word = only(headers, header) or ""

@@ -178,7 +178,7 @@ class Ingest:
                 query=scope["query_string"],
                 headers=headers,
                 body=body,
-                client=self._client(scope, headers),
+                client=self._client(scope, headers) if self._proxies else _peer(scope),
                 received_at=self._now(),
             ),
             route.emit,
@@ -206,9 +206,8 @@ class Ingest:
 
     def _client(self, scope: Scope, headers: Mapping[str, Sequence[bytes]]) -> str | None:
         """Return the sender's address: the peer's, or what a trusted proxy says it is."""
-        client = scope.get("client")
-        address: str | None = None if client is None else client[0]
-        if not self._proxies or address is None or not self._trusts(address):
+        address = _peer(scope)
+        if address is None or not self._trusts(address):
             return address
         hops = b",".join(headers.get("x-forwarded-for", ())).decode("latin-1").split(",")
         for hop in reversed([hop.strip() for hop in hops]):
@@ -260,6 +259,11 @@ class Ingest:
 
 
 _NO_PARAMS: Mapping[str, str] = {}
+
+
+def _peer(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return None if client is None else client[0]
 
 
 def _alive() -> Reply:
