@@ -34,11 +34,14 @@ def full(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def say(request: pytest.FixtureRequest) -> Say:
     """Print a measured number into the test report, captured output or not."""
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    plugins = request.config.pluginmanager
+    capture = plugins.get_plugin("capturemanager")
+    reporter = plugins.get_plugin("terminalreporter")
 
     def write(text: str) -> None:
-        if reporter is not None:
-            reporter.write_line(f"  {request.node.name}: {text}")
+        if reporter is not None and capture is not None:
+            with capture.global_and_fixture_disabled():
+                reporter.write_line(f"\n  {request.node.name}: {text}")
 
     return write
 

@@ -173,6 +173,11 @@ class Program:
         self.signal(signal.SIGTERM)
         return self.ended(timeout)
 
+    def check_journal(self) -> None:
+        """Have `turnout doctor` examine the journal with the program's own settings."""
+        doctor = turnout("doctor", "--data", self.data, env=self.env)
+        assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+
     # ---- facts
 
     def ready(self, timeout: float = 20) -> float:

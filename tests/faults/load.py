@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Self
 
 from tests.process import Answer
 
@@ -70,6 +71,12 @@ class Connection:
         if not piece:
             raise ConnectionResetError("closed in the middle of an answer")
         return piece
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Drop the connection."""
@@ -179,7 +186,10 @@ class Generator:
 
     def _post_all(self, number: int) -> None:
         dice = random.Random(self.seed * 1000 + number)
-        connection = Connection(self.port, answer_seconds=self.answer_seconds)
+        with Connection(self.port, answer_seconds=self.answer_seconds) as connection:
+            self._post_with(connection, dice, number)
+
+    def _post_with(self, connection: Connection, dice: random.Random, number: int) -> None:
         delivered: list[tuple[str, bytes]] = []
         count = 0
         while not self._leaving.is_set():
@@ -192,7 +202,6 @@ class Generator:
                 self._post_minted(connection, f"{number}-{count}")
             if self.pace:
                 self._leaving.wait(self.threads / self.pace * dice.uniform(0.5, 1.5))
-        connection.close()
 
     def _body(self, number: str) -> bytes:
         return json.dumps({"number": number, "padding": "x" * self.padding}).encode()

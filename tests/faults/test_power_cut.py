@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Say
-from tests.process import Program, turnout
+from tests.process import Program
 
 from .ledger import FINISHED, snapshot
 from .load import SECRET, Generator, Ledger
@@ -104,8 +104,7 @@ def cut_rounds(
                 yield ledger, set(snapshot(program.data).runs)
             program.start().ready()
             program.quiet(30)
-            doctor = turnout("doctor", "--data", program.data)
-            assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+            program.check_journal()
             assert program.stop() == 0
             assert set(snapshot(program.data).states()) <= FINISHED
             under.unmount()

@@ -51,7 +51,7 @@ def spike(
         program.start().ready()
         idle = program.rss_mib()
         load = Generator(
-            port=program.port, seed=seed, threads=16, most=count, github_share=0.2, padding=300
+            port=program.port, seed=seed, threads=16, most=count, github_share=0.0, padding=300
         )
         began = time.monotonic()
         with load.running() as ledger:

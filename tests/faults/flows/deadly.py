@@ -10,7 +10,7 @@ witness = os.open(os.environ["TURNOUT_TEST_WITNESS"], os.O_WRONLY | os.O_CREAT |
 
 def executing(step: str) -> None:
     run = current()
-    os.write(witness, f"{run.run} {step} {run.attempt}\n".encode())
+    os.write(witness, f"{run.run.id} {step} {run.attempt}\n".encode())
 
 
 @flow(on=webhook("/exits"))
@@ -38,5 +38,6 @@ async def before() -> str:
 async def innocent() -> str:
     mark = await before()
     executing("body")
-    await asyncio.sleep(0.4)
+    # Long enough to be running at the first two deaths; then suspects run one at a time.
+    await asyncio.sleep(0.5 if current().run.crashes < 2 else 0.02)
     return mark

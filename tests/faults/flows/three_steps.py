@@ -12,7 +12,7 @@ witness = os.open(os.environ["TURNOUT_TEST_WITNESS"], os.O_WRONLY | os.O_CREAT |
 def executing(step: str) -> str:
     """Write the execution down before anything else; returns what only this one can return."""
     run = current()
-    os.write(witness, f"{run.run} {step} {run.attempt}\n".encode())
+    os.write(witness, f"{run.run.id} {step} {run.attempt}\n".encode())
     return os.urandom(8).hex()
 
 

@@ -16,13 +16,18 @@ witness = os.open(os.environ["TURNOUT_TEST_WITNESS"], os.O_WRONLY | os.O_CREAT |
 
 def executing(step: str) -> None:
     run = current()
-    os.write(witness, f"{run.run} {step} {run.attempt}\n".encode())
+    os.write(witness, f"{run.run.id} {step} {run.attempt}\n".encode())
 
 
 @flow(on=webhook("/minted"), concurrency=limit(AT_ONCE))
 async def slow() -> None:
     executing("slow")
     await asyncio.sleep(SECONDS)
+
+
+@flow(on=webhook("/unmatched"), when=lambda _event: False)
+async def never() -> None:
+    executing("never")
 
 
 @task
