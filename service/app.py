@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 from .api.ingest import Ingest, check_exposure
 from .api.server import Server, listen
@@ -63,8 +63,7 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
                 stack.push_async_callback(process.resources.stop)
                 await _live(process, journal, sock, flow_paths, tasks, reload=reload)
         except* JournalBroken as broken:
-            log.error("journal.broken", error=str(broken.exceptions[0]))  # noqa: TRY400  no stack helps
-            os._exit(EXIT_IO)
+            _end_broken(str(broken.exceptions[0]))
     return EXIT_OK
 
 
@@ -141,8 +140,15 @@ def _on_signals() -> asyncio.Event:
 
 
 async def _end_when_broken(journal: SqliteJournal) -> None:
+    # At once, not by an exception: that would wait for runs, and a thread may never return.
     await journal.broken.wait()
-    raise JournalBroken(journal.writable or "the journal's disk failed")
+    _end_broken(journal.writable or "the journal's disk failed")
+
+
+def _end_broken(reason: str) -> NoReturn:
+    log.error("journal.broken", error=reason)
+    sys.stderr.flush()
+    os._exit(EXIT_IO)
 
 
 async def _load_rest(process: Process) -> Any:
