@@ -6,7 +6,6 @@ waits. The room for later admission rules (debounce, batches, rates, modes).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -63,9 +62,9 @@ class Admission:
         else:
             known.count, known.per_key = count, per_key
 
-    def running(self, flow: str) -> int:
-        """Return how many slots a flow holds."""
-        return self._flows[flow].running
+    def held_slots(self) -> dict[str, int]:
+        """Return how many slots each flow holds."""
+        return {name: counts.running for name, counts in self._flows.items()}
 
     def admit(
         self, flow: str, order_key: str | None, limit_key: str | None, seq: int, suspect: bool
@@ -146,7 +145,3 @@ class Admission:
             return False
         del counts.holders[order_key]
         return True
-
-    def held(self, flow: str) -> Iterable[tuple[str, int]]:
-        """Return the ordering keys of a flow with their holders."""
-        return self._flows[flow].holders.items()

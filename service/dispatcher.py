@@ -374,19 +374,20 @@ class Dispatcher:
 
     async def _attempt(self, claim: Claim, scope: anyio.CancelScope) -> None:
         started_at = self._now()
-        flow = self._flows[claim.flow]
+        flow = self._flows.get(claim.flow)
         waited = (started_at - claim.due_at).total_seconds()
         outcome = Outcome(state=RunState.QUEUED, counts=False)
         recorded = False
         try:
-            with scope:
-                outcome = await self._executor.execute(claim, flow)
+            if flow is not None:  # a reload may have taken it away while the claim was written
+                with scope:
+                    outcome = await self._executor.execute(claim, flow)
             recorded = await self._record(claim, outcome, started_at)
         finally:
             self._running.pop(claim.run_id, None)
             holds = recorded and (
                 outcome.state in (RunState.RETRYING, RunState.WAITING)
-                or (outcome.state is RunState.FAILED and flow.on_dead == "block")
+                or (outcome.state is RunState.FAILED and _blocks(flow))
             )
             self._release(
                 claim.flow,
@@ -461,3 +462,8 @@ class Dispatcher:
         lane.freed(key)
         if not lane.empty:
             self._wake(lane)
+
+
+def _blocks(flow: AnyFlow | None) -> bool:
+    """Return whether a dead letter keeps its ordering key (`on_dead="block"`)."""
+    return flow is not None and flow.on_dead == "block"

@@ -6,6 +6,7 @@ One registry per service, no multiprocess mode. Hot paths keep the labelled chil
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -42,7 +43,6 @@ class Metrics:
         self.step_seconds = seconds("step_seconds", "How long a step ran.", "flow", "task")
         self.trigger_up = gauge("trigger_up", "1 while the trigger watches.", "trigger")
         self.trigger_lag = gauge("trigger_lag", "What is not read yet.", "trigger", "partition")
-        self.slots = gauge("slots", "Runs that hold a slot now.", "flow")
         self.journal_commit_seconds = Histogram(
             "turnout_journal_commit_seconds",
             "One commit, fsync included.",
@@ -57,36 +57,39 @@ class Metrics:
         )
         self.journal_size_bytes = gauge("journal_size_bytes", "Size of the journal on disk.")
 
-    def observe_counts(
-        self, read: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]
-    ) -> None:
-        """Expose `turnout_runs{state}` and `turnout_dead_letters{flow}` from `read` at each scrape.
-
-        `read` returns (unfinished runs by state, dead letters by flow) without touching the disk.
-        """
-        self.registry.register(_Counts(read))
+    def observe_counts(self, read: Callable[[], Counts]) -> None:
+        """Expose what others count anyway, read at each scrape without touching the disk."""
+        self.registry.register(_Observed(read))
 
     def render(self) -> bytes:
         """Return all metrics in OpenMetrics text."""
         return generate_latest(self.registry)
 
 
-class _Counts(Collector):
-    """Gauges whose truth is the journal's own counting."""
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Gauges whose truth is kept elsewhere: unfinished runs, dead letters, slots held."""
 
-    def __init__(self, read: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]) -> None:
+    runs_by_state: Mapping[str, int]
+    dead_letters_by_flow: Mapping[str, int]
+    slots_by_flow: Mapping[str, int]
+
+
+class _Observed(Collector):
+    def __init__(self, read: Callable[[], Counts]) -> None:
         self._read = read
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        states, dead = self._read()
-        runs = GaugeMetricFamily("turnout_runs", "Unfinished runs by state.", labels=["state"])
-        for state, count in states.items():
-            runs.add_metric([state], count)
-        yield runs
-        letters = GaugeMetricFamily("turnout_dead_letters", "Dead letters kept.", labels=["flow"])
-        for flow, count in dead.items():
-            letters.add_metric([flow], count)
-        yield letters
+        counts = self._read()
+        for name, text, label, values in (
+            ("runs", "Unfinished runs by state.", "state", counts.runs_by_state),
+            ("dead_letters", "Dead letters kept.", "flow", counts.dead_letters_by_flow),
+            ("slots", "Runs that hold a slot now.", "flow", counts.slots_by_flow),
+        ):
+            family = GaugeMetricFamily(f"turnout_{name}", text, labels=[label])
+            for value, count in values.items():
+                family.add_metric([value], count)
+            yield family
 
     def describe(self) -> list[GaugeMetricFamily]:
         return []

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from .admission import Admission
@@ -21,7 +22,7 @@ from .event import Event
 from .executor import Executor
 from .journal.contract import Claim, Journal
 from .logs import get_logger
-from .metrics import Metrics
+from .metrics import Counts, Metrics
 from .operator import Operator
 from .pools import Pools
 from .project import AnyFlow, Project
@@ -72,10 +73,11 @@ class Process:
         self.resources = Resources()
         self.pools = Pools(settings.threads, settings.processes)
         self.effects = Effects(journal, lambda: self.emitters)
+        admission = Admission(settings.concurrency)
         self.dispatcher = Dispatcher(
             journal,
             Executor(journal, self.pools, self.resources, settings, metrics, now=now),
-            Admission(settings.concurrency),
+            admission,
             metrics,
             now=now,
             ended=self._run_ended,
@@ -92,7 +94,7 @@ class Process:
             emitters=lambda: self.emitters,
             api=self.api,
         )
-        metrics.observe_counts(journal.counts)
+        metrics.observe_counts(lambda: Counts(*journal.counts(), admission.held_slots()))
 
     def emitter(
         self, trigger: Trigger, flows: Callable[[Event], Sequence[AnyFlow]]
@@ -161,12 +163,10 @@ class Process:
         for name, trigger in project.triggers.items():
             known = self.emitters.get(name)
             if known is None or known.trigger != trigger:
-                self.emitters[name] = self.emitter(
-                    trigger, lambda _event, name=name: self._fed(name)
-                )
+                self.emitters[name] = self.emitter(trigger, partial(self._fed, name))
             self.emitters[name].paused = f"trigger:{name}" in paused
 
-    def _fed(self, trigger: str) -> Sequence[AnyFlow]:
+    def _fed(self, trigger: str, _event: Event) -> Sequence[AnyFlow]:
         return self.project.feeds.get(trigger, ())
 
     async def start_triggers(self) -> None:
@@ -217,7 +217,9 @@ class Process:
         for emitter in self.emitters.values():
             emitter.close("the service is stopping")
         self.api.close("the service is stopping")
-        return await self.dispatcher.stop(self.settings.grace)
+        stuck = await self.dispatcher.stop(self.settings.grace)
+        self.pools.close()
+        return stuck
 
 
 def _resources(project: Project) -> list[Resource[Any]]:

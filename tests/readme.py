@@ -17,7 +17,7 @@ import click
 from prometheus_client.metrics import MetricWrapperBase
 
 from turnout.service.cli import cli
-from turnout.service.metrics import Metrics
+from turnout.service.metrics import Counts, Metrics
 from turnout.service.run import FINISHED, TRANSITIONS
 from turnout.service.settings import Settings
 from turnout.service.units import format_duration
@@ -108,7 +108,7 @@ def _metrics() -> Iterator[tuple[str, str, str]]:
             # The labels' names are public in the exposition only, once a child exists.
             labels = getattr(metric, "_labelnames", ())
             yield _metric(family.name, labels, family.type, family.documentation)
-    metrics.observe_counts(lambda: ({"queued": 0}, {"flow": 0}))
+    metrics.observe_counts(lambda: Counts({"queued": 0}, {"flow": 0}, {"flow": 0}))
     for family in metrics.registry.collect():
         if family.type == "gauge" and family.samples and family.samples[0].labels:  # no child yet
             labels = tuple(family.samples[0].labels)
