@@ -9,13 +9,12 @@ Not here: a vault, encryption, rotation.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-
-import orjson
 
 from turnout.service.errors import SetupError
 
@@ -26,9 +25,9 @@ MIN_LENGTH = 5
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _folder: Path | None = None
 _live: dict[str, str] = {}
-"""Every value revealed in this process, with the secret's name."""
+"""Every value revealed in this process in each form it may be written in, with its secret."""
 _needles: dict[bytes, str] = {}
-"""The same values as they would stand in stored bytes: plain, and escaped for JSON."""
+"""The same as it would stand in stored bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +47,9 @@ class Secret:
                 f"so short a value out of results and logs"
             )
         if value not in _live:
-            _live[value] = self.name
-            _needles[value.encode("utf-8", "surrogateescape")] = self.name
-            _needles[_escaped(value)] = self.name
+            for form in _forms(value):
+                _live[form] = self.name
+                _needles[form.encode("utf-8", "surrogateescape")] = self.name
         return value
 
     def is_declared(self) -> bool:
@@ -106,11 +105,10 @@ def any_live() -> bool:
     return bool(_live)
 
 
-def _escaped(value: str) -> bytes:
-    try:
-        return orjson.dumps(value)[1:-1]
-    except TypeError:  # not valid Unicode: JSON could not hold it either
-        return value.encode("utf-8", "surrogateescape")
+def _forms(value: str) -> list[str]:
+    """Return a value as text holds it: plain, in JSON with and without non-ASCII, in a repr."""
+    return [value, json.dumps(value, ensure_ascii=False)[1:-1], json.dumps(value)[1:-1],
+            repr(value)[1:-1]]  # fmt: skip
 
 
 def _places(name: str, folder: Path | None) -> str:

@@ -1,0 +1,263 @@
+"""Pools: work runs where it belongs, ends when it has ended, and fails alone."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import threading
+import time
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.attempts import attempts
+from turnout import current, flow, task
+from turnout.service import logs
+from turnout.service.errors import NotKept
+from turnout.service.loader import load_file
+from turnout.service.pools import Pools, WorkerDied, caller, on_loop
+
+colour: ContextVar[str] = ContextVar("colour", default="none")
+
+
+class Odd(Exception):
+    def __init__(self, left: str, right: str) -> None:
+        super().__init__(f"{left} {right}")
+
+
+def double(value: int) -> int:
+    print("doubling", value)  # noqa: T201  under test
+    return 2 * value
+
+
+def pid(_: int = 0) -> int:
+    return os.getpid()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def complain(kind: str) -> None:
+    raise Odd("left", "right") if kind == "odd" else KeyError("missing")
+
+
+def a_lock() -> Any:
+    return threading.Lock()
+
+
+def shout() -> str:
+    os.write(1, b"this is no answer\n")  # what a subprocess or a C library may do
+    return "still fine"
+
+
+@pytest.fixture
+def pools() -> Pools:
+    return Pools(2, 1)
+
+
+async def process(pools: Pools, function: Any, *args: Any, **options: Any) -> Any:
+    return await pools.call(function, args, {}, pool="process", name=function.__name__, **options)
+
+
+# ---------------------------------------------------------------- loop and threads
+
+
+async def test_async_runs_on_the_loop_and_def_in_a_bounded_pool_of_threads() -> None:
+    pools = Pools(2, 1)
+    running, most, lock = 0, 0, threading.Lock()
+    both = threading.Barrier(2, timeout=5)
+
+    async def here() -> threading.Thread:
+        return threading.current_thread()
+
+    def there() -> str:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        both.wait()
+        with lock:
+            running -= 1
+        return colour.get()
+
+    assert await pools.call(here, (), {}) is threading.current_thread()
+    colour.set("red")
+    calls = [pools.call(there, (), {}) for _ in range(6)]
+    assert await asyncio.gather(*calls) == ["red"] * 6
+    assert most == 2
+    pools.close()
+
+
+async def test_a_thread_acts_for_the_task_that_waits_for_it(pools: Pools) -> None:
+    async def ask() -> str:
+        return "from the loop"
+
+    def work() -> tuple[Any, str]:
+        return caller(), on_loop(ask())
+
+    assert await pools.call(work, (), {}) == (asyncio.current_task(), "from the loop")
+    pools.close()
+
+
+async def test_a_cancelled_call_comes_back_when_its_thread_has(pools: Pools) -> None:
+    started, release = threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    def work() -> None:
+        started.set()
+        release.wait(5)
+        try:
+            on_loop(asyncio.sleep(60))
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async with asyncio.TaskGroup() as tasks:
+        call = tasks.create_task(pools.call(work, (), {}))
+        await asyncio.to_thread(started.wait, 5)
+        call.cancel()
+        call.cancel()
+        await asyncio.wait([call], timeout=0.05)
+        assert not call.done()
+        release.set()
+    assert call.cancelled() and seen == ["cancelled"]
+    pools.close()
+
+
+async def test_a_timeout_is_told_from_the_function_s_own(pools: Pools) -> None:
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    async def own() -> None:
+        raise TimeoutError("mine")
+
+    with pytest.raises(TimeoutError, match=r"^slow did not end within its timeout of 0.01s$"):
+        await pools.call(forever, (), {}, timeout_seconds=0.01, name="slow")
+    with pytest.raises(TimeoutError, match=r"^mine$"):
+        await pools.call(own, (), {}, timeout_seconds=5)
+    pools.close()
+
+
+async def test_stop_iteration_does_not_hang_the_call(pools: Pools) -> None:
+    def stops() -> None:
+        raise StopIteration
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await pools.call(stops, (), {})
+    pools.close()
+
+
+# ---------------------------------------------------------------- worker processes
+
+
+async def test_workers_run_are_kept_and_are_replaced_when_they_die(pools: Pools) -> None:
+    first = await process(pools, pid)
+    assert first != os.getpid()
+    assert await process(pools, pid) == first
+    with pytest.raises(WorkerDied, match=r"die ended before it did: exit code -9"):
+        await process(pools, die)
+    assert await process(pools, pid) != first
+    assert await process(pools, shout) == "still fine"
+    pools.close()
+
+
+async def test_what_cannot_travel_is_refused_by_name(pools: Pools) -> None:
+    with pytest.raises(NotKept, match="double: an argument cannot go to a worker process"):
+        await process(pools, double, threading.Lock())
+    with pytest.raises(NotKept, match="a_lock: the result cannot come back"):
+        await process(pools, a_lock)
+    with pytest.raises(KeyError, match="missing") as caught:
+        await process(pools, complain, "key")
+    assert "in complain" in caught.value.__notes__[0]
+    with pytest.raises(Exception, match="Odd: left right"):
+        await process(pools, complain, "odd")
+    pools.close()
+
+
+async def test_a_timed_out_worker_is_killed(pools: Pools, tmp_path: Path) -> None:
+    await process(pools, pid)
+    file = tmp_path / "pid"
+    with pytest.raises(TimeoutError, match=r"hang did not end within its timeout of 0.5s"):
+        await process(pools, hang, str(file), timeout_seconds=0.5)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(file.read_text()), 0)
+    pools.close()
+
+
+async def test_what_a_worker_prints_is_logged_here(pools: Pools) -> None:
+    stream = io.StringIO()
+    undo = logs.configure("json", "info", stream)
+    assert await process(pools, double, 4) == 8
+    undo()
+    assert '"message":"doubling 4"' in stream.getvalue()
+    pools.close()
+
+
+FLOW_FILE = """
+from turnout import current, flow, task
+
+class Box:
+    def __init__(self, value):
+        self.value = value
+
+@task(pool="process")
+def weigh(box: Box) -> Box:
+    return Box(box.value * FACTOR)
+
+FACTOR = 2
+
+@flow
+async def boxes() -> int:
+    return (await weigh.run(Box(21))).value
+
+@flow(pool="process")
+def alone() -> str:
+    return current().run.id
+
+@flow(pool="process")
+def nests() -> None:
+    weigh(Box(1))
+"""
+
+
+async def test_a_flow_file_is_found_by_path_in_the_worker(tmp_path: Path) -> None:
+    file = tmp_path / "boxes.py"
+    file.write_text(FLOW_FILE)
+    module = await asyncio.to_thread(load_file, file)
+    async with attempts(tmp_path) as run:
+        assert (await run.first(module.boxes)).result == b"42"
+        assert list(await run.steps()) == ["weigh#1"]
+        assert (await run.first(module.alone, id="e2")).result == b'"run-of-e2"'
+        outcome = await run.first(module.nests, id="e3")
+        assert outcome.error is not None and 'pool="process"' in outcome.error.message
+        file.write_text(FLOW_FILE.replace("FACTOR = 2", "FACTOR = 3"))
+        os.utime(file, ns=(1, 1))
+        assert (await run.first(module.boxes, id="e4")).result == b"63"
+
+
+@task(pool="process")
+def keyed() -> str:
+    return current().key("mail")
+
+
+@flow
+async def asks_for_keys() -> list[str]:
+    return [await keyed.run(), await keyed.run(), current().run.flow]
+
+
+async def test_a_process_step_has_its_run_s_key(tmp_path: Path) -> None:
+    async with attempts(tmp_path) as run:
+        outcome = await run.first(asks_for_keys)
+    assert outcome.result is not None
+    first, second, name = outcome.result.decode().strip("[]").replace('"', "").split(",")
+    assert len(first) == 32 and first != second and name == "asks_for_keys"
