@@ -1,0 +1,186 @@
+"""Moving and deleting: nothing overwritten, nothing lost, repeatable wherever a crash came."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from turnout.service.errors import TriggerError
+from turnout.triggers import endings
+from turnout.triggers.endings import Subject, delete_file, move_file
+
+TAG = "0a1b2c3d"
+
+
+def subject(root: Path, path: str) -> Subject:
+    status = (root / path).stat()
+    return Subject(str(root), path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    (folder / "s").mkdir(parents=True)
+    (folder / "a.csv").write_text("one")
+    (folder / "s" / "b.csv").write_text("two")
+    return folder
+
+
+@pytest.fixture(params=["same file system", "another file system"])
+def done(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    if request.param == "same file system":
+        yield tmp_path / "deep" / "done"
+        return
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("this machine has no second file system to write to")
+    with tempfile.TemporaryDirectory(dir=other) as folder:
+        yield Path(folder) / "deep" / "done"
+
+
+def test_moves_keeping_subfolders_content_and_stamps(inbox: Path, done: Path) -> None:
+    (inbox / "s" / "b.csv").chmod(0o640)
+    before = (inbox / "s" / "b.csv").stat()
+    assert move_file(subject(inbox, "s/b.csv"), str(done), TAG) == str(done / "s" / "b.csv")
+    assert contents(inbox) == {"a.csv": "one"}
+    assert contents(done) == {"s/b.csv": "two"}
+    after = (done / "s" / "b.csv").stat()
+    assert (after.st_mtime_ns, after.st_mode) == (before.st_mtime_ns, before.st_mode)
+
+
+def test_never_overwrites(inbox: Path, done: Path) -> None:
+    done.mkdir(parents=True)
+    (done / "a.csv").write_text("older")
+    assert move_file(subject(inbox, "a.csv"), str(done), TAG) == str(done / f"a-{TAG}.csv")
+    assert contents(done) == {"a.csv": "older", f"a-{TAG}.csv": "one"}
+
+
+def test_refuses_when_both_names_are_taken(inbox: Path, done: Path) -> None:
+    done.mkdir(parents=True)
+    for name in ("a.csv", f"a-{TAG}.csv"):
+        (done / name).write_text("older")
+    with pytest.raises(FileExistsError):
+        move_file(subject(inbox, "a.csv"), str(done), TAG)
+    assert (inbox / "a.csv").read_text() == "one"
+    assert set(contents(done).values()) == {"older"}
+
+
+def test_moving_again_finds_what_already_arrived(inbox: Path, done: Path) -> None:
+    what = subject(inbox, "a.csv")
+    first = move_file(what, str(done), TAG)
+    assert move_file(what, str(done), TAG) == first
+    assert contents(done) == {"a.csv": "one"}
+
+
+def test_moving_again_finds_it_under_the_other_name(inbox: Path, done: Path) -> None:
+    done.mkdir(parents=True)
+    (done / "a.csv").write_text("older")
+    what = subject(inbox, "a.csv")
+    first = move_file(what, str(done), TAG)
+    assert move_file(what, str(done), TAG) == first == str(done / f"a-{TAG}.csv")
+
+
+def test_a_crash_before_the_old_name_was_taken_away(
+    inbox: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = subject(inbox, "a.csv")
+    real = os.unlink
+
+    def crash(path: str, *, dir_fd: int | None = None) -> None:
+        if path == "a.csv":
+            raise KeyboardInterrupt
+        real(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(endings.os, "unlink", crash)
+        with pytest.raises(KeyboardInterrupt):
+            move_file(what, str(done), TAG)
+    assert contents(inbox)["a.csv"] == contents(done)["a.csv"] == "one"
+    assert move_file(what, str(done), TAG) == str(done / "a.csv")
+    assert "a.csv" not in contents(inbox)
+    assert contents(done) == {"a.csv": "one"}
+
+
+def test_where_links_are_not_allowed_it_renames(
+    inbox: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if done.is_relative_to("/dev/shm"):
+        pytest.skip("another file system is copied to")
+
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(endings.os, "link", no_links)
+    done.mkdir(parents=True)
+    (done / "a.csv").write_text("older")
+    assert move_file(subject(inbox, "a.csv"), str(done), TAG) == str(done / f"a-{TAG}.csv")
+    assert contents(done) == {"a.csv": "older", f"a-{TAG}.csv": "one"}
+    assert "a.csv" not in contents(inbox)
+
+
+def test_a_newer_version_stays_where_it_is(inbox: Path, done: Path) -> None:
+    what = subject(inbox, "a.csv")
+    (inbox / "a.csv").write_text("newer one")
+    assert move_file(what, str(done), TAG) is None
+    delete_file(what)
+    assert contents(inbox)["a.csv"] == "newer one"
+    assert contents(done) == {}
+
+
+def test_a_file_that_is_gone_is_fine(inbox: Path, done: Path) -> None:
+    what = subject(inbox, "s/b.csv")
+    (inbox / "s" / "b.csv").unlink()
+    (inbox / "s").rmdir()
+    assert move_file(what, str(done), TAG) is None
+    delete_file(what)
+
+
+def test_deletes(inbox: Path) -> None:
+    what = subject(inbox, "a.csv")
+    delete_file(what)
+    delete_file(what)
+    assert contents(inbox) == {"s/b.csv": "two"}
+
+
+def test_a_target_that_leads_back_by_a_link_loses_nothing(inbox: Path, tmp_path: Path) -> None:
+    (tmp_path / "alias").symlink_to(inbox)
+    with pytest.raises(TriggerError, match="the folder the file is in"):
+        move_file(subject(inbox, "a.csv"), str(tmp_path / "alias"), TAG)
+    assert contents(inbox)["a.csv"] == "one"
+
+
+def test_a_link_below_the_target_is_not_followed(inbox: Path, tmp_path: Path) -> None:
+    (tmp_path / "done").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "done" / "s").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="s"):
+        move_file(subject(inbox, "s/b.csv"), str(tmp_path / "done"), TAG)
+    assert contents(tmp_path / "elsewhere") == {}
+    assert contents(inbox)["s/b.csv"] == "two"
+
+
+@pytest.mark.parametrize("name", [b"n" * 255, b"x." + b"y" * 253, b"\xff\n.csv", b".hidden"])
+def test_odd_names_move_byte_exact(inbox: Path, tmp_path: Path, name: bytes) -> None:
+    path = os.fsdecode(name)
+    done = tmp_path / "done"
+    (inbox / path).write_text("odd")
+    moved = move_file(subject(inbox, path), str(done), TAG)
+    assert moved is not None
+    assert os.fsencode(moved) == os.fsencode(done) + b"/" + name
+    (inbox / path).write_text("odd again")
+    tagged = move_file(subject(inbox, path), str(done), TAG)
+    assert tagged is not None
+    assert tagged != moved
+    assert Path(tagged).read_text() == "odd again"

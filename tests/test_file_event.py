@@ -1,0 +1,62 @@
+"""The event of a file: exact bytes, a name fit to be shown, the same for the same version."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from turnout.triggers.file_event import Sighting, displayed, file_event
+from turnout.triggers.scan import Version
+
+VERSION = Version(7, 100, 1_000_000_001, 5)
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"plain.csv", "plain.csv"),
+        ("grün \U0001f600".encode(), "grün \U0001f600"),
+        (b"new\nline", "new\\nline"),
+        (b"\x1b[31mred", "\\x1b[31mred"),
+        (b"bad\xff", "bad\\xff"),
+        ("rtl\u202etxt".encode(), "rtl\\u202etxt"),
+    ],
+)
+def test_bytes_are_exact_and_the_display_is_safe(name: bytes, shown: str) -> None:
+    path = os.fsdecode(name)
+    event = file_event("/in", Sighting(path, VERSION), time=NOON)
+    assert event.path is not None
+    assert os.fsencode(event.path) == b"/in/" + name
+    assert event.subject == event.data["name"] == displayed(path) == shown
+    assert event.data["path"] == f"/in/{shown}"
+    assert event.source == "file:///in"
+
+
+def test_the_same_version_is_the_same_event() -> None:
+    first = file_event("/in", Sighting("a", VERSION), time=NOON)
+    again = file_event("/in", Sighting("a", VERSION._replace(changed_ns=9)), time=NOON)
+    assert (first.id, first.body) == (again.id, again.body)
+    assert not first.minted
+    others = [
+        Sighting("b", VERSION),
+        Sighting("a", VERSION._replace(inode=8)),
+        Sighting("a", VERSION._replace(size=8)),
+        Sighting("a", VERSION._replace(mtime_ns=8)),
+        Sighting("a", VERSION, generation=1),
+    ]
+    ids = {file_event("/in", sighting, time=NOON).id for sighting in others}
+    assert len(ids | {first.id}) == 6
+
+
+def test_says_what_happened_and_what_is_wrong() -> None:
+    event = file_event("/in", Sighting("a", VERSION), time=NOON)
+    assert event.type == "turnout.file.created"
+    assert "fileerror" not in event.extensions
+    changed = file_event("/in", Sighting("a", VERSION, 1, True, "Permission denied"), time=NOON)
+    assert changed.type == "turnout.file.changed"
+    assert changed.extensions["fileerror"] == "Permission denied"
+    assert changed.path == Path("/in/a")

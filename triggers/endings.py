@@ -1,0 +1,245 @@
+"""What is done with a file once the last run of its event has ended: moved or deleted.
+
+Repeatable after a crash at any point: a file that already arrived is recognised by its inode, or,
+on another file system, by size, mtime and content. Nothing is ever overwritten: where the name is
+taken, part of the event's id is put in front of the suffix. Only the very version the event was
+about is touched; a newer one stays and has its own event. Folders below the watched root and below
+the target are entered through no symbolic link. On return the change is on disk, folders included.
+
+Everything here blocks and belongs in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from turnout.service.errors import TriggerError
+
+from .scan import opened
+
+NAME_BYTES = 255
+_COPY_BYTES = 2**20
+# What a file system says that knows no hard links, or allows none to this file.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Move the file below `folder`, under its path relative to the watched folder."""
+
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete the file."""
+
+
+Ending = Move | Delete
+
+
+class Subject(NamedTuple):
+    """The file an ending is about: `path` below `root`, in the version its event described.
+
+    `inode` is None where it is not known any more: the file has been on another file system.
+    """
+
+    root: str
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int | None
+
+    def is_same(self, status: os.stat_result) -> bool:
+        """Whether this is still the version the event was about."""
+        return (
+            stat.S_ISREG(status.st_mode)
+            and (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
+            and self.inode in (None, status.st_ino)
+        )
+
+
+def delete_file(subject: Subject) -> None:
+    """Delete the file if it is still the same; a file that is gone is fine."""
+    folder, _, name = subject.path.rpartition("/")
+    with contextlib.suppress(FileNotFoundError), opened(subject.root, folder) as source:
+        if subject.is_same(_status(source, name)):
+            os.unlink(name, dir_fd=source)
+            os.fsync(source)
+
+
+def move_file(subject: Subject, target: str, tag: str) -> str | None:
+    """Move the file below `target` and return its new path; None if it was not ours to move.
+
+    `tag` tells files of one name apart. Raises `TriggerError` when the target leads back to where
+    the file is, and `OSError`.
+    """
+    folder, _, name = subject.path.rpartition("/")
+    with contextlib.ExitStack() as stack:
+        goal = stack.enter_context(_made(target, folder))
+        try:
+            source = stack.enter_context(opened(subject.root, folder))
+            status = _status(source, name)
+        except FileNotFoundError:
+            source, status = -1, None
+        if status is not None and not subject.is_same(status):
+            return None
+        if status is None:
+            chosen = _arrived(subject, goal, (_tagged(name, tag), name))
+        elif os.path.samestat(os.fstat(source), os.fstat(goal)):
+            raise TriggerError(f"the target {target!r} is the folder the file is in")
+        else:
+            chosen = _place(subject, source, goal, name, tag)
+        return None if chosen is None else os.path.join(target, folder, chosen)  # noqa: PTH118  odd names stay
+
+
+def _place(subject: Subject, source: int, goal: int, name: str, tag: str) -> str | None:
+    """Give the file its new name, then take away the old one."""
+    for chosen in (name, _tagged(name, tag)):
+        with contextlib.suppress(FileExistsError):
+            _link(subject, source, goal, name, chosen, tag)
+            break
+        if _is_arrived(source, goal, name, chosen):  # a crash came between the two halves
+            break
+    else:
+        raise FileExistsError(errno.EEXIST, "both names are taken in the target folder", name)
+    os.fsync(goal)
+    with contextlib.suppress(FileNotFoundError):
+        status = _status(source, name)
+        if subject.is_same(status):
+            os.unlink(name, dir_fd=source)
+        elif os.path.samestat(status, _status(goal, chosen)):  # written to just now: leave it
+            os.unlink(chosen, dir_fd=goal)
+            return None
+    os.fsync(source)
+    return chosen
+
+
+def _link(subject: Subject, source: int, goal: int, name: str, chosen: str, tag: str) -> None:
+    """Make `chosen` the file's name in `goal` unless it is taken (`FileExistsError`)."""
+    try:
+        os.link(name, chosen, src_dir_fd=source, dst_dir_fd=goal, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            _copy(subject, source, goal, name, chosen, tag)
+        elif error.errno in _NO_LINKS:
+            _rename(source, goal, name, chosen)
+        else:
+            raise
+
+
+def _rename(source: int, goal: int, name: str, chosen: str) -> None:
+    """Rename without overwriting, for want of links: an empty file of ours holds the name.
+
+    A crash in between leaves that empty file, never less.
+    """
+    os.close(os.open(chosen, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600, dir_fd=goal))
+    try:
+        os.rename(name, chosen, src_dir_fd=source, dst_dir_fd=goal)
+    except OSError:
+        os.unlink(chosen, dir_fd=goal)
+        raise
+
+
+def _copy(subject: Subject, source: int, goal: int, name: str, chosen: str, tag: str) -> None:
+    """Copy to another file system; the real name appears when all of it is on disk."""
+    part = f".{tag}.part"
+    reading = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=source)
+    with open(reading, "rb") as old:  # noqa: PTH123  by descriptor
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=goal)
+        writing = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=goal)
+        with open(writing, "wb") as new:  # noqa: PTH123
+            while piece := old.read(_COPY_BYTES):
+                new.write(piece)
+            new.flush()
+            status = os.fstat(reading)
+            os.fchmod(writing, stat.S_IMODE(status.st_mode) & 0o777)
+            os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.fsync(writing)
+    try:
+        if not subject.is_same(status):
+            raise TriggerError(f"{name!r} changed while it was copied")
+        try:
+            os.link(part, chosen, src_dir_fd=goal, dst_dir_fd=goal)
+        except FileExistsError:
+            raise
+        except OSError:
+            _rename(goal, goal, part, chosen)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=goal)
+
+
+def _is_arrived(source: int, goal: int, name: str, chosen: str) -> bool:
+    """Whether `chosen` in `goal` is the file already: the same inode, or a full copy of it."""
+    here, there = _status(source, name), _status(goal, chosen)
+    if here.st_dev == there.st_dev:
+        return here.st_ino == there.st_ino and here.st_nlink > 1
+    if (here.st_size, here.st_mtime_ns) != (there.st_size, there.st_mtime_ns):
+        return False
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    with (
+        open(os.open(name, flags, dir_fd=source), "rb") as old,  # noqa: PTH123
+        open(os.open(chosen, flags, dir_fd=goal), "rb") as new,  # noqa: PTH123
+    ):
+        while (piece := old.read(_COPY_BYTES)) == new.read(_COPY_BYTES):
+            if not piece:
+                return True
+    return False
+
+
+def _arrived(subject: Subject, goal: int, names: tuple[str, ...]) -> str | None:
+    """Return under which name the file, gone from its old place, is in the target."""
+    device = os.fstat(goal).st_dev
+    try:
+        same_device = os.stat(subject.root).st_dev == device  # noqa: PTH116
+    except FileNotFoundError:
+        same_device = False
+    expected = subject if same_device else subject._replace(inode=None)
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            if expected.is_same(_status(goal, name)):
+                return name
+    return None
+
+
+def _tagged(name: str, tag: str) -> str:
+    """Put the tag in front of the name's suffix, cutting the stem to what a name may be long."""
+    stem, dot, suffix = name.rpartition(".")
+    if not stem:
+        stem, dot, suffix = name, "", ""
+    tail = os.fsencode(f"-{tag}{dot}{suffix}")
+    if len(tail) >= NAME_BYTES:
+        stem, tail = name, os.fsencode(f"-{tag}")
+    return os.fsdecode(os.fsencode(stem)[: NAME_BYTES - len(tail)] + tail)
+
+
+def _status(folder: int, name: str) -> os.stat_result:
+    return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def _made(target: str, folder: str) -> Iterator[int]:
+    """Open `folder` below `target`, making what is missing."""
+    os.makedirs(target, exist_ok=True)  # noqa: PTH103  odd names stay
+    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in folder.split("/") if folder else ():
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, dir_fd=descriptor)
+                os.fsync(descriptor)
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)

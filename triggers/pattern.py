@@ -1,0 +1,117 @@
+"""A glob over files below one folder: which names it takes, and which folders could hold them.
+
+The root is the literal folder in front of the first wildcard; everything after it is matched name
+by name, so a walk can leave out folders that cannot hold a match. As in shells, `*`, `?`, `[…]`
+and `**` never match a leading dot. Names that programs give to files still being written (`.part`,
+`.tmp`, `~`, …) match only a pattern that ends in the same way.
+
+Pure: nothing here looks at a disk. Names are text with surrogate escapes, so every byte survives.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import translate
+from functools import lru_cache
+from pathlib import Path
+
+from turnout.service.errors import SetupError
+
+Place = frozenset[int]
+"""Where a folder stands in a pattern: the segments its children may match."""
+
+TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".swp")
+"""Endings of files that somebody is still writing and will rename."""
+
+_WILD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A folder and the names below it that match.
+
+    `segments` are the parts of the pattern below `root`; `**` stands for any number of folders.
+    """
+
+    text: str
+    root: str
+    segments: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Pattern:
+        """Read a pattern; a relative one starts at the working directory. Raises `SetupError`."""
+        if not text.strip() or "\0" in text:
+            raise SetupError('files("") names no files; write a pattern such as "inbox/*.csv"')
+        parts = [part for part in text.split("/") if part not in ("", ".")]
+        wild = next((n for n, part in enumerate(parts) if _WILD.search(part)), len(parts) - 1)
+        literal, segments = parts[: max(wild, 0)], parts[max(wild, 0) :]
+        if not segments or ".." in segments:
+            raise SetupError(f'files("{text}"): ".." may stand only in front of the first wildcard')
+        for segment in segments:
+            if "**" in segment and segment != "**":
+                raise SetupError(f'files("{text}"): "**" must be a whole part, as in "inbox/**/*"')
+        if segments[-1] == "**":
+            segments.append("*")
+        start = "/" if text.startswith("/") else str(Path.cwd())
+        return cls(text, os.path.normpath(os.path.join(start, *literal)), tuple(segments))  # noqa: PTH118  Path keeps ".."
+
+    @property
+    def start(self) -> Place:
+        """Where the root stands."""
+        return self._with_skips({0})
+
+    def enter(self, place: Place, folder: str) -> Place:
+        """Return where the child `folder` of `place` stands; empty when it can hold no match."""
+        reached = set()
+        for at in place:
+            segment = self.segments[at]
+            if segment == "**":
+                if not folder.startswith("."):
+                    reached.add(at)
+            elif at + 1 < len(self.segments) and _takes(segment, folder):
+                reached.add(at + 1)
+        return self._with_skips(reached)
+
+    def accepts(self, place: Place, name: str) -> bool:
+        """Whether a file called `name` in a folder at `place` matches."""
+        last = len(self.segments) - 1
+        segment = self.segments[last]
+        return last in place and _takes(segment, name) and not _is_temporary(segment, name)
+
+    def matches(self, path: str) -> bool:
+        """Whether the file `path`, relative to the root, matches."""
+        folder, _, name = path.rpartition("/")
+        return self.accepts(self.place(folder), name)
+
+    def place(self, folder: str) -> Place:
+        """Return where `folder`, relative to the root ("" is the root), stands."""
+        place = self.start
+        for part in folder.split("/") if folder else ():
+            place = self.enter(place, part)
+        return place
+
+    def _with_skips(self, reached: set[int]) -> Place:
+        """Add the segments reached when `**` stands for no folder at all."""
+        for at in sorted(reached):
+            while self.segments[at] == "**":
+                at += 1
+                reached.add(at)
+        return frozenset(reached)
+
+
+def _takes(segment: str, name: str) -> bool:
+    if name.startswith(".") and not segment.startswith("."):
+        return False
+    return _matcher(segment)(name) is not None
+
+
+def _is_temporary(segment: str, name: str) -> bool:
+    return any(name.endswith(end) and not segment.endswith(end) for end in TEMPORARY)
+
+
+@lru_cache(maxsize=1024)
+def _matcher(segment: str) -> Callable[[str], re.Match[str] | None]:
+    return re.compile(translate(segment)).match

@@ -1,0 +1,286 @@
+"""A safe look at the files below a folder: whatever lies there, it neither hangs nor leaves.
+
+Folders are opened one inside the other, relative to their parent and never through a symbolic
+link; only regular files are found. Symbolic links, FIFOs, sockets and devices are refused without
+being opened, so a name that turns into one between two looks is refused as well. The root itself
+is the operator's and may be a symbolic link.
+
+Everything here blocks and belongs in a thread. Not here: what a file's version means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import stat
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from .pattern import Pattern, Place
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# O_NONBLOCK: should the name be a FIFO by now, opening it must not wait for a writer.
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+class Version(NamedTuple):
+    """What tells one content of a file from the next.
+
+    `changed_ns` (the inode's ctime) also moves when a file is renamed; it helps to see whether a
+    file is at rest but is no part of its identity.
+    """
+
+    inode: int
+    size: int
+    mtime_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Version:
+        """Take the version out of a stat result."""
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class Other(Enum):
+    """What a name can be when it is not a file."""
+
+    GONE = "gone"
+    FOLDER = "folder"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+
+
+@dataclass(slots=True)
+class Tour:
+    """What a walk met besides files: folders it read, folders it could not, names it refused."""
+
+    folders: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+
+
+@contextlib.contextmanager
+def opened(root: str, folder: str = "") -> Iterator[int]:
+    """Open `folder` below `root`, one part at a time and through no link; yields its descriptor."""
+    descriptor = os.open(root, _FOLDER)
+    try:
+        for part in folder.split("/") if folder else ():
+            inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def check_root(root: str) -> None:
+    """Raise `OSError` unless the root is there, a folder, and readable."""
+    with opened(root):
+        pass
+
+
+def device_of(root: str) -> str:
+    """Return which file system the root is on."""
+    return str(os.stat(root).st_dev)  # noqa: PTH116  names stay text with surrogate escapes
+
+
+def walk(
+    root: str,
+    pattern: Pattern,
+    tour: Tour,
+    *,
+    below: str = "",
+    avoid: frozenset[str] = frozenset(),
+    max_depth: int,
+) -> Generator[tuple[str, Version], None, None]:
+    """Yield every matching file at or below the folder `below`, with its version.
+
+    Raises `OSError` when the root cannot be opened; any other folder that cannot be read is noted
+    in `tour.unread`. Folders in `avoid` and those deeper than `max_depth` are left out.
+    """
+    place = pattern.place(below)
+    if not place:
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(opened(root, below))
+        except OSError as error:
+            if not below:
+                raise
+            if _absence(error) is Other.GONE:
+                return
+            tour.unread.add(below)
+            return
+        yield from _walk(descriptor, below, place, _Rules(pattern, avoid, max_depth), tour)
+
+
+class _Rules(NamedTuple):
+    pattern: Pattern
+    avoid: frozenset[str]
+    max_depth: int
+
+
+def _walk(
+    descriptor: int, folder: str, place: Place, rules: _Rules, tour: Tour
+) -> Generator[tuple[str, Version], None, None]:
+    inner: list[tuple[str, Place]] = []
+    tour.folders.add(folder)
+    try:
+        yield from _files(descriptor, f"{folder}/" if folder else "", place, rules, tour, inner)
+    except OSError:
+        tour.unread.add(folder)
+    for path, deeper in inner:
+        name = path.rpartition("/")[2]
+        try:
+            child = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            tour.unread.add(path)
+            continue
+        try:
+            yield from _walk(child, path, deeper, rules, tour)
+        finally:
+            os.close(child)
+
+
+def _files(
+    descriptor: int,
+    prefix: str,
+    place: Place,
+    rules: _Rules,
+    tour: Tour,
+    inner: list[tuple[str, Place]],
+) -> Iterator[tuple[str, Version]]:
+    """Yield the matching files of one open folder; adds the folders to enter next to `inner`."""
+    with os.scandir(descriptor) as entries:
+        for entry in entries:
+            path = prefix + entry.name
+            deeper = rules.pattern.enter(place, entry.name)
+            wanted = rules.pattern.accepts(place, entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                if not deeper or path in rules.avoid:
+                    continue
+                if path.count("/") < rules.max_depth:
+                    inner.append((path, deeper))
+                else:
+                    tour.refused.add(path)
+            elif not entry.is_file(follow_symlinks=False):
+                if wanted or deeper:
+                    tour.refused.add(path)
+            elif wanted:
+                with contextlib.suppress(FileNotFoundError):
+                    yield path, Version.of(entry.stat(follow_symlinks=False))
+
+
+def look(root: str, paths: Sequence[str]) -> list[Version | Other]:
+    """Say what each path, relative to the root, is right now; opens no file."""
+    found: list[Version | Other] = []
+    with _Folders(root) as folders:
+        for path in paths:
+            folder, _, name = path.rpartition("/")
+            try:
+                status = os.stat(name, dir_fd=folders.open(folder), follow_symlinks=False)
+            except OSError as error:
+                found.append(_absence(error))
+                continue
+            found.append(_kind(status))
+    return found
+
+
+class Inspection(NamedTuple):
+    """A look at a file by opening it: its version, why it cannot be read, or what it is instead.
+
+    `closed` is true when it is certain that no process has it open for writing.
+    """
+
+    found: Version | Other
+    error: str | None = None
+    closed: bool = False
+
+
+def inspect(root: str, paths: Sequence[str], *, ask_closed: bool = False) -> list[Inspection]:
+    """Open each path, relative to the root, to learn whether it can be read; reads nothing."""
+    with _Folders(root) as folders:
+        return [_inspect(folders, path, ask_closed) for path in paths]
+
+
+def _inspect(folders: _Folders, path: str, ask_closed: bool) -> Inspection:
+    folder, _, name = path.rpartition("/")
+    try:
+        parent = folders.open(folder)
+        found = _kind(os.stat(name, dir_fd=parent, follow_symlinks=False))
+    except OSError as error:
+        return Inspection(_absence(error), error.strerror)
+    if isinstance(found, Other):
+        return Inspection(found)
+    try:
+        descriptor = os.open(name, _FILE, dir_fd=parent)
+    except FileNotFoundError:
+        return Inspection(Other.GONE)
+    except OSError as error:
+        return Inspection(found, error.strerror)
+    try:
+        opened_as = _kind(os.fstat(descriptor))
+        return Inspection(opened_as, closed=ask_closed and _nobody_writes(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _absence(error: OSError) -> Other:
+    """Tell a name that is not there from one a sick or closed folder does not show."""
+    missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    return Other.GONE if missing else Other.UNKNOWN
+
+
+def _kind(status: os.stat_result) -> Version | Other:
+    if stat.S_ISREG(status.st_mode):
+        return Version.of(status)
+    return Other.FOLDER if stat.S_ISDIR(status.st_mode) else Other.REFUSED
+
+
+def _nobody_writes(descriptor: int) -> bool:
+    """Whether certainly no process has the file open for writing.
+
+    The kernel grants a read lease only then (fcntl(2)); it is given back at once. Should a writer
+    come just between, we are told by SIGURG, which is ignored, and not by SIGIO, which kills.
+    Not everywhere and not on other people's files: then the answer is no.
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return False
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    return True
+
+
+class _Folders:
+    """Opens folders below a root, keeping the last one open: paths come folder by folder."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._folder: str | None = None
+        self._stack = contextlib.ExitStack()
+        self._descriptor = -1
+
+    def __enter__(self) -> _Folders:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def open(self, folder: str) -> int:
+        if folder != self._folder:
+            self._stack.close()
+            self._folder = None
+            self._descriptor = self._stack.enter_context(opened(self._root, folder))
+            self._folder = folder
+        return self._descriptor
