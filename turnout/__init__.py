@@ -61,13 +61,15 @@ _ROOMS = {
 __all__ = [*_ROOMS]
 
 
-def __getattr__(name: str) -> Any:
-    room = _ROOMS.get(name)
-    if room is None:
-        raise AttributeError(f"module 'turnout' has no attribute {name!r}")
-    value = getattr(import_module(f"turnout.{room}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker that saw it would take any misspelt name
+
+    def __getattr__(name: str) -> Any:
+        room = _ROOMS.get(name)
+        if room is None:
+            raise AttributeError(f"module 'turnout' has no attribute {name!r}")
+        value = getattr(import_module(f"turnout.{room}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

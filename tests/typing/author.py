@@ -1,0 +1,74 @@
+"""An author's file, as a type checker sees it: `tests/test_typing.py` reads what it reveals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, reveal_type
+
+from turnout import Event, current, flow, gather, limit, resource, retry, task
+
+
+@dataclass
+class Order:
+    id: str
+    amount: float
+
+
+@resource
+async def database() -> dict[str, int]:
+    return {}
+
+
+@task(retry=retry(3, delay="1s"), timeout="30s")
+async def charge(order: Order) -> str:
+    return order.id
+
+
+@task
+async def weigh(order: Order, unit: str = "kg") -> float:
+    return order.amount
+
+
+@task
+def pack(order: Order) -> bytes:
+    return order.id.encode()
+
+
+@task(pool="process")
+def crunch(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@flow(
+    when=lambda event: event.data["amount"] > 0,
+    concurrency=limit(8, per=lambda event: event.data["customer"]),
+    retry=2,
+    timeout="5m",
+)
+async def bill(order: Order, db: Annotated[dict[str, int], database]) -> dict[str, str]:
+    receipt = await charge(order)
+    reveal_type(receipt)  # str
+    reveal_type(await weigh(order, unit="lb"))  # float
+    reveal_type(await pack.run(order))  # bytes
+    reveal_type(await crunch.run([1]))  # int
+    reveal_type(await gather(charge(order), weigh(order)))  # tuple[str, float]
+    reveal_type(await gather(*[charge(order)]))  # tuple[str, ...]
+    both = await gather(charge(order), pack.run(order), return_exceptions=True)
+    reveal_type(both)  # tuple[str | Exception, bytes | Exception]
+    reveal_type(await charge.map([order], limit=4))  # list[str]
+    reveal_type(await weigh.map([order]))  # list[float]
+    current().log.info("order.charged", receipt=receipt, key=current().key("mail"))
+    return {"receipt": receipt}
+
+
+@flow
+def in_a_thread(order: Order, event: Event) -> int:
+    reveal_type(pack(order))  # bytes
+    reveal_type(pack.map([order]))  # list[bytes]
+    reveal_type(crunch([1, 2]))  # int
+    reveal_type(current().attempt)  # int
+    return 1
+
+
+async def direct() -> None:
+    reveal_type(await bill(Order("1", 2.0), {}))  # dict[str, str]
