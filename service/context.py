@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from . import logs, pools
+from . import logs, pools, worker
 from .errors import CodeChanged, MisplacedTask
 from .event import Event
 from .flow import Flow
@@ -323,4 +323,4 @@ def _restore(claim: Claim, path: str, step: str | None) -> None:
     _scope.set(Scope(RunContext(claim, None), path, step=step))
 
 
-pools.travels(_snapshot)
+worker.travels(_snapshot)

@@ -19,7 +19,8 @@ from turnout import current, flow, task
 from turnout.service import logs
 from turnout.service.errors import NotKept
 from turnout.service.loader import load_file
-from turnout.service.pools import Pools, WorkerDied, caller, on_loop
+from turnout.service.pools import Pools, caller, on_loop
+from turnout.service.worker import WorkerDied
 
 colour: ContextVar[str] = ContextVar("colour", default="none")
 
