@@ -693,8 +693,13 @@ class JournalContract:
             assert await journal.event("d-1") == []
             again = await put(journal, make_run(), event=event)
             assert again.duplicate and again.runs == ()
+            kept = await put(journal, make_run(), event=make_event("d-2"))
             await self.prune(journal, dedupe_before=at(1))
             assert not (await put(journal, make_run(), event=event)).duplicate
+            # an event that outlives its window is still found by its id
+            found = await journal.event("d-2")
+            assert [stored.runs for stored in found] == [kept.runs]
+            assert [run.id for run in await journal.runs(Filter(event="d-2"))] == [*kept.runs]
 
     async def test_an_event_whose_effect_is_due_is_kept(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

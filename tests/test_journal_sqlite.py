@@ -351,6 +351,8 @@ async def _costs(folder: Path, backlog: int) -> dict[str, int]:
         "runs of a flow": lambda: reader.runs(Filter(flow="f1", limit=3)),
         "runs in a state": lambda: reader.runs(Filter(state=RunState.FAILED, limit=3)),
         "cancelled runs": lambda: reader.runs(Filter(state=RunState.CANCELLED, limit=3)),
+        "an event": lambda: reader.event("nobody"),
+        "runs of an event": lambda: reader.runs(Filter(event="nobody")),
         "events": lambda: reader.events(Filter(limit=3)),
     }
     for name, question in questions.items():

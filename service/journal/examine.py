@@ -69,6 +69,15 @@ CHECKS: tuple[tuple[str, Callable[[apsw.Connection], str | None]], ...] = (
         ),
     ),
     (
+        "every event is found by its id",
+        partial(
+            _none_of,
+            "SELECT id FROM events AS e WHERE by_id IS NOT 1"
+            " AND NOT EXISTS (SELECT 1 FROM dedupe AS d WHERE d.event_seq = e.seq)",
+            "events nobody can find",
+        ),
+    ),
+    (
         "one record for a step",
         partial(
             _none_of,

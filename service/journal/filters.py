@@ -14,7 +14,7 @@ import apsw
 from turnout.service.run import RunState
 
 from .contract import Filter
-from .rows import RUN_COLUMNS, micros
+from .rows import RUN_COLUMNS, found_by_id, micros
 
 _MOST_PARTS = 200  # SQLite joins at most 500 selects in one statement
 
@@ -53,7 +53,7 @@ def events_where(which: Filter) -> tuple[str, list[Any]]:
     """Return the condition on events of a filter, and its values."""
     condition, values = _conditions(
         ("e.trigger = ?", which.trigger),
-        ("e.id = ?", which.event),
+        _by_id(which),
         ("e.accepted_at >= ?", None if which.since is None else micros(which.since)),
         ("e.accepted_at < ?", None if which.until is None else micros(which.until)),
         ("e.seq < ?", which.cursor),
@@ -73,7 +73,7 @@ def _runs_where(which: Filter) -> tuple[str, list[Any]]:
         ("r.flow = ?", which.flow),
         ("r.state = ?", None if which.state is None else which.state.value),
         ("e.trigger = ?", which.trigger),
-        ("e.id = ?", which.event),
+        _by_id(which),
         ("r.queued_at >= ?", None if which.since is None else micros(which.since)),
         ("r.queued_at < ?", None if which.until is None else micros(which.until)),
         ("r.seq < ?", which.cursor),
@@ -85,10 +85,14 @@ def _runs_where(which: Filter) -> tuple[str, list[Any]]:
 
 def _conditions(*pairs: tuple[str, Any]) -> tuple[str, list[Any]]:
     asked = [(condition, value) for condition, value in pairs if value is not None]
-    return (
-        " AND ".join(condition for condition, _ in asked) or "true",
-        [value for _, value in asked],
-    )
+    values: list[Any] = []
+    for _, value in asked:
+        values.extend(value if isinstance(value, list) else [value])
+    return " AND ".join(condition for condition, _ in asked) or "true", values
+
+
+def _by_id(which: Filter) -> tuple[str, list[Any] | None]:
+    return ("", None) if which.event is None else found_by_id(which.event)
 
 
 def _pairs(connection: apsw.Connection, which: Filter) -> Sequence[tuple[str, str]] | None:

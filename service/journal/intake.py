@@ -27,8 +27,8 @@ _DECISIONS_KEPT = 20  # per event: a sender that repeats for ever must not fill 
 
 _EVENTS = Rowset(
     "INSERT INTO events (seq, id, source, type, tenant, trigger, time, accepted_at, body, details,"
-    " decisions, unmatched, effect)",
-    13,
+    " decisions, by_id, unmatched, effect)",
+    14,
 )
 _RUNS = Rowset(
     "INSERT INTO runs (seq, id, event_seq, flow, state, token, order_key, limit_key, due_at,"

@@ -32,6 +32,7 @@ from .rows import (
     STEP_COLUMNS,
     attempt_from,
     event_from,
+    found_by_id,
     instant,
     micros,
     queued_from,
@@ -153,9 +154,8 @@ class SqliteReader:
 
     async def event(self, event_id: str) -> list[StoredEvent]:
         """Return the events with this id, newest first: several when sources share it."""
-        return await self.read(
-            lambda connection: _stored_events(connection, "e.id = ?", [event_id], 1000)
-        )
+        where, values = found_by_id(event_id)
+        return await self.read(lambda connection: _stored_events(connection, where, values, 1000))
 
     async def event_by_seq(self, event_seq: int) -> StoredEvent | None:
         """Return an event by its place in the journal."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -21,7 +22,8 @@ from .contract import Attempt, Decision, Queued, StepRecord, StoredEvent
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOWEST = datetime.min.replace(tzinfo=UTC)
 _HIGHEST = datetime.max.replace(tzinfo=UTC)
-_DIGEST_BYTES = 16
+_BODY_DIGEST_BYTES = 16
+_HALF_KEY_BYTES = 10  # 80 bits: no other sender can aim at a key it knows
 
 EVENT_COLUMNS = "e.seq, e.id, e.source, e.type, e.tenant, e.trigger, e.time, e.body, e.details"
 
@@ -108,12 +110,33 @@ def event_from(row: Sequence[Any]) -> Event:
 
 
 def identity(event: Event) -> tuple[bytes, bytes]:
-    """Return the digests of what makes an event the same event, and of its body."""
+    """Return the key of what makes an event the same event, and the digest of its body.
+
+    The key starts with the digest of the id; see `found_by_id`.
+    """
+    key = _digest(event.id, _HALF_KEY_BYTES) + _origin(event.tenant, event.trigger, event.source)
+    return key, blake2b(event.body, digest_size=_BODY_DIGEST_BYTES).digest()
+
+
+def found_by_id(event_id: str) -> tuple[str, list[Any]]:
+    """Return the condition that finds the events with an id by index, and its values."""
+    low = _digest(event_id, _HALF_KEY_BYTES)
+    condition = (
+        "e.id = ? AND e.seq IN (SELECT seq FROM events WHERE by_id = 1 AND id = ?"
+        " UNION ALL SELECT event_seq FROM dedupe WHERE key BETWEEN ? AND ?)"
+    )
+    return condition, [event_id, event_id, low, low + b"\xff" * (_HALF_KEY_BYTES + 1)]
+
+
+@lru_cache(maxsize=1024)
+def _origin(tenant: str, trigger: str, source: str) -> bytes:
     # Lengths keep ("a", "bc") and ("ab", "c") apart.
-    parts = (event.tenant, event.trigger, event.source, event.id)
-    name = "".join(f"{len(part)}:{part}" for part in parts)
-    key = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
-    return key, blake2b(event.body, digest_size=_DIGEST_BYTES).digest()
+    parts = (tenant, trigger, source)
+    return _digest("".join(f"{len(part)}:{part}" for part in parts), _HALF_KEY_BYTES)
+
+
+def _digest(text: str, size: int) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
 
 
 def pack_decisions(decisions: Sequence[Decision], at: datetime) -> str | None:

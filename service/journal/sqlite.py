@@ -338,6 +338,7 @@ def _event_values(entry: Entry, at: int, now: datetime) -> tuple[Any, ...]:
         event.body,
         pack_details(event),
         pack_decisions(entry.decisions, now),
+        1 if event.minted else None,
         None if entry.runs else 1,
         0 if entry.effect else None,
     )

@@ -80,14 +80,7 @@ def prune(
     if len(ended) < limit:
         unmatched = _old(connection, _UNMATCHED_EVENTS, unmatched_before, limit)
         deleted += _delete(connection, tally, unmatched)
-        # Rows are in order of arrival: looking at the first few is enough.
-        connection.execute(
-            "DELETE FROM dedupe WHERE event_seq IN (SELECT event_seq FROM"
-            " (SELECT event_seq, accepted_at FROM dedupe ORDER BY event_seq LIMIT ?2)"
-            " WHERE accepted_at < ?1)",
-            (dedupe_before, limit),
-        )
-        deleted += connection.changes()
+        deleted += _forget_deliveries(connection, dedupe_before, limit)
     return deleted
 
 
@@ -96,6 +89,24 @@ def prune_oldest(connection: apsw.Connection, tally: Tally, limit: int) -> int:
     kinds = (_ENDED_RUNS, _FAILED_RUNS, _UNMATCHED_EVENTS)
     oldest = sorted(row for kind in kinds for row in _old(connection, kind, _NEVER, limit))
     return _delete(connection, tally, oldest[:limit])
+
+
+def _forget_deliveries(connection: apsw.Connection, before: int, limit: int) -> int:
+    """End the dedupe window of old deliveries; events still kept are found by their id anew."""
+    # Rows are in order of arrival: looking at the first few is enough.
+    old: list[Any] = connection.execute(
+        "SELECT event_seq FROM (SELECT event_seq, accepted_at FROM dedupe ORDER BY event_seq"
+        " LIMIT ?) WHERE accepted_at < ?",
+        (limit, before),
+    ).fetchall()
+    seqs = _json([row[0] for row in old])
+    connection.execute(
+        "UPDATE events SET by_id = 1 WHERE seq IN (SELECT value FROM json_each(?))", (seqs,)
+    )
+    connection.execute(
+        "DELETE FROM dedupe WHERE event_seq IN (SELECT value FROM json_each(?))", (seqs,)
+    )
+    return len(old)
 
 
 _NEVER = 2**62  # later than any instant
