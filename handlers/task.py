@@ -14,8 +14,8 @@ from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from turnout.service import pools, steps
-from turnout.service.context import MisplacedTask, here
-from turnout.service.errors import SetupError
+from turnout.service.context import here
+from turnout.service.errors import MisplacedTask, SetupError
 from turnout.service.flow import Pool
 from turnout.service.retry import RetryPolicy
 from turnout.service.steps import Call, Task
@@ -188,7 +188,7 @@ def wear(made: object, function: Callable[..., Any]) -> None:
     vars(made)["__wrapped__"] = function
 
 
-def retry_policy(retry: RetryPolicy | int | None) -> RetryPolicy:
+def retry_policy(retry: object) -> RetryPolicy:
     """Return the policy `retry=` names: none, a count, or a policy."""
     if retry is None:
         return RetryPolicy()

@@ -87,10 +87,10 @@ def _typed_dict(declared: Any, seen: dict[Any, Any]) -> Any:
     fields = {
         name: _readable(hint, seen)
         if name in declared.__required_keys__
-        else typing_extensions.NotRequired[_readable(hint, seen)]  # type: ignore[valid-type]  # built at run time
+        else typing_extensions.NotRequired[_readable(hint, seen)]
         for name, hint in hints.items()
     }
-    twin = typing_extensions.TypedDict(declared.__name__, fields)  # type: ignore[operator]  # made by call, for fields known at run time only
+    twin = typing_extensions.TypedDict(declared.__name__, fields)  # type: ignore[misc]  # name and fields are known at run time only
     twin.__module__ = declared.__module__
     twin.__doc__ = declared.__doc__
     seen[declared] = twin
