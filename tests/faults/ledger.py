@@ -12,8 +12,8 @@ import shutil
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,28 +52,38 @@ class Snapshot:
         return Counter(run.state for run in self.runs.values() if flow is None or run.flow == flow)
 
 
-def snapshot(data: Path) -> Snapshot:
-    """Read the journal of a data folder; consistent when its process is dead or stopped."""
+@contextmanager
+def copied(data: Path) -> Iterator[sqlite3.Connection]:
+    """Open a copy of a data folder's journal; consistent when its process is dead or stopped."""
     with tempfile.TemporaryDirectory(prefix="turnout-snapshot-") as folder:
         for name in ("journal.db", "journal.db-wal"):
             if (data / name).exists():
                 shutil.copyfile(data / name, Path(folder) / name)
         with closing(sqlite3.connect(Path(folder) / "journal.db")) as copy:
-            runs = copy.execute(
-                "SELECT runs.id, flow, events.id, trigger, state, attempts, crashes, error,"
-                " CAST(result AS TEXT) FROM runs JOIN events ON events.seq = runs.event_seq"
-            ).fetchall()
-            steps = copy.execute(
-                "SELECT runs.id, steps.task, CAST(steps.result AS TEXT) FROM steps"
-                " JOIN runs ON runs.seq = steps.run_seq"
-                " WHERE steps.state = 'succeeded' AND NOT superseded"
-            ).fetchall()
-            events = copy.execute("SELECT trigger, id FROM events").fetchall()
+            yield copy
+
+
+def snapshot(data: Path) -> Snapshot:
+    """Read the whole journal of a data folder."""
+    with copied(data) as copy:
+        runs = copy.execute(
+            "SELECT runs.id, flow, events.id, trigger, state, attempts, crashes, error,"
+            " CAST(result AS TEXT) FROM runs JOIN events ON events.seq = runs.event_seq"
+        ).fetchall()
+        steps = copy.execute(_STEPS.format(0)).fetchall()
+        events = copy.execute("SELECT trigger, id FROM events").fetchall()
     return Snapshot(
         {row[0]: StoredRun(*row) for row in runs},
-        {(run, task): result for run, task, result in steps},
+        {(run, task): result for _, run, task, result in steps},
         frozenset(events),
     )
+
+
+_STEPS = (
+    "SELECT steps.seq, runs.id, steps.task, CAST(steps.result AS TEXT) FROM steps"
+    " JOIN runs ON runs.seq = steps.run_seq"
+    " WHERE steps.state = 'succeeded' AND NOT superseded AND steps.seq > {}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,7 @@ class Execution:
     run: str
     task: str
     attempt: int
+    at: int
 
 
 @dataclass(slots=True)
@@ -90,26 +101,42 @@ class Witness:
     """The file every step execution of the tests' flows is written to, before anything else."""
 
     path: Path
-    marks: list[int] = field(default_factory=list)
 
     def size(self) -> int:
         """Return its length: executions behind it are later ones."""
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def executions(self, after: int = 0) -> list[Execution]:
-        """Return the executions behind a length."""
-        if not self.path.exists():
-            return []
-        rows = (line.split() for line in self.path.read_bytes()[after:].decode().splitlines())
-        return [Execution(run, task, int(attempt)) for run, task, attempt in rows]
+    def executions(self) -> list[Execution]:
+        """Return all executions in order."""
+        found: list[Execution] = []
+        at = 0
+        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else ():
+            run, task, attempt = line.decode().split()
+            found.append(Execution(run, task, int(attempt), at))
+            at += len(line)
+        return found
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """The journal and the witness as a dead process left them."""
+@dataclass(slots=True)
+class Deaths:
+    """What the journal held at each death of the process: these steps must never run again.
 
-    journal: Snapshot
-    witness_size: int
+    `recorded` maps (run, task) to its result and to the length the witness file had then.
+    """
+
+    witness: Witness
+    recorded: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
+    count: int = 0
+    _last: int = 0
+
+    def note(self, data: Path) -> None:
+        """Read what was recorded since the death before; the process is dead."""
+        self.count += 1
+        size = self.witness.size()
+        with copied(data) as copy:
+            for seq, run, task, result in copy.execute(_STEPS.format(self._last)):
+                self._last = max(self._last, seq)
+                self.recorded.setdefault((run, task), (result, size))
 
 
 def broken_promises(
@@ -117,17 +144,14 @@ def broken_promises(
     *,
     accepted: Mapping[str, tuple[str, ...]],
     files: Iterable[str] = (),
-    moments: Iterable[Moment] = (),
-    witness: Witness | None = None,
+    deaths: Deaths | None = None,
 ) -> list[str]:
     """Return every promise of acceptance and of recorded steps that `last` shows broken."""
     found = _lost(last, accepted)
     found += _unfinished(last)
     found += _doubled(last)
     found += _files(last, list(files))
-    for number, moment in enumerate(moments):
-        found += [f"after death {number}: {text}" for text in _rerun(moment, last, witness)]
-    return found
+    return found if deaths is None else found + _rerun(deaths, last)
 
 
 def _lost(last: Snapshot, accepted: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -168,17 +192,14 @@ def _files(last: Snapshot, files: list[str]) -> list[str]:
     return found + [f"a run for {name}, which was never dropped" for name in strangers]
 
 
-def _rerun(moment: Moment, last: Snapshot, witness: Witness | None) -> list[str]:
-    recorded = moment.journal.steps
+def _rerun(deaths: Deaths, last: Snapshot) -> list[str]:
     found = [
         f"step {task} of {run} was recorded as {result}, now {last.steps.get((run, task))}"
-        for (run, task), result in recorded.items()
+        for (run, task), (result, _) in deaths.recorded.items()
         if last.steps.get((run, task)) != result
     ]
-    if witness is not None:
-        found += [
-            f"step {again.task} of {again.run} ran again in attempt {again.attempt}"
-            for again in witness.executions(moment.witness_size)
-            if (again.run, again.task) in recorded
-        ]
+    for line in deaths.witness.executions():
+        _, size = deaths.recorded.get((line.run, line.task), ("", line.at + 1))
+        if line.at >= size:
+            found.append(f"step {line.task} of {line.run} ran again in attempt {line.attempt}")
     return found

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Say
 from tests.process import Program, supervised, turnout, until
 
-from .ledger import Moment, Snapshot, Witness, broken_promises, snapshot
+from .ledger import Deaths, Snapshot, Witness, broken_promises, snapshot
 
 FLOWS = Path(__file__).parent / "flows" / "deadly.py"
 COMPANY = 31
@@ -117,12 +117,11 @@ def test_recorded_steps_of_the_company_are_not_run_again(tmp_path: Path) -> None
     with outbreak.program as program:
         outbreak.start()
         program.ended(10)
-        moment = Moment(snapshot(program.data), outbreak.witness.size())
-        assert moment.journal.steps, "no step was recorded: the test saw nothing"
+        deaths = Deaths(outbreak.witness)
+        deaths.note(program.data)
+        assert deaths.recorded, "no step was recorded: the test saw nothing"
         program.start()
         with supervised(program, most_restarts=12):
             last = until(lambda: _over(outbreak), 60, "the deadly run is dead")
-    broken = broken_promises(
-        last, accepted=outbreak.accepted, moments=[moment], witness=outbreak.witness
-    )
+    broken = broken_promises(last, accepted=outbreak.accepted, deaths=deaths)
     assert not broken, broken[:5]
