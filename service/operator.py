@@ -88,7 +88,7 @@ class Operator:
             sources = ", ".join(sorted({stored.event.source for stored in found}))
             raise Refused(f"event id {event_id!r} has several sources; name one of: {sources}")
         stored = found[0]
-        flows = {}
+        flows: dict[str, None] = {}
         for run_id in stored.runs:
             run = await self._journal.run(run_id)
             if run is not None:

@@ -6,6 +6,7 @@ Pure functions; a value that cannot be read raises `SetupError` showing the form
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from .errors import SetupError
@@ -30,13 +31,14 @@ def parse_duration(value: str | timedelta) -> timedelta:
         if value < timedelta(0):
             raise SetupError(f"a duration cannot be negative, got {value!r}")
         return value
-    text = value.strip() if isinstance(value, str) else ""
+    text = str(value).strip()
     parts = _DURATION_PART.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise SetupError(
-            f'cannot read the duration {value!r}; write it like "500ms", "30s", "5m", "1h30m", "1d"'
-        )
-    return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in parts))
+    if parts and "".join(number + unit for number, unit in parts) == text:
+        with suppress(OverflowError):  # past a timedelta's 2.7 million years
+            return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in parts))
+    raise SetupError(
+        f'cannot read the duration {value!r}; write it like "500ms", "30s", "5m", "1h30m", "1d"'
+    )
 
 
 def format_duration(value: timedelta) -> str:
@@ -54,7 +56,7 @@ def parse_size(value: str | int) -> int:
     """Read a size in bytes such as `"1MiB"`; a plain number is bytes; raises `SetupError`."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    match = _SIZE.fullmatch(str(value).strip())
     if match is None:
         raise SetupError(f'cannot read the size {value!r}; write it like "64KiB", "1MiB", "10GiB"')
     return int(float(match[1]) * _BYTES[match[2] or "B"])

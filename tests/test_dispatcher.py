@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tests.running import Running, eventually, running
 from turnout import Fail, Skip, flow, limit, retry
@@ -292,8 +292,8 @@ async def test_a_failed_run_retried_by_an_operator_goes_on(tmp_path: Path) -> No
 async def test_blocked_order_keeps_the_key_after_a_dead_head(tmp_path: Path) -> None:
     seen: list[int] = []
 
-    def one(on_dead: str) -> Any:
-        @flow(name=on_dead, ordered_by=lambda event: "k", on_dead=on_dead)  # type: ignore[call-overload]  # both words
+    def one(on_dead: Literal["continue", "block"]) -> Any:
+        @flow(name=on_dead, ordered_by=lambda event: "k", on_dead=on_dead)
         async def ordered(event: Event) -> None:
             if event.data == 1:
                 raise ValueError("dead")
