@@ -7,12 +7,14 @@ waiting loses the answer, never the event.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from .dispatcher import Dispatcher
-from .errors import JournalError, Overloaded, TurnoutError
+from .errors import JournalError, Overloaded, SetupError, TurnoutError
 from .event import Event
 from .journal.contract import Appended, Journal
 from .metrics import Metrics
@@ -23,6 +25,9 @@ from .trigger import CalledTrigger, EndsEvents, Receipt, Trigger
 from .waiters import Waiters
 
 Settled = Callable[[int, Trigger], None]
+
+UNMATCHED_PER_SAMPLE = 1000
+"""Where unmatched events are not kept, one of so many is, so that its decision can be read."""
 
 
 class TriggerEmitter:
@@ -40,12 +45,15 @@ class TriggerEmitter:
         tasks: asyncio.TaskGroup,
         now: Callable[[], datetime],
         settled: Settled,
+        connection: Callable[[str], Mapping[str, Any]] | None = None,
     ) -> None:
         self.trigger = trigger
         self.flows = flows
         self.paused = False
         self.problem: str | None = "starting"
+        self.last_error: str | None = None
         self.lags: dict[str, float] = {}
+        self.figures: dict[str, float] = {}
         self._journal = journal
         self._dispatcher = dispatcher
         self._metrics = metrics
@@ -53,6 +61,9 @@ class TriggerEmitter:
         self._tasks = tasks
         self._now = now
         self._settled = settled
+        self._connection = connection
+        self._keeps_unmatched = getattr(trigger, "keeps_unmatched", True)
+        self._unmatched: Counter[str] = Counter()
         self._tells_sender = isinstance(trigger, CalledTrigger)
         self.has_effect = isinstance(trigger, EndsEvents) and trigger.has_effect
         self._closed: str | None = None
@@ -77,8 +88,37 @@ class TriggerEmitter:
                 Receipt(event=one.entry.event.id, stored=False, refusals=one.refusals)
                 for one in routed
             ]
+        if not self._keeps_unmatched:
+            return await self._store_matched(routed, positions or {})
+        return await self._committed(routed, positions or {})
+
+    async def _store_matched(
+        self, routed: list[Routed], positions: Mapping[str, str | None]
+    ) -> Sequence[Receipt]:
+        """Store what starts runs, and of the rest one sample in a thousand (decision 9)."""
+        unkept: dict[int, str] = {}
+        for index, one in enumerate(routed):
+            if not one.entry.runs:
+                verdict = one.entry.decisions[0].verdict
+                self._unmatched[verdict] += 1
+                if self._unmatched[verdict] % UNMATCHED_PER_SAMPLE != 1:
+                    unkept[index] = verdict
+        if not unkept:
+            return await self._committed(routed, positions)
+        kept = [one for index, one in enumerate(routed) if index not in unkept]
+        receipts = iter(await self._committed(kept, positions))
+        for verdict, count in Counter(unkept.values()).items():
+            self.reject(verdict, count)
+        return [
+            Receipt(event=one.entry.event.id, stored=False) if index in unkept else next(receipts)
+            for index, one in enumerate(routed)
+        ]
+
+    async def _committed(
+        self, routed: Sequence[Routed], positions: Mapping[str, str | None]
+    ) -> Sequence[Receipt]:
         # In a task of its own: a cancelled caller must not leave claimed runs that nobody starts.
-        answer = await asyncio.shield(self._tasks.create_task(self._store(routed, positions or {})))
+        answer = await asyncio.shield(self._tasks.create_task(self._store(routed, positions)))
         if isinstance(answer, TurnoutError):
             raise answer
         return answer
@@ -147,7 +187,7 @@ class TriggerEmitter:
 
     def down(self, reason: str) -> None:
         """Report that the trigger cannot watch now, and why."""
-        self.problem = reason
+        self.problem = self.last_error = reason
         self._metrics.trigger_up.labels(self.trigger.name).set(0)
 
     def lag(self, partition: str, count: float) -> None:
@@ -158,3 +198,14 @@ class TriggerEmitter:
     def reject(self, result: str, count: int = 1) -> None:
         """Count input that became no event."""
         self._metrics.events.labels(self.trigger.name, result).inc(count)
+
+    def show(self, figure: str, value: float) -> None:
+        """Show a figure of this trigger's own to operators."""
+        self.figures[figure] = value
+        self._metrics.trigger_figures.labels(self.trigger.name, figure).set(value)
+
+    def connection(self, kind: str) -> Mapping[str, Any]:
+        """Return the options of the client for `kind`, from the settings."""
+        if self._connection is None:
+            raise SetupError(f"there are no connection settings for {kind!r} here")
+        return self._connection(kind)

@@ -7,19 +7,28 @@ Works on a live service (with its dispatcher and emitters) and on a journal at r
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from datetime import datetime
+from typing import Any
 
 from .dispatcher import Dispatcher
 from .emitter import TriggerEmitter
 from .errors import NotFound, Refused
 from .event import Event, mint_id
 from .journal.contract import Filter, Journal, NewRun, StoredEvent
+from .logs import get_logger
 from .project import Project
 from .run import FINISHED, Run, RunState
-from .trigger import Receipt
+from .trigger import Receipt, Seek, Seekable, SeekPlan
+
+log = get_logger("turnout.operator")
 
 BULK = 500
+
+
+def _at_rest(_trigger: str) -> AbstractAsyncContextManager[None]:
+    """Stand in for stopping a trigger where none runs."""
+    return nullcontext()
 
 
 class Operator:
@@ -34,6 +43,8 @@ class Operator:
         project: Callable[[], Project] = Project,
         emitters: Callable[[], Mapping[str, TriggerEmitter]] = dict,
         api: TriggerEmitter | None = None,
+        connection: Callable[[str], Mapping[str, Any]] | None = None,
+        stopped: Callable[[str], AbstractAsyncContextManager[None]] = _at_rest,
     ) -> None:
         self._journal = journal
         self._now = now
@@ -41,6 +52,8 @@ class Operator:
         self._project = project
         self._emitters = emitters
         self._api = api
+        self._connection = connection
+        self._stopped = stopped
 
     async def cancel(self, run_id: str) -> Run:
         """End an unfinished run as `cancelled`; a running one stops at its next await."""
@@ -188,6 +201,27 @@ class Operator:
             minted=True,
         )
         return (await emitter([event]))[0]
+
+    async def seek(self, name: str, seek: Seek, *, dry_run: bool = False) -> SeekPlan:
+        """Move where a trigger reads on; `dry_run` only says what would happen.
+
+        The trigger stands still meanwhile. Raises `NotFound`, and `Refused` for what cannot be.
+        """
+        trigger = self._project().triggers.get(name)
+        if trigger is None:
+            known = ", ".join(sorted(self._project().triggers)) or "none"
+            raise NotFound(f"no trigger {name!r}; triggers: {known}")
+        if not isinstance(trigger, Seekable) or self._connection is None:
+            raise Refused(f"trigger {name!r} has no place to seek to; a kafka trigger has")
+        connection = self._connection(trigger.kind)
+        plan = await trigger.plan(seek, await self._journal.positions(name), connection)
+        if dry_run:
+            return plan
+        async with self._stopped(name):
+            plan = await trigger.plan(seek, await self._journal.positions(name), connection)
+            await self._journal.append([], trigger=name, positions=plan.positions, now=self._now())
+        log.warning("trigger.sought", trigger=name, to=seek.to, done=list(plan.sentences))
+        return plan
 
     async def emit(self, event: Event) -> Receipt:
         """Store an event from outside and start the flows with `on=event(TYPE)`."""

@@ -8,7 +8,8 @@ Not here: HTTP, signals and settings (app).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -93,6 +94,8 @@ class Process:
             project=lambda: self.project,
             emitters=lambda: self.emitters,
             api=self.api,
+            connection=self.settings.connection,
+            stopped=self._trigger_stopped,
         )
         metrics.observe_counts(lambda: Counts(*journal.counts(), admission.held_slots()))
 
@@ -110,6 +113,7 @@ class Process:
             tasks=self._tasks,
             now=self.now,
             settled=self._event_settled,
+            connection=self.settings.connection,
         )
 
     async def _run_ended(self, claim: Claim, outcome: Outcome) -> None:
@@ -173,6 +177,16 @@ class Process:
         """Open the way in."""
         for emitter in self.emitters.values():
             self.supervisor.start(emitter)
+
+    @asynccontextmanager
+    async def _trigger_stopped(self, name: str) -> AsyncIterator[None]:
+        """Keep one trigger from reading while its positions are moved."""
+        await self.supervisor.stop(name)
+        try:
+            yield
+        finally:
+            if not self.stopping and name in self.emitters:
+                self.supervisor.start(self.emitters[name])
 
     async def reload(self, project: Project) -> None:
         """Serve a new version of the project: unchanged triggers never stop."""

@@ -81,6 +81,11 @@ def _ask(flow: AnyFlow, event: Event, routed: Routed, decisions: list[Decision])
 
 def _refuse_unreadable(event: Event) -> None:
     if event.extensions:
-        problem = event.extensions.get("fileerror")
-        if problem is not None:
-            raise InvalidData(f"the file cannot be read: {problem}")
+        for name, thing in _UNREADABLE:
+            problem = event.extensions.get(name)
+            if problem is not None:
+                raise InvalidData(f"the {thing} cannot be read: {problem}")
+
+
+_UNREADABLE = (("fileerror", "file"), ("recorderror", "record"))
+"""Extensions in which a trigger says that its event cannot be read, and of what."""

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import SetupError
@@ -84,9 +84,58 @@ class Settings(BaseSettings):
         10 * 2**30, description="Journal size above which finished runs go early."
     )
 
+    kafka_bootstrap_servers: str = Field(
+        "127.0.0.1:9092", description="Kafka brokers to ask first: HOST:PORT, comma-separated."
+    )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How to talk to Kafka: with or without TLS, with or without SASL."
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="How SASL proves who we are."
+    )
+    kafka_sasl_username: str | None = Field(None, description="SASL user name.")
+    kafka_sasl_password: str | None = Field(None, repr=False, description="SASL password.")
+    kafka_tls_ca: Path | None = Field(
+        None, description="PEM file of the authorities to trust; the system's without it."
+    )
+    kafka_tls_certificate: Path | None = Field(
+        None, description="PEM certificate chain to show to Kafka."
+    )
+    kafka_tls_key: Path | None = Field(None, description="PEM private key of that certificate.")
+
     synchronous: Literal["full", "normal"] = Field(
         "full", description="`normal` may lose the last commits on power loss; for tests only."
     )
+
+    @model_validator(mode="after")
+    def _kafka_is_sound(self) -> Settings:
+        problem = _kafka_problem(self)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
+
+    def connection(self, kind: str) -> dict[str, Any]:
+        """Return the options of the client that reaches what `kind` (only `kafka`) is about.
+
+        Reads the TLS files; raises `SetupError` naming the one that cannot be used.
+        """
+        if kind != "kafka":
+            raise SetupError(f"there are no connection settings for {kind!r}")
+        options: dict[str, Any] = {
+            "bootstrap_servers": [
+                each.strip() for each in self.kafka_bootstrap_servers.split(",") if each.strip()
+            ],
+            "security_protocol": self.kafka_security_protocol,
+        }
+        if self.kafka_security_protocol.startswith("SASL"):
+            options |= {
+                "sasl_mechanism": self.kafka_sasl_mechanism,
+                "sasl_plain_username": self.kafka_sasl_username,
+                "sasl_plain_password": self.kafka_sasl_password,
+            }
+        if self.kafka_security_protocol.endswith("SSL"):
+            options["ssl_context"] = _tls(self)
+        return options
 
     @classmethod
     def settings_customise_sources(
@@ -121,16 +170,63 @@ def load(config: Path | None = None, **chosen: Any) -> Settings:
         return Settings(**merged)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
+        if not first["loc"]:
+            raise SetupError(first["msg"].removeprefix("Value error, ")) from None
         name = str(first["loc"][0]) if first["loc"] else ""
         place = str(file) if name in values and name not in in_environment else _variable(name)
         raise SetupError(f"{place}: {name}: {first['msg']}") from None
+
+
+def _kafka_problem(settings: Settings) -> str | None:
+    """Return what is wrong among the Kafka settings, naming the variables to change."""
+    servers = [each.strip() for each in settings.kafka_bootstrap_servers.split(",")]
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            return f"TURNOUT_KAFKA_BOOTSTRAP_SERVERS: {server!r} is not HOST:PORT"
+    protocol = settings.kafka_security_protocol
+    login = (settings.kafka_sasl_username, settings.kafka_sasl_password)
+    if protocol.startswith("SASL") and not all(login):
+        return (
+            f"TURNOUT_KAFKA_SECURITY_PROTOCOL={protocol} needs TURNOUT_KAFKA_SASL_USERNAME and "
+            "TURNOUT_KAFKA_SASL_PASSWORD"
+        )
+    if not protocol.startswith("SASL") and any(login):
+        return (
+            "TURNOUT_KAFKA_SASL_USERNAME and _PASSWORD are set and would not be used: "
+            "TURNOUT_KAFKA_SECURITY_PROTOCOL must be SASL_SSL or SASL_PLAINTEXT"
+        )
+    files = (settings.kafka_tls_ca, settings.kafka_tls_certificate, settings.kafka_tls_key)
+    if any(files) and not protocol.endswith("SSL"):
+        return (
+            "TURNOUT_KAFKA_TLS_… is set and would not be used: TURNOUT_KAFKA_SECURITY_PROTOCOL "
+            "must be SSL or SASL_SSL"
+        )
+    if (files[1] is None) != (files[2] is None):
+        return "TURNOUT_KAFKA_TLS_CERTIFICATE and TURNOUT_KAFKA_TLS_KEY go together"
+    for file in files:
+        if file is not None and not os.access(file, os.R_OK):
+            return f"TURNOUT_KAFKA_TLS_…: cannot read {file}"
+    return None
+
+
+def _tls(settings: Settings) -> Any:
+    import ssl  # costs start-up time, and few need it
+
+    try:
+        context = ssl.create_default_context(cafile=settings.kafka_tls_ca)
+        if settings.kafka_tls_certificate is not None:
+            context.load_cert_chain(settings.kafka_tls_certificate, settings.kafka_tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise SetupError(f"TURNOUT_KAFKA_TLS_…: the files cannot be used: {error}") from None
+    return context
 
 
 def _variable(name: str) -> str:
     return f"TURNOUT_{name.upper()}"
 
 
-_NOT_SETTINGS = frozenset({"TURNOUT_CONFIG"})
+_NOT_SETTINGS = frozenset({"TURNOUT_CONFIG", "TURNOUT_KAFKA_CACHE"})
 
 
 def _refuse_unknown(values: dict[str, Any], file: Path) -> None:

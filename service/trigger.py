@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from .event import Event
 from .run import Run
@@ -68,6 +68,12 @@ class Emitter(Protocol):
 
     def reject(self, result: str, count: int = 1) -> None:
         """Count input that became no event: `turnout_events_total{trigger,result}`."""
+
+    def show(self, figure: str, value: float) -> None:
+        """Show a figure of this trigger's own, such as `rebalances`, to operators."""
+
+    def connection(self, kind: str) -> Mapping[str, Any]:
+        """Return the options of the client for `kind`, from the settings (`kafka`)."""
 
 
 class Trigger(Protocol):
@@ -147,6 +153,40 @@ class StartsOnType(Trigger, Protocol):
     @property
     def event_type(self) -> str:
         """The CloudEvents `type` that starts the flows naming this trigger."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seek:
+    """Where an operator wants a trigger to read on.
+
+    `to` is `start`, `end`, an offset or an RFC 3339 instant; `partition` one partition, or None
+    for all. `rerun` allows going back, which makes new events of what was accepted before.
+    """
+
+    to: str
+    partition: str | None = None
+    rerun: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeekPlan:
+    """What a seek does: new positions (as stored), and a sentence for each partition."""
+
+    positions: Mapping[str, str | None]
+    sentences: Sequence[str]
+
+
+@runtime_checkable
+class Seekable(Protocol):
+    """A trigger whose position an operator may move (`turnout trigger seek`).
+
+    It is stopped meanwhile, and reads its stored positions when it starts again.
+    """
+
+    async def plan(
+        self, seek: Seek, positions: Mapping[str, str], connection: Mapping[str, Any]
+    ) -> SeekPlan:
+        """Say what `seek` comes to, changing nothing; raises `Refused` for what cannot be."""
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -53,6 +53,8 @@ class RecordingEmitter:
         self.results: dict[str, Run] = {}
         self.rejected: Counter[str] = Counter()
         self.lags: dict[str, float] = {}
+        self.figures: dict[str, float] = {}
+        self.connections: dict[str, Mapping[str, Any]] = {}
         self.is_up = False
         self.down_reason: str | None = None
         self.refused = 0
@@ -112,6 +114,12 @@ class RecordingEmitter:
 
     def reject(self, result: str, count: int = 1) -> None:
         self.rejected[result] += count
+
+    def show(self, figure: str, value: float) -> None:
+        self.figures[figure] = value
+
+    def connection(self, kind: str) -> Mapping[str, Any]:
+        return self.connections[kind]
 
     # ---- what a test does with it
 

@@ -53,7 +53,7 @@ def parse(headers: Headers, body: bytes, *, now: datetime) -> Event:
     """
     content_type = _content_type(headers)
     if content_type == STRUCTURED:
-        return _structured(body, now)
+        return structured(body, now=now)
     if content_type.startswith("application/cloudevents"):
         raise InvalidData(
             f"{content_type} is not read here; send one event as {STRUCTURED} or with ce- headers",
@@ -100,7 +100,7 @@ def _binary(headers: Headers, body: bytes, now: datetime) -> Event:
         )
     if content_types := headers.get("content-type"):
         attributes["datacontenttype"] = content_types[0].decode("latin-1")
-    return _event(attributes, body, now)
+    return from_attributes(attributes, body, now=now)
 
 
 def _header_text(name: str, raw: bytes) -> str:
@@ -116,7 +116,8 @@ def _header_text(name: str, raw: bytes) -> str:
 # ---------------------------------------------------------------- structured mode
 
 
-def _structured(document: bytes, now: datetime) -> Event:
+def structured(document: bytes, *, now: datetime) -> Event:
+    """Return the event of a document in the JSON format, whatever carried it."""
     envelope = decode_json(document)
     if not isinstance(envelope, dict):
         raise InvalidData("a structured CloudEvent is a JSON object")
@@ -125,7 +126,7 @@ def _structured(document: bytes, now: datetime) -> Event:
         for name, value in envelope.items()
         if name not in ("data", "data_base64") and value is not None
     }
-    return _event(attributes, _payload(envelope, document), now)
+    return from_attributes(attributes, _payload(envelope, document), now=now)
 
 
 def _attribute_text(name: str, value: Any) -> str:
@@ -186,7 +187,8 @@ def _skip(document: str, at: int) -> int:
 # ---------------------------------------------------------------- attributes
 
 
-def _event(attributes: dict[str, str], body: bytes, now: datetime) -> Event:
+def from_attributes(attributes: dict[str, str], body: bytes, *, now: datetime) -> Event:
+    """Return the event its attributes describe, as text by name, whatever carried them."""
     _check(attributes)
     content_type = attributes.get("datacontenttype")
     stamp = attributes.get("time")

@@ -19,7 +19,7 @@ from turnout.service.event import Event
 from turnout.service.journal.contract import Attempt, Reader, StepRecord, StoredEvent
 from turnout.service.project import AnyFlow
 from turnout.service.run import RunError
-from turnout.service.trigger import Receipt, Trigger
+from turnout.service.trigger import Receipt, SeekPlan, Trigger
 from turnout.service.units import format_duration
 
 
@@ -158,6 +158,8 @@ def trigger_of(
     flows: Sequence[AnyFlow],
     problem: str | None,
     lag: Mapping[str, float],
+    figures: Mapping[str, float],
+    last_error: str | None,
     paused_at: datetime | None,
 ) -> dict[str, Any]:
     """Return a trigger, the flows it feeds, and why it is not watching, if so."""
@@ -167,7 +169,9 @@ def trigger_of(
         "flows": [flow.name for flow in flows],
         "up": problem is None and paused_at is None,
         "problem": problem,
+        "last_error": last_error,
         "lag": dict(lag),
+        "figures": dict(figures),
         "paused_at": instant(paused_at),
     }
 
@@ -181,6 +185,11 @@ def receipt_of(receipt: Receipt) -> dict[str, Any]:
     }
     refusals: Mapping[str, str] = receipt.refusals
     return document | ({"refusals": dict(refusals)} if refusals else {})
+
+
+def seek_of(trigger: str, plan: SeekPlan, *, dry_run: bool) -> dict[str, Any]:
+    """Return what a seek did, or would do."""
+    return {"trigger": trigger, "dry_run": dry_run, "done": list(plan.sentences)}
 
 
 def encode(document: Any) -> bytes:

@@ -27,6 +27,7 @@ from turnout.service.payload import decode_json
 from turnout.service.project import Project
 from turnout.service.run import Run
 from turnout.service.settings import Settings
+from turnout.service.trigger import Seek
 
 from . import cloudevents, documents, problems
 from .exchange import Gone, TooLarge, by_name, read_body
@@ -330,6 +331,8 @@ async def list_triggers(service: ServiceOf) -> Response:
                 flows=service.project.feeds.get(name, ()),
                 problem="not started" if emitter is None else emitter.problem,
                 lag={} if emitter is None else emitter.lags,
+                figures={} if emitter is None else emitter.figures,
+                last_error=None if emitter is None else emitter.last_error,
                 paused_at=paused.get(f"trigger:{name}"),
             )
         )
@@ -340,6 +343,28 @@ async def list_triggers(service: ServiceOf) -> Response:
 async def fire_trigger(service: ServiceOf, name: str) -> Response:
     """Start the flows of a trigger now, with an event that carries no data."""
     return _json(documents.receipt_of(await service.operator.fire(name)), 202)
+
+
+@router.post("/triggers/{name:path}/seek", tags=["flows and triggers"])
+async def seek_trigger(service: ServiceOf, request: Request, name: str) -> Response:
+    """Move where a trigger reads on: the body is {"to": "start", "end", OFFSET or INSTANT}.
+
+    And "partition", "rerun" (going back runs again what was accepted) and "dry_run", which only
+    says what would happen.
+    """
+    _, body = await _read(request, service)
+    asked = decode_json(body)
+    if not isinstance(asked, dict) or not isinstance(asked.get("to"), str):
+        raise InvalidData('the body is {"to": "start", "end", OFFSET or INSTANT}', field="to")
+    partition = asked.get("partition")
+    seek = Seek(
+        to=asked["to"],
+        partition=None if partition is None else str(partition),
+        rerun=asked.get("rerun") is True,
+    )
+    dry_run = asked.get("dry_run") is True
+    plan = await service.operator.seek(name, seek, dry_run=dry_run)
+    return _json(documents.seek_of(name, plan, dry_run=dry_run))
 
 
 @router.get("/pauses", tags=["flows and triggers"])

@@ -1,0 +1,228 @@
+"""The Kafka trigger: every record of some topics is one event, in the order of its partition.
+
+`kafka("orders", group="billing")` joins a consumer group. Records and the offset behind them are
+written in one journal transaction, and that ledger alone says what has been read, so a record that
+Kafka hands out again is never a second run. Kafka's own committed offset follows, for its tools.
+Members with a journal each share the work; a kill between journal and commit can double at most
+what was journaled and not yet committed there (decision 14).
+
+A record's identity is `cluster/topic/epoch/partition/offset`. The epoch rises when a topic is
+found to be made anew, or when an operator seeks back to run records again. What cannot be read (a
+null, broken JSON, too large, no such codec) is a dead letter with its place and reason, and its
+partition goes on. Not here: publishing (`handlers.kafka`) and the connection (settings).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from turnout.service.errors import SetupError, TriggerError
+from turnout.service.event import Event
+from turnout.service.trigger import Emitter, Seek, SeekPlan
+from turnout.service.units import parse_duration, parse_size
+
+from .record import Data, Null, Reader
+
+if TYPE_CHECKING:
+    from .reading import Reading
+
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_RETRY_SECONDS = (0.5, 5.0)
+_FETCH_BYTES = 1 << 20
+_FETCH_TOTAL_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaTrigger:
+    """A read trigger that is a member of a consumer group."""
+
+    name: str
+    topics: tuple[str, ...]
+    group: str
+    pattern: str | None = None
+    start: str | datetime = "latest"
+    data: Data = "json"
+    null: Null = "dead"
+    max_record: int = 1 << 20
+    dead_letter_topic: str | None = None
+    create: int | None = None
+    session_seconds: float = 10.0
+    max_poll_seconds: float = 300.0
+    kind: str = "kafka"
+
+    keeps_unmatched = False
+    """Records no flow wants are counted and sampled, not stored (decision 9)."""
+
+    def check(self) -> None:
+        """Raise `SetupError` for names and settings that cannot work."""
+        if bool(self.topics) == (self.pattern is not None):
+            raise SetupError('kafka(…): name topics, or give pattern="…", one of the two')
+        for topic in (*self.topics, *filter(None, [self.dead_letter_topic])):
+            if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
+                raise SetupError(
+                    f"kafka({topic!r}): a topic's name has 1 to 249 letters, digits, '.', '_', '-'"
+                )
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise SetupError(f"kafka(pattern={self.pattern!r}): {error}") from None
+        if not self.group:
+            raise SetupError('kafka(…): group="" joins no group; name it after what reads')
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        if isinstance(self.start, datetime):
+            if self.start.tzinfo is None:
+                raise SetupError("kafka(start=…): an instant needs its zone: 2026-01-31T09:00:00Z")
+        elif self.start not in ("latest", "earliest"):
+            raise SetupError(
+                f'kafka(start={self.start!r}): write "latest", "earliest" or an instant'
+            )
+        if self.data not in ("json", "text", "bytes"):
+            raise SetupError(f'kafka(data={self.data!r}): write "json", "text" or "bytes"')
+        if self.null not in ("dead", "skip", "run"):
+            raise SetupError(f'kafka(null={self.null!r}): write "dead", "skip" or "run"')
+        if self.create is not None and not 1 <= self.create <= 10_000:
+            raise SetupError(f"kafka(create={self.create}): partitions are from 1 to 10,000")
+        if self.max_record < 1:
+            raise SetupError("kafka(max_record=…): at least one byte")
+        if self.dead_letter_topic in self.topics:
+            raise SetupError("kafka(dead_letter_topic=…): a topic of its own, or it never ends")
+
+    # ------------------------------------------------------------ reading
+
+    async def run(self, emit: Emitter) -> None:
+        """Read until cancelled; waits for brokers and topics that are not there."""
+        from . import broker  # the client costs start-up time; `turnout check` does without
+        from .reading import Reading
+
+        connection = emit.connection("kafka")
+        delay, longest = _RETRY_SECONDS
+        while True:
+            try:
+                cluster, topics = await broker.meet(connection, self.topics, create=self.create)
+            except TriggerError as error:
+                emit.down(str(error))
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, longest)
+            else:
+                break
+        await Reading(self, emit, cluster, topics).run(connection)
+
+    def consumer_options(self) -> dict[str, Any]:
+        """Return how the client is to read for this trigger."""
+        return {
+            "group_id": self.group,
+            "client_id": "turnout",
+            "enable_auto_commit": False,  # it would commit what is not journaled
+            "auto_offset_reset": "none",  # where to read is the ledger's to say
+            "isolation_level": "read_committed",
+            "fetch_max_bytes": _FETCH_TOTAL_BYTES,
+            "max_partition_fetch_bytes": _FETCH_BYTES,
+            "session_timeout_ms": int(self.session_seconds * 1000),
+            "heartbeat_interval_ms": int(self.session_seconds * 1000 / 4),
+            "max_poll_interval_ms": int(self.max_poll_seconds * 1000),
+            "metadata_max_age_ms": 30_000,  # how soon a new partition or topic is noticed
+        }
+
+    def subscribe(self, consumer: Any, listener: Reading) -> None:
+        """Subscribe a consumer to the topics or the pattern."""
+        if self.pattern is None:
+            consumer.subscribe(list(self.topics), listener=listener)
+        else:
+            consumer.subscribe(pattern=f"^(?:{self.pattern})$", listener=listener)
+
+    def reader(self, cluster: str, topic: str, partition: int, epoch: int) -> Reader:
+        """Return what reads the records of one partition for this trigger."""
+        return Reader(
+            trigger=self.name,
+            cluster=cluster,
+            topic=topic,
+            partition=partition,
+            epoch=epoch,
+            data=self.data,
+            null=self.null,
+            max_record=self.max_record,
+        )
+
+    # ------------------------------------------------------------ an operator's seek
+
+    async def plan(
+        self, seek: Seek, positions: Mapping[str, str], connection: Mapping[str, Any]
+    ) -> SeekPlan:
+        """Say what a seek comes to, changing nothing."""
+        from .seeking import plan
+
+        return await plan(self, seek, positions, connection)
+
+    # ------------------------------------------------------------ the dead letter topic
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether failed records go to a dead letter topic."""
+        return self.dead_letter_topic is not None
+
+    async def ended(self, event: Event, succeeded: bool, emit: Emitter) -> Event | None:
+        """Publish a record a flow failed on to the dead letter topic; at least once."""
+        if not succeeded and self.dead_letter_topic is not None:
+            from .letters import post
+
+            await post(self.dead_letter_topic, event, emit)
+        return None
+
+
+def kafka(
+    *topics: str,
+    group: str,
+    pattern: str | None = None,
+    start: str | datetime = "latest",
+    data: Data = "json",
+    null: Null = "dead",
+    max_record: str | int = "1MiB",
+    dead_letter_topic: str | None = None,
+    create: int | None = None,
+    session: str | timedelta = "10s",
+    max_poll: str | timedelta = "5m",
+    name: str | None = None,
+) -> KafkaTrigger:
+    """Start flows with the records of topics: `kafka("orders", group="billing")`.
+
+    `start` says where a partition without a committed offset begins: `"latest"` (now), `"earliest"`
+    or an instant. `data` is how values are decoded. A record with a null value is a dead letter,
+    or skipped, or run with no data (`null=`). `dead_letter_topic` gets the bytes of every record a
+    flow failed on. `create` makes missing topics with so many partitions. A member the group has
+    not heard of for `session` loses its partitions; `max_poll` is how long it may not poll.
+    """
+    named = ",".join(sorted(set(topics))) if pattern is None else f"~{pattern}"
+    return KafkaTrigger(
+        name=name if name is not None else f"kafka:{named}/{group}",
+        topics=tuple(sorted(set(topics))),
+        group=group,
+        pattern=pattern,
+        start=_start(start),
+        data=data,
+        null=null,
+        max_record=parse_size(max_record),
+        dead_letter_topic=dead_letter_topic,
+        create=create,
+        session_seconds=parse_duration(session).total_seconds(),
+        max_poll_seconds=parse_duration(max_poll).total_seconds(),
+    )
+
+
+def _start(start: str | datetime) -> str | datetime:
+    if isinstance(start, str) and start not in ("latest", "earliest"):
+        try:
+            return datetime.fromisoformat(start)
+        except ValueError:
+            return start  # refused by name in `check`
+    return start
+
+
+__all__: Sequence[str] = ["KafkaTrigger", "kafka"]

@@ -1,0 +1,206 @@
+"""The broker's side: meeting a cluster, its topics and offsets, each call bounded and named.
+
+The client's calls can wait for ever when brokers are away, and end in errors of a dozen kinds.
+Here every call has an end, and an error is a `TriggerError` that says what could not be done. Not
+here: what the offsets mean (`ledger`) and reading (`reading`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import datetime
+from typing import Any
+
+from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
+    AIOKafkaConsumer,
+    TopicPartition,
+)
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]  # as above
+from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
+    IllegalStateError,
+    KafkaError,
+    for_code,
+)
+
+from turnout.service.errors import TriggerError
+
+from .ledger import Bounds
+
+# The client logs each attempt of each retry as an error; the trigger reports the state instead.
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+MEET_SECONDS = 15.0
+"""How long the cluster gets to answer before the trigger calls itself down and tries again."""
+
+_STOP_SECONDS = 0.7
+_TOPIC_ALREADY_EXISTS = 36
+
+
+@contextmanager
+def named(doing: str) -> Iterator[None]:
+    """Turn the client's errors into a `TriggerError` that begins with what was being done.
+
+    An `IllegalStateError` passes: the assignment has changed meanwhile, and nothing is wrong.
+    """
+    try:
+        yield
+    except IllegalStateError:
+        raise
+    except (KafkaError, TimeoutError, OSError, AssertionError) as error:
+        raise TriggerError(f"{doing}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return Kafka's own word for an error, on one line."""
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    if not text:
+        return "no answer in time" if isinstance(error, TimeoutError) else name
+    return text if text.startswith(name) else f"{name}: {text}"
+
+
+def key_of(partition: TopicPartition) -> str:
+    """Return `topic/partition`, the name of a partition in positions and metrics."""
+    return f"{partition.topic}/{partition.partition}"
+
+
+def partition_named(key: str) -> TopicPartition:
+    """Read back `key_of`."""
+    topic, _, number = key.rpartition("/")
+    return TopicPartition(topic, int(number))
+
+
+async def meet(
+    connection: Mapping[str, Any], topics: Sequence[str], *, create: int | None
+) -> tuple[str, dict[str, int]]:
+    """Return the cluster's id and how many partitions each topic has; all topics when none given.
+
+    A topic that is missing is created with `create` partitions, or is a `TriggerError`.
+    """
+    servers = ", ".join(connection["bootstrap_servers"])
+    with named(f"cannot reach Kafka at {servers}"):
+        admin = AIOKafkaAdminClient(**connection)
+        try:
+            async with asyncio.timeout(MEET_SECONDS):
+                await admin.start()
+                cluster = (await admin.describe_cluster())["cluster_id"]
+                found = await _describe(admin, topics)
+                if create is not None and None in found.values():
+                    await _create(admin, [one for one in found if found[one] is None], create)
+                    found = await _describe_new(admin, topics)
+        finally:
+            with suppress(KafkaError, OSError):
+                await admin.close()
+    missing = [topic for topic, partitions in found.items() if partitions is None]
+    if missing:
+        raise TriggerError(
+            f"Kafka at {servers} has no topic {missing[0]!r}; make it, or let the trigger do so: "
+            "kafka(…, create=PARTITIONS)"
+        )
+    return str(cluster or "unknown"), {
+        topic: partitions for topic, partitions in found.items() if partitions is not None
+    }
+
+
+async def _describe(admin: Any, topics: Sequence[str]) -> dict[str, int | None]:
+    found: dict[str, int | None] = dict.fromkeys(topics)
+    for topic in await admin.describe_topics(list(topics) or None):
+        name, code = topic["topic"], topic["error_code"]
+        if code == 0:
+            found[name] = len(topic["partitions"]) or None
+        elif code not in (3, 5):  # unknown, or its leader is being chosen
+            raise for_code(code)(name)
+    return found
+
+
+async def _create(admin: Any, topics: Sequence[str], partitions: int) -> None:
+    answer = await admin.create_topics([NewTopic(name, partitions, -1) for name in topics])
+    for name, code, *_ in answer.topic_errors:
+        if code not in (0, _TOPIC_ALREADY_EXISTS):
+            raise for_code(code)(name)
+
+
+async def _describe_new(admin: Any, topics: Sequence[str]) -> dict[str, int | None]:
+    while None in (found := await _describe(admin, topics)).values():  # noqa: ASYNC110  the broker tells nobody
+        await asyncio.sleep(0.05)  # made, and not known to every broker yet
+    return found
+
+
+@asynccontextmanager
+async def consumer(
+    connection: Mapping[str, Any], **options: Any
+) -> AsyncIterator[AIOKafkaConsumer]:
+    """Open a consumer, not started; it is stopped within a second at exit, whatever happens."""
+    made = AIOKafkaConsumer(**connection, **options)
+    try:
+        yield made
+    finally:
+        await _stop(made)
+
+
+async def _stop(made: AIOKafkaConsumer) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    cancels = task.cancelling()
+    try:
+        async with asyncio.timeout(_STOP_SECONDS):
+            await made.stop()
+    except (KafkaError, OSError, TimeoutError, asyncio.CancelledError):
+        # The client raises CancelledError out of stop() when its broker is away.
+        if task.cancelling() > cancels:
+            raise
+        await _abandon(made)
+
+
+async def _abandon(made: AIOKafkaConsumer) -> None:
+    """Close the sockets of a consumer whose stop did not end, so that it leaves nothing behind."""
+    for part in (made._fetcher, made._client):
+        if part is not None:
+            with suppress(KafkaError, OSError, TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await part.close()
+
+
+async def bounds(
+    reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
+) -> dict[TopicPartition, Bounds]:
+    """Ask for first offset, end and the group's committed offset of each partition."""
+    listed = list(partitions)
+    with named("cannot read offsets"):
+        async with asyncio.timeout(MEET_SECONDS):
+            first = await reader.beginning_offsets(listed)
+            end = await reader.end_offsets(listed)
+            coordinator = reader._coordinator  # `committed` asks for one partition at a time
+            committed = await coordinator.fetch_committed_offsets(listed)
+    found = {}
+    for one in listed:
+        offset = committed[one].offset if one in committed else -1
+        found[one] = Bounds(first[one], end[one], None if offset < 0 else offset)
+    return found
+
+
+async def ends(
+    reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
+) -> dict[TopicPartition, int]:
+    """Ask for the end of each partition."""
+    with named("Kafka does not answer"):
+        async with asyncio.timeout(MEET_SECONDS / 3):
+            found: dict[TopicPartition, int] = await reader.end_offsets(list(partitions))
+    return found
+
+
+async def offsets_at(
+    reader: AIOKafkaConsumer, instant: datetime, limits: Mapping[TopicPartition, Bounds]
+) -> dict[TopicPartition, int]:
+    """Ask for the first record of each partition at or after `instant`; the end where none is."""
+    stamp = int(instant.timestamp() * 1000)
+    with named("cannot look offsets up by time"):
+        async with asyncio.timeout(MEET_SECONDS):
+            found = await reader.offsets_for_times(dict.fromkeys(limits, stamp))
+    return {
+        one: limit.end if found.get(one) is None else found[one].offset
+        for one, limit in limits.items()
+    }

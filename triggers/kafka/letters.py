@@ -1,0 +1,56 @@
+"""The dead letter topic: the bytes of a record a flow failed on, with where it was and why.
+
+Published after the journal knows the failure, as the recorded effect of the event's end: at least
+once, whatever crashes. Not here: the dead letters of the journal, which are kept either way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from weakref import WeakKeyDictionary
+
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]  # it carries no types
+
+from turnout.service.event import Event
+from turnout.service.trigger import Emitter
+
+from . import broker
+from .record import bytes_of
+
+_SECONDS = 30.0
+_turns: WeakKeyDictionary[Emitter, asyncio.Lock] = WeakKeyDictionary()
+
+
+async def post(topic: str, event: Event, emit: Emitter) -> None:
+    """Publish the record of `event`; raises `TriggerError`, and is then called again later."""
+    # One at a time: a connection each is dear, and a flood of dead letters is no time to hurry.
+    async with _turns.setdefault(emit, asyncio.Lock()):
+        with broker.named(f"cannot write to dead letter topic {topic!r}"):
+            async with asyncio.timeout(_SECONDS):
+                producer = AIOKafkaProducer(**emit.connection("kafka"), acks="all")
+                try:
+                    await producer.start()
+                    key = event.extensions.get("partitionkey")
+                    await producer.send_and_wait(
+                        topic,
+                        event.body,
+                        key=None if key is None else bytes_of(key),
+                        headers=_headers(event),
+                    )
+                finally:
+                    await producer.stop()
+
+
+def _headers(event: Event) -> list[tuple[str, bytes]]:
+    record = event.extensions.get("kafkarecord", event.id)
+    _cluster, topic, _epoch, partition, offset = record.split("/")
+    told = {
+        "turnout-topic": topic,
+        "turnout-partition": partition,
+        "turnout-offset": offset,
+        "turnout-trigger": event.trigger,
+        "turnout-event": event.id,
+        "turnout-reason": event.extensions.get("recorderror", "a flow failed for good"),
+    }
+    kept = [(name, bytes_of(text)) for name, text in event.headers.items() if name not in told]
+    return kept + [(name, text.encode("utf-8")) for name, text in told.items()]

@@ -1,0 +1,189 @@
+"""From a Kafka record to an event: its identity, key, headers, CloudEvents, and what is wrong.
+
+A record is always an event, also one that cannot be read: its bytes are kept as they came, and
+extension `recorderror` names topic, partition, offset and the reason, which makes it a dead letter
+of every flow it feeds. Pure functions. Not here: reading from Kafka.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple
+
+from turnout.service.api import cloudevents
+from turnout.service.errors import InvalidData
+from turnout.service.event import Event
+
+Data = Literal["json", "text", "bytes"]
+Null = Literal["dead", "skip", "run"]
+
+TYPE = "turnout.kafka.record"
+"""The CloudEvents type of a record that is no CloudEvent itself."""
+
+HOPS = "turnout-hops"
+"""The header that carries how many events led to this one."""
+
+_CONTENT_TYPES: Mapping[Data, str] = {
+    "json": "application/json",
+    "text": "text/plain",
+    "bytes": "application/octet-stream",
+}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_MILLISECOND = 253_402_300_799_999  # the end of the year 9999
+
+
+class Record(NamedTuple):
+    """A record as it stands in the log; `error` says why it could not be read as one."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """Reads the records of one partition in one epoch of its life."""
+
+    trigger: str
+    cluster: str
+    topic: str
+    partition: int
+    epoch: int
+    data: Data
+    null: Null
+    max_record: int
+
+    def event(self, record: Any, now: datetime, problem: str | None = None) -> Event:
+        """Return the event of a record (`Record`, or the client's, which has the same fields).
+
+        `now` stands in for a timestamp it does not have; `problem` says why it cannot be read.
+        """
+        # Every record passes here: one Event, no copy, unless something is wrong with it.
+        headers = _headers(record.headers) if record.headers else {}
+        stamp = record.timestamp
+        extensions: dict[str, str] = {}
+        subject = None
+        if record.key is not None:
+            subject = extensions["partitionkey"] = text_of(record.key)
+        value = record.value
+        if value is None:
+            value = b""
+            if self.null == "dead" and problem is None:
+                problem = "its value is null"
+        event = Event(
+            id=f"{self.cluster}/{self.topic}/{self.epoch}/{self.partition}/{record.offset}",
+            source=f"kafka://{self.cluster}/{self.topic}",
+            type=TYPE,
+            time=_instant(stamp) if 0 <= stamp <= _LAST_MILLISECOND else now,
+            subject=subject,
+            datacontenttype=_CONTENT_TYPES[self.data],
+            encoding=self.data,
+            body=value,
+            headers=headers,
+            extensions=extensions,
+            trigger=self.trigger,
+            minted=True,  # the ledger lets each offset by once: no dedupe row is needed
+        )
+        if problem is None:
+            if len(value) > self.max_record:
+                problem = f"it has {len(value)} bytes and max_record is {self.max_record}"
+            elif headers:
+                event, problem = _with_headers(event, headers, now)
+        if problem is None and event.encoding != "bytes" and event.body:
+            try:
+                _ = event.data  # kept by the event, so the flow does not decode again
+            except InvalidData as error:
+                problem = str(error)
+        if problem is None and self.data == "json" and record.value == b"":
+            problem = "the body is empty where JSON was expected"
+        return event if problem is None else self._unreadable(event, record.offset, problem)
+
+    def _unreadable(self, event: Event, offset: int, problem: str) -> Event:
+        where = f"{self.topic} partition {self.partition} offset {offset}: {problem}"
+        return replace(event, extensions={**event.extensions, "recorderror": where})
+
+
+def partition_of(event: Event) -> str:
+    """Return `topic/partition` of a record's event, for `ordered_by="partition"`."""
+    parts = event.extensions.get("kafkarecord", event.id).split("/")
+    if len(parts) != 5:
+        raise InvalidData(f"event {event.id} is no Kafka record: it has no partition to order by")
+    return f"{parts[1]}/{parts[3]}"
+
+
+def text_of(raw: bytes) -> str:
+    """Return bytes as text: themselves when they are UTF-8, else as a `data:` URL (RFC 2397)."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "data:;base64," + base64.b64encode(raw).decode("ascii")
+
+
+def bytes_of(text: str) -> bytes:
+    """Return the bytes `text_of` made a text of."""
+    if text.startswith("data:;base64,"):
+        return base64.b64decode(text.removeprefix("data:;base64,"))
+    return text.encode("utf-8")
+
+
+def _instant(milliseconds: int) -> datetime:
+    return _EPOCH + timedelta(milliseconds=milliseconds)
+
+
+def _headers(listed: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:
+    """Return headers by lower-case name; of several with one name the last counts, as in Kafka."""
+    return {name.lower(): "" if value is None else text_of(value) for name, value in listed}
+
+
+def _with_headers(
+    event: Event, headers: Mapping[str, str], now: datetime
+) -> tuple[Event, str | None]:
+    """Read what headers say of the event: hops, and the CloudEvents Kafka binding 1.0.2."""
+    try:
+        hops = _hops(headers)
+        if hops:
+            event = replace(event, hops=hops)
+        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type == cloudevents.STRUCTURED:
+            return _enveloped(event, cloudevents.structured(event.body, now=now)), None
+        if "ce_specversion" not in headers:
+            return event, None
+        attributes = {
+            name.removeprefix("ce_"): text
+            for name, text in headers.items()
+            if name.startswith("ce_")
+        }
+        if "content-type" in headers:
+            attributes["datacontenttype"] = headers["content-type"]
+        told = cloudevents.from_attributes(attributes, event.body, now=now)
+        return _enveloped(event, told), None
+    except InvalidData as error:
+        return event, f"it is no sound CloudEvent: {error}"
+
+
+def _hops(headers: Mapping[str, str]) -> int:
+    text = headers.get(HOPS)
+    if text is None:
+        return 0
+    if not (text.isascii() and text.isdecimal() and len(text) <= 4):
+        raise InvalidData(f"header {HOPS} is no count: {text[:40]!r}")
+    return int(text)
+
+
+def _enveloped(event: Event, told: Event) -> Event:
+    """Return what a CloudEvent says of itself, under the identity of its record."""
+    return replace(
+        told,
+        extensions={**event.extensions, **told.extensions, "kafkarecord": event.id},
+        subject=told.subject if told.subject is not None else event.subject,
+        headers=event.headers,
+        trigger=event.trigger,
+        hops=event.hops,
+        minted=True,
+    )

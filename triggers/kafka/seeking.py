@@ -1,0 +1,126 @@
+"""What an operator's seek comes to, partition by partition, before anything is changed.
+
+Going on skips records for ever; going back runs again what was accepted, as new events of a new
+epoch, so it has to be asked for by name. Not here: storing the plan (`service.operator`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import TopicPartition  # type: ignore[import-untyped]  # it carries no types
+
+from turnout.service.errors import Refused
+from turnout.service.trigger import Seek, SeekPlan
+
+from . import broker
+from .ledger import Bounds, Place, Topic, read_place, read_topic
+
+if TYPE_CHECKING:
+    from . import KafkaTrigger
+
+
+async def plan(
+    trigger: KafkaTrigger,
+    seek: Seek,
+    positions: Mapping[str, str],
+    connection: Mapping[str, Any],
+) -> SeekPlan:
+    """Return the new places and a sentence for each; raises `Refused`, `TriggerError`."""
+    cluster, topics = await broker.meet(connection, trigger.topics, create=None)
+    partitions = _chosen(trigger, topics, seek)
+    async with broker.consumer(
+        connection, group_id=trigger.group, enable_auto_commit=False
+    ) as reader:
+        with broker.named("cannot reach Kafka"):
+            await reader.start()
+        limits = await broker.bounds(reader, partitions)
+        targets = await _targets(reader, seek, limits)
+    moved: dict[str, str | None] = {}
+    sentences = []
+    for partition in partitions:
+        key = broker.key_of(partition)
+        known = read_topic(positions.get(partition.topic))
+        if known is None or known.cluster != cluster:
+            moved[partition.topic] = Topic(cluster, topics[partition.topic]).text()
+        place, sentence = decide(
+            read_place(positions.get(key)), limits[partition], targets[partition], seek.rerun
+        )
+        moved[key] = place.text()
+        sentences.append(f"{key}: {sentence}")
+    return SeekPlan(positions=moved, sentences=sentences)
+
+
+def decide(stored: Place | None, limits: Bounds, target: int, rerun: bool) -> tuple[Place, str]:
+    """Return the new place of one partition, and what that means in words."""
+    if not limits.first <= target <= limits.end:
+        raise Refused(f"there is no offset {target}; it has {limits.first} to {limits.end}")
+    epoch = 1 if stored is None else stored.epoch
+    at = max(-1 if stored is None else stored.next, limits.committed or -1)
+    if at < 0:
+        return Place(target, epoch, sought=True), f"reads from {target}; it was not read before"
+    if target == at:
+        return Place(target, epoch, sought=True), f"stays at {target}"
+    if target > at:
+        return (
+            Place(target, epoch, sought=True),
+            f"goes on from {at} to {target}: {_records(target - at)} will never be read",
+        )
+    if not rerun:
+        raise Refused(
+            f"going back from {at} to {target} runs {_records(at - target)} again that were "
+            "accepted before; say --rerun if that is wanted"
+        )
+    return (
+        Place(target, epoch + 1, sought=True),
+        f"goes back from {at} to {target}: {_records(at - target)} will run again, "
+        f"as new events of epoch {epoch + 1}",
+    )
+
+
+def _chosen(trigger: KafkaTrigger, topics: Mapping[str, int], seek: Seek) -> list[TopicPartition]:
+    listed = [
+        TopicPartition(topic, number)
+        for topic, count in sorted(topics.items())
+        if trigger.pattern is None or re.fullmatch(trigger.pattern, topic)
+        for number in range(count)
+    ]
+    if seek.partition is not None:
+        wanted = [
+            one for one in listed if seek.partition in (str(one.partition), broker.key_of(one))
+        ]
+        if not wanted:
+            known = ", ".join(broker.key_of(one) for one in listed)
+            raise Refused(f"no partition {seek.partition!r}; partitions: {known}")
+        listed = wanted
+    if seek.to.isdecimal() and len(listed) > 1:
+        raise Refused("an offset is of one partition; say which with --partition")
+    return listed
+
+
+async def _targets(
+    reader: Any, seek: Seek, limits: Mapping[TopicPartition, Bounds]
+) -> dict[TopicPartition, int]:
+    if seek.to == "start":
+        return {one: limit.first for one, limit in limits.items()}
+    if seek.to == "end":
+        return {one: limit.end for one, limit in limits.items()}
+    if seek.to.isdecimal():
+        return dict.fromkeys(limits, int(seek.to))
+    try:
+        instant = datetime.fromisoformat(seek.to)
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise Refused(
+            f"cannot seek to {seek.to!r}: write start, end, an offset, or an instant with its zone "
+            "such as 2026-01-31T09:00:00Z"
+        )
+    return await broker.offsets_at(reader, instant, limits)
+
+
+def _records(count: int) -> str:
+    return f"{count} record{'s' * (count != 1)}"
