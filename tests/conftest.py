@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from blockbuster import blockbuster_ctx
 
+pytest_plugins = ["tests.brokers"]
+
 Say = Callable[[str], None]
 
 
