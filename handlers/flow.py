@@ -19,6 +19,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+Order = Callable[[Event], Hashable] | Literal["key", "partition"]
+"""What events are put in order by: a key of their own, or that of their source."""
+
+
 class FlowDecorator(Protocol):
     """What `@flow(...)` returns: makes a flow of the function below it."""
 
@@ -34,7 +38,7 @@ def flow(
     on: Trigger | Iterable[Trigger] = ...,
     when: Callable[[Event], bool] | None = ...,
     concurrency: Limit | int | None = ...,
-    ordered_by: Callable[[Event], Hashable] | None = ...,
+    ordered_by: Order | None = ...,
     retry: RetryPolicy | int | None = ...,
     timeout: str | timedelta | None = ...,
     pool: Pool = ...,
@@ -49,7 +53,7 @@ def flow(
     on: Trigger | Iterable[Trigger] = (),
     when: Callable[[Event], bool] | None = None,
     concurrency: Limit | int | None = None,
-    ordered_by: Callable[[Event], Hashable] | None = None,
+    ordered_by: Order | None = None,
     retry: RetryPolicy | int | None = None,
     timeout: str | timedelta | None = None,
     pool: Pool = "thread",
@@ -60,8 +64,9 @@ def flow(
     """Declare a flow: `@flow(on=every("15m"))`; without `on` it is started by hand or by API.
 
     `when` filters events; `concurrency` bounds runs at once (a count, or `limit(8, per=…)`);
-    `ordered_by` runs events of one key strictly one after the other, and `on_dead="block"` holds a
-    key behind its dead letter. `retry` gives the slot back while it waits; the default is none.
+    `ordered_by` runs events of one key strictly one after the other (`"key"` and `"partition"` are
+    a Kafka record's own; a key of None is not ordered), and `on_dead="block"` holds a key behind
+    its dead letter. `retry` gives the slot back while it waits; the default is none.
     `timeout` bounds one attempt. `was` is the flow's old name, whose waiting runs it adopts.
     Raises `SetupError`, at the file and line of the function, for what cannot be a flow.
     """
@@ -76,7 +81,7 @@ def flow(
                 triggers=_triggers(on),
                 when=_asked(when, "when"),
                 concurrency=limit(concurrency) if isinstance(concurrency, int) else concurrency,
-                ordered_by=_asked(ordered_by, "ordered_by"),
+                ordered_by=_order(ordered_by),
                 retry=retry_policy(retry),
                 timeout=None if timeout is None else parse_duration(timeout),
                 pool=pool,
@@ -112,6 +117,27 @@ def _asked(question: Any, option: str) -> Any:
     if question is not None and not callable(question):
         raise SetupError(f"{option}={question!r}: write a function, {option}=lambda event: …")
     return question
+
+
+def _order(ordered_by: Any) -> Any:
+    if isinstance(ordered_by, str):
+        if ordered_by not in _ORDERS:
+            raise SetupError(
+                f'ordered_by={ordered_by!r}: write "key", "partition", or lambda event: …'
+            )
+        return _ORDERS[ordered_by]
+    return _asked(ordered_by, "ordered_by")
+
+
+def _by_key(event: Event) -> str | None:
+    return event.extensions.get("partitionkey")
+
+
+def _by_partition(event: Event) -> str | None:
+    return event.extensions.get("partition")
+
+
+_ORDERS = {"key": _by_key, "partition": _by_partition}
 
 
 def _on_dead(on_dead: str) -> Any:

@@ -27,6 +27,7 @@ from .event import Event
 from .flow import Flow
 from .journal.contract import Claim, Journal
 from .pools import Pools
+from .resource import Resources
 from .units import utc_now
 
 if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
@@ -60,6 +61,7 @@ class Services:
     settings: Settings
     metrics: Metrics
     now: Callable[[], datetime]
+    resources: Resources | None = None
 
 
 class RunContext:
@@ -176,10 +178,11 @@ def open_attempt(
     settings: Settings,
     metrics: Metrics,
     now: Callable[[], datetime],
+    resources: Resources | None = None,
 ) -> Iterator[RunContext]:
     """Make `claim` the running attempt of the calling asyncio task, until the block ends."""
     global _open_attempts
-    context = RunContext(claim, Services(journal, pools, settings, metrics, now))
+    context = RunContext(claim, Services(journal, pools, settings, metrics, now, resources))
     if claim.recorded and claim.code_version not in ("", flow.code_version):
         context.unvisited = set(claim.recorded)
     scope = _scope.set(Scope(context, ""))

@@ -66,6 +66,7 @@ class Executor:
             settings=self._settings,
             metrics=self._metrics,
             now=self._now,
+            resources=self._resources,
         ) as context:
             try:
                 result = await self._call(claim, flow)

@@ -86,8 +86,11 @@ class Flow(Generic[P, R]):
         return getattr(module, CODE_VERSION, "")
 
     def order_key(self, event: Event) -> str | None:
-        """Return the key runs are serialised by, as text, or None."""
-        return None if self.ordered_by is None else str(self.ordered_by(event))
+        """Return the key runs are serialised by, as text; None is no order at all."""
+        if self.ordered_by is None:
+            return None
+        key = self.ordered_by(event)
+        return None if key is None else str(key)
 
     def limit_key(self, event: Event) -> str | None:
         """Return the key the concurrency limit counts by, as text, or None."""

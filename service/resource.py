@@ -9,6 +9,7 @@ Not here: resources of worker processes (they share nothing) and one resource us
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -70,6 +71,7 @@ class Resources:
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
         self._open: dict[Resource[Any], Any] = {}
+        self._turn = asyncio.Lock()
 
     async def start(self, resources: Iterable[Resource[Any]]) -> None:
         """Open those not open yet, in order; raises `SetupError` at the resource's file and line.
@@ -88,6 +90,12 @@ class Resources:
                     file=wanted.file,
                     line=wanted.line,
                 ) from error
+
+    async def use(self, resource: Resource[T]) -> T:
+        """Return the thing, opened now if nobody has asked for it before."""
+        async with self._turn:
+            await self.start([resource])
+        return self.get(resource)
 
     def get(self, resource: Resource[T]) -> T:
         """Return the open thing; raises `SetupError` if the service did not start it."""

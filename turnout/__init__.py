@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from turnout._kafka import kafka as kafka
     from turnout.handlers.flow import flow as flow
     from turnout.handlers.gather import gather as gather
     from turnout.handlers.notify import notify as notify
@@ -38,6 +39,7 @@ _ROOMS = {
     "gather": "handlers.gather",
     "notify": "handlers.notify",
     "task": "handlers.task",
+    "kafka": "_kafka",
     "current": "service.context",
     "Event": "service.event",
     "limit": "service.flow",

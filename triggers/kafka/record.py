@@ -67,7 +67,7 @@ class Reader:
         # Every record passes here: one Event, no copy, unless something is wrong with it.
         headers = _headers(record.headers) if record.headers else {}
         stamp = record.timestamp
-        extensions: dict[str, str] = {}
+        extensions = {"partition": f"{self.topic}/{self.partition}"}
         subject = None
         if record.key is not None:
             subject = extensions["partitionkey"] = text_of(record.key)
@@ -107,14 +107,6 @@ class Reader:
     def _unreadable(self, event: Event, offset: int, problem: str) -> Event:
         where = f"{self.topic} partition {self.partition} offset {offset}: {problem}"
         return replace(event, extensions={**event.extensions, "recorderror": where})
-
-
-def partition_of(event: Event) -> str:
-    """Return `topic/partition` of a record's event, for `ordered_by="partition"`."""
-    parts = event.extensions.get("kafkarecord", event.id).split("/")
-    if len(parts) != 5:
-        raise InvalidData(f"event {event.id} is no Kafka record: it has no partition to order by")
-    return f"{parts[1]}/{parts[3]}"
 
 
 def text_of(raw: bytes) -> str:
@@ -180,7 +172,7 @@ def _enveloped(event: Event, told: Event) -> Event:
     """Return what a CloudEvent says of itself, under the identity of its record."""
     return replace(
         told,
-        extensions={**event.extensions, **told.extensions, "kafkarecord": event.id},
+        extensions={**told.extensions, **event.extensions, "kafkarecord": event.id},
         subject=told.subject if told.subject is not None else event.subject,
         headers=event.headers,
         trigger=event.trigger,

@@ -1,0 +1,205 @@
+"""The action `publish`: a record in a Kafka topic, as a recorded step.
+
+One idempotent producer serves the whole process, opened at its first use and closed when the
+service stops. `publish` returns when every replica in sync has the record; the step is recorded
+after that, so a process that dies in between publishes again: consumers that must not see a record
+twice read its `turnout-key` header, which is the same each time. Not here: reading topics
+(`triggers.kafka`) and transactions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import orjson
+
+from turnout.service.context import RunContext, current
+from turnout.service.errors import TurnoutError
+from turnout.service.resource import resource
+from turnout.service.retry import retry
+from turnout.service.run import Fail
+from turnout.service.settings import load
+
+from .task import task
+
+HOPS = "turnout-hops"
+"""The header that carries how many events led to a record, which ends cycles."""
+
+_PASSED_ON = ("traceparent", "tracestate")
+_CLOSE_SECONDS = 5.0
+
+Headers = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
+
+
+class NotPublished(TurnoutError):
+    """Raised when Kafka did not take a record now; another try may work."""
+
+
+@task(name="kafka.publish", retry=retry(3, delay="1s", max="30s"), timeout="2m")
+async def publish(
+    topic: str,
+    value: Any,
+    key: str | bytes | None = None,
+    headers: Headers = (),
+    partition: int | None = None,
+) -> dict[str, int]:
+    """Publish one record and return its partition and offset once all replicas in sync have it.
+
+    `value` is bytes as they are, text as UTF-8, None as a null, and anything else as JSON. What
+    Kafka refuses for good (too large, no such topic, not allowed) raises `Fail` in its own words;
+    the rest is tried again.
+    """
+    context = current()
+    async with _producer(context) as producer:
+        return await producer.send(
+            topic, _encoded(value), _text(key), _headers(context, headers), partition
+        )
+
+
+class Producer:
+    """The one producer of a process; replaced when Kafka has fenced it off."""
+
+    def __init__(self, connection: Mapping[str, Any]) -> None:
+        self._connection = connection
+        self._open: Any = None
+        self._turn = asyncio.Lock()
+
+    async def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        headers: list[tuple[str, bytes]],
+        partition: int | None,
+    ) -> dict[str, int]:
+        """Publish one record; raises `Fail` or `NotPublished` with Kafka's reason."""
+        from aiokafka import errors  # type: ignore[import-untyped]  # it carries no types
+
+        try:
+            producer = await self._opened()
+            sent = await producer.send_and_wait(
+                topic, value, key=key, headers=headers, partition=partition
+            )
+        except (errors.OutOfOrderSequenceNumber, errors.ProducerFenced) as error:
+            await self.close()  # the client never gets over these; a new producer does
+            raise NotPublished(_reason(topic, error)) from error
+        except _final(errors) as error:
+            raise Fail(_reason(topic, error)) from error
+        except (errors.KafkaError, OSError) as error:
+            raise NotPublished(_reason(topic, error)) from error
+        return {"partition": sent.partition, "offset": sent.offset}
+
+    async def _opened(self) -> Any:
+        async with self._turn:
+            if self._open is None:
+                from aiokafka import AIOKafkaProducer
+
+                made = AIOKafkaProducer(
+                    **self._connection,
+                    client_id="turnout",
+                    enable_idempotence=True,  # and with it acks="all"
+                    max_request_size=64 << 20,  # the broker knows its own limit, and says it
+                    request_timeout_ms=30_000,
+                )
+                try:
+                    await made.start()
+                except BaseException:
+                    await _stop(made)
+                    raise
+                self._open = made
+            return self._open
+
+    async def close(self) -> None:
+        """Send what is buffered and close, within a bound; the next `send` opens it anew."""
+        made, self._open = self._open, None
+        if made is not None:
+            await _stop(made)
+
+
+@resource
+async def _shared() -> AsyncIterator[Producer]:
+    """Open the producer of the process that runs the calling flow."""
+    services = current().services
+    assert services is not None
+    producer = Producer(services.settings.connection("kafka"))
+    try:
+        yield producer
+    finally:
+        await producer.close()
+
+
+@asynccontextmanager
+async def _producer(context: RunContext) -> AsyncIterator[Producer]:
+    """Lend the process's producer; outside any run, one of its own, by the settings found here."""
+    services = context.services
+    if services is not None and services.resources is not None:
+        yield await services.resources.use(_shared)
+        return
+    producer = Producer(load().connection("kafka"))
+    try:
+        yield producer
+    finally:
+        await producer.close()
+
+
+async def _stop(made: Any) -> None:
+    from aiokafka.errors import KafkaError  # type: ignore[import-untyped]  # it carries no types
+
+    with suppress(KafkaError, OSError, TimeoutError):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await made.stop()
+
+
+def _final(errors: Any) -> tuple[type[Exception], ...]:
+    """Return what another try would not change."""
+    return (
+        errors.MessageSizeTooLargeError,
+        errors.RecordListTooLargeError,
+        errors.InvalidTopicError,
+        errors.UnknownTopicOrPartitionError,
+        errors.TopicAuthorizationFailedError,
+        errors.ClusterAuthorizationFailedError,
+        errors.PolicyViolationError,
+        errors.UnsupportedCodecError,
+        ValueError,  # the client's own refusals: a partition or a name that cannot be
+        AssertionError,
+        TypeError,
+    )
+
+
+def _reason(topic: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    said = text if text.startswith(name) or name in text else f"{name}: {text}"
+    return f"Kafka did not take a record for topic {topic!r}: {said.rstrip(': ')}"
+
+
+def _encoded(value: Any) -> bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    try:
+        return orjson.dumps(value)
+    except TypeError as error:
+        raise Fail(f"the value cannot be written as JSON: {error}; publish bytes") from None
+
+
+def _text(key: str | bytes | None) -> bytes | None:
+    return key.encode("utf-8") if isinstance(key, str) else key
+
+
+def _headers(context: RunContext, given: Headers) -> list[tuple[str, bytes]]:
+    """Return the author's headers behind those that say where the record comes from."""
+    event = context.event
+    told = {name: event.headers[name] for name in _PASSED_ON if name in event.headers}
+    told[HOPS] = str(event.hops + 1)
+    told["turnout-key"] = context.key("kafka.publish")
+    listed = list(given.items() if isinstance(given, Mapping) else given)
+    named = {name for name, _ in listed}
+    return [(name, text.encode("utf-8")) for name, text in told.items() if name not in named] + [
+        (name, value.encode("utf-8") if isinstance(value, str) else value) for name, value in listed
+    ]
