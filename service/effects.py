@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .emitter import TriggerEmitter
-from .errors import JournalFull
+from .errors import JournalBroken, JournalFull
 from .event import Event
 from .journal.contract import Journal
 from .logs import get_logger
@@ -28,15 +28,26 @@ class Effects:
     ) -> None:
         self._journal = journal
         self._emitters = emitters
-        self._busy: set[int] = set()
+        self._asked: dict[int, bool] = {}
 
     async def event_ended(self, event_seq: int) -> None:
-        """Carry out the event's effect if its last run has ended."""
-        if event_seq in self._busy:
+        """Carry out the event's effect if its last run has ended.
+
+        Runs that end together ask together: one call does the work, and looks once more if
+        another asked meanwhile.
+        """
+        if event_seq in self._asked:
+            self._asked[event_seq] = True
             return
-        ended = await self._journal.event_ended(event_seq)
-        if ended is not None:
-            await self._carry_out(event_seq, *ended)
+        self._asked[event_seq] = True
+        try:
+            while self._asked[event_seq]:
+                self._asked[event_seq] = False
+                ended = await self._journal.event_ended(event_seq)
+                if ended is not None and await self._carry_out(event_seq, *ended):
+                    return
+        finally:
+            del self._asked[event_seq]
 
     async def sweep(self) -> int:
         """Carry out every effect that is due and not recorded; returns how many were."""
@@ -44,28 +55,22 @@ class Effects:
         while batch := await self._journal.effects(after, BATCH):
             for event_seq, event, succeeded in batch:
                 after = event_seq
-                done += await self._carry_out(event_seq, event, succeeded)
+                if event_seq not in self._asked:
+                    done += await self._carry_out(event_seq, event, succeeded)
         return done
 
     async def _carry_out(self, event_seq: int, event: Event, succeeded: bool) -> bool:
-        if event_seq in self._busy:
-            return False  # two runs ended together and both asked
-        self._busy.add(event_seq)
-        try:
-            return await self._carry_out_once(event_seq, event, succeeded)
-        finally:
-            self._busy.discard(event_seq)
-
-    async def _carry_out_once(self, event_seq: int, event: Event, succeeded: bool) -> bool:
         emitter = self._emitters().get(event.trigger)
         if emitter is None or not isinstance(emitter.trigger, EndsEvents):
             return False  # the trigger is gone from the project: kept, in case it comes back
         try:
             changed = await emitter.trigger.ended(event, succeeded, emitter)
             await self._journal.record_effect(event_seq, changed)
+        except JournalBroken:
+            raise
         except JournalFull:
             return False  # the sweep comes by again
-        except Exception as error:  # noqa: BLE001  foreign place (a disk, a share): reported, tried again later
+        except Exception as error:  # noqa: BLE001  a foreign place (a share): tried again later
             log.warning(
                 "effect.failed",
                 trigger=event.trigger,

@@ -46,19 +46,19 @@ async def second(event: Event) -> None:
 async def test_an_effect_follows_the_last_run_and_knows_how_it_ended(tmp_path: Path) -> None:
     ended.clear()
     async with running(tmp_path, [first, second]) as service:
+        journal = service.process.journal
         emit = service.process.emitter(Tidy(), lambda _event: (first, second))
         service.process.emitters["tidy"] = emit
         good, bad = make_event("good"), make_event("bad")
         await emit([good, bad])
 
         async def both() -> bool:
-            return len(ended) == 2
+            stored = [*await journal.event(good.id), *await journal.event(bad.id)]
+            return [one.event.path for one in stored] == [Path("/done/a")] * 2
 
         await eventually(both)
-        assert sorted(ended) == sorted([(good.id, True), (bad.id, False)])
-        (stored,) = await service.process.journal.event(good.id)
-        assert stored.event.path == Path("/done/a")
         assert await service.process.effects.sweep() == 0
+        assert sorted(ended) == sorted([(good.id, True), (bad.id, False)])
 
 
 async def test_an_effect_that_fails_is_carried_out_by_a_later_sweep(tmp_path: Path) -> None:
