@@ -7,7 +7,7 @@ the same documents back and raise the same errors.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from turnout.service.errors import SetupError
 if TYPE_CHECKING:
     from turnout.service.journal.reader import SqliteReader
     from turnout.service.operator import Operator
+    from turnout.service.project import Project
     from turnout.service.settings import Settings
 
 _STARTING_TRIES = 30
@@ -145,9 +146,19 @@ async def open_hands(settings: Settings) -> AsyncIterator[Hands]:
         async with _client(settings, url) as client:
             yield ByService(client)
         return
+    async with open_operator(settings) as operator:
+        yield ByJournal(operator)
+
+
+@asynccontextmanager
+async def open_operator(
+    settings: Settings, project: Callable[[], Project] | None = None
+) -> AsyncIterator[Operator]:
+    """Open the verbs on the journal of a service that is not running, under its lock."""
     from turnout.service.journal.sqlite import open_journal
     from turnout.service.metrics import Metrics
     from turnout.service.operator import Operator
+    from turnout.service.project import Project
     from turnout.service.units import utc_now
 
     _require_folder(settings)
@@ -159,7 +170,9 @@ async def open_hands(settings: Settings) -> AsyncIterator[Hands]:
         min_free_bytes=settings.min_free_bytes,
     )
     try:
-        yield ByJournal(Operator(journal, now=utc_now))
+        yield Operator(
+            journal, now=utc_now, project=project or Project, connection=settings.connection
+        )
     finally:
         await journal.close()
 
