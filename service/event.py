@@ -19,6 +19,9 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from .payload import Encoding, decode
 
+CALLED = "turnout.flow.called"
+"""The type of the event behind a child run, which only its parent starts."""
+
 MAX_HOPS = 16
 """Events an event may cause in a chain before turnout calls it a cycle."""
 

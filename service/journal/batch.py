@@ -13,13 +13,24 @@ import apsw
 import orjson
 
 from turnout.service.errors import ClaimLost
+from turnout.service.event import CALLED
 from turnout.service.run import FINISHED, RunState
 
-from .contract import Claim
+from . import waits
+from .contract import Appended, Claim, Opening
 from .intake import Intake
-from .jobs import CallJob, ClaimJob, Groups, OutcomeJob, StepJob
+from .jobs import AppendJob, CallJob, ClaimJob, Groups, OutcomeJob, StepJob
 from .room import Room
-from .rows import event_from, instant, is_suspect, micros, pack_error, step_from, storable
+from .rows import (
+    STEP_COLUMNS,
+    event_from,
+    instant,
+    is_suspect,
+    micros,
+    pack_error,
+    step_from,
+    storable,
+)
 from .rowset import Rowset
 from .tally import Tally
 from .writer import Job, Split
@@ -28,22 +39,25 @@ _INLINE_BODY_BYTES = 65_536
 
 _STEPS = Rowset(
     "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding,"
-    " result, error, superseded) SELECT v.column1, v.column3, v.column4, v.column5, v.column6,"
-    " v.column7, v.column8, v.column9, v.column10, v.column11, v.column12 FROM",
-    12,
+    " result, error, superseded, origin, spilled) SELECT v.column1, v.column3, v.column4,"
+    " v.column5, v.column6, v.column7, v.column8, v.column9, v.column10, v.column11, v.column12,"
+    " v.column13, v.column14 FROM",
+    14,
     # CROSS JOIN fixes the order, so that rows are inserted as they were recorded. A fact is never
-    # overwritten, only a try number or a superseded error is.
+    # overwritten, only a try number, a wait or a superseded error is.
     "AS v CROSS JOIN runs WHERE runs.seq = v.column1 AND runs.token = v.column2"
     " AND runs.state = 'running'"
     " ON CONFLICT (run_seq, key) DO UPDATE SET task = excluded.task, state = excluded.state,"
     " tries = excluded.tries, started_at = excluded.started_at,"
     " finished_at = excluded.finished_at, encoding = excluded.encoding,"
-    " result = excluded.result, error = excluded.error, superseded = excluded.superseded"
-    " WHERE steps.state = 'retrying' OR steps.superseded = 1",
+    " result = excluded.result, error = excluded.error, superseded = excluded.superseded,"
+    " origin = excluded.origin, spilled = excluded.spilled"
+    " WHERE steps.state IN ('retrying', 'waiting') OR steps.superseded = 1",
 )
 _OUTCOMES = Rowset(
     "UPDATE runs SET state = v.column3, attempts = attempts + v.column4,"
-    " due_at = coalesce(v.column5, due_at), started_at = v.column6, finished_at = v.column7,"
+    " due_at = iif(v.column3 = 'waiting', v.column5, coalesce(v.column5, due_at)),"
+    " started_at = v.column6, finished_at = v.column7,"
     " result = v.column8, error = v.column9, reason = v.column10, dead = v.column11 FROM",
     11,
     "AS v WHERE runs.seq = v.column1 AND runs.token = v.column2 AND runs.state = 'running'",
@@ -131,6 +145,7 @@ class Batch:
                 raise Split
             raise lost(jobs[0].claim)
         _ATTEMPTS.run(self._connection, attempts)
+        self._settle_waits(jobs)
         for job in jobs:
             if job.outcome.error and job.outcome.error.step is not None:
                 self._connection.execute(
@@ -138,6 +153,39 @@ class Batch:
                     " WHERE run_seq = ? AND key = ? AND state = 'failed'",
                     (job.claim.run_seq, job.outcome.error.step),
                 )
+
+    def _settle_waits(self, jobs: Sequence[OutcomeJob]) -> None:
+        """Wake the parents of children that ended, drop ended runs' waits, see what came late."""
+        gone = []
+        for job in jobs:
+            claim, outcome = job.claim, job.outcome
+            if outcome.state in FINISHED:
+                if claim.waited:
+                    gone.append(claim.run_seq)
+                if claim.event.type == CALLED:
+                    waits.run_ended(self._connection, claim.run_id, job.at)
+            elif outcome.waits:
+                waits.suspended(self._connection, claim.run_seq, outcome.waits, job.at)
+        if gone:
+            waits.forget(self._connection, gone)
+
+    def record_with(
+        self, step: StepJob, births: AppendJob | None, opening: Opening | None, tally: Tally
+    ) -> list[Appended]:
+        """Write a step with the events it causes and the wait it opens, or closes."""
+        self._record_steps([step])
+        claim, key = step.claim, step.values[2]
+        if opening is None:
+            waits.closed(self._connection, claim.run_seq, key)
+        else:
+            waits.opened(self._connection, claim.run_seq, key, opening)
+        if births is None:
+            return []
+        self._intake.append([births], tally)
+        if births.error is not None:
+            raise births.error
+        appended: list[Appended] = births.result
+        return appended
 
     def _check_claim(self, claim: Claim) -> None:
         held = self._connection.execute(
@@ -188,6 +236,7 @@ class Batch:
             suspect=is_suspect(crashes),
             recorded={row[0]: step_from(row) for row in steps.get(seq, ())},
             code_version=code_version,
+            waited=any(row[2] == "waiting" for row in steps.get(seq, ())),
         )
 
     def _body(self, event_seq: int) -> bytes:
@@ -200,8 +249,7 @@ class Batch:
         """Return the steps that still count, by run, in the order they were first recorded."""
         found: dict[int, list[Any]] = {}
         for run_seq, *step in self._connection.execute(
-            "SELECT run_seq, key, task, state, tries, started_at, finished_at, encoding, result,"
-            " error, superseded FROM steps"
+            f"SELECT run_seq, {STEP_COLUMNS} FROM steps"
             " WHERE run_seq IN (SELECT value FROM json_each(?)) AND superseded = 0 ORDER BY seq",
             (orjson.dumps(run_seqs).decode(),),
         ):

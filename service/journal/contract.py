@@ -57,12 +57,15 @@ class Entry:
     """One event with what the router made of it; `append` writes it whole or not at all.
 
     `effect` asks for the event to be listed by `effects()` once all its runs have ended.
+    `awaited` is the name runs wait for such events under, `topics` what wakes those that do.
     """
 
     event: Event
     runs: list[NewRun] = field(default_factory=list)
     decisions: Sequence[Decision] = ()
     effect: bool = False
+    awaited: str | None = None
+    topics: Sequence[str] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,13 +87,16 @@ class Appended:
 class StepRecord:
     """A recorded call of a task inside a run; `key` is stable over retries and restarts.
 
-    `retrying` keeps the try number only; `succeeded` and `failed` are facts never run again,
-    except a `failed` one that escaped the flow (`Outcome.error.step`), which is superseded.
+    `retrying` keeps the try number only, `waiting` what is waited for (JSON, in `result`);
+    `succeeded` and `failed` are facts never run again, except a `failed` one that escaped the
+    flow (`Outcome.error.step`), which is superseded. A `succeeded` one with an `error` is a
+    fallback used after that error. `origin` is the run a cached result comes from, or the child
+    run; `spilled` names a large result kept with `spill` instead of here.
     """
 
     key: str
     task: str
-    state: Literal["succeeded", "failed", "retrying"]
+    state: Literal["succeeded", "failed", "retrying", "waiting"]
     tries: int
     started_at: datetime
     finished_at: datetime | None = None
@@ -98,6 +104,47 @@ class StepRecord:
     result: bytes | None = None
     error: RunError | None = None
     superseded: bool = False
+    origin: str | None = None
+    spilled: str | None = None
+
+
+# ---------------------------------------------------------------- what is waited for
+
+APPROVAL = "approval:"
+"""How the topics of approvals begin."""
+
+
+def run_topic(run_id: str) -> str:
+    """Return the topic that the end of a run wakes."""
+    return f"run:{run_id}"
+
+
+def approval_topic(run_id: str, key: str) -> str:
+    """Return the topic that the answer to an approval wakes."""
+    return f"{APPROVAL}{run_id}:{key}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What a step begins to wait for, or goes on waiting for: see `Journal.record_with`.
+
+    `shape` is the trigger and the fields a topic of events compares; `seen` the last event
+    that was looked at in vain.
+    """
+
+    topic: str
+    shape: Sequence[str] = ()
+    seen: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """An open wait: the first event not looked at yet, the answer that came (JSON)."""
+
+    key: str
+    topic: str
+    woken: int | None = None
+    answer: bytes | None = None
 
 
 # ---------------------------------------------------------------- what is claimed
@@ -122,6 +169,7 @@ class Claim:
     `attempt` counts from 1. `recorded` holds the steps earlier attempts left, by key.
     `arguments` are the flow's bound arguments when the router already validated them.
     `code_version` is the flow file's when the run was made; empty when nobody needs to compare.
+    `waited` says that the run may have open waits, which go when it ends.
     """
 
     run_seq: int
@@ -140,6 +188,7 @@ class Claim:
     recorded: Mapping[str, StepRecord] = field(default_factory=dict)
     arguments: Mapping[str, Any] | None = None
     code_version: str = ""
+    waited: bool = False
 
 
 # ---------------------------------------------------------------- what is read
@@ -218,6 +267,20 @@ class Reader(Protocol):
     async def attempts(self, run_seq: int) -> list[Attempt]:
         """Return what is kept of a run's attempts, in order."""
 
+    async def waits(self, run_seq: int, key: str | None = None) -> list[Wait]:
+        """Return a run's open waits, or the one of a step."""
+
+    async def awaited(
+        self, name: str, run_seq: int, after_seq: int, limit: int
+    ) -> list[tuple[int, Event]]:
+        """Return the first events behind `after_seq` awaited under `name`, with their seq.
+
+        Those accepted before the run was queued are left out.
+        """
+
+    async def shapes(self) -> list[Sequence[str]]:
+        """Return the distinct shapes of open waits for events."""
+
     async def paused(self) -> dict[str, datetime]:
         """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""
 
@@ -291,6 +354,22 @@ class Journal(Reader, Protocol):
     ) -> None:
         """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter."""
 
+    async def record_with(
+        self,
+        claim: Claim,
+        step: StepRecord,
+        *,
+        entries: Sequence[Entry] = (),
+        opening: Opening | None = None,
+        now: datetime,
+    ) -> list[Appended]:
+        """Record a step together with events it causes and the wait it opens, in one transaction.
+
+        Without `opening` the step's wait is closed. What wakes a wait (an awaited event, the end
+        of a child run, `answer`) makes its waiting run due in the transaction that stores it.
+        Raises what `record_step` and `append` raise.
+        """
+
     async def rescue(self, *, now: datetime) -> Rescued:
         """At start: requeue runs found running (decision 15), spending no attempt."""
 
@@ -308,7 +387,16 @@ class Journal(Reader, Protocol):
     # ---- operators
 
     async def cancel(self, run_id: str, *, now: datetime) -> Run:
-        """Cancel an unfinished run; its token dies with it. Raises `NotFound`, `Refused`."""
+        """Cancel an unfinished run and the children it waits for; their tokens die with them.
+
+        Raises `NotFound`, `Refused`.
+        """
+
+    async def answer(self, run_id: str, key: str | None, said: bytes, *, now: datetime) -> str:
+        """Keep what an approver said (JSON) for a run's open approval, once; returns its key.
+
+        Raises `NotFound`, and `Refused` when none is open, or several and `key` names none.
+        """
 
     async def retry(self, run_id: str, from_step: str | None, *, now: datetime) -> Run:
         """Queue a finished run again; `from_step` drops the steps recorded at and after it.

@@ -94,6 +94,15 @@ CHECKS: tuple[tuple[str, Callable[[apsw.Connection], str | None]], ...] = (
         ),
     ),
     (
+        "every wait has its unfinished run",
+        partial(
+            _none_of,
+            "SELECT w.key FROM waits AS w LEFT JOIN runs AS r ON r.seq = w.run_seq"
+            f" WHERE r.seq IS NULL OR r.state IN ({_FINISHED})",
+            "waits nobody waits at",
+        ),
+    ),
+    (
         "states are legal",
         partial(
             _none_of,

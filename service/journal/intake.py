@@ -22,13 +22,14 @@ from .room import Room
 from .rows import micros, pack_error
 from .rowset import Rowset
 from .tally import Tally
+from .waits import wake
 
 _DECISIONS_KEPT = 20  # per event: a sender that repeats for ever must not fill the disk
 
 _EVENTS = Rowset(
     "INSERT INTO events (seq, id, source, type, tenant, trigger, time, accepted_at, body, details,"
-    " decisions, by_id, unmatched, effect)",
-    14,
+    " decisions, by_id, unmatched, effect, awaited)",
+    15,
 )
 _RUNS = Rowset(
     "INSERT INTO runs (seq, id, event_seq, flow, state, token, order_key, limit_key, due_at,"
@@ -54,6 +55,7 @@ class _Rows:
     events: list[Any] = field(default_factory=list)
     runs: list[Any] = field(default_factory=list)
     dedupe: list[Any] = field(default_factory=list)
+    awaited: list[tuple[int, int, Sequence[str]]] = field(default_factory=list)
     repeated: list[tuple[AppendJob, Entry, Appended]] = field(default_factory=list)
 
 
@@ -82,6 +84,8 @@ class Intake:
         _EVENTS.run(self._connection, rows.events)
         _RUNS.run(self._connection, rows.runs)
         _DEDUPE.run(self._connection, rows.dedupe)
+        for at, seq, topics in rows.awaited:
+            wake(self._connection, topics, at, event_seq=seq)
         for job, entry, appended in rows.repeated:
             if not appended.runs:
                 appended.runs = self._birth_runs(appended.event_seq)
@@ -110,6 +114,8 @@ class Intake:
         seq = self.last_event
         rows.events.append(seq)
         rows.events.extend(columns)
+        if entry.topics:
+            rows.awaited.append((job.at, seq, entry.topics))
         born = self.birth(rows.runs, entry.runs, seq, job.at, tally)
         if identity is not None:
             rows.dedupe.extend((seq, *identity, job.at))

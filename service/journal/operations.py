@@ -14,6 +14,7 @@ import apsw
 from turnout.service.errors import NotFound, Refused
 from turnout.service.run import FINISHED, UNFINISHED, Run, RunState, check_transition
 
+from . import waits
 from .contract import NewRun
 from .intake import Intake
 from .rows import RUN_COLUMNS, RUN_SOURCE, micros, run_from
@@ -21,11 +22,18 @@ from .tally import Tally
 
 
 def cancel(connection: apsw.Connection, tally: Tally, run_id: str, now: datetime) -> Run:
-    """Cancel an unfinished run; what its attempt still writes is refused from here on."""
+    """Cancel an unfinished run, and first the children it waits for.
+
+    What their attempts still write is refused from here on.
+    """
     run = _run(connection, run_id)
     if run.state not in UNFINISHED:
         raise Refused(f"run {run.id} already {run.state}; only an unfinished run can be cancelled")
     check_transition(run.id, run.state, RunState.CANCELLED)
+    for _seq, child in waits.children(connection, run.seq):
+        cancel(connection, tally, child, now)
+    waits.forget(connection, [run.seq])
+    waits.run_ended(connection, run.id, micros(now))
     connection.execute(
         "UPDATE runs SET state = 'cancelled', finished_at = ?2 WHERE seq = ?1",
         (run.seq, micros(now)),
@@ -57,6 +65,14 @@ def retry(
     if run.dead:
         tally.died(run.flow, -1)
     return _run(connection, run_id)
+
+
+def answer(
+    connection: apsw.Connection, run_id: str, key: str | None, said: bytes, now: datetime
+) -> str:
+    """Keep an approver's answer for the run's open approval."""
+    run = _run(connection, run_id)
+    return waits.answer(connection, run.seq, run.id, key, said, micros(now))
 
 
 def drop(connection: apsw.Connection, tally: Tally, run_id: str) -> Run:

@@ -22,7 +22,7 @@ from turnout.service.event import Event
 from turnout.service.run import Run
 
 from .connection import open_for_reading, read_all, translate
-from .contract import Attempt, Filter, Queued, StepRecord, StoredEvent
+from .contract import Attempt, Filter, Queued, StepRecord, StoredEvent, Wait
 from .examine import CHECKS
 from .filters import events_where, runs_query
 from .rows import (
@@ -149,6 +149,48 @@ class SqliteReader:
                 )
             ]
         )
+
+    # ---------------------------------------------------------------- waits
+
+    async def waits(self, run_seq: int, key: str | None = None) -> list[Wait]:
+        """Return a run's open waits, or the one of a step."""
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(
+                "SELECT key, topic, woken, answer FROM waits"
+                " WHERE run_seq = ?1 AND (?2 IS NULL OR key = ?2) ORDER BY key",
+                (run_seq, key),
+            ).fetchall()
+        )
+        return [
+            Wait(key=key, topic=topic, woken=woken, answer=answer and answer.encode())
+            for key, topic, woken, answer in rows
+        ]
+
+    async def awaited(
+        self, name: str, run_seq: int, after_seq: int, limit: int
+    ) -> list[tuple[int, Event]]:
+        """Return the first events behind `after_seq` awaited under `name`, with their seq."""
+        return await self.read(
+            lambda connection: [
+                (row[0], event_from(row))
+                for row in connection.execute(
+                    f"SELECT {EVENT_COLUMNS} FROM events AS e INDEXED BY events_awaited"
+                    " WHERE e.awaited = ? AND e.seq > ?"
+                    " AND e.accepted_at >= (SELECT queued_at FROM runs WHERE seq = ?)"
+                    " ORDER BY e.seq LIMIT ?",
+                    (name, after_seq, run_seq, limit),
+                )
+            ]
+        )
+
+    async def shapes(self) -> list[Sequence[str]]:
+        """Return the distinct shapes of open waits for events."""
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(
+                "SELECT DISTINCT shape FROM waits WHERE shape IS NOT NULL"
+            ).fetchall()
+        )
+        return [orjson.loads(row[0]) for row in rows]
 
     # ---------------------------------------------------------------- events
 

@@ -35,7 +35,8 @@ RUN_COLUMNS = (
 RUN_SOURCE = "runs AS r JOIN events AS e ON e.seq = r.event_seq"
 
 STEP_COLUMNS = (
-    "key, task, state, tries, started_at, finished_at, encoding, result, error, superseded"
+    "key, task, state, tries, started_at, finished_at, encoding, result, error, superseded, "
+    "origin, spilled"
 )
 
 
@@ -248,6 +249,8 @@ def step_values(step: StepRecord) -> tuple[Any, ...]:
         step.result,
         pack_error(step.error),
         int(step.superseded),
+        step.origin,
+        step.spilled,
     )
 
 
@@ -264,6 +267,8 @@ def step_from(row: Sequence[Any]) -> StepRecord:
         result=row[7],
         error=error_from(row[8]),
         superseded=bool(row[9]),
+        origin=row[10],
+        spilled=row[11],
     )
 
 

@@ -24,7 +24,7 @@ from turnout.service.run import Outcome, Run
 from . import operations, upkeep
 from .batch import Batch
 from .connection import open_for_writing
-from .contract import Appended, Claim, Decision, Entry, NewRun, Rescued, StepRecord
+from .contract import Appended, Claim, Decision, Entry, NewRun, Opening, Rescued, StepRecord
 from .intake import Intake
 from .jobs import AppendJob, CallJob, ClaimJob, OutcomeJob, StepJob
 from .lock import FolderLock
@@ -96,9 +96,10 @@ class SqliteJournal(SqliteReader):
         self._intake = intake
         self._unfinished, self._dead = counts
         self.broken = asyncio.Event()
+        self._batch = Batch(connection, intake, room)
         self._writer = Writer(
             connection,
-            Batch(connection, intake, room),
+            self._batch,
             metrics=metrics,
             unfinished=sum(self._unfinished.values()),
             settled=self._count,
@@ -126,19 +127,8 @@ class SqliteJournal(SqliteReader):
         now: datetime,
     ) -> list[Appended]:
         """Write events, their runs and decisions, and the trigger's positions, in one commit."""
-        at = micros(now)
-        try:
-            events = [_event_values(entry, at, now) for entry in entries]
-        except (TypeError, ValueError) as error:
-            raise JournalError(f"this event cannot be stored: {error}") from error
-        job = AppendJob(
-            entries,
-            events,
-            [None if entry.event.minted else identity(entry.event) for entry in entries],
-            partial(_verdicts, now),
-            trigger=trigger,
-            positions=list(positions.items()) if positions else (),
-            at=at,
+        job = _append_job(
+            entries, now, trigger=trigger, positions=list(positions.items()) if positions else ()
         )
         appended: list[Appended] = await self._writer.submit(job)
         return appended
@@ -163,6 +153,24 @@ class SqliteJournal(SqliteReader):
         """Record a step, durable on return; raises `ClaimLost`."""
         values = (claim.run_seq, claim.token, *step_values(step))
         await self._writer.submit(StepJob(claim, values))
+
+    async def record_with(
+        self,
+        claim: Claim,
+        step: StepRecord,
+        *,
+        entries: Sequence[Entry] = (),
+        opening: Opening | None = None,
+        now: datetime,
+    ) -> list[Appended]:
+        """Record a step together with events it causes and the wait it opens, in one commit."""
+        claim.waited = claim.waited or opening is not None
+        recorded = StepJob(claim, (claim.run_seq, claim.token, *step_values(step)))
+        births = _append_job(entries, now) if entries else None
+        appended: list[Appended] = await self._call(
+            lambda connection, tally: self._batch.record_with(recorded, births, opening, tally)
+        )
+        return appended
 
     async def record(
         self, claim: Claim, outcome: Outcome, *, started_at: datetime, now: datetime
@@ -194,11 +202,18 @@ class SqliteJournal(SqliteReader):
     # ---------------------------------------------------------------- operators
 
     async def cancel(self, run_id: str, *, now: datetime) -> Run:
-        """Cancel an unfinished run; its token dies with it. Raises `NotFound`, `Refused`."""
+        """Cancel an unfinished run and the children it waits for."""
         run: Run = await self._call(
             lambda connection, tally: operations.cancel(connection, tally, run_id, now)
         )
         return run
+
+    async def answer(self, run_id: str, key: str | None, said: bytes, *, now: datetime) -> str:
+        """Keep what an approver said for a run's open approval, once; returns its key."""
+        answered: str = await self._call(
+            lambda connection, tally: operations.answer(connection, run_id, key, said, now)
+        )
+        return answered
 
     async def retry(self, run_id: str, from_step: str | None, *, now: datetime) -> Run:
         """Queue a finished run again; `from_step` drops the steps recorded at and after it."""
@@ -324,6 +339,29 @@ class SqliteJournal(SqliteReader):
                 self._dead.pop(flow, None)
 
 
+def _append_job(
+    entries: Sequence[Entry],
+    now: datetime,
+    *,
+    trigger: str = "",
+    positions: Sequence[tuple[str, str | None]] = (),
+) -> AppendJob:
+    at = micros(now)
+    try:
+        events = [_event_values(entry, at, now) for entry in entries]
+    except (TypeError, ValueError) as error:
+        raise JournalError(f"this event cannot be stored: {error}") from error
+    return AppendJob(
+        entries,
+        events,
+        [None if entry.event.minted else identity(entry.event) for entry in entries],
+        partial(_verdicts, now),
+        trigger=trigger,
+        positions=positions,
+        at=at,
+    )
+
+
 def _event_values(entry: Entry, at: int, now: datetime) -> tuple[Any, ...]:
     """Return an entry's row of the events table, behind its seq."""
     event = entry.event
@@ -341,6 +379,7 @@ def _event_values(entry: Entry, at: int, now: datetime) -> tuple[Any, ...]:
         1 if event.minted else None,
         None if entry.runs else 1,
         0 if entry.effect else None,
+        entry.awaited,
     )
 
 

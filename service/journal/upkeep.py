@@ -19,6 +19,7 @@ import orjson
 
 from turnout.service.run import RunError, RunState
 
+from . import waits
 from .contract import Rescued
 from .rows import micros, pack_error
 from .tally import Tally
@@ -35,7 +36,7 @@ def rescue(connection: apsw.Connection, tally: Tally, now: datetime) -> Rescued:
         " WHERE state = 'running' AND crashes >= 2 AND blames + 1 >= ?",
         (_BLAMES_ALLOWED,),
     ).fetchall()
-    for seq, _run_id, flow, crashes in blamed:
+    for seq, run_id, flow, crashes in blamed:
         error = RunError("process_died", f"the process died {crashes} times while this run ran")
         connection.execute(
             "UPDATE runs SET state = 'failed', dead = 1, crashes = crashes + 1,"
@@ -44,6 +45,8 @@ def rescue(connection: apsw.Connection, tally: Tally, now: datetime) -> Rescued:
         )
         tally.moved(RunState.RUNNING, RunState.FAILED)
         tally.died(flow)
+        waits.forget(connection, [seq])
+        waits.run_ended(connection, run_id, at)
     connection.execute(
         "UPDATE runs SET state = 'queued', blames = blames + (crashes >= 2),"
         " crashes = crashes + 1, due_at = ? WHERE state = 'running'",

@@ -64,7 +64,7 @@ CREATE TABLE steps (
     run_seq INTEGER NOT NULL,
     key TEXT NOT NULL,
     task TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('succeeded', 'failed', 'retrying')),
+    state TEXT NOT NULL CHECK (state IN ('succeeded', 'failed', 'retrying', 'waiting')),
     tries INTEGER NOT NULL,
     started_at INTEGER NOT NULL,
     finished_at INTEGER,
