@@ -18,7 +18,7 @@ from turnout.service.context import here
 from turnout.service.errors import MisplacedTask, SetupError
 from turnout.service.flow import Pool
 from turnout.service.retry import RetryPolicy
-from turnout.service.steps import Call, Task
+from turnout.service.steps import NO_FALLBACK, Call, Task
 from turnout.service.units import parse_duration
 
 P = ParamSpec("P")
@@ -127,6 +127,7 @@ def task(
     retry: RetryPolicy | int | None = ...,
     timeout: str | timedelta | None = ...,
     pool: Literal["thread"] = ...,
+    fallback: object = ...,
 ) -> TaskDecorator: ...
 @overload
 def task(
@@ -135,6 +136,7 @@ def task(
     retry: RetryPolicy | int | None = ...,
     timeout: str | timedelta | None = ...,
     pool: Literal["process"],
+    fallback: object = ...,
 ) -> ProcessTaskDecorator: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -144,16 +146,21 @@ def task(
     retry: RetryPolicy | int | None = None,
     timeout: str | timedelta | None = None,
     pool: Pool = "thread",
+    fallback: object = NO_FALLBACK,
 ) -> Any:
     """Make calls of a function recorded steps: `@task`, or `@task(retry=retry(3), timeout="30s")`.
 
     A step's retries wait inside the run's attempt; `retry=3` is `retry=retry(3)`. With
-    `pool="process"` each call runs in a worker process, for CPU-bound work on plain data.
+    `pool="process"` each call runs in a worker process, for CPU-bound work on plain data. When the
+    retries are exhausted `fallback`, a value or a function of the error, gives the step's result
+    instead, and `turnout show` says so; a `Fail` has no fallback.
     Raises `SetupError` for what cannot be a task.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        return _make(function, name=name, retry=retry, timeout=timeout, pool=pool)
+        return _make(
+            function, name=name, retry=retry, timeout=timeout, pool=pool, fallback=fallback
+        )
 
     return decorate if function is None else decorate(function)
 
@@ -165,6 +172,7 @@ def _make(
     retry: RetryPolicy | int | None,
     timeout: str | timedelta | None,
     pool: Pool,
+    fallback: object,
 ) -> Task[Any]:
     refuse_unusable(function, "task", pool)
     kind = AsyncTask if inspect.iscoroutinefunction(function) else SyncTask
@@ -174,6 +182,7 @@ def _make(
         retry=retry_policy(retry),
         timeout_seconds=None if timeout is None else parse_duration(timeout).total_seconds(),
         pool=pool,
+        fallback=fallback,
         file=function.__code__.co_filename,
         line=function.__code__.co_firstlineno,
     )

@@ -12,9 +12,10 @@ call flows and tasks as plain functions. Not here: running steps (`steps`).
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -33,6 +34,9 @@ from .units import utc_now
 if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
     from .metrics import Metrics
     from .settings import Settings
+
+Sleep = Callable[[float], Coroutine[Any, Any, None]]
+"""How waiting between the tries of a step is done: in seconds, by a clock a test may replace."""
 
 DIRECT = "direct"
 """The run id, flow and event id of code that is called outside any run."""
@@ -62,6 +66,7 @@ class Services:
     metrics: Metrics
     now: Callable[[], datetime]
     resources: Resources | None = None
+    sleep: Sleep = asyncio.sleep
 
 
 class RunContext:
@@ -179,10 +184,11 @@ def open_attempt(
     metrics: Metrics,
     now: Callable[[], datetime],
     resources: Resources | None = None,
+    sleep: Sleep = asyncio.sleep,
 ) -> Iterator[RunContext]:
     """Make `claim` the running attempt of the calling asyncio task, until the block ends."""
     global _open_attempts
-    context = RunContext(claim, Services(journal, pools, settings, metrics, now, resources))
+    context = RunContext(claim, Services(journal, pools, settings, metrics, now, resources, sleep))
     if claim.recorded and claim.code_version not in ("", flow.code_version):
         context.unvisited = set(claim.recorded)
     scope = _scope.set(Scope(context, ""))

@@ -8,32 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from .codec import encode_result
-from .context import RunContext, open_attempt
-from .errors import (
-    ClaimLost,
-    CodeChanged,
-    InvalidData,
-    JournalBroken,
-    JournalFull,
-    MisplacedTask,
-    NotKept,
-)
+from .context import RunContext, Sleep, open_attempt
+from .errors import ClaimLost, JournalBroken, JournalFull
+from .failures import FINAL, describe
 from .journal.contract import Claim, Journal
 from .metrics import Metrics
 from .pools import Pools
 from .project import AnyFlow
 from .resource import Resources
-from .retry import next_delay
-from .run import Fail, Outcome, Retry, RunState, Skip
+from .retry import delay_after
+from .run import Outcome, RunState, Skip
 from .settings import Settings
-from .steps import describe
-
-HOPELESS = (Fail, InvalidData, NotKept, CodeChanged, MisplacedTask)
-"""What another try would only repeat."""
 
 
 class Executor:
@@ -48,6 +37,7 @@ class Executor:
         metrics: Metrics,
         *,
         now: Callable[[], datetime],
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._journal = journal
         self._pools = pools
@@ -55,6 +45,7 @@ class Executor:
         self._settings = settings
         self._metrics = metrics
         self._now = now
+        self._sleep = sleep
 
     async def execute(self, claim: Claim, flow: AnyFlow) -> Outcome:
         """Run one attempt under `claim`; raises only `ClaimLost` and `JournalBroken`."""
@@ -67,6 +58,7 @@ class Executor:
             metrics=self._metrics,
             now=self._now,
             resources=self._resources,
+            sleep=self._sleep,
         ) as context:
             try:
                 result = await self._call(claim, flow)
@@ -115,20 +107,12 @@ class Executor:
         if isinstance(error, Skip):
             return Outcome(state=RunState.SKIPPED, reason=str(error))
         failure = describe(error)
-        if isinstance(error, HOPELESS):
+        if isinstance(error, FINAL):
             return Outcome(state=RunState.FAILED, error=failure)
-        delay = next_delay(flow.retry, claim.attempt)
+        delay = delay_after(flow.retry, claim.attempt, error, now=self._now())
         if delay is None:
             return Outcome(state=RunState.FAILED, error=failure)
-        if isinstance(error, Retry) and error.after is not None:
-            delay = error.after
-        return Outcome(
-            state=RunState.RETRYING, error=failure, due_at=self._now() + _at_least_nothing(delay)
-        )
-
-
-def _at_least_nothing(delay: timedelta) -> timedelta:
-    return max(delay, timedelta(0))
+        return Outcome(state=RunState.RETRYING, error=failure, due_at=self._now() + delay)
 
 
 def _with_log(outcome: Outcome, context: RunContext) -> Outcome:

@@ -1,24 +1,36 @@
-"""When to try again: one pure function from (policy, retry number, error) to a delay.
+"""When to try again: pure functions from (policy, retry number, error) to a delay.
 
-A retry of a flow is a fact in the journal, so nothing here sleeps.
+A retry of a flow is a fact in the journal, so nothing here sleeps. Not here: which errors no
+policy could change, which each caller knows for itself.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from typing import Any
 
 from .errors import SetupError
+from .run import Retry
 from .units import parse_duration
+
+MAX_RETRY_AFTER = timedelta(days=1)
+"""The longest wait a server's `Retry-After` can ask for: the bound is ours, not a stranger's."""
+
+ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How often and how far apart to retry: `count` retries after the first try.
+    """How often, how far apart and upon what to retry: `count` retries after the first try.
 
     The delay before retry n is `delay * factor**(n-1)`, at most `max`, then drawn evenly from
-    [0, that] when `jitter` is true ("full jitter", which spreads a crowd best).
+    [0, that] when `jitter` is true ("full jitter", which spreads a crowd best). Only errors of the
+    types `on` are retried (empty: all), and never those of the types `not_on`.
     """
 
     count: int = 0
@@ -26,6 +38,8 @@ class RetryPolicy:
     factor: float = 2.0
     max: timedelta = timedelta(minutes=15)
     jitter: bool = True
+    on: tuple[type[BaseException], ...] = ()
+    not_on: tuple[type[BaseException], ...] = ()
 
 
 def retry(
@@ -35,10 +49,13 @@ def retry(
     factor: float = 2.0,
     max: str | timedelta = "15m",
     jitter: bool = True,
+    on: ErrorTypes = (),
+    not_on: ErrorTypes = (),
 ) -> RetryPolicy:
     """Declare a retry policy: `retry(3)` is three retries after the first try.
 
-    Raises `SetupError` for a negative count or a factor below 1.
+    `retry(5, on=(OSError, TimeoutError))` retries those only, `not_on=` all but those. Raises
+    `SetupError` for a negative count, a factor below 1, or what is not a type of error.
     """
     if count < 0 or factor < 1:
         raise SetupError(f"retry({count}, factor={factor}): count is 0 or more, factor 1 or more")
@@ -48,7 +65,36 @@ def retry(
         factor=factor,
         max=parse_duration(max),
         jitter=jitter,
+        on=_types(on, "on"),
+        not_on=_types(not_on, "not_on"),
     )
+
+
+def _types(given: object, option: str) -> tuple[type[BaseException], ...]:
+    listed = given if isinstance(given, tuple) else (given,)
+    for each in listed:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise SetupError(
+                f"retry({option}={given!r}): write types of errors, {option}=(OSError, ValueError)"
+            )
+    return listed
+
+
+def delay_after(
+    policy: RetryPolicy, retry_number: int, error: BaseException, *, now: datetime
+) -> timedelta | None:
+    """Return how long to wait after `error` before retry `retry_number`, or None for no retry.
+
+    `Retry(after=…)` says the delay itself, and asks for a retry whatever `on` is. A server that
+    asked for time (`Retry-After`, RFC 9110 section 10.2.3) gets it: the delay is never shorter.
+    """
+    if isinstance(error, Retry):
+        delay = next_delay(policy, retry_number)
+        return delay if delay is None or error.after is None else error.after
+    if isinstance(error, policy.not_on) or (policy.on and not isinstance(error, policy.on)):
+        return None
+    delay = next_delay(policy, retry_number)
+    return None if delay is None else max(delay, asked_for(error, now=now))
 
 
 def next_delay(
@@ -65,3 +111,34 @@ def next_delay(
     if policy.jitter:
         ceiling *= (rng or random).random()
     return timedelta(seconds=ceiling)
+
+
+def asked_for(error: BaseException, *, now: datetime) -> timedelta:
+    """Return the wait an error carries: its `retry_after`, or its response's `Retry-After`.
+
+    Both are seconds or, for the header, an HTTP date. Read by shape, so that the errors of any
+    HTTP client will do; nothing readable is no wait, and a day is the longest.
+    """
+    asked: Any = getattr(error, "retry_after", None)
+    if asked is None:
+        headers = getattr(getattr(error, "response", error), "headers", None)
+        if isinstance(headers, Mapping | Message):  # Message: what urllib's HTTPError holds
+            asked = headers.get("retry-after") or headers.get("Retry-After")
+    if isinstance(asked, timedelta):
+        asked = asked.total_seconds()
+    seconds = _seconds(asked, now)
+    return timedelta(seconds=min(max(seconds, 0.0), MAX_RETRY_AFTER.total_seconds()))
+
+
+def _seconds(asked: object, now: datetime) -> float:
+    if isinstance(asked, int | float):
+        most = MAX_RETRY_AFTER.total_seconds()  # some integers are too large for a float
+        return 0.0 if asked != asked else float(min(asked, most))
+    text = asked.strip() if isinstance(asked, str) else ""
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        until = parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    return ((until if until.tzinfo else until.replace(tzinfo=UTC)) - now).total_seconds()

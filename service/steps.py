@@ -12,16 +12,14 @@ flow, and what an attempt comes to (`executor`).
 from __future__ import annotations
 
 import asyncio
-import pickle
 import time
-import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from . import codec, pools
+from . import codec, failures, pools
 from .context import (
     Branches,
     RunContext,
@@ -33,42 +31,20 @@ from .context import (
     refuse_changed_code,
     visit,
 )
-from .errors import (
-    ClaimLost,
-    CodeChanged,
-    InvalidData,
-    JournalError,
-    JournalFull,
-    MisplacedTask,
-    NotKept,
-    StepFailed,
-)
+from .errors import ClaimLost, JournalError, JournalFull
+from .failures import FINAL, describe
 from .flow import Pool
-from .governance import secrets
 from .journal.contract import StepRecord
-from .retry import RetryPolicy, next_delay
-from .run import Fail, Retry, RunError, Skip
+from .retry import RetryPolicy, delay_after
 
 R = TypeVar("R", covariant=True)
 
 MAX_BRANCHES = 10_000
 """Items of one `map`, each of which is a recorded step."""
 
-_MAX_MESSAGE = 4096
-_MAX_TRACEBACK = 32_768
 _FULL_DISK_WAIT_SECONDS = 0.5
-_MARK = "__turnout_step__"
-
-FINAL = (Fail, Skip, InvalidData, NotKept, CodeChanged, MisplacedTask)
-"""Errors no task retry would change."""
-
-NAMES: Mapping[type[BaseException], str] = {
-    Fail: "failed",
-    InvalidData: "invalid_data",
-    CodeChanged: "code_changed",
-    NotKept: "not_kept",
-}
-"""Error types of turnout's own, as they are written down; others keep their class's name."""
+NO_FALLBACK: Any = object()
+"""The `fallback` of a task that has none; None is a value like any other."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,6 +56,7 @@ class Task(Generic[R]):
     retry: RetryPolicy
     timeout_seconds: float | None = None
     pool: Pool = "thread"
+    fallback: Any = NO_FALLBACK
     file: str = ""
     line: int = 0
 
@@ -146,7 +123,7 @@ class Call:
             return codec.decode(
                 known.encoding, known.result or b"", self.task.returns, name=self.name
             )
-        raise _marked(_restored(known), self.key)
+        raise failures.restore(known)
 
     def begin(self) -> None:
         """Note the start of a try."""
@@ -154,9 +131,12 @@ class Call:
         self._started_at = self.services.now()
         self._clock = time.perf_counter()
 
-    def succeeded(self, value: Any) -> StepRecord:
-        """Return the record of a result; raises `NotKept` if it cannot be kept."""
-        self._observe()
+    def succeeded(self, value: Any, *, instead_of: Exception | None = None) -> StepRecord:
+        """Return the record of a result; raises `NotKept` if it cannot be kept.
+
+        The result of a fallback keeps the error it stands `instead_of`, for people to see.
+        """
+        self._observe("succeeded" if instead_of is None else "fallback")
         encoding, result = codec.encode(
             value,
             self.task.returns,
@@ -172,24 +152,27 @@ class Call:
             finished_at=self.services.now(),
             encoding=encoding,
             result=result,
+            error=None if instead_of is None else describe(instead_of),
         )
 
-    def failed(self, error: Exception) -> StepRecord:
-        """Return the record of a try that failed: another try, or the end of the step.
+    def failed(self, error: Exception, *, again: bool) -> StepRecord:
+        """Return the record of a try that failed: another try follows, or the step has ended.
 
         Of several branches that fail together only the first error reaches the flow, so only that
         one can be a fact the flow knows; the others run again.
         """
-        self._observe()
-        if self.delay(error) is not None:
+        failures.mark(error, self.key)
+        if again:
+            self._observe("retried")
             return StepRecord(
                 key=self.key,
                 task=self.task.name,
                 state="retrying",
                 tries=self.tries + 1,
                 started_at=self._started_at,
-                error=describe(_marked(error, self.key)),
+                error=describe(error),
             )
+        self._observe("failed")
         group = current_group()
         lost = group is not None and group.failing not in (None, self.key)
         if group is not None and group.failing is None:
@@ -202,8 +185,8 @@ class Call:
             started_at=self._started_at,
             finished_at=self.services.now(),
             encoding="pickle",
-            result=_pickled(error, self.services.settings.max_result_bytes),
-            error=describe(_marked(error, self.key)),
+            result=failures.keep(error, self.services.settings.max_result_bytes),
+            error=describe(error),
             superseded=lost,
         )
 
@@ -211,9 +194,7 @@ class Call:
         """Return how long to wait before the next try, or None when there is none."""
         if isinstance(error, FINAL):
             return None
-        delay = next_delay(self.task.retry, self.tries)
-        if delay is not None and isinstance(error, Retry) and error.after is not None:
-            delay = error.after
+        delay = delay_after(self.task.retry, self.tries, error, now=self.services.now())
         return None if delay is None else delay.total_seconds()
 
     async def keep(self, record: StepRecord) -> None:
@@ -228,11 +209,10 @@ class Call:
                 self.context.broken = error
                 raise
 
-    def _observe(self) -> None:
-        seconds = self.services.metrics.step_seconds
-        seconds.labels(self.context.claim.flow, self.task.name).observe(
-            time.perf_counter() - self._clock
-        )
+    def _observe(self, outcome: str) -> None:
+        metrics, flow, task = self.services.metrics, self.context.claim.flow, self.task.name
+        metrics.step_seconds.labels(flow, task).observe(time.perf_counter() - self._clock)
+        metrics.steps.labels(flow, task, outcome).inc()
 
 
 async def run(call: Call) -> Any:
@@ -260,10 +240,10 @@ async def run(call: Call) -> Any:
         else:
             await call.keep(record)
             return value
-        await call.keep(call.failed(failure))
         if delay is None:
-            raise failure
-        await asyncio.sleep(delay)
+            return await _end(call, failure)
+        await call.keep(call.failed(failure, again=True))
+        await call.services.sleep(delay)
 
 
 def run_in_thread(call: Call) -> Any:
@@ -282,10 +262,42 @@ def run_in_thread(call: Call) -> Any:
         else:
             pools.on_loop(call.keep(record))
             return value
-        pools.on_loop(call.keep(call.failed(failure)))
         if delay is None:
-            raise failure
-        pools.on_loop(asyncio.sleep(delay))
+            return pools.on_loop(_end(call, failure))
+        pools.on_loop(call.keep(call.failed(failure, again=True)))
+        pools.on_loop(call.services.sleep(delay))
+
+
+async def _end(call: Call, failure: Exception) -> Any:
+    """End a step that has no try left: with its task's fallback if there is one, else raise."""
+    if call.task.fallback is not NO_FALLBACK and not isinstance(failure, FINAL):
+        failures.mark(failure, call.key)
+        try:
+            value = await _fallback(call, failure)
+            record = call.succeeded(value, instead_of=failure)
+        except Exception as error:  # noqa: BLE001  a fallback is the author's code
+            error.__context__ = error.__context__ or failure  # a pool thread knows of no other
+            failure = error
+        else:
+            await call.keep(record)
+            return value
+    await call.keep(call.failed(failure, again=False))
+    raise failure
+
+
+async def _fallback(call: Call, failure: Exception) -> Any:
+    task = call.task
+    if not callable(task.fallback):
+        return task.fallback
+    with inside(call.scope, call.key):
+        return await call.services.pools.call(
+            task.fallback,
+            (failure,),
+            {},
+            timeout_seconds=task.timeout_seconds,
+            name=f"the fallback of task {task.name!r}",
+            lane="step",
+        )
 
 
 def _call_in_thread(call: Call) -> Any:
@@ -357,69 +369,3 @@ def place_map(task: Task[Any], items: Iterable[Any], limit: int) -> tuple[Branch
     branches = Branches(scope, f"{task.name}.map", fail_together=True)
     visit(scope.context, branches.key, branches=True)
     return branches, listed
-
-
-# ---------------------------------------------------------------- errors
-
-
-def step_of(error: BaseException) -> str | None:
-    """Return the key of the step an error escaped from, also when the flow wrapped it."""
-    seen: set[int] = set()
-    at: BaseException | None = error
-    while at is not None and id(at) not in seen:
-        seen.add(id(at))
-        step = getattr(at, _MARK, None)
-        if isinstance(step, str):
-            return step
-        if isinstance(at, BaseExceptionGroup):
-            for inner in at.exceptions:
-                found = step_of(inner)
-                if found is not None:
-                    return found
-        at = at.__cause__ or at.__context__
-    return None
-
-
-def describe(error: BaseException) -> RunError:
-    """Write down an error: type, message, the step it escaped from, traceback; secrets masked."""
-    kind = NAMES.get(type(error), type(error).__name__)
-    if isinstance(error, StepFailed) and error.type:
-        kind = error.type
-    text = "".join(traceback.format_exception(error))
-    message = str(error)
-    if isinstance(error, BaseExceptionGroup):
-        message += f": {type(error.exceptions[0]).__name__}: {error.exceptions[0]}"
-    return RunError(
-        kind,
-        secrets.mask(message)[:_MAX_MESSAGE],
-        step_of(error),
-        secrets.mask(text)[-_MAX_TRACEBACK:],
-    )
-
-
-def _marked(error: BaseException, key: str) -> BaseException:
-    BaseException.__setattr__(error, _MARK, key)  # past a frozen dataclass's own refusal
-    return error
-
-
-def _pickled(error: Exception, max_bytes: int) -> bytes | None:
-    """Return an error in a form that is raised again as itself, or None."""
-    try:
-        data = pickle.dumps(error, protocol=5)
-        back = pickle.loads(data)
-    except Exception:  # noqa: BLE001  an error with a constructor of its own often cannot
-        return None
-    same = type(back) is type(error) and str(back) == str(error)
-    return data if same and len(data) <= max_bytes and not secrets.find_live(data) else None
-
-
-def _restored(known: StepRecord) -> BaseException:
-    if known.result is not None:
-        try:
-            error = pickle.loads(known.result)
-        except Exception:  # noqa: BLE001  its class may be gone from the code
-            error = None
-        if isinstance(error, BaseException):
-            return error
-    recorded = known.error or RunError("Exception", "the step failed")
-    return StepFailed(recorded.message, type=recorded.type)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from turnout.service.context import Sleep
 from turnout.service.event import Event
 from turnout.service.executor import Executor
 from turnout.service.journal.contract import Claim, Entry, NewRun, StepRecord
@@ -41,6 +42,8 @@ class Attempts:
     resources: Resources
     metrics: Metrics
     settings: Settings
+    now: Callable[[], datetime] = utc_now
+    sleep: Sleep = asyncio.sleep
     claim: Claim | None = None
 
     async def first(self, flow: Any, data: Any = None, **attributes: Any) -> Outcome:
@@ -67,8 +70,9 @@ class Attempts:
     async def execute(self, flow: Any) -> Outcome:
         assert self.claim is not None
         executor = Executor(
-            self.journal, self.pools, self.resources, self.settings, self.metrics, now=utc_now
-        )
+            self.journal, self.pools, self.resources, self.settings, self.metrics,
+            now=self.now, sleep=self.sleep,
+        )  # fmt: skip
         outcome = await executor.execute(self.claim, flow)
         await self.journal.record(self.claim, outcome, started_at=NOW, now=NOW)
         return outcome
@@ -102,7 +106,13 @@ class Attempts:
 
 @asynccontextmanager
 async def attempts(
-    folder: Path, *, threads: int = 4, processes: int = 1, **settings: Any
+    folder: Path,
+    *,
+    threads: int = 4,
+    processes: int = 1,
+    now: Callable[[], datetime] = utc_now,
+    sleep: Sleep = asyncio.sleep,
+    **settings: Any,
 ) -> AsyncIterator[Attempts]:
     metrics = Metrics()
     journal = await open_journal(
@@ -115,7 +125,7 @@ async def attempts(
     pools = Pools(threads, processes)
     resources = Resources()
     try:
-        yield Attempts(journal, pools, resources, metrics, Settings(**settings))
+        yield Attempts(journal, pools, resources, metrics, Settings(**settings), now, sleep)
     finally:
         await resources.stop()
         pools.close()

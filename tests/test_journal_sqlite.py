@@ -130,7 +130,7 @@ async def test_a_newer_journal_is_refused(tmp_path: Path) -> None:
     async with opened(tmp_path):
         pass
     _change(tmp_path, "PRAGMA user_version = 99")
-    with pytest.raises(SetupError, match="version 99 and this turnout knows 1: upgrade turnout"):
+    with pytest.raises(SetupError, match=r"99 and this turnout knows \d+: upgrade"):
         async with opened(tmp_path):
             pass
     with pytest.raises(SetupError, match="TURNOUT_DATA"):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.message import Message
+from urllib.error import HTTPError
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.service.errors import SetupError
-from turnout.service.retry import next_delay, retry
+from turnout.service.retry import RetryPolicy, delay_after, next_delay, retry
+from turnout.service.run import Retry
 
 
 def test_without_jitter_delays_double_up_to_the_cap_and_then_end() -> None:
@@ -37,3 +41,61 @@ def test_a_policy_that_cannot_be_is_refused() -> None:
     for arguments in ((-1, 2.0), (3, 0.5)):
         with pytest.raises(SetupError):
             retry(arguments[0], factor=arguments[1])
+
+
+NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
+TEN_TIMES = retry(10, delay="2s", factor=1, jitter=False)
+
+
+class Busy(Exception):
+    def __init__(self, retry_after: object) -> None:
+        super().__init__("busy")
+        self.retry_after = retry_after
+
+
+def refusal(value: str) -> httpx.HTTPStatusError:
+    request = httpx.Request("GET", "http://service.test/")
+    response = httpx.Response(429, headers={"Retry-After": value}, request=request)
+    return httpx.HTTPStatusError("too many", request=request, response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (OSError(), 2),
+        (refusal("30"), 30),
+        (refusal("1"), 2),
+        (refusal("Sun, 01 Nov 2026 12:00:45 GMT"), 45),
+        (refusal("Sun, 01 Nov 2020 12:00:45 GMT"), 2),
+        (refusal("soon"), 2),
+        (refusal("9" * 400), 86_400),
+        (Busy(7), 7),
+        (Busy(timedelta(minutes=1)), 60),
+        (Busy(10**400), 86_400),
+        (Busy(float("nan")), 2),
+        (Busy(-5), 2),
+        (Busy("what"), 2),
+        (HTTPError("http://service.test/", 503, "busy", Message(), None), 2),
+        (Retry(after="1ms"), 0.001),
+        (Retry(), 2),
+    ],
+    ids=str,
+)
+def test_a_server_that_asks_for_time_gets_it(error: BaseException, seconds: float) -> None:
+    assert delay_after(TEN_TIMES, 1, error, now=NOW) == timedelta(seconds=seconds)
+
+
+def test_only_the_errors_named_are_retried() -> None:
+    def retried(policy: RetryPolicy, error: BaseException) -> bool:
+        return delay_after(policy, 1, error, now=NOW) is not None
+
+    some = retry(3, on=(OSError, TimeoutError), not_on=FileNotFoundError)
+    assert [retried(some, each) for each in (OSError(), FileNotFoundError(), ValueError())] == [
+        True, False, False,
+    ]  # fmt: skip
+    assert retried(some, Retry())  # the author asked for it in so many words
+    most = retry(3, not_on=(ValueError,))
+    assert [retried(most, each) for each in (OSError(), UnicodeError())] == [True, False]
+    assert delay_after(most, 4, OSError(), now=NOW) is None
+    with pytest.raises(SetupError, match="write types of errors"):
+        retry(3, on=("OSError",))  # type: ignore[arg-type]  # what is under test

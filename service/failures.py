@@ -1,0 +1,115 @@
+"""Errors of runs and steps: written down for people, and kept so that they are raised again.
+
+An error that escapes a step is marked with the step's key, so that whoever catches it later can
+say where it came from (`step_of`), also when the flow wrapped it. Not here: what an error means
+for a step (`steps`) or a run (`executor`).
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from .errors import CodeChanged, InvalidData, MisplacedTask, NotKept, StepFailed
+from .governance import secrets
+from .journal.contract import StepRecord
+from .run import Fail, RunError, Skip
+
+_MAX_MESSAGE = 4096
+_MAX_TRACEBACK = 32_768
+_MARK = "__turnout_step__"
+_OWN_FOLDERS = (Path(__file__).parent, Path(__file__).parent.parent / "handlers")
+
+FINAL = (Fail, Skip, InvalidData, NotKept, CodeChanged, MisplacedTask)
+"""Errors no retry would change."""
+
+NAMES: Mapping[type[BaseException], str] = {
+    Fail: "failed",
+    InvalidData: "invalid_data",
+    CodeChanged: "code_changed",
+    NotKept: "not_kept",
+}
+"""Error types of turnout's own, as they are written down; others keep their class's name."""
+
+
+def mark(error: BaseException, key: str) -> BaseException:
+    """Note on an error the step it escaped from; returns the error."""
+    BaseException.__setattr__(error, _MARK, key)  # past a frozen dataclass's own refusal
+    return error
+
+
+def step_of(error: BaseException) -> str | None:
+    """Return the key of the step an error escaped from, also when the flow wrapped it."""
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        step = getattr(at, _MARK, None)
+        if isinstance(step, str):
+            return step
+        if isinstance(at, BaseExceptionGroup):
+            for inner in at.exceptions:
+                found = step_of(inner)
+                if found is not None:
+                    return found
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def _report(error: BaseException) -> str:
+    """Return the traceback as the author would write it: without turnout's own frames."""
+    report = traceback.TracebackException.from_exception(error)
+    at: traceback.TracebackException | None = report
+    while at is not None:
+        authors = [frame for frame in at.stack if Path(frame.filename).parent not in _OWN_FOLDERS]
+        if authors:
+            at.stack = traceback.StackSummary.from_list(authors)
+        at = at.__cause__ or at.__context__
+    return "".join(report.format())
+
+
+def describe(error: BaseException) -> RunError:
+    """Write down an error: type, message, the step it escaped from, traceback; secrets masked."""
+    kind = NAMES.get(type(error), type(error).__name__)
+    if isinstance(error, StepFailed) and error.type:
+        kind = error.type
+    text = _report(error)
+    message = str(error)
+    if isinstance(error, BaseExceptionGroup):
+        message += f": {type(error.exceptions[0]).__name__}: {error.exceptions[0]}"
+    return RunError(
+        kind,
+        secrets.mask(message)[:_MAX_MESSAGE],
+        step_of(error),
+        secrets.mask(text)[-_MAX_TRACEBACK:],
+    )
+
+
+def keep(error: Exception, max_bytes: int) -> bytes | None:
+    """Return an error in a form that is raised again as itself, or None."""
+    try:
+        data = pickle.dumps(error, protocol=5)
+        back = pickle.loads(data)
+    except Exception:  # noqa: BLE001  an error with a constructor of its own often cannot
+        return None
+    same = type(back) is type(error) and str(back) == str(error)
+    return data if same and len(data) <= max_bytes and not secrets.find_live(data) else None
+
+
+def restore(known: StepRecord) -> BaseException:
+    """Return the error of a recorded step as it was raised then, or a `StepFailed` with its type.
+
+    It is marked with its step.
+    """
+    error = None
+    if known.result is not None:
+        try:
+            error = pickle.loads(known.result)
+        except Exception:  # noqa: BLE001  its class may be gone from the code
+            error = None
+    if not isinstance(error, BaseException):
+        recorded = known.error or RunError("Exception", "the step failed")
+        error = StepFailed(recorded.message, type=recorded.type)
+    return mark(error, known.key)
