@@ -29,8 +29,8 @@ class Flaky:
         self.tries.append(1)
         if len(self.tries) < 3:
             raise OSError("the share is gone")
-        emit.up()
         await emit([make_event()])
+        emit.up()
         await asyncio.Event().wait()
 
 
