@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from turnout.service.errors import TriggerError
-from turnout.triggers import endings
 from turnout.triggers.endings import Subject, delete_file, move_file
 
 TAG = "0a1b2c3d"
@@ -104,7 +103,7 @@ def test_a_crash_before_the_old_name_was_taken_away(
         real(path, dir_fd=dir_fd)
 
     with monkeypatch.context() as patch:
-        patch.setattr(endings.os, "unlink", crash)
+        patch.setattr(os, "unlink", crash)
         with pytest.raises(KeyboardInterrupt):
             move_file(what, str(done), TAG)
     assert contents(inbox)["a.csv"] == contents(done)["a.csv"] == "one"
@@ -122,7 +121,7 @@ def test_where_links_are_not_allowed_it_renames(
     def no_links(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(endings.os, "link", no_links)
+    monkeypatch.setattr(os, "link", no_links)
     done.mkdir(parents=True)
     (done / "a.csv").write_text("older")
     assert move_file(subject(inbox, "a.csv"), str(done), TAG) == str(done / f"a-{TAG}.csv")

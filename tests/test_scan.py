@@ -116,6 +116,6 @@ def test_says_when_nobody_has_the_file_open_for_writing(tmp_path: Path) -> None:
 def test_odd_names_survive_as_bytes(tmp_path: Path) -> None:
     names = [b"\xff\xfe", "emoji \U0001f600".encode(), b"new\nline", b"\x1b[31m", b"n" * 255]
     for name in names:
-        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).touch()
+        (tmp_path / os.fsdecode(name)).touch()
     found, _ = paths(tmp_path)
     assert sorted(os.fsencode(path) for path in found) == sorted(names)

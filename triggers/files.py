@@ -241,9 +241,10 @@ class _Notifier:
 
         self._stopped = False
         self._watcher: RustNotify = RustNotify(list(folders), False, False, 300, False, False)
-        # The kernel drops what does not fit its queue and watchfiles does not say so; a change is
-        # up to four entries there, so a batch this large may be all that was left.
+        # The kernel drops what does not fit its queue and watchfiles does not say so. A change is
+        # up to four entries there: so many in one burst may be all that was left of more.
         self._suspicious = _queue_limit() // 4
+        self._burst = 0
 
     def wait(self, timeout_seconds: float, step_seconds: float) -> list[tuple[Sign, str]]:
         """Return what changed; a `stop` from another thread is noticed within a step."""
@@ -260,8 +261,10 @@ class _Notifier:
         except WatchfilesRustInternalError as error:  # a limit, or a name that is no UTF-8
             raise HintsLost from error
         if isinstance(changes, str):  # nothing: a timeout or a stop
+            self._burst = 0
             return []
-        if len(changes) >= self._suspicious:
+        self._burst += len(changes)
+        if self._burst >= self._suspicious:
             raise HintsLost
         return [(signs[change], path) for change, path in changes]
 

@@ -81,6 +81,9 @@ class Hearing:
         self._notifier: Notifier | None = None
         self._again_at = 0.0
         self._warned = False
+        self._beat: asyncio.TimerHandle | None = None
+        self._beat_at = 0.0
+        self._was_paused = False
 
     @property
     def works(self) -> bool:
@@ -94,6 +97,9 @@ class Hearing:
     async def listen(self, folders: set[str], now: float) -> None:
         """Hear of changes in exactly these folders from now on, or not at all (`works`)."""
         self.folders = set(folders)
+        if self._beat is None:
+            self._beat_at = now
+            self._keep_beat()
         names = (f"{self._root}/{folder}" if folder else self._root for folder in sorted(folders))
         # A name that is no UTF-8 cannot be watched, only walked.
         watchable = [name for name in names if _is_text(name)]
@@ -118,6 +124,14 @@ class Hearing:
             self._warned = True
             log.warning("folder.polled", folder=displayed(self._root), reason=str(error))
 
+    def _keep_beat(self) -> None:
+        """Notice a process that stood still, when the kernel's queue may have run over."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._beat_at > 2 * _HEARTBEAT_SECONDS:
+            self._was_paused = True
+        self._beat_at = loop.time()
+        self._beat = loop.call_later(_HEARTBEAT_SECONDS, self._keep_beat)
+
     async def wait(self, seconds: float, step_seconds: float) -> list[tuple[Sign, str]]:
         """Return signs as they come, none when `seconds` (at most a heartbeat) are over.
 
@@ -127,10 +141,9 @@ class Hearing:
         if self._notifier is None:
             await asyncio.sleep(seconds)
             return []
-        now = asyncio.get_running_loop().time
-        began = now()
         signs = await self._disk(self._notifier.wait, seconds, step_seconds)
-        if now() - began > seconds + _HEARTBEAT_SECONDS:
+        if self._was_paused:
+            self._was_paused = False
             raise HintsLost
         return signs
 
@@ -146,6 +159,9 @@ class Hearing:
 
     def stop(self) -> None:
         """Hear nothing any more."""
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
         if self._notifier is not None:
             self._notifier.stop()
             self._notifier = None

@@ -131,11 +131,11 @@ class Watching:
     async def _take(self, signs: list[tuple[Sign, str]]) -> None:
         """Look at the names that notifications spoke of."""
         names = self._names(signs)
-        # Where a name that matches nothing went away, a finished file may have taken its place.
-        renamed_in = {
-            _folder_of(path)
+        finished = {
+            stem
             for path in (self._relative(name) for sign, name in signs if sign is Sign.GONE)
             if not self._pattern.matches(path)
+            for stem in _stems(path)
         }
         gone: list[str] = []
         listed = [
@@ -153,8 +153,7 @@ class Watching:
                 elif found is Other.REFUSED:
                     self._refuse({path})
                 elif isinstance(found, Version) and self._pattern.matches(path):
-                    rename = found.changed_ns > found.mtime_ns or _folder_of(path) in renamed_in
-                    placed = rename and found.size > 0 and names[path] is Sign.ADDED
+                    placed = names[path] is Sign.ADDED and _looks_renamed(path, found, finished)
                     self._see(path, found, placed=placed)
         await self._recorder.close(gone)
 
@@ -249,7 +248,7 @@ class Watching:
         if "" not in tour.unread:
             unread = tuple(f"{folder}/" for folder in tour.unread)
             absent = [path for path in self._ledger if path not in seen]
-            await self._recorder.close([path for path in absent if not path.startswith(unread)])
+            await self._close([path for path in absent if not path.startswith(unread)])
         if tour.unread - self._unread:
             log.warning("folder.unreadable", root=displayed(self._root), folders=len(tour.unread))
         self._unread = tour.unread
@@ -265,6 +264,17 @@ class Watching:
         deaf = not self._plan.poll and not self._hearing.works
         interval = min(_POLL_SECONDS, self._plan.rescan_seconds)
         self._rescan_at = self._now() + (interval if deaf else self._plan.rescan_seconds)
+
+    async def _close(self, absent: list[str]) -> None:
+        """Close what a walk did not meet, once a look has confirmed that it is gone."""
+        for start in range(0, len(absent), _SLICE_FILES):
+            some = absent[start : start + _SLICE_FILES]
+            looks = zip(some, await self._disk(look, self._root, some), strict=True)
+            await self._recorder.close(
+                path
+                for path, found in looks
+                if isinstance(found, Other) and found is not Other.UNKNOWN
+            )
 
     def _rescan_soon(self) -> None:
         # Not at once: a crowd of reasons is one walk, and walks must not eat the machine.
@@ -306,7 +316,9 @@ class Watching:
         part: list[tuple[str, Version]] = []
         until = time.monotonic() + _SLICE_SECONDS
         for path, version in walker:
-            seen.add(path)  # all of them: a file may be emitted, and have a row, before the walk ends
+            seen.add(
+                path
+            )  # all of them: a file may be emitted, and have a row, before the walk ends
             if not self._ledger.knows(path, version):
                 part.append((path, version))
             if len(part) >= _SLICE_FILES or time.monotonic() > until:
@@ -363,8 +375,26 @@ class Watching:
         return int(self._emit.now().timestamp() * 1e9)
 
 
-def _folder_of(path: str) -> str:
-    return path.rpartition("/")[0]
+def _looks_renamed(path: str, version: Version, finished: set[str]) -> bool:
+    """Whether a name that appeared shows signs of a rename; `_settle` asks for proof besides.
+
+    Its inode changed after its content, or its own temporary name (`_stems` of those that went
+    away are in `finished`) vanished in the same moment.
+    """
+    if version.size == 0:
+        return False
+    folder, _, name = path.rpartition("/")
+    return version.changed_ns > version.mtime_ns or (
+        f"{folder}/{name.rpartition('.')[0] or name}" in finished
+    )
+
+
+def _stems(temporary: str) -> list[str]:
+    """Return of what a name may be a temporary one: `a` and `a.csv` for `.a.csv.X3f9`."""
+    folder, _, name = temporary.rpartition("/")
+    bare = name.lstrip(".~_")
+    ends = (at for at, char in enumerate(f"{bare}.") if not char.isalnum())
+    return [f"{folder}/{bare[:end]}" for end in ends]
 
 
 def _topmost(folders: set[str]) -> list[str]:
