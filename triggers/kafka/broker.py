@@ -36,6 +36,7 @@ MEET_SECONDS = 15.0
 """How long the cluster gets to answer before the trigger calls itself down and tries again."""
 
 _STOP_SECONDS = 0.7
+_COPIES = 3
 _TOPIC_ALREADY_EXISTS = 36
 
 
@@ -86,21 +87,23 @@ async def meet(
         try:
             async with asyncio.timeout(MEET_SECONDS):
                 await admin.start()
-                cluster = (await admin.describe_cluster())["cluster_id"]
+                described = await admin.describe_cluster()
                 found = await _describe(admin, topics)
                 if create is not None and None in found.values():
-                    await _create(admin, [one for one in found if found[one] is None], create)
+                    missing = [one for one in found if found[one] is None]
+                    copies = min(len(described["brokers"]), _COPIES)
+                    await _create(admin, missing, create, copies)
                     found = await _describe_new(admin, topics)
         finally:
             with suppress(KafkaError, OSError):
                 await admin.close()
-    missing = [topic for topic, partitions in found.items() if partitions is None]
-    if missing:
+    absent = [topic for topic, partitions in found.items() if partitions is None]
+    if absent:
         raise TriggerError(
-            f"Kafka at {servers} has no topic {missing[0]!r}; make it, or let the trigger do so: "
+            f"Kafka at {servers} has no topic {absent[0]!r}; make it, or let the trigger do so: "
             "kafka(…, create=PARTITIONS)"
         )
-    return str(cluster or "unknown"), {
+    return str(described["cluster_id"] or "unknown"), {
         topic: partitions for topic, partitions in found.items() if partitions is not None
     }
 
@@ -116,8 +119,8 @@ async def _describe(admin: Any, topics: Sequence[str]) -> dict[str, int | None]:
     return found
 
 
-async def _create(admin: Any, topics: Sequence[str], partitions: int) -> None:
-    answer = await admin.create_topics([NewTopic(name, partitions, -1) for name in topics])
+async def _create(admin: Any, topics: Sequence[str], partitions: int, copies: int) -> None:
+    answer = await admin.create_topics([NewTopic(name, partitions, copies) for name in topics])
     for name, code, *_ in answer.topic_errors:
         if code not in (0, _TOPIC_ALREADY_EXISTS):
             raise for_code(code)(name)
