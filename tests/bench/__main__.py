@@ -1,0 +1,49 @@
+"""`python -m tests.bench [--only a,b] [--quick] [--json]`: measure, print, and keep the results.
+
+Each question is a module that returns tables. Results are kept in `results.json`, so that a part
+can be measured again; `RESULTS.md` and the plots are always made from all that is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+
+from .measure import Size
+from .report import text_of
+from .results import keep
+
+QUESTIONS = {
+    "a": "accept",
+    "b": "accept",
+}
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", default=",".join(QUESTIONS), help="questions, by letter")
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer rounds; not kept")
+    parser.add_argument("--huge", action="store_true", help="10 million rows where size is asked")
+    parser.add_argument("--json", action="store_true", help="print JSON Lines instead of tables")
+    chosen = parser.parse_args()
+    size = Size(quick=chosen.quick, huge=chosen.huge)
+    asked = [letter for letter in chosen.only.split(",") if letter]
+    unknown = set(asked) - set(QUESTIONS)
+    if unknown:
+        parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+    for module in dict.fromkeys(QUESTIONS[letter] for letter in asked):
+        tables = [
+            table.kept() for table in importlib.import_module(f"tests.bench.{module}").run(size)
+        ]
+        for table in tables:
+            sys.stdout.write((json.dumps(table) if chosen.json else text_of(table) + "\n") + "\n")
+            sys.stdout.flush()
+        if not size.quick:
+            keep(tables)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What was measured, kept beside the code: `results.json`, and `RESULTS.md` made from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from .report import text_of
+
+FOLDER = Path(__file__).parent
+KEPT = FOLDER / "results.json"
+PAGE = FOLDER / "RESULTS.md"
+HEAD = FOLDER / "results_head.md"
+
+
+def keep(tables: Sequence[dict[str, Any]]) -> None:
+    """Put tables with those kept, each in place of its predecessor, and write the page."""
+    kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    for table in tables:
+        stamp = {"measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+        load = f"{os.getloadavg()[0]:.1f}"
+        kept[table["question"]] = table | stamp | {"load_average": load}
+    KEPT.write_text(json.dumps(dict(sorted(kept.items())), indent=1, ensure_ascii=False) + "\n")
+    write_page()
+
+
+def write_page() -> None:
+    """Write RESULTS.md from what is kept."""
+    kept: dict[str, Any] = json.loads(KEPT.read_text())
+    machine = (
+        f"Measured on {os.cpu_count()} cores, Linux, Python {platform.python_version()}, "
+        f"SQLite {apsw.sqlite_lib_version()}."
+    )
+    parts = [HEAD.read_text().strip(), machine]
+    for table in kept.values():
+        when = f"_{table['measured']}, load average {table['load_average']} at the end_"
+        parts += [text_of(table), when]
+    PAGE.write_text("\n\n".join(parts) + "\n")
