@@ -124,8 +124,7 @@ class Group:
 
     def truth(self) -> dict[tuple[int, int], int]:
         """Return the number of each record of the topic by its partition and offset."""
-        records = asyncio.run(self.broker.records(self.topic))
-        return {(one.partition, one.offset): json.loads(one.value)["number"] for one in records}
+        return numbers(asyncio.run(self.broker.records(self.topic)))
 
     def ahead(self, *members: Program) -> list[str]:
         """Return where Kafka was told more than any journal holds; members are dead or stopped."""
@@ -151,6 +150,11 @@ class Group:
         until(lambda: not self.unread_by(*members), timeout, "every record journaled")
         for member in members:
             member.quiet(timeout)
+
+
+def numbers(records: Iterable[Any]) -> dict[tuple[int, int], int]:
+    """Return what each record says by its partition and offset."""
+    return {(one.partition, one.offset): json.loads(one.value)["number"] for one in records}
 
 
 @contextmanager

@@ -41,6 +41,7 @@ def program_in(tmp_path: Path) -> Program:
             "TURNOUT_TEST_WITNESS": str(tmp_path / "witness"),
             "TURNOUT_TEST_INBOX": str(tmp_path / "inbox"),
             "TURNOUT_TEST_TICK": "1h",
+            "TURNOUT_TEST_SETTLE": "1s",
             "FAULTS_HMAC": SECRET,
         },
     )

@@ -57,8 +57,9 @@ def start_held(program: Program, path: str, count: int, witness: Witness) -> dic
 
 
 def finish_after_restart(program: Program, tmp_path: Path) -> Snapshot:
-    """Open the gate, start again, wait until all is quiet, stop."""
+    """Open the gate, start again with quick runs, wait until all is quiet, stop."""
     (tmp_path / "gate").touch()
+    program.env = {**program.env, "TURNOUT_TEST_SECONDS": "0.001", "TURNOUT_TEST_AT_ONCE": "64"}
     program.start().ready()
     program.quiet(30)
     assert program.stop() == 0

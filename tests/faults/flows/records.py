@@ -9,7 +9,7 @@ RECORDS = kafka(
     os.environ["TURNOUT_TEST_TOPIC"],
     group=os.environ["TURNOUT_TEST_GROUP"],
     start="earliest",
-    session="3s",
+    session="2s",
 )
 
 

@@ -39,7 +39,10 @@ def third(before: str) -> str:
     on=[
         webhook("/minted"),
         webhook("/github", verify="github", secret=secret("FAULTS_HMAC")),
-        files(os.environ["TURNOUT_TEST_INBOX"] + "/*.txt", settle="50ms"),
+        files(
+            os.environ["TURNOUT_TEST_INBOX"] + "/*.txt",
+            settle=os.environ.get("TURNOUT_TEST_SETTLE", "50ms"),
+        ),
         every(os.environ.get("TURNOUT_TEST_TICK", "200ms")),
     ]
 )
