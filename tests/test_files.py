@@ -24,7 +24,7 @@ from turnout.service.trigger import EndsEvents, ReadTrigger
 from turnout.triggers import files as files_module
 from turnout.triggers import settling
 from turnout.triggers.files import FilesTrigger, delete, files, move
-from turnout.triggers.hearing import UNWATCHED
+from turnout.triggers.hearing import UNWATCHED, HintsLost
 from turnout.triggers.ledger import DEVICE, GENERATION
 
 from .trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
@@ -387,6 +387,24 @@ async def test_without_notifications_it_polls_and_says_so(
         assert emit.lags[UNWATCHED] == 1
         (tmp_path / "a.csv").write_text("a")
         await emit.stored(1)
+
+
+def test_a_burst_that_may_have_filled_the_queue_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_module, "_queue_limit", lambda: 64)
+    notifier = files_module._Notifier([str(tmp_path)])
+    for number in range(5):
+        (tmp_path / f"{number}").touch()
+    assert {path for _, path in notifier.wait(1, 0.01)} == {
+        str(tmp_path / f"{number}") for number in range(5)
+    }
+    for number in range(30):
+        (tmp_path / f"{number}.more").touch()
+    with pytest.raises(HintsLost):
+        for _ in range(30):  # however many batches the burst comes in
+            notifier.wait(1, 0.001)
+    notifier.stop()
 
 
 SCRIPT = """
