@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from datetime import timedelta
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
+from turnout.service.ending import check_hook
 from turnout.service.errors import SetupError
 from turnout.service.event import Event
 from turnout.service.flow import Flow, Limit, Pool, limit
@@ -43,6 +44,7 @@ def flow(
     timeout: str | timedelta | None = ...,
     pool: Pool = ...,
     on_dead: Literal["continue", "block"] = ...,
+    on_failure: Callable[..., Any] | None = ...,
     name: str | None = ...,
     was: str | None = ...,
 ) -> FlowDecorator: ...
@@ -58,6 +60,7 @@ def flow(
     timeout: str | timedelta | None = None,
     pool: Pool = "thread",
     on_dead: Literal["continue", "block"] = "continue",
+    on_failure: Callable[..., Any] | None = None,
     name: str | None = None,
     was: str | None = None,
 ) -> Any:
@@ -67,7 +70,9 @@ def flow(
     `ordered_by` runs events of one key strictly one after the other (`"key"` and `"partition"` are
     a Kafka record's own; a key of None is not ordered), and `on_dead="block"` holds a key behind
     its dead letter. `retry` gives the slot back while it waits; the default is none.
-    `timeout` bounds one attempt. `was` is the flow's old name, whose waiting runs it adopts.
+    `timeout` bounds one attempt. `on_failure` is called once when a run has failed for good, with
+    the error and the event if it asks for them (`error: RunError, event: Event`). `was` is the
+    flow's old name, whose waiting runs it adopts.
     Raises `SetupError`, at the file and line of the function, for what cannot be a flow.
     """
 
@@ -86,6 +91,7 @@ def flow(
                 timeout=None if timeout is None else parse_duration(timeout),
                 pool=pool,
                 on_dead=_on_dead(on_dead),
+                on_failure=_hook(on_failure),
                 was=was,
                 file=code.co_filename,
                 line=code.co_firstlineno,
@@ -138,6 +144,12 @@ def _by_partition(event: Event) -> str | None:
 
 
 _ORDERS = {"key": _by_key, "partition": _by_partition}
+
+
+def _hook(on_failure: Any) -> Any:
+    if on_failure is not None:
+        check_hook(on_failure)
+    return on_failure
 
 
 def _on_dead(on_dead: str) -> Any:

@@ -15,20 +15,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from . import logs, pools, worker
 from .errors import CodeChanged, MisplacedTask
 from .event import Event
 from .flow import Flow
-from .journal.contract import Claim, Journal
+from .journal.contract import Claim, Journal, StepRecord
 from .pools import Pools
 from .resource import Resources
+from .undo import Undo
 from .units import utc_now
 
 if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
@@ -67,18 +68,55 @@ class Services:
     now: Callable[[], datetime]
     resources: Resources | None = None
     sleep: Sleep = asyncio.sleep
+    outside: Outside | None = None
+
+
+class Outside(Protocol):
+    """What a run may ask of the service around it; each answer is durable with the step."""
+
+    async def start(self, claim: Claim, step: StepRecord, flow: str, event: Event) -> None:
+        """Start the child run `step.origin` of a flow for `event`, and wait for its end."""
+
+    async def emit(self, claim: Claim, step: StepRecord, event: Event) -> None:
+        """Store an event and start the flows that listen for its type."""
+
+    def watch(self, shape: tuple[str, ...]) -> None:
+        """Compare these fields of a trigger's events from now on: (trigger, field…)."""
+
+    def link(self, run_id: str, key: str, until: datetime) -> str:
+        """Return the signed address where a person answers an approval."""
+
+
+class Suspend(BaseException):
+    """Ends an attempt whose run goes on later, past every `except Exception` of a flow.
+
+    `waits` are the keys of the open waits, `due_at` the first instant one of them is over.
+    """
+
+    def __init__(self, waits: tuple[str, ...] = (), due_at: datetime | None = None) -> None:
+        super().__init__("the run waits and goes on later")
+        self.waits = waits
+        self.due_at = due_at
 
 
 class RunContext:
     """The attempt that is running; what `current()` returns."""
 
-    __slots__ = ("_log", "broken", "claim", "services", "unvisited")
+    __slots__ = (
+        "_log", "broken", "claim", "consumed", "flow", "root", "services", "undos", "unvisited",
+    )  # fmt: skip
 
-    def __init__(self, claim: Claim, services: Services | None) -> None:
+    def __init__(
+        self, claim: Claim, services: Services | None, flow: Flow[..., Any] | None = None
+    ) -> None:
         self.claim = claim
+        self.flow = flow
+        self.root: Scope | None = None
+        self.consumed: set[tuple[str, str, str]] | None = None
         self.services = services
         self.broken: BaseException | None = None
         self.unvisited: set[str] | None = None
+        self.undos: list[Undo] = []
         self._log = logs.RunLog(
             {
                 "flow": claim.flow,
@@ -129,6 +167,29 @@ class RunContext:
         text = f"{self.claim.run_id}\n{place}\n{name}"
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
+    def on_undo(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+        """Have `function(*args, **kwargs)` called if this run fails for good, the last one first.
+
+        Each call is a recorded step with retries of its own (a `@task` brings its policy), made
+        once, never for an attempt that is retried. Call it from the flow, behind the step to
+        undo. Raises `NotKept` for what a restart could not find again, `MisplacedTask` in a step.
+        """
+        scope = _scope.get()
+        if scope is not None and (scope.step is not None or self.services is None):
+            raise MisplacedTask(
+                "on_undo() is for a flow that runs on the loop or in a thread, not for a task: "
+                "after a restart a recorded task is not run again and could not register it"
+            )
+        self.undos.append(Undo.of(function, args, kwargs))
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody wants this attempt any more: for loops in threads, which cannot be ended.
+
+        Async code is told by `CancelledError` at its next await; worker processes are ended.
+        """
+        return pools.stopped()
+
     def log_bytes(self) -> bytes | None:
         """Return the attempt's records as JSON Lines, bounded; None when it logged nothing."""
         return self._log.as_bytes()
@@ -146,7 +207,7 @@ class Group:
 class Scope:
     """A place where steps are counted; `step` is set inside a running step."""
 
-    __slots__ = ("context", "counts", "group", "owner", "path", "step")
+    __slots__ = ("context", "counts", "group", "owner", "path", "step", "suspended")
 
     def __init__(
         self,
@@ -162,6 +223,7 @@ class Scope:
         self.group = group
         self.owner = pools.caller() if step is None else None
         self.counts: dict[str, int] = {}
+        self.suspended: Suspend | None = None
 
     def take(self, name: str) -> str:
         """Return the key of the next call of `name` in this scope."""
@@ -185,13 +247,16 @@ def open_attempt(
     now: Callable[[], datetime],
     resources: Resources | None = None,
     sleep: Sleep = asyncio.sleep,
+    outside: Outside | None = None,
 ) -> Iterator[RunContext]:
     """Make `claim` the running attempt of the calling asyncio task, until the block ends."""
     global _open_attempts
-    context = RunContext(claim, Services(journal, pools, settings, metrics, now, resources, sleep))
+    services = Services(journal, pools, settings, metrics, now, resources, sleep, outside)
+    context = RunContext(claim, services, flow)
     if claim.recorded and claim.code_version not in ("", flow.code_version):
         context.unvisited = set(claim.recorded)
-    scope = _scope.set(Scope(context, ""))
+    context.root = Scope(context, "")
+    scope = _scope.set(context.root)
     running = logs.running.set(context._log)
     _open_attempts += 1
     try:
@@ -252,7 +317,25 @@ def here(name: str) -> Scope | None:
         )
     if context.broken is not None:
         raise context.broken
+    if scope.suspended is not None:
+        raise scope.suspended  # no step runs in a `finally` on the way out
     return scope
+
+
+def suspend(waits: tuple[str, ...] = (), due_at: datetime | None = None) -> NoReturn:
+    """End the attempt, or first this branch of it: the run goes on when a wait is over."""
+    scope = _scope.get()
+    assert scope is not None  # only steps suspend, and they have a scope
+    scope.suspended = Suspend(waits, due_at)
+    raise scope.suspended
+
+
+def suspend_with(branches: Iterable[Scope]) -> None:
+    """Suspend if any of these branches, which have all ended, did; the first due time counts."""
+    suspended = [each.suspended for each in branches if each.suspended is not None]
+    if suspended:
+        due = [each.due_at for each in suspended if each.due_at is not None]
+        suspend(tuple(key for each in suspended for key in each.waits), min(due, default=None))
 
 
 def current_group() -> Group | None:

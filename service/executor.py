@@ -12,7 +12,8 @@ from datetime import datetime
 from typing import Any
 
 from .codec import encode_result
-from .context import RunContext, Sleep, open_attempt
+from .context import Outside, RunContext, Sleep, open_attempt
+from .ending import conclude, failed_before
 from .errors import ClaimLost, JournalBroken, JournalFull
 from .failures import FINAL, describe
 from .journal.contract import Claim, Journal
@@ -46,6 +47,7 @@ class Executor:
         self._metrics = metrics
         self._now = now
         self._sleep = sleep
+        self.outside: Outside | None = None
 
     async def execute(self, claim: Claim, flow: AnyFlow) -> Outcome:
         """Run one attempt under `claim`; raises only `ClaimLost` and `JournalBroken`."""
@@ -59,7 +61,12 @@ class Executor:
             now=self._now,
             resources=self._resources,
             sleep=self._sleep,
+            outside=self.outside,
         ) as context:
+            known = failed_before(claim)
+            if known is not None:
+                await conclude(context, flow, known)
+                return _with_log(known, context)
             try:
                 result = await self._call(claim, flow)
             except (ClaimLost, JournalBroken, KeyboardInterrupt):
@@ -73,6 +80,9 @@ class Executor:
                 outcome = self._judge(claim, flow, error)
             else:
                 outcome = Outcome(state=RunState.SUCCEEDED, result=result)
+            outcome = _suspended(context) or outcome
+            if outcome.state is RunState.FAILED:
+                await conclude(context, flow, outcome)
             return _with_log(outcome, context)
 
     async def _call(self, claim: Claim, flow: AnyFlow) -> bytes | None:
@@ -115,6 +125,16 @@ class Executor:
         return Outcome(state=RunState.RETRYING, error=failure, due_at=self._now() + delay)
 
 
+def _suspended(context: RunContext) -> Outcome | None:
+    """Return the outcome of an attempt that suspended, whatever its code did on the way out."""
+    suspend = context.root and context.root.suspended
+    if suspend is None:
+        return None
+    return Outcome(
+        state=RunState.WAITING, due_at=suspend.due_at, waits=suspend.waits, counts=False
+    )
+
+
 def _with_log(outcome: Outcome, context: RunContext) -> Outcome:
     lines = context.log_bytes()
     if lines is None:
@@ -127,4 +147,5 @@ def _with_log(outcome: Outcome, context: RunContext) -> Outcome:
         due_at=outcome.due_at,
         log=lines,
         counts=outcome.counts,
+        waits=outcome.waits,
     )

@@ -54,6 +54,7 @@ class Flow(Generic[P, R]):
     function: Callable[P, R]
     name: str
     triggers: tuple[Trigger, ...] = ()
+    awaits: tuple[Trigger, ...] = ()
     when: Callable[[Event], bool] | None = None
     concurrency: Limit | None = None
     ordered_by: Callable[[Event], Hashable] | None = None
@@ -61,6 +62,7 @@ class Flow(Generic[P, R]):
     timeout: timedelta | None = None
     pool: Pool = "thread"
     on_dead: Literal["continue", "block"] = "continue"
+    on_failure: Callable[..., Any] | None = None
     was: str | None = None
     file: str = ""
     line: int = 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -31,13 +31,14 @@ from .context import (
     refuse_changed_code,
     visit,
 )
-from .errors import ClaimLost, JournalError, JournalFull
+from .errors import ClaimLost, JournalError, JournalFull, Overloaded
 from .failures import FINAL, describe
 from .flow import Pool
 from .journal.contract import StepRecord
 from .retry import RetryPolicy, delay_after
 
 R = TypeVar("R", covariant=True)
+T = TypeVar("T")
 
 MAX_BRANCHES = 10_000
 """Items of one `map`, each of which is a recorded step."""
@@ -198,21 +199,33 @@ class Call:
         return None if delay is None else delay.total_seconds()
 
     async def keep(self, record: StepRecord) -> None:
-        """Make a record durable, waiting for a full disk; any other failure ends the attempt."""
-        while True:
-            try:
-                return await self.services.journal.record_step(self.context.claim, record)
-            except JournalFull:
-                await asyncio.sleep(_FULL_DISK_WAIT_SECONDS)
-            except (ClaimLost, JournalError) as error:
-                # A flow that catches this must not run its next step on top of a lost one.
-                self.context.broken = error
-                raise
+        """Make a record durable; see `keep`."""
+        await keep(self.context, record)
 
     def _observe(self, outcome: str) -> None:
         metrics, flow, task = self.services.metrics, self.context.claim.flow, self.task.name
         metrics.step_seconds.labels(flow, task).observe(time.perf_counter() - self._clock)
         metrics.steps.labels(flow, task, outcome).inc()
+
+
+async def keep(context: RunContext, record: StepRecord) -> None:
+    """Make a record durable; see `durable`."""
+    services = context.services
+    assert services is not None  # steps are recorded where there is a journal only
+    await durable(context, lambda: services.journal.record_step(context.claim, record))
+
+
+async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
+    """Write to the journal, waiting for a full disk; any other failure ends the attempt."""
+    while True:
+        try:
+            return await write()
+        except (JournalFull, Overloaded):
+            await asyncio.sleep(_FULL_DISK_WAIT_SECONDS)
+        except (ClaimLost, JournalError) as error:
+            # A flow that catches this must not run its next step on top of a lost one.
+            context.broken = error
+            raise
 
 
 async def run(call: Call) -> Any:

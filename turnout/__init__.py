@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from turnout.service.retry import retry as retry
     from turnout.service.run import Fail as Fail
     from turnout.service.run import Retry as Retry
+    from turnout.service.run import RunError as RunError
     from turnout.service.run import Skip as Skip
     from turnout.triggers.events import event as event
     from turnout.triggers.files import delete as delete
@@ -48,6 +49,7 @@ _ROOMS = {
     "retry": "service.retry",
     "Fail": "service.run",
     "Retry": "service.run",
+    "RunError": "service.run",
     "Skip": "service.run",
     "event": "triggers.events",
     "delete": "triggers.files",

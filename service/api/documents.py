@@ -110,6 +110,8 @@ def _step(step: StepRecord) -> dict[str, Any]:
         "result": _json(step.result) if step.result and step.encoding == "json" else None,
         "error": _error(step.error),
         "superseded": step.superseded,
+        "fallback": step.state == "succeeded" and step.error is not None,
+        "origin": step.origin,
     }
 
 

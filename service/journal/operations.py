@@ -53,6 +53,7 @@ def retry(
     if run.state not in FINISHED:
         raise Refused(f"run {run.id} is {run.state}; only a finished run can be retried")
     check_transition(run.id, run.state, RunState.QUEUED)
+    _drop_ending(connection, run)
     if from_step is not None:
         _drop_steps(connection, run, from_step)
     connection.execute(
@@ -108,6 +109,21 @@ def replay(
     intake.insert_runs(values)
     connection.execute("UPDATE events SET unmatched = NULL WHERE seq = ?", (event_seq,))
     return list(ids)
+
+
+def _drop_ending(connection: apsw.Connection, run: Run) -> None:
+    """Forget that the run had failed (`ending` records it); what is undone stays undone."""
+    undone = connection.execute(
+        "SELECT 1 FROM steps WHERE run_seq = ? AND key >= '~undo' AND key < '~undp'", (run.seq,)
+    ).get
+    if undone is not None:
+        raise Refused(
+            f"the steps of run {run.id} were undone when it failed, so it cannot go on after them; "
+            f"replay its event instead: turnout replay {run.event_id}"
+        )
+    connection.execute(
+        "DELETE FROM steps WHERE run_seq = ? AND key >= '~' AND key < '\x7f'", (run.seq,)
+    )
 
 
 def _drop_steps(connection: apsw.Connection, run: Run, step: str) -> None:
