@@ -62,6 +62,7 @@ class Dispatcher:
         self._due = asyncio.Event()
         self._known_due: set[int] = set()
         self._claiming: set[int] = set()
+        self._unborn = 0  # runs that will be running once their commit is through
         self._running: dict[str, tuple[Claim, anyio.CancelScope]] = {}
         self._suspects: list[tuple[Lane, Queued]] = []
         self._stopping = False
@@ -106,13 +107,16 @@ class Dispatcher:
             is None
         ):
             run.state = RunState.RUNNING
+            self._unborn += 1
         else:
             lane.arriving += 1
 
     def unreserve(self, run: NewRun) -> None:
         """Take back a reservation: the run was not written."""
         if run.state is RunState.RUNNING:
+            self._unborn -= 1
             self._release(run.flow, run.order_key, run.limit_key, suspect=False)
+            self._work.set()
         elif run.state is RunState.QUEUED:
             self._lanes[run.flow].arriving -= 1
 
@@ -136,6 +140,7 @@ class Dispatcher:
                 due_at=self._now(),
                 arguments=arguments,
             )
+            self._unborn -= 1
             self._start(claim)
         elif run.state is RunState.QUEUED:
             lane = self._lanes[run.flow]
@@ -224,7 +229,7 @@ class Dispatcher:
         return len(stuck)
 
     async def _until_idle(self) -> None:
-        while self._running or self._claiming:
+        while self._running or self._claiming or self._unborn:
             self._work.clear()
             await self._work.wait()
 
@@ -237,7 +242,7 @@ class Dispatcher:
                 await self._quiet.wait()
             for lane in list(self._awake.values()):
                 await self._refill(lane)
-            chosen = self._choose()
+            chosen = [] if self._stopping else self._choose()  # it may have begun meanwhile
             if chosen:
                 await self._claim(chosen)
                 self._work.set()
