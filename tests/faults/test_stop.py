@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from functools import partial
@@ -97,6 +98,28 @@ def test_the_stop_drains_and_hands_back(tmp_path: Path, seed: int, full: bool, s
     assert set(ledger.statuses) <= {202, 503, None}
     assert {run.attempts for run in last.runs.values()} == {1}
     assert not broken_promises(last, accepted=ledger.accepted)
+
+
+def test_a_stop_at_full_speed_leaves_no_run_behind(
+    tmp_path: Path, seed: int, full: bool, say: Say
+) -> None:
+    """Runs are born running while the stop begins: none may stay so, none counts as a crash."""
+    program = program_in(tmp_path, TURNOUT_TEST_SECONDS="0.001", TURNOUT_GRACE="10s")
+    dice = random.Random(seed)
+    stops = 50 if full else 4
+    with program:
+        load = Generator(port=program.port, seed=seed, threads=8, github_share=0.0)
+        with load.running() as ledger:
+            for _ in range(stops):
+                program.start().ready()
+                time.sleep(dice.uniform(0.05, 0.3))
+                assert program.stop() == 0
+                stopped = snapshot(program.data)
+                assert set(stopped.states()) <= {"succeeded", "queued"}, stopped.states()
+        last = finish_after_restart(program, tmp_path)
+    say(f"{stops} stops; answers {dict(ledger.statuses)}")
+    assert not broken_promises(last, accepted=ledger.accepted)
+    assert {(run.attempts, run.crashes) for run in last.runs.values()} == {(1, 0)}
 
 
 def _executed(witness: Witness, count: int) -> bool:
