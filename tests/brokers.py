@@ -320,7 +320,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if kind == "apache":
         subprocess.run([SCRIPT, "--fetch-only"], check=True)
     factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]  # what its fixture returns
-    broker = _make(kind, factory.mktemp("kafka"))
+    broker = make_broker(kind, factory.mktemp("kafka"))
     broker.spawn()
     session.config.stash[_SHARED] = broker
 
@@ -352,7 +352,7 @@ def private_kafka(request: pytest.FixtureRequest, tmp_path: Path) -> PrivateKafk
 
     @asynccontextmanager
     async def make(*overrides: str, proxied: bool = False) -> AsyncIterator[Broker]:
-        broker = _make(kind, tmp_path / unique("kafka"), overrides)
+        broker = make_broker(kind, tmp_path / unique("kafka"), overrides)
         if proxied:
             broker.proxy = Proxy(broker.port)
             await broker.proxy.heal()
@@ -371,14 +371,15 @@ def private_kafka(request: pytest.FixtureRequest, tmp_path: Path) -> PrivateKafk
 @pytest.fixture
 def lone_kafka(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
     """Return a started broker of the test's own, for a test without an event loop."""
-    broker = _make(_own_kind(request.config), tmp_path / "kafka")
+    broker = make_broker(_own_kind(request.config), tmp_path / "kafka")
     broker.spawn()
     broker.wait_ready()
     yield broker
     broker.kill()
 
 
-def _make(kind: str, folder: Path, overrides: Sequence[str] = ()) -> Broker:
+def make_broker(kind: str, folder: Path, overrides: Sequence[str] = ()) -> Broker:
+    """Return a broker, not started, with its data in `folder`."""
     folder.mkdir(exist_ok=True)
     port = free_ports(3)
     return Broker(

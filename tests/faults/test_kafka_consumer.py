@@ -1,0 +1,295 @@
+"""Members of a group die, come and go, and find their disk full: no record is lost.
+
+With one journal no record runs twice either. Members with a journal each may double what a killed
+one had journaled and not yet committed, and no more (decision 14). Kafka is never told of an offset
+that no journal holds: looked at in stopped and in dead processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.brokers import Broker, unique
+from tests.conftest import Say
+from tests.process import Program, until
+from tests.running import Running, running
+from turnout import Event, flow
+from turnout.service.errors import TriggerError
+from turnout.triggers.kafka import KafkaTrigger
+from turnout.triggers.kafka import kafka as records_of
+
+from .ledger import snapshot
+from .machine import Ballast, small_disk
+from .records import Feeder, Group, judge, numbers, places, stopped
+
+pytestmark = pytest.mark.timeout(1200)
+
+COMMIT_FIRST = """
+import asyncio
+from turnout.triggers.kafka.reading import Reading
+
+honest = Reading._take
+
+async def hasty(self, batch, ends):
+    if batch:
+        await self.consumer.commit({at: some[-1].offset + 1 for at, some in batch.items()})
+        await asyncio.sleep(0.1)
+    await honest(self, batch, ends)
+
+Reading._take = hasty
+"""
+
+ACCEPT_UNWRITTEN = """
+from turnout.service.emitter import TriggerEmitter
+from turnout.service.errors import JournalFull
+
+honest = TriggerEmitter.__call__
+
+async def careless(self, events, positions=None):
+    try:
+        return await honest(self, events, positions)
+    except JournalFull:
+        return []
+
+TriggerEmitter.__call__ = careless
+"""
+
+
+def kill_once(group: Group, program: Program, dice: random.Random) -> list[str]:
+    """Start a member, kill it while it reads; returns where Kafka was told too much."""
+    program.start().ready()
+    before = sum(places(program.data, live=True).values())
+    until(lambda: sum(places(program.data, live=True).values()) > before, 30, "a record read")
+    time.sleep(dice.uniform(0.02, 0.8))
+    program.kill()
+    return group.ahead(program)
+
+
+def test_killed_consumers_lose_and_double_nothing(
+    kafka: Broker, tmp_path: Path, seed: int, full: bool, say: Say
+) -> None:
+    group, dice, ahead = Group.on(kafka, partitions=6), random.Random(seed), []
+    feeder = Feeder(broker=kafka, topic=group.topic, pace=600)
+    with group.program(tmp_path / "member") as program:
+        with feeder.running():
+            for _ in range(20 if full else 3):
+                ahead += kill_once(group, program, dice)
+            program.start().ready()
+            for _ in range(20 if full else 5):
+                time.sleep(dice.uniform(0.02, 0.3))
+                with stopped(program):
+                    ahead += group.ahead(program)
+        group.all_read(program)
+        assert program.stop() == 0
+        program.check_journal()
+        ahead += group.ahead(program)
+    truth = group.truth()
+    verdict = judge(truth, [snapshot(program.data)])
+    say(f"{len(truth)} records: {len(verdict.lost)} lost, {verdict.doubled} doubled")
+    assert feeder.acknowledged == set(truth.values())
+    assert (verdict.lost, verdict.doubled, verdict.wrong[:5], ahead) == ([], 0, [], [])
+
+
+def test_committing_before_the_journal_is_noticed(kafka: Broker, tmp_path: Path, seed: int) -> None:
+    group, dice, ahead = Group.on(kafka, partitions=6), random.Random(seed), []
+    feeder = Feeder(broker=kafka, topic=group.topic, pace=600)
+    with group.program(tmp_path / "member", sabotage=COMMIT_FIRST) as program:
+        with feeder.running():
+            for _ in range(10):
+                ahead += kill_once(group, program, dice)
+                if ahead:
+                    break
+        program.start().ready()
+        group.all_read(program)
+        assert program.stop() == 0
+    assert ahead
+    assert judge(group.truth(), [snapshot(program.data)]).lost
+
+
+# ---- many members
+
+
+def test_members_with_a_journal_each_double_only_what_a_kill_left_uncommitted(
+    kafka: Broker, tmp_path: Path, seed: int, full: bool, say: Say
+) -> None:
+    group, dice = Group.on(kafka, partitions=6), random.Random(seed)
+    feeder = Feeder(broker=kafka, topic=group.topic, pace=400)
+    ahead: list[str] = []
+    bound = 0
+    with ExitStack() as stack:
+        members = [
+            stack.enter_context(group.program(tmp_path / f"member-{number}")) for number in range(3)
+        ]
+        for member in members:
+            member.start()
+        for member in members:
+            member.ready()
+        with feeder.running():
+            feeder.has_sent(200)
+            for _ in range(20 if full else 3):
+                member = dice.choice(members)
+                if dice.random() < 0.3:
+                    assert member.stop() == 0
+                else:
+                    member.kill()
+                    bound += _uncommitted(group, member)
+                time.sleep(dice.uniform(0, 2))
+                member.start().ready()
+                time.sleep(dice.uniform(0, 2))
+            with ExitStack() as held:
+                for member in members:
+                    held.enter_context(stopped(member))
+                ahead += group.ahead(*members)
+        group.all_read(*members)
+        for member in members:
+            assert member.stop() == 0
+        ahead += group.ahead(*members)
+    truth = group.truth()
+    verdict = judge(truth, [snapshot(member.data) for member in members])
+    say(
+        f"{len(truth)} records: {len(verdict.lost)} lost, {verdict.doubled} doubled, "
+        f"{bound} allowed"
+    )
+    assert (verdict.lost, verdict.wrong[:5], ahead) == ([], [], [])
+    assert verdict.doubled <= bound
+
+
+def _uncommitted(group: Group, member: Program) -> int:
+    """Return how many records a dead member had journaled and not committed."""
+    committed = group.committed()
+    held = places(member.data)
+    return sum(max(0, offset - committed.get(at, 0)) for at, offset in held.items())
+
+
+async def test_six_members_of_one_journal_lose_and_double_nothing(
+    kafka: Broker, tmp_path: Path, seed: int, full: bool, say: Say
+) -> None:
+    count, dice = (50_000 if full else 3_000), random.Random(seed)
+    topic = await kafka.create_topic(partitions=12)
+    trigger = records_of(topic, group=unique("group"), start="earliest", session="2s")
+    done = asyncio.Event()
+    reads = 0
+    joined: list[float] = []
+
+    @flow(on=trigger)
+    async def read(event: Event) -> int:
+        nonlocal reads
+        reads += 1
+        if reads >= count:
+            done.set()
+        number: int = event.data["number"]
+        return number
+
+    async with running(tmp_path, [read], kafka_bootstrap_servers=kafka.bootstrap) as app:
+        async with asyncio.TaskGroup() as tasks:
+            others = [tasks.create_task(_come_and_go(app, trigger, dice, joined)) for _ in range(5)]
+            for first in range(0, count, 200):
+                values = [b'{"number": %d}' % number for number in range(first, first + 200)]
+                await kafka.send(topic, values)
+                await asyncio.sleep(0.2 if full else 0.5)
+            async with asyncio.timeout(60):
+                await done.wait()
+            for other in others:
+                other.cancel()
+        await app.all_finished()
+    truth = numbers(await kafka.records(topic))
+    verdict = judge(truth, [snapshot(tmp_path)])
+    say(
+        f"{len(truth)} records, {len(joined)} members joined and left: "
+        f"{len(verdict.lost)} lost, {verdict.doubled} doubled"
+    )
+    assert len(truth) == count
+    assert (verdict.lost, verdict.doubled, verdict.wrong[:5]) == ([], 0, [])
+    assert len(joined) > 7, "nobody came back"
+
+
+async def _come_and_go(
+    app: Running, trigger: KafkaTrigger, dice: random.Random, joined: list[float]
+) -> None:
+    """Be a second member in the same process, for some seconds, again and again."""
+    while True:
+        joined.append(dice.uniform(0.5, 3))
+        with suppress(TimeoutError, TriggerError):
+            async with asyncio.timeout(joined[-1]):
+                await trigger.run(app.process.emitters[trigger.name])
+        await asyncio.sleep(dice.uniform(0, 2))
+
+
+# ---- the disk
+
+
+def fill_while_reading(group: Group, program: Program, place: Path) -> list[str]:
+    """Fill the disk under a reading member and free it; returns where Kafka was told too much."""
+    ballast = Ballast(place)
+    until(lambda: sum(places(program.data, live=True).values()) > 500, 30, "records read")
+    ballast.fill()
+    until(lambda: _is_paused(program), 30, "paused partitions")
+    until(lambda: group.committed() == places(program.data, live=True), 30, "all journaled told")
+    with stopped(program):
+        ahead, told, held = group.ahead(program), group.committed(), places(program.data)
+    time.sleep(1.0)
+    with stopped(program):
+        ahead += group.ahead(program)
+        if (group.committed() != told) and (places(program.data) == held):
+            ahead.append("committed while nothing was journaled")
+    ballast.free()
+    return ahead
+
+
+def _is_paused(program: Program) -> bool:
+    figures = program.metrics("turnout_trigger_figures")
+    return any(value > 0 for labels, value in figures.items() if "paused_partitions" in labels)
+
+
+def test_nothing_is_committed_on_a_full_disk_and_nothing_lost(
+    kafka: Broker, tmp_path: Path, say: Say
+) -> None:
+    group = Group.on(kafka, partitions=6)
+    feeder = Feeder(broker=kafka, topic=group.topic, pace=400, padding=2_000)
+    with small_disk(tmp_path / "disk", 48) as place, group.program(place / "member") as program:
+        program.log = tmp_path / "log"
+        program.start().ready()
+        with feeder.running():
+            ahead = fill_while_reading(group, program, place)
+            freed = time.monotonic()
+            until(lambda: not _is_paused(program), 30, "resumed partitions")
+            recovered = time.monotonic() - freed
+        group.all_read(program)
+        assert program.stop() == 0
+        program.check_journal()
+        verdict = judge(group.truth(), [snapshot(program.data)])
+    say(f"{len(group.truth())} records; reading again {recovered:.2f} s after there was room")
+    assert (verdict.lost, verdict.doubled, verdict.wrong[:5], ahead) == ([], 0, [], [])
+    assert recovered <= 10.0
+
+
+def test_a_swallowed_refusal_is_noticed(kafka: Broker, tmp_path: Path) -> None:
+    group = Group.on(kafka, partitions=6)
+    feeder = Feeder(broker=kafka, topic=group.topic, pace=400, padding=2_000)
+    with (
+        small_disk(tmp_path / "disk", 48) as place,
+        group.program(place / "member", sabotage=ACCEPT_UNWRITTEN) as program,
+    ):
+        program.log = tmp_path / "log"
+        program.start().ready()
+        with feeder.running():
+            ballast = Ballast(place)
+            feeder.has_sent(500)
+            ballast.fill()
+            until(lambda: _is_full(program), 30, "a full journal")
+            feeder.has_sent(len(feeder.acknowledged) + 500)
+            with stopped(program):
+                ahead = group.ahead(program)
+            ballast.free()
+    assert ahead
+
+
+def _is_full(program: Program) -> bool:
+    answer = program.ask("/readyz")
+    return answer is not None and b"journal" in answer.body
