@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -48,7 +47,7 @@ class KafkaCase:
     def __init__(self, broker: Broker, topic: str) -> None:
         self.broker = broker
         self.topic = topic
-        self.trigger = kafka_trigger(topic, group=unique("group"), start="earliest", session="6s")
+        self.trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
         self.sent = 0
 
     def emitter(self) -> RecordingEmitter:
@@ -407,19 +406,19 @@ async def test_a_rebalance_with_an_emit_under_way_loses_and_doubles_nothing(
     kafka: Broker,
 ) -> None:
     topic = await kafka.create_topic(partitions=4)
-    trigger = kafka_trigger(topic, group=unique("group"), start="earliest", session="6s")
+    trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
     first, second = emitter_for(kafka), emitter_for(kafka)  # a journal each
-    for part in range(4):
-        await kafka.send(topic, [b"%d" % n for n in range(20)], partition=part)
     async with watch(trigger, first):
         first.hold()
+        for part in range(4):
+            await kafka.send(topic, [b"%d" % n for n in range(20)], partition=part)
         await first.until(lambda: first.held > 0)
         async with asyncio.TaskGroup() as tasks:
             joining = tasks.create_task(trigger.run(second))
             # The second one waits for the first to hand over, which waits for its journal.
             await second.until(lambda: first.held > 0 and "rebalances" not in second.figures)
             first.release()
-            await second.until(lambda: second.is_up and second.figures["partitions"] == 2)
+            await second.until(lambda: second.is_up and second.figures["partitions"] == 2, 15)
             for part in range(4):
                 await kafka.send(topic, [b"%d" % n for n in range(20, 40)], partition=part)
             await first.until(lambda: len(first.deliveries) + len(second.deliveries) >= 160)
@@ -432,18 +431,17 @@ async def test_a_rebalance_with_an_emit_under_way_loses_and_doubles_nothing(
 
 async def test_members_with_one_journal_never_emit_a_record_twice(kafka: Broker) -> None:
     topic = await kafka.create_topic(partitions=6)
-    trigger = kafka_trigger(topic, group=unique("group"), start="earliest", session="6s")
+    trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
     emit = emitter_for(kafka)
-    chance = random.Random(5)
     async with kafka.producer() as producer, asyncio.TaskGroup() as tasks:
         members = [tasks.create_task(trigger.run(emit)) for _ in range(3)]
         for turn in range(6):
             for n in range(100):
                 await producer.send(topic, b"%d" % n, partition=n % 6)
             await producer.flush()
-            members.pop(chance.randrange(len(members))).cancel()
+            members.pop(0).cancel()  # the oldest: one that has long joined
             members.append(tasks.create_task(trigger.run(emit)))
-            await emit.until(lambda: len(emit.deliveries) >= (turn + 1) * 60)  # noqa: B023  awaited here
+            await emit.until(lambda: len(emit.deliveries) >= (turn + 1) * 60, 15)  # noqa: B023  awaited here
         await emit.until(lambda: len(emit.deliveries) >= 600, 15)
         for member in members:
             member.cancel()

@@ -51,7 +51,7 @@ class KafkaTrigger:
     max_record: int = 1 << 20
     dead_letter_topic: str | None = None
     create: int | None = None
-    session_seconds: float = 10.0
+    session_seconds: float = 6.0
     max_poll_seconds: float = 300.0
     kind: str = "kafka"
 
@@ -187,7 +187,7 @@ def kafka(
     max_record: str | int = "1MiB",
     dead_letter_topic: str | None = None,
     create: int | None = None,
-    session: str | timedelta = "10s",
+    session: str | timedelta = "6s",
     max_poll: str | timedelta = "5m",
     name: str | None = None,
 ) -> KafkaTrigger:

@@ -9,9 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
@@ -19,11 +28,14 @@ from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
     TopicPartition,
 )
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]  # as above
+from aiokafka.conn import create_conn  # type: ignore[import-untyped]  # as above
 from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     IllegalStateError,
+    KafkaConnectionError,
     KafkaError,
     for_code,
 )
+from aiokafka.protocol.group import LeaveGroupRequest  # type: ignore[import-untyped]  # as above
 
 from turnout.service.errors import TriggerError
 
@@ -35,7 +47,8 @@ logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 MEET_SECONDS = 15.0
 """How long the cluster gets to answer before the trigger calls itself down and tries again."""
 
-_STOP_SECONDS = 0.7
+_STOP_SECONDS = 0.6
+_START_SECONDS = 0.2
 _COPIES = 3
 _TOPIC_ALREADY_EXISTS = 36
 
@@ -86,7 +99,11 @@ async def meet(
         admin = AIOKafkaAdminClient(**connection)
         try:
             async with asyncio.timeout(MEET_SECONDS):
-                await admin.start()
+                try:
+                    await started(admin)
+                except KafkaConnectionError:
+                    await _say_why(connection)
+                    raise
                 described = await admin.describe_cluster()
                 found = await _describe(admin, topics)
                 if create is not None and None in found.values():
@@ -106,6 +123,14 @@ async def meet(
     return str(described["cluster_id"] or "unknown"), {
         topic: partitions for topic, partitions in found.items() if partitions is not None
     }
+
+
+async def _say_why(connection: Mapping[str, Any]) -> None:
+    """Raise the error the client keeps to itself when no broker takes it: a password, a name."""
+    options = {**connection, "request_timeout_ms": 5000}
+    for server in options.pop("bootstrap_servers"):
+        host, _, port = server.rpartition(":")
+        (await create_conn(host.strip("[]"), int(port), **options)).close()
 
 
 async def _describe(admin: Any, topics: Sequence[str]) -> dict[str, int | None]:
@@ -132,6 +157,21 @@ async def _describe_new(admin: Any, topics: Sequence[str]) -> dict[str, int | No
     return found
 
 
+async def started(client: Any) -> None:
+    """Start a consumer or admin client.
+
+    A cancel waits for a moment: the client leaves the connection it is just opening behind.
+    """
+    starting = asyncio.get_running_loop().create_task(client.start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting], timeout=_START_SECONDS)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        raise
+
+
 @asynccontextmanager
 async def consumer(
     connection: Mapping[str, Any], **options: Any
@@ -145,26 +185,37 @@ async def consumer(
 
 
 async def _stop(made: AIOKafkaConsumer) -> None:
+    if await _ended(made.stop, _STOP_SECONDS):
+        return
+    # Its stop did not end (no broker, or a rebalance under way): leave nothing of it behind.
+    coordinator = made._coordinator
+    if coordinator is not None:
+        await _ended(coordinator._stop_heartbeat_task)
+        await _ended(coordinator._stop_commit_offsets_refresh_task)
+        if coordinator.member_id:
+            leave = LeaveGroupRequest(coordinator.group_id, coordinator.member_id)
+            await _ended(partial(coordinator._send_req, leave))
+    if made._fetcher is not None:
+        await _ended(made._fetcher.close)
+    await _ended(made._client.close)
+
+
+async def _ended(step: Callable[[], Awaitable[Any]], seconds: float = 0.1) -> bool:
+    """Take a step of closing down, for so long; returns whether it ended well.
+
+    The client raises CancelledError out of these when its broker is away: only our own is passed.
+    """
     task = asyncio.current_task()
     assert task is not None
     cancels = task.cancelling()
     try:
-        async with asyncio.timeout(_STOP_SECONDS):
-            await made.stop()
+        async with asyncio.timeout(seconds):
+            await step()
     except (KafkaError, OSError, TimeoutError, asyncio.CancelledError):
-        # The client raises CancelledError out of stop() when its broker is away.
         if task.cancelling() > cancels:
             raise
-        await _abandon(made)
-
-
-async def _abandon(made: AIOKafkaConsumer) -> None:
-    """Close the sockets of a consumer whose stop did not end, so that it leaves nothing behind."""
-    for part in (made._fetcher, made._client):
-        if part is not None:
-            with suppress(KafkaError, OSError, TimeoutError):
-                async with asyncio.timeout(0.1):
-                    await part.close()
+        return False
+    return True
 
 
 async def bounds(

@@ -100,7 +100,7 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
         async with broker.consumer(connection, **options) as self.consumer:
             self._trigger.subscribe(self.consumer, self)
             with broker.named("cannot join the group"):
-                await self.consumer.start()
+                await broker.started(self.consumer)
             await self._assigned.wait()
             try:
                 async with asyncio.TaskGroup() as tasks:

@@ -36,7 +36,7 @@ async def plan(
         connection, group_id=trigger.group, enable_auto_commit=False
     ) as reader:
         with broker.named("cannot reach Kafka"):
-            await reader.start()
+            await broker.started(reader)
         limits = await broker.bounds(reader, partitions)
         targets = await _targets(reader, seek, limits)
     moved: dict[str, str | None] = {}
