@@ -51,8 +51,8 @@ log = get_logger("turnout.triggers")
 
 Batch = Mapping[TopicPartition, Sequence[Any]]
 
-MAX_RECORDS = 1000
-"""Records of one transaction: more make nothing faster, and others wait for a turn of the loop."""
+MAX_RECORDS = 2000
+"""Records of one transaction: more are hardly faster, and others wait for their turn on the loop."""
 
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 2.0

@@ -10,12 +10,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from turnout.service.api import cloudevents
 from turnout.service.errors import InvalidData
 from turnout.service.event import Event
+from turnout.service.payload import decode
 
 Data = Literal["json", "text", "bytes"]
 Null = Literal["dead", "skip", "run"]
@@ -31,7 +32,6 @@ _CONTENT_TYPES: Mapping[Data, str] = {
     "text": "text/plain",
     "bytes": "application/octet-stream",
 }
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_MILLISECOND = 253_402_300_799_999  # the end of the year 9999
 
 
@@ -95,9 +95,10 @@ class Reader:
                 problem = f"it has {len(value)} bytes and max_record is {self.max_record}"
             elif headers:
                 event, problem = _with_headers(event, headers, now)
-        if problem is None and event.encoding != "bytes" and event.body:
+        if problem is None and event.body and event.encoding != "bytes":
             try:
-                _ = event.data  # kept by the event, so the flow does not decode again
+                # Where `Event.data` keeps it: the flow does not decode again.
+                event.__dict__["data"] = decode(event.body, event.encoding)
             except InvalidData as error:
                 problem = str(error)
         if problem is None and self.data == "json" and record.value == b"":
@@ -125,7 +126,7 @@ def bytes_of(text: str) -> bytes:
 
 
 def _instant(milliseconds: int) -> datetime:
-    return _EPOCH + timedelta(milliseconds=milliseconds)
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def _headers(listed: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:
