@@ -2,41 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+import inspect
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from datetime import timedelta
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
+from turnout.service import calling, pools
 from turnout.service.ending import check_hook
-from turnout.service.errors import SetupError
+from turnout.service.errors import MisplacedTask, SetupError
 from turnout.service.event import Event
 from turnout.service.flow import Flow, Limit, Pool, limit
 from turnout.service.retry import RetryPolicy
 from turnout.service.trigger import Trigger
 from turnout.service.units import parse_duration
+from turnout.service.waiting import refuse_thread
 
 from .task import refuse_unusable, retry_policy, wear
 
 P = ParamSpec("P")
-R = TypeVar("R")
+Q = ParamSpec("Q")
+A = TypeVar("A")
+S = TypeVar("S")
+R = TypeVar("R", covariant=True)
 
 
 Order = Callable[[Event], Hashable] | Literal["key", "partition"]
 """What events are put in order by: a key of their own, or that of their source."""
 
 
+class AsyncFlow(Flow[P, Coroutine[Any, Any, S]], Generic[P, S]):
+    """An `async def` flow: `await bill(order)` in another flow's run is a child run."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, S]:
+        """Take the child run's place now and start it when awaited; outside a run just call."""
+        child = calling.call_flow(self, args, kwargs)
+        if child is None:
+            return self.function(*args, **kwargs)
+        refuse_thread(self.name)
+        return child
+
+    def map(
+        self: AsyncFlow[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8
+    ) -> Coroutine[object, None, list[S]]:
+        """Start a child run for every item, at most `limit` unfinished at once; results in order.
+
+        The first failure is raised. At most 10,000 items.
+        """
+        return calling.map_flow(self, items, limit)
+
+
+class SyncFlow(Flow[P, R]):
+    """A `def` flow: its call in a `def` flow, or `await bill.run(…)`, is a child run."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Start a child run and wait for it, in a `def` flow's run; outside one just call."""
+        child = calling.call_flow(self, args, kwargs)
+        if child is None:
+            return self.function(*args, **kwargs)
+        if not pools.in_thread():
+            child.close()
+            raise MisplacedTask(
+                f"flow {self.name!r} is not async: in an `async def` flow write "
+                f"`await {self.name}.run(…)`"
+            )
+        value: R = pools.on_loop(child)
+        return value
+
+    def run(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
+        """Take the child run's place now and start it when awaited."""
+        child = calling.call_flow(self, args, kwargs)
+        return _call_plainly(self.function, args, kwargs) if child is None else child
+
+    def map(
+        self: SyncFlow[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8
+    ) -> Coroutine[object, None, list[S]]:
+        """Start a child run for every item, at most `limit` unfinished at once; results in order.
+
+        The first failure is raised. At most 10,000 items.
+        """
+        return calling.map_flow(self, items, limit)
+
+
+async def _call_plainly(
+    function: Callable[..., S], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> S:
+    return function(*args, **kwargs)
+
+
 class FlowDecorator(Protocol):
     """What `@flow(...)` returns: makes a flow of the function below it."""
 
-    def __call__(self, function: Callable[P, R], /) -> Flow[P, R]:
-        """Make a flow."""
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, S]], /) -> AsyncFlow[P, S]: ...  # type: ignore[overload-overlap]  # async first: a coroutine function is also a function
+    @overload
+    def __call__(self, function: Callable[P, S], /) -> SyncFlow[P, S]: ...
 
 
 @overload
-def flow(function: Callable[P, R], /) -> Flow[P, R]: ...
+def flow(function: Callable[P, Coroutine[Any, Any, S]], /) -> AsyncFlow[P, S]: ...  # type: ignore[overload-overlap]  # async first: a coroutine function is also a function
+@overload
+def flow(function: Callable[P, S], /) -> SyncFlow[P, S]: ...
 @overload
 def flow(
     *,
     on: Trigger | Iterable[Trigger] = ...,
+    awaits: Trigger | Iterable[Trigger] = ...,
     when: Callable[[Event], bool] | None = ...,
     concurrency: Limit | int | None = ...,
     ordered_by: Order | None = ...,
@@ -53,6 +123,7 @@ def flow(
     /,
     *,
     on: Trigger | Iterable[Trigger] = (),
+    awaits: Trigger | Iterable[Trigger] = (),
     when: Callable[[Event], bool] | None = None,
     concurrency: Limit | int | None = None,
     ordered_by: Order | None = None,
@@ -66,7 +137,8 @@ def flow(
 ) -> Any:
     """Declare a flow: `@flow(on=every("15m"))`; without `on` it is started by hand or by API.
 
-    `when` filters events; `concurrency` bounds runs at once (a count, or `limit(8, per=…)`);
+    `awaits` names the triggers it may `wait_for`. `when` filters events;
+    `concurrency` bounds runs at once (a count, or `limit(8, per=…)`);
     `ordered_by` runs events of one key strictly one after the other (`"key"` and `"partition"` are
     a Kafka record's own; a key of None is not ordered), and `on_dead="block"` holds a key behind
     its dead letter. `retry` gives the slot back while it waits; the default is none.
@@ -80,10 +152,12 @@ def flow(
         refuse_unusable(function, "flow", pool)
         code = function.__code__
         try:
-            made = Flow(
+            kind = AsyncFlow if inspect.iscoroutinefunction(function) else SyncFlow
+            made: Flow[..., Any] = kind(
                 function=function,
                 name=name or function.__name__,
                 triggers=_triggers(on),
+                awaits=_triggers(awaits),
                 when=_asked(when, "when"),
                 concurrency=limit(concurrency) if isinstance(concurrency, int) else concurrency,
                 ordered_by=_order(ordered_by),

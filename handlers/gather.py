@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal, TypeVar, overload
 
-from turnout.service.context import Branches, here
+from turnout.service.context import Branches, Scope, Suspend, here, suspend_with
 
 T = TypeVar("T")
 T1 = TypeVar("T1")
@@ -68,14 +68,17 @@ async def _gather(
 ) -> tuple[Any, ...]:
     async def branch(index: int, awaitable: Awaitable[Any]) -> Any:
         if places is not None:
-            places.enter(index)
-        if not return_exceptions:
-            return await awaitable
+            scopes.append(places.enter(index))
         try:
             return await awaitable
-        except Exception as error:  # noqa: BLE001  the caller asked for errors as values
-            return error
+        except Suspend:  # it waits; the other branches first run to their own end or wait
+            return None
+        except Exception as error:
+            if return_exceptions:
+                return error
+            raise
 
+    scopes: list[Scope] = []
     try:
         async with asyncio.TaskGroup() as group:
             running = [
@@ -84,6 +87,7 @@ async def _gather(
     except BaseExceptionGroup as failed:
         first = failed.exceptions[0]
     else:
+        suspend_with(scopes)
         return tuple(task.result() for task in running)
     finally:
         _close(branches)

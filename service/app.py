@@ -22,6 +22,7 @@ from .api.server import Server, listen
 from .errors import JournalBroken, NotFound, SetupError
 from .event import Event, mint_id
 from .governance.access import load_or_make_token
+from .governance.links import Links, load_or_make_key
 from .journal.sqlite import SqliteJournal, open_journal
 from .loader import load
 from .logs import get_logger
@@ -95,6 +96,7 @@ async def _live(
     serving = tasks.create_task(server.run())
     url = _url(settings, sock)
     load_or_make_token(settings)
+    process.links = Links(load_or_make_key(settings.data), settings.public_url or url)
     journal.write_url(url)  # last, so that whoever reads the address finds the token
     await process.start_triggers()
     maintenance = Maintenance(journal, process.effects, settings, process.metrics, now=process.now)

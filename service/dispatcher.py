@@ -18,7 +18,7 @@ import anyio
 
 from .admission import NEWBORN, Admission, Block
 from .errors import ClaimLost, JournalFull
-from .event import Event
+from .event import CALLED, Event
 from .executor import Executor
 from .journal.contract import Appended, Claim, Journal, NewRun, Queued
 from .lane import WINDOW, Key, Lane
@@ -158,6 +158,15 @@ class Dispatcher:
             if self._admission.free > 0:
                 self._wake(lane)
 
+    @property
+    def running(self) -> frozenset[str]:
+        """The ids of the runs whose attempts run now."""
+        return frozenset(self._running)
+
+    def look_at_clock(self) -> None:
+        """Look at once for runs that are due: the clock was set, as a test does."""
+        self._due.set()
+
     def look_again(self, flow: str) -> None:
         """Read a flow's queue from the journal afresh: an operator put runs into it."""
         lane = self._lanes.get(flow)
@@ -168,8 +177,13 @@ class Dispatcher:
             self._wake(lane)
             self._due.set()
 
+    def look_due(self) -> None:
+        """Look for due runs now: something woke runs that were waiting."""
+        self._due.set()
+
     def cancel(self, run: Run) -> None:
         """Stop a run whose cancel is on disk: cooperatively, at its next await."""
+        self._due.set()  # a parent may have waited for it
         running = self._running.get(run.id)
         if running is not None:
             running[1].cancel()
@@ -417,7 +431,7 @@ class Dispatcher:
                 await self._until_writable()
             else:
                 break
-        if outcome.state in (RunState.RETRYING, RunState.WAITING):
+        if outcome.state in (RunState.RETRYING, RunState.WAITING) or claim.event.type == CALLED:
             self._due.set()
         elif outcome.state is RunState.QUEUED and not self._stopping:
             self.look_again(claim.flow)

@@ -16,7 +16,7 @@ from typing import Any
 from .dispatcher import Dispatcher
 from .errors import JournalError, Overloaded, SetupError, TurnoutError
 from .event import Event
-from .journal.contract import Appended, Journal
+from .journal.contract import Appended, Entry, Journal
 from .metrics import Metrics
 from .project import AnyFlow
 from .router import Routed, route
@@ -46,6 +46,7 @@ class TriggerEmitter:
         now: Callable[[], datetime],
         settled: Settled,
         connection: Callable[[str], Mapping[str, Any]] | None = None,
+        mark: Callable[[Entry], bool] | None = None,
     ) -> None:
         self.trigger = trigger
         self.flows = flows
@@ -62,6 +63,7 @@ class TriggerEmitter:
         self._now = now
         self._settled = settled
         self._connection = connection
+        self._mark = mark
         self._keeps_unmatched = getattr(trigger, "keeps_unmatched", True)
         self._unmatched: Counter[str] = Counter()
         self._tells_sender = isinstance(trigger, CalledTrigger)
@@ -82,6 +84,9 @@ class TriggerEmitter:
             event if event.trigger == name else replace(event, trigger=name) for event in events
         ]
         routed = [route(event, self.flows(event), effect=self.has_effect) for event in listed]
+        if self._mark is not None:
+            for one in routed:
+                self._mark(one.entry)
         if self._tells_sender and routed and all(one.refused_by_all for one in routed):
             self.reject("invalid", len(routed))
             return [
@@ -98,7 +103,7 @@ class TriggerEmitter:
         """Store what starts runs, and of the rest one sample in a thousand (decision 9)."""
         unkept: dict[int, str] = {}
         for index, one in enumerate(routed):
-            if not one.entry.runs:
+            if not one.entry.runs and one.entry.awaited is None:
                 verdict = one.entry.decisions[0].verdict
                 self._unmatched[verdict] += 1
                 if self._unmatched[verdict] % UNMATCHED_PER_SAMPLE != 1:
@@ -142,6 +147,8 @@ class TriggerEmitter:
                     self._dispatcher.unreserve(run)
             self.reject("refused", len(routed))
             return error
+        if any(one.entry.topics for one in routed):
+            self._dispatcher.look_due()
         return [self._receipt(*pair) for pair in zip(routed, stored, strict=True)]
 
     def _receipt(self, routed: Routed, stored: Appended) -> Receipt:

@@ -127,12 +127,10 @@ class Executor:
 
 def _suspended(context: RunContext) -> Outcome | None:
     """Return the outcome of an attempt that suspended, whatever its code did on the way out."""
-    suspend = context.root and context.root.suspended
+    suspend = None if context.root is None else context.root.suspended
     if suspend is None:
         return None
-    return Outcome(
-        state=RunState.WAITING, due_at=suspend.due_at, waits=suspend.waits, counts=False
-    )
+    return Outcome(state=RunState.WAITING, due_at=suspend.due_at, waits=suspend.waits, counts=False)
 
 
 def _with_log(outcome: Outcome, context: RunContext) -> Outcome:

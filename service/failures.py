@@ -15,7 +15,7 @@ from pathlib import Path
 from .errors import CodeChanged, InvalidData, MisplacedTask, NotKept, StepFailed
 from .governance import secrets
 from .journal.contract import StepRecord
-from .run import Fail, RunError, Skip
+from .run import Fail, Rejected, RunError, Skip
 
 _MAX_MESSAGE = 4096
 _MAX_TRACEBACK = 32_768
@@ -30,6 +30,7 @@ NAMES: Mapping[type[BaseException], str] = {
     InvalidData: "invalid_data",
     CodeChanged: "code_changed",
     NotKept: "not_kept",
+    Rejected: "rejected",
 }
 """Error types of turnout's own, as they are written down; others keep their class's name."""
 

@@ -11,6 +11,9 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from datetime import datetime
 from typing import Any
 
+import orjson
+
+from .approval import find_fields, read_fields
 from .dispatcher import Dispatcher
 from .emitter import TriggerEmitter
 from .errors import NotFound, Refused
@@ -58,9 +61,61 @@ class Operator:
     async def cancel(self, run_id: str) -> Run:
         """End an unfinished run as `cancelled`; a running one stops at its next await."""
         run = await self._journal.cancel(run_id, now=self._now())
-        if self._dispatcher is not None:
-            self._dispatcher.cancel(run)
+        await self._stop(run)
         return run
+
+    async def _stop(self, run: Run) -> None:
+        """Stop what the journal has cancelled: the run and the children it waited for."""
+        if self._dispatcher is None:
+            return
+        self._dispatcher.cancel(run)
+        for child_id in await self._children(run.seq):
+            child = await self._journal.run(child_id)
+            if child is not None and child.state is RunState.CANCELLED:
+                await self._stop(child)
+
+    async def _children(self, run_seq: int) -> list[str]:
+        steps = await self._journal.steps(run_seq)
+        return [step.origin for step in steps if step.state == "waiting" and step.origin]
+
+    async def cancel_children(self, run_seq: int) -> None:
+        """Cancel the children an ended run no longer waits for."""
+        for child_id in await self._children(run_seq):
+            with suppress(Refused, NotFound):
+                await self.cancel(child_id)
+
+    async def answer(
+        self,
+        run_id: str,
+        *,
+        approved: bool,
+        fields: Any = None,
+        reason: str = "",
+        by: str = "",
+        step: str | None = None,
+    ) -> Run:
+        """Answer the approval a run waits for, once; `step` is its key when there are several.
+
+        Raises `NotFound`, `Refused` (nothing is open, or it was answered), `InvalidData` when the
+        fields are not what the flow asks for.
+        """
+        run = await self._journal.run(run_id)
+        if run is None:
+            raise NotFound(f"no run {run_id!r}")
+        if approved:
+            await self._check_fields(run, step, fields)
+        said = {"approved": approved, "fields": fields, "reason": reason, "by": by}
+        await self._journal.answer(run.id, step, orjson.dumps(said), now=self._now())
+        if self._dispatcher is not None:
+            self._dispatcher.look_due()
+        return run
+
+    async def _check_fields(self, run: Run, step: str | None, fields: Any) -> None:
+        waits = [wait.key for wait in await self._journal.waits(run.seq, step)]
+        for record in await self._journal.steps(run.seq):
+            if record.key in waits and record.task == "approval" and record.state == "waiting":
+                declared = orjson.loads(record.result or b"{}").get("fields")
+                read_fields(find_fields(declared), fields)
 
     async def retry(self, run_id: str, from_step: str | None = None) -> Run:
         """Queue a finished run again; it goes on after its last recorded step or at `from_step`."""

@@ -43,6 +43,7 @@ class Pools:
         self._exchanges = ThreadPoolExecutor(count, thread_name_prefix="turnout-worker")
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
+        self.running: dict[Lane, int] = {"flow": 0, "step": 0}  # calls that have not ended
         # Before multiprocessing's own exit function, which would wait for workers to end.
         atexit.register(self.close)
 
@@ -61,10 +62,11 @@ class Pools:
 
         Raises `TimeoutError` naming `name` past `timeout_seconds`, once the work has really ended.
         """
-        if timeout_seconds is None:
-            return await self._run(function, args, kwargs, pool, name, lane)
+        self.running[lane] += 1
         limit = asyncio.timeout(timeout_seconds)
         try:
+            if timeout_seconds is None:
+                return await self._run(function, args, kwargs, pool, name, lane)
             async with limit:
                 return await self._run(function, args, kwargs, pool, name, lane)
         except TimeoutError as error:
@@ -73,6 +75,8 @@ class Pools:
             raise TimeoutError(
                 f"{name or _name(function)} did not end within its timeout of {timeout_seconds:g}s"
             ) from error
+        finally:
+            self.running[lane] -= 1
 
     async def _run(
         self,
@@ -204,6 +208,11 @@ class _ThreadCall:
         finally:
             self._pending = None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody waits for the thread's work any more."""
+        return self._stopped
+
     def raise_if_stopped(self) -> None:
         """Raise `CancelledError` once the call was stopped."""
         if self._stopped:
@@ -232,6 +241,12 @@ def caller() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:
         return None
+
+
+def stopped() -> bool:
+    """Whether this pool thread's call was stopped; False anywhere else."""
+    call = _thread.call
+    return call is not None and call.stopped
 
 
 def in_thread() -> bool:

@@ -8,6 +8,7 @@ Not here: HTTP, signals and settings (app).
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,11 +17,15 @@ from functools import partial
 from typing import Any
 
 from .admission import Admission
+from .awaiting import Awaited
+from .calls import Calls
+from .context import Sleep
 from .dispatcher import Dispatcher
 from .effects import Effects
 from .emitter import TriggerEmitter
 from .event import Event
 from .executor import Executor
+from .governance.links import Links
 from .journal.contract import Claim, Journal
 from .logs import get_logger
 from .metrics import Counts, Metrics
@@ -61,6 +66,7 @@ class Process:
         tasks: asyncio.TaskGroup,
         *,
         now: Callable[[], datetime] = utc_now,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.settings = settings
         self.project = project
@@ -75,13 +81,27 @@ class Process:
         self.pools = Pools(settings.threads, settings.processes)
         self.effects = Effects(journal, lambda: self.emitters)
         admission = Admission(settings.concurrency)
+        self.awaited = Awaited()
+        self.links = Links(secrets.token_bytes(32), settings.address)  # `app` has the kept key
+        executor = Executor(
+            journal, self.pools, self.resources, settings, metrics, now=now, sleep=sleep
+        )
         self.dispatcher = Dispatcher(
             journal,
-            Executor(journal, self.pools, self.resources, settings, metrics, now=now),
+            executor,
             admission,
             metrics,
             now=now,
             ended=self._run_ended,
+        )
+        executor.outside = Calls(
+            journal,
+            self.dispatcher,
+            self.awaited,
+            project=lambda: self.project,
+            links=lambda: self.links,
+            tasks=tasks,
+            now=now,
         )
         self.supervisor = Supervisor(tasks)
         self.api = self.emitter(
@@ -114,6 +134,7 @@ class Process:
             now=self.now,
             settled=self._event_settled,
             connection=self.settings.connection,
+            mark=self.awaited.mark,
         )
 
     async def _run_ended(self, claim: Claim, outcome: Outcome) -> None:
@@ -132,6 +153,8 @@ class Process:
                 step=outcome.error.step,
             )
         self.waiters.finished(claim.run_id)
+        if claim.waited:
+            await self.operator.cancel_children(claim.run_seq)
         emitter = self.emitters.get(claim.event.trigger)
         if emitter is not None and emitter.has_effect:
             await self.effects.event_ended(claim.event_seq)
@@ -151,6 +174,8 @@ class Process:
                 await self.journal.rename_flow(flow.was, flow.name)
         for name, count in (await self.journal.orphans(list(self.project.flows))).items():
             log.warning("runs.orphaned", flow=name, count=count)
+        for shape in await self.journal.shapes():
+            self.awaited.watch(shape)
         await self.resources.start(_resources(self.project))
         await self._apply(self.project)
         ready = asyncio.Event()
@@ -160,6 +185,7 @@ class Process:
     async def _apply(self, project: Project) -> None:
         paused = await self.journal.paused()
         self.project = project
+        self.awaited.serve(project.flows.values())
         self.dispatcher.serve(
             project.flows.values(),
             [name.removeprefix("flow:") for name in paused if name.startswith("flow:")],

@@ -35,6 +35,8 @@ class Project:
         feeds: dict[str, list[AnyFlow]] = {}
         by_type: dict[str, list[AnyFlow]] = {}
         for flow in listed:
+            for trigger in flow.awaits:
+                triggers.setdefault(trigger.name, trigger)
             for trigger in dict.fromkeys(flow.triggers):
                 triggers.setdefault(trigger.name, trigger)
                 feeds.setdefault(trigger.name, []).append(flow)
@@ -65,7 +67,7 @@ def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
                 )
             )
         found += _flow_problems(flow)
-        for trigger in dict.fromkeys(flow.triggers):
+        for trigger in dict.fromkeys((*flow.triggers, *flow.awaits)):
             found += _trigger_problems(flow, trigger, triggers, routes)
     return found
 

@@ -165,6 +165,10 @@ class Fail(Exception):
         super().__init__(reason)
 
 
+class Rejected(Fail):
+    """Raised when a person said no to an `approval`; the run fails with the reason, unretried."""
+
+
 class Skip(Exception):
     """Raised by an author to end the run as `skipped`: there was nothing to do."""
 

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; loopback unless chosen.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     root_path: str = Field("", description="Path prefix a reverse proxy strips.")
+    public_url: str | None = Field(
+        None, description="Address people reach the service at, for the links it sends."
+    )
     trusted_proxies: tuple[str, ...] = Field((), description="Addresses whose X-Forwarded-* count.")
     tls_certificate: Path | None = Field(None, description="PEM certificate chain to serve TLS.")
     tls_key: Path | None = Field(None, description="PEM private key to serve TLS.")
@@ -113,6 +116,13 @@ class Settings(BaseSettings):
         if problem is not None:
             raise ValueError(problem)
         return self
+
+    @property
+    def address(self) -> str:
+        """Where people reach the service: `public_url`, else what it listens on."""
+        scheme = "http" if self.tls_certificate is None else "https"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.public_url or f"{scheme}://{host}:{self.port}{self.root_path.rstrip('/')}"
 
     def connection(self, kind: str) -> dict[str, Any]:
         """Return the options of the client that reaches what `kind` (only `kafka`) is about.

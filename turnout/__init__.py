@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from turnout.handlers.gather import gather as gather
     from turnout.handlers.notify import notify as notify
     from turnout.handlers.task import task as task
+    from turnout.service.approval import approval as approval
+    from turnout.service.calling import emit as emit
     from turnout.service.context import current as current
     from turnout.service.event import Event as Event
     from turnout.service.flow import limit as limit
@@ -22,9 +24,12 @@ if TYPE_CHECKING:
     from turnout.service.resource import resource as resource
     from turnout.service.retry import retry as retry
     from turnout.service.run import Fail as Fail
+    from turnout.service.run import Rejected as Rejected
     from turnout.service.run import Retry as Retry
     from turnout.service.run import RunError as RunError
     from turnout.service.run import Skip as Skip
+    from turnout.service.waiting import sleep as sleep
+    from turnout.service.waiting import wait_for as wait_for
     from turnout.triggers.events import event as event
     from turnout.triggers.files import delete as delete
     from turnout.triggers.files import files as files
@@ -41,6 +46,8 @@ _ROOMS = {
     "notify": "handlers.notify",
     "task": "handlers.task",
     "kafka": "_kafka",
+    "approval": "service.approval",
+    "emit": "service.calling",
     "current": "service.context",
     "Event": "service.event",
     "limit": "service.flow",
@@ -48,9 +55,12 @@ _ROOMS = {
     "resource": "service.resource",
     "retry": "service.retry",
     "Fail": "service.run",
+    "Rejected": "service.run",
     "Retry": "service.run",
     "RunError": "service.run",
     "Skip": "service.run",
+    "sleep": "service.waiting",
+    "wait_for": "service.waiting",
     "event": "triggers.events",
     "delete": "triggers.files",
     "files": "triggers.files",

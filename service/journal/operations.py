@@ -47,6 +47,7 @@ def retry(
 ) -> Run:
     """Queue a finished run again, without the steps recorded at and after `from_step`.
 
+    Waits that were not over begin anew.
     A step is named by its key, or by its task for the first call of it.
     """
     run = _run(connection, run_id)
@@ -54,6 +55,7 @@ def retry(
         raise Refused(f"run {run.id} is {run.state}; only a finished run can be retried")
     check_transition(run.id, run.state, RunState.QUEUED)
     _drop_ending(connection, run)
+    connection.execute("DELETE FROM steps WHERE run_seq = ? AND state = 'waiting'", (run.seq,))
     if from_step is not None:
         _drop_steps(connection, run, from_step)
     connection.execute(

@@ -1,0 +1,144 @@
+"""Approvals: a run waits for a person's yes or no, and for the fields the person fills in.
+
+The answer is given once, by whoever operates the service or holds the signed link, and is checked
+against `fields` before it is kept. Not here: who may answer (`operator`, `governance.links`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+
+import orjson
+
+from .errors import InvalidData, SetupError
+from .journal.contract import Opening, StepRecord, approval_topic
+from .retry import RetryPolicy
+from .run import Rejected
+from .shape import adapter, explain
+from .steps import Call, Task
+from .units import parse_duration
+from .waiting import begun, end, outside_of, place, record, wait_on
+
+F = TypeVar("F")
+
+LINK_LIFE = timedelta(days=7)
+"""How long the link of an approval without `timeout=` is good."""
+
+
+@dataclass(frozen=True)
+class Approval(Generic[F]):
+    """A person's yes: who said it (as far as is known) and the fields that were filled in."""
+
+    name: str
+    by: str
+    fields: F
+
+
+class Asked(Generic[F]):
+    """An approval that was asked for: await it; `link` may be sent to whoever decides."""
+
+    def __init__(self, call: Call, name: str, fields: type[F] | None, timeout: timedelta | None):
+        self._call = call
+        self._name = name
+        self._fields = fields
+        self._timeout = timeout
+
+    @property
+    def link(self) -> str:
+        """The address where the question can be answered once, without an account."""
+        call = self._call
+        life = LINK_LIFE if self._timeout is None else self._timeout
+        return outside_of(call).link(
+            call.context.claim.run_id, call.key, call.services.now() + life
+        )
+
+    def __await__(self) -> Generator[Any, Any, Approval[F]]:
+        """Wait for the answer; raises `Rejected` or `TimeoutError`."""
+        return self._answer().__await__()
+
+    async def _answer(self) -> Approval[F]:
+        call = self._call
+        known = call.recorded()
+        if known is not None and known.state != "waiting":
+            approval: Approval[F] = call.recall(known)
+            return approval
+        claim = call.context.claim
+        rows = [] if known is None else await call.services.journal.waits(claim.run_seq, call.key)
+        if known is None or not rows:
+            what = {"approval": self._name, "fields": _reference(self._fields)}
+            known = known or begun(call, what, self._timeout)
+            opening = Opening(topic=approval_topic(claim.run_id, call.key))
+            await record(call, known, opening)
+        elif rows[0].answer is not None:
+            return await self._conclude(known, orjson.loads(rows[0].answer))
+        return await wait_on(call, known)  # type: ignore[no-any-return]  # it only raises, or ends with one
+
+    async def _conclude(self, known: StepRecord, said: dict[str, Any]) -> Approval[F]:
+        if not said["approved"]:
+            reason = said.get("reason") or "no reason given"
+            await end(self._call, known, error=Rejected(f"{self._name} said no: {reason}"))
+        try:
+            fields = read_fields(self._fields, said.get("fields"))
+        except InvalidData as error:
+            await end(self._call, known, error=error)
+        approval = Approval(self._name, said.get("by") or "", fields)
+        await end(self._call, known, value=approval)
+        return approval
+
+
+def approval(
+    name: str, *, fields: type[F] | None = None, timeout: str | timedelta | None = None
+) -> Asked[F]:
+    """Ask a person; await what is returned for the yes.
+
+    `said = await approval("ops", fields=Budget, timeout="2d")`. `turnout approve RUN` answers, or
+    the one-time link: `asked = approval("ops")`, send `asked.link`, `await asked`. `fields` is a
+    class at the top of a file (a model, a dataclass, a TypedDict) that the answer is checked
+    against. Raises `Rejected`, or `TimeoutError`.
+    """
+    scope = place("approval")
+    length = None if timeout is None else parse_duration(timeout)
+    if fields is not None:
+        _reference(fields)
+    return Asked(Call(_APPROVAL, scope, scope.take("approval"), (), {}), name, fields, length)
+
+
+def _reference(fields: Any) -> str | None:
+    """Return how another moment of this program finds the class again."""
+    if fields is None:
+        return None
+    reference = f"{fields.__module__}:{fields.__qualname__}"
+    if find_fields(reference) is not fields:
+        raise SetupError(f"approval(fields={fields!r}): define the class at the top of a file")
+    return reference
+
+
+def find_fields(reference: str | None) -> Any:
+    """Return the class an approval's fields are checked against, None when there is none."""
+    if reference is None:
+        return None
+    module, _, name = reference.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def read_fields(declared: Any, given: Any) -> Any:
+    """Return what an approver filled in, checked; raises `InvalidData` naming the field."""
+    if declared is None:
+        return given
+    from pydantic import ValidationError
+
+    try:
+        return adapter(declared).validate_python({} if given is None else given)
+    except ValidationError as error:
+        message, where = explain(error)
+        raise InvalidData(message, field=where) from None
+
+
+_APPROVAL: Task[Any] = Task(function=lambda: None, name="approval", retry=RetryPolicy())

@@ -1,0 +1,58 @@
+"""Which events runs may wait for, and the topics each such event wakes.
+
+Holds the awaited triggers and the distinct sets of compared fields, never a run: ten thousand
+waiting runs cost no memory here. A set once seen is kept, so it only grows with the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .calling import EMITTED
+from .journal.contract import Decision, Entry
+from .project import AnyFlow
+from .trigger import StartsOnType
+from .waiting import event_topic, field_of
+
+
+class Awaited:
+    """Marks events that some run may be waiting for."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[str, set[tuple[str, ...]]] = {}
+        self._types: dict[str, str] = {}
+
+    def serve(self, flows: Iterable[AnyFlow]) -> None:
+        """Take the flows of a (re)loaded project."""
+        for flow in flows:
+            for trigger in flow.awaits:
+                self._shapes.setdefault(trigger.name, set())
+                if isinstance(trigger, StartsOnType):
+                    self._types[trigger.event_type] = trigger.name
+
+    def watch(self, shape: Sequence[str]) -> None:
+        """Compare the fields of `shape` (trigger, field…) in that trigger's events from now on."""
+        self._shapes.setdefault(shape[0], set()).add(tuple(shape[1:]))
+
+    def mark(self, entry: Entry) -> bool:
+        """Note on an entry what it wakes; False when nobody can be waiting for it."""
+        event = entry.event
+        name = event.trigger
+        if name in ("api", EMITTED):
+            name = self._types.get(event.type, "")
+        shapes = self._shapes.get(name)
+        if shapes is None:
+            return False
+        topics = []
+        for shape in shapes:
+            fields = {field: field_of(event, field) for field in shape}
+            found = {field: value for field, value in fields.items() if value is not None}
+            if len(found) == len(fields):
+                topics.append(event_topic(name, found))
+        entry.awaited, entry.topics = name, topics
+        if not entry.runs:
+            entry.decisions = [
+                *(made for made in entry.decisions if made.verdict != "unmatched"),
+                Decision("", "awaited", "no flow starts on it; runs may wait for it"),
+            ]
+        return True

@@ -1,0 +1,237 @@
+"""What a run starts: child runs of other flows, awaited like a call, and events it emits.
+
+Both are recorded in the transaction that stores what they start, so each starts exactly once
+whatever crashes. A run that waits for a child holds no slot, so flows may call each other under
+any limit. A child's event is turnout's own (`turnout.flow.called`), one hop further from the
+origin; its data is the argument of the call. Not here: storing and starting (`calls`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import typing
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from . import codec
+from .context import Branches, Scope, Suspend, here, suspend, suspend_with
+from .errors import NotKept, StepFailed
+from .event import CALLED, MAX_HOPS, Event, file_url, mint_id
+from .flow import Flow
+from .journal.contract import StepRecord
+from .retry import RetryPolicy
+from .run import FINISHED, Fail, Run, RunState
+from .steps import MAX_BRANCHES, Call, Task, durable
+from .waiting import begun, end, outside_of, place, refuse_thread
+
+EMITTED = "emit"
+"""The trigger of events that flows emit."""
+
+# ---------------------------------------------------------------- emitting
+
+
+def emit(
+    event_type: str, data: Any = None, *, subject: str | None = None, id: str | None = None
+) -> Coroutine[object, None, str]:
+    """Emit an event as a step, exactly once; returns its id.
+
+    `await emit("order.paid", {"id": order.id})`. It starts the flows with `on=event(TYPE)` and is
+    one hop further from the origin than this run's event. With an `id` of your own a second one
+    of the same id starts nothing.
+    """
+    scope = place("emit")
+    call = Call(_EMIT, scope, scope.take("emit"), (), {})
+    return _emit(call, event_type, data, subject, id)
+
+
+async def _emit(
+    call: Call, event_type: str, data: Any, subject: str | None, event_id: str | None
+) -> str:
+    known = call.recorded()
+    if known is not None:
+        return str(call.recall(known))
+    cause = call.context.claim.event
+    event = Event(
+        id=event_id or mint_id(),
+        source=f"/flows/{call.context.claim.flow}",
+        type=event_type,
+        time=call.services.now(),
+        subject=subject,
+        datacontenttype="application/json",
+        body=codec.encode_result(
+            data, Any, max_bytes=call.services.settings.max_result_bytes, name=call.name
+        )
+        or b"null",
+        trigger=EMITTED,
+        tenant=cause.tenant,
+        hops=cause.hops + 1,
+        minted=event_id is None,
+    )
+    call.begin()
+    outside = outside_of(call)
+    record = call.succeeded(event.id)
+    await durable(call.context, lambda: outside.emit(call.context.claim, record, event))
+    return event.id
+
+
+def _str() -> str:
+    raise NotImplementedError
+
+
+_EMIT: Task[str] = Task(function=_str, name="emit", retry=RetryPolicy())
+
+
+# ---------------------------------------------------------------- child runs
+
+
+def call_flow(
+    flow: Flow[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Coroutine[object, None, Any] | None:
+    """Take the place of a child run and return what awaits it; None where it is a plain call."""
+    scope = here(flow.name)
+    if scope is None:
+        return None
+    return _call(_call_of(flow, scope, scope.take(flow.name), args, kwargs), flow)
+
+
+def map_flow(
+    flow: Flow[..., Any], items: Iterable[Any], limit: int
+) -> Coroutine[object, None, list[Any]]:
+    """Start a child run for every item, at most `limit` unfinished at once; results in order."""
+    listed = list(items)
+    if limit < 1 or len(listed) > MAX_BRANCHES:
+        raise ValueError(f"{flow.name}.map: limit is 1 or more, items at most {MAX_BRANCHES:,}")
+    scope = here(flow.name)
+    if scope is None:
+        return _map_plainly(flow, listed)
+    refuse_thread(f"{flow.name}.map")
+    return _map(flow, Branches(scope, f"{flow.name}.map", fail_together=True), listed, limit)
+
+
+async def _map_plainly(flow: Flow[..., Any], items: list[Any]) -> list[Any]:
+    results = []
+    for item in items:
+        value = flow.function(item)
+        results.append(await value if inspect.isawaitable(value) else value)
+    return results
+
+
+async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit: int) -> list[Any]:
+    results: list[Any] = [None] * len(items)
+    scopes: list[Scope] = []
+    left = iter(enumerate(items))
+
+    async def work() -> None:
+        for index, item in left:
+            scope = branches.enter(index)
+            scopes.append(scope)
+            call = _call_of(flow, scope, scope.path[:-1], (item,), {})
+            try:
+                results[index] = await _call(call, flow)
+            except Suspend:
+                return  # its child still runs: it goes on counting against the limit
+
+    try:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(min(limit, len(items))):
+                workers.create_task(work())
+    except BaseExceptionGroup as failed:
+        first = failed.exceptions[0]
+    else:
+        suspend_with(scopes)
+        return results
+    raise first
+
+
+def _call_of(
+    flow: Flow[..., Any], scope: Scope, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Call:
+    task: Task[Any] = Task(function=flow.function, name=flow.name, retry=RetryPolicy())
+    return Call(task, scope, key, args, kwargs)
+
+
+async def _call(call: Call, flow: Flow[..., Any]) -> Any:
+    known = call.recorded()
+    if known is None:
+        await _start(call, flow)
+        suspend((call.key,))
+    if known.state != "waiting":
+        return call.recall(known)
+    run = await call.services.journal.run(known.origin or "")
+    if run is not None and run.state not in FINISHED:
+        suspend((call.key,))
+    return await _result(call, known, run)
+
+
+async def _start(call: Call, flow: Flow[..., Any]) -> None:
+    cause = call.context.claim.event
+    if cause.hops >= MAX_HOPS:
+        raise Fail(f"{call.name} would be the {MAX_HOPS + 1}th run in a chain: is it a cycle?")
+    event = replace(
+        _event_for(flow, call),
+        id=mint_id(),
+        source=f"/runs/{call.context.claim.run_id}",
+        type=CALLED,
+        time=call.services.now(),
+        trigger=f"flow:{call.context.claim.flow}",
+        tenant=cause.tenant,
+        hops=cause.hops + 1,
+        minted=True,
+    )
+    flow.bind(event)  # what the child would refuse is the caller's error
+    child = mint_id()
+    record = replace(begun(call, {"run": child}, None), origin=child)
+    outside = outside_of(call)
+    await durable(call.context, lambda: outside.start(call.context.claim, record, flow.name, event))
+
+
+async def _result(call: Call, known: StepRecord, run: Run | None) -> Any:
+    if run is None:
+        gone = StepFailed("the child run is no longer kept", type="pruned")
+        return await end(call, known, error=gone)
+    if run.state in (RunState.SUCCEEDED, RunState.SKIPPED):
+        value = codec.decode("json", run.result or b"null", call.task.returns, name=call.name)
+        return await end(call, known, value=value)
+    kind = str(run.state) if run.error is None else run.error.type
+    message = f"the child run was {run.state}" if run.error is None else run.error.message
+    return await end(call, known, error=StepFailed(f"{message} (run {run.id})", type=kind))
+
+
+def _event_for(flow: Flow[..., Any], call: Call) -> Event:
+    """Return an event whose data fills the flow's parameters as the caller gave them."""
+    bound = inspect.signature(flow.function).bind_partial(*call.args, **call.kwargs)
+    event = Event(id="", source="", type="", time=call.services.now())
+    for name, value in bound.arguments.items():
+        if name in flow.binding.resources:
+            continue  # the service injects its own
+        if isinstance(value, Event):
+            event = replace(value, extensions=dict(event.extensions) | dict(value.extensions))
+        elif isinstance(value, Path):
+            event = replace(event, extensions={**event.extensions, "fileurl": file_url(value)})
+        elif isinstance(value, bytes):
+            event = replace(event, body=value, encoding="bytes")
+        elif isinstance(value, str) and _takes_text(flow, name):
+            event = replace(event, body=value.encode(), encoding="text")
+        else:
+            event = replace(event, body=_json(value, call), datacontenttype="application/json")
+    return event
+
+
+def _takes_text(flow: Flow[..., Any], parameter: str) -> bool:
+    hints = typing.get_type_hints(flow.function)  # extras left out: Annotated[str, …] is str
+    return hints.get(parameter) is str
+
+
+def _json(value: Any, call: Call) -> bytes:
+    from pydantic_core import PydanticSerializationError, to_json
+
+    try:
+        return to_json(value)
+    except (PydanticSerializationError, ValueError, TypeError) as error:
+        raise NotKept(
+            f"{call.name}: the argument, {type(value).__name__}, is not data ({error}); pass plain "
+            f"data, a dataclass or a model to another flow"
+        ) from None

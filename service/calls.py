@@ -1,0 +1,109 @@
+"""Carries out what runs ask of the service: start a child, emit an event, link to an approval.
+
+The step that asks and what it starts are written in one transaction; a caller that is cancelled
+meanwhile never leaves a claimed run that nobody starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+
+from .awaiting import Awaited
+from .dispatcher import Dispatcher
+from .errors import TurnoutError
+from .event import Event
+from .governance.links import Links
+from .journal.contract import Claim, Entry, Journal, NewRun, Opening, StepRecord, run_topic
+from .project import Project
+from .router import Routed, route
+from .run import Fail, RunState
+
+
+class Calls:
+    """Implements `context.Outside`."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        dispatcher: Dispatcher,
+        awaited: Awaited,
+        *,
+        project: Callable[[], Project],
+        links: Callable[[], Links],
+        tasks: asyncio.TaskGroup,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._journal = journal
+        self._dispatcher = dispatcher
+        self._awaited = awaited
+        self._project = project
+        self._links = links
+        self._tasks = tasks
+        self._now = now
+
+    async def start(self, claim: Claim, step: StepRecord, flow: str, event: Event) -> None:
+        """Start the child run `step.origin` of a flow for `event`, and wait for its end."""
+        child = self._project().flows.get(flow)
+        if child is None or step.origin is None:
+            raise Fail(
+                f"flow {flow!r} is not served here: import it in a flow file that is, so that its "
+                "runs can start"
+            )
+        run = NewRun(
+            id=step.origin,
+            flow=flow,
+            state=RunState.QUEUED,
+            order_key=child.order_key(event),
+            limit_key=child.limit_key(event),
+            code_version=child.code_version,
+        )
+        routed = Routed(Entry(event=event, runs=[run]), [child], [child.bind(event)])
+        await self._stored(claim, step, routed, Opening(topic=run_topic(run.id)))
+
+    async def emit(self, claim: Claim, step: StepRecord, event: Event) -> None:
+        """Store an event and start the flows that listen for its type."""
+        routed = route(event, self._project().by_type.get(event.type, ()))
+        self._awaited.mark(routed.entry)
+        await self._stored(claim, step, routed, None)
+
+    def watch(self, shape: tuple[str, ...]) -> None:
+        """Compare these fields of a trigger's events from now on: (trigger, field…)."""
+        self._awaited.watch(shape)
+
+    def link(self, run_id: str, key: str, until: datetime) -> str:
+        """Return the signed address where a person answers an approval."""
+        return self._links().address(run_id, key, until)
+
+    async def _stored(
+        self, claim: Claim, step: StepRecord, routed: Routed, opening: Opening | None
+    ) -> None:
+        storing = self._tasks.create_task(self._store(claim, step, routed, opening))
+        error = await asyncio.shield(storing)
+        if error is not None:
+            raise error
+
+    async def _store(
+        self, claim: Claim, step: StepRecord, routed: Routed, opening: Opening | None
+    ) -> TurnoutError | None:
+        entry = routed.entry
+        for run, flow in zip(entry.runs, routed.flows, strict=True):
+            self._dispatcher.reserve(run, flow)
+        try:
+            (stored,) = await self._journal.record_with(
+                claim, step, entries=[entry], opening=opening, now=self._now()
+            )
+        except TurnoutError as error:
+            for run in entry.runs:
+                self._dispatcher.unreserve(run)
+                run.state = RunState.QUEUED if run.error is None else run.state
+            return error
+        for run, arguments in zip(entry.runs, routed.arguments, strict=True):
+            if stored.duplicate or stored.conflict:
+                self._dispatcher.unreserve(run)
+            else:
+                self._dispatcher.born(run, entry.event, stored, arguments)
+        if entry.topics:
+            self._dispatcher.look_due()
+        return None

@@ -1,0 +1,105 @@
+"""Signed links: an address that lets whoever holds it answer one approval until it expires.
+
+The token names the run, the step and the end of its life, signed (HMAC-SHA256) with a key that
+only this data folder holds. That an answer is given once is the journal's promise, not the
+token's. Not here: the page behind the address (`api.approvals`).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+
+from turnout.service.errors import NotFound, SetupError
+
+KEY_FILE = "approval-key"
+PATH = "/approvals"
+
+_SIGNATURE_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The approval a link is for."""
+
+    run_id: str
+    key: str
+    until: datetime
+
+
+class Links:
+    """Makes and reads the links of one data folder."""
+
+    def __init__(self, secret: bytes, base_url: str) -> None:
+        self._secret = secret
+        self._base_url = base_url.rstrip("/")
+
+    def address(self, run_id: str, key: str, until: datetime) -> str:
+        """Return the link for one approval."""
+        text = orjson.dumps([run_id, key, int(until.timestamp())])
+        return f"{self._base_url}{PATH}/{_encode(text + self._sign(text))}"
+
+    def read(self, token: str, *, now: datetime) -> Question:
+        """Return what a link is for; raises `NotFound` for a false or an expired one."""
+        raw = _decode(token)
+        text, signature = raw[:-_SIGNATURE_BYTES], raw[-_SIGNATURE_BYTES:]
+        if not hmac.compare_digest(signature, self._sign(text)):
+            raise NotFound("this link is not one of ours; ask for a new one")
+        run_id, key, until = orjson.loads(text)
+        ends = datetime.fromtimestamp(until, UTC)
+        if now >= ends:
+            raise NotFound("this link has expired; ask for a new one")
+        return Question(run_id, key, ends)
+
+    def _sign(self, text: bytes) -> bytes:
+        return hmac.digest(self._secret, b"approval\n" + text, hashlib.sha256)
+
+
+def _encode(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode("ascii").rstrip("=")
+
+
+def _decode(token: str) -> bytes:
+    try:
+        raw = base64.urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4))
+    except (ValueError, UnicodeEncodeError):
+        return b""
+    return raw if _encode(raw) == token else b""  # one spelling for each link
+
+
+def load_or_make_key(data: Path) -> bytes:
+    """Return the signing key of a data folder, made on first use (0600).
+
+    Raises `SetupError` for a key others can read.
+    """
+    path = data / KEY_FILE
+    try:
+        if not path.exists():
+            _make(data, path)
+        if path.stat().st_mode & 0o077:
+            raise SetupError(f"others can read this key; run: chmod 600 {path}", file=str(path))
+        return bytes.fromhex(path.read_text("ascii").strip())
+    except (OSError, ValueError) as error:
+        raise SetupError(f"cannot use the key of approval links: {error}", file=str(path)) from None
+
+
+def _make(data: Path, path: Path) -> None:
+    """Write a new key, whole or not at all; of two first starts one wins, and both read it."""
+    handle, draft = tempfile.mkstemp(prefix=f".{KEY_FILE}-", dir=data)  # mode 0600
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32) + "\n")
+        file.flush()
+        os.fsync(handle)
+    with contextlib.suppress(FileExistsError):
+        os.link(draft, path)
+    Path(draft).unlink()

@@ -1,0 +1,268 @@
+"""Durable waiting: steps that are over when time has passed or an event has come.
+
+A wait that is not over ends the attempt (`Suspend`): the run holds no memory and no slot, and
+starts again when it is due; its recorded steps return at once and it comes to the wait again. What
+is waited for is on disk before the attempt ends, and so is whatever arrives meanwhile. In a
+`gather` the other branches first run to their own end or wait.
+
+Not here: waking (the journal does, in the commit that brings what was awaited), child runs
+and emitting (`calling`), and people (`approval`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import orjson
+
+from . import pools
+from .context import Outside, Scope, here, suspend
+from .errors import InvalidData, MisplacedTask
+from .event import Event
+from .journal.contract import Opening, StepRecord
+from .retry import RetryPolicy
+from .run import Fail
+from .steps import Call, Task, durable
+from .trigger import Trigger
+from .units import parse_duration
+
+Match = Mapping[str, object] | Callable[[Event], bool]
+"""Which events a wait is for: fields that must be equal (fast however many wait), or a question."""
+
+_PAGE = 200
+
+
+# ---------------------------------------------------------------- what all waits share
+
+
+def place(name: str) -> Scope:
+    """Return the scope a wait is counted in; raises `MisplacedTask` where there is none."""
+    scope = here(name)
+    if scope is None:
+        raise MisplacedTask(f"{name}() is for the flow itself: call it in a run, outside its tasks")
+    refuse_thread(name)
+    return scope
+
+
+def refuse_thread(name: str) -> None:
+    """Raise `MisplacedTask` in a `def` flow, which cannot await."""
+    if pools.in_thread():
+        raise MisplacedTask(f"{name}() is awaited; write the flow with `async def`")
+
+
+def outside_of(call: Call) -> Outside:
+    """Return the service around the run; raises `MisplacedTask` when there is none."""
+    outside = call.services.outside
+    if outside is None:
+        raise MisplacedTask(f"{call.task.name}() needs a running service around the run")
+    return outside
+
+
+def begun(call: Call, what: Mapping[str, Any], length: timedelta | None) -> StepRecord:
+    """Return the record of a wait that begins now; `what` is shown to people."""
+    now = call.services.now()
+    note = dict(what)
+    if length is not None:
+        note["until"] = (now + length).isoformat()
+    return StepRecord(
+        key=call.key,
+        task=call.task.name,
+        state="waiting",
+        tries=1,
+        started_at=now,
+        result=orjson.dumps(note),
+    )
+
+
+def until(known: StepRecord) -> datetime | None:
+    """Return when a begun wait is over at the latest."""
+    at = orjson.loads(known.result or b"{}").get("until")
+    return None if at is None else datetime.fromisoformat(at)
+
+
+async def end(
+    call: Call,
+    known: StepRecord,
+    *,
+    value: Any = None,
+    error: Exception | None = None,
+) -> Any:
+    """Record how a wait ended, and return the value or raise the error."""
+    call.begin()
+    ended = call.succeeded(value) if error is None else call.failed(error, again=False)
+    await record(call, replace(ended, started_at=known.started_at, origin=known.origin))
+    if error is not None:
+        raise error
+    return value
+
+
+async def record(call: Call, step: StepRecord, opening: Opening | None = None) -> None:
+    """Record a wait with what it opens; without `opening` it is closed."""
+    services, claim = call.services, call.context.claim
+    await durable(
+        call.context,
+        lambda: services.journal.record_with(claim, step, opening=opening, now=services.now()),
+    )
+
+
+async def wait_on(call: Call, known: StepRecord) -> Any:
+    """Go on waiting, unless the wait is over without what was waited for."""
+    at = until(known)
+    if at is not None and call.services.now() >= at:
+        return await end(call, known, error=TimeoutError(f"{call.name} waited until {at}"))
+    return suspend((call.key,), at)
+
+
+# ---------------------------------------------------------------- time
+
+
+def sleep(duration: str | timedelta) -> Coroutine[object, None, None]:
+    """Let the run rest, over restarts, holding nothing.
+
+    `await sleep("3h")`; outside a run it is `asyncio.sleep`.
+    """
+    length = parse_duration(duration)
+    scope = here("sleep")
+    if scope is None:
+        return asyncio.sleep(length.total_seconds())
+    refuse_thread("sleep")
+    return _sleep(Call(_SLEEP, scope, scope.take("sleep"), (), {}), length)
+
+
+async def _sleep(call: Call, length: timedelta) -> None:
+    known = call.recorded()
+    if known is None:
+        known = begun(call, {}, length)
+        await call.keep(known)
+    elif known.state != "waiting":
+        call.recall(known)
+        return
+    at = until(known)
+    if at is not None and call.services.now() < at:
+        suspend(due_at=at)
+    call.begin()
+    await call.keep(replace(call.succeeded(None), started_at=known.started_at))
+
+
+# ---------------------------------------------------------------- events
+
+
+def event_topic(name: str, fields: Mapping[str, str]) -> str:
+    """Return the topic of events awaited under `name` whose fields have these values."""
+    return "event:" + orjson.dumps([name, sorted(fields.items())]).decode()
+
+
+def field_of(event: Event, name: str) -> str | None:
+    """Return an event's path parameter, or top-level field of its data, as text."""
+    if name in event.params:
+        return event.params[name]
+    try:
+        data = event.data
+    except InvalidData:
+        return None
+    return as_text(data[name]) if isinstance(data, dict) and name in data else None
+
+
+def as_text(value: object) -> str:
+    """Return a value as `match` compares it: `7` and `"7"` are the same."""
+    return value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+
+
+def wait_for(
+    trigger: Trigger, *, match: Match | None = None, timeout: str | timedelta | None = None
+) -> Coroutine[object, None, Event]:
+    """Wait for an event of a trigger and return it.
+
+    `await wait_for(paid, match={"order": order.id}, timeout="2d")`. The flow names the trigger in
+    `awaits=`. Events since the run was queued count, so one that came just before is seen; each
+    is given to one wait of a run. With `match={…}` (path parameters and top-level fields of the
+    data) only the runs it is for are woken, with `match=lambda event: …` all that wait for the
+    trigger are. Raises `TimeoutError` after `timeout`.
+    """
+    scope = place("wait_for")
+    flow = scope.context.flow
+    if flow is None or trigger not in flow.awaits:
+        raise Fail(
+            f"the flow waits for {trigger.name!r} and does not say so: name the trigger in "
+            "@flow(awaits=[…]), so that it is watched"
+        )
+    call = Call(_WAIT_FOR, scope, scope.take("wait_for"), (), {})
+    length = None if timeout is None else parse_duration(timeout)
+    return _wait_for(call, trigger.name, match, length)
+
+
+async def _wait_for(call: Call, name: str, match: Match | None, length: timedelta | None) -> Event:
+    known = call.recorded()
+    if known is not None and known.state != "waiting":
+        event: Event = call.recall(known)
+        return event
+    claim, journal = call.context.claim, call.services.journal
+    fields = {field: as_text(match[field]) for field in match} if isinstance(match, Mapping) else {}
+    opening = Opening(topic=event_topic(name, fields), shape=(name, *sorted(fields)))
+    rows = [] if known is None else await journal.waits(claim.run_seq, call.key)
+    after: int | None = claim.event_seq
+    if known is None or not rows:
+        what = {"event": name, "match": fields} if fields else {"event": name}
+        known = known or begun(call, what, length)
+        outside_of(call).watch((name, *sorted(fields)))
+        await record(call, known, opening)
+    else:
+        after = None if rows[0].woken is None else rows[0].woken - 1
+    if after is not None:
+        found, seen = await _find(call, name, match if callable(match) else fields, after)
+        if found is not None:
+            await end(call, known, value=found)
+            return found
+        if rows:
+            await record(call, known, replace(opening, seen=max(seen, after + 1)))
+    return await wait_on(call, known)  # type: ignore[no-any-return]  # it only raises, or ends with one
+
+
+async def _find(
+    call: Call, name: str, match: Callable[[Event], bool] | Mapping[str, str], after: int
+) -> tuple[Event | None, int]:
+    """Return the first event behind `after` that no other wait of the run took, and how far."""
+    taken = _taken(call)
+    while True:
+        page = await call.services.journal.awaited(name, call.context.claim.run_seq, after, _PAGE)
+        for after, event in page:
+            mark = (event.trigger, event.source, event.id)
+            if mark in taken:
+                continue
+            fits = (
+                match(event)
+                if callable(match)
+                else all(field_of(event, field) == value for field, value in match.items())
+            )
+            if fits:
+                taken.add(mark)
+                return event, after
+        if len(page) < _PAGE:
+            return None, after
+
+
+def _taken(call: Call) -> set[tuple[str, str, str]]:
+    """Return the events other waits of this run were given, by what makes them the same event."""
+    context = call.context
+    if context.consumed is None:
+        context.consumed = set()
+        for known in context.claim.recorded.values():
+            if known.task == _WAIT_FOR.name and known.state == "succeeded":
+                event = Call(_WAIT_FOR, call.scope, known.key, (), {}).recall(known)
+                context.consumed.add((event.trigger, event.source, event.id))
+    return context.consumed
+
+
+def _none() -> None: ...
+
+
+def _event() -> Event:
+    raise NotImplementedError
+
+
+_SLEEP: Task[None] = Task(function=_none, name="sleep", retry=RetryPolicy())
+_WAIT_FOR: Task[Event] = Task(function=_event, name="wait_for", retry=RetryPolicy())
