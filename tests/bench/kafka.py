@@ -1,0 +1,200 @@
+"""(k) Kafka records accepted, and run to their recorded end, beside a bare loop that decodes them.
+
+The topic is filled first, 12 partitions of JSON records of 300 bytes. The bare loop is aiokafka's
+`getmany` and orjson, and commits what it has decoded: it keeps nothing. A rate is taken from the
+moment the partitions are assigned, so joining the group does not count. To measure this alone, on
+an Apache Kafka of its own: `python -m tests.bench.kafka [--quick]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import orjson
+import uvloop
+from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
+    AIOKafkaConsumer,
+    AIOKafkaProducer,
+)
+
+from tests.brokers import Broker, make_broker, unique
+from tests.process import Program, until
+
+from .measure import Size, Spread, interleave, ratio
+from .report import Table
+
+PARTITIONS = 12
+RECORD = {
+    "id": "", "customer": "c-1029", "amount": 129.9, "currency": "EUR",
+    "items": [{"sku": "A-1", "count": 2, "price": 50.0}, {"sku": "B-7", "count": 1, "price": 29.9}],
+    "address": {"street": "Long Street 12", "city": "Harbour", "zip": "10115", "country": "DE"},
+    "note": "leave it with the neighbour",
+}  # fmt: skip
+
+FLOW = """
+import asyncio, os
+from turnout import flow, limit
+from turnout.triggers.kafka import kafka
+
+ORDERS = kafka(os.environ["BENCH_TOPIC"], group=os.environ["BENCH_GROUP"], start="earliest")
+"""
+OCCUPIED = f"""{FLOW}
+@flow(on=ORDERS, concurrency=limit(1))
+async def bill(order: dict) -> None:
+    await asyncio.sleep(36_000)
+"""
+FREE = f"""{FLOW}
+@flow(on=ORDERS)
+async def bill(order: dict) -> None:
+    return None
+"""
+
+
+def run(size: Size) -> list[Table]:
+    """Measure the way in from Kafka."""
+    count = 5_000 if size.quick else 200_000
+    with tempfile.TemporaryDirectory(prefix="turnout-bench-kafka-") as place:
+        folder = Path(place)
+        broker = make_broker("apache", folder / "broker")
+        broker.spawn()
+        try:
+            broker.wait_ready()
+            topic = asyncio.run(_fill(broker, count))
+            measures: dict[str, Callable[[], Mapping[str, float]]] = {
+                "bare": partial(_bare, broker, topic, count),
+                "accept": partial(_accept, broker, topic, count, folder),
+                "run": partial(_run, broker, topic, count, folder),
+            }
+            found = interleave(1 if size.quick else 3, measures)
+        finally:
+            broker.kill()
+    return [_table(found, count)]
+
+
+def _table(found: Mapping[str, Mapping[str, list[float]]], count: int) -> Table:
+    table = Table(
+        "k",
+        f"Kafka: {count:,} records of 300 bytes, {PARTITIONS} partitions",
+        ("what", "durable?", "records/s", "× bare"),  # noqa: RUF001  the sign is meant
+    )
+    bare = found["bare"]["rate"]
+    rows = (
+        ("bare", "aiokafka getmany + orjson, committed", "no"),
+        ("accept", "turnout: accepted, run queued", "event, run and offset"),
+        ("run", "turnout: run to its recorded end", "event, run, offset, outcome"),
+    )
+    for name, text, durable in rows:
+        rates = found[name]["rate"]
+        table.add(text, durable, Spread.of(rates), ratio(rates, bare))
+    accepted = ratio(found["accept"]["rate"], bare).median
+    table.at_least("accepted, as a share of the bare loop", accepted, 0.15)
+    return table
+
+
+async def _fill(broker: Broker, count: int) -> str:
+    topic = await broker.create_topic(partitions=PARTITIONS)
+    producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap, linger_ms=5)
+    await producer.start()
+    try:
+        for number in range(count):
+            value = orjson.dumps(RECORD | {"id": f"order-{number:08d}"})
+            await producer.send(topic, value, partition=number % PARTITIONS)
+    finally:
+        await producer.stop()
+    return topic
+
+
+def _bare(broker: Broker, topic: str, count: int) -> Mapping[str, float]:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return {"rate": runner.run(_read(broker, topic, count))}
+
+
+async def _read(broker: Broker, topic: str, count: int) -> float:
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=broker.bootstrap,
+        group_id=unique("bare"),
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+    )
+    await consumer.start()
+    try:
+        while not consumer.assignment():  # noqa: ASYNC110  the client sets no event
+            await asyncio.sleep(0.001)
+        seen, started = 0, time.perf_counter()
+        while seen < count:
+            for records in (await consumer.getmany(timeout_ms=250)).values():
+                for record in records:
+                    orjson.loads(record.value)
+                seen += len(records)
+            await consumer.commit()
+        return count / (time.perf_counter() - started)
+    finally:
+        await consumer.stop()
+
+
+def _accept(broker: Broker, topic: str, count: int, folder: Path) -> Mapping[str, float]:
+    return {"rate": _rate(broker, topic, folder, OCCUPIED, count, _accepted)}
+
+
+def _run(broker: Broker, topic: str, count: int, folder: Path) -> Mapping[str, float]:
+    return {"rate": _rate(broker, topic, folder, FREE, count, _ended)}
+
+
+def _accepted(program: Program) -> float:
+    found = program.metrics("turnout_events_total")
+    return sum(value for labels, value in found.items() if 'result="accepted"' in labels)
+
+
+def _ended(program: Program) -> float:
+    """Return how many runs have ended; what is accepted later is not counted as unfinished yet."""
+    unfinished = program.unfinished()
+    return max(0.0, _accepted(program) - unfinished)
+
+
+def _rate(
+    broker: Broker,
+    topic: str,
+    folder: Path,
+    flows: str,
+    count: int,
+    done: Callable[[Program], float],
+) -> float:
+    place = folder / unique("turnout")
+    place.mkdir()
+    (place / "flows.py").write_text(flows)
+    env = {
+        "TURNOUT_KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap,
+        "BENCH_TOPIC": topic,
+        "BENCH_GROUP": unique("group"),
+    }
+    with Program(
+        flows=place / "flows.py", data=place / "data", log=place / "log", env=env
+    ) as program:
+        program.start()
+        until(lambda: program.ask("/metrics"), 30, "metrics")
+        until(lambda: sum(program.metrics("turnout_trigger_up").values()), 60, "partitions")
+        started = time.perf_counter()
+        until(lambda: done(program) >= count, 900, f"{count} records")
+        return count / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure this alone; nothing is kept."""
+    from .report import text_of
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="5,000 records, one round")
+    for table in run(Size(quick=parser.parse_args().quick)):
+        sys.stdout.write(text_of(table.kept()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
