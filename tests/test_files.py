@@ -298,7 +298,7 @@ async def test_links_pipes_and_sockets_are_counted_and_left_alone(tmp_path: Path
 
 @pytest.mark.timeout(300)
 async def test_folders_made_and_filled_in_a_race(tmp_path: Path, full: bool) -> None:
-    count = 2000 if full else 150
+    count = 2000 if full else 600
     emit = RecordingEmitter()
     async with watch(files(f"{tmp_path}/**/*.csv", settle="10ms", rescan="1h"), emit):
         for number in range(count):
@@ -497,14 +497,14 @@ async def test_a_full_folder_is_emitted_once_each(tmp_path: Path, full: bool) ->
     emit = RecordingEmitter()
     largest = 0
     loop = asyncio.get_running_loop()
-    worst = 0.0
+    waits: list[float] = []
 
     async def measure() -> None:
-        nonlocal worst, largest
+        nonlocal largest
         while True:
             began = loop.time()
             await asyncio.sleep(0.001)
-            worst = max(worst, loop.time() - began)
+            waits.append(loop.time() - began)
             largest = max(largest, int(emit.lags.get("waiting files", 0)))
 
     async with asyncio.TaskGroup() as group:
@@ -518,7 +518,7 @@ async def test_a_full_folder_is_emitted_once_each(tmp_path: Path, full: bool) ->
     assert len(emit.deliveries) == count + 1
     assert len(rows(emit)) == count + 1
     assert largest <= 2000, "found files wait in the folder, not in memory"
-    assert worst < 0.25
+    assert sorted(waits)[len(waits) * 99 // 100] < 0.1, "others on the loop get their turn"
 
 
 # ---------------------------------------------------------------- endings

@@ -24,6 +24,7 @@ UNWATCHED = "unwatched folders"
 
 _HEARTBEAT_SECONDS = 1.0
 _AGAIN_SECONDS = 30.0
+_DRAIN_STEP_SECONDS = 0.004
 
 T = TypeVar("T")
 
@@ -79,6 +80,7 @@ class Hearing:
         self._disk = disk
         self._open = open_notifier
         self._notifier: Notifier | None = None
+        self._retiring: list[Notifier] = []
         self._again_at = 0.0
         self._warned = False
         self._beat: asyncio.TimerHandle | None = None
@@ -98,20 +100,21 @@ class Hearing:
         """Hear of changes in exactly these folders from now on, or not at all (`works`)."""
         self.folders = set(folders)
         if self._beat is None:
-            self._beat_at = now
+            self._beat_at = asyncio.get_running_loop().time()
             self._keep_beat()
         names = (f"{self._root}/{folder}" if folder else self._root for folder in sorted(folders))
         # A name that is no UTF-8 cannot be watched, only walked.
         watchable = [name for name in names if _is_text(name)]
-        before, self._notifier = self._notifier, None
+        if self._notifier is not None:
+            # What it heard until the next one hears is asked for by the next `wait`: late enough
+            # for its own thread to have read what the kernel had for it.
+            self._retiring.append(self._notifier)
+            self._notifier = None
         try:
             self._notifier = await self._disk(self._open, watchable)
             self._warned = False
         except OSError as error:
             self._give_up(error, now)
-        finally:
-            if before is not None:
-                before.stop()
         heard = len(watchable) if self.works else 0
         self._emit.lag(UNWATCHED, len(folders) - heard)
 
@@ -138,14 +141,34 @@ class Hearing:
         Raises `HintsLost` also when the process was paused for a while.
         """
         seconds = min(max(seconds, 0.0), _HEARTBEAT_SECONDS)
-        if self._notifier is None:
-            await asyncio.sleep(seconds)
-            return []
-        signs = await self._disk(self._notifier.wait, seconds, step_seconds)
         if self._was_paused:
             self._was_paused = False
+            self._drop()
             raise HintsLost
+        try:
+            if self._retiring:
+                return await self._disk(self._last_words)
+            if self._notifier is not None:
+                return await self._disk(self._notifier.wait, seconds, step_seconds)
+        except HintsLost:
+            self._drop()
+            raise
+        await asyncio.sleep(seconds)
+        return []
+
+    def _last_words(self) -> list[tuple[Sign, str]]:
+        signs: list[tuple[Sign, str]] = []
+        while self._retiring:
+            notifier = self._retiring.pop()
+            signs += notifier.wait(0, _DRAIN_STEP_SECONDS)
+            notifier.stop()
         return signs
+
+    def _drop(self) -> None:
+        for notifier in (*self._retiring, self._notifier):
+            if notifier is not None:
+                notifier.stop()
+        self._retiring, self._notifier = [], None
 
     def forget(self, folder: str) -> bool:
         """Stop counting on a folder that went away, and all below it; False if it was unknown."""
@@ -162,9 +185,7 @@ class Hearing:
         if self._beat is not None:
             self._beat.cancel()
             self._beat = None
-        if self._notifier is not None:
-            self._notifier.stop()
-            self._notifier = None
+        self._drop()
         self.folders = set()
 
 
