@@ -1,15 +1,15 @@
-"""The dispatcher claims due runs, has them executed, and records what they came to.
+"""The dispatcher claims due runs and has them executed (`attempts`), as slots come free.
 
 Guarantees: a run executes only under a claim that is on disk; its slot is held until its outcome
 is on disk; runs of a flow start in arrival order; memory holds a bounded window of any backlog.
-On a full disk finished runs keep outcome and slot here, and nothing new is claimed, until writing
-works again. Not here: what a run does (executor) and who may run (admission).
+On a full disk nothing new is claimed until writing works again. Not here: what a run does
+(executor) and who may run (admission).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,22 +17,17 @@ from typing import Any
 import anyio
 
 from .admission import NEWBORN, Admission, Block
-from .errors import ClaimLost, JournalFull
+from .attempts import Attempts, Ended, until_writable
+from .errors import JournalFull
 from .event import CALLED, Event
 from .executor import Executor
 from .journal.contract import Appended, Claim, Journal, NewRun, Queued
 from .lane import WINDOW, Key, Lane
-from .logs import get_logger
 from .metrics import Metrics
 from .project import AnyFlow
 from .run import Outcome, Run, RunState
 
-log = get_logger("turnout.dispatcher")
-
-Ended = Callable[[Claim, Outcome], Awaitable[None]]
-
 DUE_BATCH = 500
-PROBE_SECONDS = 1.0
 UNWIND_SECONDS = 2.0
 
 
@@ -50,11 +45,9 @@ class Dispatcher:
         ended: Ended,
     ) -> None:
         self._journal = journal
-        self._executor = executor
         self._admission = admission
-        self._metrics = metrics
+        self._attempts = Attempts(journal, executor, metrics, now=now, over=self._over, ended=ended)
         self._now = now
-        self._ended = ended
         self._flows: dict[str, AnyFlow] = {}
         self._lanes: dict[str, Lane] = {}
         self._awake: dict[str, Lane] = {}
@@ -63,7 +56,6 @@ class Dispatcher:
         self._known_due: set[int] = set()
         self._claiming: set[int] = set()
         self._unborn = 0  # runs that will be running once their commit is through
-        self._running: dict[str, tuple[Claim, anyio.CancelScope]] = {}
         self._suspects: list[tuple[Lane, Queued]] = []
         self._stopping = False
         self._quiet = asyncio.Event()
@@ -155,13 +147,14 @@ class Dispatcher:
                     suspect=False,
                 )
             )
+            self._awake[lane.flow] = lane  # with no slot free it is looked at when one is
             if self._admission.free > 0:
-                self._wake(lane)
+                self._work.set()
 
     @property
     def running(self) -> frozenset[str]:
         """The ids of the runs whose attempts run now."""
-        return frozenset(self._running)
+        return self._attempts.runs
 
     def look_at_clock(self) -> None:
         """Look at once for runs that are due: the clock was set, as a test does."""
@@ -184,10 +177,7 @@ class Dispatcher:
     def cancel(self, run: Run) -> None:
         """Stop a run whose cancel is on disk: cooperatively, at its next await."""
         self._due.set()  # a parent may have waited for it
-        running = self._running.get(run.id)
-        if running is not None:
-            running[1].cancel()
-        else:
+        if not self._attempts.cancel(run.id):
             self.let_go(run)
 
     def let_go(self, run: Run) -> None:
@@ -225,25 +215,15 @@ class Dispatcher:
         self._stopping = True
         with anyio.move_on_after(grace.total_seconds()):
             await self._until_idle()
-        for _claim, scope in list(self._running.values()):
-            scope.cancel()
+        self._attempts.cancel_all()
         with anyio.move_on_after(UNWIND_SECONDS):
             await self._until_idle()
-        stuck = [claim for claim, _scope in self._running.values()]
-        for claim in stuck:
-            log.warning("run.abandoned", flow=claim.flow, run=claim.run_id)
-            with suppress(ClaimLost, JournalFull):
-                await self._journal.record(
-                    claim,
-                    Outcome(state=RunState.QUEUED, counts=False),
-                    started_at=self._now(),
-                    now=self._now(),
-                )
+        stuck = await self._attempts.abandon()
         self._quiet.set()
-        return len(stuck)
+        return stuck
 
     async def _until_idle(self) -> None:
-        while self._running or self._claiming or self._unborn:
+        while self._attempts or self._claiming or self._unborn:
             self._work.clear()
             await self._work.wait()
 
@@ -340,8 +320,9 @@ class Dispatcher:
             for run in chosen:
                 self._release(run.flow, run.order_key, run.limit_key, suspect=run.suspect)
                 self._known_due.discard(run.seq)
-                self._lanes[run.flow].forget_all()
-            await self._until_writable()
+            for flow in {run.flow for run in chosen}:
+                self.look_again(flow)
+            await until_writable(self._journal)
             return
         finally:
             self._claiming.clear()
@@ -387,70 +368,25 @@ class Dispatcher:
     def _start(self, claim: Claim) -> None:
         if self._tasks is None:
             raise RuntimeError("the dispatcher is not running")
-        scope = anyio.CancelScope()
-        self._running[claim.run_id] = (claim, scope)
-        self._tasks.create_task(self._attempt(claim, scope))
+        self._attempts.start(self._tasks, claim, self._flows.get(claim.flow))
 
-    async def _attempt(self, claim: Claim, scope: anyio.CancelScope) -> None:
-        started_at = self._now()
-        flow = self._flows.get(claim.flow)
-        waited = (started_at - claim.due_at).total_seconds()
-        outcome = Outcome(state=RunState.QUEUED, counts=False)
-        recorded = False
-        try:
-            if flow is not None:  # a reload may have taken it away while the claim was written
-                with scope:
-                    outcome = await self._executor.execute(claim, flow)
-            recorded = await self._record(claim, outcome, started_at)
-        finally:
-            self._running.pop(claim.run_id, None)
-            holds = recorded and (
-                outcome.state in (RunState.RETRYING, RunState.WAITING)
-                or (outcome.state is RunState.FAILED and _blocks(flow))
-            )
-            self._release(
-                claim.flow,
-                claim.order_key,
-                claim.limit_key,
-                suspect=claim.suspect,
-                keep_order_for=claim.run_seq if holds else None,
-            )
-            self._work.set()
-        if not recorded:  # an operator cancelled it: the journal already says so
-            outcome = Outcome(state=RunState.CANCELLED)
-        self._observe(claim, outcome, waited, (self._now() - started_at).total_seconds())
-        await self._ended(claim, outcome)
-
-    async def _record(self, claim: Claim, outcome: Outcome, started_at: datetime) -> bool:
-        while True:
-            try:
-                await self._journal.record(claim, outcome, started_at=started_at, now=self._now())
-            except ClaimLost:
-                return False
-            except JournalFull:
-                await self._until_writable()
-            else:
-                break
-        if outcome.state in (RunState.RETRYING, RunState.WAITING) or claim.event.type == CALLED:
+    def _over(self, claim: Claim, flow: AnyFlow | None, outcome: Outcome | None) -> None:
+        """Give back the slot of an attempt; its ordering key stays with a run that goes on."""
+        state = None if outcome is None else outcome.state
+        goes_on = state in (RunState.RETRYING, RunState.WAITING)
+        blocks = state is RunState.FAILED and flow is not None and flow.on_dead == "block"
+        self._release(
+            claim.flow,
+            claim.order_key,
+            claim.limit_key,
+            suspect=claim.suspect,
+            keep_order_for=claim.run_seq if goes_on or blocks else None,
+        )
+        if goes_on or claim.event.type == CALLED:
             self._due.set()
-        elif outcome.state is RunState.QUEUED and not self._stopping:
+        elif state is RunState.QUEUED and not self._stopping:
             self.look_again(claim.flow)
-        return True
-
-    async def _until_writable(self) -> None:
-        while True:
-            try:
-                await self._journal.probe()
-            except JournalFull:
-                await asyncio.sleep(PROBE_SECONDS)
-            else:
-                return
-
-    def _observe(self, claim: Claim, outcome: Outcome, waited: float, took: float) -> None:
-        metrics, flow = self._metrics, claim.flow
-        metrics.attempts.labels(flow, outcome.state).inc()
-        metrics.run_seconds.labels(flow).observe(took)
-        metrics.run_wait_seconds.labels(flow).observe(max(waited, 0.0))
+        self._work.set()
 
     def _release(
         self,
@@ -481,8 +417,3 @@ class Dispatcher:
         lane.freed(key)
         if not lane.empty:
             self._wake(lane)
-
-
-def _blocks(flow: AnyFlow | None) -> bool:
-    """Return whether a dead letter keeps its ordering key (`on_dead="block"`)."""
-    return flow is not None and flow.on_dead == "block"

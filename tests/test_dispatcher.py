@@ -335,3 +335,26 @@ async def test_a_backlog_stays_in_the_journal(tmp_path: Path) -> None:
         await service.all_finished()
         runs = await service.process.journal.runs(Filter(limit=10_000))
         assert len({run.id for run in runs}) == WINDOW * 8
+
+
+async def test_a_flow_whose_runs_came_while_every_slot_was_taken_has_its_turn(
+    tmp_path: Path,
+) -> None:
+    busy, free = asyncio.Event(), asyncio.Event()
+
+    @flow
+    async def holds() -> None:
+        busy.set()
+        await free.wait()
+
+    @flow
+    async def comes_later() -> str:
+        return "here"
+
+    async with running(tmp_path, [holds, comes_later], concurrency=1) as service:
+        service.emitter.flows = lambda event: (holds,) if event.data == 1 else (comes_later,)
+        await service.send(1)
+        await busy.wait()
+        late = (await service.send(2)).runs[0]
+        free.set()
+        assert (await service.finished(late)).result == b'"here"'
