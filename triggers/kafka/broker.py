@@ -185,19 +185,25 @@ async def consumer(
 
 
 async def _stop(made: AIOKafkaConsumer) -> None:
+    coordinator = made._coordinator
+    if coordinator is not None and coordinator.generation == 0:
+        await _leave(coordinator)  # some brokers count from 0, which the client takes for no member
     if await _ended(made.stop, _STOP_SECONDS):
         return
     # Its stop did not end (no broker, or a rebalance under way): leave nothing of it behind.
-    coordinator = made._coordinator
     if coordinator is not None:
         await _ended(coordinator._stop_heartbeat_task)
         await _ended(coordinator._stop_commit_offsets_refresh_task)
-        if coordinator.member_id:
-            leave = LeaveGroupRequest(coordinator.group_id, coordinator.member_id)
-            await _ended(partial(coordinator._send_req, leave))
+        await _leave(coordinator)
     if made._fetcher is not None:
         await _ended(made._fetcher.close)
     await _ended(made._client.close)
+
+
+async def _leave(coordinator: Any) -> None:
+    if coordinator.member_id:
+        leave = LeaveGroupRequest(coordinator.group_id, coordinator.member_id)
+        await _ended(partial(coordinator._send_req, leave))
 
 
 async def _ended(step: Callable[[], Awaitable[Any]], seconds: float = 0.1) -> bool:

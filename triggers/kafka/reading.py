@@ -52,7 +52,7 @@ log = get_logger("turnout.triggers")
 Batch = Mapping[TopicPartition, Sequence[Any]]
 
 MAX_RECORDS = 2000
-"""Records of one transaction: more are hardly faster, and others wait for their turn on the loop."""
+"""Records of one transaction: more are hardly faster, and others wait for the loop meanwhile."""
 
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 2.0
