@@ -10,7 +10,7 @@ import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import orjson
 
@@ -90,6 +90,10 @@ class Asked(Generic[F]):
         return approval
 
 
+@overload
+def approval(name: str, *, timeout: str | timedelta | None = ...) -> Asked[Any]: ...
+@overload
+def approval(name: str, *, fields: type[F], timeout: str | timedelta | None = ...) -> Asked[F]: ...
 def approval(
     name: str, *, fields: type[F] | None = None, timeout: str | timedelta | None = None
 ) -> Asked[F]:

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from turnout.service.errors import TurnoutError
 from turnout.service.governance.access import load_or_make_token
 
-from . import docs, problems
+from . import approvals, docs, problems
 from .routes import Served, refusal, router
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
@@ -40,7 +40,7 @@ def create_rest(service: Served) -> FastAPI:
         version=version("turnout"),
         description=_DESCRIPTION,
         root_path=service.settings.root_path,
-        max_body_size=None,  # `_read` bounds the calls that take a body; this 413 is plain text
+        max_body_size=None,  # `read` bounds the calls that take a body; this 413 is plain text
         docs_url=None,  # FastAPI's own pages load scripts from a third-party host
         redoc_url=None,
         telemetry={
@@ -54,6 +54,7 @@ def create_rest(service: Served) -> FastAPI:
     app.state.service = service
     app.state.token = load_or_make_token(service.settings)
     app.include_router(router)
+    app.include_router(approvals.router)
     app.add_api_route("/docs", _docs, include_in_schema=False)
     for kind, handler in _HANDLERS:
         app.add_exception_handler(kind, handler)

@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from turnout.service.emitter import TriggerEmitter
 from turnout.service.errors import InvalidData, NotFound, Refused
 from turnout.service.governance.access import is_token
+from turnout.service.governance.links import Links
 from turnout.service.journal.contract import Filter, Reader, StoredEvent
 from turnout.service.operator import Operator
 from turnout.service.payload import decode_json
@@ -56,6 +57,10 @@ class Served(Protocol):
     @property
     def emitters(self) -> Mapping[str, TriggerEmitter]:
         """The way in of each trigger, which knows why it is not watching."""
+
+    @property
+    def links(self) -> Links:
+        """The signed links of approvals."""
 
     @property
     def now(self) -> Callable[[], datetime]:
@@ -141,7 +146,7 @@ def _paged(chosen: Chosen, limit: Limit = 100, cursor: Cursor = None) -> Filter:
 Paged = Annotated[Filter, Depends(_paged)]
 
 
-async def _read(request: Request, service: Served) -> tuple[dict[str, list[bytes]], bytes]:
+async def read(request: Request, service: Served) -> tuple[dict[str, list[bytes]], bytes]:
     """Return headers and body; a body past the limit is refused before it is read whole."""
     headers = by_name(request.headers.raw)
     limit = service.settings.max_body_bytes
@@ -291,7 +296,7 @@ async def emit_event(service: ServiceOf, request: Request) -> Response:
     202 once it is on disk. 409 when its id came before with another body, 422 when it is not a
     CloudEvent or every flow refuses its data.
     """
-    headers, body = await _read(request, service)
+    headers, body = await read(request, service)
     event = cloudevents.parse(headers, body, now=service.now())
     receipt = await service.operator.emit(event)
     if receipt.conflict:
@@ -352,7 +357,7 @@ async def seek_trigger(service: ServiceOf, request: Request, name: str) -> Respo
     And "partition", "rerun" (going back runs again what was accepted) and "dry_run", which only
     says what would happen.
     """
-    _, body = await _read(request, service)
+    _, body = await read(request, service)
     asked = decode_json(body)
     if not isinstance(asked, dict) or not isinstance(asked.get("to"), str):
         raise InvalidData('the body is {"to": "start", "end", OFFSET or INSTANT}', field="to")
@@ -382,7 +387,7 @@ async def pause(service: ServiceOf, request: Request) -> Response:
 
     A paused flow's events are accepted and its runs wait; a paused trigger accepts nothing.
     """
-    _, body = await _read(request, service)
+    _, body = await read(request, service)
     asked = decode_json(body)
     name = asked.get("name") if isinstance(asked, dict) else None
     if not isinstance(name, str) or not name:

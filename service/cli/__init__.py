@@ -27,7 +27,7 @@ from turnout.service.errors import (
     TurnoutError,
 )
 
-from . import acting, reading, seeking, serving
+from . import acting, approving, reading, seeking, serving
 from .output import complain
 
 EXIT_PROBLEM = 1
@@ -76,7 +76,7 @@ def cli() -> None:
 for _command in (
     serving.serve, serving.check, serving.run, serving.doctor,
     reading.runs, reading.show, reading.why, reading.events, reading.flows, reading.triggers,
-    acting.retry, acting.cancel, acting.replay, acting.dead,
+    acting.retry, acting.cancel, approving.approve, acting.replay, acting.dead,
     acting.pause, acting.resume, acting.fire, acting.emit, seeking.trigger,
 ):  # fmt: skip
     cli.add_command(_command)

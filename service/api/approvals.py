@@ -1,0 +1,135 @@
+"""The page behind a signed link: one person answers one approval, once.
+
+Looking at it (GET) answers nothing, because mail programs open links by themselves; the answer is
+a POST of the page's form, or of JSON: `{"approve": true, "fields": {…}, "reason": "…"}`. The link
+is the permission: it needs no token, as `POST /api/runs/RUN/approve` does. Not here: making links
+(`governance.links`).
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+from urllib.parse import parse_qs
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+
+from turnout.service.errors import InvalidData, NotFound, Refused
+from turnout.service.governance.links import Question
+from turnout.service.journal.contract import StepRecord
+from turnout.service.payload import decode_json
+from turnout.service.run import Run
+
+from . import documents
+from .routes import Served, ServiceOf, read
+from .routes import router as api
+
+router = APIRouter(prefix="/approvals", include_in_schema=False)
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "X-Robots-Tag": "noindex",
+}
+
+
+@api.post("/runs/{run_id}/approve", tags=["runs"])
+async def approve_run(service: ServiceOf, request: Request, run_id: str) -> Response:
+    """Answer the approval a run waits for: the body is {"approve": true or false}.
+
+    More may stand in it: `fields` (what the flow asks for), `reason`, `by`, and `step` when the
+    run waits for several. 409 when nothing is open, 422 when the fields are not right.
+    """
+    _, body = await read(request, service)
+    run = await _answer(service, run_id, decode_json(body), by="api")
+    return Response(documents.encode(run.as_dict()), media_type="application/json")
+
+
+@router.get("/{token}")
+async def ask(service: ServiceOf, token: str) -> Response:
+    """Show the question and a form to answer it."""
+    question, run, step = await _open(service, token)
+    asked = orjson.loads(step.result or b"{}")
+    return _page(
+        f"<h1>{html.escape(str(asked.get('approval')))}: approve?</h1>"
+        f"<p>Flow <b>{html.escape(run.flow)}</b>, run {html.escape(run.id)}.</p>"
+        '<form method="post">'
+        + (
+            '<p><label>Fields, as JSON<br><textarea name="fields" rows="6" cols="60">{}</textarea>'
+            "</label></p>"
+            if asked.get("fields")
+            else ""
+        )
+        + '<p><label>Your name<br><input name="by" maxlength="200"></label></p>'
+        '<p><label>Reason<br><input name="reason" maxlength="2000" size="60"></label></p>'
+        '<p><button name="approve" value="true">Approve</button> '
+        '<button name="approve" value="false">Reject</button></p></form>'
+        f"<p>This link works once and until {html.escape(str(documents.instant(question.until)))}."
+        "</p>"
+    )
+
+
+@router.post("/{token}")
+async def answer(service: ServiceOf, request: Request, token: str) -> Response:
+    """Take the answer: 200, 404 for a false or expired link, 409 once it was answered."""
+    question, run, _step = await _open(service, token)
+    headers, body = await read(request, service)
+    form = headers.get("content-type", [b""])[0].startswith(b"application/x-www-form-urlencoded")
+    said = _form(body) if form else decode_json(body)
+    await _answer(service, run.id, said, by="link", step=question.key)
+    word = "approved" if said["approve"] else "rejected"
+    if form:
+        return _page(f"<h1>{word.capitalize()}</h1><p>Thank you; the run goes on.</p>")
+    return Response(
+        documents.encode({"run": run.id, "answer": word}), media_type="application/json"
+    )
+
+
+async def _answer(
+    service: Served, run_id: str, said: Any, *, by: str, step: str | None = None
+) -> Run:
+    if not isinstance(said, dict) or not isinstance(said.get("approve"), bool):
+        raise InvalidData('say {"approve": true} or {"approve": false}', field="approve")
+    return await service.operator.answer(
+        run_id,
+        approved=said["approve"],
+        fields=said.get("fields"),
+        reason=str(said.get("reason") or ""),
+        by=str(said.get("by") or by),
+        step=step or said.get("step"),
+    )
+
+
+async def _open(service: Served, token: str) -> tuple[Question, Run, StepRecord]:
+    """Return the open question behind a link."""
+    question = service.links.read(token, now=service.now())
+    run = await service.journal.run(question.run_id)
+    if run is None:
+        raise NotFound("the run behind this link is no longer kept")
+    waits = await service.journal.waits(run.seq, question.key)
+    for step in await service.journal.steps(run.seq):
+        if step.key == question.key and waits and waits[0].answer is None:
+            return question, run, step
+    raise Refused("this was answered already, or is no longer asked")
+
+
+def _form(body: bytes) -> dict[str, Any]:
+    fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=20)
+    said: dict[str, Any] = {name: values[-1] for name, values in fields.items()}
+    said["approve"] = {"true": True, "false": False}.get(said.get("approve", ""))
+    if "fields" in said:
+        said["fields"] = decode_json(said["fields"].encode())
+    return said
+
+
+def _page(content: str) -> Response:
+    page = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Approval</title>'
+        '<meta name="viewport" content="width=device-width">'
+        "<style>body{font:1rem/1.5 system-ui;max-width:40rem;margin:3rem auto;padding:0 1rem}"
+        f"</style><body>{content}</body></html>"
+    )
+    return HTMLResponse(page, headers=_HEADERS)

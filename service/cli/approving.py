@@ -1,0 +1,67 @@
+"""The command that answers an approval, as the person in front of the terminal.
+
+It needs the running service, which alone has the code that says what the fields must be.
+"""
+
+# ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .acting import read_input
+from .options import run_async, with_json, with_settings
+from .output import print_json, say
+
+if TYPE_CHECKING:
+    from turnout.service.settings import Settings
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--fields", metavar="JSON", help="What the flow asks for: JSON, @FILE or -.")
+@click.option("--reject", "reason", metavar="REASON", help="Say no instead, and why.")
+@click.option("--step", metavar="STEP", help="Which approval, when the run waits for several.")
+@click.option("--by", metavar="NAME", help="Who says so; your user name unless given.")
+@with_json
+@with_settings
+def approve(
+    settings: Settings, run_id: str, fields: str | None, reason: str | None, step: str | None,
+    by: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Answer the approval a run waits for.
+
+    \b
+    turnout approve 0198c0de-…
+    turnout approve 0198c0de-… --fields '{"budget": 500}'
+    turnout approve 0198c0de-… --reject "too dear"
+    """
+    from getpass import getuser
+    from urllib.parse import quote
+
+    from turnout.service.api.documents import encode
+    from turnout.service.payload import decode_json
+
+    said = {
+        "approve": reason is None,
+        "fields": None if fields is None else decode_json(read_input(fields)),
+        "reason": reason,
+        "step": step,
+        "by": by or getuser(),
+    }
+    path = f"/api/runs/{quote(run_id, safe='')}/approve"
+
+    async def act() -> dict[str, Any]:
+        from .hands import open_service
+
+        async with open_service(settings) as client:
+            run: dict[str, Any] = await client.call("POST", path, body=encode(said))
+            return run
+
+    run = run_async(act())
+    if as_json:
+        print_json(run)
+    else:
+        say(f"run {run['id']} of {run['flow']} is {'approved' if reason is None else 'rejected'}")
