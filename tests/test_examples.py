@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -169,7 +172,22 @@ def test_daily_report_is_sent_again_until_it_arrives(tmp_path: Path) -> None:
         assert program.stop() == 0
 
 
-@pytest.mark.parametrize("example", ["six_lines", "github", "csv_drop", "daily_report"])
+def test_the_example_of_a_test_passes() -> None:
+    """As an author runs it: the flow files' folder on the path, this project's settings away."""
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto",
+         "-o", "asyncio_default_fixture_loop_scope=function", "-c", os.devnull, "tests"],
+        cwd=EXAMPLES,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert "4 passed" in tested.stdout
+
+
+@pytest.mark.parametrize("example", ["six_lines", "github", "csv_drop", "daily_report", "trip"])
 def test_check_accepts_each_example_and_names_its_missing_secret(example: str) -> None:
     checked = turnout("check", EXAMPLES / f"{example}.py")
     assert checked.returncode == 0, checked.stdout

@@ -154,7 +154,7 @@ class WebhookTrigger:
             return _UNVERIFIED
         try:
             wait_seconds = self._wait_seconds(inbound.query) if inbound.query else None
-            event = self._event(inbound)
+            event = self.event(inbound)
             _ = event.data  # decoded here, kept on the event for everything that follows
         except Unsupported as error:
             emit.reject("unsupported")
@@ -174,7 +174,8 @@ class WebhookTrigger:
 
     # ---- a request as an event
 
-    def _event(self, inbound: Inbound) -> Event:
+    def event(self, inbound: Inbound) -> Event:
+        """Return the event a verified request is; raises `InvalidData` or `Unsupported`."""
         headers = inbound.headers
         if "content-encoding" in headers:
             refuse_encodings(headers["content-encoding"])

@@ -1,0 +1,241 @@
+"""The testing kit: what it runs is what a service would run, and it takes no time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnout import (
+    Event,
+    Fail,
+    cron,
+    current,
+    event,
+    files,
+    flow,
+    gather,
+    hmac,
+    kafka,
+    retry,
+    secret,
+    task,
+    webhook,
+)
+from turnout.service.run import RunState
+from turnout.testing import (
+    START,
+    file_event,
+    kafka_event,
+    run,
+    serve,
+    timer_event,
+    typed_event,
+    webhook_event,
+)
+from turnout.testing.fixture import Bench
+
+A_DAY = retry(2, delay="24h", factor=1, max="24h", jitter=False)
+done: list[str] = []
+keys: list[str] = []
+broken: dict[str, int] = {}
+"""What the tasks really did, under which keys, and how often each is still to fail."""
+
+
+@pytest.fixture(autouse=True)
+def all_well() -> None:
+    done.clear()
+    keys.clear()
+    broken.clear()
+
+
+def act(what: str) -> str:
+    done.append(what)
+    if broken.get(what):
+        broken[what] -= 1
+        raise OSError(f"no {what}")
+    return what
+
+
+@task(retry=A_DAY)
+async def fetch(what: str) -> str:
+    keys.append(f"{what} {current().key()}")
+    await asyncio.sleep(0)
+    return act(what)
+
+
+@task
+def sort(what: str) -> str:
+    return act(f"sorted {what}")
+
+
+@flow
+async def report(number: int = 0) -> list[str]:
+    both = await gather(fetch("users"), fetch("orders"))
+    many = await fetch.map([f"page {each}" for each in range(number)], limit=2)
+    return [*both, *many, await sort.run("all")]
+
+
+@flow(retry=A_DAY)
+def in_a_thread() -> str:
+    act("thread")
+    return sort("rows")
+
+
+def test_a_day_of_backoff_takes_less_than_a_tenth_of_a_second() -> None:
+    took = []
+    for _ in range(3):  # the best of three: other tests may have the machine
+        done.clear()
+        broken.update(users=1, thread=1)
+        started = time.perf_counter()
+        result = run(report)
+        took.append(time.perf_counter() - started)
+        assert (result.state, result.took) == (RunState.SUCCEEDED, timedelta(days=1))
+        assert result.steps["fetch#1"].tries == 2
+    assert min(took) < 0.1
+
+
+def test_a_flow_s_own_backoff_is_waited_for_too() -> None:
+    broken["thread"] = 2
+    result = run(in_a_thread)
+    assert (result.result, result.attempts, result.took) == ("sorted rows", 3, timedelta(days=2))
+
+
+def test_branches_sleep_at_the_same_time() -> None:
+    broken.update(users=2, orders=1)
+    result = run(report)
+    assert result.took == timedelta(days=2)
+    assert done == ["users", "orders", "users", "orders", "users", "sorted all"]
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_a_crash_at_any_step_changes_nothing(number: int) -> None:
+    result = run(report, 2, crash_at=number)
+    assert result.result == ["users", "orders", "page 0", "page 1", "sorted all"]
+    assert (result.crashes, len(result.steps)) == (1, 5)
+    assert {done.count(each) for each in done} <= {1, 2}
+    assert sum(done.count(each) == 2 for each in set(done)) in (1, 2)  # branches run together
+    assert len(set(keys)) == 4  # run twice, under one key
+
+
+def test_there_must_be_a_step_to_crash_at() -> None:
+    with pytest.raises(AssertionError, match="no step 9"):
+        run(report, crash_at=9)
+
+
+def test_a_crash_while_time_passes(flows: Callable[..., Bench]) -> None:
+    broken["thread"] = 1
+    service = flows(in_a_thread)
+    result = service.run(in_a_thread, crash_at=1)
+    assert (result.result, result.crashes, done.count("sorted rows")) == ("sorted rows", 1, 2)
+
+
+async def test_time_passes_as_told() -> None:
+    seen: list[datetime] = []
+
+    @flow(retry=A_DAY)
+    async def stamps() -> None:
+        seen.append(service.clock.now())
+        raise OSError
+
+    async with serve(stamps) as service:
+        result = await service.run(stamps)
+        assert result.state is RunState.FAILED
+        assert [each - START for each in seen] == [timedelta(days=each) for each in range(3)]
+        await service.advance("1h")
+        assert service.clock.now() == START + timedelta(days=2, hours=1)
+
+
+async def test_concurrency_and_order_are_the_service_s_own() -> None:
+    most = running = 0
+
+    @flow(on=event("work"), concurrency=1)
+    async def alone() -> None:
+        nonlocal most, running
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.002)
+        running -= 1
+
+    async with serve(alone) as service, asyncio.TaskGroup() as tasks:
+        for _ in range(3):
+            tasks.create_task(service.emit(typed_event(alone)))
+    assert most == 1
+
+
+# ---------------------------------------------------------------- events of every kind
+
+
+@flow(on=webhook("/orders/{shop}", verify=hmac(header="x-sign"), secret=secret("NOT_THERE")))
+async def ordered(happened: Event) -> Any:
+    return [happened.data["id"], happened.params["shop"], happened.headers["x-trace"]]
+
+
+@flow(on=cron("0 9 * * *"))
+async def daily(happened: Event) -> Any:
+    return happened.data["due"]
+
+
+@flow(on=kafka("orders", group="billing"))
+async def billed(happened: Event) -> Any:
+    return [happened.data, happened.subject]
+
+
+@flow(on=event("order.paid"), when=lambda happened: happened.data["amount"] > 0)
+async def paid(happened: Event) -> Any:
+    return happened.data["amount"]
+
+
+async def test_events_of_every_kind(tmp_path: Path) -> None:
+    @flow(on=files(f"{tmp_path}/*.csv"))
+    def digest(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:4]
+
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"1,2\n")
+    due = datetime(2026, 5, 1, 9, tzinfo=UTC)
+    sent = {"id": "o-1"}
+    async with serve(ordered, daily, billed, paid, digest) as service:
+        for happened, expected in [
+            (
+                webhook_event(ordered, sent, params={"shop": "7"}, headers={"X-Trace": "t"}),
+                ["o-1", "7", "t"],
+            ),
+            (timer_event(daily, due), "2026-05-01T09:00:00Z"),
+            (kafka_event(billed, {"n": 1}, key="k"), [{"n": 1}, "k"]),
+            (typed_event(paid, {"amount": 3}), 3),
+            (
+                await asyncio.to_thread(file_event, digest, file),
+                hashlib.sha256(b"1,2\n").hexdigest()[:4],
+            ),
+        ]:
+            (result,) = await service.emit(happened)
+            assert result.result == expected, result
+        assert await service.emit(typed_event(paid, {"amount": 0})) == []
+        with pytest.raises(ValueError, match="'paid' has no webhook trigger"):
+            webhook_event(paid)
+
+
+# ---------------------------------------------------------------- mistakes are told
+
+
+@flow
+async def refuses() -> None:
+    raise Fail("no such customer")
+
+
+def test_a_failed_run_is_a_result_and_an_unknown_flow_is_not(flows: Callable[..., Bench]) -> None:
+    service = flows(refuses)
+    result = service.run(refuses)
+    assert result.state is RunState.FAILED
+    assert result.error is not None and result.error.message == "no such customer"
+    with pytest.raises(AssertionError, match="'report' is not served here"):
+        service.run(report)
+    service.restart()
+    assert service.run(refuses).crashes == 0

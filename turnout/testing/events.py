@@ -1,0 +1,127 @@
+"""Events as the triggers of a flow would make them, for tests: nothing listens, nothing is signed.
+
+Each function takes the flow and finds its trigger of that kind, which makes the event itself; a
+webhook's signature is not asked for. Give it to `Service.emit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+
+from turnout.service.event import Event, mint_id
+from turnout.service.project import AnyFlow
+from turnout.service.trigger import Inbound
+from turnout.triggers.events import EventTrigger
+from turnout.triggers.file_event import Sighting
+from turnout.triggers.file_event import file_event as event_of_file
+from turnout.triggers.files import FilesTrigger
+from turnout.triggers.scan import Version
+from turnout.triggers.timers import Timer
+from turnout.triggers.webhook import WebhookTrigger
+
+from .clock import START
+
+T = TypeVar("T")
+_offsets = count()
+
+
+def webhook_event(
+    flow: AnyFlow,
+    json: Any = None,
+    *,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    params: Mapping[str, str] | None = None,
+    at: datetime = START,
+) -> Event:
+    """Return the event of a verified request: with `json`, or any `body` and its headers."""
+    trigger = _trigger(flow, WebhookTrigger, "webhook")
+    sent = {"content-type": "application/json"} if body is None else {}
+    sent |= {name.lower(): value for name, value in (headers or {}).items()}
+    inbound = Inbound(
+        method="POST",
+        path=trigger.route.format_map(params or {}),
+        params=dict(params or {}),
+        query=b"",
+        headers={name: (value.encode(),) for name, value in sent.items()},
+        body=orjson.dumps(json) if body is None else body,
+        client="127.0.0.1",
+        received_at=at,
+    )
+    return trigger.event(inbound)
+
+
+def file_event(flow: AnyFlow, path: Path, *, at: datetime = START) -> Event:
+    """Return the event of a file that came to rest; the file must be there."""
+    trigger = _trigger(flow, FilesTrigger, "files")
+    version = Version.of(path.stat())
+    event = event_of_file(str(path.parent), Sighting(path.name, version), time=at)
+    return _of(trigger.name, event)
+
+
+def timer_event(flow: AnyFlow, due: datetime = START) -> Event:
+    """Return the tick of a `cron`, `every` or `at` that is due at `due`."""
+    return _trigger(flow, Timer, "timer").event(due)
+
+
+def kafka_event(
+    flow: AnyFlow,
+    json: Any = None,
+    *,
+    key: str | None = None,
+    value: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    at: datetime = START,
+) -> Event:
+    """Return the event of a record: with `json`, or any bytes as its `value`."""
+    from turnout.triggers.kafka import KafkaTrigger
+    from turnout.triggers.kafka.record import Record
+
+    trigger = _trigger(flow, KafkaTrigger, "kafka")
+    topic = trigger.topics[0] if trigger.topics else "topic"
+    record = Record(
+        offset=next(_offsets),
+        timestamp=int(at.timestamp() * 1000),
+        key=None if key is None else key.encode(),
+        value=orjson.dumps(json) if value is None else value,
+        headers=[(name, text.encode()) for name, text in (headers or {}).items()],
+    )
+    return trigger.reader("testing", topic, 0, 0).event(record, at)
+
+
+def typed_event(flow: AnyFlow, json: Any = None, *, at: datetime = START) -> Event:
+    """Return an emitted event of the type the flow starts on (`on=event("…")`)."""
+    trigger = _trigger(flow, EventTrigger, "event")
+    return _of(trigger.name, hand_event(json, at=at, type=trigger.event_type))
+
+
+def hand_event(json: Any = None, *, at: datetime = START, type: str = "testing") -> Event:
+    """Return an event nobody's trigger made, for `Service.run`."""
+    return Event(
+        id=mint_id(),
+        source="/testing",
+        type=type,
+        time=at,
+        datacontenttype="application/json",
+        body=b"" if json is None else orjson.dumps(json),
+        minted=True,
+    )
+
+
+def _of(trigger: str, event: Event) -> Event:
+    from dataclasses import replace
+
+    return replace(event, trigger=trigger)
+
+
+def _trigger(flow: AnyFlow, kind: type[T], word: str) -> T:
+    found = [trigger for trigger in flow.triggers if isinstance(trigger, kind)]
+    if not found:
+        raise ValueError(f"flow {flow.name!r} has no {word} trigger; it has on={flow.triggers!r}")
+    return found[0]

@@ -1,0 +1,70 @@
+"""The pytest fixture `flows`: a service under test for tests that are not async.
+
+In `conftest.py`: `pytest_plugins = ["turnout.testing.fixture"]`. Then
+`service = flows(bill, refund)` serves flows until the end of the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from turnout.service.event import Event
+from turnout.service.project import AnyFlow
+
+from .clock import Clock
+from .service import Result, Service, serve
+
+
+class Bench:
+    """`Service` without `await`; time goes on only inside its calls."""
+
+    def __init__(self, runner: asyncio.Runner, service: Service) -> None:
+        self._runner = runner
+        self._service = service
+
+    @property
+    def clock(self) -> Clock:
+        """The virtual clock."""
+        return self._service.clock
+
+    def run(self, flow: AnyFlow, json: Any = None, *, crash_at: int | None = None) -> Result:
+        """Run a flow to its end; see `Service.run`."""
+        return self._runner.run(self._service.run(flow, json, crash_at=crash_at))
+
+    def emit(self, event: Event, *, crash_at: int | None = None) -> list[Result]:
+        """Emit an event and run what it starts; see `Service.emit`."""
+        return self._runner.run(self._service.emit(event, crash_at=crash_at))
+
+    def ended(self, run_id: str) -> Result:
+        """Go on until a run has ended; see `Service.ended`."""
+        return self._runner.run(self._service.ended(run_id))
+
+    def advance(self, duration: str | timedelta) -> None:
+        """Let time pass; see `Service.advance`."""
+        self._runner.run(self._service.advance(duration))
+
+    def restart(self) -> None:
+        """Kill the process and start another; see `Service.restart`."""
+        self._runner.run(self._service.restart())
+
+
+@pytest.fixture
+def flows() -> Iterator[Callable[..., Bench]]:
+    """Return what serves flows until the test ends."""
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+
+        def start(*served: AnyFlow, **settings: Any) -> Bench:
+            opening = stack.enter_async_context(serve(*served, **settings))
+            return Bench(runner, runner.run(opening))
+
+        try:
+            yield start
+        finally:
+            runner.run(stack.aclose())

@@ -1,0 +1,335 @@
+"""Flows in a process of their own inside a test: real journal, real dispatcher, virtual clock.
+
+Time stands still while anything runs and jumps to the next due instant when nothing does, so a
+backoff of a day takes no time. What a test calls a crash is one as far as the journal can tell:
+from that write on nothing is written, and a new process opens the same folder.
+
+Not here: HTTP, triggers that watch (`events` makes what they would emit) and a full disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+from turnout.service.emitter import TriggerEmitter
+from turnout.service.errors import ClaimLost
+from turnout.service.event import Event
+from turnout.service.journal.contract import Claim, Journal, StepRecord
+from turnout.service.journal.sqlite import SqliteJournal, open_journal
+from turnout.service.metrics import Metrics
+from turnout.service.process import ApiTrigger, Process
+from turnout.service.project import AnyFlow, Project
+from turnout.service.run import FINISHED, RunError, RunState
+from turnout.service.settings import Settings
+from turnout.service.units import parse_duration
+
+from .clock import START, Clock
+from .events import hand_event
+
+_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+_HAND = "testing"
+_LOOK_SECONDS = 0.0005
+_PATIENCE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A run as a test sees it, when it had ended or had nothing left to do but wait.
+
+    `steps` are the recorded ones by key, in the order they were first recorded; `took` is virtual.
+    """
+
+    id: str
+    flow: str
+    state: RunState
+    result: Any
+    error: RunError | None
+    attempts: int
+    crashes: int
+    steps: Mapping[str, StepRecord]
+    took: timedelta
+
+
+class Service:
+    """A service under test; make one with `serve`."""
+
+    def __init__(self, flows: tuple[AnyFlow, ...], folder: Path, clock: Clock, chosen: Any) -> None:
+        self.clock = clock
+        self._flows = {flow.name: flow for flow in flows}
+        self._folder = folder
+        self._settings = Settings(data=folder, **({"min_free_bytes": 0} | chosen))
+        self._started = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._life: asyncio.Task[None] | None = None
+        self._death = _Death()
+        self._died = False
+
+    # ------------------------------------------------------------ what a test does
+
+    async def run(self, flow: AnyFlow, json: Any = None, *, crash_at: int | None = None) -> Result:
+        """Run a flow for an event with `json` as its data, to its end.
+
+        With `crash_at=n` the process dies when the n-th step has done its work and is not recorded
+        yet, the worst moment there is; a new one goes on. It fails if there is no n-th step.
+        """
+        (result,) = await self.emit(hand_event(json, at=self.clock.now()), flow, crash_at=crash_at)
+        return result
+
+    async def emit(
+        self, event: Event, flow: AnyFlow | None = None, *, crash_at: int | None = None
+    ) -> list[Result]:
+        """Emit an event to the flows its trigger feeds (or to `flow` alone); run what it starts."""
+        self._death.after, self._died = crash_at or 0, False
+        name = event.trigger if flow is None else _HAND
+        receipt = (await self._emitter(name, flow)([event]))[0]
+        if flow is not None and not receipt.runs:
+            raise AssertionError(f"flow {flow.name!r} did not start: {receipt}")
+        results = [await self.ended(run_id) for run_id in receipt.runs]
+        if crash_at is not None and not self._died:
+            raise AssertionError(f"there was no step {crash_at} to crash at: {results}")
+        return results
+
+    async def ended(self, run_id: str) -> Result:
+        """Go on until a run has ended, or waits for what no clock brings; return it."""
+        while not await self._at_rest(run_id):
+            due = await self._next_due()
+            if due is None:
+                break
+            self._set(due)
+        return await self.look(run_id)
+
+    async def advance(self, duration: str | timedelta) -> None:
+        """Let time pass, doing whatever is due on the way when it is due."""
+        end = self.clock.now() + parse_duration(duration)
+        while True:
+            await self._quiet()
+            due = await self._next_due()
+            if due is None or due > end:
+                break
+            self._set(due)
+        self._set(end)
+        await self._quiet()
+
+    async def restart(self) -> None:
+        """Kill the process as `kill -9` would, and start another on the same journal."""
+        await self._end()
+        self._death, self._died = _Death(), True
+        await self._begin()
+
+    async def look(self, run_id: str) -> Result:
+        """Return a run as it is now."""
+        run = await self.journal.run(run_id)
+        if run is None:
+            raise AssertionError(f"there is no run {run_id!r}")
+        document = run.as_dict()
+        return Result(
+            id=run.id,
+            flow=run.flow,
+            state=run.state,
+            result=document["result"],
+            error=run.error,
+            attempts=run.attempts,
+            crashes=run.crashes,
+            steps={step.key: step for step in await self.journal.steps(run.seq)},
+            took=(run.finished_at or self.clock.now()) - run.queued_at,
+        )
+
+    # ------------------------------------------------------------ when to go on
+
+    async def _at_rest(self, run_id: str) -> bool:
+        """Wait until nothing runs; return whether the run has ended or only somebody can go on."""
+        await self._quiet()
+        run = await self.journal.run(run_id)
+        if run is None or run.state in FINISHED:
+            return True
+        return run.state is RunState.WAITING and await self._waits_for_somebody(run.seq)
+
+    async def _waits_for_somebody(self, run_seq: int) -> bool:
+        waits = await self.journal.waits(run_seq)
+        return any(not wait.topic.startswith("run:") for wait in waits)
+
+    async def _quiet(self) -> None:
+        """Wait until every attempt is over or sleeps, bringing a dead process back to life."""
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            calm = 0
+            while calm < (20 if self._queued() else 2):
+                if self._death.struck:
+                    await self.restart()
+                elif self._life is not None and self._life.done():
+                    await self._life  # raises why it ended
+                calm = calm + 1 if await self._is_calm() else 0
+
+    def _queued(self) -> int:
+        return self.journal.counts()[0].get("queued", 0)
+
+    async def _is_calm(self) -> bool:
+        """Whether nothing can happen before the clock goes on, as far as one look tells."""
+        await asyncio.sleep(_LOOK_SECONDS)
+        await self.journal.probe()  # behind every write that is on its way
+        dispatcher, awake = self.process.dispatcher, self._awake()
+        due = await self.journal.next_due_at()
+        if due is not None and due <= self.clock.now():
+            dispatcher.look_at_clock()
+            return False
+        begun = self.journal.counts()[0].get("running", 0) == len(dispatcher.running)
+        stuck = self._queued() and not dispatcher.running
+        return not (awake or self._awake() or self._death.struck or stuck) and begun
+
+    def _awake(self) -> bool:
+        asleep = set(self.clock.sleeping())
+        return bool(self.process.pools.running["step"]) or self.process.dispatcher.running != asleep
+
+    async def _next_due(self) -> datetime | None:
+        instants = [self.clock.next_due(), await self.journal.next_due_at()]
+        return min((each for each in instants if each is not None), default=None)
+
+    def _set(self, instant: datetime) -> None:
+        self.clock.set(instant)
+        self.process.dispatcher.look_at_clock()
+
+    def _emitter(self, name: str, flow: AnyFlow | None) -> TriggerEmitter:
+        if flow is not None:
+            chosen = self._flows.get(flow.name)
+            if chosen is not flow:
+                raise AssertionError(f"flow {flow.name!r} is not served here; name it in serve(…)")
+            return self.process.emitter(ApiTrigger(_HAND, _HAND), lambda _event: (flow,))
+        if name.startswith("event:"):
+            return self.process.api
+        if name not in self.process.emitters:
+            raise AssertionError(f"no flow served here has the trigger {name!r}")
+        return self.process.emitters[name]
+
+    # ------------------------------------------------------------ life and death
+
+    async def _begin(self) -> None:
+        self._started.clear()
+        self._stop.clear()
+        self._life = asyncio.get_running_loop().create_task(self._live(), name="turnout-testing")
+        started = asyncio.get_running_loop().create_task(self._started.wait())
+        await asyncio.wait({self._life, started}, return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
+            started.cancel()
+            await self._life  # raises why it did not start
+
+    async def _live(self) -> None:
+        metrics = Metrics()
+        journal = await open_journal(
+            self._folder,
+            metrics=metrics,
+            synchronous="normal",
+            max_unfinished_runs=self._settings.max_unfinished_runs,
+            min_free_bytes=0,
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                mortal = cast("Journal", _Mortal(journal, self._death))
+                project = await asyncio.to_thread(Project.of, self._flows.values())
+                self.process = Process(
+                    self._settings, project, mortal, metrics, tasks,
+                    now=self.clock.now, sleep=self.clock.sleep,
+                )  # fmt: skip
+                self.journal = journal
+                try:
+                    await self.process.start()
+                    self._started.set()
+                    await self._stop.wait()
+                    await self.process.stop()
+                finally:
+                    await self.process.resources.stop()
+                    self.process.pools.close()
+        finally:
+            await journal.close()
+
+    async def _end(self) -> None:
+        """End the process at once: what it still does on the way out is not written."""
+        self._death.buried = True
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait({self._life})
+            if not self._life.cancelled() and (error := self._life.exception()) is not None:
+                raise error
+
+
+@asynccontextmanager
+async def serve(
+    *flows: AnyFlow, start: datetime = START, **settings: Any
+) -> AsyncIterator[Service]:
+    """Serve flows for a test, on a journal in memory and a clock that shows `start`.
+
+    `settings` are those of `turnout serve`, such as `concurrency=1`.
+    """
+    folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="turnout-", dir=_MEMORY)
+    service = Service(flows, Path(folder), Clock(start), settings)
+    try:
+        await service._begin()
+        yield service
+    finally:
+        await service._end()
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def run(flow: AnyFlow, json: Any = None, *, crash_at: int | None = None, **settings: Any) -> Result:
+    """Run one flow to its end in a service of its own, from a test that is not async."""
+
+    async def alone() -> Result:
+        async with serve(flow, **settings) as service:
+            return await service.run(flow, json, crash_at=crash_at)
+
+    return asyncio.run(alone())
+
+
+# ---------------------------------------------------------------- what only a test needs
+
+
+class _Death:
+    """When a process under test dies: `after` so many records of steps from now."""
+
+    def __init__(self) -> None:
+        self.after = 0
+        self.struck = False
+        self.buried = False
+
+    async def meet(self, step: StepRecord | None = None) -> None:
+        """Let a living process write; a dying one waits here for its end, a dead one is refused."""
+        if self.buried:
+            raise ClaimLost("the process has died")
+        if step is not None and step.state in ("succeeded", "failed") and self.after:
+            self.after -= 1
+            self.struck = self.after == 0
+        if self.struck:
+            await asyncio.Event().wait()
+
+
+class _Mortal:
+    """A journal that can be written until death."""
+
+    def __init__(self, journal: SqliteJournal, death: _Death) -> None:
+        self._journal = journal
+        self._death = death
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def append(self, *args: Any, **kwargs: Any) -> Any:
+        await self._death.meet()
+        return await self._journal.append(*args, **kwargs)
+
+    async def record_step(self, claim: Claim, step: StepRecord) -> None:
+        await self._death.meet(step)
+        await self._journal.record_step(claim, step)
+
+    async def record_with(self, claim: Claim, step: StepRecord, **kwargs: Any) -> Any:
+        await self._death.meet(step)
+        return await self._journal.record_with(claim, step, **kwargs)
+
+    async def record(self, *args: Any, **kwargs: Any) -> None:
+        await self._death.meet()
+        await self._journal.record(*args, **kwargs)
