@@ -232,8 +232,8 @@ class Dispatcher:
             await self._work.wait()
             self._work.clear()
             if self._stopping:
-                self._work.set()
-                await self._quiet.wait()
+                self._work.set()  # for `stop`, which may wait to hear that nothing is claimed
+                return
             for lane in list(self._awake.values()):
                 await self._refill(lane)
             chosen = [] if self._stopping else self._choose()  # it may have begun meanwhile

@@ -1,0 +1,188 @@
+"""Attempts that are running: each claimed run executes in a task of its own and is recorded.
+
+Guarantees: an attempt is over only when its outcome is on disk, or when the journal says that it
+no longer counts (an operator cancelled the run); a full disk is waited for. Not here: who may run
+and when (dispatcher), and what a run does (executor).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime
+
+from prometheus_client import Counter, Histogram
+
+from .errors import ClaimLost, JournalFull
+from .executor import Executor
+from .journal.contract import Claim, Journal
+from .logs import get_logger
+from .metrics import Metrics
+from .project import AnyFlow
+from .run import Outcome, RunState
+
+log = get_logger("turnout.attempts")
+
+Over = Callable[[Claim, "AnyFlow | None", "Outcome | None"], None]
+"""Called when an attempt is over, before anything else happens; None: it no longer counted."""
+
+Ended = Callable[[Claim, Outcome], Awaitable[None]]
+
+HANDED_BACK = Outcome(state=RunState.QUEUED, counts=False)
+PROBE_SECONDS = 1.0
+
+
+class _Attempt:
+    """One running attempt: `executing` while the flow's own code may run."""
+
+    __slots__ = ("cancelled", "claim", "executing", "task")
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.task: asyncio.Task[None] | None = None
+        self.executing = False
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if self.executing and self.task is not None:
+            self.task.cancel()
+
+
+class _Meters:
+    """A flow's labelled metrics, looked up once."""
+
+    __slots__ = ("_attempts", "_by_state", "flow", "run_seconds", "wait_seconds")
+
+    def __init__(self, metrics: Metrics, flow: str) -> None:
+        self.flow = flow
+        self.run_seconds: Histogram = metrics.run_seconds.labels(flow)
+        self.wait_seconds: Histogram = metrics.run_wait_seconds.labels(flow)
+        self._attempts = metrics.attempts
+        self._by_state: dict[RunState, Counter] = {}
+
+    def count(self, state: RunState) -> None:
+        counter = self._by_state.get(state)
+        if counter is None:
+            counter = self._by_state[state] = self._attempts.labels(self.flow, state)
+        counter.inc()
+
+
+class Attempts:
+    """Runs claims; `over` gives a slot back, `ended` tells whoever waits for the run."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        executor: Executor,
+        metrics: Metrics,
+        *,
+        now: Callable[[], datetime],
+        over: Over,
+        ended: Ended,
+    ) -> None:
+        self._journal = journal
+        self._executor = executor
+        self._metrics = metrics
+        self._now = now
+        self._over = over
+        self._ended = ended
+        self._running: dict[str, _Attempt] = {}
+        self._meters: dict[str, _Meters] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    @property
+    def runs(self) -> frozenset[str]:
+        """The ids of the runs whose attempts run now."""
+        return frozenset(self._running)
+
+    def start(self, tasks: asyncio.TaskGroup, claim: Claim, flow: AnyFlow | None) -> None:
+        """Execute a claim; without a flow (a reload took it away) the run is handed back."""
+        attempt = self._running[claim.run_id] = _Attempt(claim)
+        attempt.task = tasks.create_task(self._run(attempt, flow))
+
+    def cancel(self, run_id: str) -> bool:
+        """Stop an attempt at its next await; False when the run is not running."""
+        attempt = self._running.get(run_id)
+        if attempt is None:
+            return False
+        attempt.cancel()
+        return True
+
+    def cancel_all(self) -> None:
+        """Stop every attempt at its next await; each run is handed back."""
+        for attempt in list(self._running.values()):
+            attempt.cancel()
+
+    async def abandon(self) -> int:
+        """Hand back the runs of attempts that do not end; returns how many there are."""
+        for attempt in list(self._running.values()):
+            claim = attempt.claim
+            log.warning("run.abandoned", flow=claim.flow, run=claim.run_id)
+            at = self._now()
+            with suppress(ClaimLost, JournalFull):
+                await self._journal.record(claim, HANDED_BACK, started_at=at, now=at)
+        return len(self._running)
+
+    async def _run(self, attempt: _Attempt, flow: AnyFlow | None) -> None:
+        claim = attempt.claim
+        started_at = self._now()
+        recorded: Outcome | None = None
+        try:
+            outcome = await self._execute(attempt, flow)
+            if await self._record(claim, outcome, started_at):
+                recorded = outcome
+        finally:
+            del self._running[claim.run_id]
+            self._over(claim, flow, recorded)
+        outcome = recorded or Outcome(state=RunState.CANCELLED)
+        self._observe(claim, outcome.state, started_at)
+        await self._ended(claim, outcome)
+
+    async def _execute(self, attempt: _Attempt, flow: AnyFlow | None) -> Outcome:
+        if flow is None or attempt.cancelled:
+            return HANDED_BACK
+        attempt.executing = True
+        try:
+            return await self._executor.execute(attempt.claim, flow)
+        except asyncio.CancelledError:
+            if not attempt.cancelled:
+                raise
+            return HANDED_BACK
+        finally:
+            attempt.executing = False
+            if attempt.cancelled and attempt.task is not None:
+                attempt.task.uncancel()
+
+    async def _record(self, claim: Claim, outcome: Outcome, started_at: datetime) -> bool:
+        while True:
+            try:
+                await self._journal.record(claim, outcome, started_at=started_at, now=self._now())
+            except ClaimLost:
+                return False
+            except JournalFull:
+                await until_writable(self._journal)
+            else:
+                return True
+
+    def _observe(self, claim: Claim, state: RunState, started_at: datetime) -> None:
+        meters = self._meters.get(claim.flow)
+        if meters is None:
+            meters = self._meters[claim.flow] = _Meters(self._metrics, claim.flow)
+        meters.count(state)
+        meters.run_seconds.observe((self._now() - started_at).total_seconds())
+        meters.wait_seconds.observe(max((started_at - claim.due_at).total_seconds(), 0.0))
+
+
+async def until_writable(journal: Journal) -> None:
+    """Wait until the journal takes writes again; raises `JournalBroken` when it never will."""
+    while True:
+        try:
+            await journal.probe()
+        except JournalFull:
+            await asyncio.sleep(PROBE_SECONDS)
+        else:
+            return
