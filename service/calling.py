@@ -157,12 +157,12 @@ async def _call(call: Call, flow: Flow[..., Any]) -> Any:
     known = call.recorded()
     if known is None:
         await _start(call, flow)
-        suspend((call.key,))
+        suspend({call.key: 0})
     if known.state != "waiting":
         return call.recall(known)
     run = await call.services.journal.run(known.origin or "")
     if run is not None and run.state not in FINISHED:
-        suspend((call.key,))
+        suspend({call.key: 0})
     return await _result(call, known, run)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -90,10 +90,11 @@ class Outside(Protocol):
 class Suspend(BaseException):
     """Ends an attempt whose run goes on later, past every `except Exception` of a flow.
 
-    `waits` are the keys of the open waits, `due_at` the first instant one of them is over.
+    `waits` are the keys of the open waits, each with the last event it has looked at; `due_at`
+    is the first instant one of them is over.
     """
 
-    def __init__(self, waits: tuple[str, ...] = (), due_at: datetime | None = None) -> None:
+    def __init__(self, waits: Mapping[str, int], due_at: datetime | None = None) -> None:
         super().__init__("the run waits and goes on later")
         self.waits = waits
         self.due_at = due_at
@@ -322,7 +323,7 @@ def here(name: str) -> Scope | None:
     return scope
 
 
-def suspend(waits: tuple[str, ...] = (), due_at: datetime | None = None) -> NoReturn:
+def suspend(waits: Mapping[str, int], due_at: datetime | None = None) -> NoReturn:
     """End the attempt, or first this branch of it: the run goes on when a wait is over."""
     scope = _scope.get()
     assert scope is not None  # only steps suspend, and they have a scope
@@ -335,7 +336,8 @@ def suspend_with(branches: Iterable[Scope]) -> None:
     suspended = [each.suspended for each in branches if each.suspended is not None]
     if suspended:
         due = [each.due_at for each in suspended if each.due_at is not None]
-        suspend(tuple(key for each in suspended for key in each.waits), min(due, default=None))
+        waits = {key: seen for each in suspended for key, seen in each.waits.items()}
+        suspend(waits, min(due, default=None))
 
 
 def current_group() -> Group | None:

@@ -86,7 +86,8 @@ class Outcome:
     `result` is encoded JSON. `log` is the attempt's captured lines, JSON Lines. `counts` is false
     when the attempt did not really happen (handed back on stop), so that it spends no retry.
     When `error.step` names a step, the step's recorded error is superseded in the same write.
-    `waits` are the steps a waiting run waits at: if one was woken meanwhile, it is due at once.
+    `waits` are the steps a waiting run waits at, with the last event each has looked at (0 if
+    none): what was woken behind that makes it due at once.
     """
 
     state: RunState
@@ -96,7 +97,7 @@ class Outcome:
     due_at: datetime | None = None
     log: bytes | None = None
     counts: bool = True
-    waits: tuple[str, ...] = ()
+    waits: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

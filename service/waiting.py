@@ -109,12 +109,15 @@ async def record(call: Call, step: StepRecord, opening: Opening | None = None) -
     )
 
 
-async def wait_on(call: Call, known: StepRecord) -> Any:
-    """Go on waiting, unless the wait is over without what was waited for."""
+async def wait_on(call: Call, known: StepRecord, *, seen: int = 0) -> Any:
+    """Go on waiting, unless the wait is over without what was waited for.
+
+    `seen` is the last event that was looked at in vain.
+    """
     at = until(known)
     if at is not None and call.services.now() >= at:
         return await end(call, known, error=TimeoutError(f"{call.name} waited until {at}"))
-    return suspend((call.key,), at)
+    return suspend({call.key: seen}, at)
 
 
 # ---------------------------------------------------------------- time
@@ -143,7 +146,7 @@ async def _sleep(call: Call, length: timedelta) -> None:
         return
     at = until(known)
     if at is not None and call.services.now() < at:
-        suspend(due_at=at)
+        suspend({}, at)
     call.begin()
     await call.keep(replace(call.succeeded(None), started_at=known.started_at))
 
@@ -202,24 +205,26 @@ async def _wait_for(call: Call, name: str, match: Match | None, length: timedelt
         return event
     claim, journal = call.context.claim, call.services.journal
     fields = {field: as_text(match[field]) for field in match} if isinstance(match, Mapping) else {}
-    opening = Opening(topic=event_topic(name, fields), shape=(name, *sorted(fields)))
+    shape = (name, *sorted(fields))
     rows = [] if known is None else await journal.waits(claim.run_seq, call.key)
     after: int | None = claim.event_seq
+    seen = 0
     if known is None or not rows:
         what = {"event": name, "match": fields} if fields else {"event": name}
         known = known or begun(call, what, length)
-        outside_of(call).watch((name, *sorted(fields)))
-        await record(call, known, opening)
+        outside_of(call).watch(shape)
+        topic = event_topic(name, fields)
+        await record(call, known, Opening(topic=topic, shape=shape, since=claim.event_seq + 1))
     else:
         after = None if rows[0].woken is None else rows[0].woken - 1
+        seen = rows[0].latest or 0
     if after is not None:
-        found, seen = await _find(call, name, match if callable(match) else fields, after)
+        found, last = await _find(call, name, match if callable(match) else fields, after)
+        seen = max(seen, last)
         if found is not None:
             await end(call, known, value=found)
             return found
-        if rows:
-            await record(call, known, replace(opening, seen=max(seen, after + 1)))
-    return await wait_on(call, known)  # type: ignore[no-any-return]  # it only raises, or ends with one
+    return await wait_on(call, known, seen=seen)  # type: ignore[no-any-return]  # it only raises, or ends with one
 
 
 async def _find(

@@ -126,24 +126,25 @@ def approval_topic(run_id: str, key: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What a step begins to wait for, or goes on waiting for: see `Journal.record_with`.
+    """What a step begins to wait for: see `Journal.record_with`.
 
-    `shape` is the trigger and the fields a topic of events compares; `seen` the last event
-    that was looked at in vain.
+    `shape` is the trigger and the fields a topic of events compares; `since` the first event to
+    look at.
     """
 
     topic: str
     shape: Sequence[str] = ()
-    seen: int = 0
+    since: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """An open wait: the first event not looked at yet, the answer that came (JSON)."""
+    """An open wait: the first and last event not looked at yet, the answer that came (JSON)."""
 
     key: str
     topic: str
     woken: int | None = None
+    latest: int | None = None
     answer: bytes | None = None
 
 

@@ -156,14 +156,14 @@ class SqliteReader:
         """Return a run's open waits, or the one of a step."""
         rows: list[Any] = await self.read(
             lambda connection: connection.execute(
-                "SELECT key, topic, woken, answer FROM waits"
+                "SELECT key, topic, woken, latest, answer FROM waits"
                 " WHERE run_seq = ?1 AND (?2 IS NULL OR key = ?2) ORDER BY key",
                 (run_seq, key),
             ).fetchall()
         )
         return [
-            Wait(key=key, topic=topic, woken=woken, answer=answer and answer.encode())
-            for key, topic, woken, answer in rows
+            Wait(key=key, topic=topic, woken=woken, latest=latest, answer=said and said.encode())
+            for key, topic, woken, latest, said in rows
         ]
 
     async def awaited(

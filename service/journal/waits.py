@@ -7,7 +7,7 @@ due at once. Not here: what a wait means (`waiting`) and when a due run starts (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -19,18 +19,16 @@ from .contract import APPROVAL, Opening, approval_topic, run_topic
 
 
 def opened(connection: apsw.Connection, run_seq: int, key: str, opening: Opening) -> None:
-    """Open a wait, or note that one was looked at up to `opening.seen` and goes on."""
+    """Open a wait; until an attempt has suspended at it, it is still to be looked at."""
     connection.execute(
-        "INSERT INTO waits (run_seq, key, topic, shape) VALUES (?1, ?2, ?3, ?4)"
-        " ON CONFLICT (run_seq, key) DO UPDATE SET topic = excluded.topic, shape = excluded.shape,"
-        " woken = iif(latest > ?5, max(woken, ?5 + 1), NULL),"
-        " latest = iif(latest > ?5, latest, NULL)",
+        "INSERT INTO waits (run_seq, key, topic, shape, woken) VALUES (?1, ?2, ?3, ?4, ?5)"
+        " ON CONFLICT (run_seq, key) DO UPDATE SET topic = excluded.topic, shape = excluded.shape",
         (
             run_seq,
             key,
             opening.topic,
             orjson.dumps(opening.shape).decode() if opening.shape else None,
-            opening.seen,
+            opening.since,
         ),
     )
 
@@ -70,13 +68,21 @@ def run_ended(connection: apsw.Connection, run_id: str, at: int) -> None:
     wake(connection, (run_topic(run_id),), at, event_seq=1)
 
 
-def suspended(connection: apsw.Connection, run_seq: int, keys: Sequence[str], at: int) -> None:
-    """Make a run due at once if something arrived before it was recorded as waiting."""
+def suspended(
+    connection: apsw.Connection, run_seq: int, looked: Mapping[str, int], at: int
+) -> None:
+    """Note how far each wait was looked at; what arrived behind that makes the run due at once."""
+    seen = orjson.dumps(looked).decode()
+    connection.execute(
+        "UPDATE waits SET woken = iif(latest > j.value, max(woken, j.value + 1), NULL),"
+        " latest = iif(latest > j.value, latest, NULL) FROM json_each(?2) AS j"
+        " WHERE run_seq = ?1 AND waits.key = j.key",
+        (run_seq, seen),
+    )
     connection.execute(
         "UPDATE runs SET due_at = ?3 WHERE seq = ?1 AND EXISTS (SELECT 1 FROM waits"
-        " WHERE run_seq = ?1 AND woken IS NOT NULL"
-        " AND key IN (SELECT value FROM json_each(?2)))",
-        (run_seq, orjson.dumps(keys).decode(), at),
+        " WHERE run_seq = ?1 AND woken IS NOT NULL AND key IN (SELECT key FROM json_each(?2)))",
+        (run_seq, seen, at),
     )
 
 

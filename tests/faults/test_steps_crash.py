@@ -1,0 +1,252 @@
+"""A flow of twelve steps, killed at every point it passes: the result is the undisturbed one.
+
+Sequence, gather, map, child run, sleep and wait_for. The process kills itself (SIGKILL) right
+behind a write that became durable, or inside a step whose effect has happened, and is started
+again. What was recorded at the death has run once; what was not, at most twice, under one
+idempotency key.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.conftest import Say
+from tests.process import Program, until
+
+from .ledger import copied
+
+pytestmark = pytest.mark.timeout(600)
+
+FLOWS = Path(__file__).parent / "flows" / "twelve_steps.py"
+
+STEPS = {
+    "fetch#1": "fetch", "check#1": "check", "left#1": "left", "right#1": "right",
+    "polish.map#1[0]": "polish 1", "polish.map#1[1]": "polish 2", "polish.map#1[2]": "polish 3",
+    "wrap#1": "wrap", "publish#1": "publish",
+}  # fmt: skip
+"""Steps with an effect, by key; the child run, the sleep and the wait make it twelve."""
+
+RESULT = {
+    "pair": [60, 600], "squares": [1, 4, 9], "parcel": "wrapped 3", "word": "READY",
+}  # fmt: skip
+
+SABOTAGE = """
+import builtins, os, signal
+from pathlib import Path
+from turnout.service.journal.sqlite import SqliteJournal
+
+plan, log = Path(os.environ["CRASH_PLAN"]), Path(os.environ["CRASH_LOG"])
+
+def passed(point):
+    with log.open("a") as file:
+        file.write(point + "\\n")
+    if not plan.exists():
+        return
+    wanted, count = plan.read_text().split("|")
+    if wanted != point:
+        return
+    if count == "1":
+        plan.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    plan.write_text(f"{wanted}|{int(count) - 1}")
+
+def watched(name, describe):
+    honest = getattr(SqliteJournal, name)
+    async def write(self, *arguments, **named):
+        answer = await honest(self, *arguments, **named)
+        for point in describe(*arguments):
+            passed(point)
+        return answer
+    setattr(SqliteJournal, name, write)
+
+def of_step(claim, step):
+    return [f"{claim.flow} {step.key} {step.state}"]
+
+watched("record_step", of_step)
+watched("record_with", of_step)
+watched("record", lambda claim, outcome: [f"{claim.flow} {outcome.state}"])
+watched("append", lambda entries: [f"event {entry.event.trigger}" for entry in entries])
+builtins.turnout_test_passed = passed
+"""
+
+FORGET_STEPS = """
+from turnout.service.journal.sqlite import SqliteJournal
+
+honest_claim = SqliteJournal.claim
+
+async def forgetful(self, seqs, *, now):
+    claims = await honest_claim(self, seqs, now=now)
+    for claim in claims:
+        claim.recorded = {key: step for key, step in claim.recorded.items() if key != "fetch#1"}
+    return claims
+
+SqliteJournal.claim = forgetful
+"""
+
+
+@dataclass
+class Battery:
+    """A program that is killed at planned points, one run after the other."""
+
+    folder: Path
+    program: Program
+    runs: int = 0
+
+    @classmethod
+    def at(cls, folder: Path, sabotage: str = "") -> Battery:
+        env = {"CRASH_PLAN": str(folder / "plan"), "CRASH_LOG": str(folder / "passed")}
+        program = Program(
+            flows=FLOWS,
+            data=folder / "data",
+            log=folder / "log",
+            env=env,
+            sabotage=SABOTAGE + sabotage,
+        )
+        return cls(folder, program)
+
+    def points(self) -> list[str]:
+        log = self.folder / "passed"
+        found = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return found
+
+    def one_run(self, plan: str | None = None, *, early: bool = False) -> dict[str, Any]:
+        """Run the flow once, killed as planned; returns the finished run."""
+        self.runs += 1
+        folder = self.folder / f"run-{self.runs}"
+        folder.mkdir()
+        if plan is not None:
+            (self.folder / "plan").write_text(plan)
+        body = {"id": self.runs, "folder": str(folder)}
+        run_id = self._accepted(body)
+        told = early and self._tell()
+        recorded: set[str] = set()
+        died = False
+
+        def finished() -> dict[str, Any] | None:
+            nonlocal told, died, recorded
+            if not self.program.alive:
+                assert plan is not None and not died, "died unplanned"
+                died, recorded = True, recorded_steps(self.program.data, run_id)
+                self.program.start()
+                self.program.ready()
+            answer = self._run(run_id)
+            if answer is None:
+                return None
+            if not told and any(
+                step["key"] == "wait_for#1" and step["state"] == "waiting"
+                for step in answer["steps"]
+            ):
+                told = self._tell()
+            return answer if answer["state"] in ("succeeded", "failed") else None
+
+        run = until(finished, 30, f"the end of {run_id}, killed at {plan}")
+        assert died == (plan is not None), f"never came by {plan}"
+        check(folder / "effects", run, recorded)
+        return run
+
+    def _accepted(self, body: dict[str, Any]) -> str:
+        """Send the event until it is accepted; the first answer may die with the process."""
+
+        def accepted() -> str | None:
+            if not self.program.alive:
+                self.program.start()
+                self.program.ready()
+            answer = self._post("/hooks/twelve", body, f"twelve-{self.runs}")
+            return None if answer is None else str(answer["runs"][0])
+
+        return until(accepted, 20, "an accepted event")
+
+    def _tell(self) -> bool:
+        return (
+            self._post(f"/hooks/go/{self.runs}", {"word": "ready"}, f"go-{self.runs}") is not None
+        )
+
+    def _post(self, path: str, body: dict[str, Any], key: str) -> Any:
+        headers = {"content-type": "application/json", "idempotency-key": key}
+        answer = self.program.ask(path, method="POST", body=orjson.dumps(body), headers=headers)
+        return answer.json if answer is not None and answer.status == 202 else None
+
+    def _run(self, run_id: str) -> dict[str, Any] | None:
+        token = (self.program.data / "api-token").read_text().strip()
+        headers = {"authorization": f"Bearer {token}"}
+        answer = self.program.ask(f"/api/runs/{run_id}", headers=headers)
+        found: dict[str, Any] | None = None if answer is None else answer.json
+        return found
+
+
+def check(effects: Path, run: dict[str, Any], recorded: set[str]) -> None:
+    assert run["state"] == "succeeded", run["error"]
+    assert run["result"] == RESULT
+    assert run["attempts"] == 1, "neither a wait nor a death of the process spends an attempt"
+    keys: dict[str, list[str]] = defaultdict(list)
+    for line in effects.read_text().splitlines():
+        label, _, key = line.partition("|")
+        keys[label].append(key)
+    assert set(keys) == set(STEPS.values())
+    for step, label in STEPS.items():
+        times = 1 if step in recorded else 2
+        assert len(keys[label]) <= times, f"{label} ran {len(keys[label])} times"
+        assert len(set(keys[label])) == 1, f"{label} had several idempotency keys"
+    assert len({key for found in keys.values() for key in found}) == len(STEPS)
+
+
+def recorded_steps(data: Path, run_id: str) -> set[str]:
+    """Return the steps of a run and its child that were recorded when the process died."""
+    with copied(data) as journal:
+        rows = journal.execute(
+            "WITH mine AS (SELECT seq FROM runs WHERE id = ?1 UNION SELECT child.seq"
+            " FROM runs AS parent JOIN steps AS s ON s.run_seq = parent.seq"
+            " JOIN runs AS child ON child.id = s.origin WHERE parent.id = ?1)"
+            " SELECT key FROM steps WHERE run_seq IN mine AND state = 'succeeded'",
+            (run_id,),
+        )
+        return {row[0] for row in rows}
+
+
+def plans_of(points: Sequence[str]) -> list[str]:
+    """Return a plan for every point of an undisturbed run: the n-th passing of each."""
+    seen: Counter[str] = Counter()
+    plans = []
+    for point in points:
+        seen[point] += 1
+        plans.append(f"{point}|{seen[point]}")
+    return plans
+
+
+def test_killed_at_any_point_the_result_is_the_undisturbed_one(
+    tmp_path: Path, full: bool, seed: int, say: Say
+) -> None:
+    battery = Battery.at(tmp_path)
+    with battery.program.start():
+        battery.program.ready()
+        battery.one_run()
+        plans = plans_of(battery.points())
+        inside = [plan for plan in plans if plan.startswith("inside")]
+        assert len(inside) == len(STEPS)
+        assert sum("succeeded|" in plan and "#" in plan for plan in plans) == 12
+        chosen = plans
+        if not full:
+            chosen = random.Random(seed).sample(plans, 5)
+            chosen += ["twelve wait_for#1 waiting|1", "twelve pack#1 waiting|1"]
+        for number, plan in enumerate(chosen):
+            battery.one_run(plan, early=number % 2 == 1)
+        battery.program.stop()
+        battery.program.check_journal()
+    say(f"{len(chosen)} of {len(plans)} points, each killed at once")
+
+
+def test_the_battery_notices_a_journal_that_forgets_steps(tmp_path: Path) -> None:
+    battery = Battery.at(tmp_path, FORGET_STEPS)
+    with battery.program.start():
+        battery.program.ready()
+        with pytest.raises(AssertionError, match=r"ran \d+ times"):
+            battery.one_run("inside check|1")
