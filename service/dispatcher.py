@@ -236,7 +236,7 @@ class Dispatcher:
                 return
             for lane in list(self._awake.values()):
                 await self._refill(lane)
-            chosen = [] if self._stopping else self._choose()  # it may have begun meanwhile
+            chosen = self._choose()
             if chosen:
                 await self._claim(chosen)
                 self._work.set()
@@ -264,7 +264,7 @@ class Dispatcher:
         A lane that is empty, paused or at its own limit sleeps until something wakes it.
         """
         chosen: list[Queued] = []
-        lanes = list(self._awake.values())
+        lanes = [] if self._stopping else list(self._awake.values())
         while lanes and self._admission.free > 0:
             lanes = [lane for lane in lanes if self._choose_from(lane, chosen)]
         return chosen

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from turnout.service.errors import TriggerError
-from turnout.triggers.endings import Subject, delete_file, move_file
+from turnout.triggers.files.endings import Subject, delete_file, move_file
 
 TAG = "0a1b2c3d"
 

@@ -22,10 +22,9 @@ from turnout.service.errors import SetupError
 from turnout.service.event import Event
 from turnout.service.trigger import EndsEvents, ReadTrigger
 from turnout.triggers import files as files_module
-from turnout.triggers import settling
-from turnout.triggers.files import FilesTrigger, delete, files, move
-from turnout.triggers.hearing import UNWATCHED, HintsLost
-from turnout.triggers.ledger import DEVICE, GENERATION
+from turnout.triggers.files import FilesTrigger, delete, files, move, settling
+from turnout.triggers.files.hearing import UNWATCHED, HintsLost
+from turnout.triggers.files.ledger import DEVICE, GENERATION
 
 from .trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
 

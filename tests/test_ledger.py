@@ -7,8 +7,8 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.triggers.ledger import GENERATION, Ledger, partition_of, path_of
-from turnout.triggers.scan import Version
+from turnout.triggers.files.ledger import GENERATION, Ledger, partition_of, path_of
+from turnout.triggers.files.scan import Version
 
 from .trigger_contract import RecordingEmitter
 

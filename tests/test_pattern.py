@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.service.errors import SetupError
-from turnout.triggers.pattern import Pattern
+from turnout.triggers.files.pattern import Pattern
 
 
 @pytest.mark.parametrize(

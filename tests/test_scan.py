@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from turnout.triggers.pattern import Pattern
-from turnout.triggers.scan import Inspection, Other, Tour, Version, inspect, look, walk
+from turnout.triggers.files.pattern import Pattern
+from turnout.triggers.files.scan import Inspection, Other, Tour, Version, inspect, look, walk
 
 
 def paths(root: Path, pattern: str = "**/*", **limits: int) -> tuple[list[str], Tour]:

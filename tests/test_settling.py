@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from turnout.triggers.scan import Version
-from turnout.triggers.settling import CONFIRM_SECONDS, READ_RETRY_SECONDS, Settling
+from turnout.triggers.files.scan import Version
+from turnout.triggers.files.settling import CONFIRM_SECONDS, READ_RETRY_SECONDS, Settling
 
 WALL = 1_000_000_000_000
 

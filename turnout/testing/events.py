@@ -18,10 +18,10 @@ from turnout.service.event import Event, mint_id
 from turnout.service.project import AnyFlow
 from turnout.service.trigger import Inbound
 from turnout.triggers.events import EventTrigger
-from turnout.triggers.file_event import Sighting
-from turnout.triggers.file_event import file_event as event_of_file
 from turnout.triggers.files import FilesTrigger
-from turnout.triggers.scan import Version
+from turnout.triggers.files.scan import Version
+from turnout.triggers.files.sighting import Sighting
+from turnout.triggers.files.sighting import file_event as event_of_file
 from turnout.triggers.timers import Timer
 from turnout.triggers.webhook import WebhookTrigger
 

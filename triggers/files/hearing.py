@@ -17,7 +17,7 @@ from anyio import CapacityLimiter, to_thread
 from turnout.service.logs import get_logger
 from turnout.service.trigger import Emitter
 
-from .file_event import displayed
+from .sighting import displayed
 
 UNWATCHED = "unwatched folders"
 """The lag partition that counts folders without notifications."""

@@ -13,8 +13,8 @@ from turnout.service.errors import JournalFull, Overloaded
 from turnout.service.event import Event
 from turnout.service.trigger import Emitter
 
-from .file_event import Sighting, file_event
 from .ledger import DEVICE, Ledger, Positions
+from .sighting import Sighting, file_event
 
 BATCH = 500
 """Files in one transaction."""

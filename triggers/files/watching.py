@@ -16,18 +16,19 @@ import time
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
+from inspect import GEN_RUNNING, getgeneratorstate
 
 from turnout.service.errors import TriggerError
 from turnout.service.logs import get_logger
 from turnout.service.trigger import Emitter
 
-from .file_event import Sighting, displayed
 from .hearing import Disk, Hearing, HintsLost, OpenNotifier, Sign
 from .ledger import Ledger
 from .pattern import Pattern
 from .recording import BATCH, Recorder
 from .scan import Inspection, Other, Tour, Version, check_root, device_of, inspect, look, walk
 from .settling import Settling
+from .sighting import Sighting, displayed
 
 WAITING = "waiting files"
 """The lag partition that counts files found and not yet emitted."""
@@ -302,7 +303,7 @@ class Watching:
                 self._report_lag()
                 await self._settle()
         finally:
-            if not walker.gi_running:  # a cancelled slice still runs, and ends by itself
+            if getgeneratorstate(walker) != GEN_RUNNING:  # a cancelled slice runs on, and ends
                 walker.close()
 
     def _walker(self, below: str, tour: Tour) -> Walk:
@@ -316,9 +317,8 @@ class Watching:
         part: list[tuple[str, Version]] = []
         until = time.monotonic() + _SLICE_SECONDS
         for path, version in walker:
-            seen.add(
-                path
-            )  # all of them: a file may be emitted, and have a row, before the walk ends
+            # All of them: a file may be emitted, and have a row, before the walk ends.
+            seen.add(path)
             if not self._ledger.knows(path, version):
                 part.append((path, version))
             if len(part) >= _SLICE_FILES or time.monotonic() > until:
