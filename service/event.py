@@ -26,6 +26,10 @@ MAX_HOPS = 16
 """Events an event may cause in a chain before turnout calls it a cycle."""
 
 
+OWN_EXTENSIONS = frozenset({"fileurl", "fileerror", "recorderror", "kafkarecord"})
+"""Extension attributes only turnout sets: a sender who could would name files of this machine."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """Something happened, in the words of CloudEvents 1.0.

@@ -11,7 +11,7 @@ import pytest
 
 from turnout.service.api.cloudevents import encoding_of, is_cloudevent, parse
 from turnout.service.errors import InvalidData
-from turnout.service.event import Event
+from turnout.service.event import OWN_EXTENSIONS, Event
 
 NOW = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
 STRUCTURED = {"content-type": [b"application/cloudevents+json; charset=utf-8"]}
@@ -155,3 +155,16 @@ def test_what_counts_as_a_cloudevent() -> None:
 )
 def test_encoding_follows_the_media_type(content_type: str | None, encoding: str) -> None:
     assert encoding_of(content_type) == encoding
+
+
+@pytest.mark.parametrize("name", sorted(OWN_EXTENSIONS))
+def test_a_sender_cannot_set_what_only_turnout_sets(name: str) -> None:
+    headers = {
+        "ce-specversion": [b"1.0"],
+        "ce-id": [b"1"],
+        "ce-source": [b"/a"],
+        "ce-type": [b"t"],
+        f"ce-{name}": [b"file:///etc/passwd"],
+    }
+    with pytest.raises(InvalidData, match="turnout's own"):
+        parse(headers, b"", now=datetime.now(UTC))

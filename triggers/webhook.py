@@ -209,8 +209,6 @@ class WebhookTrigger:
                 f"as {cloudevents.STRUCTURED} or with ce- headers"
             )
         event = cloudevents.parse(inbound.headers, inbound.body, now=inbound.received_at)
-        if "fileurl" in event.extensions:  # it would let a sender name files of this machine
-            raise InvalidData("the attribute fileurl is turnout's own", field="fileurl")
         encoding = event.encoding
         if self.data is not None:
             encoding = encoding_for(event.datacontenttype, self.data)

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from turnout.service.errors import InvalidData
-from turnout.service.event import Event
+from turnout.service.event import OWN_EXTENSIONS, Event
 from turnout.service.payload import Encoding, decode_json
 
 STRUCTURED = "application/cloudevents+json"
@@ -213,6 +213,8 @@ def _check(attributes: dict[str, str]) -> None:
         raise InvalidData("only CloudEvents specversion 1.0 is read here", field="specversion")
     if len(attributes) > len(_KNOWN) + MAX_EXTENSIONS:
         raise InvalidData(f"more than {MAX_EXTENSIONS} extension attributes")
+    for name in OWN_EXTENSIONS & attributes.keys():
+        raise InvalidData(f"the attribute {name} is turnout's own", field=name)
     for name, text in attributes.items():
         if not _NAME.fullmatch(name):
             raise InvalidData(
