@@ -18,6 +18,7 @@ from turnout.service.api.rest import create_rest
 from turnout.service.emitter import TriggerEmitter
 from turnout.service.event import Event, mint_id
 from turnout.service.flow import Flow
+from turnout.service.governance.links import Links
 from turnout.service.journal.contract import Claim, Decision, Entry, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
@@ -46,6 +47,7 @@ class Desk:
     project: Project = PROJECT
     emitters: Mapping[str, TriggerEmitter] = field(default_factory=dict)
     now: Any = utc_now
+    links: Links = field(default_factory=lambda: Links(b"k" * 32, "http://desk"))
     http: httpx.AsyncClient = field(init=False)
 
     async def append(
