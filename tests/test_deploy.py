@@ -76,13 +76,13 @@ def context_paths() -> list[str]:
 
 @pytest.mark.timeout(120)
 def test_wheel_holds_every_file_of_the_package_and_no_links(wheel: Path) -> None:
-    folders = ("service", "triggers", "handlers")
-    face = {f"turnout/{path.name}" for path in (CHECKOUT / "turnout").iterdir() if path.is_file()}
-    expected = face | {
-        f"turnout/{path.relative_to(CHECKOUT)}"
-        for folder in folders
+    places = {
+        f"turnout/{path.relative_to(CHECKOUT)}": path
+        for folder in ("service", "triggers", "handlers")
         for path in (CHECKOUT / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+    } | {str(path.relative_to(CHECKOUT)): path for path in (CHECKOUT / "turnout").rglob("*")}
+    expected = {
+        name for name, path in places.items() if path.is_file() and "__pycache__" not in path.parts
     }
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
