@@ -262,12 +262,9 @@ def _taken(call: Call) -> set[tuple[str, str, str]]:
     return context.consumed
 
 
-def _none() -> None: ...
-
-
 def _event() -> Event:
     raise NotImplementedError
 
 
-_SLEEP: Task[None] = Task(function=_none, name="sleep", retry=RetryPolicy())
+_SLEEP: Task[None] = Task(function=lambda: None, name="sleep", retry=RetryPolicy())
 _WAIT_FOR: Task[Event] = Task(function=_event, name="wait_for", retry=RetryPolicy())

@@ -236,7 +236,7 @@ class Batch:
             suspect=is_suspect(crashes),
             recorded={row[0]: step_from(row) for row in steps.get(seq, ())},
             code_version=code_version,
-            waited=any(row[2] == "waiting" for row in steps.get(seq, ())),
+            waited=any(row[2] == "waiting" and row[1] != "sleep" for row in steps.get(seq, ())),
         )
 
     def _body(self, event_seq: int) -> bytes:
