@@ -26,7 +26,7 @@ from .governance.links import Links, load_or_make_key
 from .journal.sqlite import SqliteJournal, open_journal
 from .loader import load
 from .logs import get_logger
-from .maintenance import Maintenance, watch_loop
+from .maintenance import Maintenance, watch_disk, watch_loop
 from .metrics import Metrics
 from .process import ApiTrigger, Process
 from .run import Run
@@ -82,6 +82,7 @@ async def _live(
     background = [
         tasks.create_task(watch_loop(settings)),
         tasks.create_task(_end_when_broken(journal)),
+        tasks.create_task(watch_disk(journal)),
     ]
     await process.start()
     ingest = Ingest(

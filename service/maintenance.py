@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 
 from .effects import Effects
@@ -21,6 +22,7 @@ from .settings import Settings
 log = get_logger("turnout.maintenance")
 
 INTERVAL_SECONDS = 30.0
+PROBE_SECONDS = 1.0
 BATCH_ROWS = 500
 BATCHES_A_ROUND = 200
 
@@ -90,6 +92,18 @@ class Maintenance:
 
     async def _size(self) -> int:
         return await asyncio.to_thread(self._journal.size_bytes)
+
+
+async def watch_disk(journal: Journal) -> None:
+    """Notice within a second or two that a full disk has room again, also when nobody writes.
+
+    Without this a service taken out of rotation for `/readyz` 503 would never be asked again.
+    """
+    while True:
+        await asyncio.sleep(PROBE_SECONDS)
+        if journal.writable is not None:
+            with suppress(JournalFull):
+                await journal.probe()
 
 
 async def watch_loop(settings: Settings) -> None:

@@ -26,7 +26,7 @@ from .load import SECRET, Generator, Ledger
 from .machine import need_root, run_tool
 
 FLOWS = Path(__file__).parent / "flows" / "three_steps.py"
-IMAGE_MIB = 256
+IMAGE_MIB = 1024
 
 pytestmark = pytest.mark.timeout(120)
 
