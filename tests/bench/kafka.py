@@ -82,7 +82,7 @@ def _table(found: Mapping[str, Mapping[str, list[float]]], count: int) -> Table:
     table = Table(
         "k",
         f"Kafka: {count:,} records of 300 bytes, {PARTITIONS} partitions",
-        ("what", "durable?", "records/s", "× bare"),  # noqa: RUF001  the sign is meant
+        ("what", "durable?", "records/s", "× bare"),
     )
     bare = found["bare"]["rate"]
     rows = (
