@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from turnout.service import pools, steps
+from turnout.service.caching import CachePolicy
 from turnout.service.context import here
 from turnout.service.errors import MisplacedTask, SetupError
 from turnout.service.flow import Pool
@@ -128,6 +129,7 @@ def task(
     timeout: str | timedelta | None = ...,
     pool: Literal["thread"] = ...,
     fallback: object = ...,
+    cache: CachePolicy | None = ...,
 ) -> TaskDecorator: ...
 @overload
 def task(
@@ -137,6 +139,7 @@ def task(
     timeout: str | timedelta | None = ...,
     pool: Literal["process"],
     fallback: object = ...,
+    cache: CachePolicy | None = ...,
 ) -> ProcessTaskDecorator: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -147,20 +150,23 @@ def task(
     timeout: str | timedelta | None = None,
     pool: Pool = "thread",
     fallback: object = NO_FALLBACK,
+    cache: CachePolicy | None = None,
 ) -> Any:
     """Make calls of a function recorded steps: `@task`, or `@task(retry=retry(3), timeout="30s")`.
 
     A step's retries wait inside the run's attempt; `retry=3` is `retry=retry(3)`. With
     `pool="process"` each call runs in a worker process, for CPU-bound work on plain data. When the
     retries are exhausted `fallback`, a value or a function of the error, gives the step's result
-    instead, and `turnout show` says so; a `Fail` has no fallback.
+    instead, and `turnout show` says so; a `Fail` has no fallback. `cache=by_input(ttl="1h")` uses
+    the result of an earlier call with equal input, in this run or another.
     Raises `SetupError` for what cannot be a task.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         return _make(
-            function, name=name, retry=retry, timeout=timeout, pool=pool, fallback=fallback
-        )
+            function, name=name, retry=retry, timeout=timeout, pool=pool, fallback=fallback,
+            cache=cache,
+        )  # fmt: skip
 
     return decorate if function is None else decorate(function)
 
@@ -173,6 +179,7 @@ def _make(
     timeout: str | timedelta | None,
     pool: Pool,
     fallback: object,
+    cache: CachePolicy | None,
 ) -> Task[Any]:
     refuse_unusable(function, "task", pool)
     kind = AsyncTask if inspect.iscoroutinefunction(function) else SyncTask
@@ -183,6 +190,7 @@ def _make(
         timeout_seconds=None if timeout is None else parse_duration(timeout).total_seconds(),
         pool=pool,
         fallback=fallback,
+        cache=cache,
         file=function.__code__.co_filename,
         line=function.__code__.co_firstlineno,
     )

@@ -67,6 +67,7 @@ class Maintenance:
         now, settings = self._now(), self._settings
         pruned = 0
         for _ in range(BATCHES_A_ROUND):
+            pruned += await self._journal.clear_cache(over_by=now, limit=BATCH_ROWS)
             rows = await self._journal.prune(
                 finished_before=now - settings.keep_finished,
                 failed_before=now - settings.keep_failed,

@@ -197,6 +197,10 @@ class Operator:
         if self._dispatcher is not None:
             self._dispatcher.look_again(flow)
 
+    async def clear_cache(self, task: str | None = None) -> int:
+        """Forget the kept results of a task, or of all with `cache=`; returns how many."""
+        return await self._journal.clear_cache(task=task)
+
     async def pause(self, name: str) -> str:
         """Pause a flow or a trigger until `resume`; returns `flow:NAME` or `trigger:NAME`.
 

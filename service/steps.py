@@ -15,11 +15,13 @@ import asyncio
 import time
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from . import codec, failures, pools
+from . import caching, codec, failures, pools
+from .caching import CachePolicy
 from .context import (
     Branches,
     RunContext,
@@ -31,10 +33,10 @@ from .context import (
     refuse_changed_code,
     visit,
 )
-from .errors import ClaimLost, JournalError, JournalFull, Overloaded
+from .errors import ClaimLost, CodeChanged, JournalError, JournalFull, Overloaded
 from .failures import FINAL, describe
 from .flow import Pool
-from .journal.contract import StepRecord
+from .journal.contract import Cached, StepRecord
 from .retry import RetryPolicy, delay_after
 
 R = TypeVar("R", covariant=True)
@@ -58,6 +60,7 @@ class Task(Generic[R]):
     timeout_seconds: float | None = None
     pool: Pool = "thread"
     fallback: Any = NO_FALLBACK
+    cache: CachePolicy | None = None
     file: str = ""
     line: int = 0
 
@@ -77,8 +80,8 @@ class Task(Generic[R]):
 class Call:
     """One call of a task at its place in a run: what is recorded of it and what comes next."""
 
-    __slots__ = ("_clock", "_started_at", "args", "context", "key", "kwargs", "scope", "services",
-                 "task", "tries")  # fmt: skip
+    __slots__ = ("_clock", "_started_at", "args", "context", "done", "key", "kwargs", "scope",
+                 "services", "task", "tries")  # fmt: skip
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class Call:
         self.args = args
         self.kwargs = kwargs
         self.tries = 0
+        self.done: StepRecord | None = None
         visit(self.context, key)
 
     @property
@@ -155,6 +159,28 @@ class Call:
             result=result,
             error=None if instead_of is None else describe(instead_of),
         )
+
+    async def take(self, hit: Cached) -> Any:
+        """Record a kept result as this step's own, with the run it comes from; return it."""
+        value = codec.decode(hit.encoding, hit.result or b"", self.task.returns, name=self.name)
+        now = self.services.now()
+        await self.keep(
+            StepRecord(
+                key=self.key,
+                task=self.task.name,
+                state="succeeded",
+                tries=max(self.tries, 1),
+                started_at=now,
+                finished_at=now,
+                encoding=hit.encoding,
+                result=hit.result,
+                origin=hit.run_id,
+                spilled=hit.spilled,
+            )
+        )
+        flow = self.context.claim.flow
+        self.services.metrics.steps.labels(flow, self.task.name, "cached").inc()
+        return value
 
     def failed(self, error: Exception, *, again: bool) -> StepRecord:
         """Return the record of a try that failed: another try follows, or the step has ended.
@@ -233,6 +259,37 @@ async def run(call: Call) -> Any:
     known = call.recorded()
     if known is not None:
         return call.recall(known)
+    return await (_perform(call) if call.task.cache is None else _use_cache(call, call.task.cache))
+
+
+async def _use_cache(call: Call, policy: CachePolicy) -> Any:
+    """Take the result another call with equal input left, or do the work and leave it."""
+    journal, task, now = call.services.journal, call.task, call.services.now
+    key = caching.key_of(task.function, task.name, call.args, call.kwargs)
+    async with caching.alone(journal, key):
+        hit = await journal.cached(key, now=now())
+        if hit is not None:
+            with suppress(CodeChanged):  # it no longer fits the code: a miss
+                return await call.take(hit)
+        value = await _perform(call)
+        if call.done is not None:
+            cached = Cached(
+                key=key,
+                task=task.name,
+                run_id=call.context.claim.run_id,
+                encoding=call.done.encoding,
+                result=call.done.result,
+                spilled=call.done.spilled,
+                stored_at=now(),
+                expires_at=now() + policy.ttl,
+            )
+            with suppress(JournalFull):  # it is computed again some day, no more
+                await journal.cache(cached)
+        return value
+
+
+async def _perform(call: Call) -> Any:
+    """Do the work of a step under its task's policy, and record what it came to."""
     task = call.task
     while True:
         call.begin()
@@ -252,6 +309,7 @@ async def run(call: Call) -> Any:
             failure, delay = error, call.delay(error)
         else:
             await call.keep(record)
+            call.done = record
             return value
         if delay is None:
             return await _end(call, failure)
@@ -264,6 +322,8 @@ def run_in_thread(call: Call) -> Any:
     known = call.recorded()
     if known is not None:
         return call.recall(known)
+    if call.task.cache is not None:
+        return pools.on_loop(_use_cache(call, call.task.cache))
     while True:
         call.begin()
         try:

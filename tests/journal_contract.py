@@ -20,6 +20,7 @@ from turnout.service.errors import ClaimLost, NotFound, Overloaded, Refused
 from turnout.service.event import Event, mint_id
 from turnout.service.journal.contract import (
     Appended,
+    Cached,
     Claim,
     Decision,
     Entry,
@@ -647,6 +648,28 @@ class JournalContract:
             assert await journal.run("aaaaaaaa") is None
             assert await journal.run("bbbbbbb") is None
             assert await journal.run("cccccccc") is None
+
+    # ---------------------------------------------------------------- cache
+
+    async def test_a_kept_result_lasts_its_time_and_over_a_restart(self, tmp_path: Path) -> None:
+        def kept(key: bytes, task: str, hours: int) -> Cached:
+            return Cached(
+                key=key, task=task, run_id="r", encoding="json", result=b"1", stored_at=NOW,
+                expires_at=NOW + timedelta(hours=hours),
+            )  # fmt: skip
+
+        async with self.open(tmp_path) as journal:
+            for one in (kept(b"a", "fetch", 1), kept(b"b", "fetch", 3), kept(b"c", "look", 3)):
+                await journal.cache(one)
+            await journal.cache(kept(b"a", "fetch", 2))
+        async with self.open(tmp_path) as journal:
+            assert await journal.cached(b"a", now=NOW) == kept(b"a", "fetch", 2)
+            assert await journal.cached(b"a", now=NOW + timedelta(hours=2)) is None
+            assert await journal.clear_cache(over_by=NOW + timedelta(hours=2)) == 1
+            assert await journal.clear_cache(task="look") == 1
+            assert await journal.cached(b"c", now=NOW) is None
+            assert await journal.cached(b"b", now=NOW) is not None
+            assert await journal.clear_cache() == 1
 
     # ---------------------------------------------------------------- retention
 

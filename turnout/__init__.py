@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from turnout.handlers.notify import notify as notify
     from turnout.handlers.task import task as task
     from turnout.service.approval import approval as approval
+    from turnout.service.caching import by_input as by_input
     from turnout.service.calling import emit as emit
     from turnout.service.context import current as current
     from turnout.service.event import Event as Event
@@ -48,6 +49,7 @@ _ROOMS = {
     "kafka": "_kafka",
     "approval": "service.approval",
     "emit": "service.calling",
+    "by_input": "service.caching",
     "current": "service.context",
     "Event": "service.event",
     "limit": "service.flow",

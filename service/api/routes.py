@@ -401,6 +401,12 @@ async def resume(service: ServiceOf, name: str) -> Response:
     return _json({"name": await service.operator.resume(name)})
 
 
+@router.delete("/cache", tags=["flows and triggers"])
+async def clear_cache(service: ServiceOf, task: str | None = None) -> Response:
+    """Forget the kept results of a task with `cache=`, or of all of them."""
+    return _json({"cleared": await service.operator.clear_cache(task)})
+
+
 def refusal(
     status: int, detail: str, headers: Mapping[str, str] | None = None, **members: Any
 ) -> Response:

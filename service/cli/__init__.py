@@ -77,7 +77,7 @@ for _command in (
     serving.serve, serving.check, serving.run, serving.doctor,
     reading.runs, reading.show, reading.why, reading.events, reading.flows, reading.triggers,
     acting.retry, acting.cancel, approving.approve, acting.replay, acting.dead,
-    acting.pause, acting.resume, acting.fire, acting.emit, seeking.trigger,
+    acting.cache, acting.pause, acting.resume, acting.fire, acting.emit, seeking.trigger,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -277,6 +277,36 @@ def resume(settings: Settings, name: str, as_json: bool) -> None:
     _switch(settings, name, pausing=False, as_json=as_json)
 
 
+@click.group()
+def cache() -> None:
+    """Forget results that tasks with `cache=` keep."""
+
+
+@cache.command("clear")
+@click.argument("task", required=False)
+@with_json
+@with_settings
+def cache_clear(settings: Settings, task: str | None, as_json: bool) -> None:
+    """Forget the kept results of a task, or of all.
+
+    \b
+    turnout cache clear fetch
+    turnout cache clear
+    """
+
+    async def act() -> int:
+        from .hands import open_hands
+
+        async with open_hands(settings) as hands:
+            return await hands.clear_cache(task)
+
+    count = run_async(act())
+    if as_json:
+        print_json({"cleared": count})
+    else:
+        say(f"{count} kept results forgotten")
+
+
 def _switch(settings: Settings, name: str, *, pausing: bool, as_json: bool) -> None:
     async def act() -> str:
         from .hands import open_hands

@@ -49,6 +49,9 @@ class Hands(Protocol):
     async def resume(self, name: str) -> str:
         """Undo a pause."""
 
+    async def clear_cache(self, task: str | None) -> int:
+        """Forget kept results of tasks; returns how many."""
+
 
 class ByService:
     """Acts through a live service."""
@@ -91,6 +94,11 @@ class ByService:
         path = f"/api/pauses/{quote(name, safe='')}"
         return str((await self._client.call("DELETE", path))["name"])
 
+    async def clear_cache(self, task: str | None) -> int:
+        """Forget kept results of tasks."""
+        params = {} if task is None else {"task": task}
+        return int((await self._client.call("DELETE", "/api/cache", params=params))["cleared"])
+
     async def _post(self, path: str, params: dict[str, str] | None = None) -> dict[str, Any]:
         answer: dict[str, Any] = await self._client.call("POST", path, params=params)
         return answer
@@ -129,6 +137,10 @@ class ByJournal:
     async def resume(self, name: str) -> str:
         """Undo a pause."""
         return await self._operator.resume(_full_name(name))
+
+    async def clear_cache(self, task: str | None) -> int:
+        """Forget kept results of tasks."""
+        return await self._operator.clear_cache(task)
 
 
 def _full_name(name: str) -> str:

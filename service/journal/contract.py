@@ -108,6 +108,20 @@ class StepRecord:
     spilled: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cached:
+    """A result kept for calls that ask the same; `run_id` is the run that computed it."""
+
+    key: bytes
+    task: str
+    run_id: str
+    encoding: Literal["json", "pickle"]
+    result: bytes | None
+    spilled: str | None = None
+    stored_at: datetime
+    expires_at: datetime
+
+
 # ---------------------------------------------------------------- what is waited for
 
 APPROVAL = "approval:"
@@ -282,6 +296,9 @@ class Reader(Protocol):
     async def shapes(self) -> list[Sequence[str]]:
         """Return the distinct shapes of open waits for events."""
 
+    async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
+        """Return the result kept under a key, while it lasts."""
+
     async def paused(self) -> dict[str, datetime]:
         """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""
 
@@ -374,6 +391,9 @@ class Journal(Reader, Protocol):
     async def rescue(self, *, now: datetime) -> Rescued:
         """At start: requeue runs found running (decision 15), spending no attempt."""
 
+    async def cache(self, cached: Cached) -> None:
+        """Keep a result under its key, in place of an older one."""
+
     # ---- an event's end
 
     async def effects(self, after_seq: int, limit: int) -> list[tuple[int, Event, bool]]:
@@ -413,6 +433,11 @@ class Journal(Reader, Protocol):
 
     async def resume(self, name: str) -> None:
         """Forget a pause."""
+
+    async def clear_cache(
+        self, *, task: str | None = None, over_by: datetime | None = None, limit: int = 1_000_000
+    ) -> int:
+        """Forget kept results: of one task, or those whose time is over; returns how many."""
 
     async def rename_flow(self, was: str, name: str) -> int:
         """Give the unfinished runs of a renamed flow to its new name; returns how many."""

@@ -21,8 +21,9 @@ from turnout.service.errors import JournalError
 from turnout.service.event import Event
 from turnout.service.run import Run
 
+from . import cache
 from .connection import open_for_reading, read_all, translate
-from .contract import Attempt, Filter, Queued, StepRecord, StoredEvent, Wait
+from .contract import Attempt, Cached, Filter, Queued, StepRecord, StoredEvent, Wait
 from .examine import CHECKS
 from .filters import events_where, runs_query
 from .rows import (
@@ -320,6 +321,10 @@ class SqliteReader:
             ).fetchone()
         )
         return None if row is None else (event_from(row[:-1]), bool(row[-1]))
+
+    async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
+        """Return the result kept under a key, while it lasts."""
+        return await self.read(lambda connection: cache.find(connection, key, micros(now)))
 
     async def paused(self) -> dict[str, datetime]:
         """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""

@@ -21,10 +21,10 @@ from turnout.service.event import Event
 from turnout.service.metrics import Metrics
 from turnout.service.run import Outcome, Run
 
-from . import operations, upkeep
+from . import cache, operations, upkeep
 from .batch import Batch
 from .connection import open_for_writing
-from .contract import Appended, Claim, Decision, Entry, NewRun, Opening, Rescued, StepRecord
+from .contract import Appended, Cached, Claim, Decision, Entry, NewRun, Opening, Rescued, StepRecord
 from .intake import Intake
 from .jobs import AppendJob, CallJob, ClaimJob, OutcomeJob, StepJob
 from .lock import FolderLock
@@ -239,6 +239,20 @@ class SqliteJournal(SqliteReader):
     async def resume(self, name: str) -> None:
         """Forget a pause."""
         await self._execute("DELETE FROM paused WHERE name = ?", (name,))
+
+    async def cache(self, cached: Cached) -> None:
+        """Keep a result under its key, in place of an older one."""
+        await self._call(lambda connection, tally: cache.store(connection, cached))
+
+    async def clear_cache(
+        self, *, task: str | None = None, over_by: datetime | None = None, limit: int = 1_000_000
+    ) -> int:
+        """Forget kept results: of one task, or those whose time is over; returns how many."""
+        over = None if over_by is None else micros(over_by)
+        count: int = await self._call(
+            lambda connection, tally: cache.clear(connection, task, over, limit)
+        )
+        return count
 
     async def rename_flow(self, was: str, name: str) -> int:
         """Give the unfinished runs of a renamed flow to its new name; returns how many."""

@@ -1,0 +1,150 @@
+"""`cache=by_input(ttl="1h")`: the result of a task, kept for whoever asks the same again.
+
+The same is: the same task, in the same version of its code, with equal input. How arguments are
+written (by place or by name, the order of a dict) does not matter; their types do. Two runs that
+ask at once compute once (`alone`). Failures and fallbacks are not kept.
+
+A secret among the arguments goes in as a digest under a key this process made up, so nothing on
+disk helps to guess it, and after a restart it is asked for anew. Not here: where results are kept
+(the journal) and how long a run's own steps are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import inspect
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from hashlib import blake2b
+from pathlib import PurePath
+from types import CodeType
+from typing import Any
+from uuid import UUID
+
+from .errors import NotKept, SetupError
+from .flow import CODE_VERSION
+from .governance.secrets import Secret
+from .units import parse_duration
+
+_PLAIN = (
+    str, int, float, bool, bytes, type(None), datetime, date, time, timedelta, Decimal, UUID,
+    complex,
+)  # fmt: skip
+_DEEPEST = 100
+_secret_key = os.urandom(32)
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """How long a task's results are kept for equal input."""
+
+    ttl: timedelta
+
+
+def by_input(*, ttl: str | timedelta) -> CachePolicy:
+    """Keep a task's results for `ttl`, and use them instead of calling it with equal input."""
+    kept = parse_duration(ttl)
+    if not kept:
+        raise SetupError("by_input(ttl=…) keeps results for a time, such as '1h'")
+    return CachePolicy(kept)
+
+
+def key_of(
+    function: Callable[..., Any], task: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bytes:
+    """Return the key of a call; raises `NotKept` naming an argument that cannot be compared."""
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    parts = [f"{function.__module__}.{function.__qualname__}".encode(), task.encode()]
+    parts.append(_version(function))
+    for name, value in sorted(bound.arguments.items()):
+        try:
+            parts += [name.encode(), _digest(value, 0)]
+        except (TypeError, ValueError) as error:
+            raise NotKept(
+                f"task {task!r} has cache=by_input(…) and its argument {name!r} cannot be part of "
+                f"a key: {error}; pass plain data, a dataclass or a model, or cache a task that "
+                f"takes an id"
+            ) from None
+    return _join(parts)
+
+
+def _version(function: Callable[..., Any]) -> bytes:
+    """Return the version of a flow file as loaded; outside a project, of the function alone."""
+    version: str = getattr(sys.modules.get(function.__module__), CODE_VERSION, "")
+    return version.encode() if version else _code(function.__code__)
+
+
+def _code(code: CodeType) -> bytes:
+    constants = [
+        _code(each) if isinstance(each, CodeType) else repr(each).encode()
+        for each in code.co_consts
+    ]
+    return _join([code.co_code, " ".join(code.co_names).encode(), *constants])
+
+
+def _join(parts: Iterable[bytes]) -> bytes:
+    digest = blake2b(digest_size=20)
+    for part in parts:
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+    return digest.digest()
+
+
+def _digest(value: Any, depth: int) -> bytes:
+    """Return what tells a value from every unequal one, and from an equal one of another type."""
+    kind = type(value)
+    tag = f"{kind.__module__}.{kind.__qualname__}".encode()
+    if depth > _DEEPEST:
+        raise ValueError("it is nested too deeply, or holds itself")
+    if kind in _PLAIN or isinstance(value, PurePath):
+        return _join((tag, repr(value).encode("utf-8", "surrogatepass")))
+    if isinstance(value, enum.Enum):
+        return _join((tag, value.name.encode()))
+    if isinstance(value, Secret):
+        hidden = blake2b(value.reveal().encode(), key=_secret_key, digest_size=20).digest()
+        return _join((tag, value.name.encode(), hidden))
+    below = depth + 1
+    if isinstance(value, dict):
+        return _pairs(tag, value.items(), below)
+    if kind in (list, tuple):
+        return _join((tag, *(_digest(each, below) for each in value)))
+    if kind in (set, frozenset):
+        return _join((tag, *sorted(_digest(each, below) for each in value)))
+    if is_dataclass(value):
+        return _pairs(
+            tag, ((each.name, getattr(value, each.name)) for each in fields(value)), below
+        )
+    if hasattr(kind, "model_fields"):  # a pydantic model
+        return _pairs(tag, value.__dict__.items(), below)
+    raise TypeError(f"there is no telling when two {kind.__qualname__} are the same")
+
+
+def _pairs(tag: bytes, items: Iterable[tuple[Any, Any]], depth: int) -> bytes:
+    return _join((tag, *sorted(_digest(key, depth) + _digest(item, depth) for key, item in items)))
+
+
+# ---------------------------------------------------------------- one at a time
+
+_flights: dict[tuple[int, bytes], tuple[asyncio.Lock, list[None]]] = {}
+
+
+@asynccontextmanager
+async def alone(owner: object, key: bytes) -> AsyncIterator[None]:
+    """Let one caller at a time do the work of a key of `owner`; the others wait for it."""
+    place = (id(owner), key)
+    lock, waiting = _flights.setdefault(place, (asyncio.Lock(), []))
+    waiting.append(None)
+    try:
+        async with lock:
+            yield
+    finally:
+        waiting.pop()
+        if not waiting:
+            del _flights[place]
