@@ -225,18 +225,28 @@ async def test_no_handler_ever_sees_half_a_file(tmp_path: Path, full: bool) -> N
     assert seen == {f"{number}.csv": {digest} for number, digest in final.items()}
 
 
+def write_and_rename(path: Path) -> None:
+    """Put a whole file in place as a careful writer does, a moment after its last write.
+
+    A rename within the kernel's clock tick of the write cannot be told from writing in place.
+    """
+    part = path.with_name(f"{path.name}.part")
+    part.write_text("whole")
+    written_ns = part.stat().st_mtime_ns - 50_000_000
+    os.utime(part, ns=(written_ns, written_ns))
+    part.rename(path)
+
+
 async def test_rename_into_place_is_seen_at_once(tmp_path: Path) -> None:
     emit, loop = RecordingEmitter(), asyncio.get_running_loop()
     async with watch(files(f"{tmp_path}/*.csv", settle="1h"), emit):
-        (tmp_path / "a.csv.part").write_text("whole")
-        (tmp_path / "a.csv.part").rename(tmp_path / "a.csv")
+        write_and_rename(tmp_path / "a.csv")
         began = loop.time()
         await emit.stored(1)
         assert loop.time() - began < 2.0
         # In-place writing is not a rename, whatever else happens to the file.
         (tmp_path / "b.csv").write_text("maybe more")
-        (tmp_path / "c.csv.part").write_text("whole")
-        (tmp_path / "c.csv.part").rename(tmp_path / "c.csv")
+        write_and_rename(tmp_path / "c.csv")
         await emit.stored(2)
     assert names(emit) == ["a.csv", "c.csv"]
 
@@ -248,8 +258,7 @@ async def test_a_renamed_file_somebody_still_writes_to_waits(tmp_path: Path) -> 
             writer.write("half")
             writer.flush()
             (tmp_path / "a.part").rename(tmp_path / "a.csv")
-            (tmp_path / "b.part").write_text("whole")
-            (tmp_path / "b.part").rename(tmp_path / "b.csv")
+            write_and_rename(tmp_path / "b.csv")
             await emit.stored(1)
     assert names(emit) == ["b.csv"]
 
