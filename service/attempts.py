@@ -148,6 +148,8 @@ class Attempts:
         attempt.executing = True
         try:
             return await self._executor.execute(attempt.claim, flow)
+        except ClaimLost:  # from a step's record: an operator was quicker, as `_record` will hear
+            return HANDED_BACK
         except asyncio.CancelledError:
             if not attempt.cancelled:
                 raise

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.running import Running, eventually, running
-from turnout import Fail, Skip, flow, limit, retry
+from turnout import Fail, Skip, flow, limit, retry, task
 from turnout.service.event import Event
 from turnout.service.journal.contract import Filter
 from turnout.service.lane import WINDOW
@@ -235,6 +235,30 @@ async def test_a_cancelled_run_stops_at_its_next_await(tmp_path: Path) -> None:
         assert (await service.finished(third.runs[0])).state is RunState.SUCCEEDED
         for receipt in (first, second):
             assert (await service.run(receipt.runs[0])).state is RunState.CANCELLED
+
+
+async def test_a_run_cancelled_while_it_records_a_step_ends_alone(tmp_path: Path) -> None:
+    begun = asyncio.Event()
+
+    @task
+    async def step(number: int) -> int:
+        begun.set()
+        return number
+
+    @flow
+    async def steps(event: Event) -> None:
+        number = 0
+        while event.data == "many":
+            number = await step(number)
+
+    async with running(tmp_path, [steps]) as service:
+        for _ in range(20):
+            begun.clear()
+            receipt = await service.send("many")
+            await begun.wait()
+            await service.process.journal.cancel(receipt.runs[0], now=service.process.now())
+        last = await service.send("none")
+        assert (await service.finished(last.runs[0])).state is RunState.SUCCEEDED
 
 
 async def test_a_paused_flow_takes_events_and_runs_them_when_resumed(tmp_path: Path) -> None:
