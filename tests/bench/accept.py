@@ -14,8 +14,8 @@ from .report import Table
 from .servers import Fleet, Served
 
 COLUMNS = (
-    "server", "durable before the answer?", "requests/s", "× reference", "CPU µs each",
-    "CPU × reference", "p50 ms", "p99 ms",
+    "server", "durable before the answer?", "requests/s", "x reference", "CPU µs each",
+    "CPU x reference", "p50 ms", "p99 ms",
 )  # fmt: skip
 CONNECTIONS = 64
 
@@ -71,13 +71,13 @@ def _accept(found: Mapping[str, Mapping[str, list[float]]]) -> Table:
         _row(table, found, name, text, durable)
     reference, plain = found["reference-commit"], found["reference-fastapi"]
     table.at_least(
-        "× bare ASGI + group commit", ratio(found["queued"]["rate"], reference["rate"]).median, 0.85
+        "x bare ASGI + group commit", ratio(found["queued"]["rate"], reference["rate"]).median, 0.85
     )
     table.at_least(
-        "× FastAPI that validates and keeps nothing",
+        "x FastAPI that validates and keeps nothing",
         ratio(found["validating"]["rate"], plain["rate"]).median, 3,
     )  # fmt: skip
-    table.notes.append(f"{CONNECTIONS} connections; in memory of the flow: no row (journal only)")
+    table.notes.append(f"{CONNECTIONS} connections")
     return table
 
 
@@ -86,7 +86,7 @@ def _record(found: Mapping[str, Mapping[str, list[float]]], fleet: Fleet, size: 
     _row(table, found, "reference-commit", "bare ASGI + group commit, nothing run", "yes")
     _row(table, found, "free", "turnout: accepted, run, outcome on disk", "yes")
     table.at_least(
-        "× bare ASGI + group commit",
+        "x bare ASGI + group commit",
         ratio(found["free"]["rate"], found["reference-commit"]["rate"]).median, 0.5,
     )  # fmt: skip
     half = Spread.of(found["free"]["rate"]).median / 2

@@ -68,7 +68,7 @@ def number(value: float) -> str:
 def shown(cell: Cell) -> str:
     """Write a cell: a spread as median and extremes."""
     if cell is None:
-        return "–"
+        return "-"
     if isinstance(cell, Spread):
         return f"{number(cell.median)} ({number(cell.low)}..{number(cell.high)})"
     return number(cell) if isinstance(cell, float) else cell
