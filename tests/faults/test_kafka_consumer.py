@@ -203,7 +203,7 @@ async def test_six_members_of_one_journal_lose_and_double_nothing(
                 await asyncio.sleep(0.2 if full else 0.5)
             for other in others:
                 other.cancel()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await done.wait()
         await app.all_finished()
     truth = numbers(await kafka.records(topic))
