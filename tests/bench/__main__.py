@@ -18,6 +18,7 @@ from .results import keep
 QUESTIONS = {
     "a": "accept",
     "b": "accept",
+    "f": "durable",
 }
 
 
