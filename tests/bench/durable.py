@@ -30,12 +30,14 @@ from turnout.handlers.task import task
 from turnout.service.event import Event, mint_id
 from turnout.service.flow import Flow
 from turnout.service.journal.connection import open_for_writing
+from turnout.service.journal.contract import Journal
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.process import ApiTrigger, Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings
 from turnout.service.units import utc_now
+from turnout.service.waiters import Waiters
 
 from .load import BODY
 from .measure import Size, Spread, interleave, ratio
@@ -79,6 +81,7 @@ def run(size: Size) -> list[Table]:
     for steps, made in ((1, one_step), (3, three_steps)):
         for together in (1, 100):
             _compare(table, size, steps, made, together, dbos)
+    table.notes.append("turnout ends when its outcome is committed; DBOS reads the result back")
     return [table]
 
 
@@ -135,6 +138,33 @@ async def _measure(pipeline: Pipeline, count: int, together: int) -> Mapping[str
             return {"rate": count / elapsed, "cpu": cpu / count * 1e6}
 
 
+def _none_died(journal: Journal) -> None:
+    assert not journal.counts()[1], "a run of the bench became a dead letter"
+
+
+class _Ends(Waiters):
+    """Tells of recorded ends without reading the run back, which the bare pipeline does not."""
+
+    def __init__(self, journal: Journal, limit: int) -> None:
+        super().__init__(journal, limit)
+        self._futures: dict[str, asyncio.Future[None]] = {}
+
+    def finished(self, run_id: str) -> None:
+        future = self._future(run_id)
+        if not future.done():
+            future.set_result(None)
+
+    async def end(self, run_id: str) -> None:
+        await self._future(run_id)
+        del self._futures[run_id]
+
+    def _future(self, run_id: str) -> asyncio.Future[None]:
+        future = self._futures.get(run_id)
+        if future is None:
+            future = self._futures[run_id] = asyncio.get_running_loop().create_future()
+        return future
+
+
 async def _turnout(
     made: Flow[..., Any], folder: Path, stack: AsyncExitStack
 ) -> Callable[[], Awaitable[None]]:
@@ -147,9 +177,11 @@ async def _turnout(
     stack.push_async_callback(journal.close)
     tasks = await stack.enter_async_context(asyncio.TaskGroup())
     process = Process(settings, Project.of([made]), journal, metrics, tasks)
+    process.waiters = ends = _Ends(journal, settings.max_waiters)
     stack.push_async_callback(process.resources.stop)
     await process.start()
     stack.push_async_callback(process.stop)
+    stack.callback(_none_died, journal)
     emit = process.emitter(ApiTrigger("bench", "bench"), lambda _event: (made,))
 
     async def once() -> None:
@@ -158,8 +190,7 @@ async def _turnout(
             datacontenttype="application/json", trigger="bench", minted=True,
         )  # fmt: skip
         (receipt,) = await emit([event])
-        ended = await process.waiters.result(receipt.runs[0], 60)
-        assert ended is not None and ended.result is not None, ended
+        await ends.end(receipt.runs[0])
 
     return once
 
