@@ -54,6 +54,7 @@ class Dispatcher:
         self._work = asyncio.Event()
         self._due = asyncio.Event()
         self._known_due: set[int] = set()
+        self._orphans: set[int] = set()
         self._claiming: set[int] = set()
         self._unborn = 0  # runs that will be running once their commit is through
         self._suspects: list[tuple[Lane, Queued]] = []
@@ -74,6 +75,9 @@ class Dispatcher:
             self._wake(lane)
         for name in set(self._lanes) - set(self._flows):
             self._lanes[name].paused = True
+        self._known_due -= self._orphans
+        self._orphans.clear()
+        self._due.set()
 
     def pause(self, flow: str) -> None:
         """Start no more runs of a flow; those running go on."""
@@ -346,7 +350,9 @@ class Dispatcher:
             for row in fresh:
                 lane = self._lanes.get(row.flow)
                 self._known_due.add(row.seq)
-                if lane is not None:
+                if lane is None:
+                    self._orphans.add(row.seq)  # until a reload brings its flow back
+                else:
                     lane.ready.append(row)
                     self._wake(lane)
             if fresh:

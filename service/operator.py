@@ -179,8 +179,14 @@ class Operator:
             flow = project.flows.get(name)
             if flow is not None:
                 run.code_version = flow.code_version
-                run.order_key = flow.order_key(stored.event)
-                run.limit_key = flow.limit_key(stored.event)
+                try:
+                    run.order_key = flow.order_key(stored.event)
+                    run.limit_key = flow.limit_key(stored.event)
+                except Exception as error:
+                    raise Refused(
+                        f"flow {name!r} cannot take the event: {type(error).__name__}: {error} "
+                        f"(in ordered_by= or per=, {flow.file}:{flow.line})"
+                    ) from error
             runs.append(run)
         ids = await self._journal.replay(stored.seq, runs, now=self._now())
         for name in flows:

@@ -94,3 +94,14 @@ async def test_firing_a_trigger_starts_its_flows(tmp_path: Path) -> None:
         receipt = await service.process.operator.fire("test")
         await service.finished(receipt.runs[0])
     assert seen == ["turnout.test.fired"]
+
+
+async def test_a_replay_whose_key_raises_is_refused_by_name(tmp_path: Path) -> None:
+    @flow(ordered_by=lambda event: event.data["missing"])
+    async def keyed(event: Event) -> None: ...
+
+    async with running(tmp_path, [keyed]) as service:
+        receipt = await service.send({})
+        with pytest.raises(Refused, match=r"'keyed'.*KeyError"):
+            await service.process.operator.replay_dead(receipt.runs[0])
+        assert (await service.run(receipt.runs[0])).dead
