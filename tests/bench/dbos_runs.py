@@ -11,7 +11,7 @@ from typing import Any
 from dbos import DBOS  # type: ignore[import-not-found]  # in an environment of its own
 
 STEPS, COUNT, TOGETHER = (int(value) for value in sys.argv[1:4])
-ORDER = {"id": "ord-2041", "customer": "c-77", "amount": 129.95}
+ORDER = json.loads(sys.argv[5])
 DBOS(
     config={
         "name": "bench",
