@@ -82,10 +82,11 @@ def run(size: Size) -> list[Table]:
         for together in (1, 100):
             _compare(table, size, steps, made, together, dbos)
     table.notes += [
-        "a turnout run ends when its outcome is committed; a DBOS run when its handle has the result",
+        "a turnout run ends when its outcome is committed, a DBOS run when"
+        " its handle has the result",
         "turnout runs with `concurrency=128` here, not its default of 64, which 100 would exceed",
-        "without HTTP; in one process with its client; DBOS in a process of its own, with fewer runs"
-        " a round (20 one at a time, 100 at once)",
+        "without HTTP; in one process with its client; DBOS in a process of its own, with fewer"
+        " runs a round (20 one at a time, 100 at once)",
     ]
     return [table]
 
