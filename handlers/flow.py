@@ -7,15 +7,16 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from turnout.service import calling, pools
-from turnout.service.ending import check_hook
+from turnout.service import pools
 from turnout.service.errors import MisplacedTask, SetupError
 from turnout.service.event import Event
 from turnout.service.flow import Flow, Limit, Pool, limit
 from turnout.service.retry import RetryPolicy
+from turnout.service.steps import calling
+from turnout.service.steps.ending import check_hook
+from turnout.service.steps.waiting import refuse_thread
 from turnout.service.trigger import Trigger
 from turnout.service.units import parse_duration
-from turnout.service.waiting import refuse_thread
 
 from .task import refuse_unusable, retry_policy, wear
 

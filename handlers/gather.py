@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal, TypeVar, overload
 
-from turnout.service.context import Branches, Scope, Suspend, here, suspend_with
+from turnout.service.steps.context import Branches, Scope, Suspend, here, suspend_with
 
 T = TypeVar("T")
 T1 = TypeVar("T1")

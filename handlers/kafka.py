@@ -16,12 +16,12 @@ from typing import Any
 
 import orjson
 
-from turnout.service.context import RunContext, current
 from turnout.service.errors import TurnoutError
 from turnout.service.resource import resource
 from turnout.service.retry import retry
 from turnout.service.run import Fail
 from turnout.service.settings import load
+from turnout.service.steps.context import RunContext, current
 
 from .task import task
 

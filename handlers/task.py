@@ -13,13 +13,14 @@ from collections.abc import Callable, Coroutine, Iterable
 from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from turnout.service import pools, steps
-from turnout.service.caching import CachePolicy
-from turnout.service.context import here
+from turnout.service import pools
 from turnout.service.errors import MisplacedTask, SetupError
 from turnout.service.flow import Pool
 from turnout.service.retry import RetryPolicy
-from turnout.service.steps import NO_FALLBACK, Call, Task
+from turnout.service.steps import step
+from turnout.service.steps.caching import CachePolicy
+from turnout.service.steps.context import here
+from turnout.service.steps.step import NO_FALLBACK, Call, Task
 from turnout.service.units import parse_duration
 
 P = ParamSpec("P")
@@ -42,7 +43,7 @@ class AsyncTask(Task[R], Generic[P, R]):
             raise MisplacedTask(
                 f"task {self.name!r} is async and the flow is not; write the flow with `async def`"
             )
-        return steps.run(Call(self, scope, scope.take(self.name), args, kwargs))
+        return step.run(Call(self, scope, scope.take(self.name), args, kwargs))
 
     def map(
         self: AsyncTask[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8
@@ -51,8 +52,8 @@ class AsyncTask(Task[R], Generic[P, R]):
 
         The first error ends the others and is raised. At most 10,000 items.
         """
-        branches, listed = steps.place_map(self, items, limit)
-        return steps.map_items(self, branches, listed, limit)
+        branches, listed = step.place_map(self, items, limit)
+        return step.map_items(self, branches, listed, limit)
 
 
 class SyncTask(Task[R], Generic[P, R]):
@@ -66,7 +67,7 @@ class SyncTask(Task[R], Generic[P, R]):
             value = self.function(*args, **kwargs)
             return value
         self._refuse_loop("run(…)")
-        value = steps.run_in_thread(Call(self, scope, scope.take(self.name), args, kwargs))
+        value = step.run_in_thread(Call(self, scope, scope.take(self.name), args, kwargs))
         return value
 
     def run(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
@@ -74,18 +75,18 @@ class SyncTask(Task[R], Generic[P, R]):
         scope = here(self.name)
         if scope is None:
             return _call_plainly(self.function, args, kwargs)
-        return steps.run(Call(self, scope, scope.take(self.name), args, kwargs))
+        return step.run(Call(self, scope, scope.take(self.name), args, kwargs))
 
     def map(self: SyncTask[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8) -> list[S]:
         """Run the task for every item in `def` flows: `limit` threads, a step each, in order.
 
         The first error ends the others and is raised. At most 10,000 items.
         """
-        branches, listed = steps.place_map(self, items, limit)
+        branches, listed = step.place_map(self, items, limit)
         if branches is None:
             return [self.function(item) for item in listed]
         self._refuse_loop("run(…)` with `gather")
-        return pools.on_loop(steps.map_items(self, branches, listed, limit))
+        return pools.on_loop(step.map_items(self, branches, listed, limit))
 
     def _refuse_loop(self, instead: str) -> None:
         if not pools.in_thread():

@@ -24,11 +24,11 @@ from .event import Event, mint_id
 from .governance.access import load_or_make_token
 from .governance.links import Links, load_or_make_key
 from .journal.sqlite import SqliteJournal, open_journal
-from .loader import load
 from .logs import get_logger
 from .maintenance import Maintenance, watch_disk, watch_loop
 from .metrics import Metrics
 from .process import ApiTrigger, Process
+from .project.loader import load
 from .run import Run
 from .settings import Settings
 
@@ -164,7 +164,7 @@ async def _load_rest(process: Process) -> Any:
 
 
 async def _reload(process: Process, ingest: Ingest, flow_paths: Sequence[Path]) -> None:
-    from .reload import changes
+    from .project.reload import changes
 
     async for changed in changes(flow_paths):
         try:

@@ -10,8 +10,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
-from .awaiting import Awaited
-from .dispatcher import Dispatcher
+from .dispatch.dispatcher import Dispatcher
 from .errors import TurnoutError
 from .event import Event
 from .governance.links import Links
@@ -19,6 +18,7 @@ from .journal.contract import Claim, Entry, Journal, NewRun, Opening, StepRecord
 from .project import Project
 from .router import Routed, route
 from .run import Fail, RunState
+from .steps.awaiting import Awaited
 
 
 class Calls:

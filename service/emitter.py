@@ -13,7 +13,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from .dispatcher import Dispatcher
+from .dispatch.dispatcher import Dispatcher
+from .dispatch.waiters import Waiters
 from .errors import JournalError, Overloaded, SetupError, TurnoutError
 from .event import Event
 from .journal.contract import Appended, Entry, Journal
@@ -22,7 +23,6 @@ from .project import AnyFlow
 from .router import Routed, route
 from .run import Run, RunState
 from .trigger import CalledTrigger, EndsEvents, Receipt, Trigger
-from .waiters import Waiters
 
 Settled = Callable[[int, Trigger], None]
 

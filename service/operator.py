@@ -13,8 +13,7 @@ from typing import Any
 
 import orjson
 
-from .approval import find_fields, read_fields
-from .dispatcher import Dispatcher
+from .dispatch.dispatcher import Dispatcher
 from .emitter import TriggerEmitter
 from .errors import NotFound, Refused
 from .event import Event, mint_id
@@ -22,6 +21,7 @@ from .journal.contract import Filter, Journal, NewRun, StoredEvent
 from .logs import get_logger
 from .project import Project
 from .run import FINISHED, Run, RunState
+from .steps.approval import find_fields, read_fields
 from .trigger import Receipt, Seek, Seekable, SeekPlan
 
 log = get_logger("turnout.operator")

@@ -16,15 +16,14 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from .admission import Admission
-from .awaiting import Awaited
 from .calls import Calls
-from .context import Sleep
-from .dispatcher import Dispatcher
+from .dispatch.admission import Admission
+from .dispatch.dispatcher import Dispatcher
+from .dispatch.executor import Executor
+from .dispatch.waiters import Waiters
 from .effects import Effects
 from .emitter import TriggerEmitter
 from .event import Event
-from .executor import Executor
 from .governance.links import Links
 from .journal.contract import Claim, Journal
 from .logs import get_logger
@@ -35,10 +34,11 @@ from .project import AnyFlow, Project
 from .resource import Resource, Resources
 from .run import Outcome, RunState
 from .settings import Settings
+from .steps.awaiting import Awaited
+from .steps.context import Sleep
 from .supervisor import Supervisor
 from .trigger import CalledTrigger, Trigger
 from .units import utc_now
-from .waiters import Waiters
 
 log = get_logger("turnout")
 

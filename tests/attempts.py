@@ -12,9 +12,8 @@ from typing import Any
 
 import orjson
 
-from turnout.service.context import Sleep
+from turnout.service.dispatch.executor import Executor
 from turnout.service.event import Event
-from turnout.service.executor import Executor
 from turnout.service.journal.contract import Claim, Entry, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
@@ -22,6 +21,7 @@ from turnout.service.pools import Pools
 from turnout.service.resource import Resources
 from turnout.service.run import Outcome, RunState
 from turnout.service.settings import Settings
+from turnout.service.steps.context import Sleep
 from turnout.service.units import utc_now
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)

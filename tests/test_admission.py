@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.service.admission import NEWBORN, Admission, Block
+from turnout.service.dispatch.admission import NEWBORN, Admission, Block
 from turnout.service.flow import limit
 
 

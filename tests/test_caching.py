@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from turnout import by_input, event, flow, gather, task
-from turnout.service.caching import key_of
 from turnout.service.errors import NotKept, SetupError
+from turnout.service.steps.caching import key_of
 from turnout.testing import serve, typed_event
 
 asked: list[str] = []

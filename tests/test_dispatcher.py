@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from tests.running import Running, eventually, running
 from turnout import Fail, Skip, flow, limit, retry, task
+from turnout.service.dispatch.lane import WINDOW
 from turnout.service.event import Event
 from turnout.service.journal.contract import Filter
-from turnout.service.lane import WINDOW
 from turnout.service.run import RunState
 
 

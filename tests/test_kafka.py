@@ -25,13 +25,13 @@ from tests.running import Running, eventually, running
 from tests.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
 from turnout.handlers.flow import flow
 from turnout.handlers.kafka import publish
-from turnout.service.context import current
 from turnout.service.errors import JournalFull, Refused, SetupError
 from turnout.service.event import Event
 from turnout.service.flow import Flow
 from turnout.service.journal.contract import Filter
 from turnout.service.run import Run, RunState
 from turnout.service.settings import Settings, load
+from turnout.service.steps.context import current
 from turnout.service.trigger import Seek
 from turnout.service.units import utc_now
 from turnout.triggers.kafka import KafkaTrigger

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from turnout.service.dispatch.lane import WINDOW, Lane
 from turnout.service.journal.contract import Queued
-from turnout.service.lane import WINDOW, Lane
 
 
 def queued(seq: int, order_key: str | None = None) -> Queued:

@@ -11,8 +11,8 @@ from textwrap import dedent
 
 import pytest
 
-from turnout.service import loader
 from turnout.service.errors import SetupError
+from turnout.service.project import loader
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_a_worker_process_finds_by_name_what_was_pickled_here(tmp_path: Path) ->
     order = loader.load_file(path).Order()
     worker = (
         "import pickle, sys; from pathlib import Path;"
-        "from turnout.service.loader import load_file;"
+        "from turnout.service.project.loader import load_file;"
         "load_file(Path(sys.argv[1])); print(pickle.loads(sys.stdin.buffer.read()).paid)"
     )
     done = subprocess.run(

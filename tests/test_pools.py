@@ -18,9 +18,9 @@ from tests.attempts import attempts
 from turnout import current, flow, task
 from turnout.service import logs
 from turnout.service.errors import NotKept
-from turnout.service.loader import load_file
 from turnout.service.pools import Pools, caller, on_loop
-from turnout.service.worker import WorkerDied
+from turnout.service.pools.worker import WorkerDied
+from turnout.service.project.loader import load_file
 
 colour: ContextVar[str] = ContextVar("colour", default="none")
 

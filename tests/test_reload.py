@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from turnout.service.reload import changes
+from turnout.service.project.reload import changes
 
 
 async def first_change(watched: Path, *files: Path) -> set[Path]:

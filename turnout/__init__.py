@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from turnout.handlers.gather import gather as gather
     from turnout.handlers.notify import notify as notify
     from turnout.handlers.task import task as task
-    from turnout.service.approval import approval as approval
-    from turnout.service.caching import by_input as by_input
-    from turnout.service.calling import emit as emit
-    from turnout.service.context import current as current
     from turnout.service.event import Event as Event
     from turnout.service.flow import limit as limit
     from turnout.service.governance.secrets import secret as secret
@@ -29,8 +25,12 @@ if TYPE_CHECKING:
     from turnout.service.run import Retry as Retry
     from turnout.service.run import RunError as RunError
     from turnout.service.run import Skip as Skip
-    from turnout.service.waiting import sleep as sleep
-    from turnout.service.waiting import wait_for as wait_for
+    from turnout.service.steps.approval import approval as approval
+    from turnout.service.steps.caching import by_input as by_input
+    from turnout.service.steps.calling import emit as emit
+    from turnout.service.steps.context import current as current
+    from turnout.service.steps.waiting import sleep as sleep
+    from turnout.service.steps.waiting import wait_for as wait_for
     from turnout.triggers.events import event as event
     from turnout.triggers.files import delete as delete
     from turnout.triggers.files import files as files
@@ -47,10 +47,10 @@ _ROOMS = {
     "notify": "handlers.notify",
     "task": "handlers.task",
     "kafka": "_kafka",
-    "approval": "service.approval",
-    "emit": "service.calling",
-    "by_input": "service.caching",
-    "current": "service.context",
+    "approval": "service.steps.approval",
+    "emit": "service.steps.calling",
+    "by_input": "service.steps.caching",
+    "current": "service.steps.context",
     "Event": "service.event",
     "limit": "service.flow",
     "secret": "service.governance.secrets",
@@ -61,8 +61,8 @@ _ROOMS = {
     "Retry": "service.run",
     "RunError": "service.run",
     "Skip": "service.run",
-    "sleep": "service.waiting",
-    "wait_for": "service.waiting",
+    "sleep": "service.steps.waiting",
+    "wait_for": "service.steps.waiting",
     "event": "triggers.events",
     "delete": "triggers.files",
     "files": "triggers.files",

@@ -18,7 +18,7 @@ from .options import run_async, with_json, with_settings
 from .output import complain, console, print_json, say, table
 
 if TYPE_CHECKING:
-    from turnout.service.loader import Findings
+    from turnout.service.project.loader import Findings
     from turnout.service.run import Run
     from turnout.service.settings import Settings
 
@@ -105,7 +105,7 @@ def check(paths: tuple[Path, ...], env: bool, config: Path | None, as_json: bool
     turnout check flows/
     turnout check flows.py --env             on the machine that will serve it
     """
-    from turnout.service import loader
+    from turnout.service.project import loader
     from turnout.service.settings import load
 
     settings = load(config)

@@ -27,6 +27,7 @@ import uvloop
 
 from turnout.handlers.flow import flow
 from turnout.handlers.task import task
+from turnout.service.dispatch.waiters import Waiters
 from turnout.service.event import Event, mint_id
 from turnout.service.flow import Flow
 from turnout.service.journal.connection import open_for_writing
@@ -37,7 +38,6 @@ from turnout.service.process import ApiTrigger, Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings
 from turnout.service.units import utc_now
-from turnout.service.waiters import Waiters
 
 from .load import BODY
 from .measure import Size, Spread, interleave, ratio

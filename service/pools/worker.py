@@ -24,9 +24,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from . import logs
-from .errors import NotKept, TurnoutError
-from .loader import PACKAGE, load_file
+from turnout.service import logs
+from turnout.service.errors import NotKept, TurnoutError
+from turnout.service.project.loader import PACKAGE, load_file
 
 Travel = Callable[[], "tuple[Callable[..., None], tuple[Any, ...]] | None"]
 _travels: list[Travel] = []

@@ -16,15 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from turnout.service.errors import NotKept, StepFailed
+from turnout.service.event import CALLED, MAX_HOPS, Event, file_url, mint_id
+from turnout.service.flow import Flow
+from turnout.service.journal.contract import StepRecord
+from turnout.service.retry import RetryPolicy
+from turnout.service.run import FINISHED, Fail, Run, RunState
+
 from . import codec
 from .context import Branches, Scope, Suspend, here, suspend, suspend_with
-from .errors import NotKept, StepFailed
-from .event import CALLED, MAX_HOPS, Event, file_url, mint_id
-from .flow import Flow
-from .journal.contract import StepRecord
-from .retry import RetryPolicy
-from .run import FINISHED, Fail, Run, RunState
-from .steps import MAX_BRANCHES, Call, Task, durable
+from .step import MAX_BRANCHES, Call, Task, durable
 from .waiting import begun, end, outside_of, place, refuse_thread
 
 EMITTED = "emit"

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import orjson
 
-from .errors import CodeChanged, NotKept
-from .governance import secrets
-from .shape import adapter
+from turnout.service.errors import CodeChanged, NotKept
+from turnout.service.governance import secrets
+from turnout.service.shape import adapter
 
 Encoding = Literal["json", "pickle"]
 

@@ -16,16 +16,17 @@ from typing import Any
 
 import anyio
 
+from turnout.service.errors import JournalFull
+from turnout.service.event import CALLED, Event
+from turnout.service.journal.contract import Appended, Claim, Journal, NewRun, Queued
+from turnout.service.metrics import Metrics
+from turnout.service.project import AnyFlow
+from turnout.service.run import Outcome, Run, RunState
+
 from .admission import NEWBORN, Admission, Block
 from .attempts import Attempts, Ended, until_writable
-from .errors import JournalFull
-from .event import CALLED, Event
 from .executor import Executor
-from .journal.contract import Appended, Claim, Journal, NewRun, Queued
 from .lane import WINDOW, Key, Lane
-from .metrics import Metrics
-from .project import AnyFlow
-from .run import Outcome, Run, RunState
 
 DUE_BATCH = 500
 UNWIND_SECONDS = 2.0

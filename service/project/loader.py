@@ -25,10 +25,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .errors import SetupError
-from .flow import CODE_VERSION, Flow
-from .governance.secrets import has_value
-from .project import AnyFlow, Project, problems
+from turnout.service.errors import SetupError
+from turnout.service.flow import CODE_VERSION, Flow
+from turnout.service.governance.secrets import has_value
+
+from . import AnyFlow, Project, problems
 
 PACKAGE = "_turnout_flows"
 """The private package flow files live in."""

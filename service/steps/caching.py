@@ -27,10 +27,10 @@ from types import CodeType
 from typing import Any
 from uuid import UUID
 
-from .errors import NotKept, SetupError
-from .flow import CODE_VERSION
-from .governance.secrets import Secret
-from .units import parse_duration
+from turnout.service.errors import NotKept, SetupError
+from turnout.service.flow import CODE_VERSION
+from turnout.service.governance.secrets import Secret
+from turnout.service.units import parse_duration
 
 _PLAIN = (
     str, int, float, bool, bytes, type(None), datetime, date, time, timedelta, Decimal, UUID,

@@ -14,13 +14,14 @@ from typing import Any, Generic, TypeVar, overload
 
 import orjson
 
-from .errors import InvalidData, SetupError
-from .journal.contract import Opening, StepRecord, approval_topic
-from .retry import RetryPolicy
-from .run import Rejected
-from .shape import adapter, explain
-from .steps import Call, Task
-from .units import parse_duration
+from turnout.service.errors import InvalidData, SetupError
+from turnout.service.journal.contract import Opening, StepRecord, approval_topic
+from turnout.service.retry import RetryPolicy
+from turnout.service.run import Rejected
+from turnout.service.shape import adapter, explain
+from turnout.service.units import parse_duration
+
+from .step import Call, Task
 from .waiting import begun, end, outside_of, place, record, wait_on
 
 F = TypeVar("F")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from turnout.service.journal.contract import Decision, Entry
+from turnout.service.project import AnyFlow
+from turnout.service.trigger import StartsOnType
+
 from .calling import EMITTED
-from .journal.contract import Decision, Entry
-from .project import AnyFlow
-from .trigger import StartsOnType
 from .waiting import event_topic, field_of
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import CodeChanged, NotKept
-from .governance import secrets
+from turnout.service.errors import CodeChanged, NotKept
+from turnout.service.governance import secrets
 
 
 @dataclass(frozen=True, slots=True)

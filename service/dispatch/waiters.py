@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from .errors import Overloaded
-from .journal.contract import Journal
-from .run import FINISHED, Run
+from turnout.service.errors import Overloaded
+from turnout.service.journal.contract import Journal
+from turnout.service.run import FINISHED, Run
 
 
 class Waiters:

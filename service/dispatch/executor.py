@@ -11,19 +11,19 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from .codec import encode_result
-from .context import Outside, RunContext, Sleep, open_attempt
-from .ending import conclude, failed_before
-from .errors import ClaimLost, JournalBroken, JournalFull
-from .failures import FINAL, describe
-from .journal.contract import Claim, Journal
-from .metrics import Metrics
-from .pools import Pools
-from .project import AnyFlow
-from .resource import Resources
-from .retry import delay_after
-from .run import Outcome, RunState, Skip
-from .settings import Settings
+from turnout.service.errors import ClaimLost, JournalBroken, JournalFull
+from turnout.service.journal.contract import Claim, Journal
+from turnout.service.metrics import Metrics
+from turnout.service.pools import Pools
+from turnout.service.project import AnyFlow
+from turnout.service.resource import Resources
+from turnout.service.retry import delay_after
+from turnout.service.run import Outcome, RunState, Skip
+from turnout.service.settings import Settings
+from turnout.service.steps.codec import encode_result
+from turnout.service.steps.context import Outside, RunContext, Sleep, open_attempt
+from turnout.service.steps.ending import conclude, failed_before
+from turnout.service.steps.failures import FINAL, describe
 
 
 class Executor:

@@ -2,7 +2,7 @@
 
 An error that escapes a step is marked with the step's key, so that whoever catches it later can
 say where it came from (`step_of`), also when the flow wrapped it. Not here: what an error means
-for a step (`steps`) or a run (`executor`).
+for a step (`step`) or a run (`executor`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import CodeChanged, InvalidData, MisplacedTask, NotKept, StepFailed
-from .governance import secrets
-from .journal.contract import StepRecord
-from .run import Fail, Rejected, RunError, Skip
+from turnout.service.errors import CodeChanged, InvalidData, MisplacedTask, NotKept, StepFailed
+from turnout.service.governance import secrets
+from turnout.service.journal.contract import StepRecord
+from turnout.service.run import Fail, Rejected, RunError, Skip
 
 _MAX_MESSAGE = 4096
 _MAX_TRACEBACK = 32_768

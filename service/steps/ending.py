@@ -18,16 +18,17 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from . import steps
+from turnout.service.errors import ClaimLost, CodeChanged, JournalBroken, JournalError, SetupError
+from turnout.service.event import Event
+from turnout.service.journal.contract import Claim, StepRecord
+from turnout.service.logs import get_logger
+from turnout.service.project import AnyFlow
+from turnout.service.retry import RetryPolicy
+from turnout.service.run import Outcome, RunError, RunState
+
+from . import step
 from .context import RunContext, Scope
-from .errors import ClaimLost, CodeChanged, JournalBroken, JournalError, SetupError
-from .event import Event
-from .journal.contract import Claim, StepRecord
-from .logs import get_logger
-from .project import AnyFlow
-from .retry import RetryPolicy
-from .run import Outcome, RunError, RunState
-from .steps import Task
+from .step import Task
 from .undo import Undo
 
 log = get_logger("turnout.ending")
@@ -91,7 +92,7 @@ async def _mark(context: RunContext, outcome: Outcome) -> Sequence[Undo]:
         result=pickle.dumps(tuple(context.undos), protocol=5),
         error=outcome.error,
     )
-    await steps.keep(context, record)
+    await step.keep(context, record)
     return tuple(context.undos)
 
 
@@ -118,7 +119,7 @@ async def _attend(
     """Run one step of the ending; its failure is recorded and logged, and stops nothing."""
     scope = Scope(context, f"{place}/")
     try:
-        await steps.run(steps.Call(task, scope, scope.take(task.name), args, kwargs))
+        await step.run(step.Call(task, scope, scope.take(task.name), args, kwargs))
     except (ClaimLost, JournalError):
         raise
     except BaseException as error:

@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from . import caching, codec, failures, pools
+from turnout.service import pools
+from turnout.service.errors import ClaimLost, CodeChanged, JournalError, JournalFull, Overloaded
+from turnout.service.flow import Pool
+from turnout.service.journal.contract import Cached, StepRecord
+from turnout.service.retry import RetryPolicy, delay_after
+
+from . import caching, codec, failures
 from .caching import CachePolicy
 from .context import (
     Branches,
@@ -33,11 +39,7 @@ from .context import (
     refuse_changed_code,
     visit,
 )
-from .errors import ClaimLost, CodeChanged, JournalError, JournalFull, Overloaded
 from .failures import FINAL, describe
-from .flow import Pool
-from .journal.contract import Cached, StepRecord
-from .retry import RetryPolicy, delay_after
 
 R = TypeVar("R", covariant=True)
 T = TypeVar("T")

@@ -19,16 +19,17 @@ from typing import Any
 
 import orjson
 
-from . import pools
+from turnout.service import pools
+from turnout.service.errors import InvalidData, MisplacedTask
+from turnout.service.event import Event
+from turnout.service.journal.contract import Opening, StepRecord
+from turnout.service.retry import RetryPolicy
+from turnout.service.run import Fail
+from turnout.service.trigger import Trigger
+from turnout.service.units import parse_duration
+
 from .context import Outside, Scope, here, suspend
-from .errors import InvalidData, MisplacedTask
-from .event import Event
-from .journal.contract import Opening, StepRecord
-from .retry import RetryPolicy
-from .run import Fail
-from .steps import Call, Task, durable
-from .trigger import Trigger
-from .units import parse_duration
+from .step import Call, Task, durable
 
 Match = Mapping[str, object] | Callable[[Event], bool]
 """Which events a wait is for: fields that must be equal (fast however many wait), or a question."""

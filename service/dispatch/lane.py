@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .journal.contract import Queued
+from turnout.service.journal.contract import Queued
 
 WINDOW = 256
 """Queued runs a lane holds in memory, parked ones counted apart by the same bound."""

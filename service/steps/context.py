@@ -7,7 +7,7 @@ belongs to one asyncio task (and the pool thread working for it); a call from an
 stable place and is refused (decision 18).
 
 Outside a run `current()` is detached: its log works and its keys are stable, so that unit tests
-call flows and tasks as plain functions. Not here: running steps (`steps`).
+call flows and tasks as plain functions. Not here: running steps (`step`).
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from . import logs, pools, worker
-from .errors import CodeChanged, MisplacedTask
-from .event import Event
-from .flow import Flow
-from .journal.contract import Claim, Journal, StepRecord
-from .pools import Pools
-from .resource import Resources
+from turnout.service import logs, pools
+from turnout.service.errors import CodeChanged, MisplacedTask
+from turnout.service.event import Event
+from turnout.service.flow import Flow
+from turnout.service.journal.contract import Claim, Journal, StepRecord
+from turnout.service.pools import Pools, worker
+from turnout.service.resource import Resources
+from turnout.service.units import utc_now
+
 from .undo import Undo
-from .units import utc_now
 
 if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
-    from .metrics import Metrics
-    from .settings import Settings
+    from turnout.service.metrics import Metrics
+    from turnout.service.settings import Settings
 
 Sleep = Callable[[float], Coroutine[Any, Any, None]]
 """How waiting between the tries of a step is done: in seconds, by a clock a test may replace."""

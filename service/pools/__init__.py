@@ -21,7 +21,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, Literal, TypeVar
 
-from .flow import Pool
+from turnout.service.flow import Pool
+
 from .worker import Worker, WorkerDied, request_of, value_of
 
 T = TypeVar("T")

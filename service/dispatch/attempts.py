@@ -14,13 +14,14 @@ from datetime import datetime
 
 from prometheus_client import Counter, Histogram
 
-from .errors import ClaimLost, JournalFull
+from turnout.service.errors import ClaimLost, JournalFull
+from turnout.service.journal.contract import Claim, Journal
+from turnout.service.logs import get_logger
+from turnout.service.metrics import Metrics
+from turnout.service.project import AnyFlow
+from turnout.service.run import Outcome, RunState
+
 from .executor import Executor
-from .journal.contract import Claim, Journal
-from .logs import get_logger
-from .metrics import Metrics
-from .project import AnyFlow
-from .run import Outcome, RunState
 
 log = get_logger("turnout.attempts")
 
