@@ -1,0 +1,84 @@
+"""Peers under measurement: each in an environment of its own, with the versions pinned here.
+
+`python_of("celery")` makes `.venvs/celery` from `requirements/celery.txt` when it is not there or
+the file has changed, and returns its interpreter. What cannot be had raises `Unavailable`, which
+says why; a table then names the peer as not measured, and the other rows are measured all the same.
+
+To move a peer to a newer version: `uv pip compile - --python-version 3.11 --no-header --no-annotate`
+of what the first line of its file says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import venv
+from collections.abc import Mapping
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).parent / "requirements"
+SCRIPTS = Path(__file__).parent / "scripts"
+ENVIRONMENTS = Path(__file__).parents[1] / ".venvs"
+
+
+class Unavailable(Exception):
+    """Raised when a peer cannot be measured here; the text says why."""
+
+
+def python_of(peer: str) -> Path:
+    """Return the interpreter of a peer's environment, made first if need be."""
+    wanted = (REQUIREMENTS / f"{peer}.txt").read_text()
+    place = ENVIRONMENTS / peer
+    python, stamp = place / "bin" / "python", place / "installed.txt"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    try:
+        venv.create(place, with_pip=True, clear=True)
+        install = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+        subprocess.run(
+            [*install, "--requirement", REQUIREMENTS / f"{peer}.txt"],
+            check=True, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        raise Unavailable(f"{peer} could not be installed: {_end(said)}") from None
+    stamp.write_text(wanted)
+    return python
+
+
+def program_of(peer: str, name: str) -> Path:
+    """Return a command that a peer's environment has."""
+    return python_of(peer).parent / name
+
+
+def measured(
+    peer: str,
+    script: str,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120,
+) -> Mapping[str, float]:
+    """Run `scripts/SCRIPT.py` in a peer's environment; returns the figures of its last line."""
+    python = python_of(peer)
+    with tempfile.TemporaryDirectory(prefix="turnout-bench-") as place:
+        try:
+            done = subprocess.run(
+                [python, SCRIPTS / f"{script}.py", *arguments],
+                cwd=place, env=os.environ | dict(env or {}), stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, timeout=timeout, check=True,
+            )  # fmt: skip
+            figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        except subprocess.CalledProcessError as error:
+            raise Unavailable(f"{peer} failed: {_end(error.stderr)}") from None
+        except subprocess.TimeoutExpired:
+            raise Unavailable(f"{peer} had not ended after {timeout:g} s") from None
+        except (IndexError, ValueError):
+            raise Unavailable(f"{peer} gave no figures: {_end(done.stdout)}") from None
+    return figures
+
+
+def _end(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it said nothing"
