@@ -2,21 +2,18 @@
 
 Beside a bare pipeline that commits as often: the event with its run, each step, the outcome; with
 group commit where many are at once. Both on uvloop, on their own journal, `synchronous=FULL`. The
-DBOS row is its workflow with as many steps on SQLite, in an environment of its own.
+peers run as many steps, each in an environment of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 import tempfile
 import time
-import venv
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack
 from functools import partial
+from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -40,13 +37,12 @@ from turnout.service.settings import Settings
 from turnout.service.units import utc_now
 
 from .load import BODY
-from .measure import Size, Spread, interleave, ratio
+from .measure import Size, Spread, Unavailable, interleave, ratio
+from .peers import measured, services
 from .references import CODE_VERSION, INSERT_EVENT, INSERT_RUN
 from .report import Table
 
-DBOS = "dbos==3.4.0"
-PEERS = Path(__file__).parent / ".peers"
-SCRIPT = Path(__file__).parent / "dbos_runs.py"
+ORDER = BODY.decode()
 STEP = (
     "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding,"
     " result) VALUES (?, ?, 'add', 'succeeded', 1, ?, ?, 'json', ?)"
@@ -71,65 +67,113 @@ async def three_steps(order: dict[str, Any]) -> int:
     return await add(await add(await add(0)))
 
 
+DBOS, DBOS_POSTGRES, PREFECT = "DBOS on SQLite", "DBOS on PostgreSQL", "Prefect 3, on SQLite"
+DURABLE = {PREFECT: "no: states are reported, results are not kept by default"}
+PeerRun = Callable[[int, int], Mapping[str, float]]  # steps, at once
+
+
 def run(size: Size) -> list[Table]:
-    """Measure turnout, the bare pipeline, and DBOS where it can be installed."""
+    """Measure turnout, the bare pipeline, and the peers that can be had."""
     table = Table(
         "f", "durable runs of 1 and 3 steps",
-        ("what", "steps", "at once", "runs/s", "x bare pipeline", "x DBOS", "CPU µs each"),
+        ("what", "each step durable before the next?", "steps", "at once", "runs/s",
+         "x bare pipeline", "turnout is x times this", "CPU µs each"),
     )  # fmt: skip
-    dbos = _dbos()
-    for steps, made in ((1, one_step), (3, three_steps)):
-        for together in (1, 100):
-            _compare(table, size, steps, made, together, dbos)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="turnout-bench-")))
+        peers = _peers(folder, stack, table.lost)
+        for steps, made in ((1, one_step), (3, three_steps)):
+            for together in (1, 100):
+                _compare(table, size, steps, made, together, peers)
     table.notes += [
-        "a turnout run ends when its outcome is committed, a DBOS run when"
-        " its handle has the result",
+        "all keep a history of runs and steps; a turnout run ends when"
+        " its outcome is committed, a DBOS run when its handle has the result, a Prefect run when"
+        " its flow has returned",
         "turnout runs with `concurrency=128` here, not its default of 64, which 100 would exceed",
-        "without HTTP; in one process with its client; DBOS in a process of its own, with fewer"
-        " runs a round (20 one at a time, 100 at once)",
+        "without HTTP; in one process with its client; peers in a process of their own, with fewer"
+        " runs a round (20 or 100; Prefect 5 or 20, in 2 rounds); CPU is of that process alone,"
+        " without the PostgreSQL or the Prefect server",
     ]
     return [table]
 
 
-def _compare(
-    table: Table, size: Size, steps: int, made: Flow[..., Any], together: int, dbos: Path | None
-) -> None:
-    count = (200 if together == 1 else 4000) // (2 if size.quick else 1)
-    measures: dict[str, Callable[[], Mapping[str, float]]] = {
-        "bare": partial(_on_loop, partial(_bare, steps), count, together),
-        "turnout": partial(_on_loop, partial(_turnout, made), count, together),
+def _peers(folder: Path, stack: ExitStack, lost: dict[str, str]) -> dict[str, PeerRun]:
+    """Return how to run each peer, with the servers they need started."""
+    folder.chmod(0o755)  # PostgreSQL runs as somebody else
+    journals = (f"sqlite:///{folder}/dbos-{number}.sqlite" for number in count())
+    peers: dict[str, PeerRun] = {DBOS: lambda *asked: _run_dbos(next(journals), *asked)}
+    starters: dict[str, tuple[Callable[[Path], AbstractContextManager[Any]], Any]] = {
+        DBOS_POSTGRES: (services.postgres, _run_dbos),
+        PREFECT: (services.prefect, _run_prefect),
     }
-    if dbos is not None:
-        measures["DBOS"] = partial(_run_dbos, dbos, steps, 20 if together == 1 else 100, together)
-    found = interleave(size.rounds, measures)
-    names = {"bare": "bare commits", "turnout": "turnout", "DBOS": "DBOS on SQLite"}
-    bare, ours = found["bare"]["rate"], found["turnout"]["rate"]
-    peer = found["DBOS"]["rate"] if dbos is not None else None
+    for name, (server, run_peer) in starters.items():
+        try:
+            peers[name] = partial(run_peer, stack.enter_context(server(folder / server.__name__)))
+        except Unavailable as error:
+            lost[name] = str(error)
+    return peers
+
+
+def _run_dbos(url: str, steps: int, together: int) -> Mapping[str, float]:
+    runs = 20 if together == 1 else 100
+    return measured("dbos", "dbos_runs", *map(str, (steps, runs, together)), url, ORDER)
+
+
+def _run_prefect(env: Mapping[str, str], steps: int, together: int) -> Mapping[str, float]:
+    runs = 5 if together == 1 else 20
+    return measured("prefect", "prefect_runs", *map(str, (steps, runs, together)), ORDER, env=env)
+
+
+def _compare(
+    table: Table,
+    size: Size,
+    steps: int,
+    made: Flow[..., Any],
+    together: int,
+    peers: Mapping[str, PeerRun],
+) -> None:
+    runs = (200 if together == 1 else 4000) // (2 if size.quick else 1)
+    measures: dict[str, Callable[[], Mapping[str, float]]] = {
+        "bare commits": partial(_on_loop, partial(_bare, steps), runs, together),
+        "turnout": partial(_on_loop, partial(_turnout, made), runs, together),
+    }
+    asked = {
+        name: partial(run_peer, steps, together)
+        for name, run_peer in peers.items()
+        if name not in table.lost
+    }
+    seldom = {name: asked.pop(name) for name in (PREFECT,) if name in asked}
+    found = interleave(size.rounds, measures | asked, table.lost)
+    found |= interleave(1 if size.quick else 2, seldom, table.lost)
+    bare, ours = found["bare commits"]["rate"], found["turnout"]["rate"]
     for name, figures in found.items():
         rate = figures["rate"]
         table.add(
-            names[name], str(steps), str(together), Spread.of(rate), ratio(rate, bare),
-            None if peer is None else ratio(rate, peer), Spread.of(figures["cpu"]),
+            name, DURABLE.get(name, "yes"), str(steps), str(together), Spread.of(rate),
+            ratio(rate, bare), ratio(ours, rate), Spread.of(figures["cpu"]),
         )  # fmt: skip
     if steps == 3 and together == 1:
         table.at_most("serial 3 steps: time x the bare pipeline", ratio(bare, ours).median, 1.5)
-    if steps == 3 and together == 100 and peer is not None:
-        table.at_least("3 steps, 100 at once: x DBOS on SQLite", ratio(ours, peer).median, 100)
+    if steps == 3 and together == 100:
+        for name, bound in ((DBOS, 100), (PREFECT, 1000)):
+            if name in found:
+                times = ratio(ours, found[name]["rate"]).median
+                table.at_least(f"3 steps, 100 at once: x {name}", times, bound)
 
 
 Pipeline = Callable[[Path, AsyncExitStack], Awaitable[Callable[[], Awaitable[None]]]]
 
 
-def _on_loop(pipeline: Pipeline, count: int, together: int) -> Mapping[str, float]:
+def _on_loop(pipeline: Pipeline, runs: int, together: int) -> Mapping[str, float]:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_measure(pipeline, count, together))
+        return runner.run(_measure(pipeline, runs, together))
 
 
-async def _measure(pipeline: Pipeline, count: int, together: int) -> Mapping[str, float]:
+async def _measure(pipeline: Pipeline, runs: int, together: int) -> Mapping[str, float]:
     with tempfile.TemporaryDirectory(prefix="turnout-bench-") as place:
         async with AsyncExitStack() as stack:
             once = await pipeline(Path(place), stack)
-            left = iter(range(count))
+            left = iter(range(runs))
 
             async def worker() -> None:
                 for _ in left:
@@ -141,7 +185,7 @@ async def _measure(pipeline: Pipeline, count: int, together: int) -> Mapping[str
                 for _ in range(together):
                     group.create_task(worker())
             elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu
-            return {"rate": count / elapsed, "cpu": cpu / count * 1e6}
+            return {"rate": runs / elapsed, "cpu": cpu / runs * 1e6}
 
 
 def _none_died(journal: Journal) -> None:
@@ -263,29 +307,3 @@ class _Writer:
 def _resolve(futures: list[asyncio.Future[None]]) -> None:
     for future in futures:
         future.set_result(None)
-
-
-def _dbos() -> Path | None:
-    """Return the interpreter of DBOS's own environment, made if missing; None if it cannot be."""
-    place = PEERS / "dbos"
-    python = place / "bin" / "python"
-    try:
-        if not python.exists():
-            venv.create(place, with_pip=True)
-        installed = [str(python), "-c", "import dbos"]
-        if subprocess.run(installed, capture_output=True, check=False).returncode:
-            subprocess.run([str(python), "-m", "pip", "-q", "install", DBOS], check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        sys.stderr.write(f"no DBOS here: {error}\n")
-        return None
-    return python
-
-
-def _run_dbos(python: Path, steps: int, count: int, together: int) -> Mapping[str, float]:
-    with tempfile.TemporaryDirectory(prefix="turnout-bench-") as place:
-        done = subprocess.run(
-            [str(python), str(SCRIPT), str(steps), str(count), str(together), place, BODY.decode()],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures

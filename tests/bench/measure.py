@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
+class Unavailable(Exception):
+    """Raised when something cannot be measured on this machine; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """How much is measured: `quick` looks, otherwise results worth keeping are made."""
@@ -45,7 +49,9 @@ class Spread:
 
 
 def ratio(ours: Sequence[float], reference: Sequence[float]) -> Spread:
-    """Compare round by round."""
+    """Compare round by round; with what was measured in fewer rounds, median with median."""
+    if len(ours) != len(reference):
+        ours, reference = [statistics.median(ours)], [statistics.median(reference)]
     return Spread.of(one / other for one, other in zip(ours, reference, strict=True))
 
 
@@ -56,12 +62,27 @@ def percentile(values: Sequence[float], part: float) -> float:
 
 
 def interleave(
-    rounds: int, measures: Mapping[str, Callable[[], Mapping[str, float]]]
+    rounds: int,
+    measures: Mapping[str, Callable[[], Mapping[str, float]]],
+    lost: dict[str, str] | None = None,
 ) -> dict[str, dict[str, list[float]]]:
-    """Measure each in turn, `rounds` times; returns figures by name and kind, round by round."""
+    """Measure each in turn, `rounds` times; returns figures by name and kind, round by round.
+
+    What turns out to be `Unavailable` is left out and put into `lost` with the reason.
+    """
     found: dict[str, dict[str, list[float]]] = {name: {} for name in measures}
     for _ in range(rounds):
         for name, measure in measures.items():
-            for figure, value in measure().items():
+            if name not in found:
+                continue
+            try:
+                figures = measure()
+            except Unavailable as error:
+                if lost is None:
+                    raise
+                lost[name] = str(error)
+                del found[name]
+                continue
+            for figure, value in figures.items():
                 found[name].setdefault(figure, []).append(value)
     return found

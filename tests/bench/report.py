@@ -30,6 +30,7 @@ class Table:
     rows: list[list[Cell]] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
 
     def add(self, *cells: Cell) -> None:
         """Add a row."""
@@ -93,5 +94,6 @@ def _remarks(kept: dict[str, Any]) -> list[str]:
     for goal in kept["goals"]:
         verdict = "holds" if goal["holds"] else "**not reached**"
         lines.append(f"* goal: {goal['text']}: {number(goal['found'])}, {verdict}")
+    lines += [f"* **not measured**: {name}: {why}" for name, why in kept.get("lost", {}).items()]
     lines += [f"* {note}" for note in kept["notes"]]
     return lines if len(lines) > 1 else []

@@ -4,8 +4,8 @@
 the file has changed, and returns its interpreter. What cannot be had raises `Unavailable`, which
 says why; a table then names the peer as not measured, and the other rows are measured all the same.
 
-To move a peer to a newer version: `uv pip compile - --python-version 3.11 --no-header --no-annotate`
-of what the first line of its file says.
+The first line of such a file says what was asked for; `uv pip compile --python-version 3.11
+--no-header --no-annotate --no-emit-index-url` makes the rest.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import venv
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.bench.measure import Unavailable
+
 REQUIREMENTS = Path(__file__).parent / "requirements"
 SCRIPTS = Path(__file__).parent / "scripts"
 ENVIRONMENTS = Path(__file__).parents[1] / ".venvs"
-
-
-class Unavailable(Exception):
-    """Raised when a peer cannot be measured here; the text says why."""
 
 
 def python_of(peer: str) -> Path:
@@ -36,9 +34,9 @@ def python_of(peer: str) -> Path:
         return python
     try:
         venv.create(place, with_pip=True, clear=True)
-        install = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+        install = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
         subprocess.run(
-            [*install, "--requirement", REQUIREMENTS / f"{peer}.txt"],
+            [*install, "--requirement", str(REQUIREMENTS / f"{peer}.txt")],
             check=True, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
@@ -48,9 +46,9 @@ def python_of(peer: str) -> Path:
     return python
 
 
-def program_of(peer: str, name: str) -> Path:
+def program_of(peer: str, name: str) -> str:
     """Return a command that a peer's environment has."""
-    return python_of(peer).parent / name
+    return str(python_of(peer).parent / name)
 
 
 def measured(

@@ -1,4 +1,4 @@
-"""Servers that peers need: Redis and PostgreSQL, each fresh, on a free port, in a folder of its own.
+"""Servers that peers need, each fresh, on a free port, in a folder of its own.
 
 Redis keeps an append-only file synced every second, as its documentation recommends for data that
 matters; PostgreSQL runs with its defaults, which sync every commit.
@@ -10,18 +10,20 @@ import os
 import shutil
 import socket
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.bench.measure import Unavailable
 from tests.process import free_port, until
 
-from . import Unavailable, python_of
+from . import program_of, python_of
 
 
 @contextmanager
 def running(
-    command: Sequence[str | Path],
+    command: Sequence[str],
     log: Path,
     *,
     ready: Callable[[], bool],
@@ -87,11 +89,11 @@ def postgres(folder: Path) -> Iterator[str]:
     place, port = folder / "postgres", free_port()
     place.mkdir(parents=True)
     as_owner = _drop_root(folder)
-    make = [*as_owner, binaries / "initdb", "-D", place, "-U", "bench", "--auth", "trust"]
+    make = [*as_owner, f"{binaries}/initdb", "-D", str(place), "-U", "bench", "--auth", "trust"]
     made = subprocess.run(make, capture_output=True, text=True, check=False, cwd=folder)
     if made.returncode:
         raise Unavailable(f"initdb failed: {made.stderr[-200:].strip()}")
-    command = [*as_owner, binaries / "postgres", "-D", place, "-p", str(port)]
+    command = [*as_owner, f"{binaries}/postgres", "-D", str(place), "-p", str(port)]
     command += ["-h", "127.0.0.1", "-k", ""]
     with running(command, folder / "postgres.log", ready=lambda: listens(port), cwd=folder):
         yield f"postgresql://bench@127.0.0.1:{port}/postgres"
@@ -117,3 +119,30 @@ def _drop_root(folder: Path) -> list[str]:
     for part in (folder, *folder.iterdir()):
         shutil.chown(part, "nobody")
     return ["setpriv", "--reuid", "nobody", "--clear-groups"]
+
+
+@contextmanager
+def prefect(folder: Path) -> Iterator[dict[str, str]]:
+    """Run a Prefect server on SQLite, its default; yields the environment its clients want."""
+    port, home = free_port(), folder / "prefect"
+    home.mkdir(parents=True)
+    env = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+        "DO_NOT_TRACK": "1",
+    }
+    command = [program_of("prefect", "prefect"), "server", "start", "--no-ui", "--port", str(port)]
+    health = f"http://127.0.0.1:{port}/api/health"
+    with running(command, folder / "prefect.log", ready=lambda: answers(health), env=env):
+        yield env
+
+
+def answers(url: str) -> bool:
+    """Whether a GET is answered 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

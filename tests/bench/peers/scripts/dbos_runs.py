@@ -1,4 +1,7 @@
-"""DBOS workflows of so many steps on SQLite; run by `durable` in DBOS's own environment."""
+"""DBOS workflows of so many steps: STEPS COUNT TOGETHER DATABASE_URL ORDER.
+
+Started with `start_workflow_async`; a run has ended when its handle has the result.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,25 @@ import sys
 import time
 from typing import Any
 
-from dbos import DBOS  # type: ignore[import-not-found]  # in an environment of its own
+from dbos import DBOS
 
 STEPS, COUNT, TOGETHER = (int(value) for value in sys.argv[1:4])
 ORDER = json.loads(sys.argv[5])
 DBOS(
     config={
         "name": "bench",
-        "system_database_url": f"sqlite:///{sys.argv[4]}/dbos.sqlite",
+        "system_database_url": sys.argv[4],
         "log_level": "ERROR",
     }
 )
 
 
-@DBOS.step()  # type: ignore[untyped-decorator]  # no types here
+@DBOS.step()
 async def add(number: int) -> int:
     return number + 1
 
 
-@DBOS.workflow()  # type: ignore[untyped-decorator]  # no types here
+@DBOS.workflow()
 async def work(order: dict[str, Any]) -> int:
     value = 0
     for _ in range(STEPS):
