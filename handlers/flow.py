@@ -118,6 +118,7 @@ def flow(
     on_failure: Callable[..., Any] | None = ...,
     name: str | None = ...,
     was: str | None = ...,
+    version: str | int | None = ...,
 ) -> FlowDecorator: ...
 def flow(
     function: Callable[..., Any] | None = None,
@@ -135,6 +136,7 @@ def flow(
     on_failure: Callable[..., Any] | None = None,
     name: str | None = None,
     was: str | None = None,
+    version: str | int | None = None,
 ) -> Any:
     """Declare a flow: `@flow(on=every("15m"))`; without `on` it is started by hand or by API.
 
@@ -145,7 +147,9 @@ def flow(
     its dead letter. `retry` gives the slot back while it waits; the default is none.
     `timeout` bounds one attempt. `on_failure` is called once when a run has failed for good, with
     the error and the event if it asks for them (`error: RunError, event: Event`). `was` is the
-    flow's old name, whose waiting runs it adopts.
+    flow's old name, whose waiting runs it adopts. `version` names the sequence of its steps: runs
+    that wait go on over any change of the code while it is the same (without it, while the file
+    is); under another one a sequence that differs fails them as `code_changed`.
     Raises `SetupError`, at the file and line of the function, for what cannot be a flow.
     """
 
@@ -168,6 +172,7 @@ def flow(
                 on_dead=_on_dead(on_dead),
                 on_failure=_hook(on_failure),
                 was=was,
+                version=None if version is None else str(version),
                 file=code.co_filename,
                 line=code.co_firstlineno,
             )

@@ -64,6 +64,7 @@ class Flow(Generic[P, R]):
     on_dead: Literal["continue", "block"] = "continue"
     on_failure: Callable[..., Any] | None = None
     was: str | None = None
+    version: str | None = None
     file: str = ""
     line: int = 0
 
@@ -83,7 +84,12 @@ class Flow(Generic[P, R]):
 
     @cached_property
     def code_version(self) -> str:
-        """The first 12 hex digits of the flow file's SHA-256 as loaded; empty outside a project."""
+        """The declared `version`, else 12 hex digits of the SHA-256 of the flow file as loaded.
+
+        Empty outside a project.
+        """
+        if self.version is not None:
+            return self.version
         module = sys.modules.get(self.function.__module__)
         return getattr(module, CODE_VERSION, "")
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from turnout.service.steps.caching import by_input as by_input
     from turnout.service.steps.calling import emit as emit
     from turnout.service.steps.context import current as current
+    from turnout.service.steps.patching import patched as patched
     from turnout.service.steps.waiting import sleep as sleep
     from turnout.service.steps.waiting import wait_for as wait_for
     from turnout.triggers.events import event as event
@@ -61,6 +62,7 @@ _ROOMS = {
     "Retry": "service.run",
     "RunError": "service.run",
     "Skip": "service.run",
+    "patched": "service.steps.patching",
     "sleep": "service.steps.waiting",
     "wait_for": "service.steps.waiting",
     "event": "triggers.events",

@@ -69,6 +69,8 @@ class Executor:
                 return _with_log(known, context)
             try:
                 result = await self._call(claim, flow)
+                if context.trail is not None:
+                    context.trail.refuse_end()
             except (ClaimLost, JournalBroken, KeyboardInterrupt):
                 raise
             except asyncio.CancelledError as error:

@@ -91,7 +91,8 @@ class StepRecord:
     `succeeded` and `failed` are facts never run again, except a `failed` one that escaped the
     flow (`Outcome.error.step`), which is superseded. A `succeeded` one with an `error` is a
     fallback used after that error. `origin` is the run a cached result comes from, or the child
-    run; `spilled` names a large result kept with `spill` instead of here.
+    run; `spilled` names a large result kept with `spill` instead of here. `aside` says that it was
+    called while an error was being handled, so that another attempt may never come to it.
     """
 
     key: str
@@ -106,6 +107,7 @@ class StepRecord:
     superseded: bool = False
     origin: str | None = None
     spilled: str | None = None
+    aside: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

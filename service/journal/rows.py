@@ -36,7 +36,7 @@ RUN_SOURCE = "runs AS r JOIN events AS e ON e.seq = r.event_seq"
 
 STEP_COLUMNS = (
     "key, task, state, tries, started_at, finished_at, encoding, result, error, superseded, "
-    "origin, spilled"
+    "origin, spilled, aside"
 )
 
 
@@ -251,6 +251,7 @@ def step_values(step: StepRecord) -> tuple[Any, ...]:
         int(step.superseded),
         step.origin,
         step.spilled,
+        int(step.aside),
     )
 
 
@@ -269,6 +270,7 @@ def step_from(row: Sequence[Any]) -> StepRecord:
         superseded=bool(row[9]),
         origin=row[10],
         spilled=row[11],
+        aside=bool(row[12]),
     )
 
 

@@ -23,7 +23,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from turnout.service import logs, pools
-from turnout.service.errors import CodeChanged, MisplacedTask
+from turnout.service.errors import MisplacedTask
 from turnout.service.event import Event
 from turnout.service.flow import Flow
 from turnout.service.journal.contract import Claim, Journal, StepRecord
@@ -31,6 +31,7 @@ from turnout.service.pools import Pools, worker
 from turnout.service.resource import Resources
 from turnout.service.units import utc_now
 
+from .changed import Trail
 from .undo import Undo
 
 if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
@@ -105,7 +106,8 @@ class RunContext:
     """The attempt that is running; what `current()` returns."""
 
     __slots__ = (
-        "_log", "broken", "claim", "consumed", "flow", "root", "services", "undos", "unvisited",
+        "_log", "broken", "claim", "consumed", "flow", "marks", "root", "services",
+        "trail", "undos",
     )  # fmt: skip
 
     def __init__(
@@ -117,7 +119,8 @@ class RunContext:
         self.consumed: set[tuple[str, str, str]] | None = None
         self.services = services
         self.broken: BaseException | None = None
-        self.unvisited: set[str] | None = None
+        self.trail: Trail | None = None  # of a run that was resumed
+        self.marks: list[StepRecord] = []  # to be recorded before the next step is
         self.undos: list[Undo] = []
         self._log = logs.RunLog(
             {
@@ -255,8 +258,9 @@ def open_attempt(
     global _open_attempts
     services = Services(journal, pools, settings, metrics, now, resources, sleep, outside)
     context = RunContext(claim, services, flow)
-    if claim.recorded and claim.code_version not in ("", flow.code_version):
-        context.unvisited = set(claim.recorded)
+    if claim.recorded:
+        changed = claim.code_version not in ("", flow.code_version)
+        context.trail = Trail(claim.recorded, enforced=changed)
     context.root = Scope(context, "")
     scope = _scope.set(context.root)
     running = logs.running.set(context._log)
@@ -369,6 +373,8 @@ class Branches:
     def __init__(self, scope: Scope, name: str, *, fail_together: bool) -> None:
         self.key = scope.take(name)
         self._context = scope.context
+        if scope.context.trail is not None:
+            scope.context.trail.visit(self.key)
         self._group = Group() if fail_together else scope.group
 
     def enter(self, index: int) -> Scope:
@@ -376,31 +382,6 @@ class Branches:
         scope = Scope(self._context, f"{self.key}[{index}]/", group=self._group)
         _scope.set(scope)
         return scope
-
-
-def visit(context: RunContext, key: str, *, branches: bool = False) -> None:
-    """Note that a resumed run reached a recorded step (or all branches of one `map`)."""
-    if context.unvisited is None:
-        return
-    context.unvisited.discard(key)
-    if branches:
-        context.unvisited = {each for each in context.unvisited if not each.startswith(f"{key}[")}
-
-
-def refuse_changed_code(context: RunContext, key: str) -> None:
-    """Raise `CodeChanged` if new code puts the new step `key` before one that is recorded.
-
-    Asked only when the flow file has changed since the run was made (decision 19).
-    """
-    if context.unvisited is None or key in context.claim.recorded:
-        return
-    path = key[: key.rfind("/") + 1]
-    for recorded in context.unvisited:
-        if recorded[: recorded.rfind("/") + 1] == path:
-            raise CodeChanged(
-                f"the flow file changed while this run was waiting: it now runs step {key!r} where "
-                f"step {recorded!r} is recorded; replay the event, or put the old order back"
-            )
 
 
 # ---------------------------------------------------------------- worker processes

@@ -12,6 +12,7 @@ flow, and what an attempt comes to (`executor`).
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -36,8 +37,6 @@ from .context import (
     current_group,
     here,
     inside,
-    refuse_changed_code,
-    visit,
 )
 from .failures import FINAL, describe
 
@@ -82,8 +81,8 @@ class Task(Generic[R]):
 class Call:
     """One call of a task at its place in a run: what is recorded of it and what comes next."""
 
-    __slots__ = ("_clock", "_started_at", "args", "context", "done", "key", "kwargs", "scope",
-                 "services", "task", "tries")  # fmt: skip
+    __slots__ = ("_clock", "_started_at", "args", "aside", "context", "done", "key", "kwargs",
+                 "scope", "services", "task", "tries")  # fmt: skip
 
     def __init__(
         self,
@@ -104,7 +103,9 @@ class Call:
         self.kwargs = kwargs
         self.tries = 0
         self.done: StepRecord | None = None
-        visit(self.context, key)
+        self.aside = sys.exc_info()[0] is not None
+        if self.context.trail is not None:
+            self.context.trail.visit(key)
 
     @property
     def name(self) -> str:
@@ -115,7 +116,8 @@ class Call:
         """Return the fact an earlier attempt left, or None when the task is to run now."""
         known = self.context.claim.recorded.get(self.key)
         if known is None:
-            refuse_changed_code(self.context, self.key)
+            if self.context.trail is not None:
+                self.context.trail.refuse(self.key)
             return None
         if known.superseded:
             return None
@@ -160,6 +162,7 @@ class Call:
             encoding=encoding,
             result=result,
             error=None if instead_of is None else describe(instead_of),
+            aside=self.aside,
         )
 
     async def take(self, hit: Cached) -> Any:
@@ -178,6 +181,7 @@ class Call:
                 result=hit.result,
                 origin=hit.run_id,
                 spilled=hit.spilled,
+                aside=self.aside,
             )
         )
         flow = self.context.claim.flow
@@ -200,6 +204,7 @@ class Call:
                 tries=self.tries + 1,
                 started_at=self._started_at,
                 error=describe(error),
+                aside=self.aside,
             )
         self._observe("failed")
         group = current_group()
@@ -217,6 +222,7 @@ class Call:
             result=failures.keep(error, self.services.settings.max_result_bytes),
             error=describe(error),
             superseded=lost,
+            aside=self.aside,
         )
 
     def delay(self, error: Exception) -> float | None:
@@ -247,6 +253,8 @@ async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
     """Write to the journal, waiting for a full disk; any other failure ends the attempt."""
     while True:
         try:
+            if context.marks:
+                await _mark(context)
             return await write()
         except (JournalFull, Overloaded):
             await asyncio.sleep(_FULL_DISK_WAIT_SECONDS)
@@ -254,6 +262,15 @@ async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
             # A flow that catches this must not run its next step on top of a lost one.
             context.broken = error
             raise
+
+
+async def _mark(context: RunContext) -> None:
+    """Record what the flow decided since its last step; it stays decided when a step follows."""
+    assert context.services is not None
+    marks = list(context.marks)
+    for mark in marks:
+        await context.services.journal.record_step(context.claim, mark)
+    context.marks = [mark for mark in context.marks if mark not in marks]
 
 
 async def run(call: Call) -> Any:
@@ -442,5 +459,4 @@ def place_map(task: Task[Any], items: Iterable[Any], limit: int) -> tuple[Branch
     if scope is None:
         return None, listed
     branches = Branches(scope, f"{task.name}.map", fail_together=True)
-    visit(scope.context, branches.key, branches=True)
     return branches, listed

@@ -76,6 +76,7 @@ def begun(call: Call, what: Mapping[str, Any], length: timedelta | None) -> Step
         tries=1,
         started_at=now,
         result=orjson.dumps(note),
+        aside=call.aside,
     )
 
 
