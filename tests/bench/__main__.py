@@ -10,6 +10,8 @@ import argparse
 import importlib
 import json
 import sys
+import time
+import traceback
 
 from .measure import Size
 from .report import text_of
@@ -19,6 +21,7 @@ QUESTIONS = {
     "a": "accept",
     "b": "accept",
     "f": "durable",
+    "q": "queue_to_result",
 }
 
 
@@ -35,15 +38,24 @@ def main() -> None:
     unknown = set(asked) - set(QUESTIONS)
     if unknown:
         parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+    failed: list[str] = []
     for module in dict.fromkeys(QUESTIONS[letter] for letter in asked):
-        tables = [
-            table.kept() for table in importlib.import_module(f"tests.bench.{module}").run(size)
-        ]
-        for table in tables:
+        started = time.monotonic()
+        try:
+            tables = importlib.import_module(f"tests.bench.{module}").run(size)
+        except Exception:  # noqa: BLE001  the other questions are asked all the same
+            failed.append(module)
+            sys.stderr.write(f"{module} could not be measured:\n{traceback.format_exc()}\n")
+            continue
+        kept = [table.kept() for table in tables]
+        for table in kept:
             sys.stdout.write((json.dumps(table) if chosen.json else text_of(table) + "\n") + "\n")
             sys.stdout.flush()
+        sys.stderr.write(f"{module} took {time.monotonic() - started:.0f} s\n")
         if not size.quick:
-            keep(tables)
+            keep(kept)
+    if failed:
+        sys.exit(f"not measured: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

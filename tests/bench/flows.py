@@ -53,3 +53,11 @@ from turnout import flow, webhook
 async def bill(order: dict) -> None:
     return None
 """
+
+RETURNING = """
+from turnout import flow, webhook
+@flow(on=webhook("/orders"))
+async def bill(order: dict) -> dict:
+    return {"id": order["id"], "total": sum(i["count"] * i["price"] for i in order["items"])}
+"""
+RETURNING_TO_CALLER = RETURNING.replace('"/orders"', '"/orders", respond=True')

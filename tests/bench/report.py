@@ -63,7 +63,7 @@ def number(value: float) -> str:
         return f"{value:.0f}"
     if size >= 10:
         return f"{value:.1f}"
-    return f"{value:.2f}"
+    return f"{value:.2f}" if size >= 0.1 else f"{value:.2g}"
 
 
 def shown(cell: Cell) -> str:
