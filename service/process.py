@@ -78,7 +78,12 @@ class Process:
         self._tasks = tasks
         self.waiters = Waiters(journal, settings.max_waiters)
         self.resources = Resources()
-        self.pools = Pools(settings.threads, settings.processes)
+        self.pools = Pools(
+            settings.threads,
+            settings.processes,
+            process_memory=settings.process_memory,
+            process_calls=settings.process_calls,
+        )
         self.effects = Effects(journal, lambda: self.emitters)
         admission = Admission(settings.concurrency)
         self.awaited = Awaited()

@@ -62,6 +62,12 @@ class Settings(BaseSettings):
     concurrency: int = Field(64, ge=1, le=10_000, description="Runs at once, over all flows.")
     threads: int = Field(32, ge=1, le=1000, description="Threads for `def` flows and tasks.")
     processes: int = Field(0, ge=0, description="Worker processes; 0 is one per core.")
+    process_memory: Size = Field(
+        0, description="Memory one worker process may take; 0 is what the machine has."
+    )
+    process_calls: int = Field(
+        100, ge=1, description="Calls after which a worker process is replaced."
+    )
     grace: Duration = Field(timedelta(seconds=30), description="Time runs get to end on stop.")
     blocked_loop: Duration = Field(
         timedelta(seconds=30), description="A loop blocked this long ends the process."

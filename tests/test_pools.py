@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import io
+import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 import time
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]  # no stubs among the project's dependencies
 import pytest
 
 from tests.attempts import attempts
@@ -165,7 +169,7 @@ async def test_workers_run_are_kept_and_are_replaced_when_they_die(pools: Pools)
     first = await process(pools, pid)
     assert first != os.getpid()
     assert await process(pools, pid) == first
-    with pytest.raises(WorkerDied, match=r"die ended before it did: exit code -9"):
+    with pytest.raises(WorkerDied, match=r"die ended before it did: killed by SIGKILL"):
         await process(pools, die)
     assert await process(pools, pid) != first
     assert await process(pools, shout) == "still fine"
@@ -201,6 +205,113 @@ async def test_what_a_worker_prints_is_logged_here(pools: Pools) -> None:
     assert await process(pools, double, 4) == 8
     undo()
     assert '"message":"doubling 4"' in stream.getvalue()
+    pools.close()
+
+
+def spread(folder: str) -> None:
+    """Start a child process that outlives whoever is gentle, say who it is, and stay busy."""
+    child = subprocess.Popen(["sleep", "60"])
+    Path(folder, "child").write_text(str(child.pid))
+    while True:
+        pass
+
+
+def spread_and_crash(folder: str) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    Path(folder, "child").write_text(str(child.pid))
+    ctypes.string_at(0)  # a segmentation fault
+
+
+def gone(file: Path) -> bool:
+    process = int(file.read_text())
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def until_gone(file: Path) -> None:
+    async with asyncio.timeout(5):
+        while not gone(file):  # noqa: ASYNC110  another process's end has no event
+            await asyncio.sleep(0.01)
+
+
+async def test_an_endless_loop_ends_at_its_timeout_with_all_it_started(
+    pools: Pools, tmp_path: Path
+) -> None:
+    await process(pools, pid)
+    with pytest.raises(TimeoutError, match="spread did not end"):
+        await process(pools, spread, str(tmp_path), timeout_seconds=1.0)
+    await until_gone(tmp_path / "child")
+    assert await process(pools, double, 2) == 4
+    pools.close()
+
+
+async def test_a_segmentation_fault_is_named_and_leaves_nothing_behind(
+    pools: Pools, tmp_path: Path
+) -> None:
+    with pytest.raises(WorkerDied, match="killed by SIGSEGV"):
+        await process(pools, spread_and_crash, str(tmp_path))
+    await until_gone(tmp_path / "child")
+    assert await process(pools, double, 2) == 4
+    pools.close()
+
+
+def take(mebibytes: int) -> int:
+    return len(bytearray(mebibytes * 2**20))
+
+
+async def test_a_worker_has_so_much_memory_and_no_more() -> None:
+    pools = Pools(1, 1, process_memory=256 * 2**20)
+    first = await process(pools, pid)
+    assert await process(pools, take, 100) == 100 * 2**20
+    with pytest.raises(MemoryError, match="take needs more memory .* process_memory"):
+        await process(pools, take, 300)
+    assert await process(pools, pid) != first, "it may be short of memory from here on"
+    pools.close()
+
+
+def is_taken_first() -> str:
+    return Path("/proc/self/oom_score_adj").read_text().strip()
+
+
+async def test_the_kernel_takes_a_worker_before_the_service(pools: Pools) -> None:
+    assert await process(pools, is_taken_first) == "1000"
+    pools.close()
+
+
+async def test_a_worker_is_replaced_after_so_many_calls() -> None:
+    pools = Pools(1, 1, process_calls=2)
+    seen = [await process(pools, pid) for _ in range(4)]
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+    pools.close()
+
+
+def term_is_heard_by_children() -> int:
+    child = subprocess.Popen(["sleep", "60"])
+    child.terminate()
+    return child.wait(10)
+
+
+def fork_and_die(folder: str) -> None:
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+    Path(folder, "child").write_text(str(child))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def uses_processes() -> list[int]:
+    with multiprocessing.get_context("spawn").Pool(1) as inner:
+        return inner.map(abs, [-1, -2])
+
+
+async def test_processes_below_a_worker_are_ordinary_ones(pools: Pools, tmp_path: Path) -> None:
+    assert await process(pools, term_is_heard_by_children) == -signal.SIGTERM
+    assert await process(pools, uses_processes) == [1, 2]
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        await process(pools, fork_and_die, str(tmp_path))
+    await until_gone(tmp_path / "child")
     pools.close()
 
 

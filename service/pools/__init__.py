@@ -2,7 +2,8 @@
 
 Threads and processes are bounded. A call ends when its work has ended: a thread cannot be killed,
 so a timed-out or cancelled call comes back only when the thread has returned (decision 21); a
-worker process is killed. A worker that dies fails its own call only. A pool thread acts for the
+worker process is killed, with all it has started. A worker that dies fails its own call only; one
+that has served its calls, or has run out of its memory, is replaced. A pool thread acts for the
 asyncio task that waits for it: `caller()` names that task on both sides.
 
 Not here: recording anything, and retries.
@@ -34,13 +35,17 @@ Lane = Literal["flow", "step"]
 class Pools:
     """The threads and worker processes of one service; made lazily, bounded always."""
 
-    def __init__(self, threads: int, processes: int) -> None:
+    def __init__(
+        self, threads: int, processes: int, *, process_memory: int = 0, process_calls: int = 100
+    ) -> None:
         self._threads: dict[Lane, ThreadPoolExecutor] = {
             lane: ThreadPoolExecutor(threads, thread_name_prefix=f"turnout-{lane}")
             for lane in ("flow", "step")
         }
         count = processes or os.cpu_count() or 1
         self._slots = asyncio.Semaphore(count)
+        self._memory = process_memory
+        self._most_calls = process_calls
         self._exchanges = ThreadPoolExecutor(count, thread_name_prefix="turnout-worker")
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
@@ -107,7 +112,7 @@ class Pools:
         return value_of(answer, name)
 
     async def _exchange(self, request: bytes, name: str) -> Any:
-        worker = self._idle.pop() if self._idle else Worker()
+        worker = self._idle.pop() if self._idle else Worker(self._memory)
         self._workers.add(worker)
         work = self._exchanges.submit(worker.exchange, request)
         try:
@@ -120,7 +125,11 @@ class Pools:
                     f"the worker process of {name} ended before it did: {error}"
                 ) from None
             raise
-        self._idle.append(worker)
+        if worker.calls < self._most_calls and answer[0] != "memory":
+            self._idle.append(worker)
+        else:
+            worker.kill()
+            self._workers.discard(worker)
         return answer
 
     def close(self) -> None:

@@ -2,8 +2,9 @@
 
 A worker loads the flow file by its path, under the same private name as the service, and finds the
 function by its qualified name; arguments, results and errors travel as pickles. What the function
-logs or prints comes back with the answer. A worker that dies or is killed fails its own call only;
-it ends by itself when the service is gone.
+logs or prints comes back with the answer. A worker that dies or is killed fails its own call only.
+It leads a process group, and whatever ends it (a timeout, a crash, the end of the service) ends
+every process the call has started. Where the kernel is short of memory it takes a worker first.
 
 Not here: how many workers there are, and who waits for them (`pools`).
 """
@@ -14,9 +15,12 @@ import contextlib
 import importlib
 import inspect
 import multiprocessing
+import os
 import pickle
+import resource
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
@@ -50,20 +54,32 @@ class WorkerError(TurnoutError):
 _spawn = multiprocessing.get_context("spawn")  # fork would copy the journal's open files and locks
 
 
-class Worker:
-    """One worker process and its pipe; one call at a time."""
+_LOOK_SECONDS = 1.0
+"""How often a worker that gives no answer is looked at."""
 
-    def __init__(self) -> None:
+
+class Worker:
+    """One worker process and its pipe; one call at a time, `calls` of them so far."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.calls = 0
+        self._memory_bytes = memory_bytes
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._life: Connection | None = None
         self._killed = False
 
     def exchange(self, request: bytes) -> Any:
         """Send a call and wait for its answer, in a thread; raises `WorkerDied`."""
+        self.calls += 1
         try:
             if self._pipe is None:
                 self._pipe = self._start()
             self._pipe.send_bytes(request)
+            while not self._pipe.poll(_LOOK_SECONDS):
+                # A child that it forked may hold the pipe open beyond its death.
+                if not self._alive():
+                    raise EOFError
             return pickle.loads(self._pipe.recv_bytes())
         except (EOFError, OSError) as error:
             self.kill()
@@ -71,27 +87,44 @@ class Worker:
 
     def _start(self) -> Connection:
         ours, theirs = _spawn.Pipe()
+        their_life, self._life = _spawn.Pipe(duplex=False)
         process = _spawn.Process(
-            target=_serve_calls, args=(theirs, list(sys.path)), name="turnout-worker", daemon=True
+            target=_serve_calls,
+            args=(theirs, their_life, list(sys.path), self._memory_bytes),
+            name="turnout-worker",  # no daemon: that could have no children of its own
         )
         process.start()
         theirs.close()  # so that the worker's end is the only one, and its death is an EOF here
+        their_life.close()
         self._process = process
         if self._killed:  # while it was starting
             process.kill()
         return ours
 
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.is_alive()
+
     def kill(self) -> None:
-        """End the process now; what waits in `exchange` gets `WorkerDied`."""
+        """End the process, and those it started, now; `exchange` then raises `WorkerDied`."""
         self._killed = True
-        if self._process is not None:
-            self._process.kill()
+        process = self._process
+        if process is None or process.pid is None:
+            return
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # it leads no group yet, or all are gone
+            process.kill()
 
     def _ending(self, error: Exception) -> str:
-        if self._process is None:
+        process, self._process = self._process, None  # its id may be another's from here on
+        if process is None:
             return f"it could not start ({error})"
-        self._process.join(5)
-        return f"exit code {self._process.exitcode}"
+        process.join(5)
+        code = process.exitcode
+        if code is None or code >= 0:
+            return f"exit code {code}"
+        hint = ", as the kernel does when memory is short" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
 
 
 def request_of(
@@ -126,6 +159,11 @@ def value_of(answer: Any, name: str) -> Any:
             f"{name}: the result cannot come back from the worker process ({detail}); return "
             f"plain data, a path or an id instead"
         )
+    if kind == "memory":
+        raise MemoryError(
+            f"{name} needs more memory than a worker process may take; raise process_memory, or "
+            f"work on smaller parts"
+        )
     if content is None:
         raise WorkerError(detail)
     error: BaseException = pickle.loads(content)
@@ -139,12 +177,15 @@ _versions: dict[str, int] = {}
 """Flow files this worker loaded, with their modification time: reload brings new code."""
 
 
-def _serve_calls(pipe: Connection, path: list[str]) -> None:
+def _serve_calls(pipe: Connection, life: Connection, path: list[str], memory_bytes: int) -> None:
     """Answer calls until the pipe closes; the main of a worker process."""
-    # Ctrl-C and a supervisor's SIGTERM reach the whole group, while the service lets runs end.
-    # Our own end is a closed pipe, or SIGKILL.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.setsid()
+    # A supervisor's SIGTERM reaches every process, while the service lets runs end. Handled, not
+    # ignored: what the author's code starts would ignore it too.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    threading.Thread(target=_end_with_service, args=(life,), daemon=True).start()
+    _bound_memory(memory_bytes)
     sys.path[:] = path
     while True:
         try:
@@ -154,6 +195,25 @@ def _serve_calls(pipe: Connection, path: list[str]) -> None:
         answer = _answer_to(request)
         with contextlib.suppress(BrokenPipeError):
             pipe.send_bytes(pickle.dumps(answer, protocol=5))
+
+
+def _end_with_service(life: Connection) -> None:
+    """End the whole group when the service is gone, however it went and whatever runs here."""
+    with contextlib.suppress(EOFError, OSError):
+        life.recv_bytes()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _bound_memory(most_bytes: int) -> None:
+    if not sys.platform.startswith("linux"):
+        return  # macOS, for development: it has no limit that is kept
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if most_bytes:
+        # What is written to, not the address space: libraries reserve far more than they use.
+        _, ceiling = resource.getrlimit(resource.RLIMIT_DATA)
+        most = most_bytes if ceiling == resource.RLIM_INFINITY else min(most_bytes, ceiling)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, ceiling))
 
 
 def _answer_to(request: bytes) -> tuple[str, bytes | None, str, list[bytes]]:
@@ -173,10 +233,14 @@ def _perform(
         for restore, state in along:
             restore(*state)
         value = function(*args, **kwargs)
+    except MemoryError:
+        return "memory", None, ""
     except BaseException as error:  # noqa: BLE001  the author's code; sys.exit() too is an answer
         return "error", _pickled_error(error), _described(error)
     try:
         return "result", pickle.dumps(value, protocol=5), ""
+    except MemoryError:
+        return "memory", None, ""
     except Exception as error:  # noqa: BLE001  pickling runs the author's __reduce__
         return "unpicklable", None, f"{type(error).__name__}: {error}"
 
