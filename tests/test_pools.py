@@ -265,7 +265,7 @@ async def test_a_worker_has_so_much_memory_and_no_more() -> None:
     pools = Pools(1, 1, process_memory=256 * 2**20)
     first = await process(pools, pid)
     assert await process(pools, take, 100) == 100 * 2**20
-    with pytest.raises(MemoryError, match="take needs more memory .* process_memory"):
+    with pytest.raises(MemoryError, match=r"take needs more memory .* process_memory"):
         await process(pools, take, 300)
     assert await process(pools, pid) != first, "it may be short of memory from here on"
     pools.close()
