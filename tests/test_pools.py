@@ -225,7 +225,7 @@ def spread_and_crash(folder: str) -> None:
 def gone(file: Path) -> bool:
     process = int(file.read_text())
     try:
-        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(process).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
