@@ -13,11 +13,12 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
-from .api.ingest import Ingest, check_exposure
+from .api.ingest import Ingest, check_exposure, unlock
 from .api.server import Server, listen
 from .errors import JournalBroken, NotFound, SetupError
 from .event import Event, mint_id
@@ -28,7 +29,7 @@ from .logs import get_logger
 from .maintenance import Maintenance, watch_disk, watch_loop
 from .metrics import Metrics
 from .process import ApiTrigger, Process
-from .project.loader import load
+from .project.loader import load, loading
 from .run import Run
 from .settings import Settings
 
@@ -77,7 +78,7 @@ async def _live(
     *,
     reload: bool,
 ) -> None:
-    stop = _on_signals()
+    asked = _on_signals()
     settings = process.settings
     background = [
         tasks.create_task(watch_loop(settings)),
@@ -103,7 +104,7 @@ async def _live(
     maintenance = Maintenance(journal, process.effects, settings, process.metrics, now=process.now)
     background.append(tasks.create_task(maintenance.run()))
     if reload:
-        background.append(tasks.create_task(_reload(process, ingest, flow_paths)))
+        background.append(tasks.create_task(_ask_for_changes(asked, flow_paths)))
     log.info(
         "service.started",
         url=url,
@@ -111,7 +112,8 @@ async def _live(
         triggers=len(process.emitters),
         data=str(settings.data),
     )
-    await stop.wait()
+    while not await asked.to_stop():
+        await _reload(process, ingest, flow_paths, asked.changes())
     log.info("service.stopping", grace_seconds=settings.grace.total_seconds())
     stuck = await process.stop()
     server.stop()
@@ -127,19 +129,56 @@ async def _live(
     log.info("service.stopped")
 
 
-def _on_signals() -> asyncio.Event:
-    """Return an event the first SIGTERM or SIGINT sets; the second one ends the process at once."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+@dataclass
+class _Asked:
+    """What the program is asked to do beside serving: to load flow files again, to stop."""
 
-    def signalled(number: int) -> None:
-        if stop.is_set():
+    _any: asyncio.Event = field(default_factory=asyncio.Event)
+    _stop: bool = False
+    _changed: list[str] = field(default_factory=list)
+
+    def stop(self, number: int) -> None:
+        """Ask to stop; asked twice, the process ends at once."""
+        if self._stop:
             os._exit(128 + number)
-        stop.set()
+        self._stop = True
+        self._any.set()
 
+    def reload(self, *changed: str) -> None:
+        """Ask to load the flow files again, because of what has changed."""
+        self._changed += changed
+        self._any.set()
+
+    async def to_stop(self) -> bool:
+        """Wait until something is asked; whether it is to stop."""
+        await self._any.wait()
+        self._any.clear()
+        return self._stop
+
+    def changes(self) -> list[str]:
+        """Return, once, what a reload was asked for."""
+        changed, self._changed = self._changed, []
+        return changed
+
+
+def _on_signals() -> _Asked:
+    """Stop at SIGTERM and SIGINT, reload at SIGHUP; without its terminal a program stops too."""
+    asked = _Asked()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled, number)
-    return stop
+        loop.add_signal_handler(number, asked.stop, number)
+    if sys.stderr.isatty():
+        loop.add_signal_handler(signal.SIGHUP, asked.stop, signal.SIGHUP)
+    else:
+        loop.add_signal_handler(signal.SIGHUP, asked.reload, "SIGHUP")
+    return asked
+
+
+async def _ask_for_changes(asked: _Asked, flow_paths: Sequence[Path]) -> None:
+    from .project.reload import changes
+
+    async for changed in changes(flow_paths):
+        asked.reload(*sorted(map(str, changed)))
 
 
 async def _end_when_broken(journal: SqliteJournal) -> None:
@@ -163,19 +202,23 @@ async def _load_rest(process: Process) -> Any:
     return await asyncio.to_thread(create)
 
 
-async def _reload(process: Process, ingest: Ingest, flow_paths: Sequence[Path]) -> None:
-    from .project.reload import changes
+async def _reload(
+    process: Process, ingest: Ingest, flow_paths: Sequence[Path], changed: Sequence[str]
+) -> None:
+    """Serve the flow files as they are now, or go on with what is loaded and say why.
 
-    async for changed in changes(flow_paths):
-        try:
-            project = load(flow_paths)
+    In the task that opened the resources, because that is the one that closes them.
+    """
+    try:
+        with loading(flow_paths) as project:
             check_exposure(project.triggers.values(), process.settings.host)
+            unlock(project.triggers.values())
             await process.reload(project)
-        except SetupError as error:
-            log.error("reload.failed", error=str(error))  # noqa: TRY400  it names file and line
-        else:
-            ingest.replace(process.routes())
-            log.info("reload.done", changed=[str(path) for path in changed])
+    except SetupError as error:
+        log.error("reload.failed", error=str(error))  # noqa: TRY400  it names file and line
+    else:
+        ingest.replace(process.routes())
+        log.info("reload.done", flows=len(project.flows), changed=list(changed))
 
 
 def _url(settings: Settings, sock: socket.socket) -> str:

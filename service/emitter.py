@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -50,7 +51,6 @@ class TriggerEmitter:
     ) -> None:
         self.trigger = trigger
         self.flows = flows
-        self.paused = False
         self.problem: str | None = "starting"
         self.last_error: str | None = None
         self.lags: dict[str, float] = {}
@@ -69,6 +69,7 @@ class TriggerEmitter:
         self._tells_sender = isinstance(trigger, CalledTrigger)
         self.has_effect = isinstance(trigger, EndsEvents) and trigger.has_effect
         self._closed: str | None = None
+        self._paused = False
         self._accepted = metrics.events.labels(trigger.name, "accepted")
 
     async def __call__(
@@ -77,7 +78,7 @@ class TriggerEmitter:
         """Store events and positions in one transaction; see `service.trigger.Emitter`."""
         if self._closed is not None:
             raise Overloaded(self._closed)
-        if self.paused:
+        if self._paused:
             raise Overloaded(f"trigger {self.trigger.name!r} is paused", retry_after_seconds=60)
         name = self.trigger.name
         listed = [
@@ -175,6 +176,24 @@ class TriggerEmitter:
         """Accept nothing more; every `emit` from now on raises `Overloaded(reason)`."""
         self._closed = reason
 
+    def retire(self) -> None:
+        """Take the trigger out of the metrics: it is no longer served."""
+        with suppress(KeyError):
+            self._metrics.trigger_up.remove(self.trigger.name)
+        for partition in self.lags:
+            with suppress(KeyError):
+                self._metrics.trigger_lag.remove(self.trigger.name, partition)
+
+    @property
+    def paused(self) -> bool:
+        """Whether an operator has paused the trigger; what it says of itself stays its own."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self._paused = paused
+        self._show_up()
+
     async def positions(self) -> dict[str, str]:
         """Return every stored position of this trigger."""
         return await self._journal.positions(self.trigger.name)
@@ -190,12 +209,16 @@ class TriggerEmitter:
     def up(self) -> None:
         """Report that the trigger is watching."""
         self.problem = None
-        self._metrics.trigger_up.labels(self.trigger.name).set(1)
+        self._show_up()
 
     def down(self, reason: str) -> None:
         """Report that the trigger cannot watch now, and why."""
         self.problem = self.last_error = reason
-        self._metrics.trigger_up.labels(self.trigger.name).set(0)
+        self._show_up()
+
+    def _show_up(self) -> None:
+        watches = self.problem is None and not self._paused
+        self._metrics.trigger_up.labels(self.trigger.name).set(watches)
 
     def lag(self, partition: str, count: float) -> None:
         """Report how much of `partition` is not read yet."""

@@ -27,6 +27,9 @@ Pool = Literal["thread", "process"]
 CODE_VERSION = "__turnout_code_version__"
 """The name under which the loader leaves a flow file's hash in its module."""
 
+SOURCE = "__turnout_source__"
+"""The name under which it leaves the file's bytes as loaded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:

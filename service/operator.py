@@ -6,7 +6,7 @@ Works on a live service (with its dispatcher and emitters) and on a journal at r
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from datetime import datetime
 from typing import Any
@@ -15,11 +15,12 @@ import orjson
 
 from .dispatch.dispatcher import Dispatcher
 from .emitter import TriggerEmitter
-from .errors import NotFound, Refused
+from .errors import InvalidData, NotFound, Refused
 from .event import Event, mint_id
 from .journal.contract import Filter, Journal, NewRun, StoredEvent
 from .logs import get_logger
 from .project import Project
+from .router import route
 from .run import FINISHED, Run, RunState
 from .steps.approval import find_fields, read_fields
 from .trigger import Receipt, Seek, Seekable, SeekPlan
@@ -214,43 +215,44 @@ class Operator:
         """
         full = self._full_name(name)
         await self._journal.pause(full, now=self._now())
-        kind, _, short = full.partition(":")
-        if kind == "flow" and self._dispatcher is not None:
-            self._dispatcher.pause(short)
-        elif short in self._emitters():
-            emitter = self._emitters()[short]
-            emitter.paused = True
-            emitter.down("paused by an operator")
+        self._set_paused(full, True)
         return full
 
     async def resume(self, name: str) -> str:
-        """Undo `pause`."""
-        full = self._full_name(name)
+        """Undo `pause`, also of what is no longer served."""
+        full = self._full_name(name, await self._journal.paused())
         await self._journal.resume(full)
-        kind, _, short = full.partition(":")
-        if kind == "flow" and self._dispatcher is not None:
-            self._dispatcher.resume(short)
-        elif short in self._emitters():
-            emitter = self._emitters()[short]
-            emitter.paused = False
-            emitter.up()
+        self._set_paused(full, False)
         return full
 
-    def _full_name(self, name: str) -> str:
-        if name.startswith(("flow:", "trigger:")):
-            return name
+    def _set_paused(self, full: str, paused: bool) -> None:
+        """Tell what is live; at rest, and for a name nobody serves any more, there is nobody."""
+        kind, _, short = full.partition(":")
+        if kind == "flow" and short in self._project().flows and self._dispatcher is not None:
+            (self._dispatcher.pause if paused else self._dispatcher.resume)(short)
+        elif kind == "trigger" and short in self._emitters():
+            self._emitters()[short].paused = paused
+
+    def _full_name(self, name: str, paused: Collection[str] = ()) -> str:
+        """Return `flow:NAME` or `trigger:NAME`; raises `NotFound` unless it is served or paused."""
         project = self._project()
-        if name in project.flows or self._dispatcher is None:
-            return f"flow:{name}"
-        if name in project.triggers:
-            return f"trigger:{name}"
+        if self._dispatcher is None:  # at rest nothing is known of either
+            return name if name.startswith(("flow:", "trigger:")) else f"flow:{name}"
+        known = [f"flow:{flow}" for flow in project.flows]
+        known += [f"trigger:{trigger}" for trigger in project.triggers]
+        for full in (name, f"flow:{name}", f"trigger:{name}"):
+            if full in known or full in paused:
+                return full
         raise NotFound(
             f"no flow or trigger {name!r}; flows: {', '.join(sorted(project.flows)) or 'none'}; "
             f"triggers: {', '.join(sorted(project.triggers)) or 'none'}"
         )
 
-    async def fire(self, trigger: str) -> Receipt:
-        """Start a trigger's flows now, with an event of its kind that carries no data."""
+    async def fire(self, trigger: str, data: bytes = b"{}") -> Receipt:
+        """Start a trigger's flows now, with an event of its kind that carries `data` (JSON).
+
+        Raises `InvalidData`, with nothing stored, when no flow can take it.
+        """
         emitter = self._emitters().get(trigger)
         if emitter is None:
             known = ", ".join(sorted(self._emitters())) or "none"
@@ -260,11 +262,12 @@ class Operator:
             source="turnout:operator",
             type=f"turnout.{emitter.trigger.kind}.fired",
             time=self._now(),
-            body=b"{}",
+            body=data,
             datacontenttype="application/json",
             trigger=trigger,
             minted=True,
         )
+        _refuse_unless_taken(event, emitter)
         return (await emitter([event]))[0]
 
     async def seek(self, name: str, seek: Seek, *, dry_run: bool = False) -> SeekPlan:
@@ -327,6 +330,19 @@ class Operator:
         states = (RunState.FAILED, RunState.CANCELLED)
         chosen = [run for run in await self.matching(which) if run.state in states]
         return await _each(self.retry, chosen)
+
+
+def _refuse_unless_taken(event: Event, emitter: TriggerEmitter) -> None:
+    """Raise `InvalidData` if every flow would make a dead letter of the event: nobody sent it."""
+    runs = route(event, emitter.flows(event)).entry.runs
+    reasons = [f"flow {run.flow}: {run.error.message}" for run in runs if run.error is not None]
+    if not runs or len(reasons) < len(runs):
+        return
+    raise InvalidData(
+        f"nothing was fired, because no flow takes the event: {'; '.join(reasons)}; give what is "
+        "wanted with --input, or start an earlier event of the trigger again: turnout events "
+        f"--trigger {emitter.trigger.name!r}, then turnout replay EVENT"
+    )
 
 
 async def _each(act: Callable[[str], Awaitable[Run]], runs: Sequence[Run]) -> list[Run]:

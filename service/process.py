@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,11 +18,13 @@ from typing import Any
 
 from .calls import Calls
 from .dispatch.admission import Admission
+from .dispatch.attempts import until_writable
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.executor import Executor
 from .dispatch.waiters import Waiters
 from .effects import Effects
 from .emitter import TriggerEmitter
+from .errors import JournalFull
 from .event import Event
 from .governance.links import Links
 from .journal.contract import Claim, Journal
@@ -182,13 +184,12 @@ class Process:
         for shape in await self.journal.shapes():
             self.awaited.watch(shape)
         await self.resources.start(_resources(self.project))
-        await self._apply(self.project)
+        self._apply(self.project, await self.journal.paused())
         ready = asyncio.Event()
         self._tasks.create_task(self.dispatcher.run(ready.set))
         await ready.wait()
 
-    async def _apply(self, project: Project) -> None:
-        paused = await self.journal.paused()
+    def _apply(self, project: Project, paused: Collection[str]) -> None:
         self.project = project
         self.awaited.serve(project.flows.values())
         self.dispatcher.serve(
@@ -220,7 +221,19 @@ class Process:
                 self.supervisor.start(self.emitters[name])
 
     async def reload(self, project: Project) -> None:
-        """Serve a new version of the project: unchanged triggers never stop."""
+        """Serve a new version of the project; raises `SetupError`, and goes on with the old one.
+
+        Unchanged triggers never stop. Runs of flows that are new here, come back or take over
+        (`was=`) start once the journal has told which ordering keys are held. What a resource of
+        replaced code has opened stays open until the service stops: runs may still use it.
+        """
+        await self.resources.start(_resources(project))
+        paused = await self.journal.paused()
+        fresh = {
+            f"flow:{flow.name}"
+            for flow in project.flows.values()
+            if flow.was is not None or flow.name not in self.project.flows
+        }
         gone = [
             name
             for name, emitter in self.emitters.items()
@@ -228,12 +241,31 @@ class Process:
         ]
         await self.supervisor.stop(*gone) if gone else None
         for name in gone:
-            del self.emitters[name]
+            self.emitters.pop(name).retire()
         known = set(self.emitters)
-        await self.resources.start(_resources(project))
-        await self._apply(project)
+        self._apply(project, {*paused, *fresh})
+        self.pools.renew()
+        await self._take_over(project)
+        for name in fresh - paused.keys():
+            self.dispatcher.resume(name.removeprefix("flow:"))
         for name in set(self.emitters) - known:
             self.supervisor.start(self.emitters[name])
+
+    async def _take_over(self, project: Project) -> None:
+        """Give flows the runs of their old names (`was=`) and the ordering keys that are held."""
+        renamed = {flow.name: flow.was for flow in project.flows.values() if flow.was is not None}
+        for name, was in renamed.items():
+            self.dispatcher.adopt(was, name)
+        await asyncio.sleep(0)  # events routed to an old name are on their way to the journal
+        for name, was in renamed.items():
+            while True:
+                try:
+                    await self.journal.rename_flow(was, name)
+                    break
+                except JournalFull:
+                    await until_writable(self.journal)
+            self.dispatcher.look_again(name)
+        await self.dispatcher.hold_keys()
 
     def routes(self) -> list[tuple[CalledTrigger, TriggerEmitter]]:
         """Return the called triggers with their way in, for the HTTP adapter."""

@@ -76,25 +76,23 @@ class Resources:
     async def start(self, resources: Iterable[Resource[Any]]) -> None:
         """Open those not open yet, in order; raises `SetupError` at the resource's file and line.
 
-        When one fails, those opened before stay open until `stop`.
+        When one fails, those opened here before it are closed again.
         """
-        for wanted in resources:
-            if wanted in self._open:
-                continue
+        async with self._turn:
+            opened, fresh = AsyncExitStack(), dict[Resource[Any], Any]()
             try:
-                self._open[wanted] = await wanted._enter(self._stack)
-            except Exception as error:  # a resource is the author's code and may raise anything
-                text = error.message if isinstance(error, SetupError) else _one_line(error)
-                raise SetupError(
-                    f"resource {wanted.name!r} did not start: {text}",
-                    file=wanted.file,
-                    line=wanted.line,
-                ) from error
+                for wanted in resources:
+                    if wanted not in self._open and wanted not in fresh:
+                        fresh[wanted] = await _entered(wanted, opened)
+            except BaseException:
+                await opened.aclose()  # not by the error: it is none of theirs
+                raise
+            self._stack.push_async_exit(opened)
+            self._open |= fresh
 
     async def use(self, resource: Resource[T]) -> T:
         """Return the thing, opened now if nobody has asked for it before."""
-        async with self._turn:
-            await self.start([resource])
+        await self.start([resource])
         return self.get(resource)
 
     def get(self, resource: Resource[T]) -> T:
@@ -111,6 +109,18 @@ class Resources:
         """Close everything, the last opened first; all are closed even if one raises."""
         self._open.clear()
         await self._stack.aclose()
+
+
+async def _entered(resource: Resource[Any], stack: AsyncExitStack) -> Any:
+    try:
+        return await resource._enter(stack)
+    except Exception as error:  # a resource is the author's code and may raise anything
+        text = error.message if isinstance(error, SetupError) else _one_line(error)
+        raise SetupError(
+            f"resource {resource.name!r} did not start: {text}",
+            file=resource.file,
+            line=resource.line,
+        ) from error
 
 
 def _one_line(error: BaseException) -> str:

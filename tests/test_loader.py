@@ -324,3 +324,22 @@ def test_a_process_flow_must_be_importable(tmp_path: Path) -> None:
     error = refusal(path)
     assert "hidden" in error.message
     assert error.line in (4, 5)
+
+
+@pytest.mark.parametrize("was", ["bill", "other"])
+def test_a_flow_cannot_take_over_from_one_that_is_still_there(tmp_path: Path, was: str) -> None:
+    path = write(
+        tmp_path / "a.py",
+        f"""
+        from turnout import flow
+
+        @flow(was="{was}")
+        def other() -> None: ...
+
+        @flow
+        def bill() -> None: ...
+        """,
+    )
+    error = refusal(path)
+    assert f"was='{was}'" in error.message
+    assert error.line in (3, 4)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import make_event, running
-from turnout import flow
-from turnout.service.errors import NotFound, Refused
+from tests.running import Running, make_event, running
+from turnout import every, files, flow, webhook
+from turnout.service.errors import InvalidData, NotFound, Overloaded, Refused
 from turnout.service.event import Event
 from turnout.service.journal.contract import Filter
 from turnout.service.run import RunState
@@ -105,3 +105,79 @@ async def test_a_replay_whose_key_raises_is_refused_by_name(tmp_path: Path) -> N
         with pytest.raises(Refused, match=r"'keyed'.*KeyError"):
             await service.process.operator.replay_dead(receipt.runs[0])
         assert (await service.run(receipt.runs[0])).dead
+
+
+async def test_a_paused_trigger_says_afterwards_what_it_is(tmp_path: Path) -> None:
+    @flow(on=every("1h"))
+    async def hourly() -> None: ...
+
+    def metric(service: Running, value: float) -> bool:
+        line = f'turnout_trigger_up{{trigger="every:1h"}} {value}'
+        return line.encode() in service.process.metrics.render()
+
+    async with running(tmp_path, [hourly]) as service:
+        emitter = service.process.emitters["every:1h"]
+        operator = service.process.operator
+        emitter.down("the share is gone")
+        await operator.pause("every:1h")
+        assert metric(service, 0)
+        with pytest.raises(Overloaded, match="paused"):
+            await emitter([make_event()])
+        await operator.resume("every:1h")
+        assert metric(service, 0)  # it does not watch again because somebody has resumed it
+        assert "trigger every:1h: the share is gone" in service.process.problems()
+        await operator.pause("every:1h")
+        emitter.up()
+        assert metric(service, 0)
+        await operator.resume("every:1h")
+        assert metric(service, 1)
+    async with running(tmp_path, [hourly]) as service:
+        await service.process.operator.pause("every:1h")
+    async with running(tmp_path, [hourly]) as service:
+        service.process.emitters["every:1h"].up()
+        assert metric(service, 0)  # still paused
+
+
+async def test_only_what_exists_is_paused_and_whatever_is_paused_is_resumed(tmp_path: Path) -> None:
+    @flow(on=every("1h"))
+    async def hourly() -> None: ...
+
+    async with running(tmp_path, [odd, hourly]) as service:
+        operator = service.process.operator
+        for name in ("flow:even", "trigger:every:2h", "even"):
+            with pytest.raises(NotFound, match=r"flows: hourly, odd; triggers: every:1h"):
+                await operator.pause(name)
+            with pytest.raises(NotFound):
+                await operator.resume(name)
+        assert await service.process.journal.paused() == {}
+        assert await operator.pause("flow:hourly") == "flow:hourly"
+        assert await operator.pause("every:1h") == "trigger:every:1h"
+    async with running(tmp_path, [odd]) as service:  # both are gone now
+        operator = service.process.operator
+        assert await operator.resume("hourly") == "flow:hourly"
+        assert await operator.resume("trigger:every:1h") == "trigger:every:1h"
+        assert await service.process.journal.paused() == {}
+
+
+async def test_firing_with_what_no_flow_takes_stores_nothing_and_says_what_is_wanted(
+    tmp_path: Path,
+) -> None:
+    @flow(on=files(f"{tmp_path}/inbox/*"))
+    async def load(path: Path) -> str:
+        return path.name
+
+    @flow(on=webhook("/orders"), when=lambda event: event.data["amount"] > 0)
+    async def bill(data: dict[str, int]) -> int:
+        return data["amount"]
+
+    async with running(tmp_path / "data", [load, bill]) as service:
+        operator = service.process.operator
+        with pytest.raises(InvalidData, match=r"flow load: the flow wants a file.*turnout replay"):
+            await operator.fire(f"files:{tmp_path}/inbox/*")
+        with pytest.raises(InvalidData, match=r"flow bill: KeyError: 'amount'.*--input"):
+            await operator.fire("webhook:/orders")
+        assert await service.process.journal.events(Filter()) == []
+        filtered = await operator.fire("webhook:/orders", b'{"amount": -1}')
+        assert filtered.runs == ()
+        taken = await operator.fire("webhook:/orders", b'{"amount": 3}')
+        assert (await service.finished(taken.runs[0])).result == b"3"

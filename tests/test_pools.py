@@ -24,7 +24,7 @@ from turnout.service import logs
 from turnout.service.errors import NotKept
 from turnout.service.pools import Pools, caller, on_loop
 from turnout.service.pools.worker import WorkerDied
-from turnout.service.project.loader import load_file
+from turnout.service.project.loader import load, load_file
 
 colour: ContextVar[str] = ContextVar("colour", default="none")
 
@@ -353,8 +353,10 @@ async def test_a_flow_file_is_found_by_path_in_the_worker(tmp_path: Path) -> Non
         outcome = await run.first(module.nests, id="e3")
         assert outcome.error is not None and 'pool="process"' in outcome.error.message
         file.write_text(FLOW_FILE.replace("FACTOR = 2", "FACTOR = 3"))
-        os.utime(file, ns=(1, 1))
-        assert (await run.first(module.boxes, id="e4")).result == b"63"
+        assert (await run.first(module.boxes, id="e4")).result == b"42"  # as it was loaded
+        await asyncio.to_thread(load, [file])
+        changed = await asyncio.to_thread(load_file, file)
+        assert (await run.first(changed.boxes, id="e5")).result == b"63"
 
 
 @task(pool="process")

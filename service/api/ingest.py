@@ -69,6 +69,13 @@ def check_exposure(triggers: Iterable[Trigger], host: str) -> None:
             )
 
 
+def unlock(triggers: Iterable[Trigger]) -> None:
+    """Reveal the secrets of webhooks; raises `SetupError` for one that is missing or empty."""
+    for trigger in triggers:
+        if isinstance(trigger, Webhook):
+            trigger.unlock()
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ip_address(host).is_loopback
@@ -82,8 +89,7 @@ class Route:
     __slots__ = ("allow", "emit", "limit", "methods", "parts", "path", "receive")
 
     def __init__(self, trigger: CalledTrigger, emit: Emitter, max_body_bytes: int) -> None:
-        if isinstance(trigger, Webhook):
-            trigger.unlock()
+        unlock([trigger])
         self.path = PREFIX + trigger.route
         self.receive = trigger.receive
         self.emit = emit

@@ -345,9 +345,15 @@ async def list_triggers(service: ServiceOf) -> Response:
 
 
 @router.post("/triggers/{name:path}/fire", tags=["flows and triggers"], status_code=202)
-async def fire_trigger(service: ServiceOf, name: str) -> Response:
-    """Start the flows of a trigger now, with an event that carries no data."""
-    return _json(documents.receipt_of(await service.operator.fire(name)), 202)
+async def fire_trigger(service: ServiceOf, request: Request, name: str) -> Response:
+    """Start the flows of a trigger now, with the body (JSON) as the event's data, or none.
+
+    422, with nothing stored, when no flow takes it.
+    """
+    _, body = await read(request, service)
+    if body:
+        decode_json(body)
+    return _json(documents.receipt_of(await service.operator.fire(name, body or b"{}")), 202)
 
 
 @router.post("/triggers/{name:path}/seek", tags=["flows and triggers"])

@@ -33,6 +33,7 @@ class Block(Enum):
 class _Counts:
     """What one flow holds: slots, slots by limit key, and ordering keys with their holders."""
 
+    flow: str
     count: int | None
     per_key: bool
     running: int = 0
@@ -57,14 +58,26 @@ class Admission:
         known = self._flows.get(flow)
         count = None if concurrency is None else concurrency.count
         per_key = concurrency is not None and concurrency.per is not None
-        if known is None:
-            self._flows[flow] = _Counts(count, per_key)
+        if known is None or known.flow != flow:  # of another's old name: see `adopt`
+            self._flows[flow] = _Counts(flow, count, per_key)
         else:
             known.count, known.per_key = count, per_key
 
+    def adopt(self, was: str, name: str) -> None:
+        """Count what a flow's old name holds, and gives back from now on, for its new name."""
+        old, new = self._flows.get(was), self._flows[name]
+        if old is None or old is new:
+            return
+        new.running += old.running
+        for key, count in old.by_key.items():
+            new.by_key[key] = new.by_key.get(key, 0) + count
+        for key, holder in old.holders.items():
+            new.holders.setdefault(key, holder)
+        self._flows[was] = new
+
     def held_slots(self) -> dict[str, int]:
         """Return how many slots each flow holds."""
-        return {name: counts.running for name, counts in self._flows.items()}
+        return {counts.flow: counts.running for counts in self._flows.values()}
 
     def admit(
         self, flow: str, order_key: str | None, limit_key: str | None, seq: int, suspect: bool

@@ -71,14 +71,49 @@ class Dispatcher:
         self._flows = {flow.name: flow for flow in flows}
         for flow in self._flows.values():
             self._admission.declare(flow.name, flow.concurrency)
-            lane = self._lanes.setdefault(flow.name, Lane(flow.name))
+            lane = self._lane(flow.name)
             lane.paused = flow.name in stopped
             self._wake(lane)
-        for name in set(self._lanes) - set(self._flows):
-            self._lanes[name].paused = True
+        for lane in self._lanes.values():
+            if lane.flow not in self._flows:
+                lane.paused = True
         self._known_due -= self._orphans
         self._orphans.clear()
         self._due.set()
+
+    def _lane(self, flow: str) -> Lane:
+        lane = self._lanes.get(flow)
+        if lane is None or lane.flow != flow:  # of another's old name: see `adopt`
+            lane = self._lanes[flow] = Lane(flow)
+        return lane
+
+    def adopt(self, was: str, name: str) -> None:
+        """Count what runs or waits under a flow's old name for its new one (a reload's `was=`).
+
+        For while the journal renames the runs: the new lane must be paused, and read afresh after.
+        """
+        old, new = self._lanes.get(was), self._lane(name)
+        if old is not None and old is not new:
+            self.look_again(was)
+            self._awake.pop(was, None)
+            new.arriving += old.arriving
+            self._lanes[was] = new
+        self._admission.adopt(was, name)
+
+    async def hold_keys(self) -> None:
+        """Hold the ordering keys of runs that have one without running, as the journal tells.
+
+        Asked twice: a run may have let go of its key after the first answer was read.
+        """
+        read = await self._journal.held_keys()
+        for flow, key, seq, dead in read:
+            known = self._flows.get(flow)
+            if known is not None and (not dead or known.on_dead == "block"):
+                self._admission.hold(flow, key, seq)
+        still = {(flow, key, seq) for flow, key, seq, _dead in await self._journal.held_keys()}
+        for flow, key, seq, _dead in read:
+            if flow in self._flows and (flow, key, seq) not in still:
+                self._let_go(flow, key, seq)
 
     def pause(self, flow: str) -> None:
         """Start no more runs of a flow; those running go on."""
@@ -187,21 +222,18 @@ class Dispatcher:
 
     def let_go(self, run: Run) -> None:
         """Free the ordering key a run holds without running: it was cancelled or dropped."""
-        if (
-            run.order_key is not None
-            and run.flow in self._flows
-            and self._admission.let_go(run.flow, run.order_key, run.seq)
-        ):
-            self._free(run.flow, ("order", run.order_key))
+        if run.order_key is not None and run.flow in self._flows:
+            self._let_go(run.flow, run.order_key, run.seq)
+
+    def _let_go(self, flow: str, order_key: str, seq: int) -> None:
+        if self._admission.let_go(flow, order_key, seq):
+            self._free(flow, ("order", order_key))
 
     # ------------------------------------------------------------ the loop
 
     async def run(self, started: Callable[[], None]) -> None:
         """Dispatch until `stop`; raises `JournalBroken` when outcomes can no longer be kept."""
-        for flow, key, seq, dead in await self._journal.held_keys():
-            known = self._flows.get(flow)
-            if known is not None and (not dead or known.on_dead == "block"):
-                self._admission.hold(flow, key, seq)
+        await self.hold_keys()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             claiming = tasks.create_task(self._claim_runs())

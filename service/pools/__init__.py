@@ -49,6 +49,7 @@ class Pools:
         self._exchanges = ThreadPoolExecutor(count, thread_name_prefix="turnout-worker")
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
+        self._outdated: set[Worker] = set()
         self.running: dict[Lane, int] = {"flow": 0, "step": 0}  # calls that have not ended
         # Before multiprocessing's own exit function, which would wait for workers to end.
         atexit.register(self.close)
@@ -125,12 +126,22 @@ class Pools:
                     f"the worker process of {name} ended before it did: {error}"
                 ) from None
             raise
-        if worker.calls < self._most_calls and answer[0] != "memory":
-            self._idle.append(worker)
-        else:
+        spent = worker.calls >= self._most_calls or answer[0] == "memory"
+        if spent or worker in self._outdated:
             worker.kill()
             self._workers.discard(worker)
+            self._outdated.discard(worker)
+        else:
+            self._idle.append(worker)
         return answer
+
+    def renew(self) -> None:
+        """Let calls from now on find workers with fresh code; those at work end with their call."""
+        for worker in self._idle:
+            worker.kill()
+            self._workers.discard(worker)
+        self._idle.clear()
+        self._outdated |= self._workers
 
     def close(self) -> None:
         """Kill the workers and let threads end; threads still at work are not waited for."""

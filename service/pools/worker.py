@@ -1,6 +1,6 @@
 """Worker processes: where `pool="process"` runs, one call at a time each.
 
-A worker loads the flow file by its path, under the same private name as the service, and finds the
+A worker loads the flow file as the service has it, under the same private name, and finds the
 function by its qualified name; arguments, results and errors travel as pickles. What the function
 logs or prints comes back with the answer. A worker that dies or is killed fails its own call only.
 It leads a process group, and whatever ends it (a timeout, a crash, the end of the service) ends
@@ -30,10 +30,14 @@ from typing import Any
 
 from turnout.service import logs
 from turnout.service.errors import NotKept, TurnoutError
+from turnout.service.flow import SOURCE
 from turnout.service.project.loader import PACKAGE, load_file
 
 Travel = Callable[[], "tuple[Callable[..., None], tuple[Any, ...]] | None"]
 _travels: list[Travel] = []
+
+Place = tuple[str | None, bytes | None, str, str]
+"""Where a function is: its flow file and that file's bytes (if it is of one), module and name."""
 
 
 def travels(snapshot: Travel) -> None:
@@ -131,9 +135,11 @@ def request_of(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], name: str
 ) -> bytes:
     """Return a call as bytes for a worker; raises `NotKept` naming `name`."""
-    file = None
+    file = source = None
     if function.__module__.startswith(f"{PACKAGE}."):
-        file = sys.modules[function.__module__].__file__
+        module = sys.modules[function.__module__]
+        # The function's own file as it was, for a run that goes on with the code it began with.
+        file, source = module.__file__, function.__globals__.get(SOURCE)
     try:
         along = [state for state in (snapshot() for snapshot in _travels) if state is not None]
         # Two layers: the worker must load the flow file before it can read the arguments.
@@ -144,7 +150,8 @@ def request_of(
             f"pass plain data, a path or an id instead"
         ) from None
     level = logs.level()
-    return pickle.dumps((file, function.__module__, function.__qualname__, inner, level))
+    place = (file, source, function.__module__, function.__qualname__)
+    return pickle.dumps((place, inner, level))
 
 
 def value_of(answer: Any, name: str) -> Any:
@@ -172,9 +179,6 @@ def value_of(answer: Any, name: str) -> Any:
 
 
 # ---------------------------------------------------------------- the worker's side
-
-_versions: dict[str, int] = {}
-"""Flow files this worker loaded, with their modification time: reload brings new code."""
 
 
 def _serve_calls(pipe: Connection, life: Connection, path: list[str], memory_bytes: int) -> None:
@@ -217,18 +221,16 @@ def _bound_memory(most_bytes: int) -> None:
 
 
 def _answer_to(request: bytes) -> tuple[str, bytes | None, str, list[bytes]]:
-    file, module, qualname, inner, level = pickle.loads(request)
+    place, inner, level = pickle.loads(request)
     with logs.collected(level) as lines:
         # A context of its own: what one call restores, the next must not find.
-        kind, content, detail = copy_context().run(_perform, file, module, qualname, inner)
+        kind, content, detail = copy_context().run(_perform, place, inner)
     return kind, content, detail, lines
 
 
-def _perform(
-    file: str | None, module: str, qualname: str, inner: bytes
-) -> tuple[str, bytes | None, str]:
+def _perform(place: Place, inner: bytes) -> tuple[str, bytes | None, str]:
     try:
-        function = _find(file, module, qualname)
+        function = _find(*place)
         args, kwargs, along = pickle.loads(inner)
         for restore, state in along:
             restore(*state)
@@ -245,13 +247,9 @@ def _perform(
         return "unpicklable", None, f"{type(error).__name__}: {error}"
 
 
-def _find(file: str | None, module: str, qualname: str) -> Callable[..., Any]:
+def _find(file: str | None, source: bytes | None, module: str, qualname: str) -> Callable[..., Any]:
     if file is not None:
-        changed = Path(file).stat().st_mtime_ns
-        if _versions.setdefault(file, changed) != changed:
-            sys.modules.pop(module, None)
-            _versions[file] = changed
-        found: Any = load_file(Path(file))
+        found: Any = load_file(Path(file), source)
     else:
         found = importlib.import_module(module)
     for part in qualname.split("."):

@@ -67,6 +67,14 @@ def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
                 )
             )
         found += _flow_problems(flow)
+        if flow.was in {other.name for other in flows}:
+            found.append(
+                _at(
+                    flow,
+                    f"was={flow.was!r} takes over the runs of a flow that is still there; "
+                    "remove that flow, or was=",
+                )
+            )
         for trigger in dict.fromkeys((*flow.triggers, *flow.awaits)):
             found += _trigger_problems(flow, trigger, triggers, routes)
     return found

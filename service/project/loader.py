@@ -26,7 +26,7 @@ from types import ModuleType
 from typing import Any
 
 from turnout.service.errors import SetupError
-from turnout.service.flow import CODE_VERSION, Flow
+from turnout.service.flow import CODE_VERSION, SOURCE, Flow
 from turnout.service.governance.secrets import has_value
 
 from . import AnyFlow, Project, problems
@@ -45,20 +45,33 @@ def module_name(path: Path) -> str:
     return f"{PACKAGE}.{stem}_{hashlib.sha256(str(absolute).encode()).hexdigest()[:10]}"
 
 
-def load_file(path: Path) -> ModuleType:
+def load_file(path: Path, source: bytes | None = None) -> ModuleType:
     """Return the module of a flow file, importing it at its first use in this process.
 
-    Raises `SetupError` at the user's line. This is what a worker process calls.
+    With `source`, the file as another process has loaded it, that is what the module is made of,
+    whatever is on disk by now. Raises `SetupError` at the user's line.
     """
     known = sys.modules.get(module_name(path))
-    return known if known is not None else _execute(path)
+    if known is None or (source is not None and getattr(known, SOURCE, None) != source):
+        return _execute(path, source)
+    return known
 
 
 def load(paths: Sequence[Path]) -> Project:
-    """Load every flow file of `paths` (files, or folders of `*.py`) afresh, as one project.
+    """Load every flow file of `paths` (files, or folders of `*.py`) as one project.
 
-    All or nothing: when it raises (`SetupError`, the first problem found) every module is as it
-    was before, so a service that reloads keeps the code it has.
+    Raises `SetupError`, the first problem found.
+    """
+    with loading(paths) as project:
+        return project
+
+
+@contextmanager
+def loading(paths: Sequence[Path]) -> Iterator[Project]:
+    """Load every flow file of `paths` afresh, for good only if nothing is raised inside either.
+
+    All or nothing: otherwise every module is as it was before, so that a service that reloads
+    keeps the code it has.
     """
     with _all_or_nothing():
         modules = [_execute(file) for file in flow_files(paths)]
@@ -69,7 +82,7 @@ def load(paths: Sequence[Path]) -> Project:
             )
         for problem in _unreachable(flows, modules):
             raise problem
-        return Project.of(flows)
+        yield Project.of(flows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +168,10 @@ def flows_of(modules: Iterable[ModuleType]) -> list[AnyFlow]:
 # ---------------------------------------------------------------- running a file
 
 
-def _execute(path: Path) -> ModuleType:
+def _execute(path: Path, source: bytes | None = None) -> ModuleType:
     """Run a flow file as a fresh module; on any failure the module it replaces stays."""
-    with _fresh_module(path) as (module, source):
-        exec(compile(source, str(module.__file__), "exec"), module.__dict__)
+    with _fresh_module(path, source) as (module, text):
+        exec(compile(text, str(module.__file__), "exec"), module.__dict__)
     return module
 
 
@@ -206,7 +219,7 @@ def _names_made(statement: ast.stmt) -> set[str]:
 
 
 @contextmanager
-def _fresh_module(path: Path) -> Iterator[tuple[ModuleType, bytes]]:
+def _fresh_module(path: Path, source: bytes | None = None) -> Iterator[tuple[ModuleType, bytes]]:
     """Make the module of a file findable while its source runs; what it raises is explained."""
     path = path.absolute()
     name = module_name(path)
@@ -226,8 +239,9 @@ def _fresh_module(path: Path) -> Iterator[tuple[ModuleType, bytes]]:
     try:
         # Compiled from the text, not by the import system: a .pyc is trusted by whole seconds,
         # and a file saved twice within one would come back old.
-        source = path.read_bytes()
+        source = path.read_bytes() if source is None else source
         module.__dict__[CODE_VERSION] = hashlib.sha256(source).hexdigest()[:12]
+        module.__dict__[SOURCE] = source
         yield module, source
     except (Exception, SystemExit) as error:  # foreign code may raise anything
         if old is None:
