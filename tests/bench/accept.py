@@ -1,4 +1,8 @@
-"""(a) webhook to 202, with the event and its queued run on disk; (b) webhook to run recorded."""
+"""(a) webhook to 202, with the event and its queued run on disk; (b) webhook to run recorded.
+
+Rates are taken by wrk at a fixed number of connections (a closed loop), latencies at half the rate
+in an open loop (`openloop`), to the answer and to the instant the journal has for the run's end.
+"""
 
 from __future__ import annotations
 
@@ -8,58 +12,88 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import apsw
+
+from tests.process import free_port
+from turnout.service.journal.connection import FILE_NAME
+
 from . import flows
-from .measure import Size, Spread, interleave, ratio
+from .load import client_seconds
+from .measure import Size, Spread, Unavailable, interleave, percentile, ratio
+from .openloop import ask
+from .peers import SCRIPTS, python_of
 from .report import Table
-from .servers import Fleet, Served
+from .servers import HOOK, Fleet, Served
 
 COLUMNS = (
-    "server", "durable before the answer?", "requests/s", "x reference", "CPU µs each",
-    "CPU x reference", "p50 ms", "p99 ms",
+    "server", "durable before the answer?", "outcome kept?", "requests/s", "x reference",
+    "CPU µs each", "CPU x reference", "p50 ms", "p99 ms",
 )  # fmt: skip
 CONNECTIONS = 64
+BACKGROUND = "FastAPI background task"
+Found = Mapping[str, Mapping[str, list[float]]]
 
 
 def run(size: Size) -> list[Table]:
     """Measure the way in, beside what it could be."""
+    accept = Table("a", "webhook → 202, event and queued run on disk", COLUMNS)
+    record = Table("b", "webhook → run recorded, flows running meanwhile", COLUMNS)
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="turnout-bench-")))
         fleet = Fleet(place, stack)
-        bare, commit, fastapi = (fleet.reference(kind) for kind in ("bare", "commit", "fastapi"))
-        queued = fleet.turnout("queued", flows.OCCUPIED)
-        validating = fleet.turnout("validating", flows.OCCUPIED_VALIDATING)
+        loaded = [fleet.reference(kind) for kind in ("bare", "commit", "fastapi")]
+        loaded.append(fleet.turnout("queued", flows.OCCUPIED))
+        loaded.append(fleet.turnout("validating", flows.OCCUPIED_VALIDATING))
+        try:
+            loaded.append(_background(fleet))
+        except Unavailable as error:
+            record.lost[BACKGROUND] = str(error)
         free = fleet.turnout("free", flows.FREE)
+        responding = fleet.turnout("responding", flows.RESPONDING)
         measures: dict[str, Callable[[], Mapping[str, float]]] = {
-            served.name: partial(_load, served, size.seconds)
-            for served in (bare, commit, fastapi, queued, validating)
+            served.name: partial(_load, served, size.seconds) for served in loaded
         }
         measures["free"] = partial(
             free.load_until_recorded, seconds=size.seconds, connections=CONNECTIONS
         )
+        measures["responding"] = partial(_load, responding, size.seconds, "?wait=10s")
         for measure in measures.values():  # the first second of each is its own warming up
             measure()
+        used = client_seconds()
         found = interleave(size.rounds, measures)
-        return [_accept(found), _record(found, fleet, size)]
+        spent = client_seconds() - used
+        requests = sum(sum(figures["requests"]) for figures in found.values())
+        accept.notes.append(
+            f"{CONNECTIONS} connections; the client (wrk, a process of its own) took"
+            f" {spent / requests * 1e6:.0f} µs of processor time a request"
+        )
+        _accept(accept, found)
+        _record(record, found)
+        _half(record, found, free, responding, size)
+    return [accept, record]
 
 
-def _load(served: Served, seconds: float) -> Mapping[str, float]:
-    return served.load(seconds=seconds, connections=CONNECTIONS)[1]
+def _background(fleet: Fleet) -> Served:
+    port = free_port()
+    script = str(SCRIPTS / "fastapi_background.py")
+    return fleet.command(BACKGROUND, [str(python_of("fastapi")), script, str(port)], port)
 
 
-def _row(
-    table: Table, found: Mapping[str, Mapping[str, list[float]]], name: str, text: str, durable: str
-) -> None:
+def _load(served: Served, seconds: float, query: str = "") -> Mapping[str, float]:
+    return served.load(seconds=seconds, connections=CONNECTIONS, query=query)[1]
+
+
+def _row(table: Table, found: Found, name: str, text: str, *promises: str) -> None:
     ours, reference = found[name], found["reference-commit"]
     table.add(
-        text, durable,
+        text, *promises,
         Spread.of(ours["rate"]), ratio(ours["rate"], reference["rate"]),
         Spread.of(ours["cpu"]), ratio(ours["cpu"], reference["cpu"]),
         Spread.of(ours["p50"]), Spread.of(ours["p99"]),
     )  # fmt: skip
 
 
-def _accept(found: Mapping[str, Mapping[str, list[float]]]) -> Table:
-    table = Table("a", "webhook → 202, event and queued run on disk", COLUMNS)
+def _accept(table: Table, found: Found) -> None:
     rows = (
         ("reference-commit", "bare ASGI + group commit, the same rows", "yes"),
         ("queued", "turnout, the flow's one slot occupied", "yes"),
@@ -68,7 +102,7 @@ def _accept(found: Mapping[str, Mapping[str, list[float]]]) -> Table:
         ("reference-fastapi", "FastAPI, body validated as a model, nothing kept", "no"),
     )
     for name, text, durable in rows:
-        _row(table, found, name, text, durable)
+        _row(table, found, name, text, durable, "nothing run")
     reference, plain = found["reference-commit"], found["reference-fastapi"]
     table.at_least(
         "x bare ASGI + group commit", ratio(found["queued"]["rate"], reference["rate"]).median, 0.85
@@ -77,39 +111,72 @@ def _accept(found: Mapping[str, Mapping[str, list[float]]]) -> Table:
         "x FastAPI that validates and keeps nothing",
         ratio(found["validating"]["rate"], plain["rate"]).median, 3,
     )  # fmt: skip
-    table.notes.append(f"{CONNECTIONS} connections")
-    return table
 
 
-def _record(found: Mapping[str, Mapping[str, list[float]]], fleet: Fleet, size: Size) -> Table:
-    table = Table("b", "webhook → run recorded, flows running meanwhile", COLUMNS)
-    _row(table, found, "reference-commit", "bare ASGI + group commit, nothing run", "yes")
-    _row(table, found, "free", "turnout: accepted, run, outcome on disk", "yes")
+def _record(table: Table, found: Found) -> None:
+    rows = (
+        ("reference-commit", "bare ASGI + group commit", "yes", "nothing run"),
+        ("free", "turnout: accepted, run, outcome on disk", "yes", "yes"),
+        ("responding", "turnout: the same, answered with the result (?wait=)", "yes", "yes"),
+        (BACKGROUND, "FastAPI background task", "no", "no"),
+    )
+    for name, text, *promises in rows:
+        if name in found:
+            _row(table, found, name, text, *promises)
     table.at_least(
         "x bare ASGI + group commit",
         ratio(found["free"]["rate"], found["reference-commit"]["rate"]).median, 0.5,
     )  # fmt: skip
-    half = Spread.of(found["free"]["rate"]).median / 2
-    free = fleet.turnout("half", flows.FREE)
-    responding = fleet.turnout("responding", flows.RESPONDING)
+
+
+def _half(table: Table, found: Found, free: Served, responding: Served, size: Size) -> None:
+    """Latency in an open loop, each at half of the rate it was measured to have."""
+    half = {name: Spread.of(found[name]["rate"]).median / 2 for name in ("free", "responding")}
     seconds = size.seconds * 2
-    calm = interleave(
-        size.rounds,
-        {
-            "half": lambda: free.load(seconds=seconds, connections=256, per_second=half)[1],
-            "responding": lambda: responding.load(
-                seconds=seconds, connections=256, per_second=half, query="?wait=10s"
-            )[1],
-        },
+    ended: dict[str, list[float]] = {"p50": [], "p99": []}
+
+    def to_202() -> Mapping[str, float]:
+        answered = ask(free.port, HOOK, per_second=half["free"], seconds=seconds)
+        for part, value in _ended(free, answered.due_at).items():
+            ended[part].append(value)
+        return answered.figures()
+
+    def to_result() -> Mapping[str, float]:
+        path = f"{HOOK}?wait=10s"
+        answered = ask(responding.port, path, per_second=half["responding"], seconds=seconds)
+        return answered.figures()
+
+    calm = interleave(size.rounds, {"202": to_202, "result": to_result})
+    rows = (
+        ("turnout at half that load, to the 202", calm["202"]["rate"], calm["202"]),
+        ("turnout at half that load, to the run's end in the journal", calm["202"]["rate"], ended),
+        ("turnout at half its load, to the answer with the result (?wait=)",
+         calm["result"]["rate"], calm["result"]),
+    )  # fmt: skip
+    for text, rate, waits in rows:
+        p50, p99 = Spread.of(waits["p50"]), Spread.of(waits["p99"])
+        table.add(text, "yes", "yes", Spread.of(rate), None, None, None, p50, p99)
+        table.at_most(f"p99 ms, {text}", p99.median, 25)
+    table.notes.append(
+        "half load is an open loop with random gaps; latency counts from when a request was due."
+        " The run's end in the journal is its `finished_at`, which its commit follows"
     )
-    for name, text in (
-        ("half", "turnout at half that load, to the 202"),
-        ("responding", "turnout at half that load, to the run's recorded result (?wait=)"),
-    ):
-        ours = calm[name]
-        table.add(
-            text, "yes", Spread.of(ours["rate"]), None, Spread.of(ours["cpu"]), None,
-            Spread.of(ours["p50"]), Spread.of(ours["p99"]),
-        )  # fmt: skip
-    table.at_most("p99 at half load, ms", Spread.of(calm["responding"]["p99"]).median, 25)
-    return table
+
+
+def _ended(served: Served, due_at: Mapping[str, float]) -> Mapping[str, float]:
+    """Return how long after its request was due each run ended, in ms."""
+    assert served.program is not None
+    served.program.quiet(60)
+    path = served.program.data / FILE_NAME
+    journal = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        ends = dict(
+            journal.execute(
+                "SELECT id, finished_at FROM runs WHERE id >= ? AND state = 'succeeded'",
+                (min(due_at),),
+            )
+        )
+    finally:
+        journal.close()
+    waits = [(ends[run] / 1e6 - due) * 1000 for run, due in due_at.items()]
+    return {"p50": percentile(waits, 0.5), "p99": percentile(waits, 0.99)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # no stubs among the project's dependencies
+
+from .measure import Unavailable
 
 BODY = (
     b'{"id":"ord-2041","customer":"c-77","amount":129.95,"currency":"EUR","items":['
@@ -42,28 +45,20 @@ class Load:
         return self.requests / self.seconds
 
 
-def available() -> bool:
-    """Whether wrk is installed."""
-    return shutil.which("wrk") is not None
-
-
 def post(
     url: str,
     *,
     seconds: float,
     connections: int = 64,
     body: bytes = BODY,
-    per_second: float | None = None,
 ) -> Load:
-    """POST `body` over and over on kept connections, or at about `per_second` at random instants.
-
-    At a rate each connection waits a random time, twice the mean at most, before each request:
-    nearly an open loop as long as answers are quick beside that time.
-    """
+    """POST `body` over and over on kept connections, as fast as answers come (a closed loop)."""
+    if shutil.which("wrk") is None:
+        raise Unavailable("there is no wrk (apt-get install wrk)")
     threads = 1 if connections < 256 else 2
     with tempfile.TemporaryDirectory(prefix="turnout-bench-") as place:
         script = Path(place) / "post.lua"
-        script.write_text(_script(body, connections, per_second))
+        script.write_text(_script(body))
         whole = max(1, round(seconds))
         done = subprocess.run(
             ["wrk", f"-t{threads}", f"-c{connections}", f"-d{whole}s", "--timeout", "20s",
@@ -73,16 +68,13 @@ def post(
     return _read(done)
 
 
-def _script(body: bytes, connections: int, per_second: float | None) -> str:
+def _script(body: bytes) -> str:
     text = body.decode().replace("'", "\\'")
     lines = [
         "wrk.method = 'POST'",
         f"wrk.body = '{text}'",
         "wrk.headers['content-type'] = 'application/json'",
     ]
-    if per_second is not None:
-        most_ms = 2000 * connections / per_second
-        lines.append(f"function delay() return math.random(0, {most_ms:.0f}) end")
     return "\n".join(lines)
 
 
@@ -100,6 +92,12 @@ def _read(text: str) -> Load:
             int(part): float(value) * _MS[unit] for part, value, unit in _LATENCY.findall(text)
         },
     )
+
+
+def client_seconds() -> float:
+    """Return the processor time of all clients that have ended: user and system."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def processor_seconds(pid: int) -> float:

@@ -36,26 +36,23 @@ class Served:
         *,
         seconds: float,
         connections: int = 64,
-        per_second: float | None = None,
         query: str = "",
     ) -> tuple[Load, dict[str, float]]:
         """Load it; returns what came of it with the figures a table shows.
 
         A server that records runs is loaded until the last is recorded: its rate is of those.
         """
-        cpu, started = processor_seconds(self.pid), time.perf_counter()
-        load = post(
-            self.url + query, seconds=seconds, connections=connections, per_second=per_second
-        )
+        cpu = processor_seconds(self.pid)
+        load = post(self.url + query, seconds=seconds, connections=connections)
         if load.refused or load.broken:
             raise AssertionError(f"{self.name}: {load.refused} refused, {load.broken} broken")
         used = processor_seconds(self.pid) - cpu
         return load, {
             "rate": load.rate,
+            "requests": load.requests,
             "cpu": used / load.requests * 1e6,
             "p50": load.latency_ms[50],
             "p99": load.latency_ms[99],
-            "elapsed": time.perf_counter() - started,
         }
 
     def load_until_recorded(self, *, seconds: float, connections: int = 64) -> dict[str, float]:
@@ -71,6 +68,7 @@ class Served:
             raise AssertionError(f"{self.name}: {load.refused} refused, {load.broken} broken")
         return {
             "rate": load.requests / elapsed,
+            "requests": load.requests,
             "cpu": (processor_seconds(self.pid) - cpu) / load.requests * 1e6,
             "p50": load.latency_ms[50],
             "p99": load.latency_ms[99],
