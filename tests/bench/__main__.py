@@ -21,6 +21,7 @@ QUESTIONS = {
     "a": "accept",
     "b": "accept",
     "f": "durable",
+    "l": "curves",
     "q": "queue_to_result",
 }
 

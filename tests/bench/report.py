@@ -21,6 +21,21 @@ class Goal:
 
 
 @dataclass(slots=True)
+class Plot:
+    """What is drawn of a table: lines of points, into `plots/NAME.png`."""
+
+    across: str
+    up: str
+    name: str
+    logarithmic: bool = False
+    lines: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    def add(self, line: str, across: float, up: float) -> None:
+        """Add a point."""
+        self.lines.setdefault(line, []).append((across, up))
+
+
+@dataclass(slots=True)
 class Table:
     """The answer to one question."""
 
@@ -31,6 +46,7 @@ class Table:
     goals: list[Goal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
+    plot: Plot | None = None
 
     def add(self, *cells: Cell) -> None:
         """Add a row."""
@@ -71,6 +87,8 @@ def shown(cell: Cell) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, Spread):
+        if cell.low == cell.high:
+            return number(cell.median)
         return f"{number(cell.median)} ({number(cell.low)}..{number(cell.high)})"
     return number(cell) if isinstance(cell, float) else cell
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 
 import apsw
 
+from .measure import Unavailable
+from .peers import measured
 from .report import text_of
 
 FOLDER = Path(__file__).parent
 KEPT = FOLDER / "results.json"
 PAGE = FOLDER / "RESULTS.md"
+PLOTS = FOLDER / "plots"
 HEAD = FOLDER / "results_head.md"
 
 
@@ -39,7 +43,20 @@ def write_page() -> None:
         f"SQLite {apsw.sqlite_lib_version()}."
     )
     parts = [HEAD.read_text().strip(), machine]
+    drawn = _draw()
     for table in kept.values():
         when = f"_{table['measured']}, load average {table['load_average']} at the end_"
         parts += [text_of(table), when]
+        if drawn and table.get("plot"):
+            parts.append(f"![{table['title']}](plots/{table['plot']['name']}.png)")
     PAGE.write_text("\n\n".join(parts) + "\n")
+
+
+def _draw() -> bool:
+    """Draw the plots; says so on stderr where they cannot be drawn."""
+    try:
+        measured("plot", "plots", str(KEPT), str(PLOTS))
+    except Unavailable as error:
+        sys.stderr.write(f"no plots: {error}\n")
+        return False
+    return True
