@@ -17,7 +17,7 @@ from turnout.service import pools
 from turnout.service.errors import MisplacedTask, SetupError
 from turnout.service.flow import Pool
 from turnout.service.retry import RetryPolicy
-from turnout.service.steps import step
+from turnout.service.steps import mapping, step
 from turnout.service.steps.caching import CachePolicy
 from turnout.service.steps.context import here
 from turnout.service.steps.step import NO_FALLBACK, Call, Task
@@ -52,8 +52,8 @@ class AsyncTask(Task[R], Generic[P, R]):
 
         The first error ends the others and is raised. At most 10,000 items.
         """
-        branches, listed = step.place_map(self, items, limit)
-        return step.map_items(self, branches, listed, limit)
+        branches, listed = mapping.place_map(self, items, limit)
+        return mapping.map_items(self, branches, listed, limit)
 
 
 class SyncTask(Task[R], Generic[P, R]):
@@ -82,11 +82,11 @@ class SyncTask(Task[R], Generic[P, R]):
 
         The first error ends the others and is raised. At most 10,000 items.
         """
-        branches, listed = step.place_map(self, items, limit)
+        branches, listed = mapping.place_map(self, items, limit)
         if branches is None:
             return [self.function(item) for item in listed]
         self._refuse_loop("run(…)` with `gather")
-        return pools.on_loop(step.map_items(self, branches, listed, limit))
+        return pools.on_loop(mapping.map_items(self, branches, listed, limit))
 
     def _refuse_loop(self, instead: str) -> None:
         if not pools.in_thread():

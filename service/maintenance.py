@@ -1,7 +1,8 @@
 """Upkeep: what a service does for itself, as `run_once` and a loop around it.
 
-Prunes what is past its time or above the size bound, in small batches; carries out effects that a
-crash or an error left over; keeps the size metric; notices a blocked loop.
+Prunes what is past its time or above the size bound, in small batches, with its large results;
+carries out effects that a crash or an error left over; keeps the size metric; notices a blocked
+loop.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Maintenance:
     async def run_once(self) -> int:
         """Do one round of upkeep; returns the rows pruned."""
         await self._effects.sweep()
-        pruned = await self._prune_by_age() + await self._prune_by_size()
+        pruned = await self._prune_by_age()
+        await self._journal.prune_spilled()
+        pruned += await self._prune_by_size()
         self._metrics.journal_size_bytes.set(await self._size())
         if pruned:
             log.debug("journal.pruned", rows=pruned)
@@ -86,6 +89,7 @@ class Maintenance:
             if await self._size() <= self._settings.max_journal_bytes:
                 break
             rows = await self._journal.prune_oldest(BATCH_ROWS)
+            await self._journal.prune_spilled()
             pruned += rows
             if not rows:
                 break

@@ -77,7 +77,10 @@ class Settings(BaseSettings):
     max_unfinished_runs: int = Field(
         1_000_000, ge=1, description="Unfinished runs above which intake stops."
     )
-    max_result_bytes: Size = Field(2**20, description="Largest result of a run or step.")
+    max_result_bytes: Size = Field(
+        2**20, description="Largest result of a run; a step's larger one is kept in a file."
+    )
+    max_spilled_bytes: Size = Field(64 * 2**20, description="Largest result of a step.")
     max_waiters: int = Field(1000, ge=0, description="Requests waiting with ?wait= at once.")
     min_free_bytes: Size = Field(64 * 2**20, description="Free disk below which intake stops.")
 

@@ -112,6 +112,8 @@ def _step(step: StepRecord) -> dict[str, Any]:
         "superseded": step.superseded,
         "fallback": step.state == "succeeded" and step.error is not None,
         "origin": step.origin,
+        "cached": step.origin is not None and step.tries == 0,
+        "file": None if step.spilled is None else f"results/{step.spilled[:2]}/{step.spilled}",
     }
 
 

@@ -264,13 +264,17 @@ def _counted(words: str, count: int) -> str:
 def _step_row(step: dict[str, Any]) -> tuple[object, ...]:
     state = f"{step['state']}{' (superseded)' * step['superseded']}"
     what = "(kept as a pickle)" if step["encoding"] == "pickle" else _compact(step["result"])
+    if step["file"] is not None:
+        what = f"(kept in {step['file']})"
     if step["fallback"]:
         state = "fallback"
         what = f"{what} after {_error_line(step['error'])}"
     elif step["error"] is not None:
         what = _error_line(step["error"])
-    if step["origin"] is not None:
+    if step["cached"]:
         state = f"cached from {step['origin']}"
+    elif step["origin"] is not None:
+        state = f"{state} as run {step['origin']}"
     seconds = "" if step["seconds"] is None else f"{step['seconds']:.3f}"
     return step["key"], state, step["tries"], seconds, what
 

@@ -11,6 +11,7 @@ Not here: what to write (the router and the executor decide) and when to run (th
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -91,8 +92,8 @@ class StepRecord:
     `succeeded` and `failed` are facts never run again, except a `failed` one that escaped the
     flow (`Outcome.error.step`), which is superseded. A `succeeded` one with an `error` is a
     fallback used after that error. `origin` is the run a cached result comes from, or the child
-    run; `spilled` names a large result kept with `spill` instead of here. `aside` says that it was
-    called while an error was being handled, so that another attempt may never come to it.
+    run; `spilled` names a large result kept with `spill` instead of in `result`. `aside` says
+    that it was called while an error was being handled: another attempt may never come to it.
     """
 
     key: str
@@ -301,6 +302,9 @@ class Reader(Protocol):
     async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
         """Return the result kept under a key, while it lasts."""
 
+    async def spilled(self, name: str) -> bytes:
+        """Return a large result; raises `JournalError` when it is gone or damaged."""
+
     async def paused(self) -> dict[str, datetime]:
         """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""
 
@@ -396,6 +400,16 @@ class Journal(Reader, Protocol):
     async def cache(self, cached: Cached) -> None:
         """Keep a result under its key, in place of an older one."""
 
+    def spill(self, result: bytes) -> AbstractAsyncContextManager[str]:
+        """Make a large result durable outside the rows, and yield the name for `spilled`.
+
+        In the block it is safe from pruning; behind it, if a row names it. Raises what any write
+        does.
+        """
+
+    def hold(self, name: str) -> AbstractContextManager[None]:
+        """Keep a large result that is there from pruning in the block."""
+
     # ---- an event's end
 
     async def effects(self, after_seq: int, limit: int) -> list[tuple[int, Event, bool]]:
@@ -466,11 +480,14 @@ class Journal(Reader, Protocol):
     async def prune_oldest(self, limit: int) -> int:
         """Delete the oldest finished events whatever their age; returns rows."""
 
+    async def prune_spilled(self) -> int:
+        """Delete large results that no row names any more; returns how many bytes."""
+
     def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Return (unfinished runs by state, dead letters by flow), kept in memory, exact."""
 
     def size_bytes(self) -> int:
-        """Return the journal's size on disk, its log included."""
+        """Return the journal's size on disk, its log and large results included."""
 
     @property
     def writable(self) -> str | None:

@@ -13,6 +13,8 @@ import apsw
 
 from turnout.service.run import FINISHED, RunState
 
+from . import spill
+
 _FINISHED = ", ".join(f"'{state}'" for state in sorted(FINISHED))
 _STATES = ", ".join(f"'{state}'" for state in sorted(RunState))
 _SHOWN = 5
@@ -93,6 +95,7 @@ CHECKS: tuple[tuple[str, Callable[[apsw.Connection], str | None]], ...] = (
             "steps without their run",
         ),
     ),
+    ("every large result has its file", spill.lost),
     (
         "every wait has its unfinished run",
         partial(

@@ -41,6 +41,7 @@ from .rows import (
     step_from,
     stored_event_from,
 )
+from .spill import Spill
 
 _THREADS = 4
 _SHORTEST_PREFIX = 8
@@ -73,6 +74,7 @@ class SqliteReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._spill = Spill(folder)
         self._local = threading.local()
         self._connections: list[apsw.Connection] = []
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="turnout-reader")
@@ -325,6 +327,11 @@ class SqliteReader:
     async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
         """Return the result kept under a key, while it lasts."""
         return await self.read(lambda connection: cache.find(connection, key, micros(now)))
+
+    async def spilled(self, name: str) -> bytes:
+        """Return a large result; raises `JournalError` when it is gone or damaged."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._spill.read, name)
 
     async def paused(self) -> dict[str, datetime]:
         """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""

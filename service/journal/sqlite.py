@@ -8,7 +8,8 @@ there will be PostgreSQL, not this.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from .rows import (
     pack_details,
     step_values,
 )
+from .spill import BATCH, Spill, name_of
 from .tally import Tally
 from .writer import Writer
 
@@ -58,23 +60,23 @@ async def open_journal(
     newer turnout wrote it. `synchronous="normal"` may lose the last commits on power loss.
     """
 
-    def prepare() -> tuple[FolderLock, apsw.Connection, Room, Intake, _Counts]:
+    def prepare() -> tuple[FolderLock, apsw.Connection, Spill, Room, Intake, _Counts]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FolderLock(folder, url=url)
         try:
             connection = open_for_writing(folder, synchronous=synchronous)
+            spill = Spill(folder)
+            spill.open()
             room = Room(connection, folder, min_free_bytes)
             intake = Intake(connection, room, max_unfinished_runs=max_unfinished_runs)
-            return lock, connection, room, intake, _counts(connection)
+            return lock, connection, spill, room, intake, _counts(connection)
         except BaseException:
             lock.release()
             raise
 
     # Shielded, so that a cancelled opening does not leave the folder locked by nobody.
-    lock, connection, room, intake, counts = await asyncio.get_running_loop().run_in_executor(
-        None, prepare
-    )
-    return SqliteJournal(folder, lock, connection, room, intake, counts, metrics)
+    parts = await asyncio.get_running_loop().run_in_executor(None, prepare)
+    return SqliteJournal(folder, *parts, metrics)
 
 
 class SqliteJournal(SqliteReader):
@@ -85,12 +87,14 @@ class SqliteJournal(SqliteReader):
         folder: Path,
         lock: FolderLock,
         connection: apsw.Connection,
+        spill: Spill,
         room: Room,
         intake: Intake,
         counts: _Counts,
         metrics: Metrics,
     ) -> None:
         super().__init__(folder)
+        self._spill = spill
         self._lock = lock
         self._room = room
         self._intake = intake
@@ -184,6 +188,19 @@ class SqliteJournal(SqliteReader):
             lambda connection, tally: upkeep.rescue(connection, tally, now)
         )
         return rescued
+
+    @asynccontextmanager
+    async def spill(self, result: bytes) -> AsyncIterator[str]:
+        """Make a large result durable outside the rows, and yield its name."""
+        loop = asyncio.get_running_loop()
+        name = await loop.run_in_executor(None, name_of, result)
+        with self._spill.hold(name):
+            await loop.run_in_executor(None, self._spill.write, name, result)
+            yield name
+
+    def hold(self, name: str) -> AbstractContextManager[None]:
+        """Keep a large result that is there from pruning in the block."""
+        return self._spill.hold(name)
 
     # ---------------------------------------------------------------- an event's end
 
@@ -302,16 +319,26 @@ class SqliteJournal(SqliteReader):
         deleted: int = await self._call(write)
         return deleted
 
+    async def prune_spilled(self) -> int:
+        """Delete large results that no row names any more; returns how many bytes."""
+        names = await asyncio.get_running_loop().run_in_executor(None, self._spill.names)
+        freed = 0
+        for start in range(0, len(names), BATCH):
+            sweep = partial(self._spill.sweep, names=names[start : start + BATCH])
+            freed += await self.read(sweep)
+        return freed
+
     def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Return (unfinished runs by state, dead letters by flow), kept in memory, exact."""
         return dict(self._unfinished), dict(self._dead)
 
     def size_bytes(self) -> int:
-        """Return the journal's size on disk, its log included, without pages free for reuse.
+        """Return the journal's size on disk, its log and large results included.
 
-        As last looked at: by a write at most every quarter second, by pruning, by `probe`.
+        Pages free for reuse do not count. As last looked at: by a write at most every quarter
+        second, by pruning, by `probe`.
         """
-        return self._room.used_bytes
+        return self._room.used_bytes + self._spill.used_bytes
 
     @property
     def writable(self) -> str | None:

@@ -25,7 +25,8 @@ from turnout.service.run import FINISHED, Fail, Run, RunState
 
 from . import codec
 from .context import Branches, Scope, Suspend, here, suspend, suspend_with
-from .step import MAX_BRANCHES, Call, Task, durable
+from .mapping import MAX_BRANCHES
+from .step import Call, Task, durable
 from .waiting import begun, end, outside_of, place, refuse_thread
 
 EMITTED = "emit"

@@ -32,7 +32,7 @@ def encode(value: Any, annotation: Any, *, max_bytes: int, name: str) -> tuple[E
     encoding: Encoding = "json"
     if data is None:
         encoding, data = "pickle", _pickled(value, name)
-    _check(data, max_bytes, name)
+    _check(data, max_bytes, name, "max_spilled_bytes")
     return encoding, data
 
 
@@ -58,15 +58,15 @@ def encode_result(value: Any, annotation: Any, *, max_bytes: int, name: str) -> 
     data = _plain_json(value)
     if data is None:
         data = _lossy_json(value, annotation, name)
-    _check(data, max_bytes, name)
+    _check(data, max_bytes, name, "max_result_bytes")
     return data
 
 
-def _check(data: bytes, max_bytes: int, name: str) -> None:
+def _check(data: bytes, max_bytes: int, name: str, setting: str) -> None:
     if len(data) > max_bytes:
         raise NotKept(
             f"{name}: the result is {len(data):,} bytes and the limit is {max_bytes:,} "
-            f"(max_result_bytes); write it to a file or a database and return where it is"
+            f"({setting}); write it to a file or a database and return where it is"
         )
     found = secrets.find_live(data)
     if found is not None:

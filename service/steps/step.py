@@ -15,9 +15,9 @@ import asyncio
 import sys
 import time
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -30,21 +30,16 @@ from turnout.service.retry import RetryPolicy, delay_after
 from . import caching, codec, failures
 from .caching import CachePolicy
 from .context import (
-    Branches,
     RunContext,
     Scope,
     Services,
     current_group,
-    here,
     inside,
 )
 from .failures import FINAL, describe
 
 R = TypeVar("R", covariant=True)
 T = TypeVar("T")
-
-MAX_BRANCHES = 10_000
-"""Items of one `map`, each of which is a recorded step."""
 
 _FULL_DISK_WAIT_SECONDS = 0.5
 NO_FALLBACK: Any = object()
@@ -134,6 +129,13 @@ class Call:
             )
         raise failures.restore(known)
 
+    async def recall_spilled(self, known: StepRecord) -> Any:
+        """Return a recorded result that is kept in a file."""
+        assert known.spilled is not None
+        return self.recall(
+            replace(known, result=await self.services.journal.spilled(known.spilled))
+        )
+
     def begin(self) -> None:
         """Note the start of a try."""
         self.tries += 1
@@ -149,7 +151,7 @@ class Call:
         encoding, result = codec.encode(
             value,
             self.task.returns,
-            max_bytes=self.services.settings.max_result_bytes,
+            max_bytes=self.services.settings.max_spilled_bytes,
             name=self.name,
         )
         return StepRecord(
@@ -165,16 +167,22 @@ class Call:
             aside=self.aside,
         )
 
-    async def take(self, hit: Cached) -> Any:
-        """Record a kept result as this step's own, with the run it comes from; return it."""
-        value = codec.decode(hit.encoding, hit.result or b"", self.task.returns, name=self.name)
+    async def read(self, hit: Cached) -> Any:
+        """Return the value of a kept result; raises what tells that it cannot be used."""
+        data = hit.result
+        if hit.spilled is not None:
+            data = await self.services.journal.spilled(hit.spilled)
+        return codec.decode(hit.encoding, data or b"", self.task.returns, name=self.name)
+
+    async def take(self, hit: Cached) -> None:
+        """Record a kept result as this step's own, with the run it comes from; it took no try."""
         now = self.services.now()
         await self.keep(
             StepRecord(
                 key=self.key,
                 task=self.task.name,
                 state="succeeded",
-                tries=max(self.tries, 1),
+                tries=0,
                 started_at=now,
                 finished_at=now,
                 encoding=hit.encoding,
@@ -186,7 +194,6 @@ class Call:
         )
         flow = self.context.claim.flow
         self.services.metrics.steps.labels(flow, self.task.name, "cached").inc()
-        return value
 
     def failed(self, error: Exception, *, again: bool) -> StepRecord:
         """Return the record of a try that failed: another try follows, or the step has ended.
@@ -232,9 +239,9 @@ class Call:
         delay = delay_after(self.task.retry, self.tries, error, now=self.services.now())
         return None if delay is None else delay.total_seconds()
 
-    async def keep(self, record: StepRecord) -> None:
+    async def keep(self, record: StepRecord) -> StepRecord:
         """Make a record durable; see `keep`."""
-        await keep(self.context, record)
+        return await keep(self.context, record)
 
     def _observe(self, outcome: str) -> None:
         metrics, flow, task = self.services.metrics, self.context.claim.flow, self.task.name
@@ -242,11 +249,23 @@ class Call:
         metrics.steps.labels(flow, task, outcome).inc()
 
 
-async def keep(context: RunContext, record: StepRecord) -> None:
-    """Make a record durable; see `durable`."""
+async def keep(context: RunContext, record: StepRecord) -> StepRecord:
+    """Make a record durable, a large result in a file; see `durable`. Returns what is recorded."""
     services = context.services
     assert services is not None  # steps are recorded where there is a journal only
-    await durable(context, lambda: services.journal.record_step(context.claim, record))
+    journal = services.journal
+    if record.result is None or len(record.result) <= services.settings.max_result_bytes:
+        await durable(context, lambda: journal.record_step(context.claim, record))
+        return record
+    result = record.result
+
+    async def spill() -> StepRecord:
+        async with journal.spill(result) as name:
+            spilled = replace(record, result=None, spilled=name)
+            await journal.record_step(context.claim, spilled)
+            return spilled
+
+    return await durable(context, spill)
 
 
 async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
@@ -277,7 +296,7 @@ async def run(call: Call) -> Any:
     """Run one step on the loop (its function where it belongs) and return its result."""
     known = call.recorded()
     if known is not None:
-        return call.recall(known)
+        return call.recall(known) if known.spilled is None else await call.recall_spilled(known)
     return await (_perform(call) if call.task.cache is None else _use_cache(call, call.task.cache))
 
 
@@ -288,8 +307,14 @@ async def _use_cache(call: Call, policy: CachePolicy) -> Any:
     async with caching.alone(journal, key):
         hit = await journal.cached(key, now=now())
         if hit is not None:
-            with suppress(CodeChanged):  # it no longer fits the code: a miss
-                return await call.take(hit)
+            with nullcontext() if hit.spilled is None else journal.hold(hit.spilled):
+                try:
+                    value = await call.read(hit)
+                except (CodeChanged, JournalError):
+                    pass  # it no longer fits the code, or its file is gone: a miss
+                else:
+                    await call.take(hit)
+                    return value
         value = await _perform(call)
         if call.done is not None:
             cached = Cached(
@@ -327,8 +352,7 @@ async def _perform(call: Call) -> Any:
         except Exception as error:  # noqa: BLE001  a task is the author's code
             failure, delay = error, call.delay(error)
         else:
-            await call.keep(record)
-            call.done = record
+            call.done = await call.keep(record)
             return value
         if delay is None:
             return await _end(call, failure)
@@ -340,7 +364,8 @@ def run_in_thread(call: Call) -> Any:
     """Run one step in the flow's own thread; only its record goes over the loop."""
     known = call.recorded()
     if known is not None:
-        return call.recall(known)
+        spilled = known.spilled is not None
+        return pools.on_loop(call.recall_spilled(known)) if spilled else call.recall(known)
     if call.task.cache is not None:
         return pools.on_loop(_use_cache(call, call.task.cache))
     while True:
@@ -412,51 +437,3 @@ def _call_in_thread(call: Call) -> Any:
         # The thread cannot be stopped; the promise is that a late result is not used.
         raise TimeoutError(f"task {task.name!r} did not end within its timeout of {seconds:g}s")
     return value
-
-
-# ---------------------------------------------------------------- a step for each item
-
-
-async def map_items(
-    task: Task[Any], branches: Branches | None, items: list[Any], limit: int
-) -> list[Any]:
-    """Run the task once per item, at most `limit` at a time; results in the items' order.
-
-    The first error ends the others and is raised.
-    """
-    results: list[Any] = [None] * len(items)
-    left = iter(enumerate(items))
-
-    async def work() -> None:
-        for index, item in left:
-            if branches is None:
-                value = task.function(item)
-                results[index] = await value if asyncio.iscoroutine(value) else value
-                continue
-            scope = branches.enter(index)
-            results[index] = await run(Call(task, scope, scope.path[:-1], (item,), {}))
-
-    try:
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(min(limit, len(items))):
-                workers.create_task(work())
-    except BaseExceptionGroup as failed:
-        first = failed.exceptions[0]
-    else:
-        return results
-    raise first
-
-
-def place_map(task: Task[Any], items: Iterable[Any], limit: int) -> tuple[Branches | None, Any]:
-    """Take the place of a `map` when it is called; returns (its branches, the items)."""
-    listed = list(items)
-    if limit < 1 or len(listed) > MAX_BRANCHES:
-        raise ValueError(
-            f"{task.name}.map: limit is 1 or more and items at most {MAX_BRANCHES:,}, "
-            f"got limit={limit} and {len(listed):,} items; map over chunks of them"
-        )
-    scope = here(task.name)
-    if scope is None:
-        return None, listed
-    branches = Branches(scope, f"{task.name}.map", fail_together=True)
-    return branches, listed

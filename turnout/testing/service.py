@@ -64,7 +64,7 @@ class Service:
     def __init__(self, flows: tuple[AnyFlow, ...], folder: Path, clock: Clock, chosen: Any) -> None:
         self.clock = clock
         self._flows = {flow.name: flow for flow in flows}
-        self._folder = folder
+        self.folder = folder
         self._settings = Settings(data=folder, **({"min_free_bytes": 0} | chosen))
         self._started = asyncio.Event()
         self._stop = asyncio.Event()
@@ -222,7 +222,7 @@ class Service:
     async def _live(self) -> None:
         metrics = Metrics()
         journal = await open_journal(
-            self._folder,
+            self.folder,
             metrics=metrics,
             synchronous="normal",
             max_unfinished_runs=self._settings.max_unfinished_runs,

@@ -1,0 +1,61 @@
+"""`map`: a task run for each of many items, a bounded number at once, a recorded step each.
+
+Not here: child runs for each item (`calling`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from .context import Branches, here
+from .step import Call, Task, run
+
+MAX_BRANCHES = 10_000
+"""Items of one `map`, each of which is a recorded step."""
+
+
+async def map_items(
+    task: Task[Any], branches: Branches | None, items: list[Any], limit: int
+) -> list[Any]:
+    """Run the task once per item, at most `limit` at a time; results in the items' order.
+
+    The first error ends the others and is raised.
+    """
+    results: list[Any] = [None] * len(items)
+    left = iter(enumerate(items))
+
+    async def work() -> None:
+        for index, item in left:
+            if branches is None:
+                value = task.function(item)
+                results[index] = await value if asyncio.iscoroutine(value) else value
+                continue
+            scope = branches.enter(index)
+            results[index] = await run(Call(task, scope, scope.path[:-1], (item,), {}))
+
+    try:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(min(limit, len(items))):
+                workers.create_task(work())
+    except BaseExceptionGroup as failed:
+        first = failed.exceptions[0]
+    else:
+        return results
+    raise first
+
+
+def place_map(task: Task[Any], items: Iterable[Any], limit: int) -> tuple[Branches | None, Any]:
+    """Take the place of a `map` when it is called; returns (its branches, the items)."""
+    listed = list(items)
+    if limit < 1 or len(listed) > MAX_BRANCHES:
+        raise ValueError(
+            f"{task.name}.map: limit is 1 or more and items at most {MAX_BRANCHES:,}, "
+            f"got limit={limit} and {len(listed):,} items; map over chunks of them"
+        )
+    scope = here(task.name)
+    if scope is None:
+        return None, listed
+    branches = Branches(scope, f"{task.name}.map", fail_together=True)
+    return branches, listed
