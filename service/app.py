@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -37,6 +38,9 @@ log = get_logger("turnout")
 
 EXIT_OK = 0
 EXIT_IO = 74
+EXIT_INTERRUPTED = 130
+UNWIND_SECONDS = 2.0
+"""How long a foreground run gets to end after Ctrl-C; a second one ends it at once."""
 
 
 async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool = False) -> int:
@@ -228,6 +232,27 @@ def _url(settings: Settings, sock: socket.socket) -> str:
     return f"{scheme}://{shown}:{port}"
 
 
+def _cancel_on_signals(folder: str) -> None:
+    """Cancel this task at SIGINT or SIGTERM; when a thread keeps it, the process ends soon."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def end() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        sys.stderr.write("\nstopped\n")
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)
+
+    def signalled() -> None:
+        if task.cancelling():
+            end()
+        task.cancel()
+        loop.call_later(UNWIND_SECONDS, end)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+
+
 async def run_once(settings: Settings, flow_path: Path, flow_name: str, data: bytes) -> Run:
     """Run one flow once in the foreground, in a temporary journal, with `data` as JSON.
 
@@ -241,6 +266,7 @@ async def run_once(settings: Settings, flow_path: Path, flow_name: str, data: by
     flow = project.flows[flow_name]
     metrics = Metrics()
     with TemporaryDirectory(prefix="turnout-run-") as folder:
+        _cancel_on_signals(folder)
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
             journal = await open_journal(
                 Path(folder),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +27,7 @@ from turnout.service.metrics import Metrics
 from turnout.service.run import Outcome, RunError, RunState
 from turnout.service.units import utc_now
 
-from .process import Program, turnout
+from .process import Program, environment, turnout, until
 
 R = TypeVar("R")
 
@@ -395,10 +398,93 @@ def test_run_prints_the_result_of_one_run(tmp_path: Path) -> None:
     done = turnout("run", f"{path}:broken")
     assert done.returncode == 1
     assert "ValueError: no such card" in done.stderr
+    shown = re.findall(r'File "(.*)", line', done.stderr)
+    assert shown == [str(path)]  # no frame of turnout's own, or of what it runs threads with
     done = turnout("run", f"{path}:nope")
     assert done.returncode == 1
     assert "bill, broken" in done.stderr
-    assert turnout("run", f"{path}:bill", "--input", "{").returncode == 2
+    done = turnout("run", f"{path}:bill", "--input", "{")
+    assert done.returncode == 2
+    assert "--input: the body is not JSON" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["async", "def", "process"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_foreground_run_ends_at_ctrl_c_whatever_it_does(
+    tmp_path: Path, kind: str, number: signal.Signals
+) -> None:
+    started = tmp_path / "started"
+    path = flow_file(
+        tmp_path,
+        f"""
+        import asyncio
+        import time
+        from pathlib import Path
+        from turnout import flow
+
+        @flow(name="async")
+        async def waits():
+            Path({str(started)!r}).touch()
+            await asyncio.sleep(60)
+
+        def sleeps():
+            Path({str(started)!r}).touch()
+            time.sleep(60)
+
+        def sleeps_too():
+            sleeps()
+
+        flow_def = flow(name="def")(sleeps)
+        sleeps_too = flow(name="process", pool="process")(sleeps_too)
+        """,
+    )
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "turnout.service.cli", "run", f"{path}:{kind}"],
+        env=environment({"TMPDIR": str(folder)}),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until(started.exists, 15, "the flow to start")
+        child.send_signal(number)
+        _, said = child.communicate(timeout=10)
+    finally:
+        child.kill()
+    assert child.returncode == 130
+    assert said.strip() == "stopped"
+    assert list(folder.iterdir()) == []
+
+
+def test_output_that_cannot_be_written_has_an_exit_code(terminal: Terminal) -> None:
+    terminal.append()
+    command = [sys.executable, "-m", "turnout.service.cli", "runs", "--json"]
+    command += ["--data", str(terminal.data)]
+    ours, theirs = os.pipe()
+    os.close(ours)
+    gone = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(theirs)
+    assert (gone.returncode, gone.stderr) == (141, "")
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert done.returncode == 74
+        assert done.stderr == "error: cannot write the output: No space left on device\n"
+    closed = f"{shlex.join(command)} >&-"
+    done = subprocess.run(closed, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_may_be_named_by_its_first_characters(terminal: Terminal) -> None:
+    run_id = terminal.fail()
+    assert f"run {run_id} of bill is now queued" in terminal.type("retry", run_id[:20])
+    assert "cancelled" in terminal.type("cancel", run_id[:20])
+    assert (
+        "there is no run nothing" in (terminal.type("retry", "nothing", code=1), terminal.error)[1]
+    )
 
 
 def test_serve_refuses_a_broken_file_in_one_line(tmp_path: Path) -> None:

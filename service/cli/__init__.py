@@ -9,6 +9,7 @@ process and decides its exit code.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -50,7 +51,24 @@ _EXIT_CODES: tuple[tuple[type[TurnoutError], int], ...] = (
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _ReaderGone(Exception):
+    """Raised when the reader of the output (head, less) has seen enough."""
+
+
+class _Turnout(click.Group):
+    """The command; a closed pipe has an exit code of its own."""
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:  # click would say 1, which is "problems found" here
+            raise _ReaderGone from None
+
+
+@click.group(
+    cls=_Turnout,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="turnout", message="turnout %(version)s")
 def cli() -> None:
     """Events in, flows run, nothing lost.
@@ -91,28 +109,38 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         # Without click's own handling: it knows neither our errors nor our exit codes.
         cli.main(args=arguments, prog_name="turnout", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         complain("stopped")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; the interpreter must not flush into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
+    except (BrokenPipeError, _ReaderGone):
+        return _write_no_more(EXIT_PIPE)
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich ends like this
+            return _write_no_more(EXIT_PIPE)
         return end.code if isinstance(end.code, int) else EXIT_PROBLEM
     except Exception as error:  # noqa: BLE001  the outermost frame: it only chooses the exit code
         known = _only_cause(error)
         if isinstance(known, TurnoutError):
             complain(f"error: {' '.join(str(known).split())}")
             return exit_code(known)
+        if isinstance(known, OSError) and known.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            complain(f"error: cannot write the output: {known.strerror}")
+            return _write_no_more(EXIT_IO)
         traceback.print_exception(error)
         complain("unexpected: this is a bug in turnout, please report the lines above")
         raise SystemExit(EXIT_UNEXPECTED) from None
     return 0
+
+
+def _write_no_more(code: int) -> int:
+    """Keep the interpreter from flushing at its end into what takes nothing; returns `code`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
 
 
 def exit_code(error: TurnoutError) -> int:

@@ -9,7 +9,7 @@ refuses for one run never keeps the others from their turn.
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -160,8 +160,9 @@ def _on_runs(
     """Act on the named runs, or on those that fit; `states` None means dead letters."""
     if bool(run_ids) == bool(filters):
         raise click.UsageError(f"name runs to {verb}, or say which by filters such as --flow")
-    ids = list(run_ids)
-    if filters:
+    if not filters:
+        ids = run_async(_full_ids(settings, run_ids))
+    else:
         which = chosen(filters, dead=True if states is None else None)
         ids = run_async(_matching(settings, which, states))
         if not ids:
@@ -171,6 +172,15 @@ def _on_runs(
         ask(f"{verb} {len(ids)} {noun}{'s' * (len(ids) != 1)}?", yes=yes)
     if run_async(_act_on(settings, verb, ids, act, as_json=as_json)):
         raise SystemExit(1)
+
+
+async def _full_ids(settings: Settings, run_ids: Sequence[str]) -> list[str]:
+    """Return the ids of runs that may be named by their first characters; others as they are."""
+    from .hands import open_books
+
+    async with open_books(settings) as reader:
+        found = [await reader.run(run_id) for run_id in run_ids]
+    return [run_id if run is None else run.id for run_id, run in zip(run_ids, found, strict=True)]
 
 
 async def _matching(
@@ -338,11 +348,7 @@ def fire(settings: Settings, trigger: str, written: str | None, as_json: bool) -
     """
     from urllib.parse import quote
 
-    from turnout.service.payload import decode_json
-
-    data = None if written is None else read_input(written)
-    if data is not None:
-        decode_json(data)
+    data = None if written is None else read_json(written)
     path = f"/api/triggers/{quote(trigger, safe='')}/fire"
     _show_receipt(run_async(_call(settings, "POST", path, data)), as_json=as_json)
 
@@ -382,20 +388,31 @@ def _envelope(
 ) -> bytes:
     from turnout.service.api.documents import encode
     from turnout.service.event import mint_id
-    from turnout.service.payload import decode_json
 
     envelope = {"specversion": "1.0", "id": mint_id(), "source": source, "type": event_type}
     if subject is not None:
         envelope["subject"] = subject
     if written is None:
         return encode(envelope)
-    data = read_input(written)
-    decode_json(data)  # refused here, with a better word than the service has
+    data = read_json(written)
     return encode(envelope)[:-1] + b',"data":' + data + b"}"  # the author's bytes, as written
 
 
+def read_json(written: str) -> bytes:
+    """Return the bytes of `--input`, which is JSON; a usage error says where it is not."""
+    from turnout.service.errors import InvalidData
+    from turnout.service.payload import decode_json
+
+    data = read_input(written)
+    try:
+        decode_json(data)
+    except InvalidData as error:
+        raise click.UsageError(f"--input: {error}") from None
+    return data
+
+
 def read_input(written: str) -> bytes:
-    """Return the bytes of `--input`: the text itself, `@FILE`, or `-` for standard input."""
+    """Return the bytes of an option: the text itself, `@FILE`, or `-` for standard input."""
     if written == "-":
         return sys.stdin.buffer.read()
     if not written.startswith("@"):

@@ -13,7 +13,7 @@ import click
 
 from turnout.service.errors import SetupError
 
-from .acting import read_input
+from .acting import read_json
 from .options import run_async, with_json, with_settings
 from .output import complain, console, print_json, say, table
 
@@ -178,19 +178,23 @@ def run(target: str, written: str, config: Path | None, as_json: bool) -> None:
     turnout run flows.py:bill --input '{"id": "7", "amount": 3}'
     turnout run flows.py:bill --input @order.json
     """
-    from turnout.service.payload import decode_json
+    from asyncio import CancelledError
+
     from turnout.service.settings import load
 
     file, _, flow_name = target.rpartition(":")
     if not file or not flow_name:
         raise click.UsageError(f"{target!r} is not FILE.py:FLOW, such as flows.py:bill")
-    data = read_input(written)
-    decode_json(data)
+    data = read_json(written)
     settings = load(config)
     _prepare_process(settings)
     from turnout.service import app
 
-    _report_run(_run_on_uvloop(app.run_once(settings, Path(file), flow_name, data)), as_json)
+    try:
+        ended = _run_on_uvloop(app.run_once(settings, Path(file), flow_name, data))
+    except CancelledError:
+        raise KeyboardInterrupt from None
+    _report_run(ended, as_json)
 
 
 def _report_run(run: Run, as_json: bool) -> None:

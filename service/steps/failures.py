@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import traceback
 from collections.abc import Mapping
+from itertools import dropwhile
 from pathlib import Path
 
 from turnout.service.errors import CodeChanged, InvalidData, MisplacedTask, NotKept, StepFailed
@@ -20,7 +21,8 @@ from turnout.service.run import Fail, Rejected, RunError, Skip
 _MAX_MESSAGE = 4096
 _MAX_TRACEBACK = 32_768
 _MARK = "__turnout_step__"
-_OWN_FOLDERS = (Path(__file__).parent, Path(__file__).parent.parent / "handlers")
+_OWN_FOLDER = Path(__file__).parent.parent.parent  # flow files are not loaded from in there
+_STANDARD_LIBRARY = Path(traceback.__file__).parent
 
 FINAL = (Fail, Skip, InvalidData, NotKept, CodeChanged, MisplacedTask)
 """Errors no retry would change."""
@@ -64,11 +66,23 @@ def _report(error: BaseException) -> str:
     report = traceback.TracebackException.from_exception(error)
     at: traceback.TracebackException | None = report
     while at is not None:
-        authors = [frame for frame in at.stack if Path(frame.filename).parent not in _OWN_FOLDERS]
+        frames = dropwhile(_is_on_the_way, at.stack)
+        authors = [frame for frame in frames if not _is_own(frame)]
         if authors:
             at.stack = traceback.StackSummary.from_list(authors)
         at = at.__cause__ or at.__context__
     return "".join(report.format())
+
+
+def _is_own(frame: traceback.FrameSummary) -> bool:
+    return Path(frame.filename).is_relative_to(_OWN_FOLDER)
+
+
+def _is_on_the_way(frame: traceback.FrameSummary) -> bool:
+    """Whether a frame leads to the author's code: ours, or the standard library's in between."""
+    file = Path(frame.filename)
+    is_standard = file.is_relative_to(_STANDARD_LIBRARY) and "site-packages" not in file.parts
+    return is_standard or _is_own(frame)
 
 
 def describe(error: BaseException) -> RunError:
