@@ -13,12 +13,15 @@ import logging
 from asyncio import TimerHandle
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from . import problems
+from .cycle import Cycle
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -77,10 +80,13 @@ class Connection(HttpToolsProtocol):
         self._watched: _Part | None = None
         self._deadline: TimerHandle | None = None
         self._write_deadline: TimerHandle | None = None
+        self._idle_since: float | None = None
+        self._idle_deadline: TimerHandle | None = None
         self._arrived = 0  # bytes of the part being received
         self._refusal = 400
         self._ended = False
         self._running: RequestResponseCycle | None = None
+        self._latest: RequestResponseCycle | None = None
 
     # ---- the transport's side
 
@@ -98,7 +104,7 @@ class Connection(HttpToolsProtocol):
         """Forget the peer."""
         super().connection_lost(exc)
         self._ended = True
-        for deadline in (self._deadline, self._write_deadline):
+        for deadline in (self._deadline, self._write_deadline, self._idle_deadline):
             if deadline is not None:
                 deadline.cancel()
         if not self.connections:
@@ -108,6 +114,7 @@ class Connection(HttpToolsProtocol):
         """Parse what came, then see what the peer still owes and by when."""
         if self._ended:
             return
+        self._idle_since = None
         if self._receiving is not None:
             self._arrived += len(data)
         super().data_received(data)
@@ -153,13 +160,45 @@ class Connection(HttpToolsProtocol):
         ):
             self._refusal = 431
             raise _RefusedError
-        if self.parser.get_http_version() not in ("1.1", "1.0"):  # 0.9 has no headers to judge
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):  # 0.9 has no headers to judge
             raise _RefusedError
-        super().on_headers_complete()
+        self._begin(version)
         self._receiving = "body"
         self._arrived = 0
-        if self.parser.should_upgrade():  # no parser goes on after an upgrade, done or not
-            self.cycle.keep_alive = False
+
+    def _begin(self, version: str) -> None:
+        """Start the application on this request, or queue it behind the one being answered."""
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope = self.scope
+        scope["http_version"] = version
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        before = self._latest
+        self.cycle = self._latest = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            # No parser goes on after an upgrade, done or not.
+            keep_alive=version != "1.0"
+            and self.parser.should_keep_alive()
+            and not self.parser.should_upgrade(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def on_message_complete(self) -> None:
         """End a request."""
@@ -170,6 +209,18 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or wait for one."""
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self._idle_deadline is None:
+            self._idle_deadline = self.loop.call_later(self.timeout_keep_alive, self._idle)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed, or what a callback refused."""
@@ -193,7 +244,7 @@ class Connection(HttpToolsProtocol):
             self._deadline = self.loop.call_later(BODY_SECONDS, self._body_late)
 
     def _is_quiet(self) -> bool:
-        return self.timeout_keep_alive_task is None and (
+        return self._idle_since is None and (
             self._running is None or self._running.response_complete
         )
 
@@ -202,6 +253,17 @@ class Connection(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
         self._watched = None
+
+    def _idle(self) -> None:
+        """Close if nothing came since the last answer: one timer, however many requests."""
+        self._idle_deadline = None
+        if self._idle_since is None:
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left <= 0:
+            self.transport.close()
+        else:
+            self._idle_deadline = self.loop.call_later(left, self._idle)
 
     def _headers_late(self) -> None:
         self._end(408)
