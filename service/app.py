@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
@@ -83,6 +84,7 @@ async def _live(
     reload: bool,
 ) -> None:
     asked = _on_signals()
+    asyncio.get_running_loop().set_exception_handler(partial(_end_by_callback, tasks))
     settings = process.settings
     background = [
         tasks.create_task(watch_loop(settings)),
@@ -183,6 +185,21 @@ async def _ask_for_changes(asked: _Asked, flow_paths: Sequence[Path]) -> None:
 
     async for changed in changes(flow_paths):
         asked.reload(*sorted(map(str, changed)))
+
+
+def _end_by_callback(
+    tasks: asyncio.TaskGroup, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
+) -> None:
+    """End the service when a callback of ours fails, as a task of ours that fails would."""
+    error = context.get("exception")
+    if error is None or "handle" not in context:  # a peer's connection, not our own doing
+        loop.default_exception_handler(context)
+        return
+
+    async def fail() -> NoReturn:
+        raise error
+
+    tasks.create_task(fail())
 
 
 async def _end_when_broken(journal: SqliteJournal) -> None:

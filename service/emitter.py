@@ -16,7 +16,7 @@ from typing import Any
 
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.waiters import Waiters
-from .errors import JournalError, Overloaded, SetupError, TurnoutError
+from .errors import JournalError, Overloaded, SetupError
 from .event import Event
 from .journal.contract import Appended, Entry, Journal
 from .metrics import Metrics
@@ -43,7 +43,6 @@ class TriggerEmitter:
         dispatcher: Dispatcher,
         metrics: Metrics,
         waiters: Waiters,
-        tasks: asyncio.TaskGroup,
         now: Callable[[], datetime],
         settled: Settled,
         connection: Callable[[str], Mapping[str, Any]] | None = None,
@@ -59,7 +58,6 @@ class TriggerEmitter:
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._waiters = waiters
-        self._tasks = tasks
         self._now = now
         self._settled = settled
         self._connection = connection
@@ -120,37 +118,51 @@ class TriggerEmitter:
             for index, one in enumerate(routed)
         ]
 
-    async def _committed(
+    def _committed(
         self, routed: Sequence[Routed], positions: Mapping[str, str | None]
-    ) -> Sequence[Receipt]:
-        # In a task of its own: a cancelled caller must not leave claimed runs that nobody starts.
-        answer = await asyncio.shield(self._tasks.create_task(self._store(routed, positions)))
-        if isinstance(answer, TurnoutError):
-            raise answer
-        return answer
-
-    async def _store(
-        self, routed: Sequence[Routed], positions: Mapping[str, str | None]
-    ) -> Sequence[Receipt] | TurnoutError:
+    ) -> asyncio.Future[Sequence[Receipt]]:
+        """Write what was routed; the answer comes once it is on disk and its runs may start."""
         for one in routed:
             for run, flow in zip(one.entry.runs, one.flows, strict=True):
                 self._dispatcher.reserve(run, flow)
+        answer: asyncio.Future[Sequence[Receipt]] = asyncio.get_running_loop().create_future()
         try:
-            stored = await self._journal.append(
+            stored = self._journal.append(
                 [one.entry for one in routed],
                 trigger=self.trigger.name,
                 positions=positions,
                 now=self._now(),
             )
-        except (JournalError, Overloaded) as error:
-            for one in routed:
-                for run in one.entry.runs:
-                    self._dispatcher.unreserve(run)
-            self.reject("refused", len(routed))
-            return error
+        except JournalError:
+            self._refused(routed)
+            raise
+        # Whatever becomes of the caller: claimed runs must not be left that nobody starts.
+        stored.add_done_callback(lambda stored: self._stored(routed, stored, answer))
+        return answer
+
+    def _stored(
+        self,
+        routed: Sequence[Routed],
+        stored: asyncio.Future[list[Appended]],
+        answer: asyncio.Future[Sequence[Receipt]],
+    ) -> None:
+        error = stored.exception()
+        if error is not None:
+            self._refused(routed)
+            if not answer.done():
+                answer.set_exception(error)
+            return
         if any(one.entry.topics for one in routed):
             self._dispatcher.look_due()
-        return [self._receipt(*pair) for pair in zip(routed, stored, strict=True)]
+        receipts = [self._receipt(*pair) for pair in zip(routed, stored.result(), strict=True)]
+        if not answer.done():
+            answer.set_result(receipts)
+
+    def _refused(self, routed: Sequence[Routed]) -> None:
+        for one in routed:
+            for run in one.entry.runs:
+                self._dispatcher.unreserve(run)
+        self.reject("refused", len(routed))
 
     def _receipt(self, routed: Routed, stored: Appended) -> Receipt:
         runs = routed.entry.runs

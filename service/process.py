@@ -137,7 +137,6 @@ class Process:
             dispatcher=self.dispatcher,
             metrics=self.metrics,
             waiters=self.waiters,
-            tasks=self._tasks,
             now=self.now,
             settled=self._event_settled,
             connection=self.settings.connection,

@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -66,9 +66,12 @@ class JournalMachine(RuleBasedStateMachine):
         self.positions: dict[str, str] = {}
         self.journal: SqliteJournal
 
-    def do(self, work: Coroutine[Any, Any, _Value]) -> _Value:
+    def do(self, work: Awaitable[_Value]) -> _Value:
+        async def done() -> _Value:
+            return await work
+
         self.clock += timedelta(seconds=1)
-        return self.runner.run(work)
+        return self.runner.run(done())
 
     @property
     def folder(self) -> Path:
@@ -199,7 +202,7 @@ class JournalMachine(RuleBasedStateMachine):
         known = self.runs[claim.run_id]
         return known.state is S.RUNNING and known.token == claim.token
 
-    def expect_lost(self, write: Coroutine[Any, Any, None]) -> None:
+    def expect_lost(self, write: Awaitable[None]) -> None:
         try:
             self.do(write)
         except ClaimLost:

@@ -10,6 +10,7 @@ Not here: what to write (the router and the executor decide) and when to run (th
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
@@ -324,15 +325,18 @@ class Journal(Reader, Protocol):
 
     # ---- an event's way in
 
-    async def append(
+    def append(
         self,
         entries: Sequence[Entry],
         *,
         trigger: str = "",
         positions: Mapping[str, str | None] | None = None,
         now: datetime,
-    ) -> list[Appended]:
+    ) -> Future[list[Appended]]:
         """Write events, their runs and decisions, and the trigger's positions, in one transaction.
+
+        Submitted by the call itself: a callback of the future hears of it even when whoever awaits
+        has been cancelled. Await the future's result, never the future, where that may happen.
 
         An event that is not `minted` is written once per (tenant, trigger, source, id) within the
         dedupe window. Raises `Overloaded` (too many

@@ -122,20 +122,17 @@ class SqliteJournal(SqliteReader):
 
     # ---------------------------------------------------------------- an event's way in
 
-    async def append(
+    def append(
         self,
         entries: Sequence[Entry],
         *,
         trigger: str = "",
         positions: Mapping[str, str | None] | None = None,
         now: datetime,
-    ) -> list[Appended]:
+    ) -> asyncio.Future[list[Appended]]:
         """Write events, their runs and decisions, and the trigger's positions, in one commit."""
-        job = _append_job(
-            entries, now, trigger=trigger, positions=list(positions.items()) if positions else ()
-        )
-        appended: list[Appended] = await self._writer.submit(job)
-        return appended
+        moved = list(positions.items()) if positions else ()
+        return self._writer.submit(_append_job(entries, now, trigger=trigger, positions=moved))
 
     async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
         """Start new runs of a stored event; sets each run's `replay` to one above the highest."""

@@ -299,13 +299,17 @@ class _Death:
 
     async def meet(self, step: StepRecord | None = None) -> None:
         """Let a living process write; a dying one waits here for its end, a dead one is refused."""
+        if self.is_near(step):
+            await asyncio.Event().wait()
+
+    def is_near(self, step: StepRecord | None = None) -> bool:
+        """Whether the process is dying; raises `ClaimLost` in a dead one."""
         if self.buried:
             raise ClaimLost("the process has died")
         if step is not None and step.state in ("succeeded", "failed") and self.after:
             self.after -= 1
             self.struck = self.after == 0
-        if self.struck:
-            await asyncio.Event().wait()
+        return self.struck
 
 
 class _Mortal:
@@ -318,9 +322,10 @@ class _Mortal:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._journal, name)
 
-    async def append(self, *args: Any, **kwargs: Any) -> Any:
-        await self._death.meet()
-        return await self._journal.append(*args, **kwargs)
+    def append(self, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+        if self._death.is_near():
+            return asyncio.get_running_loop().create_future()
+        return self._journal.append(*args, **kwargs)
 
     async def record_step(self, claim: Claim, step: StepRecord) -> None:
         await self._death.meet(step)
