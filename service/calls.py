@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
+from .dispatch.deadlock import Callers
 from .dispatch.dispatcher import Dispatcher
 from .errors import TurnoutError
 from .event import Event
@@ -42,6 +43,7 @@ class Calls:
         self._links = links
         self._tasks = tasks
         self._now = now
+        self._callers = Callers(journal, dispatcher)
 
     async def start(self, claim: Claim, step: StepRecord, flow: str, event: Event) -> None:
         """Start the child run `step.origin` of a flow for `event`, and wait for its end."""
@@ -51,16 +53,23 @@ class Calls:
                 f"flow {flow!r} is not served here: import it in a flow file that is, so that its "
                 "runs can start"
             )
+        order_key = child.order_key(event)
         run = NewRun(
             id=step.origin,
             flow=flow,
             state=RunState.QUEUED,
-            order_key=child.order_key(event),
+            order_key=order_key,
             limit_key=child.limit_key(event),
             code_version=child.code_version,
         )
         routed = Routed(Entry(event=event, runs=[run]), [child], [child.bind(event)])
-        await self._stored(claim, step, routed, Opening(topic=run_topic(run.id)))
+        opening = Opening(topic=run_topic(run.id))
+        if order_key is None:
+            await self._stored(claim, step, routed, opening)
+            return
+        with self._callers.calling(claim.run_seq, flow, order_key) as earlier:
+            await self._callers.refuse_deadlock(claim, flow, order_key, earlier)
+            await self._stored(claim, step, routed, opening)
 
     async def emit(self, claim: Claim, step: StepRecord, event: Event) -> None:
         """Store an event and start the flows that listen for its type."""

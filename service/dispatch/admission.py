@@ -151,6 +151,10 @@ class Admission:
         """Remember that a run that is not running holds an ordering key (retrying, waiting)."""
         self._flows[flow].holders.setdefault(order_key, seq)
 
+    def holder(self, flow: str, order_key: str) -> int | None:
+        """Return who holds an ordering key: a run's seq, `RUNNING`, or None."""
+        return self._flows[flow].holders.get(order_key)
+
     def let_go(self, flow: str, order_key: str, seq: int) -> bool:
         """Free an ordering key whose waiting holder was cancelled; True if it was the holder."""
         counts = self._flows[flow]

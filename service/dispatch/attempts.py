@@ -100,6 +100,14 @@ class Attempts:
         """The ids of the runs whose attempts run now."""
         return frozenset(self._running)
 
+    def on_key(self, flow: str, order_key: str) -> int | None:
+        """Return the seq of the run that runs under an ordering key, if one does."""
+        for attempt in self._running.values():
+            claim = attempt.claim
+            if claim.flow == flow and claim.order_key == order_key:
+                return claim.run_seq
+        return None
+
     def start(self, tasks: asyncio.TaskGroup, claim: Claim, flow: AnyFlow | None) -> None:
         """Execute a claim; without a flow (a reload took it away) the run is handed back."""
         attempt = self._running[claim.run_id] = _Attempt(claim)

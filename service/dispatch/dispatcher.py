@@ -23,7 +23,7 @@ from turnout.service.metrics import Metrics
 from turnout.service.project import AnyFlow
 from turnout.service.run import Outcome, Run, RunState
 
-from .admission import NEWBORN, Admission, Block
+from .admission import NEWBORN, RUNNING, Admission, Block
 from .attempts import Attempts, Ended, until_writable
 from .executor import Executor
 from .lane import WINDOW, Key, Lane
@@ -195,6 +195,11 @@ class Dispatcher:
     def running(self) -> frozenset[str]:
         """The ids of the runs whose attempts run now."""
         return self._attempts.runs
+
+    def holder(self, flow: str, order_key: str) -> int | None:
+        """Return the seq of the run that holds an ordering key, if one does."""
+        held_by = self._admission.holder(flow, order_key)
+        return self._attempts.on_key(flow, order_key) if held_by == RUNNING else held_by
 
     def look_at_clock(self) -> None:
         """Look at once for runs that are due: the clock was set, as a test does."""
