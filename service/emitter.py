@@ -25,7 +25,7 @@ from .router import Routed, route
 from .run import Run, RunState
 from .trigger import CalledTrigger, EndsEvents, Receipt, Trigger
 
-Settled = Callable[[int, Trigger], None]
+Settled = Callable[[int], None]
 
 UNMATCHED_PER_SAMPLE = 1000
 """Where unmatched events are not kept, one of so many is, so that its decision can be read."""
@@ -175,7 +175,7 @@ class TriggerEmitter:
             for run, arguments in zip(runs, routed.arguments, strict=True):
                 self._dispatcher.born(run, routed.entry.event, stored, arguments)
             if self.has_effect and runs and all(run.state is RunState.FAILED for run in runs):
-                self._settled(stored.event_seq, self.trigger)
+                self._settled(stored.event_seq)
         return Receipt(
             event=stored.event,
             runs=stored.runs,

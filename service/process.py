@@ -165,7 +165,7 @@ class Process:
         if emitter is not None and emitter.has_effect:
             await self.effects.event_ended(claim.event_seq)
 
-    def _event_settled(self, event_seq: int, _trigger: Trigger) -> None:
+    def _event_settled(self, event_seq: int) -> None:
         self._tasks.create_task(self.effects.event_ended(event_seq))
 
     # ------------------------------------------------------------ life
