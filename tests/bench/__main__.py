@@ -20,6 +20,8 @@ from .results import keep
 QUESTIONS = {
     "a": "accept",
     "b": "accept",
+    "d": "file_drops",
+    "e": "lateness",
     "f": "durable",
     "l": "curves",
     "q": "queue_to_result",

@@ -61,3 +61,39 @@ async def bill(order: dict) -> dict:
     return {"id": order["id"], "total": sum(i["count"] * i["price"] for i in order["items"])}
 """
 RETURNING_TO_CALLER = RETURNING.replace('"/orders"', '"/orders", respond=True')
+
+STAMP = """
+import os, time
+OUT = os.open(os.environ["BENCH_STAMPS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def stamp(key):
+    os.write(OUT, f"{key} {time.time_ns()}\\n".encode())
+"""
+
+DROPPED = (
+    STAMP
+    + """
+from pathlib import Path
+from turnout import files, flow
+@flow(on=files(os.environ["BENCH_INBOX"] + "/*.json", settle=os.environ["BENCH_SETTLE"]))
+async def load(path: Path) -> None:
+    stamp(path.name)
+"""
+)
+
+TICKING = (
+    STAMP
+    + """
+from turnout import Event, at, every, flow, sleep, webhook
+PENDING = int(os.environ["BENCH_TIMERS"])
+LATER = [at(f"2099-01-01T00:00:{n % 60:02}", tz="UTC", name=f"later-{n}") for n in range(PENDING)]
+@flow(on=every("100ms"))
+async def tick(event: Event) -> None:
+    stamp(f"{event.time.timestamp():.6f}")
+if LATER:
+    @flow(on=LATER)
+    async def later() -> None: ...
+@flow(on=webhook("/orders"))
+async def sleeper(order: dict) -> None:
+    await sleep("10h")
+"""
+)
