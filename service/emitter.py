@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -71,7 +71,11 @@ class TriggerEmitter:
         self._accepted = metrics.events.labels(trigger.name, "accepted")
 
     async def __call__(
-        self, events: Sequence[Event], positions: Mapping[str, str | None] | None = None
+        self,
+        events: Sequence[Event],
+        positions: Mapping[str, str | None] | None = None,
+        *,
+        after: Awaitable[object] | None = None,
     ) -> Sequence[Receipt]:
         """Store events and positions in one transaction; see `service.trigger.Emitter`."""
         if self._closed is not None:
@@ -92,6 +96,8 @@ class TriggerEmitter:
                 Receipt(event=one.entry.event.id, stored=False, refusals=one.refusals)
                 for one in routed
             ]
+        if after is not None:
+            await asyncio.shield(after)
         if not self._keeps_unmatched:
             return await self._store_matched(routed, positions or {})
         return await self._committed(routed, positions or {})

@@ -8,7 +8,7 @@ and natural key) is the key of its positions and metrics and outlives changed se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
@@ -39,13 +39,18 @@ class Emitter(Protocol):
     """What a trigger is handed: the way into the journal and the things it may ask."""
 
     async def __call__(
-        self, events: Sequence[Event], positions: Mapping[str, str | None] = ...
+        self,
+        events: Sequence[Event],
+        positions: Mapping[str, str | None] = ...,
+        *,
+        after: Awaitable[object] | None = ...,
     ) -> Sequence[Receipt]:
         """Store events and positions in one transaction; return when they are on disk.
 
         `positions` maps a partition (a Kafka partition, a file, a timer) to its new value; None
-        forgets it. Positions may move without events. Raises `Overloaded`, `JournalFull` or
-        `JournalBroken`, having stored nothing: do not acknowledge.
+        forgets it. Positions may move without events. `after` is an emit still on its way: this
+        one is routed meanwhile, stored behind it, and raises what it raises. Raises `Overloaded`,
+        `JournalFull` or `JournalBroken`, having stored nothing: do not acknowledge.
         """
 
     async def positions(self) -> dict[str, str]:

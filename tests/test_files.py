@@ -207,7 +207,7 @@ async def test_no_handler_ever_sees_half_a_file(tmp_path: Path, full: bool) -> N
     seen: dict[str, set[str]] = {}
 
     class Reading(RecordingEmitter):
-        async def __call__(self, events, positions=None):  # type: ignore[no-untyped-def]  # as above
+        async def __call__(self, events, positions=None, **_more):  # type: ignore[no-untyped-def]  # as above
             for event in events:
                 digest = hashlib.sha256(await asyncio.to_thread(content, event)).hexdigest()
                 seen.setdefault(str(event.subject), set()).add(digest)

@@ -29,13 +29,14 @@ from turnout.service.errors import JournalFull, Refused, SetupError
 from turnout.service.event import Event
 from turnout.service.flow import Flow
 from turnout.service.journal.contract import Filter
-from turnout.service.run import Run, RunState
+from turnout.service.run import FINISHED, Run, RunState
 from turnout.service.settings import Settings, load
 from turnout.service.steps.context import current
 from turnout.service.trigger import Seek
 from turnout.service.units import utc_now
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as make_trigger
+from turnout.triggers.kafka.reading import MAX_RECORDS
 from turnout.triggers.kafka.record import bytes_of
 from turnout.triggers.kafka.salvage import read
 
@@ -150,12 +151,14 @@ def runs_of(process: Running) -> Awaitable[list[Run]]:
 
 async def ended(process: Running, count: int) -> list[Run]:
     """Wait until so many runs exist and all have ended; return them, oldest first."""
+    found: list[Run] = []
 
     async def enough() -> bool:
-        return len(await runs_of(process)) >= count
+        found[:] = await runs_of(process)
+        return len(found) >= count and all(run.state in FINISHED for run in found)
 
     await eventually(enough)
-    return await process.all_finished()
+    return found[::-1]
 
 
 async def test_each_record_is_one_run_in_the_order_of_its_partition(
@@ -346,6 +349,20 @@ async def test_cloudevents_say_what_they_are(tmp_path: Path, kafka: Broker, mode
     assert event.extensions["shard"] == "b"
     assert event.extensions["partitionkey"] == "k"
     assert event.extensions["kafkarecord"].endswith(f"/{topic}/1/0/0")
+
+
+async def test_more_at_hand_than_one_turn_takes_is_read_to_the_end(kafka: Broker) -> None:
+    topic = await kafka.create_topic(partitions=2)
+    trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
+    emit = emitter_for(kafka)
+    count = 20 * MAX_RECORDS
+    for part in range(2):
+        await kafka.send(topic, [b"%d" % n for n in range(count // 2)], partition=part)
+    async with watch(trigger, emit):
+        await emit.stored(count)
+    for part in range(2):
+        read = [event.data for event in emit.deliveries if f"/1/{part}/" in event.id]
+        assert read == list(range(count // 2))
 
 
 async def test_what_no_flow_wants_is_counted_and_one_is_kept(tmp_path: Path, kafka: Broker) -> None:

@@ -121,9 +121,9 @@ def test_ticks_come_at_their_instant_and_waiting_costs_next_to_nothing() -> None
     emitted_at: list[datetime] = []
 
     class Noting(RecordingEmitter):
-        async def __call__(self, *arguments: Any) -> Any:
+        async def __call__(self, *arguments: Any, **more: Any) -> Any:
             emitted_at.append(self.now())
-            return await super().__call__(*arguments)
+            return await super().__call__(*arguments, **more)
 
     async def story(wall: Wall, _: RecordingEmitter) -> None:
         emit = Noting(wall)
@@ -596,7 +596,10 @@ class JournalEmitter(RecordingEmitter):
         self.receipts: list[Appended] = []
 
     async def __call__(
-        self, events: Sequence[Event], positions: Mapping[str, str | None] | None = None
+        self,
+        events: Sequence[Event],
+        positions: Mapping[str, str | None] | None = None,
+        **_more: Any,
     ) -> Sequence[Receipt]:
         entries = [Entry(event=event) for event in events]
         stored = await self._journal.append(
@@ -650,10 +653,10 @@ async def test_real_ticks_come_in_time_and_never_early() -> None:
     lateness: list[float] = []
 
     class Noting(RecordingEmitter):
-        async def __call__(self, *arguments: Any) -> Any:
+        async def __call__(self, *arguments: Any, **more: Any) -> Any:
             events = arguments[0]
             lateness.extend((self.now() - event.time).total_seconds() for event in events)
-            return await super().__call__(*arguments)
+            return await super().__call__(*arguments, **more)
 
     emit = Noting()
     async with watch(every("100ms"), emit):

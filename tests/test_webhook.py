@@ -489,7 +489,9 @@ class Answering(RecordingEmitter):
         super().__init__()
         self._receipt = receipt
 
-    async def __call__(self, events: Sequence[Event], positions: Any = None) -> Sequence[Receipt]:
+    async def __call__(
+        self, events: Sequence[Event], positions: Any = None, **_more: Any
+    ) -> Sequence[Receipt]:
         await super().__call__(events, positions)
         return [self._receipt]
 

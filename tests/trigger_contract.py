@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any, Protocol
@@ -63,8 +63,14 @@ class RecordingEmitter:
     # ---- the Emitter
 
     async def __call__(
-        self, events: Sequence[Event], positions: Mapping[str, str | None] | None = None
+        self,
+        events: Sequence[Event],
+        positions: Mapping[str, str | None] | None = None,
+        *,
+        after: Awaitable[object] | None = None,
     ) -> Sequence[Receipt]:
+        if after is not None:
+            await asyncio.shield(after)
         if not self._open.is_set():
             self.held += 1
             await self._open.wait()

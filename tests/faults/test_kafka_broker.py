@@ -18,7 +18,7 @@ from .records import Feeder, Group, judge, stopped
 pytestmark = pytest.mark.timeout(1200)
 
 FORGET_LEDGER = """
-from turnout.triggers.kafka import reading
+from turnout.triggers.kafka import commits, placing
 from turnout.triggers.kafka.ledger import Place, Settled
 
 def forgetful(stored, bounds, first_place):
@@ -27,8 +27,8 @@ def forgetful(stored, bounds, first_place):
 async def careless(self):
     pass
 
-reading.settle = forgetful
-reading.Reading._commit = careless
+placing.settle = forgetful
+commits.Commits.tell = careless
 """
 
 

@@ -34,15 +34,14 @@ COMMIT_FIRST = """
 import asyncio
 from turnout.triggers.kafka.reading import Reading
 
-honest = Reading._take
+honest = Reading._write
 
-async def hasty(self, batch, ends):
-    if batch:
-        await self.consumer.commit({at: some[-1].offset + 1 for at, some in batch.items()})
-        await asyncio.sleep(0.1)
-    await honest(self, batch, ends)
+async def hasty(self, share, before):
+    await self.consumer.commit({at: place.next for at, place in share.places.items()})
+    await asyncio.sleep(0.1)
+    await honest(self, share, before)
 
-Reading._take = hasty
+Reading._write = hasty
 """
 
 ACCEPT_UNWRITTEN = """
@@ -51,9 +50,9 @@ from turnout.service.errors import JournalFull
 
 honest = TriggerEmitter.__call__
 
-async def careless(self, events, positions=None):
+async def careless(self, events, positions=None, **more):
     try:
-        return await honest(self, events, positions)
+        return await honest(self, events, positions, **more)
     except JournalFull:
         return []
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from turnout.service.api import cloudevents
 from turnout.service.errors import InvalidData
-from turnout.service.event import Event
+from turnout.service.event import Event, like
 from turnout.service.payload import decode
 
 Data = Literal["json", "text", "bytes"]
@@ -58,52 +58,65 @@ class Reader:
     data: Data
     null: Null
     max_record: int
+    _model: Event = field(init=False, repr=False, compare=False)
 
-    def event(self, record: Any, now: datetime, problem: str | None = None) -> Event:
-        """Return the event of a record (`Record`, or the client's, which has the same fields).
-
-        `now` stands in for a timestamp it does not have; `problem` says why it cannot be read.
-        """
-        # Every record passes here: one Event, no copy, unless something is wrong with it.
-        headers = _headers(record.headers) if record.headers else {}
-        stamp = record.timestamp
-        extensions = {"partition": f"{self.topic}/{self.partition}"}
-        subject = None
-        if record.key is not None:
-            subject = extensions["partitionkey"] = text_of(record.key)
-        value = record.value
-        if value is None:
-            value = b""
-            if self.null == "dead" and problem is None:
-                problem = "its value is null"
-        event = Event(
-            id=f"{self.cluster}/{self.topic}/{self.epoch}/{self.partition}/{record.offset}",
+    def __post_init__(self) -> None:
+        model = Event(
+            id=f"{self.cluster}/{self.topic}/{self.epoch}/{self.partition}/",
             source=f"kafka://{self.cluster}/{self.topic}",
             type=TYPE,
-            time=_instant(stamp) if 0 <= stamp <= _LAST_MILLISECOND else now,
-            subject=subject,
+            time=datetime.max.replace(tzinfo=UTC),  # each record has its own
             datacontenttype=_CONTENT_TYPES[self.data],
             encoding=self.data,
-            body=value,
-            headers=headers,
-            extensions=extensions,
+            extensions={"partition": f"{self.topic}/{self.partition}"},
             trigger=self.trigger,
             minted=True,  # the ledger lets each offset by once: no dedupe row is needed
         )
+        object.__setattr__(self, "_model", model)
+
+    def event(self, record: Any, now: datetime) -> Event:
+        """Return the event of a record (`Record`, or the client's, which has no `error`).
+
+        `now` stands in for a timestamp it does not have.
+        """
+        # Every record passes here: one Event, no copy, unless something is wrong with it.
+        stamp, value = record.timestamp, record.value
+        event = like(
+            self._model,
+            id=f"{self._model.id}{record.offset}",
+            time=_instant(stamp) if 0 <= stamp <= _LAST_MILLISECOND else now,
+            body=value or b"",
+        )
+        if record.key is not None:
+            key = text_of(record.key)
+            event = like(event, subject=key, extensions={**event.extensions, "partitionkey": key})
+        problem: str | None = getattr(record, "error", None)
         if problem is None:
-            if len(value) > self.max_record:
-                problem = f"it has {len(value)} bytes and max_record is {self.max_record}"
-            elif headers:
-                event, problem = _with_headers(event, headers, now)
+            event, problem = self._told(event, record, now)
         if problem is None and event.body and event.encoding != "bytes":
             try:
                 # Where `Event.data` keeps it: the flow does not decode again.
                 event.__dict__["data"] = decode(event.body, event.encoding)
             except InvalidData as error:
                 problem = str(error)
-        if problem is None and self.data == "json" and record.value == b"":
-            problem = "the body is empty where JSON was expected"
         return event if problem is None else self._unreadable(event, record.offset, problem)
+
+    def _told(self, event: Event, record: Any, now: datetime) -> tuple[Event, str | None]:
+        """Return the event with what its headers say, and what is wrong with it."""
+        value = record.value
+        if record.headers:
+            event = like(event, headers=_headers(record.headers))
+        if value is None and self.null == "dead":
+            return event, "its value is null"
+        if len(event.body) > self.max_record:
+            return event, f"it has {len(value)} bytes and max_record is {self.max_record}"
+        if event.headers:
+            event, problem = _with_headers(event, event.headers, now)
+            if problem is not None:
+                return event, problem
+        if self.data == "json" and value == b"":
+            return event, "the body is empty where JSON was expected"
+        return event, None
 
     def _unreadable(self, event: Event, offset: int, problem: str) -> Event:
         where = f"{self.topic} partition {self.partition} offset {offset}: {problem}"

@@ -1,0 +1,161 @@
+"""Where a consumer reads on in partitions it was just given: decided, stored, told to Kafka.
+
+The decision itself is `ledger.settle`; here its facts are gathered, and its outcome is in the
+journal before the first fetch. What was not as expected is an alarm in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]  # no types
+from aiokafka.errors import CommitFailedError, KafkaError  # type: ignore[import-untyped]  # as above
+
+from turnout.service.errors import TriggerError
+from turnout.service.logs import get_logger
+from turnout.service.trigger import Emitter
+
+from . import broker
+from .ledger import Bounds, Ledger, Place, Topic, read_topic, settle
+
+if TYPE_CHECKING:
+    from . import KafkaTrigger
+
+log = get_logger("turnout.triggers")
+
+_SECOND_LOOKS = 2
+
+Limits = Mapping[TopicPartition, Bounds]
+
+
+class Placing:
+    """Places the partitions of one consumer."""
+
+    def __init__(
+        self,
+        trigger: KafkaTrigger,
+        emit: Emitter,
+        ledger: Ledger,
+        cluster: str,
+        topics: Mapping[str, int],
+    ) -> None:
+        self._trigger = trigger
+        self._emit = emit
+        self._ledger = ledger
+        self._cluster = cluster
+        self._topics = topics
+
+    async def place(
+        self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
+    ) -> Limits:
+        """Store where to read on; it is in the ledger on return."""
+        async with self._ledger.lock:
+            stored = await self._emit.positions()
+            self._ledger.load(stored)
+            found = await self._bounds(consumer, partitions)
+            fresh = await self._settle(consumer, stored, found)
+            if fresh:
+                await self._emit([], fresh)
+                self._ledger.load(fresh)
+        return found
+
+    async def tell(self, consumer: AIOKafkaConsumer, found: Limits) -> dict[TopicPartition, int]:
+        """Tell Kafka the places: it then forgets an offset above a sought one."""
+        places = {one: self._ledger.places[broker.key_of(one)] for one in found}
+        told = {one: at.next for one, at in places.items() if found[one].committed != at.next}
+        if told:
+            try:
+                async with asyncio.timeout(broker.MEET_SECONDS):
+                    await consumer.commit(told)
+            except CommitFailedError:
+                raise
+            except (KafkaError, TimeoutError) as error:
+                raise TriggerError(f"cannot commit: {broker.reason(error)}") from error
+        settled = {
+            broker.key_of(one): Place(at.next, at.epoch) for one, at in places.items() if at.sought
+        }
+        if settled:
+            await self._emit([], {key: place.text() for key, place in settled.items()})
+            self._ledger.places |= settled
+        return told
+
+    async def _bounds(
+        self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
+    ) -> dict[TopicPartition, Bounds]:
+        """Ask for bounds; an end below the ledger is believed only when it stays there.
+
+        A broker that has just become leader may be short of the newest records for a moment, and
+        a topic made anew is read again from its start: not on one word.
+        """
+        for _ in range(_SECOND_LOOKS):
+            found = await broker.bounds(consumer, partitions)
+            places = {one: self._ledger.places.get(broker.key_of(one)) for one in found}
+            if all(at is None or at.next <= found[one].end for one, at in places.items()):
+                return found
+            await asyncio.sleep(1)
+        return await broker.bounds(consumer, partitions)
+
+    async def _settle(
+        self, consumer: AIOKafkaConsumer, stored: Mapping[str, str], found: Limits
+    ) -> dict[str, str]:
+        """Return the positions to store before the first fetch; logs what was not as expected."""
+        fresh = self._topics_met(consumer, stored, {partition.topic for partition in found})
+        firsts = await self._firsts(consumer, {**stored, **fresh}, found)
+        for partition, limits in found.items():
+            key = broker.key_of(partition)
+            before = self._ledger.places.get(key)
+            settled = settle(before, limits, firsts.get(partition, limits.first))
+            if settled.place != before:
+                fresh[key] = settled.place.text()
+            if settled.alarm is not None:
+                log.error(
+                    settled.alarm,
+                    trigger=self._trigger.name,
+                    partition=key,
+                    ledger=None if before is None else before.next,
+                    first=limits.first,
+                    end=limits.end,
+                    reads_from=settled.place.next,
+                    epoch=settled.place.epoch,
+                    lost=settled.lost,
+                )
+        return fresh
+
+    def _topics_met(
+        self, consumer: AIOKafkaConsumer, stored: Mapping[str, str], topics: Iterable[str]
+    ) -> dict[str, str]:
+        """Return what to store of topics met for the first time; refuses another cluster's."""
+        fresh: dict[str, str] = {}
+        begins = not any("/" in key for key in stored)
+        for topic in topics:
+            known = read_topic(stored.get(topic))
+            if known is None:
+                count = self._topics.get(topic) or len(consumer.partitions_for_topic(topic) or ())
+                fresh[topic] = Topic(self._cluster, count if begins else 0).text()
+            elif known.cluster != self._cluster:
+                raise TriggerError(
+                    f"the positions of topic {topic} are of cluster {known.cluster}, and this is "
+                    f"{self._cluster}: say where to read on with "
+                    f"`turnout trigger seek {self._trigger.name!r} --to start|end --rerun`"
+                )
+        return fresh
+
+    async def _firsts(
+        self, consumer: AIOKafkaConsumer, stored: Mapping[str, str], found: Limits
+    ) -> dict[TopicPartition, int]:
+        """Return where `start=` puts partitions without a place; new ones begin at their start."""
+        old = {}
+        for partition, limits in found.items():
+            topic = read_topic(stored.get(partition.topic))
+            if topic is not None and partition.partition < topic.partitions:
+                old[partition] = limits
+        start = self._trigger.start
+        if start == "earliest":
+            return {}
+        if isinstance(start, datetime):
+            unknown = {at: it for at, it in old.items() if broker.key_of(at) not in stored}
+            return await broker.offsets_at(consumer, start, unknown) if unknown else {}
+        return {partition: limits.end for partition, limits in old.items()}

@@ -1,0 +1,66 @@
+"""Batches on their way into the journal: one is made ready while the one before it is written.
+
+Decoding and routing keep the loop's thread busy and writing keeps the journal's, so both work at
+once. A batch is stored only when the one before it was: a refusal takes along what came after it,
+and nothing is skipped. The ledger's lock is held until the journal has answered, also when nobody
+waits for the answer any more, so that whoever reads next knows what was stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+Write = Callable[["asyncio.Task[None] | None"], Coroutine[Any, Any, None]]
+"""Makes a batch ready, waits for the task it is given, and then stores."""
+
+CANCEL_SECONDS = 0.5
+
+
+class Writing:
+    """A turn at writing, at most two batches at a time; its end waits for them."""
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self._lock = lock
+        self._last: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._lock.acquire()
+        return self
+
+    async def add(self, write: Write) -> None:
+        """Begin with a batch; returns when the one before it is stored, or raises what it did."""
+        before = self._last
+        self._last = asyncio.get_running_loop().create_task(write(before))
+        if before is not None:
+            await asyncio.wait([before])
+            before.result()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Raise what storing raised; a cancel waits for a moment only."""
+        last = self._last
+        is_cancelled = isinstance(error, asyncio.CancelledError)
+        try:
+            if last is not None:
+                await asyncio.wait([last], timeout=CANCEL_SECONDS if is_cancelled else None)
+        finally:
+            if last is None or last.done():
+                self._lock.release()
+            else:
+                last.add_done_callback(self._answered)
+        if last is not None and last.done():
+            refusal = last.exception()
+            if refusal is not None and not is_cancelled:
+                raise refusal
+
+    def _answered(self, last: asyncio.Task[None]) -> None:
+        self._lock.release()
+        if not last.cancelled():
+            last.exception()  # seen: nobody else looks
