@@ -136,13 +136,13 @@ class _Sink:
         self.format: Format = "auto"
         self.stream: TextIO | None = None
         self.now: Callable[[], datetime] = utc_now
-        self.collecting: list[bytes] | None = None
+        self.forward: Callable[[bytes], None] | None = None
         self.adopts = False
 
     def write(self, level: str, message: str, fields: Record) -> None:
         record = _record(self.now(), level, message, fields)
-        if self.collecting is not None:
-            self.collecting.append(_json(record))
+        if self.forward is not None:
+            self.forward(_json(record))
         else:
             self.emit(record)
 
@@ -215,24 +215,24 @@ def level() -> int:
 
 
 @contextmanager
-def collected(level: int) -> Iterator[list[bytes]]:
-    """In a worker process: collect every record of a call, to be `replay`ed in the service."""
+def forwarded(level: int, forward: Callable[[bytes], None]) -> Iterator[None]:
+    """In a worker process: hand on every record of a call, to be `replay`ed in the service."""
     undo = configure()
     run = RunLog({})
     token = running.set(run)
-    _sink.level, _sink.collecting = level, []
+    _sink.level, _sink.forward = level, forward
     try:
-        yield _sink.collecting
+        yield
     finally:
         if run.partial:
             _write_print(run, run.partial)
         running.reset(token)
-        _sink.collecting = None
+        _sink.forward = None
         undo()
 
 
 def replay(line: bytes) -> None:
-    """Write a record a worker process collected, as of the run that called it."""
+    """Write a record a worker process handed on, as of the run that called it."""
     _sink.emit(orjson.loads(line))
 
 

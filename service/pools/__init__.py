@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, Literal, TypeVar
 
+from turnout.service import logs
 from turnout.service.flow import Pool
 
 from .worker import Worker, WorkerDied, request_of, value_of
@@ -115,7 +116,12 @@ class Pools:
     async def _exchange(self, request: bytes, name: str) -> Any:
         worker = self._idle.pop() if self._idle else Worker(self._memory)
         self._workers.add(worker)
-        work = self._exchanges.submit(worker.exchange, request)
+        context = copy_context()  # the run whose log it is
+
+        def heard(record: bytes) -> None:
+            context.run(logs.replay, record)
+
+        work = self._exchanges.submit(worker.exchange, request, heard)
         try:
             answer = await _until_done(work, worker.kill)
         except BaseException as error:

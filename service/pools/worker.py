@@ -2,9 +2,10 @@
 
 A worker loads the flow file as the service has it, under the same private name, and finds the
 function by its qualified name; arguments, results and errors travel as pickles. What the function
-logs or prints comes back with the answer. A worker that dies or is killed fails its own call only.
-It leads a process group, and whatever ends it (a timeout, a crash, the end of the service) ends
-every process the call has started. Where the kernel is short of memory it takes a worker first.
+logs or prints comes back as it is written, so that a killed call has its log too. A worker that
+dies or is killed fails its own call only. It leads a process group, and whatever ends it (a
+timeout, a crash, the end of the service) ends every process the call has started. Where the
+kernel is short of memory it takes a worker first.
 
 Not here: how many workers there are, and who waits for them (`pools`).
 """
@@ -24,6 +25,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,9 @@ _spawn = multiprocessing.get_context("spawn")  # fork would copy the journal's o
 _LOOK_SECONDS = 1.0
 """How often a worker that gives no answer is looked at."""
 
+_RECORD, _ANSWER = b"r", b"a"
+"""What a message from a worker is, by its first byte."""
+
 
 class Worker:
     """One worker process and its pipe; one call at a time, `calls` of them so far."""
@@ -73,18 +78,19 @@ class Worker:
         self._life: Connection | None = None
         self._killed = False
 
-    def exchange(self, request: bytes) -> Any:
-        """Send a call and wait for its answer, in a thread; raises `WorkerDied`."""
+    def exchange(self, request: bytes, heard: Callable[[bytes], object]) -> Any:
+        """Send a call and wait for its answer, in a thread; raises `WorkerDied`.
+
+        Each log record on the way is `heard`.
+        """
         self.calls += 1
         try:
             if self._pipe is None:
                 self._pipe = self._start()
             self._pipe.send_bytes(request)
-            while not self._pipe.poll(_LOOK_SECONDS):
-                # A child that it forked may hold the pipe open beyond its death.
-                if not self._alive():
-                    raise EOFError
-            return pickle.loads(self._pipe.recv_bytes())
+            while (message := self._receive(self._pipe))[:1] == _RECORD:
+                heard(message[1:])
+            return pickle.loads(message[1:])
         except (EOFError, OSError) as error:
             self.kill()
             raise WorkerDied(self._ending(error)) from None
@@ -104,6 +110,13 @@ class Worker:
         if self._killed:  # while it was starting
             process.kill()
         return ours
+
+    def _receive(self, pipe: Connection) -> bytes:
+        while not pipe.poll(_LOOK_SECONDS):
+            # A child that it forked may hold the pipe open beyond its death.
+            if not self._alive():
+                raise EOFError
+        return pipe.recv_bytes()
 
     def _alive(self) -> bool:
         return self._process is not None and self._process.is_alive()
@@ -155,10 +168,8 @@ def request_of(
 
 
 def value_of(answer: Any, name: str) -> Any:
-    """Return or raise what a worker answered, after logging what it logged."""
-    kind, content, detail, lines = answer
-    for line in lines:
-        logs.replay(line)
+    """Return or raise what a worker answered."""
+    kind, content, detail = answer
     if kind == "result":
         return pickle.loads(content)
     if kind == "unpicklable":
@@ -196,9 +207,19 @@ def _serve_calls(pipe: Connection, life: Connection, path: list[str], memory_byt
             request = pipe.recv_bytes()
         except (EOFError, OSError):
             return
-        answer = _answer_to(request)
-        with contextlib.suppress(BrokenPipeError):
-            pipe.send_bytes(pickle.dumps(answer, protocol=5))
+        place, inner, level = pickle.loads(request)
+        with logs.forwarded(level, partial(_send, pipe, _RECORD)):
+            # A context of its own: what one call restores, the next must not find.
+            answer = copy_context().run(_perform, place, inner)
+        _send(pipe, _ANSWER, pickle.dumps(answer, protocol=5))
+
+
+_sending = threading.Lock()  # the author's code may log in several threads
+
+
+def _send(pipe: Connection, kind: bytes, content: bytes) -> None:
+    with _sending, contextlib.suppress(BrokenPipeError):
+        pipe.send_bytes(kind + content)
 
 
 def _end_with_service(life: Connection) -> None:
@@ -218,14 +239,6 @@ def _bound_memory(most_bytes: int) -> None:
         _, ceiling = resource.getrlimit(resource.RLIMIT_DATA)
         most = most_bytes if ceiling == resource.RLIM_INFINITY else min(most_bytes, ceiling)
         resource.setrlimit(resource.RLIMIT_DATA, (most, ceiling))
-
-
-def _answer_to(request: bytes) -> tuple[str, bytes | None, str, list[bytes]]:
-    place, inner, level = pickle.loads(request)
-    with logs.collected(level) as lines:
-        # A context of its own: what one call restores, the next must not find.
-        kind, content, detail = copy_context().run(_perform, place, inner)
-    return kind, content, detail, lines
 
 
 def _perform(place: Place, inner: bytes) -> tuple[str, bytes | None, str]:
