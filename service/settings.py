@@ -8,11 +8,17 @@ from __future__ import annotations
 import os
 import tomllib
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from .errors import SetupError
 from .units import parse_duration, parse_size
@@ -32,6 +38,19 @@ Duration = Annotated[timedelta, _readable(parse_duration)]
 Size = Annotated[int, _readable(parse_size)]
 
 
+def _parse_addresses(value: Any) -> tuple[str, ...]:
+    listed = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(str(ip_network(one.strip(), strict=False)) for one in listed)
+    except (ValueError, AttributeError, TypeError):
+        raise SetupError(
+            f'{value!r} is no list of addresses or networks; write it like "10.0.0.0/8, ::1"'
+        ) from None
+
+
+Addresses = Annotated[tuple[str, ...], NoDecode, _readable(_parse_addresses)]
+
+
 class Settings(BaseSettings):
     """Everything an operator may choose; the defaults serve one process on one machine."""
 
@@ -40,13 +59,15 @@ class Settings(BaseSettings):
     )
 
     data: Path = Field(Path("turnout-data"), description="Folder of the journal; created 0700.")
-    host: str = Field("127.0.0.1", description="Address to listen on; loopback unless chosen.")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on; loopback unless chosen."
+    )
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     root_path: str = Field("", description="Path prefix a reverse proxy strips.")
     public_url: str | None = Field(
         None, description="Address people reach the service at, for the links it sends."
     )
-    trusted_proxies: tuple[str, ...] = Field((), description="Addresses whose X-Forwarded-* count.")
+    trusted_proxies: Addresses = Field((), description="Addresses whose X-Forwarded-* count.")
     tls_certificate: Path | None = Field(None, description="PEM certificate chain to serve TLS.")
     tls_key: Path | None = Field(None, description="PEM private key to serve TLS.")
     api_token: str | None = Field(None, repr=False, description="Bearer token of /api.")
@@ -70,10 +91,12 @@ class Settings(BaseSettings):
     )
     grace: Duration = Field(timedelta(seconds=30), description="Time runs get to end on stop.")
     blocked_loop: Duration = Field(
-        timedelta(seconds=30), description="A loop blocked this long ends the process."
+        timedelta(seconds=30),
+        ge=timedelta(milliseconds=100),
+        description="A loop blocked this long ends the process.",
     )
 
-    max_body_bytes: Size = Field(2**20, description="Largest webhook body.")
+    max_body_bytes: Size = Field(2**20, ge=1, description="Largest webhook body.")
     max_unfinished_runs: int = Field(
         1_000_000, ge=1, description="Unfinished runs above which intake stops."
     )
@@ -193,7 +216,8 @@ def load(config: Path | None = None, **chosen: Any) -> Settings:
             raise SetupError(first["msg"].removeprefix("Value error, ")) from None
         name = str(first["loc"][0]) if first["loc"] else ""
         place = str(file) if name in values and name not in in_environment else _variable(name)
-        raise SetupError(f"{place}: {name}: {first['msg']}") from None
+        words = first["msg"].removeprefix("Value error, ")
+        raise SetupError(f"{place}: {name}: {words}") from None
 
 
 def _kafka_problem(settings: Settings) -> str | None:

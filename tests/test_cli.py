@@ -478,6 +478,28 @@ def test_output_that_cannot_be_written_has_an_exit_code(terminal: Terminal) -> N
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["show"], ["why"], ["retry"], ["cancel"], ["replay"], ["dead", "drop"], ["runs", "--flow"],
+     ["events", "--event"], ["pause"], ["resume"]],
+)  # fmt: skip
+def test_an_argument_that_is_no_text_is_wrong_usage(terminal: Terminal, words: list[str]) -> None:
+    terminal.append()
+    terminal.type(*words, "\udcff" * 9, code=2)
+    assert terminal.error == "error: an argument is not UTF-8\n"
+    if words[0] in ("show", "retry", "cancel"):
+        terminal.type(*words, "aaaaaaaa\U0010ffff", code=1)
+        assert "no run" in terminal.error
+
+
+def test_a_data_folder_that_cannot_be_is_refused_with_the_fix(tmp_path: Path) -> None:
+    path = flow_file(tmp_path, "from turnout import flow\n@flow\ndef a(): ...\n")
+    done = turnout("serve", path, "--data", path / "below")
+    assert done.returncode == 78
+    assert f"cannot use the data folder {path}/below: Not a directory" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_run_may_be_named_by_its_first_characters(terminal: Terminal) -> None:
     run_id = terminal.fail()
     assert f"run {run_id} of bill is now queued" in terminal.type("retry", run_id[:20])

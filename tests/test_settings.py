@@ -52,5 +52,40 @@ def test_a_bad_value_names_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load(config)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('grace = "soon"', r"grace: cannot read the duration 'soon'"),
+        ('blocked_loop = "0s"', "blocked_loop: .*greater"),
+        ('host = ""', "host: .*1 character"),
+        ("max_body_bytes = 0", "max_body_bytes: .*greater"),
+        ('trusted_proxies = "proxy"', r"trusted_proxies: 'proxy' is no list of addresses"),
+        ("trusted_proxies = [1]", r"trusted_proxies: .* is no list of addresses"),
+        ("trusted_proxies = 1", r"trusted_proxies: 1 is no list of addresses"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_with_the_fix(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    config = tmp_path / "turnout.toml"
+    config.write_text(line)
+    with pytest.raises(SetupError, match=rf"turnout\.toml: {message}"):
+        load(config)
+
+
+def test_a_list_is_written_plainly_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNOUT_TRUSTED_PROXIES", "10.0.0.0/8, ::1")
+    config = tmp_path / "turnout.toml"
+    config.write_text('trusted_proxies = ["192.168.0.1"]')
+    assert load(config).trusted_proxies == ("10.0.0.0/8", "::1/128")
+    monkeypatch.setenv("TURNOUT_TRUSTED_PROXIES", "somewhere")
+    with pytest.raises(SetupError, match="TURNOUT_TRUSTED_PROXIES: trusted_proxies: 'somewhere'"):
+        load(config)
+    monkeypatch.delenv("TURNOUT_TRUSTED_PROXIES")
+    assert load(config).trusted_proxies == ("192.168.0.1/32",)
+
+
 def test_the_token_is_not_shown() -> None:
     assert "hunter22" not in repr(load(api_token="hunter22"))

@@ -124,17 +124,33 @@ def _run(arguments: Sequence[str] | None) -> int:
             return _write_no_more(EXIT_PIPE)
         return end.code if isinstance(end.code, int) else EXIT_PROBLEM
     except Exception as error:  # noqa: BLE001  the outermost frame: it only chooses the exit code
-        known = _only_cause(error)
-        if isinstance(known, TurnoutError):
-            complain(f"error: {' '.join(str(known).split())}")
-            return exit_code(known)
-        if isinstance(known, OSError) and known.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            complain(f"error: cannot write the output: {known.strerror}")
-            return _write_no_more(EXIT_IO)
-        traceback.print_exception(error)
-        complain("unexpected: this is a bug in turnout, please report the lines above")
-        raise SystemExit(EXIT_UNEXPECTED) from None
+        return _end_by(error, arguments or sys.argv)
     return 0
+
+
+def _end_by(error: Exception, arguments: Sequence[str]) -> int:
+    """Say what an error means to whoever typed the command; returns the exit code."""
+    known = _only_cause(error)
+    if isinstance(known.__cause__ or known, UnicodeEncodeError) and _holds_bytes(arguments):
+        complain("error: an argument is not UTF-8")
+        return EXIT_USAGE
+    if isinstance(known, TurnoutError):
+        complain(f"error: {' '.join(str(known).split())}")
+        return exit_code(known)
+    if isinstance(known, PermissionError):
+        complain(f"error: {known}; run this as the user the service runs as")
+        return EXIT_CONFIG
+    if isinstance(known, OSError) and known.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        complain(f"error: cannot write the output: {known.strerror}")
+        return _write_no_more(EXIT_IO)
+    traceback.print_exception(error)
+    complain("unexpected: this is a bug in turnout, please report the lines above")
+    return EXIT_UNEXPECTED
+
+
+def _holds_bytes(arguments: Sequence[str]) -> bool:
+    """Whether an argument is no text: a file may be named so, a run or a flow cannot."""
+    return any("\ud800" <= character <= "\udfff" for one in arguments for character in one)
 
 
 def _write_no_more(code: int) -> int:

@@ -10,13 +10,21 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import apsw
 import orjson
 
-from turnout.service.errors import JournalBroken, JournalError, JournalFull, SetupError
+from turnout.service.errors import (
+    JournalBroken,
+    JournalError,
+    JournalFull,
+    SetupError,
+    TurnoutError,
+)
 
 FILE_NAME = "journal.db"
 APPLICATION_ID = 0x7475726E  # "turn", so that another program's database is never migrated
@@ -35,8 +43,9 @@ def open_for_writing(folder: Path, *, synchronous: Literal["full", "normal"]) ->
     path = folder / FILE_NAME
     # Made by us, because SQLite would give the file the process's umask; its log inherits this.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    for place in (folder, folder.parent):
-        _sync_folder(place)
+    _sync_folder(folder)
+    with suppress(PermissionError):  # a folder above that may not be listed is not ours to sync
+        _sync_folder(folder.parent)
     connection = _open(path, apsw.SQLITE_OPEN_READWRITE)
     try:
         _settle(connection, _WRITER_CACHE_KIB)
@@ -49,12 +58,27 @@ def open_for_writing(folder: Path, *, synchronous: Literal["full", "normal"]) ->
         # Checkpoints are the writer's own act: SQLite ignores a failed fsync in an automatic one.
         connection.wal_autocheckpoint(0)
     except apsw.Error as error:
+        reason = _unreadable(path, error, connection)
         connection.close()
-        raise _unreadable(path, error) from error
+        raise reason from error
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+@contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Translate what the system says about a data folder that cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM or error.errno == errno.EIO:
+            raise JournalFull(f"cannot write in {folder}: {error.strerror}") from None
+        raise SetupError(
+            f"cannot use the data folder {folder}: {error.strerror}; "
+            "its owner must be the user turnout runs as, or point TURNOUT_DATA at another folder"
+        ) from None
 
 
 def open_for_reading(folder: Path) -> apsw.Connection:
@@ -68,8 +92,9 @@ def open_for_reading(folder: Path) -> apsw.Connection:
         connection.pragma("query_only", True)
         found = _version(connection, path)
     except apsw.Error as error:
+        reason = _unreadable(path, error, connection)
         connection.close()
-        raise _unreadable(path, error) from error
+        raise reason from error
     if found < newest_version():
         connection.close()
         raise SetupError(
@@ -155,7 +180,13 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
             connection.pragma("user_version", number)
 
 
-def _unreadable(path: Path, error: apsw.Error) -> SetupError:
+def _unreadable(path: Path, error: apsw.Error, connection: apsw.Connection) -> TurnoutError:
+    if isinstance(error, apsw.FullError | apsw.IOError):  # a supervisor may try again
+        return translate(error, connection)
+    if isinstance(error, apsw.CantOpenError | apsw.ReadOnlyError):
+        return SetupError(
+            f"cannot use the journal {path}: {error}; run this as the user the service runs as"
+        )
     if isinstance(error, apsw.CorruptError | apsw.NotADBError):
         return SetupError(
             f"{path} is damaged ({error}); restore it from a backup, or look with `turnout doctor`"

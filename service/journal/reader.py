@@ -98,6 +98,10 @@ class SqliteReader:
                     connection.execute("COMMIT")
         except apsw.Error as error:
             raise translate(error, connection) from error
+        except UnicodeDecodeError as error:  # of text that was not written so
+            raise JournalError(
+                f"the journal is damaged: {error.reason}; see `turnout doctor`"
+            ) from error
 
     async def close(self) -> None:
         """Release files."""
@@ -113,7 +117,7 @@ class SqliteReader:
 
         def query(connection: apsw.Connection) -> Run | None:
             found = _runs_by_id(connection, "r.id = ?", (run_id,))
-            if not found and len(run_id) >= _SHORTEST_PREFIX:
+            if not found and len(run_id) >= _SHORTEST_PREFIX and run_id.isascii():
                 # Everything that starts with the prefix sorts before the prefix's successor.
                 after = run_id[:-1] + chr(ord(run_id[-1]) + 1)
                 found = _runs_by_id(connection, "r.id >= ? AND r.id < ?", (run_id, after))

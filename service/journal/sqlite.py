@@ -24,7 +24,7 @@ from turnout.service.run import Outcome, Run
 
 from . import cache, operations, upkeep
 from .batch import Batch
-from .connection import open_for_writing
+from .connection import open_for_writing, usable
 from .contract import Appended, Cached, Claim, Decision, Entry, NewRun, Opening, Rescued, StepRecord
 from .intake import Intake
 from .jobs import AppendJob, CallJob, ClaimJob, OutcomeJob, StepJob
@@ -61,22 +61,26 @@ async def open_journal(
     """
 
     def prepare() -> tuple[FolderLock, apsw.Connection, Spill, Room, Intake, _Counts]:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = FolderLock(folder, url=url)
-        try:
-            connection = open_for_writing(folder, synchronous=synchronous)
-            spill = Spill(folder)
-            spill.open()
-            room = Room(connection, folder, min_free_bytes)
-            intake = Intake(connection, room, max_unfinished_runs=max_unfinished_runs)
-            return lock, connection, spill, room, intake, _counts(connection)
-        except BaseException:
-            lock.release()
-            raise
+        with usable(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = FolderLock(folder, url=url)
+            try:
+                return lock, *parts()
+            except BaseException:
+                lock.release()
+                raise
+
+    def parts() -> tuple[apsw.Connection, Spill, Room, Intake, _Counts]:
+        connection = open_for_writing(folder, synchronous=synchronous)
+        spill = Spill(folder)
+        spill.open()
+        room = Room(connection, folder, min_free_bytes)
+        intake = Intake(connection, room, max_unfinished_runs=max_unfinished_runs)
+        return connection, spill, room, intake, _counts(connection)
 
     # Shielded, so that a cancelled opening does not leave the folder locked by nobody.
-    parts = await asyncio.get_running_loop().run_in_executor(None, prepare)
-    return SqliteJournal(folder, *parts, metrics)
+    opened = await asyncio.get_running_loop().run_in_executor(None, prepare)
+    return SqliteJournal(folder, *opened, metrics)
 
 
 class SqliteJournal(SqliteReader):
