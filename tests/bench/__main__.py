@@ -23,7 +23,9 @@ QUESTIONS = {
     "d": "file_drops",
     "e": "lateness",
     "f": "durable",
+    "i": "spike",
     "l": "curves",
+    "p": "profile_table",
     "q": "queue_to_result",
 }
 

@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent
 KEPT = FOLDER / "results.json"
 PAGE = FOLDER / "RESULTS.md"
 PLOTS = FOLDER / "plots"
+REMARKS = FOLDER / "remarks"  # written by hand: what was tried, what it would take
 HEAD = FOLDER / "results_head.md"
 
 
@@ -47,6 +48,9 @@ def write_page() -> None:
     for table in kept.values():
         when = f"_{table['measured']}, load average {table['load_average']} at the end_"
         parts += [text_of(table), when]
+        remark = REMARKS / f"{table['question']}.md"
+        if remark.exists():
+            parts.append(remark.read_text().strip())
         if drawn and table.get("plot"):
             parts.append(f"![{table['title']}](plots/{table['plot']['name']}.png)")
     PAGE.write_text("\n\n".join(parts) + "\n")
