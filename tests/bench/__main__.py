@@ -20,6 +20,7 @@ from .results import keep
 QUESTIONS = {
     "a": "accept",
     "b": "accept",
+    "c": "kafka",
     "d": "file_drops",
     "e": "lateness",
     "f": "durable",

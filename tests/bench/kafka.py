@@ -1,9 +1,10 @@
-"""(k) Kafka records accepted, and run to their recorded end, beside a bare loop that decodes them.
+"""(c) Kafka records accepted, and run to their recorded end, beside a bare loop and FastStream.
 
-The topic is filled first, 12 partitions of JSON records of 300 bytes. The bare loop is aiokafka's
-`getmany` and orjson, and commits what it has decoded: it keeps nothing. A rate is taken from the
-moment the partitions are assigned, so joining the group does not count. To measure this alone, on
-an Apache Kafka of its own: `python -m tests.bench.kafka [--quick]`.
+The topic is filled first, 12 partitions of JSON records of 300 bytes, on an Apache Kafka of its
+own. The bare loop is aiokafka's `getmany` and orjson, and commits what it has decoded; FastStream
+calls a handler for each record; neither keeps anything. A rate is taken from the moment the
+partitions are assigned, so joining the group does not count; the processor time is the consuming
+process's alone. `python -m tests.bench.kafka [--quick]` measures this by itself.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from tests.brokers import Broker, make_broker, unique
 from tests.process import Program, until
 
 from .measure import Size, Spread, interleave, ratio
+from .peers import measured
 from .report import Table
 
 PARTITIONS = 12
+LOOK_SECONDS = 0.05  # each look at the metrics costs the program a millisecond
 RECORD = {
     "id": "", "customer": "c-1029", "amount": 129.9, "currency": "EUR",
     "items": [{"sku": "A-1", "count": 2, "price": 50.0}, {"sku": "B-7", "count": 1, "price": 29.9}],
@@ -58,8 +61,8 @@ async def bill(order: dict) -> None:
 
 
 def run(size: Size) -> list[Table]:
-    """Measure the way in from Kafka."""
-    count = 5_000 if size.quick else 200_000
+    """Measure the way in from Kafka, and the way to the end of the run."""
+    count = 20_000 if size.quick else 200_000
     with tempfile.TemporaryDirectory(prefix="turnout-bench-kafka-") as place:
         folder = Path(place)
         broker = make_broker("apache", folder / "broker")
@@ -70,31 +73,45 @@ def run(size: Size) -> list[Table]:
             measures: dict[str, Callable[[], Mapping[str, float]]] = {
                 "bare": partial(_bare, broker, topic, count),
                 "accept": partial(_accept, broker, topic, count, folder),
+                "first": partial(_faststream, broker, topic, count, "default"),
                 "run": partial(_run, broker, topic, count, folder),
+                "ack": partial(_faststream, broker, topic, count // 20, "ack"),
             }
-            found = interleave(1 if size.quick else 3, measures)
+            lost: dict[str, str] = {}
+            found = interleave(1 if size.quick else 3, measures, lost)
         finally:
             broker.kill()
-    return [_table(found, count)]
+    table = _table(found, count)
+    table.lost = {f"FastStream, {name}": why for name, why in lost.items()}
+    return [table]
+
+
+ROWS = (
+    ("bare", "aiokafka getmany + orjson, committed", "nothing"),
+    ("accept", "turnout: accepted, run queued", "event, run, offset"),
+    ("first", "FastStream, as it comes", "nothing"),
+    ("ack", "FastStream, AckPolicy.ACK", "offset"),
+    ("run", "turnout: run to its recorded end", "event, run, offset, outcome"),
+)
 
 
 def _table(found: Mapping[str, Mapping[str, list[float]]], count: int) -> Table:
     table = Table(
-        "k",
+        "c",
         f"Kafka: {count:,} records of 300 bytes, {PARTITIONS} partitions",
-        ("what", "durable?", "records/s", "× bare"),
+        ("what", "durable when counted", "records/s", "× bare", "CPU µs/record"),
     )
     bare = found["bare"]["rate"]
-    rows = (
-        ("bare", "aiokafka getmany + orjson, committed", "no"),
-        ("accept", "turnout: accepted, run queued", "event, run and offset"),
-        ("run", "turnout: run to its recorded end", "event, run, offset, outcome"),
-    )
-    for name, text, durable in rows:
-        rates = found[name]["rate"]
-        table.add(text, durable, Spread.of(rates), ratio(rates, bare))
-    accepted = ratio(found["accept"]["rate"], bare).median
-    table.at_least("accepted, as a share of the bare loop", accepted, 0.15)
+    for name, text, durable in ROWS:
+        if name in found:
+            rates, micros = found[name]["rate"], Spread.of(found[name]["micros"])
+            table.add(text, durable, Spread.of(rates), ratio(rates, bare), micros)
+    table.at_least("accepted × bare", ratio(found["accept"]["rate"], bare).median, 0.15)
+    for name, text, bound in (("first", "as it comes", 1.5), ("ack", "AckPolicy.ACK", 10)):
+        if name in found:
+            times = ratio(found["run"]["rate"], found[name]["rate"]).median
+            table.at_least(f"run recorded × FastStream {text}", times, bound)
+    table.notes.append(f"FastStream with AckPolicy.ACK reads the first {count // 20:,} records.")
     return table
 
 
@@ -113,10 +130,10 @@ async def _fill(broker: Broker, count: int) -> str:
 
 def _bare(broker: Broker, topic: str, count: int) -> Mapping[str, float]:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return {"rate": runner.run(_read(broker, topic, count))}
+        return runner.run(_read(broker, topic, count))
 
 
-async def _read(broker: Broker, topic: str, count: int) -> float:
+async def _read(broker: Broker, topic: str, count: int) -> Mapping[str, float]:
     consumer = AIOKafkaConsumer(
         topic,
         bootstrap_servers=broker.bootstrap,
@@ -128,24 +145,30 @@ async def _read(broker: Broker, topic: str, count: int) -> float:
     try:
         while not consumer.assignment():  # noqa: ASYNC110  the client sets no event
             await asyncio.sleep(0.001)
-        seen, started = 0, time.perf_counter()
+        seen, started, worked = 0, time.perf_counter(), time.process_time()
         while seen < count:
             for records in (await consumer.getmany(timeout_ms=250)).values():
                 for record in records:
                     orjson.loads(record.value)
                 seen += len(records)
             await consumer.commit()
-        return count / (time.perf_counter() - started)
+        rate = count / (time.perf_counter() - started)
+        return {"rate": rate, "micros": (time.process_time() - worked) / count * 1e6}
     finally:
         await consumer.stop()
 
 
+def _faststream(broker: Broker, topic: str, count: int, policy: str) -> Mapping[str, float]:
+    arguments = (broker.bootstrap, topic, unique("peer"), str(count), policy)
+    return measured("faststream", "faststream_kafka", *arguments, timeout=300)
+
+
 def _accept(broker: Broker, topic: str, count: int, folder: Path) -> Mapping[str, float]:
-    return {"rate": _rate(broker, topic, folder, OCCUPIED, count, _accepted)}
+    return _rate(broker, topic, folder, OCCUPIED, count, _accepted)
 
 
 def _run(broker: Broker, topic: str, count: int, folder: Path) -> Mapping[str, float]:
-    return {"rate": _rate(broker, topic, folder, FREE, count, _ended)}
+    return _rate(broker, topic, folder, FREE, count, _ended)
 
 
 def _accepted(program: Program) -> float:
@@ -166,7 +189,7 @@ def _rate(
     flows: str,
     count: int,
     done: Callable[[Program], float],
-) -> float:
+) -> Mapping[str, float]:
     place = folder / unique("turnout")
     place.mkdir()
     (place / "flows.py").write_text(flows)
@@ -181,9 +204,20 @@ def _rate(
         program.start()
         until(lambda: program.ask("/metrics"), 30, "metrics")
         until(lambda: sum(program.metrics("turnout_trigger_up").values()), 60, "partitions")
-        started = time.perf_counter()
-        until(lambda: done(program) >= count, 900, f"{count} records")
-        return count / (time.perf_counter() - started)
+        started, worked = time.perf_counter(), _worked(program)
+        until(lambda: _looked(program, done) >= count, 900, f"{count} records")
+        rate = count / (time.perf_counter() - started)
+        return {"rate": rate, "micros": (_worked(program) - worked) / count * 1e6}
+
+
+def _looked(program: Program, done: Callable[[Program], float]) -> float:
+    time.sleep(LOOK_SECONDS)
+    return done(program)
+
+
+def _worked(program: Program) -> float:
+    times = program.process().cpu_times()
+    return float(times.user + times.system)
 
 
 def main() -> None:
