@@ -90,7 +90,7 @@ def shown(cell: Cell) -> str:
         if cell.low == cell.high:
             return number(cell.median)
         return f"{number(cell.median)} ({number(cell.low)}..{number(cell.high)})"
-    return number(cell) if isinstance(cell, float) else cell
+    return cell if isinstance(cell, str) else number(cell)
 
 
 def text_of(kept: dict[str, Any]) -> str:
