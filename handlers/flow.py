@@ -16,9 +16,11 @@ from turnout.service.steps import calling
 from turnout.service.steps.ending import check_hook
 from turnout.service.steps.waiting import refuse_thread
 from turnout.service.trigger import Trigger
-from turnout.service.units import parse_duration
+from turnout.service.units import parse_timeout
 
 from .task import refuse_unusable, retry_policy, wear
+
+MAX_NAME_CHARACTERS = 200
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -160,14 +162,14 @@ def flow(
             kind = AsyncFlow if inspect.iscoroutinefunction(function) else SyncFlow
             made: Flow[..., Any] = kind(
                 function=function,
-                name=name or function.__name__,
+                name=_name(name or function.__name__),
                 triggers=_triggers(on),
                 awaits=_triggers(awaits),
                 when=_asked(when, "when"),
-                concurrency=limit(concurrency) if isinstance(concurrency, int) else concurrency,
+                concurrency=_concurrency(concurrency),
                 ordered_by=_order(ordered_by),
                 retry=retry_policy(retry),
-                timeout=None if timeout is None else parse_duration(timeout),
+                timeout=parse_timeout(timeout),
                 pool=pool,
                 on_dead=_on_dead(on_dead),
                 on_failure=_hook(on_failure),
@@ -199,9 +201,32 @@ def _triggers(on: Trigger | Iterable[Trigger]) -> tuple[Trigger, ...]:
     return listed
 
 
+def _name(name: Any) -> str:
+    if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
+        raise SetupError(f"a name is at most {MAX_NAME_CHARACTERS} printable characters")
+    return name
+
+
+def _concurrency(concurrency: Any) -> Limit | None:
+    if isinstance(concurrency, int) and not isinstance(concurrency, bool):
+        return limit(concurrency)
+    if concurrency is None:
+        return None
+    if not isinstance(concurrency, Limit):
+        raise SetupError(
+            f"concurrency={concurrency!r}: write a count, or limit(8, per=lambda event: …)"
+        )
+    _asked(concurrency.per, "per")
+    return concurrency
+
+
 def _asked(question: Any, option: str) -> Any:
-    if question is not None and not callable(question):
+    if question is None:
+        return None
+    if not callable(question):
         raise SetupError(f"{option}={question!r}: write a function, {option}=lambda event: …")
+    if inspect.iscoroutinefunction(question):
+        raise SetupError(f"{option}= is asked while an event is accepted: `def`, not `async def`")
     return question
 
 

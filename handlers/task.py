@@ -21,7 +21,7 @@ from turnout.service.steps import mapping, step
 from turnout.service.steps.caching import CachePolicy
 from turnout.service.steps.context import here
 from turnout.service.steps.step import NO_FALLBACK, Call, Task
-from turnout.service.units import parse_duration
+from turnout.service.units import parse_timeout
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -184,11 +184,12 @@ def _make(
 ) -> Task[Any]:
     refuse_unusable(function, "task", pool)
     kind = AsyncTask if inspect.iscoroutinefunction(function) else SyncTask
+    limit = parse_timeout(timeout)
     made: Task[Any] = kind(
         function=function,
         name=name or function.__name__,
         retry=retry_policy(retry),
-        timeout_seconds=None if timeout is None else parse_duration(timeout).total_seconds(),
+        timeout_seconds=None if limit is None else limit.total_seconds(),
         pool=pool,
         fallback=fallback,
         cache=cache,

@@ -21,6 +21,9 @@ from .units import parse_duration
 MAX_RETRY_AFTER = timedelta(days=1)
 """The longest wait a server's `Retry-After` can ask for: the bound is ours, not a stranger's."""
 
+MAX_FACTOR = 1000
+"""The largest `factor`: its highest power is still a number."""
+
 ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
 
 
@@ -57,8 +60,10 @@ def retry(
     `retry(5, on=(OSError, TimeoutError))` retries those only, `not_on=` all but those. Raises
     `SetupError` for a negative count, a factor below 1, or what is not a type of error.
     """
-    if count < 0 or factor < 1:
-        raise SetupError(f"retry({count}, factor={factor}): count is 0 or more, factor 1 or more")
+    if count < 0 or not 1 <= factor <= MAX_FACTOR:
+        raise SetupError(
+            f"retry({count}, factor={factor}): count is 0 or more, factor from 1 to {MAX_FACTOR}"
+        )
     return RetryPolicy(
         count=count,
         delay=parse_duration(delay),

@@ -41,6 +41,14 @@ def parse_duration(value: str | timedelta) -> timedelta:
     )
 
 
+def parse_timeout(value: str | timedelta | None) -> timedelta | None:
+    """Read a timeout, None for none; raises `SetupError` for one nothing could keep."""
+    timeout = None if value is None else parse_duration(value)
+    if timeout == timedelta(0):
+        raise SetupError(f"timeout={value!r}: nothing ends in no time; leave it out for no bound")
+    return timeout
+
+
 def format_duration(value: timedelta) -> str:
     """Write a duration so that `parse_duration` reads it back to the millisecond."""
     milliseconds = round(value.total_seconds() * 1000)

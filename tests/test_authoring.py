@@ -187,3 +187,37 @@ def test_files_is_the_function_however_it_is_reached() -> None:
         "from turnout import files, webhook\nprint(callable(files), callable(webhook))"
     )
     assert run_python(code) == "True True"
+
+
+async def later(event: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "a\nb"}, "printable"),
+        ({"name": "x" * 201}, "at most 200"),
+        ({"name": 3}, "printable"),
+        ({"concurrency": "8"}, "concurrency='8': write a count"),
+        ({"concurrency": True}, "write a count"),
+        ({"concurrency": Limit(3, "customer")}, "per='customer': write a function"),  # type: ignore[arg-type]  # under test
+        ({"when": later}, "when= is asked while an event is accepted: `def`"),
+        ({"ordered_by": later}, "ordered_by= is asked"),
+        ({"concurrency": limit(3, per=later)}, "per= is asked"),
+        ({"timeout": "0s"}, "nothing ends in no time"),
+    ],
+)
+def test_what_could_never_work_is_refused(options: dict[str, Any], message: str) -> None:
+    assert message in _flow_problem(options)
+
+
+def test_a_policy_that_could_never_work_is_refused() -> None:
+    for factor in (float("nan"), float("inf"), 1e300, 0.5):
+        with pytest.raises(SetupError, match="factor from 1 to 1000"):
+            retry(3, factor=factor)
+    with pytest.raises(SetupError, match="nothing ends in no time"):
+        task(timeout="0s")(len_of)
+
+
+def len_of(text: str) -> int:
+    return len(text)

@@ -343,3 +343,66 @@ def test_a_flow_cannot_take_over_from_one_that_is_still_there(tmp_path: Path, wa
     error = refusal(path)
     assert f"was='{was}'" in error.message
     assert error.line in (3, 4)
+
+
+def test_a_webhook_that_answers_with_a_result_has_one_flow(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.py",
+        """
+        from turnout import flow, webhook
+
+        orders = webhook("/orders", respond=True)
+
+        @flow(on=orders)
+        def bill() -> None: ...
+
+        @flow(on=orders)
+        def ship() -> None: ...
+        """,
+    )
+    error = refusal(path)
+    assert "one flow only" in error.message
+    assert f"'bill' ({path}:5)" in error.message
+    assert error.line in (8, 9)
+
+
+@pytest.mark.parametrize("written", ['"hunter2"', '["hunter2", "hunter3"]'])
+def test_a_secret_in_the_file_itself_is_refused(tmp_path: Path, written: str) -> None:
+    path = write(
+        tmp_path / "a.py",
+        f"""
+        from turnout import flow, webhook
+
+        @flow(on=webhook("/orders", verify="github", secret={written}))
+        def bill() -> None: ...
+        """,
+    )
+    error = refusal(path)
+    assert 'secret("NAME"), never the secret itself' in error.message
+    assert "hunter2" not in error.message
+
+
+def test_tests_beside_flow_files_are_left_out_of_a_folder(tmp_path: Path) -> None:
+    flow_file(tmp_path / "a.py")
+    for name in ("test_a.py", "a_test.py", "conftest.py", "_shared.py"):
+        (tmp_path / name).write_text("raise RuntimeError('loaded')\n")
+    assert list(loader.load([tmp_path]).flows) == ["bill"]
+    with pytest.raises(SetupError, match="loaded"):
+        loader.load([tmp_path / "test_a.py"])  # named by hand it is meant
+
+
+def test_whatever_a_file_raises_is_a_problem_at_its_line(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.py",
+        """
+        class Outcome(BaseException): ...
+        raise Outcome("skipped")
+        """,
+    )
+    error = refusal(path)
+    assert (error.line, error.message) == (2, "Outcome: skipped")
+    assert [problem.message for problem in loader.check([path]).problems] == ["Outcome: skipped"]
+    path.write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        loader.load([path])
+    assert loader.module_name(path) not in sys.modules

@@ -69,6 +69,8 @@ def webhook(
     the body is decoded; by default the request's Content-Type does. `respond=True` lets a caller
     ask for the run's result with `?wait=10s`. Everything is checked by `check`, at load.
     """
+    if not isinstance(path, str):
+        raise SetupError(f'webhook({path!r}): a path is written like "/orders"')
     return WebhookTrigger(
         name=name or f"webhook:{path}",
         route=path,
@@ -126,6 +128,11 @@ class WebhookTrigger:
     def check(self) -> None:
         """Raise `SetupError` for a path, scheme or choice that cannot work; reveals nothing."""
         _check_path(self.route)
+        if not all(isinstance(each, Secret) for each in self.secrets):
+            raise SetupError(
+                f'{self.name}: secret= takes secret("NAME"), never the secret itself: put its '
+                "value into the environment variable NAME"
+            )
         scheme = self.scheme
         scheme.check()
         if scheme.signs and not self.secrets:

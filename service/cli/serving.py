@@ -46,8 +46,9 @@ def serve(
 ) -> None:  # fmt: skip
     """Accept events and run flows, until SIGTERM.
 
-    FLOWS are files, or folders of *.py. The first SIGTERM or Ctrl-C lets runs finish, the second
-    ends at once; nothing accepted is lost either way.
+    FLOWS are files, or folders of *.py, of which tests and names that begin with _ are left out.
+    The first SIGTERM or Ctrl-C lets runs finish, the second ends at once; nothing accepted is lost
+    either way. SIGHUP loads the flow files again.
 
     \b
     turnout serve flows.py

@@ -66,7 +66,7 @@ def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
                     f'rename one, or give it a name: @flow(name="…")',
                 )
             )
-        found += _flow_problems(flow)
+        found += [*_flow_problems(flow), *_respond_problems(flow, flows)]
         if flow.was in {other.name for other in flows}:
             found.append(
                 _at(
@@ -82,6 +82,21 @@ def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
 
 def _at(flow: AnyFlow, message: str) -> SetupError:
     return SetupError(message, file=flow.file, line=flow.line)
+
+
+def _respond_problems(flow: AnyFlow, flows: Sequence[AnyFlow]) -> list[SetupError]:
+    """Return the triggers that answer with a run's result, and would have several."""
+    return [
+        _at(
+            flow,
+            f"{trigger.name} answers with the result of its run (respond=True), so it feeds one "
+            f"flow only, and {other.name!r} ({other.file}:{other.line}) is another",
+        )
+        for trigger in dict.fromkeys(flow.triggers)
+        if getattr(trigger, "respond", False)
+        for other in flows[: flows.index(flow)]
+        if trigger in other.triggers
+    ]
 
 
 def _flow_problems(flow: AnyFlow) -> list[SetupError]:

@@ -131,12 +131,13 @@ def check(
 def flow_files(paths: Sequence[Path]) -> list[Path]:
     """Return the files of `paths`, folders opened one level; raises `SetupError`.
 
-    In a folder, names that begin with `_` or `.` are left out: they are for what files share.
+    In a folder, names that begin with `_` or `.` are left out (they are for what files share), and
+    so are a test runner's: `test_….py`, `…_test.py`, `conftest.py`.
     """
     files: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            inside = sorted(f for f in path.glob("*.py") if not f.name.startswith(("_", ".")))
+            inside = sorted(file for file in path.glob("*.py") if _holds_flows(file.name))
             if not inside:
                 raise SetupError("this folder has no flow file (*.py)", file=str(path))
             files |= dict.fromkeys(file.absolute() for file in inside)
@@ -147,6 +148,11 @@ def flow_files(paths: Sequence[Path]) -> list[Path]:
     if not files:
         raise SetupError("name at least one flow file or a folder of them")
     return list(files)
+
+
+def _holds_flows(name: str) -> bool:
+    tests = name.startswith("test_") or name.endswith("_test.py") or name == "conftest.py"
+    return not tests and not name.startswith(("_", "."))
 
 
 def flows_of(modules: Iterable[ModuleType]) -> list[AnyFlow]:
@@ -190,7 +196,9 @@ def _examine(path: Path, found: list[SetupError]) -> ModuleType:
             code = compile(block, str(module.__file__), "exec", flags, dont_inherit=True)
             try:
                 exec(code, module.__dict__)
-            except (Exception, SystemExit) as error:  # noqa: BLE001  foreign code may raise anything
+            except BaseException as error:  # foreign code may raise anything
+                if isinstance(error, KeyboardInterrupt):
+                    raise
                 if not (isinstance(error, NameError) and error.name in missing):
                     found.append(_explain(error, path.absolute()))
                 missing |= _names_made(statement)
@@ -243,11 +251,13 @@ def _fresh_module(path: Path, source: bytes | None = None) -> Iterator[tuple[Mod
         module.__dict__[CODE_VERSION] = hashlib.sha256(source).hexdigest()[:12]
         module.__dict__[SOURCE] = source
         yield module, source
-    except (Exception, SystemExit) as error:  # foreign code may raise anything
+    except BaseException as error:  # foreign code may raise anything
         if old is None:
             del sys.modules[name]
         else:
             sys.modules[name] = old
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise _explain(error, path) from error
     finally:
         _imported.update(_own_modules(set(sys.modules) - before, path.parent))
