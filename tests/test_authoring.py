@@ -203,7 +203,7 @@ async def later(event: Any) -> Any: ...
         ({"concurrency": Limit(3, "customer")}, "per='customer': write a function"),  # type: ignore[arg-type]  # under test
         ({"when": later}, "when= is asked while an event is accepted: `def`"),
         ({"ordered_by": later}, "ordered_by= is asked"),
-        ({"concurrency": limit(3, per=later)}, "per= is asked"),
+        ({"concurrency": limit(3, per=later)}, "per= is asked"),  # type: ignore[arg-type]  # under test
         ({"timeout": "0s"}, "nothing ends in no time"),
     ],
 )
