@@ -187,7 +187,11 @@ def test_the_example_of_a_test_passes() -> None:
     assert "4 passed" in tested.stdout
 
 
-@pytest.mark.parametrize("example", ["six_lines", "github", "csv_drop", "daily_report", "trip"])
+@pytest.mark.parametrize(
+    "example",
+    ["six_lines", "github", "csv_drop", "daily_report", "trip", "dynamic",
+     "data/sales_report", "data/etl"],
+)  # fmt: skip
 def test_check_accepts_each_example_and_names_its_missing_secret(example: str) -> None:
     checked = turnout("check", EXAMPLES / f"{example}.py")
     assert checked.returncode == 0, checked.stdout

@@ -1,0 +1,68 @@
+"""A server of somebody else's: answers as told, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Stub:
+    """What the server answers by path: a status each time, the last one from then on, and JSON."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.latency_seconds = 0.0
+        self.bodies: dict[str, Any] = {}
+        self.statuses: dict[str, list[int]] = {}
+        self.asked: list[str] = []
+        self.texts: list[str] = []
+        self.keys: list[str] = []
+
+    def answer(self, path: str) -> tuple[int, bytes]:
+        self.asked.append(path)
+        time.sleep(self.latency_seconds)
+        statuses = self.statuses.get(path, [200])
+        status = statuses.pop(0) if len(statuses) > 1 else statuses[0]
+        return status, json.dumps(self.bodies.get(path)).encode()
+
+    def count(self, path: str) -> int:
+        return self.asked.count(path)
+
+
+@contextmanager
+def stub() -> Iterator[Stub]:
+    """Serve a stub on loopback."""
+    made = Stub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = made.answer(self.path)
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            sent = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            made.texts.append(sent["text"])
+            made.keys.append(self.headers["idempotency-key"])
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield made
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
