@@ -102,7 +102,7 @@ class TestRoutes:
             ("/hooks/t/all/ingest", "webhook:/t/all/ingest", {}),
             ("/hooks/%6Frders", "webhook:/orders", {}),
             ("/hooks/t/%61ll/ingest", "webhook:/t/all/ingest", {}),
-            ("/hooks/t/%7e%61%2f%2E/ingest", "webhook:/t/{tenant}/ingest", {"tenant": "~a/."}),
+            ("/hooks/t/%7e%61%2f%2Eb/ingest", "webhook:/t/{tenant}/ingest", {"tenant": "~a/.b"}),
         ],
     )
     async def test_parameters_and_the_more_exact_route(
@@ -120,7 +120,10 @@ class TestRoutes:
     @pytest.mark.parametrize(
         "path",
         ["/hooks/", "/hooks/nowhere", "/hooks/orders/", "/hooks//orders", "/hooks/ORDERS",
-         "/hooks/t//ingest", "/hooks/t/a/b/ingest", "/hooks/t/%FF/ingest", "/hooks/orders%00"],
+         "/hooks/t//ingest", "/hooks/t/a/b/ingest", "/hooks/t/%FF/ingest", "/hooks/orders%00",
+         "/hooks/t/../ingest", "/hooks/t/./ingest", "/hooks/t/..%2Fb/ingest",
+         "/hooks/t/a%2F%2Fb/ingest", "/hooks/t/a%00/ingest", "/hooks/t/%1B%5B31m/ingest",
+         "/hooks/t/%E2%80%AEa/ingest"],
     )  # fmt: skip
     async def test_another_path_is_404(self, path: str) -> None:
         house = House(webhook("/t/{tenant}/ingest"), ORDERS)

@@ -236,7 +236,12 @@ class TestBounds:
         ],
     )
     async def test_a_head_out_of_bounds_is_refused_and_closed(
-        self, hook: Hook, request_line: str, headers: tuple[str, ...], status: int
+        self,
+        hook: Hook,
+        request_line: str,
+        headers: tuple[str, ...],
+        status: int,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         async with hook.running() as site:
             peer = await site.connect()
@@ -244,7 +249,9 @@ class TestBounds:
             await peer.send("\r\n".join(lines).encode())
             answer = await peer.answer()
             assert (answer[0], answer[1]["connection"]) == (status, "close")
+            assert b"at most" in answer[2]
             assert await peer.is_closed()
+        assert not caplog.records
 
     async def test_a_head_within_bounds_is_taken(self, hook: Hook) -> None:
         async with hook.running() as site:

@@ -46,6 +46,13 @@ MAX_URL_BYTES = 8 * 1024
 MAX_HEADER_BYTES = 32 * 1024
 MAX_HEADERS = 100
 
+_REFUSALS = {
+    400: "this is not HTTP/1.1 as RFC 9112 has it",
+    408: "the request did not arrive in time",
+    414: f"a URL is at most {MAX_URL_BYTES} bytes",
+    431: f"a request has at most {MAX_HEADERS} headers, {MAX_HEADER_BYTES} bytes together",
+}
+
 _Part = Literal["headers", "body"]
 _silent = logging.Logger("silent", level=logging.CRITICAL + 1)
 
@@ -118,6 +125,8 @@ class Connection(HttpToolsProtocol):
         if self._receiving is not None:
             self._arrived += len(data)
         super().data_received(data)
+        if self._ended:  # by what the parser met
+            return
         if self._receiving == "headers" and self._arrived > MAX_URL_BYTES + MAX_HEADER_BYTES:
             self._end(431 if self.headers else 414)
         if not self._ended:
@@ -298,7 +307,7 @@ class Connection(HttpToolsProtocol):
         return self._running is None and self._arrived == 0
 
     def _refuse(self, status: int) -> None:
-        body = problems.document(status, "the connection ends here")
+        body = problems.document(status, f"{_REFUSALS[status]}; the connection ends here")
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
             f"content-type: {problems.CONTENT_TYPE}\r\n"

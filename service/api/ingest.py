@@ -105,12 +105,17 @@ class Route:
         params = {}
         for pattern, part in zip(self.parts, parts, strict=True):
             if pattern.startswith("{"):
-                if not part:
+                if not _is_plain(part):
                     return None
                 params[pattern[1:-1]] = part
             elif pattern != part:
                 return None
         return params
+
+
+def _is_plain(part: str) -> bool:
+    """Whether a parameter is harmless where authors put it: in a file name, in a log line."""
+    return part.isprintable() and not {"", ".", ".."} & set(part.split("/"))
 
 
 class Ingest:
