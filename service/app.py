@@ -30,7 +30,7 @@ from .journal.sqlite import SqliteJournal, open_journal
 from .logs import get_logger
 from .maintenance import Maintenance, watch_disk, watch_loop
 from .metrics import Metrics
-from .process import ApiTrigger, Process
+from .process import ByHand, Process
 from .project.loader import load, loading
 from .run import Run
 from .settings import Settings
@@ -296,7 +296,7 @@ async def run_once(settings: Settings, flow_path: Path, flow_name: str, data: by
             process = Process(settings, project, journal, metrics, tasks)
             stack.push_async_callback(process.resources.stop)
             await process.start()
-            emit = process.emitter(ApiTrigger("cli", "cli"), lambda _event: (flow,))
+            emit = process.emitter(ByHand("cli", "cli"), lambda _event: (flow,))
             event = Event(
                 id=mint_id(),
                 source="turnout:cli",

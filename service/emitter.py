@@ -23,7 +23,7 @@ from .metrics import Metrics
 from .project import AnyFlow
 from .router import Routed, route
 from .run import Run, RunState
-from .trigger import CalledTrigger, EndsEvents, Receipt, Trigger
+from .trigger import CalledTrigger, EndsEvents, Receipt, TellsSender, Trigger
 
 Settled = Callable[[int], None]
 
@@ -64,10 +64,11 @@ class TriggerEmitter:
         self._mark = mark
         self._keeps_unmatched = getattr(trigger, "keeps_unmatched", True)
         self._unmatched: Counter[str] = Counter()
-        self._tells_sender = isinstance(trigger, CalledTrigger)
+        self._tells_sender = isinstance(trigger, CalledTrigger | TellsSender)
         self.has_effect = isinstance(trigger, EndsEvents) and trigger.has_effect
         self._closed: str | None = None
         self._paused = False
+        self._pause_words = f"trigger {trigger.name!r} is paused"
         self._accepted = metrics.events.labels(trigger.name, "accepted")
 
     async def __call__(
@@ -81,7 +82,7 @@ class TriggerEmitter:
         if self._closed is not None:
             raise Overloaded(self._closed)
         if self._paused:
-            raise Overloaded(f"trigger {self.trigger.name!r} is paused", retry_after_seconds=60)
+            raise Overloaded(self._pause_words, retry_after_seconds=60)
         name = self.trigger.name
         listed = [
             event if event.trigger == name else replace(event, trigger=name) for event in events
@@ -231,6 +232,8 @@ class TriggerEmitter:
 
     def down(self, reason: str) -> None:
         """Report that the trigger cannot watch now, and why."""
+        if reason == self._pause_words:
+            return  # an operator's doing, which `paused` tells: of itself the trigger is as it was
         self.problem = self.last_error = reason
         self._show_up()
 

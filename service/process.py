@@ -46,14 +46,23 @@ log = get_logger("turnout")
 
 
 @dataclass(frozen=True)
-class ApiTrigger:
+class ByHand:
+    """A trigger for events that are handed in, such as those of `turnout run`."""
+
+    name: str
+    kind: str
+
+    def check(self) -> None:
+        """Nothing can be wrong with it."""
+
+
+@dataclass(frozen=True)
+class ApiTrigger(ByHand):
     """The trigger behind `POST /api/events`: events somebody hands in by type."""
 
     name: str = "api"
     kind: str = "api"
-
-    def check(self) -> None:
-        """Nothing can be wrong with it."""
+    tells_sender: bool = True
 
 
 class Process:

@@ -182,6 +182,18 @@ class SeekPlan:
 
 
 @runtime_checkable
+class TellsSender(Protocol):
+    """A trigger whose sender waits for the receipt, as that of a called one does.
+
+    An event that every flow refuses is then not stored: the sender is told instead.
+    """
+
+    @property
+    def tells_sender(self) -> bool:
+        """Always true."""
+
+
+@runtime_checkable
 class Seekable(Protocol):
     """A trigger whose position an operator may move (`turnout trigger seek`).
 

@@ -17,7 +17,7 @@ from turnout.service.flow import Flow
 from turnout.service.journal.contract import Filter
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.metrics import Metrics
-from turnout.service.process import ApiTrigger, Process
+from turnout.service.process import ByHand, Process
 from turnout.service.project import Project
 from turnout.service.run import FINISHED, Run
 from turnout.service.settings import Settings
@@ -108,7 +108,7 @@ async def running(
             stack.push_async_callback(process.resources.stop)
             await process.start()
             everything = tuple(flows)
-            emitter = process.emitter(ApiTrigger("test", "test"), lambda _event: everything)
+            emitter = process.emitter(ByHand("test", "test"), lambda _event: everything)
             process.emitters["test"] = emitter
             try:
                 yield Running(process, emitter)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.running import Running, make_event, running
-from turnout import every, files, flow, webhook
+from turnout import event, every, files, flow, webhook
 from turnout.service.errors import InvalidData, NotFound, Overloaded, Refused
 from turnout.service.event import Event
 from turnout.service.journal.contract import Filter
@@ -53,8 +54,6 @@ async def test_replay_starts_the_event_s_flows_again(tmp_path: Path) -> None:
 
 
 async def test_an_event_id_of_two_sources_must_be_told_apart(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     async with running(tmp_path, [odd]) as service:
         first = make_event(2, "same")
         await service.emitter([first])
@@ -121,8 +120,9 @@ async def test_a_paused_trigger_says_afterwards_what_it_is(tmp_path: Path) -> No
         emitter.down("the share is gone")
         await operator.pause("every:1h")
         assert metric(service, 0)
-        with pytest.raises(Overloaded, match="paused"):
+        with pytest.raises(Overloaded, match="paused") as refused:
             await emitter([make_event()])
+        emitter.down(str(refused.value))  # as a trigger whose event was refused does
         await operator.resume("every:1h")
         assert metric(service, 0)  # it does not watch again because somebody has resumed it
         assert "trigger every:1h: the share is gone" in service.process.problems()
@@ -181,3 +181,21 @@ async def test_firing_with_what_no_flow_takes_stores_nothing_and_says_what_is_wa
         assert filtered.runs == ()
         taken = await operator.fire("webhook:/orders", b'{"amount": 3}')
         assert (await service.finished(taken.runs[0])).result == b"3"
+
+
+async def test_who_hands_in_what_every_flow_refuses_is_told_and_nothing_is_kept(
+    tmp_path: Path,
+) -> None:
+    @flow(on=event("order.placed"))
+    async def bill(data: dict[str, int]) -> int:
+        return data["amount"]
+
+    async with running(tmp_path, [bill]) as service:
+        placed = replace(make_event([1]), type="order.placed")
+        receipt = await service.process.operator.emit(placed)
+        assert not receipt.stored
+        assert list(receipt.refusals) == ["bill"]
+        assert await service.process.journal.events(Filter()) == []
+        assert b'turnout_events_total{result="invalid",trigger="api"} 1.0' in (
+            service.process.metrics.render()
+        )

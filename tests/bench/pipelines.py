@@ -27,7 +27,7 @@ from turnout.service.journal.connection import open_for_writing
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.metrics import Metrics
-from turnout.service.process import ApiTrigger, Process
+from turnout.service.process import ByHand, Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings
 from turnout.service.units import utc_now
@@ -115,7 +115,7 @@ async def turnout(
     await process.start()
     stack.push_async_callback(process.stop)
     stack.callback(_none_died, journal)
-    emit = process.emitter(ApiTrigger("bench", "bench"), lambda _event: (made,))
+    emit = process.emitter(ByHand("bench", "bench"), lambda _event: (made,))
 
     async def once() -> None:
         event = Event(

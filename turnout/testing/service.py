@@ -25,7 +25,7 @@ from turnout.service.event import Event
 from turnout.service.journal.contract import Claim, Journal, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
-from turnout.service.process import ApiTrigger, Process
+from turnout.service.process import ByHand, Process
 from turnout.service.project import AnyFlow, Project
 from turnout.service.run import FINISHED, RunError, RunState
 from turnout.service.settings import Settings
@@ -200,7 +200,7 @@ class Service:
             chosen = self._flows.get(flow.name)
             if chosen is not flow:
                 raise AssertionError(f"flow {flow.name!r} is not served here; name it in serve(…)")
-            return self.process.emitter(ApiTrigger(_HAND, _HAND), lambda _event: (flow,))
+            return self.process.emitter(ByHand(_HAND, _HAND), lambda _event: (flow,))
         if name.startswith("event:"):
             return self.process.api
         if name not in self.process.emitters:
