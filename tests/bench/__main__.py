@@ -24,6 +24,7 @@ QUESTIONS = {
     "d": "file_drops",
     "e": "lateness",
     "f": "durable",
+    "g": "footprint",
     "i": "spike",
     "l": "curves",
     "p": "profile_table",

@@ -95,9 +95,11 @@ def _run_dbos(url: str, steps: int, together: int) -> Mapping[str, float]:
     return measured("dbos", "dbos_runs", *map(str, (steps, runs, together)), url, ORDER)
 
 
-def _run_prefect(env: Mapping[str, str], steps: int, together: int) -> Mapping[str, float]:
+def _run_prefect(server: services.PrefectServer, steps: int, together: int) -> Mapping[str, float]:
     runs = 5 if together == 1 else 20
-    return measured("prefect", "prefect_runs", *map(str, (steps, runs, together)), ORDER, env=env)
+    return measured(
+        "prefect", "prefect_runs", *map(str, (steps, runs, together)), ORDER, env=server.env
+    )
 
 
 def _compare(

@@ -97,3 +97,21 @@ async def sleeper(order: dict) -> None:
     await sleep("10h")
 """
 )
+
+SMALL = """
+import os
+from pathlib import Path
+from turnout import cron, every, files, flow, webhook
+@flow(on=webhook("/orders"))
+async def bill(order: dict) -> None:
+    return None
+@flow(on=webhook("/answered", respond=True))
+async def answer(order: dict) -> None:
+    return None
+@flow(on=files(os.environ["BENCH_INBOX"] + "/*.csv"))
+async def load(path: Path) -> None:
+    return None
+@flow(on=[cron("0 9 * * *", tz="Europe/Berlin"), every("1h")])
+async def report() -> None:
+    return None
+"""

@@ -123,7 +123,7 @@ def _peers(folder: Path, stack: ExitStack, lost: dict[str, str], size: Size) -> 
         return partial(measured, "dbos", "dbos_queue", str(400 // part), url, ORDER)
 
     def prefect() -> Measure:
-        env = stack.enter_context(services.prefect(folder / "prefect"))
+        env = stack.enter_context(services.prefect(folder / "prefect")).env
         command = [program_of("prefect", "prefect"), "task", "serve"]
         command += [f"{SCRIPTS}/prefect_queue.py:bill"]
         return _worker(stack, folder, command, env, "prefect_queue", 20)

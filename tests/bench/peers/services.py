@@ -13,6 +13,7 @@ import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.measure import Unavailable
@@ -121,9 +122,17 @@ def _drop_root(folder: Path) -> list[str]:
     return ["setpriv", "--reuid", "nobody", "--clear-groups"]
 
 
+@dataclass(frozen=True, slots=True)
+class PrefectServer:
+    """A running server, and the environment its clients want."""
+
+    pid: int
+    env: dict[str, str]
+
+
 @contextmanager
-def prefect(folder: Path) -> Iterator[dict[str, str]]:
-    """Run a Prefect server on SQLite, its default; yields the environment its clients want."""
+def prefect(folder: Path) -> Iterator[PrefectServer]:
+    """Run a Prefect server on SQLite, its default."""
     port, home = free_port(), folder / "prefect"
     home.mkdir(parents=True)
     env = {
@@ -135,8 +144,8 @@ def prefect(folder: Path) -> Iterator[dict[str, str]]:
     }
     command = [program_of("prefect", "prefect"), "server", "start", "--no-ui", "--port", str(port)]
     health = f"http://127.0.0.1:{port}/api/health"
-    with running(command, folder / "prefect.log", ready=lambda: answers(health), env=env):
-        yield env
+    with running(command, folder / "prefect.log", ready=lambda: answers(health), env=env) as server:
+        yield PrefectServer(server.pid, env)
 
 
 def answers(url: str) -> bool:
