@@ -384,7 +384,7 @@ def _write_costs(folder: Path) -> dict[str, int]:
     costs = {}
     connection.set_progress_handler(count, 1)
     for name, job in {
-        "claim": ClaimJob([1, 2, 3], micros(NOW)),
+        "claim": ClaimJob([1, 2, 3], {}, micros(NOW)),
         "prune nothing": prune(early),
         "prune": prune(late),
         "prune oldest": CallJob(

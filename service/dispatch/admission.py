@@ -147,6 +147,15 @@ class Admission:
             else:
                 counts.holders.pop(order_key, None)
 
+    def retake(self, flow: str, limit_key: str | None, *, suspect: bool) -> None:
+        """Take a slot that was given back too early, whether one is free or not."""
+        counts = self._flows[flow]
+        self.free -= 1
+        counts.running += 1
+        if limit_key is not None:
+            counts.by_key[limit_key] = counts.by_key.get(limit_key, 0) + 1
+        self._suspect = self._suspect or suspect
+
     def hold(self, flow: str, order_key: str, seq: int) -> None:
         """Remember that a run that is not running holds an ordering key (retrying, waiting)."""
         self._flows[flow].holders.setdefault(order_key, seq)

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
+from typing import Protocol
 
 from prometheus_client import Counter, Histogram
 
@@ -25,8 +26,24 @@ from .executor import Executor
 
 log = get_logger("turnout.attempts")
 
-Over = Callable[[Claim, "AnyFlow | None", "Outcome | None"], None]
-"""Called when an attempt is over, before anything else happens; None: it no longer counted."""
+
+class Slots(Protocol):
+    """Whoever counts the slots that attempts hold."""
+
+    def leaves(self, claim: Claim) -> bool:
+        """Hear that an attempt has ended and its outcome is being written; True gives its slot."""
+
+    def stays(self, claim: Claim) -> None:
+        """Hear that the outcome could not be written: the slot is held again."""
+
+    def over(
+        self, claim: Claim, flow: AnyFlow | None, outcome: Outcome | None, *, left: bool
+    ) -> None:
+        """Hear that an attempt is over, before anybody else; `left`: its slot is given already.
+
+        Without an outcome it no longer counted.
+        """
+
 
 Ended = Callable[[Claim, Outcome], Awaitable[None]]
 
@@ -35,15 +52,16 @@ PROBE_SECONDS = 1.0
 
 
 class _Attempt:
-    """One running attempt: `executing` while the flow's own code may run."""
+    """One running attempt: `executing` while the flow's own code may run, `left` without a slot."""
 
-    __slots__ = ("cancelled", "claim", "executing", "task")
+    __slots__ = ("cancelled", "claim", "executing", "left", "task")
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
         self.task: asyncio.Task[None] | None = None
         self.executing = False
         self.cancelled = False
+        self.left = False
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -71,23 +89,23 @@ class _Meters:
 
 
 class Attempts:
-    """Runs claims; `over` gives a slot back, `ended` tells whoever waits for the run."""
+    """Runs claims; `slots` hears when each is over, `ended` tells whoever waits for the run."""
 
     def __init__(
         self,
         journal: Journal,
         executor: Executor,
         metrics: Metrics,
+        slots: Slots,
         *,
         now: Callable[[], datetime],
-        over: Over,
         ended: Ended,
     ) -> None:
         self._journal = journal
         self._executor = executor
         self._metrics = metrics
         self._now = now
-        self._over = over
+        self._slots = slots
         self._ended = ended
         self._running: dict[str, _Attempt] = {}
         self._meters: dict[str, _Meters] = {}
@@ -142,11 +160,11 @@ class Attempts:
         recorded: Outcome | None = None
         try:
             outcome = await self._execute(attempt, flow)
-            if await self._record(claim, outcome, started_at):
+            if await self._record(attempt, outcome, started_at):
                 recorded = outcome
         finally:
             del self._running[claim.run_id]
-            self._over(claim, flow, recorded)
+            self._slots.over(claim, flow, recorded, left=attempt.left)
         outcome = recorded or Outcome(state=RunState.CANCELLED)
         self._observe(claim, outcome.state, started_at)
         await self._ended(claim, outcome)
@@ -168,13 +186,17 @@ class Attempts:
             if attempt.cancelled and attempt.task is not None:
                 attempt.task.uncancel()
 
-    async def _record(self, claim: Claim, outcome: Outcome, started_at: datetime) -> bool:
+    async def _record(self, attempt: _Attempt, outcome: Outcome, started_at: datetime) -> bool:
+        claim = attempt.claim
         while True:
+            attempt.left = self._slots.leaves(claim)
             try:
                 await self._journal.record(claim, outcome, started_at=started_at, now=self._now())
             except ClaimLost:
                 return False
             except JournalFull:
+                if attempt.left:
+                    self._slots.stays(claim)
                 await until_writable(self._journal)
             else:
                 return True

@@ -29,6 +29,10 @@ from .executor import Executor
 from .lane import WINDOW, Key, Lane
 
 DUE_BATCH = 500
+KEPT_CLAIMS = 2048
+KEPT_BODY_BYTES = 8 * 1024
+"""So many newly queued runs, over all flows, keep their event in memory if it is this small."""
+
 UNWIND_SECONDS = 2.0
 
 
@@ -47,7 +51,7 @@ class Dispatcher:
     ) -> None:
         self._journal = journal
         self._admission = admission
-        self._attempts = Attempts(journal, executor, metrics, now=now, over=self._over, ended=ended)
+        self._attempts = Attempts(journal, executor, metrics, self, now=now, ended=ended)
         self._now = now
         self._flows: dict[str, AnyFlow] = {}
         self._lanes: dict[str, Lane] = {}
@@ -72,6 +76,7 @@ class Dispatcher:
         for flow in self._flows.values():
             self._admission.declare(flow.name, flow.concurrency)
             lane = self._lane(flow.name)
+            lane.forget_claims()
             lane.paused = flow.name in stopped
             self._wake(lane)
         for lane in self._lanes.values():
@@ -157,25 +162,12 @@ class Dispatcher:
     ) -> None:
         """Start, or line up, a run that is now on disk."""
         if run.state is RunState.RUNNING:
-            claim = Claim(
-                run_seq=run.seq,
-                run_id=run.id,
-                flow=run.flow,
-                event_seq=stored.event_seq,
-                event=event,
-                token=1,
-                attempt=1,
-                crashes=0,
-                replay=0,
-                order_key=run.order_key,
-                limit_key=run.limit_key,
-                due_at=self._now(),
-                arguments=arguments,
-            )
             self._unborn -= 1
-            self._start(claim)
+            self._start(self._first_claim(run, event, stored, arguments))
         elif run.state is RunState.QUEUED:
             lane = self._lanes[run.flow]
+            share = KEPT_CLAIMS // len(self._flows)
+            keeps = len(lane.window) < share and len(event.body) <= KEPT_BODY_BYTES
             lane.arriving -= 1
             lane.arrived(
                 Queued(
@@ -185,11 +177,31 @@ class Dispatcher:
                     limit_key=run.limit_key,
                     due_at=None,
                     suspect=False,
+                    claim=self._first_claim(run, event, stored, arguments) if keeps else None,
                 )
             )
             self._awake[lane.flow] = lane  # with no slot free it is looked at when one is
             if self._admission.free > 0:
                 self._work.set()
+
+    def _first_claim(
+        self, run: NewRun, event: Event, stored: Appended, arguments: Mapping[str, Any] | None
+    ) -> Claim:
+        return Claim(
+            run_seq=run.seq,
+            run_id=run.id,
+            flow=run.flow,
+            event_seq=stored.event_seq,
+            event=event,
+            token=1,
+            attempt=1,
+            crashes=0,
+            replay=run.replay,
+            order_key=run.order_key,
+            limit_key=run.limit_key,
+            due_at=self._now(),
+            arguments=arguments,
+        )
 
     @property
     def running(self) -> frozenset[str]:
@@ -209,7 +221,7 @@ class Dispatcher:
         """Read a flow's queue from the journal afresh: an operator put runs into it."""
         lane = self._lanes.get(flow)
         if lane is not None:
-            for kept in (*lane.ready, *(row for rows in lane.parked.values() for row in rows)):
+            for kept in lane.rows():
                 self._known_due.discard(kept.seq)
             lane.forget_all()
             self._wake(lane)
@@ -357,7 +369,11 @@ class Dispatcher:
     async def _claim(self, chosen: list[Queued]) -> None:
         self._claiming.update(run.seq for run in chosen)
         try:
-            claims = await self._journal.claim([run.seq for run in chosen], now=self._now())
+            claims = await self._journal.claim(
+                [run.seq for run in chosen],
+                now=self._now(),
+                untouched={run.seq: run.claim for run in chosen if run.claim is not None},
+            )
         except JournalFull:
             for run in chosen:
                 self._release(run.flow, run.order_key, run.limit_key, suspect=run.suspect)
@@ -414,18 +430,38 @@ class Dispatcher:
             raise RuntimeError("the dispatcher is not running")
         self._attempts.start(self._tasks, claim, self._flows.get(claim.flow))
 
-    def _over(self, claim: Claim, flow: AnyFlow | None, outcome: Outcome | None) -> None:
+    def leaves(self, claim: Claim) -> bool:
+        """Give back a slot whose attempt has ended and whose outcome is on its way to disk.
+
+        Whatever takes the slot is written behind that outcome, so no more runs are ever running
+        on disk than there are slots, and a busy slot costs one commit a run instead of two. Not
+        with an ordering key: the next run of the key must not start before the outcome is sure.
+        """
+        if claim.order_key is not None:
+            return False
+        self._release(claim.flow, None, claim.limit_key, suspect=claim.suspect)
+        self._work.set()
+        return True
+
+    def stays(self, claim: Claim) -> None:
+        """Take the slot back: the outcome could not be written yet."""
+        self._admission.retake(claim.flow, claim.limit_key, suspect=claim.suspect)
+
+    def over(
+        self, claim: Claim, flow: AnyFlow | None, outcome: Outcome | None, *, left: bool
+    ) -> None:
         """Give back the slot of an attempt; its ordering key stays with a run that goes on."""
         state = None if outcome is None else outcome.state
         goes_on = state in (RunState.RETRYING, RunState.WAITING)
         blocks = state is RunState.FAILED and flow is not None and flow.on_dead == "block"
-        self._release(
-            claim.flow,
-            claim.order_key,
-            claim.limit_key,
-            suspect=claim.suspect,
-            keep_order_for=claim.run_seq if goes_on or blocks else None,
-        )
+        if not left:
+            self._release(
+                claim.flow,
+                claim.order_key,
+                claim.limit_key,
+                suspect=claim.suspect,
+                keep_order_for=claim.run_seq if goes_on or blocks else None,
+            )
         if goes_on or claim.event.type == CALLED:
             self._due.set()
         elif state is RunState.QUEUED and not self._stopping:

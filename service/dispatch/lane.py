@@ -8,14 +8,18 @@ the journal when the key is free. Not here: counting slots (admission) and claim
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 from turnout.service.journal.contract import Queued
 
 WINDOW = 256
-"""Queued runs a lane holds in memory, parked ones counted apart by the same bound."""
+"""Queued runs a lane holds in memory, parked ones counted apart by the same bound.
+
+Those with their first claim at hand are bounded by the dispatcher, over all lanes.
+"""
 
 Key = tuple[Literal["order", "limit"], str]
 
@@ -63,7 +67,8 @@ class Lane:
         """Take in a run that was just written as queued."""
         if run.seq <= self.cursor:
             return  # a read of the journal already brought it
-        if self.reading or self.unread or len(self.window) >= WINDOW:
+        is_small = len(self.window) < WINDOW or run.claim is not None
+        if self.reading or self.unread or not is_small:
             self.unread = True
             return
         self.window.append(run)
@@ -117,6 +122,15 @@ class Lane:
         if more:
             self.spilled.add(key)
         self.freed(key)
+
+    def forget_claims(self) -> None:
+        """Have runs claimed from the journal: what was bound for them was bound by older code."""
+        for row in self.rows():
+            row.claim = None
+
+    def rows(self) -> Iterator[Queued]:
+        """Every run held in memory."""
+        return chain(self.ready, self.window, *self.parked.values())
 
     def forget_all(self) -> None:
         """Drop what is in memory; everything is read again from the journal."""

@@ -6,7 +6,7 @@ write about a run is guarded by its token in the statement itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import apsw
@@ -197,14 +197,42 @@ class Batch:
 
     def _claim(self, jobs: Sequence[ClaimJob], tally: Tally) -> None:
         """Make runs running; what they need to start is read in the same transaction."""
+        at = jobs[0].at
+        claims = self._claim_untouched(jobs, at, tally)
+        wanted = [seq for job in jobs for seq in job.seqs if seq not in claims]
+        if wanted:
+            claims |= self._claim_read(wanted, at, tally)
+        for job in jobs:
+            job.result = [claims[seq] for seq in job.seqs if seq in claims]
+
+    def _claim_untouched(self, jobs: Sequence[ClaimJob], at: int, tally: Tally) -> dict[int, Claim]:
+        """Give runs that were never claimed, and whose event is at hand, their first claim."""
+        claims = {seq: claim for job in jobs for seq, claim in job.untouched.items()}
+        if not claims:
+            return claims
+        seqs = _json(claims)
+        self._connection.execute(
+            "UPDATE runs SET state = 'running', token = 1, started_at = ?2"
+            " WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'queued' AND token = 0",
+            (seqs, at),
+        )
+        if self._connection.changes() != len(claims):  # some were cancelled, or retried since
+            found = self._connection.execute(
+                "SELECT json_group_array(seq) FROM runs WHERE token = 1 AND state = 'running'"
+                " AND seq IN (SELECT value FROM json_each(?))",
+                (seqs,),
+            ).get
+            claims = {seq: claims[seq] for seq in orjson.loads(found)}
+        tally.moved(RunState.QUEUED.value, RunState.RUNNING.value, len(claims))
+        return claims
+
+    def _claim_read(self, seqs: Sequence[int], at: int, tally: Tally) -> dict[int, Claim]:
         execute = self._connection.execute
-        wanted = orjson.dumps([seq for job in jobs for seq in job.seqs]).decode()
-        rows = orjson.loads(execute(_CLAIM_ROWS, (wanted,)).get)
-        taken = orjson.dumps([row[0] for row in rows]).decode()
+        rows = orjson.loads(execute(_CLAIM_ROWS, (_json(seqs),)).get)
         execute(
             "UPDATE runs SET state = 'running', token = token + 1, started_at = ?2"
             " WHERE seq IN (SELECT value FROM json_each(?1))",
-            (taken, jobs[0].at),
+            (_json(row[0] for row in rows), at),
         )
         resumed = [row[0] for row in rows if row[4] > 0]
         steps = self._steps_of(resumed) if resumed else {}
@@ -212,8 +240,7 @@ class Batch:
         for row in rows:
             tally.moved(row[3], RunState.RUNNING.value)
             claims[row[0]] = self._claim_from(row, steps)
-        for job in jobs:
-            job.result = [claims[seq] for seq in job.seqs if seq in claims]
+        return claims
 
     def _claim_from(self, row: Sequence[Any], steps: dict[int, list[Any]]) -> Claim:
         (seq, run_id, flow, _, token, attempts, crashes, replay, order_key, limit_key, due_at,
@@ -251,7 +278,7 @@ class Batch:
         for run_seq, *step in self._connection.execute(
             f"SELECT run_seq, {STEP_COLUMNS} FROM steps"
             " WHERE run_seq IN (SELECT value FROM json_each(?)) AND superseded = 0 ORDER BY seq",
-            (orjson.dumps(run_seqs).decode(),),
+            (_json(run_seqs),),
         ):
             found.setdefault(run_seq, []).append(step)
         return found
@@ -268,6 +295,10 @@ SELECT json_group_array(json_array(
 FROM runs AS r JOIN events AS e ON e.seq = r.event_seq
 WHERE r.seq IN (SELECT value FROM json_each(?)) AND +r.state IN {_CLAIMABLE}
 """
+
+
+def _json(seqs: Iterable[int]) -> str:
+    return orjson.dumps(list(seqs)).decode()
 
 
 def lost(claim: Claim) -> ClaimLost:

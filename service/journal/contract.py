@@ -170,18 +170,6 @@ class Wait:
 
 
 @dataclass(slots=True, kw_only=True)
-class Queued:
-    """The little the dispatcher holds in memory of a run that is not running."""
-
-    seq: int
-    flow: str
-    order_key: str | None
-    limit_key: str | None
-    due_at: datetime | None
-    suspect: bool
-
-
-@dataclass(slots=True, kw_only=True)
 class Claim:
     """The right to run one attempt: every write of the attempt carries `token`.
 
@@ -208,6 +196,23 @@ class Claim:
     arguments: Mapping[str, Any] | None = None
     code_version: str = ""
     waited: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Queued:
+    """The little the dispatcher holds in memory of a run that is not running.
+
+    `claim` is the claim it gets if nobody has touched it since its birth: then its event need not
+    be read again.
+    """
+
+    seq: int
+    flow: str
+    order_key: str | None
+    limit_key: str | None
+    due_at: datetime | None
+    suspect: bool
+    claim: Claim | None = None
 
 
 # ---------------------------------------------------------------- what is read
@@ -371,8 +376,13 @@ class Journal(Reader, Protocol):
         Retrying and waiting runs do; a dead letter does when its flow says `on_dead="block"`.
         """
 
-    async def claim(self, seqs: Sequence[int], *, now: datetime) -> list[Claim]:
-        """Make runs `running` under a new token; runs no longer claimable are left out."""
+    async def claim(
+        self, seqs: Sequence[int], *, now: datetime, untouched: Mapping[int, Claim] | None = None
+    ) -> list[Claim]:
+        """Make runs `running` under a new token; runs no longer claimable are left out.
+
+        `untouched` holds the first claims, by seq, of runs whose event is still at hand.
+        """
 
     async def record_step(self, claim: Claim, step: StepRecord) -> None:
         """Record a step, durable on return; raises `ClaimLost`."""

@@ -6,7 +6,7 @@ about one run take effect in the order they were submitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -71,11 +71,12 @@ class OutcomeJob(Job):
 class ClaimJob(Job):
     """Claim runs."""
 
-    __slots__ = ("at", "seqs")
+    __slots__ = ("at", "seqs", "untouched")
 
-    def __init__(self, seqs: Sequence[int], at: int) -> None:
+    def __init__(self, seqs: Sequence[int], untouched: Mapping[int, Claim], at: int) -> None:
         super().__init__(rows=len(seqs))
         self.seqs = seqs
+        self.untouched = untouched
         self.at = at
 
 

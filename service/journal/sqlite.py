@@ -149,9 +149,12 @@ class SqliteJournal(SqliteReader):
 
     # ---------------------------------------------------------------- a run's life
 
-    async def claim(self, seqs: Sequence[int], *, now: datetime) -> list[Claim]:
+    async def claim(
+        self, seqs: Sequence[int], *, now: datetime, untouched: Mapping[int, Claim] | None = None
+    ) -> list[Claim]:
         """Make runs `running` under a new token; runs no longer claimable are left out."""
-        claims: list[Claim] = await self._writer.submit(ClaimJob(seqs, micros(now)))
+        job = ClaimJob(seqs, untouched or {}, micros(now))
+        claims: list[Claim] = await self._writer.submit(job)
         return claims
 
     async def record_step(self, claim: Claim, step: StepRecord) -> None:
