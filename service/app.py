@@ -308,8 +308,9 @@ async def run_once(settings: Settings, flow_path: Path, flow_name: str, data: by
                 minted=True,
             )
             run_id = (await emit([event]))[0].runs[0]
-            run: Run | None = None
-            while run is None:
-                run = await process.waiters.result(run_id, 3600)
+            while await process.waiters.result(run_id, 3600) is None:
+                continue
+            run = await journal.run(run_id)
             await process.stop()
+            assert run is not None  # it has just finished
             return run

@@ -22,7 +22,7 @@ from .journal.contract import Appended, Entry, Journal
 from .metrics import Metrics
 from .project import AnyFlow
 from .router import Routed, route
-from .run import Run, RunState
+from .run import Outcome, RunState
 from .trigger import CalledTrigger, EndsEvents, Receipt, TellsSender, Trigger
 
 Settled = Callable[[int], None]
@@ -217,8 +217,8 @@ class TriggerEmitter:
         """Return every stored position of this trigger."""
         return await self._journal.positions(self.trigger.name)
 
-    async def result(self, run_id: str, timeout_seconds: float) -> Run | None:
-        """Wait for a run to finish; None at the timeout. Raises `Overloaded` past the bound."""
+    async def result(self, run_id: str, timeout_seconds: float) -> Outcome | None:
+        """Wait for a run's outcome; None at the timeout. Raises `Overloaded` past the bound."""
         return await self._waiters.result(run_id, timeout_seconds)
 
     def now(self) -> datetime:

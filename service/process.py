@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from .calls import Calls
@@ -87,7 +87,6 @@ class Process:
         self.emitters: dict[str, TriggerEmitter] = {}
         self.stopping = False
         self._tasks = tasks
-        self.waiters = Waiters(journal, settings.max_waiters)
         self.resources = Resources()
         self.pools = Pools(
             settings.threads,
@@ -110,14 +109,17 @@ class Process:
             now=now,
             ended=self._run_ended,
         )
-        executor.outside = Calls(
-            journal,
-            self.dispatcher,
-            self.awaited,
-            project=lambda: self.project,
-            links=lambda: self.links,
-            tasks=tasks,
-            now=now,
+        self.waiters = Waiters(journal, settings.max_waiters, self.dispatcher.is_running)
+        executor.reach(
+            Calls(
+                journal,
+                self.dispatcher,
+                self.awaited,
+                project=lambda: self.project,
+                links=lambda: self.links,
+                tasks=tasks,
+                now=now,
+            )
         )
         self.supervisor = Supervisor(tasks)
         self.api = self.emitter(
@@ -133,6 +135,7 @@ class Process:
             connection=self.settings.connection,
             stopped=self._trigger_stopped,
         )
+        self._ended = lru_cache(maxsize=1024)(metrics.runs_ended.labels)
         metrics.observe_counts(lambda: Counts(*journal.counts(), admission.held_slots()))
 
     def emitter(
@@ -155,7 +158,7 @@ class Process:
     async def _run_ended(self, claim: Claim, outcome: Outcome) -> None:
         if outcome.state in (RunState.RETRYING, RunState.WAITING, RunState.QUEUED):
             return
-        self.metrics.runs_ended.labels(claim.flow, outcome.state).inc()
+        self._ended(claim.flow, outcome.state).inc()
         if outcome.state is RunState.FAILED and outcome.error is not None:
             log.error(
                 "run.failed",
@@ -167,7 +170,7 @@ class Process:
                 error=f"{outcome.error.type}: {outcome.error.message}",
                 step=outcome.error.step,
             )
-        self.waiters.finished(claim.run_id)
+        self.waiters.finished(claim.run_id, outcome)
         if claim.waited:
             await self.operator.cancel_children(claim.run_seq)
         emitter = self.emitters.get(claim.event.trigger)

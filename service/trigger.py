@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
 from .event import Event
-from .run import Run
+from .run import Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +56,8 @@ class Emitter(Protocol):
     async def positions(self) -> dict[str, str]:
         """Return every stored position of this trigger."""
 
-    async def result(self, run_id: str, timeout_seconds: float) -> Run | None:
-        """Wait for a run to finish; None at the timeout. Raises `Overloaded` past the bound."""
+    async def result(self, run_id: str, timeout_seconds: float) -> Outcome | None:
+        """Wait for a run's outcome; None at the timeout. Raises `Overloaded` past the bound."""
 
     def now(self) -> datetime:
         """Return the wall clock (UTC, injected)."""

@@ -310,6 +310,24 @@ class JournalContract:
             results = await asyncio.gather(*(claim_all(journal, [1, 2, 99]) for _ in range(4)))
             assert sorted(claim.run_seq for claims in results for claim in claims) == [1, 2]
 
+    async def test_an_untouched_run_gets_the_claim_at_hand(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            firsts: dict[int, Claim] = {}
+            for _ in range(3):
+                entry = Entry(event=make_event(), runs=[make_run()])
+                first = claim_of(entry, (await journal.append([entry], now=NOW))[0])
+                firsts[first.run_seq] = first
+            untouched, cancelled, handed_back = firsts.values()
+            await journal.cancel(cancelled.run_id, now=NOW)
+            (claim,) = await claim_all(journal, [handed_back.run_seq])
+            await finish(journal, claim, ended(S.QUEUED, counts=False))
+            claims = await journal.claim(list(firsts), now=at(3), untouched=firsts)
+            assert claims[0] is untouched
+            assert (claims[1].run_seq, claims[1].token) == (handed_back.run_seq, 2)
+            assert len(claims) == 2
+            assert journal.counts()[0] == {"queued": 0, "running": 2}
+            await asyncio.gather(*(finish(journal, each, ended()) for each in claims))
+
     async def test_a_stale_token_changes_nothing(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             claim = await start(journal)

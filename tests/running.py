@@ -40,9 +40,9 @@ class Running:
 
     async def finished(self, run_id: str) -> Run:
         """Wait until a run has finished."""
-        run = await self.process.waiters.result(run_id, PATIENCE_SECONDS)
-        assert run is not None, f"run {run_id} did not finish"
-        return run
+        outcome = await self.process.waiters.result(run_id, PATIENCE_SECONDS)
+        assert outcome is not None, f"run {run_id} did not finish"
+        return await self.run(run_id)
 
     async def run(self, run_id: str) -> Run:
         """Return a run as it is now."""

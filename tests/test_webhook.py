@@ -27,7 +27,7 @@ from turnout.service.event import Event
 from turnout.service.governance.secrets import secret
 from turnout.service.metrics import Metrics
 from turnout.service.payload import Encoding
-from turnout.service.run import Run, RunError, RunState
+from turnout.service.run import Outcome, RunError, RunState
 from turnout.service.settings import load
 from turnout.service.trigger import CalledTrigger, Inbound, Receipt, Reply
 from turnout.triggers.signatures import hmac
@@ -545,49 +545,40 @@ class TestAnswers:
             assert len(seen) > 1, "a crowd would come back as one"
 
 
-def run_in(state: RunState, **given: Any) -> Run:
-    return Run(
-        seq=1, id="r", flow="f", state=state, attempts=1, crashes=0, event_id="k",
-        event_source="s", trigger="t", tenant="default", queued_at=NOW, due_at=None,
-        started_at=NOW, finished_at=NOW, result=given.get("result"), error=given.get("error"),
-        reason=None, dead=False, replay=0, order_key=None, limit_key=None, code_version="",
-    )  # fmt: skip
-
-
 class TestWaiting:
     TRIGGER = webhook("/orders", respond=True)
 
-    async def answer(self, run: Run | None, query: bytes = b"wait=10s") -> Reply:
+    async def answer(self, outcome: Outcome | None, query: bytes = b"wait=10s") -> Reply:
         emit = RecordingEmitter()
-        if run is not None:
-            emit.results["run-of-k"] = run
+        if outcome is not None:
+            emit.results["run-of-k"] = outcome
         return await self.TRIGGER.receive(
             request(headers={"idempotency-key": "k"}, query=query), emit
         )
 
     async def test_the_result_is_answered(self) -> None:
-        reply = await self.answer(run_in(RunState.SUCCEEDED, result=b'{"receipt": 1}'))
+        reply = await self.answer(Outcome(state=RunState.SUCCEEDED, result=b'{"receipt": 1}'))
         assert (reply.status, reply.body) == (200, b'{"receipt": 1}')
-        assert (await self.answer(run_in(RunState.SUCCEEDED))).body == b"null"
+        assert (await self.answer(Outcome(state=RunState.SUCCEEDED))).body == b"null"
 
     async def test_a_failed_run_is_500_without_its_message(self) -> None:
         error = RunError(type="ValueError", message="password=hunter2")
-        reply = await self.answer(run_in(RunState.FAILED, error=error))
+        reply = await self.answer(Outcome(state=RunState.FAILED, error=error))
         assert reply.status == 500
         document = json.loads(reply.body)
-        assert (document["run"], document["error"]) == ("r", "ValueError")
+        assert (document["run"], document["error"]) == ("run-of-k", "ValueError")
         assert b"hunter2" not in reply.body
 
     async def test_after_the_time_it_is_202(self) -> None:
         assert (await self.answer(None)).status == 202
 
     async def test_without_wait_nobody_waits(self) -> None:
-        reply = await self.answer(run_in(RunState.SUCCEEDED, result=b"1"), query=b"other=1")
+        reply = await self.answer(Outcome(state=RunState.SUCCEEDED, result=b"1"), query=b"other=1")
         assert reply.status == 202
 
     async def test_too_many_waiters_is_still_accepted(self) -> None:
         class Full(RecordingEmitter):
-            async def result(self, run_id: str, timeout_seconds: float) -> Run | None:
+            async def result(self, run_id: str, timeout_seconds: float) -> Outcome | None:
                 raise Overloaded("too many wait")
 
         reply = await self.TRIGGER.receive(request(query=b"wait=1s"), Full())

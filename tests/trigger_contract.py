@@ -25,7 +25,7 @@ import pytest
 
 from turnout.service.errors import JournalFull, Overloaded, TurnoutError
 from turnout.service.event import Event
-from turnout.service.run import Run
+from turnout.service.run import Outcome
 from turnout.service.trigger import ReadTrigger, Receipt
 from turnout.service.units import utc_now
 
@@ -50,7 +50,7 @@ class RecordingEmitter:
         self.by_identity: dict[tuple[str, str], Event] = {}
         self.deliveries: list[Event] = []
         self.stored_positions: dict[str, str] = {}
-        self.results: dict[str, Run] = {}
+        self.results: dict[str, Outcome] = {}
         self.rejected: Counter[str] = Counter()
         self.lags: dict[str, float] = {}
         self.figures: dict[str, float] = {}
@@ -102,7 +102,7 @@ class RecordingEmitter:
     async def positions(self) -> dict[str, str]:
         return dict(self.stored_positions)
 
-    async def result(self, run_id: str, timeout_seconds: float) -> Run | None:
+    async def result(self, run_id: str, timeout_seconds: float) -> Outcome | None:
         return self.results.get(run_id)
 
     def now(self) -> datetime:

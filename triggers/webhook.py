@@ -372,13 +372,13 @@ def _busy(error: Overloaded | JournalError) -> Reply:
 
 async def _result(receipt: Receipt, emit: Emitter, wait_seconds: float) -> Reply:
     try:
-        run = await emit.result(receipt.runs[0], wait_seconds)
+        outcome = await emit.result(receipt.runs[0], wait_seconds)
     except Overloaded:  # the event is stored all the same
-        run = None
-    if run is None:
+        outcome = None
+    if outcome is None:
         return _accepted(receipt)
-    if run.state in (RunState.SUCCEEDED, RunState.SKIPPED):
-        return Reply(status=200, body=run.result or b"null")
-    kind = run.error.type if run.error is not None else str(run.state)
+    if outcome.state in (RunState.SUCCEEDED, RunState.SKIPPED):
+        return Reply(status=200, body=outcome.result or b"null")
+    kind = outcome.error.type if outcome.error is not None else str(outcome.state)
     # The message stays inside: an exception's text may hold anything.
-    return _problem(500, f"the run ended as {run.state}", run=run.id, error=kind)
+    return _problem(500, f"the run ended as {outcome.state}", run=receipt.runs[0], error=kind)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -21,7 +22,7 @@ from turnout.service.retry import delay_after
 from turnout.service.run import Outcome, RunState, Skip
 from turnout.service.settings import Settings
 from turnout.service.steps.codec import encode_result
-from turnout.service.steps.context import Outside, RunContext, Sleep, open_attempt
+from turnout.service.steps.context import Outside, RunContext, Services, Sleep, open_attempt
 from turnout.service.steps.ending import conclude, failed_before
 from turnout.service.steps.failures import FINAL, describe
 
@@ -40,29 +41,19 @@ class Executor:
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self._journal = journal
         self._pools = pools
         self._resources = resources
         self._settings = settings
-        self._metrics = metrics
         self._now = now
-        self._sleep = sleep
-        self.outside: Outside | None = None
+        self._services = Services(journal, pools, settings, metrics, now, resources, sleep)
+
+    def reach(self, outside: Outside) -> None:
+        """Let runs ask this of the service around them."""
+        self._services = replace(self._services, outside=outside)
 
     async def execute(self, claim: Claim, flow: AnyFlow) -> Outcome:
         """Run one attempt under `claim`; raises only `ClaimLost` and `JournalBroken`."""
-        with open_attempt(
-            claim,
-            flow,
-            journal=self._journal,
-            pools=self._pools,
-            settings=self._settings,
-            metrics=self._metrics,
-            now=self._now,
-            resources=self._resources,
-            sleep=self._sleep,
-            outside=self.outside,
-        ) as context:
+        with open_attempt(claim, flow, self._services) as context:
             known = failed_before(claim)
             if known is not None:
                 await conclude(context, flow, known)

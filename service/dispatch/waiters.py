@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from turnout.service.errors import Overloaded
 from turnout.service.journal.contract import Journal
-from turnout.service.run import FINISHED, Run
+from turnout.service.run import FINISHED, Outcome
 
 
 class Waiters:
-    """Hands a finished run to whoever waits for it; at most `limit` wait at once."""
+    """Hands the outcome of a finished run to whoever waits for it; at most `limit` wait at once.
 
-    def __init__(self, journal: Journal, limit: int) -> None:
+    The outcome comes from memory: the journal is read only for a run that is not running now, and
+    may therefore have finished before anybody asked.
+    """
+
+    def __init__(self, journal: Journal, limit: int, is_running: Callable[[str], bool]) -> None:
         self._journal = journal
         self._limit = limit
-        self._waiting: dict[str, asyncio.Event] = {}
+        self._is_running = is_running
+        self._waiting: dict[str, list[asyncio.Future[Outcome]]] = {}
         self._count = 0
 
-    async def result(self, run_id: str, timeout_seconds: float) -> Run | None:
-        """Return the run once it has finished, or None at the timeout; raises `Overloaded`."""
+    async def result(self, run_id: str, timeout_seconds: float) -> Outcome | None:
+        """Return a run's outcome once it has finished; None at the timeout. Raises `Overloaded`."""
         if self._count >= self._limit:
             raise Overloaded(f"{self._limit} requests already wait for a result")
-        done = self._waiting.setdefault(run_id, asyncio.Event())
+        finished: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(run_id, []).append(finished)
         self._count += 1
         try:
-            run = await self._journal.run(run_id)  # it may have finished before we asked
-            if run is not None and run.state in FINISHED:
-                return run
+            if not self._is_running(run_id):
+                run = await self._journal.run(run_id)
+                if run is not None and run.state in FINISHED:
+                    return Outcome(
+                        state=run.state, result=run.result, error=run.error, reason=run.reason
+                    )
             async with asyncio.timeout(timeout_seconds):
-                await done.wait()
-            return await self._journal.run(run_id)
+                return await finished
         except TimeoutError:
             return None
         finally:
             self._count -= 1
-            self._waiting.pop(run_id, None)
+            self._forget(run_id, finished)
 
-    def finished(self, run_id: str) -> None:
+    def finished(self, run_id: str, outcome: Outcome) -> None:
         """Tell whoever waits that the run has finished."""
-        waiting = self._waiting.get(run_id)
-        if waiting is not None:
-            waiting.set()
+        for waiting in self._waiting.get(run_id, ()):
+            if not waiting.done():
+                waiting.set_result(outcome)
+
+    def _forget(self, run_id: str, finished: asyncio.Future[Outcome]) -> None:
+        waiting = self._waiting[run_id]
+        waiting.remove(finished)
+        if not waiting:
+            del self._waiting[run_id]

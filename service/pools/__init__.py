@@ -71,18 +71,13 @@ class Pools:
         Raises `TimeoutError` naming `name` past `timeout_seconds`, once the work has really ended.
         """
         self.running[lane] += 1
-        limit = asyncio.timeout(timeout_seconds)
         try:
-            if timeout_seconds is None:
-                return await self._run(function, args, kwargs, pool, name, lane)
-            async with limit:
-                return await self._run(function, args, kwargs, pool, name, lane)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise  # the function's own
-            raise TimeoutError(
-                f"{name or _name(function)} did not end within its timeout of {timeout_seconds:g}s"
-            ) from error
+            if timeout_seconds is not None:
+                work = self._run(function, args, kwargs, pool, name, lane)
+                return await _within(timeout_seconds, work, name or _name(function))
+            if _is_async(function):
+                return await function(*args, **kwargs)
+            return await self._run(function, args, kwargs, pool, name, lane)
         finally:
             self.running[lane] -= 1
 
@@ -157,6 +152,19 @@ class Pools:
         self._idle.clear()
         for executor in (*self._threads.values(), self._exchanges):
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def _within(timeout_seconds: float, work: Coroutine[Any, Any, T], name: str) -> T:
+    limit = asyncio.timeout(timeout_seconds)
+    try:
+        async with limit:
+            return await work
+    except TimeoutError as error:
+        if not limit.expired():
+            raise  # the function's own
+        raise TimeoutError(
+            f"{name} did not end within its timeout of {timeout_seconds:g}s"
+        ) from error
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -241,22 +241,9 @@ _open_attempts = 0
 
 
 @contextmanager
-def open_attempt(
-    claim: Claim,
-    flow: Flow[..., Any],
-    *,
-    journal: Journal,
-    pools: Pools,
-    settings: Settings,
-    metrics: Metrics,
-    now: Callable[[], datetime],
-    resources: Resources | None = None,
-    sleep: Sleep = asyncio.sleep,
-    outside: Outside | None = None,
-) -> Iterator[RunContext]:
+def open_attempt(claim: Claim, flow: Flow[..., Any], services: Services) -> Iterator[RunContext]:
     """Make `claim` the running attempt of the calling asyncio task, until the block ends."""
     global _open_attempts
-    services = Services(journal, pools, settings, metrics, now, resources, sleep, outside)
     context = RunContext(claim, services, flow)
     if claim.recorded:
         changed = claim.code_version not in ("", flow.code_version)

@@ -20,7 +20,6 @@ from typing import Any
 import orjson
 import uvloop
 
-from turnout.service.dispatch.waiters import Waiters
 from turnout.service.event import Event, mint_id
 from turnout.service.flow import Flow
 from turnout.service.journal.connection import open_for_writing
@@ -75,29 +74,6 @@ def _none_died(journal: Journal) -> None:
     assert not journal.counts()[1], "a run of the bench became a dead letter"
 
 
-class _Ends(Waiters):
-    """Tells of recorded ends without reading the run back, which the bare pipeline does not."""
-
-    def __init__(self, journal: Journal, limit: int) -> None:
-        super().__init__(journal, limit)
-        self._futures: dict[str, asyncio.Future[None]] = {}
-
-    def finished(self, run_id: str) -> None:
-        future = self._future(run_id)
-        if not future.done():
-            future.set_result(None)
-
-    async def end(self, run_id: str) -> None:
-        await self._future(run_id)
-        del self._futures[run_id]
-
-    def _future(self, run_id: str) -> asyncio.Future[None]:
-        future = self._futures.get(run_id)
-        if future is None:
-            future = self._futures[run_id] = asyncio.get_running_loop().create_future()
-        return future
-
-
 async def turnout(
     made: Flow[..., Any], folder: Path, stack: AsyncExitStack
 ) -> Callable[[], Awaitable[None]]:
@@ -110,7 +86,6 @@ async def turnout(
     stack.push_async_callback(journal.close)
     tasks = await stack.enter_async_context(asyncio.TaskGroup())
     process = Process(settings, Project.of([made]), journal, metrics, tasks)
-    process.waiters = ends = _Ends(journal, settings.max_waiters)
     stack.push_async_callback(process.resources.stop)
     await process.start()
     stack.push_async_callback(process.stop)
@@ -123,7 +98,7 @@ async def turnout(
             datacontenttype="application/json", trigger="bench", minted=True,
         )  # fmt: skip
         (receipt,) = await emit([event])
-        await ends.end(receipt.runs[0])
+        assert await process.waiters.result(receipt.runs[0], 60) is not None
 
     return once
 
