@@ -101,7 +101,8 @@ def mint_id() -> str:
     global _last_stamp
     stamp = time.time_ns() * 4096 // 1_000_000  # 48 bits of milliseconds, 12 bits of fraction
     _last_stamp = stamp = max(stamp, _last_stamp + 1)
-    high = f"{stamp >> 12:012x}"
-    chance = _chance.getrandbits(62)
-    tail = f"{chance | 1 << 63:016x}"  # the two highest bits are the variant, 10
-    return f"{high[:8]}-{high[8:]}-7{stamp & 0xFFF:03x}-{tail[:4]}-{tail[4:]}"
+    instant, chance = stamp >> 12, _chance.getrandbits(62) | 1 << 63  # the variant is 10
+    return (
+        f"{instant >> 16:08x}-{instant & 0xFFFF:04x}-7{stamp & 0xFFF:03x}"
+        f"-{chance >> 48:04x}-{chance & 0xFFFF_FFFF_FFFF:012x}"
+    )
