@@ -16,7 +16,6 @@ from typing import Any, Protocol, runtime_checkable
 from .event import Event
 from .run import Outcome
 
-
 # Receipt, Inbound and Reply are not frozen: each request makes one of each, and writing the fields
 # of a frozen one measured three times as dear. Nobody changes them.
 
