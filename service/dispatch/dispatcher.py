@@ -29,9 +29,8 @@ from .executor import Executor
 from .lane import WINDOW, Key, Lane
 
 DUE_BATCH = 500
-KEPT_CLAIMS = 2048
 KEPT_BODY_BYTES = 8 * 1024
-"""So many newly queued runs, over all flows, keep their event in memory if it is this small."""
+"""Events up to this size stay in memory with the head of their flow's queue."""
 
 UNWIND_SECONDS = 2.0
 
@@ -166,8 +165,7 @@ class Dispatcher:
             self._start(self._first_claim(run, event, stored, arguments))
         elif run.state is RunState.QUEUED:
             lane = self._lanes[run.flow]
-            share = KEPT_CLAIMS // len(self._flows)
-            keeps = len(lane.window) < share and len(event.body) <= KEPT_BODY_BYTES
+            keeps = len(lane.window) < WINDOW and len(event.body) <= KEPT_BODY_BYTES
             lane.arriving -= 1
             lane.arrived(
                 Queued(

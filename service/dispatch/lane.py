@@ -16,10 +16,7 @@ from typing import Literal
 from turnout.service.journal.contract import Queued
 
 WINDOW = 256
-"""Queued runs a lane holds in memory, parked ones counted apart by the same bound.
-
-Those with their first claim at hand are bounded by the dispatcher, over all lanes.
-"""
+"""Queued runs a lane holds in memory, parked ones counted apart by the same bound."""
 
 Key = tuple[Literal["order", "limit"], str]
 
@@ -67,8 +64,7 @@ class Lane:
         """Take in a run that was just written as queued."""
         if run.seq <= self.cursor:
             return  # a read of the journal already brought it
-        is_small = len(self.window) < WINDOW or run.claim is not None
-        if self.reading or self.unread or not is_small:
+        if self.reading or self.unread or len(self.window) >= WINDOW:
             self.unread = True
             return
         self.window.append(run)
