@@ -45,7 +45,8 @@ class Supervisor:
         await asyncio.gather(*stopped, return_exceptions=True)
 
     async def _watch(self, trigger: ReadTrigger, emitter: TriggerEmitter) -> None:
-        loop = asyncio.get_running_loop()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
         delay = FIRST_DELAY_SECONDS
         while True:
             began = loop.time()
@@ -58,6 +59,8 @@ class Supervisor:
                 reason = str(error)
             except Exception as error:  # noqa: BLE001  foreign place (decision 30)
                 reason = f"{type(error).__name__}: {error}"
+            if task.cancelling():  # and what the trigger raised instead was about its stop
+                raise asyncio.CancelledError
             if loop.time() - began > STEADY_SECONDS:
                 delay = FIRST_DELAY_SECONDS
             emitter.down(reason)

@@ -21,6 +21,7 @@ import asyncio
 import ctypes
 import importlib.resources
 import importlib.util
+import logging
 import os
 import random
 import shutil
@@ -48,6 +49,9 @@ from aiokafka.errors import UnknownTopicOrPartitionError, for_code  # type: igno
 
 from .mock_kafka import MockCluster
 from .proxy import Proxy, free_ports, listens
+
+# Brokers are killed here on purpose, and the client says so thousands of times.
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 SCRIPT = Path(__file__).resolve().parent.parent / "deploy" / "kafka" / "broker"
 IN_CI = os.environ.get("CI") == "true"

@@ -54,3 +54,33 @@ async def test_a_failing_trigger_is_reported_and_started_again(tmp_path: Path) -
         assert len(await service.all_finished()) == 1
         assert len(trigger.tries) == 3
         assert b'turnout_trigger_up{trigger="flaky"} 1.0' in service.process.metrics.render()
+
+
+@dataclass(frozen=True)
+class Sore:
+    """Ends a cancel with an error of its own, as a client does whose connection is gone."""
+
+    name: str = "sore"
+    kind: str = "sore"
+
+    def check(self) -> None: ...
+
+    async def run(self, emit: Emitter) -> None:
+        emit.up()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise RuntimeError("the handler is closed")
+
+
+async def test_a_trigger_that_errs_while_it_is_stopped_has_stopped(tmp_path: Path) -> None:
+    async with running(tmp_path, [note]) as service:
+        emit = service.process.emitter(Sore(), lambda _event: (note,))
+        service.process.supervisor.start(emit)
+
+        async def watches() -> bool:
+            return emit.problem is None
+
+        await eventually(watches)
+        async with asyncio.timeout(2):
+            await service.process.supervisor.stop("sore")

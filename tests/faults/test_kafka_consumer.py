@@ -167,6 +167,39 @@ def test_members_with_a_journal_each_double_only_what_a_kill_left_uncommitted(
     assert verdict.doubled <= bound + untold
 
 
+def test_members_that_come_and_go_cleanly_double_nothing(
+    kafka: Broker, tmp_path: Path, seed: int, full: bool, say: Say
+) -> None:
+    """A clean stop and a rebalance tell Kafka all that is journaled, so no other journal has it."""
+    group, dice = Group.on(kafka, partitions=6), random.Random(seed)
+    feeder = Feeder(broker=kafka, topic=group.topic, pace=800)
+    untold: list[int] = []
+    with ExitStack() as stack:
+        members = [
+            stack.enter_context(group.program(tmp_path / f"member-{number}")) for number in range(3)
+        ]
+        for member in members:
+            member.start().ready()
+        with feeder.running():
+            feeder.has_sent(200)
+            for _ in range(20 if full else 4):
+                member = dice.choice(members)
+                assert member.stop() == 0
+                untold.append(_uncommitted(group, member))
+                time.sleep(dice.uniform(0, 1))
+                member.start().ready()
+                time.sleep(dice.uniform(0, 1))
+        group.all_read(*members)
+        for member in members:
+            assert member.stop() == 0
+            untold.append(_uncommitted(group, member))
+    truth = group.truth()
+    verdict = judge(truth, [snapshot(member.data) for member in members])
+    say(f"{len(truth)} records, {len(untold)} clean stops: {verdict.doubled} doubled")
+    assert (verdict.lost, verdict.doubled, verdict.wrong[:5]) == ([], 0, [])
+    assert not any(untold), untold
+
+
 def _uncommitted(group: Group, member: Program) -> int:
     """Return how many records a dead member had journaled and not committed."""
     committed = group.committed()

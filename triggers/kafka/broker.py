@@ -47,6 +47,9 @@ logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 MEET_SECONDS = 15.0
 """How long the cluster gets to answer before the trigger calls itself down and tries again."""
 
+CLIENT_ERRORS = (KafkaError, OSError, TimeoutError, AssertionError, RuntimeError)
+"""What calls of the client end in when brokers go away (RuntimeError: its transport is closed)."""
+
 _STOP_SECONDS = 0.6
 _START_SECONDS = 0.2
 _COPIES = 3
@@ -63,7 +66,7 @@ def named(doing: str) -> Iterator[None]:
         yield
     except IllegalStateError:
         raise
-    except (KafkaError, TimeoutError, OSError, AssertionError) as error:
+    except CLIENT_ERRORS as error:
         raise TriggerError(f"{doing}: {reason(error)}") from error
 
 
@@ -217,7 +220,7 @@ async def _ended(step: Callable[[], Awaitable[Any]], seconds: float = 0.1) -> bo
     try:
         async with asyncio.timeout(seconds):
             await step()
-    except (KafkaError, OSError, TimeoutError, asyncio.CancelledError):
+    except (*CLIENT_ERRORS, asyncio.CancelledError):
         if task.cancelling() > cancels:
             raise
         return False

@@ -15,10 +15,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-unt
 from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     CommitFailedError,
     IllegalStateError,
-    KafkaError,
 )
 
 from turnout.service.logs import get_logger
+
+from . import broker
 
 log = get_logger("turnout.triggers")
 
@@ -76,7 +77,7 @@ class Commits:
                     await self._consumer.commit(news)
             except (CommitFailedError, IllegalStateError):
                 return  # another member has them now, and the ledger knows
-            except (KafkaError, TimeoutError) as error:
+            except broker.CLIENT_ERRORS as error:
                 self._wanted.set()
                 log.debug("kafka.commit_failed", trigger=self._trigger, error=str(error))
                 return
@@ -84,6 +85,6 @@ class Commits:
 
     async def tell_the_last(self) -> None:
         """Tell Kafka all there is before the consumer stops; a broker that is slow is left."""
-        with suppress(TimeoutError, KafkaError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(LAST_SECONDS):
                 await self.tell()

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]  # no types
-from aiokafka.errors import CommitFailedError, KafkaError  # type: ignore[import-untyped]  # as above
+from aiokafka.errors import CommitFailedError  # type: ignore[import-untyped]  # as above
 
 from turnout.service.errors import TriggerError
 from turnout.service.logs import get_logger
@@ -72,7 +72,7 @@ class Placing:
                     await consumer.commit(told)
             except CommitFailedError:
                 raise
-            except (KafkaError, TimeoutError) as error:
+            except broker.CLIENT_ERRORS as error:
                 raise TriggerError(f"cannot commit: {broker.reason(error)}") from error
         settled = {
             broker.key_of(one): Place(at.next, at.epoch) for one, at in places.items() if at.sought

@@ -221,14 +221,15 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
         """Write a batch, and go on while there are more at hand."""
         handed: dict[TopicPartition, Place] = {}
         left = _TURN_BATCHES
-        while batch:  # what was fetched is not fetched again: it must be written, or gone back to
+        # What was fetched is not fetched again: it is written, or a placing goes back to it.
+        while batch and not self._leaving:
             share = self._share(batch, ends, handed)
             if share.places:
                 handed |= share.places
                 self._idle.clear()
                 await writing.add(partial(self._write, share))
             left -= 1
-            if ends or self._leaving or self._unplaced or not left:
+            if ends or self._unplaced or not left:
                 return
             batch = await self._fetch(0)
 

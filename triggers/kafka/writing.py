@@ -46,19 +46,26 @@ class Writing:
     ) -> None:
         """Raise what storing raised; a cancel waits for a moment only."""
         last = self._last
-        is_cancelled = isinstance(error, asyncio.CancelledError)
+        if last is None:
+            self._lock.release()
+            return
         try:
-            if last is not None:
-                await asyncio.wait([last], timeout=CANCEL_SECONDS if is_cancelled else None)
+            if not isinstance(error, asyncio.CancelledError):
+                await asyncio.wait([last])
+                last.result()
         finally:
-            if last is None or last.done():
-                self._lock.release()
+            await self._let_go(last)
+
+    async def _let_go(self, last: asyncio.Task[None]) -> None:
+        """Release the lock when the journal has answered; a cancelled turn waits for a moment."""
+        try:
+            if not last.done():
+                await asyncio.wait([last], timeout=CANCEL_SECONDS)
+        finally:
+            if last.done():
+                self._answered(last)
             else:
                 last.add_done_callback(self._answered)
-        if last is not None and last.done():
-            refusal = last.exception()
-            if refusal is not None and not is_cancelled:
-                raise refusal
 
     def _answered(self, last: asyncio.Task[None]) -> None:
         self._lock.release()
