@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -212,7 +213,7 @@ class Group:
 class Scope:
     """A place where steps are counted; `step` is set inside a running step."""
 
-    __slots__ = ("context", "counts", "group", "owner", "path", "step", "suspended")
+    __slots__ = ("_owner", "context", "counts", "group", "path", "step", "suspended")
 
     def __init__(
         self,
@@ -226,9 +227,16 @@ class Scope:
         self.path = path
         self.step = step
         self.group = group
-        self.owner = pools.caller() if step is None else None
+        task = pools.caller() if step is None else None
+        self._owner = None if task is None else weakref.ref(task)  # which holds this in its context
         self.counts: dict[str, int] = {}
         self.suspended: Suspend | None = None
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether the code that asks runs in the task this is the scope of, or in its thread."""
+        owner = None if self._owner is None else self._owner()
+        return owner is not None and owner is pools.caller()
 
     def take(self, name: str) -> str:
         """Return the key of the next call of `name` in this scope."""
@@ -258,6 +266,7 @@ def open_attempt(claim: Claim, flow: Flow[..., Any], services: Services) -> Iter
         _open_attempts -= 1
         logs.running.reset(running)
         _scope.reset(scope)
+        context.root = None  # scope and context hold each other: garbage that would be swept for
 
 
 def current() -> RunContext:
@@ -303,7 +312,7 @@ def here(name: str) -> Scope | None:
             f'task {name!r} is called in a flow with pool="process", where steps cannot be '
             f'recorded; run the flow in a thread and give the task pool="process"'
         )
-    if scope.owner is not pools.caller():
+    if not scope.is_owned:
         raise MisplacedTask(
             f"task {name!r} is called in an asyncio task or thread turnout did not open, where its "
             f"step has no stable place; use `await gather(…)` or `{name}.map` instead"
