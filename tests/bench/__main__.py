@@ -25,6 +25,7 @@ QUESTIONS = {
     "e": "lateness",
     "f": "durable",
     "g": "footprint",
+    "h": "growth",
     "i": "spike",
     "l": "curves",
     "p": "profile_table",

@@ -11,11 +11,12 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
+from uuid import uuid4
 
 import orjson
 import uvloop
@@ -25,6 +26,7 @@ from turnout.service.flow import Flow
 from turnout.service.journal.connection import open_for_writing
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.sqlite import open_journal
+from turnout.service.maintenance import Maintenance
 from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand, Process
 from turnout.service.project import Project
@@ -46,37 +48,61 @@ OUTCOME = (
 Pipeline = Callable[[Path, AsyncExitStack], Awaitable[Callable[[], Awaitable[None]]]]
 
 
-def on_loop(pipeline: Pipeline, runs: int, together: int) -> Mapping[str, float]:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_measure(pipeline, runs, together))
+def on_loop(
+    pipeline: Pipeline, runs: int, together: int, folder: Path | None = None
+) -> Mapping[str, float]:
+    """Measure a pipeline on a journal in `folder`, or a fresh one."""
+    with ExitStack() as stack:
+        if folder is None:
+            made = stack.enter_context(tempfile.TemporaryDirectory(prefix="turnout-bench-"))
+            folder = Path(made)
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        return runner.run(_measure(pipeline, runs, together, folder))
 
 
-async def _measure(pipeline: Pipeline, runs: int, together: int) -> Mapping[str, float]:
-    with tempfile.TemporaryDirectory(prefix="turnout-bench-") as place:
-        async with AsyncExitStack() as stack:
-            once = await pipeline(Path(place), stack)
-            left = iter(range(runs))
+async def _measure(
+    pipeline: Pipeline, runs: int, together: int, folder: Path
+) -> Mapping[str, float]:
+    async with AsyncExitStack() as stack:
+        opening = time.perf_counter()
+        once = await pipeline(folder, stack)
+        opened = time.perf_counter() - opening
+        left = iter(range(runs))
 
-            async def worker() -> None:
-                for _ in left:
-                    await once()
+        async def worker() -> None:
+            for _ in left:
+                await once()
 
-            await once()
-            cpu, started = time.process_time(), time.perf_counter()
-            async with asyncio.TaskGroup() as group:
-                for _ in range(together):
-                    group.create_task(worker())
-            elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu
-            return {"rate": runs / elapsed, "cpu": cpu / runs * 1e6}
+        await once()
+        cpu, started = time.process_time(), time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(together):
+                group.create_task(worker())
+        elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu
+        return {"rate": runs / elapsed, "cpu": cpu / runs * 1e6, "opened": opened}
 
 
 def _none_died(journal: Journal) -> None:
     assert not journal.counts()[1], "a run of the bench became a dead letter"
 
 
+def new_event(*, minted: bool = True) -> Event:
+    """Return an event with the body every bench sends, its id minted or as senders give it."""
+    return Event(
+        id=mint_id() if minted else str(uuid4()), source="/bench", type="bench", time=utc_now(),
+        body=BODY, datacontenttype="application/json", trigger="bench", minted=minted,
+    )  # fmt: skip
+
+
 async def turnout(
-    made: Flow[..., Any], folder: Path, stack: AsyncExitStack
+    made: Flow[..., Any],
+    folder: Path,
+    stack: AsyncExitStack,
+    *,
+    minted: bool = True,
+    pruning: bool = False,
 ) -> Callable[[], Awaitable[None]]:
+    """Run `made` for an event at each call; `pruning` does the upkeep all the while."""
     chosen: dict[str, Any] = {"concurrency": 128}
     settings = Settings(data=folder, **chosen)
     metrics = Metrics()
@@ -91,16 +117,20 @@ async def turnout(
     stack.push_async_callback(process.stop)
     stack.callback(_none_died, journal)
     emit = process.emitter(ByHand("bench", "bench"), lambda _event: (made,))
+    if pruning:
+        upkeep = Maintenance(journal, process.effects, settings, metrics, now=utc_now)
+        stack.callback(tasks.create_task(_prune(upkeep)).cancel)
 
     async def once() -> None:
-        event = Event(
-            id=mint_id(), source="/bench", type="bench", time=utc_now(), body=BODY,
-            datacontenttype="application/json", trigger="bench", minted=True,
-        )  # fmt: skip
-        (receipt,) = await emit([event])
+        (receipt,) = await emit([new_event(minted=minted)])
         assert await process.waiters.result(receipt.runs[0], 60) is not None
 
     return once
+
+
+async def _prune(upkeep: Maintenance) -> None:
+    while True:
+        await upkeep.run_once()
 
 
 async def bare(steps: int, folder: Path, stack: AsyncExitStack) -> Callable[[], Awaitable[None]]:

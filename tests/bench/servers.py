@@ -25,6 +25,7 @@ class Served:
     pid: int
     port: int
     program: Program | None = None
+    start_seconds: float = 0.0
 
     @property
     def url(self) -> str:
@@ -82,17 +83,27 @@ class Fleet:
         self._folder = folder
         self._stack = stack
 
-    def turnout(self, name: str, flows: str, *, env: Mapping[str, str] | None = None) -> Served:
-        """Serve a flow file with turnout's defaults."""
+    def turnout(
+        self,
+        name: str,
+        flows: str,
+        *,
+        env: Mapping[str, str] | None = None,
+        prepare: Callable[[Path], None] | None = None,
+    ) -> Served:
+        """Serve a flow file with turnout's defaults; `prepare` fills its data folder first."""
         place = self._folder / name
         place.mkdir()
+        if prepare is not None:
+            (place / "data").mkdir(mode=0o700)
+            prepare(place / "data")
         (place / "flows.py").write_text(flows)
         program = Program(
             flows=place / "flows.py", data=place / "data", log=place / "log", env=env or {}
         )
         self._stack.enter_context(program)
-        program.start().ready()
-        return Served(name, program.pid, program.port, program)
+        seconds = program.start().ready(120)
+        return Served(name, program.pid, program.port, program, seconds)
 
     def reference(self, kind: str) -> Served:
         """Serve one of `references`."""
