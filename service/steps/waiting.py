@@ -128,8 +128,11 @@ async def wait_on(call: Call, known: StepRecord, *, seen: int = 0) -> Any:
 def sleep(duration: str | timedelta) -> Coroutine[object, None, None]:
     """Let the run rest, over restarts, holding nothing.
 
-    `await sleep("3h")`; outside a run it is `asyncio.sleep`.
+    `await sleep("3h")`, or `await sleep(deadline - now)`, which is over at once when it is past;
+    outside a run it is `asyncio.sleep`.
     """
+    if isinstance(duration, timedelta):
+        duration = max(duration, timedelta(0))  # a deadline is past when the run comes by again
     length = parse_duration(duration)
     scope = here("sleep")
     if scope is None:
