@@ -10,13 +10,13 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.conftest import Say
 from tests.running import Running, eventually, running
 from turnout import current, emit, event, flow, gather, retry, sleep, task, wait_for, webhook
 from turnout.service.event import Event, mint_id
 from turnout.service.run import RunState
 from turnout.service.trigger import Receipt
 from turnout.service.units import utc_now
+from turnout.testing.clock import START, Clock
 
 done: list[str] = []
 """What the tasks really did, in order."""
@@ -164,6 +164,19 @@ async def test_a_wait_spends_no_attempt_and_is_not_waited_again(tmp_path: Path) 
     async with running(tmp_path, [fails_after_rest]) as service:
         run = await service.finished((await service.send()).runs[0])
     assert run.attempts == 2 and done == ["try 1"], "the note of try 1 is a recorded step"
+
+
+async def test_a_sleep_until_an_instant_is_over_when_the_run_comes_by_again(tmp_path: Path) -> None:
+    @flow(name="until")
+    async def until() -> None:
+        await sleep(end - utc_now())
+
+    end = utc_now() + timedelta(milliseconds=50)
+    async with running(tmp_path, [until]) as service:
+        run = await service.finished((await service.send()).runs[0])
+        assert run.state is RunState.SUCCEEDED, run.error
+        again = await service.finished((await service.send()).runs[0])
+        assert again.state is RunState.SUCCEEDED, again.error
 
 
 async def test_outside_a_run_sleep_is_plain() -> None:
@@ -376,47 +389,24 @@ async def test_events_that_cause_each_other_end_as_a_cycle(tmp_path: Path) -> No
 
 
 @flow
-async def sleeper(data: float) -> None:
-    await sleep(timedelta(seconds=data))
+async def a_day() -> None:
+    await sleep("1d")
 
 
-async def test_many_sleepers_cost_nothing_and_wake_in_time(
-    tmp_path: Path, full: bool, say: Say
-) -> None:
+async def test_all_asleep_for_a_day_wake_when_it_is_over(tmp_path: Path, full: bool) -> None:
     count = 10_000 if full else 300
-    import gc
-    import time
-
-    import psutil  # type: ignore[import-untyped]  # no stubs among the project's dependencies
-
-    async with running(tmp_path, [sleeper]) as service:
-        gc.collect()
-        before = psutil.Process().memory_info().rss
-        nap_seconds = 60.0 if full else 3.0
-        end = time.monotonic() + nap_seconds
-        for start in range(0, count, 100):
-            left = end - time.monotonic()
-            await asyncio.gather(*(service.send(left) for _ in range(start, start + 100)))
+    clock = Clock(START)
+    async with running(tmp_path, [a_day], now=clock.now) as service:
+        for _ in range(0, count, 100):
+            await asyncio.gather(*(service.send() for _ in range(100)))
 
         async def asleep() -> bool:
             return service.process.journal.counts()[0].get("waiting", 0) == count
 
-        async with asyncio.timeout(nap_seconds):
-            while not await asleep():  # noqa: ASYNC110  a count in the journal
-                await asyncio.sleep(0.01)
-        gc.collect()
-        grown = (psutil.Process().memory_info().rss - before) / 2**20
-        assert time.monotonic() < end, "asleep before the first is due"
-        await asyncio.sleep(max(0.0, end - time.monotonic()))
-        async with asyncio.timeout(30):
-            while any(service.process.journal.counts()[0].values()):  # noqa: ASYNC110  as above
-                await asyncio.sleep(0.01)
-        late_by = time.monotonic() - end
-    say(f"{count} sleepers: {grown:.1f} MiB, all awake {late_by:.2f} s after they were due")
-    assert grown < 20
-    assert late_by < 5
-
-
-test_many_sleepers_cost_nothing_and_wake_in_time = pytest.mark.timeout(180)(
-    test_many_sleepers_cost_nothing_and_wake_in_time
-)
+        await eventually(asleep)
+        clock.set(START + timedelta(days=1))
+        service.process.dispatcher.look_at_clock()
+        runs = await service.all_finished()
+    assert len(runs) == count
+    late = [run.finished_at - START - timedelta(days=1) for run in runs if run.finished_at]
+    assert len(late) == count and max(late) <= timedelta(seconds=1)
