@@ -284,7 +284,9 @@ async def test_odd_names_arrive_byte_exact(tmp_path: Path) -> None:
     assert all(str(event.subject).isprintable() for event in emit.events)
 
 
-async def test_links_pipes_and_sockets_are_counted_and_left_alone(tmp_path: Path) -> None:
+async def test_links_pipes_and_sockets_are_counted_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "canary").write_text("secret")
     root = tmp_path / "in"
     root.mkdir()
@@ -302,6 +304,9 @@ async def test_links_pipes_and_sockets_are_counted_and_left_alone(tmp_path: Path
             await emit.stored(2)
     assert names(emit) == ["good.csv", "late.csv"]
     assert emit.rejected["refused"] == 4, "each is counted once, however often it is seen"
+    said = capsys.readouterr().err
+    for name in ("link.csv", "pipe.csv", "socket.csv", "folder.csv"):
+        assert said.count(f'"{name}"') == 1, said
 
 
 @pytest.mark.timeout(300)

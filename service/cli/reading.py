@@ -137,10 +137,11 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
             print_json(event_of(stored))
         return
     table(
-        ("event", "trigger", "type", "source", "accepted (UTC)", "runs"),
+        ("event", "trigger", "type", "source", "subject", "accepted (UTC)", "runs"),
         (
             (
-                stored.event.id, stored.event.trigger, stored.event.type, stored.event.source,
+                stored.event.id, stored.event.trigger, stored.event.type,
+                short(stored.event.source, 80), short(stored.event.subject or "", 80),
                 clock(stored.accepted_at), len(stored.runs),
             )
             for stored in found

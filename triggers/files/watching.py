@@ -38,6 +38,7 @@ _SLICE_SECONDS = 0.2
 _BREATH_SECONDS = 0.1  # folders come in crowds: how long to gather them before watching them
 _AWAY_SECONDS = 1.0
 _POLL_SECONDS = 2.0
+_NAMED = 3  # refused names that a log line shows
 _STEP_SECONDS = (0.004, 0.05)  # how often the notifier looks: while files wait; at most, when idle
 
 Walk = Generator[tuple[str, Version], None, None]
@@ -355,9 +356,18 @@ class Watching:
     # ---- what others see of it
 
     def _refuse(self, paths: set[str]) -> None:
-        """Count names that are no regular files or lie too deep, each once while it is there."""
-        self._count("refused", len(paths - self._refused))
-        self._refused |= paths
+        """Count and name what is no regular file or lies too deep, each once while it is there."""
+        if fresh := paths - self._refused:
+            log.warning(
+                "files.refused",
+                root=displayed(self._root),
+                count=len(fresh),
+                names=[displayed(path) for path in sorted(fresh)[:_NAMED]],
+                reason=f"not a regular file (a link, a pipe), or more than {self._plan.max_depth} "
+                "folders deep",
+            )
+            self._count("refused", len(fresh))
+            self._refused |= fresh
 
     def _count(self, result: str, count: int) -> None:
         if count:
