@@ -19,6 +19,7 @@ from .dispatch.waiters import Waiters
 from .errors import JournalError, Overloaded, SetupError
 from .event import Event
 from .journal.contract import Appended, Entry, Journal
+from .logs import get_logger
 from .metrics import Metrics
 from .project import AnyFlow
 from .router import Routed, route
@@ -26,6 +27,10 @@ from .run import Outcome, RunState
 from .trigger import CalledTrigger, EndsEvents, Receipt, TellsSender, Trigger
 
 Settled = Callable[[int], None]
+
+log = get_logger("turnout.triggers")
+
+_STARTING = "starting"
 
 UNMATCHED_PER_SAMPLE = 1000
 """Where unmatched events are not kept, one of so many is, so that its decision can be read."""
@@ -50,7 +55,7 @@ class TriggerEmitter:
     ) -> None:
         self.trigger = trigger
         self.flows = flows
-        self.problem: str | None = "starting"
+        self.problem: str | None = _STARTING
         self.last_error: str | None = None
         self.lags: dict[str, float] = {}
         self.figures: dict[str, float] = {}
@@ -227,6 +232,8 @@ class TriggerEmitter:
 
     def up(self) -> None:
         """Report that the trigger is watching."""
+        if self.problem not in (None, _STARTING):
+            log.info("trigger.up", trigger=self.trigger.name)
         self.problem = None
         self._show_up()
 
@@ -234,6 +241,8 @@ class TriggerEmitter:
         """Report that the trigger cannot watch now, and why."""
         if reason == self._pause_words:
             return  # an operator's doing, which `paused` tells: of itself the trigger is as it was
+        if reason != self.problem:
+            log.warning("trigger.down", trigger=self.trigger.name, error=reason)
         self.problem = self.last_error = reason
         self._show_up()
 

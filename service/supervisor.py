@@ -1,7 +1,8 @@
 """Keeps read triggers reading: each runs on its own, and again after an error, with backoff.
 
 A trigger that fails never touches the others; its problem shows in `turnout_trigger_up`, in
-`/readyz` and in the log. Errors of the journal are not the trigger's and end the service.
+`/readyz` and, by its emitter, in the log. Errors of the journal are not the trigger's and end the
+service.
 """
 
 from __future__ import annotations
@@ -11,10 +12,7 @@ import random
 
 from .emitter import TriggerEmitter
 from .errors import JournalBroken, JournalFull, Overloaded
-from .logs import get_logger
 from .trigger import ReadTrigger
-
-log = get_logger("turnout.triggers")
 
 FIRST_DELAY_SECONDS = 0.2
 LONGEST_DELAY_SECONDS = 30.0
@@ -64,6 +62,5 @@ class Supervisor:
             if loop.time() - began > STEADY_SECONDS:
                 delay = FIRST_DELAY_SECONDS
             emitter.down(reason)
-            log.warning("trigger.down", trigger=trigger.name, error=reason)
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, LONGEST_DELAY_SECONDS)

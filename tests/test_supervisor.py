@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from tests.running import eventually, make_event, running
 from turnout import flow
 from turnout.service.trigger import Emitter
@@ -34,7 +36,9 @@ class Flaky:
         await asyncio.Event().wait()
 
 
-async def test_a_failing_trigger_is_reported_and_started_again(tmp_path: Path) -> None:
+async def test_a_failing_trigger_is_reported_and_started_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with running(tmp_path, [note]) as service:
         trigger = Flaky()
         emit = service.process.emitter(trigger, lambda _event: (note,))
@@ -54,6 +58,10 @@ async def test_a_failing_trigger_is_reported_and_started_again(tmp_path: Path) -
         assert len(await service.all_finished()) == 1
         assert len(trigger.tries) == 3
         assert b'turnout_trigger_up{trigger="flaky"} 1.0' in service.process.metrics.render()
+    said = capsys.readouterr().err
+    assert said.count('"trigger.down"') == 1, said  # once for a reason, however often it fails
+    assert '"error":"OSError: the share is gone"' in said
+    assert said.count('"trigger.up"') == 1, said
 
 
 @dataclass(frozen=True)

@@ -371,8 +371,6 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             except TopicGone:
                 raise  # begun anew, the trigger waits for it
             except TriggerError as error:
-                if not self._is_down:
-                    log.warning("trigger.down", trigger=self._trigger.name, error=str(error))
                 self._is_down = True
                 self._emit.down(str(error))
             except IllegalStateError:
