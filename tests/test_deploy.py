@@ -200,7 +200,9 @@ def stranger_environment(folder: Path, **env: str) -> dict[str, str]:
 def test_container_serves_from_a_clean_environment_without_root(installed: Path) -> None:
     flows = installed / "flows"
     shutil.copytree(CHECKOUT / "handlers" / "examples", flows)
-    secrets = {"GITHUB_WEBHOOK_SECRET": "not-a-real-secret", "REPORT_URL": "http://127.0.0.1:9/"}
+    nowhere = "http://127.0.0.1:9/"
+    secrets = {"GITHUB_WEBHOOK_SECRET": "not-a-real-secret"}
+    secrets |= {"REPORT_URL": nowhere, "SHOP_URL": nowhere}
 
     helped = run_as_stranger(installed, ["turnout", "--help"])
     assert helped.returncode == 0, helped.stderr
