@@ -13,6 +13,8 @@ import sys
 import time
 import traceback
 
+import pytest
+
 from .measure import Size
 from .report import text_of
 from .results import keep
@@ -27,6 +29,7 @@ QUESTIONS = {
     "g": "footprint",
     "h": "growth",
     "i": "spike",
+    "j": "mixed",
     "l": "curves",
     "p": "profile_table",
     "q": "queue_to_result",
@@ -51,7 +54,7 @@ def main() -> None:
         started = time.monotonic()
         try:
             tables = importlib.import_module(f"tests.bench.{module}").run(size)
-        except Exception:  # noqa: BLE001  the other questions are asked all the same
+        except (Exception, pytest.fail.Exception):  # noqa: BLE001  the other questions are asked
             failed.append(module)
             sys.stderr.write(f"{module} could not be measured:\n{traceback.format_exc()}\n")
             continue

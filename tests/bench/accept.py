@@ -12,12 +12,9 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import apsw
-
 from tests.process import free_port
-from turnout.service.journal.connection import FILE_NAME
 
-from . import flows
+from . import flows, stored
 from .load import client_seconds
 from .measure import Size, Spread, Unavailable, interleave, percentile, ratio
 from .openloop import ask
@@ -167,16 +164,6 @@ def _ended(served: Served, due_at: Mapping[str, float]) -> Mapping[str, float]:
     """Return how long after its request was due each run ended, in ms."""
     assert served.program is not None
     served.program.quiet(60)
-    path = served.program.data / FILE_NAME
-    journal = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-    try:
-        ends = dict(
-            journal.execute(
-                "SELECT id, finished_at FROM runs WHERE id >= ? AND state = 'succeeded'",
-                (min(due_at),),
-            )
-        )
-    finally:
-        journal.close()
-    waits = [(ends[run] / 1e6 - due) * 1000 for run, due in due_at.items()]
+    ends = stored.ends(served.program.data)
+    waits = [(ends[run][0] - due) * 1000 for run, due in due_at.items()]
     return {"p50": percentile(waits, 0.5), "p99": percentile(waits, 0.99)}

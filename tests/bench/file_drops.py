@@ -59,7 +59,7 @@ def _latency(fleet: Fleet, folder: Path, size: Size) -> Table:
         "tuned": partial(_watched_waits, folder, drops, step=5, debounce=5),
         "default": partial(_watched_waits, folder, drops, step=50, debounce=1600),
     }
-    found = interleave(size.rounds, measures)
+    found = interleave(2 if size.quick else 3, measures)
     rows = (
         ("settled", f"turnout, after its settle={settle}", "event, run, file version"),
         ("at once", f"turnout, settle={none}", "event, run, file version"),

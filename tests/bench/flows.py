@@ -115,3 +115,30 @@ async def load(path: Path) -> None:
 async def report() -> None:
     return None
 """
+
+MIXED = (
+    STAMP
+    + """
+from pathlib import Path
+from turnout import Event, event, every, files, flow, kafka, retry, task, webhook
+@task
+async def price(order: dict) -> float:
+    return sum(item["count"] * item["price"] for item in order["items"])
+@flow(on=webhook("/orders"))
+async def bill(order: dict) -> float:
+    return await price(order)
+@flow(on=event("order.placed"), retry=retry(2, delay="1s"))
+def placed(order: dict) -> None:
+    stamp(order["key"])
+@flow(on=files(os.environ["BENCH_INBOX"] + "/*.json", settle="100ms"))
+async def load(path: Path) -> None:
+    stamp(path.name)
+@flow(on=every("1s"))
+async def tick(event: Event) -> None:
+    stamp(f"tick {event.time.timestamp():.6f}")
+if "BENCH_TOPIC" in os.environ:
+    @flow(on=kafka(os.environ["BENCH_TOPIC"], group="mixed", start="earliest"))
+    async def consume(order: dict) -> None:
+        stamp(order["key"])
+"""
+)

@@ -25,12 +25,12 @@ class Size:
     @property
     def rounds(self) -> int:
         """How often each thing is measured."""
-        return 3 if self.quick else 5
+        return 2 if self.quick else 5
 
     @property
     def seconds(self) -> float:
         """How long one measurement of a rate lasts."""
-        return 1.0 if self.quick else 3.0
+        return 1.0 if self.quick else 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,8 @@ def shown(cell: Cell) -> str:
         if cell.low == cell.high:
             return number(cell.median)
         return f"{number(cell.median)} ({number(cell.low)}..{number(cell.high)})"
+    if isinstance(cell, int):
+        return f"{cell:,}"
     return cell if isinstance(cell, str) else number(cell)
 
 

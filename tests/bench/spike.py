@@ -13,12 +13,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import apsw
-
 from tests.process import Program
-from turnout.service.journal.connection import FILE_NAME
 
-from . import flows
+from . import flows, stored
 from .measure import Size, Spread
 from .openloop import ask
 from .report import Table
@@ -56,26 +53,27 @@ def _burst(posts: int) -> dict[str, float]:
         assert program is not None
         ask(served.port, HOOK, per_second=100, seconds=1)  # what is loaded late is loaded now
         idle = program.rss_mib()
-        with _most(program) as most:
+        with most_memory(program) as most:
             started = time.perf_counter()
             answered = ask(
-                served.port, HOOK, per_second=AT_ONCE_PER_SECOND, seconds=posts / AT_ONCE_PER_SECOND
-            )
+                served.port, HOOK, per_second=AT_ONCE_PER_SECOND,
+                seconds=posts / AT_ONCE_PER_SECOND, connections=512,
+            )  # fmt: skip
             program.quiet(300)
             drained = time.perf_counter() - started
-        ends = _ends(program)
+        ends = stored.ends(program.data)
         return {
             **answered.figures(),
             "growth": most[0] - idle,
             "drained": drained,
             "answered": len(answered.due_at),
             "lost": sum(run not in ends for run in answered.due_at),
-            "doubled": sum(count > 1 for count in ends.values()),
+            "doubled": sum(runs > 1 for _, runs in ends.values()),
         }
 
 
 @contextmanager
-def _most(program: Program) -> Iterator[list[float]]:
+def most_memory(program: Program) -> Iterator[list[float]]:
     """Watch the program's memory; the one value is the most it had, in MiB."""
     most, over = [program.rss_mib()], threading.Event()
 
@@ -90,18 +88,3 @@ def _most(program: Program) -> Iterator[list[float]]:
     finally:
         over.set()
         watcher.join()
-
-
-def _ends(program: Program) -> dict[str, int]:
-    """Return the runs that succeeded, with how many runs their event has."""
-    path = str(program.data / FILE_NAME)
-    journal = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
-    try:
-        return dict(
-            journal.execute(
-                "SELECT id, count(*) OVER (PARTITION BY event_seq) FROM runs"
-                " WHERE state = 'succeeded'"
-            )
-        )
-    finally:
-        journal.close()
