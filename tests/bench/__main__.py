@@ -1,7 +1,8 @@
-"""`python -m tests.bench [--only a,b] [--quick] [--json]`: measure, print, and keep the results.
+"""`python -m tests.bench [--only a,b] [--quick] [--json] [--huge]`: measure, print, keep.
 
 Each question is a module that returns tables. Results are kept in `results.json`, so that a part
-can be measured again; `RESULTS.md` and the plots are always made from all that is kept.
+can be measured again; `RESULTS.md` and the plots are always made from all that is kept. A question
+that fails does not stop the others; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pytest
 
 from .measure import Size
 from .report import text_of
-from .results import keep
+from .results import keep, write_page
 
 QUESTIONS = {
     "a": "accept",
@@ -33,13 +34,14 @@ QUESTIONS = {
     "l": "curves",
     "p": "profile_table",
     "q": "queue_to_result",
+    "r": "journal",
 }
 
 
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--only", default=",".join(QUESTIONS), help="questions, by letter")
+    parser.add_argument("--only", default=",".join(QUESTIONS), help=_by_letter())
     parser.add_argument("--quick", action="store_true", help="smaller and fewer rounds; not kept")
     parser.add_argument("--huge", action="store_true", help="10 million rows where size is asked")
     parser.add_argument("--json", action="store_true", help="print JSON Lines instead of tables")
@@ -65,8 +67,14 @@ def main() -> None:
         sys.stderr.write(f"{module} took {time.monotonic() - started:.0f} s\n")
         if not size.quick:
             keep(kept)
+    if not size.quick:
+        write_page()
     if failed:
         sys.exit(f"not measured: {', '.join(failed)}")
+
+
+def _by_letter() -> str:
+    return "questions: " + ", ".join(f"{letter} {name}" for letter, name in QUESTIONS.items())
 
 
 if __name__ == "__main__":

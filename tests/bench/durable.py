@@ -22,7 +22,7 @@ from turnout.service.flow import Flow
 from .load import BODY
 from .measure import Size, Spread, Unavailable, interleave, ratio
 from .peers import measured, services
-from .pipelines import bare, on_loop, turnout
+from .pipelines import bare, on_loop, raw, turnout
 from .report import Table
 
 ORDER = BODY.decode()
@@ -44,7 +44,8 @@ async def three_steps(order: dict[str, Any]) -> int:
 
 
 DBOS, DBOS_POSTGRES, PREFECT = "DBOS on SQLite", "DBOS on PostgreSQL", "Prefect 3, on SQLite"
-DURABLE = {PREFECT: "no: states are reported, results are not kept by default"}
+RAW = "raw asyncio, nothing kept"
+DURABLE = {RAW: "no", PREFECT: "no: states are reported, results are not kept by default"}
 PeerRun = Callable[[int, int], Mapping[str, float]]  # steps, at once
 
 
@@ -62,7 +63,7 @@ def run(size: Size) -> list[Table]:
             for together in (1, 100):
                 _compare(table, size, steps, made, together, peers)
     table.notes += [
-        "all keep a history of runs and steps; a turnout run ends when"
+        "all but asyncio keep a history of runs and steps; a turnout run ends when"
         " its outcome is committed, a DBOS run when its handle has the result, a Prefect run when"
         " its flow has returned",
         "turnout runs with `concurrency=128` here, not its default of 64, which 100 would exceed",
@@ -112,6 +113,7 @@ def _compare(
 ) -> None:
     runs = (200 if together == 1 else 4000) // (2 if size.quick else 1)
     measures: dict[str, Callable[[], Mapping[str, float]]] = {
+        RAW: partial(on_loop, partial(raw, steps), 10 * runs, together),
         "bare commits": partial(on_loop, partial(bare, steps), runs, together),
         "turnout": partial(on_loop, partial(turnout, made), runs, together),
     }

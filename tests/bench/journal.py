@@ -1,48 +1,82 @@
-"""How fast the journal is, beside a bare loop that writes the same rows with the same driver.
+"""(r) How fast the journal is, beside raw SQLite that writes the same rows with the same driver.
 
-Run `python -m tests.bench.journal [--events N]`. One table: append then record (two commits an
-event) at 1, 64, 512 and 4096 concurrent callers, append alone, and the rate of a bare loop that
-puts as many events into one transaction as there are callers, with no futures, no checks, no
-thread. The ratio is the number to compare between machines.
+The raw loop puts as many events into one transaction as there are callers, with no futures, no
+checks and no thread: what the disk and SQLite allow.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 
 import uvloop
 
-from turnout.service.event import Event, mint_id
+from turnout.service.event import mint_id
 from turnout.service.journal.connection import open_for_writing
 from turnout.service.journal.contract import Claim, Entry, NewRun
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.run import Outcome, RunState
 
-BODY = b'{"order":"%s"}' % (b"x" * 280)
+from .load import BODY
+from .measure import Size, Spread, interleave, ratio
+from .pipelines import new_event
+from .report import Table
+
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 Work: TypeAlias = Callable[[SqliteJournal, Entry], Awaitable[None]]
 OUTCOME = Outcome(state=RunState.SUCCEEDED, result=b"null")
 CALLERS = (1, 64, 512, 4096)
 
 
-def entry() -> Entry:
-    event = Event(
-        id=mint_id(), source="/hooks/orders", type="turnout.webhook", time=NOW, body=BODY,
-        trigger="webhook:/orders", minted=True, datacontenttype="application/json",
-        headers={"content-type": "application/json", "user-agent": "bench"},
+def run(size: Size) -> list[Table]:
+    """Measure appending alone, and with the outcome recorded after it."""
+    table = Table(
+        "r", "the journal beside raw SQLite, the same rows",
+        ("what", "callers at once", "journal, events/s", "raw, events/s", "x raw",
+         "loop thread, µs each"),
     )  # fmt: skip
-    return Entry(event=event, runs=[NewRun(id=mint_id(), flow="bill", state=RunState.RUNNING)])
+    events = 4_000 if size.quick else 20_000
+    with (
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        tempfile.TemporaryDirectory(prefix="turnout-bench-") as place,
+    ):
+        folders = (Path(place) / str(number) for number in count())
+
+        def once(work: Work, callers: int, record: bool) -> Mapping[str, float]:
+            entries = [entry() for _ in range(events // (20 if callers == 1 else 1))]
+            gc.collect()
+            gc.freeze()  # the entries are the harness's, not the journal's garbage
+            raw = measure_raw(entries, callers, next(folders), record=record)
+            rate, used = runner.run(measure(work, entries, callers, next(folders)))
+            gc.unfreeze()
+            return {"raw": raw, "rate": rate, "loop": used}
+
+        for text, work, record in (
+            ("event and run", append, False),
+            ("event and run, then the outcome", append_and_record, True),
+        ):
+            for callers in CALLERS:
+                measures = {"": partial(once, work, callers, record)}
+                found = interleave(1 if size.quick else 3, measures)[""]
+                table.add(
+                    text, f"{callers:,}", Spread.of(found["rate"]), Spread.of(found["raw"]),
+                    ratio(found["rate"], found["raw"]), Spread.of(found["loop"]),
+                )  # fmt: skip
+    return [table]
+
+
+def entry() -> Entry:
+    run = NewRun(id=mint_id(), flow="bill", state=RunState.RUNNING)
+    return Entry(event=new_event(), runs=[run])
 
 
 async def append(journal: SqliteJournal, ready: Entry) -> None:
@@ -104,7 +138,7 @@ REST_OF_EVENT = (
 )  # fmt: skip
 
 
-def measure_bare(entries: list[Entry], together: int, folder: Path, *, record: bool) -> float:
+def measure_raw(entries: list[Entry], together: int, folder: Path, *, record: bool) -> float:
     """Return events per second with `together` events to a transaction, outcomes in the next."""
     folder.mkdir()
     connection = open_for_writing(folder, synchronous="full")
@@ -127,31 +161,3 @@ def measure_bare(entries: list[Entry], together: int, folder: Path, *, record: b
     elapsed = time.perf_counter() - started
     connection.close()
     return len(entries) / elapsed
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=50_000, help="with one caller, a fiftieth")
-    parser.add_argument("--asyncio", action="store_true", help="the stock loop, not uvloop")
-    chosen = parser.parse_args()
-    factory = None if chosen.asyncio else uvloop.new_event_loop
-    sys.stdout.write(
-        f"{'work':18} {'callers':>7} {'events/s':>10} {'bare/s':>10} {'ratio':>6} {'loop µs':>8}\n"
-    )
-    with asyncio.Runner(loop_factory=factory) as runner, tempfile.TemporaryDirectory() as place:
-        folders = (Path(place) / str(number) for number in count())
-        for work, record in ((append, False), (append_and_record, True)):
-            for callers in CALLERS:
-                entries = [entry() for _ in range(chosen.events // (50 if callers == 1 else 1))]
-                gc.collect()
-                gc.freeze()  # the entries are the harness's, not the journal's garbage
-                bare = measure_bare(entries, callers, next(folders), record=record)
-                rate, used = runner.run(measure(work, entries, callers, next(folders)))
-                sys.stdout.write(
-                    f"{work.__name__:18} {callers:10} {rate:10,.0f} {bare:10,.0f}"
-                    f" {rate / bare:10.2f} {used:10.1f}\n"
-                )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
 """Pipelines measured in one process with their client: turnout's, and bare commits beside it.
 
-Both run on uvloop, on a journal of their own with `synchronous=FULL`. `bare` commits as often as
-turnout promises to: the event with its run, each step, the outcome; with group commit where many
-are at once.
+All run on uvloop; turnout and `bare` on a journal of their own with `synchronous=FULL`. `bare`
+commits as often as turnout promises to: the event with its run, each step, the outcome; with group
+commit where many are at once. `raw` is asyncio alone.
 """
 
 from __future__ import annotations
@@ -131,6 +131,25 @@ async def turnout(
 async def _prune(upkeep: Maintenance) -> None:
     while True:
         await upkeep.run_once()
+
+
+async def raw(steps: int, folder: Path, stack: AsyncExitStack) -> Callable[[], Awaitable[None]]:
+    """Run a task of the loop for each call, that awaits each step; keeps nothing."""
+
+    async def add(number: int) -> int:
+        return number + 1
+
+    async def work(body: bytes) -> int:
+        orjson.loads(body)
+        value = 0
+        for _ in range(steps):
+            value = await add(value)
+        return value
+
+    async def once() -> None:
+        await asyncio.get_running_loop().create_task(work(BODY))
+
+    return once
 
 
 async def bare(steps: int, folder: Path, stack: AsyncExitStack) -> Callable[[], Awaitable[None]]:

@@ -112,7 +112,7 @@ def _line(row: list[str], widths: list[int]) -> str:
 def _remarks(kept: dict[str, Any]) -> list[str]:
     lines = [""]
     for goal in kept["goals"]:
-        verdict = "holds" if goal["holds"] else "**not reached**"
+        verdict = "reached" if goal["holds"] else "**not reached**"
         lines.append(f"* goal: {goal['text']}: {number(goal['found'])}, {verdict}")
     lines += [f"* **not measured**: {name}: {why}" for name, why in kept.get("lost", {}).items()]
     lines += [f"* {note}" for note in kept["notes"]]

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import apsw
 
 from .measure import Unavailable
 from .peers import measured
-from .report import text_of
+from .report import number, text_of
 
 FOLDER = Path(__file__).parent
 KEPT = FOLDER / "results.json"
@@ -26,14 +26,13 @@ HEAD = FOLDER / "results_head.md"
 
 
 def keep(tables: Sequence[dict[str, Any]]) -> None:
-    """Put tables with those kept, each in place of its predecessor, and write the page."""
+    """Put tables with those kept, each in place of its predecessor."""
     kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for table in tables:
         stamp = {"measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
         load = f"{os.getloadavg()[0]:.1f}"
         kept[table["question"]] = table | stamp | {"load_average": load}
     KEPT.write_text(json.dumps(dict(sorted(kept.items())), indent=1, ensure_ascii=False) + "\n")
-    write_page()
 
 
 def write_page() -> None:
@@ -43,8 +42,8 @@ def write_page() -> None:
         f"Measured on {os.cpu_count()} cores, Linux, Python {platform.python_version()}, "
         f"SQLite {apsw.sqlite_lib_version()}."
     )
-    parts = [HEAD.read_text().strip(), machine]
-    drawn = _draw()
+    parts = [HEAD.read_text().strip(), machine, _goals(kept.values())]
+    drawn = any(table.get("plot") for table in kept.values()) and _draw()
     for table in kept.values():
         when = f"_{table['measured']}, load average {table['load_average']} at the end_"
         parts += [text_of(table), when]
@@ -54,6 +53,17 @@ def write_page() -> None:
         if drawn and table.get("plot"):
             parts.append(f"![{table['title']}](plots/{table['plot']['name']}.png)")
     PAGE.write_text("\n\n".join(parts) + "\n")
+
+
+def _goals(tables: Iterable[dict[str, Any]]) -> str:
+    """Return all goals as one table."""
+    lines = ["## Goals", "", "| question | goal | found | |", "|---|---|---|---|"]
+    for table in tables:
+        for goal in table["goals"]:
+            verdict = "reached" if goal["holds"] else "**not reached**"
+            found = number(goal["found"])
+            lines.append(f"| ({table['question']}) | {goal['text']} | {found} | {verdict} |")
+    return "\n".join(lines)
 
 
 def _draw() -> bool:
