@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from textwrap import dedent
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from turnout import event, flow
 from turnout.service.cli import main
 from turnout.service.event import Event, mint_id
 from turnout.service.journal.contract import Decision, Entry, NewRun, StepRecord
@@ -28,6 +30,7 @@ from turnout.service.run import Outcome, RunError, RunState
 from turnout.service.units import utc_now
 
 from .process import Program, environment, turnout, until
+from .running import make_event, running
 
 R = TypeVar("R")
 
@@ -232,6 +235,54 @@ def test_why_names_runs_and_reasons(terminal: Terminal) -> None:
     assert document["runs"][0]["id"] == run_id
     assert document["decisions"][0]["verdict"] == "filtered"
     terminal.type("why", "nope", code=1)
+
+
+@flow(on=event("order.placed"), when=lambda event: event.data["amount"] > 0)
+async def bill(order: dict[str, int]) -> int:
+    return order["amount"]
+
+
+@flow(on=event("order.placed"))
+async def ship(event: Event) -> None:
+    if event.data["amount"] > 100:
+        raise ValueError("too heavy")
+
+
+def test_why_has_a_reason_for_every_kind_of_end(terminal: Terminal) -> None:
+    async def happen() -> None:
+        async with running(terminal.data, [bill, ship]) as service:
+
+            async def place(event_id: str, data: Any, type: str = "order.placed") -> None:
+                await service.process.operator.emit(replace(make_event(data, event_id), type=type))
+
+            await place("fine", {"amount": 3})
+            await place("filtered", {"amount": 0})
+            await place("broken-filter", {"price": 3})
+            await place("invalid", {"amount": 3, "note": "a word"})
+            await place("failing", {"amount": 101})
+            await place("unmatched", {}, "nobody.listens")
+            await place("twice", {"amount": 3})
+            await place("twice", {"amount": 3})
+            await place("twice", {"amount": 4})
+            around = replace(make_event({}, "around"), type="order.placed", hops=17)
+            await service.process.operator.emit(around)
+            await service.all_finished()
+
+    asyncio.run(happen())
+    for event_id, *reasons in (
+        ("fine", "bill: run .* succeeded", "ship: run .* succeeded"),
+        ("filtered", r"bill: filtered \(when= at .*test_cli.py:\d+\) at 20", "ship: run"),
+        ("broken-filter", r"bill: run .* failed  filter_error: KeyError: 'amount' \(in when="),
+        ("invalid", "bill: run .* failed  invalid_data: note: ", "ship: run .* succeeded"),
+        ("failing", "ship: run .* failed  ValueError: too heavy"),
+        ("unmatched", r"the event: unmatched \(no flow listens to this event\)"),
+        ("twice", "bill: run .* succeeded", r"the event: duplicate \(the same event was delivered",
+         r"the event: conflict \(the same id came again with another body\) at 20"),
+        ("around", r"the event: cycle \(the event is 17 hops from its origin\)"),
+    ):  # fmt: skip
+        text = terminal.type("why", event_id)
+        for reason in reasons:
+            assert re.search(reason, text), (reason, text)
 
 
 def test_doctor_finds_a_sound_journal_sound(terminal: Terminal) -> None:

@@ -363,9 +363,10 @@ def _print_reasons(event: dict[str, Any]) -> None:
             f"  {run['flow']}: run {run['id']} {run['state']}  {_error_line(run['error'])}".rstrip()
         )
     for decision in event["decisions"]:
-        flow = decision.get("flow") or "no flow"
-        detail = decision.get("detail")
-        say(f"  {flow}: {decision.get('verdict')}{f' ({detail})' if detail else ''}")
+        whose = decision.get("flow") or "the event"
+        detail, at = decision.get("detail"), decision.get("at")
+        why = f" ({detail})" if detail else ""
+        say(f"  {whose}: {decision.get('verdict')}{why}{f' at {at}' if at else ''}")
     if not event["runs"] and not event["decisions"]:
         say("  nothing listened for it")
 
