@@ -13,13 +13,15 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
+
+import anyio
 
 from .api.ingest import Ingest, check_exposure, unlock
 from .api.server import Server, listen
@@ -92,7 +94,13 @@ async def _live(
         tasks.create_task(_end_when_broken(journal)),
         tasks.create_task(watch_disk(journal)),
     ]
-    await process.start()
+    with asked.cancelling() as starting:
+        await process.start()
+    if starting.cancelled_caught:  # a resource may take for ever
+        await process.stop()
+        _cancel(background)
+        log.info("service.stopped")
+        return
     ingest = Ingest(
         process.routes(),
         settings=settings,
@@ -121,13 +129,13 @@ async def _live(
         data=str(settings.data),
     )
     while not await asked.to_stop():
-        await _reload(process, ingest, flow_paths, asked.changes())
+        with asked.cancelling():
+            await _reload(process, ingest, flow_paths, asked.changes())
     log.info("service.stopping", grace_seconds=settings.grace.total_seconds())
     stuck = await process.stop()
     server.stop()
     await serving
-    for task in background:
-        task.cancel()
+    _cancel(background)
     if stuck:
         # A thread cannot be killed (decision 21): its run is handed back, the process ends.
         log.warning("service.stopped", stuck=stuck)
@@ -137,11 +145,17 @@ async def _live(
     log.info("service.stopped")
 
 
+def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
 @dataclass
 class _Asked:
     """What the program is asked to do beside serving: to load flow files again, to stop."""
 
     _any: asyncio.Event = field(default_factory=asyncio.Event)
+    _scope: anyio.CancelScope | None = None
     _stop: bool = False
     _changed: list[str] = field(default_factory=list)
 
@@ -151,6 +165,15 @@ class _Asked:
             os._exit(128 + number)
         self._stop = True
         self._any.set()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    @contextmanager
+    def cancelling(self) -> Iterator[anyio.CancelScope]:
+        """Cancel what is done inside when the program is asked to stop."""
+        with anyio.CancelScope() as self._scope:
+            yield self._scope
+        self._scope = None
 
     def reload(self, *changed: str) -> None:
         """Ask to load the flow files again, because of what has changed."""

@@ -103,6 +103,45 @@ def test_a_reload_that_cannot_be_changes_nothing(program: Program, text: str, re
     assert program.stop() == 0
 
 
+SLOW = """
+import asyncio
+from typing import Annotated
+from turnout import flow, resource, webhook
+
+@resource
+async def slow():
+    print("slow begins", flush=True)
+    try:
+        await asyncio.sleep(60)
+    finally:
+        print("slow ends", flush=True)
+    yield "it"
+
+@flow(on=webhook("/slow"))
+def slow_flow(it: Annotated[str, slow]) -> str:
+    return it
+"""
+
+
+def test_a_start_that_takes_for_ever_is_stopped(tmp_path: Path) -> None:
+    flows = tmp_path / "flows.py"
+    flows.write_text(SLOW)
+    program = Program(flows=flows, data=tmp_path / "data", log=tmp_path / "log")
+    with program.start():
+        program.said("slow begins", 20)
+        assert program.stop() == 0
+        program.said("slow ends", 1)
+        program.said("service.stopped", 1)
+
+
+def test_a_reload_that_takes_for_ever_is_stopped(program: Program) -> None:
+    program.flows.write_text(SLOW)
+    program.signal(signal.SIGHUP)
+    program.said("slow begins", 20)
+    assert program.stop() == 0
+    program.said("slow ends", 1)
+
+
 def test_a_program_that_loses_its_terminal_stops(tmp_path: Path) -> None:
     (tmp_path / "flows.py").write_text(FLOWS)
     (tmp_path / "helper_of_flows.py").write_text(HELPER)
