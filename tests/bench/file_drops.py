@@ -52,14 +52,14 @@ def _latency(fleet: Fleet, folder: Path, size: Size) -> Table:
     table = Table("d1", "file dropped → run started", ("what", "kept?", "p50 ms", "p99 ms"))
     settle, none = f"{SETTLE_SECONDS * 1000:g}ms", "0s"
     settled, at_once = _serve(fleet, folder, settle), _serve(fleet, folder, none)
-    drops = 30 if size.quick else 100
+    drops = 30 if size.quick else 60
     measures: dict[str, Callable[[], Waits]] = {
         "settled": partial(_served_waits, settled, drops, SETTLE_SECONDS),
         "at once": partial(_served_waits, at_once, drops, 0.0),
         "tuned": partial(_watched_waits, folder, drops, step=5, debounce=5),
         "default": partial(_watched_waits, folder, drops, step=50, debounce=1600),
     }
-    found = interleave(2 if size.quick else 3, measures)
+    found = interleave(size.rounds, measures)
     rows = (
         ("settled", f"turnout, after its settle={settle}", "event, run, file version"),
         ("at once", f"turnout, settle={none}", "event, run, file version"),

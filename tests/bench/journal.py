@@ -44,7 +44,7 @@ def run(size: Size) -> list[Table]:
         ("what", "callers at once", "journal, events/s", "raw, events/s", "x raw",
          "loop thread, µs each"),
     )  # fmt: skip
-    events = 4_000 if size.quick else 20_000
+    events = 4_000 if size.quick else 10_000
     with (
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         tempfile.TemporaryDirectory(prefix="turnout-bench-") as place,
@@ -66,7 +66,7 @@ def run(size: Size) -> list[Table]:
         ):
             for callers in CALLERS:
                 measures = {"": partial(once, work, callers, record)}
-                found = interleave(1 if size.quick else 3, measures)[""]
+                found = interleave(size.rounds, measures)[""]
                 table.add(
                     text, f"{callers:,}", Spread.of(found["rate"]), Spread.of(found["raw"]),
                     ratio(found["rate"], found["raw"]), Spread.of(found["loop"]),

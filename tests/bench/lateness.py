@@ -17,17 +17,18 @@ from pathlib import Path
 
 import uvloop
 
-from tests.process import until
+from tests.process import Program, until
 
 from . import flows, stamps
 from .load import post
 from .measure import Size, Spread, interleave, percentile
 from .peers import measured
 from .report import Table
-from .servers import Fleet, Served
+from .servers import Fleet
 
 PENDING = 5_000
 EVERY_SECONDS = 0.1
+START_SECONDS = 1.0  # what comes with a start is over by then
 Late = Mapping[str, float]
 
 
@@ -39,13 +40,13 @@ def run(size: Size) -> list[Table]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="turnout-bench-")))
         fleet = Fleet(folder, stack)
-        seconds = 3.0 if size.quick else 6.0
+        seconds = 3.0 if size.quick else 5.0
         rows: dict[str, tuple[str, str, str, Callable[[], Late]]] = {}
 
         def ours(name: str, pending: str, timers: int, sleepers: int) -> None:
-            served = _serve(fleet, folder, name, timers, sleepers)
+            program = _prepare(fleet, folder, name, timers, sleepers)
             kept = "tick, run, position"
-            rows[name] = ("turnout", pending, kept, partial(_late, served, seconds))
+            rows[name] = ("turnout", pending, kept, partial(_late, program, seconds))
 
         ours("idle", "0", 0, 0)
         ours("timers", f"{PENDING:,} timers", PENDING, 0)
@@ -60,7 +61,7 @@ def run(size: Size) -> list[Table]:
                 )  # fmt: skip
         measures = {name: row[3] for name, row in rows.items()}
         seldom = {name: measures.pop(name) for name in (f"sqlite {PENDING}",)}  # slow to set up
-        found = interleave(2 if size.quick else 3, measures, table.lost)
+        found = interleave(size.rounds, measures, table.lost)
         found |= interleave(1, seldom, table.lost)
         for name, figures in found.items():
             p50, p99 = Spread.of(figures["p50"]), Spread.of(figures["p99"])
@@ -71,18 +72,23 @@ def run(size: Size) -> list[Table]:
     return [table]
 
 
-def _serve(fleet: Fleet, folder: Path, name: str, timers: int, sleepers: int) -> Served:
+def _prepare(fleet: Fleet, folder: Path, name: str, timers: int, sleepers: int) -> Program:
+    """Return a program that was served until so many of its runs sleep, and stopped again."""
     env = {"BENCH_STAMPS": str(folder / f"{name}.stamps"), "BENCH_TIMERS": str(timers)}
     served = fleet.turnout(name, flows.TICKING, env=env)
-    assert served.program is not None
-    while served.program.metrics("turnout_runs").get('state="waiting"', 0) < sleepers:
+    program = served.program
+    assert program is not None
+    while program.metrics("turnout_runs").get('state="waiting"', 0) < sleepers:
         post(served.url, seconds=1)
-    return served
+    program.stop()
+    return program
 
 
-def _late(served: Served, seconds: float) -> Late:
-    assert served.program is not None
-    path = Path(served.program.env["BENCH_STAMPS"])
+def _late(program: Program, seconds: float) -> Late:
+    """Serve it alone: others would tick at the same instants."""
+    program.start().ready()
+    path = Path(program.env["BENCH_STAMPS"])
+    time.sleep(START_SECONDS)
     before = stamps.read(path).keys()
     wanted = int(seconds / EVERY_SECONDS)
     until(lambda: len(stamps.read(path)) >= len(before) + wanted, seconds + 30, "ticks")

@@ -32,7 +32,7 @@ def run(size: Size) -> list[Table]:
         ("what", "accepted/s", "p50 ms", "p99 ms", "MiB above idle", "s to the last run's end",
          "answered", "lost", "doubled"),
     )  # fmt: skip
-    rounds = [_burst(posts) for _ in range(1 if size.quick else 3)]
+    rounds = [_burst(posts) for _ in range(size.rounds)]
     figures = {name: Spread.of(one[name] for one in rounds) for name in rounds[0]}
     table.add(
         "turnout, 64 runs at once", figures["rate"], figures["p50"], figures["p99"],
