@@ -10,6 +10,8 @@ twice read its `turnout-key` header, which is the same each time. Not here: read
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -28,8 +30,13 @@ from .task import task
 HOPS = "turnout-hops"
 """The header that carries how many events led to a record, which ends cycles."""
 
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _PASSED_ON = ("traceparent", "tracestate")
 _CLOSE_SECONDS = 5.0
+_FIND_SECONDS = 5.0
+
+# The client logs each attempt of each retry as an error; the step's error says it once.
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 Headers = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
 
@@ -66,6 +73,7 @@ class Producer:
         self._connection = connection
         self._open: Any = None
         self._turn = asyncio.Lock()
+        self._finding = asyncio.Lock()
 
     async def send(
         self,
@@ -79,7 +87,10 @@ class Producer:
         from aiokafka import errors  # type: ignore[import-untyped]  # it carries no types
 
         try:
+            if not _TOPIC.fullmatch(topic):
+                raise errors.InvalidTopicError(f"{topic!r} can be no topic's name")
             producer = await self._opened()
+            await self._find(producer, topic)
             sent = await producer.send_and_wait(
                 topic, value, key=key, headers=headers, partition=partition
             )
@@ -91,6 +102,30 @@ class Producer:
         except (errors.KafkaError, OSError) as error:
             raise NotPublished(_reason(topic, error)) from error
         return {"partition": sent.partition, "offset": sent.offset}
+
+    async def _find(self, producer: Any, topic: str) -> None:
+        """Make sure that a topic is there; brokers that make missing topics have a moment for it.
+
+        Left to itself the client asks for a missing topic without a pause for half a minute, and
+        the records of other topics wait for it.
+        """
+        client = producer.client
+        if client.cluster.partitions_for_topic(topic) is not None:
+            return
+        if topic in (await client.fetch_all_metadata()).topics():
+            await producer.partitions_for(topic)
+            return
+        async with self._finding:
+            try:
+                async with asyncio.timeout(_FIND_SECONDS):
+                    await producer.partitions_for(topic)
+            except TimeoutError:
+                from aiokafka.errors import UnknownTopicOrPartitionError  # type: ignore[import-untyped]  # no types
+
+                raise UnknownTopicOrPartitionError(topic) from None
+            finally:
+                if client.cluster.partitions_for_topic(topic) is None:
+                    client._topics.discard(topic)  # or it is asked for ever after
 
     async def _opened(self) -> Any:
         async with self._turn:
@@ -146,7 +181,7 @@ async def _producer(context: RunContext) -> AsyncIterator[Producer]:
 
 
 async def _stop(made: Any) -> None:
-    from aiokafka.errors import KafkaError  # type: ignore[import-untyped]  # it carries no types
+    from aiokafka.errors import KafkaError
 
     with suppress(KafkaError, OSError, TimeoutError):
         async with asyncio.timeout(_CLOSE_SECONDS):

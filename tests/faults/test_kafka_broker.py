@@ -64,7 +64,7 @@ def test_killed_brokers_lose_and_double_nothing(
     if not lone_kafka.keeps_data:
         pytest.skip(f"{lone_kafka.kind} forgets everything in a restart")
     group = Group.on(lone_kafka, partitions=6)
-    feeder = Feeder(broker=lone_kafka, topic=group.topic, pace=400)
+    feeder = Feeder(broker=lone_kafka, topic=group.topic, pace=2500 if full else 400)
     with group.program(tmp_path / "member") as program:
         program.start().ready()
         with feeder.running():

@@ -74,7 +74,7 @@ def test_killed_consumers_lose_and_double_nothing(
     kafka: Broker, tmp_path: Path, seed: int, full: bool, say: Say
 ) -> None:
     group, dice, ahead = Group.on(kafka, partitions=6), random.Random(seed), []
-    feeder = Feeder(broker=kafka, topic=group.topic, pace=600)
+    feeder = Feeder(broker=kafka, topic=group.topic, pace=1000 if full else 600)
     with group.program(tmp_path / "member") as program:
         with feeder.running():
             for _ in range(20 if full else 3):

@@ -129,6 +129,7 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             with broker.named("cannot join the group"):
                 await broker.started(self.consumer)
             await self._assigned.wait()
+            self._emit.show("paused_partitions", 0)
             try:
                 async with asyncio.TaskGroup() as tasks:
                     beside = [

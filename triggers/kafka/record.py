@@ -92,7 +92,7 @@ class Reader:
             event = like(event, subject=key, extensions={**event.extensions, "partitionkey": key})
         problem: str | None = getattr(record, "error", None)
         if problem is None:
-            event, problem = self._told(event, record, now)
+            event, problem = self._told(event, record)
         if problem is None and event.body and event.encoding != "bytes":
             try:
                 # Where `Event.data` keeps it: the flow does not decode again.
@@ -101,7 +101,7 @@ class Reader:
                 problem = str(error)
         return event if problem is None else self._unreadable(event, record.offset, problem)
 
-    def _told(self, event: Event, record: Any, now: datetime) -> tuple[Event, str | None]:
+    def _told(self, event: Event, record: Any) -> tuple[Event, str | None]:
         """Return the event with what its headers say, and what is wrong with it."""
         value = record.value
         if record.headers:
@@ -111,9 +111,10 @@ class Reader:
         if len(event.body) > self.max_record:
             return event, f"it has {len(value)} bytes and max_record is {self.max_record}"
         if event.headers:
-            event, problem = _with_headers(event, event.headers, now)
-            if problem is not None:
-                return event, problem
+            try:
+                event = _with_headers(event, event.headers)
+            except InvalidData as error:
+                return event, str(error)
         if self.data == "json" and value == b"":
             return event, "the body is empty where JSON was expected"
         return event, None
@@ -147,30 +148,31 @@ def _headers(listed: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:
     return {name.lower(): "" if value is None else text_of(value) for name, value in listed}
 
 
-def _with_headers(
-    event: Event, headers: Mapping[str, str], now: datetime
-) -> tuple[Event, str | None]:
+def _with_headers(event: Event, headers: Mapping[str, str]) -> Event:
     """Read what headers say of the event: hops, and the CloudEvents Kafka binding 1.0.2."""
+    hops = _hops(headers)
+    if hops:
+        event = like(event, hops=hops)
     try:
-        hops = _hops(headers)
-        if hops:
-            event = replace(event, hops=hops)
-        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type == cloudevents.STRUCTURED:
-            return _enveloped(event, cloudevents.structured(event.body, now=now)), None
-        if "ce_specversion" not in headers:
-            return event, None
-        attributes = {
-            name.removeprefix("ce_"): text
-            for name, text in headers.items()
-            if name.startswith("ce_")
-        }
-        if "content-type" in headers:
-            attributes["datacontenttype"] = headers["content-type"]
-        told = cloudevents.from_attributes(attributes, event.body, now=now)
-        return _enveloped(event, told), None
+        told = _cloud_event(event, headers)
     except InvalidData as error:
-        return event, f"it is no sound CloudEvent: {error}"
+        raise InvalidData(f"it is no sound CloudEvent: {error}") from None
+    return event if told is None else _enveloped(event, told)
+
+
+def _cloud_event(event: Event, headers: Mapping[str, str]) -> Event | None:
+    """Return the CloudEvent in a record, None when it is none; its time is the record's at need."""
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == cloudevents.STRUCTURED:
+        return cloudevents.structured(event.body, now=event.time)
+    if "ce_specversion" not in headers:
+        return None
+    attributes = {
+        name.removeprefix("ce_"): text for name, text in headers.items() if name.startswith("ce_")
+    }
+    if "content-type" in headers:
+        attributes["datacontenttype"] = headers["content-type"]
+    return cloudevents.from_attributes(attributes, event.body, now=event.time)
 
 
 def _hops(headers: Mapping[str, str]) -> int:
