@@ -29,7 +29,7 @@ from turnout.service.errors import (
 from turnout.service.journal import upkeep
 from turnout.service.journal.batch import Batch
 from turnout.service.journal.connection import open_for_writing
-from turnout.service.journal.contract import Entry, Filter, Journal
+from turnout.service.journal.contract import Claim, Entry, Filter, Journal
 from turnout.service.journal.intake import Intake
 from turnout.service.journal.jobs import CallJob, ClaimJob
 from turnout.service.journal.lock import Holder, read_lock
@@ -381,10 +381,15 @@ def _write_costs(folder: Path) -> dict[str, int]:
         )
         return CallJob(lambda connection, tally: upkeep.prune(connection, tally, **ages, limit=3))
 
+    first = Claim(
+        run_seq=4, run_id="4", flow="f1", event_seq=4, event=make_event(), token=1, attempt=1,
+        crashes=0, replay=0, order_key=None, limit_key=None, due_at=NOW,
+    )  # fmt: skip
     costs = {}
     connection.set_progress_handler(count, 1)
     for name, job in {
         "claim": ClaimJob([1, 2, 3], {}, micros(NOW)),
+        "first claim": ClaimJob([4], {4: first}, micros(NOW)),
         "prune nothing": prune(early),
         "prune": prune(late),
         "prune oldest": CallJob(

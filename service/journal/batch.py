@@ -213,12 +213,12 @@ class Batch:
         seqs = _json(claims)
         self._connection.execute(
             "UPDATE runs SET state = 'running', token = 1, started_at = ?2"
-            " WHERE seq IN (SELECT value FROM json_each(?1)) AND state = 'queued' AND token = 0",
+            " WHERE seq IN (SELECT value FROM json_each(?1)) AND +state = 'queued' AND token = 0",
             (seqs, at),
         )
         if self._connection.changes() != len(claims):  # some were cancelled, or retried since
             found = self._connection.execute(
-                "SELECT json_group_array(seq) FROM runs WHERE token = 1 AND state = 'running'"
+                "SELECT json_group_array(seq) FROM runs WHERE token = 1 AND +state = 'running'"
                 " AND seq IN (SELECT value FROM json_each(?))",
                 (seqs,),
             ).get
