@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal, TypeVar, overload
 
+from turnout.service.errors import Exited
 from turnout.service.steps.context import Branches, Scope, Suspend, here, suspend_with
 
 T = TypeVar("T")
@@ -73,6 +74,8 @@ async def _gather(
             return await awaitable
         except Suspend:  # it waits; the other branches first run to their own end or wait
             return None
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise Exited.of(error) from None
         except Exception as error:
             if return_exceptions:
                 return error

@@ -88,6 +88,27 @@ class StepFailed(TurnoutError):
         self.type = type
 
 
+def message_of(error: BaseException) -> str:
+    """Return an error's message, whatever its class makes of being asked for it."""
+    try:
+        return str(error)
+    except Exception as odd:  # noqa: BLE001  an author's error class: its code is foreign too
+        return f"(its message cannot be read: {type(odd).__name__})"
+
+
+class Exited(StepFailed):
+    """Raised in the place of a `SystemExit` or `KeyboardInterrupt` of an author's code.
+
+    Those pass every task of asyncio and would end the service; this ends what raised it.
+    """
+
+    @classmethod
+    def of(cls, error: BaseException) -> Exited:
+        """Return what stands for `error`, with its traceback."""
+        made = cls(message_of(error), type=type(error).__name__)
+        return made.with_traceback(error.__traceback__)
+
+
 class CodeChanged(TurnoutError):
     """Raised when a run resumes on changed code that no longer fits its recorded steps."""
 

@@ -124,15 +124,23 @@ def asked_for(error: BaseException, *, now: datetime) -> timedelta:
     Both are seconds or, for the header, an HTTP date. Read by shape, so that the errors of any
     HTTP client will do; nothing readable is no wait, and a day is the longest.
     """
+    try:
+        asked = _asked(error)
+    except Exception:  # noqa: BLE001  properties of an author's error class: foreign code
+        asked = None
+    if isinstance(asked, timedelta):
+        asked = asked.total_seconds()
+    seconds = _seconds(asked, now)
+    return timedelta(seconds=min(max(seconds, 0.0), MAX_RETRY_AFTER.total_seconds()))
+
+
+def _asked(error: BaseException) -> Any:
     asked: Any = getattr(error, "retry_after", None)
     if asked is None:
         headers = getattr(getattr(error, "response", error), "headers", None)
         if isinstance(headers, Mapping | Message):  # Message: what urllib's HTTPError holds
             asked = headers.get("retry-after") or headers.get("Retry-After")
-    if isinstance(asked, timedelta):
-        asked = asked.total_seconds()
-    seconds = _seconds(asked, now)
-    return timedelta(seconds=min(max(seconds, 0.0), MAX_RETRY_AFTER.total_seconds()))
+    return asked
 
 
 def _seconds(asked: object, now: datetime) -> float:

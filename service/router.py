@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import InvalidData
+from .errors import InvalidData, message_of
 from .event import MAX_HOPS, Event, mint_id
 from .journal.contract import Decision, Entry, NewRun
 from .project import AnyFlow
@@ -72,7 +72,8 @@ def _ask(flow: AnyFlow, event: Event, routed: Routed, decisions: list[Decision])
     except Exception as error:  # noqa: BLE001  the author's predicate: a dead letter, replayable after a fix
         run.state = RunState.FAILED
         run.error = RunError(
-            "filter_error", f"{type(error).__name__}: {error} (in when=, per= or ordered_by=)"
+            "filter_error",
+            f"{type(error).__name__}: {message_of(error)} (in when=, per= or ordered_by=)",
         )
     routed.entry.runs.append(run)
     routed.flows.append(flow)

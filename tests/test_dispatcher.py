@@ -9,10 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
+
 from tests.running import Running, eventually, running
-from turnout import Fail, Skip, flow, gather, limit, retry, task
+from turnout import Fail, Skip, current, flow, gather, limit, retry, task
 from turnout.service.dispatch.lane import WINDOW
 from turnout.service.event import Event
+from turnout.service.flow import Flow
 from turnout.service.journal.contract import Filter
 from turnout.service.run import RunState
 
@@ -180,16 +183,100 @@ async def test_each_way_an_attempt_can_end(tmp_path: Path) -> None:
         assert run.error.message == "flow 'slow' did not end within its timeout of 0.02s"
 
 
-async def test_an_exit_in_a_flow_fails_the_run_not_the_service(tmp_path: Path) -> None:
-    @flow
-    def leaves(event: Event) -> None:
-        raise SystemExit(event.data)
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+async def test_an_exit_in_a_flow_fails_the_run_not_the_service(
+    tmp_path: Path, kind: type[BaseException]
+) -> None:
+    async def leave(event: Event) -> None:
+        raise kind(event.data)
 
-    async with running(tmp_path, [leaves]) as service:
-        run = await service.finished((await service.send(3)).runs[0])
-        assert run.error is not None
-        assert run.error.type == "SystemExit"
-        assert (await service.finished((await service.send(4)).runs[0])).dead
+    @task
+    async def leaving() -> None:
+        raise kind("from a task")
+
+    @task
+    def leaving_thread() -> None:
+        raise kind("from a thread")
+
+    @flow
+    def threaded(event: Event) -> None:
+        raise kind(event.data)
+
+    @flow
+    async def direct(event: Event) -> None:
+        await leave(event)
+
+    @flow
+    async def stepping() -> None:
+        await leaving()
+
+    @flow
+    async def gathering(event: Event) -> None:
+        await gather(leave(event), asyncio.sleep(0))
+
+    @flow
+    async def gathering_steps() -> None:
+        await gather(leaving(), leaving_thread.run())
+
+    flows: list[Flow[..., Any]] = [threaded, direct, stepping, gathering, gathering_steps]
+    async with running(tmp_path, flows) as service:
+        receipt = await service.send("3")
+        for run_id in receipt.runs:
+            run = await service.finished(run_id)
+            assert run.error is not None
+            assert (run.dead, run.error.type) == (True, kind.__name__), run
+            trace = run.error.traceback or ""
+            assert f"{__file__}" in trace
+            assert "service/pools" not in trace
+
+
+class Hostile(Exception):
+    """An error whose own code is broken."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+    @property
+    def retry_after(self) -> float:
+        raise RuntimeError("no number")
+
+
+async def test_an_error_that_cannot_be_read_fails_its_run_alone(tmp_path: Path) -> None:
+    def ask(event: Event) -> bool:
+        raise Hostile
+
+    @task
+    async def step() -> None:
+        raise Hostile
+
+    @flow(retry=retry(1, delay="1ms"))
+    async def direct() -> None:
+        raise Hostile
+
+    @flow
+    async def stepping() -> None:
+        await step()
+
+    @flow
+    async def grouped() -> None:
+        async with asyncio.TaskGroup():
+            raise Hostile
+
+    @flow(when=ask)
+    async def filtered() -> None: ...
+
+    @flow
+    async def undone() -> None:
+        current().on_undo(step)
+        raise ValueError("undo")
+
+    async with running(tmp_path, [direct, stepping, grouped, filtered, undone]) as service:
+        for run_id in (await service.send()).runs:
+            run = await service.finished(run_id)
+            assert run.dead, run
+            if run.flow != "undone":
+                assert run.error is not None
+                assert "its message cannot be read: RuntimeError" in run.error.message
 
 
 async def test_stopping_hands_back_what_does_not_end_and_spends_no_attempt(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class Executor:
                 result = await self._call(claim, flow)
                 if context.trail is not None:
                     context.trail.refuse_end()
-            except (ClaimLost, JournalBroken, KeyboardInterrupt):
+            except (ClaimLost, JournalBroken):
                 raise
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()

@@ -23,6 +23,7 @@ from contextvars import copy_context
 from typing import Any, Literal, TypeVar
 
 from turnout.service import logs
+from turnout.service.errors import Exited
 from turnout.service.flow import Pool
 
 from .worker import Worker, WorkerDied, request_of, value_of
@@ -90,11 +91,14 @@ class Pools:
         name: str,
         lane: Lane,
     ) -> Any:
-        if _is_async(function):
-            return await function(*args, **kwargs)
-        if pool == "process":
-            return await self._in_process(function, args, kwargs, name or _name(function))
-        return await _ThreadCall().run(self._threads[lane], function, args, kwargs)
+        try:
+            if _is_async(function):
+                return await function(*args, **kwargs)
+            if pool == "process":
+                return await self._in_process(function, args, kwargs, name or _name(function))
+            return await _ThreadCall().run(self._threads[lane], function, args, kwargs)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise Exited.of(error) from None
 
     async def _in_process(
         self,

@@ -18,7 +18,14 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from turnout.service.errors import ClaimLost, CodeChanged, JournalBroken, JournalError, SetupError
+from turnout.service.errors import (
+    ClaimLost,
+    CodeChanged,
+    JournalBroken,
+    JournalError,
+    SetupError,
+    message_of,
+)
 from turnout.service.event import Event
 from turnout.service.journal.contract import Claim, StepRecord
 from turnout.service.logs import get_logger
@@ -131,7 +138,7 @@ async def _attend(
             flow=context.claim.flow,
             run=context.claim.run_id,
             step=f"{place}/{task.name}",
-            error=f"{type(error).__name__}: {error}",
+            error=f"{type(error).__name__}: {message_of(error)}",
         )
 
 

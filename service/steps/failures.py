@@ -13,7 +13,14 @@ from collections.abc import Mapping
 from itertools import dropwhile
 from pathlib import Path
 
-from turnout.service.errors import CodeChanged, InvalidData, MisplacedTask, NotKept, StepFailed
+from turnout.service.errors import (
+    CodeChanged,
+    InvalidData,
+    MisplacedTask,
+    NotKept,
+    StepFailed,
+    message_of,
+)
 from turnout.service.governance import secrets
 from turnout.service.journal.contract import StepRecord
 from turnout.service.run import Fail, Rejected, RunError, Skip
@@ -91,9 +98,10 @@ def describe(error: BaseException) -> RunError:
     if isinstance(error, StepFailed) and error.type:
         kind = error.type
     text = _report(error)
-    message = str(error)
+    message = message_of(error)
     if isinstance(error, BaseExceptionGroup):
-        message += f": {type(error.exceptions[0]).__name__}: {error.exceptions[0]}"
+        first = error.exceptions[0]
+        message += f": {type(first).__name__}: {message_of(first)}"
     return RunError(
         kind,
         secrets.mask(message)[:_MAX_MESSAGE],
@@ -109,7 +117,7 @@ def keep(error: Exception, max_bytes: int) -> bytes | None:
         back = pickle.loads(data)
     except Exception:  # noqa: BLE001  an error with a constructor of its own often cannot
         return None
-    same = type(back) is type(error) and str(back) == str(error)
+    same = type(back) is type(error) and message_of(back) == message_of(error)
     return data if same and len(data) <= max_bytes and not secrets.find_live(data) else None
 
 
