@@ -230,6 +230,39 @@ async def test_an_exit_in_a_flow_fails_the_run_not_the_service(
             assert "service/pools" not in trace
 
 
+async def test_a_flow_that_cancels_itself_fails_and_is_recorded(tmp_path: Path) -> None:
+    def cancel_self() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    @flow
+    async def waits() -> None:
+        cancel_self()
+        await asyncio.sleep(60)
+
+    @flow
+    async def returns() -> int:
+        cancel_self()
+        cancel_self()
+        return 1
+
+    @flow
+    async def raises() -> None:
+        cancel_self()
+        raise ValueError("no")
+
+    async with running(tmp_path, [waits, returns, raises]) as service:
+        for run_id in (await service.send()).runs:
+            run = await service.finished(run_id)
+            kind = None if run.error is None else run.error.type
+            assert (run.flow, kind) in {
+                ("waits", "CancelledError"), ("returns", None), ("raises", "ValueError"),
+            }  # fmt: skip
+        again = await service.send()  # and whoever comes after is served
+        assert len([await service.finished(run_id) for run_id in again.runs]) == 3
+
+
 class Hostile(Exception):
     """An error whose own code is broken."""
 

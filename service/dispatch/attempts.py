@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import Counter, Histogram
 
@@ -107,6 +107,7 @@ class Attempts:
         self._now = now
         self._slots = slots
         self._ended = ended
+        self._owner: asyncio.Task[Any] | None = None
         self._running: dict[str, _Attempt] = {}
         self._meters: dict[str, _Meters] = {}
 
@@ -128,6 +129,13 @@ class Attempts:
             if claim.flow == flow and claim.order_key == order_key:
                 return claim.run_seq
         return None
+
+    def begin(self) -> None:
+        """Say that attempts run below the current task, whose cancel is the service's end."""
+        self._owner = asyncio.current_task()
+
+    def _is_ending(self) -> bool:
+        return self._owner is None or self._owner.cancelling() > 0
 
     def start(self, tasks: asyncio.TaskGroup, claim: Claim, flow: AnyFlow | None) -> None:
         """Execute a claim; without a flow (a reload took it away) the run is handed back."""
@@ -177,7 +185,9 @@ class Attempts:
             return HANDED_BACK
         attempt.executing = True
         try:
-            return await self._executor.execute(attempt.claim, flow)
+            return await self._executor.execute(
+                attempt.claim, flow, lambda: attempt.cancelled or self._is_ending()
+            )
         except ClaimLost:  # from a step's record: an operator was quicker, as `_record` will hear
             return HANDED_BACK
         except asyncio.CancelledError:

@@ -255,6 +255,7 @@ class Dispatcher:
         await self.hold_keys()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
+            self._attempts.begin()
             claiming = tasks.create_task(self._claim_runs())
             watching = tasks.create_task(self._watch_due())
             started()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -51,8 +52,15 @@ class Executor:
         """Let runs ask this of the service around them."""
         self._services = replace(self._services, outside=outside)
 
-    async def execute(self, claim: Claim, flow: AnyFlow) -> Outcome:
-        """Run one attempt under `claim`; raises only `ClaimLost` and `JournalBroken`."""
+    async def execute(
+        self, claim: Claim, flow: AnyFlow, is_stopped: Callable[[], bool] | None = None
+    ) -> Outcome:
+        """Run one attempt under `claim`; raises only `ClaimLost` and `JournalBroken`.
+
+        `is_stopped` tells whether a cancel comes from outside; without it, every one that the task
+        was asked for does. Any other is the flow's own doing, and ends its run only.
+        """
+        is_stopped = is_stopped or _is_cancelled
         with open_attempt(claim, flow, self._services) as context:
             known = failed_before(claim)
             if known is not None:
@@ -65,14 +73,15 @@ class Executor:
             except (ClaimLost, JournalBroken):
                 raise
             except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+                if is_stopped():
                     raise
                 outcome = self._judge(claim, flow, error)  # the flow's own, not ours
             except BaseException as error:  # noqa: BLE001  foreign code; sys.exit() too must not end the service
                 outcome = self._judge(claim, flow, error)
             else:
                 outcome = Outcome(state=RunState.SUCCEEDED, result=result)
+            if _is_cancelled() and not is_stopped():
+                await _forget_cancels()
             outcome = _suspended(context) or outcome
             if outcome.state is RunState.FAILED:
                 await conclude(context, flow, outcome)
@@ -116,6 +125,21 @@ class Executor:
         if delay is None:
             return Outcome(state=RunState.FAILED, error=failure)
         return Outcome(state=RunState.RETRYING, error=failure, due_at=self._now() + delay)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def _forget_cancels() -> None:
+    """Forget what a flow asked of its own task, so that its outcome can be recorded."""
+    task = asyncio.current_task()
+    assert task is not None
+    while task.uncancel():
+        pass
+    with suppress(asyncio.CancelledError):  # one that was not delivered yet
+        await asyncio.sleep(0)
 
 
 def _suspended(context: RunContext) -> Outcome | None:
