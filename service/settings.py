@@ -239,6 +239,11 @@ def _kafka_problem(settings: Settings) -> str | None:
             "TURNOUT_KAFKA_SASL_USERNAME and _PASSWORD are set and would not be used: "
             "TURNOUT_KAFKA_SECURITY_PROTOCOL must be SASL_SSL or SASL_PLAINTEXT"
         )
+    return _kafka_files_problem(settings)
+
+
+def _kafka_files_problem(settings: Settings) -> str | None:
+    protocol = settings.kafka_security_protocol
     files = (settings.kafka_tls_ca, settings.kafka_tls_certificate, settings.kafka_tls_key)
     if any(files) and not protocol.endswith("SSL"):
         return (
@@ -250,6 +255,11 @@ def _kafka_problem(settings: Settings) -> str | None:
     for file in files:
         if file is not None and not os.access(file, os.R_OK):
             return f"TURNOUT_KAFKA_TLS_…: cannot read {file}"
+    if any(files):
+        try:
+            _tls(settings)
+        except SetupError as error:
+            return error.message
     return None
 
 

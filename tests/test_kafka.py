@@ -831,6 +831,7 @@ async def test_failed_records_go_to_the_dead_letter_topic(tmp_path: Path, kafka:
         ({"kafka_security_protocol": "SSL", "kafka_tls_ca": "nowhere.pem"}, "cannot read"),
         ({"kafka_security_protocol": "SSL", "kafka_tls_key": "pyproject.toml"}, "go together"),
         ({"kafka_tls_ca": "pyproject.toml"}, "would not be used"),
+        ({"kafka_security_protocol": "SSL", "kafka_tls_ca": "pyproject.toml"}, "cannot be used"),
     ],
 )
 def test_connection_settings_are_checked_at_load(settings: dict[str, Any], said: str) -> None:
@@ -857,6 +858,7 @@ def test_a_password_is_never_shown() -> None:
         (kafka_trigger("a", group="g", start="2026-01-31T09:00:00"), "zone"),
         (kafka_trigger(pattern="(", group="g"), "pattern"),
         (kafka_trigger("a", group="g", dead_letter_topic="a"), "of its own"),
+        (make_trigger("orders", group="g", session="500ms"), "at least a second"),
     ],
 )
 def test_what_cannot_be_a_trigger_is_refused_at_load(trigger: KafkaTrigger, said: str) -> None:

@@ -95,6 +95,8 @@ class KafkaTrigger:
             raise SetupError(f"kafka(create={self.create}): partitions are from 1 to 10,000")
         if self.max_record < 1:
             raise SetupError("kafka(max_record=…): at least one byte")
+        if self.session_seconds < 1 or self.max_poll_seconds < 1:
+            raise SetupError("kafka(session=…, max_poll=…): at least a second each")
         if self.dead_letter_topic in self.topics:
             raise SetupError("kafka(dead_letter_topic=…): a topic of its own, or it never ends")
 
