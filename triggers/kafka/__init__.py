@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from turnout.service.errors import SetupError, TriggerError
 from turnout.service.event import Event
-from turnout.service.logs import get_logger
 from turnout.service.trigger import Emitter, Seek, SeekPlan
 from turnout.service.units import parse_duration, parse_size
 
@@ -31,8 +30,6 @@ from .record import Data, Null, Reader
 
 if TYPE_CHECKING:
     from .reading import Reading
-
-log = get_logger("turnout.triggers")
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _RETRY_SECONDS = (0.5, 5.0)
@@ -109,15 +106,11 @@ class KafkaTrigger:
 
         connection = emit.connection("kafka")
         delay, longest = _RETRY_SECONDS
-        told = ""
         while True:
             try:
                 cluster, topics = await broker.meet(connection, self.topics, create=self.create)
             except TriggerError as error:
-                if str(error) != told:
-                    log.warning("trigger.down", trigger=self.name, error=str(error))
-                told = str(error)
-                emit.down(told)
+                emit.down(str(error))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, longest)
             else:

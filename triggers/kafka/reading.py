@@ -378,7 +378,6 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
                 pass
             else:
                 if self._is_down:
-                    log.info("trigger.up", trigger=self._trigger.name)
                     self._is_down = False
                     self._emit.up()
 
