@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,56 @@ async def test_each_record_is_one_run_in_the_order_of_its_partition(
     assert (named, epoch) == (topic, "1")
     assert (int(part_text), int(offset)) in [place for places in sent for place in places]
     assert cluster and event.source == f"kafka://{cluster}/{topic}"
+
+
+async def test_records_of_a_key_run_in_order_and_keys_beside_each_other(
+    tmp_path: Path, kafka: Broker
+) -> None:
+    topic = await kafka.create_topic(partitions=2)
+    seen: dict[str | None, list[int]] = {}
+    at_once, most = 0, 0
+
+    @flow(on=kafka_trigger(topic, group=unique("group"), start="earliest"), ordered_by="key")
+    async def keep(event: Event, place: Place) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.02 if place.id % 2 else 0)  # so that a later one could overtake
+        seen.setdefault(event.subject, []).append(place.id)
+        at_once -= 1
+
+    for key in ("a", "b", "c", "d"):
+        values = [orjson.dumps({"id": n}) for n in range(20)]
+        await kafka.send(topic, values, key=key.encode())
+    async with serving(tmp_path, kafka, keep) as process:
+        await ended(process, 80)
+    assert seen == {key: list(range(20)) for key in "abcd"}
+    assert most > 1
+
+
+async def test_an_instant_and_a_pattern_say_what_is_read(tmp_path: Path, kafka: Broker) -> None:
+    if kafka.kind == "mesh":
+        pytest.skip("this broker does not look offsets up by time")
+    stem = unique("dated")
+    topics = [await kafka.create_topic(f"{stem}-{name}") for name in "ab"]
+    await kafka.create_topic(f"other-{stem}-a")
+    for topic in topics:
+        await kafka.send(topic, [b'{"id": 1}'])
+    last = max([one.timestamp for topic in topics for one in await kafka.records(topic)])
+    instant = datetime.fromtimestamp(last / 1000, UTC) + timedelta(milliseconds=1)
+    for topic in (*topics, f"other-{stem}-a"):
+        await kafka.send(topic, [b'{"id": 2}'])
+    trigger = kafka_trigger(pattern=f"{stem}-.", group=unique("group"), start=instant)
+
+    @flow(on=trigger)
+    async def keep(event: Event, place: Place) -> str:
+        return f"{event.extensions['partition']} {place.id}"
+
+    async with serving(tmp_path, kafka, keep) as process:
+        runs = await ended(process, 2)
+    assert sorted(orjson.loads(run.result or b"") for run in runs) == [
+        f"{topic}/0 2" for topic in topics
+    ]
 
 
 async def test_a_restart_neither_repeats_nor_skips_and_kafka_is_told(
