@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import sys
 import time
 import traceback
@@ -51,6 +52,7 @@ def main() -> None:
     unknown = set(asked) - set(QUESTIONS)
     if unknown:
         parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are ended then too
     failed: list[str] = []
     for module in dict.fromkeys(QUESTIONS[letter] for letter in asked):
         started = time.monotonic()
