@@ -88,15 +88,8 @@ class TriggerEmitter:
             raise Overloaded(self._closed)
         if self._paused:
             raise Overloaded(self._pause_words, retry_after_seconds=60)
-        name = self.trigger.name
-        listed = [
-            event if event.trigger == name else replace(event, trigger=name) for event in events
-        ]
-        routed = [route(event, self.flows(event), effect=self.has_effect) for event in listed]
-        if self._mark is not None:
-            for one in routed:
-                self._mark(one.entry)
-        if self._tells_sender and routed and all(one.refused_by_all for one in routed):
+        routed = [self._route(event) for event in events]
+        if self._tells_sender and _is_refused(routed):
             self.reject("invalid", len(routed))
             return [
                 Receipt(event=one.entry.event.id, stored=False, refusals=one.refusals)
@@ -107,6 +100,14 @@ class TriggerEmitter:
         if not self._keeps_unmatched:
             return await self._store_matched(routed, positions or {})
         return await self._committed(routed, positions or {})
+
+    def _route(self, event: Event) -> Routed:
+        if event.trigger != self.trigger.name:
+            event = replace(event, trigger=self.trigger.name)
+        routed = route(event, self.flows(event), effect=self.has_effect)
+        if self._mark is not None:
+            self._mark(routed.entry)
+        return routed
 
     async def _store_matched(
         self, routed: list[Routed], positions: Mapping[str, str | None]
@@ -164,9 +165,12 @@ class TriggerEmitter:
             if not answer.done():
                 answer.set_exception(error)
             return
-        if any(one.entry.topics for one in routed):
+        receipts, woken = [], False
+        for one, appended in zip(routed, stored.result(), strict=True):
+            receipts.append(self._receipt(one, appended))
+            woken = woken or bool(one.entry.topics)
+        if woken:
             self._dispatcher.look_due()
-        receipts = [self._receipt(*pair) for pair in zip(routed, stored.result(), strict=True)]
         if not answer.done():
             answer.set_result(receipts)
 
@@ -269,3 +273,8 @@ class TriggerEmitter:
         if self._connection is None:
             raise SetupError(f"there are no connection settings for {kind!r} here")
         return self._connection(kind)
+
+
+def _is_refused(routed: Sequence[Routed]) -> bool:
+    """Whether no flow can take the data of any of these events."""
+    return bool(routed) and all(one.refused_by_all for one in routed)

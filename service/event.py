@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -56,10 +55,14 @@ class Event:
     hops: int = 0
     minted: bool = False
 
-    @cached_property
+    @property
     def data(self) -> Any:
         """The decoded body; raises `InvalidData` when the bytes are not what `encoding` says."""
-        return decode(self.body, self.encoding) if self.body or self.encoding != "json" else None
+        kept = self.__dict__  # not a cached_property: before Python 3.12 its lock costs a µs
+        if "_data" not in kept:
+            is_empty = not self.body and self.encoding == "json"
+            kept["_data"] = None if is_empty else decode(self.body, self.encoding)
+        return kept["_data"]
 
     @property
     def path(self) -> Path | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -62,6 +63,11 @@ class Metrics:
             registry=registry,
         )
         self.journal_size_bytes = gauge("journal_size_bytes", "Size of the journal on disk.")
+
+    @lru_cache(maxsize=4096)  # noqa: B019  one registry lives as long as its process
+    def of_step(self, flow: str, task: str, outcome: str) -> tuple[Histogram, Counter]:
+        """Return a step's labelled metrics: how long it ran, how often it came to `outcome`."""
+        return self.step_seconds.labels(flow, task), self.steps.labels(flow, task, outcome)
 
     def observe_counts(self, read: Callable[[], Counts]) -> None:
         """Expose what others count anyway, read at each scrape without touching the disk."""

@@ -50,6 +50,11 @@ class Peer:
             body = await self._reader.readexactly(int(headers.get("content-length", "0")))
         return int(status.split()[1]), headers, body
 
+    async def until(self, text: bytes) -> bytes:
+        """Read up to `text`, which comes."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self._reader.readuntil(text)
+
     async def is_closed(self) -> bool:
         """Wait until the server has closed; False when it sends something more instead."""
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -179,6 +184,27 @@ class TestAnswers:
                 await peer.send(bytes([byte]))
                 await asyncio.sleep(0)
             assert (await peer.answer())[0] == 202
+
+    async def test_an_application_that_streams_hears_its_peer_leave(self) -> None:
+        heard: list[str] = []
+        gone = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            heard.append((await receive())["body"].decode())
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"tick", "more_body": True})
+            heard.append((await receive())["type"])
+            gone.set()
+
+        sock = listen(SETTINGS)
+        async with serving(Server(app, sock, SETTINGS), sock) as site:
+            peer = await site.connect()
+            await peer.send(post(b"{}"))
+            await peer.until(b"4\r\ntick\r\n")
+            assert heard == ["{}"]
+            peer.close()
+            await gone.wait()
+            assert heard == ["{}", "http.disconnect"]
 
     async def test_an_upgrade_is_ignored_and_the_connection_ends(self, hook: Hook) -> None:
         async with hook.running() as site:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from asyncio import TimerHandle
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote
 
 import httptools
@@ -217,7 +217,13 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        self.tasks.add(self.loop.create_task(self._respond(cycle, app)))
+
+    async def _respond(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        try:
+            await cycle.run_asgi(app)
+        finally:  # here, not in a callback of the task, which would be one more turn of the loop
+            self.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or wait for one."""

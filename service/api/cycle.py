@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 if TYPE_CHECKING:
     from uvicorn._types import (
+        ASGIReceiveEvent,
         ASGISendEvent,
         HTTPResponseBodyEvent,
         HTTPResponseStartEvent,
@@ -31,6 +32,15 @@ class Cycle(RequestResponseCycle):
     """A request being answered; see uvicorn for what its attributes mean."""
 
     _head: bytes = b""
+    _taken: bool = False
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Return the body, at once if it has arrived whole; then wait for the peer to leave."""
+        if self._taken or self.more_body or self.disconnected or self.response_complete:
+            return await super().receive()
+        self._taken = True
+        self.message_event.clear()
+        return {"type": "http.request", "body": bytes(self.body), "more_body": False}
 
     async def send(self, message: ASGISendEvent) -> None:
         """Take one ASGI message; raises `RuntimeError` for one that is out of turn or place."""

@@ -244,9 +244,11 @@ class Call:
         return await keep(self.context, record)
 
     def _observe(self, outcome: str) -> None:
-        metrics, flow, task = self.services.metrics, self.context.claim.flow, self.task.name
-        metrics.step_seconds.labels(flow, task).observe(time.perf_counter() - self._clock)
-        metrics.steps.labels(flow, task, outcome).inc()
+        seconds, count = self.services.metrics.of_step(
+            self.context.claim.flow, self.task.name, outcome
+        )
+        seconds.observe(time.perf_counter() - self._clock)
+        count.inc()
 
 
 async def keep(context: RunContext, record: StepRecord) -> StepRecord:
