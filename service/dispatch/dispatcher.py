@@ -305,7 +305,6 @@ class Dispatcher:
     async def _refill(self, lane: Lane) -> None:
         while lane.wanted:
             key = lane.wanted.pop()
-            lane.spilled.discard(key)
             rows = await self._journal.queued_for_key(lane.flow, key[0], key[1], WINDOW // 4)
             fresh = [row for row in rows if row.seq not in self._claiming]
             lane.fetched(key, fresh, more=len(rows) == WINDOW // 4)

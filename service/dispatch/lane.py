@@ -111,7 +111,11 @@ class Lane:
             self.wanted.add(key)
 
     def fetched(self, key: Key, rows: Sequence[Queued], *, more: bool) -> None:
-        """Take in rows of a spilled key, read from the journal in arrival order."""
+        """Take in rows of a spilled key, read from the journal in arrival order.
+
+        Until now the key counted as one with runs waiting: nothing newer could overtake them.
+        """
+        self.spilled.discard(key)
         for row in rows:
             self.parked.setdefault(key, deque()).append(row)
             self.parked_count += 1
