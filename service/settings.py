@@ -196,6 +196,7 @@ def load(config: Path | None = None, **chosen: Any) -> Settings:
     """Read `turnout.toml` (or `config`), the environment and `chosen`; raises `SetupError`.
 
     Every problem is named with the file or variable it stands in, a misspelt key included.
+    Folders are where they are now, wherever a flow makes the process go later.
     """
     file = config or Path("turnout.toml")
     values: dict[str, Any] = {}
@@ -209,7 +210,7 @@ def load(config: Path | None = None, **chosen: Any) -> Settings:
     merged = {key: value for key, value in values.items() if key not in in_environment}
     merged |= {key: value for key, value in chosen.items() if value is not None}
     try:
-        return Settings(**merged)
+        settings = Settings(**merged)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         if not first["loc"]:
@@ -218,6 +219,10 @@ def load(config: Path | None = None, **chosen: Any) -> Settings:
         place = str(file) if name in values and name not in in_environment else _variable(name)
         words = first["msg"].removeprefix("Value error, ")
         raise SetupError(f"{place}: {name}: {words}") from None
+    folders = {"data": settings.data, "secrets_folder": settings.secrets_folder}
+    return settings.model_copy(
+        update={name: folder.absolute() for name, folder in folders.items() if folder is not None}
+    )
 
 
 def _kafka_problem(settings: Settings) -> str | None:

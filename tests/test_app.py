@@ -103,6 +103,44 @@ def test_a_reload_that_cannot_be_changes_nothing(program: Program, text: str, re
     assert program.stop() == 0
 
 
+WANDERS = """
+import os
+from turnout import flow, webhook
+
+@flow(on=webhook("/wander", respond=True))
+def wander() -> str:
+    os.chdir("/")
+    return os.getcwd()
+"""
+
+
+def test_a_flow_that_goes_elsewhere_takes_nothing_along(tmp_path: Path) -> None:
+    (tmp_path / "flows.py").write_text(WANDERS)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "turnout.service.cli", "serve", "flows.py", "--port", "0"],
+        env=environment({}), cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert child.stderr is not None
+        started = json.loads(child.stderr.readline())
+        port = int(started["url"].rpartition(":")[2])
+        data = tmp_path / "turnout-data"
+        assert started["data"] == str(data)
+        program = Program(flows=tmp_path, data=data, log=tmp_path / "log", port=port)
+        assert ask(program, "/wander") == (200, "/")
+        for _ in range(10):  # every reading thread opens the journal anew
+            assert len(program.api("/runs")["items"]) == 1
+        child.send_signal(signal.SIGHUP)
+        assert '"reload.done"' in child.stderr.readline()
+        child.terminate()
+        assert child.wait(15) == 0
+    finally:
+        child.kill()
+        child.wait(10)
+        if child.stderr is not None:
+            child.stderr.close()
+
+
 SLOW = """
 import asyncio
 from typing import Annotated

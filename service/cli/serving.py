@@ -61,7 +61,8 @@ def serve(
     _prepare_process(settings)
     from turnout.service import app
 
-    code = _run_on_uvloop(app.serve(settings, list(paths), reload=reload))
+    files = [path.absolute() for path in paths]
+    code = _run_on_uvloop(app.serve(settings, files, reload=reload))
     if code:
         raise SystemExit(code)
 
