@@ -15,8 +15,10 @@ from tests.running import Running, eventually, running
 from turnout import Event, Fail, current, flow, gather, retry, sleep, task
 from turnout.service.errors import StepFailed
 from turnout.service.flow import Flow
+from turnout.service.journal import batch, rows
 from turnout.service.journal.contract import Filter
 from turnout.service.run import Run, RunState
+from turnout.service.steps import calling
 
 done: list[str] = []
 """What the tasks really did, in order."""
@@ -274,6 +276,60 @@ async def test_a_chain_without_end_is_ended(tmp_path: Path) -> None:
     async with running(tmp_path, [countdown]) as service:
         run = await run_of(service, countdown, 1000)
     assert run.error is not None and "is it a cycle?" in run.error.message
+
+
+@pytest.mark.timeout(60)
+async def test_a_wide_map_costs_each_child_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map is woken for every few children; what it reads again must not grow with the others."""
+    global width
+    looked_at: list[str] = []
+    read, call = rows.step_from, calling._call_of
+
+    def counted_read(row: Any) -> Any:
+        looked_at.append("read")
+        return read(row)
+
+    def counted_call(*args: Any) -> Any:
+        looked_at.append("called")
+        return call(*args)
+
+    monkeypatch.setattr(batch, "step_from", counted_read)
+    monkeypatch.setattr(calling, "_call_of", counted_call)
+    costs = []
+    for width in (200, 800):
+        looked_at.clear()
+        async with running(tmp_path / str(width), [fans_wide, double]) as service:
+            parent = await run_of(service, fans_wide)
+            assert result(parent) == [number * 2 for number in range(width)]
+        costs.append(len(looked_at) / width)
+    few, many = costs
+    assert many < 1.5 * few, costs
+
+
+width = 0
+
+
+@flow
+async def fans_wide() -> list[int]:
+    return await double.map(range(width), limit=8)
+
+
+async def test_a_wide_map_goes_on_over_a_restart(tmp_path: Path) -> None:
+    global width
+    width = 150
+    async with running(tmp_path, [fans_wide, double]) as service:
+        start(service, fans_wide)
+        run_id = (await service.send()).runs[0]
+
+        async def half_way() -> bool:
+            return len(await runs_of(service, "double")) > 80
+
+        await eventually(half_way)
+    async with running(tmp_path, [fans_wide, double]) as service:
+        assert result(await service.finished(run_id)) == [number * 2 for number in range(150)]
+        assert len(await runs_of(service, "double")) == 150
 
 
 # ---------------------------------------------------------------- restart and cancel

@@ -32,6 +32,7 @@ from turnout.service.journal.connection import open_for_writing
 from turnout.service.journal.contract import Claim, Entry, Filter, Journal
 from turnout.service.journal.intake import Intake
 from turnout.service.journal.jobs import CallJob, ClaimJob
+from turnout.service.journal.kept import KeptSteps
 from turnout.service.journal.lock import Holder, read_lock
 from turnout.service.journal.reader import SqliteReader, open_reader
 from turnout.service.journal.room import Room
@@ -366,7 +367,8 @@ async def _costs(folder: Path, backlog: int) -> dict[str, int]:
 def _write_costs(folder: Path) -> dict[str, int]:
     connection = open_for_writing(folder, synchronous="normal")
     room = Room(connection, folder, 0)
-    batch = Batch(connection, Intake(connection, room, max_unfinished_runs=10**6), room)
+    intake = Intake(connection, room, max_unfinished_runs=10**6)
+    batch = Batch(connection, intake, room, KeptSteps())
     early, late = micros(NOW) - 1, micros(NOW) + 10**7
     steps = 0
 

@@ -77,7 +77,7 @@ class Executor:
                     raise
                 outcome = self._judge(claim, flow, error)  # the flow's own, not ours
             except BaseException as error:  # noqa: BLE001  foreign code; sys.exit() too must not end the service
-                outcome = self._judge(claim, flow, error)
+                outcome = _suspended(context) or self._judge(claim, flow, error)
             else:
                 outcome = Outcome(state=RunState.SUCCEEDED, result=result)
             if _is_cancelled() and not is_stopped():

@@ -6,7 +6,7 @@ write about a run is guarded by its token in the statement itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -17,12 +17,14 @@ from turnout.service.event import CALLED
 from turnout.service.run import FINISHED, RunState
 
 from . import waits
-from .contract import Appended, Claim, Opening
+from .contract import Appended, ChildEnd, Claim, Opening
 from .intake import Intake
 from .jobs import AppendJob, CallJob, ClaimJob, Groups, OutcomeJob, StepJob
+from .kept import KeptSteps
 from .room import Room
 from .rows import (
     STEP_COLUMNS,
+    error_from,
     event_from,
     instant,
     is_suspect,
@@ -72,7 +74,10 @@ _FINISHED = frozenset(state.value for state in FINISHED)
 class Batch:
     """Applies jobs to the journal, inside the transaction the writer opened."""
 
-    def __init__(self, connection: apsw.Connection, intake: Intake, room: Room) -> None:
+    def __init__(
+        self, connection: apsw.Connection, intake: Intake, room: Room, kept: KeptSteps
+    ) -> None:
+        self._kept = kept
         self._connection = connection
         self._room = room
         self._intake = intake
@@ -234,15 +239,16 @@ class Batch:
             " WHERE seq IN (SELECT value FROM json_each(?1))",
             (_json(row[0] for row in rows), at),
         )
-        resumed = [row[0] for row in rows if row[4] > 0]
-        steps = self._steps_of(resumed) if resumed else {}
         claims = {}
         for row in rows:
             tally.moved(row[3], RunState.RUNNING.value)
-            claims[row[0]] = self._claim_from(row, steps)
+            claims[row[0]] = self._claim_from(row)
+        resumed = {row[0]: (row[4], row[3]) for row in rows if row[4] > 0}
+        if resumed:
+            self._recall({seq: claims[seq] for seq in resumed}, resumed)
         return claims
 
-    def _claim_from(self, row: Sequence[Any], steps: dict[int, list[Any]]) -> Claim:
+    def _claim_from(self, row: Sequence[Any]) -> Claim:
         (seq, run_id, flow, _, token, attempts, crashes, replay, order_key, limit_key, due_at,
          code_version, *event_row, body) = row  # fmt: skip
         content = bytes.fromhex(body) if body is not None else self._body(event_row[0])
@@ -261,9 +267,7 @@ class Batch:
             limit_key=limit_key,
             due_at=instant(due_at),
             suspect=is_suspect(crashes),
-            recorded={row[0]: step_from(row) for row in steps.get(seq, ())},
             code_version=code_version,
-            waited=any(row[2] == "waiting" and row[1] != "sleep" for row in steps.get(seq, ())),
         )
 
     def _body(self, event_seq: int) -> bytes:
@@ -272,18 +276,81 @@ class Batch:
         ).get
         return body
 
-    def _steps_of(self, run_seqs: Sequence[int]) -> dict[int, list[Any]]:
-        """Return the steps that still count, by run, in the order they were first recorded."""
-        found: dict[int, list[Any]] = {}
-        for run_seq, *step in self._connection.execute(
-            f"SELECT run_seq, {STEP_COLUMNS} FROM steps"
-            " WHERE run_seq IN (SELECT value FROM json_each(?)) AND superseded = 0 ORDER BY seq",
-            (_json(run_seqs),),
-        ):
-            found.setdefault(run_seq, []).append(step)
-        return found
+    def _recall(self, claims: dict[int, Claim], before: Mapping[int, tuple[int, str]]) -> None:
+        """Give resumed runs their steps that still count.
+
+        `before` tells under which token, and in which state, each of them was.
+        """
+        unread = []
+        for seq, claim in claims.items():
+            kept = self._kept.take(seq, *before[seq])
+            if kept is None:
+                unread.append(seq)
+                continue
+            claim.recorded, claim.progress = kept.recorded, kept.progress
+            claim.kept_bytes, claim.waited = kept.kept_bytes, True
+            for key in kept.changed:
+                claim.recorded.pop(key, None)
+            changed = orjson.dumps(list(kept.changed)).decode()
+            self._read_steps(claims, _STEPS_OF_RUN, (seq, changed))
+        if unread:
+            self._read_steps(claims, _STEPS_OF_RUNS, (_json(unread),))
+        waiting = [seq for seq, claim in claims.items() if claim.waited]
+        if waiting:
+            self._recall_waits(claims, _json(waiting))
+
+    def _recall_waits(self, claims: Mapping[int, Claim], seqs: str) -> None:
+        execute = self._connection.execute
+        for seq, keys in orjson.loads(execute(_UNWOKEN, (seqs,)).get):
+            claims[seq].unwoken = frozenset(keys)
+        for seq, key, run_id, state, result, error in orjson.loads(execute(_ENDED, (seqs,)).get):
+            data = None if result is None else bytes.fromhex(result)
+            claims[seq].ended[key] = ChildEnd(run_id, RunState(state), data, error_from(error))
+
+    def _read_steps(self, claims: dict[int, Claim], query: str, values: tuple[Any, ...]) -> None:
+        for run_seq, seq, large, *row in orjson.loads(self._connection.execute(query, values).get):
+            result = row[_RESULT]
+            if large:
+                row[_RESULT] = self._result(seq)
+            elif result is not None:
+                row[_RESULT] = bytes.fromhex(result)
+            step, claim = step_from(row), claims[run_seq]
+            claim.recorded[step.key] = step
+            claim.kept_bytes += len(step.result or b"")
+            if step.state == "waiting" and step.task != "sleep":
+                claim.waited = True
+
+    def _result(self, step_seq: int) -> bytes:
+        result: bytes = self._connection.execute(
+            "SELECT result FROM steps WHERE seq = ?", (step_seq,)
+        ).get
+        return result
 
 
+# One step of the database for all rows, see `read_all`; large results by statements of their own.
+_RESULT = STEP_COLUMNS.split(", ").index("result")
+_STEP_ROWS = f"""
+SELECT json_group_array(json_array(run_seq, seq, large,
+    {STEP_COLUMNS.replace(" result,", " iif(large OR result IS NULL, NULL, hex(result)),")}))
+FROM (SELECT *, coalesce(length(result), 0) > {_INLINE_BODY_BYTES} AS large FROM steps WHERE
+"""
+_STEPS_OF_RUNS = f"""{_STEP_ROWS}
+    run_seq IN (SELECT value FROM json_each(?)) AND superseded = 0 ORDER BY seq)"""
+_STEPS_OF_RUN = f"""{_STEP_ROWS}
+    run_seq = ? AND key IN (SELECT value FROM json_each(?)) AND superseded = 0 ORDER BY seq)"""
+_UNWOKEN = """
+SELECT json_group_array(json_array(run_seq, json(keys))) FROM
+    (SELECT run_seq, json_group_array(key) AS keys FROM waits
+    WHERE run_seq IN (SELECT value FROM json_each(?)) AND woken IS NULL GROUP BY run_seq)
+"""
+_ENDED = f"""
+SELECT json_group_array(json_array(w.run_seq, w.key, r.id, r.state,
+    iif(r.result IS NULL, NULL, hex(r.result)), r.error))
+FROM waits AS w CROSS JOIN runs AS r ON r.id = substr(w.topic, 5)
+WHERE w.run_seq IN (SELECT value FROM json_each(?)) AND w.topic LIKE 'run:%'
+    AND w.woken IS NOT NULL AND r.finished_at IS NOT NULL
+    AND coalesce(length(r.result), 0) <= {_INLINE_BODY_BYTES}
+"""
 # Large bodies are read by a statement of their own, so that one answer stays small. The plus keeps
 # the planner from walking the whole backlog by state instead of looking up the few runs asked for.
 _CLAIM_ROWS = f"""

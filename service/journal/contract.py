@@ -169,6 +169,16 @@ class Wait:
 # ---------------------------------------------------------------- what is claimed
 
 
+@dataclass(frozen=True, slots=True)
+class ChildEnd:
+    """How a child run ended."""
+
+    id: str
+    state: RunState
+    result: bytes | None
+    error: RunError | None
+
+
 @dataclass(slots=True, kw_only=True)
 class Claim:
     """The right to run one attempt: every write of the attempt carries `token`.
@@ -176,7 +186,10 @@ class Claim:
     `attempt` counts from 1. `recorded` holds the steps earlier attempts left, by key.
     `arguments` are the flow's bound arguments when the router already validated them.
     `code_version` is the flow file's when the run was made; empty when nobody needs to compare.
-    `waited` says that the run may have open waits, which go when it ends.
+    `waited` says that the run may have open waits, which go when it ends; `unwoken` are those
+    (by step) nothing has come for, `ended` the children that have ended since (large results must
+    be read). `changed` are the steps this attempt records, `kept_bytes` is the size of what is
+    `recorded`. `progress` is the attempt's own note to the next one, which may not get it.
     """
 
     run_seq: int
@@ -192,10 +205,15 @@ class Claim:
     limit_key: str | None
     due_at: datetime
     suspect: bool = False
-    recorded: Mapping[str, StepRecord] = field(default_factory=dict)
+    recorded: dict[str, StepRecord] = field(default_factory=dict)
     arguments: Mapping[str, Any] | None = None
     code_version: str = ""
     waited: bool = False
+    unwoken: frozenset[str] = frozenset()
+    ended: dict[str, ChildEnd] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    progress: dict[str, Any] = field(default_factory=dict)
+    kept_bytes: int = 0
 
 
 @dataclass(slots=True, kw_only=True)

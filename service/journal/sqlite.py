@@ -28,6 +28,7 @@ from .connection import open_for_writing, usable
 from .contract import Appended, Cached, Claim, Decision, Entry, NewRun, Opening, Rescued, StepRecord
 from .intake import Intake
 from .jobs import AppendJob, CallJob, ClaimJob, OutcomeJob, StepJob
+from .kept import KeptSteps
 from .lock import FolderLock
 from .reader import SqliteReader
 from .room import Room
@@ -104,7 +105,8 @@ class SqliteJournal(SqliteReader):
         self._intake = intake
         self._unfinished, self._dead = counts
         self.broken = asyncio.Event()
-        self._batch = Batch(connection, intake, room)
+        self._kept = KeptSteps()
+        self._batch = Batch(connection, intake, room, self._kept)
         self._writer = Writer(
             connection,
             self._batch,
@@ -159,6 +161,8 @@ class SqliteJournal(SqliteReader):
 
     async def record_step(self, claim: Claim, step: StepRecord) -> None:
         """Record a step, durable on return; raises `ClaimLost`."""
+        if claim.recorded:
+            claim.changed.add(step.key)
         values = (claim.run_seq, claim.token, *step_values(step))
         await self._writer.submit(StepJob(claim, values))
 
@@ -173,6 +177,7 @@ class SqliteJournal(SqliteReader):
     ) -> list[Appended]:
         """Record a step together with events it causes and the wait it opens, in one commit."""
         claim.waited = claim.waited or opening is not None
+        claim.changed.add(step.key)
         recorded = StepJob(claim, (claim.run_seq, claim.token, *step_values(step)))
         births = _append_job(entries, now) if entries else None
         appended: list[Appended] = await self._call(
@@ -185,6 +190,8 @@ class SqliteJournal(SqliteReader):
     ) -> None:
         """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter."""
         await self._writer.submit(OutcomeJob(claim, outcome, micros(started_at), micros(now)))
+        if outcome.waits:
+            self._kept.keep(claim)
 
     async def rescue(self, *, now: datetime) -> Rescued:
         """At start: requeue runs found running (decision 15), spending no attempt."""

@@ -11,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import typing
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from turnout.service.errors import NotKept, StepFailed
 from turnout.service.event import CALLED, MAX_HOPS, Event, file_url, mint_id
 from turnout.service.flow import Flow
-from turnout.service.journal.contract import StepRecord
+from turnout.service.journal.contract import ChildEnd, Claim, StepRecord
 from turnout.service.retry import RetryPolicy
 from turnout.service.run import FINISHED, Fail, Run, RunState
 
@@ -122,36 +124,75 @@ async def _map_plainly(flow: Flow[..., Any], items: list[Any]) -> list[Any]:
 
 
 async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit: int) -> list[Any]:
-    results: list[Any] = [None] * len(items)
+    """Join children that have ended, start others up to the limit, and wait for those that run.
+
+    A run comes by here each time a child ends, so those it need not look at cost nothing.
+    """
+    claim = branches.scope.context.claim
+    results: list[Any] = [_NOT_YET] * len(items)
+    running, left = _what_is_left(claim, branches.key, len(items))
     scopes: list[Scope] = []
-    left = iter(enumerate(items))
 
     async def work() -> None:
-        for index, item in left:
+        for index in left:
             scope = branches.enter(index)
             scopes.append(scope)
-            call = _call_of(flow, scope, scope.path[:-1], (item,), {})
+            call = _call_of(flow, scope, scope.path[:-1], (items[index],), {})
             try:
                 results[index] = await _call(call, flow)
             except Suspend:
+                running.append(index)
                 return  # its child still runs: it goes on counting against the limit
 
     try:
         async with asyncio.TaskGroup() as workers:
-            for _ in range(min(limit, len(items))):
+            for _ in range(min(max(limit - len(running), 1), len(items))):
                 workers.create_task(work())
     except BaseExceptionGroup as failed:
         first = failed.exceptions[0]
     else:
-        suspend_with(scopes)
+        if running:
+            claim.progress[branches.key] = (len(items), next(left, len(items)), tuple(running))
+            suspend_with(scopes, {f"{branches.key}[{index}]": 0 for index in running})
+        for index, value in enumerate(results):
+            if value is _NOT_YET:
+                known = claim.recorded[f"{branches.key}[{index}]"]
+                results[index] = _call_of(flow, branches.scope, known.key, (), {}).recall(known)
         return results
     raise first
+
+
+_NOT_YET: Any = object()
+
+
+def _what_is_left(claim: Claim, key: str, count: int) -> tuple[list[int], Iterator[int]]:
+    """Return the items whose children run, and those to look at: ended since, or not begun."""
+    known = claim.progress.pop(key, None)
+    if known is not None and known[0] == count:
+        _, first_new, open_items = known
+        running = [index for index in open_items if f"{key}[{index}]" in claim.unwoken]
+        woken = sorted(set(open_items).difference(running))
+        return running, chain(woken, range(first_new, count))
+    running, left = [], []
+    for index in range(count):
+        step = claim.recorded.get(f"{key}[{index}]")
+        if step is not None and step.state == "waiting" and step.key in claim.unwoken:
+            running.append(index)
+        elif step is None or step.state != "succeeded":
+            left.append(index)
+    return running, iter(left)
+
+
+_tasks: WeakKeyDictionary[Flow[..., Any], Task[Any]] = WeakKeyDictionary()
 
 
 def _call_of(
     flow: Flow[..., Any], scope: Scope, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Call:
-    task: Task[Any] = Task(function=flow.function, name=flow.name, retry=RetryPolicy())
+    task = _tasks.get(flow)
+    if task is None:
+        task = Task(function=flow.function, name=flow.name, retry=RetryPolicy())
+        _tasks[flow] = task
     return Call(task, scope, key, args, kwargs)
 
 
@@ -162,10 +203,15 @@ async def _call(call: Call, flow: Flow[..., Any]) -> Any:
         suspend({call.key: 0})
     if known.state != "waiting":
         return call.recall(known)
-    run = await call.services.journal.run(known.origin or "")
-    if run is not None and run.state not in FINISHED:
+    claim = call.context.claim
+    if call.key in claim.unwoken:
+        suspend({call.key: 0})  # it has not ended, or makes the run due again at once
+    child: ChildEnd | Run | None = claim.ended.get(call.key)
+    if child is None:
+        child = await call.services.journal.run(known.origin or "")
+    if child is not None and child.state not in FINISHED:
         suspend({call.key: 0})
-    return await _result(call, known, run)
+    return await _result(call, known, child)
 
 
 async def _start(call: Call, flow: Flow[..., Any]) -> None:
@@ -190,7 +236,7 @@ async def _start(call: Call, flow: Flow[..., Any]) -> None:
     await durable(call.context, lambda: outside.start(call.context.claim, record, flow.name, event))
 
 
-async def _result(call: Call, known: StepRecord, run: Run | None) -> Any:
+async def _result(call: Call, known: StepRecord, run: ChildEnd | Run | None) -> Any:
     if run is None:
         gone = StepFailed("the child run is no longer kept", type="pruned")
         return await end(call, known, error=gone)

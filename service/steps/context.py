@@ -332,13 +332,18 @@ def suspend(waits: Mapping[str, int], due_at: datetime | None = None) -> NoRetur
     raise scope.suspended
 
 
-def suspend_with(branches: Iterable[Scope]) -> None:
-    """Suspend if any of these branches, which have all ended, did; the first due time counts."""
+def suspend_with(branches: Iterable[Scope], waits: Mapping[str, int] | None = None) -> None:
+    """Suspend if any of these branches, which have all ended, did, or there are other `waits`.
+
+    The first due time counts.
+    """
     suspended = [each.suspended for each in branches if each.suspended is not None]
-    if suspended:
+    if suspended or waits:
         due = [each.due_at for each in suspended if each.due_at is not None]
-        waits = {key: seen for each in suspended for key, seen in each.waits.items()}
-        suspend(waits, min(due, default=None))
+        all_waits = dict(waits or {})
+        for each in suspended:
+            all_waits |= each.waits
+        suspend(all_waits, min(due, default=None))
 
 
 def current_group() -> Group | None:
@@ -369,10 +374,11 @@ class inside:  # noqa: N801  used like a function; half the cost of a generator
 class Branches:
     """The indexed scopes of one `gather` or `map` call."""
 
-    __slots__ = ("_context", "_group", "key")
+    __slots__ = ("_context", "_group", "key", "scope")
 
     def __init__(self, scope: Scope, name: str, *, fail_together: bool) -> None:
         self.key = scope.take(name)
+        self.scope = scope
         self._context = scope.context
         if scope.context.trail is not None:
             scope.context.trail.visit(self.key)
