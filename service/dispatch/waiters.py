@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TypeAlias
 
 from turnout.service.errors import Overloaded
 from turnout.service.journal.contract import Journal
 from turnout.service.run import FINISHED, Outcome
+
+_Finished: TypeAlias = "asyncio.Future[Outcome | None]"
 
 
 class Waiters:
@@ -21,14 +24,16 @@ class Waiters:
         self._journal = journal
         self._limit = limit
         self._is_running = is_running
-        self._waiting: dict[str, list[asyncio.Future[Outcome]]] = {}
+        self._waiting: dict[str, list[_Finished]] = {}
         self._count = 0
 
     async def result(self, run_id: str, timeout_seconds: float) -> Outcome | None:
         """Return a run's outcome once it has finished; None at the timeout. Raises `Overloaded`."""
         if self._count >= self._limit:
             raise Overloaded(f"{self._limit} requests already wait for a result")
-        finished: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        finished: _Finished = loop.create_future()
+        expiry = loop.call_later(timeout_seconds, _tell, finished, None)
         self._waiting.setdefault(run_id, []).append(finished)
         self._count += 1
         try:
@@ -38,22 +43,24 @@ class Waiters:
                     return Outcome(
                         state=run.state, result=run.result, error=run.error, reason=run.reason
                     )
-            async with asyncio.timeout(timeout_seconds):
-                return await finished
-        except TimeoutError:
-            return None
+            return await finished
         finally:
+            expiry.cancel()
             self._count -= 1
             self._forget(run_id, finished)
 
     def finished(self, run_id: str, outcome: Outcome) -> None:
         """Tell whoever waits that the run has finished."""
         for waiting in self._waiting.get(run_id, ()):
-            if not waiting.done():
-                waiting.set_result(outcome)
+            _tell(waiting, outcome)
 
-    def _forget(self, run_id: str, finished: asyncio.Future[Outcome]) -> None:
+    def _forget(self, run_id: str, finished: _Finished) -> None:
         waiting = self._waiting[run_id]
         waiting.remove(finished)
         if not waiting:
             del self._waiting[run_id]
+
+
+def _tell(finished: _Finished, outcome: Outcome | None) -> None:
+    if not finished.done():
+        finished.set_result(outcome)
