@@ -28,13 +28,13 @@ from turnout.service.emitter import TriggerEmitter
 from turnout.service.event import mint_id
 from turnout.service.trigger import Receipt
 
-honest = TriggerEmitter.__call__
+honest, late = TriggerEmitter.__call__, set()
 
 async def acknowledge_first(self, events, positions=None):
     async def later():
         await asyncio.sleep(0.03)
         await honest(self, events, positions)
-    self._tasks.create_task(later())
+    late.add(asyncio.get_running_loop().create_task(later()))
     return [Receipt(event=event.id, runs=(mint_id(),)) for event in events]
 
 TriggerEmitter.__call__ = acknowledge_first
@@ -45,8 +45,8 @@ from turnout.service.journal.sqlite import SqliteJournal
 
 honest = SqliteJournal.claim
 
-async def forgetful(self, seqs, *, now):
-    claims = await honest(self, seqs, now=now)
+async def forgetful(self, seqs, **named):
+    claims = await honest(self, seqs, **named)
     for claim in claims:
         claim.recorded = {}
     return claims
