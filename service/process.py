@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -267,7 +267,11 @@ class Process:
         renamed = {flow.name: flow.was for flow in project.flows.values() if flow.was is not None}
         for name, was in renamed.items():
             self.dispatcher.adopt(was, name)
-        await asyncio.sleep(0)  # events routed to an old name are on their way to the journal
+        await self._rename(renamed)
+        await self.dispatcher.hold_keys()
+        await self._rename(renamed)  # what was routed to an old name meanwhile is on disk by now
+
+    async def _rename(self, renamed: Mapping[str, str]) -> None:
         for name, was in renamed.items():
             while True:
                 try:
@@ -276,7 +280,6 @@ class Process:
                 except JournalFull:
                     await until_writable(self.journal)
             self.dispatcher.look_again(name)
-        await self.dispatcher.hold_keys()
 
     def routes(self) -> list[tuple[CalledTrigger, TriggerEmitter]]:
         """Return the called triggers with their way in, for the HTTP adapter."""
