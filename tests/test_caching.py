@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ from turnout import by_input, event, flow, gather, task
 from turnout.service.errors import NotKept, SetupError
 from turnout.service.steps.caching import key_of
 from turnout.testing import serve, typed_event
+from turnout.testing.events import hand_event
 
 asked: list[str] = []
 broken: set[str] = set()
@@ -91,6 +92,15 @@ async def test_a_def_flow_shares_results_and_a_fallback_is_not_kept() -> None:
         broken.clear()
         assert (await service.run(counts)).result == [2, 2, 3]
     assert asked == ["aa", "bbb", "bbb"]
+
+
+async def test_no_tenant_is_given_another_ones_result() -> None:
+    async with serve(both) as service:
+        for tenant in ("a", "b", "a"):
+            event = replace(hand_event(at=service.clock.now()), tenant=tenant)
+            (result,) = await service.emit(event, both)
+            assert result.state == "succeeded", result.error
+    assert len(asked) == 4
 
 
 async def test_cleared_results_are_asked_for_again() -> None:

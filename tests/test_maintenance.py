@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
 
 from tests.running import running
-from turnout import flow
-from turnout.service.event import Event
+from turnout import event, flow, sleep, wait_for
+from turnout.service.event import Event, mint_id
 from turnout.service.journal.contract import Filter
 from turnout.service.maintenance import Maintenance
 from turnout.service.run import RunState
@@ -47,3 +51,54 @@ async def test_finished_runs_are_pruned_by_age_and_failed_ones_kept_longer(tmp_p
         await maintenance.run_once()
         assert not await process.journal.runs(Filter())
         assert await process.journal.events(Filter()) == []
+
+
+paid = event("order.paid")
+
+
+@flow(awaits=paid)
+async def waits_late(data: dict[str, str]) -> str:
+    await sleep("10d")
+    return str((await wait_for(paid, match={"order": data["order"]})).data["by"])
+
+
+@flow(on=paid)
+async def books() -> None:
+    pass
+
+
+@pytest.mark.parametrize("booked", [False, True])
+async def test_what_an_unfinished_run_may_come_to_wait_for_is_kept(
+    tmp_path: Path, booked: bool
+) -> None:
+    at = [datetime(2026, 1, 1, tzinfo=UTC)]
+    flows: list[Any] = [waits_late, books] if booked else [waits_late]
+    async with running(tmp_path, flows, now=lambda: at[0]) as service:
+        process = service.process
+        maintenance = Maintenance(
+            process.journal, process.effects, process.settings, process.metrics, now=process.now
+        )
+        service.emitter.flows = lambda _event: (waits_late,)
+        run_id = (await service.send({"order": "7"})).runs[0]
+        at[0] += timedelta(days=1)
+        for order in ("7", "8"):
+            await process.operator.emit(a_payment(order, at[0]))
+        at[0] += timedelta(days=8)
+        await maintenance.run_once()
+        assert len(await process.journal.events(Filter())) == 3, "kept, with its own run or without"
+        at[0] += timedelta(days=2)
+        process.dispatcher.look_at_clock()
+        run = await service.finished(run_id)
+        assert run.result == b'"card"', run
+        at[0] += timedelta(days=1)
+        await maintenance.run_once()
+        await maintenance.run_once()
+        left = await process.journal.events(Filter())
+        assert [stored.event.type for stored in left] == ["test"], "nobody can wait for it any more"
+
+
+def a_payment(order: str, at: datetime) -> Event:
+    return Event(
+        id=mint_id(), source="/bank", type="order.paid", time=at,
+        body=orjson.dumps({"order": order, "by": "card"}), trigger="api", minted=True,
+    )  # fmt: skip

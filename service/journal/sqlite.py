@@ -429,7 +429,7 @@ def _event_values(entry: Entry, at: int, now: datetime) -> tuple[Any, ...]:
         pack_details(event),
         pack_decisions(entry.decisions, now),
         1 if event.minted else None,
-        None if entry.runs else 1,
+        None if entry.runs else 1 if entry.awaited is None else 2,
         0 if entry.effect else None,
         entry.awaited,
     )

@@ -82,16 +82,37 @@ def prune(
     deleted = _delete(connection, tally, ended)
     if len(ended) < limit:
         unmatched = _old(connection, _UNMATCHED_EVENTS, unmatched_before, limit)
+        unmatched += _old(connection, _HEARD_EVENTS, unmatched_before, limit, _oldest(connection))
         deleted += _delete(connection, tally, unmatched)
         deleted += _forget_deliveries(connection, dedupe_before, limit)
     return deleted
 
 
 def prune_oldest(connection: apsw.Connection, tally: Tally, limit: int) -> int:
-    """Delete up to `limit` of the ended runs and unmatched events that ended first."""
+    """Delete up to `limit` of the ended runs and unmatched events that ended first.
+
+    Also events that a run may come to wait for: where room is short the bound comes first.
+    """
     kinds = (_ENDED_RUNS, _FAILED_RUNS, _UNMATCHED_EVENTS)
     oldest = sorted(row for kind in kinds for row in _old(connection, kind, _NEVER, limit))
-    return _delete(connection, tally, oldest[:limit])
+    oldest += _old(connection, _HEARD_EVENTS, _NEVER, limit, _NEVER)
+    return _delete(connection, tally, sorted(oldest)[:limit])
+
+
+def _oldest(connection: apsw.Connection) -> int:
+    """Return since when the oldest unfinished run may wait for what comes; `_NEVER` for none."""
+    heard = connection.execute(
+        "SELECT 1 FROM events INDEXED BY events_heard WHERE unmatched = 2 LIMIT 1"
+    ).get
+    if heard is None:
+        return _NEVER  # nobody asks
+    return int(
+        connection.execute(
+            "SELECT coalesce(min(queued_at), ?) FROM runs INDEXED BY runs_by_state"
+            f" WHERE state IN {UNFINISHED_STATES}",
+            (_NEVER,),
+        ).get
+    )
 
 
 def _forget_deliveries(connection: apsw.Connection, before: int, limit: int) -> int:
@@ -130,12 +151,17 @@ _FAILED_RUNS = (
 )
 _UNMATCHED_EVENTS = (
     "SELECT accepted_at, seq, 0, '', 0 FROM events INDEXED BY events_unmatched"
-    " WHERE unmatched = 1 AND accepted_at < ? AND effect IS NOT 0 ORDER BY accepted_at LIMIT ?"
+    " WHERE unmatched = 1 AND accepted_at < ?1 AND effect IS NOT 0 ORDER BY accepted_at LIMIT ?2"
+)
+_HEARD_EVENTS = (
+    "SELECT accepted_at, seq, 0, '', 0 FROM events INDEXED BY events_heard"
+    " WHERE unmatched = 2 AND accepted_at < min(?1, ?3) AND effect IS NOT 0"
+    " ORDER BY accepted_at LIMIT ?2"
 )
 
 
-def _old(connection: apsw.Connection, query: str, before: int, limit: int) -> list[Any]:
-    found: list[Any] = connection.execute(query, (before, limit)).fetchall()
+def _old(connection: apsw.Connection, query: str, before: int, limit: int, *more: int) -> list[Any]:
+    found: list[Any] = connection.execute(query, (before, limit, *more)).fetchall()
     return found
 
 
@@ -144,11 +170,30 @@ def _delete(connection: apsw.Connection, tally: Tally, rows: Sequence[Any]) -> i
     if not rows:
         return 0
     _keep_highest(connection)
-    deleted = _delete_runs(connection, [row[2] for row in rows if row[2]])
-    for _, _, _, flow, dead in rows:
+    ended = [row for row in rows if row[2]]
+    deleted = _delete_runs(connection, [row[2] for row in ended])
+    for _, _, _, flow, dead in ended:
         if dead:
             tally.died(flow, -1)
-    return deleted + _delete_events(connection, sorted({row[1] for row in rows}))
+    left = _without_runs(connection, sorted({row[1] for row in ended}))
+    # One that other runs may come to wait for goes as if it had never had runs of its own.
+    heard = {seq for seq, awaited in left if awaited is not None}
+    connection.execute(
+        "UPDATE events SET unmatched = 2 WHERE seq IN (SELECT value FROM json_each(?))",
+        (_json(sorted(heard)),),
+    )
+    gone = {seq for seq, _ in left} - heard | {row[1] for row in rows if not row[2]}
+    return deleted + _delete_events(connection, sorted(gone))
+
+
+def _without_runs(connection: apsw.Connection, seqs: Sequence[int]) -> list[Any]:
+    """Return (seq, name it is awaited under) of those of these events that have no run."""
+    found: list[Any] = connection.execute(
+        "SELECT e.seq, e.awaited FROM events AS e WHERE e.seq IN (SELECT value FROM json_each(?))"
+        " AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq)",
+        (_json(seqs),),
+    ).fetchall()
+    return found
 
 
 def _delete_runs(connection: apsw.Connection, seqs: Sequence[int]) -> int:
@@ -163,12 +208,7 @@ def _delete_runs(connection: apsw.Connection, seqs: Sequence[int]) -> int:
 
 
 def _delete_events(connection: apsw.Connection, seqs: Sequence[int]) -> int:
-    free: list[Any] = connection.execute(
-        "SELECT e.seq FROM events AS e WHERE e.seq IN (SELECT value FROM json_each(?))"
-        " AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq)",
-        (_json(seqs),),
-    ).fetchall()
-    gone = _json([row[0] for row in free])
+    gone = _json(seqs)
     connection.execute(
         "DELETE FROM decisions WHERE event_seq IN (SELECT value FROM json_each(?))", (gone,)
     )

@@ -2,7 +2,8 @@
 
 The same is: the same task, in the same version of its code, with equal input. How arguments are
 written (by place or by name, the order of a dict) does not matter; their types do. Two runs that
-ask at once compute once (`alone`). Failures and fallbacks are not kept.
+ask at once compute once (`alone`). Failures and fallbacks are not kept, and no tenant is given
+another one's result.
 
 A secret among the arguments goes in as a digest under a key this process made up, so nothing on
 disk helps to guess it, and after a restart it is asked for anew. Not here: where results are kept
@@ -56,12 +57,18 @@ def by_input(*, ttl: str | timedelta) -> CachePolicy:
 
 
 def key_of(
-    function: Callable[..., Any], task: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    function: Callable[..., Any],
+    task: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    tenant: str = "",
 ) -> bytes:
     """Return the key of a call; raises `NotKept` naming an argument that cannot be compared."""
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     parts = [f"{function.__module__}.{function.__qualname__}".encode(), task.encode()]
+    parts.append(tenant.encode())
     parts.append(_version(function))
     for name, value in sorted(bound.arguments.items()):
         try:

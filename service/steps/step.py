@@ -305,7 +305,8 @@ async def run(call: Call) -> Any:
 async def _use_cache(call: Call, policy: CachePolicy) -> Any:
     """Take the result another call with equal input left, or do the work and leave it."""
     journal, task, now = call.services.journal, call.task, call.services.now
-    key = caching.key_of(task.function, task.name, call.args, call.kwargs)
+    tenant = call.context.claim.event.tenant
+    key = caching.key_of(task.function, task.name, call.args, call.kwargs, tenant=tenant)
     async with caching.alone(journal, key):
         hit = await journal.cached(key, now=now())
         if hit is not None:
