@@ -460,7 +460,7 @@ async def test_blocked_order_keeps_the_key_after_a_dead_head(tmp_path: Path) -> 
 
 
 async def check_memory(service: Running) -> None:
-    lane = service.process.dispatcher._lanes["slow"]
+    lane = service.process.dispatcher._queues.lane("slow")
     assert len(lane.window) + lane.parked_count <= 2 * WINDOW
 
 

@@ -87,7 +87,7 @@ async def test_what_an_unfinished_run_may_come_to_wait_for_is_kept(
         await maintenance.run_once()
         assert len(await process.journal.events(Filter())) == 3, "kept, with its own run or without"
         at[0] += timedelta(days=2)
-        process.dispatcher.look_at_clock()
+        process.dispatcher.look_due()
         run = await service.finished(run_id)
         assert run.result == b'"card"', run
         at[0] += timedelta(days=1)

@@ -174,7 +174,7 @@ async def test_a_run_that_was_due_while_its_flow_was_gone_runs_when_it_is_back(
     async with running(tmp_path, [other], now=lambda: utc_now() + timedelta(hours=2)) as service:
 
         async def looked_at() -> bool:
-            return bool(service.process.dispatcher._orphans)
+            return bool(service.process.dispatcher._due.orphans)
 
         await eventually(looked_at)
         await reload(service, other, bill)

@@ -3,14 +3,13 @@
 Guarantees: a run executes only under a claim that is on disk; its slot is held until its outcome
 is on disk; runs of a flow start in arrival order; memory holds a bounded window of any backlog.
 On a full disk nothing new is claimed until writing works again. Not here: what a run does
-(executor) and who may run (admission).
+(executor), whose turn it is (queues), when a run is due (due) and who may run (admission).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -23,12 +22,13 @@ from turnout.service.metrics import Metrics
 from turnout.service.project import AnyFlow
 from turnout.service.run import Outcome, Run, RunState
 
-from .admission import NEWBORN, RUNNING, Admission, Block
+from .admission import NEWBORN, RUNNING, Admission
 from .attempts import Attempts, Ended, until_writable
+from .due import DueRuns
 from .executor import Executor
-from .lane import WINDOW, Key, Lane
+from .lane import WINDOW
+from .queues import Queues
 
-DUE_BATCH = 500
 KEPT_BODY_BYTES = 8 * 1024
 """Events up to this size stay in memory with the head of their flow's queue."""
 
@@ -53,15 +53,11 @@ class Dispatcher:
         self._attempts = Attempts(journal, executor, metrics, self, now=now, ended=ended)
         self._now = now
         self._flows: dict[str, AnyFlow] = {}
-        self._lanes: dict[str, Lane] = {}
-        self._awake: dict[str, Lane] = {}
-        self._work = asyncio.Event()
-        self._due = asyncio.Event()
-        self._known_due: set[int] = set()
-        self._orphans: set[int] = set()
+        self._queues = Queues(journal, admission)
+        self._due = DueRuns(journal, self._queues, now=now)
+        self._work = self._queues.work
         self._claiming: set[int] = set()
         self._unborn = 0  # runs that will be running once their commit is through
-        self._suspects: list[tuple[Lane, Queued]] = []
         self._stopping = False
         self._quiet = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -70,39 +66,17 @@ class Dispatcher:
 
     def serve(self, flows: Iterable[AnyFlow], paused: Iterable[str]) -> None:
         """Take the flows of a (re)loaded project; running attempts end on the code they began."""
-        stopped = set(paused)
         self._flows = {flow.name: flow for flow in flows}
-        for flow in self._flows.values():
-            self._admission.declare(flow.name, flow.concurrency)
-            lane = self._lane(flow.name)
-            lane.forget_claims()
-            lane.paused = flow.name in stopped
-            self._wake(lane)
-        for lane in self._lanes.values():
-            if lane.flow not in self._flows:
-                lane.paused = True
-        self._known_due -= self._orphans
-        self._orphans.clear()
-        self._due.set()
-
-    def _lane(self, flow: str) -> Lane:
-        lane = self._lanes.get(flow)
-        if lane is None or lane.flow != flow:  # of another's old name: see `adopt`
-            lane = self._lanes[flow] = Lane(flow)
-        return lane
+        self._queues.serve(self._flows.values(), paused)
+        self._due.adopt_orphans()
 
     def adopt(self, was: str, name: str) -> None:
         """Count what runs or waits under a flow's old name for its new one (a reload's `was=`).
 
         For while the journal renames the runs: the new lane must be paused, and read afresh after.
         """
-        old, new = self._lanes.get(was), self._lane(name)
-        if old is not None and old is not new:
-            self.look_again(was)
-            self._awake.pop(was, None)
-            new.arriving += old.arriving
-            self._lanes[was] = new
-        self._admission.adopt(was, name)
+        self._queues.adopt(was, name)
+        self._due.look()
 
     async def hold_keys(self) -> None:
         """Hold the ordering keys of runs that have one without running, as the journal tells.
@@ -117,16 +91,17 @@ class Dispatcher:
         still = {(flow, key, seq) for flow, key, seq, _dead in await self._journal.held_keys()}
         for flow, key, seq, _dead in read:
             if flow in self._flows and (flow, key, seq) not in still:
-                self._let_go(flow, key, seq)
+                self._queues.let_go(flow, key, seq)
 
     def pause(self, flow: str) -> None:
         """Start no more runs of a flow; those running go on."""
-        self._lanes[flow].paused = True
+        self._queues.lane(flow).paused = True
 
     def resume(self, flow: str) -> None:
         """Start runs of a paused flow again."""
-        self._lanes[flow].paused = False
-        self._wake(self._lanes[flow])
+        lane = self._queues.lane(flow)
+        lane.paused = False
+        self._queues.wake(lane)
 
     # ------------------------------------------------------------ new runs
 
@@ -134,7 +109,7 @@ class Dispatcher:
         """Decide, before it is written, whether a new run is born running or queued."""
         if run.state is not RunState.QUEUED:
             return
-        lane = self._lanes[flow.name]
+        lane = self._queues.lane(flow.name)
         if (
             not self._stopping
             and lane.idle
@@ -151,10 +126,10 @@ class Dispatcher:
         """Take back a reservation: the run was not written."""
         if run.state is RunState.RUNNING:
             self._unborn -= 1
-            self._release(run.flow, run.order_key, run.limit_key, suspect=False)
+            self._queues.release(run.flow, run.order_key, run.limit_key, suspect=False)
             self._work.set()
         elif run.state is RunState.QUEUED:
-            self._lanes[run.flow].arriving -= 1
+            self._queues.lane(run.flow).arriving -= 1
 
     def born(
         self, run: NewRun, event: Event, stored: Appended, arguments: Mapping[str, Any] | None
@@ -164,10 +139,10 @@ class Dispatcher:
             self._unborn -= 1
             self._start(self._first_claim(run, event, stored, arguments))
         elif run.state is RunState.QUEUED:
-            lane = self._lanes[run.flow]
+            lane = self._queues.lane(run.flow)
             keeps = len(lane.window) < WINDOW and len(event.body) <= KEPT_BODY_BYTES
             lane.arriving -= 1
-            lane.arrived(
+            self._queues.arrived(
                 Queued(
                     seq=run.seq,
                     flow=run.flow,
@@ -178,9 +153,6 @@ class Dispatcher:
                     claim=self._first_claim(run, event, stored, arguments) if keeps else None,
                 )
             )
-            self._awake[lane.flow] = lane  # with no slot free it is looked at when one is
-            if self._admission.free > 0:
-                self._work.set()
 
     def _first_claim(
         self, run: NewRun, event: Event, stored: Appended, arguments: Mapping[str, Any] | None
@@ -215,38 +187,25 @@ class Dispatcher:
         held_by = self._admission.holder(flow, order_key)
         return self._attempts.on_key(flow, order_key) if held_by == RUNNING else held_by
 
-    def look_at_clock(self) -> None:
-        """Look at once for runs that are due: the clock was set, as a test does."""
-        self._due.set()
-
     def look_again(self, flow: str) -> None:
         """Read a flow's queue from the journal afresh: an operator put runs into it."""
-        lane = self._lanes.get(flow)
-        if lane is not None:
-            for kept in lane.rows():
-                self._known_due.discard(kept.seq)
-            lane.forget_all()
-            self._wake(lane)
-            self._due.set()
+        self._queues.forget(flow)
+        self._due.look()
 
     def look_due(self) -> None:
-        """Look for due runs now: something woke runs that were waiting."""
-        self._due.set()
+        """Look for due runs now: something woke runs that were waiting, or the clock was set."""
+        self._due.look()
 
     def cancel(self, run: Run) -> None:
         """Stop a run whose cancel is on disk: cooperatively, at its next await."""
-        self._due.set()  # a parent may have waited for it
+        self._due.look()  # a parent may have waited for it
         if not self._attempts.cancel(run.id):
             self.let_go(run)
 
     def let_go(self, run: Run) -> None:
         """Free the ordering key a run holds without running: it was cancelled or dropped."""
         if run.order_key is not None and run.flow in self._flows:
-            self._let_go(run.flow, run.order_key, run.seq)
-
-    def _let_go(self, flow: str, order_key: str, seq: int) -> None:
-        if self._admission.let_go(flow, order_key, seq):
-            self._free(flow, ("order", order_key))
+            self._queues.let_go(run.flow, run.order_key, run.seq)
 
     # ------------------------------------------------------------ the loop
 
@@ -257,7 +216,7 @@ class Dispatcher:
             self._tasks = tasks
             self._attempts.begin()
             claiming = tasks.create_task(self._claim_runs())
-            watching = tasks.create_task(self._watch_due())
+            watching = tasks.create_task(self._due.watch())
             started()
             await self._quiet.wait()
             claiming.cancel()
@@ -291,82 +250,14 @@ class Dispatcher:
             if self._stopping:
                 self._work.set()  # for `stop`, which may wait to hear that nothing is claimed
                 return
-            for lane in list(self._awake.values()):
-                await self._refill(lane)
+            await self._queues.refill(self._claiming)
             chosen = self._choose()
             if chosen:
                 await self._claim(chosen)
                 self._work.set()
 
-    def _wake(self, lane: Lane) -> None:
-        self._awake[lane.flow] = lane
-        self._work.set()
-
-    async def _refill(self, lane: Lane) -> None:
-        while lane.wanted:
-            key = lane.wanted.pop()
-            rows = await self._journal.queued_for_key(lane.flow, key[0], key[1], WINDOW // 4)
-            fresh = [row for row in rows if row.seq not in self._claiming]
-            lane.fetched(key, fresh, more=len(rows) == WINDOW // 4)
-        if lane.paused or not lane.unread or len(lane.window) > WINDOW // 2:
-            return
-        epoch = lane.start_reading()
-        rows = await self._journal.queued(lane.flow, lane.cursor, WINDOW)
-        lane.read(rows, more=len(rows) == WINDOW, epoch=epoch)
-
     def _choose(self) -> list[Queued]:
-        """Pick runs for the free slots, one from each lane in turn.
-
-        A lane that is empty, paused or at its own limit sleeps until something wakes it.
-        """
-        chosen: list[Queued] = []
-        lanes = [] if self._stopping else list(self._awake.values())
-        while lanes and self._admission.free > 0:
-            lanes = [lane for lane in lanes if self._choose_from(lane, chosen)]
-        return chosen
-
-    def _sleep(self, lane: Lane) -> bool:
-        self._awake.pop(lane.flow, None)
-        return False
-
-    def _choose_from(self, lane: Lane, chosen: list[Queued]) -> bool:
-        """Take the next run of a lane; False when it has none that may start."""
-        source = lane.ready or lane.window
-        if lane.paused or lane.empty:
-            return self._sleep(lane)
-        if not source:
-            self._work.set()  # there is more to read
-            return False
-        run = source[0]
-        if source is lane.window and lane.has_parked(run.order_key, run.limit_key):
-            self._set_aside(lane, source.popleft())
-            return True
-        block = self._admission.admit(lane.flow, run.order_key, run.limit_key, run.seq, run.suspect)
-        if block is None:
-            chosen.append(source.popleft())
-        elif block is Block.SUSPECT:
-            self._suspects.append((lane, source.popleft()))
-        elif block is Block.ORDER or block is Block.LIMIT:
-            source.popleft()
-            key = run.order_key if block is Block.ORDER else run.limit_key
-            self._park(lane, run, ("order" if block is Block.ORDER else "limit", key or ""))
-        elif block is Block.FLOW:
-            return self._sleep(lane)
-        else:
-            return False
-        return True
-
-    def _set_aside(self, lane: Lane, run: Queued) -> None:
-        """Park a run behind an older one that waits for the same key."""
-        if run.order_key is not None and lane.has_parked(run.order_key, None):
-            self._park(lane, run, ("order", run.order_key))
-        else:
-            self._park(lane, run, ("limit", run.limit_key or ""))
-
-    def _park(self, lane: Lane, run: Queued, key: Key) -> None:
-        lane.park(run, key)
-        if key in lane.spilled:
-            self._known_due.discard(run.seq)
+        return [] if self._stopping else self._queues.choose()
 
     async def _claim(self, chosen: list[Queued]) -> None:
         self._claiming.update(run.seq for run in chosen)
@@ -378,8 +269,8 @@ class Dispatcher:
             )
         except JournalFull:
             for run in chosen:
-                self._release(run.flow, run.order_key, run.limit_key, suspect=run.suspect)
-                self._known_due.discard(run.seq)
+                self._queues.release(run.flow, run.order_key, run.limit_key, suspect=run.suspect)
+                self._queues.lined_up.discard(run.seq)
             for flow in {run.flow for run in chosen}:
                 self.look_again(flow)
             await until_writable(self._journal)
@@ -387,43 +278,13 @@ class Dispatcher:
         finally:
             self._claiming.clear()
         for run in chosen:
-            self._known_due.discard(run.seq)
+            self._queues.lined_up.discard(run.seq)
         taken = {claim.run_seq for claim in claims}
         for claim in claims:
             self._start(claim)
         for run in chosen:
             if run.seq not in taken:  # cancelled meanwhile
-                self._release(run.flow, run.order_key, run.limit_key, suspect=run.suspect)
-
-    # ------------------------------------------------------------ due times
-
-    async def _watch_due(self) -> None:
-        """Line up scheduled, retrying and waiting runs when they are due."""
-        while True:
-            self._due.clear()
-            rows = await self._journal.due(self._now(), len(self._known_due) + DUE_BATCH)
-            fresh = [row for row in rows if row.seq not in self._known_due]
-            for row in fresh:
-                lane = self._lanes.get(row.flow)
-                self._known_due.add(row.seq)
-                if lane is None:
-                    self._orphans.add(row.seq)  # until a reload brings its flow back
-                else:
-                    lane.ready.append(row)
-                    self._wake(lane)
-            if fresh:
-                continue
-            pause = await self._until_next_due()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):  # wait_for may swallow a cancel (before 3.12)
-                    await self._due.wait()
-
-    async def _until_next_due(self) -> float:
-        due_at = await self._journal.next_due_at()
-        if due_at is None:
-            return 60.0
-        # Rows already lined up are due in the past: look again soon, not at once.
-        return min(max((due_at - self._now()).total_seconds(), 0.05), 60.0)
+                self._queues.release(run.flow, run.order_key, run.limit_key, suspect=run.suspect)
 
     # ------------------------------------------------------------ one attempt
 
@@ -441,7 +302,7 @@ class Dispatcher:
         """
         if claim.order_key is not None:
             return False
-        self._release(claim.flow, None, claim.limit_key, suspect=claim.suspect)
+        self._queues.release(claim.flow, None, claim.limit_key, suspect=claim.suspect)
         self._work.set()
         return True
 
@@ -457,7 +318,7 @@ class Dispatcher:
         goes_on = state in (RunState.RETRYING, RunState.WAITING)
         blocks = state is RunState.FAILED and flow is not None and flow.on_dead == "block"
         if not left:
-            self._release(
+            self._queues.release(
                 claim.flow,
                 claim.order_key,
                 claim.limit_key,
@@ -465,37 +326,7 @@ class Dispatcher:
                 keep_order_for=claim.run_seq if goes_on or blocks else None,
             )
         if goes_on or claim.event.type == CALLED:
-            self._due.set()
+            self._due.look()
         elif state is RunState.QUEUED and not self._stopping:
             self.look_again(claim.flow)
         self._work.set()
-
-    def _release(
-        self,
-        flow: str,
-        order_key: str | None,
-        limit_key: str | None,
-        *,
-        suspect: bool,
-        keep_order_for: int | None = None,
-    ) -> None:
-        self._admission.release(
-            flow, order_key, limit_key, suspect=suspect, keep_order_for=keep_order_for
-        )
-        if order_key is not None and keep_order_for is None:
-            self._free(flow, ("order", order_key))
-        if limit_key is not None:
-            self._free(flow, ("limit", limit_key))
-        if suspect and self._suspects:
-            lane, run = self._suspects.pop(0)
-            lane.ready.append(run)
-            self._wake(lane)
-        lane = self._lanes[flow]
-        if not lane.empty:
-            self._wake(lane)
-
-    def _free(self, flow: str, key: Key) -> None:
-        lane = self._lanes[flow]
-        lane.freed(key)
-        if not lane.empty:
-            self._wake(lane)

@@ -177,7 +177,7 @@ class Service:
         dispatcher, awake = self.process.dispatcher, self._awake()
         due = await self.journal.next_due_at()
         if due is not None and due <= self.clock.now():
-            dispatcher.look_at_clock()
+            dispatcher.look_due()
             return False
         begun = self.journal.counts()[0].get("running", 0) == len(dispatcher.running)
         stuck = self._queued() and not dispatcher.running
@@ -193,7 +193,7 @@ class Service:
 
     def _set(self, instant: datetime) -> None:
         self.clock.set(instant)
-        self.process.dispatcher.look_at_clock()
+        self.process.dispatcher.look_due()
 
     def _emitter(self, name: str, flow: AnyFlow | None) -> TriggerEmitter:
         if flow is not None:

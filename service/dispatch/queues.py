@@ -1,0 +1,213 @@
+"""What waits to run: every flow's lane, and the choice of whose turn it is.
+
+Guarantees: runs of a flow are handed out in arrival order, those of a key one behind the other; a
+lane with nothing to start costs nothing until something wakes it. Not here: how a lane keeps its
+rows (`lane`), counting slots (`admission`), and claiming what was chosen (`dispatcher`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from turnout.service.flow import Flow
+from turnout.service.journal.contract import Journal, Queued
+
+from .admission import Admission, Block
+from .lane import WINDOW, Key, Lane
+
+
+class Queues:
+    """The lanes of all flows; `work` is set whenever some run may be able to start.
+
+    `lined_up` are the runs in memory that were due: the journal goes on naming them until they
+    are claimed.
+    """
+
+    def __init__(self, journal: Journal, admission: Admission) -> None:
+        self.work = asyncio.Event()
+        self.lined_up: set[int] = set()
+        self._journal = journal
+        self._admission = admission
+        self._lanes: dict[str, Lane] = {}
+        self._awake: dict[str, Lane] = {}
+        self._suspects: list[tuple[Lane, Queued]] = []
+
+    # ------------------------------------------------------------ flows
+
+    def serve(self, flows: Iterable[Flow[..., object]], paused: Iterable[str]) -> None:
+        """Take the flows of a (re)loaded project; others keep their queue and start nothing."""
+        stopped = set(paused)
+        names = set()
+        for flow in flows:
+            names.add(flow.name)
+            self._admission.declare(flow.name, flow.concurrency)
+            lane = self._made(flow.name)
+            lane.forget_claims()
+            lane.paused = flow.name in stopped
+            self.wake(lane)
+        for lane in self._lanes.values():
+            if lane.flow not in names:
+                lane.paused = True
+
+    def lane(self, flow: str) -> Lane:
+        """Return the lane of a flow that was served."""
+        return self._lanes[flow]
+
+    def find(self, flow: str) -> Lane | None:
+        """Return the lane of a flow, None if there has never been such a flow."""
+        return self._lanes.get(flow)
+
+    def _made(self, flow: str) -> Lane:
+        lane = self._lanes.get(flow)
+        if lane is None or lane.flow != flow:  # of another's old name: see `adopt`
+            lane = self._lanes[flow] = Lane(flow)
+        return lane
+
+    def adopt(self, was: str, name: str) -> None:
+        """Count what runs or waits under a flow's old name for its new one."""
+        old, new = self._lanes.get(was), self._made(name)
+        if old is not None and old is not new:
+            self.forget(was)
+            self._awake.pop(was, None)
+            new.arriving += old.arriving
+            self._lanes[was] = new
+        self._admission.adopt(was, name)
+
+    def forget(self, flow: str) -> None:
+        """Have a flow's queue read from the journal afresh."""
+        lane = self._lanes.get(flow)
+        if lane is not None:
+            self.lined_up.difference_update(row.seq for row in lane.rows())
+            lane.forget_all()
+            self.wake(lane)
+
+    # ------------------------------------------------------------ coming in
+
+    def wake(self, lane: Lane) -> None:
+        """Look at a lane again, now."""
+        self._awake[lane.flow] = lane
+        self.work.set()
+
+    def arrived(self, run: Queued) -> None:
+        """Take in a run just written as queued: it is looked at as soon as a slot is free."""
+        lane = self._lanes[run.flow]
+        lane.arrived(run)
+        self._awake[lane.flow] = lane
+        if self._admission.free > 0:
+            self.work.set()
+
+    def due(self, run: Queued, lane: Lane) -> None:
+        """Take in a run that is due: it goes first."""
+        self.lined_up.add(run.seq)
+        lane.ready.append(run)
+        self.wake(lane)
+
+    async def refill(self, claiming: set[int]) -> None:
+        """Read from the journal what lanes that are awake have no rows of in memory."""
+        for lane in list(self._awake.values()):
+            await self._refill(lane, claiming)
+
+    async def _refill(self, lane: Lane, claiming: set[int]) -> None:
+        while lane.wanted:
+            key = lane.wanted.pop()
+            rows = await self._journal.queued_for_key(lane.flow, key[0], key[1], WINDOW // 4)
+            fresh = [row for row in rows if row.seq not in claiming]
+            lane.fetched(key, fresh, more=len(rows) == WINDOW // 4)
+        if lane.paused or not lane.unread or len(lane.window) > WINDOW // 2:
+            return
+        epoch = lane.start_reading()
+        rows = await self._journal.queued(lane.flow, lane.cursor, WINDOW)
+        lane.read(rows, more=len(rows) == WINDOW, epoch=epoch)
+
+    # ------------------------------------------------------------ going out
+
+    def choose(self) -> list[Queued]:
+        """Pick runs for the free slots, one from each lane in turn, and take their slots."""
+        chosen: list[Queued] = []
+        lanes = list(self._awake.values())
+        while lanes and self._admission.free > 0:
+            lanes = [lane for lane in lanes if self._choose_from(lane, chosen)]
+        return chosen
+
+    def _sleep(self, lane: Lane) -> bool:
+        """Let a lane that is empty, paused or at its own limit be until something wakes it."""
+        self._awake.pop(lane.flow, None)
+        return False
+
+    def _choose_from(self, lane: Lane, chosen: list[Queued]) -> bool:
+        """Take the next run of a lane; False when it has none that may start."""
+        source = lane.ready or lane.window
+        if lane.paused or lane.empty:
+            return self._sleep(lane)
+        if not source:
+            self.work.set()  # there is more to read
+            return False
+        run = source[0]
+        if source is lane.window and lane.has_parked(run.order_key, run.limit_key):
+            self._set_aside(lane, source.popleft())
+            return True
+        block = self._admission.admit(lane.flow, run.order_key, run.limit_key, run.seq, run.suspect)
+        if block is None:
+            chosen.append(source.popleft())
+        elif block is Block.SUSPECT:
+            self._suspects.append((lane, source.popleft()))
+        elif block is Block.ORDER or block is Block.LIMIT:
+            source.popleft()
+            key = run.order_key if block is Block.ORDER else run.limit_key
+            self._park(lane, run, ("order" if block is Block.ORDER else "limit", key or ""))
+        elif block is Block.FLOW:
+            return self._sleep(lane)
+        else:
+            return False
+        return True
+
+    def _set_aside(self, lane: Lane, run: Queued) -> None:
+        """Park a run behind an older one that waits for the same key."""
+        if run.order_key is not None and lane.has_parked(run.order_key, None):
+            self._park(lane, run, ("order", run.order_key))
+        else:
+            self._park(lane, run, ("limit", run.limit_key or ""))
+
+    def _park(self, lane: Lane, run: Queued, key: Key) -> None:
+        lane.park(run, key)
+        if key in lane.spilled:
+            self.lined_up.discard(run.seq)
+
+    # ------------------------------------------------------------ slots and keys given back
+
+    def release(
+        self,
+        flow: str,
+        order_key: str | None,
+        limit_key: str | None,
+        *,
+        suspect: bool,
+        keep_order_for: int | None = None,
+    ) -> None:
+        """Give back a slot, and the keys with it; `keep_order_for` goes on holding its order."""
+        self._admission.release(
+            flow, order_key, limit_key, suspect=suspect, keep_order_for=keep_order_for
+        )
+        if order_key is not None and keep_order_for is None:
+            self._free(flow, ("order", order_key))
+        if limit_key is not None:
+            self._free(flow, ("limit", limit_key))
+        if suspect and self._suspects:
+            lane, run = self._suspects.pop(0)
+            lane.ready.append(run)
+            self.wake(lane)
+        lane = self._lanes[flow]
+        if not lane.empty:
+            self.wake(lane)
+
+    def let_go(self, flow: str, order_key: str, seq: int) -> None:
+        """Free an ordering key if the run `seq`, which is not running, holds it."""
+        if self._admission.let_go(flow, order_key, seq):
+            self._free(flow, ("order", order_key))
+
+    def _free(self, flow: str, key: Key) -> None:
+        lane = self._lanes[flow]
+        lane.freed(key)
+        if not lane.empty:
+            self.wake(lane)
