@@ -24,6 +24,8 @@ MAX_RETRY_AFTER = timedelta(days=1)
 MAX_FACTOR = 1000
 """The largest `factor`: its highest power is still a number."""
 
+_MAX = timedelta(minutes=15)
+
 ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
 
 
@@ -39,7 +41,7 @@ class RetryPolicy:
     count: int = 0
     delay: timedelta = timedelta(seconds=1)
     factor: float = 2.0
-    max: timedelta = timedelta(minutes=15)
+    max: timedelta = _MAX
     jitter: bool = True
     on: tuple[type[BaseException], ...] = ()
     not_on: tuple[type[BaseException], ...] = ()
@@ -50,13 +52,14 @@ def retry(
     *,
     delay: str | timedelta = "1s",
     factor: float = 2.0,
-    max: str | timedelta = "15m",
+    max: str | timedelta | None = None,
     jitter: bool = True,
     on: ErrorTypes = (),
     not_on: ErrorTypes = (),
 ) -> RetryPolicy:
     """Declare a retry policy: `retry(3)` is three retries after the first try.
 
+    Delays grow by `factor` to `max`: 15 minutes unless given, or `delay` if that is longer.
     `retry(5, on=(OSError, TimeoutError))` retries those only, `not_on=` all but those. Raises
     `SetupError` for a negative count, a factor below 1, or what is not a type of error.
     """
@@ -64,11 +67,13 @@ def retry(
         raise SetupError(
             f"retry({count}, factor={factor}): count is 0 or more, factor from 1 to {MAX_FACTOR}"
         )
+    first = parse_duration(delay)
+    usual = _MAX if first < _MAX else first
     return RetryPolicy(
         count=count,
-        delay=parse_duration(delay),
+        delay=first,
         factor=factor,
-        max=parse_duration(max),
+        max=usual if max is None else parse_duration(max),
         jitter=jitter,
         on=_types(on, "on"),
         not_on=_types(not_on, "not_on"),

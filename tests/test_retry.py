@@ -99,3 +99,9 @@ def test_only_the_errors_named_are_retried() -> None:
     assert delay_after(most, 4, OSError(), now=NOW) is None
     with pytest.raises(SetupError, match="write types of errors"):
         retry(3, on=("OSError",))  # type: ignore[arg-type]  # what is under test
+
+
+def test_a_long_first_delay_is_not_cut_to_the_usual_longest_one() -> None:
+    assert retry(2, delay="1h", jitter=False).max == timedelta(hours=1)
+    assert retry(2, delay="1h", max="10m").max == timedelta(minutes=10)
+    assert retry(2, delay="1s").max == timedelta(minutes=15)

@@ -6,12 +6,13 @@ import asyncio
 import re
 import threading
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.attempts import attempts
+from tests.attempts import NOW, attempts
 from turnout import Fail, Retry, current, flow, gather, retry, task
 from turnout.service.errors import JournalFull, MisplacedTask, StepFailed
 from turnout.service.retry import RetryPolicy
@@ -223,19 +224,52 @@ async def test_retry_after_overrides_the_delay(tmp_path: Path) -> None:
             assert (await run.first(flaky_flow)).state is RunState.SUCCEEDED
 
 
-async def test_a_crash_between_tries_spends_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["async", "def"])
+async def test_a_crash_between_tries_spends_none_and_goes_on_waiting(
+    tmp_path: Path, kind: str
+) -> None:
     errors: list[BaseException] = [OSError("one")]
     _, flaky_flow = _flaky(retry(1, delay="1h", jitter=False), errors)
-    async with attempts(tmp_path) as run:
-        await run.new_run(flaky_flow)
+    flow_of_kind = flaky_flow if kind == "async" else _flaky_in_thread()
+    now = [NOW]
+    slept: list[float] = []
+
+    async def sleep_until_the_crash(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 1:
+            await asyncio.Event().wait()
+
+    async with attempts(tmp_path, now=lambda: now[0], sleep=sleep_until_the_crash) as run:
+        await run.new_run(flow_of_kind)
         async with asyncio.TaskGroup() as tasks:
-            attempt = tasks.create_task(run.execute(flaky_flow))
+            attempt = tasks.create_task(run.execute(flow_of_kind))
             await run.until_recorded("flaky#1")
+            async with asyncio.timeout(5):
+                while not slept:  # noqa: ASYNC110  a list has no event
+                    await asyncio.sleep(0)
             attempt.cancel()
         assert (await run.steps())["flaky#1"].state == "retrying"
         await run.crash()
-        assert (await run.execute(flaky_flow)).state is RunState.SUCCEEDED
+        now[0] += timedelta(minutes=20)
+        assert (await run.execute(flow_of_kind)).state is RunState.SUCCEEDED
         assert (await run.steps())["flaky#1"].tries == 2
+    assert slept == [3600, 2400], "the rest of the hour, not none of it and not all"
+
+
+def _flaky_in_thread() -> Any:
+    tries: list[int] = []
+
+    @task(name="flaky", retry=retry(1, delay="1h", jitter=False))
+    def flaky() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError("one")
+
+    @flow
+    def flaky_flow() -> None:
+        flaky()
+
+    return flaky_flow
 
 
 async def test_a_timeout_names_the_task(tmp_path: Path) -> None:

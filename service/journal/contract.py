@@ -89,7 +89,8 @@ class Appended:
 class StepRecord:
     """A recorded call of a task inside a run; `key` is stable over retries and restarts.
 
-    `retrying` keeps the try number only, `waiting` what is waited for (JSON, in `result`);
+    `retrying` keeps the next try's number and, in `result`, when it is due, `waiting` what is
+    waited for (both JSON);
     `succeeded` and `failed` are facts never run again, except a `failed` one that escaped the
     flow (`Outcome.error.step`), which is superseded. A `succeeded` one with an `error` is a
     fallback used after that error. `origin` is the run a cached result comes from, or the child

@@ -18,8 +18,11 @@ import typing
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Generic, TypeVar
+
+import orjson
 
 from turnout.service import pools
 from turnout.service.errors import ClaimLost, CodeChanged, JournalError, JournalFull, Overloaded
@@ -77,7 +80,7 @@ class Call:
     """One call of a task at its place in a run: what is recorded of it and what comes next."""
 
     __slots__ = ("_clock", "_started_at", "args", "aside", "context", "done", "key", "kwargs",
-                 "scope", "services", "task", "tries")  # fmt: skip
+                 "not_before", "scope", "services", "task", "tries")  # fmt: skip
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class Call:
         self.args = args
         self.kwargs = kwargs
         self.tries = 0
+        self.not_before: datetime | None = None
         self.done: StepRecord | None = None
         self.aside = sys.exc_info()[0] is not None
         if self.context.trail is not None:
@@ -116,8 +120,10 @@ class Call:
             return None
         if known.superseded:
             return None
-        if known.state == "retrying":
-            self.tries = known.tries - 1  # the try that was on when the process died
+        if known.state == "retrying":  # when the process died, or handed the run back
+            self.tries = known.tries - 1
+            at = orjson.loads(known.result or b"{}").get("until")
+            self.not_before = None if at is None else datetime.fromisoformat(at)
             return None
         return known
 
@@ -195,21 +201,23 @@ class Call:
         flow = self.context.claim.flow
         self.services.metrics.steps.labels(flow, self.task.name, "cached").inc()
 
-    def failed(self, error: Exception, *, again: bool) -> StepRecord:
-        """Return the record of a try that failed: another try follows, or the step has ended.
+    def failed(self, error: Exception, *, again_in: float | None = None) -> StepRecord:
+        """Return the record of a try that failed: another one follows, or the step has ended.
 
         Of several branches that fail together only the first error reaches the flow, so only that
         one can be a fact the flow knows; the others run again.
         """
         failures.mark(error, self.key)
-        if again:
+        if again_in is not None:
             self._observe("retried")
+            self.not_before = self.services.now() + timedelta(seconds=again_in)
             return StepRecord(
                 key=self.key,
                 task=self.task.name,
                 state="retrying",
                 tries=self.tries + 1,
                 started_at=self._started_at,
+                result=orjson.dumps({"until": self.not_before.isoformat()}),
                 error=describe(error),
                 aside=self.aside,
             )
@@ -231,6 +239,13 @@ class Call:
             superseded=lost,
             aside=self.aside,
         )
+
+    async def rest(self) -> None:
+        """Wait until the next try may begin, also over a restart."""
+        if self.not_before is not None:
+            left = (self.not_before - self.services.now()).total_seconds()
+            if left > 0:
+                await self.services.sleep(left)
 
     def delay(self, error: Exception) -> float | None:
         """Return how long to wait before the next try, or None when there is none."""
@@ -339,6 +354,8 @@ async def _perform(call: Call) -> Any:
     """Do the work of a step under its task's policy, and record what it came to."""
     task = call.task
     while True:
+        if call.not_before is not None:
+            await call.rest()
         call.begin()
         try:
             with inside(call.scope, call.key):
@@ -359,8 +376,7 @@ async def _perform(call: Call) -> Any:
             return value
         if delay is None:
             return await _end(call, failure)
-        await call.keep(call.failed(failure, again=True))
-        await call.services.sleep(delay)
+        await call.keep(call.failed(failure, again_in=delay))
 
 
 def run_in_thread(call: Call) -> Any:
@@ -372,6 +388,8 @@ def run_in_thread(call: Call) -> Any:
     if call.task.cache is not None:
         return pools.on_loop(_use_cache(call, call.task.cache))
     while True:
+        if call.not_before is not None:
+            pools.on_loop(call.rest())
         call.begin()
         try:
             with inside(call.scope, call.key):
@@ -384,8 +402,7 @@ def run_in_thread(call: Call) -> Any:
             return value
         if delay is None:
             return pools.on_loop(_end(call, failure))
-        pools.on_loop(call.keep(call.failed(failure, again=True)))
-        pools.on_loop(call.services.sleep(delay))
+        pools.on_loop(call.keep(call.failed(failure, again_in=delay)))
 
 
 async def _end(call: Call, failure: Exception) -> Any:
@@ -401,7 +418,7 @@ async def _end(call: Call, failure: Exception) -> Any:
         else:
             await call.keep(record)
             return value
-    await call.keep(call.failed(failure, again=False))
+    await call.keep(call.failed(failure))
     raise failure
 
 

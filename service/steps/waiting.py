@@ -95,7 +95,7 @@ async def end(
 ) -> Any:
     """Record how a wait ended, and return the value or raise the error."""
     call.begin()
-    ended = call.succeeded(value) if error is None else call.failed(error, again=False)
+    ended = call.succeeded(value) if error is None else call.failed(error)
     await record(call, replace(ended, started_at=known.started_at, origin=known.origin))
     if error is not None:
         raise error
