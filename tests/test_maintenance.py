@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.running import running
+from tests.running import eventually, running
 from turnout import event, flow, sleep, wait_for
 from turnout.service.event import Event, mint_id
 from turnout.service.journal.contract import Filter
@@ -83,6 +83,12 @@ async def test_what_an_unfinished_run_may_come_to_wait_for_is_kept(
         at[0] += timedelta(days=1)
         for order in ("7", "8"):
             await process.operator.emit(a_payment(order, at[0]))
+
+        async def all_booked() -> bool:
+            done = await process.journal.runs(Filter(flow="books", state=RunState.SUCCEEDED))
+            return len(done) == (2 if booked else 0)
+
+        await eventually(all_booked)
         at[0] += timedelta(days=8)
         await maintenance.run_once()
         assert len(await process.journal.events(Filter())) == 3, "kept, with its own run or without"
