@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -148,16 +148,28 @@ def _idle(pids: Sequence[int], start: float, run_ms: float, watched: float) -> F
     time.sleep(SETTLE_SECONDS)  # workers of the last run end
     roots = [psutil.Process(pid) for pid in pids]
     tree = [one for root in roots for one in (root, *root.children(recursive=True))]
-    used = sum(map(_seconds, tree))
+    before = _seconds(tree)
     time.sleep(watched)
-    cpu = (sum(map(_seconds, tree)) - used) / watched
-    mib = sum(process.memory_full_info().pss for process in tree) / 2**20
-    return Footprint(start, len(tree), mib, cpu, run_ms)
+    after = _seconds(tree)
+    cpu = sum(after[pid] - before[pid] for pid in after) / watched
+    mib = sum(_mebibytes(process) for process in tree)
+    return Footprint(start, len(after), mib, cpu, run_ms)
 
 
-def _seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def _seconds(tree: Sequence[psutil.Process]) -> dict[int, float]:
+    """Return the processor time of each that is still there."""
+    found = {}
+    for process in tree:
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            found[process.pid] = float(times.user + times.system)
+    return found
+
+
+def _mebibytes(process: psutil.Process) -> float:
+    with suppress(psutil.NoSuchProcess):
+        return float(process.memory_full_info().pss) / 2**20
+    return 0.0
 
 
 def _percent(share: float) -> str:
