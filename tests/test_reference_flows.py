@@ -21,6 +21,7 @@ import duckdb
 import pandas as pd
 import pytest
 
+from turnout import flow, task
 from turnout.service.project.loader import load_file
 from turnout.service.run import RunState
 from turnout.testing import file_event, run, serve
@@ -401,6 +402,28 @@ def test_a_crash_between_the_loads_leaves_all_in_each(web: Stub, tmp_path: Path)
         assert started.stop() == 0
     assert web.count("/rows") == 1, "what was read is not read again"
     assert loaded(tmp_path) == (175, 175)
+
+
+@task
+def typed_frame() -> pd.DataFrame:
+    frame = pd.DataFrame({"day": ["2026-01-01", "2026-01-02"], "kind": ["a", "b"], "n": [1, None]})
+    return frame.astype({"day": "datetime64[ns]", "kind": "category", "n": "Int64"})
+
+
+@task
+def described(frame: pd.DataFrame) -> list[str]:
+    return [str(kind) for kind in frame.dtypes] + [str(frame.equals(typed_frame.function()))]
+
+
+@flow
+async def keeps_frames() -> list[str]:
+    return await described.run(await typed_frame.run())
+
+
+def test_a_frame_comes_back_as_it_was_after_a_crash() -> None:
+    result = run(keeps_frames, crash_at=2)
+    assert result.crashes == 1 and result.steps["typed_frame#1"].encoding == "pickle"
+    assert result.result == ["datetime64[ns]", "category", "Int64", "True"]
 
 
 def test_rules_hold_in_optimised_python_too(web: Stub, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 
 from turnout import by_input, flow, sleep, task
+from turnout.service.journal import spill
 from turnout.service.journal.contract import Filter
 from turnout.service.journal.examine import CHECKS
 from turnout.service.journal.spill import name_of
 from turnout.service.maintenance import Maintenance
+from turnout.service.steps import step
 from turnout.testing import serve
 from turnout.testing.service import Service
 
@@ -189,3 +192,21 @@ async def test_there_is_a_limit_and_it_is_named() -> None:
         error = (await service.run(huge)).error
         assert error is not None and error.type == "not_kept"
         assert "the limit is 100,000 (max_spilled_bytes)" in error.message
+
+
+async def test_a_full_disk_holds_the_step_until_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step, "_FULL_DISK_WAIT_SECONDS", 0.001)
+    write, refusals = spill._write, [errno.ENOSPC, errno.EDQUOT]
+
+    def sometimes_full(path: Path, data: bytes) -> None:
+        if refusals:
+            raise OSError(refusals.pop(), "no room")
+        write(path, data)
+
+    monkeypatch.setattr(spill, "_write", sometimes_full)
+    async with serve(shares, **SMALL) as service:
+        assert (await service.run(shares)).result == 10_000
+        assert len(files(service)) == 1
+    assert refusals == [] and made == ["abcdefghij"], "written again, not computed again"
