@@ -31,7 +31,6 @@ HOPS = "turnout-hops"
 """The header that carries how many events led to a record, which ends cycles."""
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
-_PASSED_ON = ("traceparent", "tracestate")
 _CLOSE_SECONDS = 5.0
 _FIND_SECONDS = 5.0
 
@@ -230,7 +229,7 @@ def _text(key: str | bytes | None) -> bytes | None:
 def _headers(context: RunContext, given: Headers) -> list[tuple[str, bytes]]:
     """Return the author's headers behind those that say where the record comes from."""
     event = context.event
-    told = {name: event.headers[name] for name in _PASSED_ON if name in event.headers}
+    told = event.trace
     told[HOPS] = str(event.hops + 1)
     told["turnout-key"] = context.key("kafka.publish")
     listed = list(given.items() if isinstance(given, Mapping) else given)

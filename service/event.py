@@ -25,6 +25,8 @@ MAX_HOPS = 16
 """Events an event may cause in a chain before turnout calls it a cycle."""
 
 
+_TRACE = ("traceparent", "tracestate")
+
 OWN_EXTENSIONS = frozenset({"fileurl", "fileerror", "recorderror", "kafkarecord"})
 """Extension attributes only turnout sets: a sender who could would name files of this machine."""
 
@@ -54,6 +56,12 @@ class Event:
     tenant: str = "default"
     hops: int = 0
     minted: bool = False
+
+    @property
+    def trace(self) -> dict[str, str]:
+        """The W3C trace context the event came with: what follows from it belongs there too."""
+        given = {**self.headers, **self.extensions}
+        return {name: given[name] for name in _TRACE if name in given}
 
     @property
     def data(self) -> Any:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from tests.running import Running, eventually, running
-from turnout import Event, Fail, current, flow, gather, retry, sleep, task
+from tests.running import Running, eventually, make_event, running
+from turnout import Event, Fail, current, emit, event, flow, gather, retry, sleep, task
 from turnout.service.errors import StepFailed
 from turnout.service.flow import Flow
 from turnout.service.journal import batch, rows
@@ -100,6 +100,51 @@ async def test_a_flow_called_in_a_run_is_a_run_of_its_own(tmp_path: Path) -> Non
     assert stored.event.source == f"/runs/{parent.id}"
     assert stored.event.data == {"id": 7, "price": 1.5}
     assert parent.attempts == child.attempts == 1
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def trace_here() -> str:
+    return current().event.trace["traceparent"]
+
+
+@task
+def in_a_thread() -> str:
+    return trace_here()
+
+
+@task(pool="process")
+def in_a_process() -> str:
+    return trace_here()
+
+
+@flow
+async def traced_child() -> str:
+    return trace_here()
+
+
+@flow(on=event("traced"))
+async def traced_by_event() -> str:
+    return trace_here()
+
+
+@flow
+async def traced() -> list[str]:
+    await emit("traced")
+    return [
+        trace_here(), await in_a_thread.run(), await in_a_process.run(), await traced_child(),
+    ]  # fmt: skip
+
+
+async def test_the_trace_follows_wherever_the_run_goes(tmp_path: Path) -> None:
+    async with running(tmp_path, [traced, traced_child, traced_by_event]) as service:
+        start(service, traced)
+        happened = replace(make_event(), headers={"traceparent": TRACE})
+        run = await service.finished((await service.emitter([happened]))[0].runs[0])
+        assert result(run) == [TRACE] * 4
+        (caused,) = await runs_of(service, "traced_by_event")
+        assert result(await service.finished(caused.id)) == TRACE
 
 
 async def test_outside_a_run_it_is_a_plain_call() -> None:

@@ -71,6 +71,7 @@ async def _emit(
         or b"null",
         trigger=EMITTED,
         tenant=cause.tenant,
+        extensions=cause.trace,
         hops=cause.hops + 1,
         minted=event_id is None,
     )
@@ -218,14 +219,16 @@ async def _start(call: Call, flow: Flow[..., Any]) -> None:
     cause = call.context.claim.event
     if cause.hops >= MAX_HOPS:
         raise Fail(f"{call.name} would be the {MAX_HOPS + 1}th run in a chain: is it a cycle?")
+    made = _event_for(flow, call)
     event = replace(
-        _event_for(flow, call),
+        made,
         id=mint_id(),
         source=f"/runs/{call.context.claim.run_id}",
         type=CALLED,
         time=call.services.now(),
         trigger=f"flow:{call.context.claim.flow}",
         tenant=cause.tenant,
+        extensions=cause.trace | dict(made.extensions),
         hops=cause.hops + 1,
         minted=True,
     )
