@@ -66,7 +66,7 @@ def run(size: Size) -> list[Table]:
         )
         _accept(accept, found)
         _record(record, found)
-        _half(record, found, free, responding, size)
+        _half(record, found, free, responding, loaded[1], size)
     return [accept, record]
 
 
@@ -126,7 +126,9 @@ def _record(table: Table, found: Found) -> None:
     )  # fmt: skip
 
 
-def _half(table: Table, found: Found, free: Served, responding: Served, size: Size) -> None:
+def _half(
+    table: Table, found: Found, free: Served, responding: Served, reference: Served, size: Size
+) -> None:
     """Latency in an open loop, each at half of the rate it was measured to have."""
     half = {name: Spread.of(found[name]["rate"]).median / 2 for name in ("free", "responding")}
     seconds = size.seconds * 2
@@ -143,7 +145,13 @@ def _half(table: Table, found: Found, free: Served, responding: Served, size: Si
         answered = ask(responding.port, path, per_second=half["responding"], seconds=seconds)
         return answered.figures()
 
-    calm = interleave(size.rounds, {"202": to_202, "result": to_result})
+    def bare() -> Mapping[str, float]:
+        return ask(reference.port, HOOK, per_second=half["free"], seconds=seconds).figures()
+
+    calm = interleave(size.rounds, {"bare": bare, "202": to_202, "result": to_result})
+    p50, p99 = Spread.of(calm["bare"]["p50"]), Spread.of(calm["bare"]["p99"])
+    text, rate = "bare ASGI + group commit at the load of the next row", calm["bare"]["rate"]
+    table.add(text, "yes", "nothing run", Spread.of(rate), None, None, None, p50, p99)
     rows = (
         ("turnout at half that load, to the 202", calm["202"]["rate"], calm["202"]),
         ("turnout at half that load, to the run's end in the journal", calm["202"]["rate"], ended),
