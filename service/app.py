@@ -118,7 +118,7 @@ async def _live(
     await process.start_triggers()
     maintenance = Maintenance(journal, process.effects, settings, process.metrics, now=process.now)
     background.append(tasks.create_task(maintenance.run()))
-    _calm_collector()
+    calm_collector()
     if reload:
         background.append(tasks.create_task(_ask_for_changes(asked, flow_paths)))
     log.info(
@@ -239,7 +239,7 @@ def _end_broken(reason: str) -> NoReturn:
     os._exit(EXIT_IO)
 
 
-def _calm_collector() -> None:
+def calm_collector() -> None:
     """Spare what lives as long as the process, and look for cycles less often.
 
     Events and runs leave no cycles; at Python's default (a look every 700 new objects) looking for
@@ -254,7 +254,7 @@ async def _load_rest(process: Process) -> Any:
         from .api.rest import create_rest  # FastAPI takes most of a second to import
 
         rest = create_rest(process)
-        _calm_collector()
+        calm_collector()
         return rest
 
     return await asyncio.to_thread(create)
