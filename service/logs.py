@@ -82,6 +82,13 @@ class RunLog:
 running: ContextVar[RunLog | None] = ContextVar("turnout_running_log", default=None)
 """The attempt whose code is running here, as the log sees it."""
 
+_steps: list[Callable[[], str | None]] = []
+
+
+def tells_step(ask: Callable[[], str | None]) -> None:
+    """Register who knows the key of the step whose code is running here."""
+    _steps[:] = [ask]
+
 
 class Logger:
     """Writes records: a noun.verb message and keyword fields, `log.info("order.charged", id=7)`."""
@@ -148,6 +155,9 @@ class _Sink:
 
     def emit(self, record: Record) -> None:
         run = running.get()
+        for ask in _steps if run is not None else ():
+            if (step := ask()) is not None:
+                record.setdefault("step", step)
         stream = self.stream or _raw(sys.stderr)
         context = {} if run is None else run.fields
         try:

@@ -190,6 +190,30 @@ async def test_a_run_s_lines_are_kept_with_its_attempt(tmp_path: Path, stream: i
     )
 
 
+@task(pool="process")
+def process_talks() -> None:
+    print("from a process")  # noqa: T201  under test
+
+
+@flow
+async def all_talk() -> None:
+    current().log.info("from.the.flow")
+    await steps_talk.run()
+    await steps_talk.run()
+    await process_talks.run()
+
+
+async def test_a_line_names_the_step_that_says_it(tmp_path: Path, stream: io.StringIO) -> None:
+    undo = logs.configure("json", "info", stream)
+    async with attempts(tmp_path) as run:
+        outcome = await run.first(all_talk)
+    undo()
+    told = [None, "steps_talk#1", "steps_talk#2", "process_talks#1"]
+    assert [each.get("step") for each in records(stream)] == told
+    kept = [orjson.loads(line) for line in (outcome.log or b"").splitlines()]
+    assert [each.get("step") for each in kept] == told
+
+
 async def test_a_flood_is_cut_and_says_so(tmp_path: Path, stream: io.StringIO) -> None:
     async with attempts(tmp_path) as run:
         outcome = await run.first(floods)

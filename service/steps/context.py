@@ -407,3 +407,11 @@ def _restore(claim: Claim, path: str, step: str | None) -> None:
 
 
 worker.travels(_snapshot)
+
+
+def _step_here() -> str | None:
+    scope = _scope.get()
+    return None if scope is None else scope.step
+
+
+logs.tells_step(_step_here)
