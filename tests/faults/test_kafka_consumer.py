@@ -210,6 +210,8 @@ def _uncommitted(group: Group, member: Program) -> int:
 async def test_six_members_of_one_journal_lose_and_double_nothing(
     kafka: Broker, tmp_path: Path, seed: int, full: bool, say: Say
 ) -> None:
+    if kafka.kind == "mesh":
+        pytest.skip("a leader that leaves while a group rebalances leaves it waiting on mesh")
     count, dice = (50_000 if full else 3_000), random.Random(seed)
     topic = await kafka.create_topic(partitions=12)
     trigger = records_of(topic, group=unique("group"), start="earliest", session="2s")

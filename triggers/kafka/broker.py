@@ -169,8 +169,10 @@ async def started(client: Any) -> None:
     try:
         await asyncio.shield(starting)
     except asyncio.CancelledError:
-        await asyncio.wait([starting], timeout=_START_SECONDS)
-        starting.cancel()
+        try:
+            await asyncio.wait([starting], timeout=_START_SECONDS)
+        finally:
+            starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         raise
 
