@@ -21,6 +21,7 @@ from uuid import uuid4
 import orjson
 import uvloop
 
+from turnout.service.app import calm_collector
 from turnout.service.event import Event, mint_id
 from turnout.service.flow import Flow
 from turnout.service.journal.connection import open_for_writing
@@ -52,6 +53,7 @@ def on_loop(
     pipeline: Pipeline, runs: int, together: int, folder: Path | None = None
 ) -> Mapping[str, float]:
     """Measure a pipeline on a journal in `folder`, or a fresh one."""
+    calm_collector()  # as `turnout serve` does
     with ExitStack() as stack:
         if folder is None:
             made = stack.enter_context(tempfile.TemporaryDirectory(prefix="turnout-bench-"))
