@@ -257,8 +257,11 @@ class Process:
         self._apply(project, {*paused, *fresh})
         self.pools.renew()
         await self._take_over(project)
+        paused = await self.journal.paused()  # an operator may have been at it meanwhile
         for name in fresh - paused.keys():
             self.dispatcher.resume(name.removeprefix("flow:"))
+        for name, emitter in self.emitters.items():
+            emitter.paused = f"trigger:{name}" in paused
         for name in set(self.emitters) - known:
             self.supervisor.start(self.emitters[name])
 
