@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from typing import Any, Literal, NoReturn
 from urllib.parse import parse_qsl
 
@@ -73,6 +74,10 @@ def _decode_exactly(body: bytes) -> Any:
     except RecursionError:
         raise InvalidData(f"the JSON is nested more than {MAX_DEPTH} levels deep") from None
     except ValueError as error:
+        if "digits" in str(error):  # the interpreter's own bound, and its own advice
+            raise InvalidData(
+                f"a number in the JSON has more than {sys.get_int_max_str_digits()} digits"
+            ) from None
         raise InvalidData(f"the body is not JSON: {error}") from None
     return data
 

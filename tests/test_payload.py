@@ -89,3 +89,8 @@ def test_forms_keep_repeated_fields_and_have_a_bound() -> None:
     assert decode(b"a=1&b=&a=2", "form") == {"a": ["1", "2"], "b": ""}
     with pytest.raises(InvalidData, match="1000"):
         decode(b"&".join([b"a=1"] * 1001), "form")
+
+
+def test_a_number_that_is_too_long_is_named_without_the_interpreter_s_advice() -> None:
+    with pytest.raises(InvalidData, match=r"^a number in the JSON has more than \d+ digits$"):
+        decode(b"[" + b"9" * 5000 + b"]", "json")
