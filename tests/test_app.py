@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -139,6 +140,25 @@ def test_a_flow_that_goes_elsewhere_takes_nothing_along(tmp_path: Path) -> None:
         child.wait(10)
         if child.stderr is not None:
             child.stderr.close()
+
+
+def test_a_program_without_standard_streams_serves(tmp_path: Path) -> None:
+    (tmp_path / "flows.py").write_text(FLOWS)
+    (tmp_path / "helper_of_flows.py").write_text(HELPER)
+    program = Program(flows=tmp_path / "flows.py", data=tmp_path / "data", log=tmp_path / "log")
+    command = [sys.executable, "-m", "turnout.service.cli", "serve", str(program.flows)]
+    command += ["--data", str(program.data), "--port", str(program.port)]
+    closed = f"exec {shlex.join(command)} <&- >&- 2>&-"
+    child = subprocess.Popen(["/bin/sh", "-c", closed], env=environment({}))
+    try:
+        until(lambda: program.ask("/readyz") is not None, 20, "an answer")
+        assert ask(program, "/word") == (200, "old")
+        child.terminate()
+        assert child.wait(15) == 0
+    finally:
+        child.kill()
+        child.wait(10)
+    program.check_journal()
 
 
 SLOW = """

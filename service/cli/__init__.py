@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -102,15 +103,30 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and end the process with the exit code the help promises."""
+    _open_standard_streams()
     sys.exit(_run(arguments))
+
+
+def _open_standard_streams() -> None:
+    """Fill the places of closed standard streams.
+
+    A file or a socket that is opened there would be written to by whoever reports an error.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free one
+    nothing = Path(os.devnull)
+    sys.stdout = sys.stdout or nothing.open("w", encoding="utf-8")
+    sys.stderr = sys.stderr or nothing.open("w", encoding="utf-8")
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         # Without click's own handling: it knows neither our errors nor our exit codes.
         cli.main(args=arguments, prog_name="turnout", standalone_mode=False)
-        if sys.stdout is not None:  # closed by whoever started us
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
