@@ -514,6 +514,24 @@ class JournalContract:
                 assert (again.crashes, again.attempt) == (crash, 1)
                 assert again.suspect == (crash >= 2)
 
+    @pytest.mark.parametrize("how", ["step", "outcome"])
+    async def test_a_run_that_gets_on_outlives_any_deaths(self, tmp_path: Path, how: str) -> None:
+        async with self.open(tmp_path) as journal:
+            await start(journal)
+        for death in range(1, 9):
+            async with self.open(tmp_path) as journal:
+                rescued = await journal.rescue(now=at(death))
+                assert rescued.blamed == () and rescued.requeued == 1
+                item = (await journal.queued("bill", 0, 9))[0]
+                (claim,) = await claim_all(journal, [item.seq])
+                assert claim.crashes == death
+                if how == "step":
+                    await journal.record_step(claim, step(f"a#{death}"))
+                    continue
+                waits = Outcome(state=RunState.WAITING, due_at=NOW, counts=False)
+                await journal.record(claim, waits, started_at=NOW, now=at(death))
+                assert not (await claim_all(journal, [claim.run_seq]))[0].suspect
+
     # ---------------------------------------------------------------- effects
 
     async def test_an_effect_is_due_once_all_runs_ended(self, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert claim.token > known.token
             assert (claim.attempt, claim.crashes) == (known.attempts + 1, known.crashes)
             assert {key: kept.result for key, kept in claim.recorded.items()} == known.steps
-            assert claim.suspect == (known.crashes >= 2)
+            assert claim.suspect == (known.blames >= 2)
             known.state, known.token = S.RUNNING, claim.token
             self.claims.append(claim)
 
@@ -177,6 +177,8 @@ class JournalMachine(RuleBasedStateMachine):
             return
         self.do(self.journal.record_step(claim, step(key, result=result)))
         known.steps.setdefault(key, result)  # a fact is never overwritten
+        if claim.suspect:
+            known.blames = 0  # it gets on
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), state=st.sampled_from(sorted(TRANSITIONS[S.RUNNING])))
@@ -191,6 +193,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.do(write)
         known.state = state
         known.attempts += outcome.counts
+        known.blames = 0
         known.dead = state is S.FAILED
 
     def outcome(self, state: RunState) -> Outcome:
@@ -231,7 +234,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert known.state in UNFINISHED
         else:
             assert known.state not in UNFINISHED
-            known.state, known.attempts, known.dead = S.QUEUED, 0, False
+            known.state, known.attempts, known.dead, known.blames = S.QUEUED, 0, False, 0
 
     @rule(in_flight=st.booleans())
     def crash(self, in_flight: bool) -> None:
@@ -244,9 +247,9 @@ class JournalMachine(RuleBasedStateMachine):
         rescued = self.do(self.journal.rescue(now=self.clock))
         running = [run for run in self.runs.values() if run.state is S.RUNNING]
         for run in running:
-            run.blames += run.crashes >= 2
+            run.blames += 1
             run.crashes += 1
-            run.dead = run.blames >= 3
+            run.dead = run.blames >= 5
             run.state = S.FAILED if run.dead else S.QUEUED
         assert set(rescued.blamed) == {run.id for run in running if run.dead}
         assert rescued.requeued == len(running) - len(rescued.blamed)

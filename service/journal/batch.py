@@ -60,7 +60,8 @@ _OUTCOMES = Rowset(
     "UPDATE runs SET state = v.column3, attempts = attempts + v.column4,"
     " due_at = iif(v.column3 = 'waiting', v.column5, coalesce(v.column5, due_at)),"
     " started_at = v.column6, finished_at = v.column7,"
-    " result = v.column8, error = v.column9, reason = v.column10, dead = v.column11 FROM",
+    " result = v.column8, error = v.column9, reason = v.column10, dead = v.column11,"
+    " blames = 0 FROM",
     11,
     "AS v WHERE runs.seq = v.column1 AND runs.token = v.column2 AND runs.state = 'running'",
 )
@@ -110,12 +111,16 @@ class Batch:
 
     def _record_steps(self, jobs: Sequence[StepJob]) -> None:
         values = [value for job in jobs for value in job.values]
-        if _STEPS.run(self._connection, values) == len(jobs):
-            return
-        if len(jobs) > 1:
-            raise Split
-        # Nothing changed: the claim is lost, or the step is already a fact.
-        self._check_claim(jobs[0].claim)
+        if _STEPS.run(self._connection, values) != len(jobs):
+            if len(jobs) > 1:
+                raise Split
+            # Nothing changed: the claim is lost, or the step is already a fact.
+            self._check_claim(jobs[0].claim)
+        for job in jobs:
+            if job.claim.suspect:  # it gets on: what killed the process before was not this
+                self._connection.execute(
+                    "UPDATE runs SET blames = 0 WHERE seq = ?", (job.claim.run_seq,)
+                )
 
     def _record(self, jobs: Sequence[OutcomeJob], tally: Tally) -> None:
         values: list[Any] = []
@@ -249,8 +254,8 @@ class Batch:
         return claims
 
     def _claim_from(self, row: Sequence[Any]) -> Claim:
-        (seq, run_id, flow, _, token, attempts, crashes, replay, order_key, limit_key, due_at,
-         code_version, *event_row, body) = row  # fmt: skip
+        (seq, run_id, flow, _, token, attempts, crashes, blames, replay, order_key, limit_key,
+         due_at, code_version, *event_row, body) = row  # fmt: skip
         content = bytes.fromhex(body) if body is not None else self._body(event_row[0])
         event_row.insert(7, content)
         return Claim(
@@ -266,7 +271,7 @@ class Batch:
             order_key=order_key,
             limit_key=limit_key,
             due_at=instant(due_at),
-            suspect=is_suspect(crashes),
+            suspect=is_suspect(blames),
             code_version=code_version,
         )
 
@@ -355,7 +360,7 @@ WHERE w.run_seq IN (SELECT value FROM json_each(?)) AND w.topic LIKE 'run:%'
 # the planner from walking the whole backlog by state instead of looking up the few runs asked for.
 _CLAIM_ROWS = f"""
 SELECT json_group_array(json_array(
-    r.seq, r.id, r.flow, r.state, r.token, r.attempts, r.crashes, r.replay, r.order_key,
+    r.seq, r.id, r.flow, r.state, r.token, r.attempts, r.crashes, r.blames, r.replay, r.order_key,
     r.limit_key, coalesce(r.due_at, r.queued_at), r.code_version, e.seq, e.id, e.source,
     e.type, e.tenant, e.trigger, e.time, e.details,
     CASE WHEN length(e.body) <= {_INLINE_BODY_BYTES} THEN hex(e.body) END))

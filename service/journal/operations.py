@@ -59,7 +59,7 @@ def retry(
     if from_step is not None:
         _drop_steps(connection, run, from_step)
     connection.execute(
-        "UPDATE runs SET state = 'queued', attempts = 0, dead = 0, due_at = ?2,"
+        "UPDATE runs SET state = 'queued', attempts = 0, dead = 0, blames = 0, due_at = ?2,"
         " started_at = NULL, finished_at = NULL, result = NULL, error = NULL, reason = NULL"
         " WHERE seq = ?1",
         (run.seq, micros(now)),

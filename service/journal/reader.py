@@ -47,7 +47,7 @@ _THREADS = 4
 _SHORTEST_PREFIX = 8
 _Value = TypeVar("_Value")
 
-_QUEUED_ITEM = "json_array(seq, flow, order_key, limit_key, due_at, crashes) AS item"
+_QUEUED_ITEM = "json_array(seq, flow, order_key, limit_key, due_at, blames) AS item"
 _UNENDED = (
     "EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq"
     " AND r.state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting'))"

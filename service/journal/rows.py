@@ -220,7 +220,7 @@ def run_from(row: Sequence[Any]) -> Run:
 
 
 def queued_from(row: Sequence[Any]) -> Queued:
-    """Return what the dispatcher holds of a run, from (seq, flow, keys, due, crashes)."""
+    """Return what the dispatcher holds of a run, from (seq, flow, keys, due, blames)."""
     return Queued(
         seq=row[0],
         flow=row[1],
@@ -231,9 +231,9 @@ def queued_from(row: Sequence[Any]) -> Queued:
     )
 
 
-def is_suspect(crashes: int) -> bool:
+def is_suspect(blames: int) -> bool:
     """Whether a run is resumed alone: the process died under it twice or more (decision 15)."""
-    return crashes >= 2
+    return blames >= 2
 
 
 def step_values(step: StepRecord) -> tuple[Any, ...]:

@@ -24,20 +24,24 @@ from .contract import Rescued
 from .rows import micros, pack_error
 from .tally import Tally
 
-_BLAMES_ALLOWED = 3
+_DEATHS_ALLOWED = 5
 UNFINISHED_STATES = "('scheduled', 'queued', 'running', 'retrying', 'waiting')"
 
 
 def rescue(connection: apsw.Connection, tally: Tally, now: datetime) -> Rescued:
-    """Requeue runs found running; a suspect found running is blamed, three times is the end."""
+    """Requeue runs found running, and end one under which the process dies again and again.
+
+    `blames` counts deaths in a row. From the second on the run is a suspect, which runs alone, and
+    three deaths of it alone are the end. An attempt that ends, or a suspect's recorded step, shows
+    that the run gets on, and starts the count anew: a long-lived run outlives any restarts.
+    """
     at = micros(now)
     blamed: list[Any] = connection.execute(
-        "SELECT seq, id, flow, crashes + 1 FROM runs"
-        " WHERE state = 'running' AND crashes >= 2 AND blames + 1 >= ?",
-        (_BLAMES_ALLOWED,),
+        "SELECT seq, id, flow, blames + 1 FROM runs WHERE state = 'running' AND blames + 1 >= ?",
+        (_DEATHS_ALLOWED,),
     ).fetchall()
-    for seq, run_id, flow, crashes in blamed:
-        error = RunError("process_died", f"the process died {crashes} times while this run ran")
+    for seq, run_id, flow, deaths in blamed:
+        error = RunError("process_died", f"the process died {deaths} times while this run ran")
         connection.execute(
             "UPDATE runs SET state = 'failed', dead = 1, crashes = crashes + 1,"
             " blames = blames + 1, finished_at = ?2, error = ?3 WHERE seq = ?1",
@@ -48,8 +52,8 @@ def rescue(connection: apsw.Connection, tally: Tally, now: datetime) -> Rescued:
         waits.forget(connection, [seq])
         waits.run_ended(connection, run_id, at)
     connection.execute(
-        "UPDATE runs SET state = 'queued', blames = blames + (crashes >= 2),"
-        " crashes = crashes + 1, due_at = ? WHERE state = 'running'",
+        "UPDATE runs SET state = 'queued', blames = blames + 1, crashes = crashes + 1, due_at = ?"
+        " WHERE state = 'running'",
         (at,),
     )
     requeued = connection.changes()
