@@ -56,7 +56,7 @@ def _concurrency(servers: Mapping[str, Served], size: Size) -> tuple[float, Tabl
 
 
 def _rate(served: Served, connections: int, size: Size) -> Mapping[str, float]:
-    seconds = 1.0 if size.quick else 2.0
+    seconds = 1.0
     if "free" in served.name:
         return served.load_until_recorded(seconds=seconds, connections=connections)
     return served.load(seconds=seconds, connections=connections)[1]

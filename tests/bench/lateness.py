@@ -40,7 +40,7 @@ def run(size: Size) -> list[Table]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="turnout-bench-")))
         fleet = Fleet(folder, stack)
-        seconds = 3.0 if size.quick else 5.0
+        seconds = 3.0 if size.quick else 4.0
         rows: dict[str, tuple[str, str, str, Callable[[], Late]]] = {}
 
         def ours(name: str, pending: str, timers: int, sleepers: int) -> None:

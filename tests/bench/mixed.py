@@ -12,7 +12,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -180,15 +180,22 @@ def _row(
 # ---------------------------------------------------------------- senders
 
 
+def _paced(per_second: float, seconds: float) -> Iterator[int]:
+    """Count at so many a second, whatever each takes."""
+    started = time.monotonic()
+    for number in range(int(per_second * seconds)):
+        time.sleep(max(0.0, started + number / per_second - time.monotonic()))
+        yield number
+
+
 def _drop(inbox: Path, sent: dict[str, float], seconds: float) -> None:
     outside = inbox.with_name("outside")
     outside.mkdir()
-    for number in range(int(FILES_PER_SECOND * seconds)):
+    for number in _paced(FILES_PER_SECOND, seconds):
         name = f"file-{number:06}.json"
         (outside / name).write_bytes(b"{}")
         sent[name] = time.time_ns() / 1e9
         (outside / name).rename(inbox / name)
-        time.sleep(1 / FILES_PER_SECOND)
 
 
 def _emit(program: Program, sent: dict[str, float], seconds: float) -> None:
@@ -196,7 +203,7 @@ def _emit(program: Program, sent: dict[str, float], seconds: float) -> None:
         "content-type": "application/cloudevents+json",
         "authorization": f"Bearer {TOKEN}",
     }
-    for number in range(int(EVENTS_PER_SECOND * seconds)):
+    for number in _paced(EVENTS_PER_SECOND, seconds):
         key = f"event-{number:06}"
         event = {
             "specversion": "1.0", "id": key, "source": "/bench", "type": "order.placed",
@@ -207,17 +214,17 @@ def _emit(program: Program, sent: dict[str, float], seconds: float) -> None:
             "/api/events", method="POST", body=json.dumps(event).encode(), headers=headers
         )
         assert answer is not None and answer.status == 202, answer
-        time.sleep(1 / EVENTS_PER_SECOND)
 
 
 async def _produce(broker: Broker, topic: str, sent: dict[str, float], seconds: float) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap)
     await producer.start()
+    started = time.monotonic()
     try:
         for number in range(int(RECORDS_PER_SECOND * seconds)):
+            await asyncio.sleep(started + number / RECORDS_PER_SECOND - time.monotonic())
             key = f"record-{number:06}"
             sent[key] = time.time_ns() / 1e9
             await producer.send(topic, json.dumps({"key": key}).encode())
-            await asyncio.sleep(1 / RECORDS_PER_SECOND)
     finally:
         await producer.stop()
