@@ -44,7 +44,7 @@ def _concurrency(servers: Mapping[str, Served], size: Size) -> tuple[float, Tabl
     most = 0.0
     for connections in CONNECTIONS:
         measures: dict[str, Callable[[], Mapping[str, float]]] = {
-            name: partial(_rate, served, connections, size) for name, served in servers.items()
+            name: partial(_rate, served, connections) for name, served in servers.items()
         }
         found = interleave(1 if size.quick else 3, measures)
         spreads = {name: Spread.of(figures["rate"]) for name, figures in found.items()}
@@ -55,11 +55,10 @@ def _concurrency(servers: Mapping[str, Served], size: Size) -> tuple[float, Tabl
     return most, table
 
 
-def _rate(served: Served, connections: int, size: Size) -> Mapping[str, float]:
-    seconds = 1.0
-    if "free" in served.name:
-        return served.load_until_recorded(seconds=seconds, connections=connections)
-    return served.load(seconds=seconds, connections=connections)[1]
+def _rate(served: Served, connections: int) -> Mapping[str, float]:
+    if served.name == "free":
+        return served.load_until_recorded(seconds=1, connections=connections)
+    return served.load(seconds=1, connections=connections)[1]
 
 
 def _load(free: Served, most: float, size: Size) -> Table:
