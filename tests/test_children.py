@@ -361,6 +361,23 @@ async def fans_wide() -> list[int]:
     return await double.map(range(width), limit=8)
 
 
+@flow
+async def long_word(number: int) -> str:
+    return str(number) * 10_000
+
+
+@flow
+async def collects() -> int:
+    words = await long_word.map(range(20), limit=4)
+    assert words == [str(number) * 10_000 for number in range(20)]
+    return sum(map(len, words))
+
+
+async def test_large_results_of_children_come_back_too(tmp_path: Path) -> None:
+    async with running(tmp_path, [collects, long_word]) as service:
+        assert result(await run_of(service, collects)) == 300_000
+
+
 async def test_a_wide_map_goes_on_over_a_restart(tmp_path: Path) -> None:
     global width
     width = 150

@@ -38,6 +38,7 @@ from .tally import Tally
 from .writer import Job, Split
 
 _INLINE_BODY_BYTES = 65_536
+_INLINE_RESULT_BYTES = 4096  # there may be thousands of them, all in one answer
 
 _STEPS = Rowset(
     "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding,"
@@ -337,7 +338,7 @@ _RESULT = STEP_COLUMNS.split(", ").index("result")
 _STEP_ROWS = f"""
 SELECT json_group_array(json_array(run_seq, seq, large,
     {STEP_COLUMNS.replace(" result,", " iif(large OR result IS NULL, NULL, hex(result)),")}))
-FROM (SELECT *, coalesce(length(result), 0) > {_INLINE_BODY_BYTES} AS large FROM steps WHERE
+FROM (SELECT *, coalesce(length(result), 0) > {_INLINE_RESULT_BYTES} AS large FROM steps WHERE
 """
 _STEPS_OF_RUNS = f"""{_STEP_ROWS}
     run_seq IN (SELECT value FROM json_each(?)) AND superseded = 0 ORDER BY seq)"""
@@ -354,7 +355,7 @@ SELECT json_group_array(json_array(w.run_seq, w.key, r.id, r.state,
 FROM waits AS w CROSS JOIN runs AS r ON r.id = substr(w.topic, 5)
 WHERE w.run_seq IN (SELECT value FROM json_each(?)) AND w.topic LIKE 'run:%'
     AND w.woken IS NOT NULL AND r.finished_at IS NOT NULL
-    AND coalesce(length(r.result), 0) <= {_INLINE_BODY_BYTES}
+    AND coalesce(length(r.result), 0) <= {_INLINE_RESULT_BYTES}
 """
 # Large bodies are read by a statement of their own, so that one answer stays small. The plus keeps
 # the planner from walking the whole backlog by state instead of looking up the few runs asked for.
