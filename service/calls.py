@@ -15,7 +15,8 @@ from .dispatch.dispatcher import Dispatcher
 from .errors import TurnoutError
 from .event import Event
 from .governance.links import Links
-from .journal.contract import Claim, Entry, Journal, NewRun, Opening, StepRecord, run_topic
+from .journal.contract import Journal
+from .journal.records import Claim, Entry, NewRun, Opening, StepRecord, run_topic
 from .project import Project
 from .router import Routed, route
 from .run import Fail, RunState

@@ -18,7 +18,8 @@ from .dispatch.dispatcher import Dispatcher
 from .dispatch.waiters import Waiters
 from .errors import JournalError, Overloaded, SetupError
 from .event import Event
-from .journal.contract import Appended, Entry, Journal
+from .journal.contract import Journal
+from .journal.records import Appended, Entry
 from .logs import get_logger
 from .metrics import Metrics
 from .project import AnyFlow

@@ -17,7 +17,8 @@ from .dispatch.dispatcher import Dispatcher
 from .emitter import TriggerEmitter
 from .errors import InvalidData, NotFound, Refused
 from .event import Event, mint_id
-from .journal.contract import Filter, Journal, NewRun, StoredEvent
+from .journal.contract import Journal
+from .journal.records import Filter, NewRun, StoredEvent
 from .logs import get_logger
 from .project import Project
 from .router import route

@@ -27,7 +27,8 @@ from .emitter import TriggerEmitter
 from .errors import JournalFull
 from .event import Event
 from .governance.links import Links
-from .journal.contract import Claim, Journal
+from .journal.contract import Journal
+from .journal.records import Claim
 from .logs import get_logger
 from .metrics import Counts, Metrics
 from .operator import Operator

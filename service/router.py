@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import InvalidData, message_of
 from .event import MAX_HOPS, Event, mint_id
-from .journal.contract import Decision, Entry, NewRun
+from .journal.records import Decision, Entry, NewRun
 from .project import AnyFlow
 from .run import RunError, RunState
 

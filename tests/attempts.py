@@ -14,7 +14,7 @@ import orjson
 
 from turnout.service.dispatch.executor import Executor
 from turnout.service.event import Event
-from turnout.service.journal.contract import Claim, Entry, NewRun, StepRecord
+from turnout.service.journal.records import Claim, Entry, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.pools import Pools

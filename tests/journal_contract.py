@@ -18,16 +18,15 @@ import pytest
 
 from turnout.service.errors import ClaimLost, NotFound, Overloaded, Refused
 from turnout.service.event import Event, mint_id
-from turnout.service.journal.contract import (
+from turnout.service.journal.contract import Journal, Reader
+from turnout.service.journal.records import (
     Appended,
     Cached,
     Claim,
     Decision,
     Entry,
     Filter,
-    Journal,
     NewRun,
-    Reader,
     StepRecord,
 )
 from turnout.service.run import FINISHED, UNFINISHED, Outcome, RunError, RunState

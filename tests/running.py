@@ -14,7 +14,7 @@ import orjson
 from turnout.service.emitter import TriggerEmitter
 from turnout.service.event import Event, mint_id
 from turnout.service.flow import Flow
-from turnout.service.journal.contract import Filter
+from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand, Process

@@ -16,7 +16,7 @@ from turnout import Event, Fail, current, emit, event, flow, gather, retry, slee
 from turnout.service.errors import StepFailed
 from turnout.service.flow import Flow
 from turnout.service.journal import batch, rows
-from turnout.service.journal.contract import Filter
+from turnout.service.journal.records import Filter
 from turnout.service.run import Run, RunState
 from turnout.service.steps import calling
 

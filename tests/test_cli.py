@@ -23,7 +23,7 @@ import pytest
 from turnout import event, flow
 from turnout.service.cli import main
 from turnout.service.event import Event, mint_id
-from turnout.service.journal.contract import Decision, Entry, NewRun, StepRecord
+from turnout.service.journal.records import Decision, Entry, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.run import Outcome, RunError, RunState

@@ -16,7 +16,7 @@ from turnout import Fail, Skip, current, flow, gather, limit, retry, task
 from turnout.service.dispatch.lane import WINDOW
 from turnout.service.event import Event
 from turnout.service.flow import Flow
-from turnout.service.journal.contract import Filter
+from turnout.service.journal.records import Filter
 from turnout.service.run import RunState
 
 

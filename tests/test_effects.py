@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.running import eventually, make_event, running
 from turnout import flow
 from turnout.service.event import Event
-from turnout.service.journal.contract import Filter
+from turnout.service.journal.records import Filter
 from turnout.service.trigger import Emitter
 
 ended: list[tuple[str, bool]] = []

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from turnout.service.errors import ClaimLost, Refused
-from turnout.service.journal.contract import Appended, Claim, Entry, Filter, StepRecord
+from turnout.service.journal.records import Appended, Claim, Entry, Filter, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.run import TRANSITIONS, UNFINISHED, Outcome, RunError, RunState

@@ -29,12 +29,13 @@ from turnout.service.errors import (
 from turnout.service.journal import upkeep
 from turnout.service.journal.batch import Batch
 from turnout.service.journal.connection import open_for_writing
-from turnout.service.journal.contract import Claim, Entry, Filter, Journal
+from turnout.service.journal.contract import Journal
 from turnout.service.journal.intake import Intake
 from turnout.service.journal.jobs import CallJob, ClaimJob
 from turnout.service.journal.kept import KeptSteps
 from turnout.service.journal.lock import Holder, read_lock
 from turnout.service.journal.reader import SqliteReader, open_reader
+from turnout.service.journal.records import Claim, Entry, Filter
 from turnout.service.journal.room import Room
 from turnout.service.journal.rows import micros
 from turnout.service.journal.sqlite import SqliteJournal, open_journal

@@ -29,7 +29,7 @@ from turnout.handlers.kafka import publish
 from turnout.service.errors import JournalFull, Refused, SetupError
 from turnout.service.event import Event
 from turnout.service.flow import Flow
-from turnout.service.journal.contract import Filter
+from turnout.service.journal.records import Filter
 from turnout.service.run import FINISHED, Run, RunState
 from turnout.service.settings import Settings, load
 from turnout.service.steps.context import current

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turnout.service.dispatch.lane import WINDOW, Lane
-from turnout.service.journal.contract import Queued
+from turnout.service.journal.records import Queued
 
 
 def queued(seq: int, order_key: str | None = None) -> Queued:

@@ -12,7 +12,7 @@ import pytest
 from tests.running import eventually, running
 from turnout import event, flow, sleep, wait_for
 from turnout.service.event import Event, mint_id
-from turnout.service.journal.contract import Filter
+from turnout.service.journal.records import Filter
 from turnout.service.maintenance import Maintenance
 from turnout.service.run import RunState
 

@@ -11,7 +11,7 @@ from tests.running import Running, make_event, running
 from turnout import event, every, files, flow, webhook
 from turnout.service.errors import InvalidData, NotFound, Overloaded, Refused
 from turnout.service.event import Event
-from turnout.service.journal.contract import Filter
+from turnout.service.journal.records import Filter
 from turnout.service.run import RunState
 
 

@@ -19,7 +19,7 @@ from turnout.service.emitter import TriggerEmitter
 from turnout.service.event import Event, mint_id
 from turnout.service.flow import Flow
 from turnout.service.governance.links import Links
-from turnout.service.journal.contract import Claim, Decision, Entry, NewRun, StepRecord
+from turnout.service.journal.records import Claim, Decision, Entry, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.operator import Operator

@@ -13,7 +13,7 @@ from tests.attempts import attempts
 from turnout import current, flow, retry, secret, task
 from turnout.service.errors import SetupError
 from turnout.service.governance import secrets
-from turnout.service.journal.contract import Filter
+from turnout.service.journal.records import Filter
 
 VALUE = 'hush "hush" \\ über'
 

@@ -12,8 +12,8 @@ import pytest
 
 from turnout import by_input, flow, sleep, task
 from turnout.service.journal import spill
-from turnout.service.journal.contract import Filter
 from turnout.service.journal.examine import CHECKS
+from turnout.service.journal.records import Filter
 from turnout.service.journal.spill import name_of
 from turnout.service.maintenance import Maintenance
 from turnout.service.steps import step

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tests.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
 from turnout.service.errors import JournalBroken, JournalFull, Overloaded, SetupError, TriggerError
 from turnout.service.event import Event
-from turnout.service.journal.contract import Appended, Entry, Journal
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Appended, Entry
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.trigger import ReadTrigger, Receipt

@@ -18,7 +18,7 @@ from fastapi.responses import HTMLResponse
 
 from turnout.service.errors import InvalidData, NotFound, Refused
 from turnout.service.governance.links import Question
-from turnout.service.journal.contract import StepRecord
+from turnout.service.journal.records import StepRecord
 from turnout.service.payload import decode_json
 from turnout.service.run import Run
 

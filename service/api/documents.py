@@ -16,7 +16,8 @@ import orjson
 
 from turnout.service.errors import InvalidData, NotFound
 from turnout.service.event import Event
-from turnout.service.journal.contract import Attempt, Reader, StepRecord, StoredEvent
+from turnout.service.journal.contract import Reader
+from turnout.service.journal.records import Attempt, StepRecord, StoredEvent
 from turnout.service.project import AnyFlow
 from turnout.service.run import RunError
 from turnout.service.trigger import Receipt, SeekPlan, Trigger

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from turnout.service.errors import InvalidData, SetupError
-from turnout.service.journal.contract import Filter
+from turnout.service.journal.records import Filter
 from turnout.service.run import Run, RunState
 from turnout.service.units import parse_duration
 

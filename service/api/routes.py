@@ -22,7 +22,8 @@ from turnout.service.emitter import TriggerEmitter
 from turnout.service.errors import InvalidData, NotFound, Refused
 from turnout.service.governance.access import is_token
 from turnout.service.governance.links import Links
-from turnout.service.journal.contract import Filter, Reader, StoredEvent
+from turnout.service.journal.contract import Reader
+from turnout.service.journal.records import Filter, StoredEvent
 from turnout.service.operator import Operator
 from turnout.service.payload import decode_json
 from turnout.service.project import Project

@@ -21,7 +21,7 @@ from .options import ask, chosen, run_async, states_of, with_filters, with_json,
 from .output import complain, print_json, progress, say
 
 if TYPE_CHECKING:
-    from turnout.service.journal.contract import Filter
+    from turnout.service.journal.records import Filter
     from turnout.service.run import RunState
     from turnout.service.settings import Settings
 

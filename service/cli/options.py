@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from turnout.service.journal.contract import Filter
+    from turnout.service.journal.records import Filter
     from turnout.service.run import RunState
 
 R = TypeVar("R")

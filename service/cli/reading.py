@@ -19,7 +19,8 @@ from .options import chosen, run_async, with_filters, with_json, with_settings
 from .output import clock, complain, heading, print_json, safe, say, short, table, took
 
 if TYPE_CHECKING:
-    from turnout.service.journal.contract import Filter, Reader, StoredEvent
+    from turnout.service.journal.contract import Reader
+    from turnout.service.journal.records import Filter, StoredEvent
     from turnout.service.run import Run
     from turnout.service.settings import Settings
 

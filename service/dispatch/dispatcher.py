@@ -17,7 +17,8 @@ import anyio
 
 from turnout.service.errors import JournalFull
 from turnout.service.event import CALLED, Event
-from turnout.service.journal.contract import Appended, Claim, Journal, NewRun, Queued
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Appended, Claim, NewRun, Queued
 from turnout.service.metrics import Metrics
 from turnout.service.project import AnyFlow
 from turnout.service.run import Outcome, Run, RunState

@@ -14,7 +14,8 @@ from datetime import datetime
 from typing import Any
 
 from turnout.service.errors import ClaimLost, JournalBroken, JournalFull
-from turnout.service.journal.contract import Claim, Journal
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Claim
 from turnout.service.metrics import Metrics
 from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
-from turnout.service.journal.contract import Queued
+from turnout.service.journal.records import Queued
 
 WINDOW = 256
 """Queued runs a lane holds in memory, parked ones counted apart by the same bound."""

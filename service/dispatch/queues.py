@@ -11,7 +11,8 @@ import asyncio
 from collections.abc import Iterable
 
 from turnout.service.flow import Flow
-from turnout.service.journal.contract import Journal, Queued
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Queued
 
 from .admission import Admission, Block
 from .lane import WINDOW, Key, Lane

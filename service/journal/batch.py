@@ -17,10 +17,10 @@ from turnout.service.event import CALLED
 from turnout.service.run import FINISHED, RunState
 
 from . import waits
-from .contract import Appended, ChildEnd, Claim, Opening
 from .intake import Intake
 from .jobs import AppendJob, CallJob, ClaimJob, Groups, OutcomeJob, StepJob
 from .kept import KeptSteps
+from .records import Appended, ChildEnd, Claim, Opening
 from .room import Room
 from .rows import (
     STEP_COLUMNS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import apsw
 
-from .contract import Cached
+from .records import Cached
 from .rows import instant, micros
 
 

@@ -13,7 +13,7 @@ import apsw
 
 from turnout.service.run import RunState
 
-from .contract import Filter
+from .records import Filter
 from .rows import RUN_COLUMNS, found_by_id, micros
 
 _MOST_PARTS = 200  # SQLite joins at most 500 selects in one statement

@@ -16,8 +16,8 @@ import orjson
 
 from turnout.service.errors import Overloaded
 
-from .contract import Appended, Entry, NewRun
 from .jobs import AppendJob
+from .records import Appended, Entry, NewRun
 from .room import Room
 from .rows import micros, pack_error
 from .rowset import Rowset

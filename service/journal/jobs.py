@@ -13,7 +13,7 @@ import apsw
 
 from turnout.service.run import Outcome
 
-from .contract import Claim, Entry
+from .records import Claim, Entry
 from .tally import Tally
 from .writer import Job
 

@@ -15,8 +15,8 @@ from turnout.service.errors import NotFound, Refused
 from turnout.service.run import FINISHED, UNFINISHED, Run, RunState, check_transition
 
 from . import waits
-from .contract import NewRun
 from .intake import Intake
+from .records import NewRun
 from .rows import RUN_COLUMNS, RUN_SOURCE, micros, run_from
 from .tally import Tally
 

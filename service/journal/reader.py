@@ -23,9 +23,9 @@ from turnout.service.run import Run
 
 from . import cache
 from .connection import open_for_reading, read_all, translate
-from .contract import Attempt, Cached, Filter, Queued, StepRecord, StoredEvent, Wait
 from .examine import CHECKS
 from .filters import events_where, runs_query
+from .records import Attempt, Cached, Filter, Queued, StepRecord, StoredEvent, Wait
 from .rows import (
     EVENT_COLUMNS,
     RUN_COLUMNS,

@@ -17,7 +17,7 @@ import orjson
 from turnout.service.event import Event
 from turnout.service.run import Run, RunError, RunState
 
-from .contract import Attempt, Decision, Queued, StepRecord, StoredEvent
+from .records import Attempt, Decision, Queued, StepRecord, StoredEvent
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOWEST = datetime.min.replace(tzinfo=UTC)

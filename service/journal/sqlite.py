@@ -25,12 +25,12 @@ from turnout.service.run import Outcome, Run
 from . import cache, operations, upkeep
 from .batch import Batch
 from .connection import open_for_writing, usable
-from .contract import Appended, Cached, Claim, Decision, Entry, NewRun, Opening, Rescued, StepRecord
 from .intake import Intake
 from .jobs import AppendJob, CallJob, ClaimJob, OutcomeJob, StepJob
 from .kept import KeptSteps
 from .lock import FolderLock
 from .reader import SqliteReader
+from .records import Appended, Cached, Claim, Decision, Entry, NewRun, Opening, Rescued, StepRecord
 from .room import Room
 from .rows import (
     identity,

@@ -20,7 +20,7 @@ import orjson
 from turnout.service.run import RunError, RunState
 
 from . import waits
-from .contract import Rescued
+from .records import Rescued
 from .rows import micros, pack_error
 from .tally import Tally
 

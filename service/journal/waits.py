@@ -15,7 +15,7 @@ import orjson
 
 from turnout.service.errors import Refused
 
-from .contract import APPROVAL, Opening, approval_topic, run_topic
+from .records import APPROVAL, Opening, approval_topic, run_topic
 
 
 def opened(connection: apsw.Connection, run_seq: int, key: str, opening: Opening) -> None:

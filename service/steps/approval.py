@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar, overload
 import orjson
 
 from turnout.service.errors import InvalidData, SetupError
-from turnout.service.journal.contract import Opening, StepRecord, approval_topic
+from turnout.service.journal.records import Opening, StepRecord, approval_topic
 from turnout.service.retry import RetryPolicy
 from turnout.service.run import Rejected
 from turnout.service.shape import adapter, explain

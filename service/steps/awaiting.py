@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from turnout.service.journal.contract import Decision, Entry
+from turnout.service.journal.records import Decision, Entry
 from turnout.service.project import AnyFlow
 from turnout.service.trigger import StartsOnType
 

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 from turnout.service.errors import NotKept, StepFailed
 from turnout.service.event import CALLED, MAX_HOPS, Event, file_url, mint_id
 from turnout.service.flow import Flow
-from turnout.service.journal.contract import ChildEnd, Claim, StepRecord
+from turnout.service.journal.records import ChildEnd, Claim, StepRecord
 from turnout.service.retry import RetryPolicy
 from turnout.service.run import FINISHED, Fail, Run, RunState
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from turnout.service.errors import CodeChanged
-from turnout.service.journal.contract import StepRecord
+from turnout.service.journal.records import StepRecord
 
 PATCHED = "patched"
 """The task of the records that `patched` leaves."""

@@ -27,7 +27,8 @@ from turnout.service import logs, pools
 from turnout.service.errors import MisplacedTask
 from turnout.service.event import Event
 from turnout.service.flow import Flow
-from turnout.service.journal.contract import Claim, Journal, StepRecord
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.pools import Pools, worker
 from turnout.service.resource import Resources
 from turnout.service.units import utc_now

@@ -27,7 +27,7 @@ from turnout.service.errors import (
     message_of,
 )
 from turnout.service.event import Event
-from turnout.service.journal.contract import Claim, StepRecord
+from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.logs import get_logger
 from turnout.service.project import AnyFlow
 from turnout.service.retry import RetryPolicy

@@ -22,7 +22,7 @@ from turnout.service.errors import (
     message_of,
 )
 from turnout.service.governance import secrets
-from turnout.service.journal.contract import StepRecord
+from turnout.service.journal.records import StepRecord
 from turnout.service.run import Fail, Rejected, RunError, Skip
 
 _MAX_MESSAGE = 4096

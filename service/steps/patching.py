@@ -7,7 +7,7 @@ noticing changes nobody provided for (`changed`).
 from __future__ import annotations
 
 from turnout.service.errors import MisplacedTask
-from turnout.service.journal.contract import StepRecord
+from turnout.service.journal.records import StepRecord
 
 from .changed import PATCHED
 from .context import current, here

@@ -27,7 +27,7 @@ import orjson
 from turnout.service import pools
 from turnout.service.errors import ClaimLost, CodeChanged, JournalError, JournalFull, Overloaded
 from turnout.service.flow import Pool
-from turnout.service.journal.contract import Cached, StepRecord
+from turnout.service.journal.records import Cached, StepRecord
 from turnout.service.retry import RetryPolicy, delay_after
 
 from . import caching, codec, failures

@@ -22,7 +22,7 @@ import orjson
 from turnout.service import pools
 from turnout.service.errors import InvalidData, MisplacedTask
 from turnout.service.event import Event
-from turnout.service.journal.contract import Opening, StepRecord
+from turnout.service.journal.records import Opening, StepRecord
 from turnout.service.retry import RetryPolicy
 from turnout.service.run import Fail
 from turnout.service.trigger import Trigger

@@ -20,7 +20,7 @@ import uvloop
 
 from turnout.service.event import mint_id
 from turnout.service.journal.connection import open_for_writing
-from turnout.service.journal.contract import Entry, NewRun
+from turnout.service.journal.records import Entry, NewRun
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.run import RunState

@@ -22,7 +22,8 @@ from typing import Any, cast
 from turnout.service.emitter import TriggerEmitter
 from turnout.service.errors import ClaimLost
 from turnout.service.event import Event
-from turnout.service.journal.contract import Claim, Journal, StepRecord
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand, Process
