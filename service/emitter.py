@@ -227,9 +227,13 @@ class TriggerEmitter:
         """Return every stored position of this trigger."""
         return await self._journal.positions(self.trigger.name)
 
-    async def result(self, run_id: str, timeout_seconds: float) -> Outcome | None:
-        """Wait for a run's outcome; None at the timeout. Raises `Overloaded` past the bound."""
-        return await self._waiters.result(run_id, timeout_seconds)
+    async def result(self, receipt: Receipt, timeout_seconds: float) -> Outcome | None:
+        """Wait for the first run's outcome; None at the timeout. Raises `Overloaded`."""
+        return await self._waiters.result(
+            receipt.runs[0],
+            timeout_seconds,
+            is_new=not receipt.duplicate and not receipt.refusals,
+        )
 
     def now(self) -> datetime:
         """Return the wall clock."""

@@ -110,7 +110,7 @@ class Process:
             now=now,
             ended=self._run_ended,
         )
-        self.waiters = Waiters(journal, settings.max_waiters, self.dispatcher.is_running)
+        self.waiters = Waiters(journal, settings.max_waiters)
         executor.reach(
             Calls(
                 journal,

@@ -59,8 +59,11 @@ class Emitter(Protocol):
     async def positions(self) -> dict[str, str]:
         """Return every stored position of this trigger."""
 
-    async def result(self, run_id: str, timeout_seconds: float) -> Outcome | None:
-        """Wait for a run's outcome; None at the timeout. Raises `Overloaded` past the bound."""
+    async def result(self, receipt: Receipt, timeout_seconds: float) -> Outcome | None:
+        """Wait for the outcome of the first run of a receipt just returned; None at the timeout.
+
+        Raises `Overloaded` past the bound on those who wait.
+        """
 
     def now(self) -> datetime:
         """Return the wall clock (UTC, injected)."""

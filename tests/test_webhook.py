@@ -578,7 +578,7 @@ class TestWaiting:
 
     async def test_too_many_waiters_is_still_accepted(self) -> None:
         class Full(RecordingEmitter):
-            async def result(self, run_id: str, timeout_seconds: float) -> Outcome | None:
+            async def result(self, receipt: Receipt, timeout_seconds: float) -> Outcome | None:
                 raise Overloaded("too many wait")
 
         reply = await self.TRIGGER.receive(request(query=b"wait=1s"), Full())

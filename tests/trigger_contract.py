@@ -102,8 +102,8 @@ class RecordingEmitter:
     async def positions(self) -> dict[str, str]:
         return dict(self.stored_positions)
 
-    async def result(self, run_id: str, timeout_seconds: float) -> Outcome | None:
-        return self.results.get(run_id)
+    async def result(self, receipt: Receipt, timeout_seconds: float) -> Outcome | None:
+        return self.results.get(receipt.runs[0])
 
     def now(self) -> datetime:
         return self._now()

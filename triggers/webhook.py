@@ -372,7 +372,7 @@ def _busy(error: Overloaded | JournalError) -> Reply:
 
 async def _result(receipt: Receipt, emit: Emitter, wait_seconds: float) -> Reply:
     try:
-        outcome = await emit.result(receipt.runs[0], wait_seconds)
+        outcome = await emit.result(receipt, wait_seconds)
     except Overloaded:  # the event is stored all the same
         outcome = None
     if outcome is None:

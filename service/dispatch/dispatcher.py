@@ -174,10 +174,6 @@ class Dispatcher:
             arguments=arguments,
         )
 
-    def is_running(self, run_id: str) -> bool:
-        """Whether an attempt of the run runs now, or is being recorded."""
-        return run_id in self._attempts
-
     @property
     def running(self) -> frozenset[str]:
         """The ids of the runs whose attempts run now."""

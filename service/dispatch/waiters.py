@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TypeAlias
 
 from turnout.service.errors import Overloaded
@@ -16,19 +15,23 @@ _Finished: TypeAlias = "asyncio.Future[Outcome | None]"
 class Waiters:
     """Hands the outcome of a finished run to whoever waits for it; at most `limit` wait at once.
 
-    The outcome comes from memory: the journal is read only for a run that is not running now, and
-    may therefore have finished before anybody asked.
+    The outcome comes from memory; the journal is read only for a run that may have finished before
+    anybody asked.
     """
 
-    def __init__(self, journal: Journal, limit: int, is_running: Callable[[str], bool]) -> None:
+    def __init__(self, journal: Journal, limit: int) -> None:
         self._journal = journal
         self._limit = limit
-        self._is_running = is_running
         self._waiting: dict[str, list[_Finished]] = {}
         self._count = 0
 
-    async def result(self, run_id: str, timeout_seconds: float) -> Outcome | None:
-        """Return a run's outcome once it has finished; None at the timeout. Raises `Overloaded`."""
+    async def result(
+        self, run_id: str, timeout_seconds: float, *, is_new: bool = False
+    ) -> Outcome | None:
+        """Return a run's outcome once it has finished; None at the timeout. Raises `Overloaded`.
+
+        `is_new`: the run was born in this turn of the loop, and is no dead letter.
+        """
         if self._count >= self._limit:
             raise Overloaded(f"{self._limit} requests already wait for a result")
         loop = asyncio.get_running_loop()
@@ -37,7 +40,7 @@ class Waiters:
         self._waiting.setdefault(run_id, []).append(finished)
         self._count += 1
         try:
-            if not self._is_running(run_id):
+            if not is_new:
                 run = await self._journal.run(run_id)
                 if run is not None and run.state in FINISHED:
                     return Outcome(
