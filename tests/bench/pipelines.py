@@ -125,7 +125,7 @@ async def turnout(
 
     async def once() -> None:
         (receipt,) = await emit([new_event(minted=minted)])
-        assert await process.waiters.result(receipt.runs[0], 60) is not None
+        assert await emit.result(receipt, 60) is not None
 
     return once
 
