@@ -76,6 +76,11 @@ class Flow(Generic[P, R]):
         return self.function(*args, **kwargs)
 
     @cached_property
+    def words(self) -> str:
+        """The flow in words, for messages."""
+        return f"flow {self.name!r}"
+
+    @cached_property
     def binding(self) -> Binding:
         """How an event fills the function's parameters; raises `SetupError` when it cannot."""
         return Binding.of(self.function, file=self.file, line=self.line, flow=self.name)

@@ -96,7 +96,7 @@ class Executor:
             flow.function,
             (),
             arguments,
-            name=f"flow {flow.name!r}",
+            name=flow.words,
             pool=flow.pool,
             timeout_seconds=None if flow.timeout is None else flow.timeout.total_seconds(),
         )
@@ -104,7 +104,7 @@ class Executor:
             value,
             flow.binding.returns,
             max_bytes=self._settings.max_result_bytes,
-            name=f"flow {flow.name!r}",
+            name=flow.words,
         )
 
     def _injected(self, flow: AnyFlow) -> Mapping[str, Any]:

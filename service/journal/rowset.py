@@ -1,8 +1,9 @@
 """Statements that write many rows in one step of the database.
 
 The driver gives the interpreter lock back at every step, and under a busy event loop getting it
-again costs up to its switch interval (5 ms); rows are therefore written up to 256 at a time. The
-sizes are powers of two, so that few distinct statements are prepared and kept.
+again costs up to its switch interval (5 ms); rows are therefore written up to 256 at a time, in
+one step or two: up to 32 rows have a statement of just their number, more are written in multiples
+of 32 first. So a table has at most 39 statements, which the connection keeps prepared.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import apsw
 
 _MOST_ROWS = 256
+_EXACT_ROWS = 32
 
 
 class Rowset:
@@ -29,7 +31,9 @@ class Rowset:
         left = len(values) // width
         start = changed = 0
         while left:
-            rows = min(_MOST_ROWS, 1 << (left.bit_length() - 1))
+            rows = (
+                left if left <= _EXACT_ROWS else min(_MOST_ROWS, left // _EXACT_ROWS * _EXACT_ROWS)
+            )
             end = start + rows * width
             part = values if end - start == len(values) else values[start:end]
             connection.execute(self._text(rows), part)

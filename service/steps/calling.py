@@ -66,7 +66,7 @@ async def _emit(
         subject=subject,
         datacontenttype="application/json",
         body=codec.encode_result(
-            data, Any, max_bytes=call.services.settings.max_result_bytes, name=call.name
+            data, Any, max_bytes=call.services.settings.max_result_bytes, name=call
         )
         or b"null",
         trigger=EMITTED,
@@ -218,7 +218,7 @@ async def _call(call: Call, flow: Flow[..., Any]) -> Any:
 async def _start(call: Call, flow: Flow[..., Any]) -> None:
     cause = call.context.claim.event
     if cause.hops >= MAX_HOPS:
-        raise Fail(f"{call.name} would be the {MAX_HOPS + 1}th run in a chain: is it a cycle?")
+        raise Fail(f"{call} would be the {MAX_HOPS + 1}th run in a chain: is it a cycle?")
     made = _event_for(flow, call)
     event = replace(
         made,
@@ -244,7 +244,7 @@ async def _result(call: Call, known: StepRecord, run: ChildEnd | Run | None) -> 
         gone = StepFailed("the child run is no longer kept", type="pruned")
         return await end(call, known, error=gone)
     if run.state in (RunState.SUCCEEDED, RunState.SKIPPED):
-        value = codec.decode("json", run.result or b"null", call.task.returns, name=call.name)
+        value = codec.decode("json", run.result or b"null", call.task.returns, name=call)
         return await end(call, known, value=value)
     kind = str(run.state) if run.error is None else run.error.type
     message = f"the child run was {run.state}" if run.error is None else run.error.message
@@ -283,6 +283,6 @@ def _json(value: Any, call: Call) -> bytes:
         return to_json(value)
     except (PydanticSerializationError, ValueError, TypeError) as error:
         raise NotKept(
-            f"{call.name}: the argument, {type(value).__name__}, is not data ({error}); pass plain "
+            f"{call}: the argument, {type(value).__name__}, is not data ({error}); pass plain "
             f"data, a dataclass or a model to another flow"
         ) from None

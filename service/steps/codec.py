@@ -26,7 +26,7 @@ _PLAIN = (str, int, bool)
 _UNTYPED = (UNANNOTATED, Any, object)
 
 
-def encode(value: Any, annotation: Any, *, max_bytes: int, name: str) -> tuple[Encoding, bytes]:
+def encode(value: Any, annotation: Any, *, max_bytes: int, name: object) -> tuple[Encoding, bytes]:
     """Return (encoding, bytes) of a step's result; raises `NotKept` naming `name` and the fix."""
     data = _exact_json(value, annotation)
     encoding: Encoding = "json"
@@ -36,7 +36,7 @@ def encode(value: Any, annotation: Any, *, max_bytes: int, name: str) -> tuple[E
     return encoding, data
 
 
-def decode(encoding: Encoding, data: bytes, annotation: Any, *, name: str) -> Any:
+def decode(encoding: Encoding, data: bytes, annotation: Any, *, name: object) -> Any:
     """Return what `encode` kept; raises `CodeChanged` when today's code cannot read it."""
     try:
         if encoding == "pickle":
@@ -51,7 +51,7 @@ def decode(encoding: Encoding, data: bytes, annotation: Any, *, name: str) -> An
         ) from error
 
 
-def encode_result(value: Any, annotation: Any, *, max_bytes: int, name: str) -> bytes | None:
+def encode_result(value: Any, annotation: Any, *, max_bytes: int, name: object) -> bytes | None:
     """Return a run's result as JSON, None for None; raises `NotKept` for what is not data."""
     if value is None:
         return None
@@ -62,7 +62,7 @@ def encode_result(value: Any, annotation: Any, *, max_bytes: int, name: str) -> 
     return data
 
 
-def _check(data: bytes, max_bytes: int, name: str, setting: str) -> None:
+def _check(data: bytes, max_bytes: int, name: object, setting: str) -> None:
     if len(data) > max_bytes:
         raise NotKept(
             f"{name}: the result is {len(data):,} bytes and the limit is {max_bytes:,} "
@@ -116,7 +116,7 @@ def _is_plain(value: Any, depth: int) -> bool:
     return kind is list and all(_is_plain(item, depth + 1) for item in value)
 
 
-def _lossy_json(value: Any, annotation: Any, name: str) -> bytes:
+def _lossy_json(value: Any, annotation: Any, name: object) -> bytes:
     """Return the JSON of models, dataclasses, dates, sets, …: readable, not to be read back."""
     from pydantic_core import to_json
 
@@ -135,7 +135,7 @@ def _lossy_json(value: Any, annotation: Any, name: str) -> bytes:
         ) from None
 
 
-def _pickled(value: Any, name: str) -> bytes:
+def _pickled(value: Any, name: object) -> bytes:
     try:
         data = pickle.dumps(value, protocol=5)
         pickle.loads(data)  # some objects go in and never come out again

@@ -16,8 +16,7 @@ import asyncio
 import hashlib
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -249,25 +248,32 @@ _scope: ContextVar[Scope | None] = ContextVar("turnout_scope", default=None)
 _open_attempts = 0
 
 
-@contextmanager
-def open_attempt(claim: Claim, flow: Flow[..., Any], services: Services) -> Iterator[RunContext]:
+class open_attempt:  # noqa: N801  used like a function, as `inside`
     """Make `claim` the running attempt of the calling asyncio task, until the block ends."""
-    global _open_attempts
-    context = RunContext(claim, services, flow)
-    if claim.recorded:
-        changed = claim.code_version not in ("", flow.code_version)
-        context.trail = Trail(claim.recorded, enforced=changed)
-    context.root = Scope(context, "")
-    scope = _scope.set(context.root)
-    running = logs.running.set(context._log)
-    _open_attempts += 1
-    try:
-        yield context
-    finally:
+
+    __slots__ = ("_context", "_running", "_scope")
+
+    def __init__(self, claim: Claim, flow: Flow[..., Any], services: Services) -> None:
+        self._context = context = RunContext(claim, services, flow)
+        if claim.recorded:
+            changed = claim.code_version not in ("", flow.code_version)
+            context.trail = Trail(claim.recorded, enforced=changed)
+
+    def __enter__(self) -> RunContext:
+        global _open_attempts
+        context = self._context
+        context.root = Scope(context, "")
+        self._scope = _scope.set(context.root)
+        self._running = logs.running.set(context._log)
+        _open_attempts += 1
+        return context
+
+    def __exit__(self, *error: object) -> None:
+        global _open_attempts
         _open_attempts -= 1
-        logs.running.reset(running)
-        _scope.reset(scope)
-        context.root = None  # scope and context hold each other: garbage that would be swept for
+        logs.running.reset(self._running)
+        _scope.reset(self._scope)
+        self._context.root = None  # each holds the other: garbage that would be swept for
 
 
 def current() -> RunContext:

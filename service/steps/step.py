@@ -64,6 +64,11 @@ class Task(Generic[R]):
     line: int = 0
 
     @cached_property
+    def words(self) -> str:
+        """The task in words, for messages."""
+        return f"task {self.name!r}"
+
+    @cached_property
     def returns(self) -> Any:
         """The return annotation results are kept through; unannotated when it cannot be read."""
         try:
@@ -106,9 +111,8 @@ class Call:
         if self.context.trail is not None:
             self.context.trail.visit(key)
 
-    @property
-    def name(self) -> str:
-        """The step in words, for messages."""
+    def __str__(self) -> str:
+        """Return the step in words, for messages."""
         return f"step {self.key!r} of flow {self.context.claim.flow!r}"
 
     def recorded(self) -> StepRecord | None:
@@ -130,9 +134,7 @@ class Call:
     def recall(self, known: StepRecord) -> Any:
         """Return the recorded result, or raise the recorded error as it was raised then."""
         if known.state == "succeeded":
-            return codec.decode(
-                known.encoding, known.result or b"", self.task.returns, name=self.name
-            )
+            return codec.decode(known.encoding, known.result or b"", self.task.returns, name=self)
         raise failures.restore(known)
 
     async def recall_spilled(self, known: StepRecord) -> Any:
@@ -158,7 +160,7 @@ class Call:
             value,
             self.task.returns,
             max_bytes=self.services.settings.max_spilled_bytes,
-            name=self.name,
+            name=self,
         )
         return StepRecord(
             key=self.key,
@@ -178,7 +180,7 @@ class Call:
         data = hit.result
         if hit.spilled is not None:
             data = await self.services.journal.spilled(hit.spilled)
-        return codec.decode(hit.encoding, data or b"", self.task.returns, name=self.name)
+        return codec.decode(hit.encoding, data or b"", self.task.returns, name=self)
 
     async def take(self, hit: Cached) -> None:
         """Record a kept result as this step's own, with the run it comes from; it took no try."""
@@ -365,7 +367,7 @@ async def _perform(call: Call) -> Any:
                     call.kwargs,
                     pool=task.pool,
                     timeout_seconds=task.timeout_seconds,
-                    name=f"task {task.name!r}",
+                    name=task.words,
                     lane="step",
                 )
             record = call.succeeded(value)
@@ -447,7 +449,7 @@ def _call_in_thread(call: Call) -> Any:
                 call.kwargs,
                 pool="process",
                 timeout_seconds=task.timeout_seconds,
-                name=f"task {task.name!r}",
+                name=task.words,
             )
         )
     started = time.perf_counter()

@@ -118,7 +118,7 @@ async def wait_on(call: Call, known: StepRecord, *, seen: int = 0) -> Any:
     """
     at = until(known)
     if at is not None and call.services.now() >= at:
-        return await end(call, known, error=TimeoutError(f"{call.name} waited until {at}"))
+        return await end(call, known, error=TimeoutError(f"{call} waited until {at}"))
     return suspend({call.key: seen}, at)
 
 
