@@ -243,7 +243,7 @@ def calm_collector() -> None:
     """Spare what lives as long as the process, and look for cycles less often.
 
     Events and runs leave no cycles; at Python's default (a look every 700 new objects) looking for
-    them measured as a quarter of an event's cost, and each full look as a pause of all.
+    them measured as a quarter of a Kafka record's cost, and a full look is a pause of all.
     """
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)

@@ -66,7 +66,7 @@ class Event:
     @property
     def data(self) -> Any:
         """The decoded body; raises `InvalidData` when the bytes are not what `encoding` says."""
-        kept = self.__dict__  # not a cached_property: before Python 3.12 its lock costs a µs
+        kept = self.__dict__  # not a cached_property: before Python 3.12 it takes a lock
         if "_data" not in kept:
             is_empty = not self.body and self.encoding == "json"
             kept["_data"] = None if is_empty else decode(self.body, self.encoding)

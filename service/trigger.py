@@ -17,7 +17,7 @@ from .event import Event
 from .run import Outcome
 
 # Receipt, Inbound and Reply are not frozen: each request makes one of each, and writing the fields
-# of a frozen one measured three times as dear. Nobody changes them.
+# of a frozen one measured more than twice as dear. Nobody changes them.
 
 
 @dataclass(slots=True, kw_only=True)

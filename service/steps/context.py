@@ -363,7 +363,7 @@ def _in_foreign_thread() -> bool:
     return pools.caller() is None and threading.current_thread() is not threading.main_thread()
 
 
-class inside:  # noqa: N801  used like a function; half the cost of a generator
+class inside:  # noqa: N801  used like a function, once a step: no generator
     """Run the body as the step `key`: tasks it calls are part of it, keys it makes are its own."""
 
     __slots__ = ("_scope", "_token")
