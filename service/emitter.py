@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -227,13 +227,12 @@ class TriggerEmitter:
         """Return every stored position of this trigger."""
         return await self._journal.positions(self.trigger.name)
 
-    async def result(self, receipt: Receipt, timeout_seconds: float) -> Outcome | None:
+    def result(
+        self, receipt: Receipt, timeout_seconds: float
+    ) -> Coroutine[Any, Any, Outcome | None]:
         """Wait for the first run's outcome; None at the timeout. Raises `Overloaded`."""
-        return await self._waiters.result(
-            receipt.runs[0],
-            timeout_seconds,
-            is_new=not receipt.duplicate and not receipt.refusals,
-        )
+        is_new = not receipt.duplicate and not receipt.refusals
+        return self._waiters.result(receipt.runs[0], timeout_seconds, is_new=is_new)
 
     def now(self) -> datetime:
         """Return the wall clock."""

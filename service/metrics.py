@@ -5,14 +5,16 @@ One registry per service, no multiprocess mode. Hot paths keep the labelled chil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
+
+from .meters import Counter, CounterFamily, Histogram, HistogramFamily
 
 # Not OpenMetrics: there the counter `turnout_runs_total` and the gauge `turnout_runs` would be one
 # family, which its strict parsers refuse; the classic text keeps both names apart.
@@ -29,39 +31,39 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"turnout_{name}", text, labels, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> CounterFamily:
+            family = CounterFamily(f"turnout_{name}", text, labels)
+            registry.register(family)
+            return family
+
+        def histogram(
+            name: str, text: str, *labels: str, bounds: Sequence[float] = _SECONDS
+        ) -> HistogramFamily:
+            family = HistogramFamily(f"turnout_{name}", text, labels, bounds=bounds)
+            registry.register(family)
+            return family
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"turnout_{name}", text, labels, registry=registry)
 
-        def seconds(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(f"turnout_{name}", text, labels, buckets=_SECONDS, registry=registry)
-
         self.events = counter("events", "Events by what became of them.", "trigger", "result")
         self.runs_ended = counter("runs", "Runs that ended, by outcome.", "flow", "outcome")
         self.attempts = counter("attempts", "Attempts by outcome.", "flow", "outcome")
-        self.run_seconds = seconds("run_seconds", "How long an attempt ran.", "flow")
-        self.run_wait_seconds = seconds("run_wait_seconds", "From due to started.", "flow")
+        self.run_seconds = histogram("run_seconds", "How long an attempt ran.", "flow")
+        self.run_wait_seconds = histogram("run_wait_seconds", "From due to started.", "flow")
         self.steps = counter("steps", "Tries of steps by outcome.", "flow", "task", "outcome")
-        self.step_seconds = seconds("step_seconds", "How long a step ran.", "flow", "task")
+        self.step_seconds = histogram("step_seconds", "How long a step ran.", "flow", "task")
         self.trigger_up = gauge("trigger_up", "1 while the trigger watches.", "trigger")
         self.trigger_lag = gauge("trigger_lag", "What is not read yet.", "trigger", "partition")
         self.trigger_figures = gauge(
             "trigger_figures", "A trigger's own figures, such as rebalances.", "trigger", "figure"
         )
-        self.journal_commit_seconds = Histogram(
-            "turnout_journal_commit_seconds",
-            "One commit, fsync included.",
-            buckets=_COMMIT_SECONDS,
-            registry=registry,
-        )
-        self.journal_batch_rows = Histogram(
-            "turnout_journal_batch_rows",
-            "Rows written in one commit.",
-            buckets=_ROWS,
-            registry=registry,
-        )
+        self.journal_commit_seconds = histogram(
+            "journal_commit_seconds", "One commit, fsync included.", bounds=_COMMIT_SECONDS
+        ).labels()
+        self.journal_batch_rows = histogram(
+            "journal_batch_rows", "Rows written in one commit.", bounds=_ROWS
+        ).labels()
         self.journal_size_bytes = gauge("journal_size_bytes", "Size of the journal on disk.")
 
     @lru_cache(maxsize=4096)  # noqa: B019  one registry lives as long as its process

@@ -78,7 +78,7 @@ class RunError:
         return {"type": self.type, "message": self.message, "step": self.step}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: one is made for each run, at half the cost
 class Outcome:
     """What one attempt came to: the executor returns it, the journal records it.
 

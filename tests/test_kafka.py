@@ -429,7 +429,7 @@ async def test_what_no_flow_wants_is_counted_and_one_is_kept(tmp_path: Path, kaf
         await ended(process, 1)
         counted = process.process.metrics.events.labels(trigger.name, "filtered")
         events = await process.process.journal.events(Filter(limit=100))
-        assert counted._value.get() == 48
+        assert counted.value == 48
     assert [stored.event.data["id"] for stored in events] == [49, 0]
     assert events[1].decisions[0]["verdict"] == "filtered"
 
@@ -811,7 +811,7 @@ async def test_a_flow_that_feeds_itself_ends(tmp_path: Path, kafka: Broker) -> N
     await kafka.send(topic, [b'{"id": 1}'])
     async with serving(tmp_path, kafka, echo) as process:
         cycles = process.process.metrics.events.labels(trigger.name, "accepted")
-        await eventually_true(lambda: cycles._value.get() == 18)  # the last one: a kept decision
+        await eventually_true(lambda: cycles.value == 18)  # the last one: a kept decision
         assert len(await process.all_finished()) == 17
 
 

@@ -47,7 +47,7 @@ async def test_a_task_retries_only_the_errors_it_names(tmp_path: Path) -> None:
         assert done == ["read"] * 2
         retried = run.metrics.steps.labels("one", "reads", "retried")
         failed = run.metrics.steps.labels("one", "reads", "failed")
-        assert [each._value.get() for each in (retried, failed)] == [1, 1]
+        assert [each.value for each in (retried, failed)] == [1, 1]
 
 
 async def test_a_flow_retries_only_the_errors_it_names(tmp_path: Path) -> None:

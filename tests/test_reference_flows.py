@@ -212,7 +212,7 @@ async def test_both_are_fetched_at_once_and_not_again_within_the_hour(web: Stub)
         fetched = [step for step in again.steps.values() if step.task == "fetch"]
         assert [step.origin for step in fetched] == [first.id] * 2
         counted = service.process.metrics.steps.labels("dynamic", "fetch", "cached")
-        assert counted._value.get() == 2
+        assert counted.value == 2
         await service.restart()
         await service.run(dynamic)
         assert len(web.asked) == 2, "kept over a restart"

@@ -13,12 +13,11 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, Protocol
 
-from prometheus_client import Counter, Histogram
-
 from turnout.service.errors import ClaimLost, JournalFull
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim
 from turnout.service.logs import get_logger
+from turnout.service.meters import Counter, Histogram
 from turnout.service.metrics import Metrics
 from turnout.service.project import AnyFlow
 from turnout.service.run import Outcome, RunState

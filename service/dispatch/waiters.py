@@ -11,6 +11,9 @@ from turnout.service.run import FINISHED, Outcome
 
 _Finished: TypeAlias = "asyncio.Future[Outcome | None]"
 
+_TICK_SECONDS = 0.1
+"""Timeouts end at the next multiple of this: thousands of requests share one timer of the loop."""
+
 
 class Waiters:
     """Hands the outcome of a finished run to whoever waits for it; at most `limit` wait at once.
@@ -23,6 +26,7 @@ class Waiters:
         self._journal = journal
         self._limit = limit
         self._waiting: dict[str, list[_Finished]] = {}
+        self._expiring: dict[int, set[_Finished]] = {}
         self._count = 0
 
     async def result(
@@ -34,9 +38,9 @@ class Waiters:
         """
         if self._count >= self._limit:
             raise Overloaded(f"{self._limit} requests already wait for a result")
-        loop = asyncio.get_running_loop()
-        finished: _Finished = loop.create_future()
-        expiry = loop.call_later(timeout_seconds, _tell, finished, None)
+        finished: _Finished = asyncio.get_running_loop().create_future()
+        expiring = self._expire_in(timeout_seconds)
+        expiring.add(finished)
         self._waiting.setdefault(run_id, []).append(finished)
         self._count += 1
         try:
@@ -48,7 +52,7 @@ class Waiters:
                     )
             return await finished
         finally:
-            expiry.cancel()
+            expiring.discard(finished)
             self._count -= 1
             self._forget(run_id, finished)
 
@@ -62,6 +66,20 @@ class Waiters:
         waiting.remove(finished)
         if not waiting:
             del self._waiting[run_id]
+
+    def _expire_in(self, seconds: float) -> set[_Finished]:
+        """Return those whose wait ends with one that ends in so many seconds."""
+        loop = asyncio.get_running_loop()
+        tick = int((loop.time() + seconds) / _TICK_SECONDS) + 1
+        expiring = self._expiring.get(tick)
+        if expiring is None:
+            expiring = self._expiring[tick] = set()
+            loop.call_at(tick * _TICK_SECONDS, self._expire, tick)
+        return expiring
+
+    def _expire(self, tick: int) -> None:
+        for finished in self._expiring.pop(tick):
+            _tell(finished, None)
 
 
 def _tell(finished: _Finished, outcome: Outcome | None) -> None:

@@ -11,7 +11,7 @@ Not here: what to write (the router and the executor decide) and when to run (th
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
 from typing import Literal, Protocol
@@ -150,8 +150,8 @@ class Journal(Reader, Protocol):
         `untouched` holds the first claims, by seq, of runs whose event is still at hand.
         """
 
-    async def record_step(self, claim: Claim, step: StepRecord) -> None:
-        """Record a step, durable on return; raises `ClaimLost`."""
+    def record_step(self, claim: Claim, step: StepRecord) -> Awaitable[None]:
+        """Record a step, durable once awaited; raises `ClaimLost`."""
 
     async def record(
         self, claim: Claim, outcome: Outcome, *, started_at: datetime, now: datetime

@@ -159,12 +159,12 @@ class SqliteJournal(SqliteReader):
         claims: list[Claim] = await self._writer.submit(job)
         return claims
 
-    async def record_step(self, claim: Claim, step: StepRecord) -> None:
-        """Record a step, durable on return; raises `ClaimLost`."""
+    def record_step(self, claim: Claim, step: StepRecord) -> asyncio.Future[None]:
+        """Record a step, durable when the future is done; raises `ClaimLost`."""
         if claim.recorded:
             claim.changed.add(step.key)
         values = (claim.run_seq, claim.token, *step_values(step))
-        await self._writer.submit(StepJob(claim, values))
+        return self._writer.submit(StepJob(claim, values))
 
     async def record_with(
         self,

@@ -16,6 +16,7 @@ import atexit
 import inspect
 import os
 import threading
+from asyncio import current_task
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError as ThreadCancelled
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,11 +53,11 @@ class Pools:
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
         self._outdated: set[Worker] = set()
-        self.running: dict[Lane, int] = {"flow": 0, "step": 0}  # calls that have not ended
+        self.steps = 0  # that run or are being recorded, here or on the loop
         # Before multiprocessing's own exit function, which would wait for workers to end.
         atexit.register(self.close)
 
-    async def call(
+    def call(
         self,
         function: Callable[..., Any],
         args: Sequence[Any],
@@ -66,21 +67,18 @@ class Pools:
         timeout_seconds: float | None = None,
         name: str = "",
         lane: Lane = "flow",
-    ) -> Any:
-        """Run a function where it belongs and return what it returns.
+    ) -> Coroutine[Any, Any, Any]:
+        """When awaited, run a function where it belongs and return what it returns.
 
         Raises `TimeoutError` naming `name` past `timeout_seconds`, once the work has really ended.
         """
-        self.running[lane] += 1
-        try:
-            if timeout_seconds is not None:
-                work = self._run(function, args, kwargs, pool, name, lane)
-                return await _within(timeout_seconds, work, name or _name(function))
-            if _is_async(function):
-                return await function(*args, **kwargs)
-            return await self._run(function, args, kwargs, pool, name, lane)
-        finally:
-            self.running[lane] -= 1
+        if timeout_seconds is None and _is_async(function):
+            work: Coroutine[Any, Any, Any] = function(*args, **kwargs)
+            return work
+        work = self._run(function, args, kwargs, pool, name, lane)
+        if timeout_seconds is None:
+            return work
+        return _within(timeout_seconds, work, name or _name(function))
 
     async def _run(
         self,
@@ -277,7 +275,7 @@ def caller() -> asyncio.Task[Any] | None:
     if call is not None:
         return call.task
     try:
-        return asyncio.current_task()
+        return current_task()
     except RuntimeError:
         return None
 

@@ -213,7 +213,7 @@ class Group:
 class Scope:
     """A place where steps are counted; `step` is set inside a running step."""
 
-    __slots__ = ("_owner", "context", "counts", "group", "path", "step", "suspended")
+    __slots__ = ("_owner", "_token", "context", "counts", "group", "path", "step", "suspended")
 
     def __init__(
         self,
@@ -232,11 +232,17 @@ class Scope:
         self.counts: dict[str, int] = {}
         self.suspended: Suspend | None = None
 
+    def __enter__(self) -> None:
+        self._token = _scope.set(self)
+
+    def __exit__(self, *error: object) -> None:
+        _scope.reset(self._token)
+
     @property
     def is_owned(self) -> bool:
         """Whether the code that asks runs in the task this is the scope of, or in its thread."""
-        owner = None if self._owner is None else self._owner()
-        return owner is not None and owner is pools.caller()
+        caller = pools.caller()
+        return caller is not None and self._owner is not None and self._owner() is caller
 
     def take(self, name: str) -> str:
         """Return the key of the next call of `name` in this scope."""
@@ -363,19 +369,9 @@ def _in_foreign_thread() -> bool:
     return pools.caller() is None and threading.current_thread() is not threading.main_thread()
 
 
-class inside:  # noqa: N801  used like a function, once a step: no generator
-    """Run the body as the step `key`: tasks it calls are part of it, keys it makes are its own."""
-
-    __slots__ = ("_scope", "_token")
-
-    def __init__(self, scope: Scope, key: str) -> None:
-        self._scope = Scope(scope.context, scope.path, step=key)
-
-    def __enter__(self) -> None:
-        self._token = _scope.set(self._scope)
-
-    def __exit__(self, *error: object) -> None:
-        _scope.reset(self._token)
+def inside(scope: Scope, key: str) -> Scope:
+    """Run a `with` body as the step `key`: tasks it calls are part of it, keys it makes its own."""
+    return Scope(scope.context, scope.path, step=key)
 
 
 class Branches:

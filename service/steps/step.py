@@ -15,11 +15,11 @@ import asyncio
 import sys
 import time
 import typing
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -256,9 +256,9 @@ class Call:
         delay = delay_after(self.task.retry, self.tries, error, now=self.services.now())
         return None if delay is None else delay.total_seconds()
 
-    async def keep(self, record: StepRecord) -> StepRecord:
+    def keep(self, record: StepRecord) -> Coroutine[Any, Any, StepRecord]:
         """Make a record durable; see `keep`."""
-        return await keep(self.context, record)
+        return keep(self.context, record)
 
     def _observe(self, outcome: str) -> None:
         seconds, count = self.services.metrics.of_step(
@@ -274,7 +274,7 @@ async def keep(context: RunContext, record: StepRecord) -> StepRecord:
     assert services is not None  # steps are recorded where there is a journal only
     journal = services.journal
     if record.result is None or len(record.result) <= services.settings.max_result_bytes:
-        await durable(context, lambda: journal.record_step(context.claim, record))
+        await durable(context, partial(journal.record_step, context.claim, record))
         return record
     result = record.result
 
@@ -354,14 +354,15 @@ async def _use_cache(call: Call, policy: CachePolicy) -> Any:
 
 async def _perform(call: Call) -> Any:
     """Do the work of a step under its task's policy, and record what it came to."""
-    task = call.task
+    task, pools = call.task, call.services.pools
     while True:
         if call.not_before is not None:
             await call.rest()
         call.begin()
+        pools.steps += 1
         try:
             with inside(call.scope, call.key):
-                value = await call.services.pools.call(
+                value = await pools.call(
                     task.function,
                     call.args,
                     call.kwargs,
@@ -376,6 +377,8 @@ async def _perform(call: Call) -> Any:
         else:
             call.done = await call.keep(record)
             return value
+        finally:
+            pools.steps -= 1
         if delay is None:
             return await _end(call, failure)
         await call.keep(call.failed(failure, again_in=delay))

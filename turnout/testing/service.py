@@ -186,7 +186,7 @@ class Service:
 
     def _awake(self) -> bool:
         asleep = set(self.clock.sleeping())
-        return bool(self.process.pools.running["step"]) or self.process.dispatcher.running != asleep
+        return self.process.pools.steps > 0 or self.process.dispatcher.running != asleep
 
     async def _next_due(self) -> datetime | None:
         instants = [self.clock.next_due(), await self.journal.next_due_at()]
