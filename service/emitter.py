@@ -139,7 +139,6 @@ class TriggerEmitter:
         for one in routed:
             for run, flow in zip(one.entry.runs, one.flows, strict=True):
                 self._dispatcher.reserve(run, flow)
-        answer: asyncio.Future[Sequence[Receipt]] = asyncio.get_running_loop().create_future()
         try:
             stored = self._journal.append(
                 [one.entry for one in routed],
@@ -150,6 +149,7 @@ class TriggerEmitter:
         except JournalError:
             self._refused(routed)
             raise
+        answer: asyncio.Future[Sequence[Receipt]] = stored.get_loop().create_future()
         # Whatever becomes of the caller: claimed runs must not be left that nobody starts.
         stored.add_done_callback(lambda stored: self._stored(routed, stored, answer))
         return answer

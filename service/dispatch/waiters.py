@@ -38,8 +38,9 @@ class Waiters:
         """
         if self._count >= self._limit:
             raise Overloaded(f"{self._limit} requests already wait for a result")
-        finished: _Finished = asyncio.get_running_loop().create_future()
-        expiring = self._expire_in(timeout_seconds)
+        loop = asyncio.get_running_loop()
+        finished: _Finished = loop.create_future()
+        expiring = self._expire_at(loop, loop.time() + timeout_seconds)
         expiring.add(finished)
         self._waiting.setdefault(run_id, []).append(finished)
         self._count += 1
@@ -67,10 +68,9 @@ class Waiters:
         if not waiting:
             del self._waiting[run_id]
 
-    def _expire_in(self, seconds: float) -> set[_Finished]:
-        """Return those whose wait ends with one that ends in so many seconds."""
-        loop = asyncio.get_running_loop()
-        tick = int((loop.time() + seconds) / _TICK_SECONDS) + 1
+    def _expire_at(self, loop: asyncio.AbstractEventLoop, instant: float) -> set[_Finished]:
+        """Return those whose wait ends with one that ends at an instant of the loop's clock."""
+        tick = int(instant / _TICK_SECONDS) + 1
         expiring = self._expiring.get(tick)
         if expiring is None:
             expiring = self._expiring[tick] = set()
