@@ -26,6 +26,7 @@ from turnout import (
     retry,
     secret,
     task,
+    wait_for,
     webhook,
 )
 from turnout.service.run import RunState
@@ -220,6 +221,30 @@ async def test_events_of_every_kind(tmp_path: Path) -> None:
         assert await service.emit(typed_event(paid, {"amount": 0})) == []
         with pytest.raises(ValueError, match="'paid' has no webhook trigger"):
             webhook_event(paid)
+
+
+shipped = webhook("/shipped/{order}")
+thanked = event("thanked")
+
+
+@flow(on=webhook("/shop"), awaits=[shipped, thanked])
+async def waits(order: dict[str, str]) -> list[str]:
+    parcel = await wait_for(shipped, match={"order": order["id"]}, timeout="2d")
+    thanks = await wait_for(thanked)
+    return [parcel.data, thanks.data]
+
+
+async def test_an_event_that_is_waited_for() -> None:
+    async with serve(waits) as service:
+        (result,) = await service.emit(webhook_event(waits, {"id": "7"}))
+        for happened in (
+            webhook_event(shipped, "not this", params={"order": "8"}),
+            webhook_event(shipped, "parcel", params={"order": "7"}),
+            typed_event(thanked, "thanks"),
+        ):
+            assert (await service.look(result.id)).state is RunState.WAITING
+            await service.emit(happened)
+        assert (await service.ended(result.id)).result == ["parcel", "thanks"]
 
 
 # ---------------------------------------------------------------- mistakes are told

@@ -1,7 +1,8 @@
 """Events as the triggers of a flow would make them, for tests: nothing listens, nothing is signed.
 
-Each function takes the flow and finds its trigger of that kind, which makes the event itself; a
-webhook's signature is not asked for. Give it to `Service.emit`.
+Each function takes the flow and finds its first trigger of that kind, or takes the trigger (one a
+flow awaits, say), which makes the event itself; a webhook's signature is not asked for. Give it to
+`Service.emit`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any, TypeVar
 import orjson
 
 from turnout.service.event import Event, mint_id
+from turnout.service.flow import Flow
 from turnout.service.project import AnyFlow
-from turnout.service.trigger import Inbound
+from turnout.service.trigger import Inbound, Trigger
 from turnout.triggers.events import EventTrigger
 from turnout.triggers.files import FilesTrigger
 from turnout.triggers.files.scan import Version
@@ -32,7 +34,7 @@ _offsets = count()
 
 
 def webhook_event(
-    flow: AnyFlow,
+    of: AnyFlow | Trigger,
     json: Any = None,
     *,
     body: bytes | None = None,
@@ -41,7 +43,7 @@ def webhook_event(
     at: datetime = START,
 ) -> Event:
     """Return the event of a verified request: with `json`, or any `body` and its headers."""
-    trigger = _trigger(flow, WebhookTrigger, "webhook")
+    trigger = _trigger(of, WebhookTrigger, "webhook")
     sent = {"content-type": "application/json"} if body is None else {}
     sent |= {name.lower(): value for name, value in (headers or {}).items()}
     inbound = Inbound(
@@ -57,21 +59,21 @@ def webhook_event(
     return trigger.event(inbound)
 
 
-def file_event(flow: AnyFlow, path: Path, *, at: datetime = START) -> Event:
+def file_event(of: AnyFlow | Trigger, path: Path, *, at: datetime = START) -> Event:
     """Return the event of a file that came to rest; the file must be there."""
-    trigger = _trigger(flow, FilesTrigger, "files")
+    trigger = _trigger(of, FilesTrigger, "files")
     version = Version.of(path.stat())
     event = event_of_file(str(path.parent), Sighting(path.name, version), time=at)
     return _of(trigger.name, event)
 
 
-def timer_event(flow: AnyFlow, due: datetime = START) -> Event:
+def timer_event(of: AnyFlow | Trigger, due: datetime = START) -> Event:
     """Return the tick of a `cron`, `every` or `at` that is due at `due`."""
-    return _trigger(flow, Timer, "timer").event(due)
+    return _trigger(of, Timer, "timer").event(due)
 
 
 def kafka_event(
-    flow: AnyFlow,
+    of: AnyFlow | Trigger,
     json: Any = None,
     *,
     key: str | None = None,
@@ -83,7 +85,7 @@ def kafka_event(
     from turnout.triggers.kafka import KafkaTrigger
     from turnout.triggers.kafka.record import Record
 
-    trigger = _trigger(flow, KafkaTrigger, "kafka")
+    trigger = _trigger(of, KafkaTrigger, "kafka")
     topic = trigger.topics[0] if trigger.topics else "topic"
     record = Record(
         offset=next(_offsets),
@@ -95,9 +97,9 @@ def kafka_event(
     return trigger.reader("testing", topic, 0, 0).event(record, at)
 
 
-def typed_event(flow: AnyFlow, json: Any = None, *, at: datetime = START) -> Event:
-    """Return an emitted event of the type the flow starts on (`on=event("…")`)."""
-    trigger = _trigger(flow, EventTrigger, "event")
+def typed_event(of: AnyFlow | Trigger, json: Any = None, *, at: datetime = START) -> Event:
+    """Return an emitted event of the type a flow starts on, or waits for (`event("…")`)."""
+    trigger = _trigger(of, EventTrigger, "event")
     return _of(trigger.name, hand_event(json, at=at, type=trigger.event_type))
 
 
@@ -120,8 +122,9 @@ def _of(trigger: str, event: Event) -> Event:
     return replace(event, trigger=trigger)
 
 
-def _trigger(flow: AnyFlow, kind: type[T], word: str) -> T:
-    found = [trigger for trigger in flow.triggers if isinstance(trigger, kind)]
-    if not found:
-        raise ValueError(f"flow {flow.name!r} has no {word} trigger; it has on={flow.triggers!r}")
-    return found[0]
+def _trigger(of: AnyFlow | Trigger, kind: type[T], word: str) -> T:
+    triggers = of.triggers if isinstance(of, Flow) else (of,)
+    for trigger in triggers:
+        if isinstance(trigger, kind):
+            return trigger
+    raise ValueError(f"{of.name!r} has no {word} trigger; it has {triggers!r}")
