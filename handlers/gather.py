@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal, TypeVar, overload
 
 from turnout.service.errors import Exited
-from turnout.service.steps.context import Branches, Scope, Suspend, here, suspend_with
+from turnout.service.steps.branches import Branches
+from turnout.service.steps.context import Scope, Suspend, here, suspend_with
 
 T = TypeVar("T")
 T1 = TypeVar("T1")
@@ -58,9 +59,7 @@ def gather(
     except BaseException:
         _close(branches)
         raise
-    places = (
-        None if scope is None else Branches(scope, "gather", fail_together=not return_exceptions)
-    )
+    places = None if scope is None else Branches(scope, "gather")
     return _gather(branches, places, return_exceptions)
 
 
@@ -83,18 +82,20 @@ async def _gather(
 
     scopes: list[Scope] = []
     try:
+        if places is not None:
+            places.recall()
         async with asyncio.TaskGroup() as group:
             running = [
                 group.create_task(branch(index, each)) for index, each in enumerate(branches)
             ]
     except BaseExceptionGroup as failed:
-        first = failed.exceptions[0]
+        errors = failed.exceptions
     else:
         suspend_with(scopes)
         return tuple(task.result() for task in running)
     finally:
         _close(branches)
-    raise first
+    raise errors[0] if places is None else places.failed(errors)
 
 
 def _close(branches: tuple[Awaitable[Any], ...]) -> None:

@@ -6,7 +6,7 @@ the tests are checked against it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -85,7 +85,8 @@ class Outcome:
     `state` is any state that may follow `running`; `due_at` goes with retrying and waiting.
     `result` is encoded JSON. `log` is the attempt's captured lines, JSON Lines. `counts` is false
     when the attempt did not really happen (handed back on stop), so that it spends no retry.
-    When `error.step` names a step, the step's recorded error is superseded in the same write.
+    When `error.step` names a step, the step's recorded error is superseded in the same write, and
+    so are those of the steps `again`.
     `waits` are the steps a waiting run waits at, with the last event each has looked at (0 if
     none): what was woken behind that makes it due at once.
     """
@@ -98,6 +99,7 @@ class Outcome:
     log: bytes | None = None
     counts: bool = True
     waits: Mapping[str, int] = field(default_factory=dict)
+    again: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

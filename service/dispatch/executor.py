@@ -23,10 +23,12 @@ from turnout.service.resource import Resources
 from turnout.service.retry import delay_after
 from turnout.service.run import Outcome, RunState, Skip
 from turnout.service.settings import Settings
+from turnout.service.steps.branches import not_facts
 from turnout.service.steps.codec import encode_result
 from turnout.service.steps.context import Outside, RunContext, Services, Sleep, open_attempt
 from turnout.service.steps.ending import conclude, failed_before
 from turnout.service.steps.failures import FINAL, describe
+from turnout.service.steps.step import settle
 
 
 class Executor:
@@ -76,17 +78,14 @@ class Executor:
             except asyncio.CancelledError as error:
                 if is_stopped():
                     raise
-                outcome = self._judge(claim, flow, error)  # the flow's own, not ours
+                outcome = self._judge(context, flow, error)  # the flow's own, not ours
             except BaseException as error:  # noqa: BLE001  foreign code; sys.exit() too must not end the service
-                outcome = _suspended(context) or self._judge(claim, flow, error)
+                outcome = _suspended(context) or self._judge(context, flow, error)
             else:
                 outcome = Outcome(state=RunState.SUCCEEDED, result=result)
             if _is_cancelled() and not is_stopped():
                 await _forget_cancels()
-            outcome = _suspended(context) or outcome
-            if outcome.state is RunState.FAILED:
-                await conclude(context, flow, outcome)
-            return _with_log(outcome, context)
+            return await _finished(context, flow, _suspended(context) or outcome)
 
     async def _call(self, claim: Claim, flow: AnyFlow) -> bytes | None:
         arguments = flow.bind(claim.event) if claim.arguments is None else claim.arguments
@@ -112,20 +111,31 @@ class Executor:
             name: self._resources.get(resource) for name, resource in flow.binding.resources.items()
         }
 
-    def _judge(self, claim: Claim, flow: AnyFlow, error: BaseException) -> Outcome:
+    def _judge(self, context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome:
         """Turn what ended the attempt into an outcome, by the flow's retry policy."""
         if isinstance(error, JournalFull):
             # The disk, not the flow: hand the run back, spend nothing.
             return Outcome(state=RunState.QUEUED, counts=False)
         if isinstance(error, Skip):
             return Outcome(state=RunState.SKIPPED, reason=str(error))
-        failure = describe(error)
+        outcome = Outcome(
+            state=RunState.FAILED, error=describe(error), again=not_facts(context, error)
+        )
         if isinstance(error, FINAL):
-            return Outcome(state=RunState.FAILED, error=failure)
-        delay = delay_after(flow.retry, claim.attempt, error, now=self._now())
-        if delay is None:
-            return Outcome(state=RunState.FAILED, error=failure)
-        return Outcome(state=RunState.RETRYING, error=failure, due_at=self._now() + delay)
+            return outcome
+        delay = delay_after(flow.retry, context.attempt, error, now=self._now())
+        if delay is not None:
+            outcome.state, outcome.due_at = RunState.RETRYING, self._now() + delay
+        return outcome
+
+
+async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:
+    """Record what the attempt leaves behind beside its outcome, and return that."""
+    if context.marks:
+        await settle(context)
+    if outcome.state is RunState.FAILED:
+        await conclude(context, flow, outcome)
+    return _with_log(outcome, context)
 
 
 def _is_cancelled() -> bool:
@@ -164,4 +174,5 @@ def _with_log(outcome: Outcome, context: RunContext) -> Outcome:
         log=lines,
         counts=outcome.counts,
         waits=outcome.waits,
+        again=outcome.again,
     )

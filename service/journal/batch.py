@@ -158,11 +158,11 @@ class Batch:
         _ATTEMPTS.run(self._connection, attempts)
         self._settle_waits(jobs)
         for job in jobs:
-            if job.outcome.error and job.outcome.error.step is not None:
+            if job.outcome.error and (job.outcome.error.step or job.outcome.again):
                 self._connection.execute(
-                    "UPDATE steps SET superseded = 1"
-                    " WHERE run_seq = ? AND key = ? AND state = 'failed'",
-                    (job.claim.run_seq, job.outcome.error.step),
+                    "UPDATE steps SET superseded = 1 WHERE run_seq = ? AND state = 'failed'"
+                    " AND key IN (SELECT value FROM json_each(?))",
+                    (job.claim.run_seq, _json((job.outcome.error.step, *job.outcome.again))),
                 )
 
     def _settle_waits(self, jobs: Sequence[OutcomeJob]) -> None:
@@ -370,8 +370,8 @@ WHERE r.seq IN (SELECT value FROM json_each(?)) AND +r.state IN {_CLAIMABLE}
 """
 
 
-def _json(seqs: Iterable[int]) -> str:
-    return orjson.dumps(list(seqs)).decode()
+def _json(values: Iterable[int | str | None]) -> str:
+    return orjson.dumps(list(values)).decode()
 
 
 def lost(claim: Claim) -> ClaimLost:

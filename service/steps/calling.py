@@ -26,7 +26,8 @@ from turnout.service.retry import RetryPolicy
 from turnout.service.run import FINISHED, Fail, Run, RunState
 
 from . import codec
-from .context import Branches, Scope, Suspend, here, suspend, suspend_with
+from .branches import Branches
+from .context import Scope, Suspend, here, suspend, suspend_with
 from .mapping import MAX_BRANCHES
 from .step import Call, Task, durable
 from .waiting import begun, end, outside_of, place, refuse_thread
@@ -113,7 +114,7 @@ def map_flow(
     if scope is None:
         return _map_plainly(flow, listed)
     refuse_thread(f"{flow.name}.map")
-    return _map(flow, Branches(scope, f"{flow.name}.map", fail_together=True), listed, limit)
+    return _map(flow, Branches(scope, f"{flow.name}.map"), listed, limit)
 
 
 async def _map_plainly(flow: Flow[..., Any], items: list[Any]) -> list[Any]:
@@ -129,6 +130,7 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
 
     A run comes by here each time a child ends, so those it need not look at cost nothing.
     """
+    branches.recall()
     claim = branches.scope.context.claim
     results: list[Any] = [_NOT_YET] * len(items)
     running, left = _what_is_left(claim, branches.key, len(items))
@@ -150,7 +152,7 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
             for _ in range(min(max(limit - len(running), 1), len(items))):
                 workers.create_task(work())
     except BaseExceptionGroup as failed:
-        first = failed.exceptions[0]
+        errors = failed.exceptions
     else:
         if running:
             claim.progress[branches.key] = (len(items), next(left, len(items)), tuple(running))
@@ -160,7 +162,7 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
                 known = claim.recorded[f"{branches.key}[{index}]"]
                 results[index] = _call_of(flow, branches.scope, known.key, (), {}).recall(known)
         return results
-    raise first
+    raise branches.failed(errors)
 
 
 _NOT_YET: Any = object()

@@ -107,8 +107,8 @@ class RunContext:
     """The attempt that is running; what `current()` returns."""
 
     __slots__ = (
-        "_log", "broken", "claim", "consumed", "flow", "marks", "root", "services",
-        "trail", "undos",
+        "_log", "broken", "claim", "consumed", "ended_by", "flow", "marks", "root", "services",
+        "trail", "undos", "unheard",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +122,8 @@ class RunContext:
         self.broken: BaseException | None = None
         self.trail: Trail | None = None  # of a run that was resumed
         self.marks: list[StepRecord] = []  # to be recorded before the next step is
+        self.unheard: set[str] = set()  # steps whose recorded errors did not reach the flow
+        self.ended_by: list[tuple[str, BaseException]] = []  # branches, and the error they raised
         self.undos: list[Undo] = []
         self._log = logs.RunLog(
             {
@@ -201,32 +203,15 @@ class RunContext:
         return self._log.as_bytes()
 
 
-class Group:
-    """The branches of one `gather` or `map`; remembers which step's failure ends them all."""
-
-    __slots__ = ("failing",)
-
-    def __init__(self) -> None:
-        self.failing: str | None = None
-
-
 class Scope:
     """A place where steps are counted; `step` is set inside a running step."""
 
-    __slots__ = ("_owner", "_token", "context", "counts", "group", "path", "step", "suspended")
+    __slots__ = ("_owner", "_token", "context", "counts", "path", "step", "suspended")
 
-    def __init__(
-        self,
-        context: RunContext,
-        path: str,
-        *,
-        step: str | None = None,
-        group: Group | None = None,
-    ) -> None:
+    def __init__(self, context: RunContext, path: str, *, step: str | None = None) -> None:
         self.context = context
         self.path = path
         self.step = step
-        self.group = group
         task = pools.caller() if step is None else None
         self._owner = None if task is None else weakref.ref(task)  # which holds this in its context
         self.counts: dict[str, int] = {}
@@ -359,39 +344,19 @@ def suspend_with(branches: Iterable[Scope], waits: Mapping[str, int] | None = No
         suspend(all_waits, min(due, default=None))
 
 
-def current_group() -> Group | None:
-    """Return the `gather` or `map` whose branch is running here, if any."""
-    scope = _scope.get()
-    return None if scope is None else scope.group
-
-
 def _in_foreign_thread() -> bool:
     return pools.caller() is None and threading.current_thread() is not threading.main_thread()
+
+
+def enter(scope: Scope) -> Scope:
+    """Make `scope` that of the calling asyncio task, to its end."""
+    _scope.set(scope)
+    return scope
 
 
 def inside(scope: Scope, key: str) -> Scope:
     """Run a `with` body as the step `key`: tasks it calls are part of it, keys it makes its own."""
     return Scope(scope.context, scope.path, step=key)
-
-
-class Branches:
-    """The indexed scopes of one `gather` or `map` call."""
-
-    __slots__ = ("_context", "_group", "key", "scope")
-
-    def __init__(self, scope: Scope, name: str, *, fail_together: bool) -> None:
-        self.key = scope.take(name)
-        self.scope = scope
-        self._context = scope.context
-        if scope.context.trail is not None:
-            scope.context.trail.visit(self.key)
-        self._group = Group() if fail_together else scope.group
-
-    def enter(self, index: int) -> Scope:
-        """Make branch `index` the scope of the calling asyncio task, to its end."""
-        scope = Scope(self._context, f"{self.key}[{index}]/", group=self._group)
-        _scope.set(scope)
-        return scope
 
 
 # ---------------------------------------------------------------- worker processes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import dropwhile
 from pathlib import Path
 
@@ -52,20 +52,25 @@ def mark(error: BaseException, key: str) -> BaseException:
 
 def step_of(error: BaseException) -> str | None:
     """Return the key of the step an error escaped from, also when the flow wrapped it."""
+    marks = (getattr(each, _MARK, None) for each in chain(error))
+    return next((mark for mark in marks if isinstance(mark, str)), None)
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those it holds, or was raised from or over, each once."""
     seen: set[int] = set()
-    at: BaseException | None = error
-    while at is not None and id(at) not in seen:
+    left = [error]
+    while left:
+        at = left.pop()
+        if id(at) in seen:
+            continue
         seen.add(id(at))
-        step = getattr(at, _MARK, None)
-        if isinstance(step, str):
-            return step
+        yield at
+        below = at.__cause__ or at.__context__
+        if below is not None:
+            left.append(below)
         if isinstance(at, BaseExceptionGroup):
-            for inner in at.exceptions:
-                found = step_of(inner)
-                if found is not None:
-                    return found
-        at = at.__cause__ or at.__context__
-    return None
+            left.extend(reversed(at.exceptions))
 
 
 def _report(error: BaseException) -> str:
@@ -135,4 +140,5 @@ def restore(known: StepRecord) -> BaseException:
     if not isinstance(error, BaseException):
         recorded = known.error or RunError("Exception", "the step failed")
         error = StepFailed(recorded.message, type=recorded.type)
-    return mark(error, known.key)
+    step = None if known.error is None else known.error.step
+    return mark(error, step or known.key)

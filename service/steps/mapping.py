@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from .context import Branches, here
+from .branches import Branches
+from .context import here
 from .step import Call, Task, run
 
 MAX_BRANCHES = 10_000
@@ -23,6 +24,8 @@ async def map_items(
 
     The first error ends the others and is raised.
     """
+    if branches is not None:
+        branches.recall()
     results: list[Any] = [None] * len(items)
     left = iter(enumerate(items))
 
@@ -40,10 +43,10 @@ async def map_items(
             for _ in range(min(limit, len(items))):
                 workers.create_task(work())
     except BaseExceptionGroup as failed:
-        first = failed.exceptions[0]
+        errors = failed.exceptions
     else:
         return results
-    raise first
+    raise errors[0] if branches is None else branches.failed(errors)
 
 
 def place_map(task: Task[Any], items: Iterable[Any], limit: int) -> tuple[Branches | None, Any]:
@@ -57,5 +60,5 @@ def place_map(task: Task[Any], items: Iterable[Any], limit: int) -> tuple[Branch
     scope = here(task.name)
     if scope is None:
         return None, listed
-    branches = Branches(scope, f"{task.name}.map", fail_together=True)
+    branches = Branches(scope, f"{task.name}.map")
     return branches, listed

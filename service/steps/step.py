@@ -25,7 +25,14 @@ from typing import Any, Generic, TypeVar
 import orjson
 
 from turnout.service import pools
-from turnout.service.errors import ClaimLost, CodeChanged, JournalError, JournalFull, Overloaded
+from turnout.service.errors import (
+    ClaimLost,
+    CodeChanged,
+    JournalBroken,
+    JournalError,
+    JournalFull,
+    Overloaded,
+)
 from turnout.service.flow import Pool
 from turnout.service.journal.records import Cached, StepRecord
 from turnout.service.retry import RetryPolicy, delay_after
@@ -36,7 +43,6 @@ from .context import (
     RunContext,
     Scope,
     Services,
-    current_group,
     inside,
 )
 from .failures import FINAL, describe
@@ -206,8 +212,7 @@ class Call:
     def failed(self, error: Exception, *, again_in: float | None = None) -> StepRecord:
         """Return the record of a try that failed: another one follows, or the step has ended.
 
-        Of several branches that fail together only the first error reaches the flow, so only that
-        one can be a fact the flow knows; the others run again.
+        Until it is raised to the flow (`heard`) the end of a step is no fact the flow knows.
         """
         failures.mark(error, self.key)
         if again_in is not None:
@@ -224,10 +229,7 @@ class Call:
                 aside=self.aside,
             )
         self._observe("failed")
-        group = current_group()
-        lost = group is not None and group.failing not in (None, self.key)
-        if group is not None and group.failing is None:
-            group.failing = self.key
+        self.context.unheard.add(self.key)
         return StepRecord(
             key=self.key,
             task=self.task.name,
@@ -238,9 +240,12 @@ class Call:
             encoding="pickle",
             result=failures.keep(error, self.services.settings.max_result_bytes),
             error=describe(error),
-            superseded=lost,
             aside=self.aside,
         )
+
+    def heard(self) -> None:
+        """Note that the flow is told of the step's recorded error now."""
+        self.context.unheard.discard(self.key)
 
     async def rest(self) -> None:
         """Wait until the next try may begin, also over a restart."""
@@ -300,6 +305,16 @@ async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
             # A flow that catches this must not run its next step on top of a lost one.
             context.broken = error
             raise
+
+
+async def settle(context: RunContext) -> None:
+    """Record what the flow decided since its last step, though the attempt ends here."""
+    try:
+        await durable(context, partial(asyncio.sleep, 0))
+    except JournalBroken:
+        raise
+    except JournalError:
+        pass  # it decides anew
 
 
 async def _mark(context: RunContext) -> None:
@@ -424,6 +439,7 @@ async def _end(call: Call, failure: Exception) -> Any:
             await call.keep(record)
             return value
     await call.keep(call.failed(failure))
+    call.heard()
     raise failure
 
 

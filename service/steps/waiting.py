@@ -98,6 +98,7 @@ async def end(
     ended = call.succeeded(value) if error is None else call.failed(error)
     await record(call, replace(ended, started_at=known.started_at, origin=known.origin))
     if error is not None:
+        call.heard()
         raise error
     return value
 

@@ -1,0 +1,138 @@
+"""Branches that fail: what the flow caught is a fact, what it did not hear of runs again."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from turnout import event, flow, gather, retry, sleep, task, wait_for
+from turnout.testing import run, serve, typed_event
+
+done: list[str] = []
+fail_at: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def nothing_done() -> None:
+    done.clear()
+    fail_at.clear()
+
+
+@task
+async def fragile(name: str) -> str:
+    done.append(name)
+    if name in fail_at:
+        raise OSError(f"no {name}")
+    return name
+
+
+@task
+async def hangs() -> None:
+    done.append("hangs")
+    await asyncio.Event().wait()
+
+
+@task
+def clean_up(name: str) -> None:
+    done.append(f"clean {name}")
+
+
+def test_errors_caught_in_several_branches_are_facts() -> None:
+    async def try_it(name: str) -> str:
+        try:
+            return await fragile(name)
+        except OSError as error:
+            return str(error)
+
+    @flow
+    async def cautious() -> list[str]:
+        found = await gather(try_it("a"), try_it("b"))
+        await sleep("1h")
+        return list(found)
+
+    fail_at.update(("a", "b"))
+    assert run(cautious).result == ["no a", "no b"]
+    assert done == ["a", "b"]
+
+
+def test_once_the_flow_goes_on_after_a_failure_no_branch_runs_again() -> None:
+    begun = threading.Event()
+
+    @task
+    def slow() -> None:
+        done.append("slow")
+        begun.set()
+
+    @task
+    async def fails_meanwhile() -> None:
+        await asyncio.to_thread(begun.wait, 10)
+        done.append("fails")
+        raise OSError("meanwhile")
+
+    @flow
+    async def goes_on() -> str:
+        try:
+            await gather(slow.run(), fails_meanwhile(), slow.run())
+        except OSError as error:
+            said = str(error)
+        try:
+            await fragile.map(["x", "y", "z"], limit=1)
+        except OSError as error:
+            said += f", {error}"
+        for _ in range(3):
+            await sleep("1h")
+        return said
+
+    fail_at.add("y")
+    result = run(goes_on)
+    assert result.result == "meanwhile, no y"
+    assert sorted(done) == ["fails", "slow", "slow", "x", "y"]
+    assert result.steps["gather#1"].error is not None
+    assert result.steps["fragile.map#1"].state == "failed"
+
+
+def test_a_failure_raised_on_after_cleaning_up_is_tried_again() -> None:
+    @flow(retry=retry(1))
+    async def cleans_up() -> list[str]:
+        try:
+            return list(await gather(fragile("a"), fragile("b")))
+        except OSError as error:
+            await clean_up.run("first")
+            fail_at.clear()
+            raise RuntimeError("not this time") from error
+
+    fail_at.update(("a", "b"))
+    result = run(cleans_up)
+    assert (result.result, result.attempts) == (["a", "b"], 2)
+    assert done == ["a", "b", "clean first", "a", "b"]
+
+
+async def test_a_caught_failure_is_kept_though_another_branch_only_waits() -> None:
+    said = event("said")
+
+    async def fails() -> str:
+        await wait_for(said, match=lambda event: event.data == "go")
+        try:
+            await gather(fragile("a"), hangs())
+        except OSError as error:
+            return str(error)
+        return "well"
+
+    @flow(awaits=said)
+    async def waits() -> list[str]:
+        async def later() -> str:
+            heard = await wait_for(said, match=lambda event: event.data == "yes")
+            return str(heard.data)
+
+        return list(await gather(fails(), later()))
+
+    fail_at.add("a")
+    async with serve(waits) as service:
+        result = await service.run(waits)
+        for word in ("go", "no", "no", "yes"):
+            await service.emit(typed_event(said, word))
+            result = await service.ended(result.id)
+    assert result.result == ["no a", "yes"]
+    assert done == ["a", "hangs"]
