@@ -479,10 +479,14 @@ class JournalContract:
     ) -> None:
         async with self.open(tmp_path) as journal:
             claim = await start(journal)
+
+            async def record(key: str) -> None:
+                await journal.record_step(claim, step(key))
+
             results = await asyncio.gather(
-                *(journal.record_step(claim, step(f"a#{number}")) for number in range(100)),
+                *(record(f"a#{number}") for number in range(100)),
                 finish(journal, claim, ended()),
-                journal.record_step(claim, step("late#1")),
+                record("late#1"),
                 return_exceptions=True,
             )
             assert results[:-1] == [None] * 101 and isinstance(results[-1], ClaimLost)
