@@ -17,6 +17,7 @@ import click
 from prometheus_client.metrics import MetricWrapperBase
 
 from turnout.service.cli import cli
+from turnout.service.meters import CounterFamily, HistogramFamily
 from turnout.service.metrics import Counts, Metrics
 from turnout.service.run import FINISHED, TRANSITIONS
 from turnout.service.settings import Settings
@@ -103,10 +104,11 @@ def metrics_table() -> str:
 def _metrics() -> Iterator[tuple[str, str, str]]:
     metrics = Metrics()
     for metric in vars(metrics).values():
-        if isinstance(metric, MetricWrapperBase):
+        if isinstance(metric, MetricWrapperBase | CounterFamily | HistogramFamily):
             (family,) = metric.describe()
             # The labels' names are public in the exposition only, once a child exists.
-            labels = getattr(metric, "_labelnames", ())
+            described = metric if isinstance(metric, MetricWrapperBase) else family
+            labels = getattr(described, "_labelnames", ())
             yield _metric(family.name, labels, family.type, family.documentation)
     metrics.observe_counts(lambda: Counts({"queued": 0}, {"flow": 0}, {"flow": 0}))
     for family in metrics.registry.collect():
