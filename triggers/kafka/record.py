@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 from turnout.service.api import cloudevents
 from turnout.service.errors import InvalidData
 from turnout.service.event import Event, like
-from turnout.service.payload import decode
 
 Data = Literal["json", "text", "bytes"]
 Null = Literal["dead", "skip", "run"]
@@ -95,8 +94,7 @@ class Reader:
             event, problem = self._told(event, record)
         if problem is None and event.body and event.encoding != "bytes":
             try:
-                # Where `Event.data` keeps it: the flow does not decode again.
-                event.__dict__["data"] = decode(event.body, event.encoding)
+                _ = event.data  # decoded here, kept on the event for everything that follows
             except InvalidData as error:
                 problem = str(error)
         return event if problem is None else self._unreadable(event, record.offset, problem)
