@@ -17,7 +17,6 @@ import click
 from prometheus_client.metrics import MetricWrapperBase
 
 from turnout.service.cli import cli
-from turnout.service.meters import CounterFamily, HistogramFamily
 from turnout.service.metrics import Counts, Metrics
 from turnout.service.run import FINISHED, TRANSITIONS
 from turnout.service.settings import Settings
@@ -103,18 +102,13 @@ def metrics_table() -> str:
 
 def _metrics() -> Iterator[tuple[str, str, str]]:
     metrics = Metrics()
-    for metric in vars(metrics).values():
-        if isinstance(metric, MetricWrapperBase | CounterFamily | HistogramFamily):
-            (family,) = metric.describe()
-            # The labels' names are public in the exposition only, once a child exists.
-            described = metric if isinstance(metric, MetricWrapperBase) else family
-            labels = getattr(described, "_labelnames", ())
-            yield _metric(family.name, labels, family.type, family.documentation)
-    metrics.observe_counts(lambda: Counts({"queued": 0}, {"flow": 0}, {"flow": 0}))
+    metrics.observe_counts(lambda: Counts({}, {}, {}))
+    wrappers = [each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)]
+    # The labels' names are public in the exposition only, once a child exists.
+    named = {each.describe()[0].name: getattr(each, "_labelnames", ()) for each in wrappers}
     for family in metrics.registry.collect():
-        if family.type == "gauge" and family.samples and family.samples[0].labels:  # no child yet
-            labels = tuple(family.samples[0].labels)
-            yield _metric(family.name, labels, family.type, family.documentation)
+        labels = named.get(family.name) or getattr(family, "_labelnames", ())
+        yield _metric(family.name, labels, family.type, family.documentation)
 
 
 def _metric(name: str, labels: tuple[str, ...], kind: str, text: str) -> tuple[str, str, str]:
