@@ -105,13 +105,13 @@ def _metrics() -> Iterator[tuple[str, str, str]]:
     metrics.observe_counts(lambda: Counts({}, {}, {}))
     wrappers = [each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)]
     # The labels' names are public in the exposition only, once a child exists.
-    named = {
+    named: dict[str, tuple[str, ...]] = {
         family.name: getattr(each, "_labelnames", ())
         for each in wrappers
         for family in each.describe()
     }
     for family in metrics.registry.collect():
-        labels: tuple[str, ...] = named.get(family.name) or getattr(family, "_labelnames", ())
+        labels = named.get(family.name, getattr(family, "_labelnames", ()))
         yield _metric(family.name, labels, family.type, family.documentation)
 
 
