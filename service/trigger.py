@@ -56,6 +56,13 @@ class Emitter(Protocol):
         `JournalFull` or `JournalBroken`, having stored nothing: do not acknowledge.
         """
 
+    async def room(self) -> None:
+        """Wait while runs of what was emitted get on and more would not be held in memory.
+
+        At most 0.2 s: for a trigger whose source keeps what is not read yet. Reading ahead of
+        memory loses nothing, but each run is then read back from the journal.
+        """
+
     async def positions(self) -> dict[str, str]:
         """Return every stored position of this trigger."""
 

@@ -60,6 +60,7 @@ async def test_runs_start_in_arrival_order_and_never_above_the_limit(tmp_path: P
 
     count = WINDOW * 3
     async with running(tmp_path, [work]) as service:
+        hold_windows_only(service)
         async with asyncio.TaskGroup() as tasks:
             for number in range(count):
                 tasks.create_task(service.send(number))
@@ -107,6 +108,7 @@ async def test_runs_of_one_key_go_one_after_the_other_in_order(tmp_path: Path) -
             busy[key] -= 1
 
     async with running(tmp_path, [apply], concurrency=8) as service:
+        hold_windows_only(service)
         async with asyncio.TaskGroup() as tasks:
             for number in range(WINDOW * 2):
                 key = "hot" if number % 2 else f"cold{number % 5}"
@@ -459,6 +461,11 @@ async def test_blocked_order_keeps_the_key_after_a_dead_head(tmp_path: Path) -> 
         assert (await service.finished(behind.runs[0])).state is RunState.SUCCEEDED
 
 
+def hold_windows_only(service: Running) -> None:
+    """Have what is behind each lane's window read from the journal, as in a large backlog."""
+    service.process.dispatcher._queues._memory.left = 0
+
+
 async def check_memory(service: Running) -> None:
     lane = service.process.dispatcher._queues.lane("slow")
     assert len(lane.window) + lane.parked_count <= 2 * WINDOW
@@ -472,6 +479,7 @@ async def test_a_backlog_stays_in_the_journal(tmp_path: Path) -> None:
         await gate.wait()
 
     async with running(tmp_path, [slow]) as service:
+        hold_windows_only(service)
         async with asyncio.TaskGroup() as tasks:
             for number in range(WINDOW * 8):
                 tasks.create_task(service.send(number))
@@ -480,6 +488,29 @@ async def test_a_backlog_stays_in_the_journal(tmp_path: Path) -> None:
         await service.all_finished()
         runs = await service.process.journal.runs(Filter(limit=10_000))
         assert len({run.id for run in runs}) == WINDOW * 8
+
+
+async def test_a_sender_waits_for_room_only_while_runs_get_on(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+
+    @flow(concurrency=1)
+    async def slow(event: Event) -> None:
+        await gate.wait()
+
+    async with running(tmp_path, [slow]) as service:
+        await service.send(1)
+        await service.send(2)
+        hold_windows_only(service)
+        loop, dispatcher = asyncio.get_running_loop(), service.process.dispatcher
+        taken = await dispatcher.room([slow], -1)
+        asked = loop.time()
+        assert await dispatcher.room([slow], taken) == taken
+        assert loop.time() - asked < 0.01, "nothing gets on: what comes is for the journal"
+        gate.set()
+        await service.all_finished()
+        asked = loop.time()
+        assert await dispatcher.room([slow], taken) > taken
+        assert 0.01 < loop.time() - asked < 0.1, "one look later nothing has got on"
 
 
 async def test_a_flow_whose_runs_came_while_every_slot_was_taken_has_its_turn(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.service.dispatch.lane import WINDOW, Lane
+from turnout.service.dispatch.lane import WINDOW, Lane, Memory
 from turnout.service.journal.records import Queued
 
 
@@ -12,8 +12,8 @@ def queued(seq: int, order_key: str | None = None) -> Queued:
     )
 
 
-def fresh() -> Lane:
-    lane = Lane("bill")
+def fresh(memory: int = 0) -> Lane:
+    lane = Lane("bill", Memory(memory))
     lane.read([], more=False, epoch=lane.start_reading())
     return lane
 
@@ -26,6 +26,24 @@ def test_a_lane_is_idle_only_when_nothing_older_waits() -> None:
     lane.arriving = 0
     lane.arrived(queued(1))
     assert not lane.idle
+
+
+def test_rows_beyond_the_window_stay_in_memory_while_it_lasts_and_give_it_back() -> None:
+    lane = fresh(memory=10_000)
+    for seq in range(1, WINDOW * 2):
+        lane.arrived(queued(seq))
+    assert lane.memory.left <= 0
+    held = len(lane.window)
+    assert held == WINDOW
+    lane = fresh(memory=WINDOW * 1024 + 10_000)
+    for seq in range(1, WINDOW * 2):
+        lane.arrived(queued(seq))
+    assert WINDOW < len(lane.window) < WINDOW + 20
+    assert lane.unread
+    assert [lane.take().seq for _ in range(3)] == [1, 2, 3]
+    assert lane.taken == 3
+    lane.forget_all()
+    assert lane.memory.left == WINDOW * 1024 + 10_000
 
 
 def test_rows_beyond_the_window_stay_in_the_journal_and_are_read_in_order() -> None:

@@ -99,6 +99,9 @@ class RecordingEmitter:
             conflict=first.body != event.body,
         )
 
+    async def room(self) -> None:
+        """There is always room here."""
+
     async def positions(self) -> dict[str, str]:
         return dict(self.stored_positions)
 

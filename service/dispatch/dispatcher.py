@@ -27,7 +27,6 @@ from .admission import NEWBORN, RUNNING, Admission
 from .attempts import Attempts, Ended, until_writable
 from .due import DueRuns
 from .executor import Executor
-from .lane import WINDOW
 from .queues import Queues
 
 KEPT_BODY_BYTES = 8 * 1024
@@ -141,7 +140,7 @@ class Dispatcher:
             self._start(self._first_claim(run, event, stored, arguments))
         elif run.state is RunState.QUEUED:
             lane = self._queues.lane(run.flow)
-            keeps = len(lane.window) < WINDOW and len(event.body) <= KEPT_BODY_BYTES
+            keeps = lane.takes_arrivals and len(event.body) <= KEPT_BODY_BYTES
             lane.arriving -= 1
             self._queues.arrived(
                 Queued(
@@ -154,6 +153,10 @@ class Dispatcher:
                     claim=self._first_claim(run, event, stored, arguments) if keeps else None,
                 )
             )
+
+    async def room(self, flows: Iterable[AnyFlow], taken: int) -> int:
+        """Wait a moment for room in memory for what these flows are sent; see `Queues.room`."""
+        return await self._queues.room((flow.name for flow in flows), taken)
 
     def _first_claim(
         self, run: NewRun, event: Event, stored: Appended, arguments: Mapping[str, Any] | None

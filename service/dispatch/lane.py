@@ -16,9 +16,35 @@ from typing import Literal
 from turnout.service.journal.records import Queued
 
 WINDOW = 256
-"""Queued runs a lane holds in memory, parked ones counted apart by the same bound."""
+"""Queued runs a lane always holds in memory and reads at a time; parked ones are counted apart."""
+
+MEMORY_BYTES = 24 * 2**20
+"""What runs behind the first `WINDOW` may take of memory, over all lanes: they need not be read."""
+
+_RUN_BYTES = 1024
+_CLAIM_BYTES = 2048
+_DECODED_BYTES = 4  # for each byte of a body, measured with JSON of 300 bytes
 
 Key = tuple[Literal["order", "limit"], str]
+
+
+@dataclass(slots=True)
+class Memory:
+    """How many bytes are left for runs behind their lane's window; may go below 0 a little."""
+
+    left: int = MEMORY_BYTES
+
+    def charge(self, run: Queued) -> None:
+        """Count what a run takes, until `give_back`."""
+        run.weight = _RUN_BYTES
+        if run.claim is not None:
+            run.weight += _CLAIM_BYTES + _DECODED_BYTES * len(run.claim.event.body)
+        self.left -= run.weight
+
+    def give_back(self, run: Queued) -> None:
+        """Count a run that is held no longer, or was never charged."""
+        self.left += run.weight
+        run.weight = 0
 
 
 @dataclass(slots=True)
@@ -28,9 +54,11 @@ class Lane:
     `ready` runs go first: due retries, and runs whose key became free. `cursor` is the last queued
     row seen; `unread` says that the journal may hold rows behind it. `arriving` counts births whose
     commit is on its way. `epoch` grows with `forget_all`: what was read before it does not count.
+    `taken` counts the runs that were taken from the window.
     """
 
     flow: str
+    memory: Memory = field(default_factory=Memory)
     paused: bool = False
     cursor: int = 0
     unread: bool = True
@@ -43,6 +71,7 @@ class Lane:
     parked_count: int = 0
     spilled: set[Key] = field(default_factory=set)
     wanted: set[Key] = field(default_factory=set)
+    taken: int = 0
 
     @property
     def idle(self) -> bool:
@@ -60,15 +89,32 @@ class Lane:
     def _has(self, key: Key) -> bool:
         return key in self.parked or key in self.spilled
 
+    @property
+    def takes_arrivals(self) -> bool:
+        """Whether a new run goes into memory: none before it is in the journal only."""
+        return not (self.reading or self.unread) and (
+            len(self.window) < WINDOW or self.memory.left > 0
+        )
+
     def arrived(self, run: Queued) -> None:
         """Take in a run that was just written as queued."""
         if run.seq <= self.cursor:
             return  # a read of the journal already brought it
-        if self.reading or self.unread or len(self.window) >= WINDOW:
+        if not self.takes_arrivals:
             self.unread = True
             return
+        self.memory.charge(run)
         self.window.append(run)
         self.cursor = run.seq
+
+    def take(self) -> Queued:
+        """Take the first run, `ready` ones before those of the window."""
+        if self.ready:
+            return self.ready.popleft()
+        run = self.window.popleft()
+        self.memory.give_back(run)
+        self.taken += 1
+        return run
 
     @property
     def empty(self) -> bool:
@@ -134,6 +180,8 @@ class Lane:
 
     def forget_all(self) -> None:
         """Drop what is in memory; everything is read again from the journal."""
+        for run in self.window:
+            self.memory.give_back(run)
         self.ready.clear()
         self.window.clear()
         self.parked.clear()

@@ -15,7 +15,10 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Queued
 
 from .admission import Admission, Block
-from .lane import WINDOW, Key, Lane
+from .lane import MEMORY_BYTES, WINDOW, Key, Lane, Memory
+
+_LOOK_SECONDS = 0.02
+_ROOM_LOOKS = 10
 
 
 class Queues:
@@ -30,6 +33,7 @@ class Queues:
         self.lined_up: set[int] = set()
         self._journal = journal
         self._admission = admission
+        self._memory = Memory()
         self._lanes: dict[str, Lane] = {}
         self._awake: dict[str, Lane] = {}
         self._suspects: list[tuple[Lane, Queued]] = []
@@ -62,7 +66,7 @@ class Queues:
     def _made(self, flow: str) -> Lane:
         lane = self._lanes.get(flow)
         if lane is None or lane.flow != flow:  # of another's old name: see `adopt`
-            lane = self._lanes[flow] = Lane(flow)
+            lane = self._lanes[flow] = Lane(flow, self._memory)
         return lane
 
     def adopt(self, was: str, name: str) -> None:
@@ -97,6 +101,20 @@ class Queues:
         self._awake[lane.flow] = lane
         if self._admission.free > 0:
             self.work.set()
+
+    async def room(self, flows: Iterable[str], taken: int) -> int:
+        """Wait for room in memory for what these flows are sent, as long as their runs get on.
+
+        A moment at most. What is sent later finds its place in memory, and is not read back. Give
+        back what the last call returned: how many runs had been taken then.
+        """
+        lanes = [self._lanes[flow] for flow in flows]
+        for _ in range(_ROOM_LOOKS):
+            before, taken = taken, sum(lane.taken for lane in lanes)
+            if taken == before or self._memory.left > MEMORY_BYTES // 2:
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
+        return taken
 
     def due(self, run: Queued, lane: Lane) -> None:
         """Take in a run that is due: it goes first."""
@@ -146,15 +164,15 @@ class Queues:
             return False
         run = source[0]
         if source is lane.window and lane.has_parked(run.order_key, run.limit_key):
-            self._set_aside(lane, source.popleft())
+            self._set_aside(lane, lane.take())
             return True
         block = self._admission.admit(lane.flow, run.order_key, run.limit_key, run.seq, run.suspect)
         if block is None:
-            chosen.append(source.popleft())
+            chosen.append(lane.take())
         elif block is Block.SUSPECT:
-            self._suspects.append((lane, source.popleft()))
+            self._suspects.append((lane, lane.take()))
         elif block is Block.ORDER or block is Block.LIMIT:
-            source.popleft()
+            lane.take()
             key = run.order_key if block is Block.ORDER else run.limit_key
             self._park(lane, run, ("order" if block is Block.ORDER else "limit", key or ""))
         elif block is Block.FLOW:

@@ -215,7 +215,7 @@ class Queued:
     """The little the dispatcher holds in memory of a run that is not running.
 
     `claim` is the claim it gets if nobody has touched it since its birth: then its event need not
-    be read again.
+    be read again. `weight` is what it is charged for, in bytes.
     """
 
     seq: int
@@ -225,6 +225,7 @@ class Queued:
     due_at: datetime | None
     suspect: bool
     claim: Claim | None = None
+    weight: int = 0
 
 
 # ---------------------------------------------------------------- what is read

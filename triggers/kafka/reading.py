@@ -224,6 +224,7 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
         left = _TURN_BATCHES
         # What was fetched is not fetched again: it is written, or a placing goes back to it.
         while batch and not self._leaving:
+            await self._emit.room()
             share = self._share(batch, ends, handed)
             if share.places:
                 handed |= share.places
