@@ -131,7 +131,7 @@ class Run:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object the CLI prints and the HTTP API answers."""
-        import orjson
+        from .payload import read_json  # a run is known where nothing is decoded
 
         def instant(value: datetime | None) -> str | None:
             return None if value is None else value.isoformat().replace("+00:00", "Z")
@@ -148,7 +148,7 @@ class Run:
             "queued_at": instant(self.queued_at),
             "started_at": instant(self.started_at),
             "finished_at": instant(self.finished_at),
-            "result": None if self.result is None else orjson.loads(self.result),
+            "result": None if self.result is None else read_json(self.result),
             "error": None if self.error is None else self.error.as_dict(),
         }
 

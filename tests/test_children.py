@@ -378,6 +378,22 @@ async def test_large_results_of_children_come_back_too(tmp_path: Path) -> None:
         assert result(await run_of(service, collects)) == 300_000
 
 
+@flow
+async def far() -> int:
+    return 2**70
+
+
+@flow
+async def goes_far() -> list[Any]:
+    return [await far(), await far() == 2**70]
+
+
+async def test_a_large_integer_of_a_child_is_no_float(tmp_path: Path) -> None:
+    async with running(tmp_path, [goes_far, far]) as service:
+        run = await run_of(service, goes_far)
+    assert run.as_dict()["result"] == [2**70, True]
+
+
 async def test_a_wide_map_goes_on_over_a_restart(tmp_path: Path) -> None:
     global width
     width = 150

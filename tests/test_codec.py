@@ -148,6 +148,14 @@ def test_a_run_s_result_is_json_for_people_and_programs(
     assert (None if data is None else orjson.loads(data)) == expected
 
 
+def test_a_run_s_result_is_read_back_exactly() -> None:
+    for value in (2**70, [-(2**64)], {"a": 10**400}):
+        result = encode_result(value, UNANNOTATED, max_bytes=LIMIT, name="flow 'x'") or b""
+        assert decode("json", result, UNANNOTATED, name="x") == value
+    with pytest.raises(NotKept, match="is not JSON"):
+        encode_result(10**5000, UNANNOTATED, max_bytes=LIMIT, name="flow 'x'")
+
+
 async def test_a_forgotten_await_is_guessed() -> None:
     async def forgotten() -> None: ...
 

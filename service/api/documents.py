@@ -18,6 +18,7 @@ from turnout.service.errors import InvalidData, NotFound
 from turnout.service.event import Event
 from turnout.service.journal.contract import Reader
 from turnout.service.journal.records import Attempt, StepRecord, StoredEvent
+from turnout.service.payload import read_json
 from turnout.service.project import AnyFlow
 from turnout.service.run import RunError
 from turnout.service.trigger import Receipt, SeekPlan, Trigger
@@ -133,8 +134,8 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
 def _json(raw: bytes) -> Any:
     """Decode what turnout wrote; a row from a torn hand-edit is shown, not hidden by an error."""
     try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        return read_json(raw)
+    except ValueError:
         return raw.decode("utf-8", "replace")
 
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, overload
 
-import orjson
-
 from turnout.service.errors import InvalidData, SetupError
 from turnout.service.journal.records import Opening, StepRecord, approval_topic
+from turnout.service.payload import read_json
 from turnout.service.retry import RetryPolicy
 from turnout.service.run import Rejected
 from turnout.service.shape import adapter, explain
@@ -75,7 +74,7 @@ class Asked(Generic[F]):
             opening = Opening(topic=approval_topic(claim.run_id, call.key))
             await record(call, known, opening)
         elif rows[0].answer is not None:
-            return await self._conclude(known, orjson.loads(rows[0].answer))
+            return await self._conclude(known, read_json(rows[0].answer))
         return await wait_on(call, known)  # type: ignore[no-any-return]  # it only raises, or ends with one
 
     async def _conclude(self, known: StepRecord, said: dict[str, Any]) -> Approval[F]:

@@ -17,6 +17,7 @@ import orjson
 
 from turnout.service.errors import CodeChanged, NotKept
 from turnout.service.governance import secrets
+from turnout.service.payload import read_json
 from turnout.service.shape import adapter
 
 Encoding = Literal["json", "pickle"]
@@ -42,7 +43,7 @@ def decode(encoding: Encoding, data: bytes, annotation: Any, *, name: object) ->
         if encoding == "pickle":
             return pickle.loads(data)
         if annotation in _UNTYPED or annotation in _PLAIN or annotation is None:
-            return orjson.loads(data)
+            return read_json(data)
         return adapter(annotation).validate_json(data)
     except Exception as error:
         raise CodeChanged(
@@ -123,16 +124,22 @@ def _lossy_json(value: Any, annotation: Any, name: object) -> bytes:
     try:
         if annotation not in _UNTYPED:
             try:
-                return adapter(annotation).dump_json(value, warnings="error")
+                return _readable(adapter(annotation).dump_json(value, warnings="error"))
             except (TypeError, ValueError):
                 pass  # it returned something else than it says: show what it is
-        return to_json(value, inf_nan_mode="null")
+        return _readable(to_json(value, inf_nan_mode="null"))
     except (TypeError, ValueError, RecursionError) as error:
         hint = "; did you forget `await`?" if inspect.isawaitable(value) else ""
         raise NotKept(
             f"{name}: the result, {type(value).__name__}, is not JSON ({error}); return plain "
             f"data, a dataclass or a pydantic model{hint}"
         ) from None
+
+
+def _readable(data: bytes) -> bytes:
+    """Return JSON that can be read back; raises `ValueError`, as for an integer without end."""
+    read_json(data)
+    return data
 
 
 def _pickled(value: Any, name: object) -> bytes:
