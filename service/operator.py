@@ -6,6 +6,7 @@ Works on a live service (with its dispatcher and emitters) and on a journal at r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from datetime import datetime
@@ -107,7 +108,8 @@ class Operator:
         if approved:
             await self._check_fields(run, step, fields)
         said = {"approved": approved, "fields": fields, "reason": reason, "by": by}
-        await self._journal.answer(run.id, step, orjson.dumps(said), now=self._now())
+        # Not orjson, which refuses integers past 64 bits.
+        await self._journal.answer(run.id, step, json.dumps(said).encode(), now=self._now())
         if self._dispatcher is not None:
             self._dispatcher.look_due()
         return run

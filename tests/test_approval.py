@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import orjson
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from tests.process import Program, turnout, until
 from tests.running import Running, eventually, running
@@ -24,6 +24,11 @@ from turnout.service.units import utc_now
 class Budget(BaseModel):
     euros: int
     note: str = ""
+
+    @field_validator("note")
+    @classmethod
+    def _known(cls, note: str) -> str:
+        return {"": "", "new": "new"}[note]
 
 
 sent: list[str] = []
@@ -64,6 +69,8 @@ async def test_a_yes_with_fields_lets_the_run_go_on(tmp_path: Path) -> None:
         operator = service.process.operator
         with pytest.raises(InvalidData, match="euros"):
             await operator.answer(run_id, approved=True, fields={"euros": "many"})
+        with pytest.raises(InvalidData, match="cannot be checked: KeyError: 'odd'"):
+            await operator.answer(run_id, approved=True, fields={"euros": 5, "note": "odd"})
         assert (await service.run(run_id)).state is RunState.WAITING
         await operator.answer(run_id, approved=True, fields={"euros": 5}, by="buyer 1")
         run = await service.finished(run_id)
@@ -92,6 +99,26 @@ async def test_a_no_fails_the_run_with_the_reason(tmp_path: Path) -> None:
         run = await service.finished(run_id)
     assert run.error is not None
     assert (run.error.type, run.error.message) == ("rejected", "buyer said no: too dear")
+
+
+@flow
+async def listens_twice() -> list[str]:
+    question, answers = approval("x"), []
+    for _ in range(2):
+        try:
+            answers.append((await question).by)
+        except Rejected as no:
+            answers.append(str(no))
+    return answers
+
+
+@pytest.mark.parametrize(("yes", "heard"), [(True, "me"), (False, "x said no: why")])
+async def test_an_answer_may_be_awaited_again(tmp_path: Path, yes: bool, heard: str) -> None:
+    async with running(tmp_path, [listens_twice]) as service:
+        run_id = await asked(service)
+        await service.process.operator.answer(run_id, approved=yes, by="me", reason="why")
+        run = await service.finished(run_id)
+    assert orjson.loads(run.result or b"") == [heard, heard]
 
 
 @flow
@@ -213,10 +240,20 @@ def test_the_command_and_the_link_answer_a_running_service(tmp_path: Path) -> No
         page = program.ask(path)
         assert page is not None and page.status == 200 and b"<form" in page.body
         assert "no-referrer" in page.headers["referrer-policy"]
-        form = {"approve": "true", "fields": '{"euros": 7}', "by": "<b>"}
+        form = {"approve": "true", "fields": f'{{"euros": {2**70}}}', "by": "<b>"}
+        odd = {"approve": "true", "fields": '{"euros": 7}'} | {f"x{n}": "1" for n in range(1001)}
+        assert _post(program, path, odd) == 422
+        token = (tmp_path / "data" / "api-token").read_text().strip()
+        answer = program.ask(
+            f"/api/runs/{second}/approve",
+            method="POST",
+            body=b'{"approve": true, "fields": {"euros": 7}, "step": ["approval#1"]}',
+            headers={"authorization": f"Bearer {token}"},
+        )
+        assert answer is not None and answer.json["field"] == "step", answer
         answers = [_post(program, path, form) for _ in range(2)]
         assert answers == [200, 409], "once"
-        _has_result(program, second, 7)
+        _has_result(program, second, 2**70)
         assert _post(program, re.sub(r".$", "_", path), form) == 404
         forbidden = program.ask(f"/api/runs/{second}/approve", method="POST", body=b"{}")
         assert forbidden is not None and forbidden.status == 401

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import html
 from typing import Any
-from urllib.parse import parse_qs
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -19,7 +18,7 @@ from fastapi.responses import HTMLResponse
 from turnout.service.errors import InvalidData, NotFound, Refused
 from turnout.service.governance.links import Question
 from turnout.service.journal.records import StepRecord
-from turnout.service.payload import decode_json
+from turnout.service.payload import decode, decode_json
 from turnout.service.run import Run
 
 from . import documents
@@ -29,7 +28,8 @@ from .routes import router as api
 router = APIRouter(prefix="/approvals", include_in_schema=False)
 
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
+    "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
     "X-Robots-Tag": "noindex",
@@ -93,13 +93,16 @@ async def _answer(
 ) -> Run:
     if not isinstance(said, dict) or not isinstance(said.get("approve"), bool):
         raise InvalidData('say {"approve": true} or {"approve": false}', field="approve")
+    step = step or said.get("step")
+    if not isinstance(step, str | None):
+        raise InvalidData("a step is named by its key", field="step")
     return await service.operator.answer(
         run_id,
         approved=said["approve"],
         fields=said.get("fields"),
         reason=str(said.get("reason") or ""),
         by=str(said.get("by") or by),
-        step=step or said.get("step"),
+        step=step,
     )
 
 
@@ -117,11 +120,10 @@ async def _open(service: Served, token: str) -> tuple[Question, Run, StepRecord]
 
 
 def _form(body: bytes) -> dict[str, Any]:
-    fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=20)
-    said: dict[str, Any] = {name: values[-1] for name, values in fields.items()}
-    said["approve"] = {"true": True, "false": False}.get(said.get("approve", ""))
-    if "fields" in said:
-        said["fields"] = decode_json(said["fields"].encode())
+    said: dict[str, Any] = decode(body, "form")
+    said["approve"] = {"true": True, "false": False}.get(str(said.get("approve")))
+    if said.get("fields"):
+        said["fields"] = decode_json(str(said["fields"]).encode())
     return said
 
 

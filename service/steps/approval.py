@@ -57,7 +57,7 @@ class Asked(Generic[F]):
         )
 
     def __await__(self) -> Generator[Any, Any, Approval[F]]:
-        """Wait for the answer; raises `Rejected` or `TimeoutError`."""
+        """Wait for the answer, the same each time; raises `Rejected` or `TimeoutError`."""
         return self._answer().__await__()
 
     async def _answer(self) -> Approval[F]:
@@ -143,6 +143,9 @@ def read_fields(declared: Any, given: Any) -> Any:
     except ValidationError as error:
         message, where = explain(error)
         raise InvalidData(message, field=where) from None
+    except Exception as error:
+        # An author's validator; the question stays open for another answer.
+        raise InvalidData(f"they cannot be checked: {type(error).__name__}: {error}") from error
 
 
 _APPROVAL: Task[Any] = Task(function=lambda: None, name="approval", retry=RetryPolicy())

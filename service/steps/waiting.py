@@ -96,7 +96,9 @@ async def end(
     """Record how a wait ended, and return the value or raise the error."""
     call.begin()
     ended = call.succeeded(value) if error is None else call.failed(error)
-    await record(call, replace(ended, started_at=known.started_at, origin=known.origin))
+    ended = replace(ended, started_at=known.started_at, origin=known.origin)
+    await record(call, ended)
+    call.context.claim.recorded[call.key] = ended  # an approval may be awaited again
     if error is not None:
         call.heard()
         raise error
