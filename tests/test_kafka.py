@@ -535,32 +535,6 @@ async def test_members_with_one_journal_never_emit_a_record_twice(kafka: Broker)
     assert len(emit.deliveries) == len(emit.by_identity) == 600
 
 
-async def test_a_topic_made_anew_is_read_from_its_start_in_a_new_epoch(
-    kafka: Broker, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if not kafka.keeps_data:
-        pytest.skip("this broker does not forget a deleted topic's offsets")
-    topic = await kafka.create_topic()
-    trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
-    emit = emitter_for(kafka)
-    await kafka.send(topic, [b"1", b"2", b"3"])
-    async with watch(trigger, emit):
-        await emit.stored(3)
-    await kafka.delete_topic(topic)
-    await kafka.create_topic(topic)
-    await kafka.send(topic, [b"4"])
-    async with watch(trigger, emit):
-        await emit.stored(4)
-    assert [event.id.split("/")[2:] for event in emit.events][-2:] == [
-        ["1", "0", "2"],
-        ["2", "0", "0"],
-    ]
-    async with watch(trigger, emit):  # and it is settled: no further epoch
-        await kafka.send(topic, [b"5"])
-        await emit.stored(5)
-    assert len(emit.deliveries) == 5
-
-
 async def test_brokers_that_go_away_show_and_come_back(private_kafka: PrivateKafka) -> None:
     async with private_kafka(proxied=True) as broker:
         assert broker.proxy is not None

@@ -30,6 +30,7 @@ from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]  # as above
 from aiokafka.conn import create_conn  # type: ignore[import-untyped]  # as above
 from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
+    CommitFailedError,
     IllegalStateError,
     KafkaConnectionError,
     KafkaError,
@@ -39,7 +40,8 @@ from aiokafka.protocol.group import LeaveGroupRequest  # type: ignore[import-unt
 
 from turnout.service.errors import TriggerError
 
-from .ledger import Bounds
+from .identity import topic_ids
+from .ledger import Bounds, Place
 
 # The client logs each attempt of each retry as an error; the trigger reports the state instead.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -54,17 +56,19 @@ _STOP_SECONDS = 0.6
 _START_SECONDS = 0.2
 _COPIES = 3
 _TOPIC_ALREADY_EXISTS = 36
+_TOPIC_MARK = "topic:"
 
 
 @contextmanager
 def named(doing: str) -> Iterator[None]:
     """Turn the client's errors into a `TriggerError` that begins with what was being done.
 
-    An `IllegalStateError` passes: the assignment has changed meanwhile, and nothing is wrong.
+    `IllegalStateError` and `CommitFailedError` pass: the assignment has changed meanwhile, and
+    nothing is wrong.
     """
     try:
         yield
-    except IllegalStateError:
+    except (CommitFailedError, IllegalStateError):
         raise
     except CLIENT_ERRORS as error:
         raise TriggerError(f"{doing}: {reason(error)}") from error
@@ -232,19 +236,43 @@ async def _ended(step: Callable[[], Awaitable[Any]], seconds: float = 0.1) -> bo
 async def bounds(
     reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
 ) -> dict[TopicPartition, Bounds]:
-    """Ask for first offset, end and the group's committed offset of each partition."""
+    """Ask for topic, first offset, end and the group's committed offset of each partition."""
     listed = list(partitions)
     with named("cannot read offsets"):
         async with asyncio.timeout(MEET_SECONDS):
+            # Before all else: what is then found out of a topic made anew right now is too much
+            # for the old one, which shows soon, and never too little for the new one.
+            topics = await topic_ids(reader, listed)
             first = await reader.beginning_offsets(listed)
             end = await reader.end_offsets(listed)
             coordinator = reader._coordinator  # `committed` asks for one partition at a time
             committed = await coordinator.fetch_committed_offsets(listed)
-    found = {}
-    for one in listed:
-        offset = committed[one].offset if one in committed else -1
-        found[one] = Bounds(first[one], end[one], None if offset < 0 else offset)
-    return found
+    return {one: _bounds(first[one], end[one], committed.get(one), topics[one]) for one in listed}
+
+
+def _bounds(first: int, end: int, committed: Any, topic: str) -> Bounds:
+    """Return bounds; an offset that says it is of another topic counts for nothing."""
+    if committed is None or committed.offset < 0:
+        return Bounds(first, end, None, topic)
+    mark = str(committed.metadata)
+    said = mark.removeprefix(_TOPIC_MARK) if mark.startswith(_TOPIC_MARK) else ""
+    if said and topic and said != topic:
+        return Bounds(first, end, None, topic)
+    return Bounds(first, end, committed.offset, topic, vouched=bool(said and topic))
+
+
+def to_commit(place: Place) -> tuple[int, str]:
+    """Return what is committed for a place: the offset, and of which topic it is."""
+    return place.next, f"{_TOPIC_MARK}{place.topic}" if place.topic else ""
+
+
+async def ids(
+    reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
+) -> dict[TopicPartition, str]:
+    """Ask for the id of each partition's topic; "" where the broker knows none."""
+    with named("Kafka does not answer"):
+        async with asyncio.timeout(MEET_SECONDS / 3):
+            return await topic_ids(reader, partitions)
 
 
 async def ends(

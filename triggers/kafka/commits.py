@@ -17,9 +17,11 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     IllegalStateError,
 )
 
+from turnout.service.errors import TriggerError
 from turnout.service.logs import get_logger
 
 from . import broker
+from .ledger import Bounds, Place
 
 log = get_logger("turnout.triggers")
 
@@ -34,19 +36,31 @@ class Commits:
     def __init__(self, consumer: AIOKafkaConsumer, trigger: str) -> None:
         self._consumer = consumer
         self._trigger = trigger
-        self._owed: dict[TopicPartition, int] = {}
+        self._owed: dict[TopicPartition, Place] = {}
         self._told: dict[TopicPartition, int] = {}
         self._wanted = asyncio.Event()
         self._turn = asyncio.Lock()  # two at once could land in either order
 
-    def owe(self, partition: TopicPartition, offset: int) -> None:
-        """Take down that a partition is journaled up to `offset`."""
-        self._owed[partition] = offset
+    def owe(self, partition: TopicPartition, place: Place) -> None:
+        """Take down that a partition is journaled up to `place`."""
+        self._owed[partition] = place
         self._wanted.set()
 
-    def has_told(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Take down what Kafka was told elsewhere."""
-        self._told |= offsets
+    async def begin(
+        self, places: Mapping[TopicPartition, Place], limits: Mapping[TopicPartition, Bounds]
+    ) -> None:
+        """Tell Kafka where reading goes on, also where that is further back.
+
+        What was owed of these partitions before is void. Raises `TriggerError`, and what the client
+        raises for partitions that are another member's meanwhile.
+        """
+        async with self._turn:
+            news = {one: at for one, at in places.items() if limits[one].committed != at.next}
+            if news:
+                await self._commit(news, broker.MEET_SECONDS)
+            for partition, place in places.items():
+                self._owed.pop(partition, None)
+                self._told[partition] = place.next
 
     def forget(self) -> None:
         """Drop everything: the partitions are another member's now."""
@@ -66,22 +80,27 @@ class Commits:
         async with self._turn:
             assigned = self._consumer.assignment()
             news = {
-                partition: offset
-                for partition, offset in self._owed.items()
-                if partition in assigned and offset > self._told.get(partition, -1)
+                partition: place
+                for partition, place in self._owed.items()
+                if partition in assigned and place.next > self._told.get(partition, -1)
             }
             if not news:
                 return
             try:
-                async with asyncio.timeout(TELL_SECONDS):
-                    await self._consumer.commit(news)
+                await self._commit(news, TELL_SECONDS)
             except (CommitFailedError, IllegalStateError):
                 return  # another member has them now, and the ledger knows
-            except broker.CLIENT_ERRORS as error:
+            except TriggerError as error:
                 self._wanted.set()
                 log.debug("kafka.commit_failed", trigger=self._trigger, error=str(error))
                 return
-            self._told |= {one: at for one, at in news.items() if one in self._owed}
+            self._told |= {one: at.next for one, at in news.items() if one in self._owed}
+
+    async def _commit(self, news: Mapping[TopicPartition, Place], seconds: float) -> None:
+        told = {partition: broker.to_commit(place) for partition, place in news.items()}
+        with broker.named("cannot commit"):
+            async with asyncio.timeout(seconds):
+                await self._consumer.commit(told)
 
     async def tell_the_last(self) -> None:
         """Tell Kafka all there is before the consumer stops; a broker that is slow is left."""

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]  # no types
-from aiokafka.errors import CommitFailedError  # type: ignore[import-untyped]  # as above
 
 from turnout.service.errors import TriggerError
 from turnout.service.logs import get_logger
 from turnout.service.trigger import Emitter
 
 from . import broker
-from .ledger import Bounds, Ledger, Place, Topic, read_topic, settle
+from .ledger import Bounds, Ledger, Place, Topic, is_anew, read_topic, settle
 
 if TYPE_CHECKING:
     from . import KafkaTrigger
@@ -62,30 +62,27 @@ class Placing:
                 self._ledger.load(fresh)
         return found
 
-    async def tell(self, consumer: AIOKafkaConsumer, found: Limits) -> dict[TopicPartition, int]:
-        """Tell Kafka the places: it then forgets an offset above a sought one."""
-        places = {one: self._ledger.places[broker.key_of(one)] for one in found}
-        told = {one: at.next for one, at in places.items() if found[one].committed != at.next}
-        if told:
-            try:
-                async with asyncio.timeout(broker.MEET_SECONDS):
-                    await consumer.commit(told)
-            except CommitFailedError:
-                raise
-            except broker.CLIENT_ERRORS as error:
-                raise TriggerError(f"cannot commit: {broker.reason(error)}") from error
-        settled = {
-            broker.key_of(one): Place(at.next, at.epoch) for one, at in places.items() if at.sought
-        }
-        if settled:
-            await self._emit([], {key: place.text() for key, place in settled.items()})
-            self._ledger.places |= settled
-        return told
+    def placed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Place]:
+        """Return where each of them is read on."""
+        return {one: self._ledger.places[broker.key_of(one)] for one in partitions}
+
+    async def told(self, places: Mapping[TopicPartition, Place]) -> None:
+        """Take down that Kafka was told: it has forgotten an offset above a sought place."""
+        async with self._ledger.lock:
+            settled = {
+                broker.key_of(one): replace(at, sought=False)
+                for one, at in places.items()
+                # Another member of this process may have it meanwhile, and be past it.
+                if at.sought and self._ledger.places[broker.key_of(one)] == at
+            }
+            if settled:
+                await self._emit([], {key: place.text() for key, place in settled.items()})
+                self._ledger.places |= settled
 
     async def _bounds(
         self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
     ) -> dict[TopicPartition, Bounds]:
-        """Ask for bounds; an end below the ledger is believed only when it stays there.
+        """Ask for bounds; that a topic is made anew is believed only when it stays so.
 
         A broker that has just become leader may be short of the newest records for a moment, and
         a topic made anew is read again from its start: not on one word.
@@ -93,7 +90,7 @@ class Placing:
         for _ in range(_SECOND_LOOKS):
             found = await broker.bounds(consumer, partitions)
             places = {one: self._ledger.places.get(broker.key_of(one)) for one in found}
-            if all(at is None or at.next <= found[one].end for one, at in places.items()):
+            if not any(at is not None and is_anew(at, found[one]) for one, at in places.items()):
                 return found
             await asyncio.sleep(1)
         return await broker.bounds(consumer, partitions)
@@ -102,7 +99,8 @@ class Placing:
         self, consumer: AIOKafkaConsumer, stored: Mapping[str, str], found: Limits
     ) -> dict[str, str]:
         """Return the positions to store before the first fetch; logs what was not as expected."""
-        fresh = self._topics_met(consumer, stored, {partition.topic for partition in found})
+        topics = {partition.topic: limits.topic for partition, limits in found.items()}
+        fresh = self._topics_met(consumer, stored, topics)
         firsts = await self._firsts(consumer, {**stored, **fresh}, found)
         for partition, limits in found.items():
             key = broker.key_of(partition)
@@ -121,26 +119,30 @@ class Placing:
                     reads_from=settled.place.next,
                     epoch=settled.place.epoch,
                     lost=settled.lost,
+                    topic_id=limits.topic,
                 )
         return fresh
 
     def _topics_met(
-        self, consumer: AIOKafkaConsumer, stored: Mapping[str, str], topics: Iterable[str]
+        self, consumer: AIOKafkaConsumer, stored: Mapping[str, str], topics: Mapping[str, str]
     ) -> dict[str, str]:
-        """Return what to store of topics met for the first time; refuses another cluster's."""
+        """Return what to store of topics (ids by name) that are new; refuses another cluster's."""
         fresh: dict[str, str] = {}
         begins = not any("/" in key for key in stored)
-        for topic in topics:
+        for topic, its_id in topics.items():
             known = read_topic(stored.get(topic))
             if known is None:
                 count = self._topics.get(topic) or len(consumer.partitions_for_topic(topic) or ())
-                fresh[topic] = Topic(self._cluster, count if begins else 0).text()
+                fresh[topic] = Topic(self._cluster, count if begins else 0, its_id).text()
             elif known.cluster != self._cluster:
                 raise TriggerError(
                     f"the positions of topic {topic} are of cluster {known.cluster}, and this is "
                     f"{self._cluster}: say where to read on with "
                     f"`turnout trigger seek {self._trigger.name!r} --to start|end --rerun`"
                 )
+            elif its_id and known.id != its_id:
+                count = 0 if known.id else known.partitions
+                fresh[topic] = Topic(self._cluster, count, its_id).text()
         return fresh
 
     async def _firsts(

@@ -44,7 +44,7 @@ from turnout.service.trigger import Emitter
 
 from . import broker
 from .commits import Commits
-from .ledger import Ledger, Place, ledger_of
+from .ledger import Bounds, Ledger, Place, is_anew, ledger_of
 from .placing import Placing
 from .record import Reader
 from .salvage import salvage
@@ -253,7 +253,7 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             following = max(records[-1].offset + 1 if records else 0, ends.get(partition, 0))
             if following > place.next:
                 share.records.append((reader, records))
-                share.places[partition] = Place(following, place.epoch)
+                share.places[partition] = Place(following, place.epoch, topic=place.topic)
         return share
 
     async def _write(self, share: _Share, before: asyncio.Task[None] | None) -> None:
@@ -264,7 +264,7 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
         for partition, place in share.places.items():
             self._ledger.places[broker.key_of(partition)] = place
             if partition in self._readers:
-                self._commits.owe(partition, place.next)
+                self._commits.owe(partition, place)
         self._refusals = 0
 
     # ------------------------------------------------------------ where to read
@@ -278,7 +278,9 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
                 return
             for partition in partitions:
                 self._go_to(partition)
-            self._commits.has_told(await self._placing.tell(self.consumer, found))
+            placed = self._placing.placed(partitions)
+            await self._commits.begin(placed, found)
+            await self._placing.told(placed)
         except (IllegalStateError, CommitFailedError):
             return  # the assignment has changed; the new one comes by the listener
         except (Overloaded, JournalFull) as refusal:
@@ -389,14 +391,18 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
         gone = set(self._trigger.topics) - topics
         if gone:
             raise TopicGone(f"topic {min(gone)!r} is gone")
+        if any(self.consumer.partitions_for_topic(one) is None for one in self._trigger.topics):
+            # It went and came back, and the client would not look again for half a minute.
+            self.consumer._client.force_metadata_update()
         partitions = list(self._readers)
         if not partitions:
             return
+        ids = await broker.ids(self.consumer, partitions)
         ends = await broker.ends(self.consumer, partitions)
         for partition, end in ends.items():
             if partition not in self._readers:
                 continue
-            behind = end - self._next(partition)
-            self._emit.lag(broker.key_of(partition), max(behind, 0))
-            if behind < 0:  # the log ends below the ledger: not every broker says so by itself
+            place = self._ledger.places[broker.key_of(partition)]
+            self._emit.lag(broker.key_of(partition), max(end - place.next, 0))
+            if is_anew(place, Bounds(0, end, None, ids[partition])):  # nothing else may say so
                 self._unplaced.add(partition)

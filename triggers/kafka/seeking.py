@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from turnout.service.errors import Refused
 from turnout.service.trigger import Seek, SeekPlan
 
 from . import broker
-from .ledger import Bounds, Place, Topic, read_place, read_topic
+from .ledger import Bounds, Place, Topic, is_anew, read_by_others, read_place, read_topic
 
 if TYPE_CHECKING:
     from . import KafkaTrigger
@@ -58,15 +59,15 @@ def decide(stored: Place | None, limits: Bounds, target: int, rerun: bool) -> tu
     """Return the new place of one partition, and what that means in words."""
     if not limits.first <= target <= limits.end:
         raise Refused(f"there is no offset {target}; it has {limits.first} to {limits.end}")
-    epoch = 1 if stored is None else stored.epoch
-    at = max(-1 if stored is None else stored.next, limits.committed or -1)
-    if at < 0:
-        return Place(target, epoch, sought=True), f"reads from {target}; it was not read before"
+    at, epoch = _now(stored, limits)
+    place = Place(target, epoch, sought=True, topic=limits.topic)
+    if at is None:
+        return place, f"reads from {target}; it was not read before"
     if target == at:
-        return Place(target, epoch, sought=True), f"stays at {target}"
+        return place, f"stays at {target}"
     if target > at:
         return (
-            Place(target, epoch, sought=True),
+            place,
             f"goes on from {at} to {target}: {_records(target - at)} will never be read",
         )
     if not rerun:
@@ -75,10 +76,21 @@ def decide(stored: Place | None, limits: Bounds, target: int, rerun: bool) -> tu
             "accepted before; say --rerun if that is wanted"
         )
     return (
-        Place(target, epoch + 1, sought=True),
+        replace(place, epoch=epoch + 1),
         f"goes back from {at} to {target}: {_records(at - target)} will run again, "
         f"as new events of epoch {epoch + 1}",
     )
+
+
+def _now(stored: Place | None, limits: Bounds) -> tuple[int | None, int]:
+    """Return where the partition is read to, None where it is not, and its epoch."""
+    if stored is None:
+        return limits.committed, 1
+    if is_anew(stored, limits):
+        return read_by_others(stored, limits), stored.epoch + 1
+    if stored.sought:
+        return stored.next, stored.epoch
+    return max(stored.next, limits.committed or 0), stored.epoch
 
 
 def _chosen(trigger: KafkaTrigger, topics: Mapping[str, int], seek: Seek) -> list[TopicPartition]:
