@@ -7,9 +7,11 @@ against `fields` before it is kept. Not here: who may answer (`operator`, `gover
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Hashable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
+from types import GenericAlias
 from typing import Any, Generic, TypeVar, overload
 
 from turnout.service.errors import InvalidData, SetupError
@@ -108,7 +110,9 @@ def approval(
     length = None if timeout is None else parse_duration(timeout)
     if fields is not None:
         _reference(fields)
-    return Asked(Call(_APPROVAL, scope, scope.take("approval"), (), {}), name, fields, length)
+    task = _task(fields)  # type: ignore[arg-type]  # mypy doubts that a class is hashable
+    call = Call(task, scope, scope.take("approval"), (), {})
+    return Asked(call, name, fields, length)
 
 
 def _reference(fields: Any) -> str | None:
@@ -148,4 +152,12 @@ def read_fields(declared: Any, given: Any) -> Any:
         raise InvalidData(f"they cannot be checked: {type(error).__name__}: {error}") from error
 
 
-_APPROVAL: Task[Any] = Task(function=lambda: None, name="approval", retry=RetryPolicy())
+@lru_cache(maxsize=128)
+def _task(fields: Hashable) -> Task[Any]:
+    """Return the task of approvals with these fields, whose answers people can read as JSON."""
+
+    def answer() -> None: ...
+
+    # The class is known at run time only.
+    answer.__annotations__["return"] = GenericAlias(Approval, Any if fields is None else fields)
+    return Task(function=answer, name="approval", retry=RetryPolicy())
