@@ -111,9 +111,9 @@ def mint_id() -> str:
     """
     global _last_stamp
     stamp = time.time_ns() * 4096 // 1_000_000  # 48 bits of milliseconds, 12 bits of fraction
-    _last_stamp = stamp = max(stamp, _last_stamp + 1)
+    if stamp <= _last_stamp:
+        stamp = _last_stamp + 1
+    _last_stamp = stamp
     instant, chance = stamp >> 12, _chance.getrandbits(62) | 1 << 63  # the variant is 10
-    return (
-        f"{instant >> 16:08x}-{instant & 0xFFFF:04x}-7{stamp & 0xFFF:03x}"
-        f"-{chance >> 48:04x}-{chance & 0xFFFF_FFFF_FFFF:012x}"
-    )
+    parts = (instant >> 16, instant & 0xFFFF, stamp & 0xFFF, chance >> 48, chance & (1 << 48) - 1)
+    return "%08x-%04x-7%03x-%04x-%012x" % parts  # noqa: UP031  an f-string takes twice as long

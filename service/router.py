@@ -81,12 +81,15 @@ def _ask(flow: AnyFlow, event: Event, routed: Routed, decisions: list[Decision])
 
 
 def _refuse_unreadable(event: Event) -> None:
-    if event.extensions:
-        for name, thing in _UNREADABLE:
-            problem = event.extensions.get(name)
-            if problem is not None:
-                raise InvalidData(f"the {thing} cannot be read: {problem}")
+    if _UNREADABLE.isdisjoint(event.extensions):
+        return
+    for name, thing in _UNREADABLE_THINGS:
+        problem = event.extensions.get(name)
+        if problem is not None:
+            raise InvalidData(f"the {thing} cannot be read: {problem}")
 
 
-_UNREADABLE = (("fileerror", "file"), ("recorderror", "record"))
+_UNREADABLE_THINGS = (("fileerror", "file"), ("recorderror", "record"))
 """Extensions in which a trigger says that its event cannot be read, and of what."""
+
+_UNREADABLE = frozenset(name for name, _ in _UNREADABLE_THINGS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from turnout.service.errors import ClaimLost, JournalFull
@@ -49,6 +49,7 @@ Ended = Callable[[Claim, Outcome], Awaitable[None]]
 
 HANDED_BACK = Outcome(state=RunState.QUEUED, counts=False)
 PROBE_SECONDS = 1.0
+_NONE = timedelta(0)
 
 
 class _Attempt:
@@ -217,7 +218,8 @@ class Attempts:
             meters = self._meters[claim.flow] = _Meters(self._metrics, claim.flow)
         meters.count(state)
         meters.run_seconds.observe((self._now() - started_at).total_seconds())
-        meters.wait_seconds.observe(max((started_at - claim.due_at).total_seconds(), 0.0))
+        waited = started_at - claim.due_at
+        meters.wait_seconds.observe(waited.total_seconds() if waited > _NONE else 0.0)
 
 
 async def until_writable(journal: Journal) -> None:
