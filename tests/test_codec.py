@@ -43,6 +43,15 @@ class Pair:
     right: set[str] = field(default_factory=set)
 
 
+class Holder(BaseModel, extra="allow"):
+    what: Any
+
+
+@dataclass(slots=True)
+class Anything:
+    what: Any
+
+
 class Named(TypedDict):
     name: str
 
@@ -50,6 +59,9 @@ class Named(TypedDict):
 class Opaque:
     def __init__(self, value: int) -> None:
         self.value = value
+
+    def __repr__(self) -> str:
+        return f"Opaque({self.value})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Opaque) and other.value == self.value
@@ -86,11 +98,16 @@ def test_annotated_values_are_kept_as_json(value: Any, annotation: Any) -> None:
         (Dog(name="rex", tricks=["sit"]), Animal), ({"a": (1, 2)}, dict[str, Any]), (2**80, int),
         (Colour.RED, UNANNOTATED), (OrderedDict(a=1), Any), ({1}, list[int]),
         (datetime(2025, 3, 1, tzinfo=UTC), Any), ("\ud800", str), (float("inf"), float),
+        ({"a": Colour.RED}, dict[str, Any]), ({Colour.RED}, set), ([True], list[int]),
+        (Holder(what=Colour.RED), Holder),
+        (Holder.model_validate({"what": 1, "more": Colour.RED}), Holder),
+        (Anything(Colour.RED), Anything), ((Colour.RED,), tuple[Any, ...]),
     ],
 )  # fmt: skip
 def test_what_json_would_change_is_pickled(value: Any, annotation: Any) -> None:
     encoding, back = round_trip(value, annotation)
     assert (encoding, back, type(back)) == ("pickle", value, type(value))
+    assert repr(back) == repr(value)
 
 
 @given(

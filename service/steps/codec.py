@@ -11,6 +11,9 @@ from __future__ import annotations
 import inspect
 import math
 import pickle
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
 import orjson
@@ -88,10 +91,42 @@ def _exact_json(value: Any, annotation: Any) -> bytes | None:
         checks = adapter(annotation)
         data = checks.dump_json(value, warnings="error")
         back = checks.validate_json(data)
-        same = type(back) is type(value) and bool(back == value)
+        same = _same(back, value)
     except (TypeError, ValueError, RecursionError):
         return None  # not what it was annotated as, or not for JSON: pickle keeps it as it is
     return data if same else None
+
+
+def _same(back: Any, value: Any) -> bool:
+    """Whether two values are equal and of the same types all the way down.
+
+    Equal alone is not enough: a `StrEnum` in a `dict[str, Any]` would come back as a `str`.
+    """
+    kind = type(value)
+    if type(back) is not kind:
+        return False
+    if kind in _PLAIN:
+        return bool(back == value)
+    if isinstance(value, dict):
+        # In their order, which JSON keeps.
+        return _same_items((*back, *back.values()), (*value, *value.values()))
+    if isinstance(value, list | tuple):
+        return _same_items(back, value)
+    if back != value:
+        return False
+    if isinstance(value, set | frozenset):
+        return Counter(map(type, back)) == Counter(map(type, value))
+    if is_dataclass(value):
+        names = [each.name for each in fields(value)]
+        return all(_same(getattr(back, name), getattr(value, name)) for name in names)
+    if hasattr(kind, "__pydantic_extra__"):
+        extra = (back.__pydantic_extra__, value.__pydantic_extra__)
+        return _same(vars(back), vars(value)) and (extra == (None, None) or _same(*extra))
+    return True
+
+
+def _same_items(back: Sequence[Any], value: Sequence[Any]) -> bool:
+    return len(back) == len(value) and all(map(_same, back, value))
 
 
 def _plain_json(value: Any) -> bytes | None:
