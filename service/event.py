@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -77,6 +77,10 @@ class Event:
         """The file this event is about, byte-exact, or None (kept as a `file:` URL, RFC 8089)."""
         url = self.extensions.get("fileurl")
         return None if url is None else path_from_url(url)
+
+
+NEVER = datetime.max.replace(tzinfo=UTC)
+"""The time of an event that only serves as a model for `like`."""
 
 
 def like(event: Event, **changes: Any) -> Event:

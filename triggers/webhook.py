@@ -22,7 +22,7 @@ import orjson
 
 from turnout.service.api import cloudevents, problems
 from turnout.service.errors import InvalidData, JournalError, Overloaded, SetupError
-from turnout.service.event import Event, mint_id
+from turnout.service.event import NEVER, Event, like, mint_id
 from turnout.service.governance.secrets import Secret
 from turnout.service.payload import Encoding
 from turnout.service.run import RunState
@@ -193,7 +193,8 @@ class WebhookTrigger:
         if encoding == "json" and not inbound.body and content_type is not None:
             raise InvalidData("the body is empty where JSON was expected")
         event_id = self._delivery_id(headers)
-        return Event(
+        return like(
+            self._model,
             id=event_id or mint_id(),
             source=inbound.path,
             type=self._type(headers),
@@ -203,9 +204,13 @@ class WebhookTrigger:
             body=inbound.body,
             headers=self._stored_headers(headers),
             params=inbound.params,
-            trigger=self.name,
             minted=event_id is None,
         )
+
+    @cached_property
+    def _model(self) -> Event:
+        """What the events of this trigger have in common."""
+        return Event(id="", source=self.route, type="", time=NEVER, trigger=self.name)
 
     def _cloudevent(self, inbound: Inbound) -> Event:
         content_type = only(inbound.headers, "content-type")

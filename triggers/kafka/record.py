@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from turnout.service.api import cloudevents
 from turnout.service.errors import InvalidData
-from turnout.service.event import Event, like
+from turnout.service.event import NEVER, Event, like
 
 Data = Literal["json", "text", "bytes"]
 Null = Literal["dead", "skip", "run"]
@@ -64,7 +64,7 @@ class Reader:
             id=f"{self.cluster}/{self.topic}/{self.epoch}/{self.partition}/",
             source=f"kafka://{self.cluster}/{self.topic}",
             type=TYPE,
-            time=datetime.max.replace(tzinfo=UTC),  # each record has its own
+            time=NEVER,
             datacontenttype=_CONTENT_TYPES[self.data],
             encoding=self.data,
             extensions={"partition": f"{self.topic}/{self.partition}"},
