@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -329,6 +330,22 @@ async def test_a_timed_out_thread_holds_its_call_until_it_returns(tmp_path: Path
             release.set()
         assert message(attempt.result()) == "flow 'stuck' did not end within its timeout of 0.02s"
     assert done == []
+
+
+async def test_a_task_in_a_def_flow_is_told_when_its_time_is_over(tmp_path: Path) -> None:
+    @task(timeout="20ms", fallback=lambda error: str(error))
+    def polls() -> str:
+        while not current().cancelled:
+            time.sleep(0.001)
+        return "late"
+
+    @flow
+    def patient() -> list[Any]:
+        return [polls(), current().cancelled]
+
+    async with attempts(tmp_path) as run:
+        result = (await run.first(patient)).result
+    assert result == b"""["task 'polls' did not end within its timeout of 0.02s",false]"""
 
 
 async def test_a_sync_task_from_an_async_flow_runs_off_the_loop(tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ import atexit
 import inspect
 import os
 import threading
+import time
 from asyncio import current_task
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError as ThreadCancelled
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, Literal, TypeVar
 
@@ -205,13 +207,14 @@ async def _until_done(work: Future[T], stop: Callable[[], None]) -> T:
 class _ThreadCall:
     """One function running in a pool thread, and the asyncio task that waits for it."""
 
-    __slots__ = ("_pending", "_stopped", "loop", "task")
+    __slots__ = ("_pending", "_stopped", "deadline", "loop", "task")
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.task = caller()
         self._pending: Future[Any] | None = None
         self._stopped = False
+        self.deadline: float | None = None
 
     async def run(
         self,
@@ -281,9 +284,24 @@ def caller() -> asyncio.Task[Any] | None:
 
 
 def stopped() -> bool:
-    """Whether this pool thread's call was stopped; False anywhere else."""
+    """Whether nobody waits for what this pool thread does; False anywhere else."""
     call = _thread.call
-    return call is not None and call.stopped
+    if call is None or call.stopped:
+        return call is not None
+    return call.deadline is not None and time.perf_counter() > call.deadline
+
+
+@contextmanager
+def told_after(seconds: float) -> Iterator[None]:
+    """Let code in the block, in a pool thread, see `stopped` once its time is over."""
+    call = _thread.call
+    if call is not None:
+        call.deadline = time.perf_counter() + seconds
+    try:
+        yield
+    finally:
+        if call is not None:
+            call.deadline = None
 
 
 def in_thread() -> bool:

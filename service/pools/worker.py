@@ -4,8 +4,8 @@ A worker loads the flow file as the service has it, under the same private name,
 function by its qualified name; arguments, results and errors travel as pickles. What the function
 logs or prints comes back as it is written, so that a killed call has its log too. A worker that
 dies or is killed fails its own call only. It leads a process group, and whatever ends it (a
-timeout, a crash, the end of the service) ends every process the call has started. Where the
-kernel is short of memory it takes a worker first.
+timeout, a crash, the end of the service) ends every process the call has started and that made no
+session of its own. Where the kernel is short of memory it takes a worker first.
 
 Not here: how many workers there are, and who waits for them (`pools`).
 """

@@ -471,10 +471,13 @@ def _call_in_thread(call: Call) -> Any:
                 name=task.words,
             )
         )
-    started = time.perf_counter()
-    value = task.function(*call.args, **call.kwargs)
     seconds = task.timeout_seconds
-    if seconds is not None and time.perf_counter() - started > seconds:
+    if seconds is None:
+        return task.function(*call.args, **call.kwargs)
+    started = time.perf_counter()
+    with pools.told_after(seconds):
+        value = task.function(*call.args, **call.kwargs)
+    if time.perf_counter() - started > seconds:
         # The thread cannot be stopped; the promise is that a late result is not used.
         raise TimeoutError(f"task {task.name!r} did not end within its timeout of {seconds:g}s")
     return value
