@@ -257,8 +257,23 @@ async def test_a_segmentation_fault_is_named_and_leaves_nothing_behind(
     pools.close()
 
 
+def let_go() -> None:
+    os.closerange(3, 50)
+
+
+async def test_a_worker_that_breaks_off_says_how_it_ended(pools: Pools) -> None:
+    with pytest.raises(WorkerDied, match="let_go ended before it did: exit code 1"):
+        await process(pools, let_go)
+    assert await process(pools, double, 2) == 4
+    pools.close()
+
+
 def take(mebibytes: int) -> int:
     return len(bytearray(mebibytes * 2**20))
+
+
+def of_bytes(mebibytes: int) -> bytes:
+    return bytes(mebibytes * 2**20)
 
 
 async def test_a_worker_has_so_much_memory_and_no_more() -> None:
@@ -268,6 +283,8 @@ async def test_a_worker_has_so_much_memory_and_no_more() -> None:
     with pytest.raises(MemoryError, match=r"take needs more memory .* process_memory"):
         await process(pools, take, 300)
     assert await process(pools, pid) != first, "it may be short of memory from here on"
+    with pytest.raises(MemoryError, match=r"of_bytes needs more memory"):
+        await process(pools, of_bytes, 80)  # enough for the result, not for sending it too
     pools.close()
 
 

@@ -92,8 +92,8 @@ class Worker:
                 heard(message[1:])
             return pickle.loads(message[1:])
         except (EOFError, OSError) as error:
-            self.kill()
-            raise WorkerDied(self._ending(error)) from None
+            ending = self._ending(error)
+            raise WorkerDied(ending) from None
 
     def _start(self) -> Connection:
         ours, theirs = _spawn.Pipe()
@@ -133,12 +133,18 @@ class Worker:
             process.kill()
 
     def _ending(self, error: Exception) -> str:
-        process, self._process = self._process, None  # its id may be another's from here on
+        """End what is left of the worker, and say how it ended of itself if it did."""
+        process = self._process
         if process is None:
             return f"it could not start ({error})"
-        process.join(5)
+        process.join(_LOOK_SECONDS)
         code = process.exitcode
-        if code is None or code >= 0:
+        self.kill()
+        self._process = None  # its id may be another's from here on
+        process.join(5)
+        if code is None:
+            return "it let go of its pipe"
+        if code >= 0:
             return f"exit code {code}"
         hint = ", as the kernel does when memory is short" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
@@ -211,7 +217,10 @@ def _serve_calls(pipe: Connection, life: Connection, path: list[str], memory_byt
         with logs.forwarded(level, partial(_send, pipe, _RECORD)):
             # A context of its own: what one call restores, the next must not find.
             answer = copy_context().run(_perform, place, inner)
-        _send(pipe, _ANSWER, pickle.dumps(answer, protocol=5))
+        try:
+            _send(pipe, _ANSWER, pickle.dumps(answer, protocol=5))
+        except MemoryError:
+            _send(pipe, _ANSWER, pickle.dumps(_NO_MEMORY))
 
 
 _sending = threading.Lock()  # the author's code may log in several threads
@@ -241,6 +250,9 @@ def _bound_memory(most_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, ceiling))
 
 
+_NO_MEMORY = ("memory", None, "")
+
+
 def _perform(place: Place, inner: bytes) -> tuple[str, bytes | None, str]:
     try:
         function = _find(*place)
@@ -249,13 +261,13 @@ def _perform(place: Place, inner: bytes) -> tuple[str, bytes | None, str]:
             restore(*state)
         value = function(*args, **kwargs)
     except MemoryError:
-        return "memory", None, ""
+        return _NO_MEMORY
     except BaseException as error:  # noqa: BLE001  the author's code; sys.exit() too is an answer
         return "error", _pickled_error(error), _described(error)
     try:
         return "result", pickle.dumps(value, protocol=5), ""
     except MemoryError:
-        return "memory", None, ""
+        return _NO_MEMORY
     except Exception as error:  # noqa: BLE001  pickling runs the author's __reduce__
         return "unpicklable", None, f"{type(error).__name__}: {error}"
 
