@@ -29,7 +29,7 @@ from turnout.service.errors import (
     TurnoutError,
 )
 
-from . import acting, approving, reading, seeking, serving
+from . import acting, approving, reading, seeking, sending, serving, showing
 from .output import complain
 
 EXIT_PROBLEM = 1
@@ -94,9 +94,9 @@ def cli() -> None:
 
 for _command in (
     serving.serve, serving.check, serving.run, serving.doctor,
-    reading.runs, reading.show, reading.why, reading.events, reading.flows, reading.triggers,
+    reading.runs, showing.show, reading.why, reading.events, reading.flows, reading.triggers,
     acting.retry, acting.cancel, approving.approve, acting.replay, acting.dead,
-    acting.cache, acting.pause, acting.resume, acting.fire, acting.emit, seeking.trigger,
+    acting.cache, acting.pause, acting.resume, sending.fire, sending.emit, seeking.trigger,
 ):  # fmt: skip
     cli.add_command(_command)
 

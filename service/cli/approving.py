@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .acting import read_input
 from .options import run_async, with_json, with_settings
 from .output import print_json, say
+from .sending import read_input
 
 if TYPE_CHECKING:
     from turnout.service.settings import Settings

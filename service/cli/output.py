@@ -122,3 +122,10 @@ def short(text: str, limit: int = 200) -> str:
     """Return the first line of a text, cut at `limit` characters."""
     line = text.strip().partition("\n")[0]
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def print_facts(*facts: tuple[str, object]) -> None:
+    """Print (name, value) pairs below each other, leaving out what is empty."""
+    for name, value in facts:
+        if value not in (None, ""):
+            click.echo(click.style(f"{name:<9} ", dim=True) + safe(value))

@@ -1,4 +1,4 @@
-"""The commands that only look: lists, the post-mortem of a run, the reasons of an event.
+"""The commands that only look: lists, the reasons of an event, what is served.
 
 They read the journal directly, so they answer with the service up, down or dead. Only `flows` and
 `triggers` ask the service: what is loaded is known to it alone.
@@ -16,7 +16,8 @@ from turnout.service.errors import NotFound
 
 from .acting import dead
 from .options import chosen, run_async, with_filters, with_json, with_settings
-from .output import clock, complain, heading, print_json, safe, say, short, table, took
+from .output import clock, complain, heading, print_facts, print_json, say, short, table, took
+from .showing import error_line
 
 if TYPE_CHECKING:
     from turnout.service.journal.contract import Reader
@@ -28,8 +29,6 @@ limit_option = click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many."
 )
 all_option = click.option("--all", "everything", is_flag=True, help="All of them, however many.")
-
-_PAYLOAD_LINES = 40
 
 
 @click.command()
@@ -152,168 +151,6 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN")
-@with_json
-@with_settings
-def show(settings: Settings, run_id: str, as_json: bool) -> None:
-    """Show all that is known of a run.
-
-    Its event, attempts, steps, error and log lines. Reads the journal alone, so it works while
-    the service is down. RUN may be cut to its first characters (8 or more) as long as one run
-    only begins so.
-
-    \b
-    turnout show 0198c0de-…
-    turnout show 0198c0de-… --json | jq .error.traceback
-    """
-    document = run_async(_post_mortem(settings, run_id))
-    if as_json:
-        print_json(document)
-    else:
-        _print_run(document)
-
-
-dead.add_command(show)
-
-
-async def _post_mortem(settings: Settings, run_id: str) -> dict[str, Any]:
-    from turnout.service.api.documents import post_mortem
-
-    from .hands import open_books
-
-    async with open_books(settings) as reader:
-        return await post_mortem(reader, run_id)
-
-
-def _print_run(run: dict[str, Any]) -> None:
-    heading(f"run {run['id']}")
-    _print_facts(
-        ("flow", f"{run['flow']}   code {run['code_version'] or 'unknown'}"),
-        ("state", f"{run['state']}{'   (a dead letter)' * run['dead']}"),
-        ("reason", run["reason"]),
-        ("attempts", f"{run['attempts']}{_counted(', crashes ', run['crashes'])}"),
-        ("replay", run["replay"] or None),
-        ("queued", run["queued_at"]),
-        ("due", run["due_at"]),
-        ("started", run["started_at"]),
-        ("finished", run["finished_at"]),
-        ("key", run["order_key"]),
-        ("result", _compact(run["result"])),
-    )
-    _print_event(run["event"])
-    if run["history"]:
-        heading("attempts")
-        table(
-            ("attempt", "state", "started", "finished", "error"),
-            (
-                (
-                    attempt["attempt"], attempt["state"], attempt["started_at"],
-                    attempt["finished_at"] or "", _error_line(attempt["error"]),
-                )
-                for attempt in run["history"]
-            ),
-            empty="",
-        )  # fmt: skip
-    if run["steps"]:
-        heading("steps")
-        table(
-            ("step", "state", "tries", "seconds", "result or error"),
-            (_step_row(step) for step in run["steps"]),
-            empty="",
-        )
-    if run["error"] is not None:
-        heading("error")
-        say(_error_line(run["error"], limit=2000))
-        if run["error"]["traceback"]:
-            say(run["error"]["traceback"].rstrip())
-    for attempt in run["history"]:
-        if attempt["log"]:
-            heading(f"log of attempt {attempt['attempt']}")
-            for line in attempt["log"]:
-                say(_log_line(line))
-
-
-def _print_event(event: dict[str, Any] | None) -> None:
-    heading("event")
-    if event is None:
-        say("no longer kept")
-        return
-    _print_facts(
-        ("id", event["id"]),
-        ("trigger", event["trigger"]),
-        ("type", event["type"]),
-        ("source", event["source"]),
-        ("subject", event["subject"]),
-        ("time", event["time"]),
-    )
-    lines = _pretty(event.get("data", event.get("data_base64"))).splitlines()
-    for line in lines[:_PAYLOAD_LINES]:
-        say(f"  {line}")
-    if len(lines) > _PAYLOAD_LINES:
-        say(f"  … {len(lines) - _PAYLOAD_LINES} more lines; --json shows all")
-
-
-def _print_facts(*facts: tuple[str, object]) -> None:
-    for name, value in facts:
-        if value not in (None, ""):
-            click.echo(click.style(f"{name:<9} ", dim=True) + safe(value))
-
-
-def _counted(words: str, count: int) -> str:
-    return f"{words}{count}" if count else ""
-
-
-def _step_row(step: dict[str, Any]) -> tuple[object, ...]:
-    state = f"{step['state']}{' (superseded)' * step['superseded']}"
-    what = "(kept as a pickle)" if step["encoding"] == "pickle" else _compact(step["result"])
-    if step["file"] is not None:
-        what = f"(kept in {step['file']})"
-    if step["fallback"]:
-        state = "fallback"
-        what = f"{what} after {_error_line(step['error'])}"
-    elif step["error"] is not None:
-        what = _error_line(step["error"])
-    if step["cached"]:
-        state = f"cached from {step['origin']}"
-    elif step["origin"] is not None:
-        state = f"{state} as run {step['origin']}"
-    seconds = "" if step["seconds"] is None else f"{step['seconds']:.3f}"
-    return step["key"], state, step["tries"], seconds, what
-
-
-def _error_line(error: dict[str, Any] | None, *, limit: int = 200) -> str:
-    if error is None:
-        return ""
-    where = f" (in step {error['step']})" if error["step"] else ""
-    return short(f"{error['type']}: {error['message']}", limit) + where
-
-
-def _log_line(line: Any) -> str:
-    if not isinstance(line, dict):
-        return str(line)
-    rest = dict(line)
-    stamp, level = rest.pop("at", ""), rest.pop("level", "")
-    words, trace = rest.pop("message", ""), str(rest.pop("traceback", ""))
-    fields = " ".join(f"{name}={_compact(value)}" for name, value in rest.items())
-    head = "  ".join(part for part in (stamp, f"{level:<7}", str(words), fields) if part)
-    return f"{head}\n{trace.rstrip()}" if trace else head
-
-
-def _compact(value: Any) -> str:
-    from turnout.service.api.documents import encode
-
-    return "" if value is None else short(encode(value).decode("utf-8"))
-
-
-def _pretty(value: Any) -> str:
-    import json
-
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, indent=2, ensure_ascii=False)
-
-
-@click.command()
 @click.argument("event_id", metavar="EVENT")
 @with_json
 @with_settings
@@ -353,16 +190,14 @@ async def _runs_of(reader: Reader, stored: StoredEvent) -> list[dict[str, Any]]:
 
 def _print_reasons(event: dict[str, Any]) -> None:
     heading(f"event {event['id']}")
-    _print_facts(
+    print_facts(
         ("trigger", event["trigger"]),
         ("type", event["type"]),
         ("source", event["source"]),
         ("accepted", event["accepted_at"]),
     )
     for run in event["runs"]:
-        say(
-            f"  {run['flow']}: run {run['id']} {run['state']}  {_error_line(run['error'])}".rstrip()
-        )
+        say(f"  {run['flow']}: run {run['id']} {run['state']}  {error_line(run['error'])}".rstrip())
     for decision in event["decisions"]:
         whose = decision.get("flow") or "the event"
         detail, at = decision.get("detail"), decision.get("at")

@@ -13,9 +13,9 @@ import click
 
 from turnout.service.errors import SetupError
 
-from .acting import read_json
 from .options import run_async, with_json, with_settings
 from .output import complain, console, print_json, say, table
+from .sending import read_json
 
 if TYPE_CHECKING:
     from turnout.service.project.loader import Findings
