@@ -7,13 +7,17 @@ about one run take effect in the order they were submitted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
 from typing import Any
 
 import apsw
 
+from turnout.service.errors import JournalError
 from turnout.service.run import Outcome
 
-from .records import Claim, Entry
+from .records import Claim, Decision, Entry
+from .rows import identity, micros, pack_decisions, pack_details
 from .tally import Tally
 from .writer import Job
 
@@ -133,3 +137,57 @@ class Groups:
         elif isinstance(job, ClaimJob):
             self.claims.append(job)
             self._claimed.update(job.seqs)
+
+
+def append_job(
+    entries: Sequence[Entry],
+    now: datetime,
+    *,
+    trigger: str = "",
+    positions: Sequence[tuple[str, str | None]] = (),
+) -> AppendJob:
+    """Put entries into rows for the writer; raises `JournalError` for what no row can hold."""
+    at = micros(now)
+    try:
+        events = [_event_values(entry, at, now) for entry in entries]
+    except (TypeError, ValueError) as error:
+        raise JournalError(f"this event cannot be stored: {error}") from error
+    return AppendJob(
+        entries,
+        events,
+        [None if entry.event.minted else identity(entry.event) for entry in entries],
+        partial(_verdicts, now),
+        trigger=trigger,
+        positions=positions,
+        at=at,
+    )
+
+
+def _event_values(entry: Entry, at: int, now: datetime) -> tuple[Any, ...]:
+    """Return an entry's row of the events table, behind its seq."""
+    event = entry.event
+    return (
+        event.id,
+        event.source,
+        event.type,
+        event.tenant,
+        event.trigger,
+        micros(event.time),
+        at,
+        event.body,
+        pack_details(event),
+        pack_decisions(entry.decisions, now),
+        1 if event.minted else None,
+        None if entry.runs else 1 if entry.awaited is None else 2,
+        0 if entry.effect else None,
+        entry.awaited,
+    )
+
+
+def _verdicts(now: datetime, entry: Entry, conflict: bool) -> str | None:
+    """Return the decision kept when a stored event is delivered again."""
+    if conflict:
+        made = Decision("", "conflict", "the same id came again with another body")
+    else:
+        made = Decision("", "duplicate", "the same event was delivered again")
+    return pack_decisions((made,), now)

@@ -17,7 +17,6 @@ from typing import Any, Literal, TypeAlias
 
 import apsw
 
-from turnout.service.errors import JournalError
 from turnout.service.event import Event
 from turnout.service.metrics import Metrics
 from turnout.service.run import Outcome, Run
@@ -26,16 +25,14 @@ from . import cache, operations, upkeep
 from .batch import Batch
 from .connection import open_for_writing, usable
 from .intake import Intake
-from .jobs import AppendJob, CallJob, ClaimJob, OutcomeJob, StepJob
+from .jobs import CallJob, ClaimJob, OutcomeJob, StepJob, append_job
 from .kept import KeptSteps
 from .lock import FolderLock
 from .reader import SqliteReader
-from .records import Appended, Cached, Claim, Decision, Entry, NewRun, Opening, Rescued, StepRecord
+from .records import Appended, Cached, Claim, Entry, NewRun, Opening, Rescued, StepRecord
 from .room import Room
 from .rows import (
-    identity,
     micros,
-    pack_decisions,
     pack_details,
     step_values,
 )
@@ -138,7 +135,7 @@ class SqliteJournal(SqliteReader):
     ) -> asyncio.Future[list[Appended]]:
         """Write events, their runs and decisions, and the trigger's positions, in one commit."""
         moved = list(positions.items()) if positions else ()
-        return self._writer.submit(_append_job(entries, now, trigger=trigger, positions=moved))
+        return self._writer.submit(append_job(entries, now, trigger=trigger, positions=moved))
 
     async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
         """Start new runs of a stored event; sets each run's `replay` to one above the highest."""
@@ -179,7 +176,7 @@ class SqliteJournal(SqliteReader):
         claim.waited = claim.waited or opening is not None
         claim.changed.add(step.key)
         recorded = StepJob(claim, (claim.run_seq, claim.token, *step_values(step)))
-        births = _append_job(entries, now) if entries else None
+        births = append_job(entries, now) if entries else None
         appended: list[Appended] = await self._call(
             lambda connection, tally: self._batch.record_with(recorded, births, opening, tally)
         )
@@ -389,59 +386,6 @@ class SqliteJournal(SqliteReader):
                 self._dead[flow] = left
             else:
                 self._dead.pop(flow, None)
-
-
-def _append_job(
-    entries: Sequence[Entry],
-    now: datetime,
-    *,
-    trigger: str = "",
-    positions: Sequence[tuple[str, str | None]] = (),
-) -> AppendJob:
-    at = micros(now)
-    try:
-        events = [_event_values(entry, at, now) for entry in entries]
-    except (TypeError, ValueError) as error:
-        raise JournalError(f"this event cannot be stored: {error}") from error
-    return AppendJob(
-        entries,
-        events,
-        [None if entry.event.minted else identity(entry.event) for entry in entries],
-        partial(_verdicts, now),
-        trigger=trigger,
-        positions=positions,
-        at=at,
-    )
-
-
-def _event_values(entry: Entry, at: int, now: datetime) -> tuple[Any, ...]:
-    """Return an entry's row of the events table, behind its seq."""
-    event = entry.event
-    return (
-        event.id,
-        event.source,
-        event.type,
-        event.tenant,
-        event.trigger,
-        micros(event.time),
-        at,
-        event.body,
-        pack_details(event),
-        pack_decisions(entry.decisions, now),
-        1 if event.minted else None,
-        None if entry.runs else 1 if entry.awaited is None else 2,
-        0 if entry.effect else None,
-        entry.awaited,
-    )
-
-
-def _verdicts(now: datetime, entry: Entry, conflict: bool) -> str | None:
-    """Return the decision kept when a stored event is delivered again."""
-    if conflict:
-        made = Decision("", "conflict", "the same id came again with another body")
-    else:
-        made = Decision("", "duplicate", "the same event was delivered again")
-    return pack_decisions((made,), now)
 
 
 def _counts(connection: apsw.Connection) -> _Counts:
