@@ -96,10 +96,16 @@ class KafkaTrigger:
             raise SetupError("kafka(max_record=…): at least one byte")
         if self.session_seconds < 1 or self.max_poll_seconds < 1:
             raise SetupError("kafka(session=…, max_poll=…): at least a second each")
-        if self.dead_letter_topic in self.topics:
+        if self.dead_letter_topic is not None and self.reads(self.dead_letter_topic):
             raise SetupError("kafka(dead_letter_topic=…): a topic of its own, or it never ends")
 
     # ------------------------------------------------------------ reading
+
+    def reads(self, topic: str) -> bool:
+        """Whether a topic of this name is read."""
+        if self.pattern is None:
+            return topic in self.topics
+        return re.fullmatch(self.pattern, topic) is not None
 
     async def run(self, emit: Emitter) -> None:
         """Read until cancelled; waits for brokers and topics that are not there."""
@@ -174,7 +180,8 @@ class KafkaTrigger:
 
     async def ended(self, event: Event, succeeded: bool, emit: Emitter) -> Event | None:
         """Publish a record a flow failed on to the dead letter topic; at least once."""
-        if not succeeded and self.dead_letter_topic is not None:
+        is_record = "partition" in event.extensions  # an operator can fire events that are none
+        if is_record and not succeeded and self.dead_letter_topic is not None:
             from .letters import post
 
             await post(self.dead_letter_topic, event, emit)

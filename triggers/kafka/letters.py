@@ -11,13 +11,14 @@ from weakref import WeakKeyDictionary
 
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]  # it carries no types
 
-from turnout.service.event import Event
+from turnout.service.event import OWN_EXTENSIONS, Event
 from turnout.service.trigger import Emitter
 
 from . import broker
-from .record import bytes_of
+from .record import bytes_of, is_structured
 
 _SECONDS = 30.0
+_OURS = OWN_EXTENSIONS | {"partition", "partitionkey"}
 _turns: WeakKeyDictionary[Emitter, asyncio.Lock] = WeakKeyDictionary()
 
 
@@ -43,7 +44,7 @@ async def post(topic: str, event: Event, emit: Emitter) -> None:
 
 def _headers(event: Event) -> list[tuple[str, bytes]]:
     record = event.extensions.get("kafkarecord", event.id)
-    _cluster, topic, _epoch, partition, offset = record.split("/")
+    _cluster, topic, _epoch, partition, offset = record.rsplit("/", 4)
     told = {
         "turnout-topic": topic,
         "turnout-partition": partition,
@@ -52,5 +53,25 @@ def _headers(event: Event) -> list[tuple[str, bytes]]:
         "turnout-event": event.id,
         "turnout-reason": event.extensions.get("recorderror", "a flow failed for good"),
     }
-    kept = [(name, bytes_of(text)) for name, text in event.headers.items() if name not in told]
-    return kept + [(name, text.encode("utf-8")) for name, text in told.items()]
+    kept = {name: bytes_of(text) for name, text in event.headers.items() if name not in told}
+    if "kafkarecord" in event.extensions and is_structured(event.headers):
+        kept |= {name: text.encode("utf-8") for name, text in _attributes(event).items()}
+    return [*kept.items(), *((name, text.encode("utf-8")) for name, text in told.items())]
+
+
+def _attributes(event: Event) -> dict[str, str]:
+    """Return a CloudEvent's attributes as headers, the binary mode of the Kafka binding.
+
+    Of one that came as a whole only the data is kept, and its attributes apart.
+    """
+    told = {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": event.source,
+        "type": event.type,
+        "time": event.time.isoformat(),
+        **({} if event.subject is None else {"subject": event.subject}),
+        **{name: text for name, text in event.extensions.items() if name not in _OURS},
+    }
+    content_type = {} if event.datacontenttype is None else {"content-type": event.datacontenttype}
+    return {f"ce_{name}": text for name, text in told.items()} | content_type

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -31,6 +32,8 @@ _CONTENT_TYPES: Mapping[Data, str] = {
     "text": "text/plain",
     "bytes": "application/octet-stream",
 }
+_URL = "data:;base64,"
+_URL_BYTES = _URL.encode("ascii")
 _LAST_MILLISECOND = 253_402_300_799_999  # the end of the year 9999
 
 
@@ -123,17 +126,23 @@ class Reader:
 
 
 def text_of(raw: bytes) -> str:
-    """Return bytes as text: themselves when they are UTF-8, else as a `data:` URL (RFC 2397)."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return "data:;base64," + base64.b64encode(raw).decode("ascii")
+    """Return bytes as text: themselves when they are UTF-8, else as a `data:` URL (RFC 2397).
+
+    UTF-8 that looks like such a URL becomes one too, so that `bytes_of` takes none for the other.
+    """
+    if not raw.startswith(_URL_BYTES):
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
+    return _URL + base64.b64encode(raw).decode("ascii")
 
 
 def bytes_of(text: str) -> bytes:
-    """Return the bytes `text_of` made a text of."""
-    if text.startswith("data:;base64,"):
-        return base64.b64decode(text.removeprefix("data:;base64,"))
+    """Return the bytes `text_of` made a text of; of a text from elsewhere, its UTF-8."""
+    if text.startswith(_URL):
+        with suppress(ValueError):  # no base64: not ours
+            return base64.b64decode(text.removeprefix(_URL), validate=True)
     return text.encode("utf-8")
 
 
@@ -160,8 +169,7 @@ def _with_headers(event: Event, headers: Mapping[str, str]) -> Event:
 
 def _cloud_event(event: Event, headers: Mapping[str, str]) -> Event | None:
     """Return the CloudEvent in a record, None when it is none; its time is the record's at need."""
-    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == cloudevents.STRUCTURED:
+    if is_structured(headers):
         return cloudevents.structured(event.body, now=event.time)
     if "ce_specversion" not in headers:
         return None
@@ -171,6 +179,12 @@ def _cloud_event(event: Event, headers: Mapping[str, str]) -> Event | None:
     if "content-type" in headers:
         attributes["datacontenttype"] = headers["content-type"]
     return cloudevents.from_attributes(attributes, event.body, now=event.time)
+
+
+def is_structured(headers: Mapping[str, str]) -> bool:
+    """Whether a record's value is a whole CloudEvent, its attributes and its data."""
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return content_type == cloudevents.STRUCTURED
 
 
 def _hops(headers: Mapping[str, str]) -> int:
