@@ -289,6 +289,8 @@ class Operator:
         if dry_run:
             return plan
         async with self._stopped(name):
+            # Behind what was on its way into the journal when the trigger stopped.
+            await self._journal.append([], trigger=name, now=self._now())
             plan = await trigger.plan(seek, await self._journal.positions(name), connection)
             await self._journal.append([], trigger=name, positions=plan.positions, now=self._now())
         log.warning("trigger.sought", trigger=name, to=seek.to, done=list(plan.sentences))

@@ -37,6 +37,7 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     for_code,
 )
 from aiokafka.protocol.group import LeaveGroupRequest  # type: ignore[import-untyped]  # as above
+from aiokafka.protocol.metadata import MetadataRequest  # type: ignore[import-untyped]  # as above
 
 from turnout.service.errors import TriggerError
 
@@ -97,8 +98,9 @@ def partition_named(key: str) -> TopicPartition:
 async def meet(
     connection: Mapping[str, Any], topics: Sequence[str], *, create: int | None
 ) -> tuple[str, dict[str, int]]:
-    """Return the cluster's id and how many partitions each topic has; all topics when none given.
+    """Return the cluster's id and how many partitions each topic has.
 
+    When none are given, those of all topics that are not Kafka's own.
     A topic that is missing is created with `create` partitions, or is a `TriggerError`.
     """
     servers = ", ".join(connection["bootstrap_servers"])
@@ -141,11 +143,15 @@ async def _say_why(connection: Mapping[str, Any]) -> None:
 
 
 async def _describe(admin: Any, topics: Sequence[str]) -> dict[str, int | None]:
+    """Return how many partitions each topic has, None where it is missing; all when none given."""
     found: dict[str, int | None] = dict.fromkeys(topics)
-    for topic in await admin.describe_topics(list(topics) or None):
+    # Not the client's own question: that makes the topics it asks for, where brokers let it.
+    asked = MetadataRequest(list(topics) or None, allow_auto_topic_creation=False)
+    for topic in (await admin._send_request(asked)).to_object()["topics"]:
         name, code = topic["topic"], topic["error_code"]
         if code == 0:
-            found[name] = len(topic["partitions"]) or None
+            if topics or not topic["is_internal"]:
+                found[name] = len(topic["partitions"]) or None
         elif code not in (3, 5):  # unknown, or its leader is being chosen
             raise for_code(code)(name)
     return found

@@ -6,7 +6,6 @@ epoch, so it has to be asked for by name. Not here: storing the plan (`service.o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -97,7 +96,7 @@ def _chosen(trigger: KafkaTrigger, topics: Mapping[str, int], seek: Seek) -> lis
     listed = [
         TopicPartition(topic, number)
         for topic, count in sorted(topics.items())
-        if trigger.pattern is None or re.fullmatch(trigger.pattern, topic)
+        if trigger.reads(topic)
         for number in range(count)
     ]
     if seek.partition is not None:
