@@ -26,14 +26,13 @@ from tests.running import Running, eventually, running
 from tests.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
 from turnout.handlers.flow import flow
 from turnout.handlers.kafka import publish
-from turnout.service.errors import JournalFull, Refused, SetupError
+from turnout.service.errors import JournalFull, SetupError
 from turnout.service.event import Event
 from turnout.service.flow import Flow
 from turnout.service.journal.records import Filter
 from turnout.service.run import FINISHED, Run, RunState
 from turnout.service.settings import Settings, load
 from turnout.service.steps.context import current
-from turnout.service.trigger import Seek
 from turnout.service.units import utc_now
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as make_trigger
@@ -452,6 +451,24 @@ async def test_a_missing_topic_is_named_and_waited_for(tmp_path: Path, kafka: Br
         assert process.process.problems() == []
 
 
+async def test_nothing_is_made_that_nobody_asked_for(private_kafka: PrivateKafka) -> None:
+    async with private_kafka("auto.create.topics.enable=true") as broker:
+        if broker.kind == "mesh":
+            pytest.skip("this broker makes topics by itself")
+        missing, wanted = unique("missing"), unique("wanted")
+        waiting, making = emitter_for(broker), emitter_for(broker)
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(kafka_trigger(missing, group="a").run(waiting))
+            await waiting.until(lambda: waiting.down_reason is not None, 15)
+            reading.cancel()
+        async with watch(kafka_trigger(wanted, group="b", create=3), making):
+            assert making.figures["partitions"] == 3
+        assert waiting.down_reason is not None and f"no topic '{missing}'" in waiting.down_reason
+        async with broker._admin() as admin:
+            made = set(await admin.list_topics())
+        assert (missing in made, wanted in made) == (False, True)
+
+
 async def test_a_missing_topic_is_made_when_asked(tmp_path: Path, kafka: Broker) -> None:
     if kafka.kind == "mesh":
         pytest.skip("this broker makes topics by itself")
@@ -596,55 +613,6 @@ async def test_wrong_credentials_are_said(kafka: Broker) -> None:
     emit.connections["kafka"] = right.connection("kafka")
     async with watch(trigger, emit):
         await emit.stored(1)
-
-
-# ---------------------------------------------------------------- an operator's seek
-
-
-async def test_seek_says_what_it_does_and_does_it(tmp_path: Path, kafka: Broker) -> None:
-    topic, group = await kafka.create_topic(), unique("group")
-    trigger = kafka_trigger(topic, group=group, start="earliest")
-
-    @flow(on=trigger)
-    async def keep(place: Place) -> int:
-        return place.id
-
-    await kafka.send(topic, [orjson.dumps({"id": n}) for n in range(4)])
-    async with serving(tmp_path, kafka, keep) as process:
-        operator = process.process.operator
-        await ended(process, 4)
-        with pytest.raises(Refused, match="runs 4 records again"):
-            await operator.seek(trigger.name, Seek(to="start"))
-        plan = await operator.seek(trigger.name, Seek(to="1", rerun=True), dry_run=True)
-        assert "3 records will run again" in plan.sentences[0]
-        assert len(await runs_of(process)) == 4
-        await operator.seek(trigger.name, Seek(to="1", rerun=True))
-        runs = await ended(process, 7)
-        assert [run.result for run in runs[4:]] == [b"1", b"2", b"3"]
-        assert {run.event_id.split("/")[2] for run in runs[4:]} == {"2"}
-        with pytest.raises(Refused, match="no offset 9"):
-            await operator.seek(trigger.name, Seek(to="9", rerun=True))
-
-
-async def test_seek_to_the_end_skips_what_nobody_read(tmp_path: Path, kafka: Broker) -> None:
-    topic, group = await kafka.create_topic(), unique("group")
-    trigger = kafka_trigger(topic, group=group, start="earliest")
-
-    @flow(on=trigger)
-    async def keep(place: Place) -> int:
-        return place.id
-
-    await kafka.send(topic, [b'{"id": 1}'])
-    async with serving(tmp_path, kafka, keep) as process:
-        await ended(process, 1)
-    await kafka.send(topic, [b'{"id": 2}'])
-    async with running(tmp_path, [keep], kafka_bootstrap_servers=kafka.bootstrap) as process:
-        plan = await process.process.operator.seek(trigger.name, Seek(to="end"))
-        assert "1 record will never be read" in plan.sentences[0]
-    await kafka.send(topic, [b'{"id": 3}'])
-    async with serving(tmp_path, kafka, keep) as process:
-        runs = await ended(process, 2)
-    assert [run.result for run in runs] == [b"1", b"3"]
 
 
 # ---------------------------------------------------------------- records the client cannot read
@@ -819,31 +787,6 @@ async def test_what_kafka_refuses_is_the_steps_error(
     assert said in run.error.message
 
 
-async def test_failed_records_go_to_the_dead_letter_topic(tmp_path: Path, kafka: Broker) -> None:
-    topic, letters = await kafka.create_topic(), await kafka.create_topic()
-    trigger = kafka_trigger(
-        topic, group=unique("group"), start="earliest", dead_letter_topic=letters
-    )
-
-    @flow(on=trigger)
-    async def keep(place: Place) -> int:
-        return place.id
-
-    await kafka.send(topic, [b"{oops", b'{"id": 1}'], key=b"\xff", headers=[("x", b"\xfe")])
-
-    async def posted() -> bool:
-        return (await kafka.ends(letters)) == {0: 1}
-
-    async with serving(tmp_path, kafka, keep) as process:
-        await ended(process, 2)
-        await eventually(posted)
-    [letter] = await kafka.records(letters)
-    headers = dict(letter.headers)
-    assert (letter.key, letter.value, headers["x"]) == (b"\xff", b"{oops", b"\xfe")
-    assert (headers["turnout-topic"], headers["turnout-offset"]) == (topic.encode(), b"0")
-    assert b"not JSON" in headers["turnout-reason"]
-
-
 # ---------------------------------------------------------------- settings
 
 
@@ -883,6 +826,7 @@ def test_a_password_is_never_shown() -> None:
         (kafka_trigger("a", group="g", start="2026-01-31T09:00:00"), "zone"),
         (kafka_trigger(pattern="(", group="g"), "pattern"),
         (kafka_trigger("a", group="g", dead_letter_topic="a"), "of its own"),
+        (kafka_trigger(pattern="a.*", group="g", dead_letter_topic="a-dead"), "of its own"),
         (make_trigger("orders", group="g", session="500ms"), "at least a second"),
     ],
 )

@@ -144,6 +144,8 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             except BaseExceptionGroup as several:
                 raise several.exceptions[0] from None
             finally:
+                for partition in self._readers:
+                    self._emit.lag(broker.key_of(partition), 0)  # another member's, for all we know
                 if not self._is_down:
                     await self._commits.tell_the_last()
 
@@ -223,8 +225,7 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
         handed: dict[TopicPartition, Place] = {}
         left = _TURN_BATCHES
         # What was fetched is not fetched again: it is written, or a placing goes back to it.
-        while batch and not self._leaving:
-            await self._emit.room()
+        while batch and await self._may_go_on():
             share = self._share(batch, ends, handed)
             if share.places:
                 handed |= share.places
@@ -234,6 +235,11 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             if ends or self._unplaced or not left:
                 return
             batch = await self._fetch(0)
+
+    async def _may_go_on(self) -> bool:
+        """Wait for room; a rebalance that began meanwhile waits for nothing that is not begun."""
+        await self._emit.room()
+        return not self._leaving
 
     def _share(
         self,

@@ -24,6 +24,7 @@ class Writing:
 
     def __init__(self, lock: asyncio.Lock) -> None:
         self._lock = lock
+        self._before: asyncio.Task[None] | None = None
         self._last: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -32,7 +33,7 @@ class Writing:
 
     async def add(self, write: Write) -> None:
         """Begin with a batch; returns when the one before it is stored, or raises what it did."""
-        before = self._last
+        before = self._before = self._last
         self._last = asyncio.get_running_loop().create_task(write(before))
         if before is not None:
             await asyncio.wait([before])
@@ -57,11 +58,19 @@ class Writing:
             await self._let_go(last)
 
     async def _let_go(self, last: asyncio.Task[None]) -> None:
-        """Release the lock when the journal has answered; a cancelled turn waits for a moment."""
+        """Release the lock when the journal has answered; a cancelled turn waits for a moment.
+
+        A batch that still waits for the one before it is dropped then: it would be stored behind
+        what others do meanwhile, such as a seek.
+        """
         try:
             if not last.done():
                 await asyncio.wait([last], timeout=CANCEL_SECONDS)
         finally:
+            before = self._before
+            if before is not None and not before.done():
+                last.cancel()
+                last = before
             if last.done():
                 self._answered(last)
             else:
