@@ -109,6 +109,17 @@ def test_a_failure_raised_on_after_cleaning_up_is_tried_again() -> None:
     assert done == ["a", "b", "clean first", "a", "b"]
 
 
+def test_a_failure_nobody_catches_is_that_of_its_step_alone() -> None:
+    @flow
+    async def careless() -> None:
+        await gather(fragile("a"), fragile("b"))
+
+    fail_at.add("b")
+    result = run(careless)
+    assert result.error is not None and result.error.step == "fragile#2"
+    assert list(result.steps) == ["fragile#1", "fragile#2"]
+
+
 async def test_a_caught_failure_is_kept_though_another_branch_only_waits() -> None:
     said = event("said")
 

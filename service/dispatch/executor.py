@@ -132,6 +132,7 @@ class Executor:
 async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:
     """Record what the attempt leaves behind beside its outcome, and return that."""
     if context.marks:
+        context.marks = [mark for mark in context.marks if mark.key not in outcome.again]
         await settle(context)
     if outcome.state is RunState.FAILED:
         await conclude(context, flow, outcome)
