@@ -18,9 +18,7 @@ from turnout.service.steps.waiting import refuse_thread
 from turnout.service.trigger import Trigger
 from turnout.service.units import parse_timeout
 
-from .task import refuse_unusable, retry_policy, wear
-
-MAX_NAME_CHARACTERS = 200
+from .task import printable, refuse_unusable, retry_policy, wear
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -162,7 +160,7 @@ def flow(
             kind = AsyncFlow if inspect.iscoroutinefunction(function) else SyncFlow
             made: Flow[..., Any] = kind(
                 function=function,
-                name=_name(name or function.__name__),
+                name=printable(name or function.__name__),
                 triggers=_triggers(on),
                 awaits=_triggers(awaits),
                 when=_asked(when, "when"),
@@ -199,12 +197,6 @@ def _triggers(on: Trigger | Iterable[Trigger]) -> tuple[Trigger, ...]:
                 f"at(…) or event(…), or a list of them"
             )
     return listed
-
-
-def _name(name: Any) -> str:
-    if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
-        raise SetupError(f"a name is at most {MAX_NAME_CHARACTERS} printable characters")
-    return name
 
 
 def _concurrency(concurrency: Any) -> Limit | None:

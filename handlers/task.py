@@ -23,6 +23,8 @@ from turnout.service.steps.context import here
 from turnout.service.steps.step import NO_FALLBACK, Call, Task
 from turnout.service.units import parse_timeout
 
+MAX_NAME_CHARACTERS = 200
+
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 A = TypeVar("A")
@@ -184,18 +186,26 @@ def _make(
 ) -> Task[Any]:
     refuse_unusable(function, "task", pool)
     kind = AsyncTask if inspect.iscoroutinefunction(function) else SyncTask
-    limit = parse_timeout(timeout)
-    made: Task[Any] = kind(
-        function=function,
-        name=name or function.__name__,
-        retry=retry_policy(retry),
-        timeout_seconds=None if limit is None else limit.total_seconds(),
-        pool=pool,
-        fallback=fallback,
-        cache=cache,
-        file=function.__code__.co_filename,
-        line=function.__code__.co_firstlineno,
-    )
+    code = function.__code__
+    try:
+        limit = parse_timeout(timeout)
+        made: Task[Any] = kind(
+            function=function,
+            name=printable(name or function.__name__),
+            retry=retry_policy(retry),
+            timeout_seconds=None if limit is None else limit.total_seconds(),
+            pool=pool,
+            fallback=fallback,
+            cache=cache,
+            file=code.co_filename,
+            line=code.co_firstlineno,
+        )
+    except SetupError as error:
+        raise SetupError(
+            f"task {name or function.__name__!r}: {error.message}",
+            file=code.co_filename,
+            line=code.co_firstlineno,
+        ) from None
     wear(made, function)
     return made
 
@@ -216,6 +226,15 @@ def retry_policy(retry: object) -> RetryPolicy:
     if isinstance(retry, int) and not isinstance(retry, bool) and retry >= 0:
         return RetryPolicy(count=retry)
     raise SetupError(f'retry={retry!r}: write retry=retry(3, delay="1s"), or a count')
+
+
+def printable(name: Any) -> str:
+    """Return the name of a flow or task; raises `SetupError` for one that cannot be shown."""
+    if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
+        raise SetupError(f"a name is at most {MAX_NAME_CHARACTERS} printable characters")
+    if name.startswith("~"):
+        raise SetupError(f"name {name!r}: names that begin with ~ are turnout's own")
+    return name
 
 
 def refuse_unusable(function: object, kind: str, pool: str) -> None:

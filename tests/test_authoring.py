@@ -198,6 +198,7 @@ async def later(event: Any) -> Any: ...
         ({"name": "a\nb"}, "printable"),
         ({"name": "x" * 201}, "at most 200"),
         ({"name": 3}, "printable"),
+        ({"name": "~x"}, "names that begin with ~ are turnout's own"),
         ({"concurrency": "8"}, "concurrency='8': write a count"),
         ({"concurrency": True}, "write a count"),
         ({"concurrency": Limit(3, "customer")}, "per='customer': write a function"),  # type: ignore[arg-type]  # under test
@@ -217,6 +218,12 @@ def test_a_policy_that_could_never_work_is_refused() -> None:
             retry(3, factor=factor)
     with pytest.raises(SetupError, match="nothing ends in no time"):
         task(timeout="0s")(len_of)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "x" * 201, "~failed"])
+def test_a_task_s_name_is_like_a_flow_s(name: str) -> None:
+    with pytest.raises(SetupError, match=r"test_authoring.py:\d+: task '.*name"):
+        task(name=name)(len_of)
 
 
 def len_of(text: str) -> int:
