@@ -30,6 +30,11 @@ class Effects:
         self._emitters = emitters
         self._asked: dict[int, bool] = {}
 
+    @property
+    def at_work(self) -> bool:
+        """Whether an effect is being carried out."""
+        return bool(self._asked)
+
     async def event_ended(self, event_seq: int) -> None:
         """Carry out the event's effect if its last run has ended.
 

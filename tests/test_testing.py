@@ -15,6 +15,7 @@ import pytest
 from turnout import (
     Event,
     Fail,
+    approval,
     cron,
     current,
     event,
@@ -23,8 +24,10 @@ from turnout import (
     gather,
     hmac,
     kafka,
+    move,
     retry,
     secret,
+    sleep,
     task,
     wait_for,
     webhook,
@@ -234,17 +237,46 @@ async def waits(order: dict[str, str]) -> list[str]:
     return [parcel.data, thanks.data]
 
 
-async def test_an_event_that_is_waited_for() -> None:
-    async with serve(waits) as service:
-        (result,) = await service.emit(webhook_event(waits, {"id": "7"}))
-        for happened in (
-            webhook_event(shipped, "not this", params={"order": "8"}),
-            webhook_event(shipped, "parcel", params={"order": "7"}),
-            typed_event(thanked, "thanks"),
-        ):
-            assert (await service.look(result.id)).state is RunState.WAITING
-            await service.emit(happened)
-        assert (await service.ended(result.id)).result == ["parcel", "thanks"]
+def test_an_event_that_is_waited_for(flows: Callable[..., Bench]) -> None:
+    service = flows(waits)
+    (result,) = service.emit(webhook_event(waits, {"id": "7"}))
+    for happened, crash_at in (
+        (webhook_event(shipped, "not this", params={"order": "8"}), None),
+        (webhook_event(shipped, "parcel", params={"order": "7"}), 1),
+        (typed_event(thanked, "thanks"), None),
+    ):
+        assert service.look(result.id).state is RunState.WAITING
+        service.emit(happened, crash_at=crash_at)
+    assert service.look(result.id).result == ["parcel", "thanks"]
+    assert service.look(result.id).crashes == 1
+
+
+@flow
+async def asks() -> str:
+    said = await approval("buyer")
+    await sleep("1h")
+    return f"{said.by}: {said.fields}"
+
+
+def test_an_approval_is_answered(flows: Callable[..., Bench]) -> None:
+    service = flows(asks)
+    first, second = service.run(asks), service.run(asks)
+    assert service.answer(first.id, by="me", fields={"euros": 5}).result == "me: {'euros': 5}"
+    refused = service.answer(second.id, approved=False, reason="too dear")
+    assert refused.error is not None and refused.error.message == "buyer said no: too dear"
+
+
+def test_a_file_is_moved_once_its_run_has_ended(
+    flows: Callable[..., Bench], tmp_path: Path
+) -> None:
+    @flow(on=files(f"{tmp_path}/*.csv", then=move("done")))
+    def read(path: Path) -> str:
+        return path.read_text()
+
+    file = tmp_path / "a.csv"
+    file.write_text("1,2")
+    (result,) = flows(read).emit(file_event(read, file))
+    assert result.result == "1,2" and (tmp_path / "done" / "a.csv").exists()
 
 
 # ---------------------------------------------------------------- mistakes are told

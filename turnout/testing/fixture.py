@@ -41,6 +41,14 @@ class Bench:
         """Emit an event and run what it starts; see `Service.emit`."""
         return self._runner.run(self._service.emit(event, crash_at=crash_at))
 
+    def answer(self, run_id: str, **said: Any) -> Result:
+        """Answer an approval; see `Service.answer`."""
+        return self._runner.run(self._service.answer(run_id, **said))
+
+    def look(self, run_id: str) -> Result:
+        """Return a run as it is now."""
+        return self._runner.run(self._service.look(run_id))
+
     def ended(self, run_id: str) -> Result:
         """Go on until a run has ended; see `Service.ended`."""
         return self._runner.run(self._service.ended(run_id))

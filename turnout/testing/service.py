@@ -87,16 +87,36 @@ class Service:
     async def emit(
         self, event: Event, flow: AnyFlow | None = None, *, crash_at: int | None = None
     ) -> list[Result]:
-        """Emit an event to the flows its trigger feeds (or to `flow` alone); run what it starts."""
+        """Emit an event to the flows its trigger feeds (or to `flow` alone); run what it starts.
+
+        Runs that waited for it go on, too, as far as they come before time does.
+        """
         self._death.after, self._died = crash_at or 0, False
         name = event.trigger if flow is None else _HAND
         receipt = (await self._emitter(name, flow)([event]))[0]
         if flow is not None and not receipt.runs:
             raise AssertionError(f"flow {flow.name!r} did not start: {receipt}")
         results = [await self.ended(run_id) for run_id in receipt.runs]
+        await self._quiet()
         if crash_at is not None and not self._died:
             raise AssertionError(f"there was no step {crash_at} to crash at: {results}")
         return results
+
+    async def answer(
+        self,
+        run_id: str,
+        *,
+        approved: bool = True,
+        fields: Any = None,
+        reason: str = "",
+        by: str = "",
+        step: str | None = None,
+    ) -> Result:
+        """Answer the approval a run waits for, as `turnout approve` does; go on as `ended` does."""
+        await self.process.operator.answer(
+            run_id, approved=approved, fields=fields, reason=reason, by=by, step=step
+        )
+        return await self.ended(run_id)
 
     async def ended(self, run_id: str) -> Result:
         """Go on until a run has ended, or waits for what no clock brings; return it."""
@@ -182,7 +202,8 @@ class Service:
             return False
         begun = self.journal.counts()[0].get("running", 0) == len(dispatcher.running)
         stuck = self._queued() and not dispatcher.running
-        return not (awake or self._awake() or self._death.struck or stuck) and begun
+        busy = awake or self._awake() or self.process.effects.at_work
+        return not (busy or self._death.struck or stuck) and begun
 
     def _awake(self) -> bool:
         asleep = set(self.clock.sleeping())
