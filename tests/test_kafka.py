@@ -433,11 +433,13 @@ async def test_what_no_flow_wants_is_counted_and_one_is_kept(tmp_path: Path, kaf
     assert events[1].decisions[0]["verdict"] == "filtered"
 
 
-async def test_a_missing_topic_is_named_and_waited_for(tmp_path: Path, kafka: Broker) -> None:
+async def test_a_missing_topic_is_named_waited_for_and_read_from_its_start(
+    tmp_path: Path, kafka: Broker
+) -> None:
     if kafka.kind == "mesh":
         pytest.skip("this broker makes topics by itself")
     topic = unique("later")
-    trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
+    trigger = kafka_trigger(topic, group=unique("group"))
 
     @flow(on=trigger)
     async def keep(place: Place) -> None:
@@ -449,6 +451,20 @@ async def test_a_missing_topic_is_named_and_waited_for(tmp_path: Path, kafka: Br
         await kafka.send(topic, [b'{"id": 1}'])
         await ended(process, 1)
         assert process.process.problems() == []
+
+
+async def test_topics_that_a_pattern_finds_later_are_read_from_their_start(kafka: Broker) -> None:
+    stem = unique("stem")
+    trigger = kafka_trigger(pattern=f"{stem}-.", group=unique("group"))
+    emit = emitter_for(kafka)
+    async with watch(trigger, emit):
+        pass  # it has looked, and found nothing
+    for name in "ab":
+        topic = await kafka.create_topic(f"{stem}-{name}")
+        await kafka.send(topic, [b"1", b"2"])
+        async with watch(trigger, emit):
+            await emit.until(lambda: f"{topic}/0" in emit.stored_positions)  # noqa: B023  awaited here
+    await emit.stored(4)
 
 
 async def test_nothing_is_made_that_nobody_asked_for(private_kafka: PrivateKafka) -> None:
@@ -486,7 +502,9 @@ async def test_a_missing_topic_is_made_when_asked(tmp_path: Path, kafka: Broker)
 # ---------------------------------------------------------------- refusals, rebalances, outages
 
 
-async def test_nothing_is_committed_while_the_journal_refuses(kafka: Broker) -> None:
+async def test_nothing_is_committed_while_the_journal_refuses(
+    kafka: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
     topic = await kafka.create_topic()
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest", max_poll="1s")
     emit = emitter_for(kafka)
@@ -502,6 +520,8 @@ async def test_nothing_is_committed_while_the_journal_refuses(kafka: Broker) -> 
         await emit.until(lambda: emit.figures["paused_partitions"] == 0)
     assert len(emit.deliveries) == 10
     assert await kafka.committed(trigger.group, topic) == {0: 10}
+    said = capsys.readouterr().err
+    assert (said.count("kafka.paused"), said.count("kafka.resumed")) == (1, 1)
 
 
 async def test_a_rebalance_with_an_emit_under_way_loses_and_doubles_nothing(

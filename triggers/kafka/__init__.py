@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from turnout.service.errors import SetupError, TriggerError
+from turnout.service.errors import JournalFull, Overloaded, SetupError, TriggerError
 from turnout.service.event import Event
 from turnout.service.trigger import Emitter, Seek, SeekPlan
 from turnout.service.units import parse_duration, parse_size
@@ -110,20 +110,23 @@ class KafkaTrigger:
     async def run(self, emit: Emitter) -> None:
         """Read until cancelled; waits for brokers and topics that are not there."""
         from . import broker  # the client costs start-up time; `turnout check` does without
+        from .placing import keep_first_sight
         from .reading import Reading
 
         connection = emit.connection("kafka")
         delay, longest = _RETRY_SECONDS
         while True:
             try:
-                cluster, topics = await broker.meet(connection, self.topics, create=self.create)
-            except TriggerError as error:
+                met = await broker.meet(connection, self.topics, create=self.create)
+                await keep_first_sight(self, emit, met)
+                met.check()
+            except (TriggerError, Overloaded, JournalFull) as error:
                 emit.down(str(error))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, longest)
             else:
                 break
-        await Reading(self, emit, cluster, topics).run(connection)
+        await Reading(self, emit, met.cluster).run(connection)
 
     def consumer_options(self) -> dict[str, Any]:
         """Return how the client is to read for this trigger."""
@@ -205,10 +208,12 @@ def kafka(
     """Start flows with the records of topics: `kafka("orders", group="billing")`.
 
     `start` says where a partition without a committed offset begins: `"latest"` (now), `"earliest"`
-    or an instant. `data` is how values are decoded. A record with a null value is a dead letter,
-    or skipped, or run with no data (`null=`). `dead_letter_topic` gets the bytes of every record a
-    flow failed on. `create` makes missing topics with so many partitions. A member the group has
-    not heard of for `session` loses its partitions; `max_poll` is how long it may not poll.
+    or an instant. It is of what there is when the trigger first looks: a topic or partition that
+    comes later is read from its first record. `data` is how values are decoded. A record with a
+    null value is a dead letter, or skipped, or run with no data (`null=`). `dead_letter_topic` gets
+    the bytes of every record a flow failed on. `create` makes missing topics with so many
+    partitions. A member the group has not heard of for `session` loses its partitions; `max_poll`
+    is how long it may not poll.
     """
     named = ",".join(sorted(set(topics))) if pattern is None else f"~{pattern}"
     return KafkaTrigger(

@@ -19,6 +19,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -95,13 +96,28 @@ def partition_named(key: str) -> TopicPartition:
     return TopicPartition(topic, int(number))
 
 
-async def meet(
-    connection: Mapping[str, Any], topics: Sequence[str], *, create: int | None
-) -> tuple[str, dict[str, int]]:
-    """Return the cluster's id and how many partitions each topic has.
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A cluster, and how many partitions each topic had when it was asked: 0 of one not there.
 
-    When none are given, those of all topics that are not Kafka's own.
-    A topic that is missing is created with `create` partitions, or is a `TriggerError`.
+    `problem` says which one is still missing.
+    """
+
+    cluster: str
+    topics: Mapping[str, int]
+    problem: str | None
+
+    def check(self) -> Met:
+        """Return itself; raises `TriggerError` if a topic is missing."""
+        if self.problem is not None:
+            raise TriggerError(self.problem)
+        return self
+
+
+async def meet(connection: Mapping[str, Any], topics: Sequence[str], *, create: int | None) -> Met:
+    """Look at a cluster and these topics of it; at all but Kafka's own when none are given.
+
+    A topic that is missing is created with `create` partitions. Raises `TriggerError`.
     """
     servers = ", ".join(connection["bootstrap_servers"])
     with named(f"cannot reach Kafka at {servers}"):
@@ -115,23 +131,21 @@ async def meet(
                     raise
                 described = await admin.describe_cluster()
                 found = await _describe(admin, topics)
-                if create is not None and None in found.values():
-                    missing = [one for one in found if found[one] is None]
+                missing = [topic for topic, partitions in found.items() if not partitions]
+                if create is not None and missing:
                     copies = min(len(described["brokers"]), _COPIES)
                     await _create(admin, missing, create, copies)
-                    found = await _describe_new(admin, topics)
+                    missing.clear()
         finally:
             with suppress(KafkaError, OSError):
                 await admin.close()
-    absent = [topic for topic, partitions in found.items() if partitions is None]
-    if absent:
-        raise TriggerError(
-            f"Kafka at {servers} has no topic {absent[0]!r}; make it, or let the trigger do so: "
+    problem = None
+    if missing:
+        problem = (
+            f"Kafka at {servers} has no topic {missing[0]!r}; make it, or let the trigger do so: "
             "kafka(…, create=PARTITIONS)"
         )
-    return str(described["cluster_id"] or "unknown"), {
-        topic: partitions for topic, partitions in found.items() if partitions is not None
-    }
+    return Met(str(described["cluster_id"] or "unknown"), found, problem)
 
 
 async def _say_why(connection: Mapping[str, Any]) -> None:
@@ -142,16 +156,16 @@ async def _say_why(connection: Mapping[str, Any]) -> None:
         (await create_conn(host.strip("[]"), int(port), **options)).close()
 
 
-async def _describe(admin: Any, topics: Sequence[str]) -> dict[str, int | None]:
-    """Return how many partitions each topic has, None where it is missing; all when none given."""
-    found: dict[str, int | None] = dict.fromkeys(topics)
+async def _describe(admin: Any, topics: Sequence[str]) -> dict[str, int]:
+    """Return how many partitions each topic has, 0 where it is missing; all when none given."""
+    found = dict.fromkeys(topics, 0)
     # Not the client's own question: that makes the topics it asks for, where brokers let it.
     asked = MetadataRequest(list(topics) or None, allow_auto_topic_creation=False)
     for topic in (await admin._send_request(asked)).to_object()["topics"]:
         name, code = topic["topic"], topic["error_code"]
         if code == 0:
             if topics or not topic["is_internal"]:
-                found[name] = len(topic["partitions"]) or None
+                found[name] = len(topic["partitions"])
         elif code not in (3, 5):  # unknown, or its leader is being chosen
             raise for_code(code)(name)
     return found
@@ -162,12 +176,8 @@ async def _create(admin: Any, topics: Sequence[str], partitions: int, copies: in
     for name, code, *_ in answer.topic_errors:
         if code not in (0, _TOPIC_ALREADY_EXISTS):
             raise for_code(code)(name)
-
-
-async def _describe_new(admin: Any, topics: Sequence[str]) -> dict[str, int | None]:
-    while None in (found := await _describe(admin, topics)).values():  # noqa: ASYNC110  the broker tells nobody
+    while 0 in (await _describe(admin, topics)).values():  # noqa: ASYNC110  the broker tells nobody
         await asyncio.sleep(0.05)  # made, and not known to every broker yet
-    return found
 
 
 async def started(client: Any) -> None:

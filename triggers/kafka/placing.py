@@ -19,6 +19,7 @@ from turnout.service.logs import get_logger
 from turnout.service.trigger import Emitter
 
 from . import broker
+from .broker import Met
 from .ledger import Bounds, Ledger, Place, Topic, is_anew, read_topic, settle
 
 if TYPE_CHECKING:
@@ -31,6 +32,24 @@ _SECOND_LOOKS = 2
 Limits = Mapping[TopicPartition, Bounds]
 
 
+_ALL = "*"
+"""Where a pattern keeps its first sight of a cluster, which may be of no topic at all."""
+
+
+async def keep_first_sight(trigger: KafkaTrigger, emit: Emitter, met: Met) -> None:
+    """Store what there was of the topics when the trigger first saw them, once and for all.
+
+    That is what `start=` speaks of. What comes later (a topic that was waited for, one that a
+    pattern finds, a partition) is read from its first record.
+    """
+    if await emit.positions():
+        return
+    seen = {topic: count for topic, count in met.topics.items() if trigger.reads(topic)}
+    if trigger.pattern is not None:
+        seen[_ALL] = 0
+    await emit([], {topic: Topic(met.cluster, count).text() for topic, count in seen.items()})
+
+
 class Placing:
     """Places the partitions of one consumer."""
 
@@ -40,13 +59,11 @@ class Placing:
         emit: Emitter,
         ledger: Ledger,
         cluster: str,
-        topics: Mapping[str, int],
     ) -> None:
         self._trigger = trigger
         self._emit = emit
         self._ledger = ledger
         self._cluster = cluster
-        self._topics = topics
 
     async def place(
         self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
@@ -100,7 +117,7 @@ class Placing:
     ) -> dict[str, str]:
         """Return the positions to store before the first fetch; logs what was not as expected."""
         topics = {partition.topic: limits.topic for partition, limits in found.items()}
-        fresh = self._topics_met(consumer, stored, topics)
+        fresh = self._topics_met(stored, topics)
         firsts = await self._firsts(consumer, {**stored, **fresh}, found)
         for partition, limits in found.items():
             key = broker.key_of(partition)
@@ -123,17 +140,13 @@ class Placing:
                 )
         return fresh
 
-    def _topics_met(
-        self, consumer: AIOKafkaConsumer, stored: Mapping[str, str], topics: Mapping[str, str]
-    ) -> dict[str, str]:
+    def _topics_met(self, stored: Mapping[str, str], topics: Mapping[str, str]) -> dict[str, str]:
         """Return what to store of topics (ids by name) that are new; refuses another cluster's."""
         fresh: dict[str, str] = {}
-        begins = not any("/" in key for key in stored)
         for topic, its_id in topics.items():
             known = read_topic(stored.get(topic))
             if known is None:
-                count = self._topics.get(topic) or len(consumer.partitions_for_topic(topic) or ())
-                fresh[topic] = Topic(self._cluster, count if begins else 0, its_id).text()
+                fresh[topic] = Topic(self._cluster, 0, its_id).text()
             elif known.cluster != self._cluster:
                 raise TriggerError(
                     f"the positions of topic {topic} are of cluster {known.cluster}, and this is "

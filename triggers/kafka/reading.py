@@ -98,14 +98,12 @@ class _Share:
 class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client carries no types
     """Reads the partitions the group gives this member, until cancelled."""
 
-    def __init__(
-        self, trigger: KafkaTrigger, emit: Emitter, cluster: str, topics: Mapping[str, int]
-    ) -> None:
+    def __init__(self, trigger: KafkaTrigger, emit: Emitter, cluster: str) -> None:
         self._trigger = trigger
         self._emit = emit
         self._cluster = cluster
         self._ledger: Ledger = ledger_of(emit)
-        self._placing = Placing(trigger, emit, self._ledger, cluster, topics)
+        self._placing = Placing(trigger, emit, self._ledger, cluster)
         self._generation = 0
         self._rebalances = 0
         self._unplaced: set[TopicPartition] = set()
@@ -271,7 +269,9 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             self._ledger.places[broker.key_of(partition)] = place
             if partition in self._readers:
                 self._commits.owe(partition, place)
-        self._refusals = 0
+        if self._refusals:
+            self._refusals = 0
+            log.info("kafka.resumed", trigger=self._trigger.name)
 
     # ------------------------------------------------------------ where to read
 
@@ -321,9 +321,9 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
         """Pause everything for a while and go back to the ledger; polling goes on."""
         first, longest = _REFUSED_SECONDS
         delay = min(first * 2**self._refusals, longest)
-        self._refusals = min(self._refusals + 1, 10)
-        if self._paused_until is None:
+        if not self._refusals:
             log.warning("kafka.paused", trigger=self._trigger.name, reason=str(refusal))
+        self._refusals = min(self._refusals + 1, 10)
         self._paused_until = asyncio.get_running_loop().time() + delay
         for partition in self._readers:
             with suppress(IllegalStateError):

@@ -30,8 +30,8 @@ async def plan(
     connection: Mapping[str, Any],
 ) -> SeekPlan:
     """Return the new places and a sentence for each; raises `Refused`, `TriggerError`."""
-    cluster, topics = await broker.meet(connection, trigger.topics, create=None)
-    partitions = _chosen(trigger, topics, seek)
+    met = (await broker.meet(connection, trigger.topics, create=None)).check()
+    partitions = _chosen(trigger, met.topics, seek)
     async with broker.consumer(
         connection, group_id=trigger.group, enable_auto_commit=False
     ) as reader:
@@ -44,8 +44,8 @@ async def plan(
     for partition in partitions:
         key = broker.key_of(partition)
         known = read_topic(positions.get(partition.topic))
-        if known is None or known.cluster != cluster:
-            moved[partition.topic] = Topic(cluster, topics[partition.topic]).text()
+        if known is None or known.cluster != met.cluster:
+            moved[partition.topic] = Topic(met.cluster, met.topics[partition.topic]).text()
         place, sentence = decide(
             read_place(positions.get(key)), limits[partition], targets[partition], seek.rerun
         )
