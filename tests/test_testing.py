@@ -269,14 +269,15 @@ def test_an_approval_is_answered(flows: Callable[..., Bench]) -> None:
 def test_a_file_is_moved_once_its_run_has_ended(
     flows: Callable[..., Bench], tmp_path: Path
 ) -> None:
-    @flow(on=files(f"{tmp_path}/*.csv", then=move("done")))
+    @flow(on=files(f"{tmp_path}/in/**/*.csv", then=move("../done")))
     def read(path: Path) -> str:
         return path.read_text()
 
-    file = tmp_path / "a.csv"
+    file = tmp_path / "in" / "sub" / "a.csv"
+    file.parent.mkdir(parents=True)
     file.write_text("1,2")
     (result,) = flows(read).emit(file_event(read, file))
-    assert result.result == "1,2" and (tmp_path / "done" / "a.csv").exists()
+    assert result.result == "1,2" and (tmp_path / "done" / "sub" / "a.csv").exists()
 
 
 # ---------------------------------------------------------------- mistakes are told

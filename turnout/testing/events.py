@@ -60,10 +60,15 @@ def webhook_event(
 
 
 def file_event(of: AnyFlow | Trigger, path: Path, *, at: datetime = START) -> Event:
-    """Return the event of a file that came to rest; the file must be there."""
+    """Return the event of a file that came to rest, in the watched folder or anywhere else.
+
+    The file must be there. Elsewhere it is not moved or deleted once its run has ended.
+    """
     trigger = _trigger(of, FilesTrigger, "files")
     version = Version.of(path.stat())
-    event = event_of_file(str(path.parent), Sighting(path.name, version), time=at)
+    path, root = path.absolute(), Path(trigger.pattern.root)
+    root = root if path.is_relative_to(root) else path.parent
+    event = event_of_file(str(root), Sighting(str(path.relative_to(root)), version), time=at)
     return _of(trigger.name, event)
 
 
