@@ -145,8 +145,9 @@ def flow(
     `ordered_by` runs events of one key strictly one after the other (`"key"` and `"partition"` are
     a Kafka record's own; a key of None is not ordered), and `on_dead="block"` holds a key behind
     its dead letter. `retry` gives the slot back while it waits; the default is none.
-    `timeout` bounds one attempt. `on_failure` is called once when a run has failed for good, with
-    the error and the event if it asks for them (`error: RunError, event: Event`). `was` is the
+    `timeout` bounds one attempt. `on_failure` is called once when a run has failed for good (also
+    as `process_died`), with the error and the event if it asks for them (`error: RunError, event:
+    Event`). `was` is the
     flow's old name, whose waiting runs it adopts. `version` names the sequence of its steps: runs
     that wait go on over any change of the code while it is the same (without it, while the file
     is); under another one a sequence that differs fails them as `code_changed`.

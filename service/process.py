@@ -193,6 +193,8 @@ class Process:
                 await self.journal.rename_flow(flow.was, flow.name)
         for name, count in (await self.journal.orphans(list(self.project.flows))).items():
             log.warning("runs.orphaned", flow=name, count=count)
+            for run_id in await self.journal.bury(name, now=self.now()):
+                log.error("run.buried", flow=name, run=run_id)
         for shape in await self.journal.shapes():
             self.awaited.watch(shape)
         await self.resources.start(_resources(self.project))

@@ -37,7 +37,8 @@ TRANSITIONS: Mapping[RunState | None, frozenset[RunState]] = {
     # event's data is refused by the flow (a dead letter).
     None: frozenset({_S.SCHEDULED, _S.QUEUED, _S.RUNNING, _S.FAILED}),
     _S.SCHEDULED: frozenset({_S.QUEUED, _S.RUNNING, _S.CANCELLED}),
-    _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED}),
+    # failed: it has failed already, and nobody serves its flow any more (bury).
+    _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED, _S.FAILED}),
     # back to queued: the process ended under it (rescue) or handed it back (drain).
     _S.RUNNING: frozenset(
         {_S.SUCCEEDED, _S.FAILED, _S.CANCELLED, _S.SKIPPED, _S.RETRYING, _S.WAITING, _S.QUEUED}
@@ -62,6 +63,10 @@ def check_transition(run_id: str, current: RunState | None, target: RunState) ->
         raise Refused(
             f"run {run_id} is {current or 'new'} and cannot become {target}; allowed: {allowed}"
         )
+
+
+PROCESS_DIED = "process_died"
+"""The error type of a run, or of a step of its ending, under which the process kept dying."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from turnout.service.errors import ClaimLost, NotFound, Overloaded, Refused
 from turnout.service.event import Event, mint_id
 from turnout.service.journal.contract import Journal, Reader
 from turnout.service.journal.records import (
+    FAILED,
+    REGISTERED,
     Appended,
     Cached,
     Claim,
@@ -27,7 +29,9 @@ from turnout.service.journal.records import (
     Entry,
     Filter,
     NewRun,
+    Opening,
     StepRecord,
+    run_topic,
 )
 from turnout.service.run import FINISHED, UNFINISHED, Outcome, RunError, RunState
 
@@ -503,19 +507,74 @@ class JournalContract:
         for crash in range(1, 6):
             async with self.open(tmp_path) as journal:
                 rescued = await journal.rescue(now=at(crash))
-                if crash == 5:
-                    assert rescued.blamed == (claim.run_id,) and rescued.requeued == 0
-                    run = await expect_run(journal, claim.run_id)
-                    assert run.state == "failed" and run.dead
-                    assert run.error.type == "process_died"
-                    assert journal.counts()[1] == {"bill": 1}
-                    continue
-                assert rescued.requeued == 1 and rescued.blamed == ()
+                blamed = (claim.run_id,) if crash == 5 else ()
+                assert (rescued.requeued, rescued.blamed) == (0 if blamed else 1, blamed)
                 item = (await journal.queued("bill", 0, 9))[0]
                 assert item.suspect == (crash >= 2)
                 again = (await claim_all(journal, [item.seq]))[0]
                 assert (again.crashes, again.attempt) == (crash, 1)
                 assert again.suspect == (crash >= 2)
+                assert (FAILED in again.recorded) == bool(blamed)
+                assert journal.counts() == ({"running": 1, "queued": 0}, {})
+
+    async def test_deaths_under_an_ending_are_counted_on_it(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            why = RunError("OSError", "no dinner")
+            await journal.record_step(claim, step(FAILED, "failed", error=why, result=b"[]"))
+        tries = []
+        for death in range(1, 12):
+            async with self.open(tmp_path) as journal:
+                rescued = await journal.rescue(now=at(death))
+                assert bool(rescued.blamed) == (death in (5, 8, 11))
+                (again,) = await claim_all(journal, [claim.run_seq])
+                known = again.recorded[FAILED]
+                assert known.error == why and known.result == b"[]"
+                tries.append(known.tries)
+        assert tries == [1] * 4 + [2] * 3 + [3] * 3 + [4]
+
+    async def test_what_has_failed_is_buried_with_its_flow(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            parent = await start(journal)
+            failed = await start(journal, "gone", order_key="k")
+            why = RunError("X", "y", "b#1")
+            await journal.record_step(failed, step("b#1", "failed", error=why))
+            await journal.record_step(failed, step(FAILED, "failed", error=why))
+            child = await start(journal, "below")
+            for claim, on in ((parent, failed), (failed, child)):
+                waiting = step(f"{on.flow}#1", "waiting", origin=on.run_id)
+                opening = Opening(topic=run_topic(on.run_id))
+                await journal.record_with(claim, waiting, opening=opening, now=NOW)
+            waits = Outcome(state=S.WAITING, counts=False, waits={"gone#1": 0})
+            await finish(journal, parent, waits)
+            other = await start(journal, "gone")
+            served = await start(journal)
+            await journal.record_step(served, step(FAILED, "failed", error=RunError("X", "y")))
+            await journal.rescue(now=at(1))
+            assert await journal.bury("gone", now=at(2)) == [failed.run_id]
+            assert await journal.bury("gone", now=at(3)) == []
+            run = await expect_run(journal, failed.run_id)
+            assert run.state == "failed" and run.dead and run.finished_at == at(2)
+            assert run.error == why
+            steps = await journal.steps(failed.run_seq)
+            assert [kept.key for kept in steps if kept.superseded] == ["b#1"]  # for a retry
+            assert journal.counts() == ({"queued": 2, "running": 0, "waiting": 1}, {"gone": 1})
+            states = [
+                (await expect_run(journal, each.run_id)).state for each in (other, served, child)
+            ]
+            assert states == ["queued", "queued", "cancelled"]
+            assert await journal.waits(failed.run_seq) == []
+            assert [due.seq for due in await journal.due(at(3), 9)] == [parent.run_seq]
+
+    async def test_what_is_kept_for_undoing_is_not_listed(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            await journal.record_step(claim, step("on_undo#1", task=REGISTERED))
+            await journal.record_step(claim, step("a#1"))
+            assert [kept.key for kept in await journal.steps(claim.run_seq)] == ["a#1"]
+            await journal.rescue(now=at(1))
+            (again,) = await claim_all(journal, [claim.run_seq])
+            assert list(again.recorded) == ["on_undo#1", "a#1"]
 
     @pytest.mark.parametrize("how", ["step", "outcome"])
     async def test_a_run_that_gets_on_outlives_any_deaths(self, tmp_path: Path, how: str) -> None:

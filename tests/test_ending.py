@@ -1,4 +1,7 @@
-"""A run that failed for good is undone in reverse and told of once, whatever crashes meanwhile."""
+"""A run that failed for good is undone in reverse and told of once, whatever crashes meanwhile.
+
+`tests/faults/test_process_death.py` has the same with real processes.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,32 @@ from typing import Any
 import pytest
 
 from tests.attempts import Attempts, attempts
-from turnout import Event, Fail, RunError, current, flow, retry, task
-from turnout.service.errors import Refused, SetupError
-from turnout.service.run import RunState
+from turnout import Event, Fail, RunError, current, flow, gather, retry, task
+from turnout.service.errors import JournalFull, Refused, SetupError
+from turnout.service.journal.records import Claim, StepRecord
+from turnout.service.run import Outcome, RunState
 
 done: list[str] = []
 broken: set[str] = set()
-stops = asyncio.Event()
-"""What the functions really did; which of them fail; and when one hangs, that it was reached."""
+hanging: dict[str, asyncio.Event] = {}
+"""What the functions really did; which of them fail; which one hangs, and that it was reached."""
 
 
 @pytest.fixture(autouse=True)
 def all_well() -> None:
     done.clear()
     broken.clear()
-    stops.clear()
+    hanging.clear()
 
 
 async def no_wait(_seconds: float) -> None:
     await asyncio.sleep(0)
+
+
+async def hang_if(what: str) -> None:
+    if what in hanging:
+        hanging[what].set()
+        await asyncio.Event().wait()
 
 
 def act(what: str) -> None:
@@ -38,23 +48,24 @@ def act(what: str) -> None:
 
 @task
 async def book(what: str) -> str:
+    await hang_if(what)
     act(what)
     return what
 
 
 @task(retry=retry(1, delay="1ms"))
 async def cancel(what: str) -> None:
+    await hang_if(f"cancel {what}")
     act(f"cancel {what}")
 
 
 async def give_back(what: str, *, fast: bool) -> None:
-    if "hang" in broken:
-        stops.set()
-        await asyncio.Event().wait()
+    await hang_if(f"give back {what}")
     act(f"give back {what}{' fast' * fast}")
 
 
-def tell(error: RunError, event: Event) -> None:
+async def tell(error: RunError, event: Event) -> None:
+    await hang_if("tell")
     done.append(f"{error.type} in {error.step} of {event.id}")
     if "tell" in broken:
         raise OSError("no mail today")
@@ -108,20 +119,23 @@ async def test_what_cannot_be_undone_stops_nothing(tmp_path: Path) -> None:
         assert steps["~undo[0]/cancel#1"].state == "succeeded"
 
 
-async def _crash_while_undoing(run: Attempts, flow: Any) -> None:
-    await run.first(flow)
-    await run.reclaim()
+async def reach(run: Attempts, flow: Any, where: str) -> None:
+    """Execute until the function `where` is reached, and be killed there."""
+    reached = hanging[where] = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         attempt = tasks.create_task(run.execute(flow))
         async with asyncio.timeout(5):
-            await stops.wait()
+            await reached.wait()
         attempt.cancel()
+    hanging.clear()
 
 
 async def test_a_crash_in_the_middle_goes_on_undoing(tmp_path: Path) -> None:
-    broken.update(("dinner", "hang"))
+    broken.add("dinner")
     async with attempts(tmp_path) as run:
-        await _crash_while_undoing(run, trip)
+        await run.first(trip)
+        await run.reclaim()
+        await reach(run, trip, "give back hotel")
         broken.clear()  # the flow would end well now, but that it failed is a fact
         before = len(done)
         await run.crash()
@@ -141,6 +155,183 @@ async def test_an_undone_run_is_replayed_not_retried(tmp_path: Path) -> None:
             await run.journal.retry("run-of-e1", None, now=run.now())
 
 
+# ---------------------------------------------------------------- when the process dies
+
+
+async def die(run: Attempts, times: int) -> None:
+    """Die under the claimed run, without anything of it coming to an end."""
+    for _ in range(times):
+        await run.crash()
+
+
+def error_of(outcome: Outcome) -> RunError:
+    assert outcome.state is RunState.FAILED and outcome.error is not None
+    return outcome.error
+
+
+async def test_a_run_the_process_kept_dying_under_is_undone_and_told_of(tmp_path: Path) -> None:
+    async with attempts(tmp_path) as run:
+        await run.new_run(trip)
+        await reach(run, trip, "dinner")  # behind the last registration
+        await die(run, 5)
+        before = len(done)
+        assert error_of(await run.execute(trip)).type == "process_died"
+        assert done[before:] == [
+            "cancel car", "give back hotel fast", "cancel flight", "process_died in None of e1",
+        ]  # fmt: skip
+        assert "~failed" in await run.steps()
+
+
+async def test_a_registration_is_kept_before_the_next_step_starts(tmp_path: Path) -> None:
+    for place in ("hotel", "car"):
+        done.clear()
+        async with attempts(tmp_path / place) as run:
+            await run.new_run(trip)
+            await reach(run, trip, place)
+            await die(run, 5)
+            before = len(done)
+            await run.execute(trip)
+            assert done[before:-1] == (
+                ["cancel flight"] if place == "hotel" else ["give back hotel fast", "cancel flight"]
+            )
+
+
+async def test_an_undo_under_which_the_process_keeps_dying_stops_nothing(tmp_path: Path) -> None:
+    async with attempts(tmp_path) as run:
+        await run.new_run(trip)
+        await reach(run, trip, "dinner")
+        await die(run, 5)
+        await reach(run, trip, "give back hotel")
+        await die(run, 4)
+        await reach(run, trip, "give back hotel")  # a fifth chance, and the last
+        await die(run, 1)
+        before = len(done)
+        assert error_of(await run.execute(trip)).message == (
+            "the process died 5 times while this run ran"
+        )
+        assert done[before:] == ["cancel flight", "process_died in None of e1"]
+        steps = await run.steps()
+        error = steps["~undo[1]/give_back#1"].error
+        assert error is not None and error.type == "process_died"
+        assert steps["~undo[0]/cancel#1"].state == "succeeded"
+
+
+async def test_a_hook_under_which_the_process_keeps_dying_is_given_up(tmp_path: Path) -> None:
+    broken.add("table")
+    async with attempts(tmp_path) as run:
+        await run.new_run(short)
+        await reach(run, short, "tell")
+        await die(run, 4)
+        await reach(run, short, "tell")
+        await die(run, 1)
+        before = len(done)
+        error = error_of(await run.execute(short))
+        assert (error.type, error.step) == ("process_died", "book#1")
+        assert error.message.endswith(
+            "at ~on_failure/tell of this run, which had failed: OSError: no table"
+        )
+        assert done[before:] == []
+        broken.clear()
+        await run.journal.retry("run-of-e1", None, now=run.now())
+        assert (await run.again(short)).state is RunState.SUCCEEDED
+
+
+async def test_each_step_of_an_ending_has_five_deaths_and_no_more(tmp_path: Path) -> None:
+    async with attempts(tmp_path) as run:
+        await run.new_run(trip)
+        await reach(run, trip, "dinner")
+        await die(run, 5)
+        where = {"cancel car": 3, "give back hotel": 5, "cancel flight": 5, "tell": 5}
+        for place, deaths in where.items():  # the first is suspected from its beginning
+            for _ in range(deaths):
+                await reach(run, trip, place)
+                await run.crash()
+        before = len(done)
+        assert error_of(await run.execute(trip)).type == "process_died"
+        assert done[before:] == []
+        ending = [step for key, step in (await run.steps()).items() if key.startswith("~")]
+        assert len(ending) == 5
+        assert all(step.error and step.error.type == "process_died" for step in ending)
+
+
+async def test_what_an_earlier_attempt_registered_stands_until_it_is_registered_anew(
+    tmp_path: Path,
+) -> None:
+    calls: list[list[str]] = [["a", "b", "c"], []]
+
+    @flow(retry=retry(1, delay="1ms"))
+    async def registers() -> None:
+        for what in calls[current().attempt - 1]:
+            current().on_undo(cancel, what)
+        raise OSError("no trip")
+
+    for second, expected in (
+        ([], ["c", "b", "a"]),  # it failed before it came by again
+        (["a", "b", "c"], ["c", "b", "a"]),
+        (["b", "c"], ["c", "b"]),  # the new code has two of them elsewhere, and one no more
+        (["a", "b", "c", "d"], ["d", "c", "b", "a"]),
+    ):
+        calls[1] = second
+        async with attempts(tmp_path / "-".join(["x", *second])) as run:
+            done.clear()
+            await run.first(registers)
+            assert done == []
+            await run.again(registers)
+            assert done == [f"cancel {what}" for what in expected]
+
+
+async def test_many_large_registrations_outlive_a_crash(tmp_path: Path) -> None:
+    @flow
+    async def registers() -> None:
+        for what in "abc":
+            current().on_undo(cancel, what * 700)
+        raise Fail("no trip")
+
+    async with attempts(tmp_path, max_result_bytes=1024) as run:
+        await run.new_run(registers)
+        await reach(run, registers, "cancel " + "b" * 700)
+        assert (await run.steps())["~failed"].spilled is not None
+        await run.crash()
+        assert error_of(await run.execute(registers)).message == "no trip"
+        assert done == [f"cancel {what * 700}" for what in "cba"]
+
+
+async def test_registrations_of_branches_and_of_a_full_disk_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnout.service.steps.step._FULL_DISK_WAIT_SECONDS", 0.001)
+
+    async def branch(what: str) -> None:
+        current().on_undo(cancel, what)
+        await book(what)
+
+    @flow
+    async def wide() -> None:
+        await gather(branch("a"), branch("b"))
+        await book("last")
+
+    async with attempts(tmp_path) as run:
+        record, refused = run.journal.record_step, set()
+
+        def full_at_first(claim: Claim, step: StepRecord) -> asyncio.Future[None]:
+            if step.task == "~on_undo" and step.key not in refused:
+                refused.add(step.key)
+                raise JournalFull("full")
+            return record(claim, step)
+
+        monkeypatch.setattr(run.journal, "record_step", full_at_first)
+        await run.new_run(wide)
+        await reach(run, wide, "last")
+        await die(run, 5)
+        before = len(done)
+        await run.execute(wide)
+        assert len(refused) == 2
+        assert sorted(done[before:]) == ["cancel a", "cancel b"]
+
+
+# ---------------------------------------------------------------- told again, refused
+
+
 @flow(on_failure=tell)
 async def short() -> None:
     await book("table")
@@ -156,6 +347,23 @@ async def test_a_retried_run_that_fails_again_is_told_of_again(tmp_path: Path) -
         await run.journal.retry("run-of-e1", None, now=run.now())
         assert (await run.again(short)).state is RunState.SUCCEEDED
         assert done == ["table", "OSError in book#1 of e1"] * 2 + ["table"]
+
+
+async def test_what_runs_again_after_a_retry_is_known_over_a_crash(tmp_path: Path) -> None:
+    @flow(on_failure=tell)
+    async def wide() -> None:
+        await gather(book("a"), book("b"))
+
+    broken.update("ab")
+    async with attempts(tmp_path) as run:
+        await run.new_run(wide)
+        await reach(run, wide, "tell")
+        await run.crash()
+        error_of(await run.execute(wide))
+        broken.clear()
+        await run.journal.retry("run-of-e1", None, now=run.now())
+        assert (await run.again(wide)).state is RunState.SUCCEEDED
+        assert sorted(done) == ["OSError in book#1 of e1", "a", "a", "b", "b"]
 
 
 async def test_a_def_flow_and_a_task_as_hook(tmp_path: Path) -> None:
@@ -197,11 +405,24 @@ async def test_what_a_restart_could_not_find_is_refused_at_once(tmp_path: Path) 
     async def passes_a_lock() -> None:
         current().on_undo(give_back, asyncio.get_running_loop())
 
+    @flow
+    async def passes_much() -> None:
+        current().on_undo(give_back, "x" * 2000)
+
+    @flow
+    async def from_elsewhere() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(registering())
+
+    async def registering() -> None:
+        current().on_undo(give_back, "x")
+
     for event, (wrong, words) in enumerate(
         [(registers_local, "top of a file"), (from_a_task, "not for a task"),
-         (passes_a_lock, "plain data or an id")]
+         (passes_a_lock, "plain data or an id"), (passes_much, "larger than 1024 bytes"),
+         (from_elsewhere, "no stable place")]
     ):  # fmt: skip
-        async with attempts(tmp_path / str(event)) as run:
+        async with attempts(tmp_path / str(event), max_result_bytes=1024) as run:
             outcome = await run.first(wrong)
             assert outcome.error is not None and words in outcome.error.message
 

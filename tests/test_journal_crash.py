@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from turnout.service.errors import ClaimLost, Refused
-from turnout.service.journal.records import Appended, Claim, Entry, Filter, StepRecord
+from turnout.service.journal.records import FAILED, Appended, Claim, Entry, Filter, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.run import TRANSITIONS, UNFINISHED, Outcome, RunError, RunState
@@ -47,7 +47,7 @@ class KnownRun:
     blames: int = 0
     dead: bool = False
     token: int = 0
-    steps: dict[str, bytes] = field(default_factory=dict)
+    steps: dict[str, bytes | None] = field(default_factory=dict)
 
 
 class JournalMachine(RuleBasedStateMachine):
@@ -235,6 +235,7 @@ class JournalMachine(RuleBasedStateMachine):
         else:
             assert known.state not in UNFINISHED
             known.state, known.attempts, known.dead, known.blames = S.QUEUED, 0, False, 0
+            known.steps.pop(FAILED, None)
 
     @rule(in_flight=st.booleans())
     def crash(self, in_flight: bool) -> None:
@@ -249,10 +250,31 @@ class JournalMachine(RuleBasedStateMachine):
         for run in running:
             run.blames += 1
             run.crashes += 1
-            run.dead = run.blames >= 5
-            run.state = S.FAILED if run.dead else S.QUEUED
-        assert set(rescued.blamed) == {run.id for run in running if run.dead}
+            run.state = S.QUEUED
+        blamed = [run for run in running if run.blames >= 5]
+        for run in blamed:
+            run.blames = 2
+            run.steps[FAILED] = None
+        assert set(rescued.blamed) == {run.id for run in blamed}
         assert rescued.requeued == len(running) - len(rescued.blamed)
+
+    @rule(flow=st.sampled_from(FLOWS))
+    def die_again_and_again(self, flow: str) -> None:
+        """Crash under the same run until it is blamed."""
+        for _ in range(5):
+            self.claim_queued(flow, 1)
+            self.crash(False)
+
+    @rule(flow=st.sampled_from(FLOWS))
+    def bury(self, flow: str) -> None:
+        failed = [
+            run
+            for run in self.runs.values()
+            if (run.flow, run.state) == (flow, S.QUEUED) and FAILED in run.steps
+        ]
+        assert set(self.do(self.journal.bury(flow, now=self.clock))) == {run.id for run in failed}
+        for run in failed:
+            run.state, run.dead = S.FAILED, True
 
     async def copy_files(self, in_flight: bool) -> list[Claim]:
         """Return claims whose outcome was being written while the files were copied."""

@@ -28,7 +28,7 @@ from turnout.service.steps.codec import encode_result
 from turnout.service.steps.context import Outside, RunContext, Services, Sleep, open_attempt
 from turnout.service.steps.ending import conclude, failed_before
 from turnout.service.steps.failures import FINAL, describe
-from turnout.service.steps.step import settle
+from turnout.service.steps.step import settle_last
 
 
 class Executor:
@@ -67,8 +67,7 @@ class Executor:
         with open_attempt(claim, flow, self._services) as context:
             known = failed_before(claim)
             if known is not None:
-                await conclude(context, flow, known)
-                return _with_log(known, context)
+                return _with_log(await conclude(context, flow, known), context)
             try:
                 result = await self._call(claim, flow)
                 if context.trail is not None:
@@ -132,10 +131,10 @@ class Executor:
 async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:
     """Record what the attempt leaves behind beside its outcome, and return that."""
     if context.marks:
-        context.marks = [mark for mark in context.marks if mark.key not in outcome.again]
-        await settle(context)
+        context.marks.drop(outcome.again)
+        await settle_last(context)
     if outcome.state is RunState.FAILED:
-        await conclude(context, flow, outcome)
+        outcome = await conclude(context, flow, outcome)
     return _with_log(outcome, context)
 
 

@@ -11,7 +11,7 @@ Not here: what to write (the router and the executor decide) and when to run (th
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
 from typing import Literal, Protocol
@@ -52,7 +52,10 @@ class Reader(Protocol):
         """Return matching events, newest first; `flow` and `state` select by their runs."""
 
     async def steps(self, run_seq: int) -> list[StepRecord]:
-        """Return a run's steps in the order they were first recorded, superseded ones too."""
+        """Return a run's steps in the order they were first recorded, superseded ones too.
+
+        What is kept for undoing them is no step and left out.
+        """
 
     async def attempts(self, run_seq: int) -> list[Attempt]:
         """Return what is kept of a run's attempts, in order."""
@@ -150,8 +153,8 @@ class Journal(Reader, Protocol):
         `untouched` holds the first claims, by seq, of runs whose event is still at hand.
         """
 
-    def record_step(self, claim: Claim, step: StepRecord) -> Awaitable[None]:
-        """Record a step, durable once awaited; raises `ClaimLost`."""
+    def record_step(self, claim: Claim, step: StepRecord) -> Future[None]:
+        """Record a step, submitted by the call itself, durable once awaited; raises `ClaimLost`."""
 
     async def record(
         self, claim: Claim, outcome: Outcome, *, started_at: datetime, now: datetime
@@ -175,7 +178,20 @@ class Journal(Reader, Protocol):
         """
 
     async def rescue(self, *, now: datetime) -> Rescued:
-        """At start: requeue runs found running (decision 15), spending no attempt."""
+        """At start: requeue runs found running (decision 15), spending no attempt.
+
+        One under which the process died again and again has failed as `process_died`: that is
+        recorded as the step `FAILED`, so that only its ending is left to do. Dying under that
+        as often again raises the step's `tries`, which tells the ending to go on behind what
+        it was about.
+        """
+
+    async def bury(self, flow: str, *, now: datetime) -> list[str]:
+        """Make dead letters of a flow's queued runs that have failed; returns their ids.
+
+        For a flow nobody serves any more: what their ending would do (`FAILED`) is not done. The
+        children they wait for are cancelled.
+        """
 
     async def cache(self, cached: Cached) -> None:
         """Keep a result under its key, in place of an older one."""

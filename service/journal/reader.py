@@ -25,7 +25,16 @@ from . import cache
 from .connection import open_for_reading, read_all, translate
 from .examine import CHECKS
 from .filters import events_where, runs_query
-from .records import Attempt, Cached, Filter, Queued, StepRecord, StoredEvent, Wait
+from .records import (
+    REGISTERED,
+    Attempt,
+    Cached,
+    Filter,
+    Queued,
+    StepRecord,
+    StoredEvent,
+    Wait,
+)
 from .rows import (
     EVENT_COLUMNS,
     RUN_COLUMNS,
@@ -139,7 +148,9 @@ class SqliteReader:
             lambda connection: [
                 step_from(row)
                 for row in connection.execute(
-                    f"SELECT {STEP_COLUMNS} FROM steps WHERE run_seq = ? ORDER BY seq", (run_seq,)
+                    f"SELECT {STEP_COLUMNS} FROM steps WHERE run_seq = ? AND task <> ?"
+                    " ORDER BY seq",
+                    (run_seq, REGISTERED),
                 )
             ]
         )

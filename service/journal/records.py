@@ -78,6 +78,16 @@ class Appended:
     conflict: bool = False
 
 
+FAILED = "~failed"
+"""The key of the step that says a run has failed: only its ending is left to do (`ending`).
+
+Its `tries` are one more than how often the process kept dying under that.
+"""
+
+REGISTERED = "~on_undo"
+"""The task of the records that `on_undo` leaves; they are no steps, and not listed as such."""
+
+
 @dataclass(slots=True, kw_only=True)
 class StepRecord:
     """A recorded call of a task inside a run; `key` is stable over retries and restarts.
@@ -277,7 +287,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
-    """What `rescue` found at start: runs requeued, and runs dead-lettered as `process_died`."""
+    """What `rescue` found at start: runs that go on, and runs the process kept dying under.
+
+    The latter have failed, and are queued for their ending.
+    """
 
     requeued: int
     blamed: tuple[str, ...]

@@ -19,6 +19,9 @@ from turnout.service.run import Run, RunError, RunState
 
 from .records import Attempt, Decision, Queued, StepRecord, StoredEvent
 
+DEATHS_BEFORE_ALONE = 2
+"""After so many deaths in a row under a run it is resumed alone (decision 15)."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOWEST = datetime.min.replace(tzinfo=UTC)
 _HIGHEST = datetime.max.replace(tzinfo=UTC)
@@ -232,8 +235,8 @@ def queued_from(row: Sequence[Any]) -> Queued:
 
 
 def is_suspect(blames: int) -> bool:
-    """Whether a run is resumed alone: the process died under it twice or more (decision 15)."""
-    return blames >= 2
+    """Whether a run is resumed alone."""
+    return blames >= DEATHS_BEFORE_ALONE
 
 
 def step_values(step: StepRecord) -> tuple[Any, ...]:

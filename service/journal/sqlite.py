@@ -197,6 +197,13 @@ class SqliteJournal(SqliteReader):
         )
         return rescued
 
+    async def bury(self, flow: str, *, now: datetime) -> list[str]:
+        """Make dead letters of a flow's queued runs that have failed; returns their ids."""
+        buried: list[str] = await self._call(
+            lambda connection, tally: upkeep.bury(connection, tally, flow, now)
+        )
+        return buried
+
     @asynccontextmanager
     async def spill(self, result: bytes) -> AsyncIterator[str]:
         """Make a large result durable outside the rows, and yield its name."""

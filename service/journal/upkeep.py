@@ -17,48 +17,75 @@ from typing import Any
 import apsw
 import orjson
 
-from turnout.service.run import RunError, RunState
+from turnout.service.run import PROCESS_DIED, RunError, RunState
 
-from . import waits
-from .records import Rescued
-from .rows import micros, pack_error
+from . import operations, waits
+from .records import FAILED, Rescued
+from .rows import DEATHS_BEFORE_ALONE, micros, pack_error
 from .tally import Tally
 
-_DEATHS_ALLOWED = 5
+_DEATHS = 5
 UNFINISHED_STATES = "('scheduled', 'queued', 'running', 'retrying', 'waiting')"
 
 
 def rescue(connection: apsw.Connection, tally: Tally, now: datetime) -> Rescued:
-    """Requeue runs found running, and end one under which the process dies again and again.
+    """Requeue runs found running; those under which the process keeps dying have failed.
 
     `blames` counts deaths in a row. From the second on the run is a suspect, which runs alone, and
     three deaths of it alone are the end. An attempt that ends, or a suspect's recorded step, shows
-    that the run gets on, and starts the count anew: a long-lived run outlives any restarts.
+    that the run gets on, and starts the count anew: a long-lived run outlives any restarts. The
+    ending of a run that has failed starts as a suspect.
     """
     at = micros(now)
     blamed: list[Any] = connection.execute(
-        "SELECT seq, id, flow, blames + 1 FROM runs WHERE state = 'running' AND blames + 1 >= ?",
-        (_DEATHS_ALLOWED,),
+        "SELECT seq, id FROM runs WHERE state = 'running' AND blames + 1 >= ?", (_DEATHS,)
     ).fetchall()
-    for seq, run_id, flow, deaths in blamed:
-        error = RunError("process_died", f"the process died {deaths} times while this run ran")
+    error = RunError(PROCESS_DIED, f"the process died {_DEATHS} times while this run ran")
+    for seq, _ in blamed:
         connection.execute(
-            "UPDATE runs SET state = 'failed', dead = 1, crashes = crashes + 1,"
-            " blames = blames + 1, finished_at = ?2, error = ?3 WHERE seq = ?1",
-            (seq, at, pack_error(error)),
+            "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at,"
+            " encoding, error) VALUES (?1, ?2, ?2, 'failed', 1, ?3, ?3, 'json', ?4)"
+            " ON CONFLICT (run_seq, key) DO UPDATE SET tries = tries + 1",
+            (seq, FAILED, at, pack_error(error)),
         )
-        tally.moved(RunState.RUNNING, RunState.FAILED)
-        tally.died(flow)
-        waits.forget(connection, [seq])
-        waits.run_ended(connection, run_id, at)
     connection.execute(
-        "UPDATE runs SET state = 'queued', blames = blames + 1, crashes = crashes + 1, due_at = ?"
-        " WHERE state = 'running'",
-        (at,),
+        "UPDATE runs SET state = 'queued', blames = iif(blames + 1 >= ?2, ?3, blames + 1),"
+        " crashes = crashes + 1, due_at = ?1 WHERE state = 'running'",
+        (at, _DEATHS, DEATHS_BEFORE_ALONE),
     )
     requeued = connection.changes()
     tally.moved(RunState.RUNNING, RunState.QUEUED, requeued)
-    return Rescued(requeued=requeued, blamed=tuple(row[1] for row in blamed))
+    ids = tuple(row[1] for row in blamed)
+    return Rescued(requeued=requeued - len(ids), blamed=ids)
+
+
+def bury(connection: apsw.Connection, tally: Tally, flow: str, now: datetime) -> list[str]:
+    """Make dead letters of a flow's queued runs that have failed, without their ending."""
+    at = micros(now)
+    failed: list[Any] = connection.execute(
+        "SELECT r.seq, r.id, s.error FROM runs AS r INDEXED BY runs_by_state"
+        " CROSS JOIN steps AS s ON s.run_seq = r.seq AND s.key = ?"
+        " WHERE r.state = 'queued' AND r.flow = ?",
+        (FAILED, flow),
+    ).fetchall()
+    for seq, run_id, error in failed:
+        for _, child in waits.children(connection, seq):
+            operations.cancel(connection, tally, child, now)
+        waits.forget(connection, [seq])
+        waits.run_ended(connection, run_id, at)
+        connection.execute(
+            "UPDATE runs SET state = 'failed', dead = 1, finished_at = ?2, error = ?3"
+            " WHERE seq = ?1",
+            (seq, at, error),
+        )
+        connection.execute(  # as an outcome does: a retry runs the step again
+            "UPDATE steps SET superseded = 1 WHERE run_seq = ?1 AND state = 'failed'"
+            " AND key = json_extract(?2, '$.step')",
+            (seq, error),
+        )
+        tally.moved(RunState.QUEUED, RunState.FAILED)
+        tally.died(flow)
+    return [row[1] for row in failed]
 
 
 def rename_flow(connection: apsw.Connection, was: str, name: str) -> int:

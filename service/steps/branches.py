@@ -57,7 +57,7 @@ class Branches:
             return first
         context.unheard.update(filter(None, map(failures.step_of, errors[1:])))
         context.ended_by.append((self.key, first))
-        context.marks.append(
+        context.leave(
             StepRecord(
                 key=self.key,
                 task=self._name,

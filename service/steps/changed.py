@@ -15,10 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from turnout.service.errors import CodeChanged
-from turnout.service.journal.records import StepRecord
+from turnout.service.journal.records import REGISTERED, StepRecord
 
 PATCHED = "patched"
 """The task of the records that `patched` leaves."""
+
+MARKS = (PATCHED, REGISTERED)
+"""Tasks of records that are not steps: where they stand tells nothing."""
 
 
 class Trail:
@@ -66,7 +69,7 @@ class Trail:
                 key: None
                 for key, step in self._recorded.items()
                 if key not in self._seen
-                and not (step.aside or step.task == PATCHED or key.startswith("~"))
+                and not (step.aside or step.task in MARKS or key.startswith("~"))
             }
         return next((key for key in self._ahead if self._is_missed(key, path)), None)
 

@@ -23,16 +23,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from turnout.service import logs, pools
-from turnout.service.errors import MisplacedTask
+from turnout.service.errors import MisplacedTask, NotKept
 from turnout.service.event import Event
 from turnout.service.flow import Flow
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import Claim, StepRecord
+from turnout.service.journal.records import REGISTERED, Claim, StepRecord
 from turnout.service.pools import Pools, worker
 from turnout.service.resource import Resources
 from turnout.service.units import utc_now
 
 from .changed import Trail
+from .marks import Marks, fact
 from .undo import Undo
 
 if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
@@ -121,10 +122,10 @@ class RunContext:
         self.services = services
         self.broken: BaseException | None = None
         self.trail: Trail | None = None  # of a run that was resumed
-        self.marks: list[StepRecord] = []  # to be recorded before the next step is
+        self.marks: Marks | None = None  # made when there is one: few runs leave any
         self.unheard: set[str] = set()  # steps whose recorded errors did not reach the flow
         self.ended_by: list[tuple[str, BaseException]] = []  # branches, and the error they raised
-        self.undos: list[Undo] = []
+        self.undos: dict[str, Undo] = {}  # what this attempt registered, by the place
         self._log = logs.RunLog(
             {
                 "flow": claim.flow,
@@ -180,7 +181,12 @@ class RunContext:
 
         Each call is a recorded step with retries of its own (a `@task` brings its policy), made
         once, never for an attempt that is retried. Call it from the flow, behind the step to
-        undo. Raises `NotKept` for what a restart could not find again, `MisplacedTask` in a step.
+        undo. It goes to disk at once and is there before the next step starts, in a `def` flow
+        before this returns; so it is also made where the process keeps dying under the run. Not
+        known then is only what an `async def` flow registers before it ends the process with no
+        step between, within the millisecond that the disk takes.
+        Raises `NotKept` for what a restart could not find again or is larger than
+        `max_result_bytes`, `MisplacedTask` in a step.
         """
         scope = _scope.get()
         if scope is not None and (scope.step is not None or self.services is None):
@@ -188,7 +194,33 @@ class RunContext:
                 "on_undo() is for a flow that runs on the loop or in a thread, not for a task: "
                 "after a restart a recorded task is not run again and could not register it"
             )
-        self.undos.append(Undo.of(function, args, kwargs))
+        undo = Undo.of(function, args, kwargs)
+        place = here("on_undo")
+        if place is None or self.services is None:
+            return  # outside any run it is checked, no more
+        limit = self.services.settings.max_result_bytes
+        if len(undo.arguments) > limit:
+            raise NotKept(
+                f"on_undo({undo.name}): the arguments are larger than {limit} bytes "
+                f"(max_result_bytes); pass an id instead"
+            )
+        key = place.take("on_undo")
+        self.undos[key] = undo
+        if key in self.claim.recorded:
+            return
+        marks = self.leave(fact(key, REGISTERED, undo.pack(), self.services.now()))
+        if pools.in_thread():
+            pools.on_loop(marks.write(key))
+        else:
+            marks.begin(key)
+
+    def leave(self, mark: StepRecord) -> Marks:
+        """Leave a mark behind the steps so far; returns all that are not recorded yet."""
+        if self.marks is None:
+            assert self.services is not None  # there are scopes only where steps can be recorded
+            self.marks = Marks(self.services.journal, self.claim)
+        self.marks.add(mark)
+        return self.marks
 
     @property
     def cancelled(self) -> bool:

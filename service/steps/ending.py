@@ -3,20 +3,28 @@
 That the run failed is itself a step (`~failed`), recorded before anything else, with every undo
 the flow had registered; a crash from there on goes on here and never runs the flow again. Each
 undo, the last registered first, and then the hook is a recorded step with retries of its own: so
-each happens once, and none of them changes how the run ended.
+each happens once, and what fails of them changes nothing of how the run ended.
 
-Not here: runs that no attempt ended (refused data, a process that kept dying): they have no steps.
+A run under which the process kept dying has no attempt that tells how it ended. `rescue` records
+`~failed` for it, and what is undone is what the journal has of its `on_undo`. It does the same for
+an ending: the step under which the process kept dying has failed, and the ones behind it go on; so
+there are never more deaths than five a step.
+
+Not here: runs that no attempt began (refused data): there is nothing to undo.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import pickle
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
+
+import orjson
 
 from turnout.service.errors import (
     ClaimLost,
@@ -27,11 +35,11 @@ from turnout.service.errors import (
     message_of,
 )
 from turnout.service.event import Event
-from turnout.service.journal.records import Claim, StepRecord
+from turnout.service.journal.records import FAILED, REGISTERED, Claim, StepRecord
 from turnout.service.logs import get_logger
 from turnout.service.project import AnyFlow
 from turnout.service.retry import RetryPolicy
-from turnout.service.run import Outcome, RunError, RunState
+from turnout.service.run import PROCESS_DIED, Outcome, RunError, RunState
 
 from . import step
 from .context import RunContext, Scope
@@ -39,9 +47,6 @@ from .step import Task
 from .undo import Undo
 
 log = get_logger("turnout.ending")
-
-FAILED = "~failed"
-"""The key of the step that says a run has failed; keys of an ending's steps begin with `~`."""
 
 RETRIES = RetryPolicy(
     count=4, delay=timedelta(seconds=1), factor=4, max=timedelta(minutes=1), jitter=True
@@ -57,59 +62,132 @@ def failed_before(claim: Claim) -> Outcome | None:
     return None if known is None else Outcome(state=RunState.FAILED, error=known.error)
 
 
-async def conclude(context: RunContext, flow: AnyFlow, outcome: Outcome) -> None:
+async def conclude(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:
     """Undo and tell, for a run that came to the failed `outcome`; returns when all is recorded.
 
+    What it returns is how the run ends: as it failed, or as `process_died` when the process kept
+    dying under this.
     Raises `ClaimLost` and `JournalBroken` only, and passes a cancel on.
     """
     claim = context.claim
-    if FAILED not in claim.recorded and not context.undos and flow.on_failure is None:
-        return
+    if FAILED not in claim.recorded and flow.on_failure is None and not _registered(context):
+        return outcome
     try:
-        undos = await _mark(context, outcome)
-        for number in reversed(range(len(undos))):
-            await _undo(context, number, undos[number])
-        if flow.on_failure is not None:
-            task = _task(flow.on_failure)
-            arguments = _arguments(task.function, outcome.error, claim.event)
-            await _attend(context, "~on_failure", task, (), arguments)
+        undos, outcome, deaths = await _mark(context, outcome)
+        for part in _parts(flow, claim, outcome, undos):
+            known = _known(claim, part)
+            if known is not None and known.state != "retrying":
+                died = known.error is not None and known.error.type == PROCESS_DIED
+            elif died := deaths > 0:
+                await _give_up(context, part, known)
+            else:
+                await _attend(context, part)
+            if died:
+                deaths -= 1
+                outcome = _died(outcome, part)
     except (ClaimLost, JournalBroken):
         raise
     except JournalError as error:
-        log.error("ending.broken", flow=claim.flow, run=claim.run_id, error=str(error))  # noqa: TRY400  one line
+        log.error("ending.broken", error=str(error))  # noqa: TRY400  one line
+    return outcome
 
 
-async def _mark(context: RunContext, outcome: Outcome) -> Sequence[Undo]:
-    """Record that the run has failed and what is to be undone, once; returns the latter."""
-    known = context.claim.recorded.get(FAILED)
-    if known is not None:
-        undos: Sequence[Undo] = pickle.loads(known.result or b"")
-        return undos
+# ---------------------------------------------------------------- what is left to do
+
+
+async def _mark(context: RunContext, outcome: Outcome) -> tuple[list[Undo], Outcome, int]:
+    """Record that the run has failed, once.
+
+    Returns what is to be undone, how it failed, and under how many steps of the ending the process
+    kept dying.
+    """
     services = context.services
     assert services is not None  # the executor gave them
-    now = services.now()
-    record = StepRecord(
-        key=FAILED,
-        task=FAILED,
-        state="failed",
-        tries=1,
-        started_at=now,
-        finished_at=now,
-        encoding="pickle",
-        result=pickle.dumps(tuple(context.undos), protocol=5),
-        error=outcome.error,
-    )
-    await step.keep(context, record)
-    return tuple(context.undos)
+    known = context.claim.recorded.get(FAILED)
+    if known is None:
+        now = services.now()
+        undos = _registered(context)
+        record = StepRecord(
+            key=FAILED,
+            task=FAILED,
+            state="failed",
+            tries=1,
+            started_at=now,
+            finished_at=now,
+            result=orjson.dumps(
+                {"undos": [undo.as_dict() for undo in undos], "again": outcome.again}
+            ),
+            error=outcome.error,
+        )
+        await step.keep(context, record)
+        return undos, outcome, 0
+    deaths = known.tries - 1
+    kept = known.result if known.spilled is None else await services.journal.spilled(known.spilled)
+    if kept is None:  # the process kept dying under the run: no attempt could tell
+        return _registered(context), outcome, deaths
+    told = orjson.loads(kept)
+    undos = [Undo.from_dict(undo) for undo in told["undos"]]
+    return undos, replace(outcome, again=told["again"]), deaths
 
 
-async def _undo(context: RunContext, number: int, undo: Undo) -> None:
+def _registered(context: RunContext) -> list[Undo]:
+    """Return what the run registered, in order.
+
+    What an earlier attempt did stands where this one did not come by again, unless it registered
+    the same elsewhere, because the code changed.
+    """
+    recorded = context.claim.recorded.items()
+    earlier = {
+        key: Undo.unpack(it.result)
+        for key, it in recorded
+        if it.task == REGISTERED and it.result is not None
+    }
+    again = context.undos
+    return [
+        undo
+        for key, undo in (earlier | again).items()
+        if key in again or undo not in again.values()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One step of the ending; `prepare` finds the task and its arguments."""
+
+    place: str
+    name: str
+    prepare: Callable[[], tuple[Task[Any], tuple[Any, ...], Mapping[str, Any]]]
+
+
+def _parts(flow: AnyFlow, claim: Claim, outcome: Outcome, undos: list[Undo]) -> Iterator[_Part]:
+    for number, undo in reversed(list(enumerate(undos))):
+        yield _Part(f"~undo[{number}]", undo.name, partial(_undoing, undo))
+    hook = flow.on_failure
+    if hook is not None:
+        telling = partial(_telling, hook, outcome.error, claim.event)
+        yield _Part("~on_failure", _task(hook).name, telling)
+
+
+def _known(claim: Claim, part: _Part) -> StepRecord | None:
+    """Return what is recorded of a step, without asking the author's code for its task."""
+    beginning = f"{part.place}/"
+    found = (it for key, it in claim.recorded.items() if key.startswith(beginning))
+    return next(found, None)
+
+
+def _undoing(undo: Undo) -> tuple[Task[Any], tuple[Any, ...], Mapping[str, Any]]:
     try:
         function, args, kwargs = undo.call()
     except CodeChanged as error:
-        problem = error
-        function, args, kwargs = _raiser(problem, undo.name), (), {}
-    await _attend(context, f"~undo[{number}]", _task(function), args, kwargs)
+        return _task(_raiser(error, undo.name)), (), {}
+    return _task(function), args, kwargs
+
+
+def _telling(
+    hook: Callable[..., Any], error: RunError | None, event: Event
+) -> tuple[Task[Any], tuple[Any, ...], Mapping[str, Any]]:
+    task = _task(hook)
+    return task, (), _arguments(task.function, error, event)
 
 
 def _raiser(error: Exception, name: str) -> Callable[[], None]:
@@ -120,12 +198,14 @@ def _raiser(error: Exception, name: str) -> Callable[[], None]:
     return missing
 
 
-async def _attend(
-    context: RunContext, place: str, task: Task[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+# ---------------------------------------------------------------- doing it
+
+
+async def _attend(context: RunContext, part: _Part) -> None:
     """Run one step of the ending; its failure is recorded and logged, and stops nothing."""
-    scope = Scope(context, f"{place}/")
+    scope = Scope(context, f"{part.place}/")
     try:
+        task, args, kwargs = part.prepare()
         await step.run(step.Call(task, scope, scope.take(task.name), args, kwargs))
     except (ClaimLost, JournalError):
         raise
@@ -133,13 +213,40 @@ async def _attend(
         running = asyncio.current_task()
         if isinstance(error, KeyboardInterrupt) or (running is not None and running.cancelling()):
             raise
-        log.error(  # noqa: TRY400  the traceback is in the step
-            "ending.failed",
-            flow=context.claim.flow,
-            run=context.claim.run_id,
-            step=f"{place}/{task.name}",
-            error=f"{type(error).__name__}: {message_of(error)}",
-        )
+        _report(part, f"{type(error).__name__}: {message_of(error)}")
+
+
+async def _give_up(context: RunContext, part: _Part, known: StepRecord | None) -> None:
+    """Record that the step under which the process kept dying has failed, without running it."""
+    assert context.services is not None  # the executor gave them
+    now = context.services.now()
+    error = RunError(PROCESS_DIED, "the process died again and again while this ran")
+    _report(part, f"{error.type}: {error.message}")
+    record = StepRecord(
+        key=f"{part.place}/{part.name}#1" if known is None else known.key,
+        task=part.name if known is None else known.task,
+        state="failed",
+        tries=1 if known is None else known.tries,
+        started_at=now if known is None else known.started_at,
+        finished_at=now,
+        error=error,
+    )
+    await step.keep(context, record)
+
+
+def _report(part: _Part, error: str) -> None:
+    log.error("ending.failed", step=f"{part.place}/{part.name}", error=error)
+
+
+def _died(outcome: Outcome, part: _Part) -> Outcome:
+    """Return how a run ends under whose ending the process kept dying; it keeps why it failed."""
+    failure = outcome.error
+    if failure is not None and failure.type == PROCESS_DIED:
+        return outcome
+    why = "" if failure is None else f", which had failed: {failure.type}: {failure.message}"
+    message = f"the process died again and again at {part.place}/{part.name} of this run{why}"
+    at = None if failure is None else failure.step
+    return replace(outcome, error=RunError(PROCESS_DIED, message, at))
 
 
 def _task(function: Callable[..., Any]) -> Task[Any]:

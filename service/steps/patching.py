@@ -7,10 +7,10 @@ noticing changes nobody provided for (`changed`).
 from __future__ import annotations
 
 from turnout.service.errors import MisplacedTask
-from turnout.service.journal.records import StepRecord
 
 from .changed import PATCHED
 from .context import current, here
+from .marks import fact
 
 
 def patched(name: str) -> bool:
@@ -32,16 +32,5 @@ def patched(name: str) -> bool:
     if context.trail is not None and context.trail.missed(scope.path) is not None:
         return False
     assert context.services is not None  # `here` gives a scope only where steps can be recorded
-    now = context.services.now()
-    context.marks.append(
-        StepRecord(
-            key=key,
-            task=PATCHED,
-            state="succeeded",
-            tries=1,
-            started_at=now,
-            finished_at=now,
-            result=b"true",
-        )
-    )
+    context.leave(fact(key, PATCHED, b"true", context.services.now()))
     return True

@@ -297,7 +297,7 @@ async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             if context.marks:
-                await _mark(context)
+                await context.marks.settle()
             return await write()
         except (JournalFull, Overloaded):
             await asyncio.sleep(_FULL_DISK_WAIT_SECONDS)
@@ -308,22 +308,18 @@ async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
 
 
 async def settle(context: RunContext) -> None:
-    """Record what the flow decided since its last step, though the attempt ends here."""
+    """Record what the flow left since its last step: before the next one starts."""
+    await durable(context, partial(asyncio.sleep, 0))
+
+
+async def settle_last(context: RunContext) -> None:
+    """Record what the flow left since its last step, though the attempt ends here."""
     try:
-        await durable(context, partial(asyncio.sleep, 0))
+        await settle(context)
     except JournalBroken:
         raise
     except JournalError:
         pass  # it decides anew
-
-
-async def _mark(context: RunContext) -> None:
-    """Record what the flow decided since its last step; it stays decided when a step follows."""
-    assert context.services is not None
-    marks = list(context.marks)
-    for mark in marks:
-        await context.services.journal.record_step(context.claim, mark)
-    context.marks = [mark for mark in context.marks if mark not in marks]
 
 
 async def run(call: Call) -> Any:
@@ -370,6 +366,8 @@ async def _use_cache(call: Call, policy: CachePolicy) -> Any:
 async def _perform(call: Call) -> Any:
     """Do the work of a step under its task's policy, and record what it came to."""
     task, pools = call.task, call.services.pools
+    if call.context.marks:
+        await settle(call.context)
     while True:
         if call.not_before is not None:
             await call.rest()
@@ -407,6 +405,8 @@ def run_in_thread(call: Call) -> Any:
         return pools.on_loop(call.recall_spilled(known)) if spilled else call.recall(known)
     if call.task.cache is not None:
         return pools.on_loop(_use_cache(call, call.task.cache))
+    if call.context.marks:
+        pools.on_loop(settle(call.context))
     while True:
         if call.not_before is not None:
             pools.on_loop(call.rest())

@@ -1,18 +1,21 @@
 """What would undo a step, as a value that outlives the process: a function by name, with arguments.
 
-`current().on_undo(refund, receipt)` makes one; the journal keeps it once the run has failed, so
-that a restart in the middle goes on undoing. The function is found again by its module and name,
-which is why it stands at the top of a file. Not here: carrying it out (`ending`).
+`current().on_undo(refund, receipt)` makes one, and the journal keeps it, so that it can be carried
+out where the flow itself cannot run again. The function is found by its module and name, which is
+why it stands at the top of a file. Not here: carrying it out (`ending`).
 """
 
 from __future__ import annotations
 
+import base64
 import importlib
 import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from turnout.service.errors import CodeChanged, NotKept
 from turnout.service.governance import secrets
@@ -52,6 +55,25 @@ class Undo:
                 f"value is used"
             )
         return cls(module, name, arguments)
+
+    def pack(self) -> bytes:
+        """Return it as the journal keeps it."""
+        return orjson.dumps(self.as_dict())
+
+    @classmethod
+    def unpack(cls, kept: bytes) -> Undo:
+        """Read back what `pack` wrote; runs none of the author's code."""
+        return cls.from_dict(orjson.loads(kept))
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as plain text."""
+        arguments = base64.b64encode(self.arguments).decode()
+        return {"module": self.module, "name": self.name, "arguments": arguments}
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, str]) -> Undo:
+        """Read back what `as_dict` returned."""
+        return cls(kept["module"], kept["name"], base64.b64decode(kept["arguments"]))
 
     def call(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Return (function, args, kwargs); raises `CodeChanged` when the code no longer has it."""

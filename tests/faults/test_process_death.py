@@ -1,9 +1,13 @@
-"""A handler that ends or blocks the process, under a supervisor: its company runs on."""
+"""A handler that ends or blocks the process, under a supervisor: its company runs on.
+
+What the run itself had done is undone and its hook told, though it never runs again.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,11 +26,26 @@ honest = SqliteJournal.rescue
 
 async def lenient(self, *, now):
     rescued = await honest(self, now=now)
-    for run in rescued.blamed:
-        await self.retry(run, None, now=now)
+    await self._execute("DELETE FROM steps WHERE key = '~failed'", ())
     return rescued
 
 SqliteJournal.rescue = lenient
+"""
+
+NEVER_KEEP_UNDOS = """
+import asyncio
+from turnout.service.journal.sqlite import SqliteJournal
+
+honest = SqliteJournal.record_step
+
+def forgetful(self, claim, step):
+    if step.task != "~on_undo":
+        return honest(self, claim, step)
+    done = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done
+
+SqliteJournal.record_step = forgetful
 """
 
 pytestmark = pytest.mark.timeout(120)
@@ -125,3 +144,118 @@ def test_recorded_steps_of_the_company_are_not_run_again(tmp_path: Path) -> None
             last = until(lambda: _over(outbreak), 60, "the deadly run is dead")
     broken = broken_promises(last, accepted=outbreak.accepted, deaths=deaths)
     assert not broken, broken[:5]
+
+
+# ---------------------------------------------------------------- undone
+
+
+class Trip:
+    """One run that registers undos and then ends the process, under a supervisor, to its end."""
+
+    def __init__(self, tmp_path: Path, path: str, *, sabotage: str = "", kills: int = 12) -> None:
+        self.witness = Witness(tmp_path / "witness")
+        self.program = Program(
+            flows=FLOWS,
+            data=tmp_path / "data",
+            log=tmp_path / "log",
+            env={"TURNOUT_TEST_WITNESS": str(self.witness.path)},
+            sabotage=sabotage,
+        )
+        self.path = path
+        self.most = kills
+        self.deaths: list[int] = []
+
+    def end(self) -> dict[str, Any]:
+        """Start the program and the run; return the run as the API has it once it has ended."""
+        with self.program.start() as program:
+            program.ready()
+            answer = program.ask(f"/hooks{self.path}", method="POST")
+            assert answer is not None and answer.status == 202, answer
+            run_id = answer.json["runs"][0]
+            with supervised(program, most_restarts=self.most) as self.deaths:
+                until(lambda: self._is_over(run_id), 90, "the run has ended")
+            run: dict[str, Any] = program.api(f"/runs/{run_id}")
+            assert program.metrics("turnout_runs").get('state="queued"', 0) == 0
+            letters = turnout("dead", "list", "--json", "--data", program.data)
+            assert run_id in letters.stdout, letters.stdout + letters.stderr
+            assert program.stop() == 0
+            program.check_journal()
+            return run
+
+    def _is_over(self, run_id: str) -> bool:
+        if len(self.deaths) > self.most:
+            raise AssertionError(f"it died {len(self.deaths)} times")
+        try:
+            return bool(self.program.api(f"/runs/{run_id}")["state"] == "failed")
+        except AssertionError:  # it died meanwhile
+            return False
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.task for line in self.witness.executions()]
+
+    def ending(self) -> list[str]:
+        """Return what was done after the last time that the flow itself ran."""
+        lines = self.lines
+        last = max(at for at, line in enumerate(lines) if line in ("trip", "pay"))
+        return lines[last + 1 :]
+
+
+BACK = ["give-back-car", "give-back-hotel", "give-back-flight"]
+
+
+@pytest.mark.parametrize(("dies", "deadly"), [("step", "pay"), ("body", "trip")])
+def test_a_run_that_kills_the_process_is_undone_and_told_of(
+    tmp_path: Path, dies: str, deadly: str, say: Say
+) -> None:
+    trip = Trip(tmp_path, f"/trip/{dies}")
+    run = trip.end()
+    assert run["error"]["type"] == "process_died"
+    assert len(trip.deaths) == trip.lines.count("trip") == trip.lines.count(deadly) == 5
+    assert trip.lines.count("book-flight") == 1
+    assert trip.ending() == [*BACK, "tell-process_died"]
+    assert [step["key"] for step in run["steps"]] == [
+        "book#1", "book#2", "book#3", "~failed",
+        "~undo[2]/give_back#1", "~undo[1]/give_back#1", "~undo[0]/give_back#1",
+        "~on_failure/tell#1",
+    ]  # fmt: skip
+    say(f"{len(trip.deaths)} deaths, then {trip.ending()}")
+
+
+def test_what_a_thread_registered_is_kept_when_it_returns(tmp_path: Path) -> None:
+    trip = Trip(tmp_path, "/thread/body")
+    assert trip.end()["error"]["type"] == "process_died"
+    assert trip.lines == ["trip"] * 5 + ["give-back-boat", "tell-process_died"]
+
+
+def test_a_restart_in_the_middle_of_the_undos_goes_on(tmp_path: Path) -> None:
+    trip = Trip(tmp_path, "/trip/undo-hotel-once")
+    assert trip.end()["error"]["type"] == "process_died"
+    assert len(trip.deaths) == 6
+    assert trip.ending() == [*BACK[:2], *BACK[1:], "tell-process_died"]
+
+
+def test_an_undo_that_kills_the_process_stops_no_other(tmp_path: Path) -> None:
+    trip = Trip(tmp_path, "/trip/undo-hotel")
+    run = trip.end()
+    assert run["error"]["type"] == "process_died"
+    assert len(trip.deaths) == 5 + 5
+    assert trip.ending() == [BACK[0], *[BACK[1]] * 5, BACK[2], "tell-process_died"]
+    states = {step["key"]: step["state"] for step in run["steps"]}
+    assert [states[f"~undo[{number}]/give_back#1"] for number in (2, 1, 0)] == [
+        "succeeded", "failed", "succeeded",
+    ]  # fmt: skip
+
+
+def test_a_hook_that_kills_the_process_is_given_up(tmp_path: Path) -> None:
+    trip = Trip(tmp_path, "/trip/hook")
+    run = trip.end()
+    assert run["error"]["type"] == "process_died" and "no money" in run["error"]["message"]
+    assert len(trip.deaths) == 5
+    assert trip.ending() == [*BACK, *["tell-failed"] * 5]
+
+
+def test_undos_that_are_not_kept_are_missed(tmp_path: Path) -> None:
+    trip = Trip(tmp_path, "/trip/step", sabotage=NEVER_KEEP_UNDOS)
+    trip.end()
+    assert trip.ending() == ["tell-process_died"]

@@ -30,6 +30,7 @@ from turnout.service.process import ByHand, Process
 from turnout.service.project import AnyFlow, Project
 from turnout.service.run import FINISHED, RunError, RunState
 from turnout.service.settings import Settings
+from turnout.service.steps.changed import MARKS
 from turnout.service.units import parse_duration
 
 from .clock import START, Clock
@@ -328,7 +329,9 @@ class _Death:
         """Whether the process is dying; raises `ClaimLost` in a dead one."""
         if self.buried:
             raise ClaimLost("the process has died")
-        if step is not None and step.state in ("succeeded", "failed") and self.after:
+        if step is None or step.task in MARKS:
+            return self.struck
+        if step.state in ("succeeded", "failed") and self.after:
             self.after -= 1
             self.struck = self.after == 0
         return self.struck
@@ -349,9 +352,10 @@ class _Mortal:
             return asyncio.get_running_loop().create_future()
         return self._journal.append(*args, **kwargs)
 
-    async def record_step(self, claim: Claim, step: StepRecord) -> None:
-        await self._death.meet(step)
-        await self._journal.record_step(claim, step)
+    def record_step(self, claim: Claim, step: StepRecord) -> asyncio.Future[None]:
+        if self._death.is_near(step):
+            return asyncio.get_running_loop().create_future()
+        return self._journal.record_step(claim, step)
 
     async def record_with(self, claim: Claim, step: StepRecord, **kwargs: Any) -> Any:
         await self._death.meet(step)

@@ -1,0 +1,85 @@
+"""Facts a flow leaves between its steps: they are on disk before its next step starts.
+
+`patched`, `on_undo` and branches that failed leave such marks, and none of them is awaited. Not
+here: what a mark means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+
+from turnout.service.errors import TurnoutError
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Claim, StepRecord
+
+
+def fact(key: str, task: str, result: bytes, now: datetime) -> StepRecord:
+    """Return the record of what the flow itself has decided."""
+    return StepRecord(
+        key=key,
+        task=task,
+        state="succeeded",
+        tries=1,
+        started_at=now,
+        finished_at=now,
+        result=result,
+    )
+
+
+class Marks:
+    """The marks of an attempt that are not known to be durable yet."""
+
+    __slots__ = ("_claim", "_journal", "_open", "_writing")
+
+    def __init__(self, journal: Journal, claim: Claim) -> None:
+        self._journal = journal
+        self._claim = claim
+        self._open: dict[str, StepRecord] = {}
+        self._writing: dict[str, Future[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, mark: StepRecord) -> None:
+        """Leave a mark; it is recorded before the next step starts."""
+        self._open[mark.key] = mark
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Take back marks that are not recorded yet."""
+        for key in keys:
+            self._open.pop(key, None)
+
+    def begin(self, key: str) -> None:
+        """Record a mark as soon as can be; on the loop only."""
+        with suppress(TurnoutError):  # `settle` tries again, and tells
+            self._write(key)
+
+    async def write(self, key: str) -> None:
+        """Record a mark now; returns when it is durable, or could not be written."""
+        self.begin(key)
+        writing = self._writing.get(key)
+        if writing is not None:
+            await asyncio.wait((writing,))
+
+    async def settle(self) -> None:
+        """Return when all marks are durable; raises what any record of a step does."""
+        writing = [self._writing.get(key) or self._write(key) for key in self._open]
+        if writing:
+            await asyncio.wait(writing)  # others may wait for them too: no cancel may reach them
+        for written in writing:
+            written.result()
+
+    def _write(self, key: str) -> Future[None]:
+        writing = self._writing[key] = self._journal.record_step(self._claim, self._open[key])
+        writing.add_done_callback(partial(self._written, key))
+        return writing
+
+    def _written(self, key: str, writing: Future[None]) -> None:
+        del self._writing[key]
+        if not writing.cancelled() and writing.exception() is None:
+            self._open.pop(key, None)
