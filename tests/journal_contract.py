@@ -517,6 +517,16 @@ class JournalContract:
                 assert (FAILED in again.recorded) == bool(blamed)
                 assert journal.counts() == ({"running": 1, "queued": 0}, {})
 
+    async def test_registering_an_undo_is_not_getting_on(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+        for death in range(1, 6):
+            async with self.open(tmp_path) as journal:
+                rescued = await journal.rescue(now=at(death))
+                assert bool(rescued.blamed) == (death == 5)
+                (again,) = await claim_all(journal, [claim.run_seq])
+                await journal.record_step(again, step(f"on_undo#{death}", task=REGISTERED))
+
     async def test_deaths_under_an_ending_are_counted_on_it(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             claim = await start(journal)

@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from tests.attempts import Attempts, attempts
 from turnout import Event, Fail, RunError, current, flow, gather, retry, task
 from turnout.service.errors import JournalFull, Refused, SetupError
+from turnout.service.journal.jobs import CallJob
 from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.run import Outcome, RunState
 
@@ -194,6 +198,32 @@ async def test_a_registration_is_kept_before_the_next_step_starts(tmp_path: Path
             assert done[before:-1] == (
                 ["cancel flight"] if place == "hotel" else ["give back hotel fast", "cancel flight"]
             )
+
+
+@pytest.mark.parametrize("thread", [False, True])
+async def test_a_suspect_goes_on_when_its_registration_is_on_disk(
+    tmp_path: Path, thread: bool
+) -> None:
+    def registers() -> int:
+        current().on_undo(cancel, "boat")
+        with closing(apsw.Connection(str(tmp_path / "data" / "journal.db"))) as journal:
+            return int(journal.execute("SELECT count(*) FROM steps WHERE key = 'on_undo#1'").get)
+
+    @flow
+    async def on_the_loop() -> int:
+        return registers()
+
+    @flow
+    def in_a_thread() -> int:
+        return registers()
+
+    chosen: Any = in_a_thread if thread else on_the_loop
+    async with attempts(tmp_path) as run:
+        await run.new_run(chosen)
+        await die(run, 2)
+        busy = run.journal._writer.submit(CallJob(lambda *_: time.sleep(0.2)))
+        assert (await run.execute(chosen)).result == b"1"
+        assert busy.done()
 
 
 async def test_an_undo_under_which_the_process_keeps_dying_stops_nothing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from . import waits
 from .intake import Intake
 from .jobs import AppendJob, CallJob, ClaimJob, Groups, OutcomeJob, StepJob
 from .kept import KeptSteps
-from .records import Appended, ChildEnd, Claim, Opening
+from .records import REGISTERED, Appended, ChildEnd, Claim, Opening
 from .room import Room
 from .rows import (
     STEP_COLUMNS,
@@ -118,7 +118,8 @@ class Batch:
             # Nothing changed: the claim is lost, or the step is already a fact.
             self._check_claim(jobs[0].claim)
         for job in jobs:
-            if job.claim.suspect:  # it gets on: what killed the process before was not this
+            # It gets on: what killed the process before was not this.
+            if job.claim.suspect and job.values[3] != REGISTERED:
                 self._connection.execute(
                     "UPDATE runs SET blames = 0 WHERE seq = ?", (job.claim.run_seq,)
                 )

@@ -156,6 +156,12 @@ class Journal(Reader, Protocol):
     def record_step(self, claim: Claim, step: StepRecord) -> Future[None]:
         """Record a step, submitted by the call itself, durable once awaited; raises `ClaimLost`."""
 
+    def flush(self) -> None:
+        """Block the loop until what was submitted is durable, or could not be; a second at most.
+
+        For a write behind which the process may end at once.
+        """
+
     async def record(
         self, claim: Claim, outcome: Outcome, *, started_at: datetime, now: datetime
     ) -> None:

@@ -8,6 +8,7 @@ there will be PostgreSQL, not this.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import datetime
@@ -40,6 +41,7 @@ from .spill import BATCH, Spill, name_of
 from .tally import Tally
 from .writer import Writer
 
+_FLUSH_SECONDS = 0.5
 _Counts: TypeAlias = tuple[dict[str, int], dict[str, int]]
 
 
@@ -162,6 +164,13 @@ class SqliteJournal(SqliteReader):
             claim.changed.add(step.key)
         values = (claim.run_seq, claim.token, *step_values(step))
         return self._writer.submit(StepJob(claim, values))
+
+    def flush(self) -> None:
+        """Block the loop until what was submitted is durable, or could not be; a second at most."""
+        for _ in range(2):  # the first may share its commit with what it waits for
+            passed = threading.Event()
+            self._writer.submit(CallJob(_sets(passed))).add_done_callback(_heard)
+            passed.wait(_FLUSH_SECONDS)
 
     async def record_with(
         self,
@@ -393,6 +402,16 @@ class SqliteJournal(SqliteReader):
                 self._dead[flow] = left
             else:
                 self._dead.pop(flow, None)
+
+
+def _sets(passed: threading.Event) -> Callable[[apsw.Connection, Tally], None]:
+    return lambda _connection, _tally: passed.set()
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    """Take note of a failure that whoever submitted the failed write hears of."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _counts(connection: apsw.Connection) -> _Counts:

@@ -181,10 +181,9 @@ class RunContext:
 
         Each call is a recorded step with retries of its own (a `@task` brings its policy), made
         once, never for an attempt that is retried. Call it from the flow, behind the step to
-        undo. It goes to disk at once and is there before the next step starts, in a `def` flow
-        before this returns; so it is also made where the process keeps dying under the run. Not
-        known then is only what an `async def` flow registers before it ends the process with no
-        step between, within the millisecond that the disk takes.
+        undo. It goes to disk at once and is there before the next step starts (before this
+        returns in a `def` flow, and in a run the process has died under twice in a row); so it is
+        also made where the process keeps dying under the run.
         Raises `NotKept` for what a restart could not find again or is larger than
         `max_result_bytes`, `MisplacedTask` in a step.
         """

@@ -73,8 +73,7 @@ async def trip(event: Event) -> None:
     for what in ("flight", "hotel", "car"):
         current().on_undo(give_back, await book(what))
     if event.params["dies"] == "body":
-        await asyncio.sleep(0.2)
-        os._exit(99)
+        os._exit(99)  # with nothing between
     await pay()
 
 
@@ -82,7 +81,7 @@ async def trip(event: Event) -> None:
 def in_a_thread() -> None:
     executing("trip")
     current().on_undo(give_back, "boat")
-    os._exit(99)  # with nothing between
+    os._exit(99)
 
 
 @task
