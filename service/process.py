@@ -192,9 +192,11 @@ class Process:
             if flow.was is not None:
                 await self.journal.rename_flow(flow.was, flow.name)
         for name, count in (await self.journal.orphans(list(self.project.flows))).items():
-            log.warning("runs.orphaned", flow=name, count=count)
-            for run_id in await self.journal.bury(name, now=self.now()):
+            buried = await self.journal.bury(name, now=self.now())
+            for run_id in buried:
                 log.error("run.buried", flow=name, run=run_id)
+            if count > len(buried):
+                log.warning("runs.orphaned", flow=name, count=count - len(buried))
         for shape in await self.journal.shapes():
             self.awaited.watch(shape)
         await self.resources.start(_resources(self.project))
