@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal, TypeVar, overload
 
 from turnout.service.errors import Exited
-from turnout.service.steps.branches import Branches
+from turnout.service.steps.branches import Branches, play_again
 from turnout.service.steps.context import Scope, Suspend, here, suspend_with
 
 T = TypeVar("T")
@@ -60,6 +60,9 @@ def gather(
         _close(branches)
         raise
     places = None if scope is None else Branches(scope, "gather")
+    known = None if places is None else places.recall()
+    if places is not None and known is not None:
+        return _gather_again(branches, places, known)
     return _gather(branches, places, return_exceptions)
 
 
@@ -82,8 +85,6 @@ async def _gather(
 
     scopes: list[Scope] = []
     try:
-        if places is not None:
-            places.recall()
         async with asyncio.TaskGroup() as group:
             running = [
                 group.create_task(branch(index, each)) for index, each in enumerate(branches)
@@ -96,6 +97,22 @@ async def _gather(
     finally:
         _close(branches)
     raise errors[0] if places is None else places.failed(errors)
+
+
+async def _gather_again(
+    branches: tuple[Awaitable[Any], ...], places: Branches, known: BaseException
+) -> tuple[Any, ...]:
+    """Raise the error the branches are known to end with, once they have come by their steps."""
+
+    async def branch(index: int, awaitable: Awaitable[Any]) -> None:
+        places.enter(index)
+        await awaitable
+
+    try:
+        await play_again(branch(index, each) for index, each in enumerate(branches))
+    finally:
+        _close(branches)
+    raise known
 
 
 def _close(branches: tuple[Awaitable[Any], ...]) -> None:

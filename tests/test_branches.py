@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 
 import pytest
 
-from turnout import event, flow, gather, retry, sleep, task, wait_for
+from turnout import current, event, flow, gather, retry, sleep, task, wait_for
 from turnout.testing import run, serve, typed_event
 
 done: list[str] = []
@@ -118,6 +119,67 @@ def test_a_failure_nobody_catches_is_that_of_its_step_alone() -> None:
     result = run(careless)
     assert result.error is not None and result.error.step == "fragile#2"
     assert list(result.steps) == ["fragile#1", "fragile#2"]
+
+
+undone: list[str] = []
+
+
+def undo(name: str) -> None:
+    undone.append(name)
+
+
+def test_what_branches_do_between_their_steps_they_do_in_every_attempt() -> None:
+    hanging = asyncio.Event()
+
+    @task
+    async def hangs() -> None:
+        done.append("hangs")
+        hanging.set()
+        await asyncio.Event().wait()
+
+    @task
+    async def fails() -> None:
+        await hanging.wait()
+        done.append("fails")
+        raise OSError
+
+    async def books(*names: str) -> None:
+        for name in names:
+            current().on_undo(undo, await fragile(name))
+            booked.append(name)
+
+    async def books_inside() -> None:
+        await gather(books("c"), books("d"))
+        await books("e")
+        await hangs()
+        booked.append("never")
+
+    async def books_and_fails() -> None:
+        await books("a")
+        await fails()
+
+    async def watches() -> None:
+        await asyncio.Event().wait()  # no step: nothing is recorded of it
+
+    async def waits() -> None:
+        await books("w")
+        await sleep("1d")
+        booked.append("never")
+
+    @flow
+    async def trip() -> None:
+        booked.clear()
+        with suppress(OSError):
+            await gather(books_and_fails(), books_inside(), waits(), watches())
+        await sleep("1h")
+        raise ValueError(" ".join(sorted(booked)))
+
+    booked: list[str] = []
+    undone.clear()
+    result = run(trip)
+    assert result.error is not None and result.error.message == "a c d e w"
+    assert sorted(undone) == ["a", "c", "d", "e", "w"]
+    assert sorted(done) == ["a", "c", "d", "e", "fails", "hangs", "w"], "once each"
 
 
 async def test_a_caught_failure_is_kept_though_another_branch_only_waits() -> None:

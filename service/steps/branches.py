@@ -7,20 +7,25 @@ here: running the branches (`gather`, `mapping`, `calling`).
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
 
 from turnout.service.journal.records import StepRecord
 
 from . import failures
 from .context import RunContext, Scope, enter
 
+_PATIENCE_SECONDS = 1.0
+
 
 class Branches:
     """The indexed scopes of one `gather` or `map` call, and the error that ended them all.
 
-    Once the flow has gone on after it, that error is a fact like a step's, and no branch is
-    entered again.
+    Once the flow has gone on after it, that error is a fact like a step's: in later attempts no
+    branch gets further than it had come.
     """
 
     __slots__ = ("_aside", "_context", "_name", "_started_at", "key", "scope")
@@ -41,12 +46,20 @@ class Branches:
         """Make branch `index` the scope of the calling asyncio task, to its end."""
         return enter(Scope(self._context, f"{self.key}[{index}]/"))
 
-    def recall(self) -> None:
-        """Raise the error that ended the branches in an earlier attempt, if the flow caught it."""
+    def recall(self) -> BaseException | None:
+        """Return the error that ended the branches in an earlier attempt, if the flow caught it."""
         known = self._context.claim.recorded.get(self.key)
-        if known is not None and not known.superseded:
-            error = failures.restore(known)
-            self._context.ended_by.append((self.key, error))
+        if known is None or known.superseded:
+            return None
+        error = failures.restore(known)
+        self._context.ended_by.append((self.key, error))
+        self._context.over += (f"{self.key}[",)
+        return error
+
+    def raise_again(self) -> None:
+        """Raise what `recall` returns, where the branches do nothing between their steps."""
+        error = self.recall()
+        if error is not None:
             raise error
 
     def failed(self, errors: Sequence[BaseException]) -> BaseException:
@@ -72,6 +85,24 @@ class Branches:
             )
         )
         return first
+
+
+async def play_again(branches: Iterable[Coroutine[Any, Any, Any]]) -> None:
+    """Let branches whose common end is a fact do again what they do between their steps.
+
+    Each of them ends where nothing more of it is recorded, or, waiting for something else, a
+    little later.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE_SECONDS), asyncio.TaskGroup() as group:
+            for each in branches:
+                group.create_task(_to_its_end(each))
+
+
+async def _to_its_end(branch: Coroutine[Any, Any, Any]) -> None:
+    # What the flow heard of it is a fact.
+    with suppress(Exception, SystemExit, KeyboardInterrupt):
+        await branch
 
 
 def not_facts(context: RunContext, error: BaseException) -> tuple[str, ...]:

@@ -130,7 +130,7 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
 
     A run comes by here each time a child ends, so those it need not look at cost nothing.
     """
-    branches.recall()
+    branches.raise_again()
     claim = branches.scope.context.claim
     results: list[Any] = [_NOT_YET] * len(items)
     running, left = _what_is_left(claim, branches.key, len(items))

@@ -108,8 +108,8 @@ class RunContext:
     """The attempt that is running; what `current()` returns."""
 
     __slots__ = (
-        "_log", "broken", "claim", "consumed", "ended_by", "flow", "marks", "root", "services",
-        "trail", "undos", "unheard",
+        "_log", "broken", "claim", "consumed", "ended_by", "flow", "marks", "over", "root",
+        "services", "trail", "undos", "unheard",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +125,7 @@ class RunContext:
         self.marks: Marks | None = None  # made when there is one: few runs leave any
         self.unheard: set[str] = set()  # steps whose recorded errors did not reach the flow
         self.ended_by: list[tuple[str, BaseException]] = []  # branches, and the error they raised
+        self.over: tuple[str, ...] = ()  # how keys of branches begin whose common end is a fact
         self.undos: dict[str, Undo] = {}  # what this attempt registered, by the place
         self._log = logs.RunLog(
             {
@@ -357,8 +358,16 @@ def suspend(waits: Mapping[str, int], due_at: datetime | None = None) -> NoRetur
     """End the attempt, or first this branch of it: the run goes on when a wait is over."""
     scope = _scope.get()
     assert scope is not None  # only steps suspend, and they have a scope
+    stop_if_over(scope.context)
     scope.suspended = Suspend(waits, due_at)
     raise scope.suspended
+
+
+def stop_if_over(context: RunContext) -> None:
+    """Raise `CancelledError` in a branch that another one's error ended in an earlier attempt."""
+    scope = _scope.get()
+    if context.over and scope is not None and scope.path.startswith(context.over):
+        raise asyncio.CancelledError("another branch has failed")
 
 
 def suspend_with(branches: Iterable[Scope], waits: Mapping[str, int] | None = None) -> None:

@@ -25,7 +25,7 @@ async def map_items(
     The first error ends the others and is raised.
     """
     if branches is not None:
-        branches.recall()
+        branches.raise_again()
     results: list[Any] = [None] * len(items)
     left = iter(enumerate(items))
 

@@ -44,6 +44,7 @@ from .context import (
     Scope,
     Services,
     inside,
+    stop_if_over,
 )
 from .failures import FINAL, describe
 
@@ -51,6 +52,7 @@ R = TypeVar("R", covariant=True)
 T = TypeVar("T")
 
 _FULL_DISK_WAIT_SECONDS = 0.5
+_OPEN = ("retrying", "waiting")
 NO_FALLBACK: Any = object()
 """The `fallback` of a task that has none; None is a value like any other."""
 
@@ -124,6 +126,8 @@ class Call:
     def recorded(self) -> StepRecord | None:
         """Return the fact an earlier attempt left, or None when the task is to run now."""
         known = self.context.claim.recorded.get(self.key)
+        if self.context.over and (known is None or known.superseded or known.state in _OPEN):
+            stop_if_over(self.context)
         if known is None:
             if self.context.trail is not None:
                 self.context.trail.refuse(self.key)
