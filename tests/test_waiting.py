@@ -278,6 +278,17 @@ async def test_an_event_while_the_service_starts_anew_is_not_missed(tmp_path: Pa
     assert orjson.loads(run.result or b"") == {"paid": 44}
 
 
+@flow
+async def sleeps_beside() -> None:
+    await asyncio.gather(sleep("1h"), sleep("2h"))
+
+
+async def test_a_wait_in_an_asyncio_task_of_its_own_names_gather(tmp_path: Path) -> None:
+    async with running(tmp_path, [sleeps_beside]) as service:
+        run = await service.finished((await service.send()).runs[0])
+    assert run.error is not None and "own `await gather(…)`" in run.error.message
+
+
 async def test_a_wait_ends_with_a_timeout_the_flow_may_catch(tmp_path: Path) -> None:
     async with running(tmp_path, [order]) as service:
         run = await service.finished((await service.send({"id": 1, "timeout": "40ms"})).runs[0])

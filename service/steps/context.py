@@ -359,6 +359,12 @@ def suspend(waits: Mapping[str, int], due_at: datetime | None = None) -> NoRetur
     scope = _scope.get()
     assert scope is not None  # only steps suspend, and they have a scope
     stop_if_over(scope.context)
+    flow = scope.context.flow
+    if flow is not None and flow.is_async and not scope.is_owned:  # a thread waits elsewhere
+        raise MisplacedTask(
+            "a wait, or a child run, is awaited in an asyncio task turnout did not open, where it "
+            "would end the attempt under the others; use turnout's own `await gather(…)`"
+        )
     scope.suspended = Suspend(waits, due_at)
     raise scope.suspended
 
