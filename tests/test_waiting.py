@@ -11,7 +11,20 @@ import orjson
 import pytest
 
 from tests.running import Running, eventually, running
-from turnout import current, emit, event, flow, gather, retry, sleep, task, wait_for, webhook
+from turnout import (
+    approval,
+    current,
+    emit,
+    event,
+    flow,
+    gather,
+    retry,
+    sleep,
+    task,
+    wait_for,
+    webhook,
+)
+from turnout.service.errors import SetupError
 from turnout.service.event import Event, mint_id
 from turnout.service.run import RunState
 from turnout.service.trigger import Receipt
@@ -281,6 +294,39 @@ async def test_an_event_while_the_service_starts_anew_is_not_missed(tmp_path: Pa
 @flow
 async def sleeps_beside() -> None:
     await asyncio.gather(sleep("1h"), sleep("2h"))
+
+
+@flow(awaits=paid)
+async def mistakes() -> list[str]:
+    async def later(_: Event) -> None: ...
+
+    seven: Any = 7
+    text: Any = "7"
+    question: Any = later
+    fields: Any = {"euros": int}
+    said = []
+    for call in (
+        lambda: emit("a", id=seven),
+        lambda: emit("a", subject=seven),
+        lambda: emit(""),
+        lambda: wait_for(paid, match=text),
+        lambda: wait_for(paid, match=question),
+        lambda: approval("x", fields=fields),
+    ):
+        try:
+            await call()
+        except (TypeError, SetupError) as error:
+            said.append(str(error).partition(":")[0].partition("<")[0])
+    return said
+
+
+async def test_what_could_never_work_is_refused_where_it_is_written(tmp_path: Path) -> None:
+    async with running(tmp_path, [mistakes]) as service:
+        run = await service.finished((await service.send()).runs[0])
+    assert orjson.loads(run.result or b"") == [
+        "emit(id=7)", "emit(subject=7)", "emit(event_type='')", "wait_for(match='7')",
+        "wait_for(match=", "approval(fields={'euros'",
+    ]  # fmt: skip
 
 
 async def test_a_wait_in_an_asyncio_task_of_its_own_names_gather(tmp_path: Path) -> None:

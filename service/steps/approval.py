@@ -119,7 +119,7 @@ def _reference(fields: Any) -> str | None:
     """Return how another moment of this program finds the class again."""
     if fields is None:
         return None
-    reference = f"{fields.__module__}:{fields.__qualname__}"
+    reference = f"{getattr(fields, '__module__', '')}:{getattr(fields, '__qualname__', '')}"
     if find_fields(reference) is not fields:
         raise SetupError(f"approval(fields={fields!r}): define the class at the top of a file")
     return reference

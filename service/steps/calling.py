@@ -48,6 +48,10 @@ def emit(
     of the same id starts nothing.
     """
     scope = place("emit")
+    given: dict[str, object] = {"event_type": event_type, "subject": subject, "id": id}
+    for name, value in given.items():
+        if not isinstance(value, str | None) or (name == "event_type" and not value):
+            raise TypeError(f"emit({name}={value!r}): write text, such as str(…)")
     call = Call(_EMIT, scope, scope.take("emit"), (), {})
     return _emit(call, event_type, data, subject, id)
 

@@ -12,6 +12,7 @@ and emitting (`calling`), and people (`approval`).
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -201,9 +202,15 @@ def wait_for(
             f"the flow waits for {trigger.name!r} and does not say so: name the trigger in "
             "@flow(awaits=[…]), so that it is watched"
         )
+    if match is not None and not isinstance(match, Mapping) and not _is_question(match):
+        raise TypeError(f'wait_for(match={match!r}): write {{"field": value}}, or a `def`')
     call = Call(_WAIT_FOR, scope, scope.take("wait_for"), (), {})
     length = None if timeout is None else parse_duration(timeout)
     return _wait_for(call, trigger.name, match, length)
+
+
+def _is_question(match: object) -> bool:
+    return callable(match) and not inspect.iscoroutinefunction(match)
 
 
 async def _wait_for(call: Call, name: str, match: Match | None, length: timedelta | None) -> Event:
