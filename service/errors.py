@@ -6,6 +6,11 @@ fix; they never hold a secret's value.
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
 
 class TurnoutError(Exception):
     """The root of all errors turnout raises on purpose."""
@@ -94,6 +99,53 @@ def message_of(error: BaseException) -> str:
         return str(error)
     except Exception as odd:  # noqa: BLE001  an author's error class: its code is foreign too
         return f"(its message cannot be read: {type(odd).__name__})"
+
+
+def portable(error: BaseException) -> bytes | None:
+    """Return an error as a pickle that is read back as itself, or None.
+
+    A class whose constructor takes something else than the message, as an author's often does,
+    cannot be unpickled by itself: it is made without its constructor then, from its arguments and
+    those of its attributes that can be kept.
+    """
+    state = dict(getattr(error, "__dict__", {}))
+    for made in (error, _Remade(error, state), _Remade(error, _kept(state))):
+        try:
+            data = pickle.dumps(made, protocol=5)
+            back = pickle.loads(data)
+        except Exception:  # noqa: BLE001  pickling runs the author's code
+            continue
+        if type(back) is type(error) and message_of(back) == message_of(error):
+            return data
+    return None
+
+
+class _Remade:
+    """Stands for an error in a pickle; what is read back is the error."""
+
+    def __init__(self, error: BaseException, state: Mapping[str, Any]) -> None:
+        self._made_of = type(error), error.args, state
+
+    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:
+        return _remake, self._made_of
+
+
+def _remake(
+    kind: type[BaseException], args: tuple[Any, ...], state: Mapping[str, Any]
+) -> BaseException:
+    error = kind.__new__(kind, *args)
+    for name, value in state.items():
+        BaseException.__setattr__(error, name, value)
+    return error
+
+
+def _kept(state: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for name, value in state.items():
+        with suppress(Exception):  # an author's object
+            pickle.loads(pickle.dumps(value, protocol=5))
+            kept[name] = value
+    return kept
 
 
 class Exited(StepFailed):

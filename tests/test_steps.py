@@ -6,6 +6,7 @@ import asyncio
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 
 from tests.attempts import NOW, attempts
-from turnout import Fail, Retry, current, flow, gather, retry, task
+from turnout import Fail, Retry, current, flow, gather, retry, sleep, task
 from turnout.service.errors import JournalFull, MisplacedTask, StepFailed
 from turnout.service.retry import RetryPolicy
 from turnout.service.run import Outcome, RunState
+from turnout.testing import run
 
 NOW_AND_THEN = retry(5, delay="1ms", jitter=False)
 done: list[str] = []
@@ -41,9 +43,19 @@ class Refused(Exception):
         self.code = code
 
 
+class Declined(Exception):
+    def __init__(self, code: int, *, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
+        self.lock = threading.Lock()  # which nothing keeps
+
+
 class Untransferable(Exception):
     def __init__(self, left: str, right: str) -> None:
-        super().__init__(f"{left} {right}")
+        self.both: Callable[[], str] = lambda: f"{left} {right}"
+
+    def __str__(self) -> str:
+        return self.both()
 
 
 @task
@@ -56,6 +68,16 @@ async def charge(name: str) -> Receipt:
 def weigh(name: str) -> int:
     done.append(name)
     return len(name)
+
+
+@task
+def declines() -> None:
+    raise Declined(7, reason="no money")
+
+
+@task(pool="process")
+def declines_elsewhere() -> None:
+    raise Declined(7, reason="no money")
 
 
 fail_at: set[str] = set()
@@ -164,6 +186,20 @@ async def test_an_error_that_cannot_be_restored_stands_in_with_its_type(tmp_path
         fail_at.clear()
         await run.again(caught)
     assert seen == ["Untransferable: left right", "StepFailed: left right"]
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_an_error_with_a_constructor_of_its_own_is_raised_again_as_itself(pool: str) -> None:
+    @flow
+    async def careful() -> list[Any]:
+        try:
+            await (declines.run() if pool == "thread" else declines_elsewhere.run())
+        except Declined as error:
+            await sleep("1h")
+            return [str(error), error.code, hasattr(error, "lock")]
+        return []
+
+    assert run(careful).result == ["7: no money", 7, False]
 
 
 async def test_a_wrapped_step_error_still_runs_its_step_again(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from turnout.service import logs
-from turnout.service.errors import NotKept, TurnoutError
+from turnout.service.errors import NotKept, TurnoutError, portable
 from turnout.service.flow import SOURCE
 from turnout.service.project.loader import PACKAGE, load_file
 
@@ -263,7 +263,7 @@ def _perform(place: Place, inner: bytes) -> tuple[str, bytes | None, str]:
     except MemoryError:
         return _NO_MEMORY
     except BaseException as error:  # noqa: BLE001  the author's code; sys.exit() too is an answer
-        return "error", _pickled_error(error), _described(error)
+        return "error", portable(error), _described(error)
     try:
         return "result", pickle.dumps(value, protocol=5), ""
     except MemoryError:
@@ -284,15 +284,6 @@ def _find(file: str | None, source: bytes | None, module: str, qualname: str) ->
         found if inspect.isfunction(found) else getattr(found, "function", found)
     )
     return function
-
-
-def _pickled_error(error: BaseException) -> bytes | None:
-    try:
-        content = pickle.dumps(error, protocol=5)
-        back = pickle.loads(content)
-    except Exception:  # noqa: BLE001  an error with a constructor of its own often cannot travel
-        return None
-    return content if type(back) is type(error) else None
 
 
 def _described(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from turnout.service.errors import (
     NotKept,
     StepFailed,
     message_of,
+    portable,
 )
 from turnout.service.governance import secrets
 from turnout.service.journal.records import StepRecord
@@ -117,13 +118,10 @@ def describe(error: BaseException) -> RunError:
 
 def keep(error: Exception, max_bytes: int) -> bytes | None:
     """Return an error in a form that is raised again as itself, or None."""
-    try:
-        data = pickle.dumps(error, protocol=5)
-        back = pickle.loads(data)
-    except Exception:  # noqa: BLE001  an error with a constructor of its own often cannot
+    data = portable(error)
+    if data is None or len(data) > max_bytes or secrets.find_live(data):
         return None
-    same = type(back) is type(error) and message_of(back) == message_of(error)
-    return data if same and len(data) <= max_bytes and not secrets.find_live(data) else None
+    return data
 
 
 def restore(known: StepRecord) -> BaseException:
