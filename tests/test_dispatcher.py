@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
+import time
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -332,6 +334,53 @@ async def test_stopping_hands_back_what_does_not_end_and_spends_no_attempt(tmp_p
     async with running(tmp_path, [patient]) as service:
         run = await service.finished(receipt.runs[0])
         assert (run.state, run.attempts, run.crashes) == (RunState.SUCCEEDED, 1, 0)
+
+
+async def test_a_stop_is_no_end_for_a_finally_nor_for_a_thread_that_was_told(
+    tmp_path: Path,
+) -> None:
+    on_loop, in_thread = asyncio.Event(), threading.Event()
+    done: list[str] = []
+    block = True
+
+    @task
+    def clean_up(flow: str) -> None:
+        done.append(f"clean up {flow}")
+
+    @task
+    def works() -> str:
+        in_thread.set()
+        while block and not current().cancelled:
+            time.sleep(0.001)
+        return "half" if block else "whole"
+
+    @flow
+    async def on_the_loop() -> None:
+        try:
+            on_loop.set()
+            if block:
+                await asyncio.Event().wait()
+        finally:
+            await clean_up.run("on_the_loop")
+
+    @flow
+    def in_a_thread() -> str:
+        try:
+            return works()
+        finally:
+            clean_up("in_a_thread")
+
+    flows: list[Flow[..., Any]] = [on_the_loop, in_a_thread]
+    async with running(tmp_path, flows, grace=timedelta(milliseconds=50)) as service:
+        receipt = await service.send()
+        await on_loop.wait()
+        await asyncio.to_thread(in_thread.wait, 10)
+    assert done == []
+    block = False
+    async with running(tmp_path, flows) as service:
+        runs = [await service.finished(run_id) for run_id in receipt.runs]
+    assert [run.result for run in runs] == [None, b'"whole"']
+    assert sorted(done) == ["clean up in_a_thread", "clean up on_the_loop"]
 
 
 async def test_a_cancelled_run_stops_at_its_next_await(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ class Attempts:
     def cancel_all(self) -> None:
         """Stop every attempt at its next await; each run is handed back."""
         for attempt in list(self._running.values()):
+            attempt.claim.released = True
             attempt.cancel()
 
     async def abandon(self) -> int:

@@ -194,6 +194,7 @@ class Claim:
     (by step) nothing has come for, `ended` the children that have ended since (large results must
     be read). `changed` are the steps this attempt records, `kept_bytes` is the size of what is
     `recorded`. `progress` is the attempt's own note to the next one, which may not get it.
+    `released` says that the run is handed back: no step of this attempt starts any more.
     """
 
     run_seq: int
@@ -218,6 +219,7 @@ class Claim:
     changed: set[str] = field(default_factory=set)
     progress: dict[str, Any] = field(default_factory=dict)
     kept_bytes: int = 0
+    released: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

@@ -126,8 +126,8 @@ class Call:
     def recorded(self) -> StepRecord | None:
         """Return the fact an earlier attempt left, or None when the task is to run now."""
         known = self.context.claim.recorded.get(self.key)
-        if self.context.over and (known is None or known.superseded or known.state in _OPEN):
-            stop_if_over(self.context)
+        if self.context.over or self.context.claim.released:
+            self._stop_if_over(known)
         if known is None:
             if self.context.trail is not None:
                 self.context.trail.refuse(self.key)
@@ -140,6 +140,13 @@ class Call:
             self.not_before = None if at is None else datetime.fromisoformat(at)
             return None
         return known
+
+    def _stop_if_over(self, known: StepRecord | None) -> None:
+        """Raise `CancelledError` instead of starting a step where none starts any more."""
+        if known is None or known.superseded or known.state in _OPEN:
+            if self.context.claim.released:  # a `finally` on the way out: the run goes on later
+                raise asyncio.CancelledError("the run is handed back")
+            stop_if_over(self.context)
 
     def recall(self, known: StepRecord) -> Any:
         """Return the recorded result, or raise the recorded error as it was raised then."""
@@ -418,6 +425,7 @@ def run_in_thread(call: Call) -> Any:
         try:
             with inside(call.scope, call.key):
                 value = _call_in_thread(call)
+            pools.in_thread()  # raises: what a thread returns that was told to stop is no result
             record = call.succeeded(value)
         except Exception as error:  # noqa: BLE001  a task is the author's code
             failure, delay = error, call.delay(error)
