@@ -1,9 +1,17 @@
-"""How a flow is tested: run as it would run, killed at every step, in no time."""
+"""How a flow is tested: run as it would run, killed at every step, in no time.
+
+Run it beside the flows: `python -m pytest tests`.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from trip import trip
 
-from turnout.testing import run, serve, webhook_event
+from turnout.testing import run, webhook_event
+
+pytest_plugins = ["turnout.testing.fixture"]
 
 WANTED = {"traveller": "t-1", "flight": "TX 1", "hotel": "Sea View"}
 
@@ -16,9 +24,8 @@ def test_a_crash_changes_nothing(crash_at: int | None) -> None:
     assert [each.rsplit("-", 1)[0] for each in result.result] == ["flight-TX 1", "hotel-Sea View"]
 
 
-async def test_the_flight_is_given_back_when_the_hotel_is_full() -> None:
-    async with serve(trip) as service:
-        event = webhook_event(trip, WANTED | {"hotel": "Full House"})
-        (result,) = await service.emit(event)
-        assert result.state == "failed"
-        assert result.steps["~undo[0]/give_back#1"].state == "succeeded"
+def test_the_flight_is_given_back_when_the_hotel_is_full(flows: Callable[..., Any]) -> None:
+    service = flows(trip)
+    (result,) = service.emit(webhook_event(trip, WANTED | {"hotel": "Full House"}))
+    assert result.state == "failed"
+    assert result.steps["~undo[0]/give_back#1"].state == "succeeded"
