@@ -7,18 +7,18 @@ import gc
 import threading
 import time
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from tests.running import Running, eventually, running
-from turnout import Fail, Skip, current, flow, gather, limit, retry, task
+from turnout import Fail, Skip, current, flow, gather, limit, retry, sleep, task
 from turnout.service.dispatch.lane import WINDOW
 from turnout.service.event import Event
 from turnout.service.flow import Flow
-from turnout.service.journal.records import Filter
+from turnout.service.journal.records import Filter, Queued
 from turnout.service.run import RunState
 
 
@@ -537,6 +537,38 @@ async def test_a_backlog_stays_in_the_journal(tmp_path: Path) -> None:
         await service.all_finished()
         runs = await service.process.journal.runs(Filter(limit=10_000))
         assert len({run.id for run in runs}) == WINDOW * 8
+
+
+async def test_a_run_claimed_while_the_due_ones_are_read_is_not_lined_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    awake, gate = asyncio.Event(), asyncio.Event()
+
+    @flow(ordered_by=lambda event: "key")
+    async def naps(event: Event) -> str:
+        await sleep("20ms")
+        awake.set()
+        await gate.wait()
+        await sleep("20ms")
+        return "rested"
+
+    async with running(tmp_path, [naps]) as service:
+        read = service.process.journal.due
+        before: list[list[Queued]] = []
+
+        async def read_slowly(at: datetime, limit: int) -> list[Queued]:
+            if before:  # the look behind the one that found it, while it was not claimed yet
+                await awake.wait()
+                asyncio.get_running_loop().call_later(0.02, gate.set)
+                return before.pop()
+            found = await read(at, limit)
+            if found and not awake.is_set():
+                before.append(found)
+            return found
+
+        monkeypatch.setattr(service.process.journal, "due", read_slowly)
+        run = await service.finished((await service.send(1)).runs[0])
+        assert run.result == b'"rested"'
 
 
 async def test_a_sender_waits_for_room_only_while_runs_get_on(tmp_path: Path) -> None:

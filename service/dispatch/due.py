@@ -46,8 +46,9 @@ class DueRuns:
         while True:
             self._sooner.clear()
             known = self._queues.lined_up
+            before = known.copy()  # one claimed meanwhile was due when the journal was read
             rows = await self._journal.due(self._now(), len(known) + BATCH)
-            fresh = [row for row in rows if row.seq not in known]
+            fresh = [row for row in rows if row.seq not in known and row.seq not in before]
             for row in fresh:
                 lane = self._queues.find(row.flow)
                 if lane is None:
