@@ -1,11 +1,12 @@
 """Counters and histograms of the hot path: plain numbers, read when Prometheus scrapes.
 
-An update takes a quarter of a microsecond; through the client library's own classes, which these
-replace where every event and step counts, it took one to two. Safe to update from any thread.
+An update takes 0.15 to 0.23 µs, where one of the client library's own classes, which these replace
+where every event and step counts, took 0.24 to 0.55. Safe to update from any thread.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -84,8 +85,9 @@ class _Family(Collector, Generic[M]):
         """Return the family without its meters."""
         return [self._empty()]
 
+    @abstractmethod
     def _empty(self) -> CounterMetricFamily | HistogramMetricFamily:
-        raise NotImplementedError
+        """Return the family to fill."""
 
 
 class CounterFamily(_Family[Counter]):
