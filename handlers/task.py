@@ -17,7 +17,7 @@ from turnout.service import pools
 from turnout.service.errors import MisplacedTask, SetupError
 from turnout.service.flow import Pool
 from turnout.service.retry import RetryPolicy
-from turnout.service.steps import mapping, step
+from turnout.service.steps import in_thread, mapping, step
 from turnout.service.steps.caching import CachePolicy
 from turnout.service.steps.context import here
 from turnout.service.steps.step import NO_FALLBACK, Call, Task
@@ -69,7 +69,7 @@ class SyncTask(Task[R], Generic[P, R]):
             value = self.function(*args, **kwargs)
             return value
         self._refuse_loop("run(…)")
-        value = step.run_in_thread(Call(self, scope, scope.take(self.name), args, kwargs))
+        value = in_thread.run(Call(self, scope, scope.take(self.name), args, kwargs))
         return value
 
     def run(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:

@@ -5,8 +5,8 @@ running anything. A new step runs under the task's own retries and timeout, and 
 durable before the caller sees it: so the next step cannot start before. An error that escapes the
 flow is marked with its step (`step_of`), which the next attempt then runs again (decision 16).
 
-Inside a step everything is one piece: tasks it calls are plain calls. Not here: the retries of a
-flow, and what an attempt comes to (`executor`).
+Inside a step everything is one piece: tasks it calls are plain calls. Not here: steps of `def`
+flows (`in_thread`), the retries of a flow, and what an attempt comes to (`executor`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import Any, Generic, TypeVar
 
 import orjson
 
-from turnout.service import pools
 from turnout.service.errors import (
     ClaimLost,
     CodeChanged,
@@ -338,10 +337,10 @@ async def run(call: Call) -> Any:
     known = call.recorded()
     if known is not None:
         return call.recall(known) if known.spilled is None else await call.recall_spilled(known)
-    return await (_perform(call) if call.task.cache is None else _use_cache(call, call.task.cache))
+    return await (_perform(call) if call.task.cache is None else use_cache(call, call.task.cache))
 
 
-async def _use_cache(call: Call, policy: CachePolicy) -> Any:
+async def use_cache(call: Call, policy: CachePolicy) -> Any:
     """Take the result another call with equal input left, or do the work and leave it."""
     journal, task, now = call.services.journal, call.task, call.services.now
     tenant = call.context.claim.event.tenant
@@ -404,40 +403,11 @@ async def _perform(call: Call) -> Any:
         finally:
             pools.steps -= 1
         if delay is None:
-            return await _end(call, failure)
+            return await end(call, failure)
         await call.keep(call.failed(failure, again_in=delay))
 
 
-def run_in_thread(call: Call) -> Any:
-    """Run one step in the flow's own thread; only its record goes over the loop."""
-    known = call.recorded()
-    if known is not None:
-        spilled = known.spilled is not None
-        return pools.on_loop(call.recall_spilled(known)) if spilled else call.recall(known)
-    if call.task.cache is not None:
-        return pools.on_loop(_use_cache(call, call.task.cache))
-    if call.context.marks:
-        pools.on_loop(settle(call.context))
-    while True:
-        if call.not_before is not None:
-            pools.on_loop(call.rest())
-        call.begin()
-        try:
-            with inside(call.scope, call.key):
-                value = _call_in_thread(call)
-            pools.in_thread()  # raises: what a thread returns that was told to stop is no result
-            record = call.succeeded(value)
-        except Exception as error:  # noqa: BLE001  a task is the author's code
-            failure, delay = error, call.delay(error)
-        else:
-            pools.on_loop(call.keep(record))
-            return value
-        if delay is None:
-            return pools.on_loop(_end(call, failure))
-        pools.on_loop(call.keep(call.failed(failure, again_in=delay)))
-
-
-async def _end(call: Call, failure: Exception) -> Any:
+async def end(call: Call, failure: Exception) -> Any:
     """End a step that has no try left: with its task's fallback if there is one, else raise."""
     if call.task.fallback is not NO_FALLBACK and not isinstance(failure, FINAL):
         failures.mark(failure, call.key)
@@ -468,28 +438,3 @@ async def _fallback(call: Call, failure: Exception) -> Any:
             name=f"the fallback of task {task.name!r}",
             lane="step",
         )
-
-
-def _call_in_thread(call: Call) -> Any:
-    task = call.task
-    if task.pool == "process":
-        return pools.on_loop(
-            call.services.pools.call(
-                task.function,
-                call.args,
-                call.kwargs,
-                pool="process",
-                timeout_seconds=task.timeout_seconds,
-                name=task.words,
-            )
-        )
-    seconds = task.timeout_seconds
-    if seconds is None:
-        return task.function(*call.args, **call.kwargs)
-    started = time.perf_counter()
-    with pools.told_after(seconds):
-        value = task.function(*call.args, **call.kwargs)
-    if time.perf_counter() - started > seconds:
-        # The thread cannot be stopped; the promise is that a late result is not used.
-        raise TimeoutError(f"task {task.name!r} did not end within its timeout of {seconds:g}s")
-    return value

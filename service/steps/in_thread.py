@@ -1,0 +1,68 @@
+"""Steps of `def` flows: the task runs in the flow's own thread, only its record goes over the loop.
+
+The rules are those of `step`; what differs is who waits for whom.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from turnout.service import pools
+
+from .context import inside
+from .step import Call, end, settle, use_cache
+
+
+def run(call: Call) -> Any:
+    """Run one step in the flow's own thread; only its record goes over the loop."""
+    known = call.recorded()
+    if known is not None:
+        spilled = known.spilled is not None
+        return pools.on_loop(call.recall_spilled(known)) if spilled else call.recall(known)
+    if call.task.cache is not None:
+        return pools.on_loop(use_cache(call, call.task.cache))
+    if call.context.marks:
+        pools.on_loop(settle(call.context))
+    while True:
+        if call.not_before is not None:
+            pools.on_loop(call.rest())
+        call.begin()
+        try:
+            with inside(call.scope, call.key):
+                value = _work(call)
+            pools.in_thread()  # raises: what a thread returns that was told to stop is no result
+            record = call.succeeded(value)
+        except Exception as error:  # noqa: BLE001  a task is the author's code
+            failure, delay = error, call.delay(error)
+        else:
+            pools.on_loop(call.keep(record))
+            return value
+        if delay is None:
+            return pools.on_loop(end(call, failure))
+        pools.on_loop(call.keep(call.failed(failure, again_in=delay)))
+
+
+def _work(call: Call) -> Any:
+    task = call.task
+    if task.pool == "process":
+        return pools.on_loop(
+            call.services.pools.call(
+                task.function,
+                call.args,
+                call.kwargs,
+                pool="process",
+                timeout_seconds=task.timeout_seconds,
+                name=task.words,
+            )
+        )
+    seconds = task.timeout_seconds
+    if seconds is None:
+        return task.function(*call.args, **call.kwargs)
+    started = time.perf_counter()
+    with pools.told_after(seconds):
+        value = task.function(*call.args, **call.kwargs)
+    if time.perf_counter() - started > seconds:
+        # The thread cannot be stopped; the promise is that a late result is not used.
+        raise TimeoutError(f"task {task.name!r} did not end within its timeout of {seconds:g}s")
+    return value
