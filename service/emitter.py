@@ -73,7 +73,7 @@ class TriggerEmitter:
         self._tells_sender = isinstance(trigger, CalledTrigger | TellsSender)
         self.has_effect = isinstance(trigger, EndsEvents) and trigger.has_effect
         self._latest: Sequence[AnyFlow] = ()  # that an event was for
-        self._taken = 0
+        self._pull = dispatcher.pull()
         self._closed: str | None = None
         self._paused = False
         self._pause_words = f"trigger {trigger.name!r} is paused"
@@ -139,7 +139,7 @@ class TriggerEmitter:
     ) -> asyncio.Future[Sequence[Receipt]]:
         """Write what was routed; the answer comes once it is on disk and its runs may start."""
         for one in routed:
-            self._latest = one.flows
+            self._latest = one.flows or self._latest
             for run, flow in zip(one.entry.runs, one.flows, strict=True):
                 self._dispatcher.reserve(run, flow)
         try:
@@ -226,9 +226,9 @@ class TriggerEmitter:
         self._paused = paused
         self._show_up()
 
-    async def room(self) -> None:
-        """Wait a moment for room in memory, where runs get on; see `service.trigger.Emitter`."""
-        self._taken = await self._dispatcher.room(self._latest, self._taken)
+    async def room(self) -> int:
+        """Wait for room, where runs get on, and say for how much; see `service.trigger.Emitter`."""
+        return await self._pull.room([flow.name for flow in self._latest])
 
     async def positions(self) -> dict[str, str]:
         """Return every stored position of this trigger."""

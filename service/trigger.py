@@ -56,11 +56,12 @@ class Emitter(Protocol):
         `JournalFull` or `JournalBroken`, having stored nothing: do not acknowledge.
         """
 
-    async def room(self) -> None:
-        """Wait while runs of what was emitted get on and more would not be held in memory.
+    async def room(self) -> int:
+        """Wait while runs of what was emitted get on, and return how many events had best come.
 
-        At most 0.2 s: for a trigger whose source keeps what is not read yet. Reading ahead of
-        memory loses nothing, but each run is then read back from the journal.
+        At most 0.2 s and from 1 to 128, for a trigger whose source keeps what is not read yet: a
+        run whose event comes when a slot is free costs less than one that has to queue. To bring
+        more loses nothing.
         """
 
     async def positions(self) -> dict[str, str]:

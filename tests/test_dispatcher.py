@@ -571,29 +571,6 @@ async def test_a_run_claimed_while_the_due_ones_are_read_is_not_lined_up_again(
         assert run.result == b'"rested"'
 
 
-async def test_a_sender_waits_for_room_only_while_runs_get_on(tmp_path: Path) -> None:
-    gate = asyncio.Event()
-
-    @flow(concurrency=1)
-    async def slow(event: Event) -> None:
-        await gate.wait()
-
-    async with running(tmp_path, [slow]) as service:
-        await service.send(1)
-        await service.send(2)
-        hold_windows_only(service)
-        loop, dispatcher = asyncio.get_running_loop(), service.process.dispatcher
-        taken = await dispatcher.room([slow], -1)
-        asked = loop.time()
-        assert await dispatcher.room([slow], taken) == taken
-        assert loop.time() - asked < 0.01, "nothing gets on: what comes is for the journal"
-        gate.set()
-        await service.all_finished()
-        asked = loop.time()
-        assert await dispatcher.room([slow], taken) > taken
-        assert 0.01 < loop.time() - asked < 0.1, "one look later nothing has got on"
-
-
 async def test_a_flow_whose_runs_came_while_every_slot_was_taken_has_its_turn(
     tmp_path: Path,
 ) -> None:

@@ -36,7 +36,6 @@ from turnout.service.steps.context import current
 from turnout.service.units import utc_now
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as make_trigger
-from turnout.triggers.kafka.reading import MAX_RECORDS
 from turnout.triggers.kafka.record import bytes_of
 from turnout.triggers.kafka.salvage import read
 
@@ -405,7 +404,7 @@ async def test_more_at_hand_than_one_turn_takes_is_read_to_the_end(kafka: Broker
     topic = await kafka.create_topic(partitions=2)
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
     emit = emitter_for(kafka)
-    count = 20 * MAX_RECORDS
+    count = 20_000
     for part in range(2):
         await kafka.send(topic, [b"%d" % n for n in range(count // 2)], partition=part)
     async with watch(trigger, emit):

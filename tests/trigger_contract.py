@@ -99,8 +99,9 @@ class RecordingEmitter:
             conflict=first.body != event.body,
         )
 
-    async def room(self) -> None:
+    async def room(self) -> int:
         """There is always room here."""
+        return 100
 
     async def positions(self) -> dict[str, str]:
         return dict(self.stored_positions)

@@ -75,6 +75,14 @@ class Admission:
             new.holders.setdefault(key, holder)
         self._flows[was] = new
 
+    def slots(self, flow: str) -> tuple[int, int]:
+        """Return how many more runs of a flow could start, keys apart, and how many it runs."""
+        counts = self._flows[flow]
+        free = self.free
+        if counts.count is not None and not counts.per_key:
+            free = min(free, counts.count - counts.running)
+        return free, counts.running
+
     def held_slots(self) -> dict[str, int]:
         """Return how many slots each flow holds."""
         return {counts.flow: counts.running for counts in self._flows.values()}

@@ -27,6 +27,7 @@ from .admission import NEWBORN, RUNNING, Admission
 from .attempts import Attempts, Ended, until_writable
 from .due import DueRuns
 from .executor import Executor
+from .pull import Pull
 from .queues import Queues
 
 KEPT_BODY_BYTES = 8 * 1024
@@ -57,7 +58,6 @@ class Dispatcher:
         self._due = DueRuns(journal, self._queues, now=now)
         self._work = self._queues.work
         self._claiming: set[int] = set()
-        self._unborn = 0  # runs that will be running once their commit is through
         self._stopping = False
         self._quiet = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -118,14 +118,14 @@ class Dispatcher:
             is None
         ):
             run.state = RunState.RUNNING
-            self._unborn += 1
+            lane.starting += 1
         else:
             lane.arriving += 1
 
     def unreserve(self, run: NewRun) -> None:
         """Take back a reservation: the run was not written."""
         if run.state is RunState.RUNNING:
-            self._unborn -= 1
+            self._queues.lane(run.flow).starting -= 1
             self._queues.release(run.flow, run.order_key, run.limit_key, suspect=False)
             self._work.set()
         elif run.state is RunState.QUEUED:
@@ -136,7 +136,8 @@ class Dispatcher:
     ) -> None:
         """Start, or line up, a run that is now on disk."""
         if run.state is RunState.RUNNING:
-            self._unborn -= 1
+            self._queues.lane(run.flow).starting -= 1
+            self._queues.moved.set()
             self._start(self._first_claim(run, event, stored, arguments))
         elif run.state is RunState.QUEUED:
             lane = self._queues.lane(run.flow)
@@ -154,9 +155,9 @@ class Dispatcher:
                 )
             )
 
-    async def room(self, flows: Iterable[AnyFlow], taken: int) -> int:
-        """Wait a moment for room in memory for what these flows are sent; see `Queues.room`."""
-        return await self._queues.room((flow.name for flow in flows), taken)
+    def pull(self) -> Pull:
+        """Return what paces a trigger whose source keeps what is not read yet."""
+        return Pull(self._queues, self._admission)
 
     def _first_claim(
         self, run: NewRun, event: Event, stored: Appended, arguments: Mapping[str, Any] | None
@@ -239,7 +240,7 @@ class Dispatcher:
         return stuck
 
     async def _until_idle(self) -> None:
-        while self._attempts or self._claiming or self._unborn:
+        while self._attempts or self._queues.starting:
             self._work.clear()
             await self._work.wait()
 
@@ -261,6 +262,8 @@ class Dispatcher:
 
     async def _claim(self, chosen: list[Queued]) -> None:
         self._claiming.update(run.seq for run in chosen)
+        for run in chosen:
+            self._queues.lane(run.flow).starting += 1
         try:
             claims = await self._journal.claim(
                 [run.seq for run in chosen],
@@ -277,6 +280,8 @@ class Dispatcher:
             return
         finally:
             self._claiming.clear()
+            for run in chosen:
+                self._queues.lane(run.flow).starting -= 1
         for run in chosen:
             self._queues.lined_up.discard(run.seq)
         taken = {claim.run_seq for claim in claims}

@@ -53,9 +53,10 @@ class Lane:
     """The in-memory head of a flow's queue.
 
     `ready` runs go first: due retries, and runs whose key became free. `cursor` is the last queued
-    row seen; `unread` says that the journal may hold rows behind it. `arriving` counts births whose
-    commit is on its way. `epoch` grows with `forget_all`: what was read before it does not count.
-    `taken` counts the runs that were taken from the window.
+    row seen; `unread` says that the journal may hold rows behind it. `arriving` counts runs on
+    their way to disk as queued, `starting` those on their way to disk as running. `epoch` grows
+    with `forget_all`: what was read before it does not count. `taken` counts the runs that were
+    taken from the window.
     """
 
     flow: str
@@ -66,6 +67,7 @@ class Lane:
     reading: bool = False
     epoch: int = 0
     arriving: int = 0
+    starting: int = 0
     ready: deque[Queued] = field(default_factory=deque)
     window: deque[Queued] = field(default_factory=deque)
     parked: dict[Key, deque[Queued]] = field(default_factory=dict)

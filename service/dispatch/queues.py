@@ -15,21 +15,20 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Queued
 
 from .admission import Admission, Block
-from .lane import MEMORY_BYTES, WINDOW, Key, Lane, Memory
-
-_LOOK_SECONDS = 0.02
-_ROOM_LOOKS = 10
+from .lane import WINDOW, Key, Lane, Memory
 
 
 class Queues:
     """The lanes of all flows; `work` is set whenever some run may be able to start.
 
+    `moved` is set whenever a run was born running or gave back its slot.
     `lined_up` are the runs in memory that were due: the journal goes on naming them until they
     are claimed.
     """
 
     def __init__(self, journal: Journal, admission: Admission) -> None:
         self.work = asyncio.Event()
+        self.moved = asyncio.Event()
         self.lined_up: set[int] = set()
         self._journal = journal
         self._admission = admission
@@ -76,6 +75,7 @@ class Queues:
             self.forget(was)
             self._awake.pop(was, None)
             new.arriving += old.arriving
+            new.starting += old.starting
             self._lanes[was] = new
         self._admission.adopt(was, name)
 
@@ -86,6 +86,11 @@ class Queues:
             self.lined_up.difference_update(row.seq for row in lane.rows())
             lane.forget_all()
             self.wake(lane)
+
+    @property
+    def starting(self) -> int:
+        """How many runs will be running once the commit that makes them so is through."""
+        return sum(lane.starting for lane in self._lanes.values())
 
     # ------------------------------------------------------------ coming in
 
@@ -101,20 +106,6 @@ class Queues:
         self._awake[lane.flow] = lane
         if self._admission.free > 0:
             self.work.set()
-
-    async def room(self, flows: Iterable[str], taken: int) -> int:
-        """Wait for room in memory for what these flows are sent, as long as their runs get on.
-
-        A moment at most. What is sent later finds its place in memory, and is not read back. Give
-        back what the last call returned: how many runs had been taken then.
-        """
-        lanes = [self._lanes[flow] for flow in flows]
-        for _ in range(_ROOM_LOOKS):
-            before, taken = taken, sum(lane.taken for lane in lanes)
-            if taken == before or self._memory.left > MEMORY_BYTES // 2:
-                break
-            await asyncio.sleep(_LOOK_SECONDS)
-        return taken
 
     def due(self, run: Queued, lane: Lane) -> None:
         """Take in a run that is due: it goes first."""
@@ -216,6 +207,7 @@ class Queues:
             lane, run = self._suspects.pop(0)
             lane.ready.append(run)
             self.wake(lane)
+        self.moved.set()
         lane = self._lanes[flow]
         if not lane.empty:
             self.wake(lane)

@@ -57,13 +57,10 @@ log = get_logger("turnout.triggers")
 
 Batch = Mapping[TopicPartition, Sequence[Any]]
 
-MAX_RECORDS = 1000
-"""Records of one transaction: more are hardly faster, and others wait for the loop meanwhile."""
-
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 2.0
 DRAIN_SECONDS = 5.0
-_TURN_BATCHES = 16  # then another member of this process that reads for the trigger has its turn
+_TURN_RECORDS = 10_000  # then another member of this process has its turn at the trigger
 _REFUSED_SECONDS = (0.2, 5.0)
 
 # What one bad record raises, out of a call that has read others of other partitions by then.
@@ -155,17 +152,17 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
                 await self._place()
             self._resume_when_due()
             try:
-                batch = await self._fetch(POLL_SECONDS)
+                batch = await self._fetch(POLL_SECONDS, await self._emit.room())
                 if batch:
                     await self._take(batch)
             except _Stumbled as stumbled:
                 await self._get_up(stumbled.__cause__)
 
-    async def _fetch(self, seconds: float) -> Batch:
+    async def _fetch(self, seconds: float, most: int) -> Batch:
         """Poll, also while everything is paused: a member that does not poll is thrown out."""
         try:
             found: Batch = await self.consumer.getmany(
-                timeout_ms=int(seconds * 1000), max_records=MAX_RECORDS
+                timeout_ms=int(seconds * 1000), max_records=most
             )
         except NoOffsetForPartitionError:
             return {}  # of a partition that has no place yet
@@ -221,23 +218,21 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
     ) -> None:
         """Write a batch, and go on while there are more at hand."""
         handed: dict[TopicPartition, Place] = {}
-        left = _TURN_BATCHES
-        # What was fetched is not fetched again: it is written, or a placing goes back to it.
-        while batch and await self._may_go_on():
+        left = _TURN_RECORDS
+        while batch and not self._leaving:
             share = self._share(batch, ends, handed)
             if share.places:
                 handed |= share.places
                 self._idle.clear()
                 await writing.add(partial(self._write, share))
-            left -= 1
-            if ends or self._unplaced or not left:
+            left -= sum(map(len, batch.values()))
+            if ends or self._unplaced or left <= 0:
                 return
-            batch = await self._fetch(0)
-
-    async def _may_go_on(self) -> bool:
-        """Wait for room; a rebalance that began meanwhile waits for nothing that is not begun."""
-        await self._emit.room()
-        return not self._leaving
+            most = await self._emit.room()
+            if self._leaving:
+                return  # a rebalance that began meanwhile waits for nothing that is not begun
+            # What is fetched is not fetched again: it is written, or a placing goes back to it.
+            batch = await self._fetch(0, most)
 
     def _share(
         self,
