@@ -113,6 +113,27 @@ async def test_a_reload_gives_the_runs_of_the_old_name_to_the_new_one(tmp_path: 
         assert slots == {"new": 0}
 
 
+async def test_a_run_that_outlasts_two_new_names_gives_its_slot_and_its_key_back(
+    tmp_path: Path,
+) -> None:
+    seen: list[Any] = []
+    gate = asyncio.Event()
+    async with running(tmp_path, [make_flow("first", seen, gate)]) as service:
+        await send(service, "webhook:/orders", {"key": "k", "n": 0})
+
+        async def started() -> bool:
+            return len(seen) == 1
+
+        await eventually(started)
+        await reload(service, make_flow("second", seen, gate, was="first"))
+        await reload(service, make_flow("third", seen, gate, was="second"))
+        await send(service, "webhook:/orders", {"key": "k", "n": 1})
+        gate.set()
+        await service.all_finished()
+        assert seen == [("first", 0), ("third", 1)]
+        assert service.process.dispatcher._admission.held_slots() == {"third": 0}
+
+
 @pytest.mark.parametrize(
     ("end", "on_dead", "held"),
     [("again", "continue", True), ("die", "block", True), ("die", "continue", False)],

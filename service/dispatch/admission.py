@@ -73,7 +73,9 @@ class Admission:
             new.by_key[key] = new.by_key.get(key, 0) + count
         for key, holder in old.holders.items():
             new.holders.setdefault(key, holder)
-        self._flows[was] = new
+        for name_before, counts in self._flows.items():
+            if counts is old:  # also by names from before `was`: their runs may still be running
+                self._flows[name_before] = new
 
     def slots(self, flow: str) -> tuple[int, int]:
         """Return how many more runs of a flow could start, keys apart, and how many it runs."""

@@ -76,7 +76,9 @@ class Queues:
             self._awake.pop(was, None)
             new.arriving += old.arriving
             new.starting += old.starting
-            self._lanes[was] = new
+            for name_before, lane in self._lanes.items():
+                if lane is old:  # also by names from before `was`: their runs may still be running
+                    self._lanes[name_before] = new
         self._admission.adopt(was, name)
 
     def forget(self, flow: str) -> None:
