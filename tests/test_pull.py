@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import Running, make_event, running
+from tests.running import Running, eventually, make_event, running
 from turnout import flow, limit
 from turnout.service.dispatch.lane import Lane
 from turnout.service.dispatch.pull import MOST
@@ -135,3 +135,30 @@ async def test_where_nothing_gets_on_nothing_is_waited_for(tmp_path: Path, slots
         gate.set()
         await service.all_finished()
         assert await service.emitter.room() == (64 if slots == 64 else MOST)
+
+
+@pytest.mark.parametrize("stands", [True, False])
+async def test_a_flow_with_nothing_to_do_does_not_wait_for_one_that_has_enough(
+    tmp_path: Path, stands: bool
+) -> None:
+    gate, done = asyncio.Event(), 0
+
+    @flow
+    async def quick(event: Event) -> None:
+        nonlocal done
+        done += 1
+
+    @flow(concurrency=1)
+    async def slow(event: Event) -> None:
+        await (gate.wait() if stands else asyncio.sleep(0.002))
+
+    async def all_quick() -> bool:
+        return done == 500 and not service.process.dispatcher._queues.starting
+
+    async with running(tmp_path, [quick, slow], concurrency=50) as service:
+        await feed(service, 500, asks=False)
+        await eventually(all_quick)
+        for _ in range(3):
+            assert queue_of(service, "slow").window
+            assert 20 <= await service.emitter.room() <= 25
+        gate.set()

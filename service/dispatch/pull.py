@@ -10,6 +10,7 @@ waited for: the journal is the queue then.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -34,7 +35,7 @@ class Pull:
         self._queues = queues
         self._admission = admission
         self._taken = 0
-        self._refills = 0
+        self._refills: Counter[str] = Counter()
 
     async def room(self, flows: Sequence[str]) -> int:
         """Wait for room while runs of these flows get on, 0.2 s at most; say for how many."""
@@ -47,7 +48,7 @@ class Pull:
             most = self._most(lanes)
             if most:
                 return most
-            if _queued(lanes) and taken == self._taken:
+            if taken == self._taken and any(map(_queued, lanes)):
                 break
             moved = await self._moved(_LOOK_SECONDS)
             if not moved or loop.time() - looked > _LOOK_SECONDS:
@@ -56,18 +57,27 @@ class Pull:
         return MOST
 
     def _most(self, lanes: Sequence[Lane]) -> int:
-        """Return how many events had best come now, 0 to wait for more room."""
-        free, busy = self._slots(lanes)
-        queued = _queued(lanes)
+        """Return how many events had best come now, 0 to wait for more room.
+
+        A flow that has enough to do is not asked: none waits for a slower one.
+        """
+        wanted = [self._wanted(lane, len(lanes)) for lane in lanes]
+        return min(filter(None, wanted), default=0)
+
+    def _wanted(self, lane: Lane, of: int) -> int:
+        """Return how many events a lane, one `of` so many, could do with now."""
+        free, busy = self._admission.slots(lane.flow)
+        free = min(free, self._admission.free // of)
+        queued = _queued(lane)
         if not queued and free >= busy and free + busy >= _FEWEST_SLOTS:
-            self._refills = 0
+            self._refills[lane.flow] = 0
             return min(free, MOST)
         if queued:
-            keeps_busy = queued <= (free + busy) // 2 and self._refills % _PROBE
+            keeps_busy = queued <= (free + busy) // 2 and self._refills[lane.flow] % _PROBE
         else:
-            keeps_busy = not any(lane.starting for lane in lanes)
+            keeps_busy = not lane.starting
         if keeps_busy:
-            self._refills += 1
+            self._refills[lane.flow] += 1
             return MOST
         return 0
 
@@ -82,15 +92,9 @@ class Pull:
             return True
         return False
 
-    def _slots(self, lanes: Sequence[Lane]) -> tuple[int, int]:
-        """Return how many events more could start all their runs, and how many runs there are."""
-        slots = [self._admission.slots(lane.flow) for lane in lanes]
-        free = min(self._admission.free // len(lanes), *(free for free, _busy in slots))
-        return free, max(busy for _free, busy in slots)
 
-
-def _queued(lanes: Sequence[Lane]) -> int:
-    return sum(lane.arriving + len(lane.window) + len(lane.ready) for lane in lanes)
+def _queued(lane: Lane) -> int:
+    return lane.arriving + len(lane.window) + len(lane.ready)
 
 
 def _taken(lanes: Sequence[Lane]) -> int:
