@@ -113,7 +113,7 @@ class Calls:
             if stored.duplicate or stored.conflict:
                 self._dispatcher.unreserve(run)
             else:
-                self._dispatcher.born(run, entry.event, stored, arguments)
+                self._dispatcher.born(run, entry.event, stored, arguments, self._now())
         if entry.topics:
             self._dispatcher.look_due()
         return None

@@ -169,9 +169,9 @@ class TriggerEmitter:
             if not answer.done():
                 answer.set_exception(error)
             return
-        receipts, woken = [], False
+        receipts, woken, now = [], False, self._now()
         for one, appended in zip(routed, stored.result(), strict=True):
-            receipts.append(self._receipt(one, appended))
+            receipts.append(self._receipt(one, appended, now))
             woken = woken or bool(one.entry.topics)
         if woken:
             self._dispatcher.look_due()
@@ -184,7 +184,7 @@ class TriggerEmitter:
                 self._dispatcher.unreserve(run)
         self.reject("refused", len(routed))
 
-    def _receipt(self, routed: Routed, stored: Appended) -> Receipt:
+    def _receipt(self, routed: Routed, stored: Appended, now: datetime) -> Receipt:
         runs = routed.entry.runs
         if stored.duplicate or stored.conflict:
             for run in runs:
@@ -193,7 +193,7 @@ class TriggerEmitter:
         else:
             self._accepted.inc()
             for run, arguments in zip(runs, routed.arguments, strict=True):
-                self._dispatcher.born(run, routed.entry.event, stored, arguments)
+                self._dispatcher.born(run, routed.entry.event, stored, arguments, now)
             if self.has_effect and runs and all(run.state is RunState.FAILED for run in runs):
                 self._settled(stored.event_seq)
         return Receipt(

@@ -47,8 +47,8 @@ class RunLog:
 
     __slots__ = ("_bytes", "_lines", "dropped", "fields", "partial")
 
-    def __init__(self, fields: dict[str, Any]) -> None:
-        self.fields = fields
+    def __init__(self, fields: Callable[[], Record]) -> None:
+        self.fields = fields  # asked for by a record: most runs write none
         self.partial = ""
         self.dropped = 0
         self._lines: list[bytes] = []
@@ -159,7 +159,7 @@ class _Sink:
             if (step := ask()) is not None:
                 record.setdefault("step", step)
         stream = self.stream or _raw(sys.stderr)
-        context = {} if run is None else run.fields
+        context = {} if run is None else run.fields()
         try:
             stream.write(self._line(record, context, stream))
             stream.flush()
@@ -228,7 +228,7 @@ def level() -> int:
 def forwarded(level: int, forward: Callable[[bytes], None]) -> Iterator[None]:
     """In a worker process: hand on every record of a call, to be `replay`ed in the service."""
     undo = configure()
-    run = RunLog({})
+    run = RunLog(dict)
     token = running.set(run)
     _sink.level, _sink.forward = level, forward
     try:

@@ -42,7 +42,14 @@ def records(stream: io.StringIO) -> list[dict[str, Any]]:
 
 def in_a_run() -> logs.RunLog:
     return logs.RunLog(
-        {"flow": "bill", "run": "r1", "attempt": 2, "trigger": "t", "event": "e", "tenant": "x"}
+        lambda: {
+            "flow": "bill",
+            "run": "r1",
+            "attempt": 2,
+            "trigger": "t",
+            "event": "e",
+            "tenant": "x",
+        }
     )
 
 

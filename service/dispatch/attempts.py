@@ -170,13 +170,14 @@ class Attempts:
         recorded: Outcome | None = None
         try:
             outcome = await self._execute(attempt, flow)
-            if await self._record(attempt, outcome, started_at):
+            ended_at = await self._record(attempt, outcome, started_at)
+            if ended_at is not None:
                 recorded = outcome
         finally:
             del self._running[claim.run_id]
             self._slots.over(claim, flow, recorded, left=attempt.left)
         outcome = recorded or Outcome(state=RunState.CANCELLED)
-        self._observe(claim, outcome.state, started_at)
+        self._observe(claim, outcome.state, started_at, ended_at or self._now())
         await self._ended(claim, outcome)
 
     async def _execute(self, attempt: _Attempt, flow: AnyFlow | None) -> Outcome:
@@ -198,27 +199,33 @@ class Attempts:
             if attempt.cancelled and attempt.task is not None:
                 attempt.task.uncancel()
 
-    async def _record(self, attempt: _Attempt, outcome: Outcome, started_at: datetime) -> bool:
+    async def _record(
+        self, attempt: _Attempt, outcome: Outcome, started_at: datetime
+    ) -> datetime | None:
+        """Have the outcome on disk; returns the end it tells, None when it no longer counts."""
         claim = attempt.claim
         while True:
             attempt.left = self._slots.leaves(claim)
+            now = self._now()
             try:
-                await self._journal.record(claim, outcome, started_at=started_at, now=self._now())
+                await self._journal.record(claim, outcome, started_at=started_at, now=now)
             except ClaimLost:
-                return False
+                return None
             except JournalFull:
                 if attempt.left:
                     self._slots.stays(claim)
                 await until_writable(self._journal)
             else:
-                return True
+                return now
 
-    def _observe(self, claim: Claim, state: RunState, started_at: datetime) -> None:
+    def _observe(
+        self, claim: Claim, state: RunState, started_at: datetime, ended_at: datetime
+    ) -> None:
         meters = self._meters.get(claim.flow)
         if meters is None:
             meters = self._meters[claim.flow] = _Meters(self._metrics, claim.flow)
         meters.count(state)
-        meters.run_seconds.observe((self._now() - started_at).total_seconds())
+        meters.run_seconds.observe((ended_at - started_at).total_seconds())
         waited = started_at - claim.due_at
         meters.wait_seconds.observe(waited.total_seconds() if waited > _NONE else 0.0)
 

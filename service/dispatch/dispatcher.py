@@ -132,13 +132,18 @@ class Dispatcher:
             self._queues.lane(run.flow).arriving -= 1
 
     def born(
-        self, run: NewRun, event: Event, stored: Appended, arguments: Mapping[str, Any] | None
+        self,
+        run: NewRun,
+        event: Event,
+        stored: Appended,
+        arguments: Mapping[str, Any] | None,
+        now: datetime,
     ) -> None:
-        """Start, or line up, a run that is now on disk."""
+        """Start, or line up, a run that is on disk `now`."""
         if run.state is RunState.RUNNING:
             self._queues.lane(run.flow).starting -= 1
             self._queues.moved.set()
-            self._start(self._first_claim(run, event, stored, arguments))
+            self._start(_first_claim(run, event, stored, arguments, now))
         elif run.state is RunState.QUEUED:
             lane = self._queues.lane(run.flow)
             keeps = lane.takes_arrivals and len(event.body) <= KEPT_BODY_BYTES
@@ -151,32 +156,13 @@ class Dispatcher:
                     limit_key=run.limit_key,
                     due_at=None,
                     suspect=False,
-                    claim=self._first_claim(run, event, stored, arguments) if keeps else None,
+                    claim=_first_claim(run, event, stored, arguments, now) if keeps else None,
                 )
             )
 
     def pull(self) -> Pull:
         """Return what paces a trigger whose source keeps what is not read yet."""
         return Pull(self._queues, self._admission)
-
-    def _first_claim(
-        self, run: NewRun, event: Event, stored: Appended, arguments: Mapping[str, Any] | None
-    ) -> Claim:
-        return Claim(
-            run_seq=run.seq,
-            run_id=run.id,
-            flow=run.flow,
-            event_seq=stored.event_seq,
-            event=event,
-            token=1,
-            attempt=1,
-            crashes=0,
-            replay=run.replay,
-            order_key=run.order_key,
-            limit_key=run.limit_key,
-            due_at=self._now(),
-            arguments=arguments,
-        )
 
     @property
     def running(self) -> frozenset[str]:
@@ -335,3 +321,27 @@ class Dispatcher:
         elif state is RunState.QUEUED and not self._stopping:
             self.look_again(claim.flow)
         self._work.set()
+
+
+def _first_claim(
+    run: NewRun,
+    event: Event,
+    stored: Appended,
+    arguments: Mapping[str, Any] | None,
+    now: datetime,
+) -> Claim:
+    return Claim(
+        run_seq=run.seq,
+        run_id=run.id,
+        flow=run.flow,
+        event_seq=stored.event_seq,
+        event=event,
+        token=1,
+        attempt=1,
+        crashes=0,
+        replay=run.replay,
+        order_key=run.order_key,
+        limit_key=run.limit_key,
+        due_at=now,
+        arguments=arguments,
+    )

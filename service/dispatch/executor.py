@@ -63,7 +63,9 @@ class Executor:
         `is_stopped` tells whether a cancel comes from outside; without it, every one that the task
         was asked for does. Any other is the flow's own doing, and ends its run only.
         """
-        is_stopped = is_stopped or _is_cancelled
+        task = asyncio.current_task()
+        assert task is not None
+        is_stopped = is_stopped or (lambda: task.cancelling() > 0)
         with open_attempt(claim, flow, self._services) as context:
             known = failed_before(claim)
             if known is not None:
@@ -82,8 +84,8 @@ class Executor:
                 outcome = _suspended(context) or self._judge(context, flow, error)
             else:
                 outcome = Outcome(state=RunState.SUCCEEDED, result=result)
-            if _is_cancelled() and not is_stopped():
-                await _forget_cancels()
+            if task.cancelling() and not is_stopped():
+                await _forget_cancels(task)
             return await _finished(context, flow, _suspended(context) or outcome)
 
     async def _call(self, claim: Claim, flow: AnyFlow) -> bytes | None:
@@ -138,15 +140,8 @@ async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Out
     return _with_log(outcome, context)
 
 
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-async def _forget_cancels() -> None:
+async def _forget_cancels(task: asyncio.Task[Any]) -> None:
     """Forget what a flow asked of its own task, so that its outcome can be recorded."""
-    task = asyncio.current_task()
-    assert task is not None
     while task.uncancel():
         pass
     with suppress(asyncio.CancelledError):  # one that was not delivered yet

@@ -221,6 +221,17 @@ class Claim:
     kept_bytes: int = 0
     released: bool = False
 
+    def log_fields(self) -> dict[str, Any]:
+        """Return what every record that the attempt logs carries."""
+        return {
+            "flow": self.flow,
+            "run": self.run_id,
+            "attempt": self.attempt,
+            "trigger": self.event.trigger,
+            "event": self.event.id,
+            "tenant": self.event.tenant,
+        }
+
 
 @dataclass(slots=True, kw_only=True)
 class Queued:

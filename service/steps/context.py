@@ -127,16 +127,7 @@ class RunContext:
         self.ended_by: list[tuple[str, BaseException]] = []  # branches, and the error they raised
         self.over: tuple[str, ...] = ()  # how keys of branches begin whose common end is a fact
         self.undos: dict[str, Undo] = {}  # what this attempt registered, by the place
-        self._log = logs.RunLog(
-            {
-                "flow": claim.flow,
-                "run": claim.run_id,
-                "attempt": claim.attempt,
-                "trigger": claim.event.trigger,
-                "event": claim.event.id,
-                "tenant": claim.event.tenant,
-            }
-        )
+        self._log = logs.RunLog(claim.log_fields)
 
     @property
     def run(self) -> RunView:
