@@ -52,6 +52,16 @@ async def send(broker: Broker, topic: str, first: int, behind: int, partition: i
     await broker.send(topic, [b"%d" % n for n in range(first, behind)], partition=partition)
 
 
+async def read_to(broker: Broker, count: int) -> tuple[str, KafkaTrigger, RecordingEmitter]:
+    """Return a topic, and the trigger and the emitter that have read its `count` records."""
+    topic = await broker.create_topic()
+    trigger, emit = reading(topic), emitter_for(broker)
+    await send(broker, topic, 0, count)
+    async with watch(trigger, emit):
+        await emit.stored(count)
+    return topic, trigger, emit
+
+
 def places(emit: RecordingEmitter) -> list[tuple[str, str, str]]:
     """Return epoch, partition and offset of what was delivered."""
     found = [event.id.split("/")[2:] for event in emit.deliveries]
@@ -62,11 +72,7 @@ def places(emit: RecordingEmitter) -> list[tuple[str, str, str]]:
 async def test_a_topic_made_anew_is_read_from_its_start_in_a_new_epoch(
     kafka: Broker, alarms: Alarms, refilled: int
 ) -> None:
-    topic = await kafka.create_topic()
-    trigger, emit = reading(topic), emitter_for(kafka)
-    await send(kafka, topic, 0, 3)
-    async with watch(trigger, emit):
-        await emit.stored(3)
+    topic, trigger, emit = await read_to(kafka, 3)
     await make_anew(kafka, topic)
     if refilled:
         await send(kafka, topic, 100, 100 + refilled)
@@ -155,11 +161,7 @@ async def test_what_leaves_a_topic_itself_is_no_topic_made_anew(
     kafka: Broker, alarms: Alarms
 ) -> None:
     """A restart, more partitions, changed settings, expired records."""
-    topic = await kafka.create_topic()
-    trigger, emit = reading(topic), emitter_for(kafka)
-    await send(kafka, topic, 0, 5)
-    async with watch(trigger, emit):
-        await emit.stored(5)
+    topic, trigger, emit = await read_to(kafka, 5)
     if kafka.kind != "mesh":
         async with kafka._admin() as admin:
             await admin.create_partitions({topic: NewPartitions(2)})
@@ -200,11 +202,7 @@ async def test_a_compacted_topic_is_no_topic_made_anew(
 async def test_places_from_before_topics_had_ids_are_gone_on_from(
     kafka: Broker, alarms: Alarms
 ) -> None:
-    topic = await kafka.create_topic()
-    trigger, emit = reading(topic), emitter_for(kafka)
-    await send(kafka, topic, 0, 3)
-    async with watch(trigger, emit):
-        await emit.stored(3)
+    topic, trigger, emit = await read_to(kafka, 3)
     known = dict(emit.stored_positions)
     for key, text in known.items():
         emit.stored_positions[key] = re.sub(r', ?"(topic|id)": ?"[^"]+"', "", text)
