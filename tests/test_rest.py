@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from asyncio import to_thread
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from turnout.service.project import Project
 from turnout.service.run import Outcome, RunError, RunState
 from turnout.service.settings import Settings
 from turnout.service.units import utc_now
+from turnout.triggers.kafka import kafka
 
 TOKEN = "a-token-of-enough-length"
 
@@ -371,6 +373,25 @@ async def test_a_body_past_the_limit_is_refused(tmp_path: Path, declared: bool) 
             "/api/events", content=body, headers={"Content-Type": "application/cloudevents+json"}
         )
         assert_problem(answer, 413)
+
+
+async def test_brokers_that_a_seek_cannot_reach_are_named(tmp_path: Path) -> None:
+    reads = Flow(
+        function=bill, name="bill", file=__file__, line=30, triggers=(kafka("t", group="g"),)
+    )
+    with socket.socket() as taken:  # and nobody listens there
+        taken.bind(("127.0.0.1", 0))
+        server = f"127.0.0.1:{taken.getsockname()[1]}"
+        chosen: dict[str, Any] = {"kafka_bootstrap_servers": server}
+        async with open_desk(tmp_path) as desk:
+            desk.operator = Operator(
+                desk.journal,
+                now=utc_now,
+                project=lambda: Project.of([reads]),
+                connection=Settings(**chosen).connection,
+            )
+            answer = await desk.http.post("/api/triggers/kafka:t/g/seek", json={"to": "end"})
+            assert_problem(answer, 503, f"cannot reach Kafka at {server}")
 
 
 # ---------------------------------------------------------------- the page

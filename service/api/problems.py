@@ -21,6 +21,7 @@ from turnout.service.errors import (
     Overloaded,
     Refused,
     SetupError,
+    TriggerError,
     TurnoutError,
 )
 
@@ -33,6 +34,7 @@ _STATUSES: tuple[tuple[type[TurnoutError], int], ...] = (
     (InvalidData, 422),
     (SetupError, 422),
     (Overloaded, 503),
+    (TriggerError, 503),
     (JournalBroken, 503),
     (JournalError, 503),
 )
