@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
-from tests.running import Running, eventually, running
+from tests.running import Running, eventually, make_event, running
 from turnout import Fail, Skip, current, flow, gather, limit, retry, sleep, task
 from turnout.service.dispatch.lane import WINDOW
 from turnout.service.event import Event
@@ -537,6 +537,31 @@ async def test_a_backlog_stays_in_the_journal(tmp_path: Path) -> None:
         await service.all_finished()
         runs = await service.process.journal.runs(Filter(limit=10_000))
         assert len({run.id for run in runs}) == WINDOW * 8
+
+
+async def test_a_backlog_of_keys_runs_once_and_as_many_at_once_as_a_key_may(
+    tmp_path: Path,
+) -> None:
+    started: Counter[int] = Counter()
+    now: Counter[int] = Counter()
+    last: dict[int, int] = {}  # the newest run of a key that was not alone
+
+    @flow(concurrency=limit(2, per=lambda event: event.data % 7))
+    async def fair(event: Event) -> None:
+        key = event.data % 7
+        started[event.data] += 1
+        now[key] += 1
+        if now[key] == 2:
+            last[key] = event.data
+        await asyncio.sleep(0.001)
+        now[key] -= 1
+
+    async with running(tmp_path, [fair]) as service:
+        for first in range(0, 3000, 100):
+            await service.emitter([make_event(number) for number in range(first, first + 100)])
+        await service.all_finished()
+    assert started == Counter(range(3000))
+    assert min(last.values()) > 2500
 
 
 async def test_a_run_claimed_while_the_due_ones_are_read_is_not_lined_up_again(

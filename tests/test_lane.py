@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.service.dispatch.lane import WINDOW, Lane, Memory
+from turnout.service.dispatch.lane import WINDOW, Key, Lane, Memory
 from turnout.service.journal.records import Queued
 
 
@@ -84,18 +84,41 @@ def test_a_parked_run_is_ready_when_its_key_is_free_and_blocks_no_other() -> Non
 def test_parked_runs_beyond_the_bound_are_wanted_from_the_journal() -> None:
     lane = fresh()
     for seq in range(1, WINDOW + 2):
-        lane.park(queued(seq, "x"), ("order", "x"))
+        lane.arrived(queued(seq, "x"))
+        lane.park(lane.take(), ("order", "x"))
     assert lane.parked_count == WINDOW
     for _ in range(WINDOW):
         lane.freed(("order", "x"))
     assert lane.has_parked("x", None)  # the one that was dropped
     lane.freed(("order", "x"))
-    assert lane.wanted == {("order", "x")}
-    lane.wanted.clear()
+    assert lane.wanted.pop(("order", "x")) == 1
     assert lane.has_parked("x", None)  # while it is read, nothing newer may overtake it
-    lane.fetched(("order", "x"), [queued(WINDOW + 1, "x")], more=False)
+    lane.fetched(("order", "x"), [queued(WINDOW + 1, "x")], more=False, free=1)
     assert lane.ready[-1].seq == WINDOW + 1
     assert not lane.has_parked("x", None)
+
+
+def test_a_spilled_key_is_read_for_all_that_may_run_and_none_of_it_is_held_twice() -> None:
+    lane = fresh()
+    key: Key = ("limit", "x")
+    for seq in range(1, WINDOW + 5):
+        lane.arrived(queued(seq))
+        lane.park(lane.take(), key)
+    lane.arrived(queued(WINDOW + 5))
+    for _ in range(WINDOW + 1):
+        lane.freed(key)
+    free = lane.wanted.pop(key)
+    lane.freed(key)  # while the journal is read
+    rows = [queued(seq) for seq in range(WINDOW, WINDOW + 7)]  # one is ready, two are to come
+    lane.fetched(key, rows, more=True, free=free)
+    assert [run.seq for run in lane.ready] == list(range(1, WINDOW + 3))
+    assert [run.seq for run in lane.rows()] == [
+        *range(1, WINDOW + 3), WINDOW + 5, WINDOW + 3, WINDOW + 4,
+    ]  # fmt: skip
+    assert not lane.wanted
+    for _ in range(2):
+        lane.freed(key)
+    assert not lane.has_parked(None, "x"), "those to come are no more than waited for"
 
 
 def test_what_was_read_before_everything_was_forgotten_does_not_count() -> None:

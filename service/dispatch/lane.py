@@ -56,7 +56,8 @@ class Lane:
     row seen; `unread` says that the journal may hold rows behind it. `arriving` counts runs on
     their way to disk as queued, `starting` those on their way to disk as running. `epoch` grows
     with `forget_all`: what was read before it does not count. `taken` counts the runs that were
-    taken from the window.
+    taken from the window. `wanted` says for how many runs a spilled key of which none is parked
+    has become free.
     """
 
     flow: str
@@ -73,7 +74,7 @@ class Lane:
     parked: dict[Key, deque[Queued]] = field(default_factory=dict)
     parked_count: int = 0
     spilled: set[Key] = field(default_factory=set)
-    wanted: set[Key] = field(default_factory=set)
+    wanted: dict[Key, int] = field(default_factory=dict)
     taken: int = 0
 
     @property
@@ -157,20 +158,28 @@ class Lane:
             if not waiting:
                 del self.parked[key]
         elif key in self.spilled:
-            self.wanted.add(key)
+            self.wanted[key] = self.wanted.get(key, 0) + 1
 
-    def fetched(self, key: Key, rows: Sequence[Queued], *, more: bool) -> None:
-        """Take in rows of a spilled key, read from the journal in arrival order.
+    def fetched(self, key: Key, rows: Sequence[Queued], *, more: bool, free: int) -> None:
+        """Take in rows of a spilled key, in arrival order, that was `free` for so many runs.
 
         Until now the key counted as one with runs waiting: nothing newer could overtake them.
+        What is ready is in memory already, and what is in the window, or comes behind it, comes
+        from there: a run that was held twice could run twice at once.
         """
         self.spilled.discard(key)
+        ready = {run.seq for run in self.ready}
+        newer = self.window[0].seq if self.window else self.cursor + 1
         for row in rows:
-            self.parked.setdefault(key, deque()).append(row)
-            self.parked_count += 1
+            if row.seq >= newer:
+                more = False
+            elif row.seq not in ready:
+                self.parked.setdefault(key, deque()).append(row)
+                self.parked_count += 1
         if more:
             self.spilled.add(key)
-        self.freed(key)
+        for _ in range(free + self.wanted.pop(key, 0)):  # and has become free meanwhile
+            self.freed(key)
 
     def forget_claims(self) -> None:
         """Have runs claimed from the journal: what was bound for them was bound by older code."""

@@ -122,10 +122,11 @@ class Queues:
 
     async def _refill(self, lane: Lane, claiming: set[int]) -> None:
         while lane.wanted:
-            key = lane.wanted.pop()
-            rows = await self._journal.queued_for_key(lane.flow, key[0], key[1], WINDOW // 4)
+            key, free = lane.wanted.popitem()
+            count = WINDOW // 4 + len(lane.ready)  # of which some may be what is read
+            rows = await self._journal.queued_for_key(lane.flow, key[0], key[1], count)
             fresh = [row for row in rows if row.seq not in claiming]
-            lane.fetched(key, fresh, more=len(rows) == WINDOW // 4)
+            lane.fetched(key, fresh, more=len(rows) == count, free=free)
         if lane.paused or not lane.unread or len(lane.window) > WINDOW // 2:
             return
         epoch = lane.start_reading()
