@@ -215,6 +215,9 @@ class TriggerEmitter:
         for partition in self.lags:
             with suppress(KeyError):
                 self._metrics.trigger_lag.remove(self.trigger.name, partition)
+        for figure in self.figures:
+            with suppress(KeyError):
+                self._metrics.trigger_figures.remove(self.trigger.name, figure)
 
     @property
     def paused(self) -> bool:

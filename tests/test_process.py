@@ -212,10 +212,18 @@ async def test_what_is_no_longer_served_leaves_the_metrics(tmp_path: Path) -> No
 
     async with running(tmp_path, [bill]) as service:
         await service.process.start_triggers()
-        up = b'turnout_trigger_up{trigger="webhook:/orders"}'
-        assert up in service.process.metrics.render()
+        emitter = service.process.emitters["webhook:/orders"]
+        emitter.lag("0", 7)
+        emitter.show("paused_partitions", 1)
+
+        def shown() -> list[bytes]:
+            lines = service.process.metrics.render().splitlines()
+            gauges = [line for line in lines if line.startswith(b"turnout_trigger_")]
+            return [line for line in gauges if b'trigger="webhook:/orders"' in line]
+
+        assert len(shown()) == 3
         await reload(service, other)
-        assert up not in service.process.metrics.render()
+        assert shown() == []
         assert b'turnout_trigger_up{trigger="webhook:/others"} 1.0' in (
             service.process.metrics.render()
         )
