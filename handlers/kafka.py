@@ -85,6 +85,7 @@ class Producer:
         """Publish one record; raises `Fail` or `NotPublished` with Kafka's reason."""
         from aiokafka import errors  # type: ignore[import-untyped]  # it carries no types
 
+        producer = None
         try:
             if not _TOPIC.fullmatch(topic):
                 raise errors.InvalidTopicError(f"{topic!r} can be no topic's name")
@@ -94,7 +95,8 @@ class Producer:
                 topic, value, key=key, headers=headers, partition=partition
             )
         except (errors.OutOfOrderSequenceNumber, errors.ProducerFenced) as error:
-            await self.close()  # the client never gets over these; a new producer does
+            if producer is self._open:  # and none that was opened since
+                await self.close()  # the client never gets over these; a new producer does
             raise NotPublished(_reason(topic, error)) from error
         except _final(errors) as error:
             raise Fail(_reason(topic, error)) from error
@@ -112,13 +114,16 @@ class Producer:
         if client.cluster.partitions_for_topic(topic) is not None:
             return
         if topic in (await client.fetch_all_metadata()).topics():
-            await producer.partitions_for(topic)
+            async with asyncio.timeout(_FIND_SECONDS):  # one that is closed never answers
+                await producer.partitions_for(topic)
             return
         async with self._finding:
             try:
                 async with asyncio.timeout(_FIND_SECONDS):
                     await producer.partitions_for(topic)
             except TimeoutError:
+                if producer is not self._open:
+                    raise  # it was closed meanwhile, and the topic may well be there
                 from aiokafka.errors import UnknownTopicOrPartitionError  # type: ignore[import-untyped]  # no types
 
                 raise UnknownTopicOrPartitionError(topic) from None

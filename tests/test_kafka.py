@@ -17,6 +17,9 @@ from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
     AIOKafkaConsumer,
     TopicPartition,
 )
+from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
+    OutOfOrderSequenceNumber,
+)
 from aiokafka.protocol.produce import ProduceRequest  # type: ignore[import-untyped]  # as above
 from aiokafka.record.util import calc_crc32c  # type: ignore[import-untyped]  # as above
 from pydantic import BaseModel
@@ -25,7 +28,7 @@ from tests.brokers import Broker, PrivateKafka, unique
 from tests.running import Running, eventually, running
 from tests.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
 from turnout.handlers.flow import flow
-from turnout.handlers.kafka import publish
+from turnout.handlers.kafka import NotPublished, Producer, publish
 from turnout.service.errors import JournalFull, SetupError
 from turnout.service.event import Event
 from turnout.service.flow import Flow
@@ -756,6 +759,37 @@ async def test_publish_is_a_step_and_carries_trace_and_hops(tmp_path: Path, kafk
     assert (headers["traceparent"], headers["turnout-hops"]) == (b"00-1-2-01", b"1")
     assert run.result == b'{"partition":0,"offset":0}'
     assert [step.task for step in steps] == ["kafka.publish"]
+
+
+async def test_a_producer_that_has_failed_takes_no_later_one_along(
+    kafka: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await kafka.create_topic()
+    shared = Producer({"bootstrap_servers": [kafka.bootstrap]})
+    gates = {b"first": asyncio.Event(), b"late": asyncio.Event()}
+    begun: list[bytes] = []
+
+    async def fails(_topic: str, value: bytes, **_rest: Any) -> None:
+        begun.append(value)
+        await gates[value].wait()
+        raise OutOfOrderSequenceNumber
+
+    async def is_refused(value: bytes) -> None:
+        with pytest.raises(NotPublished):
+            await shared.send(topic, value, None, [], None)
+
+    monkeypatch.setattr(await shared._opened(), "send_and_wait", fails)
+    async with asyncio.TaskGroup() as tasks:
+        first, late = (tasks.create_task(is_refused(value)) for value in gates)
+        await eventually_true(lambda: len(begun) == 2)
+        gates[b"first"].set()
+        await first
+        await shared.send(topic, b"1", None, [], None)
+        opened = await shared._opened()
+        gates[b"late"].set()
+        await late
+        assert await shared._opened() is opened
+    await shared.close()
 
 
 async def test_a_flow_that_feeds_itself_ends(tmp_path: Path, kafka: Broker) -> None:
