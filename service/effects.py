@@ -58,18 +58,18 @@ class Effects:
         """Carry out every effect that is due and not recorded; returns how many were."""
         done = after = 0
         while batch := await self._journal.effects(after, BATCH):
-            for event_seq, event, succeeded in batch:
+            for event_seq, event, failure in batch:
                 after = event_seq
                 if event_seq not in self._asked:
-                    done += await self._carry_out(event_seq, event, succeeded)
+                    done += await self._carry_out(event_seq, event, failure)
         return done
 
-    async def _carry_out(self, event_seq: int, event: Event, succeeded: bool) -> bool:
+    async def _carry_out(self, event_seq: int, event: Event, failure: str | None) -> bool:
         emitter = self._emitters().get(event.trigger)
         if emitter is None or not isinstance(emitter.trigger, EndsEvents):
             return False  # the trigger is gone from the project: kept, in case it comes back
         try:
-            changed = await emitter.trigger.ended(event, succeeded, emitter)
+            changed = await emitter.trigger.ended(event, failure, emitter)
             await self._journal.record_effect(event_seq, changed)
         except JournalBroken:
             raise

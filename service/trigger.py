@@ -228,8 +228,9 @@ class EndsEvents(Protocol):
     def has_effect(self) -> bool:
         """Whether `ended` does anything for this trigger's settings."""
 
-    async def ended(self, event: Event, succeeded: bool, emit: Emitter) -> Event | None:
+    async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:
         """Do it (move the file, delete it): called at least once, so it must be repeatable.
 
+        `failure` tells of the first run that did not succeed; None when all did.
         Returns the event as it is to be stored from now on (a new path), or None if unchanged.
         """

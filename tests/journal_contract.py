@@ -618,9 +618,10 @@ class JournalContract:
             await finish(journal, first, ended())
             assert await journal.event_ended(appended.event_seq) is None
             assert await journal.effects(0, 9) == []
-            await finish(journal, second, ended(S.FAILED))
-            assert await journal.event_ended(appended.event_seq) == (entry.event, False)
-            assert await journal.effects(0, 9) == [(appended.event_seq, entry.event, False)]
+            await finish(journal, second, ended(S.FAILED, error=RunError("Busy", "not now")))
+            failure = "b: Busy: not now"
+            assert await journal.event_ended(appended.event_seq) == (entry.event, failure)
+            assert await journal.effects(0, 9) == [(appended.event_seq, entry.event, failure)]
             assert await journal.effects(appended.event_seq, 9) == []
             moved = replace(entry.event, extensions={"fileurl": "file:///done/a"})
             await journal.record_effect(appended.event_seq, moved)

@@ -11,7 +11,7 @@ from turnout.service.event import Event
 from turnout.service.journal.records import Filter
 from turnout.service.trigger import Emitter
 
-ended: list[tuple[str, bool]] = []
+ended: list[tuple[str, str | None]] = []
 broken: list[str] = []
 
 
@@ -26,10 +26,10 @@ class Tidy:
 
     def check(self) -> None: ...
 
-    async def ended(self, event: Event, succeeded: bool, emit: Emitter) -> Event | None:
+    async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:
         if broken:
             raise OSError(broken.pop())
-        ended.append((event.id, succeeded))
+        ended.append((event.id, failure))
         return replace(event, extensions={"fileurl": "file:///done/a"})
 
 
@@ -58,7 +58,8 @@ async def test_an_effect_follows_the_last_run_and_knows_how_it_ended(tmp_path: P
 
         await eventually(both)
         assert await service.process.effects.sweep() == 0
-        assert sorted(ended) == sorted([(good.id, True), (bad.id, False)])
+        told = [(good.id, None), (bad.id, "second: ValueError: bad")]
+        assert sorted(ended) == sorted(told)
 
 
 async def test_an_effect_that_fails_is_carried_out_by_a_later_sweep(tmp_path: Path) -> None:

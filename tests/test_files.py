@@ -542,9 +542,9 @@ async def test_a_full_folder_is_emitted_once_each(tmp_path: Path, full: bool) ->
 
 
 async def ended(
-    trigger: FilesTrigger, emit: RecordingEmitter, event: Event, *, succeeded: bool = True
+    trigger: FilesTrigger, emit: RecordingEmitter, event: Event, failure: str | None = None
 ) -> Event:
-    changed = await trigger.ended(event, succeeded, emit)
+    changed = await trigger.ended(event, failure, emit)
     assert changed is not None
     return changed
 
@@ -565,7 +565,7 @@ async def test_then_moves_closes_the_row_and_gives_the_new_path(tmp_path: Path) 
         # done/ lies below the pattern, and what is in it makes no events
         (tmp_path / "b.csv").write_text("b")
         await emit.stored(2)
-        assert await trigger.ended(moved, True, emit) is None, "a replay finds it in its place"
+        assert await trigger.ended(moved, None, emit) is None, "a replay finds it in its place"
         # and by hand back again
         (tmp_path / "done" / "a.csv").rename(tmp_path / "a.csv")
         await emit.stored(3)
@@ -600,13 +600,13 @@ async def test_failure_and_success_go_their_own_ways(tmp_path: Path) -> None:
     async with watch(trigger, emit):
         await emit.stored(2)
         bad, good = sorted(emit.events, key=lambda event: str(event.subject))
-        assert await trigger.ended(good, True, emit) is None
-        moved = await ended(trigger, emit, bad, succeeded=False)
+        assert await trigger.ended(good, None, emit) is None
+        moved = await ended(trigger, emit, bad, "bill: ValueError: no")
     assert moved.path == tmp_path / "failed" / "bad.csv"
     assert not list((tmp_path / "in").iterdir())
     assert rows(emit) == set()
     # the operator replays the dead letter, and now it succeeds
-    assert await trigger.ended(moved, True, emit) is None
+    assert await trigger.ended(moved, None, emit) is None
     assert not list((tmp_path / "failed").iterdir())
 
 
@@ -619,7 +619,7 @@ async def test_a_version_that_came_meanwhile_stays_and_has_its_own_event(tmp_pat
         (tmp_path / "a.csv").write_text("three")
         await emit.stored(2)
         first, second = emit.events
-        assert await trigger.ended(first, True, emit) is None
+        assert await trigger.ended(first, None, emit) is None
         assert (tmp_path / "a.csv").read_text() == "three"
         assert len(rows(emit)) == 1
         moved = await ended(trigger, emit, second)

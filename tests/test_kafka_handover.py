@@ -7,10 +7,12 @@ import asyncio
 import pytest
 
 from tests.brokers import Broker, unique
+from tests.running import eventually
 from tests.trigger_contract import RecordingEmitter, watch
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka import writing
 from turnout.triggers.kafka.commits import Commits
+from turnout.triggers.kafka.ledger import ledger_of
 from turnout.triggers.kafka.writing import Writing
 
 from .test_kafka import emitter_for
@@ -22,26 +24,26 @@ async def test_nothing_is_journaled_behind_the_last_commit_of_a_rebalance(
     topic = await kafka.create_topic()
     trigger = records_of(topic, group=unique("group"), start="earliest", session="2s")
     emit = emitter_for(kafka)
-    waiting, room = asyncio.Event(), asyncio.Event()
+    lock = ledger_of(emit).lock
     behind: list[int] = []
 
-    async def none_yet() -> None:
-        waiting.set()
-        await room.wait()
+    async def waited_for() -> bool:
+        return bool(lock._waiters)
 
     honest = Commits.tell
 
     async def unhurried(self: Commits) -> None:
         await honest(self)
-        room.set()
+        if lock.locked():
+            lock.release()
         for _ in range(100):  # turns of the loop, enough for an emit
             await asyncio.sleep(0)
         behind.append(len(emit.deliveries))
 
-    monkeypatch.setattr(emit, "room", none_yet)
     async with watch(trigger, emit):
+        await lock.acquire()  # as a member that reads before it in this process does
         await kafka.send(topic, [b"1"])
-        await waiting.wait()
+        await eventually(waited_for)
         monkeypatch.setattr(Commits, "tell", unhurried)
         async with asyncio.TaskGroup() as tasks:
             joining = tasks.create_task(trigger.run(emitter_for(kafka)))  # a journal of its own

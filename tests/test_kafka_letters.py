@@ -23,19 +23,26 @@ async def test_failed_records_go_to_the_dead_letter_topic(tmp_path: Path, kafka:
     async def keep(place: Place) -> int:
         return place.id
 
-    await kafka.send(topic, [b"{oops", b'{"id": 1}'], key=b"\xff", headers=[("x", b"\xfe")])
+    records = [b"{oops", b'{"id": 1}', b'{"id": "one"}']
+    await kafka.send(topic, records, key=b"\xff", headers=[("x", b"\xfe")])
 
     async def posted() -> bool:
-        return (await kafka.ends(letters)) == {0: 1}
+        return (await kafka.ends(letters)) == {0: 2}
 
     async with serving(tmp_path, kafka, keep) as process:
-        await ended(process, 2)
+        await ended(process, 3)
         await eventually(posted)
-    [letter] = await kafka.records(letters)
-    headers = dict(letter.headers)
-    assert (letter.key, letter.value, headers["x"]) == (b"\xff", b"{oops", b"\xfe")
-    assert (headers["turnout-topic"], headers["turnout-offset"]) == (topic.encode(), b"0")
-    assert b"not JSON" in headers["turnout-reason"]
+    for letter, offset, reason in zip(
+        sorted(await kafka.records(letters), key=lambda letter: letter.value[::-1]),
+        (0, 2),
+        (b"not JSON", b"keep: invalid_data: "),
+        strict=True,
+    ):
+        headers = dict(letter.headers)
+        assert (letter.key, letter.value, headers["x"]) == (b"\xff", records[offset], b"\xfe")
+        assert headers["turnout-topic"] == topic.encode()
+        assert headers["turnout-offset"] == b"%d" % offset
+        assert reason in headers["turnout-reason"]
 
 
 async def test_a_whole_cloudevent_keeps_its_attributes(tmp_path: Path, kafka: Broker) -> None:

@@ -214,14 +214,17 @@ class Journal(Reader, Protocol):
 
     # ---- an event's end
 
-    async def effects(self, after_seq: int, limit: int) -> list[tuple[int, Event, bool]]:
-        """Return (event_seq, event, all its runs succeeded) of ended events whose effect is due."""
+    async def effects(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
+        """Return (event_seq, event, why a run failed) of ended events whose effect is due.
+
+        Why is None when all runs succeeded, or skipped; else the first that did not, in words.
+        """
 
     async def record_effect(self, event_seq: int, event: Event | None) -> None:
         """Mark an event's effect as done, storing the event's new extensions if given."""
 
-    async def event_ended(self, event_seq: int) -> tuple[Event, bool] | None:
-        """Return the event and whether all runs succeeded, if its effect is due now; else None."""
+    async def event_ended(self, event_seq: int) -> tuple[Event, str | None] | None:
+        """Return the event and why a run of it failed, if its effect is due now; else None."""
 
     # ---- operators
 

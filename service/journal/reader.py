@@ -42,6 +42,7 @@ from .rows import (
     STEP_COLUMNS,
     attempt_from,
     event_from,
+    failure_from,
     found_by_id,
     instant,
     micros,
@@ -61,9 +62,9 @@ _UNENDED = (
     "EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq"
     " AND r.state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting'))"
 )
-_ALL_WELL = (
-    "NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq"
-    " AND r.state NOT IN ('succeeded', 'skipped'))"
+_FAILURE = (  # a skipped run counts as succeeded: its flow said there was nothing to do
+    "(SELECT json_array(r.flow, r.state, r.error) FROM runs AS r WHERE r.event_seq = e.seq"
+    " AND r.state NOT IN ('succeeded', 'skipped') ORDER BY r.seq LIMIT 1)"
 )
 
 
@@ -312,32 +313,29 @@ class SqliteReader:
         rows = await self.read(lambda connection: read_all(connection, text, (known,)))
         return {flow: count for flow, count in rows}  # noqa: C416  pairs come as lists
 
-    async def effects(self, after_seq: int, limit: int) -> list[tuple[int, Event, bool]]:
-        """Return (event_seq, event, all its runs succeeded) of ended events whose effect is due.
-
-        A skipped run counts as succeeded: its flow said there was nothing to do.
-        """
+    async def effects(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
+        """Return (event_seq, event, why a run failed) of ended events whose effect is due."""
         return await self.read(
             lambda connection: [
-                (row[0], event_from(row[:-1]), bool(row[-1]))
+                (row[0], event_from(row[:-1]), failure_from(row[-1]))
                 for row in connection.execute(
-                    f"SELECT {EVENT_COLUMNS}, {_ALL_WELL} FROM events AS e WHERE e.effect = 0"
+                    f"SELECT {EVENT_COLUMNS}, {_FAILURE} FROM events AS e WHERE e.effect = 0"
                     f" AND e.seq > ? AND NOT {_UNENDED} ORDER BY e.seq LIMIT ?",
                     (after_seq, limit),
                 )
             ]
         )
 
-    async def event_ended(self, event_seq: int) -> tuple[Event, bool] | None:
-        """Return the event and whether all runs succeeded, if its effect is due now; else None."""
+    async def event_ended(self, event_seq: int) -> tuple[Event, str | None] | None:
+        """Return the event and why a run of it failed, if its effect is due now; else None."""
         row = await self.read(
             lambda connection: connection.execute(
-                f"SELECT {EVENT_COLUMNS}, {_ALL_WELL} FROM events AS e"
+                f"SELECT {EVENT_COLUMNS}, {_FAILURE} FROM events AS e"
                 f" WHERE e.seq = ? AND e.effect = 0 AND NOT {_UNENDED}",
                 (event_seq,),
             ).fetchone()
         )
-        return None if row is None else (event_from(row[:-1]), bool(row[-1]))
+        return None if row is None else (event_from(row[:-1]), failure_from(row[-1]))
 
     async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
         """Return the result kept under a key, while it lasts."""

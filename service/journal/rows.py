@@ -194,6 +194,15 @@ def error_from(stored: str | None) -> RunError | None:
     return None if stored is None else RunError(**orjson.loads(stored))
 
 
+def failure_from(stored: str | None) -> str | None:
+    """Read in words the (flow, state, error) of a run that failed or was cancelled."""
+    if stored is None:
+        return None
+    flow, state, told = orjson.loads(stored)
+    error = error_from(told)
+    return f"{flow}: {state}" if error is None else f"{flow}: {error.type}: {error.message}"
+
+
 def run_from(row: Sequence[Any]) -> Run:
     """Return the run of a row of `RUN_COLUMNS`."""
     return Run(

@@ -175,13 +175,13 @@ class FilesTrigger:
         """Whether a file is moved or deleted when its runs have ended."""
         return self.then is not None or self.on_failure is not None
 
-    async def ended(self, event: Event, succeeded: bool, emit: Emitter) -> Event | None:
+    async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:
         """Move or delete the file if it is still the version the event was about.
 
         Repeatable. Returns the event with the file's new `fileurl`, so that a replay finds it.
         Raises `OSError` and `TriggerError`, having lost nothing.
         """
-        ending = self.then if succeeded else self.on_failure
+        ending = self.then if failure is None else self.on_failure
         subject = self._subject(event)
         if ending is None or subject is None:
             return None

@@ -181,13 +181,13 @@ class KafkaTrigger:
         """Whether failed records go to a dead letter topic."""
         return self.dead_letter_topic is not None
 
-    async def ended(self, event: Event, succeeded: bool, emit: Emitter) -> Event | None:
+    async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:
         """Publish a record a flow failed on to the dead letter topic; at least once."""
         is_record = "partition" in event.extensions  # an operator can fire events that are none
-        if is_record and not succeeded and self.dead_letter_topic is not None:
+        if is_record and failure is not None and self.dead_letter_topic is not None:
             from .letters import post
 
-            await post(self.dead_letter_topic, event, emit)
+            await post(self.dead_letter_topic, event, failure, emit)
         return None
 
 

@@ -22,8 +22,11 @@ _OURS = OWN_EXTENSIONS | {"partition", "partitionkey"}
 _turns: WeakKeyDictionary[Emitter, asyncio.Lock] = WeakKeyDictionary()
 
 
-async def post(topic: str, event: Event, emit: Emitter) -> None:
-    """Publish the record of `event`; raises `TriggerError`, and is then called again later."""
+async def post(topic: str, event: Event, failure: str, emit: Emitter) -> None:
+    """Publish the record of `event` and the `failure` of its run.
+
+    Raises `TriggerError`, and is then called again later.
+    """
     # One at a time: a connection each is dear, and a flood of dead letters is no time to hurry.
     async with _turns.setdefault(emit, asyncio.Lock()):
         with broker.named(f"cannot write to dead letter topic {topic!r}"):
@@ -36,13 +39,13 @@ async def post(topic: str, event: Event, emit: Emitter) -> None:
                         topic,
                         event.body,
                         key=None if key is None else bytes_of(key),
-                        headers=_headers(event),
+                        headers=_headers(event, failure),
                     )
                 finally:
                     await producer.stop()
 
 
-def _headers(event: Event) -> list[tuple[str, bytes]]:
+def _headers(event: Event, failure: str) -> list[tuple[str, bytes]]:
     record = event.extensions.get("kafkarecord", event.id)
     _cluster, topic, _epoch, partition, offset = record.rsplit("/", 4)
     told = {
@@ -51,7 +54,7 @@ def _headers(event: Event) -> list[tuple[str, bytes]]:
         "turnout-offset": offset,
         "turnout-trigger": event.trigger,
         "turnout-event": event.id,
-        "turnout-reason": event.extensions.get("recorderror", "a flow failed for good"),
+        "turnout-reason": event.extensions.get("recorderror", failure),
     }
     kept = {name: bytes_of(text) for name, text in event.headers.items() if name not in told}
     if "kafkarecord" in event.extensions and is_structured(event.headers):

@@ -60,7 +60,7 @@ Batch = Mapping[TopicPartition, Sequence[Any]]
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 2.0
 DRAIN_SECONDS = 5.0
-_TURN_RECORDS = 10_000  # then another member of this process has its turn at the trigger
+_TURN_SECONDS = 0.5  # then another member of this process has its turn at the trigger
 _REFUSED_SECONDS = (0.2, 5.0)
 
 # What one bad record raises, out of a call that has read others of other partitions by then.
@@ -218,15 +218,14 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
     ) -> None:
         """Write a batch, and go on while there are more at hand."""
         handed: dict[TopicPartition, Place] = {}
-        left = _TURN_RECORDS
+        end = asyncio.get_running_loop().time() + _TURN_SECONDS
         while batch and not self._leaving:
             share = self._share(batch, ends, handed)
             if share.places:
                 handed |= share.places
                 self._idle.clear()
                 await writing.add(partial(self._write, share))
-            left -= sum(map(len, batch.values()))
-            if ends or self._unplaced or left <= 0:
+            if ends or self._unplaced or asyncio.get_running_loop().time() > end:
                 return
             most = await self._emit.room()
             if self._leaving:
