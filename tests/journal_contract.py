@@ -425,6 +425,8 @@ class JournalContract:
             first = await journal.queued_for_key("bill", "order", "a", 9)
             assert [item.seq for item in first] == [runs[0].seq, runs[2].seq]
             assert len(await journal.queued_for_key("bill", "limit", "all", 2)) == 2
+            later = await journal.queued_for_key("bill", "limit", "all", 2, first[0].seq)
+            assert [item.seq for item in later] == [run.seq for run in runs[1:]]
             await claim_all(journal, [runs[0].seq])
             first = await journal.queued_for_key("bill", "order", "a", 9)
             assert [item.seq for item in first] == [runs[2].seq]

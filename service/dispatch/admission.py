@@ -166,9 +166,9 @@ class Admission:
             counts.by_key[limit_key] = counts.by_key.get(limit_key, 0) + 1
         self._suspect = self._suspect or suspect
 
-    def hold(self, flow: str, order_key: str, seq: int) -> None:
-        """Remember that a run that is not running holds an ordering key (retrying, waiting)."""
-        self._flows[flow].holders.setdefault(order_key, seq)
+    def hold(self, flow: str, order_key: str, seq: int) -> bool:
+        """Have a run that is not running hold an ordering key; False if another one does."""
+        return self._flows[flow].holders.setdefault(order_key, seq) == seq
 
     def holder(self, flow: str, order_key: str) -> int | None:
         """Return who holds an ordering key: a run's seq, `RUNNING`, or None."""

@@ -160,23 +160,24 @@ class Lane:
         elif key in self.spilled:
             self.wanted[key] = self.wanted.get(key, 0) + 1
 
+    @property
+    def newer(self) -> int:
+        """The first seq whose run is in the window, or comes behind it."""
+        return self.window[0].seq if self.window else self.cursor + 1
+
     def fetched(self, key: Key, rows: Sequence[Queued], *, more: bool, free: int) -> None:
         """Take in rows of a spilled key, in arrival order, that was `free` for so many runs.
 
-        Until now the key counted as one with runs waiting: nothing newer could overtake them.
-        What is ready is in memory already, and what is in the window, or comes behind it, comes
-        from there: a run that was held twice could run twice at once.
+        Until now the key counted as one with runs waiting: nothing newer could overtake them. None
+        may be in memory already: a run that was held twice could run twice at once. What is in the
+        window, or comes behind it, comes from there.
         """
         self.spilled.discard(key)
-        ready = {run.seq for run in self.ready}
-        newer = self.window[0].seq if self.window else self.cursor + 1
-        for row in rows:
-            if row.seq >= newer:
-                more = False
-            elif row.seq not in ready:
-                self.parked.setdefault(key, deque()).append(row)
-                self.parked_count += 1
-        if more:
+        older = [row for row in rows if row.seq < self.newer]
+        for row in older:
+            self.parked.setdefault(key, deque()).append(row)
+            self.parked_count += 1
+        if more and len(older) == len(rows):
             self.spilled.add(key)
         for _ in range(free + self.wanted.pop(key, 0)):  # and has become free meanwhile
             self.freed(key)

@@ -122,16 +122,31 @@ class Queues:
 
     async def _refill(self, lane: Lane, claiming: set[int]) -> None:
         while lane.wanted:
-            key, free = lane.wanted.popitem()
-            count = WINDOW // 4 + len(lane.ready)  # of which some may be what is read
-            rows = await self._journal.queued_for_key(lane.flow, key[0], key[1], count)
-            fresh = [row for row in rows if row.seq not in claiming]
-            lane.fetched(key, fresh, more=len(rows) == count, free=free)
+            await self._fetch(lane, *lane.wanted.popitem(), claiming)
         if lane.paused or not lane.unread or len(lane.window) > WINDOW // 2:
             return
         epoch = lane.start_reading()
         rows = await self._journal.queued(lane.flow, lane.cursor, WINDOW)
         lane.read(rows, more=len(rows) == WINDOW, epoch=epoch)
+
+    async def _fetch(self, lane: Lane, key: Key, free: int, claiming: set[int]) -> None:
+        """Read from the journal the runs that wait for a spilled key, as many as it is free for."""
+        count, after, more = WINDOW // 4, 0, True
+        found: list[Queued] = []
+        while more and len(found) < free:
+            rows = await self._journal.queued_for_key(lane.flow, *key, count, after)
+            held = {run.seq for run in lane.rows()}.union(claiming)
+            found += [row for row in rows if row.seq not in held and self._is_for(lane, row, key)]
+            after = rows[-1].seq if rows else after
+            more = len(rows) == count and after < lane.newer
+        lane.fetched(key, found, more=more, free=free)
+
+    def _is_for(self, lane: Lane, run: Queued, key: Key) -> bool:
+        """Whether a run with this key would wait for it: for a limit once its order is its own."""
+        if run.order_key is None:
+            return True
+        holds = self._admission.holder(lane.flow, run.order_key) == run.seq
+        return holds is (key[0] == "limit")
 
     # ------------------------------------------------------------ going out
 
@@ -157,8 +172,9 @@ class Queues:
             self.work.set()  # there is more to read
             return False
         run = source[0]
-        if source is lane.window and lane.has_parked(run.order_key, run.limit_key):
-            self._set_aside(lane, lane.take())
+        behind = self._behind(lane, run) if source is lane.window else None
+        if behind is not None:
+            self._park(lane, lane.take(), behind)
             return True
         block = self._admission.admit(lane.flow, run.order_key, run.limit_key, run.seq, run.suspect)
         if block is None:
@@ -169,18 +185,28 @@ class Queues:
             lane.take()
             key = run.order_key if block is Block.ORDER else run.limit_key
             self._park(lane, run, ("order" if block is Block.ORDER else "limit", key or ""))
+            if block is Block.ORDER and source is lane.ready and run.limit_key is not None:
+                lane.freed(("limit", run.limit_key))  # it may have been called for that: the next
         elif block is Block.FLOW:
             return self._sleep(lane)
         else:
             return False
         return True
 
-    def _set_aside(self, lane: Lane, run: Queued) -> None:
-        """Park a run behind an older one that waits for the same key."""
-        if run.order_key is not None and lane.has_parked(run.order_key, None):
-            self._park(lane, run, ("order", run.order_key))
-        else:
-            self._park(lane, run, ("limit", run.limit_key or ""))
+    def _behind(self, lane: Lane, run: Queued) -> Key | None:
+        """Return the key that an older run waits for, and this one behind it, if there is one.
+
+        A limit is waited for with the ordering key taken, as `admit` does it: nothing may overtake.
+        """
+        order, limit = run.order_key, run.limit_key
+        waits = order is not None and lane.has_parked(order, None)
+        if order is not None and waits and self._admission.holder(lane.flow, order) != run.seq:
+            return "order", order  # else what is parked waits for this run
+        if limit is None or not lane.has_parked(None, limit):
+            return None
+        if order is not None and not self._admission.hold(lane.flow, order, run.seq):
+            return "order", order
+        return "limit", limit
 
     def _park(self, lane: Lane, run: Queued, key: Key) -> None:
         lane.park(run, key)

@@ -129,9 +129,9 @@ class Journal(Reader, Protocol):
         """Return queued runs of a flow in arrival order, behind `after_seq`."""
 
     async def queued_for_key(
-        self, flow: str, kind: Literal["order", "limit"], key: str, limit: int
+        self, flow: str, kind: Literal["order", "limit"], key: str, limit: int, after_seq: int = 0
     ) -> list[Queued]:
-        """Return the first queued runs with this ordering or limit key, in arrival order."""
+        """Return queued runs with this key in arrival order, behind `after_seq`."""
 
     async def due(self, before: datetime, limit: int) -> list[Queued]:
         """Return scheduled, retrying and waiting runs due by `before`, the longest due first."""

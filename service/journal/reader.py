@@ -255,12 +255,12 @@ class SqliteReader:
         )
 
     async def queued_for_key(
-        self, flow: str, kind: Literal["order", "limit"], key: str, limit: int
+        self, flow: str, kind: Literal["order", "limit"], key: str, limit: int, after_seq: int = 0
     ) -> list[Queued]:
-        """Return the first queued runs with this ordering or limit key, in arrival order."""
+        """Return queued runs with this key in arrival order, behind `after_seq`."""
         return await self._queued(
-            f"state = 'queued' AND flow = ? AND {kind}_key = ? ORDER BY seq LIMIT ?",
-            (flow, key, limit),
+            f"state = 'queued' AND flow = ? AND {kind}_key = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (flow, key, after_seq, limit),
         )
 
     async def due(self, before: datetime, limit: int) -> list[Queued]:

@@ -1,0 +1,133 @@
+"""Runs with an ordering key and a limit keep both, in whatever order they come to wait."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.running import Running, eventually, make_event, running
+from turnout import flow, limit
+from turnout.service.dispatch import lane, queues
+from turnout.service.event import Event
+from turnout.service.flow import Flow
+
+
+class Seen:
+    """A flow that notes its starts and goes on when its run's gate opens."""
+
+    def __init__(self) -> None:
+        self.started: list[int] = []
+        self.gates: dict[int, asyncio.Event] = {}
+
+    def gate(self, number: int) -> asyncio.Event:
+        return self.gates.setdefault(number, asyncio.Event())
+
+    async def run(self, number: int) -> None:
+        self.started.append(number)
+        await self.gate(number).wait()
+
+    async def until(self, number: int) -> None:
+        async def started() -> bool:
+            return number in self.started
+
+        await eventually(started)
+
+    def open(self, count: int) -> None:
+        for number in range(count):
+            self.gate(number).set()
+
+
+def ordered_and_limited(seen: Seen) -> Flow[..., Any]:
+    """Return a flow whose events are (number, ordering key, limit key), one at once for each."""
+
+    @flow(
+        ordered_by=lambda event: event.data[1],
+        concurrency=limit(1, per=lambda event: event.data[2]),
+    )
+    async def both(event: Event) -> None:
+        await seen.run(event.data[0])
+
+    return both
+
+
+async def send(service: Running, *data: Any) -> list[str]:
+    receipts = await service.emitter([make_event(one) for one in data])
+    return [receipt.runs[0] for receipt in receipts]
+
+
+async def test_a_run_that_waits_for_a_limit_is_not_overtaken_on_its_ordering_key(
+    tmp_path: Path,
+) -> None:
+    seen = Seen()
+    async with running(tmp_path, [ordered_and_limited(seen)]) as service:
+        await send(
+            service, (0, "x", "A"), (1, "y", "A"), (2, "z", "A"), (3, "z", "B"), (4, "w", "C")
+        )
+        await seen.until(4)
+        assert seen.started == [0, 4]
+        seen.open(5)
+        await service.all_finished()
+    assert [number for number in seen.started if number in (2, 3)] == [2, 3]
+
+
+async def test_a_place_of_a_limit_goes_on_past_a_cancelled_run_that_lost_its_ordering_key(
+    tmp_path: Path,
+) -> None:
+    seen = Seen()
+    async with running(tmp_path, [ordered_and_limited(seen)]) as service:
+        ids = await send(service, (0, "x", "A"), (1, "y", "A"), (2, "y", "B"), (3, "z", "A"))
+        await seen.until(0)
+        await service.process.operator.cancel(ids[1])
+        await seen.until(2)
+        seen.gate(0).set()
+        await seen.until(3)
+        seen.open(4)
+        await service.all_finished()
+    assert seen.started == [0, 2, 3]
+
+
+async def test_an_older_run_that_is_retried_waits_for_the_one_that_has_its_key(
+    tmp_path: Path,
+) -> None:
+    seen = Seen()
+
+    @flow(ordered_by=lambda event: event.data[1], concurrency=1)
+    async def one(event: Event) -> None:
+        await seen.run(event.data[0])
+
+    async with running(tmp_path, [one]) as service:
+        seen.gate(0).set()
+        (older,) = await send(service, (0, "x"))
+        await service.finished(older)
+        await send(service, (1, "y"))
+        await send(service, (2, "x"))
+
+        async def holds_its_key() -> bool:
+            return service.process.dispatcher.holder("one", "x") is not None
+
+        await eventually(holds_its_key)
+        await service.process.operator.retry(older)
+        seen.open(3)
+        await service.all_finished()
+    assert seen.started == [0, 1, 2, 0]
+
+
+async def test_keys_that_spill_by_order_and_by_limit_lose_and_double_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "WINDOW", 4)
+    monkeypatch.setattr(queues, "WINDOW", 4)
+    seen = Seen()
+    count = 60
+    seen.open(count)
+    keys = [("abc"[n % 3], "xy"[n * n % 5 % 2]) for n in range(count)]
+    async with running(tmp_path, [ordered_and_limited(seen)], concurrency=3) as service:
+        await send(service, *((n, *keys[n]) for n in range(count)))
+        await service.all_finished()
+    assert sorted(seen.started) == list(range(count))
+    for key in "abc":
+        started = [n for n in seen.started if keys[n][0] == key]
+        assert started == sorted(started)
