@@ -409,6 +409,39 @@ async def test_a_cancelled_run_stops_at_its_next_await(tmp_path: Path) -> None:
             assert (await service.run(receipt.runs[0])).state is RunState.CANCELLED
 
 
+async def test_a_run_retried_before_its_cancelled_attempt_has_ended_begins_after_it(
+    tmp_path: Path,
+) -> None:
+    begun, gate = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    inside: list[int] = []
+    seen: list[int] = []
+
+    @flow
+    def slow() -> int:
+        inside.append(1)
+        seen.append(len(inside))
+        loop.call_soon_threadsafe(begun.set)
+        gate.wait()
+        inside.pop()
+        return len(seen)
+
+    async with running(tmp_path, [slow]) as service:
+        run_id = (await service.send()).runs[0]
+        await begun.wait()
+        await service.process.operator.cancel(run_id)
+        await service.process.operator.retry(run_id)
+
+        async def claimed_anew() -> bool:
+            return (await service.run(run_id)).state is RunState.RUNNING
+
+        await eventually(claimed_anew)
+        gate.set()
+        (run,) = await service.all_finished()
+        assert (run.state, run.result) == (RunState.SUCCEEDED, b"2")
+    assert seen == [1, 1]
+
+
 async def test_a_run_cancelled_while_it_records_a_step_ends_alone(tmp_path: Path) -> None:
     begun = asyncio.Event()
 

@@ -55,10 +55,11 @@ _NONE = timedelta(0)
 class _Attempt:
     """One running attempt: `executing` while the flow's own code may run, `left` without a slot."""
 
-    __slots__ = ("cancelled", "claim", "executing", "left", "task")
+    __slots__ = ("before", "cancelled", "claim", "executing", "left", "task")
 
-    def __init__(self, claim: Claim) -> None:
+    def __init__(self, claim: Claim, before: _Attempt | None) -> None:
         self.claim = claim
+        self.before = before
         self.task: asyncio.Task[None] | None = None
         self.executing = False
         self.cancelled = False
@@ -136,8 +137,16 @@ class Attempts:
         return self._owner is None or self._owner.cancelling() > 0
 
     def start(self, tasks: asyncio.TaskGroup, claim: Claim, flow: AnyFlow | None) -> None:
-        """Execute a claim; without a flow (a reload took it away) the run is handed back."""
-        attempt = self._running[claim.run_id] = _Attempt(claim)
+        """Execute a claim; without a flow (a reload took it away) the run is handed back.
+
+        A run that was cancelled and queued again may have an attempt that has not ended yet, in a
+        thread or a `finally`: the new one begins after it.
+        """
+        before = self._running.get(claim.run_id)
+        if before is not None:
+            before.cancel()
+        attempt = _Attempt(claim, before)
+        self._running[claim.run_id] = attempt
         attempt.task = tasks.create_task(self._run(attempt, flow))
 
     def cancel(self, run_id: str) -> bool:
@@ -166,15 +175,19 @@ class Attempts:
 
     async def _run(self, attempt: _Attempt, flow: AnyFlow | None) -> None:
         claim = attempt.claim
-        started_at = self._now()
         recorded: Outcome | None = None
         try:
+            if attempt.before is not None and attempt.before.task is not None:
+                await asyncio.wait([attempt.before.task])
+                attempt.before = None
+            started_at = self._now()
             outcome = await self._execute(attempt, flow)
             ended_at = await self._record(attempt, outcome, started_at)
             if ended_at is not None:
                 recorded = outcome
         finally:
-            del self._running[claim.run_id]
+            if self._running.get(claim.run_id) is attempt:
+                del self._running[claim.run_id]
             self._slots.over(claim, flow, recorded, left=attempt.left)
         outcome = recorded or Outcome(state=RunState.CANCELLED)
         self._observe(claim, outcome.state, started_at, ended_at or self._now())
