@@ -264,3 +264,42 @@ async def test_a_parent_hears_of_it_and_its_own_children_are_cancelled(tmp_path:
         with pytest.raises(Refused, match="were undone"):
             await service.process.operator.retry(run.id)
     assert done == ["give back middle"]
+
+
+async def test_a_suspect_of_a_paused_flow_keeps_no_other_from_running(tmp_path: Path) -> None:
+    journal = await open_journal(
+        tmp_path, metrics=Metrics(), max_unfinished_runs=100, min_free_bytes=0
+    )
+    runs = [make_run(name) for name in ("first", "paused", "third")]
+    for run in runs:
+        await put(journal, run)
+    for _ in range(2):
+        await claim_all(journal, [run.seq for run in runs])
+        await journal.rescue(now=NOW)
+    await journal.close()
+    stops["first"] = asyncio.Event()
+
+    @flow
+    async def first() -> None:
+        await act("first")
+
+    @flow(name="paused")
+    async def second() -> None:
+        await act("paused")
+
+    @flow
+    async def third() -> None:
+        await act("third")
+
+    async with running(tmp_path, [first, second, third]) as service:
+
+        async def has_begun() -> bool:
+            return done == ["first"]
+
+        await eventually(has_begun)
+        await service.process.operator.pause("paused")
+        stops["first"].set()
+        await service.finished(runs[2].id)
+        await service.process.operator.resume("paused")
+        await service.all_finished()
+    assert done == ["first", "third", "paused"]

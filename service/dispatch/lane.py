@@ -57,7 +57,7 @@ class Lane:
     their way to disk as queued, `starting` those on their way to disk as running. `epoch` grows
     with `forget_all`: what was read before it does not count. `taken` counts the runs that were
     taken from the window. `wanted` says for how many runs a spilled key of which none is parked
-    has become free.
+    has become free. `suspects` wait for another suspect, which may be of any flow.
     """
 
     flow: str
@@ -75,6 +75,7 @@ class Lane:
     parked_count: int = 0
     spilled: set[Key] = field(default_factory=set)
     wanted: dict[Key, int] = field(default_factory=dict)
+    suspects: deque[Queued] = field(default_factory=deque)
     taken: int = 0
 
     @property
@@ -189,7 +190,7 @@ class Lane:
 
     def rows(self) -> Iterator[Queued]:
         """Every run held in memory."""
-        return chain(self.ready, self.window, *self.parked.values())
+        return chain(self.ready, self.window, self.suspects, *self.parked.values())
 
     def forget_all(self) -> None:
         """Drop what is in memory; everything is read again from the journal."""
@@ -200,6 +201,7 @@ class Lane:
         self.parked.clear()
         self.spilled.clear()
         self.wanted.clear()
+        self.suspects.clear()
         self.parked_count = 0
         self.cursor = 0
         self.unread = True

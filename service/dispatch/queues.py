@@ -35,7 +35,6 @@ class Queues:
         self._memory = Memory()
         self._lanes: dict[str, Lane] = {}
         self._awake: dict[str, Lane] = {}
-        self._suspects: list[tuple[Lane, Queued]] = []
 
     # ------------------------------------------------------------ flows
 
@@ -180,7 +179,7 @@ class Queues:
         if block is None:
             chosen.append(lane.take())
         elif block is Block.SUSPECT:
-            self._suspects.append((lane, lane.take()))
+            lane.suspects.append(lane.take())
         elif block is Block.ORDER or block is Block.LIMIT:
             lane.take()
             key = run.order_key if block is Block.ORDER else run.limit_key
@@ -232,10 +231,8 @@ class Queues:
             self._free(flow, ("order", order_key))
         if limit_key is not None:
             self._free(flow, ("limit", limit_key))
-        if suspect and self._suspects:
-            lane, run = self._suspects.pop(0)
-            lane.ready.append(run)
-            self.wake(lane)
+        if suspect:
+            self._free_suspects()
         self.moved.set()
         lane = self._lanes[flow]
         if not lane.empty:
@@ -245,6 +242,14 @@ class Queues:
         """Free an ordering key if the run `seq`, which is not running, holds it."""
         if self._admission.let_go(flow, order_key, seq):
             self._free(flow, ("order", order_key))
+
+    def _free_suspects(self) -> None:
+        """Let all suspects ask again: the first of them may be of a flow that is paused."""
+        for lane in self._lanes.values():
+            if lane.suspects:
+                lane.ready.extend(lane.suspects)
+                lane.suspects.clear()
+                self.wake(lane)
 
     def _free(self, flow: str, key: Key) -> None:
         lane = self._lanes[flow]
