@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from tests.running import Running, eventually, make_event, running
-from turnout import every, flow, resource, retry, webhook
+from turnout import every, flow, limit, resource, retry, webhook
 from turnout.service.errors import SetupError
 from turnout.service.event import Event
 from turnout.service.flow import Flow
@@ -227,3 +227,35 @@ async def test_what_is_no_longer_served_leaves_the_metrics(tmp_path: Path) -> No
         assert b'turnout_trigger_up{trigger="webhook:/others"} 1.0' in (
             service.process.metrics.render()
         )
+
+
+async def test_a_limit_that_a_reload_raises_counts_for_the_runs_that_wait(tmp_path: Path) -> None:
+    seen: list[int] = []
+    gate = asyncio.Event()
+
+    def make(count: int) -> Flow[..., Any]:
+        @flow(on=webhook("/orders"), name="work", concurrency=limit(count, per=lambda event: "key"))
+        async def work(event: Event) -> None:
+            seen.append(event.data)
+            await gate.wait()
+
+        return work
+
+    async with running(tmp_path, [make(1)]) as service:
+        for number in range(4):
+            await send(service, "webhook:/orders", number)
+        queue = service.process.dispatcher._queues.lane("work")
+
+        async def parked() -> bool:
+            return queue.parked_count == 3
+
+        await eventually(parked)
+        await reload(service, make(3))
+
+        async def three_run() -> bool:
+            return len(seen) == 3
+
+        await eventually(three_run)
+        gate.set()
+        await service.all_finished()
+    assert seen == [0, 1, 2, 3]

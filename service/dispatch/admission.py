@@ -53,15 +53,17 @@ class Admission:
         self._suspect = False
         self._flows: dict[str, _Counts] = {}
 
-    def declare(self, flow: str, concurrency: Limit | None) -> None:
-        """Set a flow's limit, keeping what it holds (a reload may change the limit)."""
+    def declare(self, flow: str, concurrency: Limit | None) -> bool:
+        """Set a flow's limit, keeping what it holds; True if that is a change (by a reload)."""
         known = self._flows.get(flow)
         count = None if concurrency is None else concurrency.count
         per_key = concurrency is not None and concurrency.per is not None
         if known is None or known.flow != flow:  # of another's old name: see `adopt`
             self._flows[flow] = _Counts(flow, count, per_key)
-        else:
-            known.count, known.per_key = count, per_key
+            return False
+        changes = (known.count, known.per_key) != (count, per_key)
+        known.count, known.per_key = count, per_key
+        return changes
 
     def adopt(self, was: str, name: str) -> None:
         """Count what a flow's old name holds, and gives back from now on, for its new name."""

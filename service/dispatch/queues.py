@@ -44,8 +44,9 @@ class Queues:
         names = set()
         for flow in flows:
             names.add(flow.name)
-            self._admission.declare(flow.name, flow.concurrency)
             lane = self._made(flow.name)
+            if self._admission.declare(flow.name, flow.concurrency):
+                self.forget(flow.name)  # what is parked waits by the limit before
             lane.forget_claims()
             lane.paused = flow.name in stopped
             self.wake(lane)
