@@ -704,8 +704,12 @@ class JournalContract:
             await put(journal, make_run("old"), make_run("bill"))
             done = await start(journal, "old")
             await finish(journal, done, ended())
-            assert await journal.orphans(["bill"]) == {"old": 1}
-            assert await journal.rename_flow("old", "new") == 1
+            dead, late = await start(journal, "old"), await start(journal, "old")
+            await finish(journal, dead, ended(S.FAILED))
+            assert await journal.orphans(["bill"]) == {"old": 2}
+            assert await journal.rename_flow("old", "new") == 3
+            await finish(journal, late, ended(S.FAILED))
+            assert journal.counts()[1] == {"new": 2}
             assert await journal.orphans(["bill", "new"]) == {}
             assert [item.flow for item in await journal.queued("new", 0, 9)] == ["new"]
             assert (await expect_run(journal, done.run_id)).flow == "old"

@@ -178,8 +178,9 @@ async def test_a_flow_that_a_reload_brings_back_finds_its_keys_held(
             await eventually(second_ran)
 
 
+@pytest.mark.parametrize("name", ["bill", "invoice"])
 async def test_a_run_that_was_due_while_its_flow_was_gone_runs_when_it_is_back(
-    tmp_path: Path,
+    tmp_path: Path, name: str
 ) -> None:
     seen: list[Any] = []
     gate = asyncio.Event()
@@ -198,9 +199,10 @@ async def test_a_run_that_was_due_while_its_flow_was_gone_runs_when_it_is_back(
             return bool(service.process.dispatcher._due.orphans)
 
         await eventually(looked_at)
-        await reload(service, other, bill)
+        back = bill if name == "bill" else make_flow(name, seen, gate, was="bill")
+        await reload(service, other, back)
         await service.finished(receipt.runs[0])
-        assert seen == [("bill", 0), ("bill", 0)]
+        assert seen == [("bill", 0), (name, 0)]
 
 
 async def test_what_is_no_longer_served_leaves_the_metrics(tmp_path: Path) -> None:
@@ -259,3 +261,79 @@ async def test_a_limit_that_a_reload_raises_counts_for_the_runs_that_wait(tmp_pa
         gate.set()
         await service.all_finished()
     assert seen == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("verb", ["drop", "retry"])
+async def test_a_dead_letter_that_blocks_its_key_goes_with_the_flow_to_a_new_name(
+    tmp_path: Path, verb: str
+) -> None:
+    seen: list[Any] = []
+    gate = asyncio.Event()
+    data = {"key": "k", "n": 0, "end": "die"}
+    async with running(tmp_path, [make_flow("old", seen, gate, on_dead="block")]) as service:
+        dead, behind = [
+            (await send(service, "webhook:/orders", data | more)).runs[0]
+            for more in ({}, {"n": 1, "end": None})
+        ]
+
+        async def begun() -> bool:
+            return len(seen) == 1
+
+        await eventually(begun)
+        renamed = make_flow("new", seen, gate, was="old", on_dead="block")
+        if verb == "drop":  # it fails under the new name, having begun under the old one
+            await reload(service, renamed)
+        gate.set()
+
+        async def has_failed() -> bool:
+            return (await service.run(dead)).dead
+
+        await eventually(has_failed)
+        await reload(service, renamed)
+        assert (await service.run(dead)).flow == "new"
+        assert service.process.journal.counts()[1] == {"new": 1}
+        assert (await service.run(behind)).state is RunState.QUEUED
+        await getattr(service.process.operator, verb)(dead)
+
+        async def again() -> bool:
+            return verb == "drop" or seen[1:] == [("new", 0)]
+
+        await eventually(again)
+        await eventually(has_not_blocked(service, dead, verb))
+        await service.finished(behind)
+        assert seen[-1] == ("new", 1)
+        assert service.process.journal.counts()[1] == {}
+
+
+def has_not_blocked(service: Running, dead: str, verb: str) -> Any:
+    """Return whether a dead letter is off the list: dropped, also after a retry that failed."""
+
+    async def off() -> bool:
+        run = await service.run(dead)
+        if run.dead and verb == "retry":
+            await service.process.operator.drop(dead)
+        return not run.dead and run.state is RunState.FAILED
+
+    return off
+
+
+async def test_a_key_that_is_let_go_while_its_flow_is_gone_is_free_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    seen: list[Any] = []
+    gate = asyncio.Event()
+    gate.set()
+    bill, other = make_flow("bill", seen, gate), make_flow("other", [], gate)
+    async with running(tmp_path, [bill]) as service:
+        first = (await send(service, "webhook:/orders", {"key": "k", "n": 0, "end": "again"})).runs
+
+        async def retrying() -> bool:
+            return (await service.run(first[0])).state is RunState.RETRYING
+
+        await eventually(retrying)
+        second = (await send(service, "webhook:/orders", {"key": "k", "n": 1})).runs
+        await reload(service, other)
+        await service.process.operator.cancel(first[0])
+        await reload(service, other, bill)
+        await service.finished(second[0])
+    assert seen == [("bill", 0), ("bill", 1)]

@@ -67,8 +67,8 @@ class Admission:
 
     def adopt(self, was: str, name: str) -> None:
         """Count what a flow's old name holds, and gives back from now on, for its new name."""
-        old, new = self._flows.get(was), self._flows[name]
-        if old is None or old is new:
+        old, new = self._flows.setdefault(was, self._flows[name]), self._flows[name]
+        if old is new:
             return
         new.running += old.running
         for key, count in old.by_key.items():

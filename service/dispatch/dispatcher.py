@@ -76,7 +76,7 @@ class Dispatcher:
         For while the journal renames the runs: the new lane must be paused, and read afresh after.
         """
         self._queues.adopt(was, name)
-        self._due.look()
+        self._due.adopt_orphans()
 
     async def hold_keys(self) -> None:
         """Hold the ordering keys of runs that have one without running, as the journal tells.
@@ -88,6 +88,8 @@ class Dispatcher:
             known = self._flows.get(flow)
             if known is not None and (not dead or known.on_dead == "block"):
                 self._admission.hold(flow, key, seq)
+            elif known is not None:  # which a reload may have changed
+                self._queues.let_go(flow, key, seq)
         still = {(flow, key, seq) for flow, key, seq, _dead in await self._journal.held_keys()}
         for flow, key, seq, _dead in read:
             if flow in self._flows and (flow, key, seq) not in still:
@@ -110,6 +112,7 @@ class Dispatcher:
         if run.state is not RunState.QUEUED:
             return
         lane = self._queues.lane(flow.name)
+        run.flow = lane.flow  # it may have been renamed since the run was made
         if (
             not self._stopping
             and lane.idle
@@ -191,7 +194,7 @@ class Dispatcher:
 
     def let_go(self, run: Run) -> None:
         """Free the ordering key a run holds without running: it was cancelled or dropped."""
-        if run.order_key is not None and run.flow in self._flows:
+        if run.order_key is not None and self._queues.find(run.flow) is not None:
             self._queues.let_go(run.flow, run.order_key, run.seq)
 
     # ------------------------------------------------------------ the loop
@@ -318,7 +321,7 @@ class Dispatcher:
             )
         if goes_on or claim.event.type == CALLED:
             self._due.look()
-        elif state is RunState.QUEUED and not self._stopping:
+        if state is RunState.QUEUED and not self._stopping:
             self.look_again(claim.flow)
         self._work.set()
 

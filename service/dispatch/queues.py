@@ -70,8 +70,9 @@ class Queues:
 
     def adopt(self, was: str, name: str) -> None:
         """Count what runs or waits under a flow's old name for its new one."""
-        old, new = self._lanes.get(was), self._made(name)
-        if old is not None and old is not new:
+        new = self._made(name)
+        old = self._lanes.setdefault(was, new)  # what was never served here may still be due
+        if old is not new:
             self.forget(was)
             self._awake.pop(was, None)
             new.arriving += old.arriving

@@ -151,7 +151,7 @@ class Batch:
                 )  # fmt: skip
             tally.moved("running", state)
             if dead:
-                tally.died(claim.flow)
+                tally.died(self._flow_of(claim))
         if _OUTCOMES.run(self._connection, values) != len(jobs):
             if len(jobs) > 1:
                 raise Split
@@ -165,6 +165,13 @@ class Batch:
                     " AND key IN (SELECT value FROM json_each(?))",
                     (job.claim.run_seq, _json((job.outcome.error.step, *job.outcome.again))),
                 )
+
+    def _flow_of(self, claim: Claim) -> str:
+        """Return the flow of a run, which may have a new name since it was claimed."""
+        found: str | None = self._connection.execute(
+            "SELECT flow FROM runs WHERE seq = ?", (claim.run_seq,)
+        ).get
+        return found or claim.flow
 
     def _settle_waits(self, jobs: Sequence[OutcomeJob]) -> None:
         """Wake the parents of children that ended, drop ended runs' waits, see what came late."""

@@ -261,7 +261,7 @@ class Journal(Reader, Protocol):
         """Forget kept results: of one task, or those whose time is over; returns how many."""
 
     async def rename_flow(self, was: str, name: str) -> int:
-        """Give the unfinished runs of a renamed flow to its new name; returns how many."""
+        """Give a flow's unfinished runs and dead letters to its new name; returns how many."""
 
     async def orphans(self, flows: Sequence[str]) -> dict[str, int]:
         """Count unfinished runs of flows that are not in `flows`."""

@@ -296,9 +296,9 @@ class SqliteJournal(SqliteReader):
         return count
 
     async def rename_flow(self, was: str, name: str) -> int:
-        """Give the unfinished runs of a renamed flow to its new name; returns how many."""
+        """Give a flow's unfinished runs and dead letters to its new name; returns how many."""
         count: int = await self._call(
-            lambda connection, tally: upkeep.rename_flow(connection, was, name)
+            lambda connection, tally: upkeep.rename_flow(connection, tally, was, name)
         )
         return count
 

@@ -88,13 +88,24 @@ def bury(connection: apsw.Connection, tally: Tally, flow: str, now: datetime) ->
     return [row[1] for row in failed]
 
 
-def rename_flow(connection: apsw.Connection, was: str, name: str) -> int:
-    """Give a flow's unfinished runs to its new name, except where that has a run of the event."""
+def rename_flow(connection: apsw.Connection, tally: Tally, was: str, name: str) -> int:
+    """Give a flow's unfinished runs and dead letters to its new name.
+
+    Except where that has a run of the event.
+    """
     connection.execute(
         f"UPDATE OR IGNORE runs SET flow = ?2 WHERE flow = ?1 AND state IN {UNFINISHED_STATES}",
         (was, name),
     )
-    return connection.changes()
+    unfinished = connection.changes()
+    connection.execute(
+        "UPDATE OR IGNORE runs SET flow = ?2 WHERE flow = ?1 AND dead = 1", (was, name)
+    )
+    dead = connection.changes()
+    if dead:
+        tally.died(was, -dead)
+        tally.died(name, dead)
+    return unfinished + dead
 
 
 def prune(
