@@ -124,7 +124,10 @@ class Operator:
     async def retry(self, run_id: str, from_step: str | None = None) -> Run:
         """Queue a finished run again; it goes on after its last recorded step or at `from_step`."""
         run = await self._journal.retry(run_id, from_step, now=self._now())
-        self._look_again(run.flow)
+        name = self._name_now(run.flow)
+        if name != run.flow:
+            await self._journal.rename_flow(run.flow, name)
+        self._look_again(name)
         return run
 
     async def drop(self, run_id: str) -> Run:
@@ -142,7 +145,7 @@ class Operator:
         if not run.dead:
             raise Refused(f"run {run.id} is not a dead letter; it is {run.state}")
         stored = await self._event_of(run)
-        runs = await self._replay(stored, [run.flow])
+        runs = await self._replay(stored, {run.flow: run})
         await self.drop(run.id)
         return runs
 
@@ -160,26 +163,37 @@ class Operator:
             sources = ", ".join(sorted({stored.event.source for stored in found}))
             raise Refused(f"event id {event_id!r} has several sources; name one of: {sources}")
         stored = found[0]
-        flows: dict[str, None] = {}
+        flows: dict[str, Run | None] = {}
         for run_id in stored.runs:
             run = await self._journal.run(run_id)
             if run is not None:
-                flows[run.flow] = None
+                flows[run.flow] = run
         project = self._project()
         for flow in (
             *project.feeds.get(stored.event.trigger, ()),
             *project.by_type.get(stored.event.type, ()),
         ):
-            flows[flow.name] = None
+            flows.setdefault(flow.name, None)
         if not flows:
             raise Refused(f"event {event_id!r} starts no flow")
-        return await self._replay(stored, list(flows))
+        return await self._replay(stored, flows)
 
-    async def _replay(self, stored: StoredEvent, flows: list[str]) -> list[str]:
+    def _name_now(self, flow: str) -> str:
+        """Return the name that a flow has now, which may have had another (`was=`)."""
+        names = (other.name for other in self._project().flows.values() if other.was == flow)
+        return next(names, flow)
+
+    async def _replay(self, stored: StoredEvent, flows: Mapping[str, Run | None]) -> list[str]:
+        """Start flows again, each with the keys of its last run while it is not served."""
         project = self._project()
+        now: dict[str, Run | None] = {}
+        for name, last in flows.items():
+            now.setdefault(self._name_now(name), last)
         runs = []
-        for name in flows:
+        for name, last in now.items():
             run = NewRun(id=mint_id(), flow=name, state=RunState.QUEUED)
+            if last is not None:
+                run.order_key, run.limit_key = last.order_key, last.limit_key
             flow = project.flows.get(name)
             if flow is not None:
                 run.code_version = flow.code_version
@@ -193,7 +207,7 @@ class Operator:
                     ) from error
             runs.append(run)
         ids = await self._journal.replay(stored.seq, runs, now=self._now())
-        for name in flows:
+        for name in now:
             self._look_again(name)
         return ids
 

@@ -16,6 +16,7 @@ from turnout import every, flow, limit, resource, retry, webhook
 from turnout.service.errors import SetupError
 from turnout.service.event import Event
 from turnout.service.flow import Flow
+from turnout.service.operator import Operator
 from turnout.service.project import Project
 from turnout.service.run import RunState
 from turnout.service.trigger import Receipt
@@ -337,3 +338,32 @@ async def test_a_key_that_is_let_go_while_its_flow_is_gone_is_free_when_it_is_ba
         await reload(service, other, bill)
         await service.finished(second[0])
     assert seen == [("bill", 0), ("bill", 1)]
+
+
+async def test_runs_of_an_old_name_that_an_operator_starts_again_are_of_the_new_one(
+    tmp_path: Path,
+) -> None:
+    seen: list[Any] = []
+    gate = asyncio.Event()
+    gate.set()
+    async with running(tmp_path, [make_flow("old", seen, gate)]) as service:
+        first = await send(service, "webhook:/orders", {"key": "k", "n": 0})
+        await service.finished(first.runs[0])
+        await reload(service, make_flow("new", seen, gate, was="old"))
+        await service.process.operator.retry(first.runs[0])
+        await service.all_finished()
+        assert len(await service.process.operator.replay(first.event)) == 1
+        runs = await service.all_finished()
+        assert [(run.flow, run.order_key) for run in runs] == [("new", "k")] * 2
+    assert seen == [("old", 0), ("new", 0), ("new", 0)]
+
+
+async def test_a_replay_keeps_its_ordering_key_while_its_flow_is_not_served(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    gate.set()
+    async with running(tmp_path, [make_flow("bill", [], gate)]) as service:
+        first = await send(service, "webhook:/orders", {"key": "k", "n": 0})
+        await service.finished(first.runs[0])
+        await reload(service, make_flow("other", [], gate))
+        (again,) = await Operator(service.process.journal, now=utc_now).replay(first.event)
+        assert (await service.run(again)).order_key == "k"
