@@ -89,7 +89,7 @@ async def test_a_place_of_a_limit_goes_on_past_a_cancelled_run_that_lost_its_ord
     assert seen.started == [0, 2, 3]
 
 
-async def test_an_older_run_that_is_retried_waits_for_the_one_that_has_its_key(
+async def test_an_older_run_that_is_retried_and_one_that_has_its_key_do_not_wait_for_each_other(
     tmp_path: Path,
 ) -> None:
     seen = Seen()
@@ -112,7 +112,34 @@ async def test_an_older_run_that_is_retried_waits_for_the_one_that_has_its_key(
         await service.process.operator.retry(older)
         seen.open(3)
         await service.all_finished()
-    assert seen.started == [0, 1, 2, 0]
+    assert seen.started == [0, 1, 0, 2]
+
+
+async def test_a_cancelled_run_keeps_no_key_when_its_queue_is_read_afresh(tmp_path: Path) -> None:
+    seen = Seen()
+
+    @flow(ordered_by=lambda event: event.data[1], concurrency=1)
+    async def one(event: Event) -> None:
+        await seen.run(event.data[0])
+
+    async with running(tmp_path, [one]) as service:
+        seen.gate(0).set()
+        (done,) = await send(service, (0, "z"))
+        await service.finished(done)
+        await send(service, (1, "y"))
+        (cancelled,) = await send(service, (2, "x"))
+
+        async def has_its_key() -> bool:
+            return service.process.dispatcher.holder("one", "x") is not None
+
+        await eventually(has_its_key)
+        await service.process.operator.cancel(cancelled)
+        await send(service, (3, "x"))
+        await eventually(has_its_key)  # it is asked for once more, as it is still in memory
+        await service.process.operator.retry(done)
+        seen.open(4)
+        await service.all_finished()
+    assert seen.started == [0, 1, 0, 3]
 
 
 async def test_keys_that_spill_by_order_and_by_limit_lose_and_double_nothing(

@@ -86,6 +86,9 @@ class Queues:
         """Have a flow's queue read from the journal afresh."""
         lane = self._lanes.get(flow)
         if lane is not None:
+            for row in lane.rows():  # one that was cancelled would never let go of its key
+                if row.order_key is not None and row.seq not in self.lined_up:
+                    self._admission.let_go(lane.flow, row.order_key, row.seq)
             self.lined_up.difference_update(row.seq for row in lane.rows())
             lane.forget_all()
             self.wake(lane)
@@ -242,6 +245,7 @@ class Queues:
 
     def let_go(self, flow: str, order_key: str, seq: int) -> None:
         """Free an ordering key if the run `seq`, which is not running, holds it."""
+        self.lined_up.discard(seq)
         if self._admission.let_go(flow, order_key, seq):
             self._free(flow, ("order", order_key))
 
