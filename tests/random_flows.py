@@ -1,0 +1,145 @@
+"""Flows of every policy whose events say what to do, and a ledger of what their runs did."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+from turnout import current, event, sleep, wait_for
+
+RETRIES = 2
+
+go = event("go")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The policy of a flow of the world; its limit's count changes over time."""
+
+    ordered: bool = False
+    limited: Literal["", "flow", "key"] = ""
+    on_dead: Literal["continue", "block"] = "continue"
+    threaded: bool = False
+
+
+KINDS = {
+    "plain": Kind(),
+    "few": Kind(limited="flow"),
+    "fair": Kind(limited="key"),
+    "ordered": Kind(ordered=True),
+    "blocked": Kind(ordered=True, on_dead="block"),
+    "both": Kind(ordered=True, limited="key"),
+    "strict": Kind(ordered=True, limited="flow", on_dead="block"),
+    "thread": Kind(limited="key", threaded=True),
+    "parent": Kind(limited="flow"),
+    "child": Kind(ordered=True, limited="key"),
+}
+
+
+@dataclass
+class Ledger:
+    """What the flows' functions did, and what they saw that must not be."""
+
+    slots: int
+    life: int = 0
+    wrong: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    inside: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    started: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    open: dict[tuple[str, str], str] = field(default_factory=dict)
+    ends: Counter[str] = field(default_factory=Counter)
+    touched: set[str] = field(default_factory=set)
+    dropped: set[str] = field(default_factory=set)
+    disordered: set[tuple[str, str]] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def attempt(self, kind: str, data: dict[str, Any]) -> Iterator[None]:
+        """Note an attempt from its first line to its last."""
+        view = current().run
+        run_id, life = view.id, self.life
+        with self.lock:
+            self._enter(run_id, kind, data)
+        final = False
+        try:
+            yield
+            final = True
+            self.ends[run_id] += 1
+        except Exception as error:
+            blocks = KINDS[kind].on_dead == "block"
+            final = not blocks and not (isinstance(error, OSError) and view.attempt <= RETRIES)
+            raise
+        finally:
+            with self.lock:
+                if life == self.life:
+                    self.inside.pop(run_id, None)
+                    key = (kind, data["k"])
+                    if final and self.open.get(key) == run_id:
+                        del self.open[key]
+
+    def _enter(self, run_id: str, kind: str, data: dict[str, Any]) -> None:
+        if run_id in self.inside:
+            self.wrong.append(f"two attempts at once of {kind} {data}")
+        policy, inside = KINDS[kind], list(self.inside.values())
+        self.inside[run_id] = (kind, data)
+        if len(inside) >= self.slots:
+            self.wrong.append(f"{len(inside) + 1} run in {self.slots} slots")
+        same = [other for name, other in inside if name == kind]
+        if policy.limited == "key":
+            same = [other for other in same if other["l"] == data["l"]]
+        if policy.limited and len(same) >= self.counts[kind]:
+            self.wrong.append(f"{len(same) + 1} of {kind} {data}, limit {self.counts[kind]}")
+        if not policy.ordered:
+            return
+        key = (kind, data["k"])
+        if any(name == kind and other["k"] == data["k"] for name, other in inside):
+            self.wrong.append(f"two at once of the key {key}")
+        holder = self.open.get(key, run_id)
+        excused = holder in self.touched | self.dropped or key in self.disordered or kind == "child"
+        if holder != run_id and not excused:
+            self.wrong.append(f"{kind} {run_id} {data} overtook the holder of its key {holder}")
+        self.open[key] = run_id
+        started = self.started.setdefault(key, [])
+        if run_id not in started:
+            started.append(run_id)
+
+
+async def act(data: dict[str, Any]) -> None:
+    """Do what an event asks for, as an async flow."""
+    match data["do"]:
+        case "slow":
+            await asyncio.sleep(data["n"] % 7 / 1000)
+        case "linger":  # a cancel takes a while
+            try:
+                await asyncio.sleep(0.004)
+            finally:
+                await asyncio.sleep(0.003)
+        case "fail":
+            raise ValueError("never")
+        case "again" if current().attempt <= data["times"]:
+            await asyncio.sleep(0)
+            raise OSError("later")
+        case "nap":
+            await sleep(timedelta(milliseconds=data["n"] % 9))
+            await sleep(timedelta(milliseconds=data["n"] % 4))
+        case "hear":
+            with suppress(TimeoutError):
+                await wait_for(go, match={"n": data["n"]}, timeout="60ms")
+
+
+def act_in_thread(data: dict[str, Any]) -> None:
+    """Do what an event asks for, as a `def` flow."""
+    match data["do"]:
+        case "slow" | "linger":
+            time.sleep(data["n"] % 7 / 1000)
+        case "fail":
+            raise ValueError("never")
+        case "again" if current().attempt <= data["times"]:
+            raise OSError("later")
