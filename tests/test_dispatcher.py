@@ -409,6 +409,38 @@ async def test_a_cancelled_run_stops_at_its_next_await(tmp_path: Path) -> None:
             assert (await service.run(receipt.runs[0])).state is RunState.CANCELLED
 
 
+async def test_a_cancelled_run_clears_up_in_peace_though_it_is_retried(tmp_path: Path) -> None:
+    begun, gate = asyncio.Event(), asyncio.Event()
+    done: list[str] = []
+
+    @flow
+    async def clears_up() -> None:
+        if done:
+            return
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            await gate.wait()
+            done.append("cleared")
+
+    async with running(tmp_path, [clears_up]) as service:
+        run_id = (await service.send()).runs[0]
+        await begun.wait()
+        await service.process.operator.cancel(run_id)
+        await service.process.operator.retry(run_id)
+
+        async def claimed_anew() -> bool:
+            return (await service.run(run_id)).state is RunState.RUNNING
+
+        await eventually(claimed_anew)
+        await asyncio.sleep(0)
+        gate.set()
+        (run,) = await service.all_finished()
+        assert run.state is RunState.SUCCEEDED
+    assert done == ["cleared"]
+
+
 async def test_a_run_retried_before_its_cancelled_attempt_has_ended_begins_after_it(
     tmp_path: Path,
 ) -> None:

@@ -143,7 +143,7 @@ class Attempts:
         thread or a `finally`: the new one begins after it.
         """
         before = self._running.get(claim.run_id)
-        if before is not None:
+        if before is not None and not before.cancelled:
             before.cancel()
         attempt = _Attempt(claim, before)
         self._running[claim.run_id] = attempt
