@@ -81,6 +81,19 @@ def test_a_parked_run_is_ready_when_its_key_is_free_and_blocks_no_other() -> Non
     assert not lane.has_parked("x", None)
 
 
+def test_a_run_that_was_called_in_vain_waits_in_its_place() -> None:
+    lane = fresh()
+    key: Key = ("order", "x")
+    for seq in range(1, WINDOW + 2):
+        lane.park(queued(seq, "x"), key)
+    lane.freed(key)
+    lane.park(lane.take(), key)
+    assert lane.parked_count == WINDOW
+    for _ in range(3):
+        lane.freed(key)
+    assert [run.seq for run in lane.ready] == [1, 2, 3]
+
+
 def test_parked_runs_beyond_the_bound_are_wanted_from_the_journal() -> None:
     lane = fresh()
     for seq in range(1, WINDOW + 2):

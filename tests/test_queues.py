@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from tests.running import Running, eventually, make_event, running
-from turnout import flow, limit
+from turnout import flow, limit, retry
 from turnout.service.dispatch import lane, queues
 from turnout.service.event import Event
 from turnout.service.flow import Flow
+from turnout.service.journal.records import Queued
+from turnout.service.run import RunState
 
 
 class Seen:
@@ -158,3 +160,51 @@ async def test_keys_that_spill_by_order_and_by_limit_lose_and_double_nothing(
     for key in "abc":
         started = [n for n in seen.started if keys[n][0] == key]
         assert started == sorted(started)
+
+
+async def test_a_run_that_is_due_before_its_attempt_is_over_has_its_turn(tmp_path: Path) -> None:
+    """Its outcome is on disk, and read there, a moment before its key is kept for it."""
+    seen = Seen()
+    async with running(tmp_path, [ordered_and_limited(seen)]) as service:
+        await send(service, (0, "x", "A"))
+        await seen.until(0)
+        lines = service.process.dispatcher._queues
+        again = Queued(seq=1, flow="both", order_key="x", limit_key="B", due_at=None, suspect=False)
+        lines.due(again, lines.lane("both"))
+        assert lines.choose() == [], "its attempt holds the key"
+        lines.release("both", "x", "A", suspect=False, keep_order_for=1)
+        assert lines.choose() == [again]
+        lines.release("both", "x", "B", suspect=False)
+        service.process.dispatcher._admission.retake("both", "A", suspect=False)
+        seen.open(1)
+
+
+async def test_a_key_is_kept_for_a_run_that_ran_while_keys_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the journal said of it while it ran is no longer so when the answer is there."""
+
+    @flow(ordered_by=lambda event: "x", retry=retry(5, delay="50ms", factor=1000, jitter=False))
+    async def fails(event: Event) -> None:
+        raise OSError("not now")
+
+    async with running(tmp_path, [fails]) as service:
+        dispatcher = service.process.dispatcher
+        (run_id,) = await send(service, 0)
+
+        async def has_failed(times: int) -> bool:
+            run = await service.run(run_id)
+            held = dispatcher.holder("fails", "x") == run.seq
+            return held and (run.state, run.attempts) == (RunState.RETRYING, times)
+
+        await eventually(lambda: has_failed(1))
+        answers = [await service.process.journal.held_keys(), []]
+
+        async def held_keys() -> list[tuple[str, str, int, bool]]:
+            if len(answers) == 1:
+                await eventually(lambda: has_failed(2))
+            return answers.pop(0)
+
+        monkeypatch.setattr(service.process.journal, "held_keys", held_keys)
+        await dispatcher.hold_keys()
+        assert await has_failed(2)

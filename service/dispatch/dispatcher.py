@@ -58,6 +58,7 @@ class Dispatcher:
         self._due = DueRuns(journal, self._queues, now=now)
         self._work = self._queues.work
         self._claiming: set[int] = set()
+        self._started: set[int] | None = None  # while keys are read: see `hold_keys`
         self._stopping = False
         self._quiet = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -81,19 +82,23 @@ class Dispatcher:
     async def hold_keys(self) -> None:
         """Hold the ordering keys of runs that have one without running, as the journal tells.
 
-        Asked twice: a run may have let go of its key after the first answer was read.
+        Asked twice: a run may have let go of its key after the first answer was read. What the
+        second says of one that started meanwhile is no longer so.
         """
+        self._started = set()
         read = await self._journal.held_keys()
         for flow, key, seq, dead in read:
             known = self._flows.get(flow)
             if known is not None and (not dead or known.on_dead == "block"):
-                self._admission.hold(flow, key, seq)
+                self._queues.hold(flow, key, seq)
             elif known is not None:  # which a reload may have changed
                 self._queues.let_go(flow, key, seq)
         still = {(flow, key, seq) for flow, key, seq, _dead in await self._journal.held_keys()}
         for flow, key, seq, _dead in read:
-            if flow in self._flows and (flow, key, seq) not in still:
+            is_over = (flow, key, seq) not in still and seq not in self._started
+            if flow in self._flows and is_over:
                 self._queues.let_go(flow, key, seq)
+        self._started = None
 
     def pause(self, flow: str) -> None:
         """Start no more runs of a flow; those running go on."""
@@ -285,6 +290,8 @@ class Dispatcher:
     def _start(self, claim: Claim) -> None:
         if self._tasks is None:
             raise RuntimeError("the dispatcher is not running")
+        if self._started is not None:
+            self._started.add(claim.run_seq)
         self._attempts.start(self._tasks, claim, self._flows.get(claim.flow))
 
     def leaves(self, claim: Claim) -> bool:

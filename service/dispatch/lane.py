@@ -7,6 +7,7 @@ the journal when the key is free. Not here: counting slots (admission) and claim
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -143,7 +144,12 @@ class Lane:
         self.unread = self.unread or more
 
     def park(self, run: Queued, key: Key) -> None:
-        """Set a run aside until `freed(key)`."""
+        """Set a run aside until `freed(key)`, in its place if it was called and could not go."""
+        waiting = self.parked.get(key)
+        if waiting and run.seq < waiting[-1].seq:
+            insort(waiting, run, key=_by_seq)
+            self.parked_count += 1
+            return
         if key in self.spilled or self.parked_count >= WINDOW:
             self.spilled.add(key)
             return
@@ -160,6 +166,19 @@ class Lane:
                 del self.parked[key]
         elif key in self.spilled:
             self.wanted[key] = self.wanted.get(key, 0) + 1
+
+    def call(self, key: Key, seq: int) -> bool:
+        """Make a run ready that has become the holder of its key; False if it does not wait."""
+        waiting = self.parked.get(key, ())
+        run = next((run for run in waiting if run.seq == seq), None)
+        if run is None:
+            return False
+        self.parked[key].remove(run)
+        self.parked_count -= 1
+        if not self.parked[key]:
+            del self.parked[key]
+        self.ready.append(run)
+        return True
 
     @property
     def newer(self) -> int:
@@ -206,3 +225,7 @@ class Lane:
         self.cursor = 0
         self.unread = True
         self.epoch += 1
+
+
+def _by_seq(run: Queued) -> int:
+    return run.seq

@@ -140,7 +140,13 @@ class Queues:
         while more and len(found) < free:
             rows = await self._journal.queued_for_key(lane.flow, *key, count, after)
             held = {run.seq for run in lane.rows()}.union(claiming)
-            found += [row for row in rows if row.seq not in held and self._is_for(lane, row, key)]
+            for row in rows:
+                if row.seq in held or row.seq >= lane.newer:
+                    continue
+                if self._is_for(lane, row, key):
+                    found.append(row)
+                elif key == ("order", row.order_key):  # which it holds: it waits for nothing
+                    lane.ready.append(row)
             after = rows[-1].seq if rows else after
             more = len(rows) == count and after < lane.newer
         lane.fetched(key, found, more=more, free=free)
@@ -234,6 +240,8 @@ class Queues:
         )
         if order_key is not None and keep_order_for is None:
             self._free(flow, ("order", order_key))
+        elif order_key is not None and keep_order_for is not None:
+            self._call(flow, order_key, keep_order_for)  # it may have been due a moment before
         if limit_key is not None:
             self._free(flow, ("limit", limit_key))
         if suspect:
@@ -243,11 +251,22 @@ class Queues:
         if not lane.empty:
             self.wake(lane)
 
+    def hold(self, flow: str, order_key: str, seq: int) -> None:
+        """Have a run that is not running hold an ordering key, and wait for it no more."""
+        if self._admission.hold(flow, order_key, seq):
+            self._call(flow, order_key, seq)
+
     def let_go(self, flow: str, order_key: str, seq: int) -> None:
         """Free an ordering key if the run `seq`, which is not running, holds it."""
         self.lined_up.discard(seq)
         if self._admission.let_go(flow, order_key, seq):
             self._free(flow, ("order", order_key))
+
+    def _call(self, flow: str, order_key: str, seq: int) -> None:
+        """Have the holder of an ordering key wait for it no more."""
+        lane = self._lanes[flow]
+        if lane.call(("order", order_key), seq):
+            self.wake(lane)
 
     def _free_suspects(self) -> None:
         """Let all suspects ask again: the first of them may be of a flow that is paused."""
