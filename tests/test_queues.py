@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.running import Running, eventually, make_event, running
-from turnout import flow, limit, retry
+from turnout import current, flow, limit, retry
 from turnout.service.dispatch import lane, queues
 from turnout.service.event import Event
 from turnout.service.flow import Flow
@@ -198,13 +198,41 @@ async def test_a_key_is_kept_for_a_run_that_ran_while_keys_were_read(
             return held and (run.state, run.attempts) == (RunState.RETRYING, times)
 
         await eventually(lambda: has_failed(1))
-        answers = [await service.process.journal.held_keys(), []]
+        honest = service.process.journal.held_keys
+        answers = [await honest(), []]
 
         async def held_keys() -> list[tuple[str, str, int, bool]]:
             if len(answers) == 1:
                 await eventually(lambda: has_failed(2))
-            return answers.pop(0)
+            return answers.pop(0) if answers else await honest()
 
         monkeypatch.setattr(service.process.journal, "held_keys", held_keys)
         await dispatcher.hold_keys()
         assert await has_failed(2)
+
+
+async def test_a_key_is_not_kept_for_a_run_that_ended_while_keys_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @flow(ordered_by=lambda event: "x", retry=retry(1, delay="50ms", jitter=False))
+    async def recovers(event: Event) -> None:
+        if current().attempt == 1:
+            raise OSError("not now")
+
+    async with running(tmp_path, [recovers]) as service:
+        (run_id,) = await send(service, 0)
+
+        async def waits() -> bool:
+            return (await service.run(run_id)).state is RunState.RETRYING
+
+        await eventually(waits)
+        honest = service.process.journal.held_keys
+
+        async def held_keys() -> list[tuple[str, str, int, bool]]:
+            answer = await honest()
+            await service.all_finished()
+            return answer
+
+        monkeypatch.setattr(service.process.journal, "held_keys", held_keys)
+        await service.process.dispatcher.hold_keys()
+        assert service.process.dispatcher.holder("recovers", "x") is None

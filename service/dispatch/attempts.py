@@ -121,6 +121,11 @@ class Attempts:
         """The ids of the runs whose attempts run now."""
         return frozenset(self._running)
 
+    @property
+    def seqs(self) -> set[int]:
+        """The seqs of the runs whose attempts run now."""
+        return {attempt.claim.run_seq for attempt in self._running.values()}
+
     def on_key(self, flow: str, order_key: str) -> int | None:
         """Return the seq of the run that runs under an ordering key, if one does."""
         for attempt in self._running.values():

@@ -58,7 +58,7 @@ class Dispatcher:
         self._due = DueRuns(journal, self._queues, now=now)
         self._work = self._queues.work
         self._claiming: set[int] = set()
-        self._started: set[int] | None = None  # while keys are read: see `hold_keys`
+        self._ran: set[int] | None = None  # while keys are read: see `hold_keys`
         self._stopping = False
         self._quiet = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -82,23 +82,27 @@ class Dispatcher:
     async def hold_keys(self) -> None:
         """Hold the ordering keys of runs that have one without running, as the journal tells.
 
-        Asked twice: a run may have let go of its key after the first answer was read. What the
-        second says of one that started meanwhile is no longer so.
+        Asked twice: a run may have let go of its key after the first answer was read. And again for
+        those that ran meanwhile: what is said of them may be wrong by now.
         """
-        self._started = set()
+        self._ran = self._attempts.seqs
         read = await self._journal.held_keys()
         for flow, key, seq, dead in read:
             known = self._flows.get(flow)
             if known is not None and (not dead or known.on_dead == "block"):
                 self._queues.hold(flow, key, seq)
-            elif known is not None:  # which a reload may have changed
+            elif known is not None and seq not in self._ran:  # a reload may have changed it
                 self._queues.let_go(flow, key, seq)
-        still = {(flow, key, seq) for flow, key, seq, _dead in await self._journal.held_keys()}
-        for flow, key, seq, _dead in read:
-            is_over = (flow, key, seq) not in still and seq not in self._started
-            if flow in self._flows and is_over:
-                self._queues.let_go(flow, key, seq)
-        self._started = None
+        unsure = {(flow, key, seq) for flow, key, seq, _dead in read if flow in self._flows}
+        while unsure:
+            self._ran = self._attempts.seqs
+            unsure -= {(flow, key, seq) for flow, key, seq, _ in await self._journal.held_keys()}
+            for flow, key, seq in unsure.copy():
+                if seq not in self._ran:
+                    self._queues.let_go(flow, key, seq)
+                if self._admission.holder(flow, key) != seq:
+                    unsure.discard((flow, key, seq))
+        self._ran = None
 
     def pause(self, flow: str) -> None:
         """Start no more runs of a flow; those running go on."""
@@ -290,8 +294,8 @@ class Dispatcher:
     def _start(self, claim: Claim) -> None:
         if self._tasks is None:
             raise RuntimeError("the dispatcher is not running")
-        if self._started is not None:
-            self._started.add(claim.run_seq)
+        if self._ran is not None:
+            self._ran.add(claim.run_seq)
         self._attempts.start(self._tasks, claim, self._flows.get(claim.flow))
 
     def leaves(self, claim: Claim) -> bool:
