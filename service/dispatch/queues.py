@@ -141,12 +141,12 @@ class Queues:
             rows = await self._journal.queued_for_key(lane.flow, *key, count, after)
             held = {run.seq for run in lane.rows()}.union(claiming)
             for row in rows:
-                if row.seq in held or row.seq >= lane.newer:
+                if row.seq in held:
                     continue
                 if self._is_for(lane, row, key):
                     found.append(row)
-                elif key == ("order", row.order_key):  # which it holds: it waits for nothing
-                    lane.ready.append(row)
+                elif key == ("order", row.order_key) and row.seq < lane.newer:
+                    lane.ready.append(row)  # it holds the key: it waits for nothing
             after = rows[-1].seq if rows else after
             more = len(rows) == count and after < lane.newer
         lane.fetched(key, found, more=more, free=free)
