@@ -409,6 +409,12 @@ async def test_a_cancelled_run_stops_at_its_next_await(tmp_path: Path) -> None:
             assert (await service.run(receipt.runs[0])).state is RunState.CANCELLED
 
 
+async def waits_for_the_one_before(service: Running, run_id: str) -> bool:
+    """Whether a run has an attempt that begins when another has ended."""
+    attempt = service.process.dispatcher._attempts._running[run_id]
+    return attempt.before is not None
+
+
 async def test_a_cancelled_run_clears_up_in_peace_though_it_is_retried(tmp_path: Path) -> None:
     begun, gate = asyncio.Event(), asyncio.Event()
     done: list[str] = []
@@ -429,12 +435,7 @@ async def test_a_cancelled_run_clears_up_in_peace_though_it_is_retried(tmp_path:
         await begun.wait()
         await service.process.operator.cancel(run_id)
         await service.process.operator.retry(run_id)
-
-        async def claimed_anew() -> bool:
-            return (await service.run(run_id)).state is RunState.RUNNING
-
-        await eventually(claimed_anew)
-        await asyncio.sleep(0)
+        await eventually(lambda: waits_for_the_one_before(service, run_id))
         gate.set()
         (run,) = await service.all_finished()
         assert run.state is RunState.SUCCEEDED
@@ -463,11 +464,7 @@ async def test_a_run_retried_before_its_cancelled_attempt_has_ended_begins_after
         await begun.wait()
         await service.process.operator.cancel(run_id)
         await service.process.operator.retry(run_id)
-
-        async def claimed_anew() -> bool:
-            return (await service.run(run_id)).state is RunState.RUNNING
-
-        await eventually(claimed_anew)
+        await eventually(lambda: waits_for_the_one_before(service, run_id))
         gate.set()
         (run,) = await service.all_finished()
         assert (run.state, run.result) == (RunState.SUCCEEDED, b"2")

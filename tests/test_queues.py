@@ -55,6 +55,16 @@ def ordered_and_limited(seen: Seen) -> Flow[..., Any]:
     return both
 
 
+def one_at_once(seen: Seen) -> Flow[..., Any]:
+    """Return a flow whose events are (number, ordering key), one at once of all."""
+
+    @flow(ordered_by=lambda event: event.data[1], concurrency=1)
+    async def one(event: Event) -> None:
+        await seen.run(event.data[0])
+
+    return one
+
+
 async def send(service: Running, *data: Any) -> list[str]:
     receipts = await service.emitter([make_event(one) for one in data])
     return [receipt.runs[0] for receipt in receipts]
@@ -95,12 +105,7 @@ async def test_an_older_run_that_is_retried_and_one_that_has_its_key_do_not_wait
     tmp_path: Path,
 ) -> None:
     seen = Seen()
-
-    @flow(ordered_by=lambda event: event.data[1], concurrency=1)
-    async def one(event: Event) -> None:
-        await seen.run(event.data[0])
-
-    async with running(tmp_path, [one]) as service:
+    async with running(tmp_path, [one_at_once(seen)]) as service:
         seen.gate(0).set()
         (older,) = await send(service, (0, "x"))
         await service.finished(older)
@@ -119,12 +124,7 @@ async def test_an_older_run_that_is_retried_and_one_that_has_its_key_do_not_wait
 
 async def test_a_cancelled_run_keeps_no_key_when_its_queue_is_read_afresh(tmp_path: Path) -> None:
     seen = Seen()
-
-    @flow(ordered_by=lambda event: event.data[1], concurrency=1)
-    async def one(event: Event) -> None:
-        await seen.run(event.data[0])
-
-    async with running(tmp_path, [one]) as service:
+    async with running(tmp_path, [one_at_once(seen)]) as service:
         seen.gate(0).set()
         (done,) = await send(service, (0, "z"))
         await service.finished(done)
