@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from .errors import SetupError
-from .units import parse_duration, parse_size
+from .units import parse_duration, parse_retention, parse_size
 
 
 def _readable(parse: Any) -> BeforeValidator:
@@ -35,6 +35,7 @@ def _readable(parse: Any) -> BeforeValidator:
 
 
 Duration = Annotated[timedelta, _readable(parse_duration)]
+Retention = Annotated[timedelta, _readable(parse_retention)]
 Size = Annotated[int, _readable(parse_size)]
 
 
@@ -107,13 +108,19 @@ class Settings(BaseSettings):
     max_waiters: int = Field(1000, ge=0, description="Requests waiting with ?wait= at once.")
     min_free_bytes: Size = Field(64 * 2**20, description="Free disk below which intake stops.")
 
-    dedupe: Duration = Field(timedelta(days=7), description="How long an event id is remembered.")
-    keep_finished: Duration = Field(
-        timedelta(days=7), description="How long finished runs and their events are kept."
+    dedupe: Retention = Field(
+        timedelta(days=7), description="How long an event id is remembered, or `forever`."
     )
-    keep_failed: Duration = Field(timedelta(days=30), description="How long failed ones are kept.")
-    keep_unmatched: Duration = Field(
-        timedelta(days=1), description="How long events that started nothing are kept."
+    keep_finished: Retention = Field(
+        timedelta(days=7),
+        description="How long finished runs and their events are kept, or `forever`.",
+    )
+    keep_failed: Retention = Field(
+        timedelta(days=30), description="How long failed ones are kept, or `forever`."
+    )
+    keep_unmatched: Retention = Field(
+        timedelta(days=1),
+        description="How long events that started nothing are kept, or `forever`.",
     )
     max_journal_bytes: Size = Field(
         10 * 2**30, description="Journal size above which finished runs go early."

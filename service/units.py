@@ -1,15 +1,20 @@
 """Durations and sizes as people write them: `"500ms" "30s" "5m" "2h" "1d"`, `"1MiB"`.
 
-Pure functions; a value that cannot be read raises `SetupError` showing the forms that can.
+Pure functions; a value that cannot be read raises `SetupError` showing the forms that can. No
+duration is longer than `LONGEST`, so that any clock reading plus or minus one is still a date.
 """
 
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from .errors import SetupError
+
+LONGEST = timedelta(days=36_525)
+"""The longest duration there is: a hundred years."""
+
+FOREVER = "forever"
 
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -26,19 +31,54 @@ def utc_now() -> datetime:
 
 
 def parse_duration(value: str | timedelta) -> timedelta:
-    """Read a duration such as `"1h30m"`; raises `SetupError` for anything else."""
+    """Read a duration such as `"1h30m"`, up to a hundred years; raises `SetupError` for others."""
+    length = _read_duration(value)
+    if length is None or length > LONGEST:
+        raise SetupError(f"the duration {_words(value)} is too long: a hundred years are the most")
+    return length
+
+
+def is_duration(text: str) -> bool:
+    """Whether a text is written as a duration, of whatever length."""
+    return _parts(text) is not None
+
+
+def parse_retention(value: str | timedelta) -> timedelta:
+    """Read how long to keep something: a duration or `"forever"`; what is longer is `LONGEST`."""
+    if isinstance(value, str) and value.strip().lower() == FOREVER:
+        return LONGEST
+    length = _read_duration(value)
+    return LONGEST if length is None else min(length, LONGEST)
+
+
+def _read_duration(value: str | timedelta) -> timedelta | None:
+    """Return the duration that was written, None for one that no `timedelta` can hold."""
     if isinstance(value, timedelta):
         if value < timedelta(0):
             raise SetupError(f"a duration cannot be negative, got {value!r}")
         return value
-    text = str(value).strip()
-    parts = _DURATION_PART.findall(text)
-    if parts and "".join(number + unit for number, unit in parts) == text:
-        with suppress(OverflowError):  # past a timedelta's 2.7 million years
-            return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in parts))
-    raise SetupError(
-        f'cannot read the duration {value!r}; write it like "500ms", "30s", "5m", "1h30m", "1d"'
-    )
+    parts = _parts(str(value))
+    if parts is None:
+        raise SetupError(
+            f"cannot read the duration {_words(value)}; "
+            'write it like "500ms", "30s", "5m", "1h30m", "1d"'
+        )
+    try:
+        return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in parts))
+    except OverflowError:
+        return None
+
+
+def _parts(text: str) -> list[tuple[str, str]] | None:
+    parts: list[tuple[str, str]] = _DURATION_PART.findall(text.strip())
+    is_whole = parts and "".join(number + unit for number, unit in parts) == text.strip()
+    return parts if is_whole else None
+
+
+def _words(value: object) -> str:
+    """Return a value for a message, which a long one must not fill."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def parse_timeout(value: str | timedelta | None) -> timedelta | None:

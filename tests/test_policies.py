@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.attempts import attempts
-from turnout import Fail, flow, retry, task
+from turnout import Fail, Retry, flow, retry, sleep, task
 from turnout.service.run import RunState
 
 done: list[str] = []
@@ -24,6 +25,57 @@ class Busy(Exception):
     def __init__(self, retry_after: float) -> None:
         super().__init__("busy")
         self.retry_after = retry_after
+
+
+# ---------------------------------------------------------------- how long
+
+
+@task(retry=retry(1))
+async def far() -> None:
+    raise Retry(after="9999999w")
+
+
+@flow(retry=retry(1, delay="0s"))
+async def retries_far() -> None:
+    raise Retry(after="450000w")
+
+
+@flow(retry=retry(1, delay="0s"))
+def retries_far_in_a_thread() -> None:
+    raise Retry(after=timedelta.max)
+
+
+@flow
+async def has_a_far_step() -> None:
+    await far()
+
+
+@flow
+async def sleeps_far() -> None:
+    await sleep(timedelta.max)
+
+
+@pytest.mark.parametrize(
+    "declared", [retries_far, retries_far_in_a_thread, has_a_far_step, sleeps_far]
+)
+async def test_a_wait_no_clock_can_tell_fails_the_run_by_name(
+    tmp_path: Path, declared: Any
+) -> None:
+    async with attempts(tmp_path) as run:
+        error = (await run.first(declared)).error
+        assert error is not None and error.type == "SetupError"
+        assert "is too long: a hundred years are the most" in error.message
+
+
+async def test_the_longest_delays_are_kept(tmp_path: Path) -> None:
+    @flow(retry=retry(90, delay="36525d", factor=1000, jitter=False))
+    async def rare() -> None:
+        raise ValueError("the real error")
+
+    async with attempts(tmp_path) as run:
+        outcome = await run.first(rare)
+        assert outcome.state is RunState.RETRYING and outcome.due_at is not None
+        assert outcome.error is not None and outcome.error.message == "the real error"
 
 
 # ---------------------------------------------------------------- which errors

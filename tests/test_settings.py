@@ -9,6 +9,7 @@ import pytest
 
 from turnout.service.errors import SetupError
 from turnout.service.settings import load
+from turnout.service.units import LONGEST
 
 
 def test_the_environment_wins_over_the_file_and_a_choice_over_both(
@@ -57,6 +58,9 @@ def test_a_bad_value_names_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ('grace = "soon"', r"grace: cannot read the duration 'soon'"),
         ('blocked_loop = "0s"', "blocked_loop: .*greater"),
+        ('grace = "450000w"', r"grace: the duration '450000w' is too long"),
+        ('blocked_loop = "9999999w"', r"blocked_loop: the duration '9999999w' is too long"),
+        ('keep_failed = "for ever"', r"keep_failed: cannot read the duration 'for ever'"),
         ('host = ""', "host: .*1 character"),
         ("max_body_bytes = 0", "max_body_bytes: .*greater"),
         ('trusted_proxies = "proxy"', r"trusted_proxies: 'proxy' is no list of addresses"),
@@ -71,6 +75,13 @@ def test_a_setting_that_cannot_work_is_refused_with_the_fix(
     config.write_text(line)
     with pytest.raises(SetupError, match=rf"turnout\.toml: {message}"):
         load(config)
+
+
+def test_what_is_kept_may_be_kept_forever(tmp_path: Path) -> None:
+    config = tmp_path / "turnout.toml"
+    config.write_text('keep_failed = "forever"\nkeep_finished = "999999d"\ndedupe = "800000d"\n')
+    settings = load(config)
+    assert settings.keep_failed == settings.keep_finished == settings.dedupe == LONGEST
 
 
 def test_a_list_is_written_plainly_in_the_environment(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from turnout.service.errors import InvalidData, SetupError
 from turnout.service.journal.records import Filter
 from turnout.service.run import Run, RunState
-from turnout.service.units import parse_duration
+from turnout.service.units import is_duration, parse_duration
 
 if TYPE_CHECKING:
     from turnout.service.journal.contract import Reader
@@ -55,10 +55,11 @@ def page_of(which: Filter, *, limit: int, cursor: str | None) -> Filter:
 
 def read_instant(text: str, *, now: datetime, field: str) -> datetime:
     """Read `2026-01-31`, `2026-01-31T09:00:00Z` (UTC unless it says otherwise) or an age: `2h`."""
-    try:
-        return now - parse_duration(text)
-    except (SetupError, OverflowError):
-        pass
+    if is_duration(text):
+        try:
+            return now - parse_duration(text)
+        except SetupError as error:
+            raise InvalidData(f"{field}: {error.message}", field=field) from None
     try:
         instant = datetime.fromisoformat(text)
         return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
