@@ -18,6 +18,7 @@ from .dispatch.dispatcher import Dispatcher
 from .dispatch.waiters import Waiters
 from .errors import JournalError, Overloaded, SetupError
 from .event import Event
+from .governance import secrets
 from .journal.contract import Journal
 from .journal.records import Appended, Entry
 from .logs import get_logger
@@ -257,6 +258,7 @@ class TriggerEmitter:
 
     def down(self, reason: str) -> None:
         """Report that the trigger cannot watch now, and why."""
+        reason = secrets.mask(reason)  # /readyz and the API show it
         if reason == self._pause_words:
             return  # an operator's doing, which `paused` tells: of itself the trigger is as it was
         if reason != self.problem:

@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import InvalidData, message_of
 from .event import MAX_HOPS, Event, mint_id
+from .governance import secrets
 from .journal.records import Decision, Entry, NewRun
 from .project import AnyFlow
 from .run import RunError, RunState
@@ -62,18 +63,21 @@ def _ask(flow: AnyFlow, event: Event, routed: Routed, decisions: list[Decision])
             return
         arguments = flow.bind(event)
         if flow.ordered_by is not None:
-            run.order_key = flow.order_key(event)
+            run.order_key = secrets.refuse_live(flow.order_key(event), "the ordering key")
         if flow.concurrency is not None:
-            run.limit_key = flow.limit_key(event)
+            run.limit_key = secrets.refuse_live(flow.limit_key(event), "the key of the limit")
     except InvalidData as error:
         run.state = RunState.FAILED
-        run.error = RunError("invalid_data", str(error))
-        routed.refusals[flow.name] = str(error)
+        message = secrets.mask(str(error))
+        run.error = RunError("invalid_data", message)
+        routed.refusals[flow.name] = message
     except Exception as error:  # noqa: BLE001  the author's predicate: a dead letter, replayable after a fix
         run.state = RunState.FAILED
         run.error = RunError(
             "filter_error",
-            f"{type(error).__name__}: {message_of(error)} (in when=, per= or ordered_by=)",
+            secrets.mask(
+                f"{type(error).__name__}: {message_of(error)} (in when=, per= or ordered_by=)"
+            ),
         )
     routed.entry.runs.append(run)
     routed.flows.append(flow)

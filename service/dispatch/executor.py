@@ -13,7 +13,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from turnout.service.errors import ClaimLost, JournalBroken, JournalFull
+from turnout.service.errors import ClaimLost, JournalBroken, JournalFull, message_of
+from turnout.service.governance import secrets
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim
 from turnout.service.metrics import Metrics
@@ -118,7 +119,7 @@ class Executor:
             # The disk, not the flow: hand the run back, spend nothing.
             return Outcome(state=RunState.QUEUED, counts=False)
         if isinstance(error, Skip):
-            return Outcome(state=RunState.SKIPPED, reason=str(error))
+            return Outcome(state=RunState.SKIPPED, reason=secrets.mask(message_of(error)))
         outcome = Outcome(
             state=RunState.FAILED, error=describe(error), again=not_facts(context, error)
         )

@@ -2,21 +2,25 @@
 
 `secret("X")` reads nothing. `reveal()` looks at the environment variable `X`, then at the file `X`
 in the secrets folder, so a rotated value is seen at its next use. Values that were revealed are
-remembered in memory, so that results, errors and log lines can be checked for them.
+remembered in memory, so that results, errors and log lines can be checked for them: of every
+process of the service, since a worker process tells of what it reveals.
 
-Not here: a vault, encryption, rotation.
+Not here: the forms a value may take (`forms`), a vault, encryption, rotation.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from turnout.service.errors import SetupError
+from turnout.service.errors import NotKept, SetupError
+
+from .forms import forms_of
 
 MASK = "********"
 MIN_LENGTH = 5
@@ -24,10 +28,23 @@ MIN_LENGTH = 5
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _folder: Path | None = None
-_live: dict[str, str] = {}
-"""Every value revealed in this process in each form it may be written in, with its secret."""
-_needles: dict[bytes, str] = {}
-"""The same as it would stand in stored bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """One way a revealed value may be written, as text and as stored bytes."""
+
+    text: str
+    stored: bytes
+    name: str
+
+
+_revealed: Mapping[str, str] = {}
+"""Every value revealed in this service, with its secret's name."""
+_forms: tuple[_Form, ...] = ()
+"""Each form of each of them, the longest first: one value may be the beginning of another."""
+_listeners: list[Callable[[Mapping[str, str]], object]] = []
+_changing = threading.Lock()  # readers need none: what they iterate over is replaced, not changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +63,8 @@ class Secret:
                 f"secret {self.name!r} is shorter than {MIN_LENGTH} characters; nothing could keep "
                 f"so short a value out of results and logs"
             )
-        if value not in _live:
-            for form in _forms(value):
-                _live[form] = self.name
-                _needles[form.encode("utf-8", "surrogateescape")] = self.name
+        if value not in _revealed:
+            remember({value: self.name})
         return value
 
     def is_declared(self) -> bool:
@@ -84,31 +99,66 @@ def has_value(name: str, folder: Path | None) -> bool:
     return bool(os.environ.get(name)) or (folder is not None and (folder / name).is_file())
 
 
+def secrets_folder() -> Path | None:
+    """Return where secret files are, for a worker process to look too."""
+    return _folder
+
+
+def revealed() -> Mapping[str, str]:
+    """Return every value that was revealed so far, with its secret's name."""
+    return _revealed
+
+
+def remember(values: Mapping[str, str]) -> None:
+    """Guard these values from now on, and tell all listeners of those that are new."""
+    global _revealed, _forms
+    with _changing:
+        new = {value: name for value, name in values.items() if value not in _revealed}
+        if not new:
+            return
+        known = {form.text: form for form in _forms}
+        for value, name in new.items():
+            for text in forms_of(value):
+                stored = text.encode("utf-8", "surrogateescape")
+                known.setdefault(text, _Form(text, stored, name))
+        _forms = tuple(sorted(known.values(), key=lambda form: len(form.text), reverse=True))
+        _revealed = {**_revealed, **new}
+    for listener in _listeners:
+        listener(new)
+
+
+def listen(listener: Callable[[Mapping[str, str]], object]) -> None:
+    """Call `listener` with each value that is revealed from now on, before its first use."""
+    _listeners.append(listener)
+
+
 def find_live(data: bytes) -> str | None:
-    """Return the name of a revealed secret whose value `data` contains, plain or JSON-escaped."""
-    for needle, name in _needles.items():
-        if needle in data:
-            return name
+    """Return the name of a revealed secret whose value `data` contains, in any of its forms."""
+    for form in _forms:
+        if form.stored in data:
+            return form.name
     return None
 
 
 def mask(text: str) -> str:
     """Return `text` with every revealed value replaced; for errors and log lines, never results."""
-    for value in _live:
-        if value in text:
-            text = text.replace(value, MASK)
+    for form in _forms:
+        if form.text in text:
+            text = text.replace(form.text, MASK)
     return text
 
 
 def any_live() -> bool:
     """Whether any secret was revealed, so that checking for values is worth it."""
-    return bool(_live)
+    return bool(_forms)
 
 
-def _forms(value: str) -> list[str]:
-    """Return a value as text holds it: plain, in JSON with and without non-ASCII, in a repr."""
-    return [value, json.dumps(value, ensure_ascii=False)[1:-1], json.dumps(value)[1:-1],
-            repr(value)[1:-1]]  # fmt: skip
+def refuse_live(text: str | None, what: str) -> str | None:
+    """Return a text that cannot be masked, such as a key; raises `NotKept` if it holds a value."""
+    found = find_live(text.encode("utf-8", "surrogatepass")) if text and _forms else None
+    if found is not None:
+        raise NotKept(f"{what} holds the value of secret {found!r}; use something else, or a hash")
+    return text
 
 
 def _places(name: str, folder: Path | None) -> str:

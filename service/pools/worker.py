@@ -2,7 +2,8 @@
 
 A worker loads the flow file as the service has it, under the same private name, and finds the
 function by its qualified name; arguments, results and errors travel as pickles. What the function
-logs or prints comes back as it is written, so that a killed call has its log too. A worker that
+logs or prints comes back as it is written, so that a killed call has its log too, and so does each
+secret it reveals, so that no value passes the service unguarded. A worker that
 dies or is killed fails its own call only. It leads a process group, and whatever ends it (a
 timeout, a crash, the end of the service) ends every process the call has started and that made no
 session of its own. Where the kernel is short of memory it takes a worker first.
@@ -33,6 +34,7 @@ from typing import Any
 from turnout.service import logs
 from turnout.service.errors import NotKept, TurnoutError, portable
 from turnout.service.flow import SOURCE
+from turnout.service.governance import secrets
 from turnout.service.project.loader import PACKAGE, load_file
 
 Travel = Callable[[], "tuple[Callable[..., None], tuple[Any, ...]] | None"]
@@ -63,7 +65,7 @@ _spawn = multiprocessing.get_context("spawn")  # fork would copy the journal's o
 _LOOK_SECONDS = 1.0
 """How often a worker that gives no answer is looked at."""
 
-_RECORD, _ANSWER = b"r", b"a"
+_RECORD, _SECRETS, _ANSWER = b"r", b"s", b"a"
 """What a message from a worker is, by its first byte."""
 
 
@@ -81,15 +83,18 @@ class Worker:
     def exchange(self, request: bytes, heard: Callable[[bytes], object]) -> Any:
         """Send a call and wait for its answer, in a thread; raises `WorkerDied`.
 
-        Each log record on the way is `heard`.
+        Each log record on the way is `heard`; secrets it reveals are guarded here too.
         """
         self.calls += 1
         try:
             if self._pipe is None:
                 self._pipe = self._start()
             self._pipe.send_bytes(request)
-            while (message := self._receive(self._pipe))[:1] == _RECORD:
-                heard(message[1:])
+            while (message := self._receive(self._pipe))[:1] != _ANSWER:
+                if message[:1] == _SECRETS:
+                    secrets.remember(pickle.loads(message[1:]))
+                else:
+                    heard(message[1:])
             return pickle.loads(message[1:])
         except (EOFError, OSError) as error:
             ending = self._ending(error)
@@ -170,7 +175,7 @@ def request_of(
         ) from None
     level = logs.level()
     place = (file, source, function.__module__, function.__qualname__)
-    return pickle.dumps((place, inner, level))
+    return pickle.dumps((place, inner, level, (secrets.secrets_folder(), secrets.revealed())))
 
 
 def value_of(answer: Any, name: str) -> Any:
@@ -208,12 +213,16 @@ def _serve_calls(pipe: Connection, life: Connection, path: list[str], memory_byt
     threading.Thread(target=_end_with_service, args=(life,), daemon=True).start()
     _bound_memory(memory_bytes)
     sys.path[:] = path
+    # Told before the value is used, so that the service knows it before anything that holds it.
+    secrets.listen(lambda values: _send(pipe, _SECRETS, pickle.dumps(dict(values))))
     while True:
         try:
             request = pipe.recv_bytes()
         except (EOFError, OSError):
             return
-        place, inner, level = pickle.loads(request)
+        place, inner, level, (folder, revealed) = pickle.loads(request)
+        secrets.configure(folder)
+        secrets.remember(revealed)
         with logs.forwarded(level, partial(_send, pipe, _RECORD)):
             # A context of its own: what one call restores, the next must not find.
             answer = copy_context().run(_perform, place, inner)

@@ -15,6 +15,7 @@ from types import GenericAlias
 from typing import Any, Generic, TypeVar, overload
 
 from turnout.service.errors import InvalidData, SetupError
+from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord, approval_topic
 from turnout.service.payload import read_json
 from turnout.service.retry import RetryPolicy
@@ -45,7 +46,7 @@ class Asked(Generic[F]):
 
     def __init__(self, call: Call, name: str, fields: type[F] | None, timeout: timedelta | None):
         self._call = call
-        self._name = name
+        self._name = secrets.mask(name)  # people read it, and it is kept
         self._fields = fields
         self._timeout = timeout
 

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 from turnout.service.errors import NotKept, StepFailed
 from turnout.service.event import CALLED, MAX_HOPS, Event, file_url, mint_id
 from turnout.service.flow import Flow
+from turnout.service.governance import secrets
 from turnout.service.journal.records import ChildEnd, Claim, StepRecord
 from turnout.service.retry import RetryPolicy
 from turnout.service.run import FINISHED, Fail, Run, RunState
@@ -52,6 +53,7 @@ def emit(
     for name, value in given.items():
         if not isinstance(value, str | None) or (name == "event_type" and not value):
             raise TypeError(f"emit({name}={value!r}): write text, such as str(…)")
+        secrets.refuse_live(value, f"emit({name}=…)")
     call = Call(_EMIT, scope, scope.take("emit"), (), {})
     return _emit(call, event_type, data, subject, id)
 
@@ -226,6 +228,12 @@ async def _start(call: Call, flow: Flow[..., Any]) -> None:
     if cause.hops >= MAX_HOPS:
         raise Fail(f"{call} would be the {MAX_HOPS + 1}th run in a chain: is it a cycle?")
     made = _event_for(flow, call)
+    found = secrets.find_live(made.body)
+    if found is not None:
+        raise NotKept(
+            f"{call}: an argument holds the value of secret {found!r}; call reveal() where the "
+            f"value is used"
+        )
     event = replace(
         made,
         id=mint_id(),

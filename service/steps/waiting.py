@@ -23,6 +23,7 @@ import orjson
 from turnout.service import pools
 from turnout.service.errors import InvalidData, MisplacedTask
 from turnout.service.event import Event
+from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord
 from turnout.service.retry import RetryPolicy
 from turnout.service.run import Fail
@@ -220,6 +221,8 @@ async def _wait_for(call: Call, name: str, match: Match | None, length: timedelt
         return event
     claim, journal = call.context.claim, call.services.journal
     fields = {field: as_text(match[field]) for field in match} if isinstance(match, Mapping) else {}
+    for field, wanted in fields.items():
+        secrets.refuse_live(wanted, f"wait_for(match={field!r})")
     shape = (name, *sorted(fields))
     rows = [] if known is None else await journal.waits(claim.run_seq, call.key)
     after: int | None = claim.event_seq

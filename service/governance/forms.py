@@ -1,0 +1,67 @@
+"""The forms a secret's value may take in text: as it is, escaped, encoded.
+
+Pure, and deliberately broad: what is found is masked or refused. Encodings are looked for from
+`ENCODED_LENGTH` bytes on, since the short text of a short value would be found by chance. Not
+here: forms that hide a value on purpose (encrypted, compressed, reversed, cut in pieces).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from urllib.parse import quote, quote_plus
+
+ENCODED_LENGTH = 8
+"""Bytes a value, or a line of it, needs for its encodings to be looked for."""
+
+
+def forms_of(value: str) -> frozenset[str]:
+    """Return each text that gives `value`, or a long enough line of it, away."""
+    forms = set(_written(value))
+    for line in value.splitlines():  # what is printed is written line by line
+        if len(line) >= ENCODED_LENGTH and not line.startswith("-----"):  # PEM's own words
+            forms.update(_written(line))
+    return frozenset(forms)
+
+
+def _written(value: str) -> Iterator[str]:
+    raw = value.encode("utf-8", "surrogateescape")
+    yield value
+    yield json.dumps(value, ensure_ascii=False)[1:-1]
+    yield json.dumps(value)[1:-1]
+    yield repr(value)[1:-1]
+    yield repr(raw)[2:-1]
+    if len(raw) >= ENCODED_LENGTH:
+        yield from _encoded(raw)
+
+
+def _encoded(raw: bytes) -> Iterator[str]:
+    yield raw.hex()
+    yield raw.hex().upper()
+    for safe in ("/", ""):
+        yield quote(raw, safe=safe)
+        yield _lower_escapes(quote(raw, safe=safe))
+    yield quote_plus(raw)
+    yield _lower_escapes(quote_plus(raw))
+    for before in range(3):
+        core = _base64_core(raw, before)
+        yield core
+        yield core.replace("+", "-").replace("/", "_")
+
+
+def _base64_core(raw: bytes, before: int) -> str:
+    """Return the base64 characters that `raw` alone decides, `before` bytes behind a group's start.
+
+    So that it is found inside a longer text too, such as the `user:password` of HTTP Basic.
+    """
+    text = base64.b64encode(bytes(before) + raw).decode("ascii")
+    first = -(-before * 8 // 6)
+    last = (before + len(raw)) * 8 // 6
+    return text[first:last]
+
+
+def _lower_escapes(text: str) -> str:
+    """Return a URL's text with its escapes as some write them: `%2f`."""
+    head, *escaped = text.split("%")
+    return "%".join([head, *(each[:2].lower() + each[2:] for each in escaped)])
