@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from turnout.service.dispatch.lane import WINDOW, Key, Lane, Memory
 from turnout.service.journal.records import Queued
 
@@ -9,6 +11,13 @@ from turnout.service.journal.records import Queued
 def queued(seq: int, order_key: str | None = None) -> Queued:
     return Queued(
         seq=seq, flow="bill", order_key=order_key, limit_key=None, due_at=None, suspect=False
+    )
+
+
+def due(seq: int) -> Queued:
+    at = datetime.fromtimestamp(seq, UTC)
+    return Queued(
+        seq=seq, flow="bill", order_key=None, limit_key="x", due_at=at, suspect=False, is_due=True
     )
 
 
@@ -142,3 +151,29 @@ def test_what_was_read_before_everything_was_forgotten_does_not_count() -> None:
     assert not lane.window
     assert lane.unread  # 1 to 4 may be there too
     assert lane.cursor == 0
+
+
+def test_due_and_queued_runs_take_turns_and_what_was_called_goes_first_in_its_own() -> None:
+    lane = fresh()
+    for seq in (1, 2, 3):
+        lane.arrived(queued(seq))
+    for seq in (7, 8):
+        lane.due.append(due(seq))
+    lane.call_up(queued(4))
+    lane.call_up(due(9))
+    assert [lane.starts().seq for _ in range(7)] == [4, 9, 1, 7, 2, 8, 3]
+    assert lane.empty
+
+
+def test_due_and_queued_runs_take_turns_at_a_limit_and_due_ones_never_spill() -> None:
+    key: Key = ("limit", "x")
+    lane = fresh()
+    for seq in range(1, WINDOW + 2):
+        lane.park(queued(seq), key)
+    assert key in lane.spilled
+    assert lane.park(due(1001), key)
+    assert lane.park(due(1000), key)
+    for _ in range(5):
+        lane.freed(key)
+    assert [run.seq for run in lane.ready] == [1, 2, 3]
+    assert [run.seq for run in lane.called] == [1000, 1001]

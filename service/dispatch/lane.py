@@ -1,8 +1,9 @@
 """One flow's queue, as much of it as fits in memory; the rest stays in the journal.
 
-A lane hands out runs in arrival order. A run whose key is busy is parked aside under that key, so
-that it blocks only its own key; parked rows beyond a bound are forgotten here and read again from
-the journal when the key is free. Not here: counting slots (admission) and claiming (dispatcher).
+A lane hands out runs in arrival order, and due ones in turn with them. A run whose key is busy is
+parked aside under that key, so that it blocks only its own key; parked rows beyond a bound are
+forgotten here and read again from the journal when the key is free. Not here: counting slots
+(admission) and claiming (dispatcher).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import chain
 from typing import Literal
 
@@ -53,12 +55,17 @@ class Memory:
 class Lane:
     """The in-memory head of a flow's queue.
 
-    `ready` runs go first: due retries, and runs whose key became free. `cursor` is the last queued
-    row seen; `unread` says that the journal may hold rows behind it. `arriving` counts runs on
-    their way to disk as queued, `starting` those on their way to disk as running. `epoch` grows
-    with `forget_all`: what was read before it does not count. `taken` counts the runs that were
-    taken from the window. `wanted` says for how many runs a spilled key of which none is parked
-    has become free. `suspects` wait for another suspect, which may be of any flow.
+    Two queues take turns, so that neither starves: runs that were queued (`window`, in arrival
+    order) and runs that were due (`due`, the longest due first: retries, and runs that waited).
+    `due_next` says whose turn it is. Runs whose key became free go first in their queue: `ready`
+    and `called`. Due runs that wait for a limit are parked apart (`parked_due`); `due_turns` are
+    the keys whose next turn is theirs.
+
+    `cursor` is the last queued row seen; `unread` says that the journal may hold rows behind it.
+    `arriving` counts runs on their way to disk as queued, `starting` those on their way to disk as
+    running. `epoch` grows with `forget_all`: what was read before it does not count. `taken` counts
+    the runs that were taken from the window. `wanted` says for how many runs a spilled key of which
+    none is parked has become free. `suspects` wait for another suspect, which may be of any flow.
     """
 
     flow: str
@@ -72,7 +79,12 @@ class Lane:
     starting: int = 0
     ready: deque[Queued] = field(default_factory=deque)
     window: deque[Queued] = field(default_factory=deque)
+    called: deque[Queued] = field(default_factory=deque)
+    due: deque[Queued] = field(default_factory=deque)
+    due_next: bool = False
     parked: dict[Key, deque[Queued]] = field(default_factory=dict)
+    parked_due: dict[Key, deque[Queued]] = field(default_factory=dict)
+    due_turns: set[Key] = field(default_factory=set)
     parked_count: int = 0
     spilled: set[Key] = field(default_factory=set)
     wanted: dict[Key, int] = field(default_factory=dict)
@@ -82,9 +94,7 @@ class Lane:
     @property
     def idle(self) -> bool:
         """Whether a new run may start ahead of everything: nothing older is waiting."""
-        return not (
-            self.paused or self.unread or self.reading or self.arriving or self.ready or self.window
-        )
+        return not (self.paused or self.unread or self.reading or self.arriving or self.source)
 
     def has_parked(self, order_key: str | None, limit_key: str | None) -> bool:
         """Whether an older run waits for one of these keys."""
@@ -93,7 +103,7 @@ class Lane:
         )
 
     def _has(self, key: Key) -> bool:
-        return key in self.parked or key in self.spilled
+        return key in self.parked or key in self.spilled or key in self.parked_due
 
     @property
     def takes_arrivals(self) -> bool:
@@ -113,19 +123,37 @@ class Lane:
         self.window.append(run)
         self.cursor = run.seq
 
+    @property
+    def source(self) -> deque[Queued]:
+        """The deque whose first run is next; empty when there is none in memory."""
+        due, queued = self.called or self.due, self.ready or self.window
+        return due if due and (self.due_next or not queued) else queued
+
+    @property
+    def is_asked_first(self) -> bool:
+        """Whether the next run has not been called for a key that became free."""
+        source = self.source
+        return source is self.window or source is self.due
+
     def take(self) -> Queued:
-        """Take the first run, `ready` ones before those of the window."""
-        if self.ready:
-            return self.ready.popleft()
-        run = self.window.popleft()
-        self.memory.give_back(run)
-        self.taken += 1
+        """Take the next run."""
+        source = self.source
+        run = source.popleft()
+        if source is self.window:
+            self.memory.give_back(run)
+            self.taken += 1
+        return run
+
+    def starts(self) -> Queued:
+        """Take the next run to start it: then it is the other queue's turn."""
+        run = self.take()
+        self.due_next = not run.is_due
         return run
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to start, here or (as far as is known) in the journal."""
-        return not (self.ready or self.window or self.unread or self.wanted)
+        return not (self.source or self.unread or self.wanted)
 
     def start_reading(self) -> int:
         """Say that the journal is being read behind `cursor`; pass the answer on to `read`."""
@@ -143,32 +171,47 @@ class Lane:
                 self.cursor = row.seq
         self.unread = self.unread or more
 
-    def park(self, run: Queued, key: Key) -> None:
-        """Set a run aside until `freed(key)`, in its place if it was called and could not go."""
+    def park(self, run: Queued, key: Key) -> bool:
+        """Set a run aside until `freed(key)`, in its place if it was called and could not go.
+
+        False if it is not kept in memory: the key has more runs than fit.
+        """
+        if run.is_due and key[0] == "limit":
+            insort(self.parked_due.setdefault(key, deque()), run, key=_by_due)
+            return True
         waiting = self.parked.get(key)
         if waiting and run.seq < waiting[-1].seq:
             insort(waiting, run, key=_by_seq)
-            self.parked_count += 1
-            return
-        if key in self.spilled or self.parked_count >= WINDOW:
+        elif key in self.spilled or self.parked_count >= WINDOW:
             self.spilled.add(key)
-            return
-        self.parked.setdefault(key, deque()).append(run)
+            return False
+        else:
+            self.parked.setdefault(key, deque()).append(run)
         self.parked_count += 1
+        return True
 
     def freed(self, key: Key) -> None:
-        """Make the first run parked under a key ready, now that the key is free."""
-        waiting = self.parked.get(key)
+        """Call the next run parked under a key, now that the key is free."""
+        due, waiting = self.parked_due.get(key), self.parked.get(key)
+        is_queued = bool(waiting) or key in self.spilled
+        if due and (key in self.due_turns or not is_queued):
+            self.call_up(due.popleft())
+            self.due_turns.discard(key)
+            if not due:
+                del self.parked_due[key]
+            return
+        if due:
+            self.due_turns.add(key)
         if waiting:
-            self.ready.append(waiting.popleft())
+            self.call_up(waiting.popleft())
             self.parked_count -= 1
             if not waiting:
                 del self.parked[key]
-        elif key in self.spilled:
+        elif is_queued:
             self.wanted[key] = self.wanted.get(key, 0) + 1
 
     def call(self, key: Key, seq: int) -> bool:
-        """Make a run ready that has become the holder of its key; False if it does not wait."""
+        """Call a run that has become the holder of its key; False if it does not wait."""
         waiting = self.parked.get(key, ())
         run = next((run for run in waiting if run.seq == seq), None)
         if run is None:
@@ -177,8 +220,12 @@ class Lane:
         self.parked_count -= 1
         if not self.parked[key]:
             del self.parked[key]
-        self.ready.append(run)
+        self.call_up(run)
         return True
+
+    def call_up(self, run: Queued) -> None:
+        """Let a run that waited ask again, before those that have not asked yet."""
+        (self.called if run.is_due else self.ready).append(run)
 
     @property
     def newer(self) -> int:
@@ -209,7 +256,10 @@ class Lane:
 
     def rows(self) -> Iterator[Queued]:
         """Every run held in memory."""
-        return chain(self.ready, self.window, self.suspects, *self.parked.values())
+        return chain(
+            self.ready, self.window, self.called, self.due, self.suspects,
+            *self.parked.values(), *self.parked_due.values(),
+        )  # fmt: skip
 
     def forget_all(self) -> None:
         """Drop what is in memory; everything is read again from the journal."""
@@ -217,7 +267,11 @@ class Lane:
             self.memory.give_back(run)
         self.ready.clear()
         self.window.clear()
+        self.called.clear()
+        self.due.clear()
         self.parked.clear()
+        self.parked_due.clear()
+        self.due_turns.clear()
         self.spilled.clear()
         self.wanted.clear()
         self.suspects.clear()
@@ -229,3 +283,8 @@ class Lane:
 
 def _by_seq(run: Queued) -> int:
     return run.seq
+
+
+def _by_due(run: Queued) -> tuple[datetime, int]:
+    assert run.due_at is not None  # the journal named it as due
+    return run.due_at, run.seq

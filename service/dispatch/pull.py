@@ -94,7 +94,7 @@ class Pull:
 
 
 def _queued(lane: Lane) -> int:
-    return lane.arriving + len(lane.window) + len(lane.ready)
+    return lane.arriving + sum(map(len, (lane.window, lane.ready, lane.due, lane.called)))
 
 
 def _taken(lanes: Sequence[Lane]) -> int:

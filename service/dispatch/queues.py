@@ -114,9 +114,10 @@ class Queues:
             self.work.set()
 
     def due(self, run: Queued, lane: Lane) -> None:
-        """Take in a run that is due: it goes first."""
+        """Take in a run that is due."""
         self.lined_up.add(run.seq)
-        lane.ready.append(run)
+        run.is_due = True
+        lane.due.append(run)
         self.wake(lane)
 
     async def refill(self, claiming: set[int]) -> None:
@@ -175,27 +176,26 @@ class Queues:
 
     def _choose_from(self, lane: Lane, chosen: list[Queued]) -> bool:
         """Take the next run of a lane; False when it has none that may start."""
-        source = lane.ready or lane.window
         if lane.paused or lane.empty:
             return self._sleep(lane)
-        if not source:
+        if not lane.source:
             self.work.set()  # there is more to read
             return False
-        run = source[0]
-        behind = self._behind(lane, run) if source is lane.window else None
+        run, is_asked_first = lane.source[0], lane.is_asked_first
+        behind = self._behind(lane, run) if is_asked_first else None
         if behind is not None:
             self._park(lane, lane.take(), behind)
             return True
         block = self._admission.admit(lane.flow, run.order_key, run.limit_key, run.seq, run.suspect)
         if block is None:
-            chosen.append(lane.take())
+            chosen.append(lane.starts())
         elif block is Block.SUSPECT:
             lane.suspects.append(lane.take())
         elif block is Block.ORDER or block is Block.LIMIT:
             lane.take()
             key = run.order_key if block is Block.ORDER else run.limit_key
             self._park(lane, run, ("order" if block is Block.ORDER else "limit", key or ""))
-            if block is Block.ORDER and source is lane.ready and run.limit_key is not None:
+            if block is Block.ORDER and not is_asked_first and run.limit_key is not None:
                 lane.freed(("limit", run.limit_key))  # it may have been called for that: the next
         elif block is Block.FLOW:
             return self._sleep(lane)
@@ -219,8 +219,7 @@ class Queues:
         return "limit", limit
 
     def _park(self, lane: Lane, run: Queued, key: Key) -> None:
-        lane.park(run, key)
-        if key in lane.spilled:
+        if not lane.park(run, key):
             self.lined_up.discard(run.seq)
 
     # ------------------------------------------------------------ slots and keys given back
@@ -272,7 +271,8 @@ class Queues:
         """Let all suspects ask again: the first of them may be of a flow that is paused."""
         for lane in self._lanes.values():
             if lane.suspects:
-                lane.ready.extend(lane.suspects)
+                for run in lane.suspects:
+                    lane.call_up(run)
                 lane.suspects.clear()
                 self.wake(lane)
 

@@ -238,7 +238,8 @@ class Queued:
     """The little the dispatcher holds in memory of a run that is not running.
 
     `claim` is the claim it gets if nobody has touched it since its birth: then its event need not
-    be read again. `weight` is what it is charged for, in bytes.
+    be read again. `is_due` says that it was scheduled, retrying or waiting before, not queued.
+    `weight` is what it is charged for, in bytes.
     """
 
     seq: int
@@ -248,6 +249,7 @@ class Queued:
     due_at: datetime | None
     suspect: bool
     claim: Claim | None = None
+    is_due: bool = False
     weight: int = 0
 
 
