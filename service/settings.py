@@ -68,7 +68,10 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         None, description="Address people reach the service at, for the links it sends."
     )
-    trusted_proxies: Addresses = Field((), description="Addresses whose X-Forwarded-* count.")
+    trusted_proxies: Addresses = Field(
+        (),
+        description="Reverse proxies: no bound on their connections; X-Forwarded-For counts.",
+    )
     tls_certificate: Path | None = Field(None, description="PEM certificate chain to serve TLS.")
     tls_key: Path | None = Field(None, description="PEM private key to serve TLS.")
     api_token: str | None = Field(None, repr=False, description="Bearer token of /api.")

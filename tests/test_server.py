@@ -21,6 +21,7 @@ from turnout.service.api.server import Server, listen, serve
 from turnout.service.errors import SetupError
 from turnout.service.metrics import Metrics
 from turnout.service.settings import Settings, load
+from turnout.service.trigger import Reply
 from turnout.triggers.webhook import webhook
 
 SETTINGS = load(port=0)
@@ -63,6 +64,10 @@ class Peer:
             except ConnectionResetError:
                 return True
 
+    def finish(self) -> None:
+        """Close this side only."""
+        self._writer.write_eof()
+
     def close(self) -> None:
         self._writer.close()
 
@@ -75,8 +80,12 @@ class Site:
         self.port = port
         self._peers: list[Peer] = []
 
-    async def connect(self, tls: ssl.SSLContext | None = None) -> Peer:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=tls)
+    async def connect(
+        self, tls: ssl.SSLContext | None = None, *, source: str = "127.0.0.1"
+    ) -> Peer:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self.port, ssl=tls, local_addr=(source, 0)
+        )
         self._peers.append(Peer(reader, writer))
         return self._peers[-1]
 
@@ -206,12 +215,101 @@ class TestAnswers:
             await gone.wait()
             assert heard == ["{}", "http.disconnect"]
 
-    async def test_an_upgrade_is_ignored_and_the_connection_ends(self, hook: Hook) -> None:
+    @pytest.mark.parametrize("protocol", ["h2c", "websocket", "TLS/1.2"])
+    @pytest.mark.parametrize("pause", [False, True], ids=["one packet", "two packets"])
+    @pytest.mark.parametrize("chunked", [False, True], ids=["sized", "chunked"])
+    async def test_an_offer_to_upgrade_is_an_ordinary_request(
+        self, hook: Hook, protocol: str, pause: bool, chunked: bool
+    ) -> None:
+        offer = ("connection: Upgrade, HTTP2-Settings", f"upgrade: {protocol}")
+        whole, body = post(b"[17]", *offer), b"[17]"
+        if chunked:
+            whole = whole.replace(b"content-length: 4", b"transfer-encoding: chunked")
+            whole, body = whole[:-4] + b"4\r\n[17]\r\n0\r\n\r\n", b"4\r\n[17]\r\n0\r\n\r\n"
         async with hook.running() as site:
             peer = await site.connect()
-            await peer.send(post(b"{}", "connection: Upgrade, HTTP2-Settings", "upgrade: h2c"))
+            if pause:
+                await peer.send(whole[: -len(body)])
+                await asyncio.sleep(0.02)
+                whole = body
+            await peer.send(whole)
+            assert (await peer.answer())[0] == 202
+            await peer.send(post())
+            assert (await peer.answer())[0] == 202
+        assert [event.body for event in hook.emit.events] == [b"[17]", b'{"a": 1}']
+
+    async def test_a_peer_that_closes_its_side_still_gets_its_answers(self, hook: Hook) -> None:
+        hook.emit.hold()
+        async with hook.running() as site:
+            peer = await site.connect()
+            await peer.send(post() * 2)
+            peer.finish()
+            await hook.emit.until(lambda: hook.emit.held == 1)
+            hook.emit.release()
+            assert (await peer.answer())[0] == 202
+            status, headers, _ = await peer.answer()
+            assert (status, headers["connection"]) == (202, "close")
+            assert await peer.is_closed()
+        assert len(hook.emit.events) == 2
+
+    @pytest.mark.parametrize("cut", [3, 40, -1])
+    async def test_half_a_request_is_none(self, hook: Hook, cut: int) -> None:
+        async with hook.running() as site:
+            peer = await site.connect()
+            await peer.send(post() + post()[:cut])
+            peer.finish()
             assert (await peer.answer())[0] == 202
             assert await peer.is_closed()
+        assert len(hook.emit.events) == 1
+
+    async def test_a_head_request_is_a_get_without_the_body(self) -> None:
+        methods: list[str] = []
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            methods.append(scope["method"])
+            await exchange.answer(Reply(status=200, body=b"page"), send)
+
+        async def rest() -> App:
+            return app
+
+        ingest = Ingest([], settings=SETTINGS, metrics=Metrics(), problems=list, rest=rest)
+        sock = listen(SETTINGS)
+        async with serving(Server(ingest, sock, SETTINGS), sock) as site:
+            peer = await site.connect()
+            await peer.send(b"HEAD /docs HTTP/1.1\r\nhost: x\r\n\r\n")
+            head = await peer.until(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            assert b"content-length: 4" in head
+            await peer.send(b"GET /docs HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await peer.answer())[2] == b"page"
+        assert methods == ["GET", "GET"]
+
+    async def test_no_memory_for_a_request_is_503(self) -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            raise MemoryError
+
+        sock = listen(SETTINGS)
+        async with serving(Server(app, sock, SETTINGS), sock) as site:
+            peer = await site.connect()
+            await peer.send(post())
+            status, headers, _ = await peer.answer()
+            assert (status, headers["retry-after"]) == (503, "5")
+
+    async def test_an_error_nobody_expected_is_500_without_its_words(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            raise RuntimeError("hunter2")
+
+        sock = listen(SETTINGS)
+        async with serving(Server(app, sock, SETTINGS), sock) as site:
+            peer = await site.connect()
+            await peer.send(post())
+            status, _, body = await peer.answer()
+            assert status == 500
+            assert b"hunter2" not in body
+            assert await peer.is_closed()
+        assert "hunter2" in caplog.text
 
     def test_it_runs_on_uvloop_too(self, hook: Hook) -> None:
         async def scene() -> None:
@@ -303,7 +401,13 @@ class TestBounds:
             post().replace(b"content-length: 8", b"content-length: 8, 9"),
             post().replace(b"content-length: 8", b"content-length: -1"),
             post(b"{}", "transfer-encoding: chunked"),
-            post().replace(b"content-length: 8", b"transfer-encoding: xchunked"),
+            post().replace(b"host: x\r\n", b""),
+            post(b"{}", "Host: y"),
+            post().replace(b"host: x", b"host: x/y"),
+            post().replace(b"/hooks", b"ftp://x/hooks"),
+            post()
+            .replace(b"HTTP/1.1", b"HTTP/1.0")
+            .replace(b"content-length: 8", b"transfer-encoding: chunked"),
             CHUNKED + b"zz\r\n",
             post().replace(b"host: x", b"host : x"),
             post().replace(b"host: x", b"host: x\x00y"),
@@ -321,6 +425,50 @@ class TestBounds:
             assert (await peer.answer())[0] == 400
             assert await peer.is_closed()
         assert not hook.emit.events
+
+    @pytest.mark.parametrize("coding", ["gzip, chunked", "xchunked", "identity"])
+    async def test_another_coding_of_the_body_is_501(self, hook: Hook, coding: str) -> None:
+        async with hook.running() as site:
+            peer = await site.connect()
+            await peer.send(CHUNKED.replace(b"chunked", coding.encode()) + b"2\r\n{}\r\n0\r\n\r\n")
+            assert (await peer.answer())[0] == 501
+            assert await peer.is_closed()
+        assert not hook.emit.events
+
+    @pytest.mark.parametrize(
+        ("start", "more"),
+        [
+            (b"0\r\n", b"a:b\r\n" * 1000),
+            (b"0\r\na:", b"x" * 8000),
+            (b"2;a=", b"x" * 8000),
+        ],
+        ids=["trailers", "a trailer", "a chunk extension"],
+    )
+    async def test_a_body_without_end_beside_its_data_is_cut_off(
+        self, hook: Hook, start: bytes, more: bytes
+    ) -> None:
+        async with hook.running() as site:
+            peer = await site.connect()
+            await peer.send(CHUNKED + start)
+            for _ in range(10):
+                await peer.send(more)
+            assert (await peer.answer())[0] == 431
+            assert await peer.is_closed()
+        assert not hook.emit.events
+
+    @pytest.mark.parametrize("pause", [False, True], ids=["one packet", "two packets"])
+    async def test_a_trailer_is_no_header(self, hook: Hook, pause: bool) -> None:
+        trailer = b"0\r\nIdempotency-Key: forged\r\nX: y\r\n\r\n"
+        async with hook.running() as site:
+            peer = await site.connect()
+            await peer.send(CHUNKED + b"2\r\n{}\r\n" + (b"" if pause else trailer))
+            if pause:
+                await asyncio.sleep(0.02)
+                await peer.send(trailer)
+            assert (await peer.answer())[0] == 202
+        (event,) = hook.emit.events
+        assert event.id != "forged"
+        assert "x" not in event.headers
 
     async def test_ten_gibibytes_are_refused_unread(self, hook: Hook, hasty: None) -> None:
         async with hook.running() as site:
@@ -363,23 +511,59 @@ class TestBounds:
     async def test_a_full_house_says_so_but_still_says_it_is_alive(
         self, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        hook.emit.hold()
         async with hook.running() as site:
-            monkeypatch.setattr(hook.server._state, "max_connections", 8)
-            kept = [await site.connect() for _ in range(8)]
-            for peer in kept:
-                await peer.send(post())
-                assert (await peer.answer())[0] == 202
+            monkeypatch.setattr(hook.server._state.peers, "most", 8)
+            for _ in range(8):
+                await (await site.connect()).send(post())
+            await hook.emit.until(lambda: hook.emit.held == 8)
             late = await site.connect()
             await late.send(post())
             status, headers, _ = await late.answer()
             assert (status, headers["retry-after"]) == (503, "5")
             assert await late.is_closed()
             late = await site.connect()
-            await late.send(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            await late.send(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
             assert (await late.answer())[0] == 200
-            cut_off = await site.connect()
-            assert await cut_off.is_closed()
-            kept.pop().close()
+            assert await late.is_closed()
+            hook.emit.release()
+
+    @pytest.mark.parametrize(
+        ("most", "share", "proxies"), [(8, 100, []), (100, 8, []), (8, 1, ["127.0.0.0/8"])]
+    )
+    async def test_who_only_holds_connections_takes_nobodys_place(
+        self, monkeypatch: pytest.MonkeyPatch, most: int, share: int, proxies: list[str]
+    ) -> None:
+        hook = await asyncio.to_thread(
+            lambda: Hook(SETTINGS.model_copy(update={"trusted_proxies": proxies}))
+        )
+        async with hook.running() as site:
+            monkeypatch.setattr(hook.server._state.peers, "most", most)
+            monkeypatch.setattr(hook.server._state.peers, "share", share)
+            idle = [await site.connect() for _ in range(8)]
+            for _ in range(8):
+                late = await site.connect()
+                await late.send(post())
+                assert (await late.answer())[0] == 202
+            assert all([await peer.is_closed() for peer in idle[:7]])
+        assert len(hook.emit.events) == 8
+
+    async def test_a_client_beyond_its_share_waits_and_others_do_not(
+        self, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hook.emit.hold()
+        async with hook.running() as site:
+            monkeypatch.setattr(hook.server._state.peers, "share", 2)
+            for _ in range(2):
+                await (await site.connect()).send(post())
+            await hook.emit.until(lambda: hook.emit.held == 2)
+            late = await site.connect()
+            assert await late.is_closed()  # a margin of an eighth of two is none
+            other = await site.connect(source="127.0.0.2")
+            await other.send(post())
+            await hook.emit.until(lambda: hook.emit.held == 3)
+            hook.emit.release()
+            assert (await other.answer())[0] == 202
 
 
 @pytest.mark.usefixtures("hasty")
@@ -416,7 +600,7 @@ class TestDeadlines:
             peer = await site.connect()
             await peer.send(b"GET / HTTP/1.1\r\n" if head else post(b"x" * 9000)[:-9000])
             async with asyncio.timeout(PATIENCE_SECONDS):
-                while site.server._state.connections:
+                while len(site.server._state.peers):
                     await peer.send(b"x")
                     await asyncio.sleep(0.01)
 
@@ -482,7 +666,7 @@ class TestDeadlines:
             await peer.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await sent.wait()
-                await site.server._state.emptied.wait()
+                await site.server._state.peers.emptied.wait()
 
 
 class TestOwedAnswers:
@@ -493,8 +677,7 @@ class TestOwedAnswers:
             await peer.send(post() + b"NONSENSE\r\n\r\n")
             await hook.emit.until(lambda: hook.emit.held == 1)
             hook.emit.release()
-            status, _, _ = await peer.answer()
-            assert status == 202
+            assert [(await peer.answer())[0] for _ in range(2)] == [202, 400]
             assert await peer.is_closed()
         assert len(hook.emit.events) == 1
 
@@ -505,7 +688,7 @@ class TestOwedAnswers:
             await peer.send(post() * 2 + CHUNKED + b"zz\r\n")
             await hook.emit.until(lambda: hook.emit.held == 1)
             hook.emit.release()
-            assert [(await peer.answer())[0] for _ in range(2)] == [202, 202]
+            assert [(await peer.answer())[0] for _ in range(3)] == [202, 202, 400]
             assert await peer.is_closed()
         assert len(hook.emit.events) == 2
 

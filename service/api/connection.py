@@ -1,9 +1,10 @@
-"""One HTTP connection with deadlines and bounds: uvicorn's protocol, minus its patience.
+"""One HTTP connection: its requests one after the other, with deadlines.
 
 A peer that is slow with its headers, slow with its body, idle, or slow to read its answer is let
-go; a request line or header beyond the bounds is answered 414 or 431. An answer still owed to an
-earlier request on the connection is never replaced by a later one's refusal: a sender would take
-it for the answer to what was accepted. A request that arrives whole costs no timer.
+go. A request is begun when the one before it is answered; what comes meanwhile waits, and so no
+refusal ever takes the place of an answer that is owed. A peer that closes its side after a request
+still gets its answer. A request that arrives whole costs no timer. What bytes mean is the
+`reader`'s; how many peers there may be, that of `peers`.
 """
 
 from __future__ import annotations
@@ -12,19 +13,18 @@ import asyncio
 import logging
 from asyncio import TimerHandle
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Literal, cast
 from urllib.parse import unquote
 
-import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from . import problems
 from .cycle import Cycle
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
+from .exchange import App, Receive, Scope, Send, busy
+from .peers import Peers
+from .reader import MAX_HEADER_BYTES, MAX_HEADERS, MAX_URL_BYTES, Head, Reader, Refused
 
 HEADERS_SECONDS = 5.0
 """From the first byte (or the connection) to the end of a request's headers."""
@@ -42,226 +42,250 @@ WRITE_SECONDS = 30.0
 LINGER_SECONDS = 1.0
 """How long a refused connection is still read, so that the refusal arrives before the end."""
 
-MAX_URL_BYTES = 8 * 1024
-MAX_HEADER_BYTES = 32 * 1024
-MAX_HEADERS = 100
-
 _REFUSALS = {
     400: "this is not HTTP/1.1 as RFC 9112 has it",
     408: "the request did not arrive in time",
     414: f"a URL is at most {MAX_URL_BYTES} bytes",
-    431: f"a request has at most {MAX_HEADERS} headers, {MAX_HEADER_BYTES} bytes together",
+    431: f"a request has at most {MAX_HEADERS} headers, {MAX_HEADER_BYTES} bytes together, "
+    "trailers and chunk extensions among them",
+    501: "a body comes as it is, or in the chunked coding alone",
+    503: "no memory is left for this request; send it again later",
 }
 
-_Part = Literal["headers", "body"]
+_Part = Literal["head", "body"]
 _silent = logging.Logger("silent", level=logging.CRITICAL + 1)
 
 
-class State(ServerState):
-    """What the connections of one server share; `emptied` is set when the last one is gone."""
+class State:
+    """What the connections of one server share."""
 
-    def __init__(self, max_connections: int) -> None:
-        super().__init__()
-        self.max_connections = max_connections
-        self.emptied = asyncio.Event()
-
-
-class _RefusedError(Exception):
-    """Raised inside a parser callback to stop reading; the status is on the connection."""
+    def __init__(self, peers: Peers) -> None:
+        self.peers = peers
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.default_headers: list[tuple[bytes, bytes]] = []
 
 
-class Connection(HttpToolsProtocol):
+class Connection(asyncio.Protocol):
     """A connection to one peer."""
 
-    server_state: State
+    transport: asyncio.Transport
+    flow: FlowControl
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: State,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._receiving: _Part | None = "headers"
+    def __init__(self, config: Config, state: State, loop: asyncio.AbstractEventLoop) -> None:
+        self._config = config
+        self._app = cast("App", config.loaded_app)
+        self._state = state
+        self._loop = loop
+        self._reader = Reader()
+        self._cycle: Cycle | None = None  # the request being received or answered, or the last one
+        self._part: _Part | None = "head"  # what the peer owes; None while it is owed an answer
         self._watched: _Part | None = None
         self._deadline: TimerHandle | None = None
         self._write_deadline: TimerHandle | None = None
         self._idle_since: float | None = None
         self._idle_deadline: TimerHandle | None = None
-        self._arrived = 0  # bytes of the part being received
-        self._refusal = 400
+        self._arrived = 0  # bytes since the deadline was set
+        self._has_spoken = False
+        self._has_closed = False  # its own side
         self._ended = False
-        self._running: RequestResponseCycle | None = None
-        self._latest: RequestResponseCycle | None = None
 
     # ---- the transport's side
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a peer, or turn it away when there are too many."""
-        super().connection_made(transport)
-        limit = self.server_state.max_connections
-        if len(self.connections) > limit + limit // 8:
-            transport.abort()
-        elif len(self.connections) > limit:
-            self.app = _spare(self.app)
+        self.transport = cast("asyncio.Transport", transport)
+        self.flow = FlowControl(self.transport)
+        self._server = get_local_addr(self.transport)
+        self._client = get_remote_addr(self.transport)
+        self._is_secure = is_ssl(self.transport)
+        welcome = self._state.peers.enter(self, self._address)
+        if welcome == "refused":
+            self.abandon()
+            return
+        if welcome == "told":
+            self._app = _spare(self._app)
         self._watch()
+
+    @property
+    def _address(self) -> str:
+        return "" if self._client is None else self._client[0]
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is being answered, nor a body received."""
+        return self._part == "head" and not self._ended
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the peer."""
-        super().connection_lost(exc)
+        self._state.peers.leave(self, self._address)
         self._ended = True
+        self._disconnect()
+        self.flow.resume_writing()
         for deadline in (self._deadline, self._write_deadline, self._idle_deadline):
             if deadline is not None:
                 deadline.cancel()
-        if not self.connections:
-            self.server_state.emptied.set()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, then see what the peer still owes and by when."""
+        """Read what came, then see what the peer still owes and by when."""
         if self._ended:
             return
         self._idle_since = None
-        if self._receiving is not None:
-            self._arrived += len(data)
-        super().data_received(data)
-        if self._ended:  # by what the parser met
-            return
-        if self._receiving == "headers" and self._arrived > MAX_URL_BYTES + MAX_HEADER_BYTES:
-            self._end(431 if self.headers else 414)
-        if not self._ended:
-            self._watch()
+        self._has_spoken = True
+        self._arrived += len(data)
+        try:
+            self._reader.feed(data)
+        except MemoryError:
+            self._end(503)
+        else:
+            self._read_on()
+
+    def eof_received(self) -> bool:
+        """Answer what was asked for, and hear nothing more; returns whether to stay open."""
+        if self._ended or self._is_secure or self._part is not None or self._is_streaming():
+            return False
+        self._has_closed = True
+        self._end_unless_heard()
+        return True
 
     def pause_writing(self) -> None:
         """Give a peer that does not read its answer a bounded time."""
-        super().pause_writing()
+        self.flow.pause_writing()
         if self._write_deadline is None:
-            self._write_deadline = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+            self._write_deadline = self._loop.call_later(WRITE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Go on once the peer reads."""
-        super().resume_writing()
+        self.flow.resume_writing()
         if self._write_deadline is not None:
             self._write_deadline.cancel()
             self._write_deadline = None
 
+    def shutdown(self) -> None:
+        """Close, after the answer that is owed."""
+        if self._cycle is None or self._cycle.is_complete:
+            self.transport.close()
+        else:
+            self._cycle.keep_alive = False
+
     def abandon(self) -> None:
         """Drop the connection at once; whatever still runs for it ends without a log line."""
-        if self._running is not None:
-            self._running.logger = _silent
+        self._ended = True
+        if self._cycle is not None:
+            self._cycle.logger = _silent
         self.transport.abort()
 
-    # ---- the parser's side
+    # ---- requests
 
-    def on_message_begin(self) -> None:
-        """Begin a request."""
-        super().on_message_begin()
-        self._receiving = "headers"
+    def _read_on(self) -> None:
+        """Read as far as what came allows."""
+        try:
+            while self._read():
+                pass
+        except Refused as refused:
+            self._end(refused.status)
+        except MemoryError:
+            self._end(503)
+        else:
+            self._watch()
 
-    def on_headers_complete(self) -> None:
-        """Refuse what is out of bounds, else start the application."""
+    def _read(self) -> bool:
+        """Read the next head or more of the body; False when there is no more to read now."""
+        if self._part is None:  # the answer to the request before is first
+            self.flow.pause_reading()
+            return False
+        if self._part == "head":
+            head = self._reader.head()
+            if head is None:
+                return False
+            self._begin(head)
+        assert self._cycle is not None
+        self._cycle.take(self._reader.body(), is_whole=self._reader.is_whole)
+        if not self._reader.is_whole:
+            if self._cycle.waiting_bytes > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            return False
+        self._part = None
+        self._end_unless_heard()
+        if self._cycle.is_complete:
+            self._await_next()
+        return self._reader.holds_more
+
+    def _begin(self, head: Head) -> None:
+        """Start the application on a request."""
+        path = head.path.decode("ascii")
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
+            "http_version": head.version,
+            "server": self._server,
+            "client": self._client,
+            "scheme": "https" if self._is_secure else "http",
+            "method": head.method,
+            "root_path": self._config.root_path,
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": head.path,
+            "query_string": head.query,
+            "headers": head.headers,
+            "state": {},
+        }
+        self._part = "body"
         self._stop_watching()
-        if len(self.url) > MAX_URL_BYTES:
-            self._refusal = 414
-            raise _RefusedError
-        if len(self.headers) > MAX_HEADERS or (
-            sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES
-        ):
-            self._refusal = 431
-            raise _RefusedError
-        version = self.parser.get_http_version()
-        if version not in ("1.1", "1.0"):  # 0.9 has no headers to judge
-            raise _RefusedError
-        self._begin(version)
-        self._receiving = "body"
-        self._arrived = 0
-
-    def _begin(self, version: str) -> None:
-        """Start the application on this request, or queue it behind the one being answered."""
-        url = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
-        scope = self.scope
-        scope["http_version"] = version
-        scope["method"] = self.parser.get_method().decode("ascii")
-        scope["path"] = unquote(path) if "%" in path else path
-        scope["raw_path"] = url.path
-        scope["query_string"] = url.query or b""
-        before = self._latest
-        self.cycle = self._latest = Cycle(
-            scope=scope,
+        self._cycle = Cycle(
+            scope,
             transport=self.transport,
             flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            # No parser goes on after an upgrade, done or not.
-            keep_alive=version != "1.0"
-            and self.parser.should_keep_alive()
-            and not self.parser.should_upgrade(),
-            on_response=self.on_response_complete,
+            default_headers=self._state.default_headers,
+            wants_continue=head.expects_continue,
+            keep_alive=head.keep_alive,
+            on_response=self._answered,
         )
-        if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
-        else:
-            self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, self.app))
+        self._state.tasks.add(self._loop.create_task(self._respond(self._cycle)))
 
-    def on_message_complete(self) -> None:
-        """End a request."""
-        super().on_message_complete()
-        self._receiving = None
-        self._arrived = 0
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
-        self.tasks.add(self.loop.create_task(self._respond(cycle, app)))
-
-    async def _respond(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+    async def _respond(self, cycle: Cycle) -> None:
         try:
-            await cycle.run_asgi(app)
+            await cycle.run(self._app)
         finally:  # here, not in a callback of the task, which would be one more turn of the loop
-            self.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._state.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
-    def on_response_complete(self) -> None:
+    def _end_unless_heard(self) -> None:
+        """Make this answer the last one if the peer has closed its side behind the request."""
+        if self._has_closed and not self._reader.holds_more and self._cycle is not None:
+            self._cycle.keep_alive = False
+
+    def _answered(self) -> None:
         """Go on with the next request, or wait for one."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._ended:
             return
         self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        if self._part == "body":  # answered before it was sent whole
             return
-        self._idle_since = self.loop.time()
-        if self._idle_deadline is None:
-            self._idle_deadline = self.loop.call_later(self.timeout_keep_alive, self._idle)
+        self._await_next()
+        if self._reader.holds_more:
+            self._idle_since = None
+            self._read_on()
+        if self._has_closed and self._part is not None:  # and so it will not come
+            self.transport.close()
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what cannot be parsed, or what a callback refused."""
-        self._end(self._refusal)
+    def _await_next(self) -> None:
+        self._part = "head"
+        self._idle_since = self._loop.time()
+        if self._idle_deadline is None:
+            self._idle_deadline = self._loop.call_later(self._config.timeout_keep_alive, self._idle)
 
     # ---- deadlines
 
     def _watch(self) -> None:
         """Keep one timer for what the peer owes; none while it owes nothing."""
-        owed = self._receiving
-        if owed is None and self._is_quiet():  # stray bytes between requests stop uvicorn's timer
-            owed = "headers"
+        owed = None if self._part == "head" and self._idle_since is not None else self._part
         if owed == self._watched:
             return
         self._stop_watching()
         self._watched = owed
-        if owed == "headers":
-            self._deadline = self.loop.call_later(HEADERS_SECONDS, self._headers_late)
+        self._arrived = 0
+        if owed == "head":
+            self._deadline = self._loop.call_later(HEADERS_SECONDS, self._head_late)
         elif owed == "body":
-            self._arrived = 0
-            self._deadline = self.loop.call_later(BODY_SECONDS, self._body_late)
-
-    def _is_quiet(self) -> bool:
-        return self._idle_since is None and (
-            self._running is None or self._running.response_complete
-        )
+            self._deadline = self._loop.call_later(BODY_SECONDS, self._body_late)
 
     def _stop_watching(self) -> None:
         if self._deadline is not None:
@@ -274,13 +298,13 @@ class Connection(HttpToolsProtocol):
         self._idle_deadline = None
         if self._idle_since is None:
             return
-        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        left = self._idle_since + self._config.timeout_keep_alive - self._loop.time()
         if left <= 0:
             self.transport.close()
         else:
-            self._idle_deadline = self.loop.call_later(left, self._idle)
+            self._idle_deadline = self._loop.call_later(left, self._idle)
 
-    def _headers_late(self) -> None:
+    def _head_late(self) -> None:
         self._end(408)
 
     def _body_late(self) -> None:
@@ -294,23 +318,14 @@ class Connection(HttpToolsProtocol):
     # ---- the end
 
     def _end(self, status: int) -> None:
-        """Read no more, and close: after the answers still owed, or with a refusal."""
+        """Read no more, and close, with a refusal unless it would follow an answer or nothing."""
         self._stop_watching()
         self._ended = True
-        broken = self.cycle if self._receiving == "body" else None
-        if broken is not None and self.pipeline and self.pipeline[0][0] is broken:
-            self.pipeline.popleft()
-        last = self.pipeline[0][0] if self.pipeline else self._running
-        if last is not None and last is not broken and not last.response_complete:
-            last.keep_alive = False
-        elif (broken is not None and broken.response_started) or self._is_untouched():
+        has_answer = self._part == "body" and self._cycle is not None and self._cycle.is_started
+        if has_answer or not self._has_spoken:
             self.transport.close()
         else:
             self._refuse(status)
-
-    def _is_untouched(self) -> bool:
-        """Whether the peer has sent nothing at all that would want an answer."""
-        return self._running is None and self._arrived == 0
 
     def _refuse(self, status: int) -> None:
         body = problems.document(status, f"{_REFUSALS[status]}; the connection ends here")
@@ -321,32 +336,29 @@ class Connection(HttpToolsProtocol):
             "connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        if self._running is not None and not self._running.response_complete:
-            self._running.disconnected = True  # its body will not come
-            self._running.message_event.set()
+        self._disconnect()  # its body will not come
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self._loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def _disconnect(self) -> None:
+        if self._cycle is not None:
+            self._cycle.disconnect()
+
+    def _is_streaming(self) -> bool:
+        return self._cycle is not None and self._cycle.is_started
 
 
 _SPARED = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
-def _spare(app: ASGI3Application) -> ASGI3Application:
+def _spare(app: App) -> App:
     """Answer 503, but to who asks whether the service is alive: a full house is no dead one."""
 
-    async def busy(scope: Any, receive: Any, send: Any) -> None:
+    async def spared(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in _SPARED:
             await app(scope, receive, send)
-            return
-        body = problems.document(503, "too many connections; try again later")
-        headers = [
-            (b"content-type", problems.CONTENT_TYPE.encode()),
-            (b"content-length", b"%d" % len(body)),
-            (b"retry-after", b"5"),
-            (b"connection", b"close"),
-        ]
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        else:
+            await busy(send, "too many connections; try again later")
 
-    return busy
+    return spared

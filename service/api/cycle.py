@@ -1,4 +1,4 @@
-"""One request and its answer on a connection: uvicorn's ASGI cycle, with the answer in one write.
+"""One request and its answer on a connection: an ASGI cycle, with the answer in one write.
 
 The head waits for the first of the body, so that an ordinary answer is one packet and one call of
 the system: the second write alone measured as a twelfth of the loop's time under load. Header
@@ -7,110 +7,194 @@ lines are checked and put together once for each value seen. Not here: deadlines
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
-from uvicorn.protocols.http.httptools_impl import (
-    HEADER_RE,
-    HEADER_VALUE_RE,
-    STATUS_LINE,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
 
-if TYPE_CHECKING:
-    from uvicorn._types import (
-        ASGIReceiveEvent,
-        ASGISendEvent,
-        HTTPResponseBodyEvent,
-        HTTPResponseStartEvent,
-    )
+from .exchange import App, Message, Scope, answer, busy, problem
 
 _BODILESS = frozenset({204, 304})
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Cycle(RequestResponseCycle):
-    """A request being answered; see uvicorn for what its attributes mean."""
+class Cycle:
+    """A request being received and answered."""
 
-    _head: bytes = b""
-    _taken: bool = False
+    __slots__ = (
+        "_default_headers", "_expected", "_flow", "_has_left", "_head", "_is_chunked", "_is_taken",
+        "_is_whole", "_news", "_on_response", "_pieces", "_scope", "_transport", "_wants_continue",
+        "is_complete", "is_started", "keep_alive", "logger", "waiting_bytes",
+    )  # fmt: skip
 
-    async def receive(self) -> ASGIReceiveEvent:
-        """Return the body, at once if it has arrived whole; then wait for the peer to leave."""
-        if self._taken or self.more_body or self.disconnected or self.response_complete:
-            return await super().receive()
-        self._taken = True
-        self.message_event.clear()
-        return {"type": "http.request", "body": bytes(self.body), "more_body": False}
+    def __init__(
+        self,
+        scope: Scope,
+        *,
+        transport: asyncio.Transport,
+        flow: FlowControl,
+        default_headers: list[tuple[bytes, bytes]],
+        wants_continue: bool,
+        keep_alive: bool,
+        on_response: Callable[[], None],
+    ) -> None:
+        self.keep_alive = keep_alive
+        self.is_started = False
+        self.is_complete = False
+        self.logger = logging.getLogger("uvicorn.error")
+        self.waiting_bytes = 0
+        self._scope = scope
+        self._transport = transport
+        self._flow = flow
+        self._default_headers = default_headers
+        self._wants_continue = wants_continue
+        self._on_response = on_response
+        self._news = asyncio.Event()
+        self._pieces: list[bytes] = []
+        self._is_whole = False
+        self._is_taken = False
+        self._has_left = False
+        self._head = b""
+        self._is_chunked: bool | None = None
+        self._expected = 0  # bytes of the answer still to be sent
 
-    async def send(self, message: ASGISendEvent) -> None:
-        """Take one ASGI message; raises `RuntimeError` for one that is out of turn or place."""
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
+    # ---- the connection's side
+
+    def take(self, content: bytes, *, is_whole: bool) -> None:
+        """Take what came of the body; what comes after the answer is of no use."""
+        if self.is_complete:
             return
-        if message["type"] == "http.response.start" and not self.response_started:
+        if content:
+            self._pieces.append(content)
+            self.waiting_bytes += len(content)
+        self._is_whole = is_whole
+        self._news.set()
+
+    def disconnect(self) -> None:
+        """Tell the application that the peer has left."""
+        if not self.is_complete:
+            self._has_left = True
+        self._news.set()
+
+    async def run(self, app: App) -> None:
+        """Have the request answered; what the application does not foresee is a 500, logged."""
+        try:
+            await app(self._scope, self.receive, self.send)
+        except MemoryError:
+            self._pieces.clear()
+            if not self.is_started:
+                await busy(self.send, "no memory is left for this request; send it again later")
+        except Exception:
+            self.logger.exception("an unexpected error in the HTTP application")
+            await self._fail()
+        else:
+            if not self.is_complete and not self._has_left:
+                self.logger.error("the HTTP application has left a request without an answer")
+                await self._fail()
+
+    async def _fail(self) -> None:
+        if self.is_started:
+            self._transport.close()
+        else:
+            self.keep_alive = False
+            await answer(problem(500, "an unexpected error; see the log"), self.send)
+
+    # ---- the application's side
+
+    async def receive(self) -> Message:
+        """Return the next of the body; after it, wait for the peer to leave."""
+        if self._is_taken:
+            while not (self._has_left or self.is_complete):
+                self._news.clear()
+                await self._news.wait()
+            return {"type": "http.disconnect"}
+        if self._wants_continue and not self._transport.is_closing():
+            self._transport.write(_CONTINUE)
+            self._wants_continue = False
+        while not (self._pieces or self._is_whole or self._has_left or self.is_complete):
+            self._flow.resume_reading()
+            self._news.clear()
+            await self._news.wait()
+        if self._has_left or self.is_complete:
+            return {"type": "http.disconnect"}
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        self.waiting_bytes = 0
+        self._is_taken = self._is_whole
+        return {"type": "http.request", "body": body, "more_body": not self._is_whole}
+
+    async def send(self, message: Message) -> None:
+        """Take one ASGI message; raises `RuntimeError` for one that is out of turn or place."""
+        if self._flow.write_paused and not self._has_left:
+            await self._flow.drain()
+        if self._has_left:
+            return
+        if message["type"] == "http.response.start" and not self.is_started:
             self._start(message)
-        elif message["type"] == "http.response.body" and self.response_started:
-            if self.response_complete:
+        elif message["type"] == "http.response.body" and self.is_started:
+            if self.is_complete:
                 raise RuntimeError("the response is complete already")
             self._continue(message)
         else:
             raise RuntimeError(f"ASGI message {message['type']!r} is out of turn")
 
-    def _start(self, message: HTTPResponseStartEvent) -> None:
-        self.response_started = True
-        self.waiting_for_100_continue = False
+    def _start(self, message: Message) -> None:
+        self.is_started = True
+        self._wants_continue = False
         status = message["status"]
         lines = [STATUS_LINE[status]]
         closes = False
-        for name, value in (*self.default_headers, *message.get("headers", ())):
+        for name, value in (*self._default_headers, *message.get("headers", ())):
             line = _line(name, value)
             lines.append(line)
             if line.startswith(b"content-length:"):
-                self.expected_content_length = int(value)
-                self.chunked_encoding = False
+                self._expected = int(value)
+                self._is_chunked = False
             elif line.startswith(b"connection:") and b"close" in value.lower():
                 closes = True
         if closes:
             self.keep_alive = False
         elif not self.keep_alive:
             lines.append(b"connection: close\r\n")
-        if self.chunked_encoding is None and not self._is_bodiless(status):
-            self.chunked_encoding = True
+        if self._is_chunked is None and not self._is_bodiless(status):
+            self._is_chunked = True
             lines.append(b"transfer-encoding: chunked\r\n")
         lines.append(b"\r\n")
         self._head = b"".join(lines)
 
     def _is_bodiless(self, status: int) -> bool:
-        return self.scope["method"] == "HEAD" or status in _BODILESS
+        return self._scope["method"] == "HEAD" or status in _BODILESS
 
-    def _continue(self, message: HTTPResponseBodyEvent) -> None:
+    def _continue(self, message: Message) -> None:
         body = message.get("body", b"")
         more = message.get("more_body", False)
-        if self.scope["method"] == "HEAD":
-            self.expected_content_length = 0
+        if self._scope["method"] == "HEAD":
+            self._expected = 0
             body = b""
-        elif self.chunked_encoding:
+        elif self._is_chunked:
             body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             body += b"" if more else b"0\r\n\r\n"
         else:
-            self.expected_content_length -= len(body)
-            if self.expected_content_length < 0:
+            self._expected -= len(body)
+            if self._expected < 0:
                 raise RuntimeError("the response is longer than its Content-Length")
         if self._head or body:
-            self.transport.write(self._head + body)
+            self._transport.write(self._head + body)
             self._head = b""
         if not more:
             self._complete()
 
     def _complete(self) -> None:
-        if self.expected_content_length != 0:
+        if self._expected != 0:
             raise RuntimeError("the response is shorter than its Content-Length")
-        self.response_complete = True
-        self.message_event.set()
+        self.is_complete = True
+        self._news.set()
         if not self.keep_alive:
-            self.transport.close()
-        self.on_response()
+            self._transport.close()
+        self._on_response()
 
 
 @lru_cache(maxsize=1024)

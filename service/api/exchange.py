@@ -124,6 +124,13 @@ async def refuse(reply: Reply, scope: Scope, receive: Receive, send: Send) -> No
     await send({"type": "http.response.body", "body": b""})
 
 
+async def busy(send: Send, detail: str) -> None:
+    """Ask the sender to come back on another connection."""
+    reply = problem(503, detail, ("retry-after", "5"), _CLOSE)
+    await send(_start(reply))
+    await send({"type": "http.response.body", "body": reply.body})
+
+
 def _has_body(headers: Iterable[_Header]) -> bool:
     return any(
         name == b"transfer-encoding" or (name == b"content-length" and value != b"0")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from typing import Protocol, runtime_checkable
 from urllib.parse import quote, unquote_to_bytes
 
@@ -23,6 +23,7 @@ from turnout.service.settings import Settings
 from turnout.service.trigger import CalledTrigger, Emitter, Inbound, Reply, Trigger
 from turnout.service.units import utc_now
 
+from .clients import Proxies
 from .exchange import (
     App,
     Gone,
@@ -138,7 +139,7 @@ class Ingest:
         self._rest: App | None = None
         self._rest_lock = asyncio.Lock()
         self._now = now
-        self._proxies = _networks(settings.trusted_proxies)
+        self._proxies = Proxies(settings.trusted_proxies)
         self._pages: Mapping[bytes, Callable[[], Reply]] = {
             b"/healthz": _alive,
             b"/readyz": self._ready,
@@ -189,7 +190,7 @@ class Ingest:
                 query=scope["query_string"],
                 headers=headers,
                 body=body,
-                client=self._client(scope, headers) if self._proxies else _peer(scope),
+                client=self._proxies.client(_peer(scope), headers),
                 received_at=self._now(),
             ),
             route.emit,
@@ -215,29 +216,14 @@ class Ingest:
                 return route, params, path
         return None, _NO_PARAMS, ""
 
-    def _client(self, scope: Scope, headers: Mapping[str, Sequence[bytes]]) -> str | None:
-        """Return the sender's address: the peer's, or what a trusted proxy says it is."""
-        address = _peer(scope)
-        if address is None or not self._trusts(address):
-            return address
-        hops = b",".join(headers.get("x-forwarded-for", ())).decode("latin-1").split(",")
-        for hop in reversed([hop.strip() for hop in hops]):
-            if not _is_address(hop):
-                break
-            address = hop
-            if not self._trusts(hop):
-                break
-        return address
-
-    def _trusts(self, address: str) -> bool:
-        return _is_address(address) and any(ip_address(address) in one for one in self._proxies)
-
     # ---- everything that is no hook
 
     async def _page(self, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         page = self._pages.get(path)
         if page is None:
             app = await self.rest()
+            if scope["method"] == "HEAD":  # a GET to the routes; the connection sends no body
+                scope = {**scope, "method": "GET"}
             await app(self._under_root(scope), receive, send)
         elif scope["method"] in ("GET", "HEAD"):
             await answer(page(), send, with_body=scope["method"] == "GET")
@@ -279,23 +265,6 @@ def _peer(scope: Scope) -> str | None:
 
 def _alive() -> Reply:
     return Reply(status=200, body=b'{"status":"ok"}')
-
-
-def _networks(addresses: Sequence[str]) -> tuple[IPv4Network | IPv6Network, ...]:
-    try:
-        return tuple(ip_network(address, strict=False) for address in addresses)
-    except ValueError as error:
-        raise SetupError(
-            f'TURNOUT_TRUSTED_PROXIES: {error}; write addresses or networks: ["10.0.0.0/8"]'
-        ) from None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 # ---------------------------------------------------------------- refusals

@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn's protocol as a coroutine on the service's own loop.
+"""The HTTP server: a listening socket and its connections, on the service's own loop.
 
 `run` ends when asked to stop (nothing new is accepted, requests in flight finish within a bound)
 or at once when cancelled. Signals, logs, restarts and the loop itself belong to the application.
@@ -24,11 +24,10 @@ from turnout.service.settings import Settings
 from turnout.service.units import utc_now
 
 from . import connection
+from .clients import Proxies
 from .connection import Connection, State
 from .exchange import App
-
-MAX_CONNECTIONS = 1000
-"""Peers served at once; more are answered 503, and many more are cut off."""
+from .peers import MAX_CONNECTIONS, Peers
 
 BACKLOG = 2048
 DRAIN_SECONDS = 5.0
@@ -89,7 +88,7 @@ class Server:
         self._drain_seconds = drain_seconds
         self._now = now
         self._config = _configure(app, settings)
-        self._state = State(_max_connections())
+        self._state = State(Peers(_max_connections(), Proxies(settings.trusted_proxies)))
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -103,7 +102,7 @@ class Server:
         if self._config.ssl is not None:
             tls = {"ssl": self._config.ssl, "ssl_handshake_timeout": connection.HEADERS_SECONDS}
         listener = await loop.create_server(
-            lambda: Connection(self._config, self._state, {}, loop),
+            lambda: Connection(self._config, self._state, loop),
             sock=self._sock,
             backlog=BACKLOG,
             **tls,
@@ -129,19 +128,19 @@ class Server:
                     await self._stopping.wait()
 
     async def _drain(self) -> None:
-        for peer in list(self._state.connections):
+        peers = self._state.peers
+        for peer in peers.all():
             peer.shutdown()
-        while self._state.tasks or self._state.connections:
+        while self._state.tasks or len(peers):
             if self._state.tasks:
                 await asyncio.wait(set(self._state.tasks))
             else:
-                self._state.emptied.clear()
-                await self._state.emptied.wait()
+                peers.emptied.clear()
+                await peers.emptied.wait()
 
     async def _abandon(self) -> None:
-        for peer in list(self._state.connections):
-            if isinstance(peer, Connection):
-                peer.abandon()
+        for peer in self._state.peers.all():
+            peer.abandon()
         await asyncio.sleep(0)  # the transports tell their connections in the next turn
         tasks = set(self._state.tasks)
         for task in tasks:

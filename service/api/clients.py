@@ -1,0 +1,69 @@
+"""Whose request it is: the peer's address, or the one a trusted proxy gives for it.
+
+`TURNOUT_TRUSTED_PROXIES` names the proxies. What they say in `X-Forwarded-For` is believed from
+the right up to the first address that is none of theirs; what anybody else says is not. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from turnout.service.errors import SetupError
+
+_IPV6_HOST_BITS = 64
+
+
+class Proxies:
+    """The proxies whose word is taken; raises `SetupError` for what is no address or network."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._networks = _networks(addresses)
+
+    def trusts(self, address: str) -> bool:
+        """Whether this is the address of a proxy of ours."""
+        if not self._networks:
+            return False
+        found = _read(address)
+        return found is not None and any(found in network for network in self._networks)
+
+    def client(self, peer: str | None, headers: Mapping[str, Sequence[bytes]]) -> str | None:
+        """Return the sender's address: the peer's, or what trusted proxies say it is."""
+        if peer is None or not self._networks or not self.trusts(peer):
+            return peer
+        address = peer
+        hops = b",".join(headers.get("x-forwarded-for", ())).decode("latin-1").split(",")
+        for hop in reversed([hop.strip() for hop in hops]):
+            if _read(hop) is None:
+                break
+            address = hop
+            if not self.trusts(hop):
+                break
+        return address
+
+
+def household(address: str) -> str:
+    """Return what one client is counted under: an IPv4 address, or the /64 of an IPv6 one."""
+    found = _read(address) if ":" in address else None
+    if not isinstance(found, IPv6Address):
+        return address
+    mapped = found.ipv4_mapped
+    if mapped is not None:
+        return str(mapped)
+    return str(ip_network((int(found), 128 - _IPV6_HOST_BITS), strict=False))
+
+
+def _read(address: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(address.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _networks(addresses: Sequence[str]) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(address, strict=False) for address in addresses)
+    except ValueError as error:
+        raise SetupError(
+            f'TURNOUT_TRUSTED_PROXIES: {error}; write addresses or networks: ["10.0.0.0/8"]'
+        ) from None

@@ -1,0 +1,288 @@
+"""The one reader of HTTP/1.1 requests: bytes in as they come, heads and bodies out.
+
+The grammar of a head is httptools'; the framing of what follows is read here, so that one set of
+bounds holds in every part of a message: chunk extensions and trailers count as headers. What is
+read depends on the bytes alone, never on how packets cut them. An offer to upgrade is not taken
+up, and so it is an ordinary request, body and all (RFC 9110 section 7.8). Trailers are checked and
+dropped: a field that may be merged only where its definition says so is no header (section 6.5.1).
+
+Not here: deadlines and answers (`connection`), how much of a body anybody wants (`exchange`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import httptools
+
+MAX_URL_BYTES = 8 * 1024
+MAX_HEADER_BYTES = 32 * 1024
+MAX_HEADERS = 100
+_MAX_HEAD_BYTES = MAX_URL_BYTES + MAX_HEADER_BYTES + 1024
+"""A whole head as it is sent: the bounds above, and what stands between the parts."""
+
+_MAX_SIZE_CHARACTERS = 16  # of a chunk: 15 digits, and a CR that waits for its LF
+
+_HOST = re.compile(rb"[\w.~!$&'()*+,;=:%\[\]-]*")  # RFC 3986 section 3.2, without user and password
+_CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})(;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
+
+
+class Refused(Exception):
+    """Raised when what came is not read any further, with the status to answer."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@dataclass(slots=True)
+class Head:
+    """The start of a request: all that is known before its body."""
+
+    method: str
+    path: bytes
+    query: bytes
+    version: str
+    headers: list[tuple[bytes, bytes]]
+    keep_alive: bool
+    expects_continue: bool
+
+
+class Reader:
+    """Reads the requests of one connection, one after the other.
+
+    `feed` what came; `head` is the next request's once it is there, then `body` is asked until
+    `is_whole`. What came behind it is kept (`holds_more`) until the next `head` is asked for.
+    """
+
+    def __init__(self) -> None:
+        self.is_whole = True
+        self._held = b""
+        self._head_bytes = 0  # of the head being read
+        self._head_end = b""  # its last three bytes: the blank line may come in pieces
+        self._body: _Sized | _Chunks
+        self._head: Head | None = None
+        self._refusal: Refused | None = None
+
+    def _begin(self) -> None:
+        """Forget the last request: each has a parser of its own, which no body confuses."""
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._header_bytes = 0
+        self._noted: dict[bytes, bytes] = {}
+        self._head = None
+        self._refusal = None
+
+    def feed(self, data: bytes) -> None:
+        """Take what the peer sent."""
+        self._held = self._held + data if self._held else data
+
+    @property
+    def holds_more(self) -> bool:
+        """Whether bytes have come that nothing has read yet."""
+        return bool(self._held)
+
+    # ---- the head
+
+    def head(self) -> Head | None:
+        """Return the head of the next request, None as long as it is not whole."""
+        held = self._held
+        if not self._head_bytes:
+            if held[:1] in b"\r\n":  # an empty line before a request (RFC 9112 section 2.2)
+                held = held.lstrip(b"\r\n")
+            if not held:
+                self._held = b""
+                return None
+            self._begin()
+        seam = len(self._head_end)
+        found = (self._head_end + held if seam else held).find(b"\r\n\r\n")
+        end = len(held) if found < 0 else found + 4 - seam
+        room = _MAX_HEAD_BYTES - self._head_bytes
+        self._parse(held[: min(end, room)])
+        if end > room:
+            raise Refused(431)
+        self._head_bytes += end
+        if found < 0:
+            self._head_end = (self._head_end + held)[-3:]
+            self._held = b""
+            return None
+        self._held = held[end:]
+        self._head_bytes, self._head_end = 0, b""
+        if self._head is None:
+            raise Refused(400)
+        return self._head
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # an offer; the head has been read all the same
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, MemoryError):
+                raise Refused(503) from None
+            raise self._refusal or Refused(400) from None
+
+    def _refuse(self, status: int) -> Refused:
+        """Remember why a callback of the parser raises: the parser tells that it did, not why."""
+        self._refusal = Refused(status)
+        return self._refusal
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the URL."""
+        self._url += url
+        if len(self._url) > MAX_URL_BYTES:
+            raise self._refuse(414)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, without the blanks around its value (RFC 9110 section 5.5)."""
+        name, value = name.lower(), value.strip(b" \t")
+        self._headers.append((name, value))
+        self._header_bytes += len(name) + len(value)
+        if len(self._headers) > MAX_HEADERS or self._header_bytes > MAX_HEADER_BYTES:
+            raise self._refuse(431)
+        if name in _NOTED:
+            if name in self._noted:
+                raise self._refuse(400)
+            self._noted[name] = value
+
+    def on_headers_complete(self) -> None:
+        """Judge the head, and see how its body is framed."""
+        version = self._parser.get_http_version()
+        method = self._parser.get_method().decode("ascii")
+        if version not in ("1.1", "1.0") or method == "CONNECT":  # 0.9 has no headers to judge
+            raise self._refuse(400)
+        host = self._noted.get(b"host")
+        if not _HOST.fullmatch(host or b"") or (host is None and version == "1.1"):
+            raise self._refuse(400)
+        try:
+            url = httptools.parse_url(self._url)
+        except httptools.HttpParserInvalidURLError:
+            raise self._refuse(400) from None
+        if not url.path or url.schema not in (None, b"http", b"https"):
+            raise self._refuse(400)
+        self._body = self._framed(version)
+        self.is_whole = self._body.is_whole
+        self._head = Head(
+            method=method,
+            path=url.path,
+            query=url.query or b"",
+            version=version,
+            headers=self._headers,
+            keep_alive=version == "1.1" and self._parser.should_keep_alive(),
+            expects_continue=self._noted.get(b"expect", b"").lower() == b"100-continue",
+        )
+
+    def _framed(self, version: str) -> _Sized | _Chunks:
+        coding = self._noted.get(b"transfer-encoding")
+        if coding is None:
+            return _Sized(int(self._noted.get(b"content-length", b"0")))
+        if version != "1.1":  # RFC 9112 section 6.1
+            raise self._refuse(400)
+        if coding.lower() != b"chunked":
+            raise self._refuse(501)
+        return _Chunks(len(self._headers), self._header_bytes)
+
+    # ---- the body
+
+    def body(self) -> bytes:
+        """Return what has come of the body since the last call; `is_whole` once it has ended."""
+        if self.is_whole:
+            return b""
+        content, self._held = self._body.take(self._held)
+        self.is_whole = self._body.is_whole
+        return content
+
+
+_NOTED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+"""Headers the reader itself goes by; none has a meaning when it is sent twice."""
+
+
+class _Sized:
+    """A body of a declared length."""
+
+    __slots__ = ("_left", "is_whole")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.is_whole = length == 0
+
+    def take(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return what of `data` is body, and what is not."""
+        left = self._left
+        self._left = max(0, left - len(data))
+        self.is_whole = self._left == 0
+        return data[:left], data[left:]
+
+
+class _Chunks:
+    """A body in the chunked coding (RFC 9112 section 7.1)."""
+
+    __slots__ = ("_header_bytes", "_headers", "_left", "_line", "is_whole")
+
+    def __init__(self, headers: int, header_bytes: int) -> None:
+        self.is_whole = False
+        self._headers = headers
+        self._header_bytes = header_bytes
+        self._left = 0  # of the current chunk, the line end behind it included
+        self._line = self._size
+
+    def take(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return what of `data` is content, and what cannot be read yet or is not the body's."""
+        content: list[bytes] = []
+        at = 0
+        while not self.is_whole:
+            if self._left > 2:
+                piece = data[at : at + self._left - 2]
+                content.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                if self._left > 2:
+                    break
+            if self._left:
+                if not b"\r\n".startswith(data[at : at + 2]):
+                    raise Refused(400)
+                if len(data) - at < 2:
+                    break
+                at += 2
+                self._left = 0
+            end = data.find(b"\r\n", at)
+            if end < 0:
+                self._check_room(len(data) - at)
+                break
+            self._line(data[at:end])
+            at = end + 2
+        return b"".join(content), data[at:]
+
+    def _check_room(self, length: int) -> None:
+        """Refuse a line that no room is left for, though its end has not come."""
+        if self._header_bytes + length > MAX_HEADER_BYTES + _MAX_SIZE_CHARACTERS:
+            raise Refused(431)
+
+    def _size(self, line: bytes) -> None:
+        match = _CHUNK.fullmatch(line)
+        if match is None:
+            raise Refused(400)
+        digits, extension = match.groups(b"")
+        self._count(len(extension))
+        size = int(digits, 16)
+        if size:
+            self._left = size + 2
+        else:
+            self._line = self._trailer
+
+    def _trailer(self, line: bytes) -> None:
+        if not line:
+            self.is_whole = True
+        elif _TRAILER.fullmatch(line) is None:
+            raise Refused(400)
+        else:
+            self._headers += 1
+            self._count(len(line))
+
+    def _count(self, length: int) -> None:
+        self._header_bytes += length
+        if self._headers > MAX_HEADERS or self._header_bytes > MAX_HEADER_BYTES:
+            raise Refused(431)
