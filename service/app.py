@@ -93,6 +93,7 @@ async def _live(
         tasks.create_task(watch_loop(settings)),
         tasks.create_task(_end_when_broken(journal)),
         tasks.create_task(watch_disk(journal)),
+        tasks.create_task(process.watch_work()),
     ]
     with asked.cancelling() as starting:
         await process.start()
@@ -106,6 +107,7 @@ async def _live(
         settings=settings,
         metrics=process.metrics,
         problems=process.problems,
+        warnings=process.warnings,
         rest=lambda: _load_rest(process),
         now=process.now,
     )

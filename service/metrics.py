@@ -82,11 +82,12 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Gauges whose truth is kept elsewhere: unfinished runs, dead letters, slots held."""
+    """Gauges whose truth is kept elsewhere: runs, dead letters, slots held, calls that wait."""
 
     runs_by_state: Mapping[str, int]
     dead_letters_by_flow: Mapping[str, int]
     slots_by_flow: Mapping[str, int]
+    waiting_by_pool: Mapping[str, int]
 
 
 class _Observed(Collector):
@@ -99,6 +100,12 @@ class _Observed(Collector):
             ("runs", "Unfinished runs by state.", "state", counts.runs_by_state),
             ("dead_letters", "Dead letters kept.", "flow", counts.dead_letters_by_flow),
             ("slots", "Runs that hold a slot now.", "flow", counts.slots_by_flow),
+            (
+                "pool_waiting",
+                "Calls that wait for a thread or a worker process.",
+                "pool",
+                counts.waiting_by_pool,
+            ),
         ):
             family = GaugeMetricFamily(f"turnout_{name}", text, labels=[label])
             for value, count in values.items():

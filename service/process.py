@@ -45,6 +45,8 @@ from .units import utc_now
 
 log = get_logger("turnout")
 
+WATCH_SECONDS = 1.0
+
 
 @dataclass(frozen=True)
 class ByHand:
@@ -137,7 +139,9 @@ class Process:
             stopped=self._trigger_stopped,
         )
         self._ended = lru_cache(maxsize=1024)(metrics.runs_ended.labels)
-        metrics.observe_counts(lambda: Counts(*journal.counts(), admission.held_slots()))
+        metrics.observe_counts(
+            lambda: Counts(*journal.counts(), admission.held_slots(), self.pools.waiting)
+        )
 
     def emitter(
         self, trigger: Trigger, flows: Callable[[Event], Sequence[AnyFlow]]
@@ -308,6 +312,22 @@ class Process:
             if emitter.problem is not None and not emitter.paused
         ]
         return found
+
+    def warnings(self) -> list[str]:
+        """Return what keeps runs from going on, though events are taken."""
+        return list(self.pools.warnings().values())
+
+    async def watch_work(self) -> None:
+        """Log, once each time, when runs begin to wait for a pool and when none does any more."""
+        told: dict[str, str] = {}
+        while True:
+            now = self.pools.warnings()
+            for what in now.keys() - told.keys() - {"timeouts"}:  # those log when they happen
+                log.warning("pool.exhausted", pool=what, why=now[what])
+            for what in told.keys() - now.keys() - {"timeouts"}:
+                log.info("pool.recovered", pool=what)
+            told = now
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def stop(self) -> int:
         """Stop intake, drain, hand back; returns runs stuck in threads that cannot be ended."""

@@ -257,10 +257,16 @@ class TestPages:
         reasons: list[str] = []
         house = House(problems=lambda: reasons)
         answer = await house.ask("GET", "/readyz")
-        assert (answer.status_code, answer.json()) == (200, {"ready": True, "reasons": []})
+        assert (answer.status_code, answer.json()) == (
+            200,
+            {"ready": True, "reasons": [], "warnings": []},
+        )
         reasons.append("the journal cannot be written: disk full")
         answer = await house.ask("GET", "/readyz")
-        assert (answer.status_code, answer.json()) == (503, {"ready": False, "reasons": reasons})
+        assert (answer.status_code, answer.json()) == (
+            503,
+            {"ready": False, "reasons": reasons, "warnings": []},
+        )
 
     async def test_metrics_are_prometheus_text(self) -> None:
         house = House(ORDERS)

@@ -24,6 +24,7 @@ from turnout.service.journal.records import Claim, Decision, Entry, NewRun, Step
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.operator import Operator
+from turnout.service.pools import Pools
 from turnout.service.project import Project
 from turnout.service.run import Outcome, RunError, RunState
 from turnout.service.settings import Settings
@@ -50,6 +51,7 @@ class Desk:
     emitters: Mapping[str, TriggerEmitter] = field(default_factory=dict)
     now: Any = utc_now
     links: Links = field(default_factory=lambda: Links(b"k" * 32, "http://desk"))
+    pools: Pools = field(default_factory=lambda: Pools(1, 1))
     http: httpx.AsyncClient = field(init=False)
 
     async def append(

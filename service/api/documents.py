@@ -70,7 +70,10 @@ def _payload(event: Event) -> dict[str, Any]:
 
 
 async def post_mortem(reader: Reader, run_id: str) -> dict[str, Any]:
-    """Return a run with everything the journal keeps of it; raises `NotFound`."""
+    """Return a run with everything the journal keeps of it; raises `NotFound`.
+
+    `waits_for` is for a live service to say: what a running run waits for, in words.
+    """
     run = await reader.run(run_id)
     if run is None:
         raise NotFound(f"no run {run_id!r}")
@@ -79,6 +82,7 @@ async def post_mortem(reader: Reader, run_id: str) -> dict[str, Any]:
     return document | {
         "error": _error(run.error),
         "due_at": instant(run.due_at),
+        "waits_for": None,
         "crashes": run.crashes,
         "replay": run.replay,
         "dead": run.dead,

@@ -129,12 +129,14 @@ class Ingest:
         settings: Settings,
         metrics: Metrics,
         problems: Callable[[], Sequence[str]],
+        warnings: Callable[[], Sequence[str]] = tuple,
         rest: Callable[[], Awaitable[App]],
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._reasons = problems
+        self._warnings = warnings
         self._load_rest = rest
         self._rest: App | None = None
         self._rest_lock = asyncio.Lock()
@@ -249,7 +251,8 @@ class Ingest:
     def _ready(self) -> Reply:
         reasons = list(self._reasons())
         status = 503 if reasons else 200
-        return Reply(status=status, body=orjson.dumps({"ready": not reasons, "reasons": reasons}))
+        document = {"ready": not reasons, "reasons": reasons, "warnings": list(self._warnings())}
+        return Reply(status=status, body=orjson.dumps(document))
 
     def _render(self) -> Reply:
         return Reply(status=200, body=self._metrics.render(), content_type=CONTENT_TYPE)

@@ -26,6 +26,7 @@ from turnout.service.journal.contract import Reader
 from turnout.service.journal.records import Filter, StoredEvent
 from turnout.service.operator import Operator
 from turnout.service.payload import decode_json
+from turnout.service.pools import Pools
 from turnout.service.project import Project
 from turnout.service.run import Run
 from turnout.service.settings import Settings
@@ -58,6 +59,10 @@ class Served(Protocol):
     @property
     def emitters(self) -> Mapping[str, TriggerEmitter]:
         """The way in of each trigger, which knows why it is not watching."""
+
+    @property
+    def pools(self) -> Pools:
+        """Where functions run, which knows what waits for a place."""
 
     @property
     def links(self) -> Links:
@@ -187,7 +192,9 @@ async def show_run(service: ServiceOf, run_id: str) -> Response:
 
     The id may be cut to its first 8 characters or more, as long as one run only begins so.
     """
-    return _json(await documents.post_mortem(service.journal, run_id))
+    document = await documents.post_mortem(service.journal, run_id)
+    document["waits_for"] = service.pools.waits_for(document["id"])
+    return _json(document)
 
 
 @router.post("/runs/{run_id}/retry", tags=["runs"])

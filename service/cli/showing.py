@@ -25,9 +25,9 @@ _PAYLOAD_LINES = 40
 def show(settings: Settings, run_id: str, as_json: bool) -> None:
     """Show all that is known of a run.
 
-    Its event, attempts, steps, error and log lines. Reads the journal alone, so it works while
-    the service is down. RUN may be cut to its first characters (8 or more) as long as one run
-    only begins so.
+    Its event, attempts, steps, error and log lines. Reads the journal, so it works while the
+    service is down; a live one adds what a running run waits for. RUN may be cut to its first
+    characters (8 or more) as long as one run only begins so.
 
     \b
     turnout show 0198c0de-…
@@ -49,7 +49,24 @@ async def _post_mortem(settings: Settings, run_id: str) -> dict[str, Any]:
     from .hands import open_books
 
     async with open_books(settings) as reader:
-        return await post_mortem(reader, run_id)
+        document = await post_mortem(reader, run_id)
+    if document["state"] == "running":
+        document["waits_for"] = await _waits_for(settings, document["id"])
+    return document
+
+
+async def _waits_for(settings: Settings, run_id: str) -> str | None:
+    """Return what a running run waits for, which only a live service knows."""
+    from turnout.service.errors import TurnoutError
+
+    from .hands import open_service
+
+    try:
+        async with open_service(settings) as client:
+            answer: dict[str, str | None] = await client.call("GET", f"/api/runs/{run_id}")
+    except TurnoutError:
+        return None
+    return answer.get("waits_for")
 
 
 def _print_run(run: dict[str, Any]) -> None:
@@ -57,6 +74,7 @@ def _print_run(run: dict[str, Any]) -> None:
     print_facts(
         ("flow", f"{run['flow']}   code {run['code_version'] or 'unknown'}"),
         ("state", f"{run['state']}{'   (a dead letter)' * run['dead']}"),
+        ("waits for", run["waits_for"]),
         ("reason", run["reason"]),
         ("attempts", f"{run['attempts']}{_counted(', crashes ', run['crashes'])}"),
         ("replay", run["replay"] or None),

@@ -1,10 +1,11 @@
 """Where functions run: `async def` on the loop, `def` in a thread or in a worker process.
 
-Threads and processes are bounded. A call ends when its work has ended: a thread cannot be killed,
-so a timed-out or cancelled call comes back only when the thread has returned (decision 21); a
-worker process is killed, with all it has started. A worker that dies fails its own call only; one
-that has served its calls, or has run out of its memory, is replaced. A pool thread acts for the
-asyncio task that waits for it: `caller()` names that task on both sides.
+Threads and processes are bounded, and a call that waits for one spends none of its timeout. A call
+ends when its work has ended: a thread cannot be killed, so a timed-out or cancelled call comes back
+only when the thread has returned (decision 21); a worker process is killed, with all it has
+started. A worker that dies fails its own call only; one that has served its calls, or has run out
+of its memory, is replaced. A pool thread acts for the asyncio task that waits for it: `caller()`
+names that task on both sides.
 
 Not here: recording anything, and retries.
 """
@@ -29,9 +30,13 @@ from turnout.service import logs
 from turnout.service.errors import Exited
 from turnout.service.flow import Pool
 
+from .limit import TimeLimit, Waiting
 from .worker import Worker, WorkerDied, request_of, value_of
 
 T = TypeVar("T")
+
+WAIT_SECONDS = 1.0
+"""How long a call has waited for a place in a pool when that is worth a word."""
 
 Lane = Literal["flow", "step"]
 """Steps have threads of their own: flows that hold every thread can still run their steps."""
@@ -55,6 +60,13 @@ class Pools:
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
         self._outdated: set[Worker] = set()
+        self._waiting: dict[str, Waiting] = {
+            "flow threads": Waiting(),
+            "step threads": Waiting(),
+            "processes": Waiting(),
+        }
+        self._places = {"flow threads": threads, "step threads": threads, "processes": count}
+        self._late: set[TimeLimit] = set()
         self.steps = 0  # that run or are being recorded, here or on the loop
         # Before multiprocessing's own exit function, which would wait for workers to end.
         atexit.register(self.close)
@@ -72,15 +84,19 @@ class Pools:
     ) -> Coroutine[Any, Any, Any]:
         """When awaited, run a function where it belongs and return what it returns.
 
-        Raises `TimeoutError` naming `name` past `timeout_seconds`, once the work has really ended.
+        Raises `TimeoutError` naming `name` past `timeout_seconds` from the call on the loop, and
+        from the start of the function in a pool, once the work has really ended.
         """
-        if timeout_seconds is None and _is_async(function):
-            work: Coroutine[Any, Any, Any] = function(*args, **kwargs)
-            return work
-        work = self._run(function, args, kwargs, pool, name, lane)
+        is_async = _is_async(function)
         if timeout_seconds is None:
-            return work
-        return _within(timeout_seconds, work, name or _name(function))
+            if is_async:
+                work: Coroutine[Any, Any, Any] = function(*args, **kwargs)
+                return work
+            return self._run(function, args, kwargs, pool, name, lane)
+        limit = TimeLimit(timeout_seconds, name or _name(function), self._late)
+        if is_async:
+            return limit.on_loop(self._run(function, args, kwargs, pool, name, lane))
+        return limit.in_pool(self._run(function, args, kwargs, pool, name, lane, limit.begun))
 
     async def _run(
         self,
@@ -90,13 +106,17 @@ class Pools:
         pool: Pool,
         name: str,
         lane: Lane,
+        begun: Callable[[], None] | None = None,
     ) -> Any:
         try:
             if _is_async(function):
                 return await function(*args, **kwargs)
             if pool == "process":
-                return await self._in_process(function, args, kwargs, name or _name(function))
-            return await _ThreadCall().run(self._threads[lane], function, args, kwargs)
+                return await self._in_process(
+                    function, args, kwargs, name or _name(function), begun
+                )
+            call = _ThreadCall(self._waiting[f"{lane} threads"], begun)
+            return await call.run(self._threads[lane], function, args, kwargs)
         except (SystemExit, KeyboardInterrupt) as error:
             raise Exited.of(error) from None
 
@@ -106,13 +126,22 @@ class Pools:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         name: str,
+        begun: Callable[[], None] | None,
     ) -> Any:
         request = request_of(function, args, kwargs, name)
-        async with self._slots:
-            answer = await self._exchange(request, name)
+        waiting, place = self._waiting["processes"], object()
+        waiting.enter(place, copy_context())
+        try:
+            await self._slots.acquire()
+        finally:
+            waiting.leave(place)
+        try:
+            answer = await self._exchange(request, name, begun)
+        finally:
+            self._slots.release()
         return value_of(answer, name)
 
-    async def _exchange(self, request: bytes, name: str) -> Any:
+    async def _exchange(self, request: bytes, name: str, begun: Callable[[], None] | None) -> Any:
         worker = self._idle.pop() if self._idle else Worker(self._memory)
         self._workers.add(worker)
         context = copy_context()  # the run whose log it is
@@ -120,7 +149,7 @@ class Pools:
         def heard(record: bytes) -> None:
             context.run(logs.replay, record)
 
-        work = self._exchanges.submit(worker.exchange, request, heard)
+        work = self._exchanges.submit(worker.exchange, request, heard, begun)
         try:
             answer = await _until_done(work, worker.kill)
         except BaseException as error:
@@ -140,6 +169,33 @@ class Pools:
             self._idle.append(worker)
         return answer
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """How many calls wait for a place in each pool."""
+        return {name: len(waiting) for name, waiting in self._waiting.items()}
+
+    def waits_for(self, run_id: str) -> str | None:
+        """Return, in words, which pool a run waits for a place in."""
+        for name, waiting in self._waiting.items():
+            if waiting.holds(run_id):
+                return f"one of the {self._places[name]} {name}, which are all busy"
+        return None
+
+    def warnings(self) -> dict[str, str]:
+        """Return what keeps work from going on, in words by what it is about."""
+        told = {
+            name: f"all {self._places[name]} {name} are busy; calls that wait for one: "
+            f"{len(waiting)}, the first for {waiting.longest_seconds:.0f}s"
+            for name, waiting in self._waiting.items()
+            if waiting.longest_seconds > WAIT_SECONDS
+        }
+        if self._late:
+            names = ", ".join(sorted({limit.name for limit in self._late}))
+            told["timeouts"] = (
+                f"calls that go on after their timeout: {len(self._late)}, of {names}"
+            )
+        return told
+
     def renew(self) -> None:
         """Let calls from now on find workers with fresh code; those at work end with their call."""
         for worker in self._idle:
@@ -156,19 +212,6 @@ class Pools:
         self._idle.clear()
         for executor in (*self._threads.values(), self._exchanges):
             executor.shutdown(wait=False, cancel_futures=True)
-
-
-async def _within(timeout_seconds: float, work: Coroutine[Any, Any, T], name: str) -> T:
-    limit = asyncio.timeout(timeout_seconds)
-    try:
-        async with limit:
-            return await work
-    except TimeoutError as error:
-        if not limit.expired():
-            raise  # the function's own
-        raise TimeoutError(
-            f"{name} did not end within its timeout of {timeout_seconds:g}s"
-        ) from error
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
@@ -207,9 +250,11 @@ async def _until_done(work: Future[T], stop: Callable[[], None]) -> T:
 class _ThreadCall:
     """One function running in a pool thread, and the asyncio task that waits for it."""
 
-    __slots__ = ("_pending", "_stopped", "deadline", "loop", "task")
+    __slots__ = ("_begun", "_pending", "_stopped", "_waiting", "deadline", "loop", "task")
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: Waiting, begun: Callable[[], None] | None) -> None:
+        self._waiting = waiting
+        self._begun = begun
         self.loop = asyncio.get_running_loop()
         self.task = caller()
         self._pending: Future[Any] | None = None
@@ -226,7 +271,10 @@ class _ThreadCall:
         context = copy_context()
 
         def work() -> Any:
+            self._waiting.leave(self)
             _thread.call = self
+            if self._begun is not None:
+                self._begun()
             try:
                 return context.run(function, *args, **kwargs)
             except StopIteration as error:  # a Future cannot carry it, and would hang
@@ -234,7 +282,11 @@ class _ThreadCall:
             finally:
                 _thread.call = None
 
-        return await _until_done(executor.submit(work), self.stop)
+        self._waiting.enter(self, context)
+        try:
+            return await _until_done(executor.submit(work), self.stop)
+        finally:
+            self._waiting.leave(self)  # it may have been called off
 
     def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """From the thread: run a coroutine on the loop; ends early when the call is stopped."""

@@ -65,7 +65,7 @@ _spawn = multiprocessing.get_context("spawn")  # fork would copy the journal's o
 _LOOK_SECONDS = 1.0
 """How often a worker that gives no answer is looked at."""
 
-_RECORD, _SECRETS, _ANSWER = b"r", b"s", b"a"
+_BEGUN, _RECORD, _SECRETS, _ANSWER = b"b", b"r", b"s", b"a"
 """What a message from a worker is, by its first byte."""
 
 
@@ -80,10 +80,16 @@ class Worker:
         self._life: Connection | None = None
         self._killed = False
 
-    def exchange(self, request: bytes, heard: Callable[[bytes], object]) -> Any:
+    def exchange(
+        self,
+        request: bytes,
+        heard: Callable[[bytes], object],
+        begun: Callable[[], object] | None = None,
+    ) -> Any:
         """Send a call and wait for its answer, in a thread; raises `WorkerDied`.
 
-        Each log record on the way is `heard`; secrets it reveals are guarded here too.
+        Each log record on the way is `heard`; secrets it reveals are guarded here too. `begun`
+        hears that the function starts, once the worker has loaded it.
         """
         self.calls += 1
         try:
@@ -91,7 +97,10 @@ class Worker:
                 self._pipe = self._start()
             self._pipe.send_bytes(request)
             while (message := self._receive(self._pipe))[:1] != _ANSWER:
-                if message[:1] == _SECRETS:
+                if message[:1] == _BEGUN:
+                    if begun is not None:
+                        begun()
+                elif message[:1] == _SECRETS:
                     secrets.remember(pickle.loads(message[1:]))
                 else:
                     heard(message[1:])
@@ -225,7 +234,8 @@ def _serve_calls(pipe: Connection, life: Connection, path: list[str], memory_byt
         secrets.remember(revealed)
         with logs.forwarded(level, partial(_send, pipe, _RECORD)):
             # A context of its own: what one call restores, the next must not find.
-            answer = copy_context().run(_perform, place, inner)
+            begun = partial(_send, pipe, _BEGUN, b"")
+            answer = copy_context().run(_perform, place, inner, begun)
         try:
             _send(pipe, _ANSWER, pickle.dumps(answer, protocol=5))
         except MemoryError:
@@ -262,12 +272,15 @@ def _bound_memory(most_bytes: int) -> None:
 _NO_MEMORY = ("memory", None, "")
 
 
-def _perform(place: Place, inner: bytes) -> tuple[str, bytes | None, str]:
+def _perform(
+    place: Place, inner: bytes, begun: Callable[[], None]
+) -> tuple[str, bytes | None, str]:
     try:
         function = _find(*place)
         args, kwargs, along = pickle.loads(inner)
         for restore, state in along:
             restore(*state)
+        begun()
         value = function(*args, **kwargs)
     except MemoryError:
         return _NO_MEMORY
