@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+import re
+from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta, timezone, tzinfo
+from decimal import Decimal
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr
 
 from turnout import by_input, event, flow, gather, task
 from turnout.service.errors import NotKept, SetupError
@@ -172,3 +178,103 @@ def test_a_secret_is_in_the_key_only_as_a_digest(monkeypatch: pytest.MonkeyPatch
     assert first == key(secret("CACHE_TOKEN"))
     monkeypatch.setenv("CACHE_TOKEN", "value-number-two")
     assert first != key(secret("CACHE_TOKEN"))
+
+
+class Query(BaseModel, extra="allow"):
+    table: str = "t"
+    _note: str = PrivateAttr("")
+
+
+class Fixed(tzinfo):
+    def utcoffset(self, _at: datetime | None) -> timedelta:
+        return timedelta(hours=1)
+
+    def dst(self, _at: datetime | None) -> timedelta:
+        return timedelta(0)
+
+    def tzname(self, _at: datetime | None) -> str:
+        return "one hour ahead"
+
+
+class Pair(NamedTuple):
+    one: int
+    two: int
+
+
+def beside(value: Any, **attributes: Any) -> Any:
+    for name, held in attributes.items():
+        object.__setattr__(value, name, held)
+    return value
+
+
+NOON = datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [Query.model_validate({"where": "a"}), Query.model_validate({"where": "b"}), Query()],
+        [Query(), Query(table="t")],  # what is set is part of what `exclude_unset` gives
+        [beside(Query(), _note="a"), beside(Query(), _note="b")],
+        [Box(1), beside(Box(1), more=1), beside(Box(1), more=2)],
+        [OrderedDict(a=1, b=2), OrderedDict(b=2, a=1), {"a": 1, "b": 2}],
+        [defaultdict(int, a=1), defaultdict(bool, a=1), {"a": 1}],
+        [NOON, NOON.replace(fold=1), NOON.replace(tzinfo=timezone(timedelta(hours=2)))],
+        [0.0, -0.0, 0, False, Decimal(0), Decimal("0.0"), "0"],
+        [(1, 2), Pair(1, 2), Pair(2, 1), [1, 2]],
+        [[[1], [2]], [[1, 2]], [[1], 2], [[], [1, 2]], [["1"], [2]]],
+        [{"a": (1,)}, {"a": [1]}, {"a": {1}}],
+        [Path("a"), PurePosixPath("a"), "a"],
+        [{1: (2,)}, {"1": (2,)}, {True: (2,)}],
+    ],
+)
+def test_inputs_a_task_could_tell_apart_have_keys_of_their_own(values: list[Any]) -> None:
+    assert len({key(each) for each in values}) == len(values)
+    assert [key(each) for each in values] == [
+        key(pickle.loads(pickle.dumps(each))) for each in values
+    ]
+
+
+class Counting(dict[str, int]):
+    more = 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Counting(a=1), defaultdict(lambda: 1), deque([1]), re.compile("a"), bytearray(b"a"),
+        datetime(2026, 1, 1, tzinfo=Fixed()), type("Text", (str,), {})("a"), range(3), len,
+    ],
+)  # fmt: skip
+def test_inputs_there_is_no_telling_of_are_refused(value: Any) -> None:
+    with pytest.raises(NotKept, match="there is no telling"):
+        key(value)
+
+
+@task(cache=by_input(ttl="1h"))
+async def rows(query: Query) -> str:
+    return f"{query.model_extra}"
+
+
+@flow(on=event("rows"))
+async def asks_twice() -> list[str]:
+    return [
+        await rows(Query.model_validate({"where": "a=1"})),
+        await rows(Query.model_validate({"where": "b=2"})),
+    ]
+
+
+@task(cache=by_input(ttl="1h"))
+async def due(day: int) -> datetime:
+    return datetime(2026, 3, day, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+
+
+@flow(on=event("due"))
+async def asks_when() -> list[str]:
+    return [str(await due(28) + timedelta(days=1)), str(await due(28) + timedelta(days=1))]
+
+
+async def test_a_kept_result_is_that_of_this_input_and_as_it_was() -> None:
+    async with serve(asks_twice, asks_when) as service:
+        assert (await service.run(asks_twice)).result == ["{'where': 'a=1'}", "{'where': 'b=2'}"]
+        assert (await service.run(asks_when)).result == ["2026-03-29 12:00:00+02:00"] * 2

@@ -79,7 +79,8 @@ def round_trip(value: Any, annotation: Any) -> tuple[str, Any]:
     [
         ("text", str), (7, int), (None, None), (True, bool), ({"a": [1, 2.5, None]}, UNANNOTATED),
         (Animal(name="cat"), Animal), (Pair(1, {"a"}), Pair), ({"name": "x"}, Named),
-        (datetime(2025, 3, 1, tzinfo=UTC), datetime), (timedelta(seconds=3), timedelta),
+        (datetime(2025, 3, 1, tzinfo=UTC).replace(tzinfo=None), datetime),
+        (timedelta(seconds=3), timedelta),
         (Path("/a/b"), Path), ({1, 2}, set[int]), ((1, "a"), tuple[int, str]), (Colour.RED, Colour),
         ("not an int", int), (Decimal("1.10"), Decimal), (UUID(int=5), UUID),
         ([Animal(name="a")], list[Animal]),
@@ -97,7 +98,7 @@ def test_annotated_values_are_kept_as_json(value: Any, annotation: Any) -> None:
         (Opaque(3), UNANNOTATED), (Opaque(3), Opaque), ((1, 2), UNANNOTATED), ({1: 2}, UNANNOTATED),
         (Dog(name="rex", tricks=["sit"]), Animal), ({"a": (1, 2)}, dict[str, Any]), (2**80, int),
         (Colour.RED, UNANNOTATED), (OrderedDict(a=1), Any), ({1}, list[int]),
-        (datetime(2025, 3, 1, tzinfo=UTC), Any), ("\ud800", str), (float("inf"), float),
+        (datetime(2025, 3, 1, tzinfo=UTC), datetime), ("\ud800", str), (float("inf"), float),
         ({"a": Colour.RED}, dict[str, Any]), ({Colour.RED}, set), ([True], list[int]),
         (Holder(what=Colour.RED), Holder),
         (Holder.model_validate({"what": 1, "more": Colour.RED}), Holder),

@@ -1,7 +1,8 @@
 """`cache=by_input(ttl="1h")`: the result of a task, kept for whoever asks the same again.
 
-The same is: the same task, in the same version of its code, with equal input. How arguments are
-written (by place or by name, the order of a dict) does not matter; their types do. Two runs that
+The same is: the same task, in the same version of its code, with equal input (`digest`). How
+arguments are written (by place or by name, the order of a dict) does not matter; their types do,
+and all that a value holds: extra, private and unset fields of a model too. Two runs that
 ask at once compute once (`alone`). Failures and fallbacks are not kept, and no tenant is given
 another one's result.
 
@@ -13,32 +14,22 @@ disk helps to guess it, and after a restart it is asked for anew. Not here: wher
 from __future__ import annotations
 
 import asyncio
-import enum
 import inspect
-import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields, is_dataclass
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from hashlib import blake2b
-from pathlib import PurePath
+from dataclasses import dataclass
+from datetime import timedelta
 from types import CodeType
 from typing import Any
-from uuid import UUID
 
 from turnout.service.errors import NotKept, SetupError
 from turnout.service.flow import CODE_VERSION
-from turnout.service.governance.secrets import Secret
 from turnout.service.units import parse_duration
 
-_PLAIN = (
-    str, int, float, bool, bytes, type(None), datetime, date, time, timedelta, Decimal, UUID,
-    complex,
-)  # fmt: skip
-_DEEPEST = 100
-_secret_key = os.urandom(32)
+from .digest import INPUT, encoded, join
+
+_KEY_BYTES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +63,14 @@ def key_of(
     parts.append(_version(function))
     for name, value in sorted(bound.arguments.items()):
         try:
-            parts += [name.encode(), _digest(value, 0)]
+            parts += [name.encode(), encoded(value, INPUT)]
         except (TypeError, ValueError) as error:
             raise NotKept(
                 f"task {task!r} has cache=by_input(…) and its argument {name!r} cannot be part of "
                 f"a key: {error}; pass plain data, a dataclass or a model, or cache a task that "
                 f"takes an id"
             ) from None
-    return _join(parts)
+    return join(parts, _KEY_BYTES)
 
 
 def _version(function: Callable[..., Any]) -> bytes:
@@ -93,48 +84,7 @@ def _code(code: CodeType) -> bytes:
         _code(each) if isinstance(each, CodeType) else repr(each).encode()
         for each in code.co_consts
     ]
-    return _join([code.co_code, " ".join(code.co_names).encode(), *constants])
-
-
-def _join(parts: Iterable[bytes]) -> bytes:
-    digest = blake2b(digest_size=20)
-    for part in parts:
-        digest.update(b"%d:" % len(part))
-        digest.update(part)
-    return digest.digest()
-
-
-def _digest(value: Any, depth: int) -> bytes:
-    """Return what tells a value from every unequal one, and from an equal one of another type."""
-    kind = type(value)
-    tag = f"{kind.__module__}.{kind.__qualname__}".encode()
-    if depth > _DEEPEST:
-        raise ValueError("it is nested too deeply, or holds itself")
-    if kind in _PLAIN or isinstance(value, PurePath):
-        return _join((tag, repr(value).encode("utf-8", "surrogatepass")))
-    if isinstance(value, enum.Enum):
-        return _join((tag, value.name.encode()))
-    if isinstance(value, Secret):
-        hidden = blake2b(value.reveal().encode(), key=_secret_key, digest_size=20).digest()
-        return _join((tag, value.name.encode(), hidden))
-    below = depth + 1
-    if isinstance(value, dict):
-        return _pairs(tag, value.items(), below)
-    if kind in (list, tuple):
-        return _join((tag, *(_digest(each, below) for each in value)))
-    if kind in (set, frozenset):
-        return _join((tag, *sorted(_digest(each, below) for each in value)))
-    if is_dataclass(value):
-        return _pairs(
-            tag, ((each.name, getattr(value, each.name)) for each in fields(value)), below
-        )
-    if hasattr(kind, "model_fields"):  # a pydantic model
-        return _pairs(tag, value.__dict__.items(), below)
-    raise TypeError(f"there is no telling when two {kind.__qualname__} are the same")
-
-
-def _pairs(tag: bytes, items: Iterable[tuple[Any, Any]], depth: int) -> bytes:
-    return _join((tag, *sorted(_digest(key, depth) + _digest(item, depth) for key, item in items)))
+    return join([code.co_code, " ".join(code.co_names).encode(), *constants], _KEY_BYTES)
 
 
 # ---------------------------------------------------------------- one at a time

@@ -1,27 +1,23 @@
-"""Results to bytes and back: what is read after a restart equals what was returned.
+"""Results to bytes and back: what is read after a restart is what was returned.
 
 A step's result is JSON when the return annotation brings the very same value back, which is tried,
-not assumed; any other object is pickled. A run's own result is for people and programs outside:
-JSON only, through the annotation. A value that cannot be kept (unpicklable, too large, holding a
-live secret) is refused by name before anything downstream runs (decision 23).
+not assumed (`exact`); any other object is pickled. A run's own result is for people and programs
+outside: JSON only, through the annotation. A value that cannot be kept (unpicklable, too large,
+holding a live secret) is refused by name before anything downstream runs (decision 23).
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 import pickle
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any, Literal
-
-import orjson
 
 from turnout.service.errors import CodeChanged, NotKept
 from turnout.service.governance import secrets
 from turnout.service.payload import read_json
 from turnout.service.shape import adapter
+
+from .exact import pickled, plain_json, same
 
 Encoding = Literal["json", "pickle"]
 
@@ -59,7 +55,7 @@ def encode_result(value: Any, annotation: Any, *, max_bytes: int, name: object) 
     """Return a run's result as JSON, None for None; raises `NotKept` for what is not data."""
     if value is None:
         return None
-    data = _plain_json(value)
+    data = plain_json(value, shared=True)
     if data is None:
         data = _lossy_json(value, annotation, name)
     _check(data, max_bytes, name, "max_result_bytes")
@@ -84,72 +80,18 @@ def _check(data: bytes, max_bytes: int, name: object, setting: str) -> None:
 
 
 def _exact_json(value: Any, annotation: Any) -> bytes | None:
-    """Return JSON that is read back as an equal value of the same type, or None."""
+    """Return JSON that is read back as the very same value, or None."""
     if annotation in _UNTYPED or annotation in _PLAIN or annotation is None:
-        return _plain_json(value)
+        return plain_json(value)
     try:
         checks = adapter(annotation)
-        data = checks.dump_json(value, warnings="error")
-        back = checks.validate_json(data)
-        same = _same(back, value)
+        for is_brief in (False, True):  # a model may know which of its fields nobody set
+            data = checks.dump_json(value, warnings="error", exclude_unset=is_brief)
+            if same(checks.validate_json(data), value):
+                return data
     except Exception:  # noqa: BLE001  serializing and comparing run the author's code
-        return None  # not what it was annotated as, or not for JSON: pickle keeps it as it is
-    return data if same else None
-
-
-def _same(back: Any, value: Any) -> bool:
-    """Whether two values are equal and of the same types all the way down.
-
-    Equal alone is not enough: a `StrEnum` in a `dict[str, Any]` would come back as a `str`.
-    """
-    kind = type(value)
-    if type(back) is not kind:
-        return False
-    if kind in _PLAIN:
-        return bool(back == value)
-    if isinstance(value, dict):
-        # In their order, which JSON keeps.
-        return _same_items((*back, *back.values()), (*value, *value.values()))
-    if isinstance(value, list | tuple):
-        return _same_items(back, value)
-    if back != value:
-        return False
-    if isinstance(value, set | frozenset):
-        return Counter(map(type, back)) == Counter(map(type, value))
-    if is_dataclass(value):
-        names = [each.name for each in fields(value)]
-        return all(_same(getattr(back, name), getattr(value, name)) for name in names)
-    if hasattr(kind, "__pydantic_extra__"):
-        extra = (back.__pydantic_extra__, value.__pydantic_extra__)
-        return _same(vars(back), vars(value)) and (extra == (None, None) or _same(*extra))
-    return True
-
-
-def _same_items(back: Sequence[Any], value: Sequence[Any]) -> bool:
-    return len(back) == len(value) and all(map(_same, back, value))
-
-
-def _plain_json(value: Any) -> bytes | None:
-    """Return the JSON of a value made of JSON's own types only, or None."""
-    if not _is_plain(value, 0):
-        return None
-    try:
-        return orjson.dumps(value)
-    except TypeError:  # an integer past 64 bits, a lone surrogate
-        return None
-
-
-def _is_plain(value: Any, depth: int) -> bool:
-    kind = type(value)
-    if kind is str or kind is int or kind is bool or value is None:
-        return True
-    if kind is float:
-        return math.isfinite(value)
-    if depth > 64:
-        return False
-    if kind is dict:
-        return all(type(key) is str and _is_plain(item, depth + 1) for key, item in value.items())
-    return kind is list and all(_is_plain(item, depth + 1) for item in value)
+        pass  # not what it was annotated as, or not for JSON: pickle keeps it as it is
+    return None
 
 
 def _lossy_json(value: Any, annotation: Any, name: object) -> bytes:
@@ -179,8 +121,7 @@ def _readable(data: bytes) -> bytes:
 
 def _pickled(value: Any, name: object) -> bytes:
     try:
-        data = pickle.dumps(value, protocol=5)
-        pickle.loads(data)  # some objects go in and never come out again
+        return pickled(value)
     except Exception as error:  # noqa: BLE001  pickling runs the author's __reduce__
         if inspect.iscoroutine(value):
             value.close()  # it was never awaited; the error below says so
@@ -188,4 +129,3 @@ def _pickled(value: Any, name: object) -> bytes:
             f"{name}: the result, {type(value).__name__}, can be kept neither as JSON nor as a "
             f"pickle ({type(error).__name__}: {error}); return plain data, a dataclass or a model"
         ) from None
-    return data

@@ -1,0 +1,205 @@
+"""A digest of a call's arguments: equal for equal ones, another for any that a task could tell.
+
+Types count, the order of a dict or set does not. What could differ unseen is refused, never
+guessed: `TypeError` or `ValueError` say why. Two rules differ in what they are for. `INPUT` stands
+for the arguments in a key under which results are kept: it takes in everything. `CALL` recognises
+a call of yesterday in today's code: a class may have moved and may have got fields with defaults
+that nobody has set, and a secret is known by its name.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from hashlib import blake2b
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import orjson
+
+from turnout.service.event import Event
+from turnout.service.governance.secrets import Secret
+
+from .exact import ATOMS, attributes, is_named_tuple, is_plain, is_record
+
+_WRITTEN = ATOMS | frozenset(
+    (float, bytes, date, timedelta, Decimal, UUID, complex, Fraction, IPv4Address, IPv4Network,
+     IPv6Address, IPv6Network, timezone)
+)  # fmt: skip
+"""Types whose `repr` tells all there is."""
+
+_DEEPEST = 100
+_secret_key = os.urandom(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a digest takes in; a value of more than `most` parts is refused."""
+
+    modules: bool
+    defaults: bool
+    secret_values: bool
+    most: float = math.inf
+
+
+INPUT = Rule(modules=True, defaults=True, secret_values=True)
+CALL = Rule(modules=False, defaults=False, secret_values=False, most=1000)
+
+
+def encoded(value: Any, rule: Rule) -> bytes:
+    """Return what tells a value from every other, as long as the value."""
+    if is_plain(value, shared=True, most=rule.most):
+        try:
+            return b"j" + orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        except TypeError:  # an integer past 64 bits, a lone surrogate, hundreds of levels
+            pass
+    writer = _Writer(rule)
+    writer.write(value, 0)
+    return b"".join(writer.out)
+
+
+def join(parts: Iterable[bytes], size: int) -> bytes:
+    """Return a digest of parts, each told from its neighbours."""
+    digest = blake2b(digest_size=size)
+    for part in parts:
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+    return digest.digest()
+
+
+class _Writer:
+    """Writes a value down, each part with its type and length."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.out: list[bytes] = []
+        self._rule = rule
+        self._parts = 0
+
+    def write(self, value: Any, depth: int) -> None:
+        kind = type(value)
+        self._parts += 1
+        if depth > _DEEPEST or self._parts > self._rule.most:
+            raise ValueError("it is too large, nested too deeply, or holds itself")
+        if kind in _WRITTEN or isinstance(value, PurePath):
+            self._leaf(kind, repr(value))
+        elif kind is datetime or kind is time:
+            self._leaf(kind, f"{value!r} {_zone(value.tzinfo)}")
+        elif isinstance(value, Enum):
+            self._leaf(kind, value.name or repr(value.value))  # flags together may have no name
+        elif isinstance(value, Secret):
+            self._leaf(kind, f"{value.name} {self._hidden(value)}")
+        elif kind is Event:
+            self._leaf(kind, repr((value.tenant, value.trigger, value.source, value.id)))
+        else:
+            self._compound(kind, value, depth + 1)
+
+    def _compound(self, kind: type, value: Any, depth: int) -> None:
+        if isinstance(value, dict):
+            self._mapping(kind, value, depth)
+        elif kind is list or kind is tuple or is_named_tuple(kind):
+            self._items(kind, value, depth)
+        elif kind is set or kind is frozenset:
+            self._unordered(kind, ([each] for each in value), depth)
+        elif is_record(kind):
+            self._unordered(kind, self._fields(value).items(), depth)
+        else:
+            raise TypeError(f"there is no telling when two {kind.__qualname__} are the same")
+
+    def _mapping(self, kind: type, value: Mapping[Any, Any], depth: int) -> None:
+        if kind is OrderedDict:
+            self._items(kind, [part for item in value.items() for part in item], depth)
+        elif kind is dict or kind is Counter:
+            self._unordered(kind, value.items(), depth)
+        elif kind is defaultdict and isinstance(value.default_factory, type):  # type: ignore[attr-defined]  # it is one
+            self._leaf(kind, _name(value.default_factory, self._rule).decode())  # type: ignore[attr-defined]
+            self._unordered(kind, value.items(), depth)
+        else:
+            raise TypeError(f"there is no telling when two {kind.__qualname__} are the same")
+
+    def _fields(self, value: Any) -> dict[str, Any]:
+        """Return what counts of a record: not what it only remembers of its own parts."""
+        kind = type(value)
+        found = {
+            name: held
+            for name, held in attributes(value).items()
+            if not isinstance(getattr(kind, name, None), cached_property)
+        }
+        if self._rule.defaults:
+            return found
+        if is_dataclass(kind):
+            unset = [each.name for each in fields(kind) if _is_default(each, found)]
+        else:
+            given = found.pop("__pydantic_fields_set__", ())
+            unset = [name for name in getattr(kind, "__pydantic_fields__", ()) if name not in given]
+        for name in unset:
+            found.pop(name, None)
+        return found
+
+    def _items(self, kind: type, items: Any, depth: int) -> None:
+        self._head(kind, len(items))
+        for each in items:
+            self.write(each, depth)
+
+    def _unordered(self, kind: type, groups: Iterable[Iterable[Any]], depth: int) -> None:
+        written = []
+        whole, self.out = self.out, []
+        for group in groups:
+            for part in group:
+                self.write(part, depth)
+            written.append(b"".join(self.out))
+            self.out.clear()
+        self.out = whole
+        self._head(kind, len(written))
+        self.out.extend(sorted(written))
+
+    def _leaf(self, kind: type, text: str) -> None:
+        data = text.encode("utf-8", "surrogatepass")
+        self._head(kind, len(data))
+        self.out.append(data)
+
+    def _head(self, kind: type, length: int) -> None:
+        self.out.append(b"%b %d:" % (_name(kind, self._rule), length))
+
+    def _hidden(self, secret: Secret) -> str:
+        if not self._rule.secret_values:
+            return ""
+        return blake2b(secret.reveal().encode(), key=_secret_key, digest_size=20).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _name(kind: type, rule: Rule) -> bytes:
+    return (f"{kind.__module__}." if rule.modules else "").encode() + kind.__qualname__.encode()
+
+
+def _zone(zone: Any) -> str:
+    """Return the kind of a zone; its own `repr`, in that of the instant, has the rest."""
+    kind = type(zone)
+    is_known = zone is None or kind is timezone or kind.__module__.startswith("pydantic_core")
+    if not is_known and not (kind is ZoneInfo and zone.key is not None):
+        raise TypeError(f"there is no telling when two {kind.__qualname__} are the same zone")
+    return kind.__qualname__
+
+
+def _is_default(field: Any, found: Mapping[str, Any]) -> bool:
+    """Whether a field has its default, as far as that is seen without the author's code."""
+    if field.name not in found:
+        return False
+    held = found[field.name]
+    if field.default is not MISSING:
+        return type(held) is type(field.default) and (
+            held is field.default or (type(held) in ATOMS and bool(held == field.default))
+        )
+    return field.default_factory in (list, dict, set) and (
+        type(held) is field.default_factory and not held
+    )

@@ -1,0 +1,208 @@
+"""The one rule of values that are kept: what comes back is what was given, to the last part.
+
+JSON is read by people and costs least, so it is used where reading it back gives the very same
+value. That is tried and then compared part by part, by a list of types for which "the same" is
+known: type, zone and fold of an instant, set, extra and private fields of a model, attributes
+beside the fields of a dataclass. A part that stands in two places, of which a change is seen in
+both, is the same in JSON never. Any other value, and any other type, is pickled; what a pickle
+does not give back either is refused by whoever asks.
+
+Not here: sizes and secrets (`codec`), errors (`service.errors`).
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import PosixPath, PurePosixPath
+from types import MemberDescriptorType, NoneType
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+ATOMS: frozenset[type] = frozenset((str, int, bool, NoneType))
+"""JSON's own types that have no parts and no odd values."""
+
+_KEYS = frozenset((str,))
+_MISSING = object()
+
+
+# ---------------------------------------------------------------- JSON's own types
+
+
+def is_plain(value: Any, *, shared: bool = False, most: float = math.inf) -> bool:
+    """Whether a value is made of JSON's own types only, and is read back the same without help.
+
+    With `shared` a part may stand in several places; more than `most` lists and dicts, or one
+    longer than that, is not plain.
+    """
+    if type(value) in ATOMS:
+        return True
+    seen: set[int] = set()
+    left: list[Any] = [(value,)]
+    for node in left:  # it grows meanwhile
+        if len(node) > most or len(seen) > most:
+            return False
+        if type(node) is dict:
+            if not _KEYS.issuperset(map(type, node)):
+                return False
+            node = node.values()
+        for part in node:
+            kind = type(part)
+            if kind in ATOMS or (kind is float and math.isfinite(part)):
+                continue
+            if (kind is not dict and kind is not list) or (id(part) in seen and not shared):
+                return False
+            if id(part) not in seen:
+                seen.add(id(part))
+                left.append(part)
+    return True
+
+
+def plain_json(value: Any, *, shared: bool = False) -> bytes | None:
+    """Return the JSON of a plain value, None for any other."""
+    if not is_plain(value, shared=shared):
+        return None
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # an integer past 64 bits, a lone surrogate, hundreds of levels
+        return None
+
+
+# ---------------------------------------------------------------- what was read back
+
+
+def same(back: Any, value: Any) -> bool:
+    """Whether `back`, made anew from a text, is `value` in all its parts."""
+    return _same(back, value, set())
+
+
+def _same(back: Any, value: Any, seen: set[int]) -> bool:
+    kind = type(value)
+    if type(back) is not kind:
+        return False
+    text = _TEXTS.get(kind)
+    if text is not None:
+        return bool(text(back) == text(value))
+    if issubclass(kind, Enum):
+        return back is value
+    if kind is not tuple and kind is not frozenset:
+        if id(value) in seen:
+            return False
+        seen.add(id(value))
+    if kind in (set, frozenset):
+        return _same_members(back, value, seen)
+    if kind is dict:  # in its order, which JSON keeps
+        return _same_items([*back], [*value], seen) and _same_items(
+            [*back.values()], [*value.values()], seen
+        )
+    if kind is list or kind is tuple or is_named_tuple(kind):
+        return _same_items(back, value, seen)
+    return is_record(kind) and _same_attributes(attributes(back), attributes(value), seen)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _instant(value: datetime | time) -> tuple[type, str]:
+    return type(value.tzinfo), repr(value)
+
+
+_TEXTS: Mapping[type, Callable[[Any], Any]] = {
+    **dict.fromkeys((*ATOMS, bytes), _itself),
+    # Their `repr` tells all there is: of a float also its sign at zero.
+    **dict.fromkeys(
+        (float, Decimal, date, timedelta, PurePosixPath, PosixPath, IPv4Address, IPv6Address,
+         IPv4Network, IPv6Network),
+        repr,
+    ),
+    datetime: _instant,
+    time: _instant,
+    UUID: lambda value: (value, value.is_safe),
+}  # fmt: skip
+"""By type without parts: what two of them have in common that are the same."""
+
+
+def _same_items(back: Sequence[Any], value: Sequence[Any], seen: set[int]) -> bool:
+    if len(back) != len(value):
+        return False
+    for one, other in zip(back, value, strict=True):
+        if type(other) in ATOMS:
+            if one != other or type(one) is not type(other):
+                return False
+        elif not _same(one, other, seen):
+            return False
+    return True
+
+
+def _same_attributes(back: Mapping[str, Any], value: Mapping[str, Any], seen: set[int]) -> bool:
+    return back.keys() == value.keys() and _same_items(
+        [back[name] for name in value], [*value.values()], seen
+    )
+
+
+def _same_members(back: Any, value: Any, seen: set[int]) -> bool:
+    found = {each: each for each in back}
+    return len(back) == len(value) and all(
+        _same(found.get(each, _MISSING), each, seen) for each in value
+    )
+
+
+# ---------------------------------------------------------------- what values are made of
+
+
+def is_named_tuple(kind: type) -> bool:
+    """Whether values of a class are tuples with names and nothing beside."""
+    return issubclass(kind, tuple) and hasattr(kind, "_fields") and kind.__dictoffset__ == 0
+
+
+@lru_cache(maxsize=256)
+def is_record(kind: type) -> bool:
+    """Whether values of a class are all in their attributes: those of dataclasses and models."""
+    declared = is_dataclass(kind) or hasattr(kind, "__pydantic_fields__")
+    return declared and getattr(kind, "__new__", None) is object.__new__
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """Return all attributes of a record, also those beside its fields; of a model what it keeps."""
+    found = dict(getattr(value, "__dict__", ()))
+    kind: type = type(value)
+    for name in _slots(kind):
+        held = getattr(value, name, _MISSING)
+        if held is not _MISSING:
+            found[name] = held
+    return found
+
+
+@lru_cache(maxsize=256)
+def _slots(kind: type) -> tuple[str, ...]:
+    return tuple(
+        name
+        for base in kind.__mro__
+        for name, held in vars(base).items()
+        if type(held) is MemberDescriptorType
+    )
+
+
+# ---------------------------------------------------------------- pickles
+
+
+def pickled(value: Any) -> bytes:
+    """Return a pickle that is read back as a value of the same type; raises what stands in the way.
+
+    Pickling runs the author's code, so that may be any error.
+    """
+    data = pickle.dumps(value, protocol=5)
+    back = pickle.loads(data)  # some objects go in and never come out again
+    if type(back) is not type(value):
+        raise TypeError(f"it would come back as {type(back).__qualname__}")
+    return data
