@@ -86,7 +86,7 @@ def same(back: Any, value: Any) -> bool:
 
 
 def _same(back: Any, value: Any, seen: set[int]) -> bool:
-    kind = type(value)
+    kind: type = type(value)
     if type(back) is not kind:
         return False
     text = _TEXTS.get(kind)
