@@ -86,7 +86,7 @@ def same(back: Any, value: Any) -> bool:
 
 
 def _same(back: Any, value: Any, seen: set[int]) -> bool:
-    kind: type = type(value)
+    kind = type(value)
     if type(back) is not kind:
         return False
     text = _TEXTS.get(kind)
@@ -106,7 +106,7 @@ def _same(back: Any, value: Any, seen: set[int]) -> bool:
         )
     if kind is list or kind is tuple or is_named_tuple(kind):
         return _same_items(back, value, seen)
-    return is_record(kind) and _same_attributes(attributes(back), attributes(value), seen)
+    return _same_records(back, value, seen)
 
 
 def _itself(value: Any) -> Any:
@@ -144,9 +144,13 @@ def _same_items(back: Sequence[Any], value: Sequence[Any], seen: set[int]) -> bo
     return True
 
 
-def _same_attributes(back: Mapping[str, Any], value: Mapping[str, Any], seen: set[int]) -> bool:
-    return back.keys() == value.keys() and _same_items(
-        [back[name] for name in value], [*value.values()], seen
+def _same_records(back: Any, value: Any, seen: set[int]) -> bool:
+    kind: type = type(value)
+    if not is_record(kind):
+        return False
+    found, wanted = attributes(back), attributes(value)
+    return found.keys() == wanted.keys() and _same_items(
+        [found[name] for name in wanted], [*wanted.values()], seen
     )
 
 
