@@ -406,3 +406,52 @@ def test_whatever_a_file_raises_is_a_problem_at_its_line(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         loader.load([path])
     assert loader.module_name(path) not in sys.modules
+
+
+# ---------------------------------------------------------------- as Python itself would run it
+
+
+def test_a_file_is_compiled_by_its_own_future_statements_only(tmp_path: Path) -> None:
+    text = """
+        {first}
+        from dataclasses import dataclass, fields
+        from typing import Required, TypedDict
+        from turnout import flow
+
+        @dataclass
+        class Point:
+            x: int
+
+        class Order(TypedDict, total=False):
+            id: Required[int]
+
+        def make():
+            class Local(TypedDict):
+                a: int
+
+            @flow(name="local")
+            def inner(value: Local) -> int:
+                return value["a"]
+
+            return inner
+
+        KIND = fields(Point)[0].type
+        REQUIRED = Order.__required_keys__
+        {last}
+    """
+    plain = write(tmp_path / "plain.py", dedent(text).format(first="", last="local = make()"))
+    postponed = write(
+        tmp_path / "postponed.py",
+        dedent(text).format(
+            first="from __future__ import annotations",
+            last="@flow\ndef order(value: Order) -> None: ...",
+        ),
+    )
+    (local,) = loader.load([plain]).flows.values()
+    module = sys.modules[loader.module_name(plain)]
+    assert (module.KIND, module.REQUIRED) == (int, {"id"})
+    assert list(local.binding.fills)
+    assert not loader.check([plain]).problems
+    loader.load([postponed])
+    assert sys.modules[loader.module_name(postponed)].KIND == "int"
+    assert not loader.check([postponed]).problems

@@ -177,7 +177,9 @@ def flows_of(modules: Iterable[ModuleType]) -> list[AnyFlow]:
 def _execute(path: Path, source: bytes | None = None) -> ModuleType:
     """Run a flow file as a fresh module; on any failure the module it replaces stays."""
     with _fresh_module(path, source) as (module, text):
-        exec(compile(text, str(module.__file__), "exec"), module.__dict__)
+        # Not with the future statements of this module: they would change what annotations are.
+        code = compile(text, str(module.__file__), "exec", dont_inherit=True)
+        exec(code, module.__dict__)
     return module
 
 
