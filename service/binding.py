@@ -3,6 +3,11 @@
 Everything is decided once, when the flow is declared: a parameter that no event could fill is a
 `SetupError` at the flow's file and line. At run time annotations only validate; the trigger has
 decoded (decision 8). Data that does not fit is `InvalidData` naming the field, never retried.
+
+`Event` is the event itself, `Path` its file, `bytes` the raw body; anything else, `str` too, is
+made of the data. What does not fit as it is decoded is validated as JSON, or as a form: so strict
+models take what JSON has no type for, and lists what a form sends once. Where an event has no
+body `bytes` and `str` are empty, and what may be None is None.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
@@ -17,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from .errors import InvalidData, SetupError
 from .event import Event
+from .payload import Form
 from .resource import Resource
-from .shape import adapter, explain
+from .shape import adapter, explain, mentions
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -152,7 +159,7 @@ def _optional(
 
 
 def _has_body(event: Event) -> bool:
-    return bool(event.body)
+    return event.has_body
 
 
 def _has_path(event: Event) -> bool:
@@ -176,26 +183,37 @@ def _resource_of(annotation: Any) -> Resource[Any] | None:
 
 
 def _source(name: str, annotation: Any, required: bool) -> _Parameter:
-    plain = get_args(annotation)[0] if get_origin(annotation) is typing.Annotated else annotation
-    if plain is Event:
-        return _Parameter(name, annotation, _event, body=False, data=False, required=True)
-    if plain is Path:
-        return _Parameter(name, annotation, _path, body=False, data=False, required=required)
-    if _is_optional_path(plain):
-        return _Parameter(name, annotation, _path_or_none, body=False, data=False, required=True)
-    if plain is bytes:
-        return _Parameter(name, annotation, _body, body=True, data=False, required=required)
-    if plain is str:
-        return _Parameter(name, annotation, _text, body=True, data=False, required=required)
-    fill = _data if annotation in (Any, object) else _validated(name, annotation)
-    return _Parameter(name, annotation, fill, body=True, data=True, required=required)
+    kind, may_be_none = _kind(annotation)
+    body = data = False
+    fill: Fill
+    if kind is Event:
+        required, fill = True, _event
+    elif kind is Path:
+        required, fill = required or may_be_none, _path_or_none if may_be_none else _path
+    elif kind is bytes:
+        body, fill = True, _body_or_none if may_be_none else _body
+    else:
+        body = data = True
+        fill = _data_fill(name, annotation)
+    if kind in (Path, bytes) and annotation not in (kind, kind | None):
+        fill = _constrained(name, annotation, fill)
+    return _Parameter(name, annotation, fill, body=body, data=data, required=required)
 
 
-def _is_optional_path(annotation: Any) -> bool:
-    return get_origin(annotation) in (Union, UnionType) and set(get_args(annotation)) == {
-        Path,
-        NoneType,
-    }
+def _kind(annotation: Any) -> tuple[Any, bool]:
+    """Return what an annotation is below its constraints and names, and whether it may be None."""
+    if get_origin(annotation) is typing.Annotated:
+        return _kind(get_args(annotation)[0])
+    if isinstance(annotation, typing.NewType):
+        return _kind(annotation.__supertype__)
+    if type(annotation).__name__ == "TypeAliasType":  # from typing, or typing_extensions
+        with suppress(NameError):  # which whoever makes the adapter will tell of
+            return _kind(annotation.__value__)
+    if get_origin(annotation) in (Union, UnionType):
+        others = [each for each in get_args(annotation) if each is not NoneType]
+        if len(others) == 1:
+            return _kind(others[0])[0], True
+    return annotation, False
 
 
 def _event(event: Event) -> Event:
@@ -203,20 +221,15 @@ def _event(event: Event) -> Event:
 
 
 def _body(event: Event) -> bytes:
-    return event.body
+    return event.body if event.has_body else b""
+
+
+def _body_or_none(event: Event) -> bytes | None:
+    return event.body if event.has_body else None
 
 
 def _data(event: Event) -> Any:
     return event.data
-
-
-def _text(event: Event) -> str:
-    try:
-        return event.body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidData(
-            f"the body is not UTF-8 text: {error.reason} at byte {error.start}"
-        ) from None
 
 
 def _path(event: Event) -> Path:
@@ -230,22 +243,113 @@ def _path_or_none(event: Event) -> Path | None:
     return event.path
 
 
-def _validated(name: str, annotation: Any) -> Fill:
+def _text(event: Event) -> str:
+    data = event.data if event.has_body else ""
+    if isinstance(data, str):
+        return data
+    if not isinstance(data, bytes):
+        raise InvalidData("Input should be a valid string")
     try:
-        checks: TypeAdapter[Any] = adapter(annotation)
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidData(
+            f"the body is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from None
+
+
+# ---------------------------------------------------------------- what pydantic validates
+
+
+def _data_fill(name: str, annotation: Any) -> Fill:
+    if annotation in (Any, object):
+        return _data
+    if annotation is str:
+        return _text
+    checks = _adapter(name, annotation)
+    if mentions(annotation, Event):
+        raise SetupError(
+            f"parameter {name!r}: an Event inside data would be the sender's word; "
+            f"write `event: Event` for the event itself"
+        )
+    kind, may_be_none = _kind(annotation)
+    is_text = kind is str and not may_be_none
+
+    def fill(event: Event) -> Any:
+        data = "" if is_text and not event.has_body else event.data
+        try:
+            return checks.validate_python(data)
+        except ValueError as error:
+            return _as_sent(event, checks, error)
+
+    return fill
+
+
+def _constrained(name: str, annotation: Any, source: Fill) -> Fill:
+    checks = _adapter(name, annotation)
+
+    def fill(event: Event) -> Any:
+        return _validated(checks.validate_python, source(event))
+
+    return fill
+
+
+def _adapter(name: str, annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return adapter(annotation)
     except TypeError as error:
         shown = getattr(annotation, "__name__", str(annotation))
         raise SetupError(
             f"parameter `{name}: {shown}` cannot be filled from an event ({error}); use Event, "
             f"a pydantic model, a dataclass, a TypedDict, dict, list, bytes, str or Path"
         ) from None
+
+
+def _validated(validate: Callable[[Any], Any], data: Any) -> Any:
+    try:
+        return validate(data)
+    except ValueError as error:
+        raise _refusal(error) from None
+
+
+def _refusal(error: ValueError) -> Exception:
+    from pydantic import ValidationError  # not for every event: an import is a look-up
+
+    if not isinstance(error, ValidationError):
+        return error
+    message, place = explain(error)
+    return InvalidData(message, field=place)
+
+
+def _as_sent(event: Event, checks: TypeAdapter[Any], error: ValueError) -> Any:
+    """Validate again what was refused as it is decoded, knowing in what form it was sent."""
+    if event.encoding == "json" and event.body:
+        return _validated(checks.validate_json, event.body)
+    if event.encoding == "form" and event.has_body:
+        read = _as_meant(event.data, error)
+        is_flat = all(isinstance(value, str) for value in read.values())
+        return _validated(checks.validate_strings if is_flat else checks.validate_python, read)
+    raise _refusal(error) from None
+
+
+_LISTS = frozenset({"list_type", "tuple_type", "set_type", "frozen_set_type", "iterable_type"})
+_CHOICES = frozenset({"enum", "literal_error"})
+
+
+def _as_meant(data: Form, error: ValueError) -> Form:
+    """Return a form that was refused with its lists of one, and without what is not filled in.
+
+    A form cannot say what is a list. An empty field is text where text is wanted; elsewhere it is
+    one that nobody filled in, so that the default stands.
+    """
     from pydantic import ValidationError
 
-    def fill(event: Event) -> Any:
-        try:
-            return checks.validate_python(event.data)
-        except ValidationError as error:
-            message, place = explain(error)
-            raise InvalidData(message, field=place) from None
-
-    return fill
+    read = dict(data)
+    problems = error.errors(include_input=False) if isinstance(error, ValidationError) else ()
+    for problem in problems:
+        name = next((str(part) for part in problem["loc"] if part in data), "")
+        value, kind = data.get(name), problem["type"]
+        if isinstance(value, str) and kind in _LISTS:
+            read[name] = [value]
+        elif value == "" and (kind.endswith("_parsing") or kind in _CHOICES):
+            read.pop(name, None)
+    return read

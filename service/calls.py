@@ -54,16 +54,17 @@ class Calls:
                 f"flow {flow!r} is not served here: import it in a flow file that is, so that its "
                 "runs can start"
             )
-        order_key = child.order_key(event)
+        asked = event.own() if child.asks else event
+        order_key = child.order_key(asked)
         run = NewRun(
             id=step.origin,
             flow=flow,
             state=RunState.QUEUED,
             order_key=order_key,
-            limit_key=child.limit_key(event),
+            limit_key=child.limit_key(asked),
             code_version=child.code_version,
         )
-        routed = Routed(Entry(event=event, runs=[run]), [child], [child.bind(event)])
+        routed = Routed(Entry(event=event, runs=[run]), [child], [event], [child.bind(event)])
         opening = Opening(topic=run_topic(run.id))
         if order_key is None:
             await self._stored(claim, step, routed, opening)
@@ -109,11 +110,11 @@ class Calls:
                 self._dispatcher.unreserve(run)
                 run.state = RunState.QUEUED if run.error is None else run.state
             return error
-        for run, arguments in zip(entry.runs, routed.arguments, strict=True):
+        for run, event, arguments in zip(entry.runs, routed.events, routed.arguments, strict=True):
             if stored.duplicate or stored.conflict:
                 self._dispatcher.unreserve(run)
             else:
-                self._dispatcher.born(run, entry.event, stored, arguments, self._now())
+                self._dispatcher.born(run, event, stored, arguments, self._now())
         if entry.topics:
             self._dispatcher.look_due()
         return None

@@ -193,8 +193,8 @@ class TriggerEmitter:
             self.reject("conflict" if stored.conflict else "duplicate")
         else:
             self._accepted.inc()
-            for run, arguments in zip(runs, routed.arguments, strict=True):
-                self._dispatcher.born(run, routed.entry.event, stored, arguments, now)
+            for run, event, arguments in zip(runs, routed.events, routed.arguments, strict=True):
+                self._dispatcher.born(run, event, stored, arguments, now)
             if self.has_effect and runs and all(run.state is RunState.FAILED for run in runs):
                 self._settled(stored.event_seq)
         return Receipt(

@@ -1,7 +1,9 @@
 """An event: something happened. The value every trigger emits and every flow receives.
 
 The attributes are those of CloudEvents 1.0; `(tenant, trigger, source, id)` is what makes an
-event the same event. The raw body is kept as it came; `data` decodes it on first use.
+event the same event. The raw body is kept as it came, and that there is none is told apart from an
+empty one; `data` decodes it on first use. What an author's code changes in an event is seen by
+nobody else: whoever gives it away gives an `own` one.
 """
 
 from __future__ import annotations
@@ -31,14 +33,25 @@ OWN_EXTENSIONS = frozenset({"fileurl", "fileerror", "recorderror", "kafkarecord"
 """Extension attributes only turnout sets: a sender who could would name files of this machine."""
 
 
+class _NoBody(bytes):
+    """The empty bytes of an event without a body; one object, also when read from a pickle."""
+
+    def __reduce__(self) -> str:
+        return "NO_BODY"
+
+
+NO_BODY: bytes = _NoBody()
+"""The `body` of an event that has none, which is not the same as an empty one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """Something happened, in the words of CloudEvents 1.0.
 
-    `body` is the raw payload and `encoding` says how `data` reads it. `headers` are the
-    transport's own (lower-case names), `params` the parts of a webhook path, `extensions` the
-    CloudEvents extension attributes. `minted` is true when turnout made the id, so that no sender
-    can deliver it twice.
+    `body` is the raw payload and `encoding` says how `data` reads it; whoever makes an event
+    without a body leaves it out (`has_body`). `headers` are the transport's own (lower-case
+    names), `params` the parts of a webhook path, `extensions` the CloudEvents extension
+    attributes. `minted` is true when turnout made the id, so that no sender can deliver it twice.
     """
 
     id: str
@@ -48,7 +61,7 @@ class Event:
     subject: str | None = None
     datacontenttype: str | None = None
     encoding: Encoding = "json"
-    body: bytes = field(default=b"", repr=False)
+    body: bytes = field(default=NO_BODY, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     params: Mapping[str, str] = field(default_factory=dict)
     extensions: Mapping[str, str] = field(default_factory=dict)
@@ -64,13 +77,39 @@ class Event:
         return {name: given[name] for name in _TRACE if name in given}
 
     @property
+    def has_body(self) -> bool:
+        """Whether the event came with a body, be it an empty one."""
+        return self.body is not NO_BODY
+
+    @property
     def data(self) -> Any:
-        """The decoded body; raises `InvalidData` when the bytes are not what `encoding` says."""
+        """The decoded body, None when there is none.
+
+        Raises `InvalidData` when the bytes are not what `encoding` says.
+        """
         kept = self.__dict__  # not a cached_property: before Python 3.12 it takes a lock
         if "_data" not in kept:
-            is_empty = not self.body and self.encoding == "json"
-            kept["_data"] = None if is_empty else decode(self.body, self.encoding)
+            is_nothing = not self.body and (self.encoding == "json" or not self.has_body)
+            kept["_data"] = None if is_nothing else decode(self.body, self.encoding)
         return kept["_data"]
+
+    def own(self) -> Event:
+        """Return the event for one reader, who may change what is in it and nobody else sees it.
+
+        What is decoded goes along with the first; for others, and here, it is decoded again.
+        """
+        made = like(
+            self,
+            headers=dict(self.headers),
+            params=dict(self.params),
+            extensions=dict(self.extensions),
+        )
+        self.__dict__.pop("_data", None)
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is decoded: whoever reads the pickle decodes the body."""
+        return {name: value for name, value in self.__dict__.items() if name != "_data"}
 
     @property
     def path(self) -> Path | None:

@@ -101,6 +101,12 @@ class Flow(Generic[P, R]):
         module = sys.modules.get(self.function.__module__)
         return getattr(module, CODE_VERSION, "")
 
+    @cached_property
+    def asks(self) -> bool:
+        """Whether code of the author's is asked about an event before it starts a run."""
+        per = None if self.concurrency is None else self.concurrency.per
+        return not (self.when is None and self.ordered_by is None and per is None)
+
     def order_key(self, event: Event) -> str | None:
         """Return the key runs are serialised by, as text; None is no order at all."""
         if self.ordered_by is None:

@@ -22,6 +22,9 @@ from .errors import InvalidData
 
 Encoding = Literal["json", "text", "form", "bytes"]
 
+Form = dict[str, str | list[str]]
+"""The fields of a form: text, or a list where a field was sent several times."""
+
 MAX_DEPTH = 64
 """Levels of nesting accepted in JSON; deeper bodies are attacks or mistakes."""
 
@@ -112,12 +115,16 @@ def _check_depth(data: Any) -> None:
     raise InvalidData(f"the JSON is nested more than {MAX_DEPTH} levels deep")
 
 
-def _decode_form(text: str) -> dict[str, str | list[str]]:
+def _decode_form(text: str) -> Form:
     try:
-        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
+        pairs = parse_qsl(
+            text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FORM_FIELDS
+        )
+    except UnicodeDecodeError as error:
+        raise InvalidData(f"a field of the form is not UTF-8: {error.reason}") from None
     except ValueError:
         raise InvalidData(f"the form has more than {MAX_FORM_FIELDS} fields") from None
-    fields: dict[str, str | list[str]] = {}
+    fields: Form = {}
     for name, value in pairs:
         known = fields.get(name)
         if known is None:

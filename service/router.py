@@ -1,12 +1,13 @@
 """From an event to runs: which flows an event starts, and why it does not start the others.
 
 A pure reading of the project: it writes nothing and waits for nothing. The author's `when=`,
-`per=` and `ordered_by=` are foreign code and are called here, each once per event.
+`per=` and `ordered_by=` are foreign code and are called here, each once per event. Whatever they
+and the runs change in the event or its data, the journal and the other flows do not see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +23,13 @@ from .run import RunError, RunState
 class Routed:
     """What an event comes to: the entry for the journal, and what the runs will be called with.
 
-    `flows[i]` and `arguments[i]` belong to `entry.runs[i]`. `refusals` says per flow why it
-    cannot take the data; each refusal is also a dead letter among the runs.
+    `flows[i]`, `events[i]` and `arguments[i]` belong to `entry.runs[i]`. `refusals` says per flow
+    why it cannot take the data; each refusal is also a dead letter among the runs.
     """
 
     entry: Entry
     flows: list[AnyFlow] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     arguments: list[Mapping[str, Any] | None] = field(default_factory=list)
     refusals: dict[str, str] = field(default_factory=dict)
 
@@ -37,51 +39,62 @@ class Routed:
         return bool(self.refusals) and len(self.refusals) == len(self.entry.runs)
 
 
-def route(event: Event, flows: Iterable[AnyFlow], *, effect: bool = False) -> Routed:
+def route(event: Event, flows: Sequence[AnyFlow], *, effect: bool = False) -> Routed:
     """Ask every flow about the event; each one ends as a run, a dead letter or a decision."""
     decisions: list[Decision] = []
     routed = Routed(Entry(event=event, decisions=decisions, effect=effect))
     if event.hops > MAX_HOPS:
         decisions.append(Decision("", "cycle", f"the event is {event.hops} hops from its origin"))
         return routed
+    is_shared = len(flows) > 1
     for flow in flows:
-        _ask(flow, event, routed, decisions)
+        _ask(flow, event, is_shared, routed, decisions)
     if not routed.entry.runs and not decisions:
         decisions.append(Decision("", "unmatched", "no flow listens to this event"))
     return routed
 
 
-def _ask(flow: AnyFlow, event: Event, routed: Routed, decisions: list[Decision]) -> None:
+def _ask(
+    flow: AnyFlow, event: Event, is_shared: bool, routed: Routed, decisions: list[Decision]
+) -> None:
     run = NewRun(
         id=mint_id(), flow=flow.name, state=RunState.QUEUED, code_version=flow.code_version
     )
+    asked = event.own() if flow.asks else event
+    own = event.own() if is_shared else event
     arguments: Mapping[str, Any] | None = None
+    problem = _FILTER
     try:
         _refuse_unreadable(event)
-        if flow.when is not None and not flow.when(event):
+        if flow.when is not None and not flow.when(asked):
             decisions.append(Decision(flow.name, "filtered", f"when= at {flow.file}:{flow.line}"))
             return
-        arguments = flow.bind(event)
+        problem = _BINDING
+        arguments = flow.bind(own)
+        problem = _FILTER
         if flow.ordered_by is not None:
-            run.order_key = secrets.refuse_live(flow.order_key(event), "the ordering key")
+            run.order_key = secrets.refuse_live(flow.order_key(asked), "the ordering key")
         if flow.concurrency is not None:
-            run.limit_key = secrets.refuse_live(flow.limit_key(event), "the key of the limit")
+            run.limit_key = secrets.refuse_live(flow.limit_key(asked), "the key of the limit")
     except InvalidData as error:
         run.state = RunState.FAILED
         message = secrets.mask(str(error))
         run.error = RunError("invalid_data", message)
         routed.refusals[flow.name] = message
-    except Exception as error:  # noqa: BLE001  the author's predicate: a dead letter, replayable after a fix
+    except Exception as error:  # noqa: BLE001  the author's code: a dead letter, replayable after a fix
+        kind, where = problem
         run.state = RunState.FAILED
         run.error = RunError(
-            "filter_error",
-            secrets.mask(
-                f"{type(error).__name__}: {message_of(error)} (in when=, per= or ordered_by=)"
-            ),
+            kind, secrets.mask(f"{type(error).__name__}: {message_of(error)} ({where})")
         )
     routed.entry.runs.append(run)
     routed.flows.append(flow)
+    routed.events.append(own)
     routed.arguments.append(arguments)
+
+
+_FILTER = ("filter_error", "in when=, per= or ordered_by=")
+_BINDING = ("binding_error", "in the code of a parameter's type")
 
 
 def _refuse_unreadable(event: Event) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 if TYPE_CHECKING:
@@ -45,53 +46,105 @@ def explain(error: ValidationError) -> tuple[str, str | None]:
     return (text if not more else f"{text} (and {more} more)"), field
 
 
+def mentions(annotation: Any, kind: type) -> bool:
+    """Say whether data would be made into a `kind` somewhere inside what `annotation` describes."""
+    return _mentions(adapter(annotation).core_schema, kind)
+
+
+def _mentions(schema: Any, kind: type) -> bool:
+    if isinstance(schema, dict):
+        return schema.get("cls") is kind or any(_mentions(each, kind) for each in schema.values())
+    return isinstance(schema, list | tuple) and any(_mentions(each, kind) for each in schema)
+
+
 def _build(annotation: Any) -> TypeAdapter[Any] | str:
-    from pydantic import PydanticUserError, TypeAdapter
-    from pydantic.errors import PydanticUndefinedAnnotation
+    """Return the adapter of an annotation that is known whole, or why there is none."""
+    from pydantic import TypeAdapter
 
     try:
-        return TypeAdapter(_readable(annotation, {}))
-    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
-        return str(error).splitlines()[0]
+        made = TypeAdapter(_readable(annotation, {}))
+        if not made.pydantic_complete:  # it would say so at the first data
+            made.rebuild(raise_errors=True)
+    except RecursionError:
+        return "it refers to itself; write it as a class, or with TypeAliasType"
+    except Exception as error:  # noqa: BLE001  a type may bring code of its own, an author's
+        return str(error).partition("\n")[0] or type(error).__name__
+    return made
+
+
+# ---------------------------------------------------------------- typing.TypedDict
 
 
 def _readable(annotation: Any, seen: dict[Any, Any]) -> Any:
     """Swap each `typing.TypedDict` for its equal that pydantic reads before Python 3.12."""
     if sys.version_info >= (3, 12):
         return annotation
-    if typing.is_typeddict(annotation):
-        return _typed_dict(annotation, seen)
-    arguments = get_args(annotation)
-    if not arguments or get_origin(annotation) is typing.Literal:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if _is_foreign(annotation if origin is None else origin):
+        return _twin(annotation, seen)
+    if not arguments or origin is typing.Literal:
         return annotation
     swapped = tuple(_readable(argument, seen) for argument in arguments)
     if all(new is old for new, old in zip(swapped, arguments, strict=True)):
         return annotation
     if isinstance(annotation, types.UnionType):
         return Union[swapped]  # noqa: UP007  a union of values known at run time only
-    if get_origin(annotation) is typing.Annotated:
+    if origin is typing.Annotated:
         return typing.Annotated[(swapped[0], *annotation.__metadata__)]
     return annotation.copy_with(swapped) if hasattr(annotation, "copy_with") else (
-        get_origin(annotation)[swapped]
+        origin[swapped]
     )  # fmt: skip
 
 
-def _typed_dict(declared: Any, seen: dict[Any, Any]) -> Any:
+def _is_foreign(declared: Any) -> bool:
+    return typing.is_typeddict(declared) and type(declared).__module__ == "typing"
+
+
+def _twin(annotation: Any, seen: dict[Any, Any]) -> Any:
+    """Return the equal of a TypedDict, or of a generic one with its arguments, made once."""
     import typing_extensions
 
-    if type(declared).__module__ != "typing":
-        return declared
-    if declared in seen:
-        return seen[declared]
-    hints = typing.get_type_hints(declared, include_extras=True)
-    fields = {
-        name: _readable(hint, seen)
-        if name in declared.__required_keys__
-        else typing_extensions.NotRequired[_readable(hint, seen)]
-        for name, hint in hints.items()
-    }
-    twin = typing_extensions.TypedDict(declared.__name__, fields)  # type: ignore[misc]  # name and fields are known at run time only
+    if annotation in seen:
+        return seen[annotation]
+    declared = get_origin(annotation) or annotation
+    twin = typing_extensions.TypedDict(declared.__name__, {})  # type: ignore[misc]  # noqa: UP013  name and fields are known at run time only
+    seen[annotation] = twin  # before its fields, which may lead back to it
     twin.__module__ = declared.__module__
+    twin.__qualname__ = declared.__qualname__
     twin.__doc__ = declared.__doc__
-    seen[declared] = twin
+    if hasattr(declared, "__pydantic_config__"):
+        twin.__pydantic_config__ = declared.__pydantic_config__  # type: ignore[attr-defined]  # pydantic looks for it
+    given = dict(zip(getattr(declared, "__parameters__", ()), get_args(annotation), strict=False))
+    fields: dict[str, Any] = {}
+    required = set()
+    for name, hint in typing.get_type_hints(declared, include_extras=True).items():
+        is_required, inner = _requirement(hint, name in declared.__required_keys__)
+        fields[name] = _readable(_filled(inner, given), seen)
+        if is_required:
+            required.add(name)
+    twin.__annotations__ = fields
+    twin.__required_keys__ = frozenset(required)
+    twin.__optional_keys__ = frozenset(fields) - required
     return twin
+
+
+def _requirement(hint: Any, is_required: bool) -> tuple[bool, Any]:
+    """Return whether a field must be there, and its type; the words at the field come first.
+
+    Where annotations are postponed the class itself has not seen them.
+    """
+    if get_origin(hint) is typing.Required:
+        return True, get_args(hint)[0]
+    if get_origin(hint) is typing.NotRequired:
+        return False, get_args(hint)[0]
+    return is_required, hint
+
+
+def _filled(hint: Any, given: Mapping[Any, Any]) -> Any:
+    """Return a hint of a generic class with that class's arguments in it."""
+    if isinstance(hint, typing.TypeVar):
+        return given.get(hint, hint)
+    parameters = getattr(hint, "__parameters__", ())
+    if not given or not parameters or isinstance(hint, type):
+        return hint
+    return hint[tuple(given.get(each, each) for each in parameters)]

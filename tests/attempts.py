@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from turnout.service.dispatch.executor import Executor
-from turnout.service.event import Event
+from turnout.service.event import NO_BODY, Event
 from turnout.service.journal.records import Claim, Entry, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
@@ -28,7 +28,7 @@ NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
 
 
 def an_event(data: Any = None, **attributes: Any) -> Event:
-    body = b"" if data is None else orjson.dumps(data)
+    body = NO_BODY if data is None else orjson.dumps(data)
     chosen: dict[str, Any] = {"id": "e1", "source": "/test", "type": "test", "time": NOW}
     return Event(**(chosen | {"body": body, "trigger": "webhook:/test"} | attributes))
 

@@ -125,6 +125,19 @@ class JournalContract:
         async with self.open(tmp_path) as journal:
             assert [stored.event for stored in await journal.event("p")] == [plain]
 
+    async def test_no_body_and_an_empty_one_come_back_as_they_were(self, tmp_path: Path) -> None:
+        none = Event(id="n", source="s", type="t", time=NOW, encoding="text")
+        empty = replace(none, id="e", body=b"")
+        async with self.open(tmp_path) as journal:
+            await put(journal, make_run(), event=none)
+            await put(journal, make_run(), event=empty)
+            queued = await journal.queued("bill", 0, 10)
+            claims = await claim_all(journal, [item.seq for item in queued])
+            assert [claim.event.has_body for claim in claims] == [False, True]
+        async with self.open(tmp_path) as journal:
+            assert [stored.event.has_body for stored in await journal.event("n")] == [False]
+            assert [stored.event.has_body for stored in await journal.event("e")] == [True]
+
     async def test_an_instant_beyond_utc_harms_nobody(self, tmp_path: Path) -> None:
         behind, ahead = (timezone(timedelta(hours=hours)) for hours in (-5, 5))
         last = make_event(time=datetime.max.replace(tzinfo=behind))

@@ -554,3 +554,76 @@ async def test_a_flow_that_is_not_served_cannot_be_called(tmp_path: Path) -> Non
     async with running(tmp_path, [calls_stranger]) as service:
         run = await run_of(service, calls_stranger)
     assert run.error is not None and "not served here" in run.error.message
+
+
+# ---------------------------------------------------------------- what travels in an event
+
+
+@flow
+async def greet(name: str = "world") -> str:
+    return f"[{name}]"
+
+
+@flow
+def measure(raw: bytes = b"default") -> int:
+    return len(raw)
+
+
+@flow
+async def greet_nobody() -> list[Any]:
+    return [await greet(""), await greet(), await measure.run(b""), await measure.run()]
+
+
+async def test_an_empty_text_given_to_a_child_is_not_its_default(tmp_path: Path) -> None:
+    async with running(tmp_path, [greet_nobody, greet, measure]) as service:
+        assert result(await run_of(service, greet_nobody)) == ["[]", "[world]", 0, 7]
+
+
+@flow
+async def redact(event: Event) -> str:
+    event.data["card"]["number"] = "****"
+    current().event.data["cvc"] = None
+    return str(event.data)
+
+
+@flow
+async def pay(data: dict[str, Any]) -> str:
+    await note("pay")
+    return str(current().event.data["card"] | data["card"])
+
+
+@flow
+def pay_in_a_thread(data: Any) -> str:
+    return str(data)
+
+
+@flow(retry=retry(1, delay="1ms"))
+async def pay_again(data: Any) -> str:
+    data["tries"] = data.get("tries", 0) + 1
+    current().event.data["card"].clear()
+    if current().attempt == 1:
+        raise OSError("no answer")
+    return str(data)
+
+
+seen_by_hook: list[Any] = []
+
+
+@flow(on_failure=lambda event: seen_by_hook.append(event.data))
+async def failing(event: Event) -> None:
+    event.data.clear()
+    raise OSError("no answer")
+
+
+async def test_runs_of_one_event_do_not_see_what_the_others_do_to_it(tmp_path: Path) -> None:
+    seen_by_hook.clear()
+    flows: list[Flow[..., Any]] = [redact, pay, pay_in_a_thread, pay_again, failing]
+    async with running(tmp_path, flows) as service:
+        receipt = await service.send({"card": {"number": "4111"}})
+        runs = [await service.finished(run_id) for run_id in receipt.runs]
+    said = {run.flow: run.result and orjson.loads(run.result) for run in runs}
+    assert said["redact"] == "{'card': {'number': '****'}, 'cvc': None}"
+    assert said["pay"] == "{'number': '4111'}"
+    assert said["pay_in_a_thread"] == "{'card': {'number': '4111'}}"
+    assert said["pay_again"] == "{'card': {}, 'tries': 1}"  # its own doing, of this attempt only
+    assert seen_by_hook == [{"card": {"number": "4111"}}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -45,6 +46,27 @@ def test_data_is_decoded_on_use_and_bad_data_says_so() -> None:
     assert event().data is None
     with pytest.raises(InvalidData, match="not JSON"):
         _ = event(body=b"{").data
+
+
+def test_an_event_without_a_body_is_not_one_with_an_empty_body() -> None:
+    for encoding in ("text", "bytes", "form", "json"):
+        none = pickle.loads(pickle.dumps(event(encoding=encoding)))
+        empty = pickle.loads(pickle.dumps(event(body=b"", encoding=encoding)))
+        assert (none.has_body, none.data) == (False, None)
+        assert empty.has_body
+    assert event(body=b"", encoding="text").data == ""
+    assert event(body=b"", encoding="bytes").data == b""
+
+
+def test_what_one_reader_changes_in_an_event_another_does_not_see() -> None:
+    made = event(body=b'{"a": {"b": 1}}', headers={"x": "1"}, params={"p": "1"})
+    _ = made.data
+    first, second = made.own(), made.own()
+    first.data["a"]["b"] = 2
+    first.headers["x"] = first.params["p"] = "2"  # type: ignore[index]  # what a typed author would not do
+    assert second.data == made.data == {"a": {"b": 1}}
+    assert (second.headers, made.params) == ({"x": "1"}, {"p": "1"})
+    assert pickle.loads(pickle.dumps(first)).data == {"a": {"b": 1}}
 
 
 def test_an_event_about_a_file_knows_its_path() -> None:

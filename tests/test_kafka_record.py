@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,6 +82,18 @@ def test_every_record_is_an_event_that_names_its_place(
         assert event.body == (value or b""), "its bytes are kept as they came"
     elif event.body or event.encoding != "json":
         assert event.data is not NotImplemented  # it decodes
+
+
+@pytest.mark.parametrize(("data", "empty"), [("text", ""), ("bytes", b"")])
+def test_a_null_value_is_no_body_and_an_empty_one_is(data: Data, empty: object) -> None:
+    reader = Reader(
+        trigger="kafka:o/g", cluster="c", topic="o", partition=0, epoch=0, data=data, null="run",
+        max_record=1000,
+    )  # fmt: skip
+    null = reader.event(Record(1, 0, None, None, []), NOW)
+    blank = reader.event(Record(2, 0, None, b"", []), NOW)
+    assert (null.has_body, null.data) == (False, None)
+    assert (blank.has_body, blank.data) == (True, empty)
 
 
 @given(raw)

@@ -91,6 +91,13 @@ def test_forms_keep_repeated_fields_and_have_a_bound() -> None:
         decode(b"&".join([b"a=1"] * 1001), "form")
 
 
+@pytest.mark.parametrize("body", [b"name=caf%E9", b"n%FF=1", b"a=%ED%A0%80", b"a=1&b=%C3"])
+def test_a_form_that_is_not_utf_8_is_refused_not_changed(body: bytes) -> None:
+    with pytest.raises(InvalidData, match="not UTF-8"):
+        decode(body, "form")
+    assert decode("name=caf%C3%A9&ort=Köln".encode(), "form") == {"name": "café", "ort": "Köln"}
+
+
 def test_a_number_that_is_too_long_is_named_without_the_interpreter_s_advice() -> None:
     with pytest.raises(InvalidData, match=r"^a number in the JSON has more than \d+ digits$"):
         decode(b"[" + b"9" * 5000 + b"]", "json")

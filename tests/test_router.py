@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel
+import pytest
+from pydantic import BaseModel, model_validator
 
 from tests.running import make_event
 from turnout import flow, limit
 from turnout.service.event import MAX_HOPS, Event
+from turnout.service.project import AnyFlow
 from turnout.service.router import route
 from turnout.service.run import RunState
 
@@ -88,3 +90,69 @@ def test_an_event_nobody_wants_and_an_event_that_goes_in_circles_say_so() -> Non
         route(replace(make_event({}), hops=MAX_HOPS + 1), [bill]).entry.decisions,
     ]
     assert [decisions[0].verdict for decisions in verdicts] == ["unmatched", "cycle"]
+
+
+class Odd(BaseModel):
+    id: str
+
+    @model_validator(mode="after")
+    def look(self) -> Odd:
+        raise KeyError(self.id)
+
+
+@flow
+async def odd(order: Odd) -> None: ...
+
+
+def test_an_error_in_the_code_of_a_type_is_no_filter_s_and_not_the_sender_s() -> None:
+    routed = route(make_event({"id": "a"}), [odd])
+    (run,) = routed.entry.runs
+    assert run.error is not None and run.error.type == "binding_error"
+    assert run.error.message == "KeyError: 'a' (in the code of a parameter's type)"
+    assert not routed.refused_by_all
+
+
+def spoil(event: Event) -> bool:
+    """Do in a filter what nobody should."""
+    event.data["card"]["number"] = "****"
+    event.data["seen"] = True
+    event.headers["x"] = "spoilt"  # type: ignore[index]  # what a typed author would not do
+    return True
+
+
+@flow(when=spoil)
+async def spoiler(event: Event) -> None: ...
+
+
+@flow(when=lambda event: "seen" not in event.data, ordered_by=lambda event: spoil(event))
+async def other(data: dict[str, Any]) -> None: ...
+
+
+@flow
+async def third(data: Any) -> None: ...
+
+
+@pytest.mark.parametrize("flows", [[spoiler], [other], [spoiler, other, third], [third, spoiler]])
+def test_what_a_filter_changes_no_flow_no_other_filter_and_no_journal_sees(
+    flows: list[AnyFlow],
+) -> None:
+    event = make_event({"card": {"number": "4111"}})
+    _ = event.data  # as a trigger has decoded it
+    routed = route(event, flows)
+    assert [run.state for run in routed.entry.runs] == [RunState.QUEUED] * len(flows)
+    for arguments in routed.arguments:
+        assert arguments is not None
+        (value,) = arguments.values()
+        data = value.data if isinstance(value, Event) else value
+        assert data == {"card": {"number": "4111"}}
+        data["card"]["number"] = "****"  # and what this flow's run does the next does not see
+    assert routed.entry.event.headers == {}
+    assert len({id(each) for each in routed.events}) == len(flows)
+
+
+def test_the_only_flow_is_given_what_the_trigger_has_decoded() -> None:
+    event = make_event({"a": 1})
+    data = event.data
+    routed = route(event, [third])
+    assert routed.events == [event] and routed.events[0] is event
+    assert routed.arguments[0] is not None and routed.arguments[0]["data"] is data

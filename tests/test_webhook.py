@@ -647,3 +647,44 @@ class TestDeclaring:
 
     def test_max_body_is_read_as_a_size(self) -> None:
         assert webhook("/a", max_body="10MiB").max_body_bytes == 10 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "has_body"),
+    [
+        ("text", {"content-type": "text/plain", "content-length": "0"}, True),
+        ("text", {"content-length": "0"}, True),
+        ("bytes", {"content-type": "application/octet-stream"}, True),
+        ("text", {}, False),
+        ("json", {"content-length": "0"}, False),  # as a browser posts nothing at all
+        (None, {}, False),
+        (None, {"content-type": "text/plain"}, True),
+    ],
+)
+async def test_a_request_without_a_body_is_not_one_with_an_empty_body(
+    data: Encoding | None, headers: dict[str, str], has_body: bool
+) -> None:
+    sent = replace(
+        request(b""), headers={name: [value.encode()] for name, value in headers.items()}
+    )
+    event = await accepted(webhook("/orders", data=data), sent)
+    assert event.has_body is has_body
+
+
+@pytest.mark.parametrize(
+    ("document", "data", "has_body"),
+    [
+        ({}, None, False),
+        ({"data": None}, None, True),
+        ({"data": "", "datacontenttype": "text/plain"}, "", True),
+        ({"datacontenttype": "text/plain"}, None, False),
+        ({"data_base64": "", "datacontenttype": "application/octet-stream"}, b"", True),
+    ],
+)
+async def test_a_cloudevent_without_data_is_not_one_with_empty_data(
+    document: dict[str, Any], data: object, has_body: bool
+) -> None:
+    told = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"} | document
+    sent = request(json.dumps(told), {"content-type": "application/cloudevents+json"})
+    event = await accepted(webhook("/orders"), sent)
+    assert (event.data, event.has_body) == (data, has_body)

@@ -22,7 +22,7 @@ import orjson
 
 from turnout.service.api import cloudevents, problems
 from turnout.service.errors import InvalidData, JournalError, Overloaded, SetupError
-from turnout.service.event import NEVER, Event, like, mint_id
+from turnout.service.event import NEVER, NO_BODY, Event, like, mint_id
 from turnout.service.governance.secrets import Secret
 from turnout.service.payload import Encoding
 from turnout.service.run import RunState
@@ -201,7 +201,7 @@ class WebhookTrigger:
             time=inbound.received_at,
             datacontenttype=content_type,
             encoding=encoding,
-            body=inbound.body,
+            body=inbound.body if _has_body(inbound, content_type, encoding) else NO_BODY,
             headers=self._stored_headers(headers),
             params=inbound.params,
             minted=event_id is None,
@@ -297,6 +297,20 @@ class WebhookTrigger:
 
 
 _OPEN = Unsigned()
+
+
+def _has_body(inbound: Inbound, content_type: str | None, encoding: Encoding) -> bool:
+    """Say whether a request has a body, be it an empty one.
+
+    A length or a coding tells so (RFC 9112 section 6.3), but browsers also send the length of
+    nothing: where JSON is expected no bytes are no body.
+    """
+    if inbound.body or content_type is not None:
+        return True
+    return encoding != "json" and not _FRAMING.isdisjoint(inbound.headers)
+
+
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 
 def _trimmed(headers: Mapping[str, str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from turnout.service.errors import InvalidData
-from turnout.service.event import OWN_EXTENSIONS, Event
+from turnout.service.event import NO_BODY, OWN_EXTENSIONS, Event
 from turnout.service.payload import Encoding, decode_json
 
 STRUCTURED = "application/cloudevents+json"
@@ -100,6 +100,8 @@ def _binary(headers: Headers, body: bytes, now: datetime) -> Event:
         )
     if content_types := headers.get("content-type"):
         attributes["datacontenttype"] = content_types[0].decode("latin-1")
+    if not body and encoding_of(attributes.get("datacontenttype")) == "json":
+        body = NO_BODY  # an event need not have data, and no bytes are no JSON
     return from_attributes(attributes, body, now=now)
 
 
@@ -149,7 +151,7 @@ def _payload(envelope: dict[str, Any], document: bytes) -> bytes:
         except (binascii.Error, TypeError, ValueError):
             raise InvalidData("data_base64 is not base64", field="data_base64") from None
     if "data" not in envelope:
-        return b""
+        return NO_BODY
     if encoding_of(envelope.get("datacontenttype")) == "json":
         return _member(document.decode("utf-8"), "data").encode("utf-8")
     if not isinstance(envelope["data"], str):

@@ -58,7 +58,7 @@ def event_of(stored: StoredEvent, *, payload: bool = False) -> dict[str, Any]:
 
 
 def _payload(event: Event) -> dict[str, Any]:
-    if not event.body:
+    if not event.has_body:
         return {}
     try:
         data = event.data

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from turnout.service.event import Event
+from turnout.service.event import NO_BODY, Event
 from turnout.service.run import Run, RunError, RunState
 
 from .records import Attempt, Decision, Queued, StepRecord, StoredEvent
@@ -27,6 +27,9 @@ _LOWEST = datetime.min.replace(tzinfo=UTC)
 _HIGHEST = datetime.max.replace(tzinfo=UTC)
 _BODY_DIGEST_BYTES = 16
 _HALF_KEY_BYTES = 10  # 80 bits: no other sender can aim at a key it knows
+
+_EMPTY_BODY = "empty_body"
+"""The detail of an event whose body has no bytes; without it an event of no bytes has no body."""
 
 EVENT_COLUMNS = "e.seq, e.id, e.source, e.type, e.tenant, e.trigger, e.time, e.body, e.details"
 
@@ -95,12 +98,16 @@ def pack_details(event: Event) -> str | None:
         details["hops"] = event.hops
     if event.minted:
         details["minted"] = True
+    if not event.body and event.has_body:
+        details[_EMPTY_BODY] = True
     return dump(details) if details else None
 
 
 def event_from(row: Sequence[Any]) -> Event:
     """Return the event of a row of `EVENT_COLUMNS`."""
     _seq, event_id, source, kind, tenant, trigger, time, body, details = row
+    others: dict[str, Any] = orjson.loads(details) if details else {}
+    is_empty = others.pop(_EMPTY_BODY, False)  # else no bytes are no body, as they always were
     return Event(
         id=event_id,
         source=source,
@@ -108,8 +115,8 @@ def event_from(row: Sequence[Any]) -> Event:
         tenant=tenant,
         trigger=trigger,
         time=instant(time),
-        body=body,
-        **(orjson.loads(details) if details else {}),
+        body=body if body or is_empty else NO_BODY,
+        **others,
     )
 
 

@@ -164,7 +164,8 @@ def _parts(flow: AnyFlow, claim: Claim, outcome: Outcome, undos: list[Undo]) -> 
         yield _Part(f"~undo[{number}]", undo.name, partial(_undoing, undo))
     hook = flow.on_failure
     if hook is not None:
-        telling = partial(_telling, hook, outcome.error, claim.event)
+        event = replace(claim.event)  # decoded anew: the flow may have changed what it was given
+        telling = partial(_telling, hook, outcome.error, event)
         yield _Part("~on_failure", _task(hook).name, telling)
 
 

@@ -257,7 +257,7 @@ async def _find(
             if mark in taken:
                 continue
             fits = (
-                match(event)
+                match(event.own())
                 if callable(match)
                 else all(field_of(event, field) == value for field, value in match.items())
             )

@@ -209,8 +209,10 @@ def kafka(
 
     `start` says where a partition without a committed offset begins: `"latest"` (now), `"earliest"`
     or an instant. It is of what there is when the trigger first looks: a topic or partition that
-    comes later is read from its first record. `data` is how values are decoded. A record with a
-    null value is a dead letter, or skipped, or run with no data (`null=`). `dead_letter_topic` gets
+    comes later is read from its first record. `data` is how values are decoded, JSON by default:
+    what is none (nothing at all, too) is a dead letter of every flow, also of one that takes
+    `bytes`; `data="bytes"` takes any. A record with a null value is a dead letter, or skipped, or
+    run without a body (`null=`), where `bytes | None` is None. `dead_letter_topic` gets
     the bytes of every record a flow failed on. `create` makes missing topics with so many
     partitions. A member the group has not heard of for `session` loses its partitions; `max_poll`
     is how long it may not poll.

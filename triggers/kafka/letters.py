@@ -37,7 +37,7 @@ async def post(topic: str, event: Event, failure: str, emit: Emitter) -> None:
                     key = event.extensions.get("partitionkey")
                     await producer.send_and_wait(
                         topic,
-                        event.body,
+                        event.body if event.has_body else None,
                         key=None if key is None else bytes_of(key),
                         headers=_headers(event, failure),
                     )

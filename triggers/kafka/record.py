@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from turnout.service.api import cloudevents
 from turnout.service.errors import InvalidData
-from turnout.service.event import NEVER, Event, like
+from turnout.service.event import NEVER, NO_BODY, Event, like
 
 Data = Literal["json", "text", "bytes"]
 Null = Literal["dead", "skip", "run"]
@@ -87,7 +87,7 @@ class Reader:
             self._model,
             id=f"{self._model.id}{record.offset}",
             time=_instant(stamp) if 0 <= stamp <= _LAST_MILLISECOND else now,
-            body=value or b"",
+            body=NO_BODY if value is None else value,
         )
         if record.key is not None:
             key = text_of(record.key)

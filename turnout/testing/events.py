@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from turnout.service.event import Event, mint_id
+from turnout.service.event import NO_BODY, Event, mint_id
 from turnout.service.flow import Flow
 from turnout.service.project import AnyFlow
 from turnout.service.trigger import Inbound, Trigger
@@ -116,7 +116,7 @@ def hand_event(json: Any = None, *, at: datetime = START, type: str = "testing")
         type=type,
         time=at,
         datacontenttype="application/json",
-        body=b"" if json is None else orjson.dumps(json),
+        body=NO_BODY if json is None else orjson.dumps(json),
         minted=True,
     )
 
