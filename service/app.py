@@ -210,7 +210,10 @@ def _on_signals() -> _Asked:
 async def _ask_for_changes(asked: _Asked, flow_paths: Sequence[Path]) -> None:
     from .project.reload import changes
 
-    async for changed in changes(flow_paths):
+    def warn(reason: str) -> None:
+        log.warning("reload.polled", reason=reason, limits="fs.inotify.max_user_*")
+
+    async for changed in changes(flow_paths, warn=warn):
         asked.reload(*sorted(map(str, changed)))
 
 

@@ -167,12 +167,13 @@ class Settings(BaseSettings):
         return self.public_url or f"{scheme}://{host}:{self.port}{self.root_path.rstrip('/')}"
 
     def connection(self, kind: str) -> dict[str, Any]:
-        """Return the options of the client that reaches what `kind` (only `kafka`) is about.
+        """Return what triggers of this kind are to know: the options of a client, for `kafka`.
 
-        Reads the TLS files; raises `SetupError` naming the one that cannot be used.
+        For `files` the service's own data folder, which they leave alone. Reads the TLS files;
+        raises `SetupError` naming the one that cannot be used.
         """
         if kind != "kafka":
-            raise SetupError(f"there are no connection settings for {kind!r}")
+            return {"data": str(self.data)} if kind == "files" else {}
         options: dict[str, Any] = {
             "bootstrap_servers": [
                 each.strip() for each in self.kafka_bootstrap_servers.split(",") if each.strip()

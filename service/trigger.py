@@ -92,7 +92,7 @@ class Emitter(Protocol):
         """Show a figure of this trigger's own, such as `rebalances`, to operators."""
 
     def connection(self, kind: str) -> Mapping[str, Any]:
-        """Return the options of the client for `kind`, from the settings (`kafka`)."""
+        """Return what the settings say for triggers of this kind: a client's options (`kafka`)."""
 
 
 class Trigger(Protocol):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,3 +185,52 @@ def test_odd_names_move_byte_exact(inbox: Path, tmp_path: Path, name: bytes) -> 
     assert tagged is not None
     assert tagged != moved
     assert Path(tagged).read_text() == "odd again"
+
+
+# ---------------------------------------------------------------- a copy that fails
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("this machine has no second file system to write to")
+    with tempfile.TemporaryDirectory(dir=other) as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let the kernel refuse to write more than `size` bytes to a file, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_copy_that_does_not_fit_leaves_nothing_in_the_target(
+    inbox: Path, elsewhere: Path
+) -> None:
+    (inbox / "big.csv").write_bytes(b"x" * 400_000)
+    with largest_file(200_000), pytest.raises(OSError, match="File too large"):
+        move_file(subject(inbox, "big.csv"), str(elsewhere), TAG)
+    assert list(elsewhere.iterdir()) == []
+    assert (inbox / "big.csv").stat().st_size == 400_000
+    assert move_file(subject(inbox, "big.csv"), str(elsewhere), TAG) is not None
+    assert contents(elsewhere).keys() == {"big.csv"}
+
+
+@pytest.mark.parametrize("became", ["gone", "another version"])
+def test_a_copy_cut_short_by_a_crash_is_removed_when_the_file_is_not_there_to_copy(
+    inbox: Path, elsewhere: Path, became: str
+) -> None:
+    what = subject(inbox, "a.csv")
+    (elsewhere / f".{TAG}.part").write_text("half of")
+    if became == "gone":
+        (inbox / "a.csv").unlink()
+    else:
+        (inbox / "a.csv").write_text("newer")
+    assert move_file(what, str(elsewhere), TAG) is None
+    assert list(elsewhere.iterdir()) == []

@@ -16,6 +16,7 @@ import tempfile
 import textwrap
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from threading import Event as Moment
 
 import pytest
 
@@ -24,7 +25,7 @@ from turnout.service.event import Event
 from turnout.service.trigger import EndsEvents, ReadTrigger
 from turnout.triggers import files as files_module
 from turnout.triggers.files import FilesTrigger, delete, files, move, settling
-from turnout.triggers.files.hearing import UNWATCHED, HintsLost
+from turnout.triggers.files.hearing import UNWATCHED, HintsLost, Sign
 from turnout.triggers.files.ledger import DEVICE, GENERATION
 
 from .trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
@@ -168,6 +169,76 @@ async def test_a_file_moved_away_and_back_by_hand_runs_again(tmp_path: Path) -> 
         await emit.until(lambda: not rows(emit))
         away.rename(file)
         await emit.stored(3)
+
+
+async def test_a_file_removed_and_put_back_at_once_runs_again(tmp_path: Path) -> None:
+    # The inode, the size and the mtime of the new file are those of the old one.
+    emit, file, aside = RecordingEmitter(), tmp_path / "in" / "a.csv", tmp_path / "aside"
+    file.parent.mkdir()
+    async with watch(files(f"{file.parent}/*.csv", settle="10ms"), emit):
+        file.write_text("v01")
+        await emit.stored(1)
+        for count in (2, 3):
+            file.rename(aside)
+            aside.rename(file)
+            await emit.stored(count)
+        file.chmod(0o600)
+        (tmp_path / "in" / "b.csv").write_text("after")
+        await emit.stored(4)
+    assert names(emit) == ["a.csv"] * 3 + ["b.csv"], "a chmod is no new file"
+    assert len(emit.deliveries) == 4
+
+
+async def test_a_late_word_of_a_removal_is_none_of_the_file_that_is_there_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[tuple[Sign, str]] = []
+
+    class Slow:
+        def __init__(self, folders: object) -> None:
+            """Hear nothing but what the test says."""
+
+        def wait(self, timeout_seconds: float, step_seconds: float) -> list[tuple[Sign, str]]:
+            Moment().wait(0.01)
+            return [words.pop()] if words else []
+
+        def stop(self) -> None:
+            """There is nothing to stop."""
+
+    monkeypatch.setattr(files_module, "_Notifier", Slow)
+    emit, file = RecordingEmitter(), tmp_path / "a.csv"
+    async with watch(files(f"{tmp_path}/*.csv", settle="10ms", rescan="50ms"), emit):
+        file.write_text("a")  # found by a walk, of what was there before nobody has told yet
+        await emit.stored(1)
+        words.append((Sign.GONE, str(file)))
+        await emit.until(lambda: not words)
+        (tmp_path / "b.csv").write_text("b")
+        await emit.stored(2)
+        assert names(emit) == ["a.csv", "b.csv"]
+        file.rename(tmp_path / "aside")
+        (tmp_path / "aside").rename(file)
+        words.append((Sign.GONE, str(file)))
+        await emit.stored(3)
+    assert names(emit) == ["a.csv", "a.csv", "b.csv"]
+
+
+@pytest.mark.parametrize("seconds", [-11_644_473_600, 253_402_214_400, 2**63 // 10**9 + 1])
+async def test_a_file_with_an_extreme_time_stops_nobody(seconds: int) -> None:
+    # The zero of NTFS and Samba, the year 9999, and just past 64 bits: tmpfs keeps them all.
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        emit, folder = RecordingEmitter(), Path(name)
+        (folder / "a.csv").write_text("a")
+        os.utime(folder / "a.csv", (seconds, seconds))
+        kept = (folder / "a.csv").stat().st_mtime_ns
+        async with watch(files(f"{folder}/*.csv", settle="10ms"), emit):
+            (folder / "b.csv").write_text("b")
+            await emit.stored(2)
+        async with watch(files(f"{folder}/*.csv", settle="10ms"), emit):
+            (folder / "c.csv").write_text("c")
+            await emit.stored(3)
+    assert names(emit) == ["a.csv", "b.csv", "c.csv"]
+    assert len(emit.deliveries) == 3
+    assert emit.events[0].data["mtime_ns"] == kept
 
 
 async def test_a_file_still_written_waits_until_it_rests(tmp_path: Path) -> None:
@@ -390,6 +461,78 @@ async def test_an_unmounted_volume_is_not_an_emptied_folder(tmp_path: Path) -> N
         await emit.stored(2)
         task.cancel()
     assert names(emit) == ["a.csv", "b.csv"], "nothing ran again"
+
+
+@pytest.mark.parametrize("replaced", ["a link", "a parent folder"])
+async def test_a_root_that_is_another_folder_now_is_watched(tmp_path: Path, replaced: str) -> None:
+    emit = RecordingEmitter()
+    (tmp_path / "one" / "in").mkdir(parents=True)
+    (tmp_path / "two" / "in").mkdir(parents=True)
+    (tmp_path / "now").symlink_to("one")
+    trigger = files(f"{tmp_path}/now/in/*.csv", settle="10ms", rescan="1s")
+    async with watch(trigger, emit):
+        (tmp_path / "now" / "in" / "a.csv").write_text("a")
+        await emit.stored(1)
+        if replaced == "a link":
+            (tmp_path / "next").symlink_to("two")
+            (tmp_path / "next").rename(tmp_path / "now")
+        else:
+            (tmp_path / "one").rename(tmp_path / "before")
+            (tmp_path / "two").rename(tmp_path / "one")
+        (tmp_path / "now" / "in" / "b.csv").write_text("b")
+        await emit.stored(2)  # by a walk
+        quickest = 1.0
+        for number in range(5):
+            began = asyncio.get_running_loop().time()
+            (tmp_path / "now" / "in" / f"{number}.csv").write_text("x")
+            await emit.stored(3 + number)
+            quickest = min(quickest, asyncio.get_running_loop().time() - began)
+            await asyncio.sleep(0.15)  # out of step with the walks
+    assert quickest < 0.2
+
+
+def make_data_folder(emit: RecordingEmitter, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "journal.db-wal").write_text("x")
+    emit.connections["files"] = {"data": str(folder)}
+
+
+@pytest.mark.parametrize("by", ["name", "link to the root", "another way"])
+async def test_the_own_data_folder_is_left_alone(tmp_path: Path, by: str) -> None:
+    emit, root = RecordingEmitter(), tmp_path / "work"
+    root.mkdir()
+    make_data_folder(emit, root / "data")
+    pattern = f"{root}/**/*"
+    if by == "link to the root":
+        (tmp_path / "link").symlink_to("work")
+        pattern = f"{tmp_path}/link/**/*"
+    elif by == "another way":
+        pattern = f"{tmp_path}/nowhere/../work/*/*"
+    async with watch(files(pattern, settle="10ms", rescan="50ms"), emit):
+        (root / "s").mkdir()
+        for number in range(3):
+            (root / "data" / "journal.db-wal").write_text(f"{number}")
+            (root / "data" / f"{number}").write_text("x")
+            (root / "s" / f"{number}.csv").write_text("x")
+            await emit.stored(number + 1)
+    assert names(emit) == ["s/0.csv", "s/1.csv", "s/2.csv"]
+
+
+@pytest.mark.parametrize("pattern", ["work/data/*", "work/data/deep/*", "link/*", "other/*"])
+async def test_a_pattern_in_the_own_data_folder_is_refused(tmp_path: Path, pattern: str) -> None:
+    emit = RecordingEmitter()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "link").symlink_to("work/data")
+    make_data_folder(emit, tmp_path / "work" / "data")
+    for folder in ("work/data/deep", "other"):
+        (tmp_path / folder).mkdir()
+    async with asyncio.TaskGroup() as group:
+        then = move("../work/data/done") if pattern == "other/*" else None
+        task = group.create_task(files(f"{tmp_path}/{pattern}", then=then).run(emit))
+        await emit.until(lambda: emit.down_reason is not None)
+        task.cancel()
+    assert "data folder" in str(emit.down_reason)
+    assert not emit.events
 
 
 async def test_without_notifications_it_polls_and_says_so(

@@ -17,7 +17,7 @@ async def first_change(watched: Path, *files: Path) -> set[Path]:
     found: set[Path] = set()
 
     async def watch() -> None:
-        async for changed in changes([watched]):
+        async for changed in changes([watched], warn=print):
             found.update(changed)
             return
 

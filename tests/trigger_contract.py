@@ -54,7 +54,7 @@ class RecordingEmitter:
         self.rejected: Counter[str] = Counter()
         self.lags: dict[str, float] = {}
         self.figures: dict[str, float] = {}
-        self.connections: dict[str, Mapping[str, Any]] = {}
+        self.connections: dict[str, Mapping[str, Any]] = {"files": {}}
         self.is_up = False
         self.down_reason: str | None = None
         self.refused = 0

@@ -20,11 +20,13 @@ The folder watcher is imported here and nowhere else. Not here: the watch itself
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from anyio import to_thread
@@ -152,6 +154,8 @@ class FilesTrigger:
             poll=self.poll,
             max_depth=self.max_depth,
             avoid=self._targets_inside(),
+            private=emit.connection("files").get("data"),
+            targets=tuple(self._targets()),
         )
         await Watching(plan, self.ledger, emit, _Notifier).run()
 
@@ -237,10 +241,9 @@ class _Notifier:
     """
 
     def __init__(self, folders: Sequence[str]) -> None:
-        from watchfiles._rust_notify import RustNotify
-
         self._stopped = False
-        self._watcher: RustNotify = RustNotify(list(folders), False, False, 300, False, False)
+        self._in_use = Lock()
+        self._watcher = _watcher(folders)
         # The kernel drops what does not fit its queue and watchfiles does not say so. A change is
         # up to four entries there: so many in one burst may be all that was left of more.
         self._suspicious = _queue_limit() // 4
@@ -248,6 +251,13 @@ class _Notifier:
 
     def wait(self, timeout_seconds: float, step_seconds: float) -> list[tuple[Sign, str]]:
         """Return what changed; a `stop` from another thread is noticed within a step."""
+        try:
+            with self._in_use:
+                return [] if self._stopped else self._changes(timeout_seconds, step_seconds)
+        finally:
+            self._close_if_stopped()
+
+    def _changes(self, timeout_seconds: float, step_seconds: float) -> list[tuple[Sign, str]]:
         from watchfiles._rust_notify import WatchfilesRustInternalError
 
         signs = (Sign.GONE, Sign.ADDED, Sign.WRITTEN, Sign.GONE)  # watchfiles counts from 1
@@ -275,6 +285,40 @@ class _Notifier:
     def stop(self) -> None:
         """Stop watching as soon as no thread waits any more."""
         self._stopped = True
+        self._close_if_stopped()
+
+    def _close_if_stopped(self) -> None:
+        """Give the kernel's instance back, by whoever comes last: a `wait`, or the `stop`.
+
+        Not left to the garbage: the error a `wait` has raised holds on to this object.
+        """
+        if self._stopped and self._in_use.acquire(blocking=False):
+            try:
+                self._watcher.close()
+            finally:
+                self._in_use.release()
+
+
+def _watcher(folders: Sequence[str]) -> RustNotify:
+    """Start watching these folders; raises `OSError` that names the limit which is reached."""
+    from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
+
+    try:
+        return RustNotify(list(folders), False, False, 300, False, False)
+    except WatchfilesRustInternalError as error:
+        if f"os error {errno.EMFILE}" not in str(error):
+            raise OSError(str(error)) from None
+        raise OSError(
+            errno.EMFILE,
+            "no inotify instance is left: raise fs.inotify.max_user_instances, or the open files "
+            "of the process",
+        ) from None
+    except OSError as error:
+        if "limit reached" not in str(error):  # it has no number
+            raise
+        raise OSError(
+            errno.ENOSPC, "too many watched folders: raise fs.inotify.max_user_watches"
+        ) from None
 
 
 def _queue_limit() -> int:

@@ -88,6 +88,8 @@ def move_file(subject: Subject, target: str, tag: str) -> str | None:
             status = _status(source, name)
         except FileNotFoundError:
             source, status = -1, None
+        if status is None or not subject.is_same(status):
+            _remove(goal, _part(tag))  # of a try that a crash ended
         if status is not None and not subject.is_same(status):
             return None
         if status is None:
@@ -150,12 +152,29 @@ def _rename(source: int, goal: int, name: str, chosen: str) -> None:
 
 
 def _copy(subject: Subject, source: int, goal: int, name: str, chosen: str, tag: str) -> None:
-    """Copy to another file system; the real name appears when all of it is on disk."""
-    part = f".{tag}.part"
+    """Copy to another file system; the real name appears when all of it is on disk.
+
+    Nothing of it stays when it fails: a part of a file that did not fit would keep the disk full.
+    """
+    part = _part(tag)
+    _remove(goal, part)
+    try:
+        if not subject.is_same(_write_copy(source, goal, name, part)):
+            raise TriggerError(f"{name!r} changed while it was copied")
+        try:
+            os.link(part, chosen, src_dir_fd=goal, dst_dir_fd=goal)
+        except FileExistsError:
+            raise
+        except OSError:
+            _rename(goal, goal, part, chosen)
+    finally:
+        _remove(goal, part)
+
+
+def _write_copy(source: int, goal: int, name: str, part: str) -> os.stat_result:
+    """Write content, mode and times of a file to `part`; returns what was copied."""
     reading = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=source)
     with open(reading, "rb") as old:  # noqa: PTH123  by descriptor
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part, dir_fd=goal)
         writing = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=goal)
         with open(writing, "wb") as new:  # noqa: PTH123
             while piece := old.read(_COPY_BYTES):
@@ -165,18 +184,16 @@ def _copy(subject: Subject, source: int, goal: int, name: str, chosen: str, tag:
             os.fchmod(writing, stat.S_IMODE(status.st_mode) & 0o777)
             os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
             os.fsync(writing)
-    try:
-        if not subject.is_same(status):
-            raise TriggerError(f"{name!r} changed while it was copied")
-        try:
-            os.link(part, chosen, src_dir_fd=goal, dst_dir_fd=goal)
-        except FileExistsError:
-            raise
-        except OSError:
-            _rename(goal, goal, part, chosen)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part, dir_fd=goal)
+    return status
+
+
+def _part(tag: str) -> str:
+    return f".{tag}.part"
+
+
+def _remove(folder: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
 
 
 def _is_arrived(source: int, goal: int, name: str, chosen: str) -> bool:

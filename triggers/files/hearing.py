@@ -2,13 +2,16 @@
 
 Only folders a walk has been in are watched, each by itself: a link or a mount that appears among
 them is never followed. Where the machine gives no notifications (a limit is reached, a share
-knows none) the folders are reported as unwatched and only walks remain.
+knows none) the folders are reported as unwatched and only walks remain. So it is for a single
+folder that holds a name which is no UTF-8: the watcher can report nothing about it, not even that
+the walk has looked.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import errno
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol, TypeVar
 
@@ -17,6 +20,7 @@ from anyio import CapacityLimiter, to_thread
 from turnout.service.logs import get_logger
 from turnout.service.trigger import Emitter
 
+from .scan import Identity, identity_of, is_text
 from .sighting import displayed
 
 UNWATCHED = "unwatched folders"
@@ -25,6 +29,7 @@ UNWATCHED = "unwatched folders"
 _HEARTBEAT_SECONDS = 1.0
 _AGAIN_SECONDS = 30.0
 _DRAIN_STEP_SECONDS = 0.004
+_CLOSING_SECONDS = 0.05  # a closed instance is given back by its own thread
 
 T = TypeVar("T")
 
@@ -71,10 +76,15 @@ class Disk:
 
 
 class Hearing:
-    """The notifications of one trigger: `folders` are those it hears of, relative to the root."""
+    """The notifications of one trigger: `folders` are those it hears of, relative to the root.
+
+    `undecodable` are those among them that are left to walks (`Tour.undecodable`).
+    """
 
     def __init__(self, root: str, emit: Emitter, disk: Disk, open_notifier: OpenNotifier) -> None:
         self.folders: set[str] = set()
+        self.undecodable: set[str] = set()
+        self._heard: dict[str, Identity | None] = {}
         self._root = root
         self._emit = emit
         self._disk = disk
@@ -86,37 +96,71 @@ class Hearing:
         self._beat: asyncio.TimerHandle | None = None
         self._beat_at = 0.0
         self._was_paused = False
+        self._was_deaf = False
 
     @property
     def works(self) -> bool:
         """Whether there are notifications at all."""
         return self._notifier is not None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every folder is heard of; what is not must be walked often."""
+        return len(self._heard) == len(self.folders)
+
     def wants_retry(self, now: float) -> bool:
         """Whether it is time to ask the machine for notifications again."""
         return self._notifier is None and now >= self._again_at
 
+    def is_about(self, folders: Mapping[str, Identity], undecodable: set[str]) -> bool:
+        """Whether it hears of exactly these folders, and not of others that had their names."""
+        return (
+            self.folders == folders.keys()
+            and self.undecodable == undecodable
+            and all(folders[name] == identity for name, identity in self._heard.items())
+        )
+
     async def listen(self, folders: set[str], now: float) -> None:
         """Hear of changes in exactly these folders from now on, or not at all (`works`)."""
         self.folders = set(folders)
+        self._heard = {}
         if self._beat is None:
             self._beat_at = asyncio.get_running_loop().time()
             self._keep_beat()
-        names = (f"{self._root}/{folder}" if folder else self._root for folder in sorted(folders))
-        # A name that is no UTF-8 cannot be watched, only walked.
-        watchable = [name for name in names if _is_text(name)]
+        paths = {
+            folder: f"{self._root}/{folder}" if folder else self._root
+            for folder in sorted(folders.difference(self.undecodable))
+        }
+        watchable = {folder: path for folder, path in paths.items() if is_text(path)}
         if self._notifier is not None:
             # What it heard until the next one hears is asked for by the next `wait`: late enough
             # for its own thread to have read what the kernel had for it.
             self._retiring.append(self._notifier)
             self._notifier = None
         try:
-            self._notifier = await self._disk(self._open, watchable)
+            if watchable:
+                await self._start(watchable)
             self._warned = False
         except OSError as error:
             self._give_up(error, now)
-        heard = len(watchable) if self.works else 0
-        self._emit.lag(UNWATCHED, len(folders) - heard)
+        self._emit.lag(UNWATCHED, len(self.folders) - len(self._heard))
+
+    async def _start(self, paths: Mapping[str, str]) -> None:
+        try:
+            self._notifier, self._heard = await self._disk(self._watch, paths)
+        except OSError as error:
+            if error.errno != errno.EMFILE or not self._retiring:
+                raise
+            # The last instance there was may be our own old one.
+            self._retire()
+            self._was_deaf = True
+            await asyncio.sleep(_CLOSING_SECONDS)
+            self._notifier, self._heard = await self._disk(self._watch, paths)
+
+    def _watch(self, paths: Mapping[str, str]) -> tuple[Notifier, dict[str, Identity | None]]:
+        # Asked before they are watched: one that is replaced meanwhile counts as not heard of.
+        heard = {folder: identity_of(path) for folder, path in paths.items()}
+        return self._open(list(paths.values())), heard
 
     def _give_up(self, error: OSError, now: float) -> None:
         if isinstance(error, FileNotFoundError):  # a folder vanished meanwhile: the walk will tell
@@ -138,37 +182,41 @@ class Hearing:
     async def wait(self, seconds: float, step_seconds: float) -> list[tuple[Sign, str]]:
         """Return signs as they come, none when `seconds` (at most a heartbeat) are over.
 
-        Raises `HintsLost` also when the process was paused for a while.
+        Raises `HintsLost` also when the process was paused for a while, or an old set of folders
+        had to be given up before the new one was watched.
         """
         seconds = min(max(seconds, 0.0), _HEARTBEAT_SECONDS)
         if self._was_paused:
             self._was_paused = False
             self._drop()
             raise HintsLost
+        if self._was_deaf:
+            self._was_deaf = False
+            raise HintsLost
+        if self._retiring:
+            return await self._disk(_last_words, self._take_retiring())
+        if self._notifier is None:
+            await asyncio.sleep(seconds)
+            return []
         try:
-            if self._retiring:
-                return await self._disk(self._last_words)
-            if self._notifier is not None:
-                return await self._disk(self._notifier.wait, seconds, step_seconds)
+            return await self._disk(self._notifier.wait, seconds, step_seconds)
         except HintsLost:
             self._drop()
             raise
-        await asyncio.sleep(seconds)
-        return []
 
-    def _last_words(self) -> list[tuple[Sign, str]]:
-        signs: list[tuple[Sign, str]] = []
-        while self._retiring:
-            notifier = self._retiring.pop()
-            signs += notifier.wait(0, _DRAIN_STEP_SECONDS)
+    def _take_retiring(self) -> list[Notifier]:
+        retiring, self._retiring = self._retiring, []
+        return retiring
+
+    def _retire(self) -> None:
+        for notifier in self._take_retiring():
             notifier.stop()
-        return signs
 
     def _drop(self) -> None:
-        for notifier in (*self._retiring, self._notifier):
-            if notifier is not None:
-                notifier.stop()
-        self._retiring, self._notifier = [], None
+        self._retire()
+        if self._notifier is not None:
+            self._notifier.stop()
+        self._notifier, self._heard = None, {}
 
     def forget(self, folder: str) -> bool:
         """Stop counting on a folder that went away, and all below it; False if it was unknown."""
@@ -178,6 +226,7 @@ class Hearing:
         self.folders = {
             name for name in self.folders if name != folder and not name.startswith(below)
         }
+        self._heard = {name: self._heard[name] for name in self._heard if name in self.folders}
         return True
 
     def stop(self) -> None:
@@ -186,12 +235,13 @@ class Hearing:
             self._beat.cancel()
             self._beat = None
         self._drop()
-        self.folders = set()
+        self.folders, self.undecodable = set(), set()
 
 
-def _is_text(name: str) -> bool:
+def _last_words(retiring: Sequence[Notifier]) -> list[tuple[Sign, str]]:
+    """Return what notifiers have heard until now, and stop them."""
     try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+        return [sign for notifier in retiring for sign in notifier.wait(0, _DRAIN_STEP_SECONDS)]
+    finally:
+        for notifier in retiring:
+            notifier.stop()

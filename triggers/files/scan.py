@@ -19,6 +19,7 @@ import stat
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import NamedTuple
 
 from .pattern import Pattern, Place
@@ -55,13 +56,21 @@ class Other(Enum):
     UNKNOWN = "unknown"
 
 
+Identity = tuple[int, int]
+"""Device and inode of a folder: tells it from another one that has its name now."""
+
+
 @dataclass(slots=True)
 class Tour:
-    """What a walk met besides files: folders it read, folders it could not, names it refused."""
+    """What a walk met besides files: folders it read, folders it could not, names it refused.
 
-    folders: set[str] = field(default_factory=set)
+    `undecodable` holds the folders with a name in them that is no UTF-8.
+    """
+
+    folders: dict[str, Identity] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
+    undecodable: set[str] = field(default_factory=set)
 
 
 @contextlib.contextmanager
@@ -84,6 +93,34 @@ def check_root(root: str) -> None:
         pass
 
 
+def identity_of(folder: str) -> Identity | None:
+    """Return which folder this name stands for now, or None where there is none."""
+    try:
+        return _identity(os.stat(folder))  # noqa: PTH116  names stay text with surrogate escapes
+    except OSError:
+        return None
+
+
+def is_inside(folder: str, outer: str) -> bool:
+    """Whether `folder` is `outer` or lies below it, whatever links lead there."""
+    return Path(folder).resolve().is_relative_to(Path(outer).resolve())
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is UTF-8: one that is not has surrogate escapes."""
+    if name.isascii():
+        return True
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def device_of(root: str) -> str:
     """Return which file system the root is on."""
     return str(os.stat(root).st_dev)  # noqa: PTH116  names stay text with surrogate escapes
@@ -96,12 +133,14 @@ def walk(
     *,
     below: str = "",
     avoid: frozenset[str] = frozenset(),
+    private: Identity | None = None,
     max_depth: int,
 ) -> Generator[tuple[str, Version], None, None]:
     """Yield every matching file at or below the folder `below`, with its version.
 
     Raises `OSError` when the root cannot be opened; any other folder that cannot be read is noted
-    in `tour.unread`. Folders in `avoid` and those deeper than `max_depth` are left out.
+    in `tour.unread`. Folders in `avoid`, those deeper than `max_depth`, and the folder `private`
+    under whatever name, are left out.
     """
     place = pattern.place(below)
     if not place:
@@ -116,12 +155,14 @@ def walk(
                 return
             tour.unread.add(below)
             return
-        yield from _walk(descriptor, below, place, _Rules(pattern, avoid, max_depth), tour)
+        rules = _Rules(pattern, avoid, private, max_depth)
+        yield from _walk(descriptor, below, place, rules, tour)
 
 
 class _Rules(NamedTuple):
     pattern: Pattern
     avoid: frozenset[str]
+    private: Identity | None
     max_depth: int
 
 
@@ -129,9 +170,12 @@ def _walk(
     descriptor: int, folder: str, place: Place, rules: _Rules, tour: Tour
 ) -> Generator[tuple[str, Version], None, None]:
     inner: list[tuple[str, Place]] = []
-    tour.folders.add(folder)
+    identity = _identity(os.fstat(descriptor))
+    if identity == rules.private:
+        return
+    tour.folders[folder] = identity
     try:
-        yield from _files(descriptor, f"{folder}/" if folder else "", place, rules, tour, inner)
+        yield from _files(descriptor, folder, place, rules, tour, inner)
     except OSError:
         tour.unread.add(folder)
     for path, deeper in inner:
@@ -151,15 +195,18 @@ def _walk(
 
 def _files(
     descriptor: int,
-    prefix: str,
+    folder: str,
     place: Place,
     rules: _Rules,
     tour: Tour,
     inner: list[tuple[str, Place]],
 ) -> Iterator[tuple[str, Version]]:
     """Yield the matching files of one open folder; adds the folders to enter next to `inner`."""
+    prefix = f"{folder}/" if folder else ""
     with os.scandir(descriptor) as entries:
         for entry in entries:
+            if not is_text(entry.name):
+                tour.undecodable.add(folder)
             path = prefix + entry.name
             deeper = rules.pattern.enter(place, entry.name)
             wanted = rules.pattern.accepts(place, entry.name)

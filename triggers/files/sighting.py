@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from typing import NamedTuple
 
@@ -56,9 +58,17 @@ def file_event(root: str, sighting: Sighting, *, time: datetime) -> Event:
         time=time,
         subject=displayed(path),
         datacontenttype="application/json",
-        body=orjson.dumps(body),
+        body=_json(body),
         extensions=extensions,
     )
+
+
+def _json(body: Mapping[str, object]) -> bytes:
+    """Write the body; a file's own times may lie outside of 64 bits (before 1677, after 2554)."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def displayed(path: str) -> str:

@@ -26,7 +26,21 @@ from .hearing import Disk, Hearing, HintsLost, OpenNotifier, Sign
 from .ledger import Ledger
 from .pattern import Pattern
 from .recording import BATCH, Recorder
-from .scan import Inspection, Other, Tour, Version, check_root, device_of, inspect, look, walk
+from .renames import looks_renamed, stems
+from .scan import (
+    Identity,
+    Inspection,
+    Other,
+    Tour,
+    Version,
+    check_root,
+    device_of,
+    identity_of,
+    inspect,
+    is_inside,
+    look,
+    walk,
+)
 from .settling import Settling
 from .sighting import Sighting, displayed
 
@@ -48,7 +62,11 @@ log = get_logger("turnout.files")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to watch and how; `avoid` holds folders below the root to leave alone."""
+    """What to watch and how; `avoid` holds folders below the root to leave alone.
+
+    `private` is the service's own data folder, which is left alone wherever the pattern meets it;
+    `targets` are the folders that files are moved to.
+    """
 
     pattern: Pattern
     settle_seconds: float
@@ -56,6 +74,8 @@ class Plan:
     poll: bool
     max_depth: int
     avoid: frozenset[str]
+    private: str | None = None
+    targets: tuple[str, ...] = ()
 
 
 class Watching:
@@ -73,6 +93,9 @@ class Watching:
         self._hearing = Hearing(self._root, emit, self._disk, open_notifier)
         self._recorder = Recorder(self._root, ledger, emit)
         self._settling = Settling(plan.settle_seconds, trust_stamps=not plan.poll)
+        self._private: Identity | None = None
+        self._opened: dict[str, int] = {}
+        self._opened_before: dict[str, int] = {}
         self._new_folders: set[str] = set()
         self._extend_at: float | None = None
         self._refused: set[str] = set()
@@ -102,6 +125,7 @@ class Watching:
 
     async def _watch(self) -> None:
         await self._disk(check_root, self._root)
+        await self._spare_private()
         await self._listen({""})
         await self._check_device()
         self._emit.up()
@@ -116,6 +140,18 @@ class Watching:
                 await self._rescan()
             self._report_lag()
 
+    async def _spare_private(self) -> None:
+        """Find the service's own folder, whose files change with every event."""
+        private = self._plan.private
+        if private is None:
+            return
+        for folder in (self._root, *self._plan.targets):
+            if await self._disk(is_inside, folder, private):
+                raise TriggerError(
+                    f"{displayed(folder)} is in the service's own data folder; choose another one"
+                )
+        self._private = await self._disk(identity_of, private)
+
     async def _hear(self) -> None:
         """Wait for notifications, or until something else is to be done."""
         moments = (self._rescan_at, self._settling.next_due(), self._extend_at)
@@ -126,20 +162,22 @@ class Watching:
             step = min(idle, max(quick, self._plan.settle_seconds / 10))
         try:
             await self._take(await self._hearing.wait(until - self._now(), step))
+            # Told of everything from before this wait began, and the one before it.
+            self._opened_before, self._opened = self._opened, {}
         except HintsLost:
             self._rescan_soon()
-            await self._listen(self._hearing.folders)
+            if not self._hearing.works:
+                await self._listen(self._hearing.folders)
 
     async def _take(self, signs: list[tuple[Sign, str]]) -> None:
         """Look at the names that notifications spoke of."""
         names = self._names(signs)
+        left = {self._relative(name) for sign, name in signs if sign is Sign.GONE}
         finished = {
-            stem
-            for path in (self._relative(name) for sign, name in signs if sign is Sign.GONE)
-            if not self._pattern.matches(path)
-            for stem in _stems(path)
+            stem for path in left if not self._pattern.matches(path) for stem in stems(path)
         }
         gone: list[str] = []
+        back: list[tuple[str, Version]] = []
         listed = [
             path
             for path, sign in names.items()
@@ -155,14 +193,30 @@ class Watching:
                 elif found is Other.REFUSED:
                     self._refuse({path})
                 elif isinstance(found, Version) and self._pattern.matches(path):
-                    placed = names[path] is Sign.ADDED and _looks_renamed(path, found, finished)
+                    if path in left and self._came_back(path, found):
+                        gone.append(path)
+                        back.append((path, found))
+                        continue
+                    placed = names[path] is Sign.ADDED and looks_renamed(path, found, finished)
                     self._see(path, found, placed=placed)
         await self._recorder.close(gone)
+        for path, found in back:
+            self._see(path, found)
+
+    def _came_back(self, path: str, found: Version) -> bool:
+        """Whether a known file went away and is there again, which makes it a new one.
+
+        A notification from before the file was emitted says nothing: the inode has not changed
+        since then.
+        """
+        opened = self._opened.get(path, self._opened_before.get(path))
+        return path in self._ledger and opened != found.changed_ns
 
     def _names(self, signs: list[tuple[Sign, str]]) -> dict[str, Sign]:
         """Return the latest a batch says of each name, relative to the root.
 
-        The order within a batch is lost; a name that both came and went is taken for there.
+        The order within a batch is lost; a name that both came and went is taken for there, and
+        a known one for gone before (`_came_back`).
         """
         names: dict[str, Sign] = {}
         for sign, absolute in signs:
@@ -206,6 +260,7 @@ class Watching:
             if ready and await self._recorder.open(ready):
                 for sighting in ready:
                     self._settling.drop(sighting.path)
+                    self._opened[sighting.path] = sighting.version.changed_ns
                 self._count("unreadable", sum(sighting.error is not None for sighting in ready))
 
     def _any_placed(self, paths: list[str]) -> bool:
@@ -257,15 +312,22 @@ class Watching:
         self._refused &= tour.refused
         self._refuse(tour.refused)
         self._walk_seconds = self._now() - began
-        self._new_folders |= tour.folders - self._hearing.folders
+        self._new_folders |= tour.folders.keys() - self._hearing.folders
         if not self._plan.poll and (
-            tour.folders != self._hearing.folders or self._hearing.wants_retry(self._now())
+            not self._hearing.is_about(tour.folders, tour.undecodable)
+            or self._hearing.wants_retry(self._now())
         ):
-            self._hearing.folders &= tour.folders
+            self._hearing.folders &= tour.folders.keys()
+            self._hearing.undecodable = tour.undecodable
             await self._extend()
-        deaf = not self._plan.poll and not self._hearing.works
-        interval = min(_POLL_SECONDS, self._plan.rescan_seconds)
-        self._rescan_at = self._now() + (interval if deaf else self._plan.rescan_seconds)
+        self._rescan_at = self._now() + self._pause()
+
+    def _pause(self) -> float:
+        """Return how long to wait for the next walk: briefly, where some folder is not heard of."""
+        if self._plan.poll or self._hearing.is_whole:
+            return self._plan.rescan_seconds
+        # A walk of a large tree must not eat the machine.
+        return min(max(_POLL_SECONDS, 4 * self._walk_seconds), self._plan.rescan_seconds)
 
     async def _close(self, absent: list[str]) -> None:
         """Close what a walk did not meet, once a look has confirmed that it is gone."""
@@ -310,7 +372,13 @@ class Watching:
     def _walker(self, below: str, tour: Tour) -> Walk:
         plan = self._plan
         return walk(
-            self._root, plan.pattern, tour, below=below, avoid=plan.avoid, max_depth=plan.max_depth
+            self._root,
+            plan.pattern,
+            tour,
+            below=below,
+            avoid=plan.avoid,
+            private=self._private,
+            max_depth=plan.max_depth,
         )
 
     def _slice(self, walker: Walk, seen: set[str]) -> list[tuple[str, Version]] | None:
@@ -345,7 +413,8 @@ class Watching:
                 with suppress(FileNotFoundError):
                     await self._walk(folder, tour, set())
                 self._refuse(tour.refused)
-                self._new_folders |= tour.folders - self._hearing.folders
+                self._hearing.undecodable |= tour.undecodable
+                self._new_folders |= tour.folders.keys() - self._hearing.folders
             if not self._new_folders:
                 return
 
@@ -383,28 +452,6 @@ class Watching:
 
     def _wall_ns(self) -> int:
         return int(self._emit.now().timestamp() * 1e9)
-
-
-def _looks_renamed(path: str, version: Version, finished: set[str]) -> bool:
-    """Whether a name that appeared shows signs of a rename; `_settle` asks for proof besides.
-
-    Its inode changed after its content, or its own temporary name (`_stems` of those that went
-    away are in `finished`) vanished in the same moment.
-    """
-    if version.size == 0:
-        return False
-    folder, _, name = path.rpartition("/")
-    return version.changed_ns > version.mtime_ns or (
-        f"{folder}/{name.rpartition('.')[0] or name}" in finished
-    )
-
-
-def _stems(temporary: str) -> list[str]:
-    """Return of what a name may be a temporary one: `a` and `a.csv` for `.a.csv.X3f9`."""
-    folder, _, name = temporary.rpartition("/")
-    bare = name.lstrip(".~_")
-    ends = (at for at, char in enumerate(f"{bare}.") if not char.isalnum())
-    return [f"{folder}/{bare[:end]}" for end in ends]
 
 
 def _topmost(folders: set[str]) -> list[str]:
