@@ -86,6 +86,7 @@ class Counts:
 
     runs_by_state: Mapping[str, int]
     dead_letters_by_flow: Mapping[str, int]
+    not_undone_by_flow: Mapping[str, int]
     slots_by_flow: Mapping[str, int]
     waiting_by_pool: Mapping[str, int]
 
@@ -99,6 +100,12 @@ class _Observed(Collector):
         for name, text, label, values in (
             ("runs", "Unfinished runs by state.", "state", counts.runs_by_state),
             ("dead_letters", "Dead letters kept.", "flow", counts.dead_letters_by_flow),
+            (
+                "undo_failed",
+                "Dead letters whose undo failed and is not done yet.",
+                "flow",
+                counts.not_undone_by_flow,
+            ),
             ("slots", "Runs that hold a slot now.", "flow", counts.slots_by_flow),
             (
                 "pool_waiting",

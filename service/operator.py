@@ -10,6 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import orjson
@@ -61,31 +62,25 @@ class Operator:
         self._connection = connection
         self._stopped = stopped
 
-    async def cancel(self, run_id: str) -> Run:
-        """End an unfinished run as `cancelled`; a running one stops at its next await."""
-        run = await self._journal.cancel(run_id, now=self._now())
-        await self._stop(run)
-        return run
+    async def cancel(self, run_id: str, *, reason: str = "", by: str = "") -> Run:
+        """Cancel an unfinished run, why and by whom; a running one stops at its next await.
 
-    async def _stop(self, run: Run) -> None:
-        """Stop what the journal has cancelled: the run and the children it waited for."""
-        if self._dispatcher is None:
-            return
-        self._dispatcher.cancel(run)
-        for child_id in await self._children(run.seq):
-            child = await self._journal.run(child_id)
-            if child is not None and child.state is RunState.CANCELLED:
-                await self._stop(child)
+        It ends as `cancelled`: at once, or when what it did is undone (`undo` is `running` until
+        then), behind the children it waits for, which are cancelled too.
+        Raises `NotFound`, `Refused` (it has ended, or is being undone already).
+        """
+        runs = await self._journal.cancel(run_id, now=self._now(), reason=reason, by=by)
+        if self._dispatcher is not None:
+            for run in runs:
+                self._dispatcher.cancel(run)
+        return runs[0]
 
-    async def _children(self, run_seq: int) -> list[str]:
-        steps = await self._journal.steps(run_seq)
-        return [step.origin for step in steps if step.state == "waiting" and step.origin]
-
-    async def cancel_children(self, run_seq: int) -> None:
-        """Cancel the children an ended run no longer waits for."""
-        for child_id in await self._children(run_seq):
-            with suppress(Refused, NotFound):
-                await self.cancel(child_id)
+    async def cancel_children(self, run_seq: int, run_id: str) -> None:
+        """Cancel the children a run that has ended no longer waits for."""
+        for step in await self._journal.steps(run_seq):
+            if step.state == "waiting" and step.origin:
+                with suppress(Refused, NotFound):
+                    await self.cancel(step.origin, reason=f"run {run_id}, its parent, has ended")
 
     async def answer(
         self,
@@ -122,7 +117,10 @@ class Operator:
                 read_fields(find_fields(declared), fields)
 
     async def retry(self, run_id: str, from_step: str | None = None) -> Run:
-        """Queue a finished run again; it goes on after its last recorded step or at `from_step`."""
+        """Queue a finished run again; it goes on after its last recorded step or at `from_step`.
+
+        One whose undo has failed goes on with the steps of that which are not done, and only those.
+        """
         run = await self._journal.retry(run_id, from_step, now=self._now())
         name = self._name_now(run.flow)
         if name != run.flow:
@@ -137,21 +135,31 @@ class Operator:
             self._dispatcher.let_go(run)
         return run
 
-    async def replay_dead(self, run_id: str) -> list[str]:
-        """Start a dead letter's flow again from the event, as a new run; the letter is dropped."""
+    async def replay_dead(self, run_id: str, *, not_undone: bool = False) -> list[str]:
+        """Start a dead letter's flow again from the event, as a new run; the letter is dropped.
+
+        One that is not undone stays a dead letter, and is replayed only if `not_undone` says that
+        this is known; otherwise raises `Refused`.
+        """
         run = await self._journal.run(run_id)
         if run is None:
             raise NotFound(f"no run {run_id!r}")
         if not run.dead:
             raise Refused(f"run {run.id} is not a dead letter; it is {run.state}")
+        if not not_undone:
+            _refuse_not_undone([run])
         stored = await self._event_of(run)
         runs = await self._replay(stored, {run.flow: run})
-        await self.drop(run.id)
+        if not is_not_undone(run):
+            await self.drop(run.id)
         return runs
 
-    async def replay(self, event_id: str, source: str | None = None) -> list[str]:
+    async def replay(
+        self, event_id: str, source: str | None = None, *, not_undone: bool = False
+    ) -> list[str]:
         """Start every flow of a stored event again, as new runs; raises `NotFound`, `Refused`.
 
+        While a run of the event is not undone, only if `not_undone` says that this is known.
         The flows are those it had runs of and, with a project at hand, those it would start now.
         """
         found = await self._journal.event(event_id)
@@ -163,11 +171,11 @@ class Operator:
             sources = ", ".join(sorted({stored.event.source for stored in found}))
             raise Refused(f"event id {event_id!r} has several sources; name one of: {sources}")
         stored = found[0]
-        flows: dict[str, Run | None] = {}
-        for run_id in stored.runs:
-            run = await self._journal.run(run_id)
-            if run is not None:
-                flows[run.flow] = run
+        found_runs = [await self._journal.run(run_id) for run_id in stored.runs]
+        runs = [run for run in found_runs if run is not None]
+        if not not_undone:
+            _refuse_not_undone(runs)
+        flows: dict[str, Run | None] = {run.flow: run for run in runs}
         project = self._project()
         for flow in (
             *project.feeds.get(stored.event.trigger, ()),
@@ -339,10 +347,10 @@ class Operator:
                 return found
             cursor = page[-1].seq
 
-    async def cancel_all(self, which: Filter) -> list[Run]:
-        """Cancel every unfinished run that fits; those that ended meanwhile are left alone."""
+    async def cancel_all(self, which: Filter, *, reason: str = "", by: str = "") -> list[Run]:
+        """Cancel every unfinished run that fits, but those that ended or are undone meanwhile."""
         chosen = [run for run in await self.matching(which) if run.state not in FINISHED]
-        return await _each(self.cancel, chosen)
+        return await _each(partial(self.cancel, reason=reason, by=by), chosen)
 
     async def retry_all(self, which: Filter) -> list[Run]:
         """Queue every failed or cancelled run that fits again."""
@@ -362,6 +370,23 @@ def _refuse_unless_taken(event: Event, emitter: TriggerEmitter) -> None:
         "wanted with --input, or start an earlier event of the trigger again: turnout events "
         f"--trigger {emitter.trigger.name!r}, then turnout replay EVENT"
     )
+
+
+def is_not_undone(run: Run) -> bool:
+    """Whether effects of a run that goes no further may still be there."""
+    return run.undo in ("running", "failed")
+
+
+def _refuse_not_undone(runs: Sequence[Run]) -> None:
+    """Raise `Refused` if effects of a run may be there still, beside which a replay makes more."""
+    for run in runs:
+        if is_not_undone(run):
+            raise Refused(
+                f"what run {run.id} of flow {run.flow} did is not undone (undo: {run.undo}), and a "
+                f"replay would do it once more, with other keys: finish the undo first with "
+                f"turnout retry {run.id}, or say that you know: --yes, or over HTTP the field "
+                f'{{"not_undone": true}}'
+            )
 
 
 async def _each(act: Callable[[str], Awaitable[Run]], runs: Sequence[Run]) -> list[Run]:

@@ -140,7 +140,12 @@ class Process:
         )
         self._ended = lru_cache(maxsize=1024)(metrics.runs_ended.labels)
         metrics.observe_counts(
-            lambda: Counts(*journal.counts(), admission.held_slots(), self.pools.waiting)
+            lambda: Counts(
+                *journal.counts(),
+                journal.not_undone(),
+                admission.held_slots(),
+                self.pools.waiting,
+            )
         )
 
     def emitter(
@@ -174,10 +179,11 @@ class Process:
                 event=claim.event.id,
                 error=f"{outcome.error.type}: {outcome.error.message}",
                 step=outcome.error.step,
+                **({} if outcome.undo is None else {"undo": outcome.undo}),
             )
         self.waiters.finished(claim.run_id, outcome)
         if claim.waited:
-            await self.operator.cancel_children(claim.run_seq)
+            await self.operator.cancel_children(claim.run_seq, claim.run_id)
         emitter = self.emitters.get(claim.event.trigger)
         if emitter is not None and emitter.has_effect:
             await self.effects.event_ended(claim.event_seq)

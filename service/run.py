@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from .errors import Refused
 from .units import parse_duration
@@ -68,15 +68,28 @@ def check_transition(run_id: str, current: RunState | None, target: RunState) ->
 PROCESS_DIED = "process_died"
 """The error type of a run, or of a step of its ending, under which the process kept dying."""
 
+CANCELLED = "cancelled"
+"""The error type of the step that says a run was cancelled and is to be undone."""
+
+UNDO_FAILED = "undo_failed"
+"""The error type of a run that was cancelled and could not be undone."""
+
+Undo = Literal["running", "done", "failed"]
+"""How far a run is undone: `failed` means that a step of the undo used up its tries."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunError:
-    """Why a run failed: the exception's type and message, and the step it escaped from."""
+    """Why a run failed: the exception's type and message, and the step it escaped from.
+
+    For `on_failure`, `undo_failed` are the steps of the run's undo that failed for good.
+    """
 
     type: str
     message: str
     step: str | None = None
     traceback: str | None = field(default=None, repr=False)
+    undo_failed: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, str | None]:
         """Return the public form (no traceback)."""
@@ -93,7 +106,8 @@ class Outcome:
     When `error.step` names a step, the step's recorded error is superseded in the same write, and
     so are those of the steps `again`.
     `waits` are the steps a waiting run waits at, with the last event each has looked at (0 if
-    none): what was woken behind that makes it due at once.
+    none): what was woken behind that makes it due at once. `undo` says how the undo of a run that
+    ended went, if there was one.
     """
 
     state: RunState
@@ -105,11 +119,15 @@ class Outcome:
     counts: bool = True
     waits: Mapping[str, int] = field(default_factory=dict)
     again: Sequence[str] = ()
+    undo: Undo | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run as the journal knows it and the world sees it."""
+    """A run as the journal knows it and the world sees it.
+
+    `undo_failed` are the steps of its undo that failed for good and were not done since.
+    """
 
     seq: int
     id: str
@@ -133,6 +151,9 @@ class Run:
     order_key: str | None
     limit_key: str | None
     code_version: str
+    cancelled_by: str | None = None
+    undo: Undo | None = None
+    undo_failed: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object the CLI prints and the HTTP API answers."""
@@ -155,6 +176,10 @@ class Run:
             "finished_at": instant(self.finished_at),
             "result": None if self.result is None else read_json(self.result),
             "error": None if self.error is None else self.error.as_dict(),
+            "reason": self.reason,
+            "cancelled_by": self.cancelled_by,
+            "undo": self.undo,
+            "undo_failed": list(self.undo_failed),
         }
 
 

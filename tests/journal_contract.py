@@ -649,7 +649,7 @@ class JournalContract:
     async def test_cancel(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             claim = await start(journal)
-            run = await journal.cancel(claim.run_id, now=at(5))
+            (run,) = await journal.cancel(claim.run_id, now=at(5))
             assert (run.state, run.finished_at) == ("cancelled", at(5))
             with pytest.raises(ClaimLost):
                 await finish(journal, claim, ended())

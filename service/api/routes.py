@@ -114,6 +114,8 @@ Until = Annotated[str | None, Query(description="before this instant, or an age 
 Limit = Annotated[int, Query(description=f"items on a page, 1 to {MAX_LIMIT}")]
 Cursor = Annotated[str | None, Query(description="`next` of the page before")]
 
+MAX_REASON_CHARACTERS = 2000
+
 _FILTERS = ("event", "flow", "since", "state", "trigger", "until")
 
 
@@ -205,14 +207,21 @@ async def retry_run(
         str | None, Query(alias="from", description="run again from this step key on")
     ] = None,
 ) -> Response:
-    """Queue a finished run again; it goes on after its last recorded step, or at `from`."""
+    """Queue a finished run again; it goes on after its last recorded step, or at `from`.
+
+    One whose `undo` is failed goes on with the steps of its undo that are not done, and only those.
+    """
     return _json((await service.operator.retry(run_id, from_step)).as_dict())
 
 
 @router.post("/runs/{run_id}/cancel", tags=["runs"])
-async def cancel_run(service: ServiceOf, run_id: str) -> Response:
-    """End an unfinished run as cancelled."""
-    return _json((await service.operator.cancel(run_id)).as_dict())
+async def cancel_run(service: ServiceOf, request: Request, run_id: str) -> Response:
+    """End an unfinished run as cancelled, once what it did is undone (`undo`: running).
+
+    The body may be {"reason": WHY, "by": WHO}. 409 when it has ended, or is being undone already.
+    """
+    said = await _said(request, service, "reason", "by")
+    return _json((await service.operator.cancel(run_id, **said)).as_dict())
 
 
 @router.post("/runs/retry", tags=["runs"])
@@ -225,10 +234,45 @@ async def retry_runs(service: ServiceOf, request: Request, which: Chosen) -> Res
 
 @router.post("/runs/cancel", tags=["runs"])
 async def cancel_runs(service: ServiceOf, request: Request, which: Chosen) -> Response:
-    """Cancel every unfinished run that fits the filters; one filter is required."""
+    """Cancel every unfinished run that fits the filters; one filter is required.
+
+    The body may be {"reason": WHY, "by": WHO}.
+    """
     _require_filter(request)
-    runs = await service.operator.cancel_all(which)
+    said = await _said(request, service, "reason", "by")
+    runs = await service.operator.cancel_all(which, **said)
     return _json({"count": len(runs), "runs": [run.id for run in runs]})
+
+
+async def _fields(request: Request, service: Served, *known: str) -> dict[str, Any]:
+    """Return the fields of a body that may be left out; refuses those that nobody reads."""
+    _, body = await read(request, service)
+    fields = decode_json(body) if body else {}
+    if not isinstance(fields, dict):
+        raise InvalidData(f"the body is an object with the fields {', '.join(known)}")
+    for name in fields:
+        if name not in known:
+            raise InvalidData(f"no field {name!r}; there are {', '.join(known)}", field=name)
+    return fields
+
+
+async def _said(request: Request, service: Served, *known: str) -> dict[str, str]:
+    """Return fields of text: why an operator does something, and who that is."""
+    said = {"by": "api"} | await _fields(request, service, *known)
+    for name, text in said.items():
+        if not isinstance(text, str) or len(text) > MAX_REASON_CHARACTERS:
+            raise InvalidData(
+                f"{name} is text of at most {MAX_REASON_CHARACTERS} characters", field=name
+            )
+    return said
+
+
+async def _knows_not_undone(request: Request, service: Served) -> bool:
+    """Whether whoever replays says that it knows of effects which are not undone."""
+    known = (await _fields(request, service, "not_undone")).get("not_undone", False)
+    if not isinstance(known, bool):
+        raise InvalidData("not_undone is true or false", field="not_undone")
+    return known
 
 
 def _require_filter(request: Request) -> None:
@@ -251,9 +295,14 @@ async def list_dead(service: ServiceOf, which: Paged) -> Response:
 
 
 @router.post("/dead/{run_id}/replay", tags=["dead letters"])
-async def replay_dead(service: ServiceOf, run_id: str) -> Response:
-    """Start the flow of a dead letter again from its event, as a new run; the letter goes."""
-    return _json({"runs": await service.operator.replay_dead(run_id)})
+async def replay_dead(service: ServiceOf, request: Request, run_id: str) -> Response:
+    """Start the flow of a dead letter again from its event, as a new run; the letter goes.
+
+    One whose `undo` is failed stays, and is refused (409) unless the body says
+    {"not_undone": true}.
+    """
+    known = await _knows_not_undone(request, service)
+    return _json({"runs": await service.operator.replay_dead(run_id, not_undone=known)})
 
 
 @router.post("/dead/{run_id}/drop", tags=["dead letters"])
@@ -292,9 +341,15 @@ async def show_event(service: ServiceOf, event_id: str, source: Source = None) -
 
 
 @router.post("/events/{event_id:path}/replay", tags=["events"])
-async def replay_event(service: ServiceOf, event_id: str, source: Source = None) -> Response:
-    """Start every flow of an event again, as new runs."""
-    return _json({"runs": await service.operator.replay(event_id, source)})
+async def replay_event(
+    service: ServiceOf, request: Request, event_id: str, source: Source = None
+) -> Response:
+    """Start every flow of an event again, as new runs.
+
+    409 while a run of it is not undone, unless the body says {"not_undone": true}.
+    """
+    known = await _knows_not_undone(request, service)
+    return _json({"runs": await service.operator.replay(event_id, source, not_undone=known)})
 
 
 @router.post("/events", tags=["events"], status_code=202)

@@ -20,7 +20,7 @@ from .output import complain, print_json, progress, say
 
 if TYPE_CHECKING:
     from turnout.service.journal.records import Filter
-    from turnout.service.run import RunState
+    from turnout.service.run import Run, RunState
     from turnout.service.settings import Settings
 
     from .hands import Hands
@@ -44,7 +44,8 @@ def retry(
 ) -> None:  # fmt: skip
     """Queue finished runs again.
 
-    Steps already recorded are not run again.
+    Steps already recorded are not run again. A run whose undo failed goes on with what is not
+    undone yet, and with nothing else.
 
     \b
     turnout retry 0198c0de-…                 one run
@@ -63,24 +64,32 @@ def retry(
 
 @click.command()
 @run_ids
+@click.option("--reason", default="", metavar="WHY", help="Why; it is kept with the run.")
+@click.option("--by", metavar="NAME", help="Who says so; your user name unless given.")
 @with_filters
 @yes_option
 @with_json
 @with_settings
 def cancel(
-    settings: Settings, run_ids: tuple[str, ...], filters: dict[str, str], yes: bool, as_json: bool
-) -> None:
-    """End unfinished runs as cancelled.
+    settings: Settings, run_ids: tuple[str, ...], reason: str, by: str | None,
+    filters: dict[str, str], yes: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """End unfinished runs as cancelled, once what they did is undone.
+
+    A run goes no further from then on, and what it registered to undo it is carried out. One that
+    is being undone already cannot be cancelled.
 
     \b
-    turnout cancel 0198c0de-…
+    turnout cancel 0198c0de-… --reason "ordered twice"
     turnout cancel --flow bill               every unfinished run of a flow
     turnout cancel --flow bill --state queued
     """
+    from getpass import getuser
+
     from turnout.service.run import UNFINISHED
 
     def act(hands: Hands, run_id: str) -> Awaitable[Any]:
-        return hands.cancel(run_id)
+        return hands.cancel(run_id, reason=reason, by=by or getuser())
 
     _on_runs(settings, "cancel", run_ids, filters, UNFINISHED, act, yes=yes, as_json=as_json)
 
@@ -122,11 +131,16 @@ def dead_replay(
     turnout dead replay 0198c0de-…
     turnout dead replay --flow bill --since 2h --yes
     """
+    known = False
 
     def act(hands: Hands, run_id: str) -> Awaitable[Any]:
-        return hands.replay_dead(run_id)
+        return hands.replay_dead(run_id, not_undone=known)
 
-    _on_runs(settings, "replay", run_ids, filters, None, act, yes=yes, as_json=as_json)
+    def check(ids: Sequence[str]) -> None:
+        nonlocal known
+        known = _ask_of_not_undone(run_async(_not_undone(settings, ids)), yes=yes)
+
+    _on_runs(settings, "replay", run_ids, filters, None, act, check, yes=yes, as_json=as_json)
 
 
 @dead.command("drop")
@@ -153,9 +167,13 @@ def dead_drop(
 
 def _on_runs(
     settings: Settings, verb: str, run_ids: tuple[str, ...], filters: dict[str, str],
-    states: frozenset[RunState] | None, act: Act, *, yes: bool, as_json: bool,
+    states: frozenset[RunState] | None, act: Act,
+    check: Callable[[Sequence[str]], None] | None = None, *, yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Act on the named runs, or on those that fit; `states` None means dead letters."""
+    """Act on the named runs, or on those that fit; `states` None means dead letters.
+
+    `check` sees them first, and may ask for more.
+    """
     if bool(run_ids) == bool(filters):
         raise click.UsageError(f"name runs to {verb}, or say which by filters such as --flow")
     if not filters:
@@ -168,6 +186,8 @@ def _on_runs(
             return
         noun = "run" if states is not None else "dead letter"
         ask(f"{verb} {len(ids)} {noun}{'s' * (len(ids) != 1)}?", yes=yes)
+    if check is not None:
+        check(ids)
     if run_async(_act_on(settings, verb, ids, act, as_json=as_json)):
         raise SystemExit(1)
 
@@ -199,6 +219,29 @@ async def _matching(
         ]
 
 
+async def _not_undone(settings: Settings, run_ids: Sequence[str]) -> list[Run]:
+    """Return those of the runs that have effects which are not undone."""
+    from turnout.service.operator import is_not_undone
+
+    from .hands import open_books
+
+    async with open_books(settings) as reader:
+        runs = [await reader.run(run_id) for run_id in run_ids]
+    return [run for run in runs if run is not None and is_not_undone(run)]
+
+
+def _ask_of_not_undone(runs: Sequence[Run], *, yes: bool) -> bool:
+    """Ask before a replay beside effects that are not undone; returns whether there are any."""
+    if runs:
+        names = ", ".join(run.id for run in runs)
+        ask(
+            f"What these runs did is not undone, and a replay does it once more, with other keys: "
+            f"{names}. `turnout retry` finishes their undo. Replay all the same?",
+            yes=yes,
+        )
+    return bool(runs)
+
+
 async def _act_on(settings: Settings, verb: str, ids: list[str], act: Act, *, as_json: bool) -> int:
     from .hands import open_hands
 
@@ -223,30 +266,47 @@ def _report(run_id: str, done: Any, *, as_json: bool, terse: bool) -> None:
         print_json(done if isinstance(done, dict) else {"run": run_id, "runs": done})
     elif isinstance(done, dict):
         if not terse:
-            say(f"run {done['id']} of {done['flow']} is now {done['state']}")
+            say(f"run {done['id']} of {done['flow']} is now {_state_of(done)}")
     else:
         say(f"run {run_id} starts again as {', '.join(done)}")
+
+
+def _state_of(run: dict[str, Any]) -> str:
+    return f"{run['state']}, and being undone" if run["undo"] == "running" else str(run["state"])
 
 
 @click.command()
 @click.argument("event_id", metavar="EVENT")
 @click.option("--source", metavar="SOURCE", help="When several sources sent this id: which.")
+@yes_option
 @with_json
 @with_settings
-def replay(settings: Settings, event_id: str, source: str | None, as_json: bool) -> None:
+def replay(settings: Settings, event_id: str, source: str | None, yes: bool, as_json: bool) -> None:
     """Start an event's flows again, as new runs.
+
+    Asks first when a run of the event did what is not undone.
 
     \b
     turnout replay 0198c0de-…
     turnout replay order-7 --source /shop
     """
 
+    async def runs_of_event() -> list[str]:
+        from .hands import open_books
+
+        async with open_books(settings) as reader:
+            found = await reader.event(event_id)
+        return [run for stored in found if source in (None, stored.event.source)
+                for run in stored.runs]  # fmt: skip
+
     async def act() -> list[str]:
         from .hands import open_hands
 
         async with open_hands(settings) as hands:
-            return await hands.replay(event_id, source)
+            return await hands.replay(event_id, source, not_undone=known)
 
+    before = run_async(_not_undone(settings, run_async(runs_of_event())))
+    known = _ask_of_not_undone(before, yes=yes)
     runs = run_async(act())
     if as_json:
         print_json({"event": event_id, "runs": runs})

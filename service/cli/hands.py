@@ -31,17 +31,17 @@ class Hands(Protocol):
     async def retry(self, run_id: str, from_step: str | None) -> dict[str, Any]:
         """Queue a finished run again."""
 
-    async def cancel(self, run_id: str) -> dict[str, Any]:
-        """Cancel an unfinished run."""
+    async def cancel(self, run_id: str, *, reason: str, by: str) -> dict[str, Any]:
+        """Cancel an unfinished run, why and by whom."""
 
     async def drop(self, run_id: str) -> dict[str, Any]:
         """Take a dead letter off the list."""
 
-    async def replay_dead(self, run_id: str) -> list[str]:
-        """Start a dead letter again; returns the new runs."""
+    async def replay_dead(self, run_id: str, *, not_undone: bool) -> list[str]:
+        """Start a dead letter again, also one known as not undone; returns the new runs."""
 
-    async def replay(self, event_id: str, source: str | None) -> list[str]:
-        """Start an event's flows again; returns the new runs."""
+    async def replay(self, event_id: str, source: str | None, *, not_undone: bool) -> list[str]:
+        """Start an event's flows again, also with runs known as not undone; returns the new."""
 
     async def pause(self, name: str) -> str:
         """Pause a flow or trigger; returns its full name."""
@@ -64,30 +64,29 @@ class ByService:
         params = {} if from_step is None else {"from": from_step}
         return await self._post(f"/api/runs/{quote(run_id, safe='')}/retry", params)
 
-    async def cancel(self, run_id: str) -> dict[str, Any]:
+    async def cancel(self, run_id: str, *, reason: str, by: str) -> dict[str, Any]:
         """Cancel an unfinished run."""
-        return await self._post(f"/api/runs/{quote(run_id, safe='')}/cancel")
+        path = f"/api/runs/{quote(run_id, safe='')}/cancel"
+        return await self._post(path, fields={"reason": reason, "by": by})
 
     async def drop(self, run_id: str) -> dict[str, Any]:
         """Take a dead letter off the list."""
         return await self._post(f"/api/dead/{quote(run_id, safe='')}/drop")
 
-    async def replay_dead(self, run_id: str) -> list[str]:
+    async def replay_dead(self, run_id: str, *, not_undone: bool) -> list[str]:
         """Start a dead letter again."""
-        return list((await self._post(f"/api/dead/{quote(run_id, safe='')}/replay"))["runs"])
+        path = f"/api/dead/{quote(run_id, safe='')}/replay"
+        return list((await self._post(path, fields={"not_undone": not_undone}))["runs"])
 
-    async def replay(self, event_id: str, source: str | None) -> list[str]:
+    async def replay(self, event_id: str, source: str | None, *, not_undone: bool) -> list[str]:
         """Start an event's flows again."""
         params = {} if source is None else {"source": source}
-        answer = await self._post(f"/api/events/{quote(event_id, safe='')}/replay", params)
-        return list(answer["runs"])
+        path = f"/api/events/{quote(event_id, safe='')}/replay"
+        return list((await self._post(path, params, {"not_undone": not_undone}))["runs"])
 
     async def pause(self, name: str) -> str:
         """Pause a flow or trigger."""
-        from turnout.service.api.documents import encode
-
-        body = encode({"name": name})
-        return str((await self._client.call("POST", "/api/pauses", body=body))["name"])
+        return str((await self._post("/api/pauses", fields={"name": name}))["name"])
 
     async def resume(self, name: str) -> str:
         """Undo a pause."""
@@ -99,8 +98,16 @@ class ByService:
         params = {} if task is None else {"task": task}
         return int((await self._client.call("DELETE", "/api/cache", params=params))["cleared"])
 
-    async def _post(self, path: str, params: dict[str, str] | None = None) -> dict[str, Any]:
-        answer: dict[str, Any] = await self._client.call("POST", path, params=params)
+    async def _post(
+        self,
+        path: str,
+        params: dict[str, str] | None = None,
+        fields: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        from turnout.service.api.documents import encode
+
+        body = None if fields is None else encode(fields)
+        answer: dict[str, Any] = await self._client.call("POST", path, params=params, body=body)
         return answer
 
 
@@ -114,21 +121,21 @@ class ByJournal:
         """Queue a finished run again."""
         return (await self._operator.retry(run_id, from_step)).as_dict()
 
-    async def cancel(self, run_id: str) -> dict[str, Any]:
+    async def cancel(self, run_id: str, *, reason: str, by: str) -> dict[str, Any]:
         """Cancel an unfinished run."""
-        return (await self._operator.cancel(run_id)).as_dict()
+        return (await self._operator.cancel(run_id, reason=reason, by=by)).as_dict()
 
     async def drop(self, run_id: str) -> dict[str, Any]:
         """Take a dead letter off the list."""
         return (await self._operator.drop(run_id)).as_dict()
 
-    async def replay_dead(self, run_id: str) -> list[str]:
+    async def replay_dead(self, run_id: str, *, not_undone: bool) -> list[str]:
         """Start a dead letter again."""
-        return await self._operator.replay_dead(run_id)
+        return await self._operator.replay_dead(run_id, not_undone=not_undone)
 
-    async def replay(self, event_id: str, source: str | None) -> list[str]:
+    async def replay(self, event_id: str, source: str | None, *, not_undone: bool) -> list[str]:
         """Start an event's flows again."""
-        return await self._operator.replay(event_id, source)
+        return await self._operator.replay(event_id, source, not_undone=not_undone)
 
     async def pause(self, name: str) -> str:
         """Pause a flow or trigger."""

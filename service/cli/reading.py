@@ -17,7 +17,7 @@ from turnout.service.errors import NotFound
 from .acting import dead
 from .options import chosen, run_async, with_filters, with_json, with_settings
 from .output import clock, complain, heading, print_facts, print_json, say, short, table, took
-from .showing import error_line
+from .showing import error_line, undo_words
 
 if TYPE_CHECKING:
     from turnout.service.journal.contract import Reader
@@ -100,6 +100,8 @@ def _run_row(run: Run) -> tuple[object, ...]:
     why = run.reason or ""
     if run.error is not None:
         why = f"{run.error.type}: {run.error.message}"
+    if run.undo in ("running", "failed"):
+        why = f"undo: {undo_words(run.undo, run.undo_failed)}; {why}".removesuffix("; ")
     return (
         run.id, run.flow, run.state, run.attempts, clock(run.queued_at),
         took(run.started_at, run.finished_at), short(why, 120),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -76,6 +77,8 @@ def _print_run(run: dict[str, Any]) -> None:
         ("state", f"{run['state']}{'   (a dead letter)' * run['dead']}"),
         ("waits for", run["waits_for"]),
         ("reason", run["reason"]),
+        ("cancelled", f"by {run['cancelled_by']}" if run["cancelled_by"] else None),
+        ("undo", undo_words(run["undo"], run["undo_failed"])),
         ("attempts", f"{run['attempts']}{_counted(', crashes ', run['crashes'])}"),
         ("replay", run["replay"] or None),
         ("queued", run["queued_at"]),
@@ -103,7 +106,7 @@ def _print_run(run: dict[str, Any]) -> None:
         heading("steps")
         table(
             ("step", "state", "tries", "seconds", "result or error"),
-            (_step_row(step) for step in run["steps"]),
+            (_step_row(step, run) for step in run["steps"]),
             empty="",
         )
     if run["error"] is not None:
@@ -142,8 +145,15 @@ def _counted(words: str, count: int) -> str:
     return f"{words}{count}" if count else ""
 
 
-def _step_row(step: dict[str, Any]) -> tuple[object, ...]:
-    state = f"{step['state']}{' (superseded)' * step['superseded']}"
+def undo_words(undo: str | None, failed: Sequence[str]) -> str:
+    """Return how the undo of a run goes, and which steps of it are not done."""
+    at = f" at {', '.join(failed)}" if failed and undo == "failed" else ""
+    return "" if undo is None else f"{undo}{at}"
+
+
+def _step_row(step: dict[str, Any], run: dict[str, Any]) -> tuple[object, ...]:
+    again = step["superseded"] and run["finished_at"] is None
+    state = f"{step['state']}{', runs again' * again}"
     what = "(kept as a pickle)" if step["encoding"] == "pickle" else _compact(step["result"])
     if step["file"] is not None:
         what = f"(kept in {step['file']})"

@@ -20,7 +20,7 @@ from turnout.service.logs import get_logger
 from turnout.service.meters import Counter, Histogram
 from turnout.service.metrics import Metrics
 from turnout.service.project import AnyFlow
-from turnout.service.run import Outcome, RunState
+from turnout.service.run import FINISHED, Outcome, RunState
 
 from .executor import Executor
 
@@ -188,8 +188,7 @@ class Attempts:
             started_at = self._now()
             outcome = await self._execute(attempt, flow)
             ended_at = await self._record(attempt, outcome, started_at)
-            if ended_at is not None:
-                recorded = outcome
+            recorded = outcome if ended_at is not None else await self._lost(claim)
         finally:
             if self._running.get(claim.run_id) is attempt:
                 del self._running[claim.run_id]
@@ -197,6 +196,14 @@ class Attempts:
         outcome = recorded or Outcome(state=RunState.CANCELLED)
         self._observe(claim, outcome.state, started_at, ended_at or self._now())
         await self._ended(claim, outcome)
+
+    async def _lost(self, claim: Claim) -> Outcome | None:
+        """Return what became of a run whose attempt no longer counts; None when it has ended.
+
+        One that was cancelled goes on while there is something to undo.
+        """
+        run = await self._journal.run(claim.run_id)
+        return None if run is None or run.state in FINISHED else HANDED_BACK
 
     async def _execute(self, attempt: _Attempt, flow: AnyFlow | None) -> Outcome:
         if flow is None or attempt.cancelled:

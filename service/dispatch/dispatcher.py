@@ -196,9 +196,15 @@ class Dispatcher:
         self._due.look()
 
     def cancel(self, run: Run) -> None:
-        """Stop a run whose cancel is on disk: cooperatively, at its next await."""
+        """Stop a run whose cancel is on disk: cooperatively, at its next await.
+
+        One that is to be undone is in its flow's queue, and keeps its ordering key.
+        """
         self._due.look()  # a parent may have waited for it
-        if not self._attempts.cancel(run.id):
+        stopped = self._attempts.cancel(run.id)
+        if run.state is RunState.QUEUED:
+            self.look_again(run.flow)
+        elif not stopped:
             self.let_go(run)
 
     def let_go(self, run: Run) -> None:

@@ -27,7 +27,7 @@ from turnout.service.settings import Settings
 from turnout.service.steps.branches import not_facts
 from turnout.service.steps.codec import encode_result
 from turnout.service.steps.context import Outside, RunContext, Services, Sleep, open_attempt
-from turnout.service.steps.ending import conclude, failed_before
+from turnout.service.steps.ending import conclude, ended_before
 from turnout.service.steps.failures import FINAL, describe
 from turnout.service.steps.step import settle_last
 
@@ -68,7 +68,7 @@ class Executor:
         assert task is not None
         is_stopped = is_stopped or (lambda: task.cancelling() > 0)
         with open_attempt(claim, flow, self._services) as context:
-            known = failed_before(claim)
+            known = ended_before(claim)
             if known is not None:
                 return _with_log(await conclude(context, flow, known), context)
             try:
@@ -161,14 +161,5 @@ def _with_log(outcome: Outcome, context: RunContext) -> Outcome:
     lines = context.log_bytes()
     if lines is None:
         return outcome
-    return Outcome(
-        state=outcome.state,
-        result=outcome.result,
-        error=outcome.error,
-        reason=outcome.reason,
-        due_at=outcome.due_at,
-        log=lines,
-        counts=outcome.counts,
-        waits=outcome.waits,
-        again=outcome.again,
-    )
+    outcome.log = lines
+    return outcome

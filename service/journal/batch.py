@@ -14,7 +14,7 @@ import orjson
 
 from turnout.service.errors import ClaimLost
 from turnout.service.event import CALLED
-from turnout.service.run import FINISHED, RunState
+from turnout.service.run import FINISHED, RunState, Undo
 
 from . import waits
 from .intake import Intake
@@ -131,15 +131,18 @@ class Batch:
             claim, outcome = job.claim, job.outcome
             state = outcome.state.value
             finished = state in _FINISHED
+            was_dead = claim.dead and not finished
             due = micros(outcome.due_at) if outcome.due_at else None
             error = pack_error(outcome.error) if outcome.error else None
             reason = storable(outcome.reason) if outcome.reason else None
-            dead = state == "failed"
+            # A dead letter that an operator has had undone to the end is dealt with.
+            dead = state == "failed" and not (claim.dead and outcome.undo == "done")
             values.extend(
                 (
                     claim.run_seq, claim.token, state, int(outcome.counts),
                     job.at if state == "queued" else due, job.started_at,
-                    job.at if finished else None, outcome.result, error, reason, int(dead),
+                    job.at if finished else None, outcome.result, error, reason,
+                    int(dead or was_dead),
                 )
             )  # fmt: skip
             if error or outcome.log or state in ("failed", "retrying"):
@@ -150,8 +153,8 @@ class Batch:
                     )
                 )  # fmt: skip
             tally.moved("running", state)
-            if dead:
-                tally.died(self._flow_of(claim))
+            if dead != (claim.dead and finished):
+                tally.died(self._flow_of(claim), 1 if dead else -1)
         if _OUTCOMES.run(self._connection, values) != len(jobs):
             if len(jobs) > 1:
                 raise Split
@@ -159,6 +162,8 @@ class Batch:
         _ATTEMPTS.run(self._connection, attempts)
         self._settle_waits(jobs)
         for job in jobs:
+            if job.outcome.undo is not None:
+                self._note_undo(job.claim, job.outcome.undo, tally)
             if job.outcome.error and (job.outcome.error.step or job.outcome.again):
                 self._connection.execute(
                     "UPDATE steps SET superseded = 1 WHERE run_seq = ? AND state = 'failed'"
@@ -172,6 +177,12 @@ class Batch:
             "SELECT flow FROM runs WHERE seq = ?", (claim.run_seq,)
         ).get
         return found or claim.flow
+
+    def _note_undo(self, claim: Claim, undo: Undo, tally: Tally) -> None:
+        """Note how the undo of a run that ended went."""
+        self._connection.execute("UPDATE runs SET undo = ?2 WHERE seq = ?1", (claim.run_seq, undo))
+        if (undo == "failed") != claim.undo_failed:
+            tally.undo_failed(self._flow_of(claim), -1 if claim.undo_failed else 1)
 
     def _settle_waits(self, jobs: Sequence[OutcomeJob]) -> None:
         """Wake the parents of children that ended, drop ended runs' waits, see what came late."""
@@ -264,7 +275,7 @@ class Batch:
 
     def _claim_from(self, row: Sequence[Any]) -> Claim:
         (seq, run_id, flow, _, token, attempts, crashes, blames, replay, order_key, limit_key,
-         due_at, code_version, *event_row, body) = row  # fmt: skip
+         due_at, code_version, dead, undo_failed, *event_row, body) = row  # fmt: skip
         content = bytes.fromhex(body) if body is not None else self._body(event_row[0])
         event_row.insert(7, content)
         return Claim(
@@ -282,6 +293,8 @@ class Batch:
             due_at=instant(due_at),
             suspect=is_suspect(blames),
             code_version=code_version,
+            dead=bool(dead),
+            undo_failed=bool(undo_failed),
         )
 
     def _body(self, event_seq: int) -> bytes:
@@ -370,8 +383,9 @@ WHERE w.run_seq IN (SELECT value FROM json_each(?)) AND w.topic LIKE 'run:%'
 _CLAIM_ROWS = f"""
 SELECT json_group_array(json_array(
     r.seq, r.id, r.flow, r.state, r.token, r.attempts, r.crashes, r.blames, r.replay, r.order_key,
-    r.limit_key, coalesce(r.due_at, r.queued_at), r.code_version, e.seq, e.id, e.source,
-    e.type, e.tenant, e.trigger, e.time, e.details,
+    r.limit_key, coalesce(r.due_at, r.queued_at), r.code_version, r.dead,
+    r.dead = 1 AND r.undo IS 'failed', e.seq, e.id, e.source, e.type, e.tenant, e.trigger, e.time,
+    e.details,
     CASE WHEN length(e.body) <= {_INLINE_BODY_BYTES} THEN hex(e.body) END))
 FROM runs AS r JOIN events AS e ON e.seq = r.event_seq
 WHERE r.seq IN (SELECT value FROM json_each(?)) AND +r.state IN {_CLAIMABLE}

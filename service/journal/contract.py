@@ -228,10 +228,14 @@ class Journal(Reader, Protocol):
 
     # ---- operators
 
-    async def cancel(self, run_id: str, *, now: datetime) -> Run:
-        """Cancel an unfinished run and the children it waits for; their tokens die with them.
+    async def cancel(
+        self, run_id: str, *, now: datetime, reason: str = "", by: str = ""
+    ) -> list[Run]:
+        """Cancel an unfinished run, behind the children it waits for; their tokens die with them.
 
-        Raises `NotFound`, `Refused`.
+        Returns the run and those children. One with something to undo is queued for its ending,
+        recorded as the step `FAILED`, and ends as `cancelled` then: behind its children's.
+        Raises `NotFound`, `Refused` (it has ended, or only its ending is left).
         """
 
     async def answer(self, run_id: str, key: str | None, said: bytes, *, now: datetime) -> str:
@@ -244,6 +248,7 @@ class Journal(Reader, Protocol):
         """Queue a finished run again; `from_step` drops the steps recorded at and after it.
 
         Raises `NotFound`, `Refused`. The run's attempts start again from 0; it is dead no more.
+        One whose undo has failed goes on with that, and nothing else; it stays dead until then.
         """
 
     async def drop(self, run_id: str, *, now: datetime) -> Run:
@@ -279,7 +284,8 @@ class Journal(Reader, Protocol):
     ) -> int:
         """Delete up to `limit` old runs with steps, then events left without runs; returns rows.
 
-        Call until it returns 0. Unfinished runs, their events and positions are never pruned.
+        Call until it returns 0. Unfinished runs, their events and positions are never pruned, nor
+        are dead letters that are not undone.
         """
 
     async def prune_oldest(self, limit: int) -> int:
@@ -290,6 +296,9 @@ class Journal(Reader, Protocol):
 
     def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Return (unfinished runs by state, dead letters by flow), kept in memory, exact."""
+
+    def not_undone(self) -> Mapping[str, int]:
+        """Return how many dead letters, by flow, are not undone; in memory, exact."""
 
     def size_bytes(self) -> int:
         """Return the journal's size on disk, its log and large results included."""

@@ -119,7 +119,7 @@ CHECKS: tuple[tuple[str, Callable[[apsw.Connection], str | None]], ...] = (
             _none_of,
             "SELECT id FROM runs"
             f" WHERE (finished_at IS NOT NULL) <> (state IN ({_FINISHED}))"
-            " OR (dead = 1 AND state <> 'failed')",
+            " OR (dead = 1 AND state <> 'failed' AND finished_at IS NOT NULL)",
             "runs whose end does not fit their state",
         ),
     ),

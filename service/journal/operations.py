@@ -7,39 +7,102 @@ returns the run as it now is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import apsw
 
 from turnout.service.errors import NotFound, Refused
-from turnout.service.run import FINISHED, UNFINISHED, Run, RunState, check_transition
+from turnout.service.run import (
+    CANCELLED,
+    FINISHED,
+    PROCESS_DIED,
+    UNFINISHED,
+    Run,
+    RunError,
+    RunState,
+    check_transition,
+)
 
 from . import waits
 from .intake import Intake
-from .records import NewRun
-from .rows import RUN_COLUMNS, RUN_SOURCE, micros, run_from
+from .records import FAILED, REGISTERED, UNDO_STEPS, NewRun
+from .rows import RUN_COLUMNS, RUN_SOURCE, micros, pack_error, run_from, storable
 from .tally import Tally
 
 
-def cancel(connection: apsw.Connection, tally: Tally, run_id: str, now: datetime) -> Run:
-    """Cancel an unfinished run, and first the children it waits for.
+def cancel(
+    connection: apsw.Connection,
+    tally: Tally,
+    run_id: str,
+    now: datetime,
+    *,
+    reason: str = "",
+    by: str = "",
+) -> list[Run]:
+    """Cancel an unfinished run, behind the children it waits for; returns all that were cancelled.
 
-    What their attempts still write is refused from here on.
+    What their attempts still write is refused from here on. A run with something to undo is
+    queued for that, and ends as cancelled once it is undone.
     """
     run = _run(connection, run_id)
     if run.state not in UNFINISHED:
         raise Refused(f"run {run.id} already {run.state}; only an unfinished run can be cancelled")
     check_transition(run.id, run.state, RunState.CANCELLED)
+    undoes = _has_undo(connection, run)
+    if undoes and _has_ended(connection, run):
+        raise Refused(
+            f"run {run.id} goes no further already: what it did is being undone, and that cannot "
+            f"be cancelled; see turnout show {run.id}"
+        )
+    children = []
     for _seq, child in waits.children(connection, run.seq):
-        cancel(connection, tally, child, now)
-    waits.forget(connection, [run.seq])
-    waits.run_ended(connection, run.id, micros(now))
+        with suppress(Refused):  # it is being undone already
+            because = f"run {run.id}, which waits for it, was cancelled"
+            children += cancel(connection, tally, child, now, reason=because, by=by)
+    if run.state is RunState.RUNNING:
+        _keep_attempt(connection, run, now)
     connection.execute(
-        "UPDATE runs SET state = 'cancelled', finished_at = ?2 WHERE seq = ?1",
-        (run.seq, micros(now)),
+        "UPDATE runs SET reason = ?2, cancelled_by = ?3, attempts = attempts + ?4 WHERE seq = ?1",
+        (run.seq, storable(reason) or None, storable(by) or None, run.state is RunState.RUNNING),
+    )
+    if undoes:
+        _queue_undo(connection, tally, run, reason, micros(now))
+    else:
+        _end(connection, tally, run, micros(now))
+    return [_run(connection, run_id), *children]
+
+
+def _end(connection: apsw.Connection, tally: Tally, run: Run, at: int) -> None:
+    """End a run as cancelled."""
+    waits.forget(connection, [run.seq])
+    waits.run_ended(connection, run.id, at)
+    connection.execute(
+        "UPDATE runs SET state = 'cancelled', finished_at = ?2 WHERE seq = ?1", (run.seq, at)
     )
     tally.moved(run.state, RunState.CANCELLED)
-    return _run(connection, run_id)
+
+
+def _queue_undo(connection: apsw.Connection, tally: Tally, run: Run, reason: str, at: int) -> None:
+    """Leave a cancelled run nothing but its undo, which begins when that of its children is over.
+
+    Only the waits for those children stay.
+    """
+    _record_ended(connection, run.seq, RunError(CANCELLED, reason), at)
+    waits.forget_all_but_children(connection, run.seq)
+    connection.execute(
+        "UPDATE runs SET state = 'queued', due_at = ?2 WHERE seq = ?1", (run.seq, at)
+    )
+    tally.moved(run.state, RunState.QUEUED)
+
+
+def _keep_attempt(connection: apsw.Connection, run: Run, now: datetime) -> None:
+    """Keep the attempt that a cancel ends in the run's history."""
+    connection.execute(
+        "INSERT INTO attempts (run_seq, attempt, started_at, finished_at, state)"
+        " VALUES (?, ?, ?, ?, 'cancelled')",
+        (run.seq, run.attempts + 1, micros(run.started_at or now), micros(now)),
+    )
 
 
 def retry(
@@ -47,27 +110,70 @@ def retry(
 ) -> Run:
     """Queue a finished run again, without the steps recorded at and after `from_step`.
 
-    Waits that were not over begin anew.
+    Waits that were not over begin anew. Of a run whose undo has failed only that goes on.
     A step is named by its key, or by its task for the first call of it.
     """
     run = _run(connection, run_id)
     if run.state not in FINISHED:
         raise Refused(f"run {run.id} is {run.state}; only a finished run can be retried")
     check_transition(run.id, run.state, RunState.QUEUED)
+    if run.undo == "failed":
+        _undo_again(connection, tally, run, from_step, micros(now))
+        return _run(connection, run_id)
     _drop_ending(connection, run)
     connection.execute("DELETE FROM steps WHERE run_seq = ? AND state = 'waiting'", (run.seq,))
     if from_step is not None:
         _drop_steps(connection, run, from_step)
     connection.execute(
         "UPDATE runs SET state = 'queued', attempts = 0, dead = 0, blames = 0, due_at = ?2,"
-        " started_at = NULL, finished_at = NULL, result = NULL, error = NULL, reason = NULL"
-        " WHERE seq = ?1",
+        " started_at = NULL, finished_at = NULL, result = NULL, error = NULL, reason = NULL,"
+        " undo = NULL, cancelled_by = NULL WHERE seq = ?1",
         (run.seq, micros(now)),
     )
     tally.moved(run.state, RunState.QUEUED)
     if run.dead:
         tally.died(run.flow, -1)
     return _run(connection, run_id)
+
+
+def _undo_again(
+    connection: apsw.Connection, tally: Tally, run: Run, from_step: str | None, at: int
+) -> None:
+    """Queue a run for the steps of its undo that are not done; it is a dead letter until then."""
+    if from_step is not None:
+        raise Refused(
+            f"run {run.id} is not undone yet, and goes on with nothing else; finish that first: "
+            f"turnout retry {run.id}"
+        )
+    connection.execute(
+        f"UPDATE steps SET superseded = 1 WHERE run_seq = ? AND {UNDO_STEPS} AND state = 'failed'",
+        (run.seq,),
+    )
+    _record_ended(connection, run.seq, run.error or RunError(CANCELLED, run.reason or ""), at)
+    connection.execute(  # as many deaths as the steps that are left failed tell of
+        "UPDATE steps SET tries = 1 + (SELECT count(*) FROM steps AS s WHERE s.run_seq = ?1"
+        " AND s.key > '~' AND s.key < '\x7f' AND s.key <> ?2 AND s.superseded = 0"
+        " AND s.error ->> '$.type' = ?3) WHERE run_seq = ?1 AND key = ?2",
+        (run.seq, FAILED, PROCESS_DIED),
+    )
+    connection.execute(
+        "UPDATE runs SET state = 'queued', dead = 1, blames = 0, due_at = ?2, started_at = NULL,"
+        " finished_at = NULL WHERE seq = ?1",
+        (run.seq, at),
+    )
+    tally.moved(run.state, RunState.QUEUED)
+    if not run.dead:  # it was dropped
+        tally.died(run.flow)
+        tally.undo_failed(run.flow)
+
+
+def _record_ended(connection: apsw.Connection, run_seq: int, error: RunError, at: int) -> None:
+    """Record that a run goes no further and only its ending is left, unless that is recorded."""
+    connection.execute(
+        "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding,"
+        " error) VALUES (?1, ?2, ?2, 'failed', 1, ?3, ?3, 'json', ?4) ON CONFLICT DO NOTHING",
+        (run_seq, FAILED, at, pack_error(error)),
+    )
 
 
 def answer(
@@ -83,8 +189,12 @@ def drop(connection: apsw.Connection, tally: Tally, run_id: str) -> Run:
     run = _run(connection, run_id)
     if not run.dead:
         raise Refused(f"run {run.id} is not a dead letter; it is {run.state}")
+    if run.state not in FINISHED:
+        raise Refused(f"run {run.id} is being undone now; drop it if that fails again")
     connection.execute("UPDATE runs SET dead = 0 WHERE seq = ?", (run.seq,))
     tally.died(run.flow, -1)
+    if run.undo == "failed":
+        tally.undo_failed(run.flow, -1)
     return _run(connection, run_id)
 
 
@@ -116,16 +226,30 @@ def replay(
 def _drop_ending(connection: apsw.Connection, run: Run) -> None:
     """Forget that the run had failed (`ending` records it); what is undone stays undone."""
     undone = connection.execute(
-        "SELECT 1 FROM steps WHERE run_seq = ? AND key >= '~undo' AND key < '~undp'", (run.seq,)
+        f"SELECT 1 FROM steps WHERE run_seq = ? AND {UNDO_STEPS}", (run.seq,)
     ).get
     if undone is not None:
         raise Refused(
-            f"the steps of run {run.id} were undone when it failed, so it cannot go on after them; "
+            f"the steps of run {run.id} were undone when it ended, so it cannot go on after them; "
             f"replay its event instead: turnout replay {run.event_id}"
         )
     connection.execute(
         "DELETE FROM steps WHERE run_seq = ? AND key >= '~' AND key < '\x7f'", (run.seq,)
     )
+
+
+def _has_ended(connection: apsw.Connection, run: Run) -> bool:
+    found = connection.execute(
+        "SELECT 1 FROM steps WHERE run_seq = ? AND key = ?", (run.seq, FAILED)
+    ).get
+    return found is not None
+
+
+def _has_undo(connection: apsw.Connection, run: Run) -> bool:
+    found = connection.execute(
+        "SELECT 1 FROM steps WHERE run_seq = ? AND task = ?", (run.seq, REGISTERED)
+    ).get
+    return found is not None
 
 
 def _drop_steps(connection: apsw.Connection, run: Run, step: str) -> None:

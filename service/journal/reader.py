@@ -297,7 +297,7 @@ class SqliteReader:
             "SELECT flow, order_key, seq, dead FROM runs"
             " WHERE state IN ('retrying', 'waiting') AND order_key IS NOT NULL"
             " UNION ALL SELECT flow, order_key, seq, dead FROM runs"
-            " WHERE dead = 1 AND order_key IS NOT NULL) ORDER BY seq"
+            " WHERE dead = 1 AND state = 'failed' AND order_key IS NOT NULL) ORDER BY seq"
         )
         rows = await self.read(lambda connection: read_all(connection, text))
         return [(flow, key, seq, bool(dead)) for flow, key, seq, dead in rows]

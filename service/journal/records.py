@@ -81,11 +81,15 @@ class Appended:
 FAILED = "~failed"
 """The key of the step that says a run has failed: only its ending is left to do (`ending`).
 
-Its `tries` are one more than how often the process kept dying under that.
+Of a run that was cancelled and is to be undone its error is `CANCELLED`. Its `tries` are one more
+than how often the process kept dying under that.
 """
 
 REGISTERED = "~on_undo"
-"""The task of the records that `on_undo` leaves; they are no steps, and not listed as such."""
+"""The task of the records of what would undo a step; they are no steps, and not listed as such."""
+
+UNDO_STEPS = "key >= '~undo' AND key < '~undp'"
+"""The condition on the keys of the steps that undo a run."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -195,6 +199,8 @@ class Claim:
     be read). `changed` are the steps this attempt records, `kept_bytes` is the size of what is
     `recorded`. `progress` is the attempt's own note to the next one, which may not get it.
     `released` says that the run is handed back: no step of this attempt starts any more.
+    `dead` says that it is a dead letter whose undo an operator had go on, `undo_failed` that it
+    counts as one that is not undone.
     """
 
     run_seq: int
@@ -220,6 +226,8 @@ class Claim:
     progress: dict[str, Any] = field(default_factory=dict)
     kept_bytes: int = 0
     released: bool = False
+    dead: bool = False
+    undo_failed: bool = False
 
     def log_fields(self) -> dict[str, Any]:
         """Return what every record that the attempt logs carries."""

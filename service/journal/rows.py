@@ -17,7 +17,16 @@ import orjson
 from turnout.service.event import NO_BODY, Event
 from turnout.service.run import Run, RunError, RunState
 
-from .records import Attempt, Decision, Queued, StepRecord, StoredEvent
+from .records import (
+    FAILED,
+    REGISTERED,
+    UNDO_STEPS,
+    Attempt,
+    Decision,
+    Queued,
+    StepRecord,
+    StoredEvent,
+)
 
 DEATHS_BEFORE_ALONE = 2
 """After so many deaths in a row under a run it is resumed alone (decision 15)."""
@@ -36,7 +45,13 @@ EVENT_COLUMNS = "e.seq, e.id, e.source, e.type, e.tenant, e.trigger, e.time, e.b
 RUN_COLUMNS = (
     "r.seq, r.id, r.flow, r.state, r.attempts, r.crashes, e.id, e.source, e.trigger, e.tenant, "
     "r.queued_at, r.due_at, r.started_at, r.finished_at, r.result, r.error, r.reason, r.dead, "
-    "r.replay, r.order_key, r.limit_key, r.code_version"
+    "r.replay, r.order_key, r.limit_key, r.code_version, r.cancelled_by, "
+    # An unfinished run that has ended is being undone if there is anything to undo.
+    "CASE WHEN r.finished_at IS NOT NULL THEN r.undo"
+    f" WHEN EXISTS (SELECT 1 FROM steps WHERE run_seq = r.seq AND key = '{FAILED}') AND EXISTS"
+    f" (SELECT 1 FROM steps WHERE run_seq = r.seq AND task = '{REGISTERED}') THEN 'running' END, "
+    "CASE WHEN r.undo = 'failed' THEN (SELECT json_group_array(key) FROM steps"
+    f" WHERE run_seq = r.seq AND {UNDO_STEPS} AND state = 'failed') END"
 )
 RUN_SOURCE = "runs AS r JOIN events AS e ON e.seq = r.event_seq"
 
@@ -235,6 +250,9 @@ def run_from(row: Sequence[Any]) -> Run:
         order_key=row[19],
         limit_key=row[20],
         code_version=row[21],
+        cancelled_by=row[22],
+        undo=row[23],
+        undo_failed=tuple(orjson.loads(row[24])) if row[24] else (),
     )
 
 

@@ -42,7 +42,7 @@ from .tally import Tally
 from .writer import Writer
 
 _FLUSH_SECONDS = 0.5
-_Counts: TypeAlias = tuple[dict[str, int], dict[str, int]]
+_Counts: TypeAlias = tuple[dict[str, int], dict[str, int], dict[str, int]]
 
 
 async def open_journal(
@@ -102,7 +102,7 @@ class SqliteJournal(SqliteReader):
         self._lock = lock
         self._room = room
         self._intake = intake
-        self._unfinished, self._dead = counts
+        self._unfinished, self._dead, self._not_undone = counts
         self.broken = asyncio.Event()
         self._kept = KeptSteps()
         self._batch = Batch(connection, intake, room, self._kept)
@@ -242,12 +242,16 @@ class SqliteJournal(SqliteReader):
 
     # ---------------------------------------------------------------- operators
 
-    async def cancel(self, run_id: str, *, now: datetime) -> Run:
-        """Cancel an unfinished run and the children it waits for."""
-        run: Run = await self._call(
-            lambda connection, tally: operations.cancel(connection, tally, run_id, now)
+    async def cancel(
+        self, run_id: str, *, now: datetime, reason: str = "", by: str = ""
+    ) -> list[Run]:
+        """Cancel an unfinished run, behind the children it waits for; returns all of them."""
+        runs: list[Run] = await self._call(
+            lambda connection, tally: operations.cancel(
+                connection, tally, run_id, now, reason=reason, by=by
+            )
         )
-        return run
+        return runs
 
     async def answer(self, run_id: str, key: str | None, said: bytes, *, now: datetime) -> str:
         """Keep what an approver said for a run's open approval, once; returns its key."""
@@ -356,6 +360,10 @@ class SqliteJournal(SqliteReader):
         """Return (unfinished runs by state, dead letters by flow), kept in memory, exact."""
         return dict(self._unfinished), dict(self._dead)
 
+    def not_undone(self) -> Mapping[str, int]:
+        """Return how many dead letters, by flow, are not undone; in memory, exact."""
+        return dict(self._not_undone)
+
     def size_bytes(self) -> int:
         """Return the journal's size on disk, its log and large results included.
 
@@ -396,12 +404,17 @@ class SqliteJournal(SqliteReader):
         """Take over what a commit changed, in the same step of the loop that wakes its callers."""
         for state, change in tally.states.items():
             self._unfinished[state] = self._unfinished.get(state, 0) + change
-        for flow, change in tally.dead.items():
-            left = self._dead.get(flow, 0) + change
-            if left:
-                self._dead[flow] = left
-            else:
-                self._dead.pop(flow, None)
+        _add(self._dead, tally.dead)
+        _add(self._not_undone, tally.not_undone)
+
+
+def _add(counted: dict[str, int], changes: Mapping[str, int]) -> None:
+    for flow, change in changes.items():
+        left = counted.get(flow, 0) + change
+        if left:
+            counted[flow] = left
+        else:
+            counted.pop(flow, None)
 
 
 def _sets(passed: threading.Event) -> Callable[[apsw.Connection, Tally], None]:
@@ -422,4 +435,7 @@ def _counts(connection: apsw.Connection) -> _Counts:
     dead: list[Any] = connection.execute(
         "SELECT flow, count(*) FROM runs WHERE dead = 1 GROUP BY flow"
     ).fetchall()
-    return dict(unfinished), dict(dead)
+    not_undone: list[Any] = connection.execute(
+        "SELECT flow, count(*) FROM runs WHERE dead = 1 AND undo = 'failed' GROUP BY flow"
+    ).fetchall()
+    return dict(unfinished), dict(dead), dict(not_undone)

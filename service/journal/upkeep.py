@@ -11,16 +11,18 @@ would move live pages around at every pruning for space the journal wants again 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import apsw
 import orjson
 
+from turnout.service.errors import Refused
 from turnout.service.run import PROCESS_DIED, RunError, RunState
 
 from . import operations, waits
-from .records import FAILED, Rescued
+from .records import FAILED, REGISTERED, Rescued
 from .rows import DEATHS_BEFORE_ALONE, micros, pack_error
 from .tally import Tally
 
@@ -63,20 +65,24 @@ def bury(connection: apsw.Connection, tally: Tally, flow: str, now: datetime) ->
     """Make dead letters of a flow's queued runs that have failed, without their ending."""
     at = micros(now)
     failed: list[Any] = connection.execute(
-        "SELECT r.seq, r.id, s.error FROM runs AS r INDEXED BY runs_by_state"
+        "SELECT r.seq, r.id, s.error, r.dead, r.undo IS 'failed', EXISTS (SELECT 1 FROM steps AS u"
+        f" WHERE u.run_seq = r.seq AND u.task = '{REGISTERED}')"
+        " FROM runs AS r INDEXED BY runs_by_state"
         " CROSS JOIN steps AS s ON s.run_seq = r.seq AND s.key = ?"
         " WHERE r.state = 'queued' AND r.flow = ?",
         (FAILED, flow),
     ).fetchall()
-    for seq, run_id, error in failed:
+    for seq, run_id, error, was_dead, had_failed, undoes in failed:
         for _, child in waits.children(connection, seq):
-            operations.cancel(connection, tally, child, now)
+            with suppress(Refused):  # it is being undone already
+                because = f"run {run_id}, which waits for it, has ended"
+                operations.cancel(connection, tally, child, now, reason=because)
         waits.forget(connection, [seq])
         waits.run_ended(connection, run_id, at)
         connection.execute(
-            "UPDATE runs SET state = 'failed', dead = 1, finished_at = ?2, error = ?3"
-            " WHERE seq = ?1",
-            (seq, at, error),
+            "UPDATE runs SET state = 'failed', dead = 1, finished_at = ?2, error = ?3,"
+            " undo = iif(?4, 'failed', undo) WHERE seq = ?1",
+            (seq, at, error, undoes),
         )
         connection.execute(  # as an outcome does: a retry runs the step again
             "UPDATE steps SET superseded = 1 WHERE run_seq = ?1 AND state = 'failed'"
@@ -84,7 +90,10 @@ def bury(connection: apsw.Connection, tally: Tally, flow: str, now: datetime) ->
             (seq, error),
         )
         tally.moved(RunState.QUEUED, RunState.FAILED)
-        tally.died(flow)
+        if not was_dead:
+            tally.died(flow)
+        if undoes and not (was_dead and had_failed):
+            tally.undo_failed(flow)
     return [row[1] for row in failed]
 
 
@@ -93,19 +102,28 @@ def rename_flow(connection: apsw.Connection, tally: Tally, was: str, name: str) 
 
     Except where that has a run of the event.
     """
-    connection.execute(
-        f"UPDATE OR IGNORE runs SET flow = ?2 WHERE flow = ?1 AND state IN {UNFINISHED_STATES}",
-        (was, name),
-    )
-    unfinished = connection.changes()
-    connection.execute(
-        "UPDATE OR IGNORE runs SET flow = ?2 WHERE flow = ?1 AND dead = 1", (was, name)
-    )
-    dead = connection.changes()
+    dead, not_undone = _dead_letters(connection, was)
+    renamed = 0
+    for which in ("dead = 1", f"state IN {UNFINISHED_STATES}"):
+        connection.execute(
+            f"UPDATE OR IGNORE runs SET flow = ?2 WHERE flow = ?1 AND {which}", (was, name)
+        )
+        renamed += connection.changes()
     if dead:
-        tally.died(was, -dead)
-        tally.died(name, dead)
-    return unfinished + dead
+        dead_left, not_undone_left = _dead_letters(connection, was)
+        for flow, sign in ((was, -1), (name, 1)):
+            tally.died(flow, sign * (dead - dead_left))
+            tally.undo_failed(flow, sign * (not_undone - not_undone_left))
+    return renamed
+
+
+def _dead_letters(connection: apsw.Connection, flow: str) -> tuple[int, int]:
+    """Count a flow's dead letters, and those of them that are not undone."""
+    dead, not_undone = connection.execute(
+        "SELECT count(*), coalesce(sum(undo IS 'failed'), 0) FROM runs WHERE dead = 1 AND flow = ?",
+        (flow,),
+    ).fetchone() or (0, 0)
+    return int(dead), int(not_undone)
 
 
 def prune(
@@ -179,7 +197,8 @@ _NEVER = 2**62  # later than any instant
 
 # What may go, each by an index of its own: (ended at, event_seq, run's seq, flow, dead). The
 # planner has no statistics and would walk all runs of a state. An event whose effect is still
-# due keeps its runs, because the effect depends on how they ended.
+# due keeps its runs, because the effect depends on how they ended. A dead letter that is not undone
+# stays until somebody has dealt with it.
 _RUN = "r.finished_at, r.event_seq, r.seq, r.flow, r.dead"
 _STILL = "AND r.finished_at < ? AND e.effect IS NOT 0 ORDER BY r.finished_at LIMIT ?"
 _EVENT = "CROSS JOIN events AS e ON e.seq = r.event_seq"
@@ -189,7 +208,7 @@ _ENDED_RUNS = (
 )
 _FAILED_RUNS = (
     f"SELECT {_RUN} FROM runs AS r INDEXED BY runs_failed {_EVENT}"
-    f" WHERE r.state = 'failed' {_STILL}"
+    f" WHERE r.state = 'failed' AND NOT (r.dead = 1 AND r.undo IS 'failed') {_STILL}"
 )
 _UNMATCHED_EVENTS = (
     "SELECT accepted_at, seq, 0, '', 0 FROM events INDEXED BY events_unmatched"

@@ -46,6 +46,15 @@ def forget(connection: apsw.Connection, run_seqs: Sequence[int]) -> None:
     )
 
 
+def forget_all_but_children(connection: apsw.Connection, run_seq: int) -> None:
+    """Forget every wait of a run but those for children that are still unfinished."""
+    connection.execute(
+        "DELETE FROM waits WHERE run_seq = ? AND NOT (topic LIKE 'run:%' AND EXISTS"
+        " (SELECT 1 FROM runs AS r WHERE r.id = substr(topic, 5) AND r.finished_at IS NULL))",
+        (run_seq,),
+    )
+
+
 def wake(connection: apsw.Connection, topics: Sequence[str], at: int, *, event_seq: int) -> None:
     """Make the runs that wait for any of these topics due."""
     named = orjson.dumps(topics).decode()

@@ -3,7 +3,11 @@
 That the run failed is itself a step (`~failed`), recorded before anything else, with every undo
 the flow had registered; a crash from there on goes on here and never runs the flow again. Each
 undo, the last registered first, and then the hook is a recorded step with retries of its own: so
-each happens once, and what fails of them changes nothing of how the run ended.
+each happens once. An undo that fails for good keeps none of the others; the run then ends with
+`undo="failed"`, and an operator's retry comes here again for what is not done, and that only.
+
+A run that was cancelled ends here too, when it has anything to undo: the journal records `~failed`
+for it, with the error `cancelled`. It has not failed, so the hook is told only if its undo does.
 
 A run under which the process kept dying has no attempt that tells how it ended. `rescue` records
 `~failed` for it, and what is undone is what the journal has of its `on_undo`. It does the same for
@@ -18,11 +22,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -39,7 +43,14 @@ from turnout.service.journal.records import FAILED, REGISTERED, Claim, StepRecor
 from turnout.service.logs import get_logger
 from turnout.service.project import AnyFlow
 from turnout.service.retry import RetryPolicy
-from turnout.service.run import PROCESS_DIED, Outcome, RunError, RunState
+from turnout.service.run import (
+    CANCELLED,
+    PROCESS_DIED,
+    UNDO_FAILED,
+    Outcome,
+    RunError,
+    RunState,
+)
 
 from . import step
 from .context import RunContext, Scope
@@ -56,40 +67,51 @@ RETRIES = RetryPolicy(
 _TIMEOUT_SECONDS = 300.0
 
 
-def failed_before(claim: Claim) -> Outcome | None:
+def ended_before(claim: Claim) -> Outcome | None:
     """Return how the run ended, when that is recorded and only its ending is left to do."""
     known = claim.recorded.get(FAILED)
-    return None if known is None else Outcome(state=RunState.FAILED, error=known.error)
+    if known is None:
+        return None
+    if known.error is not None and known.error.type == CANCELLED:  # the cancel has counted
+        return Outcome(state=RunState.CANCELLED, reason=known.error.message or None, counts=False)
+    return Outcome(state=RunState.FAILED, error=known.error, counts=not claim.dead)
 
 
 async def conclude(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:
-    """Undo and tell, for a run that came to the failed `outcome`; returns when all is recorded.
+    """Undo and tell, for a run that has failed or was cancelled; returns when all is recorded.
 
-    What it returns is how the run ends: as it failed, or as `process_died` when the process kept
-    dying under this.
+    What it returns is how the run ends: as it did, as `process_died` when the process kept dying
+    under this, or as `undo_failed` when it was cancelled and cannot be undone.
     Raises `ClaimLost` and `JournalBroken` only, and passes a cancel on.
     """
     claim = context.claim
     if FAILED not in claim.recorded and flow.on_failure is None and not _registered(context):
         return outcome
+    if outcome.state is RunState.CANCELLED and claim.unwoken:  # its children are undone first
+        waits = dict.fromkeys(claim.unwoken, 0)
+        return Outcome(state=RunState.WAITING, waits=waits, counts=False)
     try:
         undos, outcome, deaths = await _mark(context, outcome)
-        for part in _parts(flow, claim, outcome, undos):
-            known = _known(claim, part)
-            if known is not None and known.state != "retrying":
-                died = known.error is not None and known.error.type == PROCESS_DIED
-            elif died := deaths > 0:
-                await _give_up(context, part, known)
-            else:
-                await _attend(context, part)
-            if died:
-                deaths -= 1
-                outcome = _died(outcome, part)
     except (ClaimLost, JournalBroken):
         raise
     except JournalError as error:
-        log.error("ending.broken", error=str(error))  # noqa: TRY400  one line
+        _broken(error)
+        return replace(outcome, undo="failed") if _registered(context) else outcome
+    ending = _Ending(context, deaths)
+    outcome = _after_undo(await ending.undo(undos, outcome), ending.undo_failed)
+    if flow.on_failure is not None and outcome.state is RunState.FAILED:
+        outcome = await ending.tell(flow.on_failure, outcome)
     return outcome
+
+
+def _after_undo(outcome: Outcome, failed: Sequence[str]) -> Outcome:
+    """Return how a run ends whose undo is over: one that was cancelled fails if that has."""
+    if outcome.undo != "failed" or outcome.state is not RunState.CANCELLED:
+        return outcome
+    because = "" if outcome.reason is None else f" ({outcome.reason})"
+    at = f" at {', '.join(failed)}" if failed else ""
+    error = RunError(UNDO_FAILED, f"the run was cancelled{because}, and its undo failed{at}")
+    return replace(outcome, state=RunState.FAILED, error=error)
 
 
 # ---------------------------------------------------------------- what is left to do
@@ -158,15 +180,73 @@ class _Part:
     name: str
     prepare: Callable[[], tuple[Task[Any], tuple[Any, ...], Mapping[str, Any]]]
 
+    def __str__(self) -> str:
+        """Return the key of the step."""
+        return f"{self.place}/{self.name}#1"
 
-def _parts(flow: AnyFlow, claim: Claim, outcome: Outcome, undos: list[Undo]) -> Iterator[_Part]:
-    for number, undo in reversed(list(enumerate(undos))):
-        yield _Part(f"~undo[{number}]", undo.name, partial(_undoing, undo))
-    hook = flow.on_failure
-    if hook is not None:
-        event = replace(claim.event)  # decoded anew: the flow may have changed what it was given
-        telling = partial(_telling, hook, outcome.error, event)
-        yield _Part("~on_failure", _task(hook).name, telling)
+
+class _Ending:
+    """Carries out the steps of an ending, one behind the other; `deaths` are yet to be blamed."""
+
+    def __init__(self, context: RunContext, deaths: int) -> None:
+        self._context = context
+        self._deaths = deaths
+        self.undo_failed: list[str] = []
+
+    async def undo(self, undos: list[Undo], outcome: Outcome) -> Outcome:
+        """Undo what the run did, the last first; one that fails does not keep the others."""
+        broken = False
+        for number, undo in reversed(list(enumerate(undos))):
+            part = _Part(f"~undo[{number}]", undo.name, partial(_undoing, undo))
+            try:
+                state, outcome = await self._do(part, outcome)
+            except (ClaimLost, JournalBroken):
+                raise
+            except JournalError as error:
+                _broken(error)
+                broken = True
+                break
+            if state != "succeeded":
+                self.undo_failed.append(str(part))
+        if not undos:
+            return outcome
+        return replace(outcome, undo="failed" if broken or self.undo_failed else "done")
+
+    async def tell(self, hook: Callable[..., Any], outcome: Outcome) -> Outcome:
+        """Call the flow's hook, once, also of what could not be undone."""
+        error = outcome.error
+        if error is not None and self.undo_failed:
+            error = replace(error, undo_failed=tuple(self.undo_failed))
+        event = replace(self._context.claim.event)  # decoded anew: the flow may have changed it
+        telling = partial(_telling, hook, error, event)
+        try:
+            part = _Part("~on_failure", _task(hook).name, telling)
+            return (await self._do(part, outcome))[1]
+        except (ClaimLost, JournalBroken):
+            raise
+        except JournalError as broken:
+            _broken(broken)
+            return outcome
+
+    async def _do(self, part: _Part, outcome: Outcome) -> tuple[str, Outcome]:
+        """Do one step unless it is recorded; return how it ended, and how the run does now."""
+        known = _known(self._context.claim, part)
+        if known is not None and known.state != "retrying":
+            state = known.state
+            died = known.error is not None and known.error.type == PROCESS_DIED
+        elif died := self._deaths > 0:
+            state = "failed"
+            await _give_up(self._context, part, known)
+        else:
+            state = await _attend(self._context, part)
+        if died:
+            self._deaths -= 1
+            outcome = _died(outcome, part)
+        return state, outcome
+
+
+def _broken(error: JournalError) -> None:
+    log.error("ending.broken", error=str(error))
 
 
 def _known(claim: Claim, part: _Part) -> StepRecord | None:
@@ -202,7 +282,7 @@ def _raiser(error: Exception, name: str) -> Callable[[], None]:
 # ---------------------------------------------------------------- doing it
 
 
-async def _attend(context: RunContext, part: _Part) -> None:
+async def _attend(context: RunContext, part: _Part) -> Literal["succeeded", "failed"]:
     """Run one step of the ending; its failure is recorded and logged, and stops nothing."""
     scope = Scope(context, f"{part.place}/")
     try:
@@ -215,6 +295,8 @@ async def _attend(context: RunContext, part: _Part) -> None:
         if isinstance(error, KeyboardInterrupt) or (running is not None and running.cancelling()):
             raise
         _report(part, f"{type(error).__name__}: {message_of(error)}")
+        return "failed"
+    return "succeeded"
 
 
 async def _give_up(context: RunContext, part: _Part, known: StepRecord | None) -> None:
@@ -224,7 +306,7 @@ async def _give_up(context: RunContext, part: _Part, known: StepRecord | None) -
     error = RunError(PROCESS_DIED, "the process died again and again while this ran")
     _report(part, f"{error.type}: {error.message}")
     record = StepRecord(
-        key=f"{part.place}/{part.name}#1" if known is None else known.key,
+        key=str(part) if known is None else known.key,
         task=part.name if known is None else known.task,
         state="failed",
         tries=1 if known is None else known.tries,
@@ -242,7 +324,9 @@ def _report(part: _Part, error: str) -> None:
 def _died(outcome: Outcome, part: _Part) -> Outcome:
     """Return how a run ends under whose ending the process kept dying; it keeps why it failed."""
     failure = outcome.error
-    if failure is not None and failure.type == PROCESS_DIED:
+    if outcome.state is RunState.CANCELLED or (
+        failure is not None and failure.type == PROCESS_DIED
+    ):
         return outcome
     why = "" if failure is None else f", which had failed: {failure.type}: {failure.message}"
     message = f"the process died again and again at {part.place}/{part.name} of this run{why}"
