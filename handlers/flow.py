@@ -172,8 +172,8 @@ def flow(
                 pool=pool,
                 on_dead=_on_dead(on_dead),
                 on_failure=_hook(on_failure),
-                was=was,
-                version=None if version is None else str(version),
+                was=None if was is None else printable(was),
+                version=_version(version),
                 file=code.co_filename,
                 line=code.co_firstlineno,
             )
@@ -248,6 +248,12 @@ def _hook(on_failure: Any) -> Any:
     if on_failure is not None:
         check_hook(on_failure)
     return on_failure
+
+
+def _version(version: str | int | None) -> str | None:
+    if version is None or str(version).isprintable():
+        return None if version is None else str(version)
+    raise SetupError(f"version={version!r}: write text that can be printed")
 
 
 def _on_dead(on_dead: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .emitter import TriggerEmitter
-from .errors import JournalBroken, JournalFull
+from .errors import FOREIGN, JournalBroken, JournalFull, words_of
 from .event import Event
 from .journal.contract import Journal
 from .logs import get_logger
@@ -75,12 +75,12 @@ class Effects:
             raise
         except JournalFull:
             return False  # the sweep comes by again
-        except Exception as error:  # noqa: BLE001  a foreign place (a share): tried again later
+        except FOREIGN as error:  # a foreign place (a share): tried again later
             log.warning(
                 "effect.failed",
                 trigger=event.trigger,
                 event=event.id,
-                error=f"{type(error).__name__}: {error}",
+                error=words_of(error),
             )
             return False
         return True

@@ -93,12 +93,25 @@ class StepFailed(TurnoutError):
         self.type = type
 
 
+FOREIGN = (Exception, SystemExit)
+"""What an author's code raises: `except FOREIGN` stands where it is called.
+
+`sys.exit()` in it ends what called it, never the service; `KeyboardInterrupt` and a cancel pass.
+"""
+
+
 def message_of(error: BaseException) -> str:
     """Return an error's message, whatever its class makes of being asked for it."""
     try:
         return str(error)
-    except Exception as odd:  # noqa: BLE001  an author's error class: its code is foreign too
+    except FOREIGN as odd:  # an author's error class: its code is foreign too
         return f"(its message cannot be read: {type(odd).__name__})"
+
+
+def words_of(error: BaseException) -> str:
+    """Return an error in words: its type, or that of the one it stands for, and its message."""
+    kind = getattr(error, "type", "") if isinstance(error, StepFailed) else ""
+    return f"{kind or type(error).__name__}: {message_of(error)}"
 
 
 def portable(error: BaseException) -> bytes | None:
@@ -113,7 +126,7 @@ def portable(error: BaseException) -> bytes | None:
         try:
             data = pickle.dumps(made, protocol=5)
             back = pickle.loads(data)
-        except Exception:  # noqa: BLE001  pickling runs the author's code
+        except FOREIGN:  # pickling runs the author's code
             continue
         if type(back) is type(error) and message_of(back) == message_of(error):
             return data
@@ -142,7 +155,7 @@ def _remake(
 def _kept(state: Mapping[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, value in state.items():
-        with suppress(Exception):  # an author's object
+        with suppress(*FOREIGN):  # an author's object
             pickle.loads(pickle.dumps(value, protocol=5))
             kept[name] = value
     return kept
@@ -159,6 +172,11 @@ class Exited(StepFailed):
         """Return what stands for `error`, with its traceback."""
         made = cls(message_of(error), type=type(error).__name__)
         return made.with_traceback(error.__traceback__)
+
+
+def as_exception(error: BaseException) -> Exception:
+    """Return an error of `FOREIGN` as an `Exception`, which tasks of asyncio can carry."""
+    return error if isinstance(error, Exception) else Exited.of(error)
 
 
 class CodeChanged(TurnoutError):

@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
+from . import foreign
 from .binding import Binding
 from .errors import SetupError
 from .event import Event
@@ -107,19 +108,23 @@ class Flow(Generic[P, R]):
         per = None if self.concurrency is None else self.concurrency.per
         return not (self.when is None and self.ordered_by is None and per is None)
 
+    def wants(self, event: Event) -> bool:
+        """Whether `when=` lets the event start a run."""
+        return self.when is None or foreign.is_true("when=", foreign.ask(self.when, event))
+
     def order_key(self, event: Event) -> str | None:
         """Return the key runs are serialised by, as text; None is no order at all."""
         if self.ordered_by is None:
             return None
-        key = self.ordered_by(event)
-        return None if key is None else str(key)
+        key = foreign.ask(self.ordered_by, event)
+        return None if key is None else foreign.as_key("ordered_by=", key)
 
     def limit_key(self, event: Event) -> str | None:
         """Return the key the concurrency limit counts by, as text, or None."""
         if self.concurrency is None or self.concurrency.per is None:
             return None
-        return str(self.concurrency.per(event))
+        return foreign.as_key("per=", foreign.ask(self.concurrency.per, event))
 
     def bind(self, event: Event) -> Mapping[str, Any]:
         """Return the arguments for `event`; raises `InvalidData` naming the field."""
-        return self.binding.arguments(event)
+        return foreign.ask(self.binding.arguments, event)

@@ -24,6 +24,7 @@ from typing import Any, Literal, TextIO
 
 import orjson
 
+from .errors import FOREIGN
 from .governance import secrets
 from .units import utc_now
 
@@ -413,5 +414,5 @@ def _escape(text: str) -> str:
 def _text(value: object) -> str:
     try:
         return str(value)
-    except Exception as error:  # noqa: BLE001  a user's __str__ may raise anything; a log must not
+    except FOREIGN as error:  # a user's __str__ may raise anything; a log must not
         return f"<{type(value).__name__}: {type(error).__name__}>"

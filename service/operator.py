@@ -17,7 +17,7 @@ import orjson
 
 from .dispatch.dispatcher import Dispatcher
 from .emitter import TriggerEmitter
-from .errors import InvalidData, NotFound, Refused
+from .errors import InvalidData, NotFound, Refused, words_of
 from .event import Event, mint_id
 from .journal.contract import Journal
 from .journal.records import Filter, NewRun, StoredEvent
@@ -210,7 +210,7 @@ class Operator:
                     run.limit_key = flow.limit_key(stored.event)
                 except Exception as error:
                     raise Refused(
-                        f"flow {name!r} cannot take the event: {type(error).__name__}: {error} "
+                        f"flow {name!r} cannot take the event: {words_of(error)} "
                         f"(in ordered_by= or per=, {flow.file}:{flow.line})"
                     ) from error
             runs.append(run)

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
-from .errors import SetupError
+from .errors import FOREIGN, SetupError, message_of
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class Resources:
 async def _entered(resource: Resource[Any], stack: AsyncExitStack) -> Any:
     try:
         return await resource._enter(stack)
-    except Exception as error:  # a resource is the author's code and may raise anything
+    except FOREIGN as error:  # a resource is the author's code and may raise anything
         text = error.message if isinstance(error, SetupError) else _one_line(error)
         raise SetupError(
             f"resource {resource.name!r} did not start: {text}",
@@ -124,5 +124,5 @@ async def _entered(resource: Resource[Any], stack: AsyncExitStack) -> Any:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(message_of(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

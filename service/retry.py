@@ -14,7 +14,7 @@ from email.message import Message
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from .errors import SetupError
+from .errors import FOREIGN, SetupError
 from .run import Retry
 from .units import parse_duration
 
@@ -100,7 +100,8 @@ def delay_after(
     """
     if isinstance(error, Retry):
         delay = next_delay(policy, retry_number)
-        return delay if delay is None or error.after is None else error.after
+        after = getattr(error, "after", None)  # a subclass may forget to call ours
+        return delay if delay is None or after is None else after
     if isinstance(error, policy.not_on) or (policy.on and not isinstance(error, policy.on)):
         return None
     delay = next_delay(policy, retry_number)
@@ -131,7 +132,7 @@ def asked_for(error: BaseException, *, now: datetime) -> timedelta:
     """
     try:
         asked = _asked(error)
-    except Exception:  # noqa: BLE001  properties of an author's error class: foreign code
+    except FOREIGN:  # properties of an author's error class: foreign code
         asked = None
     if isinstance(asked, timedelta):
         asked = asked.total_seconds()

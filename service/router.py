@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import InvalidData, message_of
+from .errors import InvalidData, words_of
 from .event import MAX_HOPS, Event, mint_id
 from .governance import secrets
 from .journal.records import Decision, Entry, NewRun
@@ -66,7 +66,7 @@ def _ask(
     problem = _FILTER
     try:
         _refuse_unreadable(event)
-        if flow.when is not None and not flow.when(asked):
+        if not flow.wants(asked):
             decisions.append(Decision(flow.name, "filtered", f"when= at {flow.file}:{flow.line}"))
             return
         problem = _BINDING
@@ -84,9 +84,7 @@ def _ask(
     except Exception as error:  # noqa: BLE001  the author's code: a dead letter, replayable after a fix
         kind, where = problem
         run.state = RunState.FAILED
-        run.error = RunError(
-            kind, secrets.mask(f"{type(error).__name__}: {message_of(error)} ({where})")
-        )
+        run.error = RunError(kind, secrets.mask(f"{words_of(error)} ({where})"))
     routed.entry.runs.append(run)
     routed.flows.append(flow)
     routed.events.append(own)

@@ -11,7 +11,7 @@ import asyncio
 import random
 
 from .emitter import TriggerEmitter
-from .errors import JournalBroken, JournalFull, Overloaded, message_of
+from .errors import FOREIGN, JournalBroken, JournalFull, Overloaded, words_of
 from .trigger import ReadTrigger
 
 FIRST_DELAY_SECONDS = 0.2
@@ -55,8 +55,8 @@ class Supervisor:
                 raise
             except (JournalFull, Overloaded) as error:
                 reason = str(error)
-            except Exception as error:  # noqa: BLE001  foreign place (decision 30)
-                reason = f"{type(error).__name__}: {message_of(error)}"
+            except FOREIGN as error:  # foreign place (decision 30)
+                reason = words_of(error)
             if task.cancelling():  # and what the trigger raised instead was about its stop
                 raise asyncio.CancelledError
             if loop.time() - began > STEADY_SECONDS:

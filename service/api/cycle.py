@@ -15,6 +15,8 @@ from functools import lru_cache
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
 
+from turnout.service.errors import FOREIGN
+
 from .exchange import App, Message, Scope, answer, busy, problem
 
 _BODILESS = frozenset({204, 304})
@@ -87,7 +89,7 @@ class Cycle:
             self._pieces.clear()
             if not self.is_started:
                 await busy(self.send, "no memory is left for this request; send it again later")
-        except Exception:
+        except FOREIGN:  # a trigger's or a scheme's own code answers here
             self.logger.exception("an unexpected error in the HTTP application")
             await self._fail()
         else:

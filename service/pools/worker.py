@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from turnout.service import logs
-from turnout.service.errors import NotKept, TurnoutError, portable
+from turnout.service.errors import FOREIGN, NotKept, TurnoutError, portable
 from turnout.service.flow import SOURCE
 from turnout.service.governance import secrets
 from turnout.service.project.loader import PACKAGE, load_file
@@ -177,7 +177,7 @@ def request_of(
         along = [state for state in (snapshot() for snapshot in _travels) if state is not None]
         # Two layers: the worker must load the flow file before it can read the arguments.
         inner = pickle.dumps((tuple(args), dict(kwargs), along), protocol=5)
-    except Exception as error:  # noqa: BLE001  pickling runs the author's __reduce__
+    except FOREIGN as error:  # pickling runs the author's __reduce__
         raise NotKept(
             f"{name}: an argument cannot go to a worker process ({type(error).__name__}: {error}); "
             f"pass plain data, a path or an id instead"
@@ -290,7 +290,7 @@ def _perform(
         return "result", pickle.dumps(value, protocol=5), ""
     except MemoryError:
         return _NO_MEMORY
-    except Exception as error:  # noqa: BLE001  pickling runs the author's __reduce__
+    except FOREIGN as error:  # pickling runs the author's __reduce__
         return "unpicklable", None, f"{type(error).__name__}: {error}"
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from turnout.service.errors import SetupError
+from turnout.service.errors import FOREIGN, SetupError
 from turnout.service.flow import CODE_VERSION, SOURCE, Flow
 from turnout.service.governance.secrets import has_value
 
@@ -363,7 +363,7 @@ def _process_function(candidate: object) -> Any:
         if getattr(candidate, "pool", None) != "process":
             return None
         return getattr(candidate, "function", None)
-    except Exception:  # noqa: BLE001  foreign code: any object of a user's module may refuse a look
+    except FOREIGN:  # foreign code: any object of a user's module may refuse a look
         return None
 
 

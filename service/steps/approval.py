@@ -14,7 +14,7 @@ from functools import lru_cache
 from types import GenericAlias
 from typing import Any, Generic, TypeVar, overload
 
-from turnout.service.errors import InvalidData, SetupError
+from turnout.service.errors import FOREIGN, InvalidData, SetupError
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord, approval_topic
 from turnout.service.payload import read_json
@@ -148,7 +148,7 @@ def read_fields(declared: Any, given: Any) -> Any:
     except ValidationError as error:
         message, where = explain(error)
         raise InvalidData(message, field=where) from None
-    except Exception as error:
+    except FOREIGN as error:
         # An author's validator; the question stays open for another answer.
         raise InvalidData(f"they cannot be checked: {type(error).__name__}: {error}") from error
 

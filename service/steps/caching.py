@@ -23,7 +23,7 @@ from datetime import timedelta
 from types import CodeType
 from typing import Any
 
-from turnout.service.errors import NotKept, SetupError
+from turnout.service.errors import FOREIGN, NotKept, SetupError
 from turnout.service.flow import CODE_VERSION
 from turnout.service.units import parse_duration
 
@@ -64,7 +64,7 @@ def key_of(
     for name, value in sorted(bound.arguments.items()):
         try:
             parts += [name.encode(), encoded(value, INPUT)]
-        except (TypeError, ValueError) as error:
+        except FOREIGN as error:  # an argument's own code is asked
             raise NotKept(
                 f"task {task!r} has cache=by_input(…) and its argument {name!r} cannot be part of "
                 f"a key: {error}; pass plain data, a dataclass or a model, or cache a task that "

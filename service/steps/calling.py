@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from turnout.service import foreign
 from turnout.service.errors import NotKept, StepFailed
 from turnout.service.event import CALLED, MAX_HOPS, Event, file_url, mint_id
 from turnout.service.flow import Flow
@@ -53,6 +54,7 @@ def emit(
     for name, value in given.items():
         if not isinstance(value, str | None) or (name == "event_type" and not value):
             raise TypeError(f"emit({name}={value!r}): write text, such as str(…)")
+        foreign.refuse_unstorable(f"emit({name}=…)", value or "")
         secrets.refuse_live(value, f"emit({name}=…)")
     call = Call(_EMIT, scope, scope.take("emit"), (), {})
     return _emit(call, event_type, data, subject, id)

@@ -12,7 +12,7 @@ import inspect
 import pickle
 from typing import Any, Literal
 
-from turnout.service.errors import CodeChanged, NotKept
+from turnout.service.errors import FOREIGN, CodeChanged, NotKept
 from turnout.service.governance import secrets
 from turnout.service.payload import read_json
 from turnout.service.shape import adapter
@@ -44,7 +44,7 @@ def decode(encoding: Encoding, data: bytes, annotation: Any, *, name: object) ->
         if annotation in _UNTYPED or annotation in _PLAIN or annotation is None:
             return read_json(data)
         return adapter(annotation).validate_json(data)
-    except Exception as error:
+    except FOREIGN as error:
         raise CodeChanged(
             f"the recorded result of {name} no longer fits the code ({type(error).__name__}: "
             f"{error}); retry from that step to run it again"
@@ -89,7 +89,7 @@ def _exact_json(value: Any, annotation: Any) -> bytes | None:
             data = checks.dump_json(value, warnings="error", exclude_unset=is_brief)
             if same(checks.validate_json(data), value):
                 return data
-    except Exception:  # noqa: BLE001  serializing and comparing run the author's code
+    except FOREIGN:  # serializing and comparing run the author's code
         pass  # not what it was annotated as, or not for JSON: pickle keeps it as it is
     return None
 
@@ -122,7 +122,7 @@ def _readable(data: bytes) -> bytes:
 def _pickled(value: Any, name: object) -> bytes:
     try:
         return pickled(value)
-    except Exception as error:  # noqa: BLE001  pickling runs the author's __reduce__
+    except FOREIGN as error:  # pickling runs the author's __reduce__
         if inspect.iscoroutine(value):
             value.close()  # it was never awaited; the error below says so
         raise NotKept(

@@ -14,6 +14,7 @@ from itertools import dropwhile
 from pathlib import Path
 
 from turnout.service.errors import (
+    FOREIGN,
     CodeChanged,
     InvalidData,
     MisplacedTask,
@@ -133,7 +134,7 @@ def restore(known: StepRecord) -> BaseException:
     if known.result is not None:
         try:
             error = pickle.loads(known.result)
-        except Exception:  # noqa: BLE001  its class may be gone from the code
+        except FOREIGN:  # its class may be gone from the code
             error = None
     if not isinstance(error, BaseException):
         recorded = known.error or RunError("Exception", "the step failed")

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from turnout.service import pools
+from turnout.service.errors import FOREIGN, as_exception
 
 from .context import inside
 from .step import Call, end, settle, use_cache
@@ -33,8 +34,9 @@ def run(call: Call) -> Any:
                 value = _work(call)
             pools.in_thread()  # raises: what a thread returns that was told to stop is no result
             record = call.succeeded(value)
-        except Exception as error:  # noqa: BLE001  a task is the author's code
-            failure, delay = error, call.delay(error)
+        except FOREIGN as error:  # a task is the author's code
+            failure = as_exception(error)
+            delay = call.delay(failure)
         else:
             pools.on_loop(call.keep(record))
             return value

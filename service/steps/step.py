@@ -25,12 +25,14 @@ from typing import Any, Generic, TypeVar
 import orjson
 
 from turnout.service.errors import (
+    FOREIGN,
     ClaimLost,
     CodeChanged,
     JournalBroken,
     JournalError,
     JournalFull,
     Overloaded,
+    as_exception,
 )
 from turnout.service.flow import Pool
 from turnout.service.journal.records import Cached, StepRecord
@@ -395,8 +397,9 @@ async def _perform(call: Call) -> Any:
                     lane="step",
                 )
             record = call.succeeded(value)
-        except Exception as error:  # noqa: BLE001  a task is the author's code
-            failure, delay = error, call.delay(error)
+        except FOREIGN as error:  # a task is the author's code
+            failure = as_exception(error)
+            delay = call.delay(failure)
         else:
             call.done = await call.keep(record)
             return value
@@ -414,9 +417,9 @@ async def end(call: Call, failure: Exception) -> Any:
         try:
             value = await _fallback(call, failure)
             record = call.succeeded(value, instead_of=failure)
-        except Exception as error:  # noqa: BLE001  a fallback is the author's code
+        except FOREIGN as error:  # a fallback is the author's code
             error.__context__ = error.__context__ or failure  # a pool thread knows of no other
-            failure = error
+            failure = as_exception(error)
         else:
             await call.keep(record)
             return value

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from turnout.service.errors import CodeChanged, NotKept
+from turnout.service.errors import FOREIGN, CodeChanged, NotKept
 from turnout.service.governance import secrets
 
 
@@ -44,7 +44,7 @@ class Undo:
         try:
             arguments = pickle.dumps((args, dict(kwargs)), protocol=5)
             pickle.loads(arguments)
-        except Exception as error:  # noqa: BLE001  pickling runs the author's __reduce__
+        except FOREIGN as error:  # pickling runs the author's __reduce__
             raise NotKept(
                 f"on_undo({name}): an argument cannot be kept ({type(error).__name__}: {error}); "
                 f"pass plain data or an id instead"
@@ -81,7 +81,7 @@ class Undo:
             importlib.import_module(self.module)
             function = _find(self.module, self.name)
             args, kwargs = pickle.loads(self.arguments)
-        except Exception as error:
+        except FOREIGN as error:
             raise CodeChanged(f"{self.name} cannot be called any more: {error}") from error
         if not callable(function):
             raise CodeChanged(f"{self.name} is no longer in the code; undo its step by hand")

@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from turnout.service import pools
+from turnout.service import foreign, pools
 from turnout.service.errors import InvalidData, MisplacedTask
 from turnout.service.event import Event
 from turnout.service.governance import secrets
@@ -257,7 +257,7 @@ async def _find(
             if mark in taken:
                 continue
             fits = (
-                match(event.own())
+                foreign.is_true("match=", foreign.ask(match, event.own()))
                 if callable(match)
                 else all(field_of(event, field) == value for field, value in match.items())
             )
