@@ -200,6 +200,7 @@ class TriggerEmitter:
         return Receipt(
             event=stored.event,
             runs=stored.runs,
+            ended=bool(runs) and runs[0].state is RunState.FAILED,
             duplicate=stored.duplicate,
             conflict=stored.conflict,
             refusals=routed.refusals,
@@ -242,7 +243,7 @@ class TriggerEmitter:
         self, receipt: Receipt, timeout_seconds: float
     ) -> Coroutine[Any, Any, Outcome | None]:
         """Wait for the first run's outcome; None at the timeout. Raises `Overloaded`."""
-        is_new = not receipt.duplicate and not receipt.refusals
+        is_new = not receipt.duplicate and not receipt.ended
         return self._waiters.result(receipt.runs[0], timeout_seconds, is_new=is_new)
 
     def now(self) -> datetime:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from .payload import Encoding, decode
@@ -26,6 +26,9 @@ CALLED = "turnout.flow.called"
 MAX_HOPS = 16
 """Events an event may cause in a chain before turnout calls it a cycle."""
 
+
+Query: TypeAlias = Mapping[str, str | list[str]]
+"""The fields of a request's query: a text, or a list where a name stands several times."""
 
 _TRACE = ("traceparent", "tracestate")
 
@@ -50,8 +53,9 @@ class Event:
 
     `body` is the raw payload and `encoding` says how `data` reads it; whoever makes an event
     without a body leaves it out (`has_body`). `headers` are the transport's own (lower-case
-    names), `params` the parts of a webhook path, `extensions` the CloudEvents extension
-    attributes. `minted` is true when turnout made the id, so that no sender can deliver it twice.
+    names), `params` the parts of a webhook path, `query` the fields behind its `?`, `extensions`
+    the CloudEvents extension attributes. `minted` is true when turnout made the id, so that no
+    sender can deliver it twice.
     """
 
     id: str
@@ -64,6 +68,7 @@ class Event:
     body: bytes = field(default=NO_BODY, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     params: Mapping[str, str] = field(default_factory=dict)
+    query: Query = field(default_factory=dict)
     extensions: Mapping[str, str] = field(default_factory=dict)
     trigger: str = ""
     tenant: str = "default"
@@ -102,6 +107,7 @@ class Event:
             self,
             headers=dict(self.headers),
             params=dict(self.params),
+            query={name: given[:] for name, given in self.query.items()},
             extensions=dict(self.extensions),
         )
         self.__dict__.pop("_data", None)

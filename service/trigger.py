@@ -25,13 +25,15 @@ class Receipt:
     """What became of one emitted event, now that it is on disk.
 
     `event` is the accepted event's id (the first delivery's, for a duplicate) and `runs` the runs
-    it started. `conflict` is true when the same id came with another body: nothing was stored
-    but the decision. `refusals` maps a flow to why it refuses the data; when `stored` is false
+    it started; `ended` is true when the first of them is a dead letter from the start. `conflict`
+    is true when the same id came with another body or type: nothing was stored but the decision.
+    `refusals` maps a flow to why it refuses the data; when `stored` is false
     every flow refused and nothing was kept.
     """
 
     event: str
     runs: tuple[str, ...] = ()
+    ended: bool = False
     duplicate: bool = False
     conflict: bool = False
     stored: bool = True

@@ -277,6 +277,7 @@ class TestDecoding:
         trigger = webhook("/orders", data=declared)
         document = await refused(trigger, request(b"{}", {"content-type": content_type}), 415)
         assert "taken here" in document["detail"] or "UTF-8" in document["detail"]
+        assert "no type" not in document["detail"]
 
     @pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "gzip, gzip", "identity, deflate"])
     async def test_a_packed_body_is_415(self, coding: str) -> None:
@@ -394,6 +395,8 @@ class TestCloudEvents:
             ({"id": ""}, "id"),
             ({"id": None}, "id"),
             ({"specversion": "0.3"}, "specversion"),
+            ({"specversion": "1.1"}, "specversion"),
+            ({"data_base64": ""}, "data"),
             ({"time": "yesterday"}, "time"),
             ({"data": 1, "data_base64": "AA=="}, "data_base64"),
             ({"data_base64": "?"}, "data_base64"),
@@ -405,6 +408,19 @@ class TestCloudEvents:
         body = json.dumps({**CLOUDEVENT, **change})
         document = await refused(webhook("/orders"), request(body, STRUCTURED), 400)
         assert document["field"] == field
+
+    async def test_an_empty_body_is_no_json_here_either(self) -> None:
+        headers: dict[str, str] = {f"ce-{name}": value for name, value in CLOUDEVENT.items()}
+        document = await refused(webhook("/orders"), request(b"", headers), 400)
+        assert "empty where JSON was expected" in document["detail"]
+        untyped = request(b"", headers)
+        untyped = replace(
+            untyped, headers={k: v for k, v in untyped.headers.items() if k != "content-type"}
+        )
+        assert (await accepted(webhook("/orders"), untyped)).data is None
+        assert (
+            await accepted(webhook("/orders"), request(json.dumps(CLOUDEVENT), STRUCTURED))
+        ).data is None
 
     async def test_a_batch_is_refused_by_name(self) -> None:
         headers = {"content-type": "application/cloudevents-batch+json"}
@@ -585,14 +601,99 @@ class TestWaiting:
         assert reply.status == 202
 
     @pytest.mark.parametrize(
-        "query", [b"wait", b"wait=", b"wait=10", b"wait=-1s", b"wait=2m", b"&".join([b"a=1"] * 200)]
+        "query", [b"wait", b"wait=", b"wait=10", b"wait=-1s", b"wait=2m", b"wait=%D9%A1s"]
     )
     async def test_a_wait_nobody_can_read_is_400_and_stores_nothing(self, query: bytes) -> None:
         assert (await refused(self.TRIGGER, request(query=query), 400))["field"] == "wait"
 
-    async def test_a_route_that_does_not_respond_names_the_fix(self) -> None:
-        document = await refused(webhook("/orders"), request(query=b"wait=10s"), 400)
-        assert "respond=True" in document["detail"]
+    async def test_a_sender_may_have_a_wait_of_its_own(self) -> None:
+        event = await accepted(webhook("/orders"), request(query=b"wait=until+monday&n=1"))
+        assert event.query == {"wait": "until monday", "n": "1"}
+
+    async def test_our_wait_is_not_the_senders(self) -> None:
+        emit = RecordingEmitter()
+        await self.TRIGGER.receive(request(query=b"n=1&wait=1s&n=2"), emit)
+        assert emit.events[0].query == {"n": ["1", "2"]}
+
+    async def test_a_route_may_answer_every_request(self) -> None:
+        trigger = webhook("/orders", respond="5s")
+        outcome = Outcome(state=RunState.SUCCEEDED, result=b'{"a": 1}')
+        assert (await self.reply(trigger, outcome)).body == b'{"a": 1}'
+        assert (await self.reply(trigger, None)).status == 202
+
+    @pytest.mark.parametrize(
+        ("respond", "method", "query", "content_type", "body"),
+        [
+            (True, "GET", b"", "text/plain; charset=utf-8", "grüße".encode()),
+            (True, "GET", b"wait=5s", "application/json", '"grüße"'.encode()),
+            (True, "POST", b"wait=5s", "application/json", '"grüße"'.encode()),
+            ("5s", "POST", b"", "text/plain; charset=utf-8", "grüße".encode()),
+        ],
+    )
+    async def test_a_text_is_answered_as_it_is_unless_wait_asks_for_json(
+        self, respond: Any, method: str, query: bytes, content_type: str, body: bytes
+    ) -> None:
+        trigger = webhook("/orders", respond=respond, methods=("GET", "POST"))
+        outcome = Outcome(state=RunState.SUCCEEDED, result='"grüße"'.encode())
+        reply = await self.reply(trigger, outcome, method=method, query=query)
+        assert (reply.status, reply.content_type, reply.body) == (200, content_type, body)
+        assert ("x-content-type-options", "nosniff") in reply.headers or "json" in content_type
+
+    async def reply(self, trigger: WebhookTrigger, outcome: Outcome | None, **sent: Any) -> Reply:
+        emit = RecordingEmitter()
+        if outcome is not None:
+            emit.results["run-of-k"] = outcome
+        inbound = request(headers={"idempotency-key": "k"})
+        return await trigger.receive(replace(inbound, **sent), emit)
+
+
+class TestQuery:
+    async def test_it_is_kept(self) -> None:
+        event = await accepted(webhook("/orders"), request(query=b"a=1&b=x+y%21&a=2&c&d=%C3%BC"))
+        assert event.query == {"a": ["1", "2"], "b": "x y!", "c": "", "d": "ü"}
+        assert event.data == {}
+        assert event.source == "/hooks/orders"
+
+    async def test_many_fields_are_no_reason_to_refuse(self) -> None:
+        query = "&".join(f"f{n}=1" for n in range(900)).encode()
+        assert len((await accepted(webhook("/orders"), request(query=query))).query) == 900
+
+    async def test_credentials_are_dropped(self) -> None:
+        query = b"access_token=hush&API_KEY=hush&a%70ikey=hush&hub.verify_token=kept"
+        event = await accepted(webhook("/orders"), request(query=query))
+        assert event.query == {"hub.verify_token": "kept"}
+
+    async def test_what_is_no_text_is_400(self) -> None:
+        document = await refused(webhook("/orders"), request(query=b"a=%E9"), 400)
+        assert document["field"] == "query"
+
+    @pytest.mark.parametrize("data", [None, "form"])
+    @pytest.mark.parametrize("content_type", [{}, {"content-type": [b"application/json"]}])
+    async def test_a_get_without_a_body_has_it_for_data(
+        self, data: Any, content_type: dict[str, list[bytes]]
+    ) -> None:
+        inbound = request(b"", query=b"hub.mode=subscribe&hub.challenge=1158201444&access_token=x")
+        inbound = replace(inbound, method="GET", headers=content_type)
+        event = await accepted(webhook("/orders", data=data, methods=("GET",)), inbound)
+        assert event.data == {"hub.mode": "subscribe", "hub.challenge": "1158201444"}
+        assert event.data == event.query
+        assert event.body == b"hub.mode=subscribe&hub.challenge=1158201444"
+
+    async def test_a_get_without_either_has_none(self) -> None:
+        inbound = replace(request(b"", query=b"wait=5s"), method="GET")
+        trigger = webhook("/orders", respond=True, methods=("GET",))
+        assert (await accepted(trigger, inbound)).data is None
+
+    async def test_a_get_with_a_body_has_that(self) -> None:
+        inbound = replace(request(b"[1]", query=b"a=1"), method="GET")
+        event = await accepted(webhook("/orders", methods=("GET",)), inbound)
+        assert (event.data, event.query) == ([1], {"a": "1"})
+
+    async def test_a_cloudevent_has_one_too(self) -> None:
+        event = await accepted(
+            webhook("/orders"), request(json.dumps(CLOUDEVENT), STRUCTURED, query=b"a=1")
+        )
+        assert event.query == {"a": "1"}
 
 
 class TestDeclaring:
@@ -629,6 +730,8 @@ class TestDeclaring:
             (webhook("/a", methods=()), "methods"),
             (webhook("/a", methods=("BREW",)), "methods"),
             (webhook("/a", max_body=0), "max_body"),
+            (webhook("/a", respond="0s"), "at most"),
+            (webhook("/a", respond="2m"), "at most"),
             (webhook("/a", verify=hmac("not a header"), secret=secret("A")), "header"),
         ],
     )

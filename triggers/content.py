@@ -55,8 +55,9 @@ def encoding_for(content_type: str | None, declared: Encoding | None) -> Encodin
     if declared == "text" and (natural in ("text", "json") or essence.endswith(("/xml", "+xml"))):
         return "text"
     if natural is None or declared not in (None, natural):
+        given = essence[:80] or "a Content-Type without a value"
         taken = declared or "JSON, form, text, application/octet-stream or CloudEvents"
-        raise Unsupported(f"{essence[:80] or 'no type'} is not taken here, but {taken}")
+        raise Unsupported(f"{given} is not taken here, but {taken}")
     return natural
 
 

@@ -17,10 +17,11 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from hmac import compare_digest, digest
 from typing import Literal, Protocol
 
+from turnout.service.api.cloudevents import INSTANT
 from turnout.service.errors import SetupError, TurnoutError
 from turnout.service.governance.secrets import Secret
 from turnout.service.trigger import Inbound
@@ -37,7 +38,8 @@ KeyEncoding = Literal["text", "hex", "base64"]
 Template = Literal["{body}", "{timestamp}.{body}", "{id}.{timestamp}.{body}"]
 
 _HEADER_NAME = re.compile(r"[a-z0-9_-]{1,64}")
-_TIMESTAMP = re.compile(rb"[0-9]{1,12}")
+_SECONDS = re.compile(r"[0-9]{1,12}")
+_MILLISECONDS = re.compile(r"[0-9]{13}")
 
 
 class Unverified(TurnoutError):
@@ -183,25 +185,36 @@ class HmacVerifier:
     def verify(self, inbound: Inbound) -> str:
         """Return the name of the secret whose signature the request carries."""
         scheme = self._scheme
-        offered = _only(inbound.headers, scheme.header)
+        offered = self._split(_only(inbound.headers, scheme.header))
         message = inbound.body if self._plain else self._signed(inbound)
         matched = None
         for name, key in self._keys:  # no early exit: the time taken names no secret
             expected = self._prefix + self._written(digest(key, message, scheme.algorithm))
-            if compare_digest(expected, offered) and matched is None:
-                matched = name
+            for signature in offered:
+                if compare_digest(expected, signature) and matched is None:
+                    matched = name
         if matched is None:
             raise Unverified("the signature is not ours")
         _log.debug("webhook.verified secret=%s path=%s", matched, inbound.path)
         return matched
 
+    def _split(self, value: bytes) -> list[bytes]:
+        """Return every signature of a header: while a secret is changed, a sender sends several.
+
+        Between them stand blanks (Standard Webhooks), or commas where the prefix holds none.
+        """
+        if b"," not in self._prefix:
+            value = value.replace(b", ", b",").replace(b",", b" ")
+        signatures = value.split(b" ")
+        if not all(signatures):
+            raise Unverified("the signatures are not one blank or comma apart")
+        return signatures
+
     def _signed(self, inbound: Inbound) -> bytes:
         """Return the bytes that were signed: the template with its parts put in."""
         scheme = self._scheme
         stamp = _only(inbound.headers, scheme.timestamp_header or "")
-        if not _TIMESTAMP.fullmatch(stamp):
-            raise Unverified("the timestamp is not whole seconds")
-        if abs(inbound.received_at.timestamp() - int(stamp)) > self._tolerance_seconds:
+        if abs(inbound.received_at.timestamp() - _instant(stamp)) > self._tolerance_seconds:
             raise Unverified("the timestamp is too far from now")
         if "{id}" not in scheme.template:
             return b"%b.%b" % (stamp, inbound.body)
@@ -209,6 +222,28 @@ class HmacVerifier:
         if b"." in identity:  # one signature would fit several ways to cut id, time and body
             raise Unverified("the delivery id holds a dot")
         return b"%b.%b.%b" % (identity, stamp, inbound.body)
+
+
+def _instant(stamp: bytes) -> float:
+    """Return the seconds since 1970 of a timestamp in any of the ways that say one instant.
+
+    None of them goes on behind a dot, so that a signed `{timestamp}.` is cut in one way only.
+    """
+    text = stamp.decode("latin-1")
+    if _SECONDS.fullmatch(text):
+        return int(text)
+    if _MILLISECONDS.fullmatch(text):
+        return int(text) / 1000
+    try:
+        if text.endswith(" GMT"):  # RFC 9110 section 5.6.7
+            return (
+                datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC).timestamp()
+            )
+        if INSTANT.fullmatch(text):
+            return datetime.fromisoformat(text.upper()).timestamp()
+    except (ValueError, OverflowError):
+        pass
+    raise Unverified("the timestamp is no instant: seconds since 1970, RFC 3339 or an HTTP date")
 
 
 def _only(headers: Mapping[str, Sequence[bytes]], name: str) -> bytes:
@@ -233,7 +268,7 @@ def _key(secret: Secret, encoding: KeyEncoding) -> bytes:
         elif encoding == "hex":
             key = bytes.fromhex(text)
         else:
-            key = base64.b64decode(text, validate=True)
+            key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
     except ValueError:  # its message would quote the secret
         key = b""
         problem = f"is not {encoding}"
@@ -274,9 +309,11 @@ def hmac(
 ) -> Hmac:
     """Declare an HMAC signature: `webhook("/shop", verify=hmac("X-Shop-Signature"), secret=…)`.
 
-    `template` is what is signed; `{timestamp}` is the value of `timestamp_header` in seconds, at
-    most `tolerance` from now in either direction, and `{id}` that of `id_header`, which is also
-    what makes a redelivery the same event. `key` says how the secret's text holds the key.
+    The header may hold several signatures, a blank or comma apart; one must be right. `template`
+    is what is signed; `{timestamp}` is the value of `timestamp_header` (seconds or milliseconds
+    since 1970, RFC 3339, or an HTTP date), at most `tolerance` from now in either direction, and
+    `{id}` that of `id_header`, which is also what makes a redelivery the same event. `key` says how
+    the secret's text holds the key; before a base64 one may stand `whsec_`.
     """
     return Hmac(
         header=header.lower(),

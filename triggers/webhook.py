@@ -9,27 +9,25 @@ sockets (`service/api/ingest`), nor remembering ids (the journal).
 from __future__ import annotations
 
 import logging
-import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from typing import get_args
-from urllib.parse import parse_qs
 
-import orjson
-
-from turnout.service.api import cloudevents, problems
+from turnout.service.api import cloudevents
+from turnout.service.api.cloudevents import Headers
 from turnout.service.errors import InvalidData, JournalError, Overloaded, SetupError
 from turnout.service.event import NEVER, NO_BODY, Event, like, mint_id
 from turnout.service.governance.secrets import Secret
 from turnout.service.payload import Encoding
-from turnout.service.run import RunState
 from turnout.service.trigger import Emitter, Inbound, Receipt, Reply
 from turnout.service.units import format_duration, parse_duration, parse_size
 
+from . import replies
 from .content import Unsupported, encoding_for, is_cloudevent, media_type, only, refuse_encodings
+from .query import FORM, Asked, read_query
 from .signatures import Scheme, Unsigned, Unverified, Verifier, scheme_named
 
 _log = logging.getLogger("turnout.webhook")
@@ -38,6 +36,8 @@ MAX_ID_CHARACTERS = 256
 MAX_STORED_HEADERS = 64
 MAX_STORED_HEADER_BYTES = 16 * 1024
 MAX_WAIT = timedelta(seconds=60)
+GET_WAIT = timedelta(seconds=10)
+"""How long a GET of a route with `respond=True` waits for the result."""
 
 CREDENTIALS = frozenset(
     {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "api-key"}
@@ -58,7 +58,7 @@ def webhook(
     data: Encoding | None = None,
     id_header: str | None = None,
     max_body: str | int | None = None,
-    respond: bool = False,
+    respond: bool | str | timedelta = False,
     methods: Sequence[str] = ("POST",),
     name: str | None = None,
 ) -> WebhookTrigger:
@@ -66,8 +66,11 @@ def webhook(
 
     `path` lies under `/hooks` and may hold parameters: `/t/{tenant}/ingest`. Several secrets are
     all active (rotation). Without `verify=` the service listens on loopback only. `data` says how
-    the body is decoded; by default the request's Content-Type does. `respond=True` lets a caller
-    ask for the run's result with `?wait=10s`. Everything is checked by `check`, at load.
+    the body is decoded; by default the request's Content-Type does; a GET without a body has its
+    query for data. `respond=True` lets a caller ask for the run's result with `?wait=10s`, and
+    answers a GET with it; `respond="10s"` answers every request with it, or with 202 after that
+    time. Without `?wait=` a text is answered as it is, as handshakes want it, everything else as
+    JSON. Everything is checked by `check`, at load.
     """
     if not isinstance(path, str):
         raise SetupError(f'webhook({path!r}): a path is written like "/orders"')
@@ -79,7 +82,8 @@ def webhook(
         data=data,
         id_header=None if id_header is None else id_header.lower(),
         max_body_bytes=None if max_body is None else parse_size(max_body),
-        respond=respond,
+        respond=respond is not False,
+        respond_within=None if isinstance(respond, bool) else parse_duration(respond),
         methods=tuple(method.upper() for method in methods),
     )
 
@@ -96,6 +100,7 @@ class WebhookTrigger:
     id_header: str | None
     max_body_bytes: int | None
     respond: bool
+    respond_within: timedelta | None
     methods: tuple[str, ...]
 
     @property
@@ -148,6 +153,11 @@ class WebhookTrigger:
             )
         if not self.methods or not set(self.methods) <= set(METHODS):
             raise SetupError(f"{self.name}: methods= takes some of {', '.join(METHODS)}")
+        if self.respond_within is not None and not timedelta(0) < self.respond_within <= MAX_WAIT:
+            raise SetupError(
+                f'{self.name}: respond= takes True, or a time such as "10s", at most '
+                f"{format_duration(MAX_WAIT)}"
+            )
         if self.max_body_bytes == 0:
             raise SetupError(f'{self.name}: max_body= takes at least a byte, such as "1MiB"')
 
@@ -158,39 +168,46 @@ class WebhookTrigger:
         except Unverified as error:
             _log.debug("webhook.unverified trigger=%s reason=%s", self.name, error)
             emit.reject("unverified")
-            return _UNVERIFIED
+            return replies.UNVERIFIED
         try:
-            wait_seconds = self._wait_seconds(inbound.query) if inbound.query else None
-            event = self.event(inbound)
+            asked = read_query(inbound.query, answers=self.respond)
+            wait = self._wait(inbound, asked) if self.respond else None
+            event = self.event(inbound, asked)
             _ = event.data  # decoded here, kept on the event for everything that follows
         except Unsupported as error:
             emit.reject("unsupported")
-            return _problem(415, str(error))
+            return replies.problem(415, str(error))
         except InvalidData as error:
             emit.reject("undecodable")
-            return _undecodable(error)
+            return replies.undecodable(error)
         try:
             (receipt,) = await emit((event,))
         except (Overloaded, JournalError) as error:
-            return _busy(error)
+            return replies.busy(error)
         if receipt.conflict or not receipt.stored:
-            return _refused(receipt)
-        if wait_seconds is not None and receipt.runs:
-            return await _result(receipt, emit, wait_seconds)
-        return _accepted(receipt)
+            return replies.refused(receipt)
+        if wait is not None and receipt.runs:
+            return await _answered(receipt, emit, wait)
+        return replies.accepted(receipt)
 
     # ---- a request as an event
 
-    def event(self, inbound: Inbound) -> Event:
+    def event(self, inbound: Inbound, asked: Asked | None = None) -> Event:
         """Return the event a verified request is; raises `InvalidData` or `Unsupported`."""
+        if asked is None:
+            asked = read_query(inbound.query, answers=self.respond)
         headers = inbound.headers
         if "content-encoding" in headers:
             refuse_encodings(headers["content-encoding"])
         content_type = only(headers, "content-type")
         if self.data != "bytes" and ("ce-specversion" in headers or is_cloudevent(content_type)):
-            return self._cloudevent(inbound)
+            return self._cloudevent(inbound, asked)
+        body = inbound.body
+        if inbound.method == "GET" and not body and self.data in (None, "form"):
+            body = asked.text  # what there is of data
+            content_type = FORM if body or self.data else None
         encoding = encoding_for(content_type, self.data)
-        if encoding == "json" and not inbound.body and content_type is not None:
+        if encoding == "json" and not body and content_type is not None:
             raise InvalidData("the body is empty where JSON was expected")
         event_id = self._delivery_id(headers)
         return like(
@@ -201,9 +218,10 @@ class WebhookTrigger:
             time=inbound.received_at,
             datacontenttype=content_type,
             encoding=encoding,
-            body=inbound.body if _has_body(inbound, content_type, encoding) else NO_BODY,
+            body=body if _has_body(body, headers, content_type, encoding) else NO_BODY,
             headers=self._stored_headers(headers),
             params=inbound.params,
+            query=asked.fields,
             minted=event_id is None,
         )
 
@@ -212,7 +230,7 @@ class WebhookTrigger:
         """What the events of this trigger have in common."""
         return Event(id="", source=self.route, type="", time=NEVER, trigger=self.name)
 
-    def _cloudevent(self, inbound: Inbound) -> Event:
+    def _cloudevent(self, inbound: Inbound, asked: Asked) -> Event:
         content_type = only(inbound.headers, "content-type")
         essence = media_type(content_type or "")[0]
         if essence.startswith("application/cloudevents") and essence != cloudevents.STRUCTURED:
@@ -229,10 +247,11 @@ class WebhookTrigger:
             encoding=encoding,
             headers=self._stored_headers(inbound.headers),
             params=inbound.params,
+            query=asked.fields,
             trigger=self.name,
         )
 
-    def _delivery_id(self, headers: Mapping[str, Sequence[bytes]]) -> str | None:
+    def _delivery_id(self, headers: Headers) -> str | None:
         """Return what stays the same when the sender delivers again, or None."""
         for header in self._id_headers:
             if header in headers and (text := only(headers, header)):
@@ -248,7 +267,7 @@ class WebhookTrigger:
         named = (self.id_header, self.scheme.id_header, "idempotency-key")
         return tuple(dict.fromkeys(header for header in named if header is not None))
 
-    def _type(self, headers: Mapping[str, Sequence[bytes]]) -> str:
+    def _type(self, headers: Headers) -> str:
         header = self.scheme.type_header
         if header is None or header not in headers:
             return "turnout.webhook"
@@ -257,7 +276,7 @@ class WebhookTrigger:
             raise InvalidData("the kind of event is not a word", field=header)
         return self.scheme.type_prefix + word
 
-    def _stored_headers(self, headers: Mapping[str, Sequence[bytes]]) -> dict[str, str]:
+    def _stored_headers(self, headers: Headers) -> dict[str, str]:
         """Return the headers worth keeping: no credentials, and no more than the bounds allow."""
         withheld = self._withheld
         kept = {
@@ -273,41 +292,43 @@ class WebhookTrigger:
     def _withheld(self) -> frozenset[str]:
         return CREDENTIALS | self.scheme.credentials
 
-    def _wait_seconds(self, query: bytes) -> float | None:
-        """Return how long `?wait=10s` asks to wait, or None; raises `InvalidData`."""
+    def _wait(self, inbound: Inbound, asked: Asked) -> _Wait | None:
+        """Return how long to wait for the result, None for not at all; raises `InvalidData`."""
+        if asked.wait is None:
+            within = self.respond_within or (GET_WAIT if inbound.method == "GET" else None)
+            return None if within is None else _Wait(within.total_seconds(), plain=True)
         try:
-            asked = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=100)
-            if "wait" not in asked:
-                return None
-            wait = parse_duration(asked["wait"][-1])
-        except (SetupError, ValueError) as error:
+            wait = parse_duration(asked.wait)
+        except SetupError as error:
             raise InvalidData(str(error), field="wait") from None
-        if not self.respond:
-            raise InvalidData(
-                f"this webhook does not answer with results: leave out ?wait=, or declare it with "
-                f"webhook({self.route!r}, respond=True)",
-                field="wait",
-            )
         if wait > MAX_WAIT:
             raise InvalidData(
                 f"wait= is at most {format_duration(MAX_WAIT)}; ask GET /api/runs later",
                 field="wait",
             )
-        return wait.total_seconds()
+        return _Wait(wait.total_seconds(), plain=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """How a sender is answered: after so many seconds at most, and a text as it is or as JSON."""
+
+    seconds: float
+    plain: bool
 
 
 _OPEN = Unsigned()
 
 
-def _has_body(inbound: Inbound, content_type: str | None, encoding: Encoding) -> bool:
+def _has_body(body: bytes, headers: Headers, content_type: str | None, encoding: Encoding) -> bool:
     """Say whether a request has a body, be it an empty one.
 
     A length or a coding tells so (RFC 9112 section 6.3), but browsers also send the length of
     nothing: where JSON is expected no bytes are no body.
     """
-    if inbound.body or content_type is not None:
+    if body or content_type is not None:
         return True
-    return encoding != "json" and not _FRAMING.isdisjoint(inbound.headers)
+    return encoding != "json" and not _FRAMING.isdisjoint(headers)
 
 
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
@@ -343,61 +364,11 @@ def _check_path(path: str) -> None:
             raise SetupError(f"webhook({path!r}): {part!r} would be taken away by proxies")
 
 
-# ---------------------------------------------------------------- answers
-
-
-def _problem(status: int, detail: str, **members: object) -> Reply:
-    return Reply(
-        status=status,
-        body=problems.document(status, detail, **members),
-        content_type=problems.CONTENT_TYPE,
-    )
-
-
-_UNVERIFIED = _problem(401, "the request could not be verified")
-
-
-def _undecodable(error: InvalidData) -> Reply:
-    members = {} if error.field is None else {"field": error.field}
-    return _problem(400, str(error), **members)
-
-
-def _accepted(receipt: Receipt) -> Reply:
-    answer = {
-        "event": receipt.event,
-        "runs": list(receipt.runs),
-        "duplicate": receipt.duplicate,
-    }
-    return Reply(status=202, body=orjson.dumps(answer))
-
-
-def _refused(receipt: Receipt) -> Reply:
-    if receipt.conflict:
-        return _problem(
-            409, "an event of this id was accepted before with another body", event=receipt.event
-        )
-    return _problem(
-        422, "no flow takes this data; nothing was stored", refusals=dict(receipt.refusals)
-    )
-
-
-def _busy(error: Overloaded | JournalError) -> Reply:
-    """Ask the sender to come back: jittered, so that a crowd does not come back as one."""
-    seconds = error.retry_after_seconds if isinstance(error, Overloaded) else 5
-    jittered = min(60, max(1, round(seconds * random.uniform(0.75, 1.5))))
-    reply = _problem(503, "nothing was stored; send the same request again later")
-    return replace(reply, headers=(("retry-after", str(jittered)),))
-
-
-async def _result(receipt: Receipt, emit: Emitter, wait_seconds: float) -> Reply:
+async def _answered(receipt: Receipt, emit: Emitter, wait: _Wait) -> Reply:
     try:
-        outcome = await emit.result(receipt, wait_seconds)
+        outcome = await emit.result(receipt, wait.seconds)
     except Overloaded:  # the event is stored all the same
         outcome = None
     if outcome is None:
-        return _accepted(receipt)
-    if outcome.state in (RunState.SUCCEEDED, RunState.SKIPPED):
-        return Reply(status=200, body=outcome.result or b"null")
-    kind = outcome.error.type if outcome.error is not None else str(outcome.state)
-    # The message stays inside: an exception's text may hold anything.
-    return _problem(500, f"the run ended as {outcome.state}", run=receipt.runs[0], error=kind)
+        return replies.accepted(receipt)
+    return replies.result(outcome, receipt, plain=wait.plain)

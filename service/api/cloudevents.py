@@ -31,7 +31,7 @@ _REQUIRED = ("specversion", "id", "source", "type")
 _KNOWN = frozenset({*_REQUIRED, "time", "subject", "datacontenttype"})
 _NAME = re.compile(r"[a-z0-9]+")
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_INSTANT = re.compile(
+INSTANT = re.compile(
     r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )  # RFC 3339 section 5.6
 
@@ -100,8 +100,9 @@ def _binary(headers: Headers, body: bytes, now: datetime) -> Event:
         )
     if content_types := headers.get("content-type"):
         attributes["datacontenttype"] = content_types[0].decode("latin-1")
-    if not body and encoding_of(attributes.get("datacontenttype")) == "json":
-        body = NO_BODY  # an event need not have data, and no bytes are no JSON
+        body = _given(body, attributes["datacontenttype"])
+    elif not body:
+        body = NO_BODY
     return from_attributes(attributes, body, now=now)
 
 
@@ -147,9 +148,10 @@ def _payload(envelope: dict[str, Any], document: bytes) -> bytes:
         if envelope.get("data") is not None:
             raise InvalidData("an event has data or data_base64, not both", field="data_base64")
         try:
-            return base64.b64decode(envelope["data_base64"], validate=True)
+            data = base64.b64decode(envelope["data_base64"], validate=True)
         except (binascii.Error, TypeError, ValueError):
             raise InvalidData("data_base64 is not base64", field="data_base64") from None
+        return _given(data, envelope.get("datacontenttype"))
     if "data" not in envelope:
         return NO_BODY
     if encoding_of(envelope.get("datacontenttype")) == "json":
@@ -159,6 +161,13 @@ def _payload(envelope: dict[str, Any], document: bytes) -> bytes:
             f"data of {envelope['datacontenttype']} must be a string, or data_base64", field="data"
         )
     return envelope["data"].encode("utf-8")
+
+
+def _given(data: bytes, content_type: str | None) -> bytes:
+    """Return data that is there; raises `InvalidData` where JSON is that is not even `null`."""
+    if not data and encoding_of(content_type) == "json":
+        raise InvalidData("the body is empty where JSON was expected", field="data")
+    return data
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -212,7 +221,10 @@ def _check(attributes: dict[str, str]) -> None:
         if not attributes.get(name):
             raise InvalidData(f"the CloudEvents attribute {name!r} is missing or empty", field=name)
     if attributes["specversion"] != "1.0":
-        raise InvalidData("only CloudEvents specversion 1.0 is read here", field="specversion")
+        given = attributes["specversion"][:40]
+        raise InvalidData(
+            f"only CloudEvents specversion 1.0 is read here, not {given!r}", field="specversion"
+        )
     if len(attributes) > len(_KNOWN) + MAX_EXTENSIONS:
         raise InvalidData(f"more than {MAX_EXTENSIONS} extension attributes")
     for name in OWN_EXTENSIONS & attributes.keys():
@@ -232,7 +244,7 @@ def _check(attributes: dict[str, str]) -> None:
 
 
 def _instant(text: str) -> datetime:
-    if _INSTANT.fullmatch(text):
+    if INSTANT.fullmatch(text):
         try:
             return datetime.fromisoformat(text.upper()).astimezone(UTC)
         except (ValueError, OverflowError):

@@ -52,6 +52,7 @@ def event_of(stored: StoredEvent, *, payload: bool = False) -> dict[str, Any]:
         document["decisions"] = [dict(decision) for decision in stored.decisions]
         document["extensions"] = dict(event.extensions)
         document["params"] = dict(event.params)
+        document["query"] = dict(event.query)
         document["headers"] = dict(event.headers)
         document |= _payload(event)
     return document

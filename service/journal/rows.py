@@ -103,12 +103,9 @@ def pack_details(event: Event) -> str | None:
         details["datacontenttype"] = event.datacontenttype
     if event.encoding != "json":
         details["encoding"] = event.encoding
-    if event.headers:
-        details["headers"] = dict(event.headers)
-    if event.params:
-        details["params"] = dict(event.params)
-    if event.extensions:
-        details["extensions"] = dict(event.extensions)
+    for name in ("headers", "params", "query", "extensions"):
+        if given := getattr(event, name):
+            details[name] = dict(given)
     if event.hops:
         details["hops"] = event.hops
     if event.minted:

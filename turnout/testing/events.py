@@ -7,11 +7,12 @@ flow awaits, say), which makes the event itself; a webhook's signature is not as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import orjson
 
@@ -40,17 +41,24 @@ def webhook_event(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
     params: Mapping[str, str] | None = None,
+    query: Mapping[str, str | Sequence[str]] | None = None,
+    method: str = "POST",
     at: datetime = START,
 ) -> Event:
-    """Return the event of a verified request: with `json`, or any `body` and its headers."""
+    """Return the event of a verified request: with `json`, or any `body` and its headers.
+
+    A `GET` has no body, and its `query` for data.
+    """
     trigger = _trigger(of, WebhookTrigger, "webhook")
+    if method == "GET" and json is None and body is None:
+        body = b""
     sent = {"content-type": "application/json"} if body is None else {}
     sent |= {name.lower(): value for name, value in (headers or {}).items()}
     inbound = Inbound(
-        method="POST",
+        method=method,
         path=trigger.route.format_map(params or {}),
         params=dict(params or {}),
-        query=b"",
+        query=urlencode(query or {}, doseq=True).encode(),
         headers={name: (value.encode(),) for name, value in sent.items()},
         body=orjson.dumps(json) if body is None else body,
         client="127.0.0.1",

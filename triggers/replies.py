@@ -1,0 +1,83 @@
+"""What a webhook answers: the receipt, the result, or a problem document with the reason."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import orjson
+
+from turnout.service.api import problems
+from turnout.service.errors import InvalidData, JournalError, Overloaded
+from turnout.service.run import Outcome, RunState
+from turnout.service.trigger import Receipt, Reply
+
+
+def problem(status: int, detail: str, **members: object) -> Reply:
+    """Return a problem document (RFC 9457)."""
+    return Reply(
+        status=status,
+        body=problems.document(status, detail, **members),
+        content_type=problems.CONTENT_TYPE,
+    )
+
+
+UNVERIFIED = problem(401, "the request could not be verified")
+
+
+def undecodable(error: InvalidData) -> Reply:
+    """Refuse a request whose body or attributes cannot be read."""
+    members = {} if error.field is None else {"field": error.field}
+    return problem(400, str(error), **members)
+
+
+def accepted(receipt: Receipt) -> Reply:
+    """Say that the event is on disk."""
+    answer = {
+        "event": receipt.event,
+        "runs": list(receipt.runs),
+        "duplicate": receipt.duplicate,
+    }
+    return Reply(status=202, body=orjson.dumps(answer))
+
+
+def refused(receipt: Receipt) -> Reply:
+    """Say why nothing was stored."""
+    if receipt.conflict:
+        return problem(
+            409,
+            "an event of this id was accepted before with another body or type",
+            event=receipt.event,
+        )
+    return problem(
+        422, "no flow takes this data; nothing was stored", refusals=dict(receipt.refusals)
+    )
+
+
+def busy(error: Overloaded | JournalError) -> Reply:
+    """Ask the sender to come back: jittered, so that a crowd does not come back as one."""
+    seconds = error.retry_after_seconds if isinstance(error, Overloaded) else 5
+    jittered = min(60, max(1, round(seconds * random.uniform(0.75, 1.5))))
+    reply = problem(503, "nothing was stored; send the same request again later")
+    return replace(reply, headers=(("retry-after", str(jittered)),))
+
+
+def result(outcome: Outcome, receipt: Receipt, *, plain: bool) -> Reply:
+    """Answer with what the run returned; `plain` writes a text as it is, not as JSON."""
+    if outcome.state in (RunState.SUCCEEDED, RunState.SKIPPED):
+        body = outcome.result or b"null"
+        if plain and body[:1] == b'"':
+            return _text(orjson.loads(body))
+        return Reply(status=200, body=body)
+    kind = outcome.error.type if outcome.error is not None else str(outcome.state)
+    # The message stays inside: an exception's text may hold anything.
+    return problem(500, f"the run ended as {outcome.state}", run=receipt.runs[0], error=kind)
+
+
+def _text(text: str) -> Reply:
+    return Reply(
+        status=200,
+        body=text.encode(),
+        content_type="text/plain; charset=utf-8",
+        headers=(("x-content-type-options", "nosniff"),),  # it may be what the sender sent
+    )
