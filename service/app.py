@@ -87,7 +87,7 @@ async def _live(
     reload: bool,
 ) -> None:
     asked = _on_signals()
-    asyncio.get_running_loop().set_exception_handler(partial(_end_by_callback, tasks))
+    asyncio.get_running_loop().set_exception_handler(partial(_end_by_callback, process, tasks))
     settings = process.settings
     background = [
         tasks.create_task(watch_loop(settings)),
@@ -218,7 +218,10 @@ async def _ask_for_changes(asked: _Asked, flow_paths: Sequence[Path]) -> None:
 
 
 def _end_by_callback(
-    tasks: asyncio.TaskGroup, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
+    process: Process,
+    tasks: asyncio.TaskGroup,
+    loop: asyncio.AbstractEventLoop,
+    context: dict[str, Any],
 ) -> None:
     """End the service when a callback of ours fails, as a task of ours that fails would."""
     error = context.get("exception")
@@ -229,6 +232,7 @@ def _end_by_callback(
     async def fail() -> NoReturn:
         raise error
 
+    process.dispatcher.broke()
     tasks.create_task(fail())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from tests.running import Running, eventually, make_event, running
 from turnout import Event, Fail, current, emit, event, flow, gather, retry, sleep, task
+from turnout.service import logs
 from turnout.service.errors import StepFailed
 from turnout.service.flow import Flow
 from turnout.service.journal import batch, rows
@@ -627,3 +629,41 @@ async def test_runs_of_one_event_do_not_see_what_the_others_do_to_it(tmp_path: P
     assert said["pay_in_a_thread"] == "{'card': {'number': '4111'}}"
     assert said["pay_again"] == "{'card': {}, 'tries': 1}"  # its own doing, of this attempt only
     assert seen_by_hook == [{"card": {"number": "4111"}}]
+
+
+async def test_what_a_run_starts_is_logged_as_its_own_not_its_parent_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @flow(name="failing", on=event("go"))
+    async def failing(data: int) -> None:
+        current().log.warning("child.works")
+        raise ValueError("its own")
+
+    @flow
+    async def parent() -> None:
+        await emit("go", 1)
+        try:
+            await failing(2)
+        except StepFailed:
+            current().log.warning("parent.heard")
+
+    stream = io.StringIO()
+    undo = logs.configure("json", "info", stream)
+    try:
+        async with running(tmp_path, [failing, parent]) as service:
+            service.process.emitters["test"].flows = lambda _event: (parent,)
+            receipt = await service.send()
+            run = await service.finished(receipt.runs[0])
+            runs = {each.id: each for each in await service.all_finished()}
+            attempts = await service.process.journal.attempts(run.seq)
+    finally:
+        undo()
+    lines = [orjson.loads(line) for line in stream.getvalue().splitlines()]
+    failures = [line for line in lines if line["message"] == "run.failed"]
+    assert len(failures) == 2
+    for line in failures:
+        assert runs[line["run"]].flow == line["flow"] == "failing"
+        assert not any(name.endswith("_") for name in line)
+    kept = b"".join(attempt.log or b"" for attempt in attempts)
+    assert b"parent.heard" in kept
+    assert b"run.failed" not in kept and b"child.works" not in kept

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context, copy_context
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -43,6 +44,9 @@ class Slots(Protocol):
 
         Without an outcome it no longer counted.
         """
+
+    def broke(self) -> None:
+        """Hear that an attempt ends the process by an error nobody expected."""
 
 
 Ended = Callable[[Claim, Outcome], Awaitable[None]]
@@ -110,6 +114,7 @@ class Attempts:
         self._slots = slots
         self._ended = ended
         self._owner: asyncio.Task[Any] | None = None
+        self._context = Context()
         self._running: dict[str, _Attempt] = {}
         self._meters: dict[str, _Meters] = {}
 
@@ -136,7 +141,7 @@ class Attempts:
 
     def begin(self) -> None:
         """Say that attempts run below the current task, whose cancel is the service's end."""
-        self._owner = asyncio.current_task()
+        self._owner, self._context = asyncio.current_task(), copy_context()
 
     def _is_ending(self) -> bool:
         return self._owner is None or self._owner.cancelling() > 0
@@ -145,14 +150,15 @@ class Attempts:
         """Execute a claim; without a flow (a reload took it away) the run is handed back.
 
         A run that was cancelled and queued again may have an attempt that has not ended yet, in a
-        thread or a `finally`: the new one begins after it.
+        thread or a `finally`: the new one begins after it. It knows nothing of whoever started it,
+        which may be the attempt of another run.
         """
         before = self._running.get(claim.run_id)
         if before is not None and not before.cancelled:
             before.cancel()
         attempt = _Attempt(claim, before)
         self._running[claim.run_id] = attempt
-        attempt.task = tasks.create_task(self._run(attempt, flow))
+        attempt.task = tasks.create_task(self._run(attempt, flow), context=self._context.copy())
 
     def cancel(self, run_id: str) -> bool:
         """Stop an attempt at its next await; False when the run is not running."""
@@ -179,6 +185,16 @@ class Attempts:
         return len(self._running)
 
     async def _run(self, attempt: _Attempt, flow: AnyFlow | None) -> None:
+        try:
+            await self._run_to_its_end(attempt, flow)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            # Before anybody takes the slot: what starts now would be blamed for the end too.
+            self._slots.broke()
+            raise
+
+    async def _run_to_its_end(self, attempt: _Attempt, flow: AnyFlow | None) -> None:
         claim = attempt.claim
         recorded: Outcome | None = None
         try:

@@ -223,7 +223,11 @@ class Dispatcher:
             claiming = tasks.create_task(self._claim_runs())
             watching = tasks.create_task(self._due.watch())
             started()
-            await self._quiet.wait()
+            try:
+                await self._quiet.wait()
+            except asyncio.CancelledError:
+                self.broke()
+                raise
             claiming.cancel()
             watching.cancel()
 
@@ -310,8 +314,9 @@ class Dispatcher:
         Whatever takes the slot is written behind that outcome, so no more runs are ever running
         on disk than there are slots, and a busy slot costs one commit a run instead of two. Not
         with an ordering key: the next run of the key must not start before the outcome is sure.
+        Nor of a suspect, which runs alone to its very end.
         """
-        if claim.order_key is not None:
+        if claim.order_key is not None or claim.suspect:
             return False
         self._queues.release(claim.flow, None, claim.limit_key, suspect=claim.suspect)
         self._work.set()
@@ -320,6 +325,13 @@ class Dispatcher:
     def stays(self, claim: Claim) -> None:
         """Take the slot back: the outcome could not be written yet."""
         self._admission.retake(claim.flow, claim.limit_key, suspect=claim.suspect)
+
+    def broke(self) -> None:
+        """Start nothing more: the process is about to end by an error nobody expected.
+
+        Whatever is running then is counted as one that may have ended it.
+        """
+        self._stopping = True
 
     def over(
         self, claim: Claim, flow: AnyFlow | None, outcome: Outcome | None, *, left: bool

@@ -259,3 +259,54 @@ def test_undos_that_are_not_kept_are_missed(tmp_path: Path) -> None:
     trip = Trip(tmp_path, "/trip/step", sabotage=NEVER_KEEP_UNDOS)
     trip.end()
     assert trip.ending() == ["tell-process_died"]
+
+
+# ---------------------------------------------------------------- a fault of turnout's own
+
+FAULTY = """
+from turnout.service.dispatch import executor
+
+def broken(*args, **more):
+    raise RuntimeError("a fault of our own")
+
+executor.delay_after = broken
+"""
+
+BESIDE = """
+import asyncio
+from turnout import Retry, event, flow
+
+@flow(on=event("faulty"), retry=1)
+async def faulty() -> None:
+    raise Retry()
+
+@flow(on=event("innocent"))
+async def innocent() -> int:
+    await asyncio.sleep(4)
+    return 1
+"""
+
+
+def test_a_fault_of_our_own_blames_the_run_it_came_from_and_no_neighbour(tmp_path: Path) -> None:
+    flows = tmp_path / "flows.py"
+    flows.write_text(BESIDE)
+    data = tmp_path / "data"
+    program = Program(flows=flows, data=data, log=tmp_path / "log", sabotage=FAULTY)
+    events = tmp_path / "event.json"
+    with program.start(), supervised(program, most_restarts=12) as deaths:
+        program.ready()
+        turnout("pause", "flow:faulty", "--data", data)
+        for kind in ("faulty", "innocent"):
+            events.write_text(json.dumps(
+                {"specversion": "1.0", "id": kind, "source": "/t", "type": kind}
+            ))  # fmt: skip
+            turnout("emit", events, "--data", data)
+        until(lambda: program.metrics("turnout_slots").get('flow="innocent"'), 10, "its company")
+        turnout("resume", "flow:faulty", "--data", data)
+        until(lambda: len(deaths) >= 5, 60, "five deaths")
+        program.ready()
+        program.quiet(30)
+        runs = {run["flow"]: run for run in program.api("/runs")["items"]}
+        assert runs["innocent"]["state"] == "succeeded"
+        assert runs["faulty"]["error"]["type"] == "process_died"
+        assert set(deaths) == {70}
