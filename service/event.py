@@ -32,7 +32,7 @@ Query: TypeAlias = Mapping[str, str | list[str]]
 
 _TRACE = ("traceparent", "tracestate")
 
-OWN_EXTENSIONS = frozenset({"fileurl", "fileerror", "recorderror", "kafkarecord"})
+OWN_EXTENSIONS = frozenset({"fileurl", "fileerror", "recorderror", "kafkarecord", "recordheaders"})
 """Extension attributes only turnout sets: a sender who could would name files of this machine."""
 
 

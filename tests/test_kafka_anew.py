@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -19,9 +20,11 @@ from aiokafka.admin import (  # type: ignore[import-untyped]  # as above
 
 from tests.brokers import Broker, PrivateKafka, unique
 from tests.trigger_contract import RecordingEmitter, watch
+from turnout.service.errors import Overloaded
 from turnout.triggers.kafka import KafkaTrigger, kafka
 from turnout.triggers.kafka.commits import Commits
 from turnout.triggers.kafka.ledger import Bounds, Place
+from turnout.triggers.kafka.placing import Placing
 
 from .test_kafka import commit, emitter_for
 
@@ -234,3 +237,77 @@ async def test_what_was_owed_of_the_old_topic_is_not_told_of_the_new_one(kafka: 
         assert await kafka.committed(group, topic) == {0: 4}
     finally:
         await consumer.stop()
+
+
+@pytest.mark.parametrize("how", ["named", "pattern"])
+async def test_a_deleted_topic_stays_deleted_where_the_broker_makes_topics(
+    private_kafka: PrivateKafka, how: str
+) -> None:
+    async with private_kafka("auto.create.topics.enable=true") as broker:
+        if broker.kind == "mesh":
+            pytest.skip("asking for a deleted topic makes it here")
+        topic = await broker.create_topic(partitions=3)
+        named: tuple[str, ...] = (topic,) if how == "named" else ()
+        pattern = None if how == "named" else f"{topic}.*"
+        trigger = kafka(
+            *named, group=unique("group"), pattern=pattern, start="earliest", session="2s"
+        )
+        emit = emitter_for(broker)
+        await broker.send(topic, [b"1"], partition=0)
+        async with watch(trigger, emit), broker._admin() as admin:
+            await emit.stored(1)
+            await admin.delete_topics([topic])
+            if how == "named":
+                await emit.until(lambda: not emit.is_up, 15)
+            looks = 0.0
+            while looks < 4:  # of the trigger, every two seconds, and those of its client
+                await asyncio.sleep(0.5)
+                looks += 0.5
+                assert topic not in await admin.list_topics()
+            await broker.create_topic(topic, partitions=3)
+            await broker.send(topic, [b"2"], partition=2)
+            await emit.until(lambda: len(emit.deliveries) == 2, 45)
+
+
+async def test_an_alarm_is_said_once_however_often_the_journal_refuses_it(
+    kafka: Broker, alarms: Alarms
+) -> None:
+    if kafka.kind == "mesh":
+        pytest.skip("this broker deletes no records")
+    topic, trigger, emit = await read_to(kafka, 3)
+    await send(kafka, topic, 3, 13)
+    async with kafka._admin() as admin:
+        await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(8)})
+    emit.fail(Overloaded("the trigger is paused"))
+    async with watch(trigger, emit):
+        await emit.until(lambda: emit.refused >= 4, 15)
+        assert alarms() == [], "nothing is stored yet"
+        emit.mend()
+        await emit.stored(3 + 5)
+    assert [(alarm["message"], alarm["lost"]) for alarm in alarms()] == [
+        ("kafka.records_expired", 5)
+    ]
+    assert [event.data for event in emit.deliveries[3:]] == list(range(8, 13))
+
+
+async def test_a_refused_placing_is_tried_again_ever_more_rarely(
+    kafka: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, trigger, emit = await read_to(kafka, 3)
+    if kafka.kind == "mesh":
+        pytest.skip("this broker deletes no records")
+    await send(kafka, topic, 3, 13)
+    async with kafka._admin() as admin:
+        await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(8)})
+    times: list[float] = []
+    honest = Placing.place
+
+    async def timed(self: Placing, *rest: Any) -> Any:
+        times.append(asyncio.get_running_loop().time())
+        return await honest(self, *rest)
+
+    monkeypatch.setattr(Placing, "place", timed)
+    emit.fail(Overloaded("the trigger is paused"))
+    async with watch(trigger, emit):
+        await emit.until(lambda: len(times) >= 5, 20)
+    assert times[4] - times[3] > 2 * (times[1] - times[0])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from tests.brokers import Broker, unique
 from tests.running import eventually
 from tests.trigger_contract import RecordingEmitter, watch
+from turnout.service.errors import JournalError
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka import writing
 from turnout.triggers.kafka.commits import Commits
@@ -96,3 +98,24 @@ async def test_a_member_that_stops_reading_shows_no_lag(kafka: Broker) -> None:
         await kafka.send(topic, [b"%d" % n for n in range(10)])
         await emit.until(lambda: emit.held > 1 and emit.lags[f"{topic}/0"] > 0)
     assert emit.lags[f"{topic}/0"] == 0
+
+
+async def test_what_a_failing_trigger_has_not_read_shows_as_lag(kafka: Broker) -> None:
+    topic = await kafka.create_topic(partitions=2)
+    trigger = records_of(topic, group=unique("group"), start="earliest", session="2s")
+    emit: RecordingEmitter = emitter_for(kafka)
+    await kafka.send(topic, [b"1", b"2"], partition=1)
+    honest = type(emit).__call__
+
+    async def refuses(self: RecordingEmitter, events: Any, *rest: Any, **more: Any) -> Any:
+        if events:
+            raise JournalError("this cannot be stored")
+        return await honest(self, events, *rest, **more)
+
+    failing = type("Failing", (RecordingEmitter,), {"__call__": refuses})()
+    failing.connections = emit.connections
+    async with watch(trigger, failing):
+        for _ in range(3):  # it is begun anew each time, and fails before it has looked once
+            await failing.until(lambda: failing.down_reason is not None)
+            assert failing.lags == {f"{topic}/0": 0, f"{topic}/1": 2}
+            failing.down_reason = None

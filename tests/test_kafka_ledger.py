@@ -29,7 +29,15 @@ def bounds(draw: st.DrawFn) -> Bounds:
     first, end = sorted([draw(offsets), draw(offsets)])
     committed = draw(st.none() | offsets)
     topic = draw(ids)
-    return Bounds(first, end, committed, topic, vouched=bool(topic and draw(st.booleans())))
+    return Bounds(
+        first,
+        end,
+        committed,
+        topic,
+        vouched=bool(topic and draw(st.booleans())),
+        stable=draw(st.none() | offsets),
+        cut=draw(st.none() | offsets),
+    )
 
 
 @given(st.builds(Place, offsets, st.integers(1, 9), st.booleans(), ids))
@@ -60,12 +68,52 @@ CASES: dict[str, tuple[Place | None, Bounds, Settled]] = {
     "ends too early": (
         Place(8, topic=OLD),
         Bounds(1, 3, 8, OLD),
-        Settled(Place(1, 2, sought=True, topic=OLD), "kafka.log_cut"),
+        Settled(Place(3, 2, sought=True, topic=OLD), "kafka.log_cut"),
+    ),
+    "ends too early, and the group's offset may be older than that": (
+        Place(8, topic=OLD),
+        Bounds(1, 3, 2, OLD, vouched=True),
+        Settled(Place(3, 2, sought=True, topic=OLD), "kafka.log_cut"),
     ),
     "ends too early, and others are behind the cut": (
         Place(8, topic=OLD),
-        Bounds(1, 3, 2, OLD, vouched=True),
-        Settled(Place(1, 2, sought=True, topic=OLD), "kafka.log_cut"),
+        Bounds(1, 7, 6, OLD, vouched=True, epoch=2),
+        Settled(Place(6, 2, topic=OLD), "kafka.log_cut"),
+    ),
+    "all of it lost": (
+        Place(8, topic=OLD),
+        Bounds(0, 0, 8, OLD, vouched=True),
+        Settled(Place(0, 2, sought=True, topic=OLD), "kafka.log_cut"),
+    ),
+    "cut, and written on since": (
+        Place(8, topic=OLD),
+        Bounds(1, 30, 8, OLD, vouched=True, cut=5),
+        Settled(Place(5, 2, sought=True, topic=OLD), "kafka.log_cut"),
+    ),
+    "cut behind what was read": (
+        Place(4, topic=OLD),
+        Bounds(1, 30, 4, OLD, vouched=True, cut=5),
+        Settled(Place(4, topic=OLD)),
+    ),
+    "cut, and expired since": (
+        Place(8, topic=OLD),
+        Bounds(6, 30, 8, OLD, vouched=True, cut=5),
+        Settled(Place(6, 2, sought=True, topic=OLD), "kafka.log_cut"),
+    ),
+    "cut under a group whose journal is not here": (
+        None,
+        Bounds(0, 3, 6, OLD, vouched=True),
+        Settled(Place(3, 2, sought=True, topic=OLD), "kafka.log_cut"),
+    ),
+    "read on by others behind a cut": (
+        Place(2, topic=OLD),
+        Bounds(0, 9, 6, OLD, vouched=True, epoch=2),
+        Settled(Place(6, 2, topic=OLD)),
+    ),
+    "behind the last stable offset": (
+        None,
+        Bounds(0, 15, 14, stable=10),
+        Settled(Place(14)),
     ),
     "ends too early, and has no id": (
         Place(8),
@@ -109,8 +157,10 @@ def test_nothing_is_skipped_or_doubled_without_a_word(stored: Place, limits: Bou
     else:
         assert place.epoch == stored.epoch + 1
         assert settled.alarm in ("kafka.topic_recreated", "kafka.log_cut")
-        assert place.next == limits.first or limits.vouched
-    if settled.alarm is None:
+        assert limits.vouched or place.next in (limits.first, limits.end, limits.cut)
+        if stored.topic and stored.topic == limits.topic:
+            assert place.next >= min(stored.next, limits.kept), "what was read runs again"
+    if settled.alarm is None and limits.cut is None:
         again = settle(place, limits, first_place=limits.end)
         assert again == Settled(place), "and it stays so"
 
@@ -127,6 +177,10 @@ def test_nothing_is_skipped_or_doubled_without_a_word(stored: Place, limits: Bou
         (Place(8, 2, topic=OLD), Bounds(0, 9, 5, NEW), 0, Place(0, 3, topic=NEW), "not read"),
         (Place(8), Bounds(0, 3, None), 3, Place(3, 2), "reads from 3; it was not read before"),
         (Place(8, topic=OLD), Bounds(0, 9, 5, NEW, True), 7, Place(7, 2, topic=NEW), "from 5 to 7"),
+        # Behind the last stable offset there are records all the same.
+        (Place(2), Bounds(0, 14, 2, stable=5), 12, Place(12), "from 2 to 12"),
+        # What was read of a log that was cut since is read up to the cut.
+        (Place(8, topic=OLD), Bounds(0, 5, 8, OLD), 5, Place(5, 2, topic=OLD), "stays at 5"),
     ],
 )
 def test_what_a_seek_comes_to(

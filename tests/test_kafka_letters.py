@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
+from aiokafka import ConsumerRecord  # type: ignore[import-untyped]  # it carries no types
 
 from tests.brokers import Broker, unique
 from tests.running import eventually
 from turnout.handlers.flow import flow
 from turnout.triggers.kafka import kafka as records_of
+from turnout.triggers.kafka.record import text_of
 
 from .test_kafka import Place, ended, serving
 
@@ -92,6 +95,41 @@ async def test_a_key_of_any_bytes_comes_back(tmp_path: Path, kafka: Broker, key:
         await eventually(lambda: _has(kafka, letters, 1))
     [letter] = await kafka.records(letters)
     assert (letter.key, dict(letter.headers)["x"]) == (key, key)
+
+
+async def test_a_record_is_in_the_dead_letter_topic_as_it_was(
+    tmp_path: Path, kafka: Broker
+) -> None:
+    """A null is no empty value, and headers are a list with nulls, not a mapping."""
+    if kafka.kind == "mesh":
+        pytest.skip("this broker keeps no null header")
+    topic, letters = await kafka.create_topic(), await kafka.create_topic()
+    trigger = records_of(topic, group=unique("group"), start="earliest", dead_letter_topic=letters)
+
+    @flow(on=trigger)
+    async def keep(place: Place) -> None: ...
+
+    headers: list[Any] = [("X", b"1"), ("x", b"2"), ("x", None), ("X", b"\xff"), ("y", b"")]
+    await kafka.send(topic, [None], key=b"k", headers=headers)
+    await kafka.send(topic, [b""], key=b"k")
+    await kafka.send(topic, [b""], headers=[("Only-Case", b"1")])
+    async with serving(tmp_path, kafka, keep) as process:
+        runs = await ended(process, 3)
+        await eventually(lambda: _has(kafka, letters, 3))
+        [stored] = await process.process.journal.event(runs[0].event_id)
+    found = sorted(await kafka.records(letters), key=_offset)
+    assert [letter.value for letter in found] == [None, b"", b""]
+    assert [letter.key for letter in found] == [b"k", b"k", None]
+    kept = [
+        [one for one in letter.headers if not one[0].startswith("turnout-")] for letter in found
+    ]
+    assert kept == [headers, [], [("Only-Case", b"1")]]
+    assert stored.event.headers == {"x": text_of(b"\xff"), "y": ""}
+    assert not stored.event.has_body
+
+
+def _offset(letter: ConsumerRecord) -> int:
+    return int(dict(letter.headers)["turnout-offset"])
 
 
 async def test_an_event_an_operator_fired_is_no_record(tmp_path: Path, kafka: Broker) -> None:

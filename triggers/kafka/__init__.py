@@ -162,6 +162,7 @@ class KafkaTrigger:
             data=self.data,
             null=self.null,
             max_record=self.max_record,
+            keeps_headers=self.has_effect,
         )
 
     # ------------------------------------------------------------ an operator's seek

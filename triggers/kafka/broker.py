@@ -8,6 +8,7 @@ here: what the offsets mean (`ledger`) and reading (`reading`).
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import (
     AsyncIterator,
@@ -19,9 +20,10 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
@@ -29,6 +31,7 @@ from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
     TopicPartition,
 )
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]  # as above
+from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]  # as above
 from aiokafka.conn import create_conn  # type: ignore[import-untyped]  # as above
 from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     CommitFailedError,
@@ -42,8 +45,9 @@ from aiokafka.protocol.metadata import MetadataRequest  # type: ignore[import-un
 
 from turnout.service.errors import TriggerError
 
-from .identity import topic_ids
-from .ledger import Bounds, Place
+from .epochs import epoch_ends
+from .identity import FETCHING, Identity, identities
+from .ledger import Bounds, Leader, Place
 
 # The client logs each attempt of each retry as an error; the trigger reports the state instead.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -58,7 +62,7 @@ _STOP_SECONDS = 0.6
 _START_SECONDS = 0.2
 _COPIES = 3
 _TOPIC_ALREADY_EXISTS = 36
-_TOPIC_MARK = "topic:"
+_READ_UNCOMMITTED = 0
 
 
 @contextmanager
@@ -201,12 +205,27 @@ async def started(client: Any) -> None:
 async def consumer(
     connection: Mapping[str, Any], **options: Any
 ) -> AsyncIterator[AIOKafkaConsumer]:
-    """Open a consumer, not started; it is stopped within a second at exit, whatever happens."""
+    """Open a consumer, not started; it is stopped within a second at exit, whatever happens.
+
+    It only looks: what it asks for is not made by brokers that make the topics they are asked for.
+    """
     made = AIOKafkaConsumer(**connection, **options)
+    made._client._metadata_update = partial(_metadata_update, made._client)
     try:
         yield made
     finally:
         await _stop(made)
+
+
+# The client's own, but for one option of its request, which it cannot be told: with a topic that
+# is deleted, a consumer would have it made anew within a second, with the broker's defaults.
+_metadata_update = FunctionType(
+    AIOKafkaClient._metadata_update.__code__,
+    {
+        **AIOKafkaClient._metadata_update.__globals__,
+        "MetadataRequest": partial(MetadataRequest, allow_auto_topic_creation=False),
+    },
+)
 
 
 async def _stop(made: AIOKafkaConsumer) -> None:
@@ -258,46 +277,93 @@ async def bounds(
         async with asyncio.timeout(MEET_SECONDS):
             # Before all else: what is then found out of a topic made anew right now is too much
             # for the old one, which shows soon, and never too little for the new one.
-            topics = await topic_ids(reader, listed)
+            its = await identities(reader, listed)
             first = await reader.beginning_offsets(listed)
-            end = await reader.end_offsets(listed)
+            stable = await reader.end_offsets(listed)
+            end = await _log_ends(reader, listed)
             coordinator = reader._coordinator  # `committed` asks for one partition at a time
             committed = await coordinator.fetch_committed_offsets(listed)
-    return {one: _bounds(first[one], end[one], committed.get(one), topics[one]) for one in listed}
+    return {
+        one: _bounds(
+            Bounds(first[one], end[one], None, its[one].topic, stable=stable[one]),
+            committed.get(one),
+        )
+        for one in listed
+    }
 
 
-def _bounds(first: int, end: int, committed: Any, topic: str) -> Bounds:
-    """Return bounds; an offset that says it is of another topic counts for nothing."""
+def _bounds(limits: Bounds, committed: Any) -> Bounds:
+    """Return bounds with what the group has committed; what is of another topic does not count."""
     if committed is None or committed.offset < 0:
-        return Bounds(first, end, None, topic)
-    mark = str(committed.metadata)
-    said = mark.removeprefix(_TOPIC_MARK) if mark.startswith(_TOPIC_MARK) else ""
-    if said and topic and said != topic:
-        return Bounds(first, end, None, topic)
-    return Bounds(first, end, committed.offset, topic, vouched=bool(said and topic))
+        return limits
+    mark = _read_mark(str(committed.metadata))
+    said = mark.get("topic", "")
+    if said and limits.topic and said != limits.topic:
+        return limits
+    vouched = bool(said and limits.topic)
+    epoch = int(mark["epoch"]) if vouched and mark.get("epoch", "").isdecimal() else 1
+    return replace(limits, committed=committed.offset, vouched=vouched, epoch=epoch)
 
 
 def to_commit(place: Place) -> tuple[int, str]:
-    """Return what is committed for a place: the offset, and of which topic it is."""
-    return place.next, f"{_TOPIC_MARK}{place.topic}" if place.topic else ""
+    """Return what is committed for a place: the offset, of which topic it is, in which epoch."""
+    words = [f"topic:{place.topic}"] if place.topic else []
+    if place.topic and place.epoch > 1:
+        words.append(f"epoch:{place.epoch}")
+    return place.next, " ".join(words)
 
 
-async def ids(
-    reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
-) -> dict[TopicPartition, str]:
-    """Ask for the id of each partition's topic; "" where the broker knows none."""
+def _read_mark(text: str) -> dict[str, str]:
+    """Read back what `to_commit` says beside the offset; what others wrote there says nothing."""
+    pairs = [word.partition(":") for word in text.split(" ")]
+    return {name: said for name, _, said in pairs} if text.startswith("topic:") else {}
+
+
+async def cuts(
+    reader: AIOKafkaConsumer, leaders: Mapping[TopicPartition, Leader], over: Any = FETCHING
+) -> dict[TopicPartition, int]:
+    """Return where logs end that were cut and written on by other leaders than was read from."""
+    with named("cannot read leader epochs"):
+        async with asyncio.timeout(MEET_SECONDS):
+            epochs = {one: epoch for one, (epoch, _) in leaders.items()}
+            ends = await epoch_ends(reader, epochs, over)
+    return {one: end for one, end in ends.items() if end < leaders[one][1]}
+
+
+async def told(
+    reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition], over: Any = FETCHING
+) -> dict[TopicPartition, Identity]:
+    """Ask what each partition is."""
     with named("Kafka does not answer"):
         async with asyncio.timeout(MEET_SECONDS / 3):
-            return await topic_ids(reader, partitions)
+            return await identities(reader, partitions, over)
 
 
 async def ends(
-    reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
-) -> dict[TopicPartition, int]:
-    """Ask for the end of each partition."""
+    reader: AIOKafkaConsumer, read_to: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, tuple[int, int]]:
+    """Ask for the end of what can be read of each partition, and for the end of its log.
+
+    The latter is asked only where something else tells: where more was read than can be now.
+    """
     with named("Kafka does not answer"):
         async with asyncio.timeout(MEET_SECONDS / 3):
-            found: dict[TopicPartition, int] = await reader.end_offsets(list(partitions))
+            stable = await reader.end_offsets(list(read_to))
+            beyond = [one for one, end in stable.items() if read_to[one] > end]
+            log_ends = await _log_ends(reader, beyond) if beyond else {}
+    return {one: (end, log_ends.get(one, end)) for one, end in stable.items()}
+
+
+async def _log_ends(
+    reader: AIOKafkaConsumer, partitions: list[TopicPartition]
+) -> dict[TopicPartition, int]:
+    """Ask for the ends of logs, also for one whose newest records are of an open transaction."""
+    # A reader of committed records is told where these end, and its client asks as it reads.
+    asking = copy.copy(reader._fetcher)
+    asking._isolation_level = _READ_UNCOMMITTED
+    found: dict[TopicPartition, int] = await asking.end_offsets(
+        partitions, reader._request_timeout_ms
+    )
     return found
 
 
@@ -310,6 +376,6 @@ async def offsets_at(
         async with asyncio.timeout(MEET_SECONDS):
             found = await reader.offsets_for_times(dict.fromkeys(limits, stamp))
     return {
-        one: limit.end if found.get(one) is None else found[one].offset
+        one: limit.readable if found.get(one) is None else found[one].offset
         for one, limit in limits.items()
     }

@@ -3,7 +3,7 @@
 Kafka gives a topic an id when it is made and never changes it (KIP-516, since 2.8), and the client
 has no question for it: here is the one request that asks (Metadata, version 10). It goes to the
 leaders, whose logs are what is read. Brokers that know no ids leave them empty. Not here: what
-follows from an id (`ledger`).
+follows from an id (`ledger`). The same answer tells which leader epoch a partition is in.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]  # no types
+from aiokafka.client import ConnectionGroup  # type: ignore[import-untyped]  # as above
 from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     KafkaError,
     LeaderNotAvailableError,
@@ -29,13 +31,28 @@ from aiokafka.protocol.api import (  # type: ignore[import-untyped]  # as above
 )
 
 _RETRY_SECONDS = 0.1
+
+FETCHING = ConnectionGroup.DEFAULT
+"""The connections on which a question waits behind a fetch, and that for half a second."""
+
+COORDINATING = ConnectionGroup.COORDINATION
+"""Those on which it waits behind the group's rebalance, for as long as that takes."""
+
 _NONE = bytes(16)
 
 
-async def topic_ids(
-    reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
-) -> dict[TopicPartition, str]:
-    """Return the id of each partition's topic, as Kafka's tools write it; "" where it has none.
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a partition's leader says it is: its topic's id ("" for none), its leader epoch."""
+
+    topic: str = ""
+    leader_epoch: int = -1
+
+
+async def identities(
+    reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition], over: Any = FETCHING
+) -> dict[TopicPartition, Identity]:
+    """Return the identity of each partition, with ids as Kafka's tools write them.
 
     Raises `KafkaError`; a leader that is being chosen is waited for.
     """
@@ -43,7 +60,7 @@ async def topic_ids(
     client = reader._client  # its public face has no request for this
     while True:
         try:
-            return await _asked(client, listed)
+            return await _asked(client, listed, over)
         except KafkaError as error:
             if not error.retriable:
                 raise
@@ -51,27 +68,41 @@ async def topic_ids(
         await asyncio.sleep(_RETRY_SECONDS)
 
 
-async def _asked(client: Any, partitions: list[TopicPartition]) -> dict[TopicPartition, str]:
-    led: dict[int, set[str]] = {}
-    leaders = {one: client.cluster.leader_for_partition(one) for one in partitions}
-    for one, leader in leaders.items():
+def by_leader(client: Any, partitions: Iterable[TopicPartition]) -> dict[int, list[TopicPartition]]:
+    """Return partitions by the broker that leads them; raises for one without a leader."""
+    led: dict[int, list[TopicPartition]] = {}
+    for one in partitions:
+        leader = client.cluster.leader_for_partition(one)
         if leader is None or leader < 0:
             raise LeaderNotAvailableError(str(one))
-        led.setdefault(leader, set()).add(one.topic)
-    said = {leader: await _ids(client, leader, sorted(topics)) for leader, topics in led.items()}
-    return {one: said[leader][one.topic] for one, leader in leaders.items()}
+        led.setdefault(leader, []).append(one)
+    return led
 
 
-async def _ids(client: Any, leader: int, topics: list[str]) -> Mapping[str, str]:
+async def _asked(
+    client: Any, partitions: list[TopicPartition], over: Any
+) -> dict[TopicPartition, Identity]:
+    found: dict[TopicPartition, Identity] = {}
+    for leader, its in by_leader(client, partitions).items():
+        said = await _said(client, leader, sorted({one.topic for one in its}), over)
+        found |= {one: said.get(one, Identity()) for one in its}
+    return found
+
+
+async def _said(
+    client: Any, leader: int, topics: list[str], over: Any
+) -> Mapping[TopicPartition, Identity]:
     try:
-        answer = await client.send(leader, _Ask(topics))
+        answer = await client.send(leader, _Ask(topics), group=over)
     except NotImplementedError:  # the broker knows older versions only
-        return dict.fromkeys(topics, "")
+        return {}
     found = {}
-    for code, name, raw, *_ in answer.topics:
+    for code, name, raw, _internal, partitions, *_ in answer.topics:
         if code:
             raise for_code(code)(name)
-        found[name] = base64.urlsafe_b64encode(raw).decode().rstrip("=") if raw != _NONE else ""
+        topic = base64.urlsafe_b64encode(raw).decode().rstrip("=") if raw != _NONE else ""
+        for _code, number, _leader, leader_epoch, *_rest in partitions:
+            found[TopicPartition(name, number)] = Identity(topic, leader_epoch)
     return found
 
 

@@ -4,14 +4,15 @@ The place of a partition is written in the transaction of the records before it,
 nothing below it is emitted again, nothing at or above it was. It is what makes a record one event,
 and the journal needs no other guard. Kafka's committed offset only follows it. `settle` decides
 where to read on, as a pure function: a place counts in the topic it is of, which its id tells, and
-in no other one of that name. Not here: reading, and asking the broker.
+in no other one of that name; of a topic that has lost its newest records it counts up to the cut.
+Not here: reading, and asking the broker.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -58,21 +59,33 @@ def read_place(text: str | None) -> Place | None:
         raise TriggerError(f"the stored position {text!r} is no place in a partition") from None
 
 
+Leader = tuple[int, int]
+"""A leader epoch, and an offset: no record below it is of a later epoch."""
+
+
 @dataclass(frozen=True, slots=True)
 class Topic:
     """What was known of a topic when the trigger first met it: its cluster, partitions and id.
 
     A partition added later is read from its first record, whatever `start=` says, and so is each
-    of a topic made anew: nothing in it is older than the trigger.
+    of a topic made anew: nothing in it is older than the trigger. `leaders` says of partitions
+    which leader wrote what was read, which tells a log that was cut and written on since.
     """
 
     cluster: str
     partitions: int
     id: str = ""
+    leaders: Mapping[int, Leader] = field(default_factory=dict)
 
     def text(self) -> str:
         """Return what is stored."""
-        told = {"cluster": self.cluster, "partitions": self.partitions, "id": self.id}
+        told: dict[str, Any] = {
+            "cluster": self.cluster,
+            "partitions": self.partitions,
+            "id": self.id,
+        }
+        if self.leaders:
+            told["leaders"] = {str(number): self.leaders[number] for number in sorted(self.leaders)}
         return orjson.dumps(told).decode()
 
 
@@ -82,8 +95,13 @@ def read_topic(text: str | None) -> Topic | None:
         return None
     try:
         found = orjson.loads(text)
-        return Topic(str(found["cluster"]), int(found["partitions"]), str(found.get("id", "")))
-    except (ValueError, KeyError, TypeError):
+        return Topic(
+            str(found["cluster"]),
+            int(found["partitions"]),
+            str(found.get("id", "")),
+            {int(one): (int(e), int(at)) for one, (e, at) in found.get("leaders", {}).items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise TriggerError(f"the stored position {text!r} describes no topic") from None
 
 
@@ -92,7 +110,10 @@ class Bounds:
     """What the broker says of a partition: first offset, end, and the group's committed offset.
 
     `topic` is the id of its topic, or empty. An offset that is known to be of another topic of this
-    name is not `committed`, and one that is known to be of this very topic is `vouched` for.
+    name is not `committed`, and one that is known to be of this very topic is `vouched` for;
+    `epoch` is the one its member was in. `stable` is where open transactions begin, when that is
+    below the end: nothing behind it can be read yet. `cut` is where what was read of the log ends,
+    when another leader has written other records from there on.
     """
 
     first: int
@@ -100,6 +121,20 @@ class Bounds:
     committed: int | None
     topic: str = ""
     vouched: bool = False
+    stable: int | None = None
+    epoch: int = 1
+    cut: int | None = None
+
+    @property
+    def readable(self) -> int:
+        """The offset behind all that can be read now."""
+        return self.end if self.stable is None else min(self.stable, self.end)
+
+    @property
+    def kept(self) -> int:
+        """The offset up to which the log is the one that was read."""
+        kept = self.end if self.cut is None else min(self.cut, self.end)
+        return max(kept, self.first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,43 +150,65 @@ def settle(stored: Place | None, bounds: Bounds, first_place: int) -> Settled:
     """Return where to read on; `first_place` is where a partition never read before begins.
 
     `max(ledger, committed)` in the ordinary case. A topic made anew has a new epoch, and is read
-    from its first record, or from where a member with another journal has read it to; so is one
-    whose brokers lost records that were read, as nobody knows how many. A first offset above the
-    ledger means that retention took records nobody read.
+    from its first record, or from where a member with another journal has read it to. A topic that
+    is the same and has lost records that were read is read on behind the cut: what is below it
+    was read and keeps its identity, and what is written there now has a new epoch, as its offsets
+    were used before. A first offset above the ledger means that retention took records nobody read.
     """
     if stored is None:
-        begins = first_place if bounds.committed is None else bounds.committed
-        if begins > bounds.end:  # the group's offset is of an earlier topic of this name
-            place = Place(bounds.first, sought=True, topic=bounds.topic)
-            return Settled(place, "kafka.offset_past_end")
-        return Settled(Place(begins, topic=bounds.topic))
+        return _first_settled(bounds, first_place)
     if is_anew(stored, bounds):
-        place = Place(bounds.first, stored.epoch + 1, sought=True, topic=bounds.topic)
+        is_same = is_same_topic(stored, bounds)
+        begins = bounds.kept if is_same else bounds.first
+        place = Place(begins, stored.epoch + 1, sought=True, topic=bounds.topic)
         read_to = read_by_others(stored, bounds)
         if read_to is not None:
-            place = replace(place, next=max(read_to, bounds.first), sought=False)
-        is_same = bool(stored.topic) and stored.topic == bounds.topic
+            epoch = max(place.epoch, bounds.epoch)
+            place = Place(max(read_to, bounds.first), epoch, topic=bounds.topic)
         return Settled(place, "kafka.log_cut" if is_same else "kafka.topic_recreated")
     place = replace(stored, topic=bounds.topic or stored.topic)
     # A committed offset past the end is of an earlier topic; it says nothing of this one.
     committed = -1 if stored.sought or bounds.committed is None else bounds.committed
     if stored.next < committed <= bounds.end:
-        place = replace(place, next=committed)
+        place = replace(place, next=committed, epoch=max(place.epoch, bounds.epoch))
     if place.next < bounds.first:
         lost = bounds.first - place.next
         return Settled(replace(place, next=bounds.first), "kafka.records_expired", lost)
     return Settled(place)
 
 
+def _first_settled(bounds: Bounds, first_place: int) -> Settled:
+    """Return where a partition begins that this journal knows nothing of."""
+    if bounds.committed is None:
+        return Settled(Place(first_place, topic=bounds.topic))
+    if bounds.committed <= bounds.end:
+        return Settled(Place(bounds.committed, bounds.epoch, topic=bounds.topic))
+    if bounds.vouched:  # the group has read this very topic further: the log was cut
+        place = Place(bounds.end, bounds.epoch + 1, sought=True, topic=bounds.topic)
+        return Settled(place, "kafka.log_cut")
+    # The group's offset is of an earlier topic of this name.
+    place = Place(bounds.first, sought=True, topic=bounds.topic)
+    return Settled(place, "kafka.offset_past_end")
+
+
 def is_anew(stored: Place, bounds: Bounds) -> bool:
-    """Whether the topic is not the one that was read: it has another id, or ends too early."""
-    return _is_another(stored, bounds) or stored.next > bounds.end
+    """Whether the log is not the one that was read: another topic's, or one that was cut."""
+    if _is_another(stored, bounds) or stored.next > bounds.end:
+        return True
+    return bounds.cut is not None and bounds.cut < stored.next
+
+
+def is_same_topic(stored: Place, bounds: Bounds) -> bool:
+    """Whether the topic is known to be the one that was read, whatever its log has lost."""
+    return bool(stored.topic) and stored.topic == bounds.topic
 
 
 def read_by_others(stored: Place, bounds: Bounds) -> int | None:
-    """Return where in a topic made anew the group is, None where that cannot be told."""
-    # Of a topic with the same id the end was cut, and the committed offset may be older than that.
-    if _is_another(stored, bounds) and bounds.vouched and (bounds.committed or 0) <= bounds.end:
+    """Return where in a log that is not the one read here the group is, None if nobody can tell."""
+    if not bounds.vouched or (bounds.committed or 0) > bounds.end:
+        return None
+    # In the same topic, cut, an offset may be older than the cut; one of a later epoch is not.
+    if _is_another(stored, bounds) or bounds.epoch > stored.epoch:
         return bounds.committed
     return None
 
@@ -164,19 +221,26 @@ class Ledger:
     """The places of one trigger in this process, shared by all who read for it.
 
     Whoever emits holds `lock` from filtering what is known until the journal has answered.
+    `unread` are the partitions whose lag still shows after reading ended in an error.
     """
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.places: dict[str, Place] = {}
+        self.topics: dict[str, Topic] = {}
+        self.unread: set[str] = set()
 
     def load(self, stored: Mapping[str, str]) -> None:
         """Take over what the journal holds."""
-        for partition, text in stored.items():
-            if "/" in partition:
+        for name, text in stored.items():
+            if "/" in name:
                 place = read_place(text)
                 if place is not None:
-                    self.places[partition] = place
+                    self.places[name] = place
+            else:
+                topic = read_topic(text)
+                if topic is not None:
+                    self.topics[name] = topic
 
 
 _ledgers: WeakKeyDictionary[Any, Ledger] = WeakKeyDictionary()

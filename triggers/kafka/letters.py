@@ -15,7 +15,7 @@ from turnout.service.event import OWN_EXTENSIONS, Event
 from turnout.service.trigger import Emitter
 
 from . import broker
-from .record import bytes_of, is_structured
+from .record import bytes_of, headers_of, is_structured
 
 _SECONDS = 30.0
 _OURS = OWN_EXTENSIONS | {"partition", "partitionkey"}
@@ -37,7 +37,7 @@ async def post(topic: str, event: Event, failure: str, emit: Emitter) -> None:
                     key = event.extensions.get("partitionkey")
                     await producer.send_and_wait(
                         topic,
-                        event.body if event.has_body else None,
+                        _value(event),
                         key=None if key is None else bytes_of(key),
                         headers=_headers(event, failure),
                     )
@@ -45,7 +45,16 @@ async def post(topic: str, event: Event, failure: str, emit: Emitter) -> None:
                     await producer.stop()
 
 
-def _headers(event: Event, failure: str) -> list[tuple[str, bytes]]:
+def _value(event: Event) -> bytes | None:
+    """Return the record's value; null as it was, but for a record that has no key either.
+
+    The client sends no such record, though there are some; a header says so then.
+    """
+    is_null = not event.has_body and "partitionkey" in event.extensions
+    return None if is_null else event.body
+
+
+def _headers(event: Event, failure: str) -> list[tuple[str, bytes | None]]:
     record = event.extensions.get("kafkarecord", event.id)
     _cluster, topic, _epoch, partition, offset = record.rsplit("/", 4)
     told = {
@@ -56,10 +65,14 @@ def _headers(event: Event, failure: str) -> list[tuple[str, bytes]]:
         "turnout-event": event.id,
         "turnout-reason": event.extensions.get("recorderror", failure),
     }
-    kept = {name: bytes_of(text) for name, text in event.headers.items() if name not in told}
+    if not event.has_body and "partitionkey" not in event.extensions:
+        told["turnout-null"] = "true"
+    attributes = {}
     if "kafkarecord" in event.extensions and is_structured(event.headers):
-        kept |= {name: text.encode("utf-8") for name, text in _attributes(event).items()}
-    return [*kept.items(), *((name, text.encode("utf-8")) for name, text in told.items())]
+        attributes = _attributes(event)
+    ours = attributes | told
+    kept = [(name, value) for name, value in headers_of(event) if name.lower() not in ours]
+    return [*kept, *((name, text.encode("utf-8")) for name, text in ours.items())]
 
 
 def _attributes(event: Event) -> dict[str, str]:

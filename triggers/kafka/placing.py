@@ -1,16 +1,17 @@
 """Where a consumer reads on in partitions it was just given: decided, stored, told to Kafka.
 
 The decision itself is `ledger.settle`; here its facts are gathered, and its outcome is in the
-journal before the first fetch. What was not as expected is an alarm in the log.
+journal before the first fetch. What was not as expected is an alarm in the log, once it is stored:
+a journal that refuses is tried again and again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]  # no types
 
@@ -20,7 +21,8 @@ from turnout.service.trigger import Emitter
 
 from . import broker
 from .broker import Met
-from .ledger import Bounds, Ledger, Place, Topic, is_anew, read_topic, settle
+from .leaders import Leaders
+from .ledger import Bounds, Ledger, Place, Settled, Topic, is_anew, read_topic, settle
 
 if TYPE_CHECKING:
     from . import KafkaTrigger
@@ -50,6 +52,14 @@ async def keep_first_sight(trigger: KafkaTrigger, emit: Emitter, met: Met) -> No
     await emit([], {topic: Topic(met.cluster, count).text() for topic, count in seen.items()})
 
 
+@dataclass(slots=True)
+class _Settling:
+    """What placing comes to: the positions to store, and what to say once they are."""
+
+    fresh: dict[str, str] = field(default_factory=dict)
+    alarms: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+
 class Placing:
     """Places the partitions of one consumer."""
 
@@ -64,6 +74,7 @@ class Placing:
         self._emit = emit
         self._ledger = ledger
         self._cluster = cluster
+        self._leaders = Leaders(emit, ledger)
 
     async def place(
         self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
@@ -73,10 +84,12 @@ class Placing:
             stored = await self._emit.positions()
             self._ledger.load(stored)
             found = await self._bounds(consumer, partitions)
-            fresh = await self._settle(consumer, stored, found)
-            if fresh:
-                await self._emit([], fresh)
-                self._ledger.load(fresh)
+            settling = await self._settle(consumer, stored, found)
+            if settling.fresh:
+                await self._emit([], settling.fresh)
+                self._ledger.load(settling.fresh)
+        for alarm, told in settling.alarms:
+            log.error(alarm, trigger=self._trigger.name, **told)
         return found
 
     def placed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Place]:
@@ -99,26 +112,34 @@ class Placing:
     async def _bounds(
         self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
     ) -> dict[TopicPartition, Bounds]:
-        """Ask for bounds; that a topic is made anew is believed only when it stays so.
+        """Ask for bounds; that a log is not the one that was read is believed when it stays so.
 
         A broker that has just become leader may be short of the newest records for a moment, and
         a topic made anew is read again from its start: not on one word.
         """
         for _ in range(_SECOND_LOOKS):
-            found = await broker.bounds(consumer, partitions)
+            found = await self._bounds_now(consumer, partitions)
             places = {one: self._ledger.places.get(broker.key_of(one)) for one in found}
             if not any(at is not None and is_anew(at, found[one]) for one, at in places.items()):
                 return found
             await asyncio.sleep(1)
-        return await broker.bounds(consumer, partitions)
+        return await self._bounds_now(consumer, partitions)
+
+    async def _bounds_now(
+        self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
+    ) -> dict[TopicPartition, Bounds]:
+        found = await broker.bounds(consumer, partitions)
+        cuts = await self._leaders.cuts(consumer, [(one, it.topic) for one, it in found.items()])
+        return found | {one: replace(found[one], cut=cut) for one, cut in cuts.items()}
 
     async def _settle(
         self, consumer: AIOKafkaConsumer, stored: Mapping[str, str], found: Limits
-    ) -> dict[str, str]:
-        """Return the positions to store before the first fetch; logs what was not as expected."""
+    ) -> _Settling:
+        """Return the positions to store before the first fetch, and what was not as expected."""
         topics = {partition.topic: limits.topic for partition, limits in found.items()}
         fresh = self._topics_met(stored, topics)
         firsts = await self._firsts(consumer, {**stored, **fresh}, found)
+        settling = _Settling(fresh)
         for partition, limits in found.items():
             key = broker.key_of(partition)
             before = self._ledger.places.get(key)
@@ -126,19 +147,14 @@ class Placing:
             if settled.place != before:
                 fresh[key] = settled.place.text()
             if settled.alarm is not None:
-                log.error(
-                    settled.alarm,
-                    trigger=self._trigger.name,
-                    partition=key,
-                    ledger=None if before is None else before.next,
-                    first=limits.first,
-                    end=limits.end,
-                    reads_from=settled.place.next,
-                    epoch=settled.place.epoch,
-                    lost=settled.lost,
-                    topic_id=limits.topic,
-                )
-        return fresh
+                settling.alarms.append((settled.alarm, _told(key, before, limits, settled)))
+            if limits.cut is not None:
+                topic = read_topic(fresh.get(partition.topic) or stored[partition.topic])
+                assert topic is not None  # it told of the leader that was cut off
+                epoch, _ = topic.leaders[partition.partition]
+                leaders = {**topic.leaders, partition.partition: (epoch, limits.cut)}
+                fresh[partition.topic] = replace(topic, leaders=leaders).text()
+        return settling
 
     def _topics_met(self, stored: Mapping[str, str], topics: Mapping[str, str]) -> dict[str, str]:
         """Return what to store of topics (ids by name) that are new; refuses another cluster's."""
@@ -153,9 +169,10 @@ class Placing:
                     f"{self._cluster}: say where to read on with "
                     f"`turnout trigger seek {self._trigger.name!r} --to start|end --rerun`"
                 )
+            elif its_id and not known.id:
+                fresh[topic] = replace(known, id=its_id).text()
             elif its_id and known.id != its_id:
-                count = 0 if known.id else known.partitions
-                fresh[topic] = Topic(self._cluster, count, its_id).text()
+                fresh[topic] = Topic(self._cluster, 0, its_id).text()
         return fresh
 
     async def _firsts(
@@ -173,4 +190,18 @@ class Placing:
         if isinstance(start, datetime):
             unknown = {at: it for at, it in old.items() if broker.key_of(at) not in stored}
             return await broker.offsets_at(consumer, start, unknown) if unknown else {}
-        return {partition: limits.end for partition, limits in old.items()}
+        return {partition: limits.readable for partition, limits in old.items()}
+
+
+def _told(key: str, before: Place | None, limits: Bounds, settled: Settled) -> dict[str, Any]:
+    """Return what an alarm tells of a partition."""
+    return {
+        "partition": key,
+        "ledger": None if before is None else before.next,
+        "first": limits.first,
+        "end": limits.end,
+        "reads_from": settled.place.next,
+        "epoch": settled.place.epoch,
+        "lost": settled.lost,
+        "topic_id": limits.topic,
+    }

@@ -15,7 +15,7 @@ becomes (`record`), where to begin (`placing`), telling Kafka (`commits`), what 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -44,6 +44,7 @@ from turnout.service.trigger import Emitter
 
 from . import broker
 from .commits import Commits
+from .leaders import Leaders
 from .ledger import Bounds, Ledger, Place, is_anew, ledger_of
 from .placing import Placing
 from .record import Reader
@@ -61,6 +62,7 @@ POLL_SECONDS = 0.25
 LOOK_SECONDS = 2.0
 DRAIN_SECONDS = 5.0
 _TURN_SECONDS = 0.5  # then another member of this process has its turn at the trigger
+_LAST_LOOK_SECONDS = 0.3
 _REFUSED_SECONDS = (0.2, 5.0)
 
 # What one bad record raises, out of a call that has read others of other partitions by then.
@@ -101,6 +103,7 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
         self._cluster = cluster
         self._ledger: Ledger = ledger_of(emit)
         self._placing = Placing(trigger, emit, self._ledger, cluster)
+        self._leaders = Leaders(emit, self._ledger)
         self._generation = 0
         self._rebalances = 0
         self._unplaced: set[TopicPartition] = set()
@@ -138,21 +141,35 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
                             task.cancel()
             except BaseExceptionGroup as several:
                 raise several.exceptions[0] from None
+            except asyncio.CancelledError:
+                self._show_no_lag(self._keys())  # another member's, for all we know
+                raise
+            except Exception:
+                self._ledger.unread |= self._keys()  # and that stays to be seen
+                raise
             finally:
-                for partition in self._readers:
-                    self._emit.lag(broker.key_of(partition), 0)  # another member's, for all we know
                 if not self._is_down:
-                    await self._commits.tell_the_last()
+                    await self._tell_the_last()
+
+    async def _tell_the_last(self) -> None:
+        """Leave the group with all told that was read."""
+        await self._commits.tell_the_last()
+        with suppress(TriggerError, TimeoutError, IllegalStateError):
+            async with asyncio.timeout(_LAST_LOOK_SECONDS):
+                await self._leaders.keep_now(self.consumer, self._read_to())
 
     # ------------------------------------------------------------ the loop
 
     async def _read(self) -> None:
         while True:
-            if self._unplaced:
-                await self._place()
             self._resume_when_due()
+            if self._unplaced and self._paused_until is None:
+                await self._place()
+            elif self._unplaced:
+                await asyncio.sleep(POLL_SECONDS)  # where there is no place, polling waits for none
             try:
                 batch = await self._fetch(POLL_SECONDS, await self._emit.room())
+                batch = {**self._passed(), **batch}
                 if batch:
                     await self._take(batch)
             except _Stumbled as stumbled:
@@ -233,6 +250,23 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             # What is fetched is not fetched again: it is written, or a placing goes back to it.
             batch = await self._fetch(0, most)
 
+    def _passed(self) -> Batch:
+        """Return, without records, the partitions where the client is past more than records.
+
+        Transactions leave marks in a log, those that were aborted also what they wrote, and
+        compaction leaves gaps: none of it is a record, and all of it is read.
+        """
+        if self._leaving or self._unplaced:
+            return {}  # what is fetched now may be dropped, and the client is past that too
+        return {one: () for one in self._readers if self._position(one) > self._next(one)}
+
+    def _position(self, partition: TopicPartition) -> int:
+        """Return the offset that the client reads next, -1 where it has none."""
+        subscription = self.consumer._subscription.subscription  # `position()` waits to have one
+        assignment = None if subscription is None else subscription.assignment
+        state = None if assignment is None else assignment.state_value(partition)
+        return state.position if state is not None and state.has_valid_position else -1
+
     def _share(
         self,
         batch: Batch,
@@ -248,7 +282,8 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             place = handed.get(partition) or self._ledger.places[broker.key_of(partition)]
             if records and records[0].offset < place.next:
                 records = [record for record in records if record.offset >= place.next]
-            following = max(records[-1].offset + 1 if records else 0, ends.get(partition, 0))
+            read_to = ends[partition] if partition in ends else self._position(partition)
+            following = max(records[-1].offset + 1 if records else 0, read_to)
             if following > place.next:
                 share.records.append((reader, records))
                 share.places[partition] = Place(following, place.epoch, topic=place.topic)
@@ -285,10 +320,11 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             return  # the assignment has changed; the new one comes by the listener
         except (Overloaded, JournalFull) as refusal:
             self._back_off(refusal)
-            await asyncio.sleep(POLL_SECONDS)
             return
         if generation == self._generation:
             self._unplaced -= partitions
+            for partition in partitions:
+                self._show_lag(partition, found[partition].readable)
             self._emit.up()
 
     def _go_to(self, partition: TopicPartition) -> None:
@@ -346,8 +382,7 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
         if revoked:
             await self._commits.tell()
         self._generation += 1
-        for partition in revoked:
-            self._emit.lag(broker.key_of(partition), 0)
+        self._show_no_lag(map(broker.key_of, revoked))
         self._readers.clear()
         self._unplaced.clear()
         self._commits.forget()
@@ -358,6 +393,9 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
         self._leaving = False
         self._unplaced = set(assigned)
         self._rebalances += 1
+        # What reading ended in an error over is still unread, but may be another member's now.
+        self._show_no_lag(self._ledger.unread - {broker.key_of(one) for one in assigned})
+        self._ledger.unread.clear()
         self._emit.show("rebalances", self._rebalances)
         self._emit.show("partitions", len(assigned))
         self._assigned.set()
@@ -394,15 +432,33 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
         if any(self.consumer.partitions_for_topic(one) is None for one in self._trigger.topics):
             # It went and came back, and the client would not look again for half a minute.
             self.consumer._client.force_metadata_update()
-        partitions = list(self._readers)
-        if not partitions:
+        read_to = self._read_to()
+        if not read_to:
             return
-        ids = await broker.ids(self.consumer, partitions)
-        ends = await broker.ends(self.consumer, partitions)
-        for partition, end in ends.items():
+        its = await broker.told(self.consumer, read_to)
+        ends = await broker.ends(self.consumer, read_to)
+        cuts = await self._leaders.cuts(self.consumer, self._leaders.changed(its))
+        for partition, (readable, end) in ends.items():
             if partition not in self._readers:
                 continue
+            self._show_lag(partition, readable)
             place = self._ledger.places[broker.key_of(partition)]
-            self._emit.lag(broker.key_of(partition), max(end - place.next, 0))
-            if is_anew(place, Bounds(0, end, None, ids[partition])):  # nothing else may say so
+            bounds = Bounds(0, end, None, its[partition].topic, cut=cuts.get(partition))
+            if is_anew(place, bounds):  # nothing else may say so
                 self._unplaced.add(partition)
+        if not self._unplaced:
+            await self._leaders.keep(self.consumer, its, read_to)
+
+    def _read_to(self) -> dict[TopicPartition, int]:
+        """Return how far each partition is read that has its place."""
+        return {one: self._next(one) for one in self._readers if one not in self._unplaced}
+
+    def _show_lag(self, partition: TopicPartition, readable: int) -> None:
+        self._emit.lag(broker.key_of(partition), max(readable - self._next(partition), 0))
+
+    def _show_no_lag(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._emit.lag(key, 0)
+
+    def _keys(self) -> set[str]:
+        return {broker.key_of(partition) for partition in self._readers}

@@ -2,7 +2,8 @@
 
 A record is always an event, also one that cannot be read: its bytes are kept as they came, and
 extension `recorderror` names topic, partition, offset and the reason, which makes it a dead letter
-of every flow it feeds. Pure functions. Not here: reading from Kafka.
+of every flow it feeds. Where there is a dead letter topic, extension `recordheaders` keeps headers
+that are no plain mapping as they were. Pure functions. Not here: reading from Kafka.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
+
+import orjson
 
 from turnout.service.api import cloudevents
 from turnout.service.errors import InvalidData
@@ -60,6 +63,7 @@ class Reader:
     data: Data
     null: Null
     max_record: int
+    keeps_headers: bool = False
     _model: Event = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -107,6 +111,8 @@ class Reader:
         value = record.value
         if record.headers:
             event = like(event, headers=_headers(record.headers))
+            if self.keeps_headers and _is_more(record.headers, event.headers):
+                event = _extended(event, "recordheaders", packed_headers(record.headers))
         if value is None and self.null == "dead":
             return event, "its value is null"
         if len(event.body) > self.max_record:
@@ -122,7 +128,7 @@ class Reader:
 
     def _unreadable(self, event: Event, offset: int, problem: str) -> Event:
         where = f"{self.topic} partition {self.partition} offset {offset}: {problem}"
-        return replace(event, extensions={**event.extensions, "recorderror": where})
+        return _extended(event, "recorderror", where)
 
 
 def text_of(raw: bytes) -> str:
@@ -153,6 +159,30 @@ def _instant(milliseconds: int) -> datetime:
 def _headers(listed: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:
     """Return headers by lower-case name; of several with one name the last counts, as in Kafka."""
     return {name.lower(): "" if value is None else text_of(value) for name, value in listed}
+
+
+def _is_more(listed: Sequence[tuple[str, bytes | None]], headers: Mapping[str, str]) -> bool:
+    """Whether headers say more than their mapping does: a name twice, a capital letter, a null."""
+    return len(listed) > len(headers) or any(
+        value is None or name not in headers for name, value in listed
+    )
+
+
+def packed_headers(listed: Sequence[tuple[str, bytes | None]]) -> str:
+    """Write headers as they are: JSON of names and values, in their order."""
+    packed = [(name, None if value is None else text_of(value)) for name, value in listed]
+    return orjson.dumps(packed).decode()
+
+
+def headers_of(event: Event) -> list[tuple[str, bytes | None]]:
+    """Return the headers of an event's record, as they were as far as it was kept."""
+    packed = event.extensions.get("recordheaders")
+    texts = event.headers.items() if packed is None else orjson.loads(packed)
+    return [(name, None if text is None else bytes_of(text)) for name, text in texts]
+
+
+def _extended(event: Event, name: str, text: str) -> Event:
+    return like(event, extensions={**event.extensions, name: text})
 
 
 def _with_headers(event: Event, headers: Mapping[str, str]) -> Event:

@@ -17,7 +17,16 @@ from turnout.service.errors import Refused
 from turnout.service.trigger import Seek, SeekPlan
 
 from . import broker
-from .ledger import Bounds, Place, Topic, is_anew, read_by_others, read_place, read_topic
+from .ledger import (
+    Bounds,
+    Place,
+    Topic,
+    is_anew,
+    is_same_topic,
+    read_by_others,
+    read_place,
+    read_topic,
+)
 
 if TYPE_CHECKING:
     from . import KafkaTrigger
@@ -86,7 +95,9 @@ def _now(stored: Place | None, limits: Bounds) -> tuple[int | None, int]:
     if stored is None:
         return limits.committed, 1
     if is_anew(stored, limits):
-        return read_by_others(stored, limits), stored.epoch + 1
+        at = limits.kept if is_same_topic(stored, limits) else None
+        others = read_by_others(stored, limits)
+        return at if others is None else others, max(stored.epoch + 1, limits.epoch)
     if stored.sought:
         return stored.next, stored.epoch
     return max(stored.next, limits.committed or 0), stored.epoch
