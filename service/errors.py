@@ -6,9 +6,7 @@ fix; they never hold a secret's value.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -100,12 +98,17 @@ FOREIGN = (Exception, SystemExit)
 """
 
 
+TEXT = "__turnout_text__"
+"""The attribute of an error whose text was kept because its class could not tell it again."""
+
+
 def message_of(error: BaseException) -> str:
     """Return an error's message, whatever its class makes of being asked for it."""
     try:
         return str(error)
     except FOREIGN as odd:  # an author's error class: its code is foreign too
-        return f"(its message cannot be read: {type(odd).__name__})"
+        kept: str | None = getattr(error, TEXT, None)
+        return kept or f"(its message cannot be read: {type(odd).__name__})"
 
 
 def words_of(error: BaseException) -> str:
@@ -114,51 +117,14 @@ def words_of(error: BaseException) -> str:
     return f"{kind or type(error).__name__}: {message_of(error)}"
 
 
-def portable(error: BaseException) -> bytes | None:
-    """Return an error as a pickle that is read back as itself, or None.
-
-    A class whose constructor takes something else than the message, as an author's often does,
-    cannot be unpickled by itself: it is made without its constructor then, from its arguments and
-    those of its attributes that can be kept.
-    """
-    state = dict(getattr(error, "__dict__", {}))
-    for made in (error, _Remade(error, state), _Remade(error, _kept(state))):
-        try:
-            data = pickle.dumps(made, protocol=5)
-            back = pickle.loads(data)
-        except FOREIGN:  # pickling runs the author's code
-            continue
-        if type(back) is type(error) and message_of(back) == message_of(error):
-            return data
-    return None
-
-
-class _Remade:
-    """Stands for an error in a pickle; what is read back is the error."""
-
-    def __init__(self, error: BaseException, state: Mapping[str, Any]) -> None:
-        self._made_of = type(error), error.args, state
-
-    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:
-        return _remake, self._made_of
-
-
 def _remake(
     kind: type[BaseException], args: tuple[Any, ...], state: Mapping[str, Any]
 ) -> BaseException:
+    """Make an error without its constructor; journals of earlier versions call this by name."""
     error = kind.__new__(kind, *args)
     for name, value in state.items():
         BaseException.__setattr__(error, name, value)
     return error
-
-
-def _kept(state: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {}
-    for name, value in state.items():
-        with suppress(*FOREIGN):  # an author's object
-            pickle.loads(pickle.dumps(value, protocol=5))
-            kept[name] = value
-    return kept
 
 
 class Exited(StepFailed):

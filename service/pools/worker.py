@@ -32,9 +32,10 @@ from pathlib import Path
 from typing import Any
 
 from turnout.service import logs
-from turnout.service.errors import FOREIGN, NotKept, TurnoutError, portable
+from turnout.service.errors import FOREIGN, NotKept, TurnoutError
 from turnout.service.flow import SOURCE
 from turnout.service.governance import secrets
+from turnout.service.portable import portable
 from turnout.service.project.loader import PACKAGE, load_file
 
 Travel = Callable[[], "tuple[Callable[..., None], tuple[Any, ...]] | None"]
@@ -191,22 +192,40 @@ def value_of(answer: Any, name: str) -> Any:
     """Return or raise what a worker answered."""
     kind, content, detail = answer
     if kind == "result":
-        return pickle.loads(content)
+        return _result_of(content, detail, name)
     if kind == "unpicklable":
-        raise NotKept(
-            f"{name}: the result cannot come back from the worker process ({detail}); return "
-            f"plain data, a path or an id instead"
-        )
+        raise _not_back(name, detail)
     if kind == "memory":
         raise MemoryError(
             f"{name} needs more memory than a worker process may take; raise process_memory, or "
             f"work on smaller parts"
         )
-    if content is None:
+    error = None
+    with contextlib.suppress(*FOREIGN):  # it has no form, or is gone from the code here
+        error = None if content is None else pickle.loads(content)
+    if not isinstance(error, BaseException):
         raise WorkerError(detail)
-    error: BaseException = pickle.loads(content)
-    error.add_note(f"In the worker process:\n{detail}")
+    with contextlib.suppress(*FOREIGN):  # a class that takes no attributes
+        error.add_note(f"In the worker process:\n{detail}")
     raise error
+
+
+def _result_of(content: bytes, kind: str, name: str) -> Any:
+    """Read a result back; raises `NotKept` when it is not what the worker returned."""
+    try:
+        value = pickle.loads(content)
+    except FOREIGN as error:  # unpickling runs the author's code
+        raise _not_back(name, f"{type(error).__name__}: {error}") from None
+    if type(value).__qualname__ != kind:
+        raise _not_back(name, f"{kind} would come back as {type(value).__qualname__}")
+    return value
+
+
+def _not_back(name: str, why: str) -> NotKept:
+    return NotKept(
+        f"{name}: the result cannot come back from the worker process ({why}); return "
+        f"plain data, a path or an id instead"
+    )
 
 
 # ---------------------------------------------------------------- the worker's side
@@ -285,9 +304,10 @@ def _perform(
     except MemoryError:
         return _NO_MEMORY
     except BaseException as error:  # noqa: BLE001  the author's code; sys.exit() too is an answer
-        return "error", portable(error), _described(error)
+        kept = portable(error)
+        return "error", None if kept is None else kept.data, _described(error)
     try:
-        return "result", pickle.dumps(value, protocol=5), ""
+        return "result", pickle.dumps(value, protocol=5), type(value).__qualname__
     except MemoryError:
         return _NO_MEMORY
     except FOREIGN as error:  # pickling runs the author's __reduce__

@@ -69,6 +69,8 @@ class Branches:
         if services is None or not isinstance(first, Exception):
             return first
         context.unheard.update(filter(None, map(failures.step_of, errors[1:])))
+        described = failures.describe(first)
+        result, first = failures.keep(first, services.settings.max_result_bytes)
         context.ended_by.append((self.key, first))
         context.leave(
             StepRecord(
@@ -79,8 +81,8 @@ class Branches:
                 started_at=self._started_at,
                 finished_at=services.now(),
                 encoding="pickle",
-                result=failures.keep(first, services.settings.max_result_bytes),
-                error=failures.describe(first),
+                result=result,
+                error=described,
                 aside=self._aside,
             )
         )

@@ -21,10 +21,10 @@ from turnout.service.errors import (
     NotKept,
     StepFailed,
     message_of,
-    portable,
 )
 from turnout.service.governance import secrets
 from turnout.service.journal.records import StepRecord
+from turnout.service.portable import kind_of, portable
 from turnout.service.run import Fail, Rejected, RunError, Skip
 
 _MAX_MESSAGE = 4096
@@ -101,28 +101,52 @@ def _is_on_the_way(frame: traceback.FrameSummary) -> bool:
 
 def describe(error: BaseException) -> RunError:
     """Write down an error: type, message, the step it escaped from, traceback; secrets masked."""
-    kind = NAMES.get(type(error), type(error).__name__)
-    if isinstance(error, StepFailed) and error.type:
-        kind = error.type
     text = _report(error)
     message = message_of(error)
     if isinstance(error, BaseExceptionGroup):
         first = error.exceptions[0]
         message += f": {type(first).__name__}: {message_of(first)}"
     return RunError(
-        kind,
+        _type_of(error),
         secrets.mask(message)[:_MAX_MESSAGE],
         step_of(error),
         secrets.mask(text)[-_MAX_TRACEBACK:],
     )
 
 
-def keep(error: Exception, max_bytes: int) -> bytes | None:
-    """Return an error in a form that is raised again as itself, or None."""
-    data = portable(error)
-    if data is None or len(data) > max_bytes or secrets.find_live(data):
-        return None
-    return data
+def _type_of(error: BaseException) -> str:
+    if isinstance(error, StepFailed) and error.type:
+        return error.type
+    return NAMES.get(kind_of(error), type(error).__name__)
+
+
+def keep(error: Exception, max_bytes: int) -> tuple[bytes | None, Exception]:
+    """Return an error in a form that is raised again, and the error as the flow is to hear it.
+
+    That is the same one where it is kept whole. Else it is the one that every later attempt will
+    hear, so that no attempt takes a way the others do not; what the log tells is the original's.
+    """
+    kept = portable(error)
+    if kept is not None and _may_not_be(kept.data, max_bytes):
+        kept = portable(error, mask=_masked)
+    if kept is not None and _may_not_be(kept.data, max_bytes):
+        kept = None
+    if kept is None:
+        failed = StepFailed(_masked(message_of(error)), type=_type_of(error))
+        failed.__cause__ = error
+        return None, failed
+    if kept.is_whole:
+        return kept.data, error
+    heard: Exception = pickle.loads(kept.data)
+    return kept.data, heard.with_traceback(error.__traceback__)
+
+
+def _may_not_be(data: bytes, max_bytes: int) -> bool:
+    return len(data) > max_bytes or secrets.find_live(data) is not None
+
+
+def _masked(text: str) -> str:
+    return secrets.mask(text)[:_MAX_MESSAGE]
 
 
 def restore(known: StepRecord) -> BaseException:

@@ -93,8 +93,8 @@ class Task(Generic[R]):
 class Call:
     """One call of a task at its place in a run: what is recorded of it and what comes next."""
 
-    __slots__ = ("_clock", "_started_at", "args", "aside", "context", "done", "key", "kwargs",
-                 "not_before", "scope", "services", "task", "tries")  # fmt: skip
+    __slots__ = ("_clock", "_error", "_started_at", "args", "aside", "context", "done", "key",
+                 "kwargs", "not_before", "scope", "services", "task", "tries")  # fmt: skip
 
     def __init__(
         self,
@@ -242,6 +242,7 @@ class Call:
             )
         self._observe("failed")
         self.context.unheard.add(self.key)
+        result, self._error = failures.keep(error, self.services.settings.max_result_bytes)
         return StepRecord(
             key=self.key,
             task=self.task.name,
@@ -250,14 +251,15 @@ class Call:
             started_at=self._started_at,
             finished_at=self.services.now(),
             encoding="pickle",
-            result=failures.keep(error, self.services.settings.max_result_bytes),
+            result=result,
             error=describe(error),
             aside=self.aside,
         )
 
-    def heard(self) -> None:
-        """Note that the flow is told of the step's recorded error now."""
+    def heard(self) -> Exception:
+        """Return the error that was recorded: the flow is told of it now."""
         self.context.unheard.discard(self.key)
+        return self._error
 
     async def rest(self) -> None:
         """Wait until the next try may begin, also over a restart."""
@@ -424,8 +426,7 @@ async def end(call: Call, failure: Exception) -> Any:
             await call.keep(record)
             return value
     await call.keep(call.failed(failure))
-    call.heard()
-    raise failure
+    raise call.heard()
 
 
 async def _fallback(call: Call, failure: Exception) -> Any:

@@ -102,8 +102,7 @@ async def end(
     await record(call, ended)
     call.context.claim.recorded[call.key] = ended  # an approval may be awaited again
     if error is not None:
-        call.heard()
-        raise error
+        raise call.heard()
     return value
 
 
