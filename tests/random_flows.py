@@ -49,6 +49,7 @@ class Ledger:
 
     slots: int
     life: int = 0
+    attempts: int = 0
     wrong: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     inside: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
@@ -85,6 +86,7 @@ class Ledger:
                         del self.open[key]
 
     def _enter(self, run_id: str, kind: str, data: dict[str, Any]) -> None:
+        self.attempts += 1
         if run_id in self.inside:
             self.wrong.append(f"two attempts at once of {kind} {data}")
         policy, inside = KINDS[kind], list(self.inside.values())

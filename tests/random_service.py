@@ -20,7 +20,7 @@ import orjson
 import pytest
 
 from tests.random_flows import KINDS, RETRIES, Ledger, act, act_in_thread, go
-from tests.running import eventually, make_event
+from tests.running import PATIENCE_SECONDS, eventually, make_event
 from turnout import flow, limit, retry, webhook
 from turnout.service.dispatch import dispatcher, due, lane, pull, queues
 from turnout.service.errors import NotFound, Overloaded, Refused
@@ -379,7 +379,13 @@ class World:
                     await self.process.operator.drop(run.id)
             return ended and not dead  # in this order: the last run to end may be a dead letter
 
-        await eventually(quiet)
+        loop, seen, since = asyncio.get_running_loop(), -1, 0.0
+        while not await quiet():  # as long as it takes, if only something starts now and then
+            if self.ledger.attempts != seen:
+                seen, since = self.ledger.attempts, loop.time()
+            elif loop.time() - since > PATIENCE_SECONDS:
+                raise TimeoutError
+            await asyncio.sleep(0.005)
 
     async def check(self) -> None:
         """Fail unless every run came to the end it had to, and every count is back."""
