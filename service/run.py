@@ -126,7 +126,8 @@ class Outcome:
 class Run:
     """A run as the journal knows it and the world sees it.
 
-    `undo_failed` are the steps of its undo that failed for good and were not done since.
+    `undo_failed` are the steps of its undo that failed for good and were not done since. In a
+    list a large `result` is left out; `result_bytes` tells its size.
     """
 
     seq: int
@@ -154,6 +155,7 @@ class Run:
     cancelled_by: str | None = None
     undo: Undo | None = None
     undo_failed: tuple[str, ...] = ()
+    result_bytes: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object the CLI prints and the HTTP API answers."""
@@ -175,6 +177,7 @@ class Run:
             "started_at": instant(self.started_at),
             "finished_at": instant(self.finished_at),
             "result": None if self.result is None else read_json(self.result),
+            "result_bytes": self.result_bytes,
             "error": None if self.error is None else self.error.as_dict(),
             "reason": self.reason,
             "cancelled_by": self.cancelled_by,

@@ -15,12 +15,13 @@ from typing import Any
 import httpx
 import pytest
 
+from turnout.service.api import documents
 from turnout.service.api.rest import create_rest
 from turnout.service.emitter import TriggerEmitter
 from turnout.service.event import Event, mint_id
 from turnout.service.flow import Flow
 from turnout.service.governance.links import Links
-from turnout.service.journal.records import Claim, Decision, Entry, NewRun, StepRecord
+from turnout.service.journal.records import Claim, Decision, Entry, Filter, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.operator import Operator
@@ -91,6 +92,14 @@ class Desk:
         )
         await self.journal.record(claim, outcome, started_at=at, now=utc_now())
         return run_id
+
+    async def end(self, result: bytes) -> None:
+        """Store a run that succeeded with a result."""
+        run = await self.journal.run(await self.append())
+        assert run is not None
+        claim: Claim = (await self.journal.claim([run.seq], now=utc_now()))[0]
+        outcome = Outcome(state=RunState.SUCCEEDED, result=result)
+        await self.journal.record(claim, outcome, started_at=utc_now(), now=utc_now())
 
     async def get(self, path: str, **params: str) -> Any:
         answer = await self.http.get(path, params=params)
@@ -188,6 +197,51 @@ async def test_a_run_in_a_list_is_the_public_object(tmp_path: Path) -> None:
         run = await desk.journal.run(await desk.fail())
         assert run is not None
         assert (await desk.get("/api/runs"))["items"] == [run.as_dict()]
+
+
+async def test_a_list_leaves_out_large_results_and_says_how_large(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        for size in (4096, 4097, 2**20):
+            await desk.end(b'"' + b"x" * (size - 2) + b'"')
+        for path in ("/api/runs", "/api/runs?state=succeeded", "/api/runs?flow=bill"):
+            listed = (await desk.get(path))["items"]
+            assert [run["result_bytes"] for run in listed] == [2**20, 4097, 4096]
+            assert [run["result"] for run in listed] == [None, None, "x" * 4094]
+        for run in listed:
+            assert len((await desk.get(f"/api/runs/{run['id']}"))["result"]) > 4000
+
+
+async def test_a_list_of_events_does_not_read_what_they_carry(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.append(body=b'{"a": 1}')
+        (stored,) = await desk.journal.events(Filter())
+        assert not stored.event.body
+        (listed,) = (await desk.get("/api/events"))["items"]
+        told = await desk.get(f"/api/events/{listed['id']}")
+        assert told["data"] == {"a": 1}
+        assert listed.items() <= told.items()
+
+
+async def test_a_run_leaves_out_results_of_steps_past_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "SHOWN_STEPS_BYTES", 10)
+    async with open_desk(tmp_path) as desk:
+        run_id = await desk.append()
+        run = await desk.journal.run(run_id)
+        assert run is not None
+        claim = (await desk.journal.claim([run.seq], now=utc_now()))[0]
+        for key, result in (("a#1", b'"1234"'), ("b#1", b"1234"), ("c#1", b"1")):
+            step = StepRecord(
+                key=key, task="a", state="succeeded", tries=1, started_at=utc_now(),
+                finished_at=utc_now(), result=result,
+            )  # fmt: skip
+            await desk.journal.record_step(claim, step)
+        steps = (await desk.get(f"/api/runs/{run_id}"))["steps"]
+        assert [(step["result"], step["left_out"]) for step in steps] == [
+            ("1234", False), (1234, False), (None, True),
+        ]  # fmt: skip
+        assert [step.result for step in await desk.journal.steps(run.seq)][2] == b"1"
 
 
 async def test_filters_select(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What operators read, as JSON: the same objects from `turnout … --json` and from the HTTP API.
 
 A run in a list is exactly `Run.as_dict()`; everything else an operator can ask for has its one
-shape here.
+shape here. What a document says is bounded: lists leave out large results (`result_bytes` tells
+their size), and a run those of its steps past a bound (`left_out`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from turnout.service.project import AnyFlow
 from turnout.service.run import RunError
 from turnout.service.trigger import Receipt, SeekPlan, Trigger
 from turnout.service.units import format_duration
+
+SHOWN_STEPS_BYTES = 4 * 2**20
+"""The results of a run's steps are shown up to so many bytes together."""
 
 
 def instant(value: datetime | None) -> str | None:
@@ -92,7 +96,9 @@ async def post_mortem(reader: Reader, run_id: str) -> dict[str, Any]:
         "limit_key": run.limit_key,
         "code_version": run.code_version,
         "event": event_of(events[0], payload=True) if events else None,
-        "steps": [_step(step) for step in await reader.steps(run.seq)],
+        "steps": [
+            _step(step) for step in await reader.steps(run.seq, at_most_bytes=SHOWN_STEPS_BYTES)
+        ],
         "history": [_attempt(attempt) for attempt in await reader.attempts(run.seq)],
     }
 
@@ -115,6 +121,7 @@ def _step(step: StepRecord) -> dict[str, Any]:
         "seconds": seconds,
         "encoding": step.encoding,
         "result": _json(step.result) if step.result and step.encoding == "json" else None,
+        "left_out": step.state == "succeeded" and step.result is None and step.spilled is None,
         "error": _error(step.error),
         "superseded": step.superseded,
         "fallback": step.state == "succeeded" and step.error is not None,

@@ -155,6 +155,8 @@ def _step_row(step: dict[str, Any], run: dict[str, Any]) -> tuple[object, ...]:
     again = step["superseded"] and run["finished_at"] is None
     state = f"{step['state']}{', runs again' * again}"
     what = "(kept as a pickle)" if step["encoding"] == "pickle" else _compact(step["result"])
+    if step["left_out"]:
+        what = "(left out: the results together are too large)"
     if step["file"] is not None:
         what = f"(kept in {step['file']})"
     if step["fallback"]:

@@ -43,18 +43,22 @@ class Reader(Protocol):
         """Return one run by its id, or by a prefix of at least 8 characters that fits only one."""
 
     async def runs(self, which: Filter) -> list[Run]:
-        """Return matching runs, newest first."""
+        """Return matching runs, newest first, without results of more than 4 KiB."""
 
     async def event(self, event_id: str) -> list[StoredEvent]:
         """Return the events with this id, newest first: several when sources share it."""
 
     async def events(self, which: Filter) -> list[StoredEvent]:
-        """Return matching events, newest first; `flow` and `state` select by their runs."""
+        """Return matching events, newest first; `flow` and `state` select by their runs.
 
-    async def steps(self, run_seq: int) -> list[StepRecord]:
+        What an event carries (its body, headers, parameters, extensions) is left out.
+        """
+
+    async def steps(self, run_seq: int, *, at_most_bytes: int | None = None) -> list[StepRecord]:
         """Return a run's steps in the order they were first recorded, superseded ones too.
 
-        What is kept for undoing them is no step and left out.
+        What is kept for undoing them is no step and left out. With `at_most_bytes`, results past
+        so many bytes together are left out.
         """
 
     async def attempts(self, run_seq: int) -> list[Attempt]:

@@ -14,7 +14,7 @@ import apsw
 from turnout.service.run import RunState
 
 from .records import Filter
-from .rows import RUN_COLUMNS, found_by_id, micros
+from .rows import LISTED_RUN_COLUMNS, found_by_id, micros
 
 _MOST_PARTS = 200  # SQLite joins at most 500 selects in one statement
 
@@ -31,16 +31,17 @@ def runs_query(connection: apsw.Connection, which: Filter) -> tuple[str, list[An
     joined = "CROSS JOIN events AS e ON e.seq = r.event_seq"
     if which.event is not None:
         source = "events AS e CROSS JOIN runs AS r ON r.event_seq = e.seq"
-        return f"SELECT {RUN_COLUMNS} FROM {source} WHERE {newest}", [*values, which.limit]
+        return f"SELECT {LISTED_RUN_COLUMNS} FROM {source} WHERE {newest}", [*values, which.limit]
     if which.dead:
         source = f"runs AS r INDEXED BY runs_dead {joined}"
-        return f"SELECT {RUN_COLUMNS} FROM {source} WHERE {newest}", [*values, which.limit]
+        return f"SELECT {LISTED_RUN_COLUMNS} FROM {source} WHERE {newest}", [*values, which.limit]
     pairs = _pairs(connection, which)
     if pairs is None:
         source = f"runs AS r NOT INDEXED {joined}"
-        return f"SELECT {RUN_COLUMNS} FROM {source} WHERE {newest}", [*values, which.limit]
+        return f"SELECT {LISTED_RUN_COLUMNS} FROM {source} WHERE {newest}", [*values, which.limit]
     part = (
-        f"SELECT * FROM (SELECT {RUN_COLUMNS} FROM runs AS r INDEXED BY runs_by_state {joined}"
+        f"SELECT * FROM (SELECT {LISTED_RUN_COLUMNS}"
+        f" FROM runs AS r INDEXED BY runs_by_state {joined}"
         f" WHERE r.state = ? AND r.flow = ? AND {newest})"
     )
     text = " UNION ALL ".join([part] * len(pairs)) + " ORDER BY 1 DESC LIMIT ?"

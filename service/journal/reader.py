@@ -37,6 +37,7 @@ from .records import (
 )
 from .rows import (
     EVENT_COLUMNS,
+    LISTED_EVENT_COLUMNS,
     RUN_COLUMNS,
     RUN_SOURCE,
     STEP_COLUMNS,
@@ -136,25 +137,30 @@ class SqliteReader:
         return await self.read(query)
 
     async def runs(self, which: Filter) -> list[Run]:
-        """Return matching runs, newest first."""
+        """Return matching runs, newest first, without results of more than 4 KiB."""
 
         def query(connection: apsw.Connection) -> list[Run]:
             return [run_from(row) for row in connection.execute(*runs_query(connection, which))]
 
         return await self.read(query)
 
-    async def steps(self, run_seq: int) -> list[StepRecord]:
-        """Return a run's steps in the order they were first recorded, superseded ones too."""
-        return await self.read(
-            lambda connection: [
-                step_from(row)
-                for row in connection.execute(
-                    f"SELECT {STEP_COLUMNS} FROM steps WHERE run_seq = ? AND task <> ?"
-                    " ORDER BY seq",
-                    (run_seq, REGISTERED),
-                )
-            ]
-        )
+    async def steps(self, run_seq: int, *, at_most_bytes: int | None = None) -> list[StepRecord]:
+        """Return a run's steps in the order they were first recorded, superseded ones too.
+
+        With `at_most_bytes`, results past so many bytes together are left out.
+        """
+
+        def query(connection: apsw.Connection) -> list[StepRecord]:
+            last = (
+                None if at_most_bytes is None else _last_shown(connection, run_seq, at_most_bytes)
+            )
+            columns = STEP_COLUMNS.replace(
+                " result,", " CASE WHEN ?3 IS NULL OR seq <= ?3 THEN result END,", 1
+            )
+            text = f"SELECT {columns} FROM steps WHERE run_seq = ?1 AND task <> ?2 ORDER BY seq"
+            return [step_from(row) for row in connection.execute(text, (run_seq, REGISTERED, last))]
+
+        return await self.read(query)
 
     async def attempts(self, run_seq: int) -> list[Attempt]:
         """Return what is kept of a run's attempts, in order; those before a retry come first."""
@@ -226,10 +232,15 @@ class SqliteReader:
         return found[0] if found else None
 
     async def events(self, which: Filter) -> list[StoredEvent]:
-        """Return matching events, newest first; `flow` and `state` select by their runs."""
+        """Return matching events, newest first; `flow` and `state` select by their runs.
+
+        What an event carries (its body, headers, parameters, extensions) is left out.
+        """
         where, values = events_where(which)
         return await self.read(
-            lambda connection: _stored_events(connection, where, values, which.limit)
+            lambda connection: _stored_events(
+                connection, where, values, which.limit, columns=LISTED_EVENT_COLUMNS
+            )
         )
 
     # ---------------------------------------------------------------- what to do next
@@ -367,6 +378,21 @@ class SqliteReader:
             yield name, problem
 
 
+def _last_shown(connection: apsw.Connection, run_seq: int, at_most_bytes: int) -> int:
+    """Return the last step whose result is within a bound, together with all before it."""
+    last, room = 0, at_most_bytes
+    lengths = connection.execute(
+        "SELECT seq, coalesce(length(result), 0) FROM steps WHERE run_seq = ? ORDER BY seq",
+        (run_seq,),
+    )
+    for seq, length in lengths:
+        room -= length
+        if room < 0:
+            break
+        last = seq
+    return last
+
+
 def _runs_by_id(connection: apsw.Connection, where: str, values: tuple[str, ...]) -> list[Run]:
     rows = connection.execute(
         f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE {where} LIMIT 2", values
@@ -375,10 +401,15 @@ def _runs_by_id(connection: apsw.Connection, where: str, values: tuple[str, ...]
 
 
 def _stored_events(
-    connection: apsw.Connection, where: str, values: Sequence[Any], limit: int
+    connection: apsw.Connection,
+    where: str,
+    values: Sequence[Any],
+    limit: int,
+    *,
+    columns: str = EVENT_COLUMNS,
 ) -> list[StoredEvent]:
     rows = connection.execute(
-        f"SELECT {EVENT_COLUMNS}, e.accepted_at, e.decisions,"
+        f"SELECT {columns}, e.accepted_at, e.decisions,"
         " (SELECT json_group_array(id) FROM"
         "  (SELECT id FROM runs WHERE event_seq = e.seq ORDER BY seq)),"
         " (SELECT json_group_array(items) FROM"

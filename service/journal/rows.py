@@ -42,6 +42,13 @@ _EMPTY_BODY = "empty_body"
 
 EVENT_COLUMNS = "e.seq, e.id, e.source, e.type, e.tenant, e.trigger, e.time, e.body, e.details"
 
+LISTED_EVENT_COLUMNS = (
+    "e.seq, e.id, e.source, e.type, e.tenant, e.trigger, e.time, NULL,"
+    " CASE WHEN e.details IS NOT NULL THEN json_object('subject', e.details ->> 'subject',"
+    " 'datacontenttype', e.details ->> 'datacontenttype') END"
+)
+"""What a list says of an event: neither its body nor its headers, for the same reason."""
+
 RUN_COLUMNS = (
     "r.seq, r.id, r.flow, r.state, r.attempts, r.crashes, e.id, e.source, e.trigger, e.tenant, "
     "r.queued_at, r.due_at, r.started_at, r.finished_at, r.result, r.error, r.reason, r.dead, "
@@ -51,7 +58,13 @@ RUN_COLUMNS = (
     f" WHEN EXISTS (SELECT 1 FROM steps WHERE run_seq = r.seq AND key = '{FAILED}') AND EXISTS"
     f" (SELECT 1 FROM steps WHERE run_seq = r.seq AND task = '{REGISTERED}') THEN 'running' END, "
     "CASE WHEN r.undo = 'failed' THEN (SELECT json_group_array(key) FROM steps"
-    f" WHERE run_seq = r.seq AND {UNDO_STEPS} AND state = 'failed') END"
+    f" WHERE run_seq = r.seq AND {UNDO_STEPS} AND state = 'failed') END, length(r.result)"
+)
+LISTED_RESULT_BYTES = 4096
+"""A larger result is not read into a list: a page of results of a MiB would fill the memory."""
+
+LISTED_RUN_COLUMNS = RUN_COLUMNS.replace(
+    "r.result,", f"CASE WHEN length(r.result) <= {LISTED_RESULT_BYTES} THEN r.result END,", 1
 )
 RUN_SOURCE = "runs AS r JOIN events AS e ON e.seq = r.event_seq"
 
@@ -250,6 +263,7 @@ def run_from(row: Sequence[Any]) -> Run:
         cancelled_by=row[22],
         undo=row[23],
         undo_failed=tuple(orjson.loads(row[24])) if row[24] else (),
+        result_bytes=row[25],
     )
 
 
