@@ -1,7 +1,7 @@
 """One process's parts, wired: started in order, stopped in order, reloaded in place.
 
 Start: what is behind the way in comes first, so that nothing is accepted before everything works.
-Stop is the reverse: no new events, runs end within the grace time, the rest is handed back.
+Stop: runs end within the grace time, the rest is handed back, and events are taken to the last.
 Not here: HTTP, signals and settings (app).
 """
 
@@ -336,13 +336,18 @@ class Process:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def stop(self) -> int:
-        """Stop intake, drain, hand back; returns runs stuck in threads that cannot be ended."""
+        """Drain, hand back, stop intake; returns runs stuck in threads that cannot be ended.
+
+        What comes meanwhile is queued for the next process: a sender need not wait for the last
+        run here, which may take all of `grace`.
+        """
         self.stopping = True
+        stuck = await self.dispatcher.stop(self.settings.grace)
         await self.supervisor.stop()
         for emitter in self.emitters.values():
             emitter.close("the service is stopping")
         self.api.close("the service is stopping")
-        stuck = await self.dispatcher.stop(self.settings.grace)
+        self.waiters.close()
         self.pools.close()
         return stuck
 

@@ -62,6 +62,12 @@ class Waiters:
         for waiting in self._waiting.get(run_id, ()):
             _tell(waiting, outcome)
 
+    def close(self) -> None:
+        """End every wait as at its timeout: no run finishes here any more."""
+        for waiting in self._waiting.values():
+            for each in waiting:
+                _tell(each, None)
+
     def _forget(self, run_id: str, finished: _Finished) -> None:
         waiting = self._waiting[run_id]
         waiting.remove(finished)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Say
-from tests.process import Program, until
+from tests.process import Program, turnout, until
 
 from .ledger import Snapshot, Witness, broken_promises, snapshot
 from .load import Generator
@@ -167,19 +167,75 @@ def test_a_second_signal_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
     assert {run.attempts for run in last.runs.values()} == {1}
 
 
-def test_the_stopping_service_says_so(tmp_path: Path) -> None:
+def test_a_stopping_service_says_so_and_takes_events_for_the_next(tmp_path: Path) -> None:
     program = program_in(tmp_path, TURNOUT_GRACE="60s")
     with program:
         program.start().ready()
         start_held(program, "/hooks/gated", 1, Witness(tmp_path / "witness"))
         program.signal(signal.SIGTERM)
         program.said("service.stopping", 5)
-        refusal = until(lambda: program.ask("/hooks/gated", method="POST"), 5, "an answer")
-        assert refusal.status == 503 and int(refusal.headers["retry-after"]) >= 1
+        taken = until(lambda: program.ask("/hooks/gated", method="POST"), 5, "an answer")
+        assert taken.status == 202
+        (late,) = taken.json["runs"]
         ready = program.ask("/readyz")
         assert ready is not None and ready.status == 503 and b"stopping" in ready.body
         health = program.ask("/healthz")
         assert health is not None and health.status == 200
+        assert program.api(f"/runs/{late}")["state"] == "queued"
+        (tmp_path / "gate").touch()
+        assert program.ended(10) == 0
+        assert snapshot(program.data).runs[late].state == "queued"
+        last = finish_after_restart(program, tmp_path)
+        assert {(run.state, run.attempts) for run in last.runs.values()} == {("succeeded", 1)}
+
+
+FILES = """
+import time
+from pathlib import Path
+from turnout import event, every, files, flow
+
+@flow(on=files("inbox/*.txt", settle="0s"))
+async def load(path: Path) -> str:
+    return path.name
+
+@flow(on=every("1s"))
+async def tick() -> None: ...
+
+@flow(on=event("long"))
+def long() -> None:
+    while not Path("gate").exists():
+        time.sleep(0.05)
+"""
+
+
+def test_files_and_ticks_are_taken_while_it_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inbox").mkdir()
+    flows, data, file = tmp_path / "flows.py", tmp_path / "data", tmp_path / "event.json"
+    flows.write_text(FILES)
+    program = Program(flows=flows, data=data, log=tmp_path / "log")
+    with program.start():
+        program.ready()
+        file.write_text('{"specversion": "1.0", "id": "1", "source": "/t", "type": "long"}')
+        turnout("emit", file, "--data", data)
+        until(lambda: program.metrics("turnout_slots").get('flow="long"'), 10, "it runs")
+        program.signal(signal.SIGTERM)
+        program.said("service.stopping", 5)
+        (tmp_path / "inbox" / "late.txt").write_text("late")
+
+        def queued() -> set[str]:
+            return {run["flow"] for run in program.api("/runs?state=queued")["items"]}
+
+        until(lambda: queued() >= {"load", "tick"}, 20, "a file and a tick")
+        (tmp_path / "gate").touch()
+        assert program.ended(20) == 0
+        program.start().ready()
+        until(lambda: not queued(), 20, "what came late")
+        loaded = program.api("/runs?flow=load")["items"]
+        assert [(run["state"], run["result"]) for run in loaded] == [("succeeded", "late.txt")]
+        assert program.stop() == 0
 
 
 def test_a_thread_that_never_returns_does_not_hold_the_process(tmp_path: Path) -> None:
