@@ -21,6 +21,7 @@ from turnout.service.steps import in_thread, mapping, step
 from turnout.service.steps.caching import CachePolicy
 from turnout.service.steps.context import here
 from turnout.service.steps.step import NO_FALLBACK, Call, Task
+from turnout.service.steps.undo import check as check_undo
 from turnout.service.units import parse_timeout
 
 MAX_NAME_CHARACTERS = 200
@@ -133,6 +134,7 @@ def task(
     pool: Literal["thread"] = ...,
     fallback: object = ...,
     cache: CachePolicy | None = ...,
+    undo: Callable[..., Any] | None = ...,
 ) -> TaskDecorator: ...
 @overload
 def task(
@@ -143,6 +145,7 @@ def task(
     pool: Literal["process"],
     fallback: object = ...,
     cache: CachePolicy | None = ...,
+    undo: Callable[..., Any] | None = ...,
 ) -> ProcessTaskDecorator: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -154,6 +157,7 @@ def task(
     pool: Pool = "thread",
     fallback: object = NO_FALLBACK,
     cache: CachePolicy | None = None,
+    undo: Callable[..., Any] | None = None,
 ) -> Any:
     """Make calls of a function recorded steps: `@task`, or `@task(retry=retry(3), timeout="30s")`.
 
@@ -162,13 +166,18 @@ def task(
     retries are exhausted `fallback`, a value or a function of the error, gives the step's result
     instead, and `turnout show` says so; a `Fail` has no fallback. `cache=by_input(ttl="1h")` uses
     the result of an earlier call with equal input, in this run or another.
+
+    `undo=release` undoes a step when its run fails for good or is cancelled, the last one first,
+    from its first try on: also one that failed or was cut off, whose effect may have happened. It
+    is filled by name: with the step's arguments, `result` (None where there is none) and `key`,
+    the step's own `current().key()`.
     Raises `SetupError` for what cannot be a task.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         return _make(
             function, name=name, retry=retry, timeout=timeout, pool=pool, fallback=fallback,
-            cache=cache,
+            cache=cache, undo=undo,
         )  # fmt: skip
 
     return decorate if function is None else decorate(function)
@@ -183,11 +192,14 @@ def _make(
     pool: Pool,
     fallback: object,
     cache: CachePolicy | None,
+    undo: Callable[..., Any] | None,
 ) -> Task[Any]:
     refuse_unusable(function, "task", pool)
     kind = AsyncTask if inspect.iscoroutinefunction(function) else SyncTask
     code = function.__code__
     try:
+        if undo is not None:
+            check_undo(undo, function)
         limit = parse_timeout(timeout)
         made: Task[Any] = kind(
             function=function,
@@ -197,6 +209,7 @@ def _make(
             pool=pool,
             fallback=fallback,
             cache=cache,
+            undo=undo,
             file=code.co_filename,
             line=code.co_firstlineno,
         )

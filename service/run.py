@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from .errors import Refused
-from .units import parse_duration
+from .units import is_duration, parse_duration
 
 
 class RunState(StrEnum):
@@ -187,9 +187,15 @@ class Run:
 
 
 class Retry(Exception):
-    """Raised by an author to end this attempt and try again after `after`, if the policy allows."""
+    """Raised by an author to end this attempt and try again after `after`, if the policy allows.
 
-    def __init__(self, after: str | timedelta | None = None, reason: str = "") -> None:
+    `Retry("not paid yet", after="10m")`: the reason comes first, as in `Fail` and `Skip`.
+    """
+
+    def __init__(self, reason: str = "", *, after: str | timedelta | None = None) -> None:
+        given: object = reason  # also where no type checker looks
+        if not isinstance(given, str) or is_duration(given):
+            raise TypeError(f"Retry({reason!r}): the reason comes first; write Retry(after=…)")
         super().__init__(reason or "the flow asked for a retry")
         self.after = None if after is None else parse_duration(after)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from datetime import UTC, datetime, timedelta
 from email.message import Message
+from typing import Any
 from urllib.error import HTTPError
 
 import httpx
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from turnout.service.errors import SetupError
 from turnout.service.retry import RetryPolicy, delay_after, next_delay, retry
-from turnout.service.run import Retry
+from turnout.service.run import Fail, Retry, Skip
 
 
 def test_without_jitter_delays_double_up_to_the_cap_and_then_end() -> None:
@@ -105,3 +107,16 @@ def test_a_long_first_delay_is_not_cut_to_the_usual_longest_one() -> None:
     assert retry(2, delay="1h", jitter=False).max == timedelta(hours=1)
     assert retry(2, delay="1h", max="10m").max == timedelta(minutes=10)
     assert retry(2, delay="1s").max == timedelta(minutes=15)
+
+
+def test_the_reason_comes_first_as_in_every_signal() -> None:
+    for signal in (Retry, Fail, Skip):
+        assert str(signal("not paid yet")) == "not paid yet"
+    asked = Retry("not paid yet", after="10m")
+    assert (str(asked), asked.after) == ("not paid yet", timedelta(minutes=10))
+    back = pickle.loads(pickle.dumps(asked))  # as a worker process sends it
+    assert (str(back), back.after) == ("not paid yet", timedelta(minutes=10))
+    wrong: Any
+    for wrong in ("10m", timedelta(minutes=10)):
+        with pytest.raises(TypeError, match=r"write Retry\(after="):
+            Retry(wrong)

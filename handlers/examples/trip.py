@@ -13,7 +13,13 @@ class Trip(BaseModel):
     hotel: str
 
 
-@task(retry=retry(3, delay="1h", factor=6, max="1d"), timeout="30s")
+@task(retry=retry(5, delay="1m"))
+async def give_back(kind: str, result: str | None, key: str) -> None:
+    """Cancel a booking by its key, known or not; doing it twice is as good as once."""
+    current().log.info("booking.cancelled", kind=kind, booking=result, key=key)
+
+
+@task(retry=retry(3, delay="1h", factor=6, max="1d"), timeout="30s", undo=give_back)
 async def book(kind: str, name: str) -> str:
     """Book a part at its seller; this one sells everything but full hotels."""
     if name == "Full House":
@@ -21,16 +27,7 @@ async def book(kind: str, name: str) -> str:
     return f"{kind}-{name}-{current().key()[:6]}"
 
 
-@task(retry=retry(5, delay="1m"))
-async def give_back(booking: str) -> None:
-    """Cancel a booking; doing it twice is as good as once."""
-    current().log.info("booking.cancelled", booking=booking)
-
-
 @flow(on=webhook("/trips", verify="none"))
 async def trip(wanted: Trip) -> list[str]:
     """Book the parts one after the other."""
-    flight = await book("flight", wanted.flight)
-    current().on_undo(give_back, flight)
-    hotel = await book("hotel", wanted.hotel)
-    return [flight, hotel]
+    return [await book("flight", wanted.flight), await book("hotel", wanted.hotel)]

@@ -43,6 +43,9 @@ if TYPE_CHECKING:  # flow files import this module; these two cost half their st
 Sleep = Callable[[float], Coroutine[Any, Any, None]]
 """How waiting between the tries of a step is done: in seconds, by a clock a test may replace."""
 
+_UNDO = "~undo"
+"""What the key of a step ends in for the record of what would undo it."""
+
 DIRECT = "direct"
 """The run id, flow and event id of code that is called outside any run."""
 
@@ -164,7 +167,10 @@ class RunContext:
         another one in every other step, run and replay.
         """
         scope = _scope.get()
-        place = "" if scope is None else scope.step or scope.path
+        return self.key_at("" if scope is None else scope.step or scope.path, name)
+
+    def key_at(self, place: str, name: str = "") -> str:
+        """Return what `key(name)` returns in the step `place`."""
         text = f"{self.claim.run_id}\n{place}\n{name}"
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
@@ -172,10 +178,11 @@ class RunContext:
         """Have `function(*args, **kwargs)` called if this run fails for good, the last one first.
 
         Each call is a recorded step with retries of its own (a `@task` brings its policy), made
-        once, never for an attempt that is retried. Call it from the flow, behind the step to
-        undo. It goes to disk at once and is there before the next step starts (before this
-        returns in a `def` flow, and in a run the process has died under twice in a row); so it is
-        also made where the process keeps dying under the run.
+        once, never for an attempt that is retried. Call it from the flow, for what is not a task;
+        what a task does is undone by its `undo=`, which cannot come too late. It goes to disk at
+        once and is there before the next step starts (before this returns in a `def` flow, and in
+        a run the process has died under twice in a row); so it is also made where the process
+        keeps dying under the run.
         Raises `NotKept` for what a restart could not find again or is larger than
         `max_result_bytes`, `MisplacedTask` in a step.
         """
@@ -189,21 +196,40 @@ class RunContext:
         place = here("on_undo")
         if place is None or self.services is None:
             return  # outside any run it is checked, no more
-        limit = self.services.settings.max_result_bytes
-        if len(undo.arguments) > limit:
-            raise NotKept(
-                f"on_undo({undo.name}): the arguments are larger than {limit} bytes "
-                f"(max_result_bytes); pass an id instead"
-            )
         key = place.take("on_undo")
-        self.undos[key] = undo
-        if key in self.claim.recorded:
+        marks = self._register(key, undo, f"on_undo({undo.name})")
+        if marks is None:
             return
-        marks = self.leave(fact(key, REGISTERED, undo.pack(), self.services.now()))
         if pools.in_thread():
             pools.on_loop(marks.write(key))
         else:
             marks.begin(key)
+
+    def undo_step(self, key: str, undo: Callable[[], Undo]) -> None:
+        """Have a step undone if this run fails for good, whatever becomes of it from now on.
+
+        It is on disk once the marks are; of a step that runs again what was kept first stands.
+        """
+        place = f"{key}{_UNDO}"
+        known = self.claim.recorded.get(place)
+        if known is not None and known.result is not None:
+            self.undos[place] = Undo.unpack(known.result)
+        else:
+            self._register(place, undo(), f"the undo of step {key!r}")
+
+    def _register(self, key: str, undo: Undo, what: str) -> Marks | None:
+        """Keep what would undo something; returns the marks if it is not recorded already."""
+        assert self.services is not None  # there are scopes only where steps can be recorded
+        limit = self.services.settings.max_result_bytes
+        if len(undo.arguments) > limit:
+            raise NotKept(
+                f"{what}: the arguments are larger than {limit} bytes (max_result_bytes); pass an "
+                f"id instead"
+            )
+        self.undos[key] = undo
+        if key in self.claim.recorded:
+            return None
+        return self.leave(fact(key, REGISTERED, undo.pack(), self.services.now()))
 
     def leave(self, mark: StepRecord) -> Marks:
         """Leave a mark behind the steps so far; returns all that are not recorded yet."""

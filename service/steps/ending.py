@@ -52,10 +52,10 @@ from turnout.service.run import (
     RunState,
 )
 
-from . import step
+from . import codec, step
 from .context import RunContext, Scope
 from .step import Task
-from .undo import Undo
+from .undo import Undo, wanted
 
 log = get_logger("turnout.ending")
 
@@ -196,9 +196,14 @@ class _Ending:
     async def undo(self, undos: list[Undo], outcome: Outcome) -> Outcome:
         """Undo what the run did, the last first; one that fails does not keep the others."""
         broken = False
+        steps: Mapping[str, StepRecord] | None = None
         for number, undo in reversed(list(enumerate(undos))):
-            part = _Part(f"~undo[{number}]", undo.name, partial(_undoing, undo))
             try:
+                if undo.step and steps is None:
+                    steps = await _steps(self._context)
+                step_of = None if steps is None else await _whole(self._context, steps, undo)
+                preparing = partial(_undoing, self._context, undo, step_of)
+                part = _Part(f"~undo[{number}]", undo.name, preparing)
                 state, outcome = await self._do(part, outcome)
             except (ClaimLost, JournalBroken):
                 raise
@@ -256,12 +261,43 @@ def _known(claim: Claim, part: _Part) -> StepRecord | None:
     return next(found, None)
 
 
-def _undoing(undo: Undo) -> tuple[Task[Any], tuple[Any, ...], Mapping[str, Any]]:
+async def _steps(context: RunContext) -> Mapping[str, StepRecord]:
+    """Return the run's recorded steps, those of this attempt too."""
+    assert context.services is not None  # the executor gave them
+    steps = await context.services.journal.steps(context.claim.run_seq)
+    return {record.key: record for record in steps}
+
+
+async def _whole(
+    context: RunContext, steps: Mapping[str, StepRecord], undo: Undo
+) -> StepRecord | None:
+    """Return the record of the step to undo, with its result, if it has one of its own."""
+    known = steps.get(undo.step)
+    if known is None or known.state != "succeeded" or known.error is not None:
+        return None  # it failed, was cut off, or its task's fallback stood in
+    if known.spilled is None or context.services is None:
+        return known
+    return replace(known, result=await context.services.journal.spilled(known.spilled))
+
+
+def _undoing(
+    context: RunContext, undo: Undo, known: StepRecord | None
+) -> tuple[Task[Any], tuple[Any, ...], Mapping[str, Any]]:
     try:
         function, args, kwargs = undo.call()
+        wants = wanted(function, kwargs) if undo.step else ()
+        if "key" in wants:
+            kwargs["key"] = context.key_at(undo.step)
+        if "result" in wants:
+            kwargs["result"] = None if known is None else _result(undo, known)
     except CodeChanged as error:
         return _task(_raiser(error, undo.name)), (), {}
     return _task(function), args, kwargs
+
+
+def _result(undo: Undo, known: StepRecord) -> Any:
+    name = f"step {undo.step!r}"
+    return codec.decode(known.encoding, known.result or b"", undo.find_task().returns, name=name)
 
 
 def _telling(

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from turnout.service import pools
-from turnout.service.errors import FOREIGN, as_exception
+from turnout.service.errors import FOREIGN, NotKept, as_exception
 
 from .context import inside
 from .step import Call, end, settle, use_cache
@@ -23,6 +23,17 @@ def run(call: Call) -> Any:
         return pools.on_loop(call.recall_spilled(known)) if spilled else call.recall(known)
     if call.task.cache is not None:
         return pools.on_loop(use_cache(call, call.task.cache))
+    return _perform(call)
+
+
+def _perform(call: Call) -> Any:
+    """Do the work of a step under its task's policy, and record what it came to."""
+    if call.task.undo is not None:
+        try:
+            call.register_undo(call.task.undo)
+        except NotKept as error:
+            call.begin()
+            return pools.on_loop(end(call, error))
     if call.context.marks:
         pools.on_loop(settle(call.context))
     while True:

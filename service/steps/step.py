@@ -31,6 +31,7 @@ from turnout.service.errors import (
     JournalBroken,
     JournalError,
     JournalFull,
+    NotKept,
     Overloaded,
     as_exception,
 )
@@ -39,6 +40,7 @@ from turnout.service.journal.records import Cached, StepRecord
 from turnout.service.retry import RetryPolicy, delay_after
 
 from . import caching, codec, failures
+from . import undo as undos
 from .caching import CachePolicy
 from .context import (
     RunContext,
@@ -69,6 +71,7 @@ class Task(Generic[R]):
     pool: Pool = "thread"
     fallback: Any = NO_FALLBACK
     cache: CachePolicy | None = None
+    undo: Callable[..., Any] | None = None
     file: str = ""
     line: int = 0
 
@@ -161,6 +164,14 @@ class Call:
         return self.recall(
             replace(known, result=await self.services.journal.spilled(known.spilled))
         )
+
+    def register_undo(self, undo: Callable[..., Any]) -> None:
+        """Have the step undone if the run fails for good; raises `NotKept`."""
+        given = undos.given(self.task.function, self.args, self.kwargs)
+        if given is not None:  # else the task cannot be called
+            self.context.undo_step(
+                self.key, lambda: undos.Undo.of_step(undo, self.task, self.key, given)
+            )
 
     def begin(self) -> None:
         """Note the start of a try."""
@@ -380,6 +391,12 @@ async def use_cache(call: Call, policy: CachePolicy) -> Any:
 async def _perform(call: Call) -> Any:
     """Do the work of a step under its task's policy, and record what it came to."""
     task, pools = call.task, call.services.pools
+    if task.undo is not None:
+        try:
+            call.register_undo(task.undo)
+        except NotKept as error:
+            call.begin()
+            return await end(call, error)
     if call.context.marks:
         await settle(call.context)
     while True:

@@ -1,60 +1,68 @@
 """What would undo a step, as a value that outlives the process: a function by name, with arguments.
 
-`current().on_undo(refund, receipt)` makes one, and the journal keeps it, so that it can be carried
-out where the flow itself cannot run again. The function is found by its module and name, which is
-why it stands at the top of a file. Not here: carrying it out (`ending`).
+`@task(undo=refund)` makes one before the first try of each step, whose effect may have happened
+from then on whatever its record says; `current().on_undo(refund, receipt)` makes one for anything
+else. The journal keeps it, so that it can be carried out where the flow itself cannot run again.
+The function is found by its module and name, which is why it stands at the top of a file.
+
+The undo of a step is filled by the names of its parameters: those of the task, as the step was
+called, then `result` (None where the step has none of its own) and `key`, the step's
+`current().key()`. Not here: carrying it out (`ending`).
 """
 
 from __future__ import annotations
 
 import base64
 import importlib
+import inspect
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from turnout.service.errors import FOREIGN, CodeChanged, NotKept
+from turnout.service.errors import FOREIGN, CodeChanged, NotKept, SetupError
 from turnout.service.governance import secrets
+
+_OF_STEP = ("result", "key")
+_FILLABLE = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """A call to make when the run fails for good; `arguments` is a pickle of (args, kwargs)."""
+    """A call to make when the run fails for good; `arguments` is a pickle of (args, kwargs).
+
+    `step` is the key of the step it undoes, `task` that step's task as (module, name); both are
+    empty for what the flow registered itself.
+    """
 
     module: str
     name: str
     arguments: bytes
+    step: str = ""
+    task: tuple[str, str] = ("", "")
 
     @classmethod
     def of(
         cls, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Undo:
         """Write a call down; raises `NotKept` for what a restart could not find or read again."""
-        module = getattr(function, "__module__", "")
-        name = getattr(function, "__qualname__", repr(function))
-        if _find(module, name) is not function:
-            raise NotKept(
-                f"on_undo({name}): a restart could not find this function again; define it with "
-                f"`def` at the top of a file, and pass what it needs as arguments"
-            )
-        try:
-            arguments = pickle.dumps((args, dict(kwargs)), protocol=5)
-            pickle.loads(arguments)
-        except FOREIGN as error:  # pickling runs the author's __reduce__
-            raise NotKept(
-                f"on_undo({name}): an argument cannot be kept ({type(error).__name__}: {error}); "
-                f"pass plain data or an id instead"
-            ) from None
-        if secrets.find_live(arguments) is not None:
-            raise NotKept(
-                f"on_undo({name}): an argument holds a secret's value; call reveal() where the "
-                f"value is used"
-            )
-        return cls(module, name, arguments)
+        module, name = _named(function, f"on_undo({_name(function)})")
+        return cls(module, name, _pickled((args, dict(kwargs)), f"on_undo({name})"))
+
+    @classmethod
+    def of_step(
+        cls, undo: Callable[..., Any], task: Any, key: str, given: Mapping[str, Any]
+    ) -> Undo:
+        """Write down what would undo the step `key` of a task called with `given`; as `of`."""
+        what = f"the undo of step {key!r}"
+        module, name = _named(undo, what)
+        found = _named(task, what)
+        takes = inspect.signature(_plain(undo)).parameters
+        kwargs = {each: value for each, value in given.items() if each in takes}
+        return cls(module, name, _pickled(((), kwargs), what), key, found)
 
     def pack(self) -> bytes:
         """Return it as the journal keeps it."""
@@ -65,18 +73,24 @@ class Undo:
         """Read back what `pack` wrote; runs none of the author's code."""
         return cls.from_dict(orjson.loads(kept))
 
-    def as_dict(self) -> dict[str, str]:
-        """Return it as plain text."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
         arguments = base64.b64encode(self.arguments).decode()
-        return {"module": self.module, "name": self.name, "arguments": arguments}
+        kept = {"module": self.module, "name": self.name, "arguments": arguments}
+        return kept | ({"step": self.step, "task": self.task} if self.step else {})
 
     @classmethod
-    def from_dict(cls, kept: Mapping[str, str]) -> Undo:
+    def from_dict(cls, kept: Mapping[str, Any]) -> Undo:
         """Read back what `as_dict` returned."""
-        return cls(kept["module"], kept["name"], base64.b64decode(kept["arguments"]))
+        module, task = kept.get("task", ("", ""))
+        arguments = base64.b64decode(kept["arguments"])
+        return cls(kept["module"], kept["name"], arguments, kept.get("step", ""), (module, task))
 
     def call(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """Return (function, args, kwargs); raises `CodeChanged` when the code no longer has it."""
+        """Return (function, args, kwargs); raises `CodeChanged` when the code no longer has it.
+
+        For a step without its `result` and `key`: see `wanted`.
+        """
         try:
             importlib.import_module(self.module)
             function = _find(self.module, self.name)
@@ -86,6 +100,92 @@ class Undo:
         if not callable(function):
             raise CodeChanged(f"{self.name} is no longer in the code; undo its step by hand")
         return function, args, kwargs
+
+    def find_task(self) -> Any:
+        """Return the task of the step; raises `CodeChanged` when the code no longer has it."""
+        module, name = self.task
+        found = _find(module, name)
+        if found is None:
+            raise CodeChanged(f"task {name!r} of step {self.step!r} is no longer in the code")
+        return found
+
+
+def wanted(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Sequence[str]:
+    """Return which of `result` and `key` the undo of a step takes, beside its task's arguments."""
+    takes = inspect.signature(_plain(function)).parameters
+    return [name for name in _OF_STEP if name in takes and name not in kwargs]
+
+
+def given(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """Return the arguments of a call by name, defaults included; None if it cannot be made."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return None
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def check(undo: object, function: Callable[..., Any]) -> None:
+    """Raise `SetupError` unless `undo` can undo the calls of the task `function`."""
+    plain = _plain(undo)
+    name = getattr(plain, "__name__", repr(undo))
+    if not inspect.isfunction(plain):
+        raise SetupError(f"undo={undo!r}: write a function or a @task")
+    for each in (plain, function):
+        if "<" in each.__qualname__:
+            raise SetupError(
+                f"undo={name}: {each.__name__} is defined inside a function, where a restart "
+                f"could not find it; define it at the top of the file"
+            )
+    known = inspect.signature(function).parameters
+    for parameter in inspect.signature(plain).parameters.values():
+        is_filled = parameter.kind in _FILLABLE and parameter.name in (*known, *_OF_STEP)
+        is_needed = parameter.default is inspect.Parameter.empty and (
+            parameter.kind in (*_FILLABLE, inspect.Parameter.POSITIONAL_ONLY)
+        )
+        if is_needed and not is_filled:
+            raise SetupError(
+                f"undo={name}: nothing fills parameter {parameter.name!r}; an undo takes "
+                f"parameters of its task ({', '.join(known) or 'it has none'}), `result` and `key`"
+            )
+
+
+def _plain(undo: Any) -> Any:
+    return getattr(undo, "function", undo)
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__qualname__", repr(function)))
+
+
+def _named(function: Any, what: str) -> tuple[str, str]:
+    """Return the module and name a restart finds a function by; raises `NotKept`."""
+    module, name = getattr(function, "__module__", ""), _name(function)
+    if _find(module, name) is not function:
+        raise NotKept(
+            f"{what}: a restart could not find {name} again; define it with `def` at the top of a "
+            f"file, and pass what it needs as arguments"
+        )
+    return module, name
+
+
+def _pickled(arguments: tuple[tuple[Any, ...], dict[str, Any]], what: str) -> bytes:
+    try:
+        kept = pickle.dumps(arguments, protocol=5)
+        pickle.loads(kept)
+    except FOREIGN as error:  # pickling runs the author's __reduce__
+        raise NotKept(
+            f"{what}: an argument cannot be kept ({type(error).__name__}: {error}); "
+            f"pass plain data or an id instead"
+        ) from None
+    if secrets.find_live(kept) is not None:
+        raise NotKept(
+            f"{what}: an argument holds a secret's value; call reveal() where the value is used"
+        )
+    return kept
 
 
 def _find(module: str, name: str) -> Any:
