@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -305,7 +306,9 @@ class Operator:
             known = ", ".join(sorted(self._project().triggers)) or "none"
             raise NotFound(f"no trigger {name!r}; triggers: {known}")
         if not isinstance(trigger, Seekable) or self._connection is None:
-            raise Refused(f"trigger {name!r} has no place to seek to; a kafka trigger has")
+            raise Refused(f"trigger {name!r} has no place to seek to; timers and kafka have")
+        now = self._now()
+        seek = replace(seek, to=now.isoformat() if seek.to == "now" else seek.to, asked_at=now)
         connection = self._connection(trigger.kind)
         plan = await trigger.plan(seek, await self._journal.positions(name), connection)
         if dry_run:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from .event import Event
 from .run import Outcome
+from .units import utc_now
 
 # Receipt, Inbound and Reply are not frozen: each request makes one of each, and writing the fields
 # of a frozen one measured more than twice as dear. Nobody changes them.
@@ -180,13 +181,15 @@ class StartsOnType(Trigger, Protocol):
 class Seek:
     """Where an operator wants a trigger to read on.
 
-    `to` is `start`, `end`, an offset or an RFC 3339 instant; `partition` one partition, or None
-    for all. `rerun` allows going back, which makes new events of what was accepted before.
+    `to` is `start`, `end`, an offset or an RFC 3339 instant (an operator's `now` is one by then);
+    `partition` one partition, or None for all. `rerun` allows going back, which makes new events
+    of what was accepted before. `asked_at` is what the clock shows.
     """
 
     to: str
     partition: str | None = None
     rerun: bool = False
+    asked_at: datetime = field(default_factory=utc_now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

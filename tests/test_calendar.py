@@ -397,6 +397,15 @@ def test_once(when: str, zone: str | None, due: str) -> None:
         (Once("2026-12-01T09:00"), ["without a zone", "tz="]),
         (Once("next tuesday"), ["cannot read the time", "2026-12-01T09:00"]),
         (Once("2026-12-01T09:00+01:00", "Europe/Berlin"), ["own offset"]),
+        (Once("9999-12-31T23:59:59", "America/New_York"), ["years 1 to 9999"]),
+        (Once("9999-12-31T23:59:59-05:00"), ["years 1 to 9999"]),
+        (Once("0001-01-01T00:00", "Asia/Tokyo"), ["years 1 to 9999"]),
+        (Once("0001-01-01T00:00:00+09:00"), ["years 1 to 9999"]),
+        (Once("9999-12-31T23:59:59", "UTC"), ["a hundred years"]),
+        (Once("2200-01-01T00:00Z"), ["a hundred years"]),
+        (Once("0001-01-01T00:00", "America/New_York"), ["a hundred years"]),
+        (Every(timedelta(days=1), "9999-12-31T23:59:59-05:00"), ["years 1 to 9999"]),
+        (Every(timedelta(days=1), "1800-01-01T00:00", "UTC"), ["a hundred years"]),
     ],
 )
 def test_a_refusal_names_what_is_wrong_and_the_fix(schedule: Schedule, parts: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -16,13 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
-from turnout.service.errors import JournalBroken, JournalFull, Overloaded, SetupError, TriggerError
+from turnout.service.errors import (
+    JournalBroken,
+    JournalFull,
+    Overloaded,
+    Refused,
+    SetupError,
+    TriggerError,
+)
 from turnout.service.event import Event
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Appended, Entry
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.metrics import Metrics
-from turnout.service.trigger import ReadTrigger, Receipt
+from turnout.service.trigger import ReadTrigger, Receipt, Seek
 from turnout.triggers.timers import Due, Missed, Timer, at, cron, decide, every
 
 START = datetime(2026, 3, 2, 9, 1, tzinfo=UTC)
@@ -113,7 +120,7 @@ def test_a_tick_is_an_event_with_a_stable_identity() -> None:
         assert event.trigger == "cron:*/15 * * * *"
         assert event.extensions == {}
         assert not event.minted
-        assert emit.stored_positions == {"tick": "2026-03-02T10:00:00Z"}
+        assert emit.stored_positions["tick"] == "2026-03-02T10:00:00Z"
 
     virtually(story)
 
@@ -146,7 +153,7 @@ def test_the_first_start_owes_nothing_for_the_time_before() -> None:
             await passes(30 * MINUTE)
             assert emit.is_up
         assert not emit.events
-        assert emit.stored_positions == {"tick": "2026-03-02T09:01:00Z"}
+        assert emit.stored_positions["tick"] == "2026-03-02T09:01:00Z"
 
     virtually(story)
 
@@ -279,6 +286,7 @@ def test_a_clock_set_far_back_is_reported_and_again_when_it_is_right() -> None:
             await passes(timedelta(seconds=31))
             assert not emit.is_up
             assert emit.down_reason is not None and "set the clock right" in emit.down_reason
+            assert "turnout trigger seek every:1h --to now" in emit.down_reason
             wall.set_by += 4 * 365 * DAY
             await passes(timedelta(seconds=31))
             assert emit.is_up
@@ -324,13 +332,203 @@ def test_whatever_happens_to_the_clock_each_due_instant_ticks_once(
                     await passes(timedelta(seconds=70))
                     break
             await passes(timedelta(seconds=seconds))
-        first = timer.schedule.next_after(START)
-        assert len(emit.deliveries) == len(emit.events)
-        for due in dues(emit):
-            assert due == first
-            first = timer.schedule.next_after(due)
+        given = {event.time for event in emit.events if event.time > START}
+        assert given == set(schedule_until(timer, START, max(given, default=START)))
+        if not any(what == "set" and seconds < 0 for what, seconds in steps):
+            assert len(emit.deliveries) == len(emit.events), "told twice only by a clock set back"
 
     virtually(story)
+
+
+def schedule_until(timer: Timer, after: datetime, end: datetime) -> Iterator[datetime]:
+    """Yield what is due after one instant, up to another."""
+    while (due := timer.schedule.next_after(after)) is not None and due <= end:
+        yield due
+        after = due
+
+
+YEAR = 365 * DAY
+WRONG = [
+    (every("1m", name="t"), timedelta(days=400)),
+    (every("1s", name="t"), timedelta(minutes=5)),
+    (every("1h", name="t", start="now"), timedelta(days=2)),
+    (cron("0 * * * *", name="t", tz="Europe/Berlin"), timedelta(days=400)),
+    (cron("0 9 5 * *", name="t"), timedelta(days=100)),
+]
+
+
+@pytest.mark.parametrize(("timer", "ahead"), WRONG)
+def test_at_a_start_the_clock_is_believed_and_not_a_tick_far_ahead(
+    timer: Timer, ahead: timedelta, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        wall.set_by += ahead
+        async with running(timer, emit):
+            await passes(2 * HOUR)
+        wall.set_by -= ahead
+        now, told = wall(), len(emit.deliveries)
+        async with running(timer, emit):
+            due = timer.schedule.next_after(now)
+            assert due is not None
+            await passes(due - now + 2 * HOUR)
+            assert emit.is_up
+        assert now < dues(emit)[told] <= now + max(due - now, HOUR)
+
+    virtually(story)
+    assert "timer.resumed_from_clock" in capsys.readouterr().err
+
+
+def test_an_instant_that_a_wrong_clock_left_out_is_still_to_come() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        timer = at(clock(12))
+        wall.set_by += YEAR
+        async with running(timer, emit):
+            await passes(MINUTE)
+        wall.set_by -= YEAR
+        async with running(timer, emit):
+            await passes(4 * HOUR)
+        async with running(timer, emit):
+            await passes(4 * HOUR)
+        assert dues(emit) == [clock(12)]
+
+    virtually(story)
+
+
+@pytest.mark.parametrize("back", [timedelta(seconds=2), timedelta(minutes=14)])
+def test_a_clock_a_little_back_at_a_start_gives_nothing_twice(back: timedelta) -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        timer = every("15m", missed="run_all")
+        async with running(timer, emit):
+            await passes(29 * MINUTE + timedelta(seconds=1))  # 9:30:01
+        wall.set_by -= back
+        async with running(timer, emit):
+            await passes(HOUR)
+        assert dues(emit) == list(schedule_until(timer, START, clock(10, 15)))
+
+    virtually(story)
+
+
+def test_a_clock_that_was_behind_at_a_start_owes_what_came_after_the_last_tick() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        timer = every("10m", missed="run_all")
+        async with running(timer, emit):
+            await passes(HOUR)  # 10:01
+        wall.set_by -= 6 * YEAR  # the battery of the clock is empty
+        async with running(timer, emit):
+            await passes(HOUR)
+            wall.set_by += 6 * YEAR  # and NTP sets it right: 11:01
+            await passes(HOUR)  # 12:01
+        late = [due for due in dues(emit) if due > START]
+        assert late == list(schedule_until(timer, START, clock(12)))
+        assert "ahead" not in emit.stored_positions
+
+    virtually(story)
+
+
+def test_a_short_interval_reports_a_clock_set_back_by_minutes() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        async with running(every("1s"), emit):
+            await passes(MINUTE)
+            wall.set_by -= 5 * MINUTE
+            await passes(timedelta(seconds=31))
+            assert not emit.is_up
+            await passes(5 * MINUTE)
+            assert emit.is_up
+            assert len(emit.deliveries) == len(emit.events)
+
+    virtually(story)
+
+
+# ---------------------------------------------------------------- another schedule
+
+
+DAILY = cron("0 8 * * *", name="x", missed="run_all")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        cron("* * * * *", name="x", missed="run_all"),
+        cron("0 8 * * *", name="x", missed="run_all", tz="Asia/Tokyo"),
+        every("1m", name="x", missed="run_all"),
+        every("10m", name="x", start="2026-03-02T09:05Z", missed="run_all"),
+        every("10m", name="x", start="now", missed="run_all"),
+        at(clock(10), name="x"),
+    ],
+)
+@pytest.mark.parametrize("first", [DAILY, every("10m", name="x")])
+def test_a_changed_schedule_owes_nothing_for_the_time_before(first: Timer, changed: Timer) -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        async with running(first, emit):
+            await passes(MINUTE)
+        await passes(2 * HOUR)
+        now = wall()
+        async with running(changed, emit):
+            await passes(30 * MINUTE)
+        assert all(due > now for due in dues(emit)[len(emit.deliveries) :])
+        assert not [event for event in emit.events if missed(event)]
+
+    virtually(story)
+
+
+def test_other_settings_than_the_schedule_forgive_nothing() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        async with running(every("10m", name="x"), emit):
+            await passes(MINUTE)
+        await passes(HOUR)
+        async with running(every("10m", name="x", missed="run_all", jitter="1s"), emit):
+            await passes(MINUTE)
+        assert len(emit.events) == 6
+
+    virtually(story)
+
+
+def test_a_journal_from_before_schedules_were_stored_owes_what_it_owed() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        emit.stored_positions["tick"] = "2026-03-02T08:00:00Z"
+        async with running(every("10m", name="x", missed="run_all"), emit):
+            await passes(MINUTE)
+        assert len(emit.events) == 6
+
+    virtually(story)
+
+
+# ---------------------------------------------------------------- an operator's seek
+
+
+NOW = datetime(2026, 3, 2, 9, 1, tzinfo=UTC)
+
+
+async def sought(to: str, tick: str | None, **wish: Any) -> str | None:
+    positions = {} if tick is None else {"tick": tick}
+    plan = await every("1m").plan(Seek(to=to, asked_at=NOW, **wish), positions, {})
+    return plan.positions["tick"]
+
+
+async def test_seek_takes_a_timer_to_the_clock_or_forgives_what_is_due() -> None:
+    now = "2026-03-02T09:01:00Z"
+    assert await sought(NOW.isoformat(), "2028-01-01T00:00:00Z") == now
+    assert await sought(NOW.isoformat(), "2026-03-02T07:00:00Z") == now
+    assert await sought(NOW.isoformat(), None) == now
+    assert await sought("2026-03-02T09:00+01:00", "2026-03-02T07:00:00Z") == "2026-03-02T08:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("to", "wish"),
+    [
+        ("2026-03-02T10:00:00Z", {}),
+        ("2026-03-02T06:00:00Z", {}),
+        ("2026-03-02T06:00:00Z", {"rerun": True}),
+        ("2026-03-02T08:30:00", {}),
+        ("start", {}),
+        ("end", {}),
+        ("17", {}),
+        ("2026-03-02T08:30:00Z", {"partition": "0"}),
+    ],
+)
+async def test_seek_refuses_to_tick_twice_or_ahead(to: str, wish: dict[str, Any]) -> None:
+    with pytest.raises(Refused):
+        await sought(to, "2026-03-02T08:00:00Z", **wish)
 
 
 # ---------------------------------------------------------------- a journal without room
@@ -510,7 +708,11 @@ def test_equal_timers_are_one_value() -> None:
         (cron("@daily", missed="run_all", missed_limit=0), "missed_limit"),
         (cron("@daily", name=" "), "name"),
         (every("1ms"), "100ms"),
-        (every("1m", jitter="1m"), "shorter than the interval"),
+        (every("1m", jitter="1m"), "shorter than the shortest time"),
+        (cron("* * * * *", jitter="10m"), "between two ticks, 1m"),
+        (cron("0 9,10 * * *", jitter="2h"), "between two ticks, 1h"),
+        (cron("0 0 * * *", tz="Europe/Berlin", jitter="23h"), "between two ticks, 23h"),
+        (cron("0 0 31 12 FRI", jitter="1d"), "between two ticks, 1d"),
         (every("1d", tz="Europe/Berlin"), "cron("),
         (every("1d", start="soon"), "cannot read the time"),
         (at("2026-12-01T09:00"), "without a zone"),

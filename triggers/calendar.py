@@ -34,7 +34,8 @@ from zoneinfo import ZoneInfo, available_timezones
 from cronsim import CronSim, CronSimError
 
 from turnout.service.errors import SetupError
-from turnout.service.units import format_duration
+from turnout.service.units import LONGEST as MOST
+from turnout.service.units import format_duration, utc_now
 
 ALIASES = {
     "@yearly": "0 0 1 1 *",
@@ -56,6 +57,8 @@ MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 """What aligned intervals are counted from: `15m` gives quarter hours, `1d` UTC midnights, `1w`
 Mondays."""
 
+_GAPS = 1000
+_GAPS_FROM = datetime(2024, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
 _WEEK = timedelta(days=7)
 _FIELDS = ("second", "minute", "hour", "day-of-month", "month", "day-of-week")
@@ -150,7 +153,7 @@ class Every:
                 f"{format_duration(SHORTEST)} to {format_duration(LONGEST)}"
             )
         if self.start is not None:
-            instant_from(self.start, self.zone)
+            _refuse_far(self.start, instant_from(self.start, self.zone))
         elif self.zone is not None:
             raise SetupError(
                 "every() counts elapsed time, so tz= only reads start=; for a local time of day "
@@ -177,8 +180,8 @@ class Once:
     zone: str | None = None
 
     def check(self) -> None:
-        """Refuse what is no instant, such as a local time without a zone."""
-        instant_from(self.when, self.zone)
+        """Refuse what is no instant, such as a local time without a zone, and far-off ones."""
+        _refuse_far(self.when, instant_from(self.when, self.zone))
 
     def next_after(self, instant: datetime) -> datetime | None:
         """Return the instant while it lies ahead."""
@@ -217,12 +220,45 @@ def instant_from(text: str, zone: str | None) -> datetime:
     if moment.tzinfo is not None:
         if zone is not None:
             raise SetupError(f"{text!r} has its own offset; leave out tz={zone!r}")
-        return moment.astimezone(UTC)
+        return _in_utc(text, moment)
     if zone is None:
         raise SetupError(
             f"{text!r} names no instant without a zone; add tz=, or its offset as in {text}+00:00"
         )
+    _in_utc(text, moment.replace(tzinfo=load_zone(zone)))
     return _instant_of(moment, load_zone(zone))
+
+
+def _in_utc(text: str, moment: datetime) -> datetime:
+    """Convert an aware time; refuse one within a day of the years 1 and 9999 that UTC lacks."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise SetupError(f"the time {text!r} is not in the years 1 to 9999 of UTC") from None
+
+
+def _refuse_far(text: str, instant: datetime) -> None:
+    if abs(instant - utc_now()) > MOST:
+        raise SetupError(f"the time {text!r} is more than a hundred years away")
+
+
+def shortest_gap(schedule: Cron | Every | Once) -> timedelta | None:
+    """Return the shortest time between two ticks; None for what ticks once.
+
+    Of a cron expression: between the next 1,000, which hold every case of its fields and the
+    nights on which the clock of its zone is changed.
+    """
+    if isinstance(schedule, Every):
+        return schedule.interval
+    gaps = []
+    last = schedule.next_after(_GAPS_FROM)
+    for _ in range(_GAPS):
+        due = None if last is None else schedule.next_after(last)
+        if last is None or due is None:
+            break
+        gaps.append(due - last)
+        last = due
+    return min(gaps, default=None)
 
 
 # ---------------------------------------------------------------- local time to instants

@@ -6,6 +6,11 @@ twice. The event id is made of trigger and due instant, and its body of the due 
 a tick that fires again is the same event. A tick that cannot be stored is tried until it is
 (decision 27); what came due meanwhile is then missed.
 
+A clock that was wrong: at a start, a last tick that lies ahead of the clock by more than one of its
+intervals is believed no more; ticks go on from what the clock shows (`resume`). Within a process
+time never goes back: the trigger reports itself down until the clock has caught up, and an operator
+may seek it to now. A changed schedule owes nothing for the time before the change.
+
 What counts as missed: when a trigger looks at the clock it finds the instants that came due since
 the last tick. The latest is on time if it is at most a minute late; all others are missed. After a
 start, a sleep of the machine, a clock set forward or a full disk, `missed=` decides:
@@ -26,32 +31,44 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import shlex
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from datetime import datetime, timedelta, tzinfo
+from typing import Any, Literal
 from urllib.parse import quote
 
 import orjson
 
-from turnout.service.errors import JournalFull, Overloaded, SetupError, TriggerError
+from turnout.service.errors import JournalFull, Overloaded, SetupError
 from turnout.service.event import Event
-from turnout.service.trigger import Emitter
+from turnout.service.logs import get_logger
+from turnout.service.trigger import Emitter, Seek, SeekPlan
 from turnout.service.units import format_duration, parse_duration
 
-from .calendar import Cron, Every, Once, Schedule, cron_fields
+from .calendar import Cron, Every, Once, Schedule, cron_fields, shortest_gap
+from .ticked import (
+    AHEAD,
+    START,
+    TICK,
+    Position,
+    begin,
+    is_ahead,
+    plan_seek,
+    resume,
+    written_instant,
+)
 
 Missed = Literal["run_once", "skip", "run_all"]
+
+log = get_logger("turnout.timers")
 
 TYPE = "turnout.timer.tick"
 """The CloudEvents type of every tick."""
 
 ON_TIME = timedelta(seconds=60)
 """How late a tick may be and still count as on time."""
-
-AHEAD = timedelta(hours=1)
-"""How far the last tick may lie ahead of the clock before the trigger calls itself down."""
 
 MAX_MISSED = 10_000
 """The largest `missed_limit`: so many ticks become one transaction."""
@@ -92,19 +109,29 @@ class Timer:
             )
         if not 1 <= self.missed_limit <= MAX_MISSED:
             raise SetupError(f"{self.name}: missed_limit is from 1 to {MAX_MISSED}")
-        if isinstance(self.schedule, Every) and self.jitter >= self.schedule.interval:
+        gap = shortest_gap(self.schedule) if self.jitter else None
+        if gap is not None and self.jitter >= gap:
             raise SetupError(
                 f"{self.name}: jitter={format_duration(self.jitter)!r} must be shorter than the "
-                "interval, or ticks would overtake each other"
+                f"shortest time between two ticks, {format_duration(gap)}, or they would overtake "
+                "each other"
             )
         if not self.name.strip():
             raise SetupError(f"{self.kind}(…, name=''): a name has at least one letter")
+
+    @property
+    def written_schedule(self) -> str:
+        """Everything that decides when a tick is due, as text."""
+        parts = [str(part) for part in astuple(self.schedule) if part is not None]
+        return " ".join([self.kind, *parts, *(["from start"] if self.from_start else [])])
 
     def starts_at(self, due: datetime) -> datetime:
         """Return when the tick due at `due` is emitted: the same after every restart."""
         if not self.jitter:
             return due
-        seed = hashlib.blake2b(f"{self.name}\n{_text(due)}".encode(), digest_size=8).digest()
+        seed = hashlib.blake2b(
+            f"{self.name}\n{written_instant(due)}".encode(), digest_size=8
+        ).digest()
         return due + self.jitter * (int.from_bytes(seed) / 2**64)
 
     def event(self, due: datetime, missed: int = 0) -> Event:
@@ -112,19 +139,25 @@ class Timer:
         digest = hashlib.blake2b(self.name.encode(), digest_size=4).hexdigest()
         # The id is short and safe in a URL path; trigger and source carry the readable name.
         return Event(
-            id=f"{self.kind}-{digest}-{_text(due).replace('-', '').replace(':', '')}",
+            id=f"{self.kind}-{digest}-{written_instant(due).replace('-', '').replace(':', '')}",
             source=f"turnout:timers/{quote(self.name, safe='')}",
             type=TYPE,
             time=due,
             datacontenttype="application/json",
-            body=orjson.dumps({"due": _text(due)}),
+            body=orjson.dumps({"due": written_instant(due)}),
             extensions={"missed": str(missed)} if missed else {},
             trigger=self.name,
         )
 
+    async def plan(
+        self, seek: Seek, positions: Mapping[str, str], connection: Mapping[str, Any]
+    ) -> SeekPlan:
+        """Say from when on it would tick; raises `Refused` for what is ahead or has ticked."""
+        return plan_seek(self.name, seek, positions)
+
     async def run(self, emit: Emitter) -> None:
         """Emit ticks until cancelled."""
-        watch = await _resume(self, emit)
+        watch = await _start(self, emit)
         emit.up()
         while True:
             due = watch.schedule.next_after(watch.last)
@@ -242,28 +275,28 @@ def decide(due: Due, *, latest_on_time: bool, missed: Missed, limit: int) -> Tic
 # ---------------------------------------------------------------- watching
 
 
-async def _resume(timer: Timer, emit: Emitter) -> _Watch:
+async def _start(timer: Timer, emit: Emitter) -> _Watch:
     """Return the watch over `timer`, where the last one stopped or, the first time, from now on."""
-    stored = await emit.positions()
-    fresh = {}
-    if "tick" not in stored:
-        fresh["tick"] = _text(emit.now())
-    if timer.from_start and "start" not in stored:
-        fresh["start"] = _text(emit.now())
-    stored |= fresh
-    schedule: Schedule = timer.schedule
+    stored, now = await emit.positions(), emit.now()
+    schedule = timer.schedule
+    fresh: dict[str, str | None] = {}
     if timer.from_start and isinstance(timer.schedule, Every):
-        schedule = replace(timer.schedule, start=stored["start"])
-    try:
-        last = datetime.fromisoformat(stored["tick"])
-    except ValueError:
-        raise TriggerError(
-            f"{timer.name}: the stored position {stored['tick']!r} is no instant"
-        ) from None
-    watch = _Watch(timer, emit, schedule, last)
-    if fresh:
+        begun = begin(timer.schedule.interval, stored.get(START), now)
+        schedule = replace(timer.schedule, start=begun)
+        fresh[START] = begun
+    position = resume(timer.name, schedule, timer.written_schedule, stored, now)
+    fresh |= position.fresh
+    if position.disbelieved is not None:
+        log.error(
+            "timer.resumed_from_clock",
+            trigger=timer.name,
+            clock=written_instant(now),
+            last_tick=written_instant(position.disbelieved),
+        )
+    watch = _Watch(timer, emit, schedule, position)
+    if not fresh.items() <= stored.items():
         await watch.store([], fresh)
-    if "tick" in fresh and timer.kind == "at" and schedule.next_after(last) is None:
+    if position.owes_nothing and timer.kind == "at" and schedule.next_after(position.last) is None:
         emit.reject("missed")
     return watch
 
@@ -271,9 +304,10 @@ async def _resume(timer: Timer, emit: Emitter) -> _Watch:
 class _Watch:
     """One run of a timer: what it has ticked up to, and the waiting in between."""
 
-    def __init__(self, timer: Timer, emit: Emitter, schedule: Schedule, last: datetime) -> None:
+    def __init__(self, timer: Timer, emit: Emitter, schedule: Schedule, position: Position) -> None:
         self.schedule = schedule
-        self.last = last
+        self.last = position.last
+        self._ahead = position.ahead
         self._timer = timer
         self._emit = emit
         self._is_down = False
@@ -291,6 +325,9 @@ class _Watch:
     async def tick(self, first: datetime) -> None:
         """Store what has come due, `first` and later, as the policy asks; move past all of it."""
         now = self._emit.now()
+        if self._ahead is not None and now >= self._ahead:
+            await self._catch_up(self._ahead)
+            return
         due = await self._came_due(first, now)
         latest = due.latest[-1]
         ticks = decide(
@@ -300,10 +337,15 @@ class _Watch:
             limit=self._timer.missed_limit,
         )
         events = [self._timer.event(instant, missed) for instant, missed in ticks.emitted]
-        await self.store(events, {"tick": _text(latest)})
+        await self.store(events, {TICK: written_instant(latest)})
         if ticks.dropped:
             self._emit.reject("missed", ticks.dropped)
         self.last = latest
+
+    async def _catch_up(self, ahead: datetime) -> None:
+        """Go on after the tick that was not believed: the clock has reached it, so it was right."""
+        await self.store([], {TICK: written_instant(ahead), AHEAD: None})
+        self.last, self._ahead = ahead, None
 
     async def _came_due(self, first: datetime, now: datetime) -> Due:
         """Count the instants from `first` to `now`; gives way to other work while it counts."""
@@ -318,7 +360,7 @@ class _Watch:
                 await asyncio.sleep(0)
         return Due(count, tuple(latest))
 
-    async def store(self, events: Sequence[Event], positions: dict[str, str]) -> None:
+    async def store(self, events: Sequence[Event], positions: Mapping[str, str | None]) -> None:
         """Emit until the journal takes it; anything worse than no room ends this run."""
         delay, longest = _RETRY_SECONDS
         while True:
@@ -335,11 +377,13 @@ class _Watch:
     def _now(self) -> datetime:
         """Read the clock, and report when it has been set to long before the last tick."""
         now = self._emit.now()
-        is_down = self.last - now > AHEAD
+        is_down = self.last - now > ON_TIME and is_ahead(self.schedule, self.last, now)
         if is_down and not self._is_down:
             self._emit.down(
-                f"the clock shows {_text(now)}, but the last tick was due {_text(self.last)}: "
-                "ticks go on from there; set the clock right"
+                f"the clock shows {written_instant(now)}, but the last tick was due "
+                f"{written_instant(self.last)}, and no tick comes before that; set the clock "
+                "right or, if it is right now, restart the service or say: turnout trigger seek "
+                f"{shlex.quote(self._timer.name)} --to now"
             )
         elif self._is_down and not is_down:
             self._emit.up()
@@ -353,7 +397,3 @@ def _written(moment: str | datetime | None) -> str | None:
 
 def _zone(tz: str | tzinfo | None) -> str | None:
     return None if tz is None else str(tz)
-
-
-def _text(instant: datetime) -> str:
-    return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")

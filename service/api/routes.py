@@ -421,7 +421,7 @@ async def fire_trigger(service: ServiceOf, request: Request, name: str) -> Respo
 
 @router.post("/triggers/{name:path}/seek", tags=["flows and triggers"])
 async def seek_trigger(service: ServiceOf, request: Request, name: str) -> Response:
-    """Move where a trigger reads on: the body is {"to": "start", "end", OFFSET or INSTANT}.
+    """Move where a trigger reads on: the body is {"to": "now", "start", "end", OFFSET or INSTANT}.
 
     And "partition", "rerun" (going back runs again what was accepted) and "dry_run", which only
     says what would happen.
@@ -429,7 +429,9 @@ async def seek_trigger(service: ServiceOf, request: Request, name: str) -> Respo
     _, body = await read(request, service)
     asked = decode_json(body)
     if not isinstance(asked, dict) or not isinstance(asked.get("to"), str):
-        raise InvalidData('the body is {"to": "start", "end", OFFSET or INSTANT}', field="to")
+        raise InvalidData(
+            'the body is {"to": "now", "start", "end", OFFSET or INSTANT}', field="to"
+        )
     partition = asked.get("partition")
     seek = Seek(
         to=asked["to"],

@@ -27,13 +27,17 @@ def trigger() -> None:
 
     \b
     turnout trigger seek kafka:orders/billing --to end --dry-run
+    turnout trigger seek nightly --to now
     """
 
 
 @trigger.command()
 @click.argument("name", metavar="TRIGGER")
 @click.option(
-    "--to", required=True, metavar="WHERE", help="start, end, an offset, or an RFC 3339 instant."
+    "--to",
+    required=True,
+    metavar="WHERE",
+    help="now, start, end, an offset, or an RFC 3339 instant.",
 )
 @click.option("--partition", metavar="PARTITION", help="One partition (3, orders/3).  [all]")
 @click.option("--rerun", is_flag=True, help="Allow going back: accepted records run again.")
@@ -53,12 +57,13 @@ def seek(
 
     Going on skips records for ever. Going back needs --rerun, and makes new events of records that
     were accepted before. Other members of a Kafka group keep their own places: seek while they are
-    stopped.
+    stopped. A timer takes now, or an instant before it: ticks up to there never come.
 
     \b
     turnout trigger seek kafka:orders/billing --to end --dry-run
     turnout trigger seek kafka:orders/billing --to 2026-01-31T09:00:00Z --rerun
     turnout trigger seek kafka:orders/billing --to 4711 --partition 3 --rerun --yes
+    turnout trigger seek nightly --to now
     """
     wish = {"to": to, "partition": partition, "rerun": rerun}
     plan = run_async(_seek(settings, name, wish, flows, dry_run=True))
