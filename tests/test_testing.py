@@ -16,9 +16,11 @@ from turnout import (
     Event,
     Fail,
     approval,
+    at,
     cron,
     current,
     event,
+    every,
     files,
     flow,
     gather,
@@ -278,6 +280,79 @@ def test_a_file_is_moved_once_its_run_has_ended(
     file.write_text("1,2")
     (result,) = flows(read).emit(file_event(read, file))
     assert result.result == "1,2" and (tmp_path / "done" / "sub" / "a.csv").exists()
+
+
+# ---------------------------------------------------------------- what a service does by itself
+
+
+@flow(on=webhook("/orders"))
+async def takes(data: dict[str, str]) -> str:
+    done.append(f"order {data['id']}")
+    return data["id"]
+
+
+@pytest.mark.parametrize(("dedupe", "inside", "outside"), [("3d", "2d23h", "2h"),
+                                                           ("10m", "9m", "2m")])  # fmt: skip
+async def test_the_dedupe_window_ends_on_the_clock(dedupe: str, inside: str, outside: str) -> None:
+    async with serve(takes, dedupe=dedupe) as service:
+        again = webhook_event(takes, {"id": "7"}, headers={"Idempotency-Key": "7"})
+        (first,) = await service.emit(again)
+        await service.advance(inside)
+        assert [each.id for each in await service.emit(again)] == [first.id]
+        await service.advance(outside)
+        (second,) = await service.emit(again)
+        assert second.id != first.id and done == ["order 7"] * 2
+
+
+async def test_old_runs_are_pruned_and_still_looked_at() -> None:
+    async with serve(takes, keep_finished="7d") as service:
+        (old,) = await service.emit(webhook_event(takes, {"id": "7"}))
+        await service.advance("8d")
+        assert await service.journal.run(old.id) is None
+        assert (await service.look(old.id)).result == "7"
+
+
+@flow(on=[every("6h"), cron("30 9 * * *"), at("2026-01-02T12:00", tz="UTC")])
+async def ticks(event: Event) -> None:
+    done.append(
+        f"{event.trigger.partition(':')[0]} {event.time:%d %H:%M} {current().run.due_at:%H:%M}"
+    )
+
+
+async def test_timers_tick_while_time_passes_and_only_then() -> None:
+    async with serve(ticks, asks_for_time) as service:
+        await service.advance("1d")
+        assert done == ["every 01 06:00 06:00", "cron 01 09:30 09:30", "every 01 12:00 12:00",
+                        "every 01 18:00 18:00", "every 02 00:00 00:00"]  # fmt: skip
+        done.clear()
+        await service.run(asks_for_time)  # goes on to what the run waits for, and no further
+        assert done == []
+        await service.advance("3h")
+        assert sorted(done) == ["at 02 12:00 12:00", "every 02 12:00 12:00"]
+        await service.process.operator.pause("every:6h")
+        done.clear()
+        await service.advance("1d")
+        assert done == ["cron 03 09:30 09:30"]
+
+
+@flow
+async def asks_for_time() -> None:
+    await sleep("10h")
+
+
+async def test_a_timer_counts_from_the_start_and_a_killed_one_goes_on() -> None:
+    @flow(on=every("7m", start="now"))
+    async def often() -> None:
+        done.append("tick")
+
+    async with serve(often, start=START + timedelta(minutes=3)) as service:
+        await service.advance("6m")
+        assert done == []
+        await service.restart()
+        await service.advance("1m")
+        assert done == ["tick"]
+        await service.advance("70m")
+        assert done == ["tick"] * 11
 
 
 # ---------------------------------------------------------------- mistakes are told

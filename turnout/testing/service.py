@@ -1,8 +1,10 @@
 """Flows in a process of their own inside a test: real journal, real dispatcher, virtual clock.
 
 Time stands still while anything runs and jumps to the next due instant when nothing does, so a
-backoff of a day takes no time. What a test calls a crash is one as far as the journal can tell:
-from that write on nothing is written, and a new process opens the same folder.
+backoff of a day takes no time. What a service does by itself as time passes is done here too: its
+upkeep ends the dedupe window and prunes what is old, and timers tick in `advance`. What a test
+calls a crash is one as far as the journal can tell: from that write on nothing is written, and a
+new process opens the same folder.
 
 Not here: HTTP, triggers that watch (`events` makes what they would emit) and a full disk.
 """
@@ -25,6 +27,7 @@ from turnout.service.event import Event
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
+from turnout.service.maintenance import INTERVAL_SECONDS, Maintenance
 from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand, Process
 from turnout.service.project import AnyFlow, Project
@@ -35,6 +38,7 @@ from turnout.service.units import parse_duration
 
 from .clock import START, Clock
 from .events import hand_event
+from .timers import Ticks
 
 _MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 _HAND = "testing"
@@ -73,6 +77,9 @@ class Service:
         self._life: asyncio.Task[None] | None = None
         self._death = _Death()
         self._died = False
+        self._began_at = self._kept_up_at = clock.now()
+        self._started_runs: set[str] = set()
+        self._ended: dict[str, Result] = {}
 
     # ------------------------------------------------------------ what a test does
 
@@ -97,6 +104,7 @@ class Service:
         receipt = (await self._emitter(name, flow)([event]))[0]
         if flow is not None and not receipt.runs:
             raise AssertionError(f"flow {flow.name!r} did not start: {receipt}")
+        self._started_runs.update(receipt.runs)
         results = [await self.ended(run_id) for run_id in receipt.runs]
         await self._quiet()
         if crash_at is not None and not self._died:
@@ -125,19 +133,26 @@ class Service:
             due = await self._next_due()
             if due is None:
                 break
-            self._set(due)
+            await self._set(due)
         return await self.look(run_id)
 
     async def advance(self, duration: str | timedelta) -> None:
-        """Let time pass, doing whatever is due on the way when it is due."""
+        """Let time pass, doing whatever is due on the way when it is due.
+
+        Also the timers of the flows tick, as if started now: only here, since `run` and its like
+        go on to what their own runs wait for, and no further.
+        """
         end = self.clock.now() + parse_duration(duration)
+        ticks = Ticks(self.process.project.triggers.values(), self.clock.now(), self._began_at)
         while True:
             await self._quiet()
-            due = await self._next_due()
+            instants = (await self._next_due(), ticks.next_due())
+            due = min((each for each in instants if each is not None), default=None)
             if due is None or due > end:
                 break
-            self._set(due)
-        self._set(end)
+            await self._set(due)
+            await ticks.tick(due, self.process.emitters)
+        await self._set(end)
         await self._quiet()
 
     async def restart(self) -> None:
@@ -147,8 +162,10 @@ class Service:
         await self._begin()
 
     async def look(self, run_id: str) -> Result:
-        """Return a run as it is now."""
+        """Return a run as it is now; one that `emit` started also when it was pruned since."""
         run = await self.journal.run(run_id)
+        if run is None and run_id in self._ended:
+            return self._ended[run_id]
         if run is None:
             raise AssertionError(f"there is no run {run_id!r}")
         document = run.as_dict()
@@ -214,9 +231,20 @@ class Service:
         instants = [self.clock.next_due(), await self.journal.next_due_at()]
         return min((each for each in instants if each is not None), default=None)
 
-    def _set(self, instant: datetime) -> None:
+    async def _set(self, instant: datetime) -> None:
         self.clock.set(instant)
+        if (self.clock.now() - self._kept_up_at).total_seconds() >= INTERVAL_SECONDS:
+            await self._keep_up()
         self.process.dispatcher.look_due()
+
+    async def _keep_up(self) -> None:
+        """Do the upkeep that a service has done by now, which may prune what a test asks for."""
+        self._kept_up_at = self.clock.now()
+        for run_id in self._started_runs - self._ended.keys():
+            run = await self.journal.run(run_id)
+            if run is not None and run.state in FINISHED:
+                self._ended[run_id] = await self.look(run_id)
+        await self._maintenance.run_once()
 
     def _emitter(self, name: str, flow: AnyFlow | None) -> TriggerEmitter:
         if flow is not None:
@@ -260,6 +288,9 @@ class Service:
                     now=self.clock.now, sleep=self.clock.sleep,
                 )  # fmt: skip
                 self.journal = journal
+                self._maintenance = Maintenance(
+                    journal, self.process.effects, self._settings, metrics, now=self.clock.now
+                )
                 try:
                     await self.process.start()
                     self._started.set()
