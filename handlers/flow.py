@@ -13,6 +13,7 @@ from turnout.service.event import Event
 from turnout.service.flow import Flow, Limit, Pool, limit
 from turnout.service.retry import RetryPolicy
 from turnout.service.steps import calling
+from turnout.service.steps.context import to_await
 from turnout.service.steps.ending import check_hook
 from turnout.service.steps.waiting import refuse_thread
 from turnout.service.trigger import Trigger
@@ -34,11 +35,11 @@ Order = Callable[[Event], Hashable] | Literal["key", "partition"]
 class AsyncFlow(Flow[P, Coroutine[Any, Any, S]], Generic[P, S]):
     """An `async def` flow: `await bill(order)` in another flow's run is a child run."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, S]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, S]:
         """Take the child run's place now and start it when awaited; outside a run just call."""
         child = calling.call_flow(self, args, kwargs)
         if child is None:
-            return self.function(*args, **kwargs)
+            return to_await(self.function(*args, **kwargs), self.words)
         refuse_thread(self.name)
         return child
 
@@ -55,7 +56,7 @@ class AsyncFlow(Flow[P, Coroutine[Any, Any, S]], Generic[P, S]):
 class SyncFlow(Flow[P, R]):
     """A `def` flow: its call in a `def` flow, or `await bill.run(…)`, is a child run."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Start a child run and wait for it, in a `def` flow's run; outside one just call."""
         child = calling.call_flow(self, args, kwargs)
         if child is None:
@@ -69,10 +70,12 @@ class SyncFlow(Flow[P, R]):
         value: R = pools.on_loop(child)
         return value
 
-    def run(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
+    def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         """Take the child run's place now and start it when awaited."""
         child = calling.call_flow(self, args, kwargs)
-        return _call_plainly(self.function, args, kwargs) if child is None else child
+        if child is None:
+            return to_await(_call_plainly(self.function, args, kwargs), self.words)
+        return child
 
     def map(
         self: SyncFlow[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8

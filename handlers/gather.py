@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal, TypeVar, overload
 
 from turnout.service.errors import Exited
+from turnout.service.steps.approval import Asked
 from turnout.service.steps.branches import Branches, play_again
-from turnout.service.steps.context import Scope, Suspend, here, suspend_with
+from turnout.service.steps.context import Scope, Suspend, here, suspend_with, to_await
 
 T = TypeVar("T")
 T1 = TypeVar("T1")
@@ -62,8 +63,8 @@ def gather(
     places = None if scope is None else Branches(scope, "gather")
     known = None if places is None else places.recall()
     if places is not None and known is not None:
-        return _gather_again(branches, places, known)
-    return _gather(branches, places, return_exceptions)
+        return to_await(_gather_again(branches, places, known), "gather")
+    return to_await(_gather(branches, places, return_exceptions), "gather")
 
 
 async def _gather(
@@ -118,5 +119,5 @@ async def _gather_again(
 def _close(branches: tuple[Awaitable[Any], ...]) -> None:
     """Close coroutines that were cancelled before their first step."""
     for each in branches:
-        if inspect.iscoroutine(each):
+        if inspect.iscoroutine(each) or isinstance(each, Asked):
             each.close()

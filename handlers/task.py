@@ -19,7 +19,7 @@ from turnout.service.flow import Pool
 from turnout.service.retry import RetryPolicy
 from turnout.service.steps import in_thread, mapping, step
 from turnout.service.steps.caching import CachePolicy
-from turnout.service.steps.context import here
+from turnout.service.steps.context import here, to_await
 from turnout.service.steps.step import NO_FALLBACK, Call, Task
 from turnout.service.steps.undo import check as check_undo
 from turnout.service.units import parse_timeout
@@ -36,17 +36,17 @@ S = TypeVar("S")
 class AsyncTask(Task[R], Generic[P, R]):
     """An `async def` task: `await charge(order)` is one recorded step of the run around it."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         """Take the step's place in the run now; run it when awaited."""
         scope = here(self.name)
         if scope is None:
-            coroutine: Coroutine[object, None, R] = self.function(*args, **kwargs)
-            return coroutine
+            return to_await(self.function(*args, **kwargs), self.words)
         if pools.in_thread():
             raise MisplacedTask(
                 f"task {self.name!r} is async and the flow is not; write the flow with `async def`"
             )
-        return step.run(Call(self, scope, scope.take(self.name), args, kwargs))
+        call = Call(self, scope, scope.take(self.name), args, kwargs)
+        return to_await(step.run(call), self.words)
 
     def map(
         self: AsyncTask[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8
@@ -56,13 +56,13 @@ class AsyncTask(Task[R], Generic[P, R]):
         The first error ends the others and is raised. At most 10,000 items.
         """
         branches, listed = mapping.place_map(self, items, limit)
-        return mapping.map_items(self, branches, listed, limit)
+        return to_await(mapping.map_items(self, branches, listed, limit), f"{self.words}.map")
 
 
 class SyncTask(Task[R], Generic[P, R]):
     """A `def` task: a plain call in a `def` flow, `await task.run(…)` in an `async def` one."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one step and return its result; in the flow's own thread."""
         scope = here(self.name)
         value: R
@@ -73,12 +73,13 @@ class SyncTask(Task[R], Generic[P, R]):
         value = in_thread.run(Call(self, scope, scope.take(self.name), args, kwargs))
         return value
 
-    def run(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
+    def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         """Take the step's place in the run now; when awaited, run it off the loop."""
         scope = here(self.name)
         if scope is None:
-            return _call_plainly(self.function, args, kwargs)
-        return step.run(Call(self, scope, scope.take(self.name), args, kwargs))
+            return to_await(_call_plainly(self.function, args, kwargs), self.words)
+        call = Call(self, scope, scope.take(self.name), args, kwargs)
+        return to_await(step.run(call), self.words)
 
     def map(self: SyncTask[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8) -> list[S]:
         """Run the task for every item in `def` flows: `limit` threads, a step each, in order.
@@ -260,6 +261,11 @@ def refuse_unusable(function: object, kind: str, pool: str) -> None:
     problem = None
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         problem = f"{kind} {function.__name__!r} yields; a {kind} returns one value, such as a list"
+    elif _is_method(function):
+        problem = (
+            f"{kind} {function.__name__!r} is a method, and a {kind} is a plain function: move it "
+            f"out of its class, and give it what it needs of `self` as arguments"
+        )
     elif pool not in ("thread", "process"):
         problem = f'{kind} {function.__name__!r}: pool is "thread" or "process", not {pool!r}'
     elif pool == "process" and inspect.iscoroutinefunction(function):
@@ -272,3 +278,9 @@ def refuse_unusable(function: object, kind: str, pool: str) -> None:
     if problem is not None:
         code = function.__code__
         raise SetupError(problem, file=code.co_filename, line=code.co_firstlineno)
+
+
+def _is_method(function: Callable[..., Any]) -> bool:
+    owner = function.__qualname__.rpartition(".")[0]
+    first = next(iter(inspect.signature(function).parameters), "")
+    return first == "self" and owner != "" and not owner.endswith("<locals>")

@@ -153,6 +153,10 @@ class MisplacedTask(TurnoutError):
     """Raised when a task is called where its step cannot get a stable place in the run."""
 
 
+class NotAwaited(TurnoutError):
+    """Raised when a flow or task does not await what it has called; names call, file and line."""
+
+
 class TriggerError(TurnoutError):
     """Raised by a trigger that cannot watch now; its supervisor reports it and starts it again."""
 

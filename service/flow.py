@@ -72,7 +72,7 @@ class Flow(Generic[P, R]):
     file: str = ""
     line: int = 0
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function itself: no journal, no retries."""
         return self.function(*args, **kwargs)
 

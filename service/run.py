@@ -203,7 +203,7 @@ class Retry(Exception):
 class Fail(Exception):
     """Raised by an author to fail the run for good: no retry will help."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str = "the flow failed for good") -> None:
         super().__init__(reason)
 
 
@@ -214,5 +214,5 @@ class Rejected(Fail):
 class Skip(Exception):
     """Raised by an author to end the run as `skipped`: there was nothing to do."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str = "there was nothing to do") -> None:
         super().__init__(reason)

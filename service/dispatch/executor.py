@@ -72,7 +72,7 @@ class Executor:
             if known is not None:
                 return _with_log(await conclude(context, flow, known), context)
             try:
-                result = await self._call(claim, flow)
+                result = await self._call(context, flow)
                 if context.trail is not None:
                     context.trail.refuse_end()
             except (ClaimLost, JournalBroken):
@@ -89,18 +89,25 @@ class Executor:
                 await _forget_cancels(task)
             return await _finished(context, flow, _suspended(context) or outcome)
 
-    async def _call(self, claim: Claim, flow: AnyFlow) -> bytes | None:
+    async def _call(self, context: RunContext, flow: AnyFlow) -> bytes | None:
+        claim = context.claim
         arguments = flow.bind(claim.event) if claim.arguments is None else claim.arguments
         if flow.binding.resources:
             arguments = {**arguments, **self._injected(flow)}
-        value = await self._pools.call(
-            flow.function,
-            (),
-            arguments,
-            name=flow.words,
-            pool=flow.pool,
-            timeout_seconds=None if flow.timeout is None else flow.timeout.total_seconds(),
-        )
+        try:
+            value = await self._pools.call(
+                flow.function,
+                (),
+                arguments,
+                name=flow.words,
+                pool=flow.pool,
+                timeout_seconds=None if flow.timeout is None else flow.timeout.total_seconds(),
+            )
+            if context.called is not None:
+                context.called.refuse_left()
+        finally:
+            if context.called is not None and context.called.is_left:
+                await context.called.end(patiently=_suspended(context) is not None)
         return encode_result(
             value,
             flow.binding.returns,

@@ -30,6 +30,7 @@ from turnout.service.flow import CODE_VERSION, SOURCE, Flow
 from turnout.service.governance.secrets import has_value
 
 from . import AnyFlow, Project, problems
+from .unawaited import unawaited
 
 PACKAGE = "_turnout_flows"
 """The private package flow files live in."""
@@ -118,6 +119,8 @@ def check(
         flows = flows_of(modules)
         found += problems(flows)
         found += _unreachable(flows, modules)
+        for module in modules:
+            found += unawaited(module)
         if not flows and not found:
             found.append(
                 SetupError("no flow found; decorate a function with @flow", file=str(files[0]))

@@ -7,7 +7,7 @@ against `fields` before it is kept. Not here: who may answer (`operator`, `gover
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Hashable
+from collections.abc import Coroutine, Generator, Hashable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -23,6 +23,7 @@ from turnout.service.run import Rejected
 from turnout.service.shape import adapter, explain
 from turnout.service.units import parse_duration
 
+from .context import to_await
 from .step import Call, Task
 from .waiting import begun, end, outside_of, place, record, wait_on
 
@@ -49,6 +50,8 @@ class Asked(Generic[F]):
         self._name = secrets.mask(name)  # people read it, and it is kept
         self._fields = fields
         self._timeout = timeout
+        self._first: Coroutine[Any, Any, Approval[F]] | None
+        self._first = to_await(self._answer(), f"approval {self._name!r}")
 
     @property
     def link(self) -> str:
@@ -61,7 +64,13 @@ class Asked(Generic[F]):
 
     def __await__(self) -> Generator[Any, Any, Approval[F]]:
         """Wait for the answer, the same each time; raises `Rejected` or `TimeoutError`."""
-        return self._answer().__await__()
+        first, self._first = self._first, None
+        return (self._answer() if first is None else first).__await__()
+
+    def close(self) -> None:
+        """Take the question back, where it was not asked yet."""
+        if self._first is not None:
+            self._first.close()
 
     async def _answer(self) -> Approval[F]:
         call = self._call

@@ -29,7 +29,7 @@ from turnout.service.run import FINISHED, Fail, Run, RunState
 
 from . import codec
 from .branches import Branches
-from .context import Scope, Suspend, here, suspend, suspend_with
+from .context import Scope, Suspend, here, suspend, suspend_with, to_await
 from .mapping import MAX_BRANCHES
 from .step import Call, Task, durable
 from .waiting import begun, end, outside_of, place, refuse_thread
@@ -50,14 +50,14 @@ def emit(
     of the same id starts nothing.
     """
     scope = place("emit")
-    given: dict[str, object] = {"event_type": event_type, "subject": subject, "id": id}
-    for name, value in given.items():
+    texts: dict[str, object] = {"event_type": event_type, "subject": subject, "id": id}
+    for name, value in texts.items():
         if not isinstance(value, str | None) or (name == "event_type" and not value):
             raise TypeError(f"emit({name}={value!r}): write text, such as str(…)")
         foreign.refuse_unstorable(f"emit({name}=…)", value or "")
         secrets.refuse_live(value, f"emit({name}=…)")
-    call = Call(_EMIT, scope, scope.take("emit"), (), {})
-    return _emit(call, event_type, data, subject, id)
+    call = Call(_EMIT, scope, scope.take("emit"), (data,), {})
+    return to_await(_emit(call, event_type, data, subject, id), "emit")
 
 
 async def _emit(
@@ -108,7 +108,8 @@ def call_flow(
     scope = here(flow.name)
     if scope is None:
         return None
-    return _call(_call_of(flow, scope, scope.take(flow.name), args, kwargs), flow)
+    call = _call_of(flow, scope, scope.take(flow.name), args, kwargs)
+    return to_await(_call(call, flow), flow.words)
 
 
 def map_flow(
@@ -122,7 +123,8 @@ def map_flow(
     if scope is None:
         return _map_plainly(flow, listed)
     refuse_thread(f"{flow.name}.map")
-    return _map(flow, Branches(scope, f"{flow.name}.map"), listed, limit)
+    branches = Branches(scope, f"{flow.name}.map")
+    return to_await(_map(flow, branches, listed, limit), f"{flow.words}.map")
 
 
 async def _map_plainly(flow: Flow[..., Any], items: list[Any]) -> list[Any]:

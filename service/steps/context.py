@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from turnout.service import logs, pools
 from turnout.service.errors import MisplacedTask, NotKept
@@ -32,6 +32,7 @@ from turnout.service.pools import Pools, worker
 from turnout.service.resource import Resources
 from turnout.service.units import utc_now
 
+from .called import Called
 from .changed import Trail
 from .marks import Marks, fact
 from .undo import Undo
@@ -39,6 +40,8 @@ from .undo import Undo
 if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
     from turnout.service.metrics import Metrics
     from turnout.service.settings import Settings
+
+T = TypeVar("T")
 
 Sleep = Callable[[float], Coroutine[Any, Any, None]]
 """How waiting between the tries of a step is done: in seconds, by a clock a test may replace."""
@@ -111,8 +114,8 @@ class RunContext:
     """The attempt that is running; what `current()` returns."""
 
     __slots__ = (
-        "_log", "broken", "claim", "consumed", "ended_by", "flow", "marks", "over", "root",
-        "services", "trail", "undos", "unheard",
+        "_log", "broken", "called", "claim", "consumed", "ended_by", "flow", "marks", "over",
+        "root", "services", "trail", "undos", "unheard",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +128,7 @@ class RunContext:
         self.services = services
         self.broken: BaseException | None = None
         self.trail: Trail | None = None  # of a run that was resumed
+        self.called: Called | None = None  # made at the first step that is awaited
         self.marks: Marks | None = None  # made when there is one: few runs leave any
         self.unheard: set[str] = set()  # steps whose recorded errors did not reach the flow
         self.ended_by: list[tuple[str, BaseException]] = []  # branches, and the error they raised
@@ -255,7 +259,7 @@ class RunContext:
 class Scope:
     """A place where steps are counted; `step` is set inside a running step."""
 
-    __slots__ = ("_owner", "_token", "context", "counts", "path", "step", "suspended")
+    __slots__ = ("_owner", "_token", "called", "context", "counts", "path", "step", "suspended")
 
     def __init__(self, context: RunContext, path: str, *, step: str | None = None) -> None:
         self.context = context
@@ -263,6 +267,7 @@ class Scope:
         self.step = step
         task = pools.caller() if step is None else None
         self._owner = None if task is None else weakref.ref(task)  # which holds this in its context
+        self.called: Called | None = None  # inside a step
         self.counts: dict[str, int] = {}
         self.suspended: Suspend | None = None
 
@@ -277,6 +282,11 @@ class Scope:
         """Whether the code that asks runs in the task this is the scope of, or in its thread."""
         caller = pools.caller()
         return caller is not None and self._owner is not None and self._owner() is caller
+
+    def refuse_left(self) -> None:
+        """Raise `NotAwaited` for what the step has called and not seen to its end."""
+        if self.called is not None:
+            self.called.refuse_left()
 
     def take(self, name: str) -> str:
         """Return the key of the next call of `name` in this scope."""
@@ -369,6 +379,22 @@ def here(name: str) -> Scope | None:
     if scope.suspended is not None:
         raise scope.suspended  # no step runs in a `finally` on the way out
     return scope
+
+
+def to_await(coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, Any, T]:
+    """Return what a call returns; in a run it is remembered, by its `words`, until it has ended."""
+    scope = _scope.get()
+    if scope is None:
+        return coroutine
+    if scope.step is not None:
+        called = scope.called
+        if called is None:
+            called = scope.called = Called(f"step {scope.step!r}")
+        return called.add(coroutine, words)
+    context = scope.context
+    if context.called is None:
+        context.called = Called(f"flow {context.claim.flow!r}")
+    return context.called.add(coroutine, words)
 
 
 def suspend(waits: Mapping[str, int], due_at: datetime | None = None) -> NoReturn:

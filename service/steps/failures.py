@@ -18,6 +18,7 @@ from turnout.service.errors import (
     CodeChanged,
     InvalidData,
     MisplacedTask,
+    NotAwaited,
     NotKept,
     StepFailed,
     message_of,
@@ -33,7 +34,7 @@ _MARK = "__turnout_step__"
 _OWN_FOLDER = Path(__file__).parent.parent.parent  # flow files are not loaded from in there
 _STANDARD_LIBRARY = Path(traceback.__file__).parent
 
-FINAL = (Fail, Skip, InvalidData, NotKept, CodeChanged, MisplacedTask)
+FINAL = (Fail, Skip, InvalidData, NotKept, CodeChanged, MisplacedTask, NotAwaited)
 """Errors no retry would change."""
 
 NAMES: Mapping[type[BaseException], str] = {
@@ -41,6 +42,7 @@ NAMES: Mapping[type[BaseException], str] = {
     InvalidData: "invalid_data",
     CodeChanged: "code_changed",
     NotKept: "not_kept",
+    NotAwaited: "not_awaited",
     Rejected: "rejected",
 }
 """Error types of turnout's own, as they are written down; others keep their class's name."""

@@ -41,8 +41,11 @@ def _perform(call: Call) -> Any:
             pools.on_loop(call.rest())
         call.begin()
         try:
-            with inside(call.scope, call.key):
+            place = inside(call.scope, call.key)
+            with place:
                 value = _work(call)
+            if place.called is not None:
+                pools.on_loop(place.called.see_through())
             pools.in_thread()  # raises: what a thread returns that was told to stop is no result
             record = call.succeeded(value)
         except FOREIGN as error:  # a task is the author's code

@@ -120,6 +120,8 @@ class Call:
         self.not_before: datetime | None = None
         self.done: StepRecord | None = None
         self.aside = sys.exc_info()[0] is not None
+        if self.context.called is not None and (args or kwargs):
+            self.context.called.refuse_arguments(self, (*args, *kwargs.values()))
         if self.context.trail is not None:
             self.context.trail.visit(key)
 
@@ -403,9 +405,10 @@ async def _perform(call: Call) -> Any:
         if call.not_before is not None:
             await call.rest()
         call.begin()
+        place = inside(call.scope, call.key)
         pools.steps += 1
         try:
-            with inside(call.scope, call.key):
+            with place:
                 value = await pools.call(
                     task.function,
                     call.args,
@@ -415,6 +418,7 @@ async def _perform(call: Call) -> Any:
                     name=task.words,
                     lane="step",
                 )
+            place.refuse_left()
             record = call.succeeded(value)
         except FOREIGN as error:  # a task is the author's code
             failure = as_exception(error)
@@ -424,6 +428,8 @@ async def _perform(call: Call) -> Any:
             return value
         finally:
             pools.steps -= 1
+            if place.called is not None and place.called.is_left:
+                await place.called.end(patiently=False)
         if delay is None:
             return await end(call, failure)
         await call.keep(call.failed(failure, again_in=delay))

@@ -30,7 +30,7 @@ from turnout.service.run import Fail
 from turnout.service.trigger import Trigger
 from turnout.service.units import parse_duration
 
-from .context import Outside, Scope, here, suspend
+from .context import Outside, Scope, here, suspend, to_await
 from .step import Call, Task, durable
 
 Match = Mapping[str, object] | Callable[[Event], bool]
@@ -142,7 +142,7 @@ def sleep(duration: str | timedelta) -> Coroutine[object, None, None]:
     if scope is None:
         return asyncio.sleep(length.total_seconds())
     refuse_thread("sleep")
-    return _sleep(Call(_SLEEP, scope, scope.take("sleep"), (), {}), length)
+    return to_await(_sleep(Call(_SLEEP, scope, scope.take("sleep"), (), {}), length), "sleep")
 
 
 async def _sleep(call: Call, length: timedelta) -> None:
@@ -206,7 +206,7 @@ def wait_for(
         raise TypeError(f'wait_for(match={match!r}): write {{"field": value}}, or a `def`')
     call = Call(_WAIT_FOR, scope, scope.take("wait_for"), (), {})
     length = None if timeout is None else parse_duration(timeout)
-    return _wait_for(call, trigger.name, match, length)
+    return to_await(_wait_for(call, trigger.name, match, length), "wait_for")
 
 
 def _is_question(match: object) -> bool:

@@ -1,0 +1,157 @@
+"""What a flow, or a task, has called and must await: nothing of it is left when the code returns.
+
+A call of an async task, of a flow or of `emit` does nothing until it is awaited, and one that is
+handed to an asyncio task of the author's own goes on when the run is over, with effects nobody
+records. So what a call returns is remembered, with the place in the author's code, until it has
+ended. Its own state tells whether it was ever begun; when an object is collected tells nothing.
+
+Not here: mistakes that the code itself shows (`project.unawaited`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Coroutine, Iterable
+from pathlib import Path
+from types import CodeType, CoroutineType
+from typing import Any, NamedTuple, TypeVar
+
+from turnout.service.errors import NotAwaited
+
+T = TypeVar("T")
+
+_OWN_FOLDER = str(Path(__file__).parent.parent.parent)  # flow files are not loaded from in there
+_FEW = 64
+_NAMED = 3
+
+
+class _Call(NamedTuple):
+    """One call: what it returned, and where in the author's code it is."""
+
+    coroutine: Any  # a coroutine, whose attributes no abstract type tells of
+    words: str
+    code: CodeType
+    instruction: int
+
+    def __str__(self) -> str:
+        lines = [position[0] for position in self.code.co_positions()]
+        at = self.instruction // 2
+        line = lines[at] if 0 <= at < len(lines) else None
+        return f"{self.words} at {self.code.co_filename}:{line or self.code.co_firstlineno}"
+
+    @property
+    def is_begun(self) -> bool:
+        return inspect.getcoroutinestate(self.coroutine) != inspect.CORO_CREATED
+
+
+class Called:
+    """The calls a piece of the author's code was answered with something to await."""
+
+    __slots__ = ("_calls", "_most", "_words")
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+        # What `_Call` is made of: there is one for each step, and hardly ever one to tell of.
+        self._calls: list[tuple[Any, str, CodeType, int]] = []
+        self._most = _FEW
+
+    def add(self, coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, Any, T]:
+        """Remember what a call of `words` returns, and return it."""
+        if len(self._calls) >= self._most:
+            self._calls = [each for each in self._calls if each[0].cr_frame is not None]
+            self._most = max(_FEW, 2 * len(self._calls))
+        frame = sys._getframe(3)  # above `to_await` and what the author calls
+        while frame.f_code.co_filename.startswith(_OWN_FOLDER) and frame.f_back is not None:
+            frame = frame.f_back
+        self._calls.append((coroutine, words, frame.f_code, frame.f_lasti))
+        return coroutine
+
+    @property
+    def is_left(self) -> bool:
+        """Whether anything that was called has not ended."""
+        return any(each[0].cr_frame is not None for each in self._calls)
+
+    def _left(self) -> list[_Call]:
+        return [_Call(*each) for each in self._calls if each[0].cr_frame is not None]
+
+    def refuse_arguments(self, step: object, given: Iterable[Any]) -> None:
+        """Raise `NotAwaited` if `step` is given a call itself where its result is meant."""
+        for value in given:
+            if type(value) is CoroutineType:
+                for each in self._calls:
+                    if each[0] is value:
+                        raise NotAwaited(
+                            f"{step} is given {_Call(*each)} itself, not its result: write "
+                            f"`await` before the inner call too"
+                        )
+
+    def refuse_left(self) -> None:
+        """Raise `NotAwaited` for what was never awaited, or still runs."""
+        left = self._left()
+        if not left:
+            return
+        owners = _owners(left)
+        forgotten = [
+            each for each in left if id(each.coroutine) not in owners and not each.is_begun
+        ]
+        if forgotten:
+            raise NotAwaited(
+                f"{self._words} called what it did not await, so that it never ran: "
+                f"{_listed(forgotten)}; write `await` before the call"
+            )
+        running = [each for each in left if not _is_cancelled(owners.get(id(each.coroutine)))]
+        if running:
+            raise NotAwaited(
+                f"{self._words} returned while what it had called was not over, left in an asyncio "
+                f"task: {_listed(running)}; await it, or all at once with `await gather(…)`"
+            )
+
+    async def see_through(self) -> None:
+        """Leave nothing that runs; raises `NotAwaited` as `refuse_left` does."""
+        try:
+            self.refuse_left()
+        finally:
+            await self.end(patiently=False)
+
+    async def end(self, *, patiently: bool) -> None:
+        """Leave nothing running, and nothing that Python would warn of; `patiently`: let it end."""
+        left = self._left()
+        owners = _owners(left)
+        for each in left:
+            if id(each.coroutine) not in owners and not each.is_begun:
+                each.coroutine.close()
+        tasks = set(owners.values())
+        if not patiently:
+            for task in tasks:
+                task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # seen: nobody else asks
+
+
+def _is_cancelled(owner: asyncio.Task[Any] | None) -> bool:
+    return owner is not None and owner.cancelling() > 0
+
+
+def _listed(calls: list[_Call]) -> str:
+    named = ", ".join(map(str, calls[:_NAMED]))
+    more = len(calls) - _NAMED
+    return named if more <= 0 else f"{named} and {more} more"
+
+
+def _owners(calls: Iterable[_Call]) -> dict[int, asyncio.Task[Any]]:
+    """Return the asyncio tasks in which calls run, or would, by the id of the coroutine."""
+    wanted = {id(each.coroutine) for each in calls}
+    found: dict[int, asyncio.Task[Any]] = {}
+    own = asyncio.current_task()
+    for task in asyncio.all_tasks():
+        inner: Any = None if task is own else task.get_coro()
+        while inner is not None:
+            if id(inner) in wanted:
+                found[id(inner)] = task
+            inner = getattr(inner, "cr_await", None)
+    return found
