@@ -161,6 +161,10 @@ class TriggerError(TurnoutError):
     """Raised by a trigger that cannot watch now; its supervisor reports it and starts it again."""
 
 
+class TooEarly(TriggerError):
+    """Raised by a trigger's `ended` when the time has not come: it is asked again by and by."""
+
+
 class NotFound(TurnoutError):
     """Raised when a run, event, flow or trigger named by an operator does not exist."""
 

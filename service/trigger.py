@@ -236,6 +236,7 @@ class EndsEvents(Protocol):
     async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:
         """Do it (move the file, delete it): called at least once, so it must be repeatable.
 
-        `failure` tells of the first run that did not succeed; None when all did.
+        `failure` tells of the first run that did not succeed; None when all did. Raises `TooEarly`
+        to be asked again.
         Returns the event as it is to be stored from now on (a new path), or None if unchanged.
         """

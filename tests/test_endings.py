@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from turnout.service.errors import TriggerError
+from turnout.service.errors import TooEarly, TriggerError
 from turnout.triggers.files.endings import Subject, delete_file, move_file
 
 TAG = "0a1b2c3d"
@@ -234,3 +234,29 @@ def test_a_copy_cut_short_by_a_crash_is_removed_when_the_file_is_not_there_to_co
         (inbox / "a.csv").write_text("newer")
     assert move_file(what, str(elsewhere), TAG) is None
     assert list(elsewhere.iterdir()) == []
+
+
+# ---------------------------------------------------------------- a writer that is not done
+
+
+def test_a_file_that_is_open_for_writing_waits(inbox: Path, done: Path) -> None:
+    what = subject(inbox, "a.csv")
+    with (inbox / "a.csv").open("a"):
+        with pytest.raises(TooEarly):
+            move_file(what, str(done), TAG)
+        with pytest.raises(TooEarly):
+            delete_file(what)
+        assert (inbox / "a.csv").read_text() == "one"
+        assert contents(done) == {}
+    with (inbox / "a.csv").open():  # a reader is no reason to wait
+        assert move_file(what, str(done), TAG) == str(done / "a.csv")
+
+
+def test_what_a_writer_added_is_another_version_and_stays(inbox: Path, done: Path) -> None:
+    what = subject(inbox, "a.csv")
+    with (inbox / "a.csv").open("a") as writer:
+        with pytest.raises(TooEarly):
+            move_file(what, str(done), TAG)
+        writer.write(" and the rest")
+    assert move_file(what, str(done), TAG) is None
+    assert (inbox / "a.csv").read_text() == "one and the rest"

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.service.errors import SetupError
+from turnout.triggers.files import move
 from turnout.triggers.files.pattern import Pattern
 
 
@@ -69,6 +70,69 @@ def test_absolute_pattern_keeps_its_root() -> None:
 def test_what_cannot_work_is_refused_by_name(pattern: str) -> None:
     with pytest.raises(SetupError, match=re.escape("files(")):
         Pattern.of(pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("in/*.{csv,txt}", "braces"),
+        ("in/{a,b}/*.csv", "braces"),
+        ("in/{a/x,b/y}/*.csv", "braces"),
+        ("in/{1..9}.csv", "braces"),
+        ("in/[^a]*.dat", "[!…]"),
+        ("~/in/*", "Path.home()"),
+        ("~joe/in/*", "Path.home()"),
+        ("$HOME/in/*", "os.environ"),
+        ("/srv/${DAY}/*", "os.environ"),
+        ("in/", 'such as "*"'),
+        ("in/*/", 'such as "*"'),
+        ("in/.", 'such as "*"'),
+        ("file:///in/*", "URL"),
+        ("s3://bucket/*", "URL"),
+        ("in/[abc", "[[]"),
+        ("in/[]", "[[]"),
+        ("in/[!]", "[[]"),
+        ("in/[a/b]", "[[]"),
+        ("in/[z-a]*", "[[]"),
+        (" in/*.csv", "blank"),
+        ("in/*.csv\n", "blank"),
+        ("C:\\in\\*.csv", '"/"'),
+        ("in/\\*.csv", '"[*]"'),
+    ],
+)
+def test_what_can_only_be_a_mistake_is_refused_with_the_fix(pattern: str, hint: str) -> None:
+    with pytest.raises(SetupError) as refused:
+        Pattern.of(pattern)
+    assert refused.value.message.startswith('files("')
+    assert hint in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("in/[{]a,b}", "{a,b}"),
+        ("in/{a}-{b},c", "{a}-{b},c"),
+        ("in/[[]x]", "[x]"),
+        ("in/[]]", "]"),
+        ("in/[!a-c]", "d"),
+        ("in/[!]]", "x"),
+        ("in/a^b", "a^b"),
+        ("in/[$]x", "$x"),
+        ("in/a$b~c", "a$b~c"),
+        ("in/[\\]", "\\"),
+        ("in/a:b", "a:b"),
+    ],
+)
+def test_odd_characters_have_a_way_to_be_written(pattern: str, name: str) -> None:
+    assert Pattern.of(pattern).matches(name)
+
+
+@pytest.mark.parametrize(
+    "folder", ["~/done", "$HOME/done", "done/*", "file:///done", "done ", "a\0b"]
+)
+def test_a_target_that_can_only_be_a_mistake_is_refused(folder: str) -> None:
+    with pytest.raises(SetupError, match=re.escape("move(")):
+        move(folder)
 
 
 def test_enters_only_folders_that_can_hold_a_match() -> None:

@@ -39,7 +39,7 @@ from turnout.service.units import parse_duration
 from .endings import Delete, Ending, Move, Subject, delete_file, move_file
 from .hearing import HintsLost, Sign
 from .ledger import Ledger
-from .pattern import Pattern
+from .pattern import Pattern, find_mistake
 from .scan import Version
 from .watching import Plan, Watching
 
@@ -90,8 +90,13 @@ def move(folder: str) -> Move:
     """Move the file into `folder` (relative to the watched folder), subfolders kept.
 
     The target is made when it is missing and may be on another file system; nothing in it is ever
-    overwritten.
+    overwritten. Raises `SetupError`.
     """
+    mistake = find_mistake(folder)
+    if mistake is None and ("\0" in folder or set("*?[") & set(folder)):
+        mistake = "a folder is wanted, not a pattern"
+    if mistake is not None:
+        raise SetupError(f'move("{folder}"): {mistake}')
     return Move(folder)
 
 

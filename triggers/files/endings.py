@@ -3,8 +3,10 @@
 Repeatable after a crash at any point: a file that already arrived is recognised by its inode, or,
 on another file system, by size, mtime and content. Nothing is ever overwritten: where the name is
 taken, part of the event's id is put in front of the suffix. Only the very version the event was
-about is touched; a newer one stays and has its own event. Folders below the watched root and below
-the target are entered through no symbolic link. On return the change is on disk, folders included.
+about is touched; a newer one stays and has its own event, and one that is open for writing waits
+(`TooEarly`), where the kernel tells: local files of the service's own user. Folders below the
+watched root and below the target are entered through no symbolic link. On return the change is on
+disk, folders included.
 
 Everything here blocks and belongs in a thread.
 """
@@ -19,9 +21,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from turnout.service.errors import TriggerError
+from turnout.service.errors import TooEarly, TriggerError
 
-from .scan import opened
+from .scan import is_written, opened
 
 NAME_BYTES = 255
 _COPY_BYTES = 2**20
@@ -65,11 +67,18 @@ class Subject(NamedTuple):
         )
 
 
+def _refuse_written(folder: int, name: str) -> None:
+    """Wait with a file somebody still writes to: what comes is another version, with its event."""
+    if is_written(folder, name):
+        raise TooEarly(f"{name!r} is open for writing")
+
+
 def delete_file(subject: Subject) -> None:
-    """Delete the file if it is still the same; a file that is gone is fine."""
+    """Delete the file if it is still the same; a file that is gone is fine. Raises `TooEarly`."""
     folder, _, name = subject.path.rpartition("/")
     with contextlib.suppress(FileNotFoundError), opened(subject.root, folder) as source:
         if subject.is_same(_status(source, name)):
+            _refuse_written(source, name)
             os.unlink(name, dir_fd=source)
             os.fsync(source)
 
@@ -78,7 +87,7 @@ def move_file(subject: Subject, target: str, tag: str) -> str | None:
     """Move the file below `target` and return its new path; None if it was not ours to move.
 
     `tag` tells files of one name apart. Raises `TriggerError` when the target leads back to where
-    the file is, and `OSError`.
+    the file is, `TooEarly`, and `OSError`.
     """
     folder, _, name = subject.path.rpartition("/")
     with contextlib.ExitStack() as stack:
@@ -97,6 +106,7 @@ def move_file(subject: Subject, target: str, tag: str) -> str | None:
         elif os.path.samestat(os.fstat(source), os.fstat(goal)):
             raise TriggerError(f"the target {target!r} is the folder the file is in")
         else:
+            _refuse_written(source, name)
             chosen = _place(subject, source, goal, name, tag)
         return None if chosen is None else os.path.join(target, folder, chosen)  # noqa: PTH118  odd names stay
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
@@ -27,6 +27,25 @@ TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownloa
 """Endings of files that somebody is still writing and will rename."""
 
 _WILD = re.compile(r"[*?\[]")
+
+_NOT_EXPANDED = (
+    (re.compile(r"[A-Za-z][\w+.-]*://"), "a path is wanted, not a URL"),
+    (re.compile(r"~"), '"~" is not expanded; write the folder, or use Path.home() in an f-string'),
+    (
+        re.compile(r"\$|.*\$\{"),
+        'variables are not expanded; use os.environ["NAME"] in an f-string',
+    ),
+    (re.compile(r".*(?<!\[)\\"), 'the separator is "/", and a literal "*" is written "[*]"'),
+)
+_NO_GLOB = (
+    (
+        re.compile(r".*(?<!\[)\{[^{}]*(,|\.\.)[^{}]*\}"),
+        "braces are not expanded; give one trigger for each, as in on=[files(…), files(…)], or "
+        'write "[{]" for the character',
+    ),
+    (re.compile(r".*\[\^"), 'a class of other characters is written "[!…]"'),
+    (re.compile(r".*/\.?\Z"), 'it ends in a folder; add what files in it are called, such as "*"'),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +64,8 @@ class Pattern:
         """Read a pattern; a relative one starts at the working directory. Raises `SetupError`."""
         if not text.strip() or "\0" in text:
             raise SetupError('files("") names no files; write a pattern such as "inbox/*.csv"')
+        if mistake := find_mistake(text) or _find(_NO_GLOB, text):
+            raise SetupError(f'files("{text}"): {mistake}')
         parts = [part for part in text.split("/") if part not in ("", ".")]
         wild = next((n for n, part in enumerate(parts) if _WILD.search(part)), len(parts) - 1)
         literal, segments = parts[: max(wild, 0)], parts[max(wild, 0) :]
@@ -53,6 +74,11 @@ class Pattern:
         for segment in segments:
             if "**" in segment and segment != "**":
                 raise SetupError(f'files("{text}"): "**" must be a whole part, as in "inbox/**/*"')
+            if not _has_closed_classes(segment):
+                raise SetupError(
+                    f'files("{text}"): {segment!r} has a "[" without characters and a "]" in the '
+                    'same part; a literal one is written "[[]"'
+                )
         if segments[-1] == "**":
             segments.append("*")
         start = "/" if text.startswith("/") else str(Path.cwd())
@@ -100,6 +126,29 @@ class Pattern:
                 at += 1
                 reached.add(at)
         return frozenset(reached)
+
+
+def find_mistake(path: str) -> str | None:
+    """Say what in a path its author takes for something that is expanded; None if nothing is."""
+    if path != path.strip():
+        return "it begins or ends with a blank"
+    return _find(_NOT_EXPANDED, path)
+
+
+def _find(mistakes: Sequence[tuple[re.Pattern[str], str]], text: str) -> str | None:
+    return next((reason for mistake, reason in mistakes if mistake.match(text)), None)
+
+
+def _has_closed_classes(segment: str) -> bool:
+    """Whether each `[` begins a class that some character can match."""
+    at = segment.find("[")
+    while at >= 0:
+        begin = at + 2 if segment.startswith("!", at + 1) else at + 1
+        end = segment.find("]", begin + 1)  # a "]" that comes first is one of the class
+        if end < 0:
+            return False
+        at = segment.find("[", end)
+    return "(?!)" not in translate(segment)  # such as [z-a]
 
 
 def _takes(segment: str, name: str) -> bool:

@@ -28,6 +28,8 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: should the name be a FIFO by now, opening it must not wait for a writer.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
+_SHARES = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "fuse")
+
 
 class Version(NamedTuple):
     """What tells one content of a file from the next.
@@ -292,21 +294,53 @@ def _kind(status: os.stat_result) -> Version | Other:
 
 
 def _nobody_writes(descriptor: int) -> bool:
-    """Whether certainly no process has the file open for writing.
+    """Whether certainly no process has the file open for writing; see `_lease`."""
+    return _lease(descriptor) == 0
 
-    The kernel grants a read lease only then (fcntl(2)); it is given back at once. Should a writer
-    come just between, we are told by SIGURG, which is ignored, and not by SIGIO, which kills.
-    Not everywhere and not on other people's files: then the answer is no.
+
+def is_written(folder: int, name: str) -> bool:
+    """Whether certainly some process has the file `name` in an open folder open for writing.
+
+    On a share the kernel says the same of a file that it holds no delegation of: unknown is no.
+    """
+    try:
+        descriptor = os.open(name, _FILE, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        return _lease(descriptor) == errno.EAGAIN and not _is_on_share(os.fstat(descriptor).st_dev)
+    finally:
+        os.close(descriptor)
+
+
+def _lease(descriptor: int) -> int:
+    """Ask for a read lease, which is granted while nobody writes (fcntl(2)); 0 or why not.
+
+    EAGAIN means a writer. The lease is given back at once; should a writer come just between, we
+    are told by SIGURG, which is ignored, and not by SIGIO, which kills. Not everywhere and not on
+    other people's files.
     """
     if not hasattr(fcntl, "F_SETLEASE"):
-        return False
+        return errno.ENOSYS
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def _is_on_share(device: int) -> bool:
+    """Whether a device is a network file system, by proc(5) `mountinfo`."""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "replace").splitlines()
     except OSError:
         return False
-    return True
+    mounts = (line.split(" ") for line in lines)
+    kinds = (fields[fields.index("-") + 1] for fields in mounts if fields[2] == wanted)
+    return any(kind.startswith(_SHARES) for kind in kinds)
 
 
 class _Folders:
