@@ -42,6 +42,8 @@ log = get_logger("turnout")
 
 EXIT_OK = 0
 EXIT_IO = 74
+EXIT_CUT_OFF = 75
+"""A stop that had to cut off steps which did not end; they run again at the next start."""
 EXIT_INTERRUPTED = 130
 UNWIND_SECONDS = 2.0
 """How long a foreground run gets to end after Ctrl-C; a second one ends it at once."""
@@ -143,7 +145,7 @@ async def _live(
         log.warning("service.stopped", stuck=stuck)
         await journal.close()
         sys.stderr.flush()
-        os._exit(EXIT_OK)
+        os._exit(EXIT_CUT_OFF)
     log.info("service.stopped")
 
 
