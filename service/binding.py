@@ -51,6 +51,12 @@ class Binding:
     resources: Mapping[str, Resource[Any]] = field(default_factory=lambda: _NO_RESOURCES)
     returns: Any = UNANNOTATED
 
+    @property
+    def hands_path(self) -> bool:
+        """Whether a parameter is the path of the event's file."""
+        given = [fill for _, fill, *_ in (*self.fills, *self.optional)]
+        return _path in given or _path_or_none in given
+
     @classmethod
     def of(cls, function: Callable[..., Any], *, file: str, line: int, flow: str) -> Binding:
         """Read a function's annotations; raises `SetupError` for what no event can fill."""

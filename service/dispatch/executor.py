@@ -23,6 +23,7 @@ from turnout.service.project import AnyFlow
 from turnout.service.resource import Resources
 from turnout.service.retry import delay_after
 from turnout.service.run import Outcome, RunState, Skip
+from turnout.service.second_look import FILE_TYPES, look_again
 from turnout.service.settings import Settings
 from turnout.service.steps.branches import not_facts
 from turnout.service.steps.codec import encode_result
@@ -92,6 +93,9 @@ class Executor:
     async def _call(self, context: RunContext, flow: AnyFlow) -> bytes | None:
         claim = context.claim
         arguments = flow.bind(claim.event) if claim.arguments is None else claim.arguments
+        if claim.event.type in FILE_TYPES and flow.binding.hands_path:
+            has_begun = claim.attempt > 1 or claim.crashes > 0 or bool(claim.recorded)
+            await asyncio.to_thread(look_again, claim.event, has_begun=has_begun)
         if flow.binding.resources:
             arguments = {**arguments, **self._injected(flow)}
         try:
