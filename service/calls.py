@@ -73,11 +73,11 @@ class Calls:
             await self._callers.refuse_deadlock(claim, flow, order_key, earlier)
             await self._stored(claim, step, routed, opening)
 
-    async def emit(self, claim: Claim, step: StepRecord, event: Event) -> None:
-        """Store an event and start the flows that listen for its type."""
+    async def emit(self, claim: Claim, step: StepRecord, again: StepRecord, event: Event) -> None:
+        """Store an event and start the flows that listen for its type; see `context.Outside`."""
         routed = route(event, self._project().by_type.get(event.type, ()))
         self._awaited.mark(routed.entry)
-        await self._stored(claim, step, routed, None)
+        await self._stored(claim, step, routed, None, again)
 
     def watch(self, shape: tuple[str, ...]) -> None:
         """Compare these fields of a trigger's events from now on: (trigger, field…)."""
@@ -88,22 +88,32 @@ class Calls:
         return self._links().address(run_id, key, until)
 
     async def _stored(
-        self, claim: Claim, step: StepRecord, routed: Routed, opening: Opening | None
+        self,
+        claim: Claim,
+        step: StepRecord,
+        routed: Routed,
+        opening: Opening | None,
+        again: StepRecord | None = None,
     ) -> None:
-        storing = self._tasks.create_task(self._store(claim, step, routed, opening))
+        storing = self._tasks.create_task(self._store(claim, step, routed, opening, again))
         error = await asyncio.shield(storing)
         if error is not None:
             raise error
 
     async def _store(
-        self, claim: Claim, step: StepRecord, routed: Routed, opening: Opening | None
-    ) -> TurnoutError | None:
+        self,
+        claim: Claim,
+        step: StepRecord,
+        routed: Routed,
+        opening: Opening | None,
+        again: StepRecord | None,
+    ) -> TurnoutError | Fail | None:
         entry = routed.entry
         for run, flow in zip(entry.runs, routed.flows, strict=True):
             self._dispatcher.reserve(run, flow)
         try:
             (stored,) = await self._journal.record_with(
-                claim, step, entries=[entry], opening=opening, now=self._now()
+                claim, step, entries=[entry], opening=opening, again=again, now=self._now()
             )
         except TurnoutError as error:
             for run in entry.runs:
@@ -117,4 +127,10 @@ class Calls:
                 self._dispatcher.born(run, event, stored, arguments, self._now())
         if entry.topics:
             self._dispatcher.look_due()
+        if stored.conflict:
+            event = entry.event
+            return Fail(
+                f"emit({event.type!r}, id={event.id!r}): this id was used before for an event of "
+                "another type, subject or data"
+            )
         return None

@@ -30,7 +30,8 @@ MAX_HOPS = 16
 Query: TypeAlias = Mapping[str, str | list[str]]
 """The fields of a request's query: a text, or a list where a name stands several times."""
 
-_TRACE = ("traceparent", "tracestate")
+TRACE = ("traceparent", "tracestate")
+"""The attributes, and headers, of the W3C trace context."""
 
 OWN_EXTENSIONS = frozenset({"fileurl", "fileerror", "recorderror", "kafkarecord", "recordheaders"})
 """Extension attributes only turnout sets: a sender who could would name files of this machine."""
@@ -54,8 +55,8 @@ class Event:
     `body` is the raw payload and `encoding` says how `data` reads it; whoever makes an event
     without a body leaves it out (`has_body`). `headers` are the transport's own (lower-case
     names), `params` the parts of a webhook path, `query` the fields behind its `?`, `extensions`
-    the CloudEvents extension attributes. `minted` is true when turnout made the id, so that no
-    sender can deliver it twice.
+    the CloudEvents extension attributes; `specversion` is set on what came as a CloudEvent.
+    `minted` is true when turnout made the id, so that no sender can deliver it twice.
     """
 
     id: str
@@ -74,12 +75,13 @@ class Event:
     tenant: str = "default"
     hops: int = 0
     minted: bool = False
+    specversion: str | None = None
 
     @property
     def trace(self) -> dict[str, str]:
         """The W3C trace context the event came with: what follows from it belongs there too."""
         given = {**self.headers, **self.extensions}
-        return {name: given[name] for name in _TRACE if name in given}
+        return {name: given[name] for name in TRACE if name in given}
 
     @property
     def has_body(self) -> bool:

@@ -212,6 +212,7 @@ def from_attributes(attributes: dict[str, str], body: bytes, *, now: datetime) -
         datacontenttype=content_type,
         encoding=encoding_of(content_type),
         body=body,
+        specversion=attributes["specversion"],
         extensions={name: text for name, text in attributes.items() if name not in _KNOWN},
     )
 

@@ -356,14 +356,14 @@ async def replay_event(
 async def emit_event(service: ServiceOf, request: Request) -> Response:
     """Accept a CloudEvent, structured or binary; it starts the flows with `on=event(TYPE)`.
 
-    202 once it is on disk. 409 when its id came before with another body, 422 when it is not a
-    CloudEvent or every flow refuses its data.
+    202 once it is on disk. 409 when its id came before with other attributes or data, 422 when it
+    is not a CloudEvent or every flow refuses its data.
     """
     headers, body = await read(request, service)
     event = cloudevents.parse(headers, body, now=service.now())
     receipt = await service.operator.emit(event)
     if receipt.conflict:
-        raise Refused(f"event {event.id!r} from {event.source!r} came before with another body")
+        raise Refused(f"event {event.id!r} from {event.source!r} came before with other content")
     if not receipt.stored:
         return refusal(422, "every flow refuses this data", refusals=dict(receipt.refusals))
     return _json(documents.receipt_of(receipt), 202)

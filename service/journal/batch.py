@@ -200,15 +200,35 @@ class Batch:
             waits.forget(self._connection, gone)
 
     def record_with(
-        self, step: StepJob, births: AppendJob | None, opening: Opening | None, tally: Tally
+        self,
+        step: StepJob,
+        births: AppendJob | None,
+        opening: Opening | None,
+        tally: Tally,
+        *,
+        again: StepJob | None = None,
     ) -> list[Appended]:
-        """Write a step with the events it causes and the wait it opens, or closes."""
+        """Write a step with the events it causes and the wait it opens, or closes.
+
+        `again` is the step as it is written when an event was stored before; none is when the
+        event's id was used for another one.
+        """
         self._record_steps([step])
         claim, key = step.claim, step.values[2]
         if opening is None:
             waits.closed(self._connection, claim.run_seq, key)
         else:
             waits.opened(self._connection, claim.run_seq, key, opening)
+        appended = self._born(births, tally)
+        if again is not None and any(one.duplicate or one.conflict for one in appended):
+            self._connection.execute(
+                "DELETE FROM steps WHERE run_seq = ? AND key = ?", (claim.run_seq, key)
+            )
+            if not any(one.conflict for one in appended):
+                self._record_steps([again])
+        return appended
+
+    def _born(self, births: AppendJob | None, tally: Tally) -> list[Appended]:
         if births is None:
             return []
         self._intake.append([births], tally)

@@ -178,10 +178,13 @@ class Journal(Reader, Protocol):
         *,
         entries: Sequence[Entry] = (),
         opening: Opening | None = None,
+        again: StepRecord | None = None,
         now: datetime,
     ) -> list[Appended]:
         """Record a step together with events it causes and the wait it opens, in one transaction.
 
+        `again` is recorded instead when an entry was stored before, and no step when an entry's id
+        was used for another event.
         Without `opening` the step's wait is closed. What wakes a wait (an awaited event, the end
         of a child run, `answer`) makes its waiting run due in the transaction that stores it.
         Raises what `record_step` and `append` raise.

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import apsw
 import orjson
 
+from turnout.service.content import is_same
 from turnout.service.errors import Overloaded
 
 from .jobs import AppendJob
@@ -43,7 +44,7 @@ _POSITIONS = Rowset(
     "ON CONFLICT (trigger, partition) DO UPDATE SET value = excluded.value",
 )
 
-# A first delivery: its event_seq, the digest of its body, its run ids if they are at hand.
+# A first delivery: its event_seq, the digest of its content, its run ids if they are at hand.
 _First: TypeAlias = tuple[int, bytes, tuple[str, ...] | None]
 
 
@@ -202,15 +203,16 @@ class Intake:
         return self._room.refusal()
 
 
-def _duplicate(entry: Entry, body: bytes, first: _First) -> Appended:
+def _duplicate(entry: Entry, digest: bytes, first: _First) -> Appended:
     """Answer for an event that was delivered before; its decision is written later."""
-    seq, first_body, ids = first
+    seq, first_digest, ids = first
+    same = is_same(entry.event, digest, first_digest)
     return Appended(
         event_seq=seq,
         event=entry.event.id,
         runs=ids or (),
-        duplicate=first_body == body,
-        conflict=first_body != body,
+        duplicate=same,
+        conflict=not same,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from turnout.service.content import digest
 from turnout.service.event import NO_BODY, Event
 from turnout.service.run import Run, RunError, RunState
 
@@ -34,7 +35,6 @@ DEATHS_BEFORE_ALONE = 2
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOWEST = datetime.min.replace(tzinfo=UTC)
 _HIGHEST = datetime.max.replace(tzinfo=UTC)
-_BODY_DIGEST_BYTES = 16
 _HALF_KEY_BYTES = 10  # 80 bits: no other sender can aim at a key it knows
 
 _EMPTY_BODY = "empty_body"
@@ -123,6 +123,8 @@ def pack_details(event: Event) -> str | None:
         details["hops"] = event.hops
     if event.minted:
         details["minted"] = True
+    if event.specversion is not None:
+        details["specversion"] = event.specversion
     if not event.body and event.has_body:
         details[_EMPTY_BODY] = True
     return dump(details) if details else None
@@ -146,12 +148,12 @@ def event_from(row: Sequence[Any]) -> Event:
 
 
 def identity(event: Event) -> tuple[bytes, bytes]:
-    """Return the key of what makes an event the same event, and the digest of its body.
+    """Return the key of what makes an event the same event, and the digest of its content.
 
     The key starts with the digest of the id; see `found_by_id`.
     """
     key = _digest(event.id, _HALF_KEY_BYTES) + _origin(event.tenant, event.trigger, event.source)
-    return key, blake2b(event.body, digest_size=_BODY_DIGEST_BYTES).digest()
+    return key, digest(event)
 
 
 def found_by_id(event_id: str) -> tuple[str, list[Any]]:

@@ -179,15 +179,22 @@ class SqliteJournal(SqliteReader):
         *,
         entries: Sequence[Entry] = (),
         opening: Opening | None = None,
+        again: StepRecord | None = None,
         now: datetime,
     ) -> list[Appended]:
         """Record a step together with events it causes and the wait it opens, in one commit."""
         claim.waited = claim.waited or opening is not None
         claim.changed.add(step.key)
-        recorded = StepJob(claim, (claim.run_seq, claim.token, *step_values(step)))
+        recorded, repeated = (
+            None if one is None else StepJob(claim, (claim.run_seq, claim.token, *step_values(one)))
+            for one in (step, again)
+        )
+        assert recorded is not None
         births = append_job(entries, now) if entries else None
         appended: list[Appended] = await self._call(
-            lambda connection, tally: self._batch.record_with(recorded, births, opening, tally)
+            lambda connection, tally: self._batch.record_with(
+                recorded, births, opening, tally, again=repeated
+            )
         )
         return appended
 

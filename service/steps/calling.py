@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import orjson
+
 from turnout.service import foreign
 from turnout.service.errors import NotKept, StepFailed
 from turnout.service.event import CALLED, MAX_HOPS, Event, file_url, mint_id
@@ -46,8 +48,9 @@ def emit(
     """Emit an event as a step, exactly once; returns its id.
 
     `await emit("order.paid", {"id": order.id})`. It starts the flows with `on=event(TYPE)` and is
-    one hop further from the origin than this run's event. With an `id` of your own a second one
-    of the same id starts nothing.
+    one hop further from the origin than this run's event. With an `id` of your own the same event
+    emitted again starts nothing, which the step's result says; another type, subject or data
+    under an id that was used raises `Fail`.
     """
     scope = place("emit")
     texts: dict[str, object] = {"event_type": event_type, "subject": subject, "id": id}
@@ -65,6 +68,8 @@ async def _emit(
 ) -> str:
     known = call.recorded()
     if known is not None:
+        if known.state == "succeeded" and known.result is not None and known.result[:1] == b"{":
+            return str(orjson.loads(known.result)["event"])
         return str(call.recall(known))
     cause = call.context.claim.event
     event = Event(
@@ -83,11 +88,17 @@ async def _emit(
         extensions=cause.trace,
         hops=cause.hops + 1,
         minted=event_id is None,
+        specversion="1.0",
     )
     call.begin()
     outside = outside_of(call)
     record = call.succeeded(event.id)
-    await durable(call.context, lambda: outside.emit(call.context.claim, record, event))
+    again = replace(record, result=orjson.dumps({"event": event.id, "duplicate": True}))
+    try:
+        await durable(call.context, lambda: outside.emit(call.context.claim, record, again, event))
+    except Fail as error:
+        await call.keep(call.failed(error))
+        raise call.heard() from None
     return event.id
 
 

@@ -87,8 +87,12 @@ class Outside(Protocol):
     async def start(self, claim: Claim, step: StepRecord, flow: str, event: Event) -> None:
         """Start the child run `step.origin` of a flow for `event`, and wait for its end."""
 
-    async def emit(self, claim: Claim, step: StepRecord, event: Event) -> None:
-        """Store an event and start the flows that listen for its type."""
+    async def emit(self, claim: Claim, step: StepRecord, again: StepRecord, event: Event) -> None:
+        """Store an event and start the flows that listen for its type.
+
+        `again` is recorded when it was stored before. Raises `Fail`, with no step recorded, when
+        its id was used for another event.
+        """
 
     def watch(self, shape: tuple[str, ...]) -> None:
         """Compare these fields of a trigger's events from now on: (trigger, field…)."""

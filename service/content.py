@@ -1,0 +1,66 @@
+"""What makes a second delivery of an event the same: else its id has been used for another one.
+
+An event of CloudEvents is the same whatever mode it came in, so its attributes and its data are
+compared; of every other one its type and its bytes. Pure functions.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from hashlib import blake2b
+
+import orjson
+
+from .errors import InvalidData
+from .event import TRACE, Event
+
+DIGEST_BYTES = 17
+BODY_DIGEST_BYTES = 16
+"""How journals told a delivery before: by the bytes of its body alone."""
+
+
+def digest(event: Event) -> bytes:
+    """Return the digest of what must be the same when an event is delivered again."""
+    body = event.body if event.specversion is None else _canonical(event)
+    return blake2b(body, digest_size=DIGEST_BYTES, person=_kind(event.type)).digest()
+
+
+def is_same(event: Event, mine: bytes, first: bytes) -> bool:
+    """Whether an event, of digest `mine`, has the content of which a digest was kept at `first`."""
+    if len(first) == BODY_DIGEST_BYTES:
+        return first == blake2b(event.body, digest_size=BODY_DIGEST_BYTES).digest()
+    return first == mine
+
+
+@lru_cache(maxsize=1024)
+def _kind(event_type: str) -> bytes:
+    return blake2b(event_type.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _canonical(event: Event) -> bytes:
+    """Return the attributes and the data of a CloudEvent in one spelling.
+
+    Not its time, which is that of the arrival if the sender gives none, nor the trace, which is
+    new with each delivery.
+    """
+    essence = (event.datacontenttype or "application/json").partition(";")[0].strip().lower()
+    extensions = {name: text for name, text in event.extensions.items() if name not in TRACE}
+    attributes = orjson.dumps([event.subject, essence, extensions], option=orjson.OPT_SORT_KEYS)
+    return attributes + b"\n" + _data(event)
+
+
+def _data(event: Event) -> bytes:
+    if event.encoding != "json" or not event.body:
+        return event.body
+    try:
+        return _sorted(event.data)
+    except InvalidData:
+        return event.body
+
+
+def _sorted(data: object) -> bytes:
+    try:
+        return orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # an integer past 64 bits
+        return json.dumps(data, sort_keys=True).encode("utf-8", "surrogatepass")
