@@ -25,18 +25,20 @@ import anyio
 
 from .api.ingest import Ingest, check_exposure, unlock
 from .api.server import Server, listen
+from .clock import WallClock
 from .errors import JournalBroken, NotFound, SetupError
 from .event import Event, mint_id
 from .governance.access import load_or_make_token
 from .governance.links import Links, load_or_make_key
 from .journal.sqlite import SqliteJournal, open_journal
 from .logs import get_logger
-from .maintenance import Maintenance, watch_disk, watch_loop
+from .maintenance import Maintenance
 from .metrics import Metrics
 from .process import ByHand, Process
 from .project.loader import load, loading
 from .run import Run
 from .settings import Settings
+from .watchdogs import watch_clock, watch_disk, watch_files, watch_loop
 
 log = get_logger("turnout")
 
@@ -91,12 +93,7 @@ async def _live(
     asked = _on_signals()
     asyncio.get_running_loop().set_exception_handler(partial(_end_by_callback, process, tasks))
     settings = process.settings
-    background = [
-        tasks.create_task(watch_loop(settings)),
-        tasks.create_task(_end_when_broken(journal)),
-        tasks.create_task(watch_disk(journal)),
-        tasks.create_task(process.watch_work()),
-    ]
+    background = _watch(process, journal, tasks)
     with asked.cancelling() as starting:
         await process.start()
     if starting.cancelled_caught:  # a resource may take for ever
@@ -120,7 +117,14 @@ async def _live(
     process.links = Links(load_or_make_key(settings.data), settings.public_url or url)
     journal.write_url(url)  # last, so that whoever reads the address finds the token
     await process.start_triggers()
-    maintenance = Maintenance(journal, process.effects, settings, process.metrics, now=process.now)
+    maintenance = Maintenance(
+        journal,
+        process.effects,
+        settings,
+        process.metrics,
+        now=process.now,
+        clock=WallClock(process.now, known=journal.last_written_at),
+    )
     background.append(tasks.create_task(maintenance.run()))
     calm_collector()
     if reload:
@@ -140,6 +144,7 @@ async def _live(
     server.stop()
     await serving
     _cancel(background)
+    await _end_if_lost(journal)
     if stuck:
         # A thread cannot be killed (decision 21): its run is handed back, the process ends.
         log.warning("service.stopped", stuck=stuck)
@@ -147,6 +152,20 @@ async def _live(
         sys.stderr.flush()
         os._exit(EXIT_CUT_OFF)
     log.info("service.stopped")
+
+
+def _watch(
+    process: Process, journal: SqliteJournal, tasks: asyncio.TaskGroup
+) -> list[asyncio.Task[None]]:
+    clock = WallClock(process.now)
+    return [
+        tasks.create_task(watch_loop(process.settings)),
+        tasks.create_task(_end_when_broken(journal)),
+        tasks.create_task(watch_disk(journal)),
+        tasks.create_task(watch_files(journal)),
+        tasks.create_task(watch_clock(clock, process.dispatcher.look_due)),
+        tasks.create_task(process.watch_work()),
+    ]
 
 
 def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -242,6 +261,13 @@ async def _end_when_broken(journal: SqliteJournal) -> None:
     # At once, not by an exception: that would wait for runs, and a thread may never return.
     await journal.broken.wait()
     _end_broken(journal.writable or "the journal's disk failed")
+
+
+async def _end_if_lost(journal: SqliteJournal) -> None:
+    """Tell of files that were lost since the last look: nothing would, once the service is gone."""
+    lost = await journal.look_at_files()
+    if lost is not None:
+        _end_broken(lost)
 
 
 def _end_broken(reason: str) -> NoReturn:

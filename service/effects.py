@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .emitter import TriggerEmitter
-from .errors import FOREIGN, JournalBroken, JournalFull, TooEarly, words_of
+from .errors import FOREIGN, JournalBroken, JournalFull, Overloaded, TooEarly, words_of
 from .event import Event
 from .journal.contract import Journal
 from .logs import get_logger
@@ -73,7 +73,7 @@ class Effects:
             await self._journal.record_effect(event_seq, changed)
         except JournalBroken:
             raise
-        except (JournalFull, TooEarly):
+        except (JournalFull, TooEarly, Overloaded):  # no room, paused, or the service is stopping
             return False  # the sweep comes by again
         except FOREIGN as error:  # a foreign place (a share): tried again later
             log.warning(

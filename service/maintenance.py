@@ -1,29 +1,28 @@
 """Upkeep: what a service does for itself, as `run_once` and a loop around it.
 
 Prunes what is past its time or above the size bound, in small batches, with its large results;
-carries out effects that a crash or an error left over; keeps the size metric; notices a blocked
-loop.
+carries out effects that a crash or an error left over; keeps the size metric. What is past its
+time is not pruned by a clock that has just jumped (`clock`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 
+from .clock import PATIENCE, WallClock
 from .effects import Effects
 from .errors import JournalFull, Overloaded
 from .journal.contract import Journal
 from .logs import get_logger
 from .metrics import Metrics
 from .settings import Settings
+from .units import format_duration
 
 log = get_logger("turnout.maintenance")
 
 INTERVAL_SECONDS = 30.0
-PROBE_SECONDS = 1.0
 BATCH_ROWS = 500
 BATCHES_A_ROUND = 200
 
@@ -39,12 +38,15 @@ class Maintenance:
         metrics: Metrics,
         *,
         now: Callable[[], datetime],
+        clock: WallClock,
     ) -> None:
         self._journal = journal
         self._effects = effects
         self._settings = settings
         self._metrics = metrics
         self._now = now
+        self._clock = clock
+        self._deferred = False
 
     async def run(self) -> None:
         """Do the upkeep until cancelled."""
@@ -67,6 +69,8 @@ class Maintenance:
         return pruned
 
     async def _prune_by_age(self) -> int:
+        if not self._is_time_believed():
+            return 0
         now, settings = self._now(), self._settings
         pruned = 0
         for _ in range(BATCHES_A_ROUND):
@@ -83,6 +87,20 @@ class Maintenance:
                 break
         return pruned
 
+    def _is_time_believed(self) -> bool:
+        ahead = self._clock.ahead
+        believed = self._clock.is_believed()
+        if not believed and not self._deferred:
+            log.error(
+                "pruning.deferred",
+                ahead=format_duration(ahead),
+                wait=format_duration(PATIENCE),
+                error="the clock is far ahead of when this service last knew the time; "
+                "set it right, or what is old by it is deleted then",
+            )
+        self._deferred = not believed
+        return believed
+
     async def _prune_by_size(self) -> int:
         pruned = 0
         for _ in range(BATCHES_A_ROUND):
@@ -97,29 +115,3 @@ class Maintenance:
 
     async def _size(self) -> int:
         return await asyncio.to_thread(self._journal.size_bytes)
-
-
-async def watch_disk(journal: Journal) -> None:
-    """Notice within a second or two that a full disk has room again, also when nobody writes.
-
-    Without this a service taken out of rotation for `/readyz` 503 would never be asked again.
-    """
-    while True:
-        await asyncio.sleep(PROBE_SECONDS)
-        if journal.writable is not None:
-            with suppress(JournalFull):
-                await journal.probe()
-
-
-async def watch_loop(settings: Settings) -> None:
-    """End the process, stacks printed, when the loop has been blocked for `blocked_loop`.
-
-    The supervisor (systemd, compose) starts it again and decision 15 finds the run to blame.
-    """
-    seconds = settings.blocked_loop.total_seconds()
-    try:
-        while True:
-            faulthandler.dump_traceback_later(seconds, exit=True)
-            await asyncio.sleep(min(1.0, seconds / 3))
-    finally:
-        faulthandler.cancel_dump_traceback_later()

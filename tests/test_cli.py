@@ -299,7 +299,7 @@ def test_doctor_finds_what_was_broken(terminal: Terminal) -> None:
     import apsw
 
     terminal.fail()
-    [database] = terminal.data.glob("*.db")
+    [database] = terminal.data.glob("journal/*.db")
     connection = apsw.Connection(str(database))
     connection.execute("PRAGMA foreign_keys = off; DELETE FROM events")
     connection.close()

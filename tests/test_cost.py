@@ -61,7 +61,7 @@ def stated(event):
 
 def opened(connection):
     connection.trace_v2(apsw.SQLITE_TRACE_STMT, stated)
-    if not connection.readonly("main"):
+    if connection.filename.endswith("journal.db") and not connection.readonly("main"):
         writers.append(connection)
 
 def tell(*_):

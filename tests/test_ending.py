@@ -206,7 +206,7 @@ async def test_a_suspect_goes_on_when_its_registration_is_on_disk(
 ) -> None:
     def registers() -> int:
         current().on_undo(cancel, "boat")
-        with closing(apsw.Connection(str(tmp_path / "data" / "journal.db"))) as journal:
+        with closing(apsw.Connection(str(tmp_path / "data" / "journal" / "journal.db"))) as journal:
             return int(journal.execute("SELECT count(*) FROM steps WHERE key = 'on_undo#1'").get)
 
     @flow

@@ -289,10 +289,10 @@ class JournalMachine(RuleBasedStateMachine):
                 )
             await asyncio.sleep(0)
             # The log last: pages of the database are only ever as new as the log.
-            following.mkdir()
+            (following / "journal").mkdir(parents=True)
             for name in ("journal.db", "journal.db-wal"):
                 with contextlib.suppress(FileNotFoundError):
-                    shutil.copyfile(self.folder / name, following / name)
+                    shutil.copyfile(self.folder / "journal" / name, following / "journal" / name)
         return held
 
     def settle(self, unacknowledged: list[Claim]) -> None:

@@ -85,27 +85,32 @@ def test_the_class_has_the_contract_s_shape() -> None:
 # ---------------------------------------------------------------- the folder
 
 
+async def locked(data: Path) -> Holder | None:
+    return await asyncio.to_thread(read_lock, data)
+
+
 async def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
         await put(journal, make_run())
-        folder = tmp_path / "data"
-        modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
-        assert folder.stat().st_mode & 0o777 == 0o700
-        assert set(modes) >= {"journal.db", "journal.db-wal", "lock"}
-        assert set(modes.values()) == {0o600}
+        data = tmp_path / "data"
+        for folder in (data, data / "journal"):
+            assert folder.stat().st_mode & 0o777 == 0o700
+        files = [each for each in data.rglob("*") if each.is_file()]
+        assert {each.name for each in files} >= {"journal.db", "journal.db-wal", "lock"}
+        assert {each.stat().st_mode & 0o777 for each in files} == {0o600}
 
 
 async def test_a_second_process_is_refused_with_the_first_one_s_address(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    assert read_lock(data) is None
+    assert await locked(data) is None
     async with opened(tmp_path) as journal:
-        assert read_lock(data) == Holder(os.getpid(), None)
+        assert await locked(data) == Holder(os.getpid(), None)
         journal.write_url("http://127.0.0.1:8080")
-        assert read_lock(data) == Holder(os.getpid(), "http://127.0.0.1:8080")
+        assert await locked(data) == Holder(os.getpid(), "http://127.0.0.1:8080")
         with pytest.raises(SetupError, match=rf"process {os.getpid()} \(http://127.0.0.1:8080\)"):
             async with opened(tmp_path):
                 pass
-    assert read_lock(data) is None
+    assert await locked(data) is None
     async with opened(tmp_path):
         pass
 
@@ -122,10 +127,10 @@ async def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     )
     assert child.stdin is not None and child.stdout is not None
     assert await child.stdout.readline() == b"held\n"
-    assert read_lock(tmp_path) == Holder(child.pid, None)
+    assert await locked(tmp_path) == Holder(child.pid, None)
     child.kill()
     await child.wait()
-    assert read_lock(tmp_path) is None
+    assert await locked(tmp_path) is None
 
 
 async def test_a_newer_journal_is_refused(tmp_path: Path) -> None:
@@ -140,7 +145,7 @@ async def test_a_newer_journal_is_refused(tmp_path: Path) -> None:
 
 
 async def test_another_program_s_database_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "journal").mkdir(mode=0o700, parents=True)
     _change(tmp_path, "CREATE TABLE theirs (a)")
     with pytest.raises(SetupError, match="another program's database"):
         async with opened(tmp_path):
@@ -150,7 +155,7 @@ async def test_another_program_s_database_is_refused(tmp_path: Path) -> None:
 async def test_a_damaged_file_is_refused_and_the_folder_is_free_again(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
         await put(journal, make_run())
-    file = tmp_path / "data" / "journal.db"
+    file = tmp_path / "data" / "journal" / "journal.db"
     whole = file.read_bytes()
     for damaged in (b"not a database" * 1000, whole[:100] + os.urandom(4096) + whole[4196:]):
         file.write_bytes(damaged)
@@ -179,7 +184,7 @@ async def test_doctor_names_what_is_wrong(tmp_path: Path) -> None:
 
 
 def _change(tmp_path: Path, statement: str) -> None:
-    connection = apsw.Connection(str(tmp_path / "data" / "journal.db"))
+    connection = apsw.Connection(str(tmp_path / "data" / "journal" / "journal.db"))
     connection.execute(statement)
     connection.close()
 
@@ -286,7 +291,7 @@ async def test_the_log_is_folded_into_the_database(tmp_path: Path) -> None:
             await finish(journal, await start(journal), ended())
             await put(journal, make_run(), event=event)
         await journal.probe()
-        assert (tmp_path / "data" / "journal.db-wal").stat().st_size < 40 * 2**20
+        assert (tmp_path / "data" / "journal" / "journal.db-wal").stat().st_size < 40 * 2**20
         assert journal.size_bytes() > 48 * 2**20
 
 
@@ -341,7 +346,7 @@ async def _costs(folder: Path, backlog: int) -> dict[str, int]:
             if state is RunState.RUNNING:
                 for entry, one in zip(entries, appended, strict=True):
                     await finish(journal, claim_of(entry, one), ended())
-    reader = CountingReader(folder / "data")
+    reader = CountingReader(folder / "data" / "journal")
     costs = {}
     questions: dict[str, Callable[[], Awaitable[object]]] = {
         "queued": lambda: reader.queued("f1", 5, 3),
@@ -432,7 +437,7 @@ async def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
         claim = await start(journal)
         await put(journal, make_run())
-        log = tmp_path / "data" / "journal.db-wal"
+        log = tmp_path / "data" / "journal" / "journal.db-wal"
         big = make_event("big", body=os.urandom(2**20))
         with _no_file_may_grow(log.stat().st_size + 8192):
             with pytest.raises(JournalFull):
@@ -523,7 +528,7 @@ async def test_damage_found_later_breaks_the_journal(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
         for _ in range(300):
             await put(journal, make_run(), event=make_event(body=os.urandom(3000)))
-    file = tmp_path / "data" / "journal.db"
+    file = tmp_path / "data" / "journal" / "journal.db"
     content = file.read_bytes()
     file.write_bytes(content[:8192] + os.urandom(len(content) - 8192))
     try:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.running import eventually, running
 from turnout import event, flow, sleep, wait_for
+from turnout.service.clock import WallClock
 from turnout.service.event import Event, mint_id
 from turnout.service.journal.records import Filter
 from turnout.service.maintenance import Maintenance
@@ -28,8 +29,9 @@ async def test_finished_runs_are_pruned_by_age_and_failed_ones_kept_longer(tmp_p
     async with running(tmp_path, [work], now=lambda: at[0]) as service:
         process = service.process
         maintenance = Maintenance(
-            process.journal, process.effects, process.settings, process.metrics, now=process.now
-        )
+            process.journal, process.effects, process.settings, process.metrics, now=process.now,
+            clock=WallClock(process.now, elapsed=lambda: process.now().timestamp()),
+        )  # fmt: skip
         for data in ("good", "bad"):
             await service.finished((await service.send(data)).runs[0])
         seen = await service.send("good", event_id="sender's")
@@ -76,8 +78,9 @@ async def test_what_an_unfinished_run_may_come_to_wait_for_is_kept(
     async with running(tmp_path, flows, now=lambda: at[0]) as service:
         process = service.process
         maintenance = Maintenance(
-            process.journal, process.effects, process.settings, process.metrics, now=process.now
-        )
+            process.journal, process.effects, process.settings, process.metrics, now=process.now,
+            clock=WallClock(process.now, elapsed=lambda: process.now().timestamp()),
+        )  # fmt: skip
         service.emitter.flows = lambda _event: (waits_late,)
         run_id = (await service.send({"order": "7"})).runs[0]
         at[0] += timedelta(days=1)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from turnout import by_input, flow, sleep, task
+from turnout.service.clock import WallClock
 from turnout.service.journal import spill
 from turnout.service.journal.examine import CHECKS
 from turnout.service.journal.records import Filter
@@ -69,14 +70,15 @@ async def shares() -> int:
 
 
 def files(service: Service) -> list[Path]:
-    return sorted(path for path in service.folder.glob("results/**/*") if path.is_file())
+    return sorted(path for path in service.folder.glob("journal/results/**/*") if path.is_file())
 
 
 async def upkeep(service: Service) -> None:
     process = service.process
     await Maintenance(
-        process.journal, process.effects, process.settings, process.metrics, now=service.clock.now
-    ).run_once()
+        process.journal, process.effects, process.settings, process.metrics, now=service.clock.now,
+        clock=WallClock(service.clock.now, elapsed=lambda: service.clock.now().timestamp()),
+    ).run_once()  # fmt: skip
 
 
 async def test_a_large_result_is_kept_in_a_file_and_comes_back_after_a_restart() -> None:
@@ -140,8 +142,8 @@ async def test_the_file_of_a_result_that_is_on_its_way_is_not_swept() -> None:
 async def test_what_a_crash_left_is_swept() -> None:
     async with serve(shares, **SMALL) as service:
         await service.run(shares)
-        (service.folder / "results" / "torn.part").write_bytes(b"half")
-        orphan = service.folder / "results" / "ab" / ("ab" + "0" * 38)
+        (service.folder / "journal" / "results" / "torn.part").write_bytes(b"half")
+        orphan = service.folder / "journal" / "results" / "ab" / ("ab" + "0" * 38)
         orphan.parent.mkdir(exist_ok=True)
         orphan.write_bytes(b"nobody names me")
         await service.restart()

@@ -227,7 +227,7 @@ async def service_url(settings: Settings) -> str | None:
     from turnout.service.journal.lock import read_lock
 
     for _ in range(_STARTING_TRIES):
-        holder = read_lock(settings.data)
+        holder = await asyncio.to_thread(read_lock, settings.data)
         if holder is None or holder.url is not None:
             return None if holder is None else holder.url
         await asyncio.sleep(_STARTING_PAUSE_SECONDS)

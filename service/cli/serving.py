@@ -260,12 +260,15 @@ async def _examine(settings: Settings, *, as_json: bool) -> int:
 
 
 def _machine_checks(settings: Settings) -> list[tuple[str, str | None]]:
+    from turnout.service.governance.ownership import rights_of_others
+    from turnout.service.journal.files import journal_folder
     from turnout.service.journal.lock import read_lock
 
     holder = read_lock(settings.data)
     who = "nobody" if holder is None else f"process {holder.pid} {holder.url or ''}".strip()
     free = shutil.disk_usage(settings.data).free
-    open_to_others = settings.data.stat().st_mode & 0o077
+    folder = journal_folder(settings.data)
+    open_to_others = rights_of_others(folder)
     return [
         (f"written by {who}", None),
         (
@@ -274,8 +277,8 @@ def _machine_checks(settings: Settings) -> list[tuple[str, str | None]]:
             else f"intake stops below {settings.min_free_bytes // 2**20} MiB; free some space",
         ),
         (
-            "the data folder is the owner's alone",
-            f"others may enter it; run: chmod 700 {settings.data}" if open_to_others else None,
+            "the journal's folder is the owner's alone",
+            f"others may enter it; run: chmod 700 {folder}" if open_to_others else None,
         ),
     ]  # fmt: skip
 

@@ -16,6 +16,8 @@ from typing import Protocol
 
 from turnout.service.errors import SetupError
 
+from .ownership import refuse_shared, rights_of_others
+
 TOKEN_FILE = "api-token"
 
 
@@ -38,6 +40,8 @@ def load_or_make_token(settings: AccessSettings) -> str:
     """
     if settings.api_token is not None:
         return _strong(settings.api_token, "TURNOUT_API_TOKEN")
+    if (settings.data / TOKEN_FILE).exists():
+        refuse_shared(settings.data / TOKEN_FILE, "the API token")
     known = stored_token(settings.data)
     if known is None:
         _make(settings.data)
@@ -68,13 +72,13 @@ def stored_token(data: Path) -> str | None:
     """Return the token in `data/api-token`, None when there is none; raises `SetupError`."""
     path = data / TOKEN_FILE
     try:
-        mode = path.stat().st_mode
+        rights = rights_of_others(path)
         text = path.read_text("utf-8").strip()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise SetupError(f"cannot read the API token: {error}", file=str(path)) from None
-    if mode & 0o077:
+    if rights:
         raise SetupError(f"others can read the API token; run: chmod 600 {path}", file=str(path))
     return _strong(text, str(path))
 

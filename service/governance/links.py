@@ -22,7 +22,10 @@ import orjson
 
 from turnout.service.errors import NotFound, SetupError
 
+from .ownership import refuse_shared, rights_of_others
+
 KEY_FILE = "approval-key"
+KEY_BYTES = 32
 PATH = "/approvals"
 
 _SIGNATURE_BYTES = 32
@@ -80,24 +83,33 @@ def _decode(token: str) -> bytes:
 def load_or_make_key(data: Path) -> bytes:
     """Return the signing key of a data folder, made on first use (0600).
 
-    Raises `SetupError` for a key others can read.
+    Raises `SetupError` for a key that others can read or write, or of another length.
     """
     path = data / KEY_FILE
     try:
         if not path.exists():
             _make(data, path)
-        if path.stat().st_mode & 0o077:
+        refuse_shared(path, "the key of approval links")
+        if rights_of_others(path):
             raise SetupError(f"others can read this key; run: chmod 600 {path}", file=str(path))
-        return bytes.fromhex(path.read_text("ascii").strip())
+        key = bytes.fromhex(path.read_text("ascii").strip())
     except (OSError, ValueError) as error:
         raise SetupError(f"cannot use the key of approval links: {error}", file=str(path)) from None
+    if len(key) != KEY_BYTES:
+        raise SetupError(
+            f"the key of approval links has {len(key)} bytes and {KEY_BYTES} are needed, in hex; "
+            f"remove the file and a new one is made (links that were sent end), or write one: "
+            f"openssl rand -hex {KEY_BYTES} > {path}",
+            file=str(path),
+        )
+    return key
 
 
 def _make(data: Path, path: Path) -> None:
     """Write a new key, whole or not at all; of two first starts one wins, and both read it."""
     handle, draft = tempfile.mkstemp(prefix=f".{KEY_FILE}-", dir=data)  # mode 0600
     with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32) + "\n")
+        file.write(secrets.token_hex(KEY_BYTES) + "\n")
         file.flush()
         os.fsync(handle)
     with contextlib.suppress(FileExistsError):

@@ -25,8 +25,18 @@ from turnout.service.errors import (
     SetupError,
     TurnoutError,
 )
+from turnout.service.governance.ownership import refuse_shared
 
-FILE_NAME = "journal.db"
+from .files import (
+    FILE_NAME,
+    journal_folder,
+    new_id,
+    read_marker,
+    refuse_loss,
+    refuse_other,
+    write_marker,
+)
+
 APPLICATION_ID = 0x7475726E  # "turn", so that another program's database is never migrated
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _STATEMENTS_KEPT = 400  # prepared: ten batch sizes of each hot statement
@@ -34,22 +44,32 @@ _WRITER_CACHE_KIB = 16_384
 _READER_CACHE_KIB = 2_048
 _BUSY_MILLISECONDS = 2_000  # only a reader recovering the log after a kill holds a lock so long
 
+QUICKLY_CHECKED_BYTES = 64 * 2**20
+"""A journal of at most this size is checked before it is served; a larger one beside."""
+
+_MEND = "restore it from a backup, or look with `turnout doctor`"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ROOM_CODES = frozenset({apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_SHMSIZE})
 
 
-def open_for_writing(folder: Path, *, synchronous: Literal["full", "normal"]) -> apsw.Connection:
-    """Open or make the folder's database, brought to the newest shape; raises `SetupError`."""
+def open_for_writing(data: Path, *, synchronous: Literal["full", "normal"]) -> apsw.Connection:
+    """Open or make the journal of a data folder, brought to the newest shape.
+
+    Raises `SetupError` for one that others may write, that is not the one that was here or is not
+    to be read, and `JournalBroken` for one that is damaged inside.
+    """
+    folder = journal_folder(data)
     path = folder / FILE_NAME
-    # Made by us, because SQLite would give the file the process's umask; its log inherits this.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    _sync_folder(folder)
-    with suppress(PermissionError):  # a folder above that may not be listed is not ours to sync
-        _sync_folder(folder.parent)
+    _refuse_strangers(data, folder)
+    refuse_loss(data, path)
+    if not path.exists():
+        _create(path)
     connection = _open(path, apsw.SQLITE_OPEN_READWRITE)
     try:
         _settle(connection, _WRITER_CACHE_KIB)
         _migrate(connection, path)
+        _check_quickly(connection, path)
+        _name(connection, data, path)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", synchronous)
         if sys.platform == "darwin":
@@ -67,6 +87,64 @@ def open_for_writing(folder: Path, *, synchronous: Literal["full", "normal"]) ->
     return connection
 
 
+def _refuse_strangers(data: Path, folder: Path) -> None:
+    """Raise `SetupError` when others may write the journal, or own it."""
+    if folder != data:  # else the data folder is an earlier version's, or a volume's own
+        refuse_shared(folder, "the journal's folder")
+    for name in (FILE_NAME, f"{FILE_NAME}-wal"):
+        if (folder / name).exists():
+            refuse_shared(folder / name, "the journal")
+
+
+def _create(path: Path) -> None:
+    """Make a journal whole before it has its name: no crash leaves an empty one."""
+    draft = path.with_name(f"{path.name}.new")
+    for left in path.parent.glob(f"{draft.name}*"):
+        left.unlink()
+    # Made by us, because SQLite would give the file the process's umask; its log inherits this.
+    os.close(os.open(draft, os.O_RDWR | os.O_CREAT, 0o600))
+    connection = _open(draft, apsw.SQLITE_OPEN_READWRITE)
+    try:
+        _settle(connection, _WRITER_CACHE_KIB)
+        _migrate(connection, draft)
+    except apsw.Error as error:
+        raise _unreadable(path, error, connection) from error
+    finally:
+        connection.close()
+    draft.replace(path)
+    _sync_folder(path.parent)
+    with suppress(PermissionError):  # a folder above that may not be listed is not ours to sync
+        _sync_folder(path.parent.parent)
+
+
+def _check_quickly(connection: apsw.Connection, path: Path) -> None:
+    """Raise `JournalBroken` for a small journal that is damaged; a large one is read later."""
+    if path.stat().st_size <= QUICKLY_CHECKED_BYTES:
+        problem = damage(connection)
+        if problem is not None:
+            raise JournalBroken(f"{path} is damaged ({problem}); {_MEND}")
+
+
+def damage(connection: apsw.Connection) -> str | None:
+    """Read the whole database and return how it is damaged, None when it is not."""
+    try:
+        found = connection.execute("PRAGMA quick_check(1)").get
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        return str(error)
+    return None if found == "ok" else str(found)
+
+
+def _name(connection: apsw.Connection, data: Path, path: Path) -> None:
+    """Give a journal its name for ever, and leave it beside it; refuse another one's."""
+    named = connection.execute("SELECT value FROM counters WHERE name = 'id'").get
+    if named is None:
+        named = new_id()
+        connection.execute("INSERT INTO counters (name, value) VALUES ('id', ?)", (named,))
+    refuse_other(data, path, str(named))
+    if read_marker(data) != str(named):
+        write_marker(data, str(named))
+
+
 @contextmanager
 def usable(folder: Path) -> Iterator[None]:
     """Translate what the system says about a data folder that cannot be used."""
@@ -82,19 +160,27 @@ def usable(folder: Path) -> Iterator[None]:
 
 
 def open_for_reading(folder: Path) -> apsw.Connection:
-    """Open an existing database to read it, beside a writer or alone; raises `SetupError`."""
+    """Open an existing database to read it, beside a writer or alone; raises `SetupError`.
+
+    Where nothing can be written (a backup, a read-only mount) one without a log is read as it is.
+    """
     path = folder / FILE_NAME
     if not path.is_file():
         raise SetupError(f"there is no journal in {folder}; TURNOUT_DATA names the data folder")
-    connection = _open(path, apsw.SQLITE_OPEN_READONLY)
     try:
-        _settle(connection, _READER_CACHE_KIB)
-        connection.pragma("query_only", True)
-        found = _version(connection, path)
-    except apsw.Error as error:
-        reason = _unreadable(path, error, connection)
-        connection.close()
-        raise reason from error
+        connection, found = _open_to_read(path)
+    except SetupError as error:
+        if not isinstance(error.__cause__, apsw.CantOpenError | apsw.ReadOnlyError):
+            raise
+        if os.access(folder, os.W_OK):
+            raise
+        if _has_log(path):
+            raise SetupError(
+                f"{folder} cannot be written, and the newest rows of its journal are in a log "
+                f"({path.name}-wal) that reading must fold in; copy the data folder to where you "
+                "can write, and name it with --data"
+            ) from error
+        connection, found = _open_to_read(path, immutable=True)
     if found < newest_version():
         connection.close()
         raise SetupError(
@@ -102,6 +188,31 @@ def open_for_reading(folder: Path) -> apsw.Connection:
             "start `turnout serve` once on this folder to bring it up to date"
         )
     return connection
+
+
+def _open_to_read(path: Path, *, immutable: bool = False) -> tuple[apsw.Connection, int]:
+    """Open a database and return it with its version."""
+    flags = apsw.SQLITE_OPEN_READONLY
+    if immutable:
+        connection = _open(f"{path.absolute().as_uri()}?immutable=1", flags | apsw.SQLITE_OPEN_URI)
+    else:
+        connection = _open(path, flags)
+    try:
+        _settle(connection, _READER_CACHE_KIB)
+        connection.pragma("query_only", True)
+        return connection, _version(connection, path)
+    except apsw.Error as error:
+        reason = _unreadable(path, error, connection)
+        connection.close()
+        raise reason from error
+    except SetupError:
+        connection.close()
+        raise
+
+
+def _has_log(path: Path) -> bool:
+    log = path.with_name(f"{path.name}-wal")
+    return log.exists() and log.stat().st_size > 0
 
 
 def newest_version() -> int:
@@ -136,7 +247,7 @@ def translate(error: apsw.Error, connection: apsw.Connection) -> JournalError:
     return JournalError(f"the journal refused a write: {error}")
 
 
-def _open(path: Path, flags: int) -> apsw.Connection:
+def _open(path: Path | str, flags: int) -> apsw.Connection:
     try:
         return apsw.Connection(str(path), flags=flags, statementcachesize=_STATEMENTS_KEPT)
     except apsw.Error as error:
@@ -188,9 +299,7 @@ def _unreadable(path: Path, error: apsw.Error, connection: apsw.Connection) -> T
             f"cannot use the journal {path}: {error}; run this as the user the service runs as"
         )
     if isinstance(error, apsw.CorruptError | apsw.NotADBError):
-        return SetupError(
-            f"{path} is damaged ({error}); restore it from a backup, or look with `turnout doctor`"
-        )
+        return SetupError(f"{path} is damaged ({error}); {_MEND}")
     return SetupError(f"cannot use the journal {path}: {error}")
 
 

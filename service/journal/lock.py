@@ -1,12 +1,14 @@
 """One process per data folder: a lock the kernel drops when its holder dies.
 
 Guarantees that a second process is refused with the first one's pid and address, and that a kill
-leaves nothing to clean up. The file holds JSON for people and for the CLI; only the kernel's lock
-counts. It does not protect a folder shared over a network file system.
+leaves nothing to clean up. The file holds JSON for people and for the CLI; only the kernel's locks
+count, on it and on the journal's folder. It does not protect a folder shared over a network file
+system.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turnout.service.errors import SetupError
+
+from .files import journal_folder
+
+NAME = "lock"
 
 _TRIES = 5
 _PAUSE_SECONDS = 0.02
@@ -31,21 +37,20 @@ class Holder:
 class FolderLock:
     """The right to write in a data folder, held until `release` or the end of the process."""
 
-    def __init__(self, folder: Path, *, url: str | None = None) -> None:
+    def __init__(self, data: Path, *, url: str | None = None) -> None:
         """Take the lock; raises `SetupError` naming the process that has it."""
-        self._descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        # `read_lock` tests by locking for an instant, so one refusal is not yet an answer.
-        for attempt in range(_TRIES):
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt + 1 < _TRIES:
-                    time.sleep(_PAUSE_SECONDS)
-        else:
-            holder = _read(self._descriptor)
-            os.close(self._descriptor)
-            raise SetupError(_refusal(folder, holder))
+        folder = journal_folder(data)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._descriptor = _open(data / NAME, os.O_RDWR | os.O_CREAT)
+        self._folder = -1
+        try:
+            # Both: the file says who it is, and the folder cannot be removed from under the holder.
+            self._folder = os.open(folder, os.O_RDONLY)
+            if not (_lock(self._descriptor) and _lock(self._folder)):
+                raise SetupError(_refusal(data, _read(self._descriptor)))
+        except BaseException:
+            self._close()
+            raise
         self.write_url(url)
 
     def write_url(self, url: str | None) -> None:
@@ -58,31 +63,58 @@ class FolderLock:
         """Give the folder up; the file stays, empty."""
         if self._descriptor >= 0:
             os.ftruncate(self._descriptor, 0)
-            os.close(self._descriptor)
-            self._descriptor = -1
+            self._close()
+
+    def _close(self) -> None:
+        for descriptor in (self._descriptor, self._folder):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._folder = -1
 
 
-def read_lock(folder: Path) -> Holder | None:
-    """Return who works on `folder` now, or None when nobody does."""
-    try:
-        descriptor = os.open(folder / "lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _read(descriptor)
-    finally:
-        os.close(descriptor)
+def read_lock(data: Path) -> Holder | None:
+    """Return who works on a data folder now, or None when nobody does."""
+    for path in (data / NAME, journal_folder(data)):
+        try:
+            descriptor = _open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _read(descriptor)
+        finally:
+            os.close(descriptor)
     return None
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise SetupError(f"{path} is a symbolic link; remove it") from None
+        raise
+
+
+def _lock(descriptor: int) -> bool:
+    # `read_lock` tests by locking for an instant, so one refusal is not yet an answer.
+    for attempt in range(_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if attempt + 1 < _TRIES:
+                time.sleep(_PAUSE_SECONDS)
+    return False
 
 
 def _read(descriptor: int) -> Holder:
     try:
         content = json.loads(os.pread(descriptor, 4096, 0))
         return Holder(int(content["pid"]), content["url"])
-    except (ValueError, KeyError, TypeError):
-        return Holder(0, None)  # caught between being taken and being written
+    except (OSError, ValueError, KeyError, TypeError):
+        return Holder(0, None)  # caught between being taken and written, or the file was removed
 
 
 def _refusal(folder: Path, holder: Holder) -> str:

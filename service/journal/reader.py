@@ -24,6 +24,7 @@ from turnout.service.run import Run
 from . import cache
 from .connection import open_for_reading, read_all, translate
 from .examine import CHECKS
+from .files import journal_folder
 from .filters import events_where, runs_query
 from .records import (
     REGISTERED,
@@ -71,7 +72,8 @@ _FAILURE = (  # a skipped run counts as succeeded: its flow said there was nothi
 
 async def open_reader(folder: Path) -> SqliteReader:
     """Open the journal of a data folder to read it; raises `SetupError` when there is none."""
-    reader = SqliteReader(folder)
+    place = await asyncio.get_running_loop().run_in_executor(None, journal_folder, folder)
+    reader = SqliteReader(place)
     try:
         await reader.read(lambda connection: None)
     except BaseException:

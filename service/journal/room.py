@@ -13,7 +13,7 @@ import apsw
 
 from turnout.service.errors import Overloaded
 
-from .connection import FILE_NAME
+from .files import FILE_NAME
 
 _LOOK_SECONDS = 0.25
 

@@ -10,21 +10,23 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import apsw
 
+from turnout.service.errors import JournalBroken, SetupError
 from turnout.service.event import Event
 from turnout.service.metrics import Metrics
 from turnout.service.run import Outcome, Run
 
 from . import cache, operations, upkeep
 from .batch import Batch
-from .connection import open_for_writing, usable
+from .connection import QUICKLY_CHECKED_BYTES, damage, open_for_writing, usable
+from .files import WatchedFiles, journal_folder, last_change
 from .intake import Intake
 from .jobs import CallJob, ClaimJob, OutcomeJob, StepJob, append_job
 from .kept import KeptSteps
@@ -42,7 +44,9 @@ from .tally import Tally
 from .writer import Writer
 
 _FLUSH_SECONDS = 0.5
+_Value = TypeVar("_Value")
 _Counts: TypeAlias = tuple[dict[str, int], dict[str, int], dict[str, int]]
+_Parts: TypeAlias = tuple[WatchedFiles, apsw.Connection, Spill, Room, Intake, _Counts]
 
 
 async def open_journal(
@@ -56,40 +60,48 @@ async def open_journal(
 ) -> SqliteJournal:
     """Open the journal of a data folder, made (0700) if missing, as its only writer.
 
-    Raises `SetupError` when another process has the folder, when the file is damaged, or when a
-    newer turnout wrote it. `synchronous="normal"` may lose the last commits on power loss.
+    Raises `SetupError` when another process has the folder, when the journal is gone, is somebody
+    else's or a newer turnout's, and `JournalBroken` when it is damaged.
+    `synchronous="normal"` may lose the last commits on power loss.
     """
 
-    def prepare() -> tuple[FolderLock, apsw.Connection, Spill, Room, Intake, _Counts]:
+    def prepare() -> tuple[datetime | None, FolderLock, *_Parts]:
         with usable(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            known = last_change(folder)
             lock = FolderLock(folder, url=url)
             try:
-                return lock, *parts()
+                return known, lock, *parts()
             except BaseException:
                 lock.release()
                 raise
 
-    def parts() -> tuple[apsw.Connection, Spill, Room, Intake, _Counts]:
+    def parts() -> _Parts:
         connection = open_for_writing(folder, synchronous=synchronous)
-        spill = Spill(folder)
+        place = journal_folder(folder)
+        spill = Spill(place)
         spill.open()
-        room = Room(connection, folder, min_free_bytes)
+        room = Room(connection, place, min_free_bytes)
         intake = Intake(connection, room, max_unfinished_runs=max_unfinished_runs)
-        return connection, spill, room, intake, _counts(connection)
+        counts = _counts(connection)  # reads, so that the log is there to be watched
+        return WatchedFiles(place), connection, spill, room, intake, counts
 
     # Shielded, so that a cancelled opening does not leave the folder locked by nobody.
     opened = await asyncio.get_running_loop().run_in_executor(None, prepare)
-    return SqliteJournal(folder, *opened, metrics)
+    return SqliteJournal(*opened, metrics)
 
 
 class SqliteJournal(SqliteReader):
-    """Implements `Journal`. `broken` is set once the disk failed for good: end the process (74)."""
+    """Implements `Journal`. `broken` is set once the disk failed for good: end the process (74).
+
+    `last_written_at` is when the files were last changed before they were opened.
+    """
 
     def __init__(
         self,
-        folder: Path,
+        last_written_at: datetime | None,
         lock: FolderLock,
+        files: WatchedFiles,
         connection: apsw.Connection,
         spill: Spill,
         room: Room,
@@ -97,7 +109,9 @@ class SqliteJournal(SqliteReader):
         counts: _Counts,
         metrics: Metrics,
     ) -> None:
-        super().__init__(folder)
+        super().__init__(files.folder)
+        self.last_written_at = last_written_at
+        self._files = files
         self._spill = spill
         self._lock = lock
         self._room = room
@@ -114,6 +128,43 @@ class SqliteJournal(SqliteReader):
             settled=self._count,
             broke=self.broken.set,
         )
+
+    async def read(self, query: Callable[[apsw.Connection], _Value]) -> _Value:
+        """Run `query` on a reading thread; a journal that it shows to be damaged is given up."""
+        try:
+            return await super().read(query)
+        except JournalBroken as error:
+            self._give_up(str(error))
+            raise
+        except SetupError as error:  # another thread's connection finds no journal to open
+            problem = await self.look_at_files()
+            if problem is None:
+                raise
+            raise JournalBroken(problem) from error
+
+    async def look_at_files(self) -> str | None:
+        """Return what happened to the open journal's files, None when all is well.
+
+        If anything did, the journal is given up.
+        """
+        loop = asyncio.get_running_loop()
+        problem = await loop.run_in_executor(None, self._files.problem)
+        if problem is not None:
+            self._give_up(problem)
+        return problem
+
+    def _give_up(self, reason: str) -> None:
+        """Accept nothing more, and set `broken`: what is on disk is not what was written."""
+        self._writer.give_up(reason)
+
+    async def check(self) -> None:
+        """Read a large journal, which was not checked when it was opened, for damage."""
+        if self._room.used_bytes <= QUICKLY_CHECKED_BYTES:
+            return
+        with suppress(JournalBroken):  # given up already
+            problem = await self.read(damage)
+            if problem is not None:
+                self._give_up(f"the journal is damaged ({problem}); see `turnout doctor`")
 
     def write_url(self, url: str) -> None:
         """Tell the CLI, through the lock file, where this process answers."""
@@ -383,6 +434,12 @@ class SqliteJournal(SqliteReader):
     def writable(self) -> str | None:
         """None while writes work; else why not (disk full, broken)."""
         return self._writer.broken or self._writer.full
+
+    @property
+    def short_of_room(self) -> str | None:
+        """None while the disk has room for what comes in; else how much is missing."""
+        refusal = self._room.refusal()
+        return None if refusal is None else str(refusal)
 
     async def probe(self) -> None:
         """Try a durable write; raises like any write. How recovery from a full disk is noticed."""

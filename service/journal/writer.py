@@ -26,7 +26,6 @@ from .tally import Tally
 
 _BATCH_ROWS = 2_000
 _CHECKPOINT_PAGES = 4_000  # 16 MiB of log, then its pages go to the database file
-_LOG_BYTES = 64 * 2**20  # a log grown beyond this under a long reader is cut back
 
 
 class Job:
@@ -94,6 +93,11 @@ class Writer:
         job.future = future = self._loop.create_future()
         self._queue.put(job)
         return future
+
+    def give_up(self, reason: str) -> None:
+        """Write nothing more: the journal cannot be trusted. Call on the loop's thread only."""
+        self.broken = self.broken or reason
+        self._broke()
 
     async def close(self) -> None:
         """Write what is queued, fold the log into the database, and close the connection."""

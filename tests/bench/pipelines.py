@@ -22,6 +22,7 @@ import orjson
 import uvloop
 
 from turnout.service.app import calm_collector
+from turnout.service.clock import WallClock
 from turnout.service.event import Event, mint_id
 from turnout.service.flow import Flow
 from turnout.service.journal.connection import open_for_writing
@@ -120,7 +121,9 @@ async def turnout(
     stack.callback(_none_died, journal)
     emit = process.emitter(ByHand("bench", "bench"), lambda _event: (made,))
     if pruning:
-        upkeep = Maintenance(journal, process.effects, settings, metrics, now=utc_now)
+        upkeep = Maintenance(
+            journal, process.effects, settings, metrics, now=utc_now, clock=WallClock(utc_now)
+        )
         stack.callback(tasks.create_task(_prune(upkeep)).cancel)
 
     async def once() -> None:

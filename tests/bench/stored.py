@@ -6,12 +6,14 @@ from pathlib import Path
 
 import apsw
 
-from turnout.service.journal.connection import FILE_NAME
+from turnout.service.journal.files import FILE_NAME, journal_folder
 
 
 def ends(data: Path) -> dict[str, tuple[float, int]]:
     """Return, by its id, when each succeeded run finished and how many runs its event has."""
-    journal = apsw.Connection(str(data / FILE_NAME), flags=apsw.SQLITE_OPEN_READONLY)
+    journal = apsw.Connection(
+        str(journal_folder(data) / FILE_NAME), flags=apsw.SQLITE_OPEN_READONLY
+    )
     try:
         return {
             str(run): (float(finished) / 1e6, int(runs))

@@ -57,8 +57,8 @@ def copied(data: Path) -> Iterator[sqlite3.Connection]:
     """Open a copy of a data folder's journal; consistent when its process is dead or stopped."""
     with tempfile.TemporaryDirectory(prefix="turnout-snapshot-") as folder:
         for name in ("journal.db", "journal.db-wal"):
-            if (data / name).exists():
-                shutil.copyfile(data / name, Path(folder) / name)
+            if (data / "journal" / name).exists():
+                shutil.copyfile(data / "journal" / name, Path(folder) / name)
         with closing(sqlite3.connect(Path(folder) / "journal.db")) as copy:
             yield copy
 

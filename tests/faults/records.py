@@ -169,10 +169,12 @@ def stopped(program: Program) -> Iterator[None]:
 
 def places(data: Path, *, live: bool = False) -> dict[int, int]:
     """Return the offset each partition of the one topic is journaled up to."""
-    if not (data / "journal.db").exists():
+    if not (data / "journal" / "journal.db").exists():
         return {}
     if live:
-        with closing(sqlite3.connect(f"file:{data}/journal.db?mode=ro", uri=True)) as journal:
+        with closing(
+            sqlite3.connect(f"file:{data}/journal/journal.db?mode=ro", uri=True)
+        ) as journal:
             return _places(journal)
     with copied(data) as journal:
         return _places(journal)

@@ -40,7 +40,7 @@ def stopped(tmp_path: Path) -> Program:
 
 def refusal(program: Program) -> str:
     """Start the program, which must end by itself, untouched; returns what it said."""
-    database = program.data / "journal.db"
+    database = program.data / "journal" / "journal.db"
     before = hashlib.sha256(database.read_bytes()).hexdigest()
     said = len(program.log_text())
     with program:
@@ -59,7 +59,7 @@ def test_an_intact_journal_is_served_again(stopped: Program) -> None:
 
 
 def test_a_journal_of_a_newer_turnout_is_refused(stopped: Program) -> None:
-    with closing(sqlite3.connect(stopped.data / "journal.db")) as database:
+    with closing(sqlite3.connect(stopped.data / "journal" / "journal.db")) as database:
         database.execute("PRAGMA user_version = 9999")
         database.commit()
     text = refusal(stopped)
@@ -67,7 +67,7 @@ def test_a_journal_of_a_newer_turnout_is_refused(stopped: Program) -> None:
 
 
 def test_a_journal_with_a_damaged_head_is_refused(stopped: Program) -> None:
-    database = stopped.data / "journal.db"
+    database = stopped.data / "journal" / "journal.db"
     with database.open("r+b") as file:
         file.write(b"not a database at all" * 5)
     text = refusal(stopped)
@@ -75,7 +75,7 @@ def test_a_journal_with_a_damaged_head_is_refused(stopped: Program) -> None:
 
 
 def test_a_journal_with_a_damaged_middle_is_refused_or_reported(stopped: Program) -> None:
-    database = stopped.data / "journal.db"
+    database = stopped.data / "journal" / "journal.db"
     size = database.stat().st_size
     with database.open("r+b") as file:
         file.seek(4096)
@@ -87,7 +87,7 @@ def test_a_journal_with_a_damaged_middle_is_refused_or_reported(stopped: Program
 
 
 def test_another_programs_database_is_refused(stopped: Program) -> None:
-    database = stopped.data / "journal.db"
+    database = stopped.data / "journal" / "journal.db"
     database.unlink()
     with closing(sqlite3.connect(database)) as other:
         other.execute("CREATE TABLE customers (name TEXT)")

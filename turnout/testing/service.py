@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
+from turnout.service.clock import WallClock
 from turnout.service.emitter import TriggerEmitter
 from turnout.service.errors import ClaimLost
 from turnout.service.event import Event
@@ -289,8 +290,9 @@ class Service:
                 )  # fmt: skip
                 self.journal = journal
                 self._maintenance = Maintenance(
-                    journal, self.process.effects, self._settings, metrics, now=self.clock.now
-                )
+                    journal, self.process.effects, self._settings, metrics, now=self.clock.now,
+                    clock=WallClock(self.clock.now, elapsed=lambda: self.clock.now().timestamp()),
+                )  # fmt: skip
                 try:
                     await self.process.start()
                     self._started.set()

@@ -1,0 +1,62 @@
+"""How far to believe the wall clock, by the time that has really passed.
+
+A clock that was set wrong for a moment must not make everything old. Deleting what is old asks
+first; everything else takes the clock as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+JUMP = timedelta(days=1)
+"""How much ahead of the time that has passed a clock is no longer believed."""
+
+PATIENCE = timedelta(hours=1)
+"""How long it must stay there to be believed after all."""
+
+
+def elapsed() -> float:
+    """Return seconds that no setting of the clock changes; a machine asleep counts where it can."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class WallClock:
+    """Compares a wall clock with the time that has passed since it was last believed."""
+
+    def __init__(
+        self,
+        now: Callable[[], datetime],
+        *,
+        known: datetime | None = None,
+        elapsed: Callable[[], float] = elapsed,
+    ) -> None:
+        """Begin at what the clock says, or at `known`: an instant that was once passed for sure."""
+        self._now = now
+        self._elapsed = elapsed
+        self._believed = self._offset() if known is None else known.timestamp() - elapsed()
+        self._doubted_at: float | None = None
+
+    def _offset(self) -> float:
+        return self._now().timestamp() - self._elapsed()
+
+    @property
+    def ahead(self) -> timedelta:
+        """How far the clock is ahead of what it was last believed at, and the time since."""
+        return timedelta(seconds=self._offset() - self._believed)
+
+    def is_believed(self) -> bool:
+        """Whether what is old by the clock may be deleted.
+
+        Not within an hour of a jump ahead by more than a day. Set back, it is believed at once:
+        less is old then.
+        """
+        if self.ahead > JUMP:
+            if self._doubted_at is None:
+                self._doubted_at = self._elapsed()
+            if self._elapsed() - self._doubted_at < PATIENCE.total_seconds():
+                return False
+        self._believed = self._offset()
+        self._doubted_at = None
+        return True
