@@ -377,6 +377,31 @@ async def test_keys_headers_and_times_are_kept_whatever_their_bytes(
     assert abs((utc_now() - first.time).total_seconds()) < 60
 
 
+async def test_a_null_value_is_none_and_an_empty_one_is_empty_also_after_a_restart(
+    tmp_path: Path, kafka: Broker
+) -> None:
+    topic = await kafka.create_topic()
+    source = kafka_trigger(topic, group=unique("group"), start="earliest", data="text", null="run")
+
+    @flow(on=source)
+    async def either(value: str | None = "default") -> str:
+        return repr(value)
+
+    @flow(on=source)
+    async def raw(value: bytes | None) -> str:
+        return repr(value)
+
+    await kafka.send(topic, [None], key=b"k")
+    await kafka.send(topic, [b""], key=b"k")
+    async with serving(tmp_path, kafka, either, raw) as process:
+        runs = await ended(process, 4)
+        said = sorted((run.flow, orjson.loads(run.result or b"null")) for run in runs)
+        assert said == [("either", "''"), ("either", "'default'"), ("raw", "None"), ("raw", "b''")]
+        again = [await process.process.operator.replay(run.event_id) for run in runs]
+        replayed = [await process.finished(each) for run in again for each in run]
+    assert {run.result for run in replayed} == {run.result for run in runs}
+
+
 @pytest.mark.parametrize("mode", ["structured", "binary"])
 async def test_cloudevents_say_what_they_are(tmp_path: Path, kafka: Broker, mode: str) -> None:
     topic = await kafka.create_topic()
