@@ -59,12 +59,17 @@ def _mentions(schema: Any, kind: type) -> bool:
 
 def _build(annotation: Any) -> TypeAdapter[Any] | str:
     """Return the adapter of an annotation that is known whole, or why there is none."""
-    from pydantic import TypeAdapter
+    from pydantic import PydanticUndefinedAnnotation, TypeAdapter
 
     try:
         made = TypeAdapter(_readable(annotation, {}))
         if not made.pydantic_complete:  # it would say so at the first data
             made.rebuild(raise_errors=True)
+    except PydanticUndefinedAnnotation as error:
+        return (
+            f"its annotation {error.name!r} is not known when the flow runs; import it at the top "
+            f"of its file, not under TYPE_CHECKING"
+        )
     except RecursionError:
         return "it refers to itself; write it as a class, or with TypeAliasType"
     except Exception as error:  # noqa: BLE001  a type may bring code of its own, an author's

@@ -581,6 +581,25 @@ async def test_an_empty_text_given_to_a_child_is_not_its_default(tmp_path: Path)
         assert result(await run_of(service, greet_nobody)) == ["[]", "[world]", 0, 7]
 
 
+@flow(on=event("greeting"))
+async def greeted(name: str | None = "nobody") -> None:
+    done.append(repr(name))
+
+
+@flow
+async def emits_greetings() -> None:
+    await emit("greeting")
+    await emit("greeting", None)
+    await emit("greeting", "")
+
+
+async def test_an_event_emitted_without_data_has_none_and_none_is_a_value(tmp_path: Path) -> None:
+    async with running(tmp_path, [emits_greetings, greeted]) as service:
+        await run_of(service, emits_greetings)
+        await service.all_finished()
+    assert sorted(done) == ["''", "'nobody'", "None"]
+
+
 @flow
 async def redact(event: Event) -> str:
     event.data["card"]["number"] = "****"

@@ -22,7 +22,7 @@ import orjson
 
 from turnout.service import foreign
 from turnout.service.errors import NotKept, StepFailed
-from turnout.service.event import CALLED, MAX_HOPS, Event, file_url, mint_id
+from turnout.service.event import CALLED, MAX_HOPS, NO_BODY, Event, file_url, mint_id
 from turnout.service.flow import Flow
 from turnout.service.governance import secrets
 from turnout.service.journal.records import ChildEnd, Claim, StepRecord
@@ -43,14 +43,14 @@ EMITTED = "emit"
 
 
 def emit(
-    event_type: str, data: Any = None, *, subject: str | None = None, id: str | None = None
+    event_type: str, data: Any = NO_BODY, *, subject: str | None = None, id: str | None = None
 ) -> Coroutine[object, None, str]:
     """Emit an event as a step, exactly once; returns its id.
 
     `await emit("order.paid", {"id": order.id})`. It starts the flows with `on=event(TYPE)` and is
-    one hop further from the origin than this run's event. With an `id` of your own the same event
-    emitted again starts nothing, which the step's result says; another type, subject or data
-    under an id that was used raises `Fail`.
+    one hop further from the origin than this run's event. Without `data` the event has no body.
+    With an `id` of your own the same event emitted again starts nothing, which the step's result
+    says; another type, subject or data under an id that was used raises `Fail`.
     """
     scope = place("emit")
     texts: dict[str, object] = {"event_type": event_type, "subject": subject, "id": id}
@@ -79,10 +79,7 @@ async def _emit(
         time=call.services.now(),
         subject=subject,
         datacontenttype="application/json",
-        body=codec.encode_result(
-            data, Any, max_bytes=call.services.settings.max_result_bytes, name=call
-        )
-        or b"null",
+        body=NO_BODY if data is NO_BODY else _data(call, data),
         trigger=EMITTED,
         tenant=cause.tenant,
         extensions=cause.trace,
@@ -100,6 +97,11 @@ async def _emit(
         await call.keep(call.failed(error))
         raise call.heard() from None
     return event.id
+
+
+def _data(call: Call, data: Any) -> bytes:
+    limit = call.services.settings.max_result_bytes
+    return codec.encode_result(data, Any, max_bytes=limit, name=call) or b"null"
 
 
 def _str() -> str:
