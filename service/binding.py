@@ -13,6 +13,7 @@ body `bytes` and `str` are empty, and what may be None is None.
 from __future__ import annotations
 
 import inspect
+import pickle
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
-from .errors import InvalidData, SetupError
+from .errors import FOREIGN, CodeChanged, InvalidData, SetupError, words_of
 from .event import Event
 from .payload import Form
 from .resource import Resource
@@ -44,12 +45,14 @@ class Binding:
     """How an event fills one function's parameters, and what the function says it returns.
 
     `resources` maps parameters to the resources to inject; `arguments` leaves those out.
+    `declared` maps the others to their annotations.
     """
 
     fills: tuple[tuple[str, Fill], ...] = ()
     optional: tuple[tuple[str, Fill, Callable[[Event], bool]], ...] = ()
     resources: Mapping[str, Resource[Any]] = field(default_factory=lambda: _NO_RESOURCES)
     returns: Any = UNANNOTATED
+    declared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def hands_path(self) -> bool:
@@ -67,11 +70,31 @@ class Binding:
 
     def arguments(self, event: Event) -> dict[str, Any]:
         """Return the arguments for `event`; raises `InvalidData` naming the field."""
+        if event.exact is not None:
+            return self._called(event, event.exact)
         filled = {name: fill(event) for name, fill in self.fills}
         for name, fill, present in self.optional:
             if present(event):
                 filled[name] = fill(event)
         return filled
+
+    def _called(self, event: Event, exact: bytes) -> dict[str, Any]:
+        """Fill the parameters of a flow that a flow called: some as they were given."""
+        try:
+            given: dict[str, Any] = pickle.loads(exact)
+        except FOREIGN as error:
+            raise CodeChanged(
+                f"the arguments of this call no longer fit the code ({words_of(error)}); call the "
+                f"flow again"
+            ) from error
+        gone = given.keys() - self.declared.keys()
+        if gone:
+            raise CodeChanged(f"the flow was called with {min(gone)!r}, which it no longer takes")
+        filled = {name: fill(event) for name, fill in self.fills if name not in given}
+        for name, fill, present in self.optional:
+            if name not in given and present(event):
+                filled[name] = fill(event)
+        return filled | given
 
 
 # ---------------------------------------------------------------- reading a signature
@@ -94,6 +117,7 @@ def _read(function: Callable[..., Any]) -> Binding:
     hints = _hints(function)
     resources: dict[str, Resource[Any]] = {}
     parameters: list[_Parameter] = []
+    declared: dict[str, Any] = {}
     for parameter in signature.parameters.values():
         _refuse_shape(parameter)
         annotation = hints.get(parameter.name, UNANNOTATED)
@@ -104,11 +128,13 @@ def _read(function: Callable[..., Any]) -> Binding:
                     f"parameter {parameter.name!r} has no annotation; say what fills it: "
                     f"`{parameter.name}: Event`, a model, `dict`, `bytes`, `str` or `Path`"
                 )
+            declared[parameter.name] = Any
             continue
         resource = _resource_of(annotation)
         if resource is not None:
             resources[parameter.name] = resource
         else:
+            declared[parameter.name] = annotation
             parameters.append(_source(parameter.name, annotation, required))
     _refuse_rivals(parameters)
     return Binding(
@@ -116,6 +142,7 @@ def _read(function: Callable[..., Any]) -> Binding:
         optional=_optional(parameters),
         resources=MappingProxyType(resources) if resources else _NO_RESOURCES,
         returns=hints.get("return", UNANNOTATED),
+        declared=declared,
     )
 
 

@@ -56,7 +56,9 @@ class Event:
     without a body leaves it out (`has_body`). `headers` are the transport's own (lower-case
     names), `params` the parts of a webhook path, `query` the fields behind its `?`, `extensions`
     the CloudEvents extension attributes; `specversion` is set on what came as a CloudEvent.
-    `minted` is true when turnout made the id, so that no sender can deliver it twice.
+    `minted` is true when turnout made the id, so that no sender can deliver it twice; `exact` is
+    turnout's own too, a pickle of the arguments of a call that the body would not give back the
+    same.
     """
 
     id: str
@@ -76,6 +78,7 @@ class Event:
     hops: int = 0
     minted: bool = False
     specversion: str | None = None
+    exact: bytes | None = field(default=None, repr=False)
 
     @property
     def trace(self) -> dict[str, str]:

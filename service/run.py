@@ -101,8 +101,9 @@ class Outcome:
     """What one attempt came to: the executor returns it, the journal records it.
 
     `state` is any state that may follow `running`; `due_at` goes with retrying and waiting.
-    `result` is encoded JSON. `log` is the attempt's captured lines, JSON Lines. `counts` is false
-    when the attempt did not really happen (handed back on stop), so that it spends no retry.
+    `result` is encoded JSON, `returned` a pickle for the flow that called this one where JSON would
+    not give the same. `log` is the attempt's captured lines, JSON Lines. `counts` is false when the
+    attempt did not really happen (handed back on stop), so that it spends no retry.
     When `error.step` names a step, the step's recorded error is superseded in the same write, and
     so are those of the steps `again`.
     `waits` are the steps a waiting run waits at, with the last event each has looked at (0 if
@@ -112,6 +113,7 @@ class Outcome:
 
     state: RunState
     result: bytes | None = None
+    returned: bytes | None = None
     error: RunError | None = None
     reason: str | None = None
     due_at: datetime | None = None

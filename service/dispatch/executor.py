@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from turnout.service.errors import ClaimLost, JournalBroken, JournalFull, message_of
+from turnout.service.event import CALLED
 from turnout.service.governance import secrets
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim
@@ -26,7 +27,7 @@ from turnout.service.run import Outcome, RunState, Skip
 from turnout.service.second_look import FILE_TYPES, look_again
 from turnout.service.settings import Settings
 from turnout.service.steps.branches import not_facts
-from turnout.service.steps.codec import encode_result
+from turnout.service.steps.codec import encode_returned
 from turnout.service.steps.context import Outside, RunContext, Services, Sleep, open_attempt
 from turnout.service.steps.ending import conclude, ended_before
 from turnout.service.steps.failures import FINAL, describe
@@ -73,7 +74,7 @@ class Executor:
             if known is not None:
                 return _with_log(await conclude(context, flow, known), context)
             try:
-                result = await self._call(context, flow)
+                result, returned = await self._call(context, flow)
                 if context.trail is not None:
                     context.trail.refuse_end()
             except (ClaimLost, JournalBroken):
@@ -85,12 +86,12 @@ class Executor:
             except BaseException as error:  # noqa: BLE001  foreign code; sys.exit() too must not end the service
                 outcome = _suspended(context) or self._judge(context, flow, error)
             else:
-                outcome = Outcome(state=RunState.SUCCEEDED, result=result)
+                outcome = Outcome(state=RunState.SUCCEEDED, result=result, returned=returned)
             if task.cancelling() and not is_stopped():
                 await _forget_cancels(task)
             return await _finished(context, flow, _suspended(context) or outcome)
 
-    async def _call(self, context: RunContext, flow: AnyFlow) -> bytes | None:
+    async def _call(self, context: RunContext, flow: AnyFlow) -> tuple[bytes | None, bytes | None]:
         claim = context.claim
         arguments = flow.bind(claim.event) if claim.arguments is None else claim.arguments
         if claim.event.type in FILE_TYPES and flow.binding.hands_path:
@@ -112,9 +113,10 @@ class Executor:
         finally:
             if context.called is not None and context.called.is_left:
                 await context.called.end(patiently=_suspended(context) is not None)
-        return encode_result(
+        return encode_returned(
             value,
             flow.binding.returns,
+            called=claim.event.type == CALLED,
             max_bytes=self._settings.max_result_bytes,
             name=flow.words,
         )

@@ -162,6 +162,11 @@ class Batch:
         _ATTEMPTS.run(self._connection, attempts)
         self._settle_waits(jobs)
         for job in jobs:
+            if job.outcome.returned is not None:
+                self._connection.execute(
+                    "UPDATE runs SET returned = ? WHERE seq = ?",
+                    (job.outcome.returned, job.claim.run_seq),
+                )
             if job.outcome.undo is not None:
                 self._note_undo(job.claim, job.outcome.undo, tally)
             if job.outcome.error and (job.outcome.error.step or job.outcome.again):
@@ -350,9 +355,11 @@ class Batch:
         execute = self._connection.execute
         for seq, keys in orjson.loads(execute(_UNWOKEN, (seqs,)).get):
             claims[seq].unwoken = frozenset(keys)
-        for seq, key, run_id, state, result, error in orjson.loads(execute(_ENDED, (seqs,)).get):
-            data = None if result is None else bytes.fromhex(result)
-            claims[seq].ended[key] = ChildEnd(run_id, RunState(state), data, error_from(error))
+        for seq, key, run_id, state, *kept, error in orjson.loads(execute(_ENDED, (seqs,)).get):
+            result, returned = (None if data is None else bytes.fromhex(data) for data in kept)
+            claims[seq].ended[key] = ChildEnd(
+                run_id, RunState(state), result, error_from(error), returned
+            )
 
     def _read_steps(self, claims: dict[int, Claim], query: str, values: tuple[Any, ...]) -> None:
         for run_seq, seq, large, *row in orjson.loads(self._connection.execute(query, values).get):
@@ -392,11 +399,12 @@ SELECT json_group_array(json_array(run_seq, json(keys))) FROM
 """
 _ENDED = f"""
 SELECT json_group_array(json_array(w.run_seq, w.key, r.id, r.state,
-    iif(r.result IS NULL, NULL, hex(r.result)), r.error))
+    iif(r.result IS NULL, NULL, hex(r.result)),
+    iif(r.returned IS NULL, NULL, hex(r.returned)), r.error))
 FROM waits AS w CROSS JOIN runs AS r ON r.id = substr(w.topic, 5)
 WHERE w.run_seq IN (SELECT value FROM json_each(?)) AND w.topic LIKE 'run:%'
     AND w.woken IS NOT NULL AND r.finished_at IS NOT NULL
-    AND coalesce(length(r.result), 0) <= {_INLINE_RESULT_BYTES}
+    AND coalesce(length(r.result), 0) + coalesce(length(r.returned), 0) <= {_INLINE_RESULT_BYTES}
 """
 # Large bodies are read by a statement of their own, so that one answer stays small. The plus keeps
 # the planner from walking the whole backlog by state instead of looking up the few runs asked for.

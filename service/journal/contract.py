@@ -23,6 +23,7 @@ from .records import (
     Appended,
     Attempt,
     Cached,
+    ChildEnd,
     Claim,
     Entry,
     Filter,
@@ -41,6 +42,9 @@ class Reader(Protocol):
 
     async def run(self, run_id: str) -> Run | None:
         """Return one run by its id, or by a prefix of at least 8 characters that fits only one."""
+
+    async def child(self, run_id: str) -> ChildEnd | None:
+        """Return how a called run stands, or ended; None when it is no longer kept."""
 
     async def runs(self, which: Filter) -> list[Run]:
         """Return matching runs, newest first, without results of more than 4 KiB."""

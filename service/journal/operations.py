@@ -126,7 +126,8 @@ def retry(
         _drop_steps(connection, run, from_step)
     connection.execute(
         "UPDATE runs SET state = 'queued', attempts = 0, dead = 0, blames = 0, due_at = ?2,"
-        " started_at = NULL, finished_at = NULL, result = NULL, error = NULL, reason = NULL,"
+        " started_at = NULL, finished_at = NULL, result = NULL, returned = NULL,"
+        " error = NULL, reason = NULL,"
         " undo = NULL, cancelled_by = NULL WHERE seq = ?1",
         (run.seq, micros(now)),
     )

@@ -19,7 +19,7 @@ import orjson
 
 from turnout.service.errors import JournalError
 from turnout.service.event import Event
-from turnout.service.run import Run
+from turnout.service.run import Run, RunState
 
 from . import cache
 from .connection import open_for_reading, read_all, translate
@@ -30,6 +30,7 @@ from .records import (
     REGISTERED,
     Attempt,
     Cached,
+    ChildEnd,
     Filter,
     Queued,
     StepRecord,
@@ -43,6 +44,7 @@ from .rows import (
     RUN_SOURCE,
     STEP_COLUMNS,
     attempt_from,
+    error_from,
     event_from,
     failure_from,
     found_by_id,
@@ -135,6 +137,20 @@ class SqliteReader:
                 after = run_id[:-1] + chr(ord(run_id[-1]) + 1)
                 found = _runs_by_id(connection, "r.id >= ? AND r.id < ?", (run_id, after))
             return found[0] if len(found) == 1 else None
+
+        return await self.read(query)
+
+    async def child(self, run_id: str) -> ChildEnd | None:
+        """Return how a called run stands, or ended; None when it is no longer kept."""
+
+        def query(connection: apsw.Connection) -> ChildEnd | None:
+            row: Any = connection.execute(
+                "SELECT state, result, error, returned FROM runs WHERE id = ?", (run_id,)
+            ).fetchone()
+            if row is None:
+                return None
+            state, result, error, returned = row
+            return ChildEnd(run_id, RunState(state), result, error_from(error), returned)
 
         return await self.read(query)
 

@@ -179,12 +179,13 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class ChildEnd:
-    """How a child run ended."""
+    """How a child run ended; `returned` is a pickle where `result` (JSON) is not all of it."""
 
     id: str
     state: RunState
     result: bytes | None
     error: RunError | None
+    returned: bytes | None = None
 
 
 @dataclass(slots=True, kw_only=True)

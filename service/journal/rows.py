@@ -6,6 +6,7 @@ UTC. JSON columns hold only what is not at its default.
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -127,6 +128,8 @@ def pack_details(event: Event) -> str | None:
         details["specversion"] = event.specversion
     if not event.body and event.has_body:
         details[_EMPTY_BODY] = True
+    if event.exact is not None:
+        details["exact"] = b64encode(event.exact).decode()
     return dump(details) if details else None
 
 
@@ -134,6 +137,7 @@ def event_from(row: Sequence[Any]) -> Event:
     """Return the event of a row of `EVENT_COLUMNS`."""
     _seq, event_id, source, kind, tenant, trigger, time, body, details = row
     others: dict[str, Any] = orjson.loads(details) if details else {}
+    exact = others.pop("exact", None)
     is_empty = others.pop(_EMPTY_BODY, False)  # else no bytes are no body, as they always were
     return Event(
         id=event_id,
@@ -143,6 +147,7 @@ def event_from(row: Sequence[Any]) -> Event:
         trigger=trigger,
         time=instant(time),
         body=body if body or is_empty else NO_BODY,
+        exact=None if exact is None else b64decode(exact),
         **others,
     )
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import typing
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,14 +20,15 @@ import orjson
 
 from turnout.service import foreign
 from turnout.service.errors import NotKept, StepFailed
-from turnout.service.event import CALLED, MAX_HOPS, NO_BODY, Event, file_url, mint_id
+from turnout.service.event import CALLED, MAX_HOPS, NO_BODY, Event, mint_id
 from turnout.service.flow import Flow
 from turnout.service.governance import secrets
 from turnout.service.journal.records import ChildEnd, Claim, StepRecord
 from turnout.service.retry import RetryPolicy
-from turnout.service.run import FINISHED, Fail, Run, RunState
+from turnout.service.run import FINISHED, Fail, RunState
 
 from . import codec
+from .arguments import event_for
 from .branches import Branches
 from .context import Scope, Suspend, here, suspend, suspend_with, to_await
 from .mapping import MAX_BRANCHES
@@ -101,7 +100,7 @@ async def _emit(
 
 def _data(call: Call, data: Any) -> bytes:
     limit = call.services.settings.max_result_bytes
-    return codec.encode_result(data, Any, max_bytes=limit, name=call) or b"null"
+    return codec.encode_data(data, max_bytes=limit, name=call)
 
 
 def _str() -> str:
@@ -232,9 +231,9 @@ async def _call(call: Call, flow: Flow[..., Any]) -> Any:
     claim = call.context.claim
     if call.key in claim.unwoken:
         suspend({call.key: 0})  # it has not ended, or makes the run due again at once
-    child: ChildEnd | Run | None = claim.ended.get(call.key)
+    child = claim.ended.get(call.key)
     if child is None:
-        child = await call.services.journal.run(known.origin or "")
+        child = await call.services.journal.child(known.origin or "")
     if child is not None and child.state not in FINISHED:
         suspend({call.key: 0})
     return await _result(call, known, child)
@@ -244,8 +243,8 @@ async def _start(call: Call, flow: Flow[..., Any]) -> None:
     cause = call.context.claim.event
     if cause.hops >= MAX_HOPS:
         raise Fail(f"{call} would be the {MAX_HOPS + 1}th run in a chain: is it a cycle?")
-    made = _event_for(flow, call)
-    found = secrets.find_live(made.body)
+    made = event_for(flow, call)
+    found = secrets.find_live(made.body) or secrets.find_live(made.exact or b"")
     if found is not None:
         raise NotKept(
             f"{call}: an argument holds the value of secret {found!r}; call reveal() where the "
@@ -270,50 +269,13 @@ async def _start(call: Call, flow: Flow[..., Any]) -> None:
     await durable(call.context, lambda: outside.start(call.context.claim, record, flow.name, event))
 
 
-async def _result(call: Call, known: StepRecord, run: ChildEnd | Run | None) -> Any:
+async def _result(call: Call, known: StepRecord, run: ChildEnd | None) -> Any:
     if run is None:
         gone = StepFailed("the child run is no longer kept", type="pruned")
         return await end(call, known, error=gone)
     if run.state in (RunState.SUCCEEDED, RunState.SKIPPED):
-        value = codec.decode("json", run.result or b"null", call.task.returns, name=call)
+        value = codec.decode_returned(run, call.task.returns, name=call)
         return await end(call, known, value=value)
     kind = str(run.state) if run.error is None else run.error.type
     message = f"the child run was {run.state}" if run.error is None else run.error.message
     return await end(call, known, error=StepFailed(f"{message} (run {run.id})", type=kind))
-
-
-def _event_for(flow: Flow[..., Any], call: Call) -> Event:
-    """Return an event whose data fills the flow's parameters as the caller gave them."""
-    bound = inspect.signature(flow.function).bind_partial(*call.args, **call.kwargs)
-    event = Event(id="", source="", type="", time=call.services.now())
-    for name, value in bound.arguments.items():
-        if name in flow.binding.resources:
-            continue  # the service injects its own
-        if isinstance(value, Event):
-            event = replace(value, extensions=dict(event.extensions) | dict(value.extensions))
-        elif isinstance(value, Path):
-            event = replace(event, extensions={**event.extensions, "fileurl": file_url(value)})
-        elif isinstance(value, bytes):
-            event = replace(event, body=value, encoding="bytes")
-        elif isinstance(value, str) and _takes_text(flow, name):
-            event = replace(event, body=value.encode(), encoding="text")
-        else:
-            event = replace(event, body=_json(value, call), datacontenttype="application/json")
-    return event
-
-
-def _takes_text(flow: Flow[..., Any], parameter: str) -> bool:
-    hints = typing.get_type_hints(flow.function)  # extras left out: Annotated[str, …] is str
-    return hints.get(parameter) is str
-
-
-def _json(value: Any, call: Call) -> bytes:
-    from pydantic_core import PydanticSerializationError, to_json
-
-    try:
-        return to_json(value)
-    except (PydanticSerializationError, ValueError, TypeError) as error:
-        raise NotKept(
-            f"{call}: the argument, {type(value).__name__}, is not data ({error}); pass plain "
-            f"data, a dataclass or a model to another flow"
-        ) from None

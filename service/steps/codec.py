@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from turnout.service.errors import FOREIGN, CodeChanged, NotKept
 from turnout.service.governance import secrets
+from turnout.service.journal.records import ChildEnd
 from turnout.service.payload import read_json
 from turnout.service.shape import adapter
 
-from .exact import pickled, plain_json, same
+from .exact import pickled, plain_json, same, what_json_loses
 
 Encoding = Literal["json", "pickle"]
 
@@ -62,6 +63,41 @@ def encode_result(value: Any, annotation: Any, *, max_bytes: int, name: object) 
     return data
 
 
+def encode_data(value: Any, *, max_bytes: int, name: object) -> bytes:
+    """Return the data of an event as JSON; raises `NotKept` for what JSON says less of."""
+    data = encode_result(value, UNANNOTATED, max_bytes=max_bytes, name=name) or b"null"
+    lost = what_json_loses(value, data)
+    if lost is not None:
+        raise NotKept(f"{name}: {lost}; emit what the flows that listen are to read")
+    return data
+
+
+def encode_returned(
+    value: Any, annotation: Any, *, called: bool, max_bytes: int, name: object
+) -> tuple[bytes | None, bytes | None]:
+    """Return a run's result as JSON, and a pickle where its caller could not read that back.
+
+    Raises `NotKept` for what is not data; of a `called` run also for what no pickle gives back.
+    """
+    if not called or value is None:
+        return encode_result(value, annotation, max_bytes=max_bytes, name=name), None
+    data = _exact_json(value, annotation, whole=True)
+    if data is not None:
+        _check(data, max_bytes, name, "max_result_bytes")
+        return data, None
+    data = encode_result(value, annotation, max_bytes=max_bytes, name=name)
+    returned = _pickled(value, name)
+    _check(returned, max_bytes, name, "max_result_bytes")
+    return data, returned
+
+
+def decode_returned(end: ChildEnd, annotation: Any, *, name: object) -> Any:
+    """Return what a called run returned; raises `CodeChanged` when today's code cannot read it."""
+    if end.returned is not None:
+        return decode("pickle", end.returned, annotation, name=name)
+    return None if end.result is None else decode("json", end.result, annotation, name=name)
+
+
 def _check(data: bytes, max_bytes: int, name: object, setting: str) -> None:
     if len(data) > max_bytes:
         raise NotKept(
@@ -79,13 +115,16 @@ def _check(data: bytes, max_bytes: int, name: object, setting: str) -> None:
 # ---------------------------------------------------------------- JSON that comes back the same
 
 
-def _exact_json(value: Any, annotation: Any) -> bytes | None:
-    """Return JSON that is read back as the very same value, or None."""
+def _exact_json(value: Any, annotation: Any, *, whole: bool = False) -> bytes | None:
+    """Return JSON that is read back as the very same value, or None.
+
+    If it must be `whole`, it has the fields of a model that nobody set, too.
+    """
     if annotation in _UNTYPED or annotation in _PLAIN or annotation is None:
         return plain_json(value)
     try:
         checks = adapter(annotation)
-        for is_brief in (False, True):  # a model may know which of its fields nobody set
+        for is_brief in (False,) if whole else (False, True):
             data = checks.dump_json(value, warnings="error", exclude_unset=is_brief)
             if same(checks.validate_json(data), value):
                 return data

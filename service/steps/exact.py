@@ -12,9 +12,11 @@ Not here: sizes and secrets (`codec`), errors (`service.errors`).
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -195,6 +197,59 @@ def _slots(kind: type) -> tuple[str, ...]:
         for name, held in vars(base).items()
         if type(held) is MemberDescriptorType
     )
+
+
+# ---------------------------------------------------------------- JSON for others
+
+
+def what_json_loses(value: Any, data: bytes) -> str | None:
+    """Return in words what the JSON of a value says less of than the value, None if nothing.
+
+    Another form of the same is no loss: a text for an instant, a list for a set. Losses are a
+    number that JSON has not, two keys that become one, a masked secret, a field left out.
+    """
+    if is_plain(value, shared=True):
+        return None
+    try:
+        orjson.loads(data)
+        json.loads(data, object_pairs_hook=_once)
+        _refuse_loss(value, b'"**********"' in data, 0)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1] if len({*names}) < len(names) else []
+    if twice:
+        raise ValueError(f"two keys of a dict are both {twice[0]!r} in JSON")
+
+
+def _refuse_loss(value: Any, masked: bool, depth: int) -> None:
+    kind: type = type(value)
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"JSON has no {value!r}")
+    if masked and hasattr(kind, "get_secret_value"):
+        raise ValueError(f"a {kind.__name__} is only asterisks in JSON")
+    if depth > 100:
+        raise ValueError("it is nested too deeply, or holds itself")
+    for part in _parts(kind, value):
+        _refuse_loss(part, masked, depth + 1)
+
+
+def _parts(kind: type, value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return value
+    for name, declared in getattr(kind, "__pydantic_fields__", {}).items():
+        if declared.exclude or getattr(declared, "exclude_if", None):
+            raise ValueError(f"field {name!r} of {kind.__name__} is left out (exclude=True)")
+    if is_dataclass(kind):
+        return attributes(value).values()
+    extra = getattr(value, "__pydantic_extra__", None) or {}
+    return [*vars(value).values(), *extra.values()] if is_record(kind) else ()
 
 
 # ---------------------------------------------------------------- pickles

@@ -1,0 +1,133 @@
+"""The arguments of a called flow, as an event: what the flow gets is what its caller gave.
+
+The event's body is for people, keys and filters: JSON, text or bytes. Where it would not give an
+argument back the same (`exact`), the argument goes along as a pickle. An annotation still
+converts what it was not given as: a dict becomes the model it is declared to be, as it does for
+every event.
+
+Not here: starting the run (`calling`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from turnout.service.errors import FOREIGN, NotKept, message_of, words_of
+from turnout.service.event import Event, file_url
+from turnout.service.flow import Flow
+from turnout.service.shape import adapter
+
+from .exact import ATOMS, pickled, same
+from .step import Call
+
+
+def event_for(flow: Flow[..., Any], call: Call) -> Event:
+    """Return an event that fills the flow's parameters as the caller gave them.
+
+    Raises `NotKept` for what is not data, and `InvalidData` for what the flow would refuse.
+    """
+    bound = inspect.signature(flow.function).bind_partial(*call.args, **call.kwargs)
+    given = {
+        name: value
+        for name, value in bound.arguments.items()
+        if name not in flow.binding.resources  # the service injects its own
+    }
+    event = Event(id="", source="", type="", time=call.services.now())
+    for name, value in given.items():
+        event = _with(event, flow.binding.declared.get(name), value, call)
+    exact = _exact(flow, event, given)
+    return event if not exact else replace(event, exact=_pickled(exact, call))
+
+
+def _with(event: Event, annotation: Any, value: Any, call: Call) -> Event:
+    """Return the event with an argument in it, in the form people read."""
+    if isinstance(value, Event):
+        extensions = dict(event.extensions) | dict(value.extensions)
+        return replace(value, extensions=extensions, exact=None)
+    if isinstance(value, Path):
+        return replace(event, extensions={**event.extensions, "fileurl": file_url(value)})
+    if isinstance(value, bytes):
+        return replace(event, body=bytes(value), encoding="bytes")
+    if annotation is str and isinstance(value, str):
+        text = value.encode("utf-8", "backslashreplace")  # half characters are no UTF-8
+        return replace(event, body=text, encoding="text")
+    return replace(event, body=_json(value, call), datacontenttype="application/json")
+
+
+def _json(value: Any, call: Call) -> bytes:
+    from pydantic_core import to_json
+
+    try:
+        return to_json(value, inf_nan_mode="null")
+    except FOREIGN as error:
+        raise NotKept(
+            f"{call}: the argument, {type(value).__name__}, is not data ({message_of(error)}); "
+            f"pass plain data, a dataclass or a model to another flow"
+        ) from None
+
+
+# ---------------------------------------------------------------- what the body would change
+
+
+def _exact(flow: Flow[..., Any], event: Event, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that the event does not give back as they were given."""
+    binding = flow.binding
+    fills = dict(binding.fills) | {
+        name: fill for name, fill, present in binding.optional if present(event)
+    }
+    exact = {}
+    for name, value in given.items():
+        if isinstance(value, Event):
+            continue  # the flow gets the event of its own run
+        try:
+            wanted = _declared(binding.declared.get(name, Any), value)
+        except FOREIGN:
+            if name in fills:
+                fills[name](event)  # what no rule takes either is refused by name
+            continue
+        if name not in fills or not _is_given_back(fills[name], event, wanted):
+            exact[name] = wanted
+    return exact
+
+
+def _is_given_back(fill: Callable[[Event], Any], event: Event, wanted: Any) -> bool:
+    try:
+        return same(fill(event), wanted)
+    except FOREIGN:  # the body says it in a form the flow does not read, such as NaN
+        return False
+
+
+def _declared(annotation: Any, value: Any) -> Any:
+    """Return an argument as its annotation has it: as it was given, where that fits."""
+    if annotation in (Any, object):
+        return value
+    checked = adapter(annotation).validate_python(value)
+    kind = type(checked)
+    if kind in ATOMS or kind is float:
+        return value if isinstance(value, kind) else checked
+    if kind in (dict, list, set, frozenset, tuple) and isinstance(value, kind):
+        return value if same(checked, kind(value)) else checked
+    return checked
+
+
+def _pickled(exact: Mapping[str, Any], call: Call) -> bytes:
+    for name, value in exact.items():
+        try:
+            pickled(value)
+        except FOREIGN as error:  # pickling runs the author's __reduce__
+            raise NotKept(
+                f"{call}: the argument {name!r}, {type(value).__name__}, can be kept neither as "
+                f"JSON nor as a pickle ({words_of(error)}); pass plain data, a dataclass or a model"
+            ) from None
+    data = pickled(dict(exact))  # at once: a part may stand in two of them
+    most = call.services.settings.max_spilled_bytes
+    if len(data) > most:
+        raise NotKept(
+            f"{call}: the arguments are {len(data):,} bytes and the limit is {most:,} "
+            f"(max_spilled_bytes); write them to a file and pass where it is"
+        )
+    return data
