@@ -111,10 +111,9 @@ def dump(value: Any) -> str:
 def pack_details(event: Event) -> str | None:
     """Return the attributes that have no column of their own, None when all are defaults."""
     details: dict[str, Any] = {}
-    if event.subject is not None:
-        details["subject"] = event.subject
-    if event.datacontenttype is not None:
-        details["datacontenttype"] = event.datacontenttype
+    for name in ("subject", "datacontenttype", "specversion"):
+        if (text := getattr(event, name)) is not None:
+            details[name] = text
     if event.encoding != "json":
         details["encoding"] = event.encoding
     for name in ("headers", "params", "query", "extensions"):
@@ -124,8 +123,6 @@ def pack_details(event: Event) -> str | None:
         details["hops"] = event.hops
     if event.minted:
         details["minted"] = True
-    if event.specversion is not None:
-        details["specversion"] = event.specversion
     if not event.body and event.has_body:
         details[_EMPTY_BODY] = True
     if event.exact is not None:
