@@ -20,6 +20,8 @@ from .event import Event
 from .retry import RetryPolicy
 from .trigger import Trigger
 
+_OWN = "turnout.handlers.flow"
+
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
@@ -106,7 +108,9 @@ class Flow(Generic[P, R]):
     def asks(self) -> bool:
         """Whether code of the author's is asked about an event before it starts a run."""
         per = None if self.concurrency is None else self.concurrency.per
-        return not (self.when is None and self.ordered_by is None and per is None)
+        asked = (self.when, self.ordered_by, per)
+        # What `ordered_by="key"` stands for is turnout's own, and changes nothing.
+        return any(each is not None and each.__module__ != _OWN for each in asked)
 
     def wants(self, event: Event) -> bool:
         """Whether `when=` lets the event start a run."""

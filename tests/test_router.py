@@ -150,9 +150,14 @@ def test_what_a_filter_changes_no_flow_no_other_filter_and_no_journal_sees(
     assert len({id(each) for each in routed.events}) == len(flows)
 
 
-def test_the_only_flow_is_given_what_the_trigger_has_decoded() -> None:
+@flow(ordered_by="key")
+async def keyed_by_kafka(data: Any) -> None: ...
+
+
+@pytest.mark.parametrize("only", [third, keyed_by_kafka])
+def test_the_only_flow_is_given_what_the_trigger_has_decoded(only: AnyFlow) -> None:
     event = make_event({"a": 1})
     data = event.data
-    routed = route(event, [third])
+    routed = route(event, [only])
     assert routed.events == [event] and routed.events[0] is event
     assert routed.arguments[0] is not None and routed.arguments[0]["data"] is data

@@ -59,6 +59,8 @@ class Called:
 
     def add(self, coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, Any, T]:
         """Remember what a call of `words` returns, and return it."""
+        if type(coroutine) is not CoroutineType:
+            return coroutine  # what a function marked as a coroutine returns has no state to ask
         if len(self._calls) >= self._most:
             self._calls = [each for each in self._calls if each[0].cr_frame is not None]
             self._most = max(_FEW, 2 * len(self._calls))
