@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InvalidData, NotFound, Overloaded, Refused, SetupError, TurnoutError
+from .errors import Expired, InvalidData, NotFound, Overloaded, Refused, SetupError, TurnoutError
 
 if TYPE_CHECKING:
     import httpx
@@ -122,6 +122,8 @@ def _error_of(answer: httpx.Response) -> TurnoutError:
             refusals = problem.get("refusals") or {}
             reasons = "".join(f"; {flow}: {why}" for flow, why in refusals.items())
             return InvalidData(detail + reasons, field=problem.get("field"))
-        case 503:
+        case 410:
+            return Expired(detail)
+        case 429 | 503:
             return Overloaded(detail)
     return Unavailable(f"the service answered {answer.status_code}: {detail}")

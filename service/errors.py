@@ -75,6 +75,10 @@ class InvalidData(TurnoutError):
         self.field = field
 
 
+class Expired(TurnoutError):
+    """Raised for a link that was used, or is past its time: it will never be good again."""
+
+
 class NotKept(TurnoutError):
     """Raised when a value cannot be kept in the journal or handed to a worker process.
 

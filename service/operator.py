@@ -21,7 +21,7 @@ from .emitter import TriggerEmitter
 from .errors import InvalidData, NotFound, Refused, words_of
 from .event import Event, mint_id
 from .journal.contract import Journal
-from .journal.records import Filter, NewRun, StoredEvent
+from .journal.records import Filter, NewRun, StoredEvent, UsedLink
 from .logs import get_logger
 from .project import Project
 from .router import route
@@ -92,11 +92,12 @@ class Operator:
         reason: str = "",
         by: str = "",
         step: str | None = None,
+        link: UsedLink | None = None,
     ) -> Run:
         """Answer the approval a run waits for, once; `step` is its key when there are several.
 
-        Raises `NotFound`, `Refused` (nothing is open, or it was answered), `InvalidData` when the
-        fields are not what the flow asks for.
+        Raises `NotFound`, `Refused` (nothing is open, or it was answered), `Expired` for a `link`
+        that was used, `InvalidData` when the fields are not what the flow asks for.
         """
         run = await self._journal.run(run_id)
         if run is None:
@@ -105,7 +106,8 @@ class Operator:
             await self._check_fields(run, step, fields)
         said = {"approved": approved, "fields": fields, "reason": reason, "by": by}
         # Not orjson, which refuses integers past 64 bits.
-        await self._journal.answer(run.id, step, json.dumps(said).encode(), now=self._now())
+        text = json.dumps(said).encode()
+        await self._journal.answer(run.id, step, text, link=link, now=self._now())
         if self._dispatcher is not None:
             self._dispatcher.look_due()
         return run

@@ -14,7 +14,7 @@ from pydantic import BaseModel, field_validator
 from tests.process import Program, turnout, until
 from tests.running import Running, eventually, running
 from turnout import Rejected, approval, flow, gather, task
-from turnout.service.errors import InvalidData, NotFound, Refused, SetupError
+from turnout.service.errors import Expired, InvalidData, NotFound, Refused, SetupError
 from turnout.service.governance.links import Links, load_or_make_key
 from turnout.service.run import RunState
 from turnout.service.units import utc_now
@@ -176,7 +176,7 @@ def test_a_link_is_read_back_and_nothing_else_is(tmp_path: Path) -> None:
     assert base == "https://flows.example/base/approvals"
     question = links.read(token, now=now)
     assert (question.run_id, question.key) == ("run-1", "approval#1")
-    with pytest.raises(NotFound, match="expired"):
+    with pytest.raises(Expired, match="expired"):
         links.read(token, now=now + timedelta(hours=2))
     for false in ("", "x", token[:-1], token + "A", token.swapcase(), "é"):
         with pytest.raises(NotFound, match="not one of ours"):
@@ -254,8 +254,18 @@ def test_the_command_and_the_link_answer_a_running_service(tmp_path: Path) -> No
         )
         assert answer is not None and answer.json["field"] == "step", answer
         answers = [_post(program, path, form) for _ in range(2)]
-        assert answers == [200, 409], "once"
+        assert answers == [200, 410], "once"
         _has_result(program, second, 2**70)
+        again = turnout("retry", second, "--from", "approval#1", "--yes", env=env)
+        assert again.returncode == 0, again.stderr
+        until(lambda: program.api(f"/runs/{second}")["state"] == "waiting", 10, "it asks again")
+        page = program.ask(path)
+        assert page is not None and page.status == 410, "the link was used, whatever came of it"
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert _post(program, path, form) == 410
+        right = turnout("approve", second, "--fields", '{"euros": 6}', env=env)
+        assert right.returncode == 0, right.stderr
+        _has_result(program, second, 6)
         assert _post(program, path[:-1] + ("A" if path[-1] != "A" else "B"), form) == 404
         forbidden = program.ask(f"/api/runs/{second}/approve", method="POST", body=b"{}")
         assert forbidden is not None and forbidden.status == 401

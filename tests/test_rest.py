@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from asyncio import to_thread
@@ -16,10 +17,12 @@ import httpx
 import pytest
 
 from turnout.service.api import documents
+from turnout.service.api.clients import Proxies
 from turnout.service.api.rest import create_rest
 from turnout.service.emitter import TriggerEmitter
 from turnout.service.event import Event, mint_id
 from turnout.service.flow import Flow
+from turnout.service.governance import guesses
 from turnout.service.governance.links import Links
 from turnout.service.journal.records import Claim, Decision, Entry, Filter, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
@@ -165,6 +168,53 @@ async def test_without_the_token_nothing_is_told(tmp_path: Path, authorization: 
         run = await desk.journal.run(run_id)
         assert run is not None
         assert run.state is RunState.QUEUED
+
+
+async def test_two_tokens_are_none(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        del desk.http.headers["Authorization"]
+        right, wrong = f"Bearer {TOKEN}".encode(), b"Bearer wrong"
+        for both in ([right, wrong], [wrong, right], [right, right]):
+            headers = [(b"Authorization", one) for one in both]
+            assert_problem(await desk.http.get("/api/runs", headers=headers), 401)
+
+
+async def test_who_guesses_waits_and_nobody_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guesses, "FREE", 0)
+    held = asyncio.Event()
+
+    async def hold(_seconds: float) -> None:
+        await held.wait()
+
+    async with open_desk(tmp_path) as desk:
+        app = desk.http._transport.app  # type: ignore[attr-defined]  # httpx's, for ASGI
+        app.state.guesses = guesses.Guesses(sleep=hold)
+        app.state.proxies = Proxies(["127.0.0.1"])
+
+        async def ask(client: str, token: str) -> httpx.Response:
+            headers = {"Authorization": f"Bearer {token}", "X-Forwarded-For": client}
+            return await desk.http.get("/api/runs", headers=headers)
+
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(10):
+            waiting = [tasks.create_task(ask("203.0.113.7", "wrong")) for _ in range(4)]
+            while sum(one.waiting for one in app.state.guesses._clients.values()) < 4:  # noqa: ASYNC110  counts have no event
+                await asyncio.sleep(0)
+            flooded = await ask("203.0.113.7", "wrong")
+            assert flooded.headers["retry-after"] == "1"
+            assert_problem(flooded, 429)
+            assert (await ask("203.0.113.8", TOKEN)).status_code == 200
+            held.set()
+        assert [one.result().status_code for one in waiting] == [401] * 4
+        assert (await ask("203.0.113.7", TOKEN)).status_code == 200
+
+
+async def test_every_answer_is_taken_for_what_it_says_it_is(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        for path in ("/docs", "/openapi.json", "/api/runs", "/approvals/x", "/nothing"):
+            answer = await desk.http.get(path)
+            assert answer.headers["x-content-type-options"] == "nosniff", path
 
 
 async def test_the_scheme_is_read_in_any_case(tmp_path: Path) -> None:

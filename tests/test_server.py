@@ -15,6 +15,7 @@ import uvloop
 
 from tests.trigger_contract import RecordingEmitter
 from turnout.service.api import connection, exchange
+from turnout.service.api.clients import Proxies, household
 from turnout.service.api.exchange import App, Receive, Scope, Send
 from turnout.service.api.ingest import Ingest
 from turnout.service.api.server import Server, listen, serve
@@ -669,6 +670,40 @@ class TestDeadlines:
                 await site.server._state.peers.emptied.wait()
 
 
+class TestClients:
+    @pytest.mark.parametrize(
+        ("peer", "forwarded", "client"),
+        [
+            ("203.0.113.7", "198.51.100.1", "203.0.113.7"),
+            ("10.0.0.1", "198.51.100.1", "198.51.100.1"),
+            ("10.0.0.1", "6.6.6.6, 198.51.100.1, 10.0.0.2", "198.51.100.1"),
+            ("10.0.0.1", "nonsense", "10.0.0.1"),
+            ("10.0.0.1", "", "10.0.0.1"),
+            ("::ffff:10.0.0.1", "198.51.100.1", "198.51.100.1"),
+        ],
+    )
+    def test_a_trusted_proxy_says_whose_request_it_is(
+        self, peer: str, forwarded: str, client: str
+    ) -> None:
+        headers = {"x-forwarded-for": [forwarded.encode()]}
+        assert Proxies(["10.0.0.0/8"]).client(peer, headers) == client
+
+    @pytest.mark.parametrize(
+        ("one", "other", "same"),
+        [
+            ("203.0.113.7", "203.0.113.8", False),
+            ("::ffff:203.0.113.7", "203.0.113.7", True),
+            ("2001:db8::1", "2001:db8::ffff:2", True),
+            ("2001:db8::1", "2001:db8:0:1::1", False),
+            ("fe80::1%eth0", "fe80::2", True),
+        ],
+    )
+    def test_one_client_is_an_address_or_what_it_may_choose_from(
+        self, one: str, other: str, same: bool
+    ) -> None:
+        assert (household(one) == household(other)) is same
+
+
 class TestOwedAnswers:
     async def test_what_comes_after_never_takes_an_answers_place(self, hook: Hook) -> None:
         hook.emit.hold()
@@ -710,7 +745,7 @@ class TestTheEnd:
         hook.emit.hold()
         async with hook.running() as site:
             idle, busy = await site.connect(), await site.connect()
-            await idle.send(post(path="/hooks/orders?wait=nonsense"))
+            await idle.send(post(path="/hooks/orders?not=%E9UTF-8"))
             assert (await idle.answer())[0] == 400
             await busy.send(post())
             await hook.emit.until(lambda: hook.emit.held == 1)

@@ -15,9 +15,9 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from turnout.service.errors import InvalidData, NotFound, Refused
+from turnout.service.errors import Expired, InvalidData, NotFound, Refused
 from turnout.service.governance.links import Question
-from turnout.service.journal.records import StepRecord
+from turnout.service.journal.records import StepRecord, UsedLink
 from turnout.service.payload import decode, decode_json
 from turnout.service.run import Run
 
@@ -74,12 +74,16 @@ async def ask(service: ServiceOf, token: str) -> Response:
 
 @router.post("/{token}")
 async def answer(service: ServiceOf, request: Request, token: str) -> Response:
-    """Take the answer: 200, 404 for a false or expired link, 409 once it was answered."""
+    """Take the answer: 200, 404 for a false link, 410 for one that was used or has expired."""
     question, run, _step = await _open(service, token)
     headers, body = await read(request, service)
     form = headers.get("content-type", [b""])[0].startswith(b"application/x-www-form-urlencoded")
     said = _form(body) if form else decode_json(body)
-    await _answer(service, run.id, said, by="link", step=question.key)
+    used = UsedLink(question.digest, question.until)
+    try:
+        await _answer(service, run.id, said, by="link", step=question.key, link=used)
+    except Refused as error:  # somebody else was faster
+        raise Expired(str(error)) from None
     word = "approved" if said["approve"] else "rejected"
     if form:
         return _page(f"<h1>{word.capitalize()}</h1><p>Thank you; the run goes on.</p>")
@@ -89,7 +93,13 @@ async def answer(service: ServiceOf, request: Request, token: str) -> Response:
 
 
 async def _answer(
-    service: Served, run_id: str, said: Any, *, by: str, step: str | None = None
+    service: Served,
+    run_id: str,
+    said: Any,
+    *,
+    by: str,
+    step: str | None = None,
+    link: UsedLink | None = None,
 ) -> Run:
     if not isinstance(said, dict) or not isinstance(said.get("approve"), bool):
         raise InvalidData('say {"approve": true} or {"approve": false}', field="approve")
@@ -103,12 +113,15 @@ async def _answer(
         reason=str(said.get("reason") or ""),
         by=str(said.get("by") or by),
         step=step,
+        link=link,
     )
 
 
 async def _open(service: Served, token: str) -> tuple[Question, Run, StepRecord]:
     """Return the open question behind a link."""
     question = service.links.read(token, now=service.now())
+    if await service.journal.is_used(question.digest):
+        raise Expired("this link was used already; ask for a new one")
     run = await service.journal.run(question.run_id)
     if run is None:
         raise NotFound("the run behind this link is no longer kept")
@@ -116,7 +129,7 @@ async def _open(service: Served, token: str) -> tuple[Question, Run, StepRecord]
     for step in await service.journal.steps(run.seq):
         if step.key == question.key and waits and waits[0].answer is None:
             return question, run, step
-    raise Refused("this was answered already, or is no longer asked")
+    raise Expired("this was answered already, or is no longer asked")
 
 
 def _form(body: bytes) -> dict[str, Any]:

@@ -45,19 +45,20 @@ class Proxies:
 def household(address: str) -> str:
     """Return what one client is counted under: an IPv4 address, or the /64 of an IPv6 one."""
     found = _read(address) if ":" in address else None
-    if not isinstance(found, IPv6Address):
+    if found is None:
         return address
-    mapped = found.ipv4_mapped
-    if mapped is not None:
-        return str(mapped)
+    if isinstance(found, IPv4Address):
+        return str(found)
     return str(ip_network((int(found), 128 - _IPV6_HOST_BITS), strict=False))
 
 
 def _read(address: str) -> IPv4Address | IPv6Address | None:
     try:
-        return ip_address(address.partition("%")[0])
+        found = ip_address(address.partition("%")[0])
     except ValueError:
         return None
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return mapped or found
 
 
 def _networks(addresses: Sequence[str]) -> tuple[IPv4Network | IPv6Network, ...]:

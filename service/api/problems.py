@@ -14,6 +14,7 @@ import orjson
 
 from turnout.service.errors import (
     ClaimLost,
+    Expired,
     InvalidData,
     JournalBroken,
     JournalError,
@@ -29,6 +30,7 @@ CONTENT_TYPE = "application/problem+json"
 
 _STATUSES: tuple[tuple[type[TurnoutError], int], ...] = (
     (NotFound, 404),
+    (Expired, 410),
     (Refused, 409),
     (ClaimLost, 409),
     (InvalidData, 422),

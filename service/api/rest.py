@@ -14,11 +14,15 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from turnout.service.errors import TurnoutError
 from turnout.service.governance.access import load_or_make_token
+from turnout.service.governance.guesses import Guesses
 
 from . import approvals, docs, problems
+from .clients import Proxies
+from .exchange import App, Message, Receive, Scope, Send
 from .routes import Served, refusal, router
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
@@ -53,6 +57,9 @@ def create_rest(service: Served) -> FastAPI:
     )
     app.state.service = service
     app.state.token = load_or_make_token(service.settings)
+    app.state.guesses = Guesses()
+    app.state.proxies = Proxies(service.settings.trusted_proxies)
+    app.add_middleware(_Nosniff)
     app.include_router(router)
     app.include_router(approvals.router)
     app.add_api_route("/docs", _docs, include_in_schema=False)
@@ -62,6 +69,26 @@ def create_rest(service: Served) -> FastAPI:
 
 
 # ---------------------------------------------------------------- the page, and what goes wrong
+
+
+class _Nosniff:
+    """Has browsers take every answer for what it says it is, and nothing else."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as the application does, with one header more."""
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), _NOSNIFF]
+            await send(message)
+
+        await self._app(scope, receive, sent)
+
+
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 async def _docs(request: Request) -> Response:
@@ -87,6 +114,14 @@ async def _validation_problem(_request: Request, error: Exception) -> Response:
     return refusal(422, f"{field}: {first['msg']}", field=field)
 
 
+async def _no_memory(_request: Request, _error: Exception) -> Response:
+    return refusal(503, "no memory is left for this request; send it again later")
+
+
+async def _nobody_there(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=400)  # which nobody reads: the sender left in the middle
+
+
 async def _unexpected_problem(_request: Request, _error: Exception) -> Response:
     return refusal(500, "an unexpected error; see the log")
 
@@ -95,5 +130,7 @@ _HANDLERS: tuple[tuple[type[Exception], Handler], ...] = (
     (TurnoutError, _turnout_problem),
     (HTTPException, _http_problem),
     (RequestValidationError, _validation_problem),
+    (ClientDisconnect, _nobody_there),
+    (MemoryError, _no_memory),
     (Exception, _unexpected_problem),
 )

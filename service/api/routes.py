@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from turnout.service.emitter import TriggerEmitter
 from turnout.service.errors import InvalidData, NotFound, Refused
 from turnout.service.governance.access import is_token
+from turnout.service.governance.guesses import Guesses
 from turnout.service.governance.links import Links
 from turnout.service.journal.contract import Reader
 from turnout.service.journal.records import Filter, StoredEvent
@@ -33,6 +34,7 @@ from turnout.service.settings import Settings
 from turnout.service.trigger import Seek
 
 from . import cloudevents, documents, problems
+from .clients import Proxies, household
 from .exchange import Gone, TooLarge, by_name, read_body
 from .filters import MAX_LIMIT, page_of, read_filter
 
@@ -86,10 +88,22 @@ ServiceOf = Annotated[Served, Depends(_service)]
 _scheme = HTTPBearer(auto_error=False, description="TURNOUT_API_TOKEN, or DATA/api-token")
 
 
+def _client(request: Request) -> str | None:
+    proxies: Proxies = request.app.state.proxies
+    peer = request.client
+    return proxies.client(None if peer is None else peer.host, by_name(request.headers.raw))
+
+
 async def _require_token(request: Request) -> None:
-    header = request.headers.get("authorization", "").encode("latin-1")
-    kind, _, offered = header.partition(b" ")
+    client = household(_client(request) or "")
+    guesses: Guesses = request.app.state.guesses
+    if not guesses.admits(client):
+        raise HTTPException(429, "too many wrong tokens come from here", {"Retry-After": "1"})
+    headers = request.headers.getlist("authorization")
+    kind, _, offered = (headers[0] if len(headers) == 1 else "").encode("latin-1").partition(b" ")
     if kind.lower() != b"bearer" or not is_token(offered.strip(), request.app.state.token):
+        if offered:
+            await guesses.wrong(client)
         raise HTTPException(
             401,
             "send Authorization: Bearer TOKEN; the token is TURNOUT_API_TOKEN, or stands in the "

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import orjson
 
-from turnout.service.errors import NotFound, SetupError
+from turnout.service.errors import Expired, NotFound, SetupError
 
 from .ownership import refuse_shared, rights_of_others
 
@@ -33,11 +33,12 @@ _SIGNATURE_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The approval a link is for."""
+    """The approval a link is for; `digest` is what a link that was used is known by."""
 
     run_id: str
     key: str
     until: datetime
+    digest: bytes
 
 
 class Links:
@@ -53,7 +54,7 @@ class Links:
         return f"{self._base_url}{PATH}/{_encode(text + self._sign(text))}"
 
     def read(self, token: str, *, now: datetime) -> Question:
-        """Return what a link is for; raises `NotFound` for a false or an expired one."""
+        """Return what a link is for; raises `NotFound` if it is false, `Expired` past its time."""
         raw = _decode(token)
         text, signature = raw[:-_SIGNATURE_BYTES], raw[-_SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._sign(text)):
@@ -61,8 +62,9 @@ class Links:
         run_id, key, until = orjson.loads(text)
         ends = datetime.fromtimestamp(until, UTC)
         if now >= ends:
-            raise NotFound("this link has expired; ask for a new one")
-        return Question(run_id, key, ends)
+            raise Expired("this link has expired; ask for a new one")
+        digest = hashlib.blake2b(raw, digest_size=16).digest()
+        return Question(run_id, key, ends, digest)
 
     def _sign(self, text: bytes) -> bytes:
         return hmac.digest(self._secret, b"approval\n" + text, hashlib.sha256)

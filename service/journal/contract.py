@@ -33,6 +33,7 @@ from .records import (
     Rescued,
     StepRecord,
     StoredEvent,
+    UsedLink,
     Wait,
 )
 
@@ -64,6 +65,9 @@ class Reader(Protocol):
         What is kept for undoing them is no step and left out. With `at_most_bytes`, results past
         so many bytes together are left out.
         """
+
+    async def is_used(self, link: bytes) -> bool:
+        """Return whether the link of an approval, by its digest, was used."""
 
     async def attempts(self, run_seq: int) -> list[Attempt]:
         """Return what is kept of a run's attempts, in order."""
@@ -249,10 +253,19 @@ class Journal(Reader, Protocol):
         Raises `NotFound`, `Refused` (it has ended, or only its ending is left).
         """
 
-    async def answer(self, run_id: str, key: str | None, said: bytes, *, now: datetime) -> str:
+    async def answer(
+        self,
+        run_id: str,
+        key: str | None,
+        said: bytes,
+        *,
+        link: UsedLink | None = None,
+        now: datetime,
+    ) -> str:
         """Keep what an approver said (JSON) for a run's open approval, once; returns its key.
 
-        Raises `NotFound`, and `Refused` when none is open, or several and `key` names none.
+        Raises `NotFound`, `Refused` when none is open, or several and `key` names none, and
+        `Expired` for a `link` that was used before, whatever became of the run since.
         """
 
     async def retry(self, run_id: str, from_step: str | None, *, now: datetime) -> Run:

@@ -12,7 +12,7 @@ from datetime import datetime
 
 import apsw
 
-from turnout.service.errors import NotFound, Refused
+from turnout.service.errors import Expired, NotFound, Refused
 from turnout.service.run import (
     CANCELLED,
     FINISHED,
@@ -26,7 +26,7 @@ from turnout.service.run import (
 
 from . import waits
 from .intake import Intake
-from .records import FAILED, REGISTERED, UNDO_STEPS, NewRun
+from .records import FAILED, REGISTERED, UNDO_STEPS, NewRun, UsedLink
 from .rows import RUN_COLUMNS, RUN_SOURCE, micros, pack_error, run_from, storable
 from .tally import Tally
 
@@ -178,10 +178,23 @@ def _record_ended(connection: apsw.Connection, run_seq: int, error: RunError, at
 
 
 def answer(
-    connection: apsw.Connection, run_id: str, key: str | None, said: bytes, now: datetime
+    connection: apsw.Connection,
+    run_id: str,
+    key: str | None,
+    said: bytes,
+    link: UsedLink | None,
+    now: datetime,
 ) -> str:
-    """Keep an approver's answer for the run's open approval."""
+    """Keep an approver's answer for the run's open approval, and that its link was used."""
     run = _run(connection, run_id)
+    if link is not None:
+        connection.execute("DELETE FROM used_links WHERE until < ?", (micros(now),))
+        connection.execute(
+            "INSERT INTO used_links (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            (link.digest, micros(link.until)),
+        )
+        if not connection.changes():
+            raise Expired("this link was used already; ask for a new one")
     return waits.answer(connection, run.seq, run.id, key, said, micros(now))
 
 

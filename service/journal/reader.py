@@ -209,6 +209,15 @@ class SqliteReader:
             for key, topic, woken, latest, said in rows
         ]
 
+    async def is_used(self, link: bytes) -> bool:
+        """Return whether the link of an approval, by its digest, was used."""
+        found = await self.read(
+            lambda connection: (
+                connection.execute("SELECT 1 FROM used_links WHERE digest = ?", (link,)).get
+            )
+        )
+        return found is not None
+
     async def awaited(
         self, name: str, run_seq: int, after_seq: int, limit: int
     ) -> list[tuple[int, Event]]:

@@ -163,6 +163,14 @@ class Opening:
     since: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class UsedLink:
+    """The link an approval was answered through, which is good for that once."""
+
+    digest: bytes
+    until: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
     """An open wait: the first and last event not looked at yet, the answer that came (JSON)."""

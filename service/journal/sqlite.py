@@ -32,7 +32,7 @@ from .jobs import CallJob, ClaimJob, OutcomeJob, StepJob, append_job
 from .kept import KeptSteps
 from .lock import FolderLock
 from .reader import SqliteReader
-from .records import Appended, Cached, Claim, Entry, NewRun, Opening, Rescued, StepRecord
+from .records import Appended, Cached, Claim, Entry, NewRun, Opening, Rescued, StepRecord, UsedLink
 from .room import Room
 from .rows import (
     micros,
@@ -311,10 +311,18 @@ class SqliteJournal(SqliteReader):
         )
         return runs
 
-    async def answer(self, run_id: str, key: str | None, said: bytes, *, now: datetime) -> str:
+    async def answer(
+        self,
+        run_id: str,
+        key: str | None,
+        said: bytes,
+        *,
+        link: UsedLink | None = None,
+        now: datetime,
+    ) -> str:
         """Keep what an approver said for a run's open approval, once; returns its key."""
         answered: str = await self._call(
-            lambda connection, tally: operations.answer(connection, run_id, key, said, now)
+            lambda connection, tally: operations.answer(connection, run_id, key, said, link, now)
         )
         return answered
 
