@@ -90,6 +90,8 @@ async def _gather(
             running = [
                 group.create_task(branch(index, each)) for index, each in enumerate(branches)
             ]
+            if places is not None:
+                places.split(running)
     except BaseExceptionGroup as failed:
         errors = failed.exceptions
     else:

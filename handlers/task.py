@@ -162,7 +162,8 @@ def task(
 ) -> Any:
     """Make calls of a function recorded steps: `@task`, or `@task(retry=retry(3), timeout="30s")`.
 
-    A step's retries wait inside the run's attempt; `retry=3` is `retry=retry(3)`. With
+    `retry=3` is `retry=retry(3)`. A step's retries belong to the run's attempt; a wait of more than
+    5 s for the next one gives the run's slot back, as `sleep` does. With
     `pool="process"` each call runs in a worker process, for CPU-bound work on plain data. When the
     retries are exhausted `fallback`, a value or a function of the error, gives the step's result
     instead, and `turnout show` says so; a `Fail` has no fallback. `cache=by_input(ttl="1h")` uses

@@ -123,8 +123,13 @@ class Operator:
         """Queue a finished run again; it goes on after its last recorded step or at `from_step`.
 
         One whose undo has failed goes on with the steps of that which are not done, and only those.
+        One that waits for its next try, or that of a step, is tried now.
         """
         run = await self._journal.retry(run_id, from_step, now=self._now())
+        if run.state in (RunState.RETRYING, RunState.WAITING):
+            if self._dispatcher is not None:
+                self._dispatcher.look_due()
+            return run
         name = self._name_now(run.flow)
         if name != run.flow:
             await self._journal.rename_flow(run.flow, name)

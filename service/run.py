@@ -54,6 +54,7 @@ TRANSITIONS: Mapping[RunState | None, frozenset[RunState]] = {
 
 UNFINISHED = frozenset({_S.SCHEDULED, _S.QUEUED, _S.RUNNING, _S.RETRYING, _S.WAITING})
 FINISHED = frozenset(RunState) - UNFINISHED
+_DUE = frozenset({_S.SCHEDULED, _S.RETRYING, _S.WAITING})
 
 
 def check_transition(run_id: str, current: RunState | None, target: RunState) -> None:
@@ -178,6 +179,7 @@ class Run:
             "queued_at": instant(self.queued_at),
             "started_at": instant(self.started_at),
             "finished_at": instant(self.finished_at),
+            "due_at": instant(self.due_at) if self.state in _DUE else None,
             "result": None if self.result is None else read_json(self.result),
             "result_bytes": self.result_bytes,
             "error": None if self.error is None else self.error.as_dict(),

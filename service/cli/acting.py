@@ -42,7 +42,7 @@ def retry(
     settings: Settings, run_ids: tuple[str, ...], from_step: str | None,
     filters: dict[str, str], yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Queue finished runs again.
+    """Queue finished runs again, or try now what waits for its next try.
 
     Steps already recorded are not run again. A run whose undo failed goes on with what is not
     undone yet, and with nothing else.

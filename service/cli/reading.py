@@ -96,6 +96,11 @@ async def _list_runs(
             complain(f"the newest {limit}; --limit or --all shows more")
 
 
+def _state(run: Run) -> str:
+    due = run.as_dict()["due_at"] and run.due_at
+    return str(run.state) if due is None else f"{run.state} until {clock(due)}"
+
+
 def _run_row(run: Run) -> tuple[object, ...]:
     why = run.reason or ""
     if run.error is not None:
@@ -103,7 +108,7 @@ def _run_row(run: Run) -> tuple[object, ...]:
     if run.undo in ("running", "failed"):
         why = f"undo: {undo_words(run.undo, run.undo_failed)}; {why}".removesuffix("; ")
     return (
-        run.id, run.flow, run.state, run.attempts, clock(run.queued_at),
+        run.id, run.flow, _state(run), run.attempts, clock(run.queued_at),
         took(run.started_at, run.finished_at), short(why, 120),
     )  # fmt: skip
 

@@ -28,7 +28,14 @@ from turnout.service.second_look import FILE_TYPES, look_again
 from turnout.service.settings import Settings
 from turnout.service.steps.branches import not_facts
 from turnout.service.steps.codec import encode_returned
-from turnout.service.steps.context import Outside, RunContext, Services, Sleep, open_attempt
+from turnout.service.steps.context import (
+    Outside,
+    RunContext,
+    Services,
+    Sleep,
+    Suspend,
+    open_attempt,
+)
 from turnout.service.steps.ending import conclude, ended_before
 from turnout.service.steps.failures import FINAL, describe
 from turnout.service.steps.step import settle_last
@@ -72,7 +79,7 @@ class Executor:
         with open_attempt(claim, flow, self._services) as context:
             known = ended_before(claim)
             if known is not None:
-                return _with_log(await conclude(context, flow, known), context)
+                return _with_log(await _concluded(context, flow, known), context)
             try:
                 result, returned = await self._call(context, flow)
                 if context.trail is not None:
@@ -150,8 +157,16 @@ async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Out
         context.marks.drop(outcome.again)
         await settle_last(context)
     if outcome.state is RunState.FAILED:
-        outcome = await conclude(context, flow, outcome)
+        outcome = await _concluded(context, flow, outcome)
     return _with_log(outcome, context)
+
+
+async def _concluded(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:
+    """Undo and tell; a step of that may wait for its next try, as those of the flow do."""
+    try:
+        return await conclude(context, flow, outcome)
+    except Suspend:
+        return _suspended(context) or outcome
 
 
 async def _forget_cancels(task: asyncio.Task[Any]) -> None:
@@ -167,7 +182,8 @@ def _suspended(context: RunContext) -> Outcome | None:
     suspend = None if context.root is None else context.root.suspended
     if suspend is None:
         return None
-    return Outcome(state=RunState.WAITING, due_at=suspend.due_at, waits=suspend.waits, counts=False)
+    state = RunState.RETRYING if suspend.retries else RunState.WAITING
+    return Outcome(state=state, due_at=suspend.due_at, waits=suspend.waits, counts=False)
 
 
 def _with_log(outcome: Outcome, context: RunContext) -> Outcome:

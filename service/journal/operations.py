@@ -110,12 +110,13 @@ def retry(
 ) -> Run:
     """Queue a finished run again, without the steps recorded at and after `from_step`.
 
-    Waits that were not over begin anew. Of a run whose undo has failed only that goes on.
+    Waits that were not over begin anew. Of a run whose undo has failed only that goes on. A run
+    that waits for its next try, or that of a step, is due now.
     A step is named by its key, or by its task for the first call of it.
     """
     run = _run(connection, run_id)
     if run.state not in FINISHED:
-        raise Refused(f"run {run.id} is {run.state}; only a finished run can be retried")
+        return _retry_now(connection, run, from_step, micros(now))
     check_transition(run.id, run.state, RunState.QUEUED)
     if run.undo == "failed":
         _undo_again(connection, tally, run, from_step, micros(now))
@@ -135,6 +136,25 @@ def retry(
     if run.dead:
         tally.died(run.flow, -1)
     return _run(connection, run_id)
+
+
+def _retry_now(connection: apsw.Connection, run: Run, from_step: str | None, at: int) -> Run:
+    """Make the next try due that a run waits for."""
+    connection.execute(  # the instant it was to wait for
+        "UPDATE steps SET result = NULL WHERE run_seq = ? AND state = 'retrying'"
+        " AND ? IN ('retrying', 'waiting')",
+        (run.seq, run.state),
+    )
+    waits_for_try = run.state is RunState.RETRYING or connection.changes() > 0
+    if from_step is not None or not waits_for_try:
+        raise Refused(
+            f"run {run.id} is {run.state}; only a finished run can be retried"
+            f"{' from a step' if waits_for_try else ', or one that waits for its next try'}"
+        )
+    connection.execute(  # under another token what memory holds of its steps does not count
+        "UPDATE runs SET due_at = ?2, token = token + 1 WHERE seq = ?1", (run.seq, at)
+    )
+    return _run(connection, run.id)
 
 
 def _undo_again(

@@ -46,6 +46,22 @@ class Branches:
         """Make branch `index` the scope of the calling asyncio task, to its end."""
         return enter(Scope(self._context, f"{self.key}[{index}]/"))
 
+    def split(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
+        """Note the tasks that run the branches; after the last the flow itself goes on."""
+        if not tasks:
+            return
+        rests, left = self._context.rests, len(tasks)
+        rests.split(left)
+
+        def ended(_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left:
+                rests.ends()
+
+        for each in tasks:
+            each.add_done_callback(ended)
+
     def recall(self) -> BaseException | None:
         """Return the error that ended the branches in an earlier attempt, if the flow caught it."""
         known = self._context.claim.recorded.get(self.key)

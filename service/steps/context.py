@@ -35,6 +35,7 @@ from turnout.service.units import utc_now
 from .called import Called
 from .changed import Trail
 from .marks import Marks, fact
+from .resting import Rests
 from .undo import Undo
 
 if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
@@ -105,21 +106,25 @@ class Suspend(BaseException):
     """Ends an attempt whose run goes on later, past every `except Exception` of a flow.
 
     `waits` are the keys of the open waits, each with the last event it has looked at; `due_at`
-    is the first instant one of them is over.
+    is the first instant one of them is over. `retries` says that it is a step's next try alone
+    that is waited for.
     """
 
-    def __init__(self, waits: Mapping[str, int], due_at: datetime | None = None) -> None:
+    def __init__(
+        self, waits: Mapping[str, int], due_at: datetime | None = None, *, retries: bool = False
+    ) -> None:
         super().__init__("the run waits and goes on later")
         self.waits = waits
         self.due_at = due_at
+        self.retries = retries
 
 
 class RunContext:
     """The attempt that is running; what `current()` returns."""
 
     __slots__ = (
-        "_log", "broken", "called", "claim", "consumed", "ended_by", "flow", "marks", "over",
-        "root", "services", "trail", "undos", "unheard",
+        "_log", "_rests", "broken", "called", "claim", "consumed", "ended_by", "flow", "marks",
+        "over", "root", "services", "trail", "undos", "unheard",
     )  # fmt: skip
 
     def __init__(
@@ -138,6 +143,7 @@ class RunContext:
         self.ended_by: list[tuple[str, BaseException]] = []  # branches, and the error they raised
         self.over: tuple[str, ...] = ()  # how keys of branches begin whose common end is a fact
         self.undos: dict[str, Undo] = {}  # what this attempt registered, by the place
+        self._rests: Rests | None = None  # made when there are branches, or a step rests
         self._log = logs.RunLog(claim.log_fields)
 
     @property
@@ -246,6 +252,13 @@ class RunContext:
             self.marks = Marks(self.services.journal, self.claim)
         self.marks.add(mark)
         return self.marks
+
+    @property
+    def rests(self) -> Rests:
+        """Which branches of the attempt work, and which wait for the next try of a step."""
+        if self._rests is None:
+            self._rests = Rests()
+        return self._rests
 
     @property
     def cancelled(self) -> bool:
@@ -401,7 +414,9 @@ def to_await(coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, An
     return context.called.add(coroutine, words)
 
 
-def suspend(waits: Mapping[str, int], due_at: datetime | None = None) -> NoReturn:
+def suspend(
+    waits: Mapping[str, int], due_at: datetime | None = None, *, retries: bool = False
+) -> NoReturn:
     """End the attempt, or first this branch of it: the run goes on when a wait is over."""
     scope = _scope.get()
     assert scope is not None  # only steps suspend, and they have a scope
@@ -412,8 +427,17 @@ def suspend(waits: Mapping[str, int], due_at: datetime | None = None) -> NoRetur
             "a wait, or a child run, is awaited in an asyncio task turnout did not open, where it "
             "would end the attempt under the others; use turnout's own `await gather(…)`"
         )
-    scope.suspended = Suspend(waits, due_at)
+    scope.suspended = Suspend(waits, due_at, retries=retries)
     raise scope.suspended
+
+
+def may_suspend() -> bool:
+    """Whether the attempt can be ended here, to go on later."""
+    scope = _scope.get()
+    if scope is None or scope.step is not None:
+        return False
+    flow = scope.context.flow
+    return scope.is_owned or (flow is not None and not flow.is_async)
 
 
 def stop_if_over(context: RunContext) -> None:
@@ -434,7 +458,8 @@ def suspend_with(branches: Iterable[Scope], waits: Mapping[str, int] | None = No
         all_waits = dict(waits or {})
         for each in suspended:
             all_waits |= each.waits
-        suspend(all_waits, min(due, default=None))
+        retries = not waits and all(each.retries for each in suspended)
+        suspend(all_waits, min(due, default=None), retries=retries)
 
 
 def _in_foreign_thread() -> bool:

@@ -53,7 +53,7 @@ from turnout.service.run import (
 )
 
 from . import codec, step
-from .context import RunContext, Scope
+from .context import RunContext, Scope, Suspend
 from .step import Task
 from .undo import Undo, wanted
 
@@ -324,7 +324,7 @@ async def _attend(context: RunContext, part: _Part) -> Literal["succeeded", "fai
     try:
         task, args, kwargs = part.prepare()
         await step.run(step.Call(task, scope, scope.take(task.name), args, kwargs))
-    except (ClaimLost, JournalError):
+    except (ClaimLost, JournalError, Suspend):
         raise
     except BaseException as error:
         running = asyncio.current_task()

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .branches import Branches
-from .context import here
+from .context import Scope, Suspend, here, suspend_with
 from .step import Call, Task, run
 
 MAX_BRANCHES = 10_000
@@ -27,6 +27,7 @@ async def map_items(
     if branches is not None:
         branches.raise_again()
     results: list[Any] = [None] * len(items)
+    waiting: list[Scope] = []
     left = iter(enumerate(items))
 
     async def work() -> None:
@@ -36,15 +37,20 @@ async def map_items(
                 results[index] = await value if asyncio.iscoroutine(value) else value
                 continue
             scope = branches.enter(index)
-            results[index] = await run(Call(task, scope, scope.path[:-1], (item,), {}))
+            try:
+                results[index] = await run(Call(task, scope, scope.path[:-1], (item,), {}))
+            except Suspend:  # it waits for its next try; the others go on meanwhile
+                waiting.append(scope)
 
     try:
         async with asyncio.TaskGroup() as workers:
-            for _ in range(min(limit, len(items))):
-                workers.create_task(work())
+            working = [workers.create_task(work()) for _ in range(min(limit, len(items)))]
+            if branches is not None:
+                branches.split(working)
     except BaseExceptionGroup as failed:
         errors = failed.exceptions
     else:
+        suspend_with(waiting)
         return results
     raise errors[0] if branches is None else branches.failed(errors)
 

@@ -47,9 +47,12 @@ from .context import (
     Scope,
     Services,
     inside,
+    may_suspend,
     stop_if_over,
+    suspend,
 )
 from .failures import FINAL, describe
+from .resting import LONGEST_HELD_SECONDS
 
 R = TypeVar("R", covariant=True)
 T = TypeVar("T")
@@ -275,11 +278,18 @@ class Call:
         return self._error
 
     async def rest(self) -> None:
-        """Wait until the next try may begin, also over a restart."""
-        if self.not_before is not None:
-            left = (self.not_before - self.services.now()).total_seconds()
-            if left > 0:
-                await self.services.sleep(left)
+        """Wait until the next try may begin, also over a restart.
+
+        A long wait, in which nothing of the run works, ends the attempt: it gives its slot back.
+        """
+        if self.not_before is None:
+            return
+        left = (self.not_before - self.services.now()).total_seconds()
+        if left > LONGEST_HELD_SECONDS and may_suspend():
+            if not await self.context.rests.rest(left, self.services.sleep):
+                suspend({}, self.not_before, retries=True)
+        elif left > 0:
+            await self.services.sleep(left)
 
     def delay(self, error: Exception) -> float | None:
         """Return how long to wait before the next try, or None when there is none."""
