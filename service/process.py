@@ -169,7 +169,9 @@ class Process:
         if outcome.state in (RunState.RETRYING, RunState.WAITING, RunState.QUEUED):
             return
         self._ended(claim.flow, outcome.state).inc()
-        if outcome.state is RunState.FAILED and outcome.error is not None:
+        if claim.dead and outcome.undo == "done":  # an operator had it go on
+            log.info("run.undone", flow=claim.flow, run=claim.run_id)
+        elif outcome.state is RunState.FAILED and outcome.error is not None:
             log.error(
                 "run.failed",
                 flow=claim.flow,

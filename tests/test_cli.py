@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import os
 import re
@@ -23,10 +24,10 @@ import pytest
 from turnout import event, flow
 from turnout.service.cli import main
 from turnout.service.event import Event, mint_id
-from turnout.service.journal.records import Decision, Entry, NewRun, StepRecord
+from turnout.service.journal.records import REGISTERED, Decision, Entry, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
-from turnout.service.run import Outcome, RunError, RunState
+from turnout.service.run import Outcome, RunError, RunState, Undo
 from turnout.service.units import utc_now
 
 from .process import Program, environment, turnout, until
@@ -88,8 +89,10 @@ class Terminal:
         self.journal(lambda journal: journal.append([entry], now=utc_now()))
         return run.id
 
-    def fail(self, *, flow: str = "bill", message: str = "no such card") -> str:
-        """Store a run that failed after one recorded step."""
+    def fail(
+        self, *, flow: str = "bill", message: str = "no such card", undo: Undo | None = None
+    ) -> str:
+        """Store a run that failed after one recorded step, and could perhaps not be undone."""
         run_id = self.append(flow=flow)
 
         async def work(journal: SqliteJournal) -> None:
@@ -104,7 +107,11 @@ class Terminal:
             await journal.record_step(claim, step)
             error = RunError("ValueError", message, "charge#1", "Traceback:\n  line 7")
             log = b'{"at":"2026-01-31T09:00:00Z","level":"info","message":"order.priced","n":1}\n'
-            outcome = Outcome(state=RunState.FAILED, error=error, log=log)
+            outcome = Outcome(state=RunState.FAILED, error=error, log=log, undo=undo)
+            if undo is not None:
+                refund = replace(step, key="~undo[0]/refund#1", state="failed", error=error)
+                await journal.record_step(claim, refund)
+                await journal.record_step(claim, replace(step, key="on_undo#1", task=REGISTERED))
             await journal.record(claim, outcome, started_at=at, now=utc_now())
 
         self.journal(work)
@@ -362,6 +369,35 @@ def test_dead_letters_are_listed_replayed_and_dropped(terminal: Terminal) -> Non
     terminal.type("dead", "drop", "--flow", "bill", "--since", "1h", "--yes")
     assert terminal.lines("dead") == []
     assert "no dead letter fits" in terminal.type("dead")
+
+
+def test_an_undo_that_failed_is_told_of_and_a_replay_beside_it_asks(terminal: Terminal) -> None:
+    run_id = terminal.fail(undo="failed")
+    event_id = terminal.lines("show", run_id)[0]["event_id"]
+    command: tuple[str, ...]
+    for command in (("runs",), ("dead",)):
+        told = "undo: failed at ~undo[0]/refund#1; ValueError: no such card"
+        assert told in terminal.type(*command)
+        assert terminal.lines(*command)[0]["undo_failed"] == ["~undo[0]/refund#1"]
+    assert "undo      failed at ~undo[0]/refund#1" in terminal.type("show", run_id)
+    for command in (("replay", event_id), ("dead", "replay", run_id)):
+        terminal.type(*command, code=2)
+        assert "is not undone" in terminal.error and "--yes" in terminal.error
+        assert len(terminal.lines(*command, "--yes")[0]["runs"]) == 1
+    assert "undone" in terminal.type("retry", run_id)
+    document = terminal.lines("show", run_id)[0]
+    assert (document["state"], document["undo"], document["dead"]) == ("queued", "running", True)
+    assert "failed, runs again" in terminal.type("show", run_id)
+
+
+def test_a_cancel_keeps_why_and_who(terminal: Terminal) -> None:
+    first, second = terminal.append(), terminal.append()
+    terminal.type("cancel", first, "--reason", "ordered twice", "--by", "ada")
+    text = terminal.type("show", first)
+    assert "reason    ordered twice" in text and "cancelled by ada" in text
+    assert "ordered twice" in terminal.type("runs")
+    [run] = terminal.lines("cancel", second)
+    assert (run["reason"], run["cancelled_by"]) == (None, getpass.getuser())
 
 
 def test_an_event_is_replayed(terminal: Terminal) -> None:

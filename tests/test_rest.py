@@ -30,7 +30,7 @@ from turnout.service.metrics import Metrics
 from turnout.service.operator import Operator
 from turnout.service.pools import Pools
 from turnout.service.project import Project
-from turnout.service.run import Outcome, RunError, RunState
+from turnout.service.run import Outcome, RunError, RunState, Undo
 from turnout.service.settings import Settings
 from turnout.service.units import utc_now
 from turnout.triggers.kafka import kafka
@@ -74,7 +74,7 @@ class Desk:
         )
         return run.id
 
-    async def fail(self) -> str:
+    async def fail(self, *, undo: Undo | None = None) -> str:
         """Store a run that failed in its step `charge#1`, one step recorded, two lines logged."""
         run_id = await self.append()
         run = await self.journal.run(run_id)
@@ -91,6 +91,7 @@ class Desk:
         outcome = Outcome(
             state=RunState.FAILED,
             error=RunError("ValueError", "no such card", "charge#1", "Traceback: line 7"),
+            undo=undo,
             log=b'{"level":"info","message":"order.priced"}\n{"level":"error","message":"x"}\n',
         )
         await self.journal.record(claim, outcome, started_at=at, now=utc_now())
@@ -388,6 +389,38 @@ async def test_retry_and_cancel_move_a_run(tmp_path: Path) -> None:
         assert (await desk.post(f"/api/runs/{run_id}/retry"))["state"] == "queued"
         assert (await desk.post(f"/api/runs/{run_id}/cancel"))["state"] == "cancelled"
         assert_problem(await desk.http.post(f"/api/runs/{run_id}/cancel"), 409, "cancelled")
+
+
+async def test_a_cancel_keeps_why_and_who(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        said = {"reason": "ordered twice", "by": "ada"}
+        path = f"/api/runs/{await desk.append()}/cancel"
+        run = (await desk.http.post(path, json=said)).json()
+        assert (run["reason"], run["cancelled_by"]) == ("ordered twice", "ada")
+        run = await desk.post(f"/api/runs/{await desk.append()}/cancel")
+        assert (run["reason"], run["cancelled_by"]) == (None, "api")
+        await desk.append()
+        many = await desk.http.post("/api/runs/cancel?flow=bill", json=said)
+        [run_id] = many.json()["runs"]
+        assert (await desk.get(f"/api/runs/{run_id}"))["cancelled_by"] == "ada"
+        path = f"/api/runs/{await desk.append()}/cancel"
+        wrong: Any
+        for wrong in ([], {"why": "x"}, {"reason": 3}):
+            assert (await desk.http.post(path, json=wrong)).status_code == 422, wrong
+
+
+async def test_a_replay_beside_what_is_not_undone_says_that_it_knows(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        run_id = await desk.fail(undo="failed")
+        event_id = (await desk.get(f"/api/runs/{run_id}"))["event_id"]
+        for path in (f"/api/events/{event_id}/replay", f"/api/dead/{run_id}/replay"):
+            assert_problem(await desk.http.post(path), 409, '"not_undone": true')
+            assert_problem(await desk.http.post(path, json={"not_undone": False}), 409, "retry")
+            assert (await desk.http.post(path, json={"not_undone": 1})).status_code == 422
+            again = await desk.http.post(path, json={"not_undone": True})
+            assert again.status_code == 200 and len(again.json()["runs"]) == 1
+        assert run_id in [run["id"] for run in (await desk.get("/api/dead"))["items"]]
+        assert (await desk.post(f"/api/runs/{run_id}/retry"))["state"] == "queued"
 
 
 async def test_retry_from_a_step_forgets_it(tmp_path: Path) -> None:
