@@ -13,6 +13,7 @@ from turnout.service.event import Event
 from turnout.service.flow import Flow, Limit, Pool, limit
 from turnout.service.retry import RetryPolicy
 from turnout.service.steps import calling
+from turnout.service.steps.called import where
 from turnout.service.steps.context import to_await
 from turnout.service.steps.ending import check_hook
 from turnout.service.steps.waiting import refuse_thread
@@ -64,8 +65,8 @@ class SyncFlow(Flow[P, R]):
         if not pools.in_thread():
             child.close()
             raise MisplacedTask(
-                f"flow {self.name!r} is not async: in an `async def` flow write "
-                f"`await {self.name}.run(…)`"
+                f"flow {self.name!r}, called at {where()}, is not async: in an `async def` flow "
+                f"write `await {self.name}.run(…)`"
             )
         value: R = pools.on_loop(child)
         return value

@@ -19,6 +19,7 @@ from turnout.service.flow import Pool
 from turnout.service.retry import RetryPolicy
 from turnout.service.steps import in_thread, mapping, step
 from turnout.service.steps.caching import CachePolicy
+from turnout.service.steps.called import where
 from turnout.service.steps.context import here, to_await
 from turnout.service.steps.step import NO_FALLBACK, Call, Task
 from turnout.service.steps.undo import check as check_undo
@@ -43,7 +44,8 @@ class AsyncTask(Task[R], Generic[P, R]):
             return to_await(self.function(*args, **kwargs), self.words)
         if pools.in_thread():
             raise MisplacedTask(
-                f"task {self.name!r} is async and the flow is not; write the flow with `async def`"
+                f"task {self.name!r}, called at {where()}, is async and the flow is not; write the "
+                f"flow with `async def`"
             )
         call = Call(self, scope, scope.take(self.name), args, kwargs)
         return to_await(step.run(call), self.words)
@@ -95,8 +97,8 @@ class SyncTask(Task[R], Generic[P, R]):
     def _refuse_loop(self, instead: str) -> None:
         if not pools.in_thread():
             raise MisplacedTask(
-                f"task {self.name!r} is not async and would block the service; in an `async def` "
-                f"flow write `await {self.name}.{instead}`"
+                f"task {self.name!r}, called at {where()}, is not async and would block the "
+                f"service; in an `async def` flow write `await {self.name}.{instead}`"
             )
 
 

@@ -219,6 +219,46 @@ async def test_a_call_given_where_its_result_is_meant_is_refused(
     assert run.attempts == 1 and done == []
 
 
+@flow
+def calls_an_async_task() -> Any:
+    return work(1)
+
+
+@flow
+def sleeps_in_a_thread() -> Any:
+    return sleep("1h")
+
+
+@flow
+async def calls_a_sync_task() -> str:
+    return sync_work(1)
+
+
+@flow
+async def calls_a_sync_flow() -> str:
+    return sync_child("x")
+
+
+@pytest.mark.parametrize(
+    ("misplaced", "fix"),
+    [
+        (calls_an_async_task, "`async def`"),
+        (sleeps_in_a_thread, "`async def`"),
+        (calls_a_sync_task, "`await sync_work.run"),
+        (calls_a_sync_flow, "`await sync_child.run"),
+    ],
+)
+async def test_a_call_that_cannot_be_awaited_there_is_refused_by_name_and_line(
+    tmp_path: Path, misplaced: Flow[..., Any], fix: str
+) -> None:
+    async with running(tmp_path, [misplaced, sync_child]) as service:
+        run = await end_of(service, misplaced)
+    assert run.error is not None and run.error.type == "MisplacedTask"
+    place = f"test_unawaited.py:{line_of(misplaced.function, 'return')}"
+    assert f"called at {Path(__file__).parent}/{place}" in run.error.message
+    assert fix in run.error.message and done == []
+
+
 # ---------------------------------------------------------------- left behind
 
 

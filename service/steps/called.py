@@ -15,7 +15,7 @@ import inspect
 import sys
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
-from types import CodeType, CoroutineType
+from types import CodeType, CoroutineType, FrameType
 from typing import Any, NamedTuple, TypeVar
 
 from turnout.service.errors import NotAwaited
@@ -25,6 +25,18 @@ T = TypeVar("T")
 _OWN_FOLDER = str(Path(__file__).parent.parent.parent)  # flow files are not loaded from in there
 _FEW = 64
 _NAMED = 3
+
+
+def where() -> str:
+    """Return the place in the author's code that calls turnout now, for messages."""
+    frame = _authors(sys._getframe(1))
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _authors(frame: FrameType) -> FrameType:
+    while frame.f_code.co_filename.startswith(_OWN_FOLDER) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
 
 class _Call(NamedTuple):
@@ -64,9 +76,7 @@ class Called:
         if len(self._calls) >= self._most:
             self._calls = [each for each in self._calls if each[0].cr_frame is not None]
             self._most = max(_FEW, 2 * len(self._calls))
-        frame = sys._getframe(3)  # above `to_await` and what the author calls
-        while frame.f_code.co_filename.startswith(_OWN_FOLDER) and frame.f_back is not None:
-            frame = frame.f_back
+        frame = _authors(sys._getframe(3))  # above `to_await` and what the author calls
         self._calls.append((coroutine, words, frame.f_code, frame.f_lasti))
         return coroutine
 

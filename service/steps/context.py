@@ -32,7 +32,7 @@ from turnout.service.pools import Pools, worker
 from turnout.service.resource import Resources
 from turnout.service.units import utc_now
 
-from .called import Called
+from .called import Called, where
 from .changed import Trail
 from .marks import Marks, fact
 from .resting import Rests
@@ -374,8 +374,8 @@ def here(name: str) -> Scope | None:
     if scope is None:
         if _open_attempts and _in_foreign_thread():
             raise MisplacedTask(
-                f"task {name!r} is called in a thread turnout did not open; call it from the flow "
-                f"itself, and use `gather` or `{name}.map` to run several at once"
+                f"task {name!r} is called in a thread turnout did not open, at {where()}; call it "
+                f"from the flow itself, and use `gather` or `{name}.map` to run several at once"
             )
         return None
     if scope.step is not None:
@@ -388,8 +388,9 @@ def here(name: str) -> Scope | None:
         )
     if not scope.is_owned:
         raise MisplacedTask(
-            f"task {name!r} is called in an asyncio task or thread turnout did not open, where its "
-            f"step has no stable place; use `await gather(…)` or `{name}.map` instead"
+            f"task {name!r} is called in an asyncio task or thread turnout did not open, at "
+            f"{where()}, where its step has no stable place; use `await gather(…)` or "
+            f"`{name}.map` instead"
         )
     if context.broken is not None:
         raise context.broken

@@ -30,6 +30,7 @@ from turnout.service.run import Fail
 from turnout.service.trigger import Trigger
 from turnout.service.units import parse_duration
 
+from .called import where
 from .context import Outside, Scope, here, suspend, to_await
 from .step import Call, Task, durable
 
@@ -46,7 +47,10 @@ def place(name: str) -> Scope:
     """Return the scope a wait is counted in; raises `MisplacedTask` where there is none."""
     scope = here(name)
     if scope is None:
-        raise MisplacedTask(f"{name}() is for the flow itself: call it in a run, outside its tasks")
+        raise MisplacedTask(
+            f"{name}(), called at {where()}, is for the flow itself: call it in a run, outside its "
+            f"tasks"
+        )
     refuse_thread(name)
     return scope
 
@@ -54,7 +58,9 @@ def place(name: str) -> Scope:
 def refuse_thread(name: str) -> None:
     """Raise `MisplacedTask` in a `def` flow, which cannot await."""
     if pools.in_thread():
-        raise MisplacedTask(f"{name}() is awaited; write the flow with `async def`")
+        raise MisplacedTask(
+            f"{name}(), called at {where()}, is awaited; write the flow with `async def`"
+        )
 
 
 def outside_of(call: Call) -> Outside:
