@@ -27,6 +27,7 @@ import orjson
 from .errors import FOREIGN
 from .governance import secrets
 from .units import utc_now
+from .unseen import IN_LINE, as_json, as_python
 
 Format = Literal["auto", "json", "console"]
 
@@ -37,7 +38,7 @@ MAX_FIELD = 8192
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _NAMES = {number: name for name, number in _LEVELS.items()}
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _BARE = re.compile(r"[\w.:/@+-]+")
 
 Record = dict[str, Any]
@@ -378,7 +379,7 @@ def _escape_line(line: bytes) -> bytes:
     text = line.decode()[:-1]
     if secrets.any_live():
         text = secrets.mask(text)
-    return (_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n").encode()
+    return (IN_LINE.sub(as_json, text) + "\n").encode()
 
 
 def _readable(record: Record, context: Record) -> str:
@@ -408,7 +409,7 @@ def _cut(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    return IN_LINE.sub(lambda match: _SHORT.get(match[0]) or as_python(match), text)
 
 
 def _text(value: object) -> str:

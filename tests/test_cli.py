@@ -35,7 +35,7 @@ from .running import make_event, running
 
 R = TypeVar("R")
 
-ESCAPE = "\x1b]0;owned\x07\x9b2J"
+ESCAPE = "\x1b]0;owned\x07\x9b2J\u202e\u200b\U000e0041"
 """What a hostile body would have a terminal do."""
 
 
@@ -229,7 +229,7 @@ def test_stored_text_never_reaches_the_terminal_raw(terminal: Terminal) -> None:
     ]  # fmt: skip
     terminal.type("show", f"x{ESCAPE}", code=1)
     for output in (*outputs, terminal.error):
-        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", output)
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\u200b\U000e0041]", output)
     [document] = terminal.lines("show", run_id)
     assert document["event"]["data"]["note"] == ESCAPE
 

@@ -20,7 +20,8 @@ from turnout.service import logs
 from turnout.service.run import RunState
 
 AT = datetime(2025, 3, 1, 9, 15, 2, 123000, tzinfo=UTC)
-HOSTILE = "line\r\nforged: \x1b[31mred\x1b[0m \x9b1m \u2028 \x7f \ud800"
+UNSEEN = "\u202e\u2066\u200b\u200d\ufeff\xad\U000e0041"
+HOSTILE = f"line\r\nforged: \x1b[31mred\x1b[0m \x9b1m \u2028 \x7f \ud800 {UNSEEN}"
 
 
 class Terminal(io.StringIO):
@@ -91,8 +92,15 @@ def test_no_value_can_forge_a_line_or_a_terminal_sequence(format: logs.Format) -
     undo()
     text = stream.getvalue()
     assert text.count("\n") == len(text.splitlines()) == 3
-    assert not set(text) & set("\r\x1b\x9b\u2028\x7f\ud800")
+    assert not set(text) & set(f"\r\x1b\x9b\u2028\x7f\ud800{UNSEEN}")
     assert "forged" in text
+
+
+def test_what_is_not_seen_is_still_the_same_document(stream: io.StringIO) -> None:
+    logs.get_logger().info(f"a {UNSEEN} 👩‍💻")
+    text = stream.getvalue()
+    assert text.isprintable() or text.rstrip("\n").isprintable()
+    assert records(stream)[0]["message"] == f"a {UNSEEN} 👩‍💻"
 
 
 def test_an_exception_says_what_and_where(stream: io.StringIO) -> None:

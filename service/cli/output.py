@@ -6,7 +6,6 @@ control characters (an escape sequence in a webhook's body) are shown, never obe
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from turnout.service.unseen import IN_LINE, IN_TEXT, as_json, as_python
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-# C0 but tab and newline, DEL, C1, marks that reorder text (Trojan Source), lone surrogates.
-_UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 _PIPE_WIDTH = 250
 
 _COLOURS = {
@@ -33,12 +30,7 @@ _COLOURS = {
 
 def safe(text: object) -> str:
     """Return text with every character a terminal might obey written out as an escape."""
-    return _UNSAFE.sub(_escape, str(text))
-
-
-def _escape(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return IN_TEXT.sub(as_python, str(text))
 
 
 def print_json(document: Any) -> None:
@@ -46,7 +38,7 @@ def print_json(document: Any) -> None:
     from turnout.service.api.documents import encode
 
     line = encode(document).decode("utf-8")
-    click.echo(_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", line))
+    click.echo(IN_LINE.sub(as_json, line))
 
 
 def say(text: str) -> None:
