@@ -9,7 +9,7 @@ from asyncio import to_thread
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from turnout.service.run import Outcome, RunError, RunState, Undo
 from turnout.service.settings import Settings
 from turnout.service.units import utc_now
 from turnout.triggers.kafka import kafka
+from turnout.triggers.timers import every
 
 TOKEN = "a-token-of-enough-length"
 
@@ -531,6 +532,30 @@ async def test_brokers_that_a_seek_cannot_reach_are_named(tmp_path: Path) -> Non
             )
             answer = await desk.http.post("/api/triggers/kafka:t/g/seek", json={"to": "end"})
             assert_problem(answer, 503, f"cannot reach Kafka at {server}")
+
+
+async def test_a_timer_is_sought_to_now_from_a_tick_far_ahead(tmp_path: Path) -> None:
+    timer = every("1m", name="minutely")
+    flow = Flow(function=bill, name="bill", file=__file__, line=30, triggers=(timer,))
+    async with open_desk(tmp_path) as desk:
+        ahead = {"tick": "2999-01-01T00:00:00Z", "ahead": "2999-01-01T00:00:00Z"}
+        await desk.journal.append([], trigger="minutely", positions=ahead, now=utc_now())
+        desk.operator = Operator(
+            desk.journal,
+            now=utc_now,
+            project=lambda: Project.of([flow]),
+            connection=Settings().connection,
+        )
+        path = "/api/triggers/minutely/seek"
+        before = utc_now()
+        tried = await desk.http.post(path, json={"to": "now", "dry_run": True})
+        assert "2999" in tried.json()["done"][0]
+        assert await desk.journal.positions("minutely") == ahead
+        assert (await desk.http.post(path, json={"to": "now"})).status_code == 200
+        stored = await desk.journal.positions("minutely")
+        assert stored.keys() == {"tick"}
+        assert before <= datetime.fromisoformat(stored["tick"]) <= utc_now()
+        assert_problem(await desk.http.post(path, json={"to": "end"}), 409, "say now")
 
 
 # ---------------------------------------------------------------- the page

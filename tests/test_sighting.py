@@ -60,3 +60,13 @@ def test_says_what_happened_and_what_is_wrong() -> None:
     assert changed.type == "turnout.file.changed"
     assert changed.extensions["fileerror"] == "Permission denied"
     assert changed.path == Path("/in/a")
+
+
+@pytest.mark.parametrize(
+    "mtime_ns",
+    [-(2**63) - 1, -(2**63), -1, 0, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 253_402_300_799 * 10**9],
+)
+def test_any_time_a_file_may_have_is_told_to_the_nanosecond(mtime_ns: int) -> None:
+    event = file_event("/in", Sighting("a", VERSION._replace(mtime_ns=mtime_ns)), time=NOON)
+    assert event.data["mtime_ns"] == mtime_ns
+    assert event.data["name"] == "a"
