@@ -646,6 +646,29 @@ async def test_an_unreadable_file_is_tried_again_then_emitted_as_an_error() -> N
     assert sum(settling.READ_RETRY_SECONDS) < 10
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give root up")
+async def test_a_folder_closed_to_the_service_hides_only_itself_until_it_is_open() -> None:
+    # An hour between walks, so that only notifications bring files.
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        os.chmod(name, 0o777)  # noqa: PTH101  and Path.chmod is "blocking" here
+        process = await watcher_process(f"{root}/**/*.csv", "65534")
+        assert process.stdout is not None
+        try:
+            (root / "closed").mkdir(mode=0)
+            (root / "closed" / "a.csv").touch()
+            for number in range(3):
+                (root / f"{number}").mkdir()
+                (root / f"{number}" / "a.csv").touch()
+                line = await asyncio.wait_for(process.stdout.readline(), 20)
+                assert line == f"{number}/a.csv|\n".encode()
+            (root / "closed").chmod(0o755)
+            assert await asyncio.wait_for(process.stdout.readline(), 20) == b"closed/a.csv|\n"
+        finally:
+            process.kill()
+            await process.wait()
+
+
 # ---------------------------------------------------------------- many
 
 

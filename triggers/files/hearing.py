@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol, TypeVar
@@ -29,6 +30,7 @@ UNWATCHED = "unwatched folders"
 _HEARTBEAT_SECONDS = 1.0
 _AGAIN_SECONDS = 30.0
 _DRAIN_STEP_SECONDS = 0.004
+_PATH_MAX = 4096
 _CLOSING_SECONDS = 0.05  # a closed instance is given back by its own thread
 
 T = TypeVar("T")
@@ -131,7 +133,7 @@ class Hearing:
             folder: f"{self._root}/{folder}" if folder else self._root
             for folder in sorted(folders.difference(self.undecodable))
         }
-        watchable = {folder: path for folder, path in paths.items() if is_text(path)}
+        watchable = {folder: path for folder, path in paths.items() if _can_be_watched(path)}
         if self._notifier is not None:
             # What it heard until the next one hears is asked for by the next `wait`: late enough
             # for its own thread to have read what the kernel had for it.
@@ -140,6 +142,8 @@ class Hearing:
         try:
             if watchable:
                 await self._start(watchable)
+                # Gone meanwhile, or closed to us: a walk, or word from its parent, brings it back.
+                self.folders -= watchable.keys() - self._heard.keys()
             self._warned = False
         except OSError as error:
             self._give_up(error, now)
@@ -159,8 +163,10 @@ class Hearing:
 
     def _watch(self, paths: Mapping[str, str]) -> tuple[Notifier, dict[str, Identity | None]]:
         # Asked before they are watched: one that is replaced meanwhile counts as not heard of.
-        heard = {folder: identity_of(path) for folder, path in paths.items()}
-        return self._open(list(paths.values())), heard
+        heard = {
+            folder: identity_of(path) for folder, path in paths.items() if os.access(path, os.R_OK)
+        }
+        return self._open([paths[folder] for folder in heard]), heard
 
     def _give_up(self, error: OSError, now: float) -> None:
         if isinstance(error, FileNotFoundError):  # a folder vanished meanwhile: the walk will tell
@@ -236,6 +242,11 @@ class Hearing:
             self._beat = None
         self._drop()
         self.folders, self.undecodable = set(), set()
+
+
+def _can_be_watched(path: str) -> bool:
+    """Whether the watcher takes this name: UTF-8, and no longer than a path may be (limits.h)."""
+    return is_text(path) and len(os.fsencode(path)) < _PATH_MAX
 
 
 def _last_words(retiring: Sequence[Notifier]) -> list[tuple[Sign, str]]:

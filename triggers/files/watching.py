@@ -421,6 +421,8 @@ class Watching:
     async def _listen(self, folders: set[str]) -> None:
         if not self._plan.poll:
             await self._hearing.listen(folders, self._now())
+            if not self._hearing.is_whole:
+                self._rescan_at = min(self._rescan_at, self._now() + self._pause())
 
     # ---- what others see of it
 
