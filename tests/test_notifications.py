@@ -75,6 +75,32 @@ async def test_a_stopped_trigger_gives_its_instance_back(tmp_path: Path) -> None
         await emit.until(lambda: instances() == before)
 
 
+def make_deep(parent: Path) -> None:
+    """Make folders in each other until no path can name them, with a file in the last."""
+    above = os.open(parent, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=above)
+        folder = os.open("d" * 250, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = folder
+    os.close(os.open("a.csv", os.O_CREAT, dir_fd=above))
+    os.close(above)
+
+
+async def test_a_folder_too_deep_to_be_named_leaves_the_others_watched(tmp_path: Path) -> None:
+    make_deep(tmp_path)
+    emit = RecordingEmitter()
+    try:
+        async with watch(files(f"{tmp_path}/**/*.csv", settle="10ms"), emit):
+            await emit.stored(1)
+            (tmp_path / "b.csv").write_text("x")
+            await emit.stored(2)
+            assert 0 < emit.lags[UNWATCHED] < 10
+    finally:
+        removing = await asyncio.create_subprocess_exec("rm", "-rf", str(tmp_path / ("d" * 250)))
+        await removing.wait()
+
+
 # ---------------------------------------------------------------- no instance left
 
 WATCHER = """

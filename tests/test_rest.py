@@ -544,7 +544,7 @@ async def test_a_timer_is_sought_to_now_from_a_tick_far_ahead(tmp_path: Path) ->
             desk.journal,
             now=utc_now,
             project=lambda: Project.of([flow]),
-            connection=Settings().connection,
+            connection=desk.settings.connection,
         )
         path = "/api/triggers/minutely/seek"
         before = utc_now()
