@@ -392,6 +392,17 @@ async def leaves_inside() -> str:
     return "done"
 
 
+@task(pool="process")
+def forgets_inside_a_process() -> str:
+    work("inner")
+    return "done"
+
+
+@flow
+async def calls_forgets_in_a_process() -> str:
+    return await forgets_inside_a_process.run()
+
+
 @flow
 async def calls_forgets() -> str:
     return await forgets_inside()
@@ -413,7 +424,14 @@ async def calls_leaves() -> str:
 
 
 @pytest.mark.parametrize(
-    "calling", [calls_forgets, calls_forgets_in_a_thread, calls_from_a_thread, calls_leaves]
+    "calling",
+    [
+        calls_forgets,
+        calls_forgets_in_a_thread,
+        calls_forgets_in_a_process,
+        calls_from_a_thread,
+        calls_leaves,
+    ],
 )
 async def test_a_task_that_does_not_await_fails_its_step(
     tmp_path: Path, calling: Flow[..., Any]

@@ -38,7 +38,8 @@ from turnout.service.governance import secrets
 from turnout.service.portable import portable
 from turnout.service.project.loader import PACKAGE, load_file
 
-Travel = Callable[[], "tuple[Callable[..., None], tuple[Any, ...]] | None"]
+Restore = Callable[..., Callable[[], None]]
+Travel = Callable[[], "tuple[Restore, tuple[Any, ...]] | None"]
 _travels: list[Travel] = []
 
 Place = tuple[str | None, bytes | None, str, str]
@@ -46,7 +47,10 @@ Place = tuple[str | None, bytes | None, str, str]
 
 
 def travels(snapshot: Travel) -> None:
-    """Register what goes along to a worker process: `snapshot()` returns (restore, arguments)."""
+    """Register what goes along to a worker process: `snapshot()` returns (restore, arguments).
+
+    What `restore` returns there is called when the work is done, and may raise in its place.
+    """
     _travels.append(snapshot)
 
 
@@ -297,10 +301,11 @@ def _perform(
     try:
         function = _find(*place)
         args, kwargs, along = pickle.loads(inner)
-        for restore, state in along:
-            restore(*state)
+        checks = [restore(*state) for restore, state in along]
         begun()
         value = function(*args, **kwargs)
+        for check in checks:
+            check()
     except MemoryError:
         return _NO_MEMORY
     except BaseException as error:  # noqa: BLE001  the author's code; sys.exit() too is an answer

@@ -159,7 +159,10 @@ def _owners(calls: Iterable[_Call]) -> dict[int, asyncio.Task[Any]]:
     """Return the asyncio tasks in which calls run, or would, by the id of the coroutine."""
     wanted = {id(each.coroutine) for each in calls}
     found: dict[int, asyncio.Task[Any]] = {}
-    own = asyncio.current_task()
+    try:
+        own = asyncio.current_task()
+    except RuntimeError:
+        return found  # a worker process has no loop
     for task in asyncio.all_tasks():
         inner: Any = None if task is own else task.get_coro()
         while inner is not None:

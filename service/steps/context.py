@@ -481,7 +481,7 @@ def inside(scope: Scope, key: str) -> Scope:
 # ---------------------------------------------------------------- worker processes
 
 
-def _snapshot() -> tuple[Callable[..., None], tuple[Any, ...]] | None:
+def _snapshot() -> tuple[worker.Restore, tuple[Any, ...]] | None:
     scope = _scope.get()
     if scope is None:
         return None
@@ -489,8 +489,10 @@ def _snapshot() -> tuple[Callable[..., None], tuple[Any, ...]] | None:
     return _restore, (claim, scope.path, scope.step)
 
 
-def _restore(claim: Claim, path: str, step: str | None) -> None:
-    _scope.set(Scope(RunContext(claim, None), path, step=step))
+def _restore(claim: Claim, path: str, step: str | None) -> Callable[[], None]:
+    scope = Scope(RunContext(claim, None), path, step=step)
+    _scope.set(scope)
+    return scope.refuse_left
 
 
 worker.travels(_snapshot)
