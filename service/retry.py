@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from .errors import FOREIGN, SetupError
+from .groups import deciding, problems
 from .run import Retry
 from .units import parse_duration
 
@@ -60,7 +61,8 @@ def retry(
     """Declare a retry policy: `retry(3)` is three retries after the first try.
 
     Delays grow by `factor` to `max`: 15 minutes unless given, or `delay` if that is longer.
-    `retry(5, on=(OSError, TimeoutError))` retries those only, `not_on=` all but those. Raises
+    `retry(5, on=(OSError, TimeoutError))` retries those only, `not_on=` all but those; of a group
+    of errors (`asyncio.TaskGroup`) each must be one. Raises
     `SetupError` for a negative count, a factor below 1, or what is not a type of error.
     """
     if count < 0 or not 1 <= factor <= MAX_FACTOR:
@@ -97,15 +99,26 @@ def delay_after(
 
     `Retry(after=…)` says the delay itself, and asks for a retry whatever `on` is. A server that
     asked for time (`Retry-After`, RFC 9110 section 10.2.3) gets it: the delay is never shorter.
+    A group is retried if each error in it is.
     """
-    if isinstance(error, Retry):
-        delay = next_delay(policy, retry_number)
-        after = getattr(error, "after", None)  # a subclass may forget to call ours
-        return delay if delay is None or after is None else after
-    if isinstance(error, policy.not_on) or (policy.on and not isinstance(error, policy.on)):
-        return None
     delay = next_delay(policy, retry_number)
-    return None if delay is None else max(delay, asked_for(error, now=now))
+    decides = deciding(error)
+    if isinstance(decides, Retry):
+        after = getattr(decides, "after", None)  # a subclass may forget to call ours
+        return delay if delay is None or after is None else after
+    if delay is None or not _is_retried(policy, error):
+        return None
+    return max([delay, *(asked_for(each, now=now) for each in problems(error))])
+
+
+def _is_retried(policy: RetryPolicy, error: BaseException) -> bool:
+    """Whether a policy is for an error, or for each one of its group."""
+    found = problems(error)
+    if isinstance(error, policy.not_on) or any(isinstance(each, policy.not_on) for each in found):
+        return False
+    if not policy.on or isinstance(error, policy.on):
+        return True
+    return all(isinstance(each, policy.on) for each in found)
 
 
 def next_delay(

@@ -16,6 +16,7 @@ from typing import Any
 from turnout.service.errors import ClaimLost, JournalBroken, JournalFull, message_of
 from turnout.service.event import CALLED
 from turnout.service.governance import secrets
+from turnout.service.groups import deciding, is_final, leaves
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim
 from turnout.service.metrics import Metrics
@@ -37,7 +38,7 @@ from turnout.service.steps.context import (
     open_attempt,
 )
 from turnout.service.steps.ending import conclude, ended_before
-from turnout.service.steps.failures import FINAL, describe
+from turnout.service.steps.failures import describe
 from turnout.service.steps.step import settle_last
 
 
@@ -91,6 +92,7 @@ class Executor:
                     raise
                 outcome = self._judge(context, flow, error)  # the flow's own, not ours
             except BaseException as error:  # noqa: BLE001  foreign code; sys.exit() too must not end the service
+                _raise_ours(error)
                 outcome = _suspended(context) or self._judge(context, flow, error)
             else:
                 outcome = Outcome(state=RunState.SUCCEEDED, result=result, returned=returned)
@@ -135,15 +137,16 @@ class Executor:
 
     def _judge(self, context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome:
         """Turn what ended the attempt into an outcome, by the flow's retry policy."""
-        if isinstance(error, JournalFull):
+        decides = deciding(error)
+        if any(isinstance(each, JournalFull) for each in leaves(error)):
             # The disk, not the flow: hand the run back, spend nothing.
             return Outcome(state=RunState.QUEUED, counts=False)
-        if isinstance(error, Skip):
-            return Outcome(state=RunState.SKIPPED, reason=secrets.mask(message_of(error)))
+        if isinstance(decides, Skip):
+            return Outcome(state=RunState.SKIPPED, reason=secrets.mask(message_of(decides)))
         outcome = Outcome(
             state=RunState.FAILED, error=describe(error), again=not_facts(context, error)
         )
-        if isinstance(error, FINAL):
+        if is_final(error):
             return outcome
         delay = delay_after(flow.retry, context.attempt, error, now=self._now())
         if delay is not None:
@@ -175,6 +178,13 @@ async def _forget_cancels(task: asyncio.Task[Any]) -> None:
         pass
     with suppress(asyncio.CancelledError):  # one that was not delivered yet
         await asyncio.sleep(0)
+
+
+def _raise_ours(error: BaseException) -> None:
+    """Raise the error of our own journal that an author's task group has wrapped, if any."""
+    for each in leaves(error):
+        if isinstance(each, ClaimLost | JournalBroken):
+            raise each from None
 
 
 def _suspended(context: RunContext) -> Outcome | None:

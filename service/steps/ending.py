@@ -327,12 +327,18 @@ async def _attend(context: RunContext, part: _Part) -> Literal["succeeded", "fai
     except (ClaimLost, JournalError, Suspend):
         raise
     except BaseException as error:
-        running = asyncio.current_task()
-        if isinstance(error, KeyboardInterrupt) or (running is not None and running.cancelling()):
+        if isinstance(error, KeyboardInterrupt) or _is_cancel(error):
             raise
         _report(part, f"{type(error).__name__}: {message_of(error)}")
         return "failed"
     return "succeeded"
+
+
+def _is_cancel(error: BaseException) -> bool:
+    """Whether the attempt is cancelled; a failed task group leaves only the request behind."""
+    running = asyncio.current_task()
+    asked = running is not None and running.cancelling() > 0
+    return asked and isinstance(error, asyncio.CancelledError)
 
 
 async def _give_up(context: RunContext, part: _Part, known: StepRecord | None) -> None:

@@ -17,25 +17,22 @@ from turnout.service.errors import (
     FOREIGN,
     CodeChanged,
     InvalidData,
-    MisplacedTask,
     NotAwaited,
     NotKept,
     StepFailed,
     message_of,
 )
 from turnout.service.governance import secrets
+from turnout.service.groups import deciding
 from turnout.service.journal.records import StepRecord
 from turnout.service.portable import kind_of, portable
-from turnout.service.run import Fail, Rejected, RunError, Skip
+from turnout.service.run import Fail, Rejected, RunError
 
 _MAX_MESSAGE = 4096
 _MAX_TRACEBACK = 32_768
 _MARK = "__turnout_step__"
 _OWN_FOLDER = Path(__file__).parent.parent.parent  # flow files are not loaded from in there
 _STANDARD_LIBRARY = Path(traceback.__file__).parent
-
-FINAL = (Fail, Skip, InvalidData, NotKept, CodeChanged, MisplacedTask, NotAwaited)
-"""Errors no retry would change."""
 
 NAMES: Mapping[type[BaseException], str] = {
     Fail: "failed",
@@ -104,12 +101,13 @@ def _is_on_the_way(frame: traceback.FrameSummary) -> bool:
 def describe(error: BaseException) -> RunError:
     """Write down an error: type, message, the step it escaped from, traceback; secrets masked."""
     text = _report(error)
-    message = message_of(error)
-    if isinstance(error, BaseExceptionGroup):
-        first = error.exceptions[0]
+    decides = deciding(error)
+    message = message_of(decides)
+    if isinstance(decides, BaseExceptionGroup):
+        first = decides.exceptions[0]
         message += f": {type(first).__name__}: {message_of(first)}"
     return RunError(
-        _type_of(error),
+        _type_of(decides),
         secrets.mask(message)[:_MAX_MESSAGE],
         step_of(error),
         secrets.mask(text)[-_MAX_TRACEBACK:],

@@ -36,6 +36,7 @@ from turnout.service.errors import (
     as_exception,
 )
 from turnout.service.flow import Pool
+from turnout.service.groups import is_final
 from turnout.service.journal.records import Cached, StepRecord
 from turnout.service.retry import RetryPolicy, delay_after
 
@@ -51,7 +52,7 @@ from .context import (
     stop_if_over,
     suspend,
 )
-from .failures import FINAL, describe
+from .failures import describe
 from .resting import LONGEST_HELD_SECONDS
 
 R = TypeVar("R", covariant=True)
@@ -293,7 +294,7 @@ class Call:
 
     def delay(self, error: Exception) -> float | None:
         """Return how long to wait before the next try, or None when there is none."""
-        if isinstance(error, FINAL):
+        if is_final(error):
             return None
         delay = delay_after(self.task.retry, self.tries, error, now=self.services.now())
         return None if delay is None else delay.total_seconds()
@@ -447,7 +448,7 @@ async def _perform(call: Call) -> Any:
 
 async def end(call: Call, failure: Exception) -> Any:
     """End a step that has no try left: with its task's fallback if there is one, else raise."""
-    if call.task.fallback is not NO_FALLBACK and not isinstance(failure, FINAL):
+    if call.task.fallback is not NO_FALLBACK and not is_final(failure):
         failures.mark(failure, call.key)
         try:
             value = await _fallback(call, failure)

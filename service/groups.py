@@ -1,0 +1,60 @@
+"""What an error means when several were raised together, as by `asyncio.TaskGroup`.
+
+In a group, also within another, `Fail` and whatever else no retry would change beats all other
+errors, those beat `Retry`, and that beats `Skip`. Not here: the delay before a retry (`retry`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from .errors import CodeChanged, InvalidData, MisplacedTask, NotAwaited, NotKept
+from .run import Fail, Retry, Skip
+
+FINAL = (Fail, InvalidData, NotKept, CodeChanged, MisplacedTask, NotAwaited)
+"""Errors no retry would change."""
+
+_SIGNALS = (Retry, Skip)
+_NONE = timedelta(0)
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors of a group, in order, or an error that is none itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from leaves(each)
+    else:
+        yield error
+
+
+def problems(error: BaseException) -> tuple[BaseException, ...]:
+    """Return the errors of a group that are not a `Retry` or a `Skip`."""
+    return tuple(each for each in leaves(error) if not isinstance(each, _SIGNALS))
+
+
+def deciding(error: BaseException) -> BaseException:
+    """Return the error that says what is to become of the run: the group itself if many do.
+
+    Of several `Retry` it is the one that asks for the longest wait.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    found = tuple(leaves(error))
+    final = next((each for each in found if isinstance(each, FINAL)), None)
+    if final is not None:
+        return final
+    if problems(error):
+        return error
+    retries = [each for each in found if isinstance(each, Retry)]
+    return max(retries, key=_asked, default=found[0])
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether no retry, and no fallback, is in place after an error."""
+    return isinstance(deciding(error), (*FINAL, Skip))
+
+
+def _asked(error: Retry) -> timedelta:
+    after: timedelta | None = getattr(error, "after", None)
+    return _NONE if after is None else after
