@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import tempfile
@@ -39,9 +40,28 @@ def inbox(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(params=["same file system", "another file system"])
-def done(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    if request.param == "same file system":
+def mount_apart(patch: pytest.MonkeyPatch) -> None:
+    """Let no file be linked from one folder into another, as between two mounts (EXDEV)."""
+    real = os.link
+
+    def link(old: str, new: str, *, src_dir_fd: int, dst_dir_fd: int, **rest: bool) -> None:
+        if not os.path.samestat(os.fstat(src_dir_fd), os.fstat(dst_dir_fd)):
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(new, dir_fd=dst_dir_fd, follow_symlinks=False)
+                raise FileExistsError(errno.EEXIST, "File exists")  # the kernel looks here first
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        real(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, **rest)
+
+    patch.setattr(os, "link", link)
+
+
+@pytest.fixture(params=["same file system", "another mount of it", "another file system"])
+def done(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    if request.param != "another file system":
+        if request.param == "another mount of it":
+            mount_apart(monkeypatch)
         yield tmp_path / "deep" / "done"
         return
     other = Path("/dev/shm")

@@ -117,7 +117,7 @@ def _place(subject: Subject, source: int, goal: int, name: str, tag: str) -> str
         with contextlib.suppress(FileExistsError):
             _link(subject, source, goal, name, chosen, tag)
             break
-        if _is_arrived(source, goal, name, chosen):  # a crash came between the two halves
+        if _is_arrived(source, goal, name, chosen, tag):  # a crash came between the two halves
             break
     else:
         raise FileExistsError(errno.EEXIST, "both names are taken in the target folder", name)
@@ -206,13 +206,32 @@ def _remove(folder: int, name: str) -> None:
         os.unlink(name, dir_fd=folder)
 
 
-def _is_arrived(source: int, goal: int, name: str, chosen: str) -> bool:
+def _is_arrived(source: int, goal: int, name: str, chosen: str, tag: str) -> bool:
     """Whether `chosen` in `goal` is the file already: the same inode, or a full copy of it."""
     here, there = _status(source, name), _status(goal, chosen)
-    if here.st_dev == there.st_dev:
-        return here.st_ino == there.st_ino and here.st_nlink > 1
+    if os.path.samestat(here, there):
+        return here.st_nlink > 1
     if (here.st_size, here.st_mtime_ns) != (there.st_size, there.st_mtime_ns):
         return False
+    return _is_copied(source, goal, name, tag) and _is_equal(source, goal, name, chosen)
+
+
+def _is_copied(source: int, goal: int, name: str, tag: str) -> bool:
+    """Whether files come to the target as copies: it is on another file system, or mounted apart.
+
+    Two mounts of one file system (volumes of a container) have one device number, and no links.
+    """
+    part = _part(tag)
+    _remove(goal, part)
+    try:
+        os.link(name, part, src_dir_fd=source, dst_dir_fd=goal, follow_symlinks=False)
+    except OSError as error:
+        return error.errno == errno.EXDEV
+    _remove(goal, part)
+    return False
+
+
+def _is_equal(source: int, goal: int, name: str, chosen: str) -> bool:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     with (
         open(os.open(name, flags, dir_fd=source), "rb") as old,  # noqa: PTH123
@@ -225,17 +244,15 @@ def _is_arrived(source: int, goal: int, name: str, chosen: str) -> bool:
 
 
 def _arrived(subject: Subject, goal: int, names: tuple[str, ...]) -> str | None:
-    """Return under which name the file, gone from its old place, is in the target."""
-    device = os.fstat(goal).st_dev
-    try:
-        same_device = os.stat(subject.root).st_dev == device  # noqa: PTH116
-    except FileNotFoundError:
-        same_device = False
-    expected = subject if same_device else subject._replace(inode=None)
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            if expected.is_same(_status(goal, name)):
-                return name
+    """Return under which name the file, gone from its old place, is in the target.
+
+    By its inode or, where it may have been copied, by size and mtime.
+    """
+    for expected in (subject, subject._replace(inode=None)):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                if expected.is_same(_status(goal, name)):
+                    return name
     return None
 
 
