@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.waiters import Waiters
 from .errors import JournalError, Overloaded, SetupError
-from .event import Event
+from .event import NEVER, Event
 from .governance import secrets
 from .journal.contract import Journal
 from .journal.records import Appended, Entry
@@ -26,13 +33,23 @@ from .metrics import Metrics
 from .project import AnyFlow
 from .router import Routed, route
 from .run import Outcome, RunState
-from .trigger import CalledTrigger, EndsEvents, Receipt, TellsSender, Trigger
+from .trigger import (
+    Backlog,
+    CalledTrigger,
+    EndsEvents,
+    HandBack,
+    Receipt,
+    TellsSender,
+    Trigger,
+)
 
 Settled = Callable[[int], None]
 
 log = get_logger("turnout.triggers")
 
 _STARTING = "starting"
+_LOOK_SECONDS = 0.1
+_ANY = Event(id="", source="", type="", time=NEVER)
 
 UNMATCHED_PER_SAMPLE = 1000
 """Where unmatched events are not kept, one of so many is, so that its decision can be read."""
@@ -54,6 +71,7 @@ class TriggerEmitter:
         settled: Settled,
         connection: Callable[[str], Mapping[str, Any]] | None = None,
         mark: Callable[[Entry], bool] | None = None,
+        grace: timedelta = timedelta(0),
     ) -> None:
         self.trigger = trigger
         self.flows = flows
@@ -69,6 +87,7 @@ class TriggerEmitter:
         self._settled = settled
         self._connection = connection
         self._mark = mark
+        self._grace = grace
         self._keeps_unmatched = getattr(trigger, "keeps_unmatched", True)
         self._unmatched: Counter[str] = Counter()
         self._tells_sender = isinstance(trigger, CalledTrigger | TellsSender)
@@ -239,6 +258,39 @@ class TriggerEmitter:
         """Return every stored position of this trigger."""
         return await self._journal.positions(self.trigger.name)
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether a flow of this trigger has `ordered_by`."""
+        return bool(self._ordered())
+
+    def _ordered(self) -> list[str]:
+        return [flow.name for flow in self.flows(_ANY) if flow.ordered_by is not None]
+
+    @asynccontextmanager
+    async def handing_back(self) -> AsyncIterator[HandBack]:
+        """Start nothing of this trigger's flows inside, while what waits is given back."""
+        with self._dispatcher.holding([flow.name for flow in self.flows(_ANY)]):
+            yield _HandBack(self._journal, self.trigger.name, self._ordered())
+
+    async def until_ended(self, partitions: Sequence[str], seconds: float) -> None:
+        """Wait, so long and within the grace, until no run of these partitions is under way."""
+        seconds = min(seconds, self._grace.total_seconds())
+        end = self._now() + timedelta(seconds=seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while await self._is_under_way(partitions, end):
+                    await self._dispatcher.until_moved(_LOOK_SECONDS)
+
+    async def _is_under_way(self, partitions: Sequence[str], end: datetime) -> bool:
+        """Whether a run of these partitions runs, or will before `end`."""
+        name, ordered = self.trigger.name, self._ordered()
+        starting = [flow for flow in ordered if self._dispatcher.starts(flow)]
+        others = [flow for flow in ordered if flow not in starting]
+        ask = self._journal.is_under_way
+        return (bool(starting) and await ask(name, starting, partitions, due_by=end)) or (
+            bool(others) and await ask(name, others, partitions, due_by=None)
+        )
+
     def result(
         self, receipt: Receipt, timeout_seconds: float
     ) -> Coroutine[Any, Any, Outcome | None]:
@@ -290,6 +342,23 @@ class TriggerEmitter:
         if self._connection is None:
             raise SetupError(f"there are no connection settings for {kind!r} here")
         return self._connection(kind)
+
+
+class _HandBack:
+    """What a trigger gives its events back with (`service.trigger.HandBack`)."""
+
+    def __init__(self, journal: Journal, trigger: str, flows: Sequence[str]) -> None:
+        self._journal = journal
+        self._trigger = trigger
+        self._flows = flows
+
+    async def backlog(self) -> Backlog:
+        """Return what may be given back, and what behind the first of it has begun."""
+        return await self._journal.backlog(self._trigger, self._flows)
+
+    async def withdraw(self, seqs: Sequence[int], positions: Mapping[str, str | None]) -> None:
+        """Forget these events and their runs, and move the positions in front of them."""
+        await self._journal.withdraw(seqs, trigger=self._trigger, positions=positions)
 
 
 def _is_refused(routed: Sequence[Routed]) -> bool:

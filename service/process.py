@@ -163,6 +163,7 @@ class Process:
             settled=self._event_settled,
             connection=self.settings.connection,
             mark=self.awaited.mark,
+            grace=self.settings.grace,
         )
 
     async def _run_ended(self, claim: Claim, outcome: Outcome) -> None:

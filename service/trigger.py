@@ -9,6 +9,7 @@ and natural key) is the key of its positions and metrics and outlives changed se
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
@@ -41,6 +42,31 @@ class Receipt:
     refusals: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is journaled of a trigger's events: those no run has begun of, and those behind them.
+
+    `waiting` maps what their source calls them to their seq, in the order they came; `begun` are
+    those behind the first of them that have begun, or have ended.
+    """
+
+    waiting: Mapping[str, int]
+    begun: Sequence[str]
+
+
+class HandBack(Protocol):
+    """Giving events back to their source of which no run has begun."""
+
+    async def backlog(self) -> Backlog:
+        """Return what may be given back, and what behind the first of it has begun."""
+
+    async def withdraw(self, seqs: Sequence[int], positions: Mapping[str, str | None]) -> None:
+        """Forget these events and their runs, and move the positions in front of them.
+
+        Raises what an emit does, having changed nothing.
+        """
+
+
 class Emitter(Protocol):
     """What a trigger is handed: the way into the journal and the things it may ask."""
 
@@ -69,6 +95,20 @@ class Emitter(Protocol):
 
     async def positions(self) -> dict[str, str]:
         """Return every stored position of this trigger."""
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether a flow of this trigger has `ordered_by`: then members give back what waits."""
+
+    def handing_back(self) -> AbstractAsyncContextManager[HandBack]:
+        """Start nothing of this trigger's flows inside, while what waits is given back."""
+
+    async def until_ended(self, partitions: Sequence[str], seconds: float) -> None:
+        """Wait, so long and within the grace, until no run of these partitions is under way.
+
+        Runs that sleep, wait for something or are tried again later do not count. Events say in
+        extension `partition` which one they are of.
+        """
 
     async def result(self, receipt: Receipt, timeout_seconds: float) -> Outcome | None:
         """Wait for the outcome of the first run of a receipt just returned; None at the timeout.

@@ -231,6 +231,57 @@ class JournalContract:
             }  # fmt: skip
             assert 2 <= len(stored.decisions) <= 21
 
+    async def test_what_no_run_has_begun_of_can_be_withdrawn(self, tmp_path: Path) -> None:
+        def entry(name: str, *runs: NewRun) -> Entry:
+            told = {"kafkarecord": name} if name == "e" else {}
+            extensions = {"partition": "t/0", **told}
+            event = make_event(extensions=extensions, trigger="t")
+            return Entry(event=replace(event, id="other" if name == "e" else name), runs=list(runs))
+
+        async with self.open(tmp_path) as journal:
+            fates = {
+                "a": [make_run("of", S.RUNNING)],
+                "b": [make_run("of", order_key="k")],
+                "c": [make_run("of"), make_run("also")],
+                "d": [make_run("of"), make_run("also", S.RUNNING)],
+                "e": [make_run("of")],
+                "f": [make_run("also")],
+                "g": [make_run("of", S.FAILED)],
+                "h": [],
+            }
+            entries = [entry(name, *runs) for name, runs in fates.items()]
+            entries[-1].awaited = "somebody"
+            await journal.append(entries, trigger="t", positions={"t/0": "8"}, now=NOW)
+            other = make_event(trigger="u")
+            await journal.append([Entry(event=other, runs=[make_run("of")])], trigger="u", now=NOW)
+            [claimed] = await journal.queued("of", 0, 1)
+            await claim_all(journal, [claimed.seq])  # that of b
+            found = await journal.backlog("t", ["of"])
+            assert list(found.waiting) == ["c", "e"]
+            assert list(found.begun) == ["d", "f", "g", "h"], "those behind the first that waits"
+            assert await journal.is_under_way("t", ["of"], ["t/0"], due_by=None)
+            assert not await journal.is_under_way("t", ["of"], ["t/1"], due_by=None)
+            before, _ = journal.counts()
+            seqs = list(found.waiting.values())
+            await journal.withdraw(seqs, trigger="t", positions={"t/0": "2"})
+            assert await journal.positions("t") == {"t/0": "2"}
+            after, _ = journal.counts()
+            assert after["queued"] == before["queued"] - 3
+            assert (await journal.backlog("t", ["of"])).waiting == {}
+            again = [entry("c", make_run("of"))]
+            await journal.append(again, trigger="t", positions={"t/0": "8"}, now=NOW)
+            assert list((await journal.backlog("t", ["of"])).waiting) == ["c"]
+            # What has begun since it was listed is not withdrawn.
+            listed = await journal.backlog("t", ["of"])
+            queued = await journal.queued("of", 0, 9)
+            await claim_all(journal, [run.seq for run in queued])
+            await journal.withdraw(list(listed.waiting.values()), trigger="t", positions={})
+            assert len(await journal.event("c")) == 1
+        async with self.open(tmp_path) as journal:
+            last = max(one.seq for one in await journal.events(Filter(limit=99)))
+            [new] = await journal.append([entry("z", make_run("of"))], trigger="t", now=NOW)
+            assert new.event_seq > last
+
     async def test_positions_move_with_events_and_alone(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             event = make_event("d-1")

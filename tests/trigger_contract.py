@@ -26,7 +26,7 @@ import pytest
 from turnout.service.errors import JournalFull, Overloaded, TurnoutError
 from turnout.service.event import Event
 from turnout.service.run import Outcome
-from turnout.service.trigger import ReadTrigger, Receipt
+from turnout.service.trigger import HandBack, ReadTrigger, Receipt
 from turnout.service.units import utc_now
 
 PATIENCE_SECONDS = 8.0
@@ -105,6 +105,14 @@ class RecordingEmitter:
 
     async def positions(self) -> dict[str, str]:
         return dict(self.stored_positions)
+
+    keeps_order = False
+
+    def handing_back(self) -> AbstractAsyncContextManager[HandBack]:
+        raise NotImplementedError("nothing waits here")
+
+    async def until_ended(self, partitions: Sequence[str], seconds: float) -> None:
+        """Nothing runs here."""
 
     async def result(self, receipt: Receipt, timeout_seconds: float) -> Outcome | None:
         return self.results.get(receipt.runs[0])

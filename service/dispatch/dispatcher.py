@@ -9,7 +9,8 @@ On a full disk nothing new is claimed until writing works again. Not here: what 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -113,6 +114,34 @@ class Dispatcher:
         lane = self._queues.lane(flow)
         lane.paused = False
         self._queues.wake(lane)
+
+    @contextmanager
+    def holding(self, flows: Iterable[str]) -> Iterator[None]:
+        """Start no run of these flows inside; their queues are read afresh at its end.
+
+        What is being claimed as it begins has begun by the time the journal answers what is asked
+        of it then.
+        """
+        lanes = [self._queues.lane(flow) for flow in flows]
+        for lane in lanes:
+            lane.held += 1
+        try:
+            yield
+        finally:
+            for lane in lanes:
+                lane.held -= 1
+                self.look_again(lane.flow)
+
+    def starts(self, flow: str) -> bool:
+        """Whether queued runs of a flow start as soon as they can."""
+        return not (self._stopping or self._queues.lane(flow).paused)
+
+    async def until_moved(self, seconds: float) -> None:
+        """Wait, so long, until a run has started or ended."""
+        self._queues.moved.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._queues.moved.wait()
 
     # ------------------------------------------------------------ new runs
 

@@ -59,7 +59,8 @@ class Lane:
     order) and runs that were due (`due`, the longest due first: retries, and runs that waited).
     `due_next` says whose turn it is. Runs whose key became free go first in their queue: `ready`
     and `called`. Due runs that wait for a limit are parked apart (`parked_due`); `due_turns` are
-    the keys whose next turn is theirs.
+    the keys whose next turn is theirs. Nothing starts while it is `paused`, by an operator, or
+    `held`, so many times, by whoever gives runs back.
 
     `cursor` is the last queued row seen; `unread` says that the journal may hold rows behind it.
     `arriving` counts runs on their way to disk as queued, `starting` those on their way to disk as
@@ -71,6 +72,7 @@ class Lane:
     flow: str
     memory: Memory = field(default_factory=Memory)
     paused: bool = False
+    held: int = 0
     cursor: int = 0
     unread: bool = True
     reading: bool = False
@@ -92,9 +94,14 @@ class Lane:
     taken: int = 0
 
     @property
+    def stopped(self) -> bool:
+        """Whether nothing of it may start now."""
+        return self.paused or self.held > 0
+
+    @property
     def idle(self) -> bool:
         """Whether a new run may start ahead of everything: nothing older is waiting."""
-        return not (self.paused or self.unread or self.reading or self.arriving or self.source)
+        return not (self.stopped or self.unread or self.reading or self.arriving or self.source)
 
     def has_parked(self, order_key: str | None, limit_key: str | None) -> bool:
         """Whether an older run waits for one of these keys."""

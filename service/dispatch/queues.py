@@ -128,7 +128,7 @@ class Queues:
     async def _refill(self, lane: Lane, claiming: set[int]) -> None:
         while lane.wanted:
             await self._fetch(lane, *lane.wanted.popitem(), claiming)
-        if lane.paused or not lane.unread or len(lane.window) > WINDOW // 2:
+        if lane.stopped or not lane.unread or len(lane.window) > WINDOW // 2:
             return
         epoch = lane.start_reading()
         rows = await self._journal.queued(lane.flow, lane.cursor, WINDOW)
@@ -176,7 +176,7 @@ class Queues:
 
     def _choose_from(self, lane: Lane, chosen: list[Queued]) -> bool:
         """Take the next run of a lane; False when it has none that may start."""
-        if lane.paused or lane.empty:
+        if lane.stopped or lane.empty:
             return self._sleep(lane)
         if not lane.source:
             self.work.set()  # there is more to read

@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 
 from turnout.service.event import Event
 from turnout.service.run import Outcome, Run
+from turnout.service.trigger import Backlog
 
 from .records import (
     Appended,
@@ -134,6 +135,36 @@ class Journal(Reader, Protocol):
 
     async def positions(self, trigger: str) -> dict[str, str]:
         """Return the stored positions of a trigger."""
+
+    # ---- an event's way back
+
+    async def backlog(self, trigger: str, flows: Sequence[str]) -> Backlog:
+        """Return a trigger's events that start these flows and of which no run has begun.
+
+        What was claimed before the call counts as begun. Whoever wants the answer to stay true
+        keeps the flows from starting anything.
+        """
+
+    async def withdraw(
+        self, seqs: Sequence[int], *, trigger: str, positions: Mapping[str, str | None]
+    ) -> None:
+        """Delete events of `backlog` with their runs, as if they had never come.
+
+        The positions move in the first transaction, and there may be several.
+        """
+
+    async def is_under_way(
+        self,
+        trigger: str,
+        flows: Sequence[str],
+        partitions: Sequence[str],
+        *,
+        due_by: datetime | None,
+    ) -> bool:
+        """Whether a trigger's event of these partitions has a run that runs or is about to.
+
+        One that is to be tried again counts when it is due by then; None counts running ones only.
+        """
 
     # ---- a run's life
 

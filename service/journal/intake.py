@@ -93,7 +93,7 @@ class Intake:
             self._add_decisions(appended.event_seq, job.verdicts(entry, appended.conflict))
         for job in jobs:
             if job.positions and job.error is None:
-                self._move(job.trigger, job.positions)
+                self.move(job.trigger, job.positions)
 
     def _take(
         self,
@@ -167,7 +167,8 @@ class Intake:
             for key, seq, body in orjson.loads(found)
         }
 
-    def _move(self, trigger: str, positions: Sequence[tuple[str, str | None]]) -> None:
+    def move(self, trigger: str, positions: Sequence[tuple[str, str | None]]) -> None:
+        """Store a trigger's positions; None forgets one."""
         moved = [item for item in positions if item[1] is not None]
         if moved:
             values = [part for item in moved for part in (trigger, *item)]

@@ -22,8 +22,9 @@ from turnout.service.errors import JournalBroken, SetupError
 from turnout.service.event import Event
 from turnout.service.metrics import Metrics
 from turnout.service.run import Outcome, Run
+from turnout.service.trigger import Backlog
 
-from . import cache, operations, upkeep
+from . import cache, handback, operations, upkeep
 from .batch import Batch
 from .connection import QUICKLY_CHECKED_BYTES, damage, open_for_writing, usable
 from .files import WatchedFiles, journal_folder, last_change
@@ -283,6 +284,44 @@ class SqliteJournal(SqliteReader):
     def hold(self, name: str) -> AbstractContextManager[None]:
         """Keep a large result that is there from pruning in the block."""
         return self._spill.hold(name)
+
+    # ---------------------------------------------------------------- an event's way back
+
+    async def backlog(self, trigger: str, flows: Sequence[str]) -> Backlog:
+        """Return a trigger's events that start these flows and of which no run has begun."""
+        await self._call(lambda _connection, _tally: None)  # what is being claimed has begun
+        return await self.read(partial(handback.backlog, trigger=trigger, flows=flows))
+
+    async def withdraw(
+        self, seqs: Sequence[int], *, trigger: str, positions: Mapping[str, str | None]
+    ) -> None:
+        """Delete events of `backlog` with their runs, as if they had never come."""
+        moves = list(positions.items())
+
+        def write(part: Sequence[int], connection: apsw.Connection, tally: Tally) -> None:
+            handback.withdraw(connection, tally, part)
+            self._intake.move(trigger, moves)
+
+        for start in range(0, len(seqs), handback.BATCH):
+            await self._call(partial(write, seqs[start : start + handback.BATCH]))
+
+    async def is_under_way(
+        self,
+        trigger: str,
+        flows: Sequence[str],
+        partitions: Sequence[str],
+        *,
+        due_by: datetime | None,
+    ) -> bool:
+        """Whether a trigger's event of these partitions has a run that runs or is about to."""
+        asked = partial(
+            handback.is_under_way,
+            trigger=trigger,
+            flows=flows,
+            partitions=partitions,
+            due_by=due_by,
+        )
+        return await self.read(asked)
 
     # ---------------------------------------------------------------- an event's end
 

@@ -230,9 +230,9 @@ def _delete(connection: apsw.Connection, tally: Tally, rows: Sequence[Any]) -> i
     """Delete the runs of `rows` with what hangs on them, and events left without runs."""
     if not rows:
         return 0
-    _keep_highest(connection)
+    keep_highest(connection)
     ended = [row for row in rows if row[2]]
-    deleted = _delete_runs(connection, [row[2] for row in ended])
+    deleted = delete_runs(connection, [row[2] for row in ended])
     for _, _, _, flow, dead in ended:
         if dead:
             tally.died(flow, -1)
@@ -244,7 +244,7 @@ def _delete(connection: apsw.Connection, tally: Tally, rows: Sequence[Any]) -> i
         (_json(sorted(heard)),),
     )
     gone = {seq for seq, _ in left} - heard | {row[1] for row in rows if not row[2]}
-    return deleted + _delete_events(connection, sorted(gone))
+    return deleted + delete_events(connection, sorted(gone))
 
 
 def _without_runs(connection: apsw.Connection, seqs: Sequence[int]) -> list[Any]:
@@ -257,7 +257,8 @@ def _without_runs(connection: apsw.Connection, seqs: Sequence[int]) -> list[Any]
     return found
 
 
-def _delete_runs(connection: apsw.Connection, seqs: Sequence[int]) -> int:
+def delete_runs(connection: apsw.Connection, seqs: Sequence[int]) -> int:
+    """Delete runs with what hangs on them; returns rows."""
     deleted = 0
     for table, column in (("steps", "run_seq"), ("attempts", "run_seq"), ("runs", "seq")):
         connection.execute(
@@ -268,7 +269,8 @@ def _delete_runs(connection: apsw.Connection, seqs: Sequence[int]) -> int:
     return deleted
 
 
-def _delete_events(connection: apsw.Connection, seqs: Sequence[int]) -> int:
+def delete_events(connection: apsw.Connection, seqs: Sequence[int]) -> int:
+    """Delete events with what was decided about them; returns rows."""
     gone = _json(seqs)
     connection.execute(
         "DELETE FROM decisions WHERE event_seq IN (SELECT value FROM json_each(?))", (gone,)
@@ -278,7 +280,7 @@ def _delete_events(connection: apsw.Connection, seqs: Sequence[int]) -> int:
     return deleted + connection.changes()
 
 
-def _keep_highest(connection: apsw.Connection) -> None:
+def keep_highest(connection: apsw.Connection) -> None:
     """Remember the highest seqs before rows go, because a seq must never be given twice."""
     connection.execute(
         "INSERT INTO counters (name, value) SELECT 'events', coalesce(max(seq), 0) FROM events"

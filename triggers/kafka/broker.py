@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import re
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -47,7 +48,7 @@ from turnout.service.errors import TriggerError
 
 from .epochs import epoch_ends
 from .identity import FETCHING, Identity, identities
-from .ledger import Bounds, Leader, Place
+from .ledger import Bounds, Leader, Place, Spans
 
 # The client logs each attempt of each retry as an error; the trigger reports the state instead.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -63,6 +64,8 @@ _START_SECONDS = 0.2
 _COPIES = 3
 _TOPIC_ALREADY_EXISTS = 36
 _READ_UNCOMMITTED = 0
+_MARKS = {"topic", "epoch", "done"}
+_SPANS = re.compile(r"\d+\+[1-9]\d*(,\d+\+[1-9]\d*)*")
 
 
 @contextmanager
@@ -301,22 +304,50 @@ def _bounds(limits: Bounds, committed: Any) -> Bounds:
     if said and limits.topic and said != limits.topic:
         return limits
     vouched = bool(said and limits.topic)
-    epoch = int(mark["epoch"]) if vouched and mark.get("epoch", "").isdecimal() else 1
-    return replace(limits, committed=committed.offset, vouched=vouched, epoch=epoch)
+    epoch = int(mark["epoch"]) if mark.get("epoch", "").isdecimal() else 1
+    done = read_spans(mark.get("done", ""), committed.offset)
+    return replace(limits, committed=committed.offset, vouched=vouched, epoch=epoch, done=done)
 
 
 def to_commit(place: Place) -> tuple[int, str]:
-    """Return what is committed for a place: the offset, of which topic it is, in which epoch."""
+    """Return what is committed for a place: the offset, and what there is to say of it.
+
+    That is the id of its topic, its epoch when it is not the first, and what behind it is done.
+    """
     words = [f"topic:{place.topic}"] if place.topic else []
-    if place.topic and place.epoch > 1:
+    if place.epoch > 1:
         words.append(f"epoch:{place.epoch}")
+    if place.done:
+        words.append(f"done:{spans_text(place.done, place.next)}")
     return place.next, " ".join(words)
 
 
 def _read_mark(text: str) -> dict[str, str]:
     """Read back what `to_commit` says beside the offset; what others wrote there says nothing."""
     pairs = [word.partition(":") for word in text.split(" ")]
-    return {name: said for name, _, said in pairs} if text.startswith("topic:") else {}
+    found = {name: said for name, _, said in pairs}
+    return found if found.keys() <= _MARKS else {}
+
+
+def spans_text(spans: Spans, offset: int) -> str:
+    """Write offsets behind another: for each span how many are not of it, and how many are."""
+    parts = []
+    for first, last in spans:
+        parts.append(f"{first - offset}+{last - first + 1}")
+        offset = last + 1
+    return ",".join(parts)
+
+
+def read_spans(text: str, offset: int) -> Spans:
+    """Read back `spans_text`; () for what is none."""
+    if not _SPANS.fullmatch(text):
+        return ()
+    spans = []
+    for part in text.split(","):
+        gap, count = map(int, part.split("+"))
+        spans.append((offset + gap, offset + gap + count - 1))
+        offset += gap + count
+    return tuple(spans)
 
 
 async def cuts(

@@ -62,6 +62,17 @@ class Commits:
                 self._owed.pop(partition, None)
                 self._told[partition] = place.next
 
+    async def hand_back(self, places: Mapping[TopicPartition, Place]) -> None:
+        """Tell Kafka to go back to these places; what was owed of them before is void.
+
+        Raises `TriggerError`, and what the client raises when the partitions are lost already.
+        """
+        async with self._turn:
+            await self._commit(places, TELL_SECONDS)
+            for partition, place in places.items():
+                self._owed.pop(partition, None)
+                self._told[partition] = place.next
+
     def forget(self) -> None:
         """Drop everything: the partitions are another member's now."""
         self._owed.clear()

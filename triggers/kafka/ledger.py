@@ -11,8 +11,10 @@ Not here: reading, and asking the broker.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +23,9 @@ import orjson
 from turnout.service.errors import TriggerError
 from turnout.service.trigger import Emitter
 
+Spans = tuple[tuple[int, int], ...]
+"""Offsets, as first and last of each unbroken run of them, in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -28,19 +33,49 @@ class Place:
 
     `sought` marks a place an operator or an alarm chose below Kafka's committed offset: that one
     counts for nothing until it has been moved back too. `topic` is the id of the topic, empty
-    where the broker knows none.
+    where the broker knows none. `done` are offsets behind `next` that are not to be read: they
+    have begun, here or elsewhere, when what came before them was handed back.
     """
 
     next: int
     epoch: int = 1
     sought: bool = False
     topic: str = ""
+    done: Spans = ()
 
     def text(self) -> str:
         """Return what is stored."""
         topic = f', "topic": "{self.topic}"' if self.topic else ""
         sought = ', "sought": true' if self.sought else ""
-        return f'{{"next": {self.next}, "epoch": {self.epoch}{topic}{sought}}}'
+        spans = ", ".join(f"[{first}, {last}]" for first, last in self.done)
+        done = f', "done": [{spans}]' if spans else ""
+        return f'{{"next": {self.next}, "epoch": {self.epoch}{topic}{sought}{done}}}'
+
+    def read_to(self, offset: int) -> Place:
+        """Return the place behind what was read of it."""
+        done = behind(self.done, offset) if self.done else ()
+        return Place(offset, self.epoch, topic=self.topic, done=done)
+
+    def is_done(self, offset: int) -> bool:
+        """Whether a record at or behind `next` is not to be read."""
+        at = bisect_right(self.done, offset, key=itemgetter(0))
+        return at > 0 and offset <= self.done[at - 1][1]
+
+
+def behind(spans: Spans, offset: int) -> Spans:
+    """Return what of the spans is at or behind an offset."""
+    return tuple((max(first, offset), last) for first, last in spans if last >= offset)
+
+
+def both(one: Spans, other: Spans) -> Spans:
+    """Return the offsets of one and of the other."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted((*one, *other)):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
+        else:
+            joined.append((first, last))
+    return tuple(joined)
 
 
 def read_place(text: str | None) -> Place | None:
@@ -54,6 +89,7 @@ def read_place(text: str | None) -> Place | None:
             int(found["epoch"]),
             bool(found.get("sought", False)),
             str(found.get("topic", "")),
+            tuple((int(first), int(last)) for first, last in found.get("done", ())),
         )
     except (ValueError, KeyError, TypeError):
         raise TriggerError(f"the stored position {text!r} is no place in a partition") from None
@@ -112,7 +148,8 @@ class Bounds:
     `topic` is the id of its topic, or empty. An offset that is known to be of another topic of this
     name is not `committed`, and one that is known to be of this very topic is `vouched` for;
     `epoch` is the one its member was in. `stable` is where open transactions begin, when that is
-    below the end: nothing behind it can be read yet. `cut` is where what was read of the log ends,
+    below the end: nothing behind it can be read yet. `done` are offsets behind the committed one
+    that need not be read, in that epoch. `cut` is where what was read of the log ends,
     when another leader has written other records from there on.
     """
 
@@ -124,6 +161,7 @@ class Bounds:
     stable: int | None = None
     epoch: int = 1
     cut: int | None = None
+    done: Spans = ()
 
     @property
     def readable(self) -> int:
@@ -164,17 +202,27 @@ def settle(stored: Place | None, bounds: Bounds, first_place: int) -> Settled:
         read_to = read_by_others(stored, bounds)
         if read_to is not None:
             epoch = max(place.epoch, bounds.epoch)
-            place = Place(max(read_to, bounds.first), epoch, topic=bounds.topic)
+            begins = max(read_to, bounds.first)
+            place = Place(begins, epoch, topic=bounds.topic, done=behind(bounds.done, begins))
         return Settled(place, "kafka.log_cut" if is_same else "kafka.topic_recreated")
     place = replace(stored, topic=bounds.topic or stored.topic)
     # A committed offset past the end is of an earlier topic; it says nothing of this one.
     committed = -1 if stored.sought or bounds.committed is None else bounds.committed
     if stored.next < committed <= bounds.end:
         place = replace(place, next=committed, epoch=max(place.epoch, bounds.epoch))
+    place = replace(place, done=_done(stored, place, bounds))
     if place.next < bounds.first:
         lost = bounds.first - place.next
-        return Settled(replace(place, next=bounds.first), "kafka.records_expired", lost)
+        done = behind(place.done, bounds.first)
+        return Settled(replace(place, next=bounds.first, done=done), "kafka.records_expired", lost)
     return Settled(place)
+
+
+def _done(stored: Place, place: Place, bounds: Bounds) -> Spans:
+    """Return what is not to be read behind a place, as far as it is known, here or in the group."""
+    here = stored.done if stored.epoch == place.epoch else ()
+    group = bounds.done if bounds.epoch == place.epoch and not stored.sought else ()
+    return behind(both(here, group), place.next) if here or group else ()
 
 
 def _first_settled(bounds: Bounds, first_place: int) -> Settled:
@@ -182,7 +230,8 @@ def _first_settled(bounds: Bounds, first_place: int) -> Settled:
     if bounds.committed is None:
         return Settled(Place(first_place, topic=bounds.topic))
     if bounds.committed <= bounds.end:
-        return Settled(Place(bounds.committed, bounds.epoch, topic=bounds.topic))
+        done = behind(bounds.done, bounds.committed)
+        return Settled(Place(bounds.committed, bounds.epoch, topic=bounds.topic, done=done))
     if bounds.vouched:  # the group has read this very topic further: the log was cut
         place = Place(bounds.end, bounds.epoch + 1, sought=True, topic=bounds.topic)
         return Settled(place, "kafka.log_cut")

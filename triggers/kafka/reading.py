@@ -43,7 +43,8 @@ from turnout.service.logs import get_logger
 from turnout.service.trigger import Emitter
 
 from . import broker
-from .commits import Commits
+from .commits import LAST_SECONDS, Commits
+from .handback import GivingBack
 from .leaders import Leaders
 from .ledger import Bounds, Ledger, Place, is_anew, ledger_of
 from .placing import Placing
@@ -61,6 +62,7 @@ Batch = Mapping[TopicPartition, Sequence[Any]]
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 2.0
 DRAIN_SECONDS = 5.0
+GIVE_BACK_SECONDS = 30.0
 _TURN_SECONDS = 0.5  # then another member of this process has its turn at the trigger
 _LAST_LOOK_SECONDS = 0.3
 _REFUSED_SECONDS = (0.2, 5.0)
@@ -104,6 +106,8 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
         self._ledger: Ledger = ledger_of(emit)
         self._placing = Placing(trigger, emit, self._ledger, cluster)
         self._leaders = Leaders(emit, self._ledger)
+        self._giving_back = GivingBack(trigger.name, emit, self._ledger, cluster)
+        self._placed: dict[TopicPartition, Place] = {}
         self._generation = 0
         self._rebalances = 0
         self._unplaced: set[TopicPartition] = set()
@@ -152,8 +156,9 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
                     await self._tell_the_last()
 
     async def _tell_the_last(self) -> None:
-        """Leave the group with all told that was read."""
+        """Leave the group with all told that was read, and what waits given back."""
         await self._commits.tell_the_last()
+        await self._give_back(LAST_SECONDS)
         with suppress(TriggerError, TimeoutError, IllegalStateError):
             async with asyncio.timeout(_LAST_LOOK_SECONDS):
                 await self._leaders.keep_now(self.consumer, self._read_to())
@@ -285,8 +290,10 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             read_to = ends[partition] if partition in ends else self._position(partition)
             following = max(records[-1].offset + 1 if records else 0, read_to)
             if following > place.next:
+                if place.done:
+                    records = [one for one in records if not place.is_done(one.offset)]
                 share.records.append((reader, records))
-                share.places[partition] = Place(following, place.epoch, topic=place.topic)
+                share.places[partition] = place.read_to(following)
         return share
 
     async def _write(self, share: _Share, before: asyncio.Task[None] | None) -> None:
@@ -328,7 +335,7 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             self._emit.up()
 
     def _go_to(self, partition: TopicPartition) -> None:
-        place = self._ledger.places[broker.key_of(partition)]
+        place = self._placed[partition] = self._ledger.places[broker.key_of(partition)]
         self._readers[partition] = self._trigger.reader(
             self._cluster, partition.topic, partition.partition, place.epoch
         )
@@ -374,18 +381,35 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
     # ------------------------------------------------------------ the group
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        """Let the emits that are on end, commit them, and forget the generation."""
+        """Let the emits that are on end, commit them, and forget the generation.
+
+        Where order is asked for, what waits is given back first and what runs is waited for: the
+        next member begins behind both.
+        """
         self._leaving = True
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 await self._idle.wait()
         if revoked:
             await self._commits.tell()
+        if revoked and self._emit.keeps_order:
+            seconds = self._trigger.max_poll_seconds / 2  # the group waits for so long twice over
+            await self._give_back(GIVE_BACK_SECONDS)
+            await self._emit.until_ended(list(map(broker.key_of, revoked)), seconds)
         self._generation += 1
         self._show_no_lag(map(broker.key_of, revoked))
         self._readers.clear()
+        self._placed.clear()
         self._unplaced.clear()
         self._commits.forget()
+
+    async def _give_back(self, seconds: float) -> None:
+        """Give back what waits, where order is asked for, with some time for it."""
+        if not self._emit.keeps_order:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._giving_back.give_back(self._placed, self._commits)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Have the new partitions placed before anything of them is emitted."""

@@ -21,6 +21,7 @@ from .ledger import (
     Bounds,
     Place,
     Topic,
+    behind,
     is_anew,
     is_same_topic,
     read_by_others,
@@ -68,7 +69,8 @@ def decide(stored: Place | None, limits: Bounds, target: int, rerun: bool) -> tu
     if not limits.first <= target <= limits.end:
         raise Refused(f"there is no offset {target}; it has {limits.first} to {limits.end}")
     at, epoch = _now(stored, limits)
-    place = Place(target, epoch, sought=True, topic=limits.topic)
+    done = behind(stored.done, target) if stored is not None and stored.epoch == epoch else ()
+    place = Place(target, epoch, sought=True, topic=limits.topic, done=done)
     if at is None:
         return place, f"reads from {target}; it was not read before"
     if target == at:
@@ -84,7 +86,7 @@ def decide(stored: Place | None, limits: Bounds, target: int, rerun: bool) -> tu
             "accepted before; say --rerun if that is wanted"
         )
     return (
-        replace(place, epoch=epoch + 1),
+        replace(place, epoch=epoch + 1, done=()),
         f"goes back from {at} to {target}: {_records(at - target)} will run again, "
         f"as new events of epoch {epoch + 1}",
     )

@@ -1,0 +1,88 @@
+"""Events given back to their source before any run of them has begun, for another member to run.
+
+An event goes with its runs and its identity, in the transaction that moves the position back in
+front of it, so that what comes again is no duplicate and nothing is lost. Whoever calls this keeps
+the flows from starting anything meanwhile. Not here: which of them go (a trigger decides).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import apsw
+import orjson
+
+from turnout.service.trigger import Backlog
+
+from .rows import micros
+from .tally import Tally
+from .upkeep import delete_events, delete_runs, keep_highest
+
+BATCH = 5_000
+"""Events withdrawn in one transaction: more would keep other writes waiting."""
+
+_BACKLOG = """
+SELECT e.seq, coalesce(e.details ->> '$.extensions.kafkarecord', e.id), e.awaited IS NULL AND (
+    SELECT min(r.state = 'queued' AND r.token = 0 AND r.replay = 0) = 1
+        AND max(r.flow IN (SELECT value FROM json_each(?2))) = 1
+    FROM runs AS r WHERE r.event_seq = e.seq)
+FROM events AS e WHERE e.trigger = ?1 AND e.seq >= (
+    SELECT min(event_seq) FROM runs INDEXED BY runs_by_state
+    WHERE state = 'queued' AND flow IN (SELECT value FROM json_each(?2)) AND token = 0)
+ORDER BY e.seq
+"""
+
+_WITHDRAWN = """
+SELECT r.seq, r.event_seq FROM json_each(?) AS v JOIN runs AS r ON r.event_seq = v.value
+WHERE NOT EXISTS (SELECT 1 FROM runs AS begun WHERE begun.event_seq = r.event_seq
+    AND (begun.state != 'queued' OR begun.token != 0))
+"""
+
+_UNDER_WAY = """
+SELECT 1 FROM runs AS r INDEXED BY runs_by_state JOIN events AS e ON e.seq = r.event_seq
+WHERE r.flow IN (SELECT value FROM json_each(?2)) AND e.trigger = ?1
+    AND (r.state = 'running' OR (r.state = 'queued' AND ?5)
+        OR (r.state = 'retrying' AND r.due_at <= ?4 AND ?5))
+    AND e.details ->> '$.extensions.partition' IN (SELECT value FROM json_each(?3))
+LIMIT 1
+"""
+
+
+def backlog(connection: apsw.Connection, trigger: str, flows: Sequence[str]) -> Backlog:
+    """Return what of a trigger's events no run has begun of, and what behind the first of them has.
+
+    Only events that start one of `flows` may be given back.
+    """
+    rows: list[Any] = connection.execute(_BACKLOG, (trigger, _json(flows))).fetchall()
+    return Backlog(
+        waiting={name: seq for seq, name, waits in rows if waits},
+        begun=[name for _seq, name, waits in rows if not waits],
+    )
+
+
+def withdraw(connection: apsw.Connection, tally: Tally, seqs: Sequence[int]) -> None:
+    """Delete events with their runs, but for those of which a run has begun by now."""
+    keep_highest(connection)
+    runs: list[Any] = connection.execute(_WITHDRAWN, (_json(seqs),)).fetchall()
+    delete_runs(connection, [seq for seq, _ in runs])
+    delete_events(connection, sorted({event for _, event in runs}))
+    tally.moved("queued", None, len(runs))
+
+
+def is_under_way(
+    connection: apsw.Connection,
+    trigger: str,
+    flows: Sequence[str],
+    partitions: Sequence[str],
+    due_by: datetime | None,
+) -> bool:
+    """Whether a run of these partitions runs, will as soon as it can, or is tried again by then."""
+    due = None if due_by is None else micros(due_by)
+    values = (trigger, _json(flows), _json(partitions), due, due is not None)
+    return connection.execute(_UNDER_WAY, values).get is not None
+
+
+def _json(values: Sequence[Any]) -> str:
+    return orjson.dumps(values).decode()
