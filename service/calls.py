@@ -79,6 +79,13 @@ class Calls:
         self._awaited.mark(routed.entry)
         await self._stored(claim, step, routed, None, again)
 
+    async def end_children(self, claim: Claim) -> list[str]:
+        """Cancel the children a run waits for that goes no further; see `context.Outside`."""
+        cancelled, left = await self._journal.end_children(claim, now=self._now())
+        for run in cancelled:
+            self._dispatcher.cancel(run)
+        return left
+
     def watch(self, shape: tuple[str, ...]) -> None:
         """Compare these fields of a trigger's events from now on: (trigger, field…)."""
         self._awaited.watch(shape)

@@ -63,6 +63,11 @@ def refund_in_process(file: str) -> None:
     Path(file).write_text(current().key())
 
 
+@task(retry=retry(2, delay="1h", jitter=False))
+async def patient_refund(what: str) -> None:
+    await act(f"refund {what}")
+
+
 @task(timeout="50ms")
 async def slow_refund(what: str) -> None:
     await act(f"refund {what}")
@@ -508,6 +513,64 @@ async def test_children_are_cancelled_and_undone_before_their_parent(tmp_path: P
         assert all(run.id in (child.reason or "") for child in children)
         checks = [problem async for _, problem in service.process.journal.examine()]
         assert checks == [None] * len(checks)
+
+
+async def test_children_of_a_run_that_fails_are_undone_before_it_is(tmp_path: Path) -> None:
+    @flow
+    async def below(what: str) -> None:
+        current().on_undo(refund, await charge(what))
+        await act(f"hold {what}")
+
+    async def breaks() -> None:
+        await reached("hold x")
+        raise Fail("no stock")
+
+    @flow(on_failure=tell)
+    async def above() -> None:
+        current().on_undo(refund, await charge("p"))
+        await gather(below("x"), breaks())
+
+    for what in ("hold x", "refund x"):
+        stops[what] = asyncio.Event()
+    async with running(tmp_path, [below, above]) as service:
+        emitter = service.process.emitter(ByHand("hand", "hand"), lambda _event: (above,))
+        (receipt,) = await emitter([make_event()])
+        await reached("refund x")
+        run = await service.run(receipt.runs[0])
+        assert (run.state, run.undo) == (RunState.WAITING, "running")
+        stops["refund x"].set()
+        run = await ended(service, receipt.runs[0])
+        assert (run.state, run.undo, run.attempts) == (RunState.FAILED, "done", 1)
+        assert done[3:] == ["refund x", "refund p", "told failed []"]
+        (child,) = await service.process.journal.runs(Filter(flow="below"))
+        assert (child.state, child.undo) == (RunState.CANCELLED, "done")
+        checks = [problem async for _, problem in service.process.journal.examine()]
+        assert checks == [None] * len(checks)
+
+
+async def test_a_run_whose_undo_rests_long_is_tried_now_by_a_retry(tmp_path: Path) -> None:
+    @flow
+    async def books() -> None:
+        current().on_undo(patient_refund, "x")
+        current().on_undo(refund, "y")
+        raise Fail("no stock")
+
+    broken.add("refund x")
+    async with running(tmp_path, [books]) as service:
+        run_id = (await service.send()).runs[0]
+
+        async def rests() -> bool:
+            return (await service.run(run_id)).state is RunState.RETRYING
+
+        await eventually(rests)
+        assert (await service.run(run_id)).undo == "running"
+        with pytest.raises(Refused, match="being undone"):
+            await service.process.operator.cancel(run_id)
+        broken.clear()
+        await service.process.operator.retry(run_id)
+        assert (await ended(service, run_id)).undo == "done"
+        assert done == ["refund y", "refund x", "refund x"]
+        assert len(keys["refund x"]) == 1
 
 
 async def test_bulk_cancel_undoes_and_leaves_what_is_undone_alone(tmp_path: Path) -> None:

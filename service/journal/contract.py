@@ -284,6 +284,12 @@ class Journal(Reader, Protocol):
         Raises `NotFound`, `Refused` (it has ended, or only its ending is left).
         """
 
+    async def end_children(self, claim: Claim, *, now: datetime) -> tuple[list[Run], list[str]]:
+        """Cancel the children a run that has failed waits for, as `cancel` does; returns them.
+
+        And the keys of the steps at which children are being undone still: the run's only waits.
+        """
+
     async def answer(
         self,
         run_id: str,

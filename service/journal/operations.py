@@ -26,7 +26,7 @@ from turnout.service.run import (
 
 from . import waits
 from .intake import Intake
-from .records import FAILED, REGISTERED, UNDO_STEPS, NewRun, UsedLink
+from .records import FAILED, REGISTERED, UNDO_STEPS, Claim, NewRun, UsedLink
 from .rows import RUN_COLUMNS, RUN_SOURCE, micros, pack_error, run_from, storable
 from .tally import Tally
 
@@ -55,11 +55,8 @@ def cancel(
             f"run {run.id} goes no further already: what it did is being undone, and that cannot "
             f"be cancelled; see turnout show {run.id}"
         )
-    children = []
-    for _seq, child in waits.children(connection, run.seq):
-        with suppress(Refused):  # it is being undone already
-            because = f"run {run.id}, which waits for it, was cancelled"
-            children += cancel(connection, tally, child, now, reason=because, by=by)
+    because = f"run {run.id}, which waits for it, was cancelled"
+    children = _cancel_children(connection, tally, run.seq, now, reason=because, by=by)
     if run.state is RunState.RUNNING:
         _keep_attempt(connection, run, now)
     connection.execute(
@@ -71,6 +68,31 @@ def cancel(
     else:
         _end(connection, tally, run, micros(now))
     return [_run(connection, run_id), *children]
+
+
+def end_children(
+    connection: apsw.Connection, tally: Tally, claim: Claim, now: datetime
+) -> tuple[list[Run], list[str]]:
+    """Cancel the children that a run which has failed waits for; it waits for nothing else more.
+
+    Returns what was cancelled, and the steps at which children are being undone still.
+    """
+    because = f"run {claim.run_id}, which waits for it, has failed"
+    cancelled = _cancel_children(connection, tally, claim.run_seq, now, reason=because)
+    waits.forget_all_but_children(connection, claim.run_seq)
+    left = connection.execute("SELECT key FROM waits WHERE run_seq = ?", (claim.run_seq,))
+    return cancelled, [str(row[0]) for row in left]
+
+
+def _cancel_children(
+    connection: apsw.Connection, tally: Tally, run_seq: int, now: datetime, *, reason: str,
+    by: str = "",
+) -> list[Run]:  # fmt: skip
+    cancelled = []
+    for _seq, child in waits.children(connection, run_seq):
+        with suppress(Refused):  # it is being undone already
+            cancelled += cancel(connection, tally, child, now, reason=reason, by=by)
+    return cancelled
 
 
 def _end(connection: apsw.Connection, tally: Tally, run: Run, at: int) -> None:

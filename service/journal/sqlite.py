@@ -350,6 +350,13 @@ class SqliteJournal(SqliteReader):
         )
         return runs
 
+    async def end_children(self, claim: Claim, *, now: datetime) -> tuple[list[Run], list[str]]:
+        """Cancel the children a failed run waits for; returns them, and where some are left."""
+        ended: tuple[list[Run], list[str]] = await self._call(
+            lambda connection, tally: operations.end_children(connection, tally, claim, now)
+        )
+        return ended
+
     async def answer(
         self,
         run_id: str,

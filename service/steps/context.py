@@ -95,6 +95,12 @@ class Outside(Protocol):
         its id was used for another event.
         """
 
+    async def end_children(self, claim: Claim) -> list[str]:
+        """Cancel the children a run that goes no further waits for.
+
+        Returns the steps at which it has to wait, until those are undone.
+        """
+
     def watch(self, shape: tuple[str, ...]) -> None:
         """Compare these fields of a trigger's events from now on: (trigger, field…)."""
 

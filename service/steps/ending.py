@@ -87,21 +87,29 @@ async def conclude(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outc
     claim = context.claim
     if FAILED not in claim.recorded and flow.on_failure is None and not _registered(context):
         return outcome
-    if outcome.state is RunState.CANCELLED and claim.unwoken:  # its children are undone first
-        waits = dict.fromkeys(claim.unwoken, 0)
-        return Outcome(state=RunState.WAITING, waits=waits, counts=False)
     try:
         undos, outcome, deaths = await _mark(context, outcome)
+        left = await _end_children(context) if undos and claim.waited else None
     except (ClaimLost, JournalBroken):
         raise
     except JournalError as error:
         _broken(error)
         return replace(outcome, undo="failed") if _registered(context) else outcome
+    if left:  # what they did came later, so it is undone first
+        waits = dict.fromkeys(left, 0)
+        return Outcome(state=RunState.WAITING, waits=waits, counts=False)
     ending = _Ending(context, deaths)
     outcome = _after_undo(await ending.undo(undos, outcome), ending.undo_failed)
     if flow.on_failure is not None and outcome.state is RunState.FAILED:
         outcome = await ending.tell(flow.on_failure, outcome)
     return outcome
+
+
+async def _end_children(context: RunContext) -> list[str]:
+    services = context.services
+    if services is None or services.outside is None:
+        return []
+    return await services.outside.end_children(context.claim)
 
 
 def _after_undo(outcome: Outcome, failed: Sequence[str]) -> Outcome:
