@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -36,6 +37,7 @@ START = datetime(2026, 3, 2, 9, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
+YEAR = 365 * DAY
 
 
 # ---------------------------------------------------------------- virtual time
@@ -242,19 +244,40 @@ def test_every_due_instant_is_emitted_stood_for_or_counted(
     assert len(ticks.emitted) <= (limit + 1 if policy == "run_all" else 1)
 
 
-async def test_counting_a_hundred_thousand_missed_ticks_gives_way_to_other_work() -> None:
+async def test_counting_thousands_of_missed_ticks_gives_way_to_other_work() -> None:
     now = START
     emit = RecordingEmitter(lambda: now)
     emit.stored_positions["tick"] = (now - 3 * HOUR).isoformat()
     turns = 0
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(every("100ms").run(emit))
+        task = group.create_task(cron("* * * * * *").run(emit))
         while not emit.events:
             await asyncio.sleep(0)
             turns += 1
         task.cancel()
-    assert turns > 1000
-    assert missed(emit.events[0]) == emit.rejected["missed"] == 3 * 36_000 - 1
+    assert turns > 100
+    assert missed(emit.events[0]) == emit.rejected["missed"] == 3 * 3600 - 1
+
+
+@pytest.mark.parametrize(("policy", "given"), [("run_once", 1), ("skip", 1), ("run_all", 101)])
+def test_a_clock_set_right_by_decades_counts_its_intervals_at_once(
+    policy: Missed, given: int
+) -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        wall.set_by -= 50 * YEAR
+        async with running(every("100ms", missed=policy, jitter="50ms"), emit):
+            await passes(timedelta(seconds=1))
+            before, began = len(emit.events), time.monotonic()
+            wall.set_by += 50 * YEAR
+            await passes(timedelta(seconds=0.2))
+            assert time.monotonic() - began < 5
+            late = [event for event in emit.events[before:] if event.time > START - DAY]
+            assert given <= len(late) <= given + 2
+            assert late[given - 1].time <= wall()
+        counted = emit.rejected["missed"] + sum(missed(event) for event in emit.events)
+        assert counted >= 50 * 365 * 86400 * 10 - 10
+
+    virtually(story)
 
 
 # ---------------------------------------------------------------- clocks set back, restarts
@@ -347,7 +370,6 @@ def schedule_until(timer: Timer, after: datetime, end: datetime) -> Iterator[dat
         after = due
 
 
-YEAR = 365 * DAY
 WRONG = [
     (every("1m", name="t"), timedelta(days=400)),
     (every("1s", name="t"), timedelta(minutes=5)),

@@ -350,6 +350,8 @@ class _Watch:
     async def _came_due(self, first: datetime, now: datetime) -> Due:
         """Count the instants from `first` to `now`; gives way to other work while it counts."""
         keep = self._timer.missed_limit + 1 if self._timer.missed == "run_all" else 1
+        if isinstance(self.schedule, Every):
+            return self._intervals_due(self.schedule.interval, first, now, keep)
         latest, count = deque([first], keep), 1
         while (due := self.schedule.next_after(latest[-1])) is not None and (
             self._timer.starts_at(due) <= now
@@ -359,6 +361,14 @@ class _Watch:
             if count % _SHARE == 0:
                 await asyncio.sleep(0)
         return Due(count, tuple(latest))
+
+    def _intervals_due(self, interval: timedelta, first: datetime, now: datetime, keep: int) -> Due:
+        """Count intervals without a loop: a clock set right by years is many seconds."""
+        count = max((now - first) // interval + 1, 1)
+        if count > 1 and self._timer.starts_at(first + (count - 1) * interval) > now:
+            count -= 1  # a jitter is shorter than the interval, so that only the latest may wait
+        kept = range(max(count - keep, 0), count)
+        return Due(count, tuple(first + number * interval for number in kept))
 
     async def store(self, events: Sequence[Event], positions: Mapping[str, str | None]) -> None:
         """Emit until the journal takes it; anything worse than no room ends this run."""
