@@ -32,6 +32,7 @@ from turnout.service.pools import Pools, worker
 from turnout.service.resource import Resources
 from turnout.service.units import utc_now
 
+from . import timeouts
 from .called import Called, where
 from .changed import Trail
 from .marks import Marks, fact
@@ -434,6 +435,12 @@ def suspend(
             "a wait, or a child run, is awaited in an asyncio task turnout did not open, where it "
             "would end the attempt under the others; use turnout's own `await gather(…)`"
         )
+    timeout = timeouts.around()
+    if timeout is not None:
+        raise MisplacedTask(
+            f"a wait, or a child run, is inside a timeout ({timeout}), which ends with the attempt "
+            "while the wait goes on; use the wait's own `timeout=`, or the timeout around tasks"
+        )
     scope.suspended = Suspend(waits, due_at, retries=retries)
     raise scope.suspended
 
@@ -444,7 +451,9 @@ def may_suspend() -> bool:
     if scope is None or scope.step is not None:
         return False
     flow = scope.context.flow
-    return scope.is_owned or (flow is not None and not flow.is_async)
+    if not scope.is_owned and (flow is None or flow.is_async):
+        return False
+    return timeouts.around() is None
 
 
 def stop_if_over(context: RunContext) -> None:

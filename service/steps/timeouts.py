@@ -1,0 +1,97 @@
+"""Whether code is inside an `asyncio.timeout` of its author's, which no wait can outlast.
+
+A durable wait ends the attempt, and the timeout with it: the run would go on after the wait as if
+nobody had asked for an end. asyncio keeps no list of its timeouts, so it is read from the code of
+the functions that wait: whether the line they are at is in the body of such a `with`. Found are
+`asyncio.timeout` and anyio's `fail_after` and `move_on_after`, by whatever name; not one that is
+hidden in a context manager of the author's own.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import builtins
+import linecache
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+from turnout.service.flow import SOURCE
+
+_OWN_FOLDER = str(Path(__file__).parents[1])
+_EXECUTOR = str(Path(__file__).parents[1] / "dispatch" / "executor.py")
+"""Where the attempt begins: what is around that is none of the author's doing."""
+
+_WORDS = (b"timeout", b"fail_after", b"move_on_after")
+_NAMES = frozenset({
+    ("asyncio.timeouts", "timeout"), ("asyncio.timeouts", "timeout_at"),
+    ("anyio", "fail_after"), ("anyio", "move_on_after"),
+})  # fmt: skip
+
+Bodies = tuple[tuple[int, int, ast.expr], ...]
+"""(first line, last line, what the `with` is on)"""
+
+
+def around() -> str | None:
+    """Return where the timeout stands that the caller is inside of, as FILE:LINE, or None."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _EXECUTOR:
+        code = frame.f_code
+        if not code.co_filename.startswith(_OWN_FOLDER):
+            for first, last, entered in _bodies(code, frame.f_globals.get(SOURCE)):
+                if first <= frame.f_lineno <= last and _is_timeout(entered, frame):
+                    return f"{code.co_filename}:{entered.lineno}"
+        frame = frame.f_back
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _bodies(code: CodeType, source: bytes | None) -> Bodies:
+    """Return the bodies of a function's `with` statements, of which some may be timeouts."""
+    text = source or "".join(linecache.getlines(code.co_filename)).encode()
+    if not any(word in text for word in _WORDS):
+        return ()
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # not the text it was made of
+        return ()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+            if (node.name, first) == (code.co_name, code.co_firstlineno):
+                return tuple(_with_bodies(node))
+    return ()
+
+
+def _with_bodies(function: ast.AST) -> Iterator[tuple[int, int, ast.expr]]:
+    for node in ast.iter_child_nodes(function):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            continue  # code of its own
+        if isinstance(node, ast.With | ast.AsyncWith):
+            last = node.end_lineno or node.lineno
+            for item in node.items:
+                yield node.body[0].lineno, last, item.context_expr
+        yield from _with_bodies(node)
+
+
+def _is_timeout(entered: ast.expr, frame: FrameType) -> bool:
+    if isinstance(entered, ast.Call):
+        made = _value(entered.func, frame)
+        return (getattr(made, "__module__", ""), getattr(made, "__name__", "")) in _NAMES
+    return isinstance(_value(entered, frame), asyncio.Timeout)
+
+
+def _value(expression: ast.expr, frame: FrameType) -> Any:
+    """Return what a dotted name stands for in a frame, None for anything else."""
+    if isinstance(expression, ast.Attribute):
+        return getattr(_value(expression.value, frame), expression.attr, None)
+    if not isinstance(expression, ast.Name):
+        return None
+    for names in (frame.f_locals, frame.f_globals, vars(builtins)):
+        if expression.id in names:
+            return names[expression.id]
+    return None
