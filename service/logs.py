@@ -26,6 +26,7 @@ import orjson
 
 from .errors import FOREIGN
 from .governance import secrets
+from .streams import real_stderr
 from .units import utc_now
 from .unseen import IN_LINE, as_json, as_python
 
@@ -160,7 +161,7 @@ class _Sink:
         for ask in _steps if run is not None else ():
             if (step := ask()) is not None:
                 record.setdefault("step", step)
-        stream = self.stream or _raw(sys.stderr)
+        stream = self.stream or real_stderr()
         context = {} if run is None else run.fields()
         try:
             stream.write(self._line(record, context, stream))
@@ -293,7 +294,7 @@ class _PrintProxy(io.TextIOBase):
     def write(self, text: str, /) -> int:
         run = running.get()
         if run is None:
-            return self.raw.write(text)
+            return self.raw.write(secrets.mask(text))
         *lines, run.partial = (run.partial + text).split("\n")
         for line in lines:
             _write_print(run, line)

@@ -11,7 +11,6 @@ import asyncio
 import faulthandler
 import os
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -23,6 +22,7 @@ from .errors import JournalFull
 from .journal.sqlite import SqliteJournal
 from .logs import get_logger
 from .settings import Settings
+from .streams import real_stderr
 from .units import format_duration
 
 log = get_logger("turnout")
@@ -113,7 +113,7 @@ class _Watchdog:
 
     def start(self) -> None:
         """Begin to watch."""
-        faulthandler.register(signal.SIGVTALRM, file=sys.stderr, all_threads=True, chain=True)
+        faulthandler.register(signal.SIGVTALRM, file=real_stderr(), all_threads=True, chain=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -138,6 +138,6 @@ class _Watchdog:
 
     def _end(self) -> NoReturn:
         said = f"the event loop was blocked for {format_duration(self._length)}\n"
-        os.write(sys.stderr.fileno(), said.encode())
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        os.write(real_stderr().fileno(), said.encode())
+        faulthandler.dump_traceback(file=real_stderr(), all_threads=True)
         os._exit(1)

@@ -70,9 +70,10 @@ def serve(
 def _prepare_process(settings: Settings) -> None:
     if sys.platform == "win32":
         raise SetupError("Windows is not supported; run turnout in WSL 2 or a container")
-    from turnout.service import logs
+    from turnout.service import logs, streams
     from turnout.service.governance import secrets
 
+    streams.protect()
     logs.configure(settings.log_format, settings.log_level)
     secrets.configure(settings.secrets_folder)
 

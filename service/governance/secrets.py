@@ -148,6 +148,21 @@ def mask(text: str) -> str:
     return text
 
 
+def mask_bytes(data: bytes) -> tuple[bytes, bytes]:
+    """Return bytes of a stream masked, and their end that may be the beginning of a value."""
+    for form in _forms:
+        if form.stored in data:
+            data = data.replace(form.stored, MASK.encode())
+    held = max((_begins(form.stored, data) for form in _forms), default=0)
+    return data[: len(data) - held], data[len(data) - held :]
+
+
+def _begins(value: bytes, data: bytes) -> int:
+    """Return how many bytes at the end of `data` are the beginning of `value`."""
+    longest = min(len(value) - 1, len(data))
+    return next((size for size in range(longest, 0, -1) if data.endswith(value[:size])), 0)
+
+
 def any_live() -> bool:
     """Whether any secret was revealed, so that checking for values is worth it."""
     return bool(_forms)

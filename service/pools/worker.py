@@ -31,7 +31,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from turnout.service import logs
+from turnout.service import logs, streams
 from turnout.service.errors import FOREIGN, NotKept, TurnoutError
 from turnout.service.flow import SOURCE
 from turnout.service.governance import secrets
@@ -247,6 +247,7 @@ def _serve_calls(pipe: Connection, life: Connection, path: list[str], memory_byt
     sys.path[:] = path
     # Told before the value is used, so that the service knows it before anything that holds it.
     secrets.listen(lambda values: _send(pipe, _SECRETS, pickle.dumps(dict(values))))
+    streams.protect()
     while True:
         try:
             request = pipe.recv_bytes()

@@ -1,0 +1,131 @@
+"""Standard error and output past the log: what is written there is masked as well.
+
+`sys.stderr` masks what Python code writes (warnings and tracebacks too). From the first secret on,
+what anything else writes to the two streams (a child process, a library in C) passes a pipe and a
+thread that masks it. A terminal is left as it is, since programs behave otherwise on one and what
+it shows is not kept. A child that outlives the service can then write no more. Not here: records
+of the log, which are masked where they are made (`logs`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, TextIO
+
+from .governance import secrets
+
+_READ_BYTES = 65_536
+_LAST_SECONDS = 0.2
+"""How long the end of the process waits for what is still on its way."""
+
+
+class _MaskedStream(io.TextIOBase):
+    """Standard error for Python code: masks, and writes past the pipe, so that nothing is late."""
+
+    def __init__(self, raw: TextIO, descriptor: int) -> None:
+        self.raw = raw
+        self.direct = os.fdopen(
+            descriptor, "w", buffering=1, encoding=raw.encoding, errors="backslashreplace"
+        )
+
+    def write(self, text: str, /) -> int:
+        self.direct.write(secrets.mask(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.raw.flush()
+        self.direct.flush()
+
+    def isatty(self) -> bool:
+        return self.direct.isatty()
+
+    def fileno(self) -> int:
+        return self.raw.fileno()  # for child processes
+
+    def writable(self) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)  # encoding, buffer, …
+
+
+class _Pipe:
+    """Stands between a stream's descriptor and where it leads, and masks what passes."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._real = os.dup(number)
+        self._reader, writer = os.pipe()
+        os.dup2(writer, number)
+        os.close(writer)
+        self._thread = threading.Thread(target=self._pass, name="turnout-stream", daemon=True)
+        self._thread.start()
+
+    def _pass(self) -> None:
+        held = b""
+        while chunk := os.read(self._reader, _READ_BYTES):
+            masked, held = secrets.mask_bytes(held + chunk)
+            self._write(masked)
+        self._write(held)
+
+    def _write(self, data: bytes) -> None:
+        with suppress(OSError):  # its reader is gone: nobody is there to be told
+            while data:
+                data = data[os.write(self._real, data) :]
+
+    def close(self) -> None:
+        """Lead the stream where it led, once what was written has passed."""
+        os.dup2(self._real, self._number)
+        self._thread.join(_LAST_SECONDS)
+
+
+_pipes: list[_Pipe] = []
+_diverting = threading.Lock()
+
+
+def protect() -> None:
+    """Mask what leaves this process by its standard streams, from now on to its end."""
+    if isinstance(sys.stderr, _MaskedStream):
+        return
+    sys.stderr = _MaskedStream(sys.stderr, os.dup(2))
+    secrets.listen(_divert)
+    atexit.register(_restore)
+    if secrets.any_live():
+        _divert({})
+
+
+def real_stderr() -> TextIO:
+    """Return standard error as it reaches its reader, for whoever is about to end the process."""
+    return sys.stderr.direct if isinstance(sys.stderr, _MaskedStream) else sys.stderr
+
+
+def _divert(_revealed: Mapping[str, str]) -> None:
+    with _diverting:
+        if _pipes:
+            return
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            stream.flush()
+            if not os.isatty(number):
+                _pipes.append(_Pipe(number))
+                if hasattr(stream, "raw"):  # a wrapper of ours, there or in `logs`
+                    stream.raw = _reopened(stream.raw, number)
+
+
+def _reopened(stream: TextIO, number: int) -> TextIO:
+    """Return a stream over what its descriptor leads to now: no seeking in a pipe."""
+    return os.fdopen(
+        number, "w", encoding=stream.encoding, errors=stream.errors, closefd=False, buffering=1
+    )
+
+
+def _restore() -> None:
+    with suppress(ValueError, OSError):
+        sys.stdout.flush()
+    while _pipes:
+        _pipes.pop().close()
