@@ -513,7 +513,7 @@ asyncio.run(main())
 async def test_a_failed_fsync_ends_writing_for_good(tmp_path: Path) -> None:
     child = await asyncio.create_subprocess_exec(
         "strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync",
-        "-e", "inject=fdatasync:error=EIO:when=40+", sys.executable, "-c", _FAILING_SYNC,
+        "-e", "inject=fdatasync:error=EIO:when=150+", sys.executable, "-c", _FAILING_SYNC,
         str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     out, complaint = await child.communicate()
