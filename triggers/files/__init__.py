@@ -40,8 +40,9 @@ from .endings import Delete, Ending, Move, Subject, delete_file, move_file
 from .hearing import HintsLost, Sign
 from .ledger import Ledger
 from .pattern import Pattern, find_mistake
+from .plan import Plan
 from .scan import Version
-from .watching import Plan, Watching
+from .watching import Watching
 
 if TYPE_CHECKING:
     from watchfiles._rust_notify import RustNotify

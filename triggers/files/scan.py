@@ -49,6 +49,10 @@ class Version(NamedTuple):
         return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
+Walk = Generator[tuple[str, Version], None, None]
+"""Files with their versions, as they are met."""
+
+
 class Other(Enum):
     """What a name can be when it is not a file."""
 
@@ -137,7 +141,7 @@ def walk(
     avoid: frozenset[str] = frozenset(),
     private: Identity | None = None,
     max_depth: int,
-) -> Generator[tuple[str, Version], None, None]:
+) -> Walk:
     """Yield every matching file at or below the folder `below`, with its version.
 
     Raises `OSError` when the root cannot be opened; any other folder that cannot be read is noted
@@ -161,6 +165,16 @@ def walk(
         yield from _walk(descriptor, below, place, rules, tour)
 
 
+def topmost(folders: set[str]) -> list[str]:
+    """Leave out folders that lie in another one of the set."""
+    chosen: list[str] = []
+    for folder in sorted(folders, key=lambda name: f"{name}/"):
+        if "" in chosen or (chosen and folder.startswith(f"{chosen[-1]}/")):
+            continue
+        chosen.append(folder)
+    return chosen
+
+
 class _Rules(NamedTuple):
     pattern: Pattern
     avoid: frozenset[str]
@@ -168,9 +182,7 @@ class _Rules(NamedTuple):
     max_depth: int
 
 
-def _walk(
-    descriptor: int, folder: str, place: Place, rules: _Rules, tour: Tour
-) -> Generator[tuple[str, Version], None, None]:
+def _walk(descriptor: int, folder: str, place: Place, rules: _Rules, tour: Tour) -> Walk:
     inner: list[tuple[str, Place]] = []
     identity = _identity(os.fstat(descriptor))
     if identity == rules.private:

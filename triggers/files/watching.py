@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator
 from contextlib import suppress
-from dataclasses import dataclass
 from inspect import GEN_RUNNING, getgeneratorstate
 
 from turnout.service.errors import TriggerError
@@ -24,8 +22,9 @@ from turnout.service.trigger import Emitter
 
 from .hearing import Disk, Hearing, HintsLost, OpenNotifier, Sign
 from .ledger import Ledger
-from .pattern import Pattern
+from .plan import Plan
 from .recording import BATCH, Recorder
+from .removals import Removals
 from .renames import looks_renamed, stems
 from .scan import (
     Identity,
@@ -33,13 +32,14 @@ from .scan import (
     Other,
     Tour,
     Version,
+    Walk,
     check_root,
     device_of,
     identity_of,
     inspect,
     is_inside,
     look,
-    walk,
+    topmost,
 )
 from .settling import Settling
 from .sighting import Sighting, displayed
@@ -55,27 +55,7 @@ _POLL_SECONDS = 2.0
 _NAMED = 3  # refused names that a log line shows
 _STEP_SECONDS = (0.004, 0.05)  # how often the notifier looks: while files wait; at most, when idle
 
-Walk = Generator[tuple[str, Version], None, None]
-
 log = get_logger("turnout.files")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What to watch and how; `avoid` holds folders below the root to leave alone.
-
-    `private` is the service's own data folder, which is left alone wherever the pattern meets it;
-    `targets` are the folders that files are moved to.
-    """
-
-    pattern: Pattern
-    settle_seconds: float
-    rescan_seconds: float
-    poll: bool
-    max_depth: int
-    avoid: frozenset[str]
-    private: str | None = None
-    targets: tuple[str, ...] = ()
 
 
 class Watching:
@@ -94,8 +74,7 @@ class Watching:
         self._recorder = Recorder(self._root, ledger, emit)
         self._settling = Settling(plan.settle_seconds, trust_stamps=not plan.poll)
         self._private: Identity | None = None
-        self._opened: dict[str, int] = {}
-        self._opened_before: dict[str, int] = {}
+        self._removals = Removals()
         self._new_folders: set[str] = set()
         self._extend_at: float | None = None
         self._refused: set[str] = set()
@@ -162,8 +141,7 @@ class Watching:
             step = min(idle, max(quick, self._plan.settle_seconds / 10))
         try:
             await self._take(await self._hearing.wait(until - self._now(), step))
-            # Told of everything from before this wait began, and the one before it.
-            self._opened_before, self._opened = self._opened, {}
+            self._removals.are_told()
         except HintsLost:
             self._rescan_soon()
             if not self._hearing.works:
@@ -193,7 +171,8 @@ class Watching:
                 elif found is Other.REFUSED:
                     self._refuse({path})
                 elif isinstance(found, Version) and self._pattern.matches(path):
-                    if path in left and self._came_back(path, found):
+                    known = path in left and path in self._ledger
+                    if known and self._removals.is_back(path, found):
                         gone.append(path)
                         back.append((path, found))
                         continue
@@ -203,20 +182,11 @@ class Watching:
         for path, found in back:
             self._see(path, found)
 
-    def _came_back(self, path: str, found: Version) -> bool:
-        """Whether a known file went away and is there again, which makes it a new one.
-
-        A notification from before the file was emitted says nothing: the inode has not changed
-        since then.
-        """
-        opened = self._opened.get(path, self._opened_before.get(path))
-        return path in self._ledger and opened != found.changed_ns
-
     def _names(self, signs: list[tuple[Sign, str]]) -> dict[str, Sign]:
         """Return the latest a batch says of each name, relative to the root.
 
         The order within a batch is lost; a name that both came and went is taken for there, and
-        a known one for gone before (`_came_back`).
+        a known one for gone before (`Removals`).
         """
         names: dict[str, Sign] = {}
         for sign, absolute in signs:
@@ -260,7 +230,7 @@ class Watching:
             if ready and await self._recorder.open(ready):
                 for sighting in ready:
                     self._settling.drop(sighting.path)
-                    self._opened[sighting.path] = sighting.version.changed_ns
+                    self._removals.emitted(sighting.path, sighting.version)
                 self._count("unreadable", sum(sighting.error is not None for sighting in ready))
 
     def _any_placed(self, paths: list[str]) -> bool:
@@ -370,16 +340,7 @@ class Watching:
                 walker.close()
 
     def _walker(self, below: str, tour: Tour) -> Walk:
-        plan = self._plan
-        return walk(
-            self._root,
-            plan.pattern,
-            tour,
-            below=below,
-            avoid=plan.avoid,
-            private=self._private,
-            max_depth=plan.max_depth,
-        )
+        return self._plan.walk(tour, below=below, private=self._private)
 
     def _slice(self, walker: Walk, seen: set[str]) -> list[tuple[str, Version]] | None:
         """Take the next files off a walk that are not emitted yet; None at its end."""
@@ -408,7 +369,7 @@ class Watching:
         while True:
             fresh, self._new_folders = self._new_folders - self._hearing.folders, set()
             await self._listen(self._hearing.folders | fresh)
-            for folder in _topmost(fresh):
+            for folder in topmost(fresh):
                 tour = Tour()
                 with suppress(FileNotFoundError):
                     await self._walk(folder, tour, set())
@@ -454,13 +415,3 @@ class Watching:
 
     def _wall_ns(self) -> int:
         return int(self._emit.now().timestamp() * 1e9)
-
-
-def _topmost(folders: set[str]) -> list[str]:
-    """Leave out folders that lie in another one of the set."""
-    chosen: list[str] = []
-    for folder in sorted(folders, key=lambda name: f"{name}/"):
-        if "" in chosen or (chosen and folder.startswith(f"{chosen[-1]}/")):
-            continue
-        chosen.append(folder)
-    return chosen
