@@ -309,7 +309,7 @@ async def test_an_argument_that_cannot_be_kept_is_the_callers_error(
 async def test_a_secret_in_an_argument_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CHILD_TOKEN", "value-of-the-token")
+    monkeypatch.setenv("CHILD_TOKEN", "value-for-a-child")
 
     @flow
     async def takes(login: Login) -> None: ...

@@ -299,7 +299,7 @@ def test_an_error_no_restart_could_find_is_no_other_in_the_first_attempt() -> No
 
 
 def test_an_error_that_holds_a_secret_keeps_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ERROR_TOKEN", "value-of-the-token")
+    monkeypatch.setenv("ERROR_TOKEN", "value-in-an-error")
 
     @task
     async def calls() -> None:

@@ -42,10 +42,11 @@ _INLINE_RESULT_BYTES = 4096  # there may be thousands of them, all in one answer
 
 _STEPS = Rowset(
     "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding,"
-    " result, error, superseded, origin, spilled, aside) SELECT v.column1, v.column3, v.column4,"
+    " result, error, superseded, origin, spilled, aside, digest, called)"
+    " SELECT v.column1, v.column3, v.column4,"
     " v.column5, v.column6, v.column7, v.column8, v.column9, v.column10, v.column11, v.column12,"
-    " v.column13, v.column14, v.column15 FROM",
-    15,
+    " v.column13, v.column14, v.column15, v.column16, v.column17 FROM",
+    17,
     # CROSS JOIN fixes the order, so that rows are inserted as they were recorded. A fact is never
     # overwritten, only a try number, a wait or a superseded error is.
     "AS v CROSS JOIN runs WHERE runs.seq = v.column1 AND runs.token = v.column2"
@@ -54,7 +55,8 @@ _STEPS = Rowset(
     " tries = excluded.tries, started_at = excluded.started_at,"
     " finished_at = excluded.finished_at, encoding = excluded.encoding,"
     " result = excluded.result, error = excluded.error, superseded = excluded.superseded,"
-    " origin = excluded.origin, spilled = excluded.spilled, aside = excluded.aside"
+    " origin = excluded.origin, spilled = excluded.spilled, aside = excluded.aside,"
+    " digest = excluded.digest, called = excluded.called"
     " WHERE steps.state IN ('retrying', 'waiting') OR steps.superseded = 1",
 )
 _OUTCOMES = Rowset(

@@ -92,6 +92,14 @@ UNDO_STEPS = "key >= '~undo' AND key < '~undp'"
 """The condition on the keys of the steps that undo a run."""
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a step was called with: a digest of the arguments, and the call in words."""
+
+    digest: str
+    words: str
+
+
 @dataclass(slots=True, kw_only=True)
 class StepRecord:
     """A recorded call of a task inside a run; `key` is stable over retries and restarts.
@@ -103,6 +111,7 @@ class StepRecord:
     fallback used after that error. `origin` is the run a cached result comes from, or the child
     run; `spilled` names a large result kept with `spill` instead of in `result`. `aside` says
     that it was called while an error was being handled: another attempt may never come to it.
+    `given` is what it was called with; None in records of earlier versions.
     """
 
     key: str
@@ -118,6 +127,7 @@ class StepRecord:
     origin: str | None = None
     spilled: str | None = None
     aside: bool = False
+    given: Given | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

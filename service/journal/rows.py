@@ -25,6 +25,7 @@ from .records import (
     UNDO_STEPS,
     Attempt,
     Decision,
+    Given,
     Queued,
     StepRecord,
     StoredEvent,
@@ -71,7 +72,7 @@ RUN_SOURCE = "runs AS r JOIN events AS e ON e.seq = r.event_seq"
 
 STEP_COLUMNS = (
     "key, task, state, tries, started_at, finished_at, encoding, result, error, superseded, "
-    "origin, spilled, aside"
+    "origin, spilled, aside, digest, called"
 )
 
 
@@ -304,6 +305,8 @@ def step_values(step: StepRecord) -> tuple[Any, ...]:
         step.origin,
         step.spilled,
         int(step.aside),
+        None if step.given is None else step.given.digest,
+        None if step.given is None else storable(step.given.words),
     )
 
 
@@ -323,6 +326,7 @@ def step_from(row: Sequence[Any]) -> StepRecord:
         origin=row[10],
         spilled=row[11],
         aside=bool(row[12]),
+        given=None if row[13] is None else Given(row[13], row[14]),
     )
 
 

@@ -121,7 +121,7 @@ def approval(
     if fields is not None:
         _reference(fields)
     task = _task(fields)  # type: ignore[arg-type]  # mypy doubts that a class is hashable
-    call = Call(task, scope, scope.take("approval"), (), {})
+    call = Call(task, scope, scope.take("approval"), (name,), {})
     return Asked(call, name, fields, length)
 
 

@@ -58,7 +58,8 @@ def emit(
             raise TypeError(f"emit({name}={value!r}): write text, such as str(…)")
         foreign.refuse_unstorable(f"emit({name}=…)", value or "")
         secrets.refuse_live(value, f"emit({name}=…)")
-    call = Call(_EMIT, scope, scope.take("emit"), (data,), {})
+    said = (event_type, subject, id) if data is NO_BODY else (event_type, subject, id, data)
+    call = Call(_EMIT, scope, scope.take("emit"), said, {})
     return to_await(_emit(call, event_type, data, subject, id), "emit")
 
 

@@ -5,7 +5,8 @@ A run keeps the version of the code it was made under: the hash of its flow file
 steps it has recorded: a new step in front of a recorded one, or an end without it, is refused by
 name (decision 19). Not missed are steps that were called while an error was being handled
 (`aside`), since nobody comes to them once the error is mended, and those in the branches of a
-`gather` or `map`, which come to them in their own time or are ended early by one another.
+`gather` or `map`, which come to them in their own time or are ended early by one another. A step
+that is recorded for other arguments is refused too: its result would be another one's.
 
 Not here: `patched`, by which an author provides for a change, and changes no sequence shows.
 """
@@ -15,7 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from turnout.service.errors import CodeChanged
-from turnout.service.journal.records import REGISTERED, StepRecord
+from turnout.service.journal.records import REGISTERED, Given, StepRecord
+from turnout.service.logs import get_logger
+
+from .given import UNKNOWN
+
+log = get_logger("turnout.steps")
 
 PATCHED = "patched"
 """The task of the records that `patched` leaves."""
@@ -52,6 +58,31 @@ class Trail:
                 f"is recorded; replay the event, put the old order back, or keep both ways with "
                 f"`if patched(…)`"
             )
+
+    def compare(self, known: StepRecord, given: Given, line: str | None) -> None:
+        """Raise `CodeChanged` if a step is recorded for another call; with the same code, warn.
+
+        There the arguments come from what code does not decide, such as a clock.
+        """
+        before = known.given
+        if before is None or before.digest == given.digest or UNKNOWN in (
+            before.digest, given.digest
+        ):  # fmt: skip
+            return
+        if self.enforced:
+            raise CodeChanged(
+                f"the code changed under this run: step {known.key!r} is recorded for "
+                f"{before.words} and is now called with other arguments, {given.words}; replay "
+                f"the event, put the old order back, or keep both ways with `if patched(…)`"
+            )
+        log.warning(
+            "step.arguments_differ",
+            step=known.key,
+            recorded=before.words,
+            now=given.words,
+            line=line,
+            hint="the recorded result is used; read clocks and random numbers inside a task",
+        )
 
     def refuse_end(self) -> None:
         """Raise `CodeChanged` if the flow returned without a step that is recorded."""

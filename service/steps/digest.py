@@ -13,7 +13,7 @@ import math
 import os
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -91,7 +91,10 @@ class _Writer:
         self._parts += 1
         if depth > _DEEPEST or self._parts > self._rule.most:
             raise ValueError("it is too large, nested too deeply, or holds itself")
-        if kind in _WRITTEN or isinstance(value, PurePath):
+        if kind is str:
+            data = value.encode("utf-8", "surrogatepass")
+            self.out.append(b"str %d:%b" % (len(data), data))
+        elif kind in _WRITTEN or isinstance(value, PurePath):
             self._leaf(kind, repr(value))
         elif kind is datetime or kind is time:
             self._leaf(kind, f"{value!r} {_zone(value.tzinfo)}")
@@ -129,19 +132,17 @@ class _Writer:
 
     def _fields(self, value: Any) -> dict[str, Any]:
         """Return what counts of a record: not what it only remembers of its own parts."""
-        kind = type(value)
-        found = {
-            name: held
-            for name, held in attributes(value).items()
-            if not isinstance(getattr(kind, name, None), cached_property)
-        }
+        kind: type = type(value)
+        found = attributes(value)
+        for name in _remembered(kind):
+            found.pop(name, None)
         if self._rule.defaults:
             return found
-        if is_dataclass(kind):
-            unset = [each.name for each in fields(kind) if _is_default(each, found)]
+        given = found.pop("__pydantic_fields_set__", None)
+        if given is not None:
+            unset = [name for name in kind.__pydantic_fields__ if name not in given]  # type: ignore[attr-defined]  # a model
         else:
-            given = found.pop("__pydantic_fields_set__", ())
-            unset = [name for name in getattr(kind, "__pydantic_fields__", ()) if name not in given]
+            unset = [each.name for each in fields(kind) if _is_default(each, found)]
         for name in unset:
             found.pop(name, None)
         return found
@@ -180,6 +181,17 @@ class _Writer:
 @lru_cache(maxsize=256)
 def _name(kind: type, rule: Rule) -> bytes:
     return (f"{kind.__module__}." if rule.modules else "").encode() + kind.__qualname__.encode()
+
+
+@lru_cache(maxsize=256)
+def _remembered(kind: type) -> tuple[str, ...]:
+    """Return the attributes that only remember what others say."""
+    return tuple(
+        name
+        for base in kind.__mro__
+        for name, held in vars(base).items()
+        if isinstance(held, cached_property)
+    )
 
 
 def _zone(zone: Any) -> str:

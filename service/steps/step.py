@@ -37,7 +37,7 @@ from turnout.service.errors import (
 )
 from turnout.service.flow import Pool
 from turnout.service.groups import is_final
-from turnout.service.journal.records import Cached, StepRecord
+from turnout.service.journal.records import Cached, Given, StepRecord
 from turnout.service.retry import RetryPolicy, delay_after
 
 from . import caching, codec, failures
@@ -53,6 +53,7 @@ from .context import (
     suspend,
 )
 from .failures import describe
+from .given import given_of, place_of_call
 from .resting import LONGEST_HELD_SECONDS
 
 R = TypeVar("R", covariant=True)
@@ -100,8 +101,9 @@ class Task(Generic[R]):
 class Call:
     """One call of a task at its place in a run: what is recorded of it and what comes next."""
 
-    __slots__ = ("_clock", "_error", "_started_at", "args", "aside", "context", "done", "key",
-                 "kwargs", "not_before", "scope", "services", "task", "tries")  # fmt: skip
+    __slots__ = ("_clock", "_error", "_line", "_started_at", "args", "aside", "context", "done",
+                 "given", "key", "kwargs", "not_before", "scope", "services", "task",
+                 "tries")  # fmt: skip
 
     def __init__(
         self,
@@ -126,8 +128,11 @@ class Call:
         self.aside = sys.exc_info()[0] is not None
         if self.context.called is not None and (args or kwargs):
             self.context.called.refuse_arguments(self, (*args, *kwargs.values()))
+        self.given: Given | None = None
+        self._line: str | None = None
         if self.context.trail is not None:
             self.context.trail.visit(key)
+            self._line = place_of_call() if key in self.context.claim.recorded else None
 
     def __str__(self) -> str:
         """Return the step in words, for messages."""
@@ -136,6 +141,8 @@ class Call:
     def recorded(self) -> StepRecord | None:
         """Return the fact an earlier attempt left, or None when the task is to run now."""
         known = self.context.claim.recorded.get(self.key)
+        if self.key[0] != "~":  # what ends a run is found by what is undone, not by its place
+            self.given = given_of(self.task.name, self.task.function, self.args, self.kwargs)
         if self.context.over or self.context.claim.released:
             self._stop_if_over(known)
         if known is None:
@@ -149,6 +156,10 @@ class Call:
             at = orjson.loads(known.result or b"{}").get("until")
             self.not_before = None if at is None else datetime.fromisoformat(at)
             return None
+        if self.context.trail is not None and self.given is not None:
+            flow = self.context.flow
+            line = self._line or (None if flow is None else f"{flow.file}:{flow.line}")
+            self.context.trail.compare(known, self.given, line)
         return known
 
     def _stop_if_over(self, known: StepRecord | None) -> None:
@@ -208,6 +219,7 @@ class Call:
             result=result,
             error=None if instead_of is None else describe(instead_of),
             aside=self.aside,
+            given=self.given,
         )
 
     async def read(self, hit: Cached) -> Any:
@@ -233,6 +245,7 @@ class Call:
                 origin=hit.run_id,
                 spilled=hit.spilled,
                 aside=self.aside,
+                given=self.given,
             )
         )
         flow = self.context.claim.flow
@@ -256,6 +269,7 @@ class Call:
                 result=orjson.dumps({"until": self.not_before.isoformat()}),
                 error=describe(error),
                 aside=self.aside,
+                given=self.given,
             )
         self._observe("failed")
         self.context.unheard.add(self.key)
@@ -271,6 +285,7 @@ class Call:
             result=result,
             error=describe(error),
             aside=self.aside,
+            given=self.given,
         )
 
     def heard(self) -> Exception:

@@ -85,6 +85,7 @@ def begun(call: Call, what: Mapping[str, Any], length: timedelta | None) -> Step
         started_at=now,
         result=orjson.dumps(note),
         aside=call.aside,
+        given=call.given,
     )
 
 
@@ -210,7 +211,8 @@ def wait_for(
         )
     if match is not None and not isinstance(match, Mapping) and not _is_question(match):
         raise TypeError(f'wait_for(match={match!r}): write {{"field": value}}, or a `def`')
-    call = Call(_WAIT_FOR, scope, scope.take("wait_for"), (), {})
+    fields = dict(match) if isinstance(match, Mapping) else None
+    call = Call(_WAIT_FOR, scope, scope.take("wait_for"), (trigger.name, fields), {})
     length = None if timeout is None else parse_duration(timeout)
     return to_await(_wait_for(call, trigger.name, match, length), "wait_for")
 
