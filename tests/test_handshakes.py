@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -105,3 +106,15 @@ def test_a_run_that_is_dead_from_the_start_is_told_at_once(program: Program) -> 
     assert answer is not None
     assert (answer.status, answer.json["error"]) == (500, "filter_error")
     assert time.monotonic() - began < 10
+
+
+def test_a_sender_that_leaves_in_the_middle_leaves_no_traceback(program: Program) -> None:
+    token = (program.data / "api-token").read_text().strip()
+    head = f"POST /api/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n"
+    for framing in ("content-length: 100", "transfer-encoding: chunked"):
+        with socket.create_connection(("127.0.0.1", program.port), 5) as peer:
+            peer.sendall(f"{head}{framing}\r\n\r\n5".encode())
+            peer.shutdown(socket.SHUT_WR)
+            assert peer.recv(1) == b"", "the service has noticed"
+    assert program.ask("/healthz") is not None
+    assert "Traceback" not in program.log_text()

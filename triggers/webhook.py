@@ -166,7 +166,12 @@ class WebhookTrigger:
         try:
             self.verifier.verify(inbound)
         except Unverified as error:
-            _log.debug("webhook.unverified trigger=%s reason=%s", self.name, error)
+            _log.debug(
+                "webhook.unverified trigger=%s client=%s reason=%s",
+                self.name,
+                inbound.client,
+                error,
+            )
             emit.reject("unverified")
             return replies.UNVERIFIED
         try:

@@ -25,6 +25,7 @@ _MAX_HEAD_BYTES = MAX_URL_BYTES + MAX_HEADER_BYTES + 1024
 _MAX_SIZE_CHARACTERS = 16  # of a chunk: 15 digits, and a CR that waits for its LF
 
 _HOST = re.compile(rb"[\w.~!$&'()*+,;=:%\[\]-]*")  # RFC 3986 section 3.2, without user and password
+_PLAIN_CHUNK = re.compile(rb"([1-9a-fA-F][0-9a-fA-F]{0,14})\r\n")
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})(;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 
@@ -72,7 +73,6 @@ class Reader:
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._header_bytes = 0
-        self._noted: dict[bytes, bytes] = {}
         self._head = None
         self._refusal = None
 
@@ -138,23 +138,16 @@ class Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, without the blanks around its value (RFC 9110 section 5.5)."""
-        name, value = name.lower(), value.strip(b" \t")
-        self._headers.append((name, value))
-        self._header_bytes += len(name) + len(value)
-        if len(self._headers) > MAX_HEADERS or self._header_bytes > MAX_HEADER_BYTES:
-            raise self._refuse(431)
-        if name in _NOTED:
-            if name in self._noted:
-                raise self._refuse(400)
-            self._noted[name] = value
+        self._headers.append((name.lower(), value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Judge the head, and see how its body is framed."""
+        noted = self._check_headers()
         version = self._parser.get_http_version()
         method = self._parser.get_method().decode("ascii")
         if version not in ("1.1", "1.0") or method == "CONNECT":  # 0.9 has no headers to judge
             raise self._refuse(400)
-        host = self._noted.get(b"host")
+        host = noted.get(b"host")
         if not _HOST.fullmatch(host or b"") or (host is None and version == "1.1"):
             raise self._refuse(400)
         try:
@@ -163,7 +156,7 @@ class Reader:
             raise self._refuse(400) from None
         if not url.path or url.schema not in (None, b"http", b"https"):
             raise self._refuse(400)
-        self._body = self._framed(version)
+        self._body = self._framed(version, noted)
         self.is_whole = self._body.is_whole
         self._head = Head(
             method=method,
@@ -172,13 +165,28 @@ class Reader:
             version=version,
             headers=self._headers,
             keep_alive=version == "1.1" and self._parser.should_keep_alive(),
-            expects_continue=self._noted.get(b"expect", b"").lower() == b"100-continue",
+            expects_continue=noted.get(b"expect", b"").lower() == b"100-continue",
         )
 
-    def _framed(self, version: str) -> _Sized | _Chunks:
-        coding = self._noted.get(b"transfer-encoding")
+    def _check_headers(self) -> dict[bytes, bytes]:
+        """Return the headers the reader goes by; refuses too many, and what stands there twice."""
+        noted: dict[bytes, bytes] = {}
+        size = 0
+        for name, value in self._headers:
+            size += len(name) + len(value)
+            if name in _NOTED:
+                if name in noted:
+                    raise self._refuse(400)
+                noted[name] = value
+        if size > MAX_HEADER_BYTES or len(self._headers) > MAX_HEADERS:
+            raise self._refuse(431)
+        self._header_bytes = size
+        return noted
+
+    def _framed(self, version: str, noted: dict[bytes, bytes]) -> _Sized | _Chunks:
+        coding = noted.get(b"transfer-encoding")
         if coding is None:
-            return _Sized(int(self._noted.get(b"content-length", b"0")))
+            return _Sized(int(noted.get(b"content-length", b"0")))
         if version != "1.1":  # RFC 9112 section 6.1
             raise self._refuse(400)
         if coding.lower() != b"chunked":
@@ -220,41 +228,62 @@ class _Sized:
 class _Chunks:
     """A body in the chunked coding (RFC 9112 section 7.1)."""
 
-    __slots__ = ("_header_bytes", "_headers", "_left", "_line", "is_whole")
+    __slots__ = ("_has_ended", "_header_bytes", "_headers", "_left", "is_whole")
 
     def __init__(self, headers: int, header_bytes: int) -> None:
         self.is_whole = False
         self._headers = headers
         self._header_bytes = header_bytes
         self._left = 0  # of the current chunk, the line end behind it included
-        self._line = self._size
+        self._has_ended = False  # but for trailers
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
         """Return what of `data` is content, and what cannot be read yet or is not the body's."""
         content: list[bytes] = []
         at = 0
         while not self.is_whole:
-            if self._left > 2:
-                piece = data[at : at + self._left - 2]
-                content.append(piece)
-                at += len(piece)
-                self._left -= len(piece)
-                if self._left > 2:
-                    break
             if self._left:
-                if not b"\r\n".startswith(data[at : at + 2]):
-                    raise Refused(400)
-                if len(data) - at < 2:
+                at = self._data(data, at, content)
+                if self._left:
                     break
-                at += 2
-                self._left = 0
+            plain = None if self._has_ended else _PLAIN_CHUNK.match(data, at)
+            if plain is not None:  # the common case, at a third of the cost: there may be many
+                start, size = plain.end(), int(plain[1], 16)
+                at = start + size + 2
+                if data[at - 2 : at] == b"\r\n":
+                    content.append(data[start : at - 2])
+                else:
+                    at, self._left = start, size + 2
+                continue
             end = data.find(b"\r\n", at)
             if end < 0:
                 self._check_room(len(data) - at)
                 break
-            self._line(data[at:end])
+            line = data[at:end]
+            if self._has_ended:
+                self._trailer(line)
+            else:
+                self._size(line)
             at = end + 2
         return b"".join(content), data[at:]
+
+    def _data(self, data: bytes, at: int, content: list[bytes]) -> int:
+        """Take what has come of a chunk and of the line end behind it; returns how far."""
+        left = self._left
+        if left > 2:
+            piece = data[at : at + left - 2]
+            content.append(piece)
+            at += len(piece)
+            left -= len(piece)
+        if left == 2:
+            closing = data[at : at + 2]
+            if closing == b"\r\n":
+                at += 2
+                left = 0
+            elif closing not in (b"", b"\r"):
+                raise Refused(400)
+        self._left = left
+        return at
 
     def _check_room(self, length: int) -> None:
         """Refuse a line that no room is left for, though its end has not come."""
@@ -271,7 +300,7 @@ class _Chunks:
         if size:
             self._left = size + 2
         else:
-            self._line = self._trailer
+            self._has_ended = True
 
     def _trailer(self, line: bytes) -> None:
         if not line:
