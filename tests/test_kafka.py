@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -289,7 +291,7 @@ POISON: dict[str, tuple[bytes | None, list[tuple[str, bytes]], str]] = {
     "NaN": (b'{"id": NaN}', [], "not JSON"),
     "too deep": (b"[" * 70 + b"]" * 70, [], "nested"),
     "wrong schema": (b'{"id": "x"}', [], "id"),
-    "no object": (b"7", [], "dict"),
+    "no object": (b"7", [], "Input should be an object"),
     "too large": (b'{"id": 1, "rest": "' + b"x" * 3000 + b'"}', [], "max_record"),
     "CloudEvent without id": (b'{"id": 1}', [("ce_specversion", b"1.0")], "CloudEvent"),
     "CloudEvent of another version": (
@@ -330,6 +332,34 @@ async def test_poison_is_a_dead_letter_with_place_and_reason(
     assert stored.event.body == (value or b"")
     if kind not in ("wrong schema", "no object"):  # those the flow refuses, the trigger does not
         assert f"{topic} partition 0 offset 0" in dead.error.message
+
+
+def ask(event: Event) -> str:
+    """Answer with the key of a record, which may be half a character, or leave."""
+    key = str(json.loads(event.body)["k"])
+    return sys.exit(3) if key == "leave" else key
+
+
+@pytest.mark.parametrize("poison", [rb'{"k": "\ud800"}', b'{"k": "leave"}'])
+async def test_a_record_whose_key_is_poison_is_a_dead_letter_and_the_next_runs(
+    tmp_path: Path, kafka: Broker, poison: bytes
+) -> None:
+    topic = await kafka.create_topic(partitions=2)
+    trigger = kafka_trigger(topic, group=unique("group"), start="earliest", data="bytes")
+
+    @flow(on=trigger, ordered_by=ask)
+    async def keep(value: bytes) -> str:
+        return value.decode()
+
+    await kafka.send(topic, [b'{"k": "ok"}'], partition=1)
+    await kafka.send(topic, [poison], partition=0)
+    await kafka.send(topic, [b'{"k": "later"}'], partition=1)
+    async with serving(tmp_path, kafka, keep) as process:
+        runs = await ended(process, 3)
+        (dead,) = (run for run in runs if run.state is not RunState.SUCCEEDED)
+        assert dead.error is not None
+        assert (dead.dead, dead.error.type) == (True, "filter_error")
+        assert not process.process.problems()
 
 
 async def test_dead_replay_runs_poison_after_a_fix(tmp_path: Path, kafka: Broker) -> None:
