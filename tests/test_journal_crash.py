@@ -222,6 +222,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert known.state not in UNFINISHED
         else:
             assert known.state in UNFINISHED
+            known.attempts += known.state is S.RUNNING  # the attempt it ends counts
             known.state = S.CANCELLED
 
     @precondition(lambda self: self.runs)

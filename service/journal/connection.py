@@ -106,15 +106,19 @@ def _create(path: Path) -> None:
     connection = _open(draft, apsw.SQLITE_OPEN_READWRITE)
     try:
         _settle(connection, _WRITER_CACHE_KIB)
+        connection.pragma("journal_mode", "memory")  # a draft is thrown away by whoever comes next
+        connection.pragma("synchronous", "off")
         _migrate(connection, draft)
     except apsw.Error as error:
         raise _unreadable(path, error, connection) from error
     finally:
         connection.close()
+    _sync(draft)
     draft.replace(path)
-    _sync_folder(path.parent)
-    with suppress(PermissionError):  # a folder above that may not be listed is not ours to sync
-        _sync_folder(path.parent.parent)
+    _sync(path.parent)
+    for folder in path.parents[1:3]:  # which may be as new as the journal
+        with suppress(PermissionError):  # one that may not be listed is not ours to sync
+            _sync(folder)
 
 
 def _check_quickly(connection: apsw.Connection, path: Path) -> None:
@@ -303,9 +307,9 @@ def _unreadable(path: Path, error: apsw.Error, connection: apsw.Connection) -> T
     return SetupError(f"cannot use the journal {path}: {error}")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut; SQLite does so for its log only."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut; SQLite does so for its log."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
