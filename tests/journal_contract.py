@@ -24,10 +24,12 @@ from turnout.service.journal.records import (
     REGISTERED,
     Appended,
     Cached,
+    ChildEnd,
     Claim,
     Decision,
     Entry,
     Filter,
+    Given,
     NewRun,
     Opening,
     StepRecord,
@@ -425,6 +427,26 @@ class JournalContract:
             assert [type(result) for result in results] == [type(None), ClaimLost]
             assert (await expect_run(journal, claim.run_id)).state == "succeeded"
 
+    async def test_what_a_called_run_returned_is_read_until_it_is_retried(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            await finish(journal, claim, ended(result=b"null", returned=b"pickle"))
+            assert await journal.child(claim.run_id) == ChildEnd(
+                claim.run_id, S.SUCCEEDED, b"null", None, b"pickle"
+            )
+            await journal.retry(claim.run_id, None, now=NOW)
+            assert await journal.child(claim.run_id) == ChildEnd(claim.run_id, S.QUEUED, None, None)
+            assert await journal.child("none") is None
+
+    async def test_what_a_call_was_given_is_kept_with_its_event(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            run = make_run()
+            await put(journal, run, event=make_event(exact=b"\x80pickle"))
+            (claim,) = await journal.claim([run.seq], now=NOW)
+            assert claim.event.exact == b"\x80pickle"
+
     async def test_every_legal_outcome_is_counted(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             for state in sorted((FINISHED | UNFINISHED) - {S.SCHEDULED, S.RUNNING}):
@@ -513,6 +535,7 @@ class JournalContract:
 
     async def test_steps_are_kept_over_attempts(self, tmp_path: Path) -> None:
         kept = step("charge#1", finished_at=at(1), result=b"\x80\x04", encoding="pickle", tries=2)
+        kept = replace(kept, given=Given("0123456789abcdef", "charge('a')"))
         caught = step("ship#1", "failed", error=RunError("ValueError", "no", traceback="t"))
         escaped = step("note#1", "failed", error=RunError("OSError", "no"))
         async with self.open(tmp_path) as journal:

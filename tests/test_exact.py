@@ -26,6 +26,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from turnout.service.errors import NotKept
 from turnout.service.steps.codec import UNANNOTATED, decode, encode
 from turnout.service.steps.exact import is_plain
+from turnout.service.steps.undo import Undo
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOON = datetime(2026, 3, 28, 12, tzinfo=BERLIN)
@@ -343,7 +344,7 @@ def test_a_part_in_two_places_is_one_part_afterwards() -> None:
 
 def test_a_pickle_that_gives_another_type_is_refused() -> None:
     class_of_int = type("Lazy", (), {"__reduce__": lambda _self: (int, ("3",))})
-    with pytest.raises(NotKept, match="it would come back as int"):
+    with pytest.raises(NotKept, match="Lazy would come back as int"):
         encode(class_of_int(), UNANNOTATED, max_bytes=1000, name="step 'x#1'")
 
 
@@ -354,3 +355,21 @@ def test_plain_data_is_told_without_walking_it_twice() -> None:
     for odd in ((1,), {1: 2}, float("nan"), [Colour.RED], [{"a": {1}}], Number(3), b"a"):
         assert not is_plain(odd)
     assert not is_plain(list(range(11)), most=10)
+
+
+class Lazy:
+    """Comes out of a pickle as something else."""
+
+    def __reduce__(self) -> Any:
+        return int, ("3",)
+
+
+def forget(value: Any) -> None: ...
+
+
+def test_what_an_undo_is_called_with_is_kept_as_it_was_or_refused() -> None:
+    for value in (NOON, Login(password=SecretStr("abc")), [float("nan")], private()):
+        function, args, kwargs = Undo.of(forget, (value,), {}).call()
+        assert function is forget and parts(args) == parts((value,)) and not kwargs
+    with pytest.raises(NotKept, match=r"on_undo\(forget\).* Lazy would come back as int"):
+        Undo.of(forget, (), {"value": Lazy()})

@@ -261,7 +261,19 @@ def pickled(value: Any) -> bytes:
     Pickling runs the author's code, so that may be any error.
     """
     data = pickle.dumps(value, protocol=5)
-    back = pickle.loads(data)  # some objects go in and never come out again
-    if type(back) is not type(value):
-        raise TypeError(f"it would come back as {type(back).__qualname__}")
+    _check_type(pickle.loads(data), value)  # some objects go in and never come out again
     return data
+
+
+def pickled_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+    """Return a pickle of (args, kwargs), each of which is read back as of the same type."""
+    data = pickle.dumps((args, dict(kwargs)), protocol=5)
+    placed, named = pickle.loads(data)
+    for back, value in zip((*placed, *named.values()), (*args, *kwargs.values()), strict=True):
+        _check_type(back, value)
+    return data
+
+
+def _check_type(back: Any, value: Any) -> None:
+    if type(back) is not type(value):
+        raise TypeError(f"{type(value).__qualname__} would come back as {type(back).__qualname__}")

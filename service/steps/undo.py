@@ -26,6 +26,8 @@ import orjson
 from turnout.service.errors import FOREIGN, CodeChanged, NotKept, SetupError
 from turnout.service.governance import secrets
 
+from .exact import pickled_call
+
 _OF_STEP = ("result", "key")
 _FILLABLE = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -174,8 +176,7 @@ def _named(function: Any, what: str) -> tuple[str, str]:
 
 def _pickled(arguments: tuple[tuple[Any, ...], dict[str, Any]], what: str) -> bytes:
     try:
-        kept = pickle.dumps(arguments, protocol=5)
-        pickle.loads(kept)
+        kept = pickled_call(*arguments)
     except FOREIGN as error:  # pickling runs the author's __reduce__
         raise NotKept(
             f"{what}: an argument cannot be kept ({type(error).__name__}: {error}); "
