@@ -247,7 +247,7 @@ def test_a_thread_that_never_returns_does_not_outlive_the_disk(tmp_path: Path) -
     with program:
         program.prefix = (
             "strace", "-f", "-qq", "-o", str(tmp_path / "trace"), "--seccomp-bpf",
-            "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO:when=40+",
+            "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO:when=120+",
         )  # fmt: skip
         program.start().ready()
         stuck = program.ask("/hooks/stuck", method="POST")
