@@ -723,8 +723,9 @@ class JournalContract:
     async def test_cancel(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             claim = await start(journal)
-            (run,) = await journal.cancel(claim.run_id, now=at(5))
+            (run,) = await journal.cancel(claim.run_id, now=at(5), reason="twice", by="ada")
             assert (run.state, run.finished_at) == ("cancelled", at(5))
+            assert (run.reason, run.cancelled_by) == ("twice", "ada")
             with pytest.raises(ClaimLost):
                 await finish(journal, claim, ended())
             with pytest.raises(Refused, match="already cancelled"):
@@ -732,6 +733,64 @@ class JournalContract:
             with pytest.raises(NotFound, match="nobody"):
                 await journal.cancel("nobody", now=at(6))
             assert journal.counts()[0]["running"] == 0
+
+    async def test_a_cancel_counts_the_attempt_that_it_ends(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            killed, handed_back = await start(journal), await start(journal)
+            await finish(journal, handed_back, Outcome(state=RunState.QUEUED, counts=False))
+            await journal.rescue(now=at(5))
+            (again,) = await journal.claim([killed.run_seq], now=at(6))
+            never = make_run()
+            await put(journal, never)
+            for run_id, attempts in ((again.run_id, 1), (handed_back.run_id, 1), (never.id, 0)):
+                (run,) = await journal.cancel(run_id, now=at(7))
+                assert run.attempts == attempts
+                history = [kept.state for kept in await journal.attempts(run.seq)]
+                assert history == ["cancelled"] * attempts
+
+    async def test_what_is_registered_is_left_to_undo_by_a_cancel(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            await journal.record_step(claim, step("on_undo#1", task=REGISTERED))
+            (run,) = await journal.cancel(claim.run_id, now=at(5), reason="twice", by="ada")
+            assert (run.state, run.undo, run.finished_at) == ("queued", "running", None)
+            with pytest.raises(Refused, match="being undone"):
+                await journal.cancel(claim.run_id, now=at(6))
+            with pytest.raises(ClaimLost):
+                await journal.record_step(claim, step("a#1"))
+            (again,) = await journal.claim([claim.run_seq], now=at(7))
+            error = again.recorded[FAILED].error
+            assert error is not None and (error.type, error.message) == ("cancelled", "twice")
+            outcome = Outcome(state=RunState.CANCELLED, reason="twice", undo="done", counts=False)
+            await finish(journal, again, outcome)
+            run = await expect_run(journal, claim.run_id)
+            assert (run.state, run.undo, run.cancelled_by) == ("cancelled", "done", "ada")
+            assert journal.not_undone() == {}
+
+    async def test_an_undo_that_failed_is_counted_until_it_is_done(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claim = await start(journal)
+            await journal.record_step(claim, step("~failed", state="failed"))
+            await journal.record_step(claim, step("~undo[0]/a#1", state="failed"))
+            await journal.record_step(claim, step("~undo[1]/b#1"))
+            failed = Outcome(state=RunState.FAILED, error=RunError("E", "m"), undo="failed")
+            await finish(journal, claim, failed)
+            assert journal.not_undone() == {"bill": 1}
+            run = await journal.retry(claim.run_id, None, now=at(5))
+            assert (run.dead, run.undo_failed) == (True, ("~undo[0]/a#1",))
+            (again,) = await journal.claim([claim.run_seq], now=at(6))
+            assert (again.dead, again.undo_failed) == (True, True)
+            assert list(again.recorded) == ["~failed", "~undo[1]/b#1"]
+            await finish(journal, again, Outcome(state=RunState.QUEUED, counts=False))
+            assert (await expect_run(journal, claim.run_id)).dead and journal.not_undone() == {
+                "bill": 1
+            }
+            (again,) = await journal.claim([claim.run_seq], now=at(7))
+            await finish(journal, again, replace(failed, undo="done"))
+            assert (journal.not_undone(), journal.counts()[1]) == ({}, {})
+            assert not (await expect_run(journal, claim.run_id)).dead
+        async with self.open(tmp_path) as journal:
+            assert (journal.not_undone(), journal.counts()[1]) == ({}, {})
 
     async def test_retry_starts_over_with_its_steps(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

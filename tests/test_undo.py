@@ -68,6 +68,11 @@ async def patient_refund(what: str) -> None:
     await act(f"refund {what}")
 
 
+@task(retry=retry(2, delay="1h", jitter=False))
+async def patient() -> None:
+    raise OSError("later")
+
+
 @task(timeout="50ms")
 async def slow_refund(what: str) -> None:
     await act(f"refund {what}")
@@ -406,7 +411,12 @@ async def test_a_run_that_waits_or_retries_is_undone_when_it_is_cancelled(tmp_pa
         current().on_undo(refund, await charge("r"))
         raise OSError("later")
 
-    for chosen, what in ((sleeps, "s"), (retries, "r")):
+    @flow
+    async def rests() -> None:
+        current().on_undo(refund, await charge("t"))
+        await patient()
+
+    for chosen, what in ((sleeps, "s"), (retries, "r"), (rests, "t")):
         async with running(tmp_path / what, [chosen]) as service:
             run_id = (await service.send()).runs[0]
 
@@ -417,6 +427,7 @@ async def test_a_run_that_waits_or_retries_is_undone_when_it_is_cancelled(tmp_pa
             await service.process.operator.cancel(run_id)
             run = await ended(service, run_id)
             assert (run.state, run.undo) == (RunState.CANCELLED, "done")
+            assert run.attempts == 1  # the one that had failed, or was cancelled amid its wait
             assert done[-1] == f"refund {what}"
 
 

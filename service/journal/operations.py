@@ -57,11 +57,11 @@ def cancel(
         )
     because = f"run {run.id}, which waits for it, was cancelled"
     children = _cancel_children(connection, tally, run.seq, now, reason=because, by=by)
-    if run.state is RunState.RUNNING:
+    if _is_amid_attempt(connection, run):
         _keep_attempt(connection, run, now)
     connection.execute(
-        "UPDATE runs SET reason = ?2, cancelled_by = ?3, attempts = attempts + ?4 WHERE seq = ?1",
-        (run.seq, storable(reason) or None, storable(by) or None, run.state is RunState.RUNNING),
+        "UPDATE runs SET reason = ?2, cancelled_by = ?3 WHERE seq = ?1",
+        (run.seq, storable(reason) or None, storable(by) or None),
     )
     if undoes:
         _queue_undo(connection, tally, run, reason, micros(now))
@@ -119,7 +119,8 @@ def _queue_undo(connection: apsw.Connection, tally: Tally, run: Run, reason: str
 
 
 def _keep_attempt(connection: apsw.Connection, run: Run, now: datetime) -> None:
-    """Keep the attempt that a cancel ends in the run's history."""
+    """Count the attempt that a cancel ends, and keep it in the run's history."""
+    connection.execute("UPDATE runs SET attempts = attempts + 1 WHERE seq = ?", (run.seq,))
     connection.execute(
         "INSERT INTO attempts (run_seq, attempt, started_at, finished_at, state)"
         " VALUES (?, ?, ?, ?, 'cancelled')",
@@ -292,6 +293,16 @@ def _drop_ending(connection: apsw.Connection, run: Run) -> None:
     connection.execute(
         "DELETE FROM steps WHERE run_seq = ? AND key >= '~' AND key < '\x7f'", (run.seq,)
     )
+
+
+def _is_amid_attempt(connection: apsw.Connection, run: Run) -> bool:
+    """Whether an attempt of an unfinished run has begun and not come to an outcome."""
+    if run.state is RunState.RETRYING:  # of the flow, or of a step in the middle of an attempt
+        found = connection.execute(
+            "SELECT 1 FROM steps WHERE run_seq = ? AND state = 'retrying'", (run.seq,)
+        ).get
+        return found is not None
+    return run.started_at is not None
 
 
 def _has_ended(connection: apsw.Connection, run: Run) -> bool:
