@@ -93,6 +93,22 @@ def test_nor_does_a_run_in_the_foreground(flows: Path) -> None:
     assert all(line in text for line in SAID)
 
 
+@pytest.mark.parametrize("command", [["check"], ["check", "--json"], ["serve", "--port=0"]])
+def test_a_file_that_fails_with_a_secret_as_it_is_loaded_shows_none(
+    tmp_path: Path, command: list[str]
+) -> None:
+    file = tmp_path / "flows.py"
+    file.write_text(
+        "from turnout import secret\nvalue = secret('TOKEN').reveal()\nprint('loads', value)\n"
+        "raise RuntimeError('fails ' + value)\n"
+    )
+    where = ["--data", str(tmp_path / "data")] if command[0] == "serve" else []
+    done = turnout(*command, file, *where, env={"TOKEN": VALUE})
+    assert done.returncode != 0
+    assert f"fails {secrets.MASK}" in done.stdout + done.stderr
+    assert VALUE not in done.stdout + done.stderr
+
+
 def test_output_into_a_file_is_whole(flows: Path, tmp_path: Path) -> None:
 
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:

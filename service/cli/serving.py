@@ -108,10 +108,12 @@ def check(paths: tuple[Path, ...], env: bool, config: Path | None, as_json: bool
     turnout check flows/
     turnout check flows.py --env             on the machine that will serve it
     """
+    from turnout.service import streams
     from turnout.service.project import loader
     from turnout.service.settings import load
 
     settings = load(config)
+    streams.protect()  # a file may reveal a secret as it is imported, and fail with it
     findings = loader.check(list(paths), env=env, secrets_folder=settings.secrets_folder)
     if as_json:
         _print_findings_json(findings)
