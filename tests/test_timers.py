@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import selectors
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -545,6 +546,8 @@ async def test_seek_takes_a_timer_to_the_clock_or_forgives_what_is_due() -> None
         ("start", {}),
         ("end", {}),
         ("17", {}),
+        ("0001-01-01T00:00:00+09:00", {}),
+        ("9999-12-31T23:59:59-05:00", {}),
         ("2026-03-02T08:30:00Z", {"partition": "0"}),
     ],
 )
@@ -596,10 +599,11 @@ def test_a_broken_journal_ends_the_run() -> None:
     virtually(story)
 
 
-def test_a_position_that_is_no_instant_is_named() -> None:
+@pytest.mark.parametrize("stored", ["garbage", "2026-03-02T09:00:00", "0001-01-01T00:00+09:00"])
+def test_a_position_that_is_no_instant_is_named(stored: str) -> None:
     async def story(wall: Wall, emit: RecordingEmitter) -> None:
-        emit.stored_positions["tick"] = "garbage"
-        with pytest.raises(TriggerError, match=r"every:1h.*'garbage'"):
+        emit.stored_positions["tick"] = stored
+        with pytest.raises(TriggerError, match=rf"every:1h.*'{re.escape(stored)}'"):
             await every("1h").run(emit)
 
     virtually(story)

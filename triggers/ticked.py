@@ -68,7 +68,8 @@ def resume(
 
 def begin(interval: timedelta, stored: str | None, now: datetime) -> str:
     """Return from when intervals are counted: the first start, unless it is ahead of the clock."""
-    if stored is None or datetime.fromisoformat(stored) - now > interval:
+    begun = None if stored is None else _instant(stored)
+    if stored is None or begun is None or begun - now > interval:
         return written_instant(now)
     return stored
 
@@ -88,11 +89,8 @@ def plan_seek(name: str, seek: Seek, stored: Mapping[str, str]) -> SeekPlan:
     again. Raises `Refused`.
     """
     now, last = seek.asked_at, _read(name, stored, TICK)
-    try:
-        to = datetime.fromisoformat(seek.to)
-    except ValueError:
-        to = None
-    if seek.partition is not None or to is None or to.tzinfo is None:
+    to = _instant(seek.to)
+    if seek.partition is not None or to is None:
         raise Refused(
             f"cannot seek timer {name!r} to {seek.to!r}: say now, or an instant with its zone such "
             "as 2026-01-31T09:00:00Z"
@@ -121,9 +119,16 @@ def written_instant(instant: datetime) -> str:
 def _read(name: str, stored: Mapping[str, str], partition: str) -> datetime | None:
     if partition not in stored:
         return None
+    instant = _instant(stored[partition])
+    if instant is None:
+        raise TriggerError(f"{name}: the stored position {stored[partition]!r} is no instant")
+    return instant
+
+
+def _instant(text: str) -> datetime | None:
+    """Read an instant with its zone, in UTC; None for what is none."""
     try:
-        return datetime.fromisoformat(stored[partition])
-    except ValueError:
-        raise TriggerError(
-            f"{name}: the stored position {stored[partition]!r} is no instant"
-        ) from None
+        instant = datetime.fromisoformat(text)
+        return None if instant.tzinfo is None else instant.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
