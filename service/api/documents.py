@@ -82,7 +82,7 @@ async def post_mortem(reader: Reader, run_id: str) -> dict[str, Any]:
     run = await reader.run(run_id)
     if run is None:
         raise NotFound(f"no run {run_id!r}")
-    events = [stored for stored in await reader.event(run.event_id) if run.id in stored.runs]
+    event = await reader.event_of(run.seq)
     document = run.as_dict()
     return document | {
         "error": _error(run.error),
@@ -95,7 +95,7 @@ async def post_mortem(reader: Reader, run_id: str) -> dict[str, Any]:
         "order_key": run.order_key,
         "limit_key": run.limit_key,
         "code_version": run.code_version,
-        "event": event_of(events[0], payload=True) if events else None,
+        "event": None if event is None else event_of(event, payload=True),
         "steps": [
             _step(step) for step in await reader.steps(run.seq, at_most_bytes=SHOWN_STEPS_BYTES)
         ],

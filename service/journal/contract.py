@@ -54,6 +54,9 @@ class Reader(Protocol):
     async def event(self, event_id: str) -> list[StoredEvent]:
         """Return the events with this id, newest first: several when sources share it."""
 
+    async def event_of(self, run_seq: int) -> StoredEvent | None:
+        """Return the event of a run."""
+
     async def events(self, which: Filter) -> list[StoredEvent]:
         """Return matching events, newest first; `flow` and `state` select by their runs.
 

@@ -258,6 +258,12 @@ class SqliteReader:
         )
         return found[0] if found else None
 
+    async def event_of(self, run_seq: int) -> StoredEvent | None:
+        """Return the event of a run."""
+        where = "e.seq = (SELECT event_seq FROM runs WHERE seq = ?)"
+        found = await self.read(lambda connection: _stored_events(connection, where, [run_seq], 1))
+        return found[0] if found else None
+
     async def events(self, which: Filter) -> list[StoredEvent]:
         """Return matching events, newest first; `flow` and `state` select by their runs.
 
