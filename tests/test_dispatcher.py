@@ -336,6 +336,19 @@ async def test_stopping_hands_back_what_does_not_end_and_spends_no_attempt(tmp_p
         assert (run.state, run.attempts, run.crashes) == (RunState.SUCCEEDED, 1, 0)
 
 
+async def test_whoever_waits_for_a_run_is_answered_when_the_service_stops(tmp_path: Path) -> None:
+    @flow
+    async def work() -> None: ...
+
+    async with asyncio.TaskGroup() as tasks:
+        async with running(tmp_path, [work]) as service:
+            service.process.dispatcher.pause("work")
+            receipt = await service.send()
+            answer = tasks.create_task(service.emitter.result(receipt, 600))
+        async with asyncio.timeout(5):
+            assert await answer is None
+
+
 async def test_a_stop_is_no_end_for_a_finally_nor_for_a_thread_that_was_told(
     tmp_path: Path,
 ) -> None:
