@@ -37,9 +37,14 @@ done: list[str] = []
 """What the tasks really did, in order."""
 
 
+handed: list[asyncio.Task[Any]] = []
+"""The asyncio tasks that flows and tasks of these tests made themselves."""
+
+
 @pytest.fixture(autouse=True)
 def nothing_done() -> None:
     done.clear()
+    handed.clear()
 
 
 @task
@@ -47,6 +52,14 @@ async def work(what: Any) -> str:
     await asyncio.sleep(0.02)
     done.append(str(what))
     return str(what)
+
+
+@task
+async def endless(what: str) -> None:
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        done.append(f"{what} was ended")
 
 
 @task
@@ -72,7 +85,9 @@ def sync_child(what: str) -> str:
 
 def in_a_task(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """Hand a call to an asyncio task of the author's own."""
-    return asyncio.get_running_loop().create_task(call)
+    made = asyncio.get_running_loop().create_task(call)
+    handed.append(made)
+    return made
 
 
 async def end_of(service: Running, function: Flow[..., Any]) -> Run:
@@ -264,48 +279,53 @@ async def test_a_call_that_cannot_be_awaited_there_is_refused_by_name_and_line(
 
 @flow
 async def leaves_one_running() -> str:
-    _left = in_a_task(work("left"))
+    in_a_task(endless("left"))
     await asyncio.sleep(0.001)
     return "done"
 
 
 @flow
 async def leaves_one_at_once() -> str:
-    _left = in_a_task(_wrapped(work("left")))
+    in_a_task(endless("left"))
     return "done"
-
-
-async def _wrapped(call: Any) -> Any:
-    return await call
 
 
 @flow
 async def leaves_one_of_two() -> str:
-    tasks = [in_a_task(work("first")), in_a_task(_slow(work("left")))]
+    tasks = [in_a_task(work("first")), in_a_task(_after_an_hour(endless("left")))]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     return "done"
 
 
-async def _slow(call: Any) -> Any:
-    await asyncio.sleep(0.05)
+async def _after_an_hour(call: Any) -> Any:
+    await asyncio.sleep(3600)
     return await call
 
 
-@pytest.mark.parametrize("leaving", [leaves_one_running, leaves_one_at_once, leaves_one_of_two])
-async def test_a_step_left_in_an_asyncio_task_fails_the_run_and_has_no_effect(
+@pytest.mark.parametrize("leaving", [leaves_one_running, leaves_one_at_once])
+async def test_a_step_left_in_an_asyncio_task_fails_the_run_and_is_ended(
     tmp_path: Path, leaving: Flow[..., Any]
 ) -> None:
     async with running(tmp_path, [leaving]) as service:
         run = await end_of(service, leaving)
-        await asyncio.sleep(0.1)  # the time it would have taken
+        assert all(each.done() for each in handed)
     assert run.error is not None and run.error.type == "not_awaited"
-    assert "task 'work' at " in run.error.message
-    assert "left" not in done
+    assert "left in an asyncio task: task 'endless' at " in run.error.message
+    assert done in ([], ["left was ended"])
+
+
+async def test_a_step_whose_turn_never_came_fails_the_run(tmp_path: Path) -> None:
+    async with running(tmp_path, [leaves_one_of_two]) as service:
+        run = await end_of(service, leaves_one_of_two)
+    assert run.error is not None and run.error.type == "not_awaited"
+    assert "task 'endless' at " in run.error.message
+    assert done == ["first"]
+    handed[1].cancel()
 
 
 @flow
 async def raises_meanwhile() -> None:
-    _left = in_a_task(work("left"))
+    in_a_task(endless("left"))
     await asyncio.sleep(0.001)
     raise ValueError("the flow's own")
 
@@ -313,9 +333,8 @@ async def raises_meanwhile() -> None:
 async def test_a_step_left_by_a_flow_that_raises_is_ended_too(tmp_path: Path) -> None:
     async with running(tmp_path, [raises_meanwhile]) as service:
         run = await end_of(service, raises_meanwhile)
-        await asyncio.sleep(0.1)
+        assert all(each.done() for each in handed)
     assert run.error is not None and run.error.type == "ValueError"
-    assert done == []
 
 
 # ---------------------------------------------------------------- what is no mistake
@@ -328,10 +347,10 @@ async def awaits_late() -> list[str]:
     async with asyncio.TaskGroup() as group:
         group.create_task(work("e"))
     with suppress(ValueError):
-        await gather(broken(), work("never"), approval("never"))
+        await gather(broken(), endless("one"), approval("never"))
     with suppress(TimeoutError):
         await asyncio.wait_for(work("never"), 0)
-    called_off = in_a_task(work("never"))
+    called_off = in_a_task(endless("another"))
     await asyncio.sleep(0)
     called_off.cancel()
     return [await running_one, await later, *both]
@@ -387,7 +406,7 @@ def forgets_inside_a_thread() -> str:
 
 @task
 async def leaves_inside() -> str:
-    _left = in_a_task(work("inner"))
+    in_a_task(endless("inner"))
     await asyncio.sleep(0.001)
     return "done"
 
@@ -439,11 +458,11 @@ async def test_a_task_that_does_not_await_fails_its_step(
     async with running(tmp_path, [calling]) as service:
         run = await end_of(service, calling)
         (step,) = await service.process.journal.steps(run.seq)
-        await asyncio.sleep(0.05)
+        assert all(each.done() for each in handed)
     assert run.error is not None and run.error.type == "not_awaited"
     assert run.error.step == step.key and (step.state, step.tries) == ("failed", 1)
-    assert "task 'work' at " in run.error.message
-    assert done == []
+    assert "task 'work' at " in run.error.message or "task 'endless' at " in run.error.message
+    assert "inner" not in done
 
 
 # ---------------------------------------------------------------- as the text shows it
