@@ -79,6 +79,7 @@ class TriggerEmitter:
         self.last_error: str | None = None
         self.lags: dict[str, float] = {}
         self.figures: dict[str, float] = {}
+        self.stays = False  # while its positions are moved: what was accepted is run here
         self._journal = journal
         self._dispatcher = dispatcher
         self._metrics = metrics
@@ -260,8 +261,8 @@ class TriggerEmitter:
 
     @property
     def keeps_order(self) -> bool:
-        """Whether a flow of this trigger has `ordered_by`."""
-        return bool(self._ordered())
+        """Whether a flow of this trigger has `ordered_by`, and what waits may go elsewhere."""
+        return not self.stays and bool(self._ordered())
 
     def _ordered(self) -> list[str]:
         return [flow.name for flow in self.flows(_ANY) if flow.ordered_by is not None]

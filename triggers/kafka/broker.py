@@ -41,13 +41,14 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     KafkaError,
     for_code,
 )
+from aiokafka.protocol.fetch import FetchRequest  # type: ignore[import-untyped]  # as above
 from aiokafka.protocol.group import LeaveGroupRequest  # type: ignore[import-untyped]  # as above
 from aiokafka.protocol.metadata import MetadataRequest  # type: ignore[import-untyped]  # as above
 
 from turnout.service.errors import TriggerError
 
 from .epochs import epoch_ends
-from .identity import FETCHING, Identity, identities
+from .identity import FETCHING, Identity, by_leader, identities
 from .ledger import Bounds, Leader, Place, Spans
 
 # The client logs each attempt of each retry as an error; the trigger reports the state instead.
@@ -382,7 +383,33 @@ async def ends(
             stable = await reader.end_offsets(list(read_to))
             beyond = [one for one, end in stable.items() if read_to[one] > end]
             log_ends = await _log_ends(reader, beyond) if beyond else {}
-    return {one: (end, log_ends.get(one, end)) for one, end in stable.items()}
+    found = {one: (end, log_ends.get(one, end)) for one, end in stable.items()}
+    short = {one: read_to[one] for one, (_, end) in found.items() if read_to[one] > end}
+    reached = await reaching(reader, short) if short else {}
+    return {one: (end, reached.get(one, log_end)) for one, (end, log_end) in found.items()}
+
+
+async def reaching(
+    reader: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int]:
+    """Return the ends of logs that reach these offsets after all.
+
+    One that is said to end before is asked for what is there: some brokers take the beginning of
+    the last batch for the end, and a cut that is believed runs records again.
+    """
+    client = reader._client  # its public face says nothing of an offset before it reads there
+    found: dict[TopicPartition, int] = {}
+    with named("Kafka does not answer"):
+        async with asyncio.timeout(MEET_SECONDS / 3):
+            for leader, partitions in by_leader(client, offsets).items():
+                asked = [(one.topic, [(one.partition, offsets[one], 1)]) for one in partitions]
+                answer = await client.send(leader, FetchRequest(1, 1, 1, _READ_UNCOMMITTED, asked))
+                for topic, said in answer.topics:
+                    for number, code, end, *_ in said:
+                        one = TopicPartition(topic, number)
+                        if code == 0 and end >= offsets[one]:
+                            found[one] = end
+    return found
 
 
 async def _log_ends(

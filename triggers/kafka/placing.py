@@ -129,8 +129,18 @@ class Placing:
         self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
     ) -> dict[TopicPartition, Bounds]:
         found = await broker.bounds(consumer, partitions)
+        read_to = {one: self._read_to(one, it) for one, it in found.items()}
+        short = {one: at for one, at in read_to.items() if at > found[one].end}
+        if short:
+            reached = await broker.reaching(consumer, short)
+            found |= {one: replace(found[one], end=at) for one, at in reached.items()}
         cuts = await self._leaders.cuts(consumer, [(one, it.topic) for one, it in found.items()])
         return found | {one: replace(found[one], cut=cut) for one, cut in cuts.items()}
+
+    def _read_to(self, partition: TopicPartition, bounds: Bounds) -> int:
+        """Return how far a partition is read, here or in the group."""
+        place = self._ledger.places.get(broker.key_of(partition))
+        return max(0 if place is None else place.next, bounds.committed or 0)
 
     async def _settle(
         self, consumer: AIOKafkaConsumer, stored: Mapping[str, str], found: Limits
