@@ -85,6 +85,18 @@ def test_a_file_that_is_lost_under_the_service_ends_it(
     program.said(rf"journal.broken.*({file} was|the journal is damaged)", 1)
 
 
+def test_what_is_in_a_removed_log_is_saved(program: Program) -> None:
+    program.start().ready()
+    post(program, 20)
+    program.quiet(10)
+    (program.data / "journal" / "journal.db-wal").unlink()
+    assert program.ended(10) == 74
+    program.start().ready()
+    assert len(program.api("/runs")["items"]) == 20
+    assert program.stop() == 0
+    program.check_journal()
+
+
 def test_a_log_that_is_cut_off_and_written_on_ends_the_service(program: Program) -> None:
     program.start().ready()
     os.truncate(program.data / "journal" / "journal.db-wal", 0)

@@ -100,15 +100,23 @@ class _Seen:
     head: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What happened to a file, and whether the open log has all of it and none is at its place."""
+
+    words: str
+    log_is_whole: bool = False
+
+
 class WatchedFiles:
-    """The database and its log as they were opened; `problem` looks whether they still are."""
+    """The database and its log as they were opened; `loss` looks whether they still are."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         paths = (folder / FILE_NAME, folder / f"{FILE_NAME}-wal")
         self._seen = {path: _look(path) for path in paths}
 
-    def problem(self) -> str | None:
+    def loss(self) -> Loss | None:
         """Return what happened to the files under the open journal, None when all is well.
 
         The one writer writes in both over and over, and makes neither smaller.
@@ -117,11 +125,12 @@ class WatchedFiles:
             now = _look(path)
             if before is not None:
                 if now is None:
-                    return f"{path} was removed under the running service"
+                    is_log = path.name != FILE_NAME
+                    return Loss(f"{path} was removed under the running service", is_log)
                 if (before.device, before.inode) != (now.device, now.inode):
-                    return f"{path} was replaced under the running service"
+                    return Loss(f"{path} was replaced under the running service")
                 if now.size < before.size or (before.head and not any(now.head)):
-                    return f"{path} was cut off under the running service"
+                    return Loss(f"{path} was cut off under the running service")
             self._seen[path] = now
         return None
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import apsw
 
-from turnout.service.errors import JournalBroken, SetupError
+from turnout.service.errors import JournalBroken, JournalError, SetupError
 from turnout.service.event import Event
 from turnout.service.metrics import Metrics
 from turnout.service.run import Outcome, Run
@@ -146,13 +146,18 @@ class SqliteJournal(SqliteReader):
     async def look_at_files(self) -> str | None:
         """Return what happened to the open journal's files, None when all is well.
 
-        If anything did, the journal is given up.
+        If anything did, the journal is given up; a log that was removed is folded in first.
         """
-        loop = asyncio.get_running_loop()
-        problem = await loop.run_in_executor(None, self._files.problem)
-        if problem is not None:
-            self._give_up(problem)
-        return problem
+        loss = await asyncio.get_running_loop().run_in_executor(None, self._files.loss)
+        if loss is None:
+            return None
+        if loss.log_is_whole:
+            with suppress(JournalError):
+                self._writer.folds_at_once = True
+                for _ in range(2):  # it is folded in after the first, before the second
+                    await self._call(lambda _connection, _tally: None)
+        self._give_up(loss.words)
+        return loss.words
 
     def _give_up(self, reason: str) -> None:
         """Accept nothing more, and set `broken`: what is on disk is not what was written."""

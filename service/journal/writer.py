@@ -79,6 +79,7 @@ class Writer:
         self._batch_rows = metrics.journal_batch_rows
         self._held: list[Job] = []
         self._closed = False
+        self.folds_at_once = False  # the log into the database, however short it is
         self.full: str | None = None
         self.broken: str | None = None
         self._thread = threading.Thread(target=self._run, name="turnout-journal", daemon=True)
@@ -240,7 +241,7 @@ class Writer:
         if self.broken is not None:
             return
         written, _ = self._connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)
-        if written < _CHECKPOINT_PAGES:
+        if written < _CHECKPOINT_PAGES and not self.folds_at_once:
             return
         self._connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE, True)
         try:

@@ -429,7 +429,7 @@ async def offsets_at(
     reader: AIOKafkaConsumer, instant: datetime, limits: Mapping[TopicPartition, Bounds]
 ) -> dict[TopicPartition, int]:
     """Ask for the first record of each partition at or after `instant`; the end where none is."""
-    stamp = int(instant.timestamp() * 1000)
+    stamp = max(int(instant.timestamp() * 1000), 0)  # Kafka means something else by -1 and -2
     with named("cannot look offsets up by time"):
         async with asyncio.timeout(MEET_SECONDS):
             found = await reader.offsets_for_times(dict.fromkeys(limits, stamp))
