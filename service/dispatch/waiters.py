@@ -28,6 +28,7 @@ class Waiters:
         self._waiting: dict[str, list[_Finished]] = {}
         self._expiring: dict[int, set[_Finished]] = {}
         self._count = 0
+        self._closed = False
 
     async def result(
         self, run_id: str, timeout_seconds: float, *, is_new: bool = False
@@ -36,6 +37,8 @@ class Waiters:
 
         `is_new`: the run was born in this turn of the loop, and is no dead letter.
         """
+        if self._closed:
+            return None
         if self._count >= self._limit:
             raise Overloaded(f"{self._limit} requests already wait for a result")
         loop = asyncio.get_running_loop()
@@ -63,7 +66,8 @@ class Waiters:
             _tell(waiting, outcome)
 
     def close(self) -> None:
-        """End every wait as at its timeout: no run finishes here any more."""
+        """End every wait as at its timeout, now and from now on: no run finishes here any more."""
+        self._closed = True
         for waiting in self._waiting.values():
             for each in waiting:
                 _tell(each, None)
