@@ -22,7 +22,8 @@ from turnout.service.payload import decode, decode_json
 from turnout.service.run import Run
 
 from . import documents
-from .routes import Served, ServiceOf, read
+from .door import Served, ServiceOf
+from .routes import read
 from .routes import router as api
 
 router = APIRouter(prefix="/approvals", include_in_schema=False)

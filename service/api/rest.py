@@ -22,8 +22,9 @@ from turnout.service.governance.guesses import Guesses
 
 from . import approvals, docs, problems
 from .clients import Proxies
+from .door import Served
 from .exchange import App, Message, Receive, Scope, Send
-from .routes import Served, refusal, router
+from .routes import refusal, router
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 

@@ -1,120 +1,35 @@
-"""Every call under `/api`: its words in the query, its answer, and the token in front of it.
+"""Every call under `/api`: its words in the query, and its answer.
 
 A page of results is `{"items": [...], "next": cursor}`; the objects are those of `documents`, the
-same the CLI prints. Not here: what the verbs do (`operator`), the application around the calls
-(`rest`).
+same the CLI prints. Not here: the token in front of them (`door`), what the verbs do (`operator`),
+the application around the calls (`rest`).
 """
 
 from __future__ import annotations
 
 from asyncio import to_thread
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from turnout.service.emitter import TriggerEmitter
 from turnout.service.errors import InvalidData, NotFound, Refused
-from turnout.service.governance.access import is_token
-from turnout.service.governance.guesses import Guesses
-from turnout.service.governance.links import Links
-from turnout.service.journal.contract import Reader
 from turnout.service.journal.records import Filter, StoredEvent
-from turnout.service.operator import Operator
 from turnout.service.payload import decode_json
-from turnout.service.pools import Pools
-from turnout.service.project import Project
 from turnout.service.run import Run
-from turnout.service.settings import Settings
 from turnout.service.trigger import Seek
 
 from . import cloudevents, documents, problems
-from .clients import Proxies, household
+from .door import Served, ServiceOf, require_token, scheme
 from .exchange import Gone, TooLarge, by_name, read_body
 from .filters import MAX_LIMIT, page_of, read_filter
 
-
-class Served(Protocol):
-    """What the API stands on: the running service, as `app` builds it."""
-
-    @property
-    def settings(self) -> Settings:
-        """The operator's choices."""
-
-    @property
-    def project(self) -> Project:
-        """The project served now; a reload replaces it."""
-
-    @property
-    def journal(self) -> Reader:
-        """Where everything that happened is read."""
-
-    @property
-    def operator(self) -> Operator:
-        """The verbs."""
-
-    @property
-    def emitters(self) -> Mapping[str, TriggerEmitter]:
-        """The way in of each trigger, which knows why it is not watching."""
-
-    @property
-    def pools(self) -> Pools:
-        """Where functions run, which knows what waits for a place."""
-
-    @property
-    def links(self) -> Links:
-        """The signed links of approvals."""
-
-    @property
-    def now(self) -> Callable[[], datetime]:
-        """The wall clock."""
-
-
-# ---------------------------------------------------------------- at the door
-
-
-def _service(request: Request) -> Served:
-    service: Served = request.app.state.service
-    return service
-
-
-ServiceOf = Annotated[Served, Depends(_service)]
-
-_scheme = HTTPBearer(auto_error=False, description="TURNOUT_API_TOKEN, or DATA/api-token")
-
-
-def _client(request: Request) -> str | None:
-    proxies: Proxies = request.app.state.proxies
-    peer = request.client
-    return proxies.client(None if peer is None else peer.host, by_name(request.headers.raw))
-
-
-async def _require_token(request: Request) -> None:
-    client = household(_client(request) or "")
-    guesses: Guesses = request.app.state.guesses
-    if not guesses.admits(client):
-        raise HTTPException(429, "too many wrong tokens come from here", {"Retry-After": "1"})
-    headers = request.headers.getlist("authorization")
-    kind, _, offered = (headers[0] if len(headers) == 1 else "").encode("latin-1").partition(b" ")
-    if kind.lower() != b"bearer" or not is_token(offered.strip(), request.app.state.token):
-        if offered:
-            await guesses.wrong(client)
-        raise HTTPException(
-            401,
-            "send Authorization: Bearer TOKEN; the token is TURNOUT_API_TOKEN, or stands in the "
-            "file api-token of the data folder",
-            {"WWW-Authenticate": "Bearer"},
-        )
-
-
 router = APIRouter(
     prefix="/api",
-    dependencies=[Depends(_require_token), Depends(_scheme)],
+    dependencies=[Depends(require_token), Depends(scheme)],
     responses={401: {"description": "No token, or not the right one."}},
 )
 
