@@ -92,6 +92,7 @@ BROKEN = {
     "a line end in an extension": (CHUNKED + b"\r\n5;a\nb\r\n", 400),
     "data past its size": (CHUNKED + b"\r\n5\r\nhello!\r\n", 400),
     "a bare line end behind data": (CHUNKED + b"\r\n5\r\nhello\n0\r\n\r\n", 400),
+    "bare line ends": (CHUNKED + b"\r\n5\nhello\n0\n\n", 400),
     "a trailer that is none": (CHUNKED + b"\r\n0\r\nno colon\r\n\r\n", 400),
     "a folded trailer": (CHUNKED + b"\r\n0\r\nA: b\r\n c\r\n\r\n", 400),
     "too many trailers": (CHUNKED + b"\r\n0\r\n" + b"a:\r\n" * (MAX_HEADERS - 1), 431),

@@ -257,6 +257,8 @@ class _Chunks:
                 continue
             end = data.find(b"\r\n", at)
             if end < 0:
+                if data.find(b"\n", at) >= 0:
+                    raise Refused(400)
                 self._check_room(len(data) - at)
                 break
             line = data[at:end]
