@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from tests.running import PATIENCE_SECONDS, Running, eventually, make_event, running
 from turnout import Event, Fail, RunError, current, flow, gather, retry, sleep, task
 from turnout.service.errors import Refused
+from turnout.service.journal import connection
 from turnout.service.journal.records import Filter
 from turnout.service.process import ByHand
 from turnout.service.project import Project
@@ -601,3 +603,20 @@ async def test_bulk_cancel_undoes_and_leaves_what_is_undone_alone(tmp_path: Path
         runs = await service.all_finished()
         assert [(run.state, run.reason) for run in runs] == [(RunState.CANCELLED, "sale over")] * 3
         assert sorted(done).count("refund a") == 3
+
+
+async def test_an_undo_that_failed_under_an_older_turnout_can_be_finished(tmp_path: Path) -> None:
+    """Its journal did not say how an undo went: only the steps did."""
+    async with failed_undo(tmp_path, "a") as (service, run_id):
+        failed = (await service.run(run_id)).seq
+    with closing(apsw.Connection(str(tmp_path / "journal" / "journal.db"))) as journal:
+        journal.execute("UPDATE runs SET undo = NULL, dead = 0")  # as after a `dead replay` there
+        migration = (Path(connection.__file__).parent / "migrations/0006_undo.sql").read_text()
+        journal.execute(migration[migration.index("UPDATE runs") :])
+    broken.clear()
+    async with running(tmp_path, [order]) as service:
+        run = await service.run(run_id)
+        assert (run.seq, run.undo, run.undo_failed) == (failed, "failed", ("~undo[0]/refund#1",))
+        await service.process.operator.retry(run_id)
+        assert (await ended(service, run_id)).undo == "done"
+        assert done[-1] == "refund a"

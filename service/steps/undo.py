@@ -106,7 +106,11 @@ class Undo:
     def find_task(self) -> Any:
         """Return the task of the step; raises `CodeChanged` when the code no longer has it."""
         module, name = self.task
-        found = _find(module, name)
+        try:
+            importlib.import_module(module)
+            found = _find(module, name)
+        except FOREIGN as error:
+            raise CodeChanged(f"task {name!r} cannot be found any more: {error}") from error
         if found is None:
             raise CodeChanged(f"task {name!r} of step {self.step!r} is no longer in the code")
         return found

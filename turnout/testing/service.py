@@ -32,7 +32,7 @@ from turnout.service.maintenance import INTERVAL_SECONDS, Maintenance
 from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand, Process
 from turnout.service.project import AnyFlow, Project
-from turnout.service.run import FINISHED, RunError, RunState
+from turnout.service.run import FINISHED, RunError, RunState, Undo
 from turnout.service.settings import Settings
 from turnout.service.steps.changed import MARKS
 from turnout.service.units import parse_duration
@@ -51,7 +51,8 @@ _PATIENCE_SECONDS = 30.0
 class Result:
     """A run as a test sees it, when it had ended or had nothing left to do but wait.
 
-    `steps` are the recorded ones by key, in the order they were first recorded; `took` is virtual.
+    `steps` are the recorded ones by key, in the order they were first recorded; `undo` is how what
+    it did was undone, when it was; `took` is virtual.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Result:
     error: RunError | None
     attempts: int
     crashes: int
+    undo: Undo | None
     steps: Mapping[str, StepRecord]
     took: timedelta
 
@@ -178,6 +180,7 @@ class Service:
             error=run.error,
             attempts=run.attempts,
             crashes=run.crashes,
+            undo=run.undo,
             steps={step.key: step for step in await self.journal.steps(run.seq)},
             took=(run.finished_at or self.clock.now()) - run.queued_at,
         )
