@@ -49,7 +49,8 @@ def emit(
     `await emit("order.paid", {"id": order.id})`. It starts the flows with `on=event(TYPE)` and is
     one hop further from the origin than this run's event. Without `data` the event has no body.
     With an `id` of your own the same event emitted again starts nothing, which the step's result
-    says; another type, subject or data under an id that was used raises `Fail`.
+    says; another type, subject or data under an id that was used raises `Fail`. Data is JSON;
+    raises `NotKept` where that would say less: NaN, a masked secret, an excluded field.
     """
     scope = place("emit")
     texts: dict[str, object] = {"event_type": event_type, "subject": subject, "id": id}
