@@ -130,6 +130,7 @@ async def test_its_slot_is_free_meanwhile_and_an_operator_may_try_at_once(
         assert run.due_at is not None
         assert timedelta(minutes=59) < run.due_at - began < timedelta(minutes=61)
         assert run.as_dict()["due_at"] is not None
+        assert run.error is not None and run.error.message == "not now"
         again = await service.process.operator.retry(run_id)
         assert again.state is RunState.RETRYING
         ended = await service.finished(run_id)

@@ -192,8 +192,13 @@ def _suspended(context: RunContext) -> Outcome | None:
     suspend = None if context.root is None else context.root.suspended
     if suspend is None:
         return None
-    state = RunState.RETRYING if suspend.retries else RunState.WAITING
-    return Outcome(state=state, due_at=suspend.due_at, waits=suspend.waits, counts=False)
+    return Outcome(
+        state=RunState.WAITING if suspend.after is None else RunState.RETRYING,
+        error=suspend.after,
+        due_at=suspend.due_at,
+        waits=suspend.waits,
+        counts=False,
+    )
 
 
 def _with_log(outcome: Outcome, context: RunContext) -> Outcome:

@@ -30,6 +30,7 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import REGISTERED, Claim, StepRecord
 from turnout.service.pools import Pools, worker
 from turnout.service.resource import Resources
+from turnout.service.run import RunError
 from turnout.service.units import utc_now
 
 from . import timeouts
@@ -113,17 +114,21 @@ class Suspend(BaseException):
     """Ends an attempt whose run goes on later, past every `except Exception` of a flow.
 
     `waits` are the keys of the open waits, each with the last event it has looked at; `due_at`
-    is the first instant one of them is over. `retries` says that it is a step's next try alone
+    is the first instant one of them is over. `after` is why, when it is a step's next try alone
     that is waited for.
     """
 
     def __init__(
-        self, waits: Mapping[str, int], due_at: datetime | None = None, *, retries: bool = False
+        self,
+        waits: Mapping[str, int],
+        due_at: datetime | None = None,
+        *,
+        after: RunError | None = None,
     ) -> None:
         super().__init__("the run waits and goes on later")
         self.waits = waits
         self.due_at = due_at
-        self.retries = retries
+        self.after = after
 
 
 class RunContext:
@@ -423,7 +428,7 @@ def to_await(coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, An
 
 
 def suspend(
-    waits: Mapping[str, int], due_at: datetime | None = None, *, retries: bool = False
+    waits: Mapping[str, int], due_at: datetime | None = None, *, after: RunError | None = None
 ) -> NoReturn:
     """End the attempt, or first this branch of it: the run goes on when a wait is over."""
     scope = _scope.get()
@@ -441,7 +446,7 @@ def suspend(
             f"a wait, or a child run, is inside a timeout ({timeout}), which ends with the attempt "
             "while the wait goes on; use the wait's own `timeout=`, or the timeout around tasks"
         )
-    scope.suspended = Suspend(waits, due_at, retries=retries)
+    scope.suspended = Suspend(waits, due_at, after=after)
     raise scope.suspended
 
 
@@ -474,8 +479,9 @@ def suspend_with(branches: Iterable[Scope], waits: Mapping[str, int] | None = No
         all_waits = dict(waits or {})
         for each in suspended:
             all_waits |= each.waits
-        retries = not waits and all(each.retries for each in suspended)
-        suspend(all_waits, min(due, default=None), retries=retries)
+        reasons = [each.after for each in suspended]
+        after = None if waits or None in reasons else reasons[0]
+        suspend(all_waits, min(due, default=None), after=after)
 
 
 def _in_foreign_thread() -> bool:

@@ -39,6 +39,7 @@ from turnout.service.flow import Pool
 from turnout.service.groups import is_final
 from turnout.service.journal.records import Cached, Given, StepRecord
 from turnout.service.retry import RetryPolicy, delay_after
+from turnout.service.run import RunError
 
 from . import caching, codec, failures
 from . import undo as undos
@@ -61,6 +62,7 @@ T = TypeVar("T")
 
 _FULL_DISK_WAIT_SECONDS = 0.5
 _OPEN = ("retrying", "waiting")
+_UNKNOWN = RunError("Exception", "a try of a step failed")
 NO_FALLBACK: Any = object()
 """The `fallback` of a task that has none; None is a value like any other."""
 
@@ -102,7 +104,7 @@ class Call:
     """One call of a task at its place in a run: what is recorded of it and what comes next."""
 
     __slots__ = ("_clock", "_error", "_line", "_started_at", "args", "aside", "context", "done",
-                 "given", "key", "kwargs", "not_before", "scope", "services", "task",
+                 "given", "key", "kwargs", "last_error", "not_before", "scope", "services", "task",
                  "tries")  # fmt: skip
 
     def __init__(
@@ -124,6 +126,7 @@ class Call:
         self.kwargs = kwargs
         self.tries = 0
         self.not_before: datetime | None = None
+        self.last_error: RunError | None = None
         self.done: StepRecord | None = None
         self.aside = sys.exc_info()[0] is not None
         if self.context.called is not None and (args or kwargs):
@@ -155,6 +158,7 @@ class Call:
             self.tries = known.tries - 1
             at = orjson.loads(known.result or b"{}").get("until")
             self.not_before = None if at is None else datetime.fromisoformat(at)
+            self.last_error = known.error
             return None
         if self.context.trail is not None and self.given is not None:
             flow = self.context.flow
@@ -260,6 +264,7 @@ class Call:
         if again_in is not None:
             self._observe("retried")
             self.not_before = self.services.now() + timedelta(seconds=again_in)
+            self.last_error = describe(error)
             return StepRecord(
                 key=self.key,
                 task=self.task.name,
@@ -267,7 +272,7 @@ class Call:
                 tries=self.tries + 1,
                 started_at=self._started_at,
                 result=orjson.dumps({"until": self.not_before.isoformat()}),
-                error=describe(error),
+                error=self.last_error,
                 aside=self.aside,
                 given=self.given,
             )
@@ -303,7 +308,7 @@ class Call:
         left = (self.not_before - self.services.now()).total_seconds()
         if left > LONGEST_HELD_SECONDS and may_suspend():
             if not await self.context.rests.rest(left, self.services.sleep):
-                suspend({}, self.not_before, retries=True)
+                suspend({}, self.not_before, after=self.last_error or _UNKNOWN)
         elif left > 0:
             await self.services.sleep(left)
 
