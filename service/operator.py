@@ -170,9 +170,7 @@ class Operator:
         While a run of the event is not undone, only if `not_undone` says that this is known.
         The flows are those it had runs of and, with a project at hand, those it would start now.
         """
-        found = await self._journal.event(event_id)
-        if source is not None:
-            found = [stored for stored in found if stored.event.source == source]
+        found = await self._journal.event(event_id, source=source)
         if not found:
             raise NotFound(f"no event {event_id!r}")
         if len(found) > 1:
@@ -228,10 +226,10 @@ class Operator:
         return ids
 
     async def _event_of(self, run: Run) -> StoredEvent:
-        for stored in await self._journal.event(run.event_id):
-            if run.id in stored.runs:
-                return stored
-        raise NotFound(f"the event of run {run.id} is no longer kept")
+        stored = await self._journal.event_of(run.seq)
+        if stored is None:
+            raise NotFound(f"the event of run {run.id} is no longer kept")
+        return stored
 
     def _look_again(self, flow: str) -> None:
         if self._dispatcher is not None:

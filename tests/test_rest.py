@@ -24,6 +24,7 @@ from turnout.service.event import Event, mint_id
 from turnout.service.flow import Flow
 from turnout.service.governance import guesses
 from turnout.service.governance.links import Links
+from turnout.service.journal import reader
 from turnout.service.journal.records import Claim, Decision, Entry, Filter, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
@@ -370,6 +371,22 @@ async def test_one_id_from_two_sources_asks_which(tmp_path: Path) -> None:
         await desk.append(event_id="7", source="/b")
         assert_problem(await desk.http.get("/api/events/7"), 409, "/a, /b")
         assert (await desk.get("/api/events/7", source="/a"))["source"] == "/a"
+
+
+async def test_an_id_that_many_sources_share_fills_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_MOST_BODY_BYTES", 10)
+    async with open_desk(tmp_path) as desk:
+        runs = [
+            await desk.append(event_id="1", source=f"/s/{number}", body=b'"12345"')
+            for number in range(5)
+        ]
+        assert len(await desk.journal.event("1")) == 2
+        assert_problem(await desk.http.get("/api/events/1"), 409, "several sources")
+        assert (await desk.get("/api/events/1", source="/s/0"))["data"] == "12345"
+        told = await desk.get(f"/api/runs/{runs[0]}")
+        assert told["event"]["source"] == "/s/0"
 
 
 async def test_flows_say_what_they_declare(tmp_path: Path) -> None:

@@ -256,11 +256,7 @@ Source = Annotated[str | None, Query(description="when several sources sent this
 @router.get("/events/{event_id:path}", tags=["events"])
 async def show_event(service: ServiceOf, event_id: str, source: Source = None) -> Response:
     """Return one event with its payload, its runs, and each decision with its reason."""
-    found = [
-        stored
-        for stored in await service.journal.event(event_id)
-        if source in (None, stored.event.source)
-    ]
+    found = await service.journal.event(event_id, source=source)
     if not found:
         raise NotFound(f"no event {event_id!r}")
     if source is None and len({stored.event.source for stored in found}) > 1:

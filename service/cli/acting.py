@@ -295,9 +295,8 @@ def replay(settings: Settings, event_id: str, source: str | None, yes: bool, as_
         from .hands import open_books
 
         async with open_books(settings) as reader:
-            found = await reader.event(event_id)
-        return [run for stored in found if source in (None, stored.event.source)
-                for run in stored.runs]  # fmt: skip
+            found = await reader.event(event_id, source=source)
+        return [run for stored in found for run in stored.runs]
 
     async def act() -> list[str]:
         from .hands import open_hands

@@ -51,8 +51,11 @@ class Reader(Protocol):
     async def runs(self, which: Filter) -> list[Run]:
         """Return matching runs, newest first, without results of more than 4 KiB."""
 
-    async def event(self, event_id: str) -> list[StoredEvent]:
-        """Return the events with this id, newest first: several when sources share it."""
+    async def event(self, event_id: str, *, source: str | None = None) -> list[StoredEvent]:
+        """Return the events with this id, newest first: several when sources share it.
+
+        Only the newest, as many as there is room for in memory; `source` chooses among them.
+        """
 
     async def event_of(self, run_seq: int) -> StoredEvent | None:
         """Return the event of a run."""

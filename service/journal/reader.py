@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -59,6 +60,9 @@ from .spill import Spill
 
 _THREADS = 4
 _SHORTEST_PREFIX = 8
+_MOST_EVENTS = 1000
+_MOST_BODY_BYTES = 16 * 2**20
+"""How many events of one id, and how much of their bodies, are read at once."""
 _Value = TypeVar("_Value")
 
 _QUEUED_ITEM = "json_array(seq, flow, order_key, limit_key, due_at, blames) AS item"
@@ -246,10 +250,20 @@ class SqliteReader:
 
     # ---------------------------------------------------------------- events
 
-    async def event(self, event_id: str) -> list[StoredEvent]:
-        """Return the events with this id, newest first: several when sources share it."""
+    async def event(self, event_id: str, *, source: str | None = None) -> list[StoredEvent]:
+        """Return the events with this id, newest first: several when sources share it.
+
+        Only the newest, as many as there is room for in memory; `source` chooses among them.
+        """
         where, values = found_by_id(event_id)
-        return await self.read(lambda connection: _stored_events(connection, where, values, 1000))
+        if source is not None:
+            where, values = f"{where} AND e.source = ?", [*values, source]
+
+        def query(connection: apsw.Connection) -> list[StoredEvent]:
+            count = _how_many(connection, where, values)
+            return _stored_events(connection, where, values, count)
+
+        return await self.read(query)
 
     async def event_by_seq(self, event_seq: int) -> StoredEvent | None:
         """Return an event by its place in the journal."""
@@ -424,6 +438,19 @@ def _last_shown(connection: apsw.Connection, run_seq: int, at_most_bytes: int) -
             break
         last = seq
     return last
+
+
+def _how_many(connection: apsw.Connection, where: str, values: Sequence[Any]) -> int:
+    """Return how many events, the newest first, have bodies within a bound; two at least.
+
+    Of two, nobody takes one for the only one.
+    """
+    lengths = connection.execute(
+        f"SELECT length(e.body) FROM events AS e WHERE {where} ORDER BY e.seq DESC LIMIT ?",
+        [*values, _MOST_EVENTS],
+    )
+    sums = accumulate(length for (length,) in lengths)
+    return max(2, sum(1 for _ in takewhile(lambda total: total <= _MOST_BODY_BYTES, sums)))
 
 
 def _runs_by_id(connection: apsw.Connection, where: str, values: tuple[str, ...]) -> list[Run]:
