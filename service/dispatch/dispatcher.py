@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -135,13 +135,6 @@ class Dispatcher:
     def starts(self, flow: str) -> bool:
         """Whether queued runs of a flow start as soon as they can."""
         return not (self._stopping or self._queues.lane(flow).paused)
-
-    async def until_moved(self, seconds: float) -> None:
-        """Wait, so long, until a run has started or ended."""
-        self._queues.moved.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._queues.moved.wait()
 
     # ------------------------------------------------------------ new runs
 

@@ -7,9 +7,11 @@ Members with a journal each share the work; a kill between journal and commit ca
 what was journaled and not yet committed there (decision 14).
 
 A record's identity is `cluster/topic/epoch/partition/offset`. The epoch rises when a topic is
-found to be made anew, or when an operator seeks back to run records again. Its id tells a topic
-from an earlier one of its name: at each assignment, and within seconds under a member that reads
-(what that one has read of it by then runs again, in the new epoch). What cannot be read (a
+found to be made anew, or to have lost records that were read (then behind the cut only), or when
+an operator seeks back to run records again. Its id tells a topic from an earlier one of its name:
+at each assignment, and within seconds under a member that reads (what that one has read of it by
+then runs again, in the new epoch). With `ordered_by` a partition takes along, to its next member,
+what is journaled and has not begun. What cannot be read (a
 null, broken JSON, too large, no such codec) is a dead letter with its place and reason, and its
 partition goes on. Not here: publishing (`handlers.kafka`) and the connection (settings).
 """

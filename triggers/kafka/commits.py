@@ -1,8 +1,9 @@
-"""Telling Kafka what is journaled: never more, never backwards, and all of it before a goodbye.
+"""Telling Kafka what is journaled: never more, and all of it before a goodbye.
 
 Lag tools and autoscalers look at the group's committed offsets, and a member with another journal
 begins where they end. They follow the journal in rounds; a clean stop and a rebalance have the
-rest told first. Not here: what is journaled (`reading`).
+rest told first. Offsets go backwards only where reading does: to a place, or what is handed back.
+Not here: what is journaled (`reading`).
 """
 
 from __future__ import annotations

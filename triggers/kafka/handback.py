@@ -67,7 +67,12 @@ class GivingBack:
                 # They are lost already, or nobody answers: what waits runs here, as accepted.
                 log.warning("kafka.not_handed_back", trigger=self.trigger, error=str(error))
                 return
-            await asyncio.shield(self._withdraw(hand_back, given, commits))
+            withdrawal = self._withdraw(hand_back, given, commits)
+            withdrawing = asyncio.get_running_loop().create_task(withdrawal)
+            try:
+                await asyncio.shield(withdrawing)
+            finally:
+                await asyncio.wait([withdrawing])  # Kafka is told: a cancel comes too late
 
     async def _withdraw(
         self, hand_back: HandBack, given: dict[TopicPartition, Given], commits: Commits

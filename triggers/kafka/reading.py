@@ -2,14 +2,14 @@
 
 What is read is emitted with the new places in one transaction, and only then is the offset handed
 to Kafka: `committed <= journaled` at every moment, also across a rebalance, which ends with the
-last emit answered and committed. Handlers are never waited for: the journal is the queue. When the
-journal refuses, partitions pause, reading goes back to the ledger and polling goes on, so that the
-group keeps its member.
+last emit answered and committed. Handlers are waited for only at a rebalance, and only where order
+is asked for: else the journal is the queue. When the journal refuses, partitions pause, reading
+goes back to the ledger and polling goes on, so that the group keeps its member.
 
 The client's assignment changes under our feet (its rebalances run in a task of their own), so
 everything here is of one *generation* and counts for nothing in the next. Not here: what a record
-becomes (`record`), where to begin (`placing`), telling Kafka (`commits`), what the broker is asked
-(`broker`).
+becomes (`record`), where to begin (`placing`), telling Kafka (`commits`), giving back what waits
+(`handback`), what the broker is asked (`broker`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ Batch = Mapping[TopicPartition, Sequence[Any]]
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 2.0
 DRAIN_SECONDS = 5.0
-GIVE_BACK_SECONDS = 30.0
 _TURN_SECONDS = 0.5  # then another member of this process has its turn at the trigger
 _LAST_LOOK_SECONDS = 0.3
 _REFUSED_SECONDS = (0.2, 5.0)
@@ -394,8 +393,10 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             await self._commits.tell()
         if revoked and self._emit.keeps_order:
             seconds = self._trigger.max_poll_seconds / 2  # the group waits for so long twice over
-            await self._give_back(GIVE_BACK_SECONDS)
-            await self._emit.until_ended(list(map(broker.key_of, revoked)), seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._give_back(seconds)
+                    await self._emit.until_ended(list(map(broker.key_of, revoked)), seconds)
         self._generation += 1
         self._show_no_lag(map(broker.key_of, revoked))
         self._readers.clear()
