@@ -28,11 +28,13 @@ _LAST_SECONDS = 0.2
 class _MaskedStream(io.TextIOBase):
     """Standard error for Python code: masks, and writes past the pipe, so that nothing is late."""
 
-    def __init__(self, raw: TextIO, descriptor: int) -> None:
+    def __init__(self, raw: TextIO) -> None:
         self.raw = raw
-        self.direct = os.fdopen(
-            descriptor, "w", buffering=1, encoding=raw.encoding, errors="backslashreplace"
-        )
+        self.direct = raw
+        if _leads_to(raw, 2):
+            self.direct = os.fdopen(
+                os.dup(2), "w", buffering=1, encoding=raw.encoding, errors="backslashreplace"
+            )
 
     def write(self, text: str, /) -> int:
         self.direct.write(secrets.mask(text))
@@ -93,7 +95,7 @@ def protect() -> None:
     """Mask what leaves this process by its standard streams, from now on to its end."""
     if isinstance(sys.stderr, _MaskedStream):
         return
-    sys.stderr = _MaskedStream(sys.stderr, os.dup(2))
+    sys.stderr = _MaskedStream(sys.stderr)
     secrets.listen(_divert)
     atexit.register(_restore)
     if secrets.any_live():
@@ -111,10 +113,18 @@ def _divert(_revealed: Mapping[str, str]) -> None:
             return
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):
             stream.flush()
-            if not os.isatty(number):
+            if _leads_to(stream, number) and not os.isatty(number):
                 _pipes.append(_Pipe(number))
                 if hasattr(stream, "raw"):  # a wrapper of ours, there or in `logs`
                     stream.raw = _reopened(stream.raw, number)
+
+
+def _leads_to(stream: TextIO, number: int) -> bool:
+    """Whether a stream writes to a descriptor: one that was put in its place may not."""
+    try:
+        return stream.fileno() == number
+    except (OSError, ValueError):  # it has none
+        return False
 
 
 def _reopened(stream: TextIO, number: int) -> TextIO:

@@ -110,13 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _open_standard_streams() -> None:
     """Fill the places of closed standard streams.
 
-    A file or a socket that is opened there would be written to by whoever reports an error.
+    A file or a socket that is opened there would be written to by whoever reports an error; child
+    processes inherit the same.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free one
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free one
+            os.set_inheritable(opened, True)
     nothing = Path(os.devnull)
     sys.stdout = sys.stdout or nothing.open("w", encoding="utf-8")
     sys.stderr = sys.stderr or nothing.open("w", encoding="utf-8")
