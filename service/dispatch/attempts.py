@@ -204,22 +204,24 @@ class Attempts:
             started_at = self._now()
             outcome = await self._execute(attempt, flow)
             ended_at = await self._record(attempt, outcome, started_at)
-            recorded = outcome if ended_at is not None else await self._lost(claim)
+            if ended_at is not None:
+                recorded = outcome
+            became = recorded or await self._lost(claim)
         finally:
             if self._running.get(claim.run_id) is attempt:
                 del self._running[claim.run_id]
             self._slots.over(claim, flow, recorded, left=attempt.left)
-        outcome = recorded or Outcome(state=RunState.CANCELLED)
-        self._observe(claim, outcome.state, started_at, ended_at or self._now())
-        await self._ended(claim, outcome)
+        self._observe(claim, became.state, started_at, ended_at or self._now())
+        await self._ended(claim, became)
 
-    async def _lost(self, claim: Claim) -> Outcome | None:
-        """Return what became of a run whose attempt no longer counts; None when it has ended.
+    async def _lost(self, claim: Claim) -> Outcome:
+        """Return what became of a run whose attempt no longer counts.
 
-        One that was cancelled goes on while there is something to undo.
+        It was cancelled, but goes on where there is something to undo or it was retried.
         """
         run = await self._journal.run(claim.run_id)
-        return None if run is None or run.state in FINISHED else HANDED_BACK
+        is_over = run is None or run.state in FINISHED
+        return Outcome(state=RunState.CANCELLED) if is_over else HANDED_BACK
 
     async def _execute(self, attempt: _Attempt, flow: AnyFlow | None) -> Outcome:
         if flow is None or attempt.cancelled:
