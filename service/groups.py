@@ -7,10 +7,12 @@ errors, those beat `Retry`, and that beats `Skip`. Not here: the delay before a 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 
-from .errors import CodeChanged, InvalidData, MisplacedTask, NotAwaited, NotKept
+from .errors import FOREIGN, CodeChanged, InvalidData, MisplacedTask, NotAwaited, NotKept
 from .run import Fail, Retry, Skip
+from .units import parse_duration
 
 FINAL = (Fail, InvalidData, NotKept, CodeChanged, MisplacedTask, NotAwaited)
 """Errors no retry would change."""
@@ -21,11 +23,13 @@ _NONE = timedelta(0)
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
     """Yield the errors of a group, in order, or an error that is none itself."""
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from leaves(each)
-    else:
-        yield error
+    left = [error]
+    while left:
+        at = left.pop()
+        if isinstance(at, BaseExceptionGroup):
+            left.extend(reversed(at.exceptions))
+        else:
+            yield at
 
 
 def problems(error: BaseException) -> tuple[BaseException, ...]:
@@ -47,7 +51,7 @@ def deciding(error: BaseException) -> BaseException:
     if problems(error):
         return error
     retries = [each for each in found if isinstance(each, Retry)]
-    return max(retries, key=_asked, default=found[0])
+    return max(retries, key=lambda each: asked_wait(each) or _NONE, default=found[0])
 
 
 def is_final(error: BaseException) -> bool:
@@ -55,6 +59,11 @@ def is_final(error: BaseException) -> bool:
     return isinstance(deciding(error), (*FINAL, Skip))
 
 
-def _asked(error: Retry) -> timedelta:
-    after: timedelta | None = getattr(error, "after", None)
-    return _NONE if after is None else after
+def asked_wait(error: Retry) -> timedelta | None:
+    """Return how long a `Retry` asks to wait, None where it leaves that to the policy.
+
+    A subclass may forget to call ours, or set what is no duration.
+    """
+    with suppress(*FOREIGN):  # it may also be a property of the author's
+        return None if error.after is None else parse_duration(error.after)
+    return None

@@ -15,13 +15,15 @@ import pickle
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
-from types import BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorType
+from types import BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorType, NoneType
 from typing import Any, cast
 
 from .errors import FOREIGN, TEXT, StepFailed, message_of
 
 _MAX_SHOWN = 200
+_HARMLESS = frozenset((NoneType, bool, float, timedelta))
 _KIND = "__turnout_kind__"
 
 
@@ -61,8 +63,8 @@ class Unkept:
 def portable(error: BaseException, *, mask: Callable[[str], str] | None = None) -> Portable | None:
     """Return an error in a form that is read back as itself, or None.
 
-    With `mask` only the type and the masked text are kept, for an error that is too large or
-    holds what must not be kept.
+    With `mask` only the type, the masked text and short attributes are kept, for an error that is
+    too large or holds what must not be kept.
     """
     try:
         pickler = _Pickler(mask)
@@ -146,11 +148,8 @@ class _Pickler(pickle.Pickler):
         attributes = _attributes(error)
         text = attributes.pop(TEXT, None) or message_of(error)
         if self._mask is not None:
-            unkept = {
-                name: held if name.startswith("__turnout") else Unkept(name, "(not kept)")
-                for name, held in attributes.items()
-            }
-            return {"text": self._text(text), "attributes": unkept}
+            attributes = {name: self._masked(name, held) for name, held in attributes.items()}
+            return {"text": self._text(text), "attributes": attributes}
         kept = {name: self._kept(name, held, error) for name, held in attributes.items()}
         cause = error.__cause__
         return {
@@ -158,6 +157,15 @@ class _Pickler(pickle.Pickler):
             "attributes": kept,
             "cause": None if cause is None else self._error(cause, error),
         }
+
+    def _masked(self, name: str, held: Any) -> Any:
+        """Return an attribute that may be kept: ours, or a short one that hides nothing."""
+        if name.startswith("__turnout"):
+            return held
+        if type(held) is str and len(held) <= _MAX_SHOWN:
+            return self._text(held)
+        is_small = type(held) is int and held.bit_length() <= 64
+        return held if is_small or type(held) in _HARMLESS else Unkept(name, "(not kept)")
 
     def _error(self, held: BaseException, error: BaseException) -> BaseException:
         if self._is_kept(held, error):

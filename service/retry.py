@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from .errors import FOREIGN, SetupError
-from .groups import deciding, problems
+from .groups import asked_wait, deciding, problems
 from .run import Retry
 from .units import parse_duration
 
@@ -104,7 +104,7 @@ def delay_after(
     delay = next_delay(policy, retry_number)
     decides = deciding(error)
     if isinstance(decides, Retry):
-        after = getattr(decides, "after", None)  # a subclass may forget to call ours
+        after = asked_wait(decides)
         return delay if delay is None or after is None else after
     if delay is None or not _is_retried(policy, error):
         return None

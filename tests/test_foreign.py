@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -248,6 +249,80 @@ async def test_code_that_exits_behind_a_value_or_an_error_fails_its_run_alone(
     assert ended["error"].attempts == 2
     assert ended["model"].error is not None
     assert ended["model"].error.type == "binding_error"
+
+
+class LaterInAnInteger(Retry):
+    def __init__(self) -> None:
+        self.after: Any = 30
+
+
+class LaterThanAnyDate(Retry):
+    def __init__(self) -> None:
+        self.after = timedelta.max
+
+
+class LaterByChance(Retry):
+    def __init__(self) -> None: ...
+
+    @property
+    def after(self) -> Any:  # type: ignore[override]  # as an author may write it
+        return leave()
+
+
+def raises_in_a_flow(error: Callable[[], Exception]) -> Flow[..., Any]:
+    @flow(retry=retry(1, delay="1ms"))
+    async def raising() -> None:
+        raise error()
+
+    return raising
+
+
+def raises_in_a_step(error: Callable[[], Exception]) -> Flow[..., Any]:
+    @task(retry=retry(1, delay="1ms"))
+    async def step() -> None:
+        raise error()
+
+    @flow
+    async def raising() -> None:
+        await step()
+
+    return raising
+
+
+@pytest.mark.parametrize("error", [LaterInAnInteger, LaterThanAnyDate, LaterByChance])
+@pytest.mark.parametrize("where", [raises_in_a_flow, raises_in_a_step])
+async def test_a_wait_that_is_no_duration_is_left_to_the_policy(
+    tmp_path: Path,
+    error: Callable[[], Exception],
+    where: Callable[[Callable[[], Exception]], Flow[..., Any]],
+) -> None:
+    async with running(tmp_path, [where(error)]) as service:
+        run = await service.finished((await service.send()).runs[0])
+        assert run.error is not None
+        assert run.error.type == error.__name__
+
+
+async def test_an_error_that_cannot_even_be_judged_fails_its_run_alone(tmp_path: Path) -> None:
+    class Odd(Exception):
+        def __getattribute__(self, name: str) -> Any:
+            if name in ("__cause__", "__context__"):
+                leave()
+            return super().__getattribute__(name)
+
+    @flow
+    async def raising() -> None:
+        raise Odd
+
+    async with running(tmp_path, [raising, works_on]) as service:
+        ended = [await service.finished(each) for each in (await service.send()).runs]
+        assert [run.state for run in ended] == [RunState.FAILED, RunState.SUCCEEDED]
+        assert ended[0].error is not None
+        assert ended[0].error.type == "Odd"
+        assert "SystemExit: 3" in ended[0].error.message
+
+
+@flow
+async def works_on() -> None: ...
 
 
 async def test_a_match_that_exits_fails_the_run_that_waits_alone(tmp_path: Path) -> None:

@@ -123,6 +123,32 @@ def step_in_process() -> None:
 TWICE = retry(2, delay="1ms")
 
 
+@flow
+async def many() -> None:
+    raise ExceptionGroup("together", [SKIP, ExceptionGroup("in", [RETRY, OTHER])])
+
+
+def nested_deeply() -> BaseException:
+    error: Exception = OTHER
+    for _ in range(5000):
+        error = ExceptionGroup("in", [error])
+    return error
+
+
+@flow
+async def deep() -> None:
+    raise nested_deeply()
+
+
+async def test_the_error_that_decides_is_told_however_deep_it_is(tmp_path: Path) -> None:
+    async with running(tmp_path, [many, deep]) as service:
+        ended = [await service.finished(run_id) for run_id in (await service.send()).runs]
+    for run in ended:
+        assert run.error is not None
+        assert run.error.type == "ExceptionGroup"
+        assert run.error.message.endswith(": ValueError: no")
+
+
 @flow(retry=TWICE)
 async def fails() -> None:
     await together(FAIL, OTHER)

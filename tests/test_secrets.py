@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,36 @@ async def fails_with_it() -> None:
     raise Fail("no access with " + secret("ORDERS_HMAC").reveal())
 
 
+@task
+async def exits_in_a_step() -> None:
+    sys.exit("no access with " + secret("ORDERS_HMAC").reveal())
+
+
+@flow
+async def exits_with_it() -> None:
+    await exits_in_a_step()
+
+
+class Denied(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__("denied " + text)
+        self.reason = "denied " + text
+        self.status = 403
+
+
+@task
+async def denies_in_a_step() -> None:
+    raise Denied(secret("ORDERS_HMAC").reveal())
+
+
+@flow
+async def goes_by_what_is_kept() -> None:
+    try:
+        await denies_in_a_step()
+    except Denied as error:
+        raise Skip(f"{error.reason} {error.status}") from None
+
+
 @flow
 async def asks_with_it() -> None:
     await approval("is " + secret("ORDERS_HMAC").reveal() + " right?")
@@ -327,6 +358,8 @@ async def emits_under_it() -> None:
     [
         (skips_with_it, "skipped", None),
         (fails_with_it, "failed", "failed"),
+        (exits_with_it, "failed", "SystemExit"),
+        (goes_by_what_is_kept, "skipped", None),
         (asks_when, "failed", "filter_error"),
         (asks_order, "failed", "filter_error"),
         (asks_per, "failed", "filter_error"),

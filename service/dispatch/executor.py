@@ -13,7 +13,14 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from turnout.service.errors import ClaimLost, JournalBroken, JournalFull, message_of
+from turnout.service.errors import (
+    FOREIGN,
+    ClaimLost,
+    JournalBroken,
+    JournalFull,
+    message_of,
+    words_of,
+)
 from turnout.service.event import CALLED
 from turnout.service.governance import secrets
 from turnout.service.groups import deciding, is_final, leaves
@@ -24,7 +31,7 @@ from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow
 from turnout.service.resource import Resources
 from turnout.service.retry import delay_after
-from turnout.service.run import Outcome, RunState, Skip
+from turnout.service.run import Outcome, RunError, RunState, Skip
 from turnout.service.second_look import FILE_TYPES, look_again
 from turnout.service.settings import Settings
 from turnout.service.steps.branches import not_facts
@@ -137,6 +144,14 @@ class Executor:
 
     def _judge(self, context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome:
         """Turn what ended the attempt into an outcome, by the flow's retry policy."""
+        try:
+            return self._judged(context, flow, error)
+        except FOREIGN as odd:  # the error is of an author's class, and its code ran
+            words = f"{type(error).__name__} cannot be told: {words_of(odd)}"
+            told = RunError(type(error).__name__, secrets.mask(words), None, "")
+            return Outcome(state=RunState.FAILED, error=told)
+
+    def _judged(self, context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome:
         decides = deciding(error)
         if any(isinstance(each, JournalFull) for each in leaves(error)):
             # The disk, not the flow: hand the run back, spend nothing.

@@ -23,7 +23,7 @@ from turnout.service.errors import (
     message_of,
 )
 from turnout.service.governance import secrets
-from turnout.service.groups import deciding
+from turnout.service.groups import deciding, problems
 from turnout.service.journal.records import StepRecord
 from turnout.service.portable import kind_of, portable
 from turnout.service.run import Fail, Rejected, RunError
@@ -104,7 +104,7 @@ def describe(error: BaseException) -> RunError:
     decides = deciding(error)
     message = message_of(decides)
     if isinstance(decides, BaseExceptionGroup):
-        first = decides.exceptions[0]
+        first = problems(decides)[0]
         message += f": {type(first).__name__}: {message_of(first)}"
     return RunError(
         _type_of(decides),
