@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.process import Program, turnout, until
+from tests.running import running
+from turnout import flow
 from turnout.service.clock import JUMP, PATIENCE, WallClock
 
 pytestmark = pytest.mark.timeout(120)
@@ -206,6 +208,16 @@ def test_what_is_due_when_the_clock_is_right_again_comes_at_once(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+async def test_a_disk_that_is_nearly_full_is_a_reason_not_to_be_ready(tmp_path: Path) -> None:
+    @flow
+    async def works() -> None: ...
+
+    async with running(tmp_path, [works], min_free_bytes=2**60) as service:
+        reason, *_ = service.process.problems()
+        assert "nothing new is taken in: the disk has" in reason
+        assert "min_free_bytes" in reason
+
+
 def test_a_full_disk_is_said_once_and_so_is_its_end(program: Program, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -376,3 +376,7 @@ class Journal(Reader, Protocol):
 
     async def probe(self) -> None:
         """Try a durable write; raises like any write. How recovery from a full disk is noticed."""
+
+    @property
+    def short_of_room(self) -> str | None:
+        """None while the disk has room for what comes in; else how much is missing."""
