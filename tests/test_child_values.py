@@ -335,6 +335,7 @@ class Sale(BaseModel):
     ("value", "message"),
     [
         (Login(password=SecretStr("abc")), "a SecretStr is only asterisks"),
+        (b"\xff", "the data, bytes, is not JSON"),
         (Account(token="t-1"), "field 'token' of Account is left out"),
         ([Account(token="t-1")], "field 'token'"), ({"mean": float("nan")}, "JSON has no nan"),
         ((1.5, float("inf")), "JSON has no inf"),

@@ -26,6 +26,11 @@ UNANNOTATED: Any = inspect.Signature.empty
 _PLAIN = (str, int, bool)
 _UNTYPED = (UNANNOTATED, Any, object)
 
+Words = tuple[str, str]
+_RETURNED: Words = ("the result", "return")
+_EMITTED: Words = ("the data", "emit")
+"""What a value is called in a refusal, and what its author did with it."""
+
 
 def encode(value: Any, annotation: Any, *, max_bytes: int, name: object) -> tuple[Encoding, bytes]:
     """Return (encoding, bytes) of a step's result; raises `NotKept` naming `name` and the fix."""
@@ -52,20 +57,23 @@ def decode(encoding: Encoding, data: bytes, annotation: Any, *, name: object) ->
         ) from error
 
 
-def encode_result(value: Any, annotation: Any, *, max_bytes: int, name: object) -> bytes | None:
+def encode_result(
+    value: Any, annotation: Any, *, max_bytes: int, name: object, words: Words = _RETURNED
+) -> bytes | None:
     """Return a run's result as JSON, None for None; raises `NotKept` for what is not data."""
     if value is None:
         return None
     data = plain_json(value, shared=True)
     if data is None:
-        data = _lossy_json(value, annotation, name)
-    _check(data, max_bytes, name, "max_result_bytes")
+        data = _lossy_json(value, annotation, name, words)
+    _check(data, max_bytes, name, "max_result_bytes", words)
     return data
 
 
 def encode_data(value: Any, *, max_bytes: int, name: object) -> bytes:
     """Return the data of an event as JSON; raises `NotKept` for what JSON says less of."""
-    data = encode_result(value, UNANNOTATED, max_bytes=max_bytes, name=name) or b"null"
+    found = encode_result(value, UNANNOTATED, max_bytes=max_bytes, name=name, words=_EMITTED)
+    data = found or b"null"
     lost = what_json_loses(value, data)
     if lost is not None:
         raise NotKept(f"{name}: {lost}; emit what the flows that listen are to read")
@@ -98,16 +106,19 @@ def decode_returned(end: ChildEnd, annotation: Any, *, name: object) -> Any:
     return None if end.result is None else decode("json", end.result, annotation, name=name)
 
 
-def _check(data: bytes, max_bytes: int, name: object, setting: str) -> None:
+def _check(
+    data: bytes, max_bytes: int, name: object, setting: str, words: Words = _RETURNED
+) -> None:
+    what, verb = words
     if len(data) > max_bytes:
         raise NotKept(
-            f"{name}: the result is {len(data):,} bytes and the limit is {max_bytes:,} "
-            f"({setting}); write it to a file or a database and return where it is"
+            f"{name}: {what} is {len(data):,} bytes and the limit is {max_bytes:,} "
+            f"({setting}); write it to a file or a database and {verb} where it is"
         )
     found = secrets.find_live(data)
     if found is not None:
         raise NotKept(
-            f"{name}: the result holds the value of secret {found!r}; return something else, and "
+            f"{name}: {what} holds the value of secret {found!r}; {verb} something else, and "
             f"call reveal() only where the value is used"
         )
 
@@ -133,7 +144,7 @@ def _exact_json(value: Any, annotation: Any, *, whole: bool = False) -> bytes | 
     return None
 
 
-def _lossy_json(value: Any, annotation: Any, name: object) -> bytes:
+def _lossy_json(value: Any, annotation: Any, name: object, words: Words) -> bytes:
     """Return the JSON of models, dataclasses, dates, sets, …: readable, not to be read back."""
     from pydantic_core import to_json
 
@@ -145,9 +156,10 @@ def _lossy_json(value: Any, annotation: Any, name: object) -> bytes:
                 pass  # it returned something else than it says: show what it is
         return _readable(to_json(value, inf_nan_mode="null"))
     except (TypeError, ValueError, RecursionError) as error:
+        what, verb = words
         hint = "; did you forget `await`?" if inspect.isawaitable(value) else ""
         raise NotKept(
-            f"{name}: the result, {type(value).__name__}, is not JSON ({error}); return plain "
+            f"{name}: {what}, {type(value).__name__}, is not JSON ({error}); {verb} plain "
             f"data, a dataclass or a pydantic model{hint}"
         ) from None
 
