@@ -1,7 +1,7 @@
-"""The README as data: its code blocks, and the parts that are written from the code.
+"""The pages as data: their code blocks, and the parts that are written from the code.
 
-`python -m tests.readme` rewrites the parts between `<!-- from … -->` and `<!-- end -->`; the tests
-compare them, so that a table can not say what the code no longer does.
+`python -m tests.pages` rewrites the parts between `<!-- from … -->` and `<!-- end -->`; the tests
+compare them, so that a table cannot say what the code no longer does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,23 @@ from turnout.service.run import FINISHED, TRANSITIONS
 from turnout.service.settings import Settings
 from turnout.service.units import format_duration
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+from . import layers
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PAGES = tuple(
+    CHECKOUT / name
+    for name in (
+        "README.md",
+        "handlers/README.md",
+        "triggers/README.md",
+        "service/README.md",
+        "deploy/README.md",
+        "tests/README.md",
+        ".github/CONTRIBUTING.md",
+        ".github/SECURITY.md",
+    )
+)
+"""What people read, in the order they meet it."""
 
 _PART = re.compile(r"(<!-- from ([a-z/_.]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -57,7 +73,7 @@ def parts(text: str) -> dict[str, str]:
 
 
 def rewritten(text: str) -> str:
-    """Return the README with every part written anew."""
+    """Return a page with every part written anew."""
     return _PART.sub(lambda found: found[1] + WRITERS[found[2]]() + found[4], text)
 
 
@@ -143,6 +159,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 WRITERS: Mapping[str, Callable[[], str]] = {
+    "service": layers.picture,
     "service/run.py": state_diagram,
     "service/settings.py": settings_table,
     "service/metrics.py": metrics_table,
@@ -150,4 +167,5 @@ WRITERS: Mapping[str, Callable[[], str]] = {
 }
 
 if __name__ == "__main__":
-    README.write_text(rewritten(README.read_text("utf-8")), "utf-8")
+    for page in PAGES:
+        page.write_text(rewritten(page.read_text("utf-8")), "utf-8")
