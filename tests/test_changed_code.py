@@ -27,7 +27,7 @@ from turnout import (
     wait_for,
 )
 from turnout.service.errors import MisplacedTask
-from turnout.service.journal.records import Given
+from turnout.service.journal.records import Filter, Given
 from turnout.service.run import Outcome, RunState
 from turnout.service.steps.given import given_of
 from turnout.service.units import utc_now
@@ -397,6 +397,7 @@ async def tells(word: str) -> str:
         (lambda word: approval(word), "approval('second')"),
         (lambda word: wait_for(told, match={"word": word}), "wait_for('event:told', dict(…))"),
         (lambda word: tells(word), "tells('second')"),
+        (lambda word: tells.map([word]), "tells('second')"),
     ],
 )  # fmt: skip
 async def test_whatever_is_recorded_is_for_one_call(tmp_path: Path, ask: Any, what: str) -> None:
@@ -413,6 +414,33 @@ async def test_whatever_is_recorded_is_for_one_call(tmp_path: Path, ask: Any, wh
         run = await service.finished(run_id)
     assert run.error is not None and run.error.type == "code_changed"
     assert f"is recorded for {what}" in run.error.message
+
+
+async def test_a_child_of_a_map_is_not_given_to_another_item(tmp_path: Path) -> None:
+    async def old() -> None:
+        await tells.map(["second"])
+        await sleep("10ms")
+        await sleep("1h")
+
+    async def new() -> None:
+        await tells.map(["first", "second"])
+
+    before, after = edition("old", old), edition("new", new)
+    async with running(tmp_path, [before, tells]) as service:
+        service.emitter.flows = lambda _event: (before,)
+        run_id = (await service.send()).runs[0]
+
+        async def sleeps() -> bool:
+            steps = await service.process.journal.steps((await service.run(run_id)).seq)
+            return [step.key for step in steps][-1:] == ["sleep#2"]
+
+        await eventually(sleeps)
+    async with running(tmp_path, [after, tells]) as service:
+        await service.process.operator.retry((await service.process.operator.cancel(run_id)).id)
+        run = await service.finished(run_id)
+        assert run.error is not None and run.error.type == "code_changed"
+        assert "is recorded for tells('second')" in run.error.message
+        assert len(await service.process.journal.runs(Filter(flow="tells"))) == 1
 
 
 @pytest.mark.parametrize(

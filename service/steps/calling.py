@@ -157,7 +157,7 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
     branches.raise_again()
     claim = branches.scope.context.claim
     results: list[Any] = [_NOT_YET] * len(items)
-    running, left = _what_is_left(claim, branches.key, len(items))
+    running, left = _what_is_left(flow, branches, items)
     scopes: list[Scope] = []
 
     async def work() -> None:
@@ -179,7 +179,8 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
         errors = failed.exceptions
     else:
         if running:
-            claim.progress[branches.key] = (len(items), next(left, len(items)), tuple(running))
+            noted = (_noted_for(branches, items), next(left, len(items)), tuple(running))
+            claim.progress[branches.key] = noted
             suspend_with(scopes, {f"{branches.key}[{index}]": 0 for index in running})
         for index, value in enumerate(results):
             if value is _NOT_YET:
@@ -192,10 +193,23 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
 _NOT_YET: Any = object()
 
 
-def _what_is_left(claim: Claim, key: str, count: int) -> tuple[list[int], Iterator[int]]:
-    """Return the items whose children run, and those to look at: ended since, or not begun."""
+def _noted_for(branches: Branches, items: list[Any]) -> tuple[int, str]:
+    """Return what a note of an earlier attempt must have been made for to count in this one."""
+    flow = branches.scope.context.flow
+    return len(items), "" if flow is None else flow.code_version
+
+
+def _what_is_left(
+    flow: Flow[..., Any], branches: Branches, items: list[Any]
+) -> tuple[list[int], Iterator[int]]:
+    """Return the items whose children run, and those to look at: ended since, or not begun.
+
+    Raises `CodeChanged`, before more are started, where one was started for another item.
+    """
+    context, key, count = branches.scope.context, branches.key, len(items)
+    claim = context.claim
     known = claim.progress.pop(key, None)
-    if known is not None and known[0] == count:
+    if known is not None and known[0] == _noted_for(branches, items):
         _, first_new, open_items = known
         running = [index for index in open_items if f"{key}[{index}]" in claim.unwoken]
         woken = sorted(set(open_items).difference(running))
@@ -203,6 +217,8 @@ def _what_is_left(claim: Claim, key: str, count: int) -> tuple[list[int], Iterat
     running, left = [], []
     for index in range(count):
         step = claim.recorded.get(f"{key}[{index}]")
+        if step is not None and context.trail is not None and context.trail.enforced:
+            _call_of(flow, branches.scope, step.key, (items[index],), {}).recorded()
         if step is not None and step.state == "waiting" and step.key in claim.unwoken:
             running.append(index)
         elif step is None or step.state != "succeeded":
