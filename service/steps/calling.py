@@ -23,7 +23,7 @@ from turnout.service.errors import NotKept, StepFailed
 from turnout.service.event import CALLED, MAX_HOPS, NO_BODY, Event, mint_id
 from turnout.service.flow import Flow
 from turnout.service.governance import secrets
-from turnout.service.journal.records import ChildEnd, Claim, StepRecord
+from turnout.service.journal.records import ChildEnd, StepRecord
 from turnout.service.retry import RetryPolicy
 from turnout.service.run import FINISHED, Fail, RunState
 
