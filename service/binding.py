@@ -321,7 +321,7 @@ def _constrained(name: str, annotation: Any, source: Fill) -> Fill:
     checks = _adapter(name, annotation)
 
     def fill(event: Event) -> Any:
-        return _validated(checks.validate_python, source(event))
+        return validated(checks.validate_python, source(event))
 
     return fill
 
@@ -337,7 +337,8 @@ def _adapter(name: str, annotation: Any) -> TypeAdapter[Any]:
         ) from None
 
 
-def _validated(validate: Callable[[Any], Any], data: Any) -> Any:
+def validated(validate: Callable[[Any], Any], data: Any) -> Any:
+    """Return what `validate` makes of data; raises `InvalidData` naming the field."""
     try:
         return validate(data)
     except ValueError as error:
@@ -356,11 +357,11 @@ def _refusal(error: ValueError) -> Exception:
 def _as_sent(event: Event, checks: TypeAdapter[Any], error: ValueError) -> Any:
     """Validate again what was refused as it is decoded, knowing in what form it was sent."""
     if event.encoding == "json" and event.body:
-        return _validated(checks.validate_json, event.body)
+        return validated(checks.validate_json, event.body)
     if event.encoding == "form" and event.has_body:
         read = _as_meant(event.data, error)
         is_flat = all(isinstance(value, str) for value in read.values())
-        return _validated(checks.validate_strings if is_flat else checks.validate_python, read)
+        return validated(checks.validate_strings if is_flat else checks.validate_python, read)
     raise _refusal(error) from None
 
 

@@ -323,6 +323,38 @@ async def test_a_secret_in_an_argument_is_refused(
     assert run.error is not None and "secret 'CHILD_TOKEN'" in run.error.message
 
 
+class Bill(BaseModel):
+    amount: int
+
+
+@flow
+async def charges(bill: Bill, days: int = 30, notes: dict[str, Any] | None = None) -> str:
+    return f"{bill} {days} {notes}"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((Bill(amount=1), "soon"), "argument 'days': Input should be a valid integer"),
+        ((Bill(amount=1), None), "argument 'days': Input should be a valid integer"),
+        ((Bill(amount=1), 2.5), "argument 'days': Input should be a valid integer"),
+        ((Bill(amount=1), 3, "x"), "argument 'notes': Input should be an object"),
+        (({"total": 1}, 3, {"amount": 5}), "argument 'bill': amount: Field required"),
+    ],
+)
+async def test_an_argument_that_does_not_fit_is_refused_and_not_the_default(
+    args: tuple[Any, ...], message: str
+) -> None:
+    @flow
+    async def calls() -> str:
+        return await charges(*args)
+
+    async with serve(calls, charges) as service:
+        error = (await service.run(calls)).error
+    assert error is not None and error.type == "invalid_data"
+    assert message in error.message
+
+
 # ---------------------------------------------------------------- emitted events
 
 

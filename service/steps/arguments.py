@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from turnout.service.errors import FOREIGN, NotKept, message_of, words_of
+from turnout.service.binding import validated
+from turnout.service.errors import FOREIGN, InvalidData, NotKept, message_of, words_of
 from turnout.service.event import Event, file_url
 from turnout.service.flow import Flow
 from turnout.service.shape import adapter
@@ -39,7 +40,7 @@ def event_for(flow: Flow[..., Any], call: Call) -> Event:
     event = Event(id="", source="", type="", time=call.services.now())
     for name, value in given.items():
         event = _with(event, flow.binding.declared.get(name), value, call)
-    exact = _exact(flow, event, given)
+    exact = _exact(flow, event, given, call)
     return event if not exact else replace(event, exact=_pickled(exact, call))
 
 
@@ -73,8 +74,13 @@ def _json(value: Any, call: Call) -> bytes:
 # ---------------------------------------------------------------- what the body would change
 
 
-def _exact(flow: Flow[..., Any], event: Event, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that the event does not give back as they were given."""
+def _exact(
+    flow: Flow[..., Any], event: Event, given: Mapping[str, Any], call: Call
+) -> dict[str, Any]:
+    """Return the arguments that the event does not give back as they were given.
+
+    Raises `InvalidData` for one that its annotation does not take, also where it has a default.
+    """
     binding = flow.binding
     fills = dict(binding.fills) | {
         name: fill for name, fill, present in binding.optional if present(event)
@@ -84,14 +90,20 @@ def _exact(flow: Flow[..., Any], event: Event, given: Mapping[str, Any]) -> dict
         if isinstance(value, Event):
             continue  # the flow gets the event of its own run
         try:
-            wanted = _declared(binding.declared.get(name, Any), value)
-        except FOREIGN:
-            if name in fills:
-                fills[name](event)  # what no rule takes either is refused by name
-            continue
+            wanted = _taken(binding.declared.get(name, Any), value, call)
+        except InvalidData as error:
+            raise InvalidData(f"argument {name!r}: {error}", field=error.field or name) from None
         if name not in fills or not _is_given_back(fills[name], event, wanted):
             exact[name] = wanted
     return exact
+
+
+def _taken(annotation: Any, value: Any, call: Call) -> Any:
+    """Return an argument as its annotation has it, or has its JSON, as strict models need."""
+    try:
+        return _declared(annotation, value)
+    except ValueError:
+        return validated(adapter(annotation).validate_json, _json(value, call))
 
 
 def _is_given_back(fill: Callable[[Event], Any], event: Event, wanted: Any) -> bool:
