@@ -151,6 +151,9 @@ def test_what_a_page_names_exists(page: str) -> None:
     mentioned = re.findall(r"`((?:\./)?(?:deploy|\.ci|service|triggers|tests)/[\w./-]*)`", text)
     for path in named + mentioned:
         assert (CHECKOUT / path).exists(), path
+    folder = (CHECKOUT / page).parent
+    for path in re.findall(r"`([\w./-]+\.(?:py|md))`", text):
+        assert (folder / path).exists() or (CHECKOUT / path).exists(), path
     for link, heading in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", text):
         target = ((CHECKOUT / page).parent / link) if link else CHECKOUT / page
         assert target.exists(), link
