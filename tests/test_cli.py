@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import io
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 import pytest
 
 from turnout import event, flow
-from turnout.service.cli import main
+from turnout.service.cli import main, writing_all
 from turnout.service.event import Event, mint_id
 from turnout.service.journal.records import REGISTERED, Decision, Entry, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
@@ -156,6 +157,26 @@ def test_help_is_instant_and_brings_in_nothing_heavy() -> None:
 def test_every_command_teaches_by_example(terminal: Terminal, command: str) -> None:
     text = terminal.type(command, "--help", data=False)
     assert re.search(rf"^ *turnout {command} ?", text, re.MULTILINE)
+
+
+class Pipe(io.RawIOBase):
+    """A pipe with little room."""
+
+    taken = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.taken += bytes(data[:10])
+        return min(10, len(data))
+
+
+def test_what_a_full_pipe_leaves_over_is_written_too() -> None:
+    pipe = Pipe()
+    unbuffered = io.TextIOWrapper(pipe, "utf-8", write_through=True)  # type: ignore[type-var]  # as with PYTHONUNBUFFERED
+    writing_all(unbuffered).write("a line of more than ten\n")
+    assert pipe.taken == b"a line of more than ten\n"
 
 
 def test_wrong_usage_is_two(terminal: Terminal) -> None:

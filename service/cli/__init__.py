@@ -10,11 +10,13 @@ process and decides its exit code.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -122,6 +124,23 @@ def _open_standard_streams() -> None:
     nothing = Path(os.devnull)
     sys.stdout = sys.stdout or nothing.open("w", encoding="utf-8")
     sys.stderr = sys.stderr or nothing.open("w", encoding="utf-8")
+    own = sys.__stdout__
+    if own is not None and sys.stdout is own:  # not one that a test has put in its place
+        sys.stdout = writing_all(own)
+
+
+def writing_all(stream: TextIO) -> TextIO:
+    """Return a stream that writes all it is given, line by line.
+
+    With PYTHONUNBUFFERED Python's own forgets what a write to a full pipe has left over.
+    """
+    raw: object = getattr(stream, "buffer", None)
+    if not isinstance(raw, io.RawIOBase):
+        return stream
+    buffered = io.BufferedWriter(raw)
+    return io.TextIOWrapper(
+        buffered, encoding=stream.encoding, errors=stream.errors, line_buffering=True
+    )
 
 
 def _run(arguments: Sequence[str] | None) -> int:
