@@ -18,7 +18,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run fault and load tests at full size")
 
 
+BROKERS = {"kafka", "private_kafka", "lone_kafka"}
+BROKER_TEST_SECONDS = 60
+"""A broker that is started, killed or rebalanced in a test takes seconds of its own."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        bounded = item.get_closest_marker("timeout") is not None
+        if not bounded and BROKERS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.timeout(BROKER_TEST_SECONDS))
     if config.getoption("--full"):
         return
     skip = pytest.mark.skip(reason="full size only: --full")

@@ -12,6 +12,7 @@ import pytest
 from tests.attempts import attempts
 from turnout import Fail, Retry, flow, retry, sleep, task
 from turnout.service.run import RunState
+from turnout.service.units import utc_now
 
 done: list[str] = []
 
@@ -123,11 +124,7 @@ async def test_a_flow_waits_as_long_as_the_server_asked(tmp_path: Path) -> None:
 
 
 async def test_a_task_waits_as_long_as_the_server_asked(tmp_path: Path) -> None:
-    waits: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
-
+    clock, waits = [utc_now()], []
     errors: list[Exception] = [Busy(90), OSError()]
 
     @task(retry=retry(2, delay="5s", jitter=False))
@@ -140,8 +137,13 @@ async def test_a_task_waits_as_long_as_the_server_asked(tmp_path: Path) -> None:
     async def one() -> str:
         return await asks()
 
-    async with attempts(tmp_path, sleep=sleep) as run:
-        assert (await run.first(one)).result == b'"well"'
+    async with attempts(tmp_path, now=lambda: clock[0]) as run:
+        outcome = await run.first(one)
+        while outcome.due_at is not None:
+            waits.append((outcome.due_at - clock[0]).total_seconds())
+            clock[0] = outcome.due_at
+            outcome = await run.again(one)
+        assert outcome.result == b'"well"'
     assert waits == pytest.approx([90, 10], abs=0.5)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Say
-from tests.process import Program, until
+from tests.process import Program, turnout, until
 
 from .ledger import Deaths, Snapshot, Witness, broken_promises, snapshot
 from .load import SECRET, Generator, Ledger
@@ -109,6 +109,9 @@ class Battery:
             return len(snapshot(self.program.data).of_trigger("files")) >= len(self.dropped)
 
         until(files_and_runs_done, timeout, "every run ended and every file read")
+        # What comes during a stop is queued for the next process: the timer would go on.
+        assert turnout("pause", "every:200ms", "--data", self.program.data).returncode == 0
+        self.program.quiet(timeout)
         self.program.check_journal()
         assert self.program.stop() == 0
         return snapshot(self.program.data)
