@@ -68,7 +68,7 @@ def _build(annotation: Any) -> TypeAdapter[Any] | str:
     except PydanticUndefinedAnnotation as error:
         return (
             f"its annotation {error.name!r} is not known when the flow runs; import it at the top "
-            f"of its file, not under TYPE_CHECKING"
+            f"of its file, not under TYPE_CHECKING; write an alias of itself with TypeAliasType"
         )
     except RecursionError:
         return "it refers to itself; write it as a class, or with TypeAliasType"

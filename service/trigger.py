@@ -28,7 +28,7 @@ class Receipt:
 
     `event` is the accepted event's id (the first delivery's, for a duplicate) and `runs` the runs
     it started; `ended` is true when the first of them is a dead letter from the start. `conflict`
-    is true when the same id came with another body or type: nothing was stored but the decision.
+    is true when the same id came with other content: nothing was stored but the decision.
     `refusals` maps a flow to why it refuses the data; when `stored` is false
     every flow refused and nothing was kept.
     """

@@ -306,7 +306,7 @@ def test_why_has_a_reason_for_every_kind_of_end(terminal: Terminal) -> None:
         ("failing", "ship: run .* failed  ValueError: too heavy"),
         ("unmatched", r"the event: unmatched \(no flow listens to this event\)"),
         ("twice", "bill: run .* succeeded", r"the event: duplicate \(the same event was delivered",
-         r"the event: conflict \(the same id came again with another body or type\) at 20"),
+         r"the event: conflict \(the same id came again with other content\) at 20"),
         ("around", r"the event: cycle \(the event is 17 hops from its origin\)"),
     ):  # fmt: skip
         text = terminal.type("why", event_id)

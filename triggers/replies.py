@@ -46,7 +46,7 @@ def refused(receipt: Receipt) -> Reply:
     if receipt.conflict:
         return problem(
             409,
-            "an event of this id was accepted before with another body or type",
+            "an event of this id was accepted before with other content",
             event=receipt.event,
         )
     return problem(

@@ -147,7 +147,7 @@ class Executor:
         try:
             return self._judged(context, flow, error)
         except FOREIGN as odd:  # the error is of an author's class, and its code ran
-            words = f"{type(error).__name__} cannot be told: {words_of(odd)}"
+            words = f"(it cannot be read: {words_of(odd)})"
             told = RunError(type(error).__name__, secrets.mask(words), None, "")
             return Outcome(state=RunState.FAILED, error=told)
 

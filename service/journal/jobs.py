@@ -187,7 +187,7 @@ def _event_values(entry: Entry, at: int, now: datetime) -> tuple[Any, ...]:
 def _verdicts(now: datetime, entry: Entry, conflict: bool) -> str | None:
     """Return the decision kept when a stored event is delivered again."""
     if conflict:
-        made = Decision("", "conflict", "the same id came again with another body or type")
+        made = Decision("", "conflict", "the same id came again with other content")
     else:
         made = Decision("", "duplicate", "the same event was delivered again")
     return pack_decisions((made,), now)
