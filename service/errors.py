@@ -132,9 +132,9 @@ def _remake(
 
 
 class Exited(StepFailed):
-    """Raised in the place of a `SystemExit` or `KeyboardInterrupt` of an author's code.
+    """Raised in the place of a `SystemExit` or another error that is no `Exception`.
 
-    Those pass every task of asyncio and would end the service; this ends what raised it.
+    Those pass every task of asyncio and would end more than the author's code that raised them.
     """
 
     @classmethod

@@ -2,7 +2,8 @@
 
 `when=`, `per=`, `ordered_by=`, `match=` and the checks of a model run while the service itself is
 at work. Whatever they do comes out of here as an `Exception`, and their answers are what the
-service can use and the journal can keep. `KeyboardInterrupt` and a cancel pass.
+service can use and the journal can keep. Only `KeyboardInterrupt` passes: they wait for nothing, so
+what looks like a cancel is one of their own, such as the result of a task that was cancelled.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ _SHOWN = 80
 
 
 def ask(function: Callable[..., T], *args: Any) -> T:
-    """Call an author's function; its `sys.exit()` is an `Exited` error."""
+    """Call an author's function; what it raises that is no `Exception` is an `Exited` error."""
     try:
         return function(*args)
-    except SystemExit as error:
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # passed on, it would end the trigger whose event this is
         raise Exited.of(error) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,19 @@ def leave_on(number: int) -> Callable[[Event], Any]:
     return lambda event: leave() if event.data == number else "key"
 
 
+class Panic(BaseException):
+    """As compiled modules raise it."""
+
+
+def raise_on(number: int, error: BaseException) -> Callable[[Event], Any]:
+    def ask(event: Event) -> Any:
+        if event.data == number:
+            raise error
+        return "key"
+
+    return ask
+
+
 async def wait(_: Event) -> bool:
     return False
 
@@ -54,6 +68,12 @@ QUESTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "when exits": ({"when": leave_on(1)}, "SystemExit: 3"),
     "per exits": ({"concurrency": limit(2, per=leave_on(1))}, "SystemExit: 3"),
     "ordered_by exits": ({"ordered_by": leave_on(1)}, "SystemExit: 3"),
+    "when is a cancel": ({"when": raise_on(1, asyncio.CancelledError())}, "CancelledError: "),
+    "ordered_by is a cancel": (
+        {"ordered_by": raise_on(1, asyncio.CancelledError())},
+        "CancelledError: ",
+    ),
+    "per panics": ({"concurrency": limit(2, per=raise_on(1, Panic("oh")))}, "Panic: oh"),
     "truth exits": ({"when": lambda event: event.data != 1 or Unreadable()}, "SystemExit: 3"),
     "text of a key exits": (
         {"ordered_by": lambda event: Unreadable() if event.data == 1 else "a"},
