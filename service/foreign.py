@@ -25,7 +25,7 @@ def ask(function: Callable[..., T], *args: Any) -> T:
         return function(*args)
     except (Exception, KeyboardInterrupt):
         raise
-    except BaseException as error:  # passed on, it would end the trigger whose event this is
+    except BaseException as error:  # noqa: BLE001  passed on, it would end the trigger of the event
         raise Exited.of(error) from None
 
 
