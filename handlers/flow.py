@@ -8,17 +8,17 @@ from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from turnout.service import pools
-from turnout.service.errors import MisplacedTask, SetupError
-from turnout.service.event import Event
-from turnout.service.flow import Flow, Limit, Pool, limit
-from turnout.service.retry import RetryPolicy
+from turnout.service.domain.errors import MisplacedTask, SetupError
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow, Limit, Pool, limit
+from turnout.service.domain.retry import RetryPolicy
+from turnout.service.domain.trigger import Trigger
+from turnout.service.domain.units import parse_timeout
 from turnout.service.steps import calling
 from turnout.service.steps.called import where
 from turnout.service.steps.context import to_await
 from turnout.service.steps.ending import check_hook
 from turnout.service.steps.waiting import refuse_thread
-from turnout.service.trigger import Trigger
-from turnout.service.units import parse_timeout
 
 from .task import printable, refuse_unusable, retry_policy, wear
 

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal, TypeVar, overload
 
-from turnout.service.errors import Exited
+from turnout.service.domain.errors import Exited
 from turnout.service.steps.approval import Asked
 from turnout.service.steps.branches import Branches, play_again
 from turnout.service.steps.context import Scope, Suspend, here, suspend_with, to_await

@@ -18,10 +18,10 @@ from typing import Any
 
 import orjson
 
-from turnout.service.errors import TurnoutError
-from turnout.service.resource import resource
-from turnout.service.retry import retry
-from turnout.service.run import Fail
+from turnout.service.domain.errors import TurnoutError
+from turnout.service.domain.resource import resource
+from turnout.service.domain.retry import retry
+from turnout.service.domain.run import Fail
 from turnout.service.settings import load
 from turnout.service.steps.context import RunContext, current
 

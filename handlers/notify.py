@@ -10,9 +10,9 @@ from __future__ import annotations
 import orjson
 
 from turnout.service.client import Unavailable, post
+from turnout.service.domain.retry import retry
+from turnout.service.domain.run import Fail
 from turnout.service.governance.secrets import Secret
-from turnout.service.retry import retry
-from turnout.service.run import Fail
 from turnout.service.steps.context import current
 
 from .task import task

@@ -14,16 +14,16 @@ from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from turnout.service import pools
-from turnout.service.errors import MisplacedTask, SetupError
-from turnout.service.flow import Pool
-from turnout.service.retry import RetryPolicy
+from turnout.service.domain.errors import MisplacedTask, SetupError
+from turnout.service.domain.flow import Pool
+from turnout.service.domain.retry import RetryPolicy
+from turnout.service.domain.units import parse_timeout
 from turnout.service.steps import in_thread, mapping, step
 from turnout.service.steps.caching import CachePolicy
 from turnout.service.steps.called import where
 from turnout.service.steps.context import here, to_await
 from turnout.service.steps.step import NO_FALLBACK, Call, Task
 from turnout.service.steps.undo import check as check_undo
-from turnout.service.units import parse_timeout
 
 MAX_NAME_CHARACTERS = 200
 

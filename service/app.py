@@ -23,11 +23,13 @@ from typing import Any, NoReturn
 
 import anyio
 
+from turnout.service.domain.clock import WallClock
+from turnout.service.domain.errors import JournalBroken, NotFound, SetupError
+from turnout.service.domain.event import Event, mint_id
+from turnout.service.domain.run import Run
+
 from .api.ingest import Ingest, check_exposure, unlock
 from .api.server import Server, listen
-from .clock import WallClock
-from .errors import JournalBroken, NotFound, SetupError
-from .event import Event, mint_id
 from .governance.access import load_or_make_token
 from .governance.links import Links, load_or_make_key
 from .journal.sqlite import SqliteJournal, open_journal
@@ -36,7 +38,6 @@ from .maintenance import Maintenance
 from .metrics import Metrics
 from .process import ByHand, Process
 from .project.loader import load, loading
-from .run import Run
 from .settings import Settings
 from .watchdogs import watch_clock, watch_disk, watch_files, watch_loop
 

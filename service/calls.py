@@ -10,16 +10,17 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
+from turnout.service.domain.errors import TurnoutError
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import Fail, RunState
+
 from .dispatch.deadlock import Callers
 from .dispatch.dispatcher import Dispatcher
-from .errors import TurnoutError
-from .event import Event
 from .governance.links import Links
 from .journal.contract import Journal
 from .journal.records import Claim, Entry, NewRun, Opening, StepRecord, run_topic
 from .project import Project
 from .router import Routed, route
-from .run import Fail, RunState
 from .steps.awaiting import Awaited
 
 

@@ -13,7 +13,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import Expired, InvalidData, NotFound, Overloaded, Refused, SetupError, TurnoutError
+from turnout.service.domain.errors import (
+    Expired,
+    InvalidData,
+    NotFound,
+    Overloaded,
+    Refused,
+    SetupError,
+    TurnoutError,
+)
 
 if TYPE_CHECKING:
     import httpx

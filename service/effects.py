@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from turnout.service.domain.errors import (
+    FOREIGN,
+    JournalBroken,
+    JournalFull,
+    Overloaded,
+    TooEarly,
+    words_of,
+)
+from turnout.service.domain.event import Event
+from turnout.service.domain.trigger import EndsEvents
+
 from .emitter import TriggerEmitter
-from .errors import FOREIGN, JournalBroken, JournalFull, Overloaded, TooEarly, words_of
-from .event import Event
 from .journal.contract import Journal
 from .logs import get_logger
-from .trigger import EndsEvents
 
 log = get_logger("turnout.effects")
 

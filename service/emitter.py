@@ -21,19 +21,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from .dispatch.dispatcher import Dispatcher
-from .dispatch.waiters import Waiters
-from .errors import JournalError, Overloaded, SetupError
-from .event import NEVER, Event
-from .governance import secrets
-from .journal.contract import Journal
-from .journal.records import Appended, Entry
-from .logs import get_logger
-from .metrics import Metrics
-from .project import AnyFlow
-from .router import Routed, route
-from .run import Outcome, RunState
-from .trigger import (
+from turnout.service.domain.errors import JournalError, Overloaded, SetupError
+from turnout.service.domain.event import NEVER, Event
+from turnout.service.domain.run import Outcome, RunState
+from turnout.service.domain.trigger import (
     Backlog,
     CalledTrigger,
     EndsEvents,
@@ -42,6 +33,16 @@ from .trigger import (
     TellsSender,
     Trigger,
 )
+
+from .dispatch.dispatcher import Dispatcher
+from .dispatch.waiters import Waiters
+from .governance import secrets
+from .journal.contract import Journal
+from .journal.records import Appended, Entry
+from .logs import get_logger
+from .metrics import Metrics
+from .project import AnyFlow
+from .router import Routed, route
 
 Settled = Callable[[int], None]
 

@@ -24,10 +24,11 @@ from typing import Any, Literal, TextIO
 
 import orjson
 
-from .errors import FOREIGN
+from turnout.service.domain.errors import FOREIGN
+from turnout.service.domain.units import utc_now
+
 from .governance import secrets
 from .streams import real_stderr
-from .units import utc_now
 from .unseen import IN_LINE, as_json, as_python
 
 Format = Literal["auto", "json", "console"]

@@ -11,14 +11,15 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
-from .clock import PATIENCE, WallClock
+from turnout.service.domain.clock import PATIENCE, WallClock
+from turnout.service.domain.errors import JournalFull, Overloaded
+from turnout.service.domain.units import format_duration
+
 from .effects import Effects
-from .errors import JournalFull, Overloaded
 from .journal.contract import Journal
 from .logs import get_logger
 from .metrics import Metrics
 from .settings import Settings
-from .units import format_duration
 
 log = get_logger("turnout.maintenance")
 

@@ -16,18 +16,19 @@ from typing import Any
 
 import orjson
 
+from turnout.service.domain.errors import InvalidData, NotFound, Refused, words_of
+from turnout.service.domain.event import Event, mint_id
+from turnout.service.domain.run import FINISHED, Run, RunState
+from turnout.service.domain.trigger import Receipt, Seek, Seekable, SeekPlan
+
 from .dispatch.dispatcher import Dispatcher
 from .emitter import TriggerEmitter
-from .errors import InvalidData, NotFound, Refused, words_of
-from .event import Event, mint_id
 from .journal.contract import Journal
 from .journal.records import Filter, NewRun, StoredEvent, UsedLink
 from .logs import get_logger
 from .project import Project
 from .router import route
-from .run import FINISHED, Run, RunState
 from .steps.approval import find_fields, read_fields
-from .trigger import Receipt, Seek, Seekable, SeekPlan
 
 log = get_logger("turnout.operator")
 

@@ -16,6 +16,13 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any
 
+from turnout.service.domain.errors import JournalFull
+from turnout.service.domain.event import Event
+from turnout.service.domain.resource import Resource, Resources
+from turnout.service.domain.run import Outcome, RunState
+from turnout.service.domain.trigger import CalledTrigger, Trigger
+from turnout.service.domain.units import utc_now
+
 from .calls import Calls
 from .dispatch.admission import Admission
 from .dispatch.attempts import until_writable
@@ -24,8 +31,6 @@ from .dispatch.executor import Executor
 from .dispatch.waiters import Waiters
 from .effects import Effects
 from .emitter import TriggerEmitter
-from .errors import JournalFull
-from .event import Event
 from .governance.links import Links
 from .journal.contract import Journal
 from .journal.records import Claim
@@ -34,14 +39,10 @@ from .metrics import Counts, Metrics
 from .operator import Operator
 from .pools import Pools
 from .project import AnyFlow, Project
-from .resource import Resource, Resources
-from .run import Outcome, RunState
 from .settings import Settings
 from .steps.awaiting import Awaited
 from .steps.context import Sleep
 from .supervisor import Supervisor
-from .trigger import CalledTrigger, Trigger
-from .units import utc_now
 
 log = get_logger("turnout")
 

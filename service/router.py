@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import InvalidData, words_of
-from .event import MAX_HOPS, Event, mint_id
+from turnout.service.domain.errors import InvalidData, words_of
+from turnout.service.domain.event import MAX_HOPS, Event, mint_id
+from turnout.service.domain.run import RunError, RunState
+
 from .governance import secrets
 from .journal.records import Decision, Entry, NewRun
 from .project import AnyFlow
-from .run import RunError, RunState
 
 
 @dataclass(slots=True)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import stat
 
-from .errors import InvalidData
-from .event import Event
+from turnout.service.domain.errors import InvalidData
+from turnout.service.domain.event import Event
 
 FILE_TYPES = frozenset({"turnout.file.created", "turnout.file.changed"})
 """The events of files that a trigger has seen."""

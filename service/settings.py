@@ -20,8 +20,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from .errors import SetupError
-from .units import parse_duration, parse_retention, parse_size
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.units import parse_duration, parse_retention, parse_size
 
 
 def _readable(parse: Any) -> BeforeValidator:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import random
 
+from turnout.service.domain.errors import FOREIGN, JournalBroken, JournalFull, Overloaded, words_of
+from turnout.service.domain.trigger import ReadTrigger
+
 from .emitter import TriggerEmitter
-from .errors import FOREIGN, JournalBroken, JournalFull, Overloaded, words_of
-from .trigger import ReadTrigger
 
 FIRST_DELAY_SECONDS = 0.2
 LONGEST_DELAY_SECONDS = 30.0

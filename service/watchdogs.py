@@ -17,13 +17,14 @@ from datetime import timedelta
 from threading import Event, Thread
 from typing import NoReturn
 
-from .clock import WallClock
-from .errors import JournalFull
+from turnout.service.domain.clock import WallClock
+from turnout.service.domain.errors import JournalFull
+from turnout.service.domain.units import format_duration
+
 from .journal.sqlite import SqliteJournal
 from .logs import get_logger
 from .settings import Settings
 from .streams import real_stderr
-from .units import format_duration
 
 log = get_logger("turnout")
 

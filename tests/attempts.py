@@ -13,16 +13,16 @@ from typing import Any
 import orjson
 
 from turnout.service.dispatch.executor import Executor
-from turnout.service.event import NO_BODY, Event
+from turnout.service.domain.event import NO_BODY, Event
+from turnout.service.domain.resource import Resources
+from turnout.service.domain.run import Outcome, RunState
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Claim, Entry, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.pools import Pools
-from turnout.service.resource import Resources
-from turnout.service.run import Outcome, RunState
 from turnout.service.settings import Settings
 from turnout.service.steps.context import Sleep
-from turnout.service.units import utc_now
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
 

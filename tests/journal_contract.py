@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from turnout.service.errors import ClaimLost, NotFound, Overloaded, Refused
-from turnout.service.event import Event, mint_id
+from turnout.service.domain.errors import ClaimLost, NotFound, Overloaded, Refused
+from turnout.service.domain.event import Event, mint_id
+from turnout.service.domain.run import FINISHED, UNFINISHED, Outcome, RunError, RunState
 from turnout.service.journal.contract import Journal, Reader
 from turnout.service.journal.records import (
     FAILED,
@@ -35,7 +36,6 @@ from turnout.service.journal.records import (
     StepRecord,
     run_topic,
 )
-from turnout.service.run import FINISHED, UNFINISHED, Outcome, RunError, RunState
 
 NOW = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 S = RunState

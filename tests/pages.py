@@ -17,10 +17,10 @@ import click
 from prometheus_client.metrics import MetricWrapperBase
 
 from turnout.service.cli import cli
+from turnout.service.domain.run import FINISHED, TRANSITIONS
+from turnout.service.domain.units import format_duration
 from turnout.service.metrics import Counts, Metrics
-from turnout.service.run import FINISHED, TRANSITIONS
 from turnout.service.settings import Settings
-from turnout.service.units import format_duration
 
 from . import layers
 
@@ -160,7 +160,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 
 WRITERS: Mapping[str, Callable[[], str]] = {
     "service": layers.picture,
-    "service/run.py": state_diagram,
+    "service/domain/run.py": state_diagram,
     "service/settings.py": settings_table,
     "service/metrics.py": metrics_table,
     "service/cli": commands_table,

@@ -23,17 +23,17 @@ from tests.random_flows import KINDS, RETRIES, Ledger, act, act_in_thread, go
 from tests.running import PATIENCE_SECONDS, eventually, make_event
 from turnout import flow, limit, retry, webhook
 from turnout.service.dispatch import dispatcher, due, lane, pull, queues
-from turnout.service.errors import NotFound, Overloaded, Refused
-from turnout.service.event import Event, mint_id
-from turnout.service.flow import Flow
+from turnout.service.domain.errors import NotFound, Overloaded, Refused
+from turnout.service.domain.event import Event, mint_id
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import FINISHED, Run, RunState
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.process import Process
 from turnout.service.project import Project
-from turnout.service.run import FINISHED, Run, RunState
 from turnout.service.settings import Settings
-from turnout.service.units import utc_now
 
 MEMORY_BYTES = 6000
 MOST_CRASHES = 4  # one more, and a run that always ran would be a dead letter

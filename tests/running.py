@@ -11,18 +11,18 @@ from typing import Any
 
 import orjson
 
+from turnout.service.domain.event import Event, mint_id
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import FINISHED, Run
+from turnout.service.domain.trigger import Receipt
+from turnout.service.domain.units import utc_now
 from turnout.service.emitter import TriggerEmitter
-from turnout.service.event import Event, mint_id
-from turnout.service.flow import Flow
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand, Process
 from turnout.service.project import Project
-from turnout.service.run import FINISHED, Run
 from turnout.service.settings import Settings
-from turnout.service.trigger import Receipt
-from turnout.service.units import utc_now
 
 PATIENCE_SECONDS = 10.0
 

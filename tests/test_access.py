@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 from turnout.service.governance.access import is_token, load_or_make_token, stored_token
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.service.dispatch.admission import NEWBORN, Admission, Block
-from turnout.service.flow import limit
+from turnout.service.domain.flow import limit
 
 
 def admission(concurrency: int = 10, **limits: object) -> Admission:

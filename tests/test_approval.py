@@ -14,10 +14,10 @@ from pydantic import BaseModel, field_validator
 from tests.process import Program, turnout, until
 from tests.running import Running, eventually, running
 from turnout import Rejected, approval, flow, gather, task
-from turnout.service.errors import Expired, InvalidData, NotFound, Refused, SetupError
+from turnout.service.domain.errors import Expired, InvalidData, NotFound, Refused, SetupError
+from turnout.service.domain.run import RunState
+from turnout.service.domain.units import utc_now
 from turnout.service.governance.links import Links, load_or_make_key
-from turnout.service.run import RunState
-from turnout.service.units import utc_now
 
 
 class Budget(BaseModel):

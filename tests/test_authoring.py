@@ -15,8 +15,8 @@ import pytest
 
 import turnout
 from turnout import current, flow, gather, limit, retry, task
-from turnout.service.errors import SetupError
-from turnout.service.flow import Limit
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.flow import Limit
 
 
 class Tick:

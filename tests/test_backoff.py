@@ -14,11 +14,11 @@ import pytest
 from tests.process import Program, turnout, until
 from tests.running import Running, eventually, running
 from turnout import Fail, Retry, current, flow, gather, retry, sleep, task, wait_for, webhook
-from turnout.service.errors import Refused
-from turnout.service.event import Event
-from turnout.service.run import Run, RunState
+from turnout.service.domain.errors import Refused
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import Run, RunState
+from turnout.service.domain.units import utc_now
 from turnout.service.steps import resting, step
-from turnout.service.units import utc_now
 
 LONG = retry(3, delay="1h", factor=1, jitter=False)
 tries: dict[str, int] = {}

@@ -29,9 +29,9 @@ from pydantic import BaseModel, ConfigDict, Field, FilePath
 
 from tests.attempts import an_event
 from turnout import Event, resource
-from turnout.service.binding import UNANNOTATED, Binding
-from turnout.service.errors import InvalidData, SetupError
-from turnout.service.event import file_url
+from turnout.service.domain.binding import UNANNOTATED, Binding
+from turnout.service.domain.errors import InvalidData, SetupError
+from turnout.service.domain.event import file_url
 
 if TYPE_CHECKING:
     from fractions import Fraction

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 from turnout.triggers.calendar import ALIASES, Cron, Every, Once, Schedule, cron_fields, load_zone
 
 MINUTE = timedelta(minutes=1)

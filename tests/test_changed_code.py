@@ -26,11 +26,11 @@ from turnout import (
     task,
     wait_for,
 )
-from turnout.service.errors import MisplacedTask
+from turnout.service.domain.errors import MisplacedTask
+from turnout.service.domain.run import Outcome, RunState
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter, Given
-from turnout.service.run import Outcome, RunState
 from turnout.service.steps.given import given_of
-from turnout.service.units import utc_now
 from turnout.testing import run as run_flow
 
 done: list[str] = []

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, computed_field
 from tests.running import Running, running
 from tests.test_exact import VALUES, Colour, Login, Patch, Row, parts
 from turnout import Event, Skip, current, emit, event, flow, retry, secret, sleep, task
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
-from turnout.service.run import Run, RunState
 from turnout.testing import run as run_flow
 from turnout.testing import serve
 

@@ -15,11 +15,11 @@ import pytest
 from tests.running import Running, eventually, make_event, running
 from turnout import Event, Fail, current, emit, event, flow, gather, retry, sleep, task
 from turnout.service import logs
-from turnout.service.errors import StepFailed
-from turnout.service.flow import Flow
+from turnout.service.domain.errors import StepFailed
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import Run, RunState
 from turnout.service.journal import batch, rows
 from turnout.service.journal.records import Filter
-from turnout.service.run import Run, RunState
 from turnout.service.steps import calling
 
 done: list[str] = []

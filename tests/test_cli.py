@@ -24,12 +24,12 @@ import pytest
 
 from turnout import event, flow
 from turnout.service.cli import main, writing_all
-from turnout.service.event import Event, mint_id
+from turnout.service.domain.event import Event, mint_id
+from turnout.service.domain.run import Outcome, RunError, RunState, Undo
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import REGISTERED, Decision, Entry, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
-from turnout.service.run import Outcome, RunError, RunState, Undo
-from turnout.service.units import utc_now
 
 from .process import Program, environment, turnout, until
 from .running import make_event, running

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from turnout.service.api.cloudevents import encoding_of, is_cloudevent, parse
-from turnout.service.errors import InvalidData
-from turnout.service.event import OWN_EXTENSIONS, Event
+from turnout.service.domain.cloudevents import encoding_of, is_cloudevent, parse
+from turnout.service.domain.errors import InvalidData
+from turnout.service.domain.event import OWN_EXTENSIONS, Event
 
 NOW = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
 STRUCTURED = {"content-type": [b"application/cloudevents+json; charset=utf-8"]}

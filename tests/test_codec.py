@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from turnout.service.errors import CodeChanged, NotKept
+from turnout.service.domain.errors import CodeChanged, NotKept
 from turnout.service.steps.codec import UNANNOTATED, decode, encode, encode_result
 
 LIMIT = 100_000

@@ -16,15 +16,15 @@ import pytest
 
 from tests.running import Running, running
 from turnout import Fail, current, emit, event, flow, sleep
-from turnout.service.api import cloudevents
-from turnout.service.content import digest
-from turnout.service.event import Event
-from turnout.service.flow import Flow
+from turnout.service.domain import cloudevents
+from turnout.service.domain.duplicates import digest
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import RunState
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Entry
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
-from turnout.service.run import RunState
-from turnout.service.units import utc_now
 
 ATTRIBUTES = {
     "specversion": "1.0", "id": "e-1", "source": "/shop", "type": "order.placed", "subject": "7",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tests.attempts import attempts
 from turnout import current, flow, gather, task
+from turnout.service.domain.run import RunState
 from turnout.service.journal.records import NewRun
-from turnout.service.run import RunState
 
 seen: list[tuple[object, ...]] = []
 

@@ -9,8 +9,8 @@ import orjson
 
 from tests.running import Running, running
 from turnout import flow, sleep
-from turnout.service.event import Event
-from turnout.service.run import Run, RunState
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import Run, RunState
 
 
 def by_key(happened: Event) -> Any:

@@ -16,10 +16,10 @@ import pytest
 from tests.running import Running, eventually, make_event, running
 from turnout import Fail, Skip, current, flow, gather, limit, retry, sleep, task
 from turnout.service.dispatch.lane import WINDOW
-from turnout.service.event import Event
-from turnout.service.flow import Flow
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter, Queued
-from turnout.service.run import RunState
 
 
 async def test_an_event_becomes_a_succeeded_run(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tests.running import eventually, make_event, running
 from turnout import flow
-from turnout.service.event import Event
+from turnout.service.domain.event import Event
+from turnout.service.domain.trigger import Emitter
 from turnout.service.journal.records import Filter
-from turnout.service.trigger import Emitter
 
 ended: list[tuple[str, str | None]] = []
 broken: list[str] = []

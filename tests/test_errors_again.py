@@ -13,8 +13,8 @@ from pydantic import BaseModel, field_validator
 from pydantic_core import PydanticCustomError
 
 from turnout import Fail, flow, gather, secret, sleep, task
-from turnout.service.errors import StepFailed, _remake
-from turnout.service.portable import portable
+from turnout.service.domain.errors import StepFailed, _remake
+from turnout.service.domain.portable import portable
 from turnout.service.steps import failures
 from turnout.testing import run
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.service.errors import InvalidData
-from turnout.service.event import Event, file_url, mint_id, path_from_url
+from turnout.service.domain.errors import InvalidData
+from turnout.service.domain.event import Event, file_url, mint_id, path_from_url
 
 
 def event(**fields: object) -> Event:

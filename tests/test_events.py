@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from turnout.service.errors import SetupError
-from turnout.service.trigger import ReadTrigger, StartsOnType
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.trigger import ReadTrigger, StartsOnType
 from turnout.triggers.events import event
 
 

@@ -23,7 +23,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, SecretStr, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from turnout.service.errors import NotKept
+from turnout.service.domain.errors import NotKept
 from turnout.service.steps.codec import UNANNOTATED, decode, encode
 from turnout.service.steps.exact import is_plain
 from turnout.service.steps.undo import Undo

@@ -20,9 +20,9 @@ from threading import Event as Moment
 
 import pytest
 
-from turnout.service.errors import SetupError
-from turnout.service.event import Event
-from turnout.service.trigger import EndsEvents, ReadTrigger
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.event import Event
+from turnout.service.domain.trigger import EndsEvents, ReadTrigger
 from turnout.triggers import files as files_module
 from turnout.triggers.files import FilesTrigger, delete, files, move, settling
 from turnout.triggers.files.hearing import UNWATCHED, HintsLost, Sign

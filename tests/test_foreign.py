@@ -16,12 +16,12 @@ from pydantic import AfterValidator
 from tests.process import Program
 from tests.running import eventually, make_event, running
 from turnout import Retry, Skip, emit, event, flow, limit, retry, task, wait_for, webhook
-from turnout.service.errors import SetupError
-from turnout.service.event import Event
-from turnout.service.flow import Flow
-from turnout.service.resource import resource
-from turnout.service.run import Run, RunState
-from turnout.service.trigger import Emitter
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.resource import resource
+from turnout.service.domain.run import Run, RunState
+from turnout.service.domain.trigger import Emitter
 
 HALF = "\ud800"
 """Half of a character, which UTF-8 cannot hold."""

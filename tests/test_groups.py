@@ -11,12 +11,12 @@ import pytest
 
 from tests.running import running
 from turnout import Fail, Retry, RunError, Skip, current, flow, retry, task
-from turnout.service.errors import InvalidData, NotKept
-from turnout.service.event import Event
-from turnout.service.flow import Flow
-from turnout.service.groups import deciding
-from turnout.service.retry import delay_after
-from turnout.service.run import Run, RunState
+from turnout.service.domain.error_groups import deciding
+from turnout.service.domain.errors import InvalidData, NotKept
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.retry import delay_after
+from turnout.service.domain.run import Run, RunState
 
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
 

@@ -14,11 +14,11 @@ from tests.trigger_contract import RecordingEmitter
 from turnout.service.api import exchange, ingest
 from turnout.service.api.exchange import App, Message, Receive, Scope, Send
 from turnout.service.api.ingest import Ingest, check_exposure
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.trigger import Emitter, Inbound, Reply
 from turnout.service.governance.secrets import secret
 from turnout.service.metrics import Metrics
 from turnout.service.settings import Settings, load
-from turnout.service.trigger import Emitter, Inbound, Reply
 from turnout.triggers.webhook import WebhookTrigger, webhook
 
 SETTINGS = load()

@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from turnout.service.errors import ClaimLost, Refused
+from turnout.service.domain.errors import ClaimLost, Refused
+from turnout.service.domain.run import TRANSITIONS, UNFINISHED, Outcome, RunError, RunState
 from turnout.service.journal.records import FAILED, Appended, Claim, Entry, Filter, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.metrics import Metrics
-from turnout.service.run import TRANSITIONS, UNFINISHED, Outcome, RunError, RunState
 
 from .journal_contract import NOW, claim_of, make_event, make_run, step
 

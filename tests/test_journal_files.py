@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.process import Program, environment, turnout
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 from turnout.service.governance.links import load_or_make_key
 
 pytestmark = pytest.mark.timeout(120)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import apsw
 import pytest
 
-from turnout.service.errors import (
+from turnout.service.domain.errors import (
     ClaimLost,
     JournalBroken,
     JournalError,
@@ -26,6 +26,7 @@ from turnout.service.errors import (
     NotFound,
     SetupError,
 )
+from turnout.service.domain.run import RunState
 from turnout.service.journal import upkeep
 from turnout.service.journal.batch import Batch
 from turnout.service.journal.connection import open_for_writing
@@ -41,7 +42,6 @@ from turnout.service.journal.rows import micros
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.journal.tally import Tally
 from turnout.service.metrics import Metrics
-from turnout.service.run import RunState
 
 from .journal_contract import (
     NOW,
@@ -489,7 +489,7 @@ import asyncio, sys
 from pathlib import Path
 from tests.test_journal_sqlite import opened
 from tests.journal_contract import make_run, put
-from turnout.service.errors import JournalBroken
+from turnout.service.domain.errors import JournalBroken
 
 async def main():
     accepted = 0

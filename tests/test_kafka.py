@@ -31,14 +31,14 @@ from tests.running import Running, eventually, running
 from tests.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
 from turnout.handlers.flow import flow
 from turnout.handlers.kafka import NotPublished, Producer, publish
-from turnout.service.errors import JournalFull, SetupError
-from turnout.service.event import Event
-from turnout.service.flow import Flow
+from turnout.service.domain.errors import JournalFull, SetupError
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import FINISHED, Run, RunState
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter
-from turnout.service.run import FINISHED, Run, RunState
 from turnout.service.settings import Settings, load
 from turnout.service.steps.context import current
-from turnout.service.units import utc_now
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as make_trigger
 from turnout.triggers.kafka.record import bytes_of

@@ -20,7 +20,7 @@ from aiokafka.admin import (  # type: ignore[import-untyped]  # as above
 
 from tests.brokers import Broker, PrivateKafka, unique
 from tests.trigger_contract import RecordingEmitter, watch
-from turnout.service.errors import Overloaded
+from turnout.service.domain.errors import Overloaded
 from turnout.triggers.kafka import KafkaTrigger, kafka
 from turnout.triggers.kafka.commits import Commits
 from turnout.triggers.kafka.ledger import Bounds, Place

@@ -18,7 +18,7 @@ from tests.running import running
 from tests.trigger_contract import RecordingEmitter, watch
 from turnout.handlers.flow import flow
 from turnout.handlers.kafka import publish
-from turnout.service.run import RunState
+from turnout.service.domain.run import RunState
 from turnout.triggers.kafka import kafka
 
 NOT_LEADER, TIMED_OUT, NOT_ENOUGH, NOT_ENOUGH_AFTER = 6, 7, 19, 20

@@ -10,7 +10,7 @@ import pytest
 from tests.brokers import Broker, unique
 from tests.running import eventually
 from tests.trigger_contract import RecordingEmitter, watch
-from turnout.service.errors import JournalError
+from turnout.service.domain.errors import JournalError
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka import writing
 from turnout.triggers.kafka.commits import Commits

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.service.errors import Refused, TriggerError
+from turnout.service.domain.errors import Refused, TriggerError
 from turnout.triggers.kafka.ledger import (
     Bounds,
     Place,

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from tests.brokers import Broker, unique
 from tests.running import Running, eventually
 from turnout.handlers.flow import flow
-from turnout.service.event import Event
-from turnout.service.flow import Flow
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import Retry
 from turnout.service.journal.records import Filter
-from turnout.service.run import Retry
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka.broker import read_spans, spans_text

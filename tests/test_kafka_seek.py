@@ -14,10 +14,10 @@ import pytest
 from tests.brokers import Broker, unique
 from tests.running import eventually, running
 from turnout.handlers.flow import flow
-from turnout.service.errors import Refused
+from turnout.service.domain.errors import Refused
+from turnout.service.domain.trigger import Seek
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.sqlite import SqliteJournal
-from turnout.service.trigger import Seek
-from turnout.service.units import utc_now
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka.ledger import Place as At
 

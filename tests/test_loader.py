@@ -11,7 +11,7 @@ from textwrap import dedent
 
 import pytest
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 from turnout.service.project import loader
 
 

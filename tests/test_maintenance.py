@@ -11,11 +11,11 @@ import pytest
 
 from tests.running import eventually, running
 from turnout import event, flow, sleep, wait_for
-from turnout.service.clock import WallClock
-from turnout.service.event import Event, mint_id
+from turnout.service.domain.clock import WallClock
+from turnout.service.domain.event import Event, mint_id
+from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
 from turnout.service.maintenance import Maintenance
-from turnout.service.run import RunState
 
 
 @flow

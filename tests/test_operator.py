@@ -9,10 +9,10 @@ import pytest
 
 from tests.running import Running, make_event, running
 from turnout import event, every, files, flow, webhook
-from turnout.service.errors import InvalidData, NotFound, Overloaded, Refused
-from turnout.service.event import Event
+from turnout.service.domain.errors import InvalidData, NotFound, Overloaded, Refused
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
-from turnout.service.run import RunState
 
 
 @flow

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from turnout.service.run import FINISHED, TRANSITIONS
+from turnout.service.domain.run import FINISHED, TRANSITIONS
 
 from . import layers
 from .pages import CHECKOUT, PAGES, Block, blocks, parts, rewritten
@@ -196,7 +196,7 @@ def test_generated_parts_say_what_the_code_says(page: str) -> None:
 
 
 def test_the_picture_of_states_draws_every_transition_once_and_no_other() -> None:
-    shown = parts(TEXTS["service/README.md"])["service/run.py"]
+    shown = parts(TEXTS["service/README.md"])["service/domain/run.py"]
     arrows = re.findall(r"^    (\S+) --> (\S+)", shown, re.MULTILINE)
     ends = {(str(state), "[*]") for state in FINISHED}
     moves = {

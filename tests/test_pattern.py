@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 from turnout.triggers.files import move
 from turnout.triggers.files.pattern import Pattern
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.service.errors import InvalidData
-from turnout.service.payload import MAX_DEPTH, decode
+from turnout.service.domain.errors import InvalidData
+from turnout.service.domain.payload import MAX_DEPTH, decode
 
 JSON = st.recursive(
     st.none()

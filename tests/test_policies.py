@@ -11,8 +11,8 @@ import pytest
 
 from tests.attempts import attempts
 from turnout import Fail, Retry, flow, retry, sleep, task
-from turnout.service.run import RunState
-from turnout.service.units import utc_now
+from turnout.service.domain.run import RunState
+from turnout.service.domain.units import utc_now
 
 done: list[str] = []
 

@@ -16,9 +16,9 @@ import pytest
 from tests.process import Program, turnout, until
 from tests.running import eventually, running
 from turnout import flow, gather, task
-from turnout.service.event import Event
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import RunState
 from turnout.service.pools import Pools, limit
-from turnout.service.run import RunState
 
 SECONDS = 0.3
 """How long the work takes, of a timeout in which only one of them would fit."""

@@ -13,14 +13,14 @@ import pytest
 
 from tests.running import Running, eventually, make_event, running
 from turnout import every, flow, limit, resource, retry, webhook
-from turnout.service.errors import SetupError
-from turnout.service.event import Event
-from turnout.service.flow import Flow
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import RunState
+from turnout.service.domain.trigger import Receipt
+from turnout.service.domain.units import utc_now
 from turnout.service.operator import Operator
 from turnout.service.project import Project
-from turnout.service.run import RunState
-from turnout.service.trigger import Receipt
-from turnout.service.units import utc_now
 
 
 async def send(service: Running, trigger: str, data: Any) -> Receipt:

@@ -15,14 +15,14 @@ import pytest
 from tests.journal_contract import NOW, claim_all, make_event, make_run, put
 from tests.running import Running, eventually, running
 from turnout import Event, RunError, current, flow, task
-from turnout.service.errors import Refused, StepFailed
-from turnout.service.flow import Flow
+from turnout.service.domain.errors import Refused, StepFailed
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand
 from turnout.service.project import Project
-from turnout.service.run import Run, RunState
 
 done: list[str] = []
 stops: dict[str, asyncio.Event] = {}

@@ -13,7 +13,7 @@ from tests.running import Running, eventually, make_event, running
 from turnout import flow, limit
 from turnout.service.dispatch.lane import Lane
 from turnout.service.dispatch.pull import MOST
-from turnout.service.event import Event
+from turnout.service.domain.event import Event
 
 
 @flow

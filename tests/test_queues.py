@@ -11,10 +11,10 @@ import pytest
 from tests.running import Running, eventually, make_event, running
 from turnout import current, flow, limit, retry
 from turnout.service.dispatch import lane, queues
-from turnout.service.event import Event
-from turnout.service.flow import Flow
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Queued
-from turnout.service.run import RunState
 
 
 class Seen:

@@ -22,8 +22,8 @@ import pandas as pd
 import pytest
 
 from turnout import flow, task
+from turnout.service.domain.run import RunState
 from turnout.service.project.loader import load_file
-from turnout.service.run import RunState
 from turnout.testing import file_event, run, serve
 
 from .process import Program, supervised, until

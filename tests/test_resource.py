@@ -10,8 +10,8 @@ import pytest
 
 from tests.attempts import attempts
 from turnout import flow, resource
-from turnout.service.errors import SetupError
-from turnout.service.resource import Resources
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.resource import Resources
 
 happened: list[str] = []
 

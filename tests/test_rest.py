@@ -19,9 +19,11 @@ import pytest
 from turnout.service.api import documents
 from turnout.service.api.clients import Proxies
 from turnout.service.api.rest import create_rest
+from turnout.service.domain.event import Event, mint_id
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import Outcome, RunError, RunState, Undo
+from turnout.service.domain.units import utc_now
 from turnout.service.emitter import TriggerEmitter
-from turnout.service.event import Event, mint_id
-from turnout.service.flow import Flow
 from turnout.service.governance import guesses
 from turnout.service.governance.links import Links
 from turnout.service.journal import reader
@@ -31,9 +33,7 @@ from turnout.service.metrics import Metrics
 from turnout.service.operator import Operator
 from turnout.service.pools import Pools
 from turnout.service.project import Project
-from turnout.service.run import Outcome, RunError, RunState, Undo
 from turnout.service.settings import Settings
-from turnout.service.units import utc_now
 from turnout.triggers.kafka import kafka
 from turnout.triggers.timers import every
 

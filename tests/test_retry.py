@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.service.errors import SetupError
-from turnout.service.retry import RetryPolicy, delay_after, next_delay, retry
-from turnout.service.run import Fail, Retry, Skip
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.retry import RetryPolicy, delay_after, next_delay, retry
+from turnout.service.domain.run import Fail, Retry, Skip
 
 
 def test_without_jitter_delays_double_up_to_the_cap_and_then_end() -> None:

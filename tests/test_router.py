@@ -10,10 +10,10 @@ from pydantic import BaseModel, model_validator
 
 from tests.running import make_event
 from turnout import flow, limit
-from turnout.service.event import MAX_HOPS, Event
+from turnout.service.domain.event import MAX_HOPS, Event
+from turnout.service.domain.run import RunState
 from turnout.service.project import AnyFlow
 from turnout.service.router import route
-from turnout.service.run import RunState
 
 
 class Order(BaseModel):

@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
-from turnout.service.errors import Refused
-from turnout.service.run import FINISHED, TRANSITIONS, UNFINISHED, RunState, check_transition
+from turnout.service.domain.errors import Refused
+from turnout.service.domain.run import FINISHED, TRANSITIONS, UNFINISHED, RunState, check_transition
 
 
 def test_every_state_is_in_the_table_and_can_be_reached() -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from tests.running import eventually, running
 from turnout import flow, retry
-from turnout.service.event import Event, file_url
+from turnout.service.domain.event import Event, file_url
+from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
 from turnout.service.project import AnyFlow
-from turnout.service.run import Run, RunState
 from turnout.triggers.files.scan import Version
 from turnout.triggers.files.sighting import Sighting, file_event
 

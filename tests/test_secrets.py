@@ -31,11 +31,11 @@ from turnout import (
     task,
     wait_for,
 )
-from turnout.service.errors import SetupError
-from turnout.service.event import Event
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import RunState
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Filter
-from turnout.service.run import RunState
 
 VALUE = 'hush "hush" \\ über'
 

@@ -19,10 +19,10 @@ from turnout.service.api.clients import Proxies, household
 from turnout.service.api.exchange import App, Receive, Scope, Send
 from turnout.service.api.ingest import Ingest
 from turnout.service.api.server import Server, listen, serve
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.trigger import Reply
 from turnout.service.metrics import Metrics
 from turnout.service.settings import Settings, load
-from turnout.service.trigger import Reply
 from turnout.triggers.webhook import webhook
 
 SETTINGS = load(port=0)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.units import LONGEST
 from turnout.service.settings import load
-from turnout.service.units import LONGEST
 
 
 def test_the_environment_wins_over_the_file_and_a_choice_over_both(

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.trigger import Inbound
 from turnout.service.governance.secrets import Secret
-from turnout.service.trigger import Inbound
 from turnout.triggers.signatures import (
     MAX_HEADER_BYTES,
     SCHEMES,

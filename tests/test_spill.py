@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from turnout import by_input, flow, sleep, task
-from turnout.service.clock import WallClock
+from turnout.service.domain.clock import WallClock
 from turnout.service.journal import spill
 from turnout.service.journal.examine import CHECKS
 from turnout.service.journal.records import Filter

@@ -12,8 +12,8 @@ import pytest
 from tests.attempts import Attempts, attempts
 from tests.running import eventually, running
 from turnout import Fail, by_input, current, flow, gather, retry, task
-from turnout.service.errors import SetupError
-from turnout.service.run import RunState
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.run import RunState
 
 done: list[str] = []
 keys: dict[str, str] = {}

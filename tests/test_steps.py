@@ -16,9 +16,9 @@ import pytest
 
 from tests.attempts import NOW, attempts
 from turnout import Fail, Retry, current, flow, gather, retry, sleep, task
-from turnout.service.errors import JournalFull, MisplacedTask, StepFailed
-from turnout.service.retry import RetryPolicy
-from turnout.service.run import Outcome, RunState
+from turnout.service.domain.errors import JournalFull, MisplacedTask, StepFailed
+from turnout.service.domain.retry import RetryPolicy
+from turnout.service.domain.run import Outcome, RunState
 from turnout.testing import run
 
 NOW_AND_THEN = retry(5, delay="1ms", jitter=False)

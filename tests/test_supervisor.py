@@ -10,7 +10,7 @@ import pytest
 
 from tests.running import eventually, make_event, running
 from turnout import flow
-from turnout.service.trigger import Emitter
+from turnout.service.domain.trigger import Emitter
 
 
 @flow

@@ -34,7 +34,7 @@ from turnout import (
     wait_for,
     webhook,
 )
-from turnout.service.run import RunState
+from turnout.service.domain.run import RunState
 from turnout.testing import (
     START,
     file_event,

@@ -13,7 +13,7 @@ import pytest
 
 from tests.running import running
 from turnout import approval, flow, gather, retry, sleep, task, wait_for, webhook
-from turnout.service.run import RunState
+from turnout.service.domain.run import RunState
 
 paid = webhook("/paid", verify="none")
 LONG = retry(3, delay="1h", jitter=False)

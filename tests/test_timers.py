@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
-from turnout.service.errors import (
+from turnout.service.domain.errors import (
     JournalBroken,
     JournalFull,
     Overloaded,
@@ -26,12 +26,12 @@ from turnout.service.errors import (
     SetupError,
     TriggerError,
 )
-from turnout.service.event import Event
+from turnout.service.domain.event import Event
+from turnout.service.domain.trigger import ReadTrigger, Receipt, Seek
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Appended, Entry
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.metrics import Metrics
-from turnout.service.trigger import ReadTrigger, Receipt, Seek
 from turnout.triggers.timers import Due, Missed, Timer, at, cron, decide, every
 
 START = datetime(2026, 3, 2, 9, 1, tzinfo=UTC)

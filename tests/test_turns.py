@@ -11,10 +11,10 @@ import pytest
 
 from tests.running import eventually, running
 from turnout import Retry, current, flow, limit, retry, sleep
-from turnout.service.event import Event
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import RunState
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter
-from turnout.service.run import RunState
-from turnout.service.units import utc_now
 
 RUNS = 400  # more than a window of the queue holds
 DELAY = timedelta(milliseconds=50)

@@ -26,10 +26,10 @@ from turnout import (
     sleep,
     task,
 )
-from turnout.service.errors import SetupError
-from turnout.service.flow import Flow
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import Run, RunState
 from turnout.service.project import loader
-from turnout.service.run import Run, RunState
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.service.errors import SetupError
-from turnout.service.units import (
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.units import (
     LONGEST,
     format_duration,
     parse_duration,

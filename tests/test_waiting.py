@@ -24,11 +24,11 @@ from turnout import (
     wait_for,
     webhook,
 )
-from turnout.service.errors import SetupError
-from turnout.service.event import Event, mint_id
-from turnout.service.run import RunState
-from turnout.service.trigger import Receipt
-from turnout.service.units import utc_now
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.event import Event, mint_id
+from turnout.service.domain.run import RunState
+from turnout.service.domain.trigger import Receipt
+from turnout.service.domain.units import utc_now
 from turnout.testing.clock import START, Clock
 
 done: list[str] = []

@@ -16,7 +16,7 @@ import pytest
 from tests.process import Program, turnout, until
 from tests.running import running
 from turnout import flow
-from turnout.service.clock import JUMP, PATIENCE, WallClock
+from turnout.service.domain.clock import JUMP, PATIENCE, WallClock
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -22,14 +22,20 @@ from hypothesis import strategies as st
 from tests.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract
 from turnout.service.api.exchange import App
 from turnout.service.api.ingest import Ingest
-from turnout.service.errors import JournalBroken, JournalFull, Overloaded, SetupError, TurnoutError
-from turnout.service.event import Event
+from turnout.service.domain.errors import (
+    JournalBroken,
+    JournalFull,
+    Overloaded,
+    SetupError,
+    TurnoutError,
+)
+from turnout.service.domain.event import Event
+from turnout.service.domain.payload import Encoding
+from turnout.service.domain.run import Outcome, RunError, RunState
+from turnout.service.domain.trigger import CalledTrigger, Inbound, Receipt, Reply
 from turnout.service.governance.secrets import secret
 from turnout.service.metrics import Metrics
-from turnout.service.payload import Encoding
-from turnout.service.run import Outcome, RunError, RunState
 from turnout.service.settings import load
-from turnout.service.trigger import CalledTrigger, Inbound, Receipt, Reply
 from turnout.triggers.signatures import hmac
 from turnout.triggers.webhook import MAX_STORED_HEADERS, WebhookTrigger, webhook
 

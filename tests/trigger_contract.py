@@ -23,11 +23,11 @@ from typing import Any, Protocol
 
 import pytest
 
-from turnout.service.errors import JournalFull, Overloaded, TurnoutError
-from turnout.service.event import Event
-from turnout.service.run import Outcome
-from turnout.service.trigger import HandBack, ReadTrigger, Receipt
-from turnout.service.units import utc_now
+from turnout.service.domain.errors import JournalFull, Overloaded, TurnoutError
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import Outcome
+from turnout.service.domain.trigger import HandBack, ReadTrigger, Receipt
+from turnout.service.domain.units import utc_now
 
 PATIENCE_SECONDS = 8.0
 """How long a test waits for a fact before it fails."""

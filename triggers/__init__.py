@@ -1,1 +1,1 @@
-"""What watches: each module is one trigger kind that keeps the contract of `service/trigger.py`."""
+"""What watches: each module is one kind of trigger; see `service/domain/trigger.py`."""

@@ -33,9 +33,9 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 
-from turnout.service.errors import SetupError
-from turnout.service.units import LONGEST as MOST
-from turnout.service.units import format_duration, utc_now
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.units import LONGEST as MOST
+from turnout.service.domain.units import format_duration, utc_now
 
 ALIASES = {
     "@yearly": "0 0 1 1 *",

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from turnout.service.errors import InvalidData, TurnoutError
-from turnout.service.payload import Encoding
+from turnout.service.domain.errors import InvalidData, TurnoutError
+from turnout.service.domain.payload import Encoding
 
 
 class Unsupported(TurnoutError):

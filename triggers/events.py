@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 
 MAX_TYPE_CHARACTERS = 256
 

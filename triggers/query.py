@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
-from turnout.service.errors import InvalidData
-from turnout.service.event import Query
-from turnout.service.payload import decode
+from turnout.service.domain.errors import InvalidData
+from turnout.service.domain.event import Query
+from turnout.service.domain.payload import decode
 
 CREDENTIALS = frozenset(
     {b"access_token", b"api_key", b"apikey", b"api-key", b"auth_token", b"authorization"}

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import orjson
 
-from turnout.service.api import problems
-from turnout.service.errors import InvalidData, JournalError, Overloaded
-from turnout.service.run import Outcome, RunState
-from turnout.service.trigger import Receipt, Reply
+from turnout.service.domain import problems
+from turnout.service.domain.errors import InvalidData, JournalError, Overloaded
+from turnout.service.domain.run import Outcome, RunState
+from turnout.service.domain.trigger import Receipt, Reply
 
 
 def problem(status: int, detail: str, **members: object) -> Reply:

@@ -21,11 +21,11 @@ from datetime import UTC, datetime, timedelta
 from hmac import compare_digest, digest
 from typing import Literal, Protocol
 
-from turnout.service.api.cloudevents import INSTANT
-from turnout.service.errors import SetupError, TurnoutError
+from turnout.service.domain.cloudevents import INSTANT
+from turnout.service.domain.errors import SetupError, TurnoutError
+from turnout.service.domain.trigger import Inbound
+from turnout.service.domain.units import parse_duration
 from turnout.service.governance.secrets import Secret
-from turnout.service.trigger import Inbound
-from turnout.service.units import parse_duration
 
 _log = logging.getLogger("turnout.webhook")
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from turnout.service.errors import Refused, TriggerError
-from turnout.service.trigger import Seek, SeekPlan
+from turnout.service.domain.errors import Refused, TriggerError
+from turnout.service.domain.trigger import Seek, SeekPlan
 
 from .calendar import Schedule
 

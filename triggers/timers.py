@@ -41,11 +41,11 @@ from urllib.parse import quote
 
 import orjson
 
-from turnout.service.errors import JournalFull, Overloaded, SetupError
-from turnout.service.event import Event
+from turnout.service.domain.errors import JournalFull, Overloaded, SetupError
+from turnout.service.domain.event import Event
+from turnout.service.domain.trigger import Emitter, Seek, SeekPlan
+from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.logs import get_logger
-from turnout.service.trigger import Emitter, Seek, SeekPlan
-from turnout.service.units import format_duration, parse_duration
 
 from .calendar import Cron, Every, Once, Schedule, cron_fields, shortest_gap
 from .ticked import (

@@ -16,14 +16,14 @@ from datetime import timedelta
 from functools import cached_property
 from typing import get_args
 
-from turnout.service.api import cloudevents
-from turnout.service.api.cloudevents import Headers
-from turnout.service.errors import InvalidData, JournalError, Overloaded, SetupError
-from turnout.service.event import NEVER, NO_BODY, Event, like, mint_id
+from turnout.service.domain import cloudevents
+from turnout.service.domain.cloudevents import Headers
+from turnout.service.domain.errors import InvalidData, JournalError, Overloaded, SetupError
+from turnout.service.domain.event import NEVER, NO_BODY, Event, like, mint_id
+from turnout.service.domain.payload import Encoding
+from turnout.service.domain.trigger import Emitter, Inbound, Receipt, Reply
+from turnout.service.domain.units import format_duration, parse_duration, parse_size
 from turnout.service.governance.secrets import Secret
-from turnout.service.payload import Encoding
-from turnout.service.trigger import Emitter, Inbound, Receipt, Reply
-from turnout.service.units import format_duration, parse_duration, parse_size
 
 from . import replies
 from .content import Unsupported, encoding_for, is_cloudevent, media_type, only, refuse_encodings

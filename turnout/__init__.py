@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from turnout.handlers.gather import gather as gather
     from turnout.handlers.notify import notify as notify
     from turnout.handlers.task import task as task
-    from turnout.service.event import Event as Event
-    from turnout.service.flow import limit as limit
+    from turnout.service.domain.event import Event as Event
+    from turnout.service.domain.flow import limit as limit
+    from turnout.service.domain.resource import resource as resource
+    from turnout.service.domain.retry import retry as retry
+    from turnout.service.domain.run import Fail as Fail
+    from turnout.service.domain.run import Rejected as Rejected
+    from turnout.service.domain.run import Retry as Retry
+    from turnout.service.domain.run import RunError as RunError
+    from turnout.service.domain.run import Skip as Skip
     from turnout.service.governance.secrets import secret as secret
-    from turnout.service.resource import resource as resource
-    from turnout.service.retry import retry as retry
-    from turnout.service.run import Fail as Fail
-    from turnout.service.run import Rejected as Rejected
-    from turnout.service.run import Retry as Retry
-    from turnout.service.run import RunError as RunError
-    from turnout.service.run import Skip as Skip
     from turnout.service.steps.approval import approval as approval
     from turnout.service.steps.caching import by_input as by_input
     from turnout.service.steps.calling import emit as emit
@@ -52,16 +52,16 @@ _ROOMS = {
     "emit": "service.steps.calling",
     "by_input": "service.steps.caching",
     "current": "service.steps.context",
-    "Event": "service.event",
-    "limit": "service.flow",
+    "Event": "service.domain.event",
+    "limit": "service.domain.flow",
     "secret": "service.governance.secrets",
-    "resource": "service.resource",
-    "retry": "service.retry",
-    "Fail": "service.run",
-    "Rejected": "service.run",
-    "Retry": "service.run",
-    "RunError": "service.run",
-    "Skip": "service.run",
+    "resource": "service.domain.resource",
+    "retry": "service.domain.retry",
+    "Fail": "service.domain.run",
+    "Rejected": "service.domain.run",
+    "Retry": "service.domain.run",
+    "RunError": "service.domain.run",
+    "Skip": "service.domain.run",
     "patched": "service.steps.patching",
     "sleep": "service.steps.waiting",
     "wait_for": "service.steps.waiting",

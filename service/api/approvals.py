@@ -15,11 +15,11 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from turnout.service.errors import Expired, InvalidData, NotFound, Refused
+from turnout.service.domain.errors import Expired, InvalidData, NotFound, Refused
+from turnout.service.domain.payload import decode, decode_json
+from turnout.service.domain.run import Run
 from turnout.service.governance.links import Question
 from turnout.service.journal.records import StepRecord, UsedLink
-from turnout.service.payload import decode, decode_json
-from turnout.service.run import Run
 
 from . import documents
 from .door import Served, ServiceOf

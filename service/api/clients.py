@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 
 _IPV6_HOST_BITS = 64
 

@@ -20,7 +20,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
-from . import problems
+from turnout.service.domain import problems
+
 from .cycle import Cycle
 from .exchange import App, Receive, Scope, Send, busy
 from .peers import Peers

@@ -15,7 +15,7 @@ from functools import lru_cache
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
 
-from turnout.service.errors import FOREIGN
+from turnout.service.domain.errors import FOREIGN
 
 from .exchange import App, Message, Scope, answer, busy, problem
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import orjson
 
-from turnout.service.errors import InvalidData, NotFound
-from turnout.service.event import Event
+from turnout.service.domain.errors import InvalidData, NotFound
+from turnout.service.domain.event import Event
+from turnout.service.domain.payload import read_json
+from turnout.service.domain.run import RunError
+from turnout.service.domain.trigger import Receipt, SeekPlan, Trigger
+from turnout.service.domain.units import format_duration
 from turnout.service.journal.contract import Reader
 from turnout.service.journal.records import Attempt, StepRecord, StoredEvent
-from turnout.service.payload import read_json
 from turnout.service.project import AnyFlow
-from turnout.service.run import RunError
-from turnout.service.trigger import Receipt, SeekPlan, Trigger
-from turnout.service.units import format_duration
 
 SHOWN_STEPS_BYTES = 4 * 2**20
 """The results of a run's steps are shown up to so many bytes together."""

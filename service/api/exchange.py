@@ -13,10 +13,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from dataclasses import replace
 from typing import Any
 
+from turnout.service.domain import problems
+from turnout.service.domain.trigger import Reply
 from turnout.service.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
-from turnout.service.trigger import Reply
-
-from . import problems
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

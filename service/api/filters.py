@@ -10,10 +10,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from turnout.service.errors import InvalidData, SetupError
+from turnout.service.domain.errors import InvalidData, SetupError
+from turnout.service.domain.run import Run, RunState
+from turnout.service.domain.units import is_duration, parse_duration
 from turnout.service.journal.records import Filter
-from turnout.service.run import Run, RunState
-from turnout.service.units import is_duration, parse_duration
 
 if TYPE_CHECKING:
     from turnout.service.journal.contract import Reader

@@ -17,11 +17,11 @@ from urllib.parse import quote, unquote_to_bytes
 
 import orjson
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.trigger import CalledTrigger, Emitter, Inbound, Reply, Trigger
+from turnout.service.domain.units import utc_now
 from turnout.service.metrics import CONTENT_TYPE, Metrics
 from turnout.service.settings import Settings
-from turnout.service.trigger import CalledTrigger, Emitter, Inbound, Reply, Trigger
-from turnout.service.units import utc_now
 
 from .clients import Proxies
 from .exchange import (

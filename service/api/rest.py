@@ -16,11 +16,12 @@ from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from turnout.service.errors import TurnoutError
+from turnout.service.domain import problems
+from turnout.service.domain.errors import TurnoutError
 from turnout.service.governance.access import load_or_make_token
 from turnout.service.governance.guesses import Guesses
 
-from . import approvals, docs, problems
+from . import approvals, docs
 from .clients import Proxies
 from .door import Served
 from .exchange import App, Message, Receive, Scope, Send

@@ -16,13 +16,14 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from turnout.service.errors import InvalidData, NotFound, Refused
+from turnout.service.domain import cloudevents, problems
+from turnout.service.domain.errors import InvalidData, NotFound, Refused
+from turnout.service.domain.payload import decode_json
+from turnout.service.domain.run import Run
+from turnout.service.domain.trigger import Seek
 from turnout.service.journal.records import Filter, StoredEvent
-from turnout.service.payload import decode_json
-from turnout.service.run import Run
-from turnout.service.trigger import Seek
 
-from . import cloudevents, documents, problems
+from . import documents
 from .door import Served, ServiceOf, require_token, scheme
 from .exchange import Gone, TooLarge, by_name, read_body
 from .filters import MAX_LIMIT, page_of, read_filter

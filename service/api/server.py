@@ -19,9 +19,9 @@ from typing import Any
 
 from uvicorn.config import Config
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.units import utc_now
 from turnout.service.settings import Settings
-from turnout.service.units import utc_now
 
 from . import connection
 from .clients import Proxies

@@ -21,7 +21,7 @@ from typing import TextIO
 import click
 
 from turnout.service.client import Unavailable
-from turnout.service.errors import (
+from turnout.service.domain.errors import (
     InvalidData,
     JournalBroken,
     JournalError,

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from turnout.service.errors import NotFound, Refused
+from turnout.service.domain.errors import NotFound, Refused
 
 from .options import ask, chosen, run_async, states_of, with_filters, with_json, with_settings
 from .output import complain, print_json, progress, say
 
 if TYPE_CHECKING:
+    from turnout.service.domain.run import Run, RunState
     from turnout.service.journal.records import Filter
-    from turnout.service.run import Run, RunState
     from turnout.service.settings import Settings
 
     from .hands import Hands
@@ -53,7 +53,7 @@ def retry(
     turnout retry --flow bill --state failed every failed run of a flow
     turnout retry --since 2h --yes           every failed run of two hours, unasked
     """
-    from turnout.service.run import RunState
+    from turnout.service.domain.run import RunState
 
     def act(hands: Hands, run_id: str) -> Awaitable[Any]:
         return hands.retry(run_id, from_step)
@@ -86,7 +86,7 @@ def cancel(
     """
     from getpass import getuser
 
-    from turnout.service.run import UNFINISHED
+    from turnout.service.domain.run import UNFINISHED
 
     def act(hands: Hands, run_id: str) -> Awaitable[Any]:
         return hands.cancel(run_id, reason=reason, by=by or getuser())

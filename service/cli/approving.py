@@ -42,7 +42,7 @@ def approve(
     from urllib.parse import quote
 
     from turnout.service.api.documents import encode
-    from turnout.service.payload import decode_json
+    from turnout.service.domain.payload import decode_json
 
     said = {
         "approve": reason is None,

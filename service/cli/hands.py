@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from turnout.service.client import Client, Unavailable, connect
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 
 if TYPE_CHECKING:
     from turnout.service.journal.reader import SqliteReader
@@ -174,11 +174,11 @@ async def open_operator(
     settings: Settings, project: Callable[[], Project] | None = None
 ) -> AsyncIterator[Operator]:
     """Open the verbs on the journal of a service that is not running, under its lock."""
+    from turnout.service.domain.units import utc_now
     from turnout.service.journal.sqlite import open_journal
     from turnout.service.metrics import Metrics
     from turnout.service.operator import Operator
     from turnout.service.project import Project
-    from turnout.service.units import utc_now
 
     _require_folder(settings)
     journal = await open_journal(

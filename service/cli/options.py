@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from turnout.service.domain.run import RunState
     from turnout.service.journal.records import Filter
-    from turnout.service.run import RunState
 
 R = TypeVar("R")
 Command = Callable[..., Any]
@@ -74,8 +74,8 @@ def chosen(filters: dict[str, str], *, dead: bool | None = None) -> Filter:
     from dataclasses import replace
 
     from turnout.service.api.filters import read_filter
-    from turnout.service.errors import InvalidData
-    from turnout.service.units import utc_now
+    from turnout.service.domain.errors import InvalidData
+    from turnout.service.domain.units import utc_now
 
     try:
         return replace(read_filter(now=utc_now(), **filters), dead=dead)

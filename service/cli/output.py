@@ -105,7 +105,7 @@ def took(started_at: datetime | None, finished_at: datetime | None) -> str:
     """Write how long something took."""
     if started_at is None or finished_at is None:
         return ""
-    from turnout.service.units import format_duration
+    from turnout.service.domain.units import format_duration
 
     return format_duration(finished_at - started_at)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from turnout.service.errors import NotFound
+from turnout.service.domain.errors import NotFound
 
 from .acting import dead
 from .options import chosen, run_async, with_filters, with_json, with_settings
@@ -20,9 +20,9 @@ from .output import clock, complain, heading, print_facts, print_json, say, shor
 from .showing import error_line, undo_words
 
 if TYPE_CHECKING:
+    from turnout.service.domain.run import Run
     from turnout.service.journal.contract import Reader
     from turnout.service.journal.records import Filter, StoredEvent
-    from turnout.service.run import Run
     from turnout.service.settings import Settings
 
 limit_option = click.option(

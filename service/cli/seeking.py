@@ -106,8 +106,8 @@ async def _seek_at_rest(
     settings: Settings, name: str, wish: dict[str, Any], flows: tuple[Path, ...], *, dry_run: bool
 ) -> dict[str, Any]:
     from turnout.service.api.documents import seek_of
+    from turnout.service.domain.trigger import Seek
     from turnout.service.project.loader import load
-    from turnout.service.trigger import Seek
 
     from .hands import open_operator
 

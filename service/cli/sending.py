@@ -63,7 +63,7 @@ def emit(
     turnout emit event.json
     turnout emit --type order.placed --input '{"id": "7", "amount": 3}'
     """
-    from turnout.service.api.cloudevents import STRUCTURED
+    from turnout.service.domain.cloudevents import STRUCTURED
 
     if (file is None) == (event_type is None):
         raise click.UsageError("give a FILE with one CloudEvent, or --type")
@@ -76,7 +76,7 @@ def _envelope(
     event_type: str | None, written: str | None, source: str, subject: str | None
 ) -> bytes:
     from turnout.service.api.documents import encode
-    from turnout.service.event import mint_id
+    from turnout.service.domain.event import mint_id
 
     envelope = {"specversion": "1.0", "id": mint_id(), "source": source, "type": event_type}
     if subject is not None:
@@ -89,8 +89,8 @@ def _envelope(
 
 def read_json(written: str) -> bytes:
     """Return the bytes of `--input`, which is JSON; a usage error says where it is not."""
-    from turnout.service.errors import InvalidData
-    from turnout.service.payload import decode_json
+    from turnout.service.domain.errors import InvalidData
+    from turnout.service.domain.payload import decode_json
 
     data = read_input(written)
     try:

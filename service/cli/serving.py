@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 
 from .options import run_async, with_json, with_settings
 from .output import complain, console, print_json, say, table
 from .sending import read_json
 
 if TYPE_CHECKING:
+    from turnout.service.domain.run import Run
     from turnout.service.project.loader import Findings
-    from turnout.service.run import Run
     from turnout.service.settings import Settings
 
 flow_paths = click.argument(
@@ -204,7 +204,7 @@ def run(target: str, written: str, config: Path | None, as_json: bool) -> None:
 
 def _report_run(run: Run, as_json: bool) -> None:
     from turnout.service.api.documents import encode
-    from turnout.service.run import RunState
+    from turnout.service.domain.run import RunState
 
     if as_json:
         print_json(run.as_dict())

@@ -58,7 +58,7 @@ async def _post_mortem(settings: Settings, run_id: str) -> dict[str, Any]:
 
 async def _waits_for(settings: Settings, run_id: str) -> str | None:
     """Return what a running run waits for, which only a live service knows."""
-    from turnout.service.errors import TurnoutError
+    from turnout.service.domain.errors import TurnoutError
 
     from .hands import open_service
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from turnout.service.flow import Limit
+from turnout.service.domain.flow import Limit
 
 RUNNING = 0
 """Holder of an ordering key whose run is running; else the holder is a waiting run's seq."""

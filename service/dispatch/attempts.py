@@ -14,14 +14,14 @@ from contextvars import Context, copy_context
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from turnout.service.errors import ClaimLost, JournalFull
+from turnout.service.domain.errors import ClaimLost, JournalFull
+from turnout.service.domain.run import FINISHED, Outcome, RunState
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim
 from turnout.service.logs import get_logger
 from turnout.service.meters import Counter, Histogram
 from turnout.service.metrics import Metrics
 from turnout.service.project import AnyFlow
-from turnout.service.run import FINISHED, Outcome, RunState
 
 from .executor import Executor
 

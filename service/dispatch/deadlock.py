@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
+from turnout.service.domain.run import FINISHED, Fail
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim, run_topic
-from turnout.service.run import FINISHED, Fail
 
 from .dispatcher import Dispatcher
 

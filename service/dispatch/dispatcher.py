@@ -16,13 +16,13 @@ from typing import Any
 
 import anyio
 
-from turnout.service.errors import JournalFull
-from turnout.service.event import CALLED, Event
+from turnout.service.domain.errors import JournalFull
+from turnout.service.domain.event import CALLED, Event
+from turnout.service.domain.run import Outcome, Run, RunState
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Appended, Claim, NewRun, Queued
 from turnout.service.metrics import Metrics
 from turnout.service.project import AnyFlow
-from turnout.service.run import Outcome, Run, RunState
 
 from .admission import NEWBORN, RUNNING, Admission
 from .attempts import Attempts, Ended, until_writable

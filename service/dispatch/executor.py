@@ -13,7 +13,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from turnout.service.errors import (
+from turnout.service.domain.error_groups import deciding, is_final, leaves
+from turnout.service.domain.errors import (
     FOREIGN,
     ClaimLost,
     JournalBroken,
@@ -21,17 +22,16 @@ from turnout.service.errors import (
     message_of,
     words_of,
 )
-from turnout.service.event import CALLED
+from turnout.service.domain.event import CALLED
+from turnout.service.domain.resource import Resources
+from turnout.service.domain.retry import delay_after
+from turnout.service.domain.run import Outcome, RunError, RunState, Skip
 from turnout.service.governance import secrets
-from turnout.service.groups import deciding, is_final, leaves
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim
 from turnout.service.metrics import Metrics
 from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow
-from turnout.service.resource import Resources
-from turnout.service.retry import delay_after
-from turnout.service.run import Outcome, RunError, RunState, Skip
 from turnout.service.second_look import FILE_TYPES, look_again
 from turnout.service.settings import Settings
 from turnout.service.steps.branches import not_facts

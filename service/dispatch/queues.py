@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from turnout.service.flow import Flow
+from turnout.service.domain.flow import Flow
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Queued
 

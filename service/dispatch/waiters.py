@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TypeAlias
 
-from turnout.service.errors import Overloaded
+from turnout.service.domain.errors import Overloaded
+from turnout.service.domain.run import FINISHED, Outcome
 from turnout.service.journal.contract import Journal
-from turnout.service.run import FINISHED, Outcome
 
 _Finished: TypeAlias = "asyncio.Future[Outcome | None]"
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Protocol
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 
 from .ownership import refuse_shared, rights_of_others
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import orjson
 
-from turnout.service.errors import Expired, NotFound, SetupError
+from turnout.service.domain.errors import Expired, NotFound, SetupError
 
 from .ownership import refuse_shared, rights_of_others
 

@@ -10,7 +10,7 @@ import pwd
 import stat
 from pathlib import Path
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 
 
 def refuse_shared(path: Path, what: str) -> None:

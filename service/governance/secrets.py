@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from turnout.service.errors import NotKept, SetupError
+from turnout.service.domain.errors import NotKept, SetupError
 
 from .forms import forms_of
 

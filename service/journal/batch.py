@@ -12,9 +12,9 @@ from typing import Any
 import apsw
 import orjson
 
-from turnout.service.errors import ClaimLost
-from turnout.service.event import CALLED
-from turnout.service.run import FINISHED, RunState, Undo
+from turnout.service.domain.errors import ClaimLost
+from turnout.service.domain.event import CALLED
+from turnout.service.domain.run import FINISHED, RunState, Undo
 
 from . import waits
 from .intake import Intake

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import apsw
 import orjson
 
-from turnout.service.errors import (
+from turnout.service.domain.errors import (
     JournalBroken,
     JournalError,
     JournalFull,

@@ -16,9 +16,9 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
 from typing import Literal, Protocol
 
-from turnout.service.event import Event
-from turnout.service.run import Outcome, Run
-from turnout.service.trigger import Backlog
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import Outcome, Run
+from turnout.service.domain.trigger import Backlog
 
 from .records import (
     Appended,

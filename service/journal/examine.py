@@ -11,7 +11,7 @@ from functools import partial
 
 import apsw
 
-from turnout.service.run import FINISHED, RunState
+from turnout.service.domain.run import FINISHED, RunState
 
 from . import spill
 

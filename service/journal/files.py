@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 
 FILE_NAME = "journal.db"
 FOLDER = "journal"

@@ -11,7 +11,7 @@ from typing import Any
 
 import apsw
 
-from turnout.service.run import RunState
+from turnout.service.domain.run import RunState
 
 from .records import Filter
 from .rows import LISTED_RUN_COLUMNS, found_by_id, micros

@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 import orjson
 
-from turnout.service.trigger import Backlog
+from turnout.service.domain.trigger import Backlog
 
 from .rows import micros
 from .tally import Tally

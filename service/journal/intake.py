@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import apsw
 import orjson
 
-from turnout.service.content import is_same
-from turnout.service.errors import Overloaded
+from turnout.service.domain.duplicates import is_same
+from turnout.service.domain.errors import Overloaded
 
 from .jobs import AppendJob
 from .records import Appended, Entry, NewRun

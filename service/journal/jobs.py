@@ -13,8 +13,8 @@ from typing import Any
 
 import apsw
 
-from turnout.service.errors import JournalError
-from turnout.service.run import Outcome
+from turnout.service.domain.errors import JournalError
+from turnout.service.domain.run import Outcome
 
 from .records import Claim, Decision, Entry
 from .rows import identity, micros, pack_decisions, pack_details

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 
 from .files import journal_folder
 

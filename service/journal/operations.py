@@ -12,8 +12,8 @@ from datetime import datetime
 
 import apsw
 
-from turnout.service.errors import Expired, NotFound, Refused
-from turnout.service.run import (
+from turnout.service.domain.errors import Expired, NotFound, Refused
+from turnout.service.domain.run import (
     CANCELLED,
     FINISHED,
     PROCESS_DIED,

@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeVar
 import apsw
 import orjson
 
-from turnout.service.errors import JournalError
-from turnout.service.event import Event
-from turnout.service.run import Run, RunState
+from turnout.service.domain.errors import JournalError
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import Run, RunState
 
 from . import cache
 from .connection import open_for_reading, read_all, translate

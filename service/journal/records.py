@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from turnout.service.event import Event
-from turnout.service.run import RunError, RunState
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import RunError, RunState
 
 # ---------------------------------------------------------------- what is written
 

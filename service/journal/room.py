@@ -11,7 +11,7 @@ from pathlib import Path
 
 import apsw
 
-from turnout.service.errors import Overloaded
+from turnout.service.domain.errors import Overloaded
 
 from .files import FILE_NAME
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import orjson
 
-from turnout.service.content import digest
-from turnout.service.event import NO_BODY, Event
-from turnout.service.run import Run, RunError, RunState
+from turnout.service.domain.duplicates import digest
+from turnout.service.domain.event import NO_BODY, Event
+from turnout.service.domain.run import Run, RunError, RunState
 
 from .records import (
     FAILED,

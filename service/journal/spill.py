@@ -20,7 +20,7 @@ from pathlib import Path
 import apsw
 import orjson
 
-from turnout.service.errors import JournalBroken, JournalError, JournalFull
+from turnout.service.domain.errors import JournalBroken, JournalError, JournalFull
 
 FOLDER = "results"
 BATCH = 500

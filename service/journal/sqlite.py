@@ -18,11 +18,11 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import apsw
 
-from turnout.service.errors import JournalBroken, JournalError, SetupError
-from turnout.service.event import Event
+from turnout.service.domain.errors import JournalBroken, JournalError, SetupError
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import Outcome, Run
+from turnout.service.domain.trigger import Backlog
 from turnout.service.metrics import Metrics
-from turnout.service.run import Outcome, Run
-from turnout.service.trigger import Backlog
 
 from . import cache, handback, operations, upkeep
 from .batch import Batch

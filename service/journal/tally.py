@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.service.run import UNFINISHED
+from turnout.service.domain.run import UNFINISHED
 
 _UNFINISHED = frozenset(str(state) for state in UNFINISHED)
 

@@ -18,8 +18,8 @@ from typing import Any
 import apsw
 import orjson
 
-from turnout.service.errors import Refused
-from turnout.service.run import PROCESS_DIED, RunError, RunState
+from turnout.service.domain.errors import Refused
+from turnout.service.domain.run import PROCESS_DIED, RunError, RunState
 
 from . import operations, waits
 from .records import FAILED, REGISTERED, Rescued

@@ -13,7 +13,7 @@ from typing import Any
 import apsw
 import orjson
 
-from turnout.service.errors import Refused
+from turnout.service.domain.errors import Refused
 
 from .records import APPROVAL, Opening, approval_topic, run_topic
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import apsw
 
-from turnout.service.errors import JournalBroken, JournalError, JournalFull, TurnoutError
+from turnout.service.domain.errors import JournalBroken, JournalError, JournalFull, TurnoutError
 from turnout.service.metrics import Metrics
 
 from .connection import translate

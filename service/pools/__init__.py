@@ -27,8 +27,8 @@ from contextvars import copy_context
 from typing import Any, Literal, TypeVar
 
 from turnout.service import logs
-from turnout.service.errors import Exited
-from turnout.service.flow import Pool
+from turnout.service.domain.errors import Exited
+from turnout.service.domain.flow import Pool
 
 from .limit import TimeLimit, Waiting
 from .worker import Worker, WorkerDied, request_of, value_of

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 from turnout.service import logs, streams
-from turnout.service.errors import FOREIGN, NotKept, TurnoutError
-from turnout.service.flow import SOURCE
+from turnout.service.domain.errors import FOREIGN, NotKept, TurnoutError
+from turnout.service.domain.flow import SOURCE
+from turnout.service.domain.portable import portable
 from turnout.service.governance import secrets
-from turnout.service.portable import portable
 from turnout.service.project.loader import PACKAGE, load_file
 
 Restore = Callable[..., Callable[[], None]]

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from turnout.service.errors import SetupError
-from turnout.service.flow import Flow
-from turnout.service.trigger import CalledTrigger, StartsOnType, Trigger
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.trigger import CalledTrigger, StartsOnType, Trigger
 
 AnyFlow = Flow[..., Any]
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from turnout.service.errors import FOREIGN, SetupError
-from turnout.service.flow import CODE_VERSION, SOURCE, Flow
+from turnout.service.domain.errors import FOREIGN, SetupError
+from turnout.service.domain.flow import CODE_VERSION, SOURCE, Flow
 from turnout.service.governance.secrets import has_value
 
 from . import AnyFlow, Project, problems

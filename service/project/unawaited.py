@@ -16,8 +16,8 @@ from contextlib import suppress
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-from turnout.service.errors import SetupError
-from turnout.service.flow import SOURCE, Flow
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.flow import SOURCE, Flow
 
 _AWAITED = ("Coroutine", "Awaitable", "Asked")
 """What the annotation of a function says that returns something to await."""

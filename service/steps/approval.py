@@ -14,14 +14,14 @@ from functools import lru_cache
 from types import GenericAlias
 from typing import Any, Generic, TypeVar, overload
 
-from turnout.service.errors import FOREIGN, InvalidData, SetupError
+from turnout.service.domain.errors import FOREIGN, InvalidData, SetupError
+from turnout.service.domain.payload import read_json
+from turnout.service.domain.retry import RetryPolicy
+from turnout.service.domain.run import Rejected
+from turnout.service.domain.shape import adapter, explain
+from turnout.service.domain.units import parse_duration
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord, approval_topic
-from turnout.service.payload import read_json
-from turnout.service.retry import RetryPolicy
-from turnout.service.run import Rejected
-from turnout.service.shape import adapter, explain
-from turnout.service.units import parse_duration
 
 from .context import to_await
 from .step import Call, Task

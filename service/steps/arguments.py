@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from turnout.service.binding import validated
-from turnout.service.errors import FOREIGN, InvalidData, NotKept, message_of, words_of
-from turnout.service.event import Event, file_url
-from turnout.service.flow import Flow
-from turnout.service.shape import adapter
+from turnout.service.domain.binding import validated
+from turnout.service.domain.errors import FOREIGN, InvalidData, NotKept, message_of, words_of
+from turnout.service.domain.event import Event, file_url
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.shape import adapter
 
 from .exact import ATOMS, pickled, same
 from .step import Call

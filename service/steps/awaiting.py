@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from turnout.service.domain.trigger import StartsOnType
 from turnout.service.journal.records import Decision, Entry
 from turnout.service.project import AnyFlow
-from turnout.service.trigger import StartsOnType
 
 from .calling import EMITTED
 from .waiting import event_topic, field_of

@@ -23,9 +23,9 @@ from datetime import timedelta
 from types import CodeType
 from typing import Any
 
-from turnout.service.errors import FOREIGN, NotKept, SetupError
-from turnout.service.flow import CODE_VERSION
-from turnout.service.units import parse_duration
+from turnout.service.domain.errors import FOREIGN, NotKept, SetupError
+from turnout.service.domain.flow import CODE_VERSION
+from turnout.service.domain.units import parse_duration
 
 from .digest import INPUT, encoded, join
 

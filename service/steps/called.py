@@ -18,7 +18,7 @@ from pathlib import Path
 from types import CodeType, CoroutineType, FrameType
 from typing import Any, NamedTuple, TypeVar
 
-from turnout.service.errors import NotAwaited
+from turnout.service.domain.errors import NotAwaited
 
 T = TypeVar("T")
 

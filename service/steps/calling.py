@@ -18,14 +18,14 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
-from turnout.service import foreign
-from turnout.service.errors import NotKept, StepFailed
-from turnout.service.event import CALLED, MAX_HOPS, NO_BODY, Event, mint_id
-from turnout.service.flow import Flow
+from turnout.service.domain import foreign
+from turnout.service.domain.errors import NotKept, StepFailed
+from turnout.service.domain.event import CALLED, MAX_HOPS, NO_BODY, Event, mint_id
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.retry import RetryPolicy
+from turnout.service.domain.run import FINISHED, Fail, RunState
 from turnout.service.governance import secrets
 from turnout.service.journal.records import ChildEnd, StepRecord
-from turnout.service.retry import RetryPolicy
-from turnout.service.run import FINISHED, Fail, RunState
 
 from . import codec
 from .arguments import event_for

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from turnout.service.errors import CodeChanged
+from turnout.service.domain.errors import CodeChanged
 from turnout.service.journal.records import REGISTERED, Given, StepRecord
 from turnout.service.logs import get_logger
 

@@ -9,14 +9,14 @@ holding a live secret) is refused by name before anything downstream runs (decis
 from __future__ import annotations
 
 import inspect
-import pickle
 from typing import Any, Literal
 
-from turnout.service.errors import FOREIGN, CodeChanged, NotKept
+from turnout.service.domain.errors import FOREIGN, CodeChanged, NotKept
+from turnout.service.domain.payload import read_json
+from turnout.service.domain.shape import adapter
+from turnout.service.domain.unpickle import unpickle
 from turnout.service.governance import secrets
 from turnout.service.journal.records import ChildEnd
-from turnout.service.payload import read_json
-from turnout.service.shape import adapter
 
 from .exact import pickled, plain_json, same, what_json_loses
 
@@ -46,7 +46,7 @@ def decode(encoding: Encoding, data: bytes, annotation: Any, *, name: object) ->
     """Return what `encode` kept; raises `CodeChanged` when today's code cannot read it."""
     try:
         if encoding == "pickle":
-            return pickle.loads(data)
+            return unpickle(data)
         if annotation in _UNTYPED or annotation in _PLAIN or annotation is None:
             return read_json(data)
         return adapter(annotation).validate_json(data)

@@ -23,15 +23,15 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from turnout.service import logs, pools
-from turnout.service.errors import MisplacedTask, NotKept
-from turnout.service.event import Event
-from turnout.service.flow import Flow
+from turnout.service.domain.errors import MisplacedTask, NotKept
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.resource import Resources
+from turnout.service.domain.run import RunError
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import REGISTERED, Claim, StepRecord
 from turnout.service.pools import Pools, worker
-from turnout.service.resource import Resources
-from turnout.service.run import RunError
-from turnout.service.units import utc_now
 
 from . import timeouts
 from .called import Called, where

@@ -28,7 +28,7 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
-from turnout.service.event import Event
+from turnout.service.domain.event import Event
 from turnout.service.governance.secrets import Secret
 
 from .exact import ATOMS, attributes, is_named_tuple, is_plain, is_record

@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 import orjson
 
-from turnout.service.errors import (
+from turnout.service.domain.errors import (
     ClaimLost,
     CodeChanged,
     JournalBroken,
@@ -38,12 +38,9 @@ from turnout.service.errors import (
     SetupError,
     message_of,
 )
-from turnout.service.event import Event
-from turnout.service.journal.records import FAILED, REGISTERED, Claim, StepRecord
-from turnout.service.logs import get_logger
-from turnout.service.project import AnyFlow
-from turnout.service.retry import RetryPolicy
-from turnout.service.run import (
+from turnout.service.domain.event import Event
+from turnout.service.domain.retry import RetryPolicy
+from turnout.service.domain.run import (
     CANCELLED,
     PROCESS_DIED,
     UNDO_FAILED,
@@ -51,6 +48,9 @@ from turnout.service.run import (
     RunError,
     RunState,
 )
+from turnout.service.journal.records import FAILED, REGISTERED, Claim, StepRecord
+from turnout.service.logs import get_logger
+from turnout.service.project import AnyFlow
 
 from . import codec, step
 from .context import RunContext, Scope, Suspend

@@ -30,6 +30,8 @@ from uuid import UUID
 
 import orjson
 
+from turnout.service.domain.unpickle import unpickle
+
 ATOMS: frozenset[type] = frozenset((str, int, bool, NoneType))
 """JSON's own types that have no parts and no odd values."""
 
@@ -268,7 +270,7 @@ def pickled(value: Any) -> bytes:
 def pickled_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
     """Return a pickle of (args, kwargs), each of which is read back as of the same type."""
     data = pickle.dumps((args, dict(kwargs)), protocol=5)
-    placed, named = pickle.loads(data)
+    placed, named = unpickle(data)
     for back, value in zip((*placed, *named.values()), (*args, *kwargs.values()), strict=True):
         _check_type(back, value)
     return data

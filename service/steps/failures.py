@@ -7,13 +7,13 @@ for a step (`step`) or a run (`executor`).
 
 from __future__ import annotations
 
-import pickle
 import traceback
 from collections.abc import Iterator, Mapping
 from itertools import dropwhile
 from pathlib import Path
 
-from turnout.service.errors import (
+from turnout.service.domain.error_groups import deciding, problems
+from turnout.service.domain.errors import (
     FOREIGN,
     CodeChanged,
     InvalidData,
@@ -22,11 +22,11 @@ from turnout.service.errors import (
     StepFailed,
     message_of,
 )
+from turnout.service.domain.portable import kind_of, portable
+from turnout.service.domain.run import Fail, Rejected, RunError
+from turnout.service.domain.unpickle import unpickle
 from turnout.service.governance import secrets
-from turnout.service.groups import deciding, problems
 from turnout.service.journal.records import StepRecord
-from turnout.service.portable import kind_of, portable
-from turnout.service.run import Fail, Rejected, RunError
 
 _MAX_MESSAGE = 4096
 _MAX_TRACEBACK = 32_768
@@ -137,7 +137,7 @@ def keep(error: Exception, max_bytes: int) -> tuple[bytes | None, Exception]:
         return None, failed
     if kept.is_whole:
         return kept.data, error
-    heard: Exception = pickle.loads(kept.data)
+    heard: Exception = unpickle(kept.data)
     return kept.data, heard.with_traceback(error.__traceback__)
 
 
@@ -157,7 +157,7 @@ def restore(known: StepRecord) -> BaseException:
     error = None
     if known.result is not None:
         try:
-            error = pickle.loads(known.result)
+            error = unpickle(known.result)
         except FOREIGN:  # its class may be gone from the code
             error = None
     if not isinstance(error, BaseException):

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from turnout.service.errors import FOREIGN
+from turnout.service.domain.errors import FOREIGN
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Given
 

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from turnout.service import pools
-from turnout.service.errors import FOREIGN, NotKept, as_exception
+from turnout.service.domain.errors import FOREIGN, NotKept, as_exception
 
 from .context import inside
 from .step import Call, end, settle, use_cache

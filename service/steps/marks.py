@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
-from turnout.service.errors import TurnoutError
+from turnout.service.domain.errors import TurnoutError
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim, StepRecord
 

@@ -6,7 +6,7 @@ noticing changes nobody provided for (`changed`).
 
 from __future__ import annotations
 
-from turnout.service.errors import MisplacedTask
+from turnout.service.domain.errors import MisplacedTask
 
 from .changed import PATCHED
 from .context import current, here

@@ -24,7 +24,8 @@ from typing import Any, Generic, TypeVar
 
 import orjson
 
-from turnout.service.errors import (
+from turnout.service.domain.error_groups import is_final
+from turnout.service.domain.errors import (
     FOREIGN,
     ClaimLost,
     CodeChanged,
@@ -35,11 +36,10 @@ from turnout.service.errors import (
     Overloaded,
     as_exception,
 )
-from turnout.service.flow import Pool
-from turnout.service.groups import is_final
+from turnout.service.domain.flow import Pool
+from turnout.service.domain.retry import RetryPolicy, delay_after
+from turnout.service.domain.run import RunError
 from turnout.service.journal.records import Cached, Given, StepRecord
-from turnout.service.retry import RetryPolicy, delay_after
-from turnout.service.run import RunError
 
 from . import caching, codec, failures
 from . import undo as undos

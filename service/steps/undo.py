@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import importlib
 import inspect
-import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from typing import Any
 
 import orjson
 
-from turnout.service.errors import FOREIGN, CodeChanged, NotKept, SetupError
+from turnout.service.domain.errors import FOREIGN, CodeChanged, NotKept, SetupError
+from turnout.service.domain.unpickle import unpickle
 from turnout.service.governance import secrets
 
 from .exact import pickled_call
@@ -96,7 +96,7 @@ class Undo:
         try:
             importlib.import_module(self.module)
             function = _find(self.module, self.name)
-            args, kwargs = pickle.loads(self.arguments)
+            args, kwargs = unpickle(self.arguments)
         except FOREIGN as error:
             raise CodeChanged(f"{self.name} cannot be called any more: {error}") from error
         if not callable(function):

@@ -20,15 +20,16 @@ from typing import Any
 
 import orjson
 
-from turnout.service import foreign, pools
-from turnout.service.errors import InvalidData, MisplacedTask
-from turnout.service.event import Event
+from turnout.service import pools
+from turnout.service.domain import foreign
+from turnout.service.domain.errors import InvalidData, MisplacedTask
+from turnout.service.domain.event import Event
+from turnout.service.domain.retry import RetryPolicy
+from turnout.service.domain.run import Fail
+from turnout.service.domain.trigger import Trigger
+from turnout.service.domain.units import parse_duration
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord
-from turnout.service.retry import RetryPolicy
-from turnout.service.run import Fail
-from turnout.service.trigger import Trigger
-from turnout.service.units import parse_duration
 
 from .called import where
 from .context import Outside, Scope, here, suspend, to_await

@@ -17,7 +17,7 @@ from typing import Any
 
 from turnout.handlers.flow import flow
 from turnout.handlers.task import task
-from turnout.service.flow import Flow
+from turnout.service.domain.flow import Flow
 
 from .load import BODY
 from .measure import Size, Spread, Unavailable, interleave, ratio

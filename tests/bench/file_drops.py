@@ -23,7 +23,7 @@ import apsw
 import watchfiles
 
 from tests.process import Program, until
-from turnout.service.event import mint_id
+from turnout.service.domain.event import mint_id
 from turnout.service.journal.connection import open_for_writing
 
 from . import flows, stamps

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import uvloop
 
-from turnout.service.event import mint_id
+from turnout.service.domain.event import mint_id
+from turnout.service.domain.run import RunState
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.connection import open_for_writing
 from turnout.service.journal.records import Entry, NewRun
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.metrics import Metrics
-from turnout.service.run import RunState
-from turnout.service.units import utc_now
 
 from . import flows
 from .measure import Size, Spread, interleave, ratio

@@ -22,9 +22,10 @@ import orjson
 import uvloop
 
 from turnout.service.app import calm_collector
-from turnout.service.clock import WallClock
-from turnout.service.event import Event, mint_id
-from turnout.service.flow import Flow
+from turnout.service.domain.clock import WallClock
+from turnout.service.domain.event import Event, mint_id
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.connection import open_for_writing
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.sqlite import open_journal
@@ -33,7 +34,6 @@ from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand, Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings
-from turnout.service.units import utc_now
 
 from .load import BODY
 from .references import CODE_VERSION, INSERT_EVENT, INSERT_RUN

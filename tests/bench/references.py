@@ -22,7 +22,7 @@ import orjson
 import uvicorn
 from pydantic import BaseModel
 
-from turnout.service.event import mint_id
+from turnout.service.domain.event import mint_id
 from turnout.service.journal.connection import open_for_writing
 
 MOST_ROWS = 1000

@@ -20,9 +20,9 @@ FLOWS = Path(__file__).parent / "flows" / "work.py"
 
 ACCEPT_UNWRITTEN = """
 from turnout.service.emitter import TriggerEmitter
-from turnout.service.errors import JournalFull
-from turnout.service.event import mint_id
-from turnout.service.trigger import Receipt
+from turnout.service.domain.errors import JournalFull
+from turnout.service.domain.event import mint_id
+from turnout.service.domain.trigger import Receipt
 
 honest = TriggerEmitter.__call__
 

@@ -20,7 +20,7 @@ from tests.conftest import Say
 from tests.process import Program, until
 from tests.running import Running, running
 from turnout import Event, flow
-from turnout.service.errors import TriggerError
+from turnout.service.domain.errors import TriggerError
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as records_of
 
@@ -46,7 +46,7 @@ Reading._write = hasty
 
 ACCEPT_UNWRITTEN = """
 from turnout.service.emitter import TriggerEmitter
-from turnout.service.errors import JournalFull
+from turnout.service.domain.errors import JournalFull
 
 honest = TriggerEmitter.__call__
 

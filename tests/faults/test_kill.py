@@ -25,8 +25,8 @@ pytestmark = pytest.mark.timeout(900)
 ACKNOWLEDGE_FIRST = """
 import asyncio
 from turnout.service.emitter import TriggerEmitter
-from turnout.service.event import mint_id
-from turnout.service.trigger import Receipt
+from turnout.service.domain.event import mint_id
+from turnout.service.domain.trigger import Receipt
 
 honest, late = TriggerEmitter.__call__, set()
 

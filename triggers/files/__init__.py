@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
-from turnout.service.errors import InvalidData, SetupError
-from turnout.service.event import Event, file_url
-from turnout.service.trigger import Emitter
-from turnout.service.units import parse_duration
+from turnout.service.domain.errors import InvalidData, SetupError
+from turnout.service.domain.event import Event, file_url
+from turnout.service.domain.trigger import Emitter
+from turnout.service.domain.units import parse_duration
 
 from .endings import Delete, Ending, Move, Subject, delete_file, move_file
 from .hearing import HintsLost, Sign

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from turnout.service.errors import TooEarly, TriggerError
+from turnout.service.domain.errors import TooEarly, TriggerError
 
 from .scan import is_written, opened
 

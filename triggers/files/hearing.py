@@ -18,8 +18,8 @@ from typing import Protocol, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
+from turnout.service.domain.trigger import Emitter
 from turnout.service.logs import get_logger
-from turnout.service.trigger import Emitter
 
 from .scan import Identity, identity_of, is_text
 from .sighting import displayed

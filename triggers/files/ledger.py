@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from turnout.service.trigger import Emitter
+from turnout.service.domain.trigger import Emitter
 
 from .scan import Version
 

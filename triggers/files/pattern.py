@@ -18,7 +18,7 @@ from fnmatch import translate
 from functools import lru_cache
 from pathlib import Path
 
-from turnout.service.errors import SetupError
+from turnout.service.domain.errors import SetupError
 
 Place = frozenset[int]
 """Where a folder stands in a pattern: the segments its children may match."""

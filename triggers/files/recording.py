@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from turnout.service.errors import JournalFull, Overloaded
-from turnout.service.event import Event
-from turnout.service.trigger import Emitter
+from turnout.service.domain.errors import JournalFull, Overloaded
+from turnout.service.domain.event import Event
+from turnout.service.domain.trigger import Emitter
 
 from .ledger import DEVICE, Ledger, Positions
 from .sighting import Sighting, file_event

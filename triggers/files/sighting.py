@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import orjson
 
-from turnout.service.event import Event, file_url
+from turnout.service.domain.event import Event, file_url
 
 from .scan import Version
 

@@ -16,9 +16,9 @@ import time
 from contextlib import suppress
 from inspect import GEN_RUNNING, getgeneratorstate
 
-from turnout.service.errors import TriggerError
+from turnout.service.domain.errors import TriggerError
+from turnout.service.domain.trigger import Emitter
 from turnout.service.logs import get_logger
-from turnout.service.trigger import Emitter
 
 from .hearing import Disk, Hearing, HintsLost, OpenNotifier, Sign
 from .ledger import Ledger

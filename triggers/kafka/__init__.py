@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from turnout.service.errors import JournalFull, Overloaded, SetupError, TriggerError
-from turnout.service.event import Event
-from turnout.service.trigger import Emitter, Seek, SeekPlan
-from turnout.service.units import parse_duration, parse_size
+from turnout.service.domain.errors import JournalFull, Overloaded, SetupError, TriggerError
+from turnout.service.domain.event import Event
+from turnout.service.domain.trigger import Emitter, Seek, SeekPlan
+from turnout.service.domain.units import parse_duration, parse_size
 
 from .record import Data, Null, Reader
 

@@ -45,7 +45,7 @@ from aiokafka.protocol.fetch import FetchRequest  # type: ignore[import-untyped]
 from aiokafka.protocol.group import LeaveGroupRequest  # type: ignore[import-untyped]  # as above
 from aiokafka.protocol.metadata import MetadataRequest  # type: ignore[import-untyped]  # as above
 
-from turnout.service.errors import TriggerError
+from turnout.service.domain.errors import TriggerError
 
 from .epochs import epoch_ends
 from .identity import FETCHING, Identity, by_leader, identities

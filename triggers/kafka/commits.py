@@ -18,7 +18,7 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     IllegalStateError,
 )
 
-from turnout.service.errors import TriggerError
+from turnout.service.domain.errors import TriggerError
 from turnout.service.logs import get_logger
 
 from . import broker

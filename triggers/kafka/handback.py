@@ -22,9 +22,9 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     IllegalStateError,
 )
 
-from turnout.service.errors import JournalFull, Overloaded, TriggerError
+from turnout.service.domain.errors import JournalFull, Overloaded, TriggerError
+from turnout.service.domain.trigger import Backlog, Emitter, HandBack
 from turnout.service.logs import get_logger
-from turnout.service.trigger import Backlog, Emitter, HandBack
 
 from . import broker
 from .commits import Commits

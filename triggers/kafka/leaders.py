@@ -16,8 +16,8 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]  # no types
 
-from turnout.service.errors import JournalFull, Overloaded
-from turnout.service.trigger import Emitter
+from turnout.service.domain.errors import JournalFull, Overloaded
+from turnout.service.domain.trigger import Emitter
 
 from . import broker
 from .identity import COORDINATING, FETCHING, Identity

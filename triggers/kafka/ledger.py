@@ -20,8 +20,8 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
-from turnout.service.errors import TriggerError
-from turnout.service.trigger import Emitter
+from turnout.service.domain.errors import TriggerError
+from turnout.service.domain.trigger import Emitter
 
 Spans = tuple[tuple[int, int], ...]
 """Offsets, as first and last of each unbroken run of them, in order."""

@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]  # it carries no types
 
-from turnout.service.event import OWN_EXTENSIONS, Event
-from turnout.service.trigger import Emitter
+from turnout.service.domain.event import OWN_EXTENSIONS, Event
+from turnout.service.domain.trigger import Emitter
 
 from . import broker
 from .record import bytes_of, headers_of, is_structured

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]  # no types
 
-from turnout.service.errors import TriggerError
+from turnout.service.domain.errors import TriggerError
+from turnout.service.domain.trigger import Emitter
 from turnout.service.logs import get_logger
-from turnout.service.trigger import Emitter
 
 from . import broker
 from .broker import Met

@@ -37,10 +37,10 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     UnsupportedCodecError,
 )
 
-from turnout.service.errors import JournalFull, Overloaded, TriggerError
-from turnout.service.event import Event
+from turnout.service.domain.errors import JournalFull, Overloaded, TriggerError
+from turnout.service.domain.event import Event
+from turnout.service.domain.trigger import Emitter
 from turnout.service.logs import get_logger
-from turnout.service.trigger import Emitter
 
 from . import broker
 from .commits import LAST_SECONDS, Commits

@@ -17,9 +17,9 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from turnout.service.api import cloudevents
-from turnout.service.errors import InvalidData
-from turnout.service.event import NEVER, NO_BODY, Event, like
+from turnout.service.domain import cloudevents
+from turnout.service.domain.errors import InvalidData
+from turnout.service.domain.event import NEVER, NO_BODY, Event, like
 
 Data = Literal["json", "text", "bytes"]
 Null = Literal["dead", "skip", "run"]

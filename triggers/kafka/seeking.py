@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]  # it carries no types
 
-from turnout.service.errors import Refused
-from turnout.service.trigger import Seek, SeekPlan
+from turnout.service.domain.errors import Refused
+from turnout.service.domain.trigger import Seek, SeekPlan
 
 from . import broker
 from .ledger import (

@@ -16,10 +16,10 @@ from urllib.parse import urlencode
 
 import orjson
 
-from turnout.service.event import NO_BODY, Event, mint_id
-from turnout.service.flow import Flow
+from turnout.service.domain.event import NO_BODY, Event, mint_id
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.trigger import Inbound, Trigger
 from turnout.service.project import AnyFlow
-from turnout.service.trigger import Inbound, Trigger
 from turnout.triggers.events import EventTrigger
 from turnout.triggers.files import FilesTrigger
 from turnout.triggers.files.scan import Version

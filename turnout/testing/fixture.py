@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from turnout.service.event import Event
+from turnout.service.domain.event import Event
 from turnout.service.project import AnyFlow
 
 from .clock import Clock

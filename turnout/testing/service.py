@@ -21,10 +21,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from turnout.service.clock import WallClock
+from turnout.service.domain.clock import WallClock
+from turnout.service.domain.errors import ClaimLost
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import FINISHED, RunError, RunState, Undo
+from turnout.service.domain.units import parse_duration
 from turnout.service.emitter import TriggerEmitter
-from turnout.service.errors import ClaimLost
-from turnout.service.event import Event
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
@@ -32,10 +34,8 @@ from turnout.service.maintenance import INTERVAL_SECONDS, Maintenance
 from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand, Process
 from turnout.service.project import AnyFlow, Project
-from turnout.service.run import FINISHED, RunError, RunState, Undo
 from turnout.service.settings import Settings
 from turnout.service.steps.changed import MARKS
-from turnout.service.units import parse_duration
 
 from .clock import START, Clock
 from .events import hand_event

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
+from turnout.service.domain.trigger import Trigger
 from turnout.service.emitter import TriggerEmitter
-from turnout.service.trigger import Trigger
 from turnout.triggers.calendar import Every
 from turnout.triggers.timers import Timer
 

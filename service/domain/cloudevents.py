@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from turnout.service.errors import InvalidData
-from turnout.service.event import NO_BODY, OWN_EXTENSIONS, Event
-from turnout.service.payload import Encoding, decode_json
+from .errors import InvalidData
+from .event import NO_BODY, OWN_EXTENSIONS, Event
+from .payload import Encoding, decode_json
 
 STRUCTURED = "application/cloudevents+json"
 BATCHED = "application/cloudevents-batch+json"

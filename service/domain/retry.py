@@ -14,8 +14,8 @@ from email.message import Message
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from .error_groups import asked_wait, deciding, problems
 from .errors import FOREIGN, SetupError
-from .groups import asked_wait, deciding, problems
 from .run import Retry
 from .units import parse_duration
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from turnout.service.errors import (
+from .errors import (
     ClaimLost,
     Expired,
     InvalidData,

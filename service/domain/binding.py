@@ -13,7 +13,6 @@ body `bytes` and `str` are empty, and what may be None is None.
 from __future__ import annotations
 
 import inspect
-import pickle
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,6 +26,7 @@ from .event import Event
 from .payload import Form
 from .resource import Resource
 from .shape import adapter, explain, mentions
+from .unpickle import unpickle
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -81,7 +81,7 @@ class Binding:
     def _called(self, event: Event, exact: bytes) -> dict[str, Any]:
         """Fill the parameters of a flow that a flow called: some as they were given."""
         try:
-            given: dict[str, Any] = pickle.loads(exact)
+            given: dict[str, Any] = unpickle(exact)
         except FOREIGN as error:
             raise CodeChanged(
                 f"the arguments of this call no longer fit the code ({words_of(error)}); call the "

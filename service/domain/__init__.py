@@ -1,0 +1,1 @@
+"""Values and pure rules: events, runs, flows, triggers, retries and errors. No input, no output."""
