@@ -27,15 +27,15 @@ from turnout.service.domain.clock import WallClock
 from turnout.service.domain.errors import JournalBroken, NotFound, SetupError
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import Run
+from turnout.service.governance.tokens import load_or_make_token
+from turnout.service.telemetry.logs import get_logger
+from turnout.service.telemetry.metrics import Metrics
 
 from .api.ingest import Ingest, check_exposure, unlock
 from .api.server import Server, listen
-from .governance.access import load_or_make_token
 from .governance.links import Links, load_or_make_key
 from .journal.sqlite import SqliteJournal, open_journal
-from .logs import get_logger
 from .maintenance import Maintenance
-from .metrics import Metrics
 from .process import ByHand, Process
 from .project.loader import load, loading
 from .settings import Settings

@@ -33,14 +33,14 @@ from turnout.service.domain.trigger import (
     TellsSender,
     Trigger,
 )
+from turnout.service.telemetry.logs import get_logger
+from turnout.service.telemetry.metrics import Metrics
 
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.waiters import Waiters
 from .governance import secrets
 from .journal.contract import Journal
 from .journal.records import Appended, Entry
-from .logs import get_logger
-from .metrics import Metrics
 from .project import AnyFlow
 from .router import Routed, route
 

@@ -14,11 +14,11 @@ from datetime import datetime
 from turnout.service.domain.clock import PATIENCE, WallClock
 from turnout.service.domain.errors import JournalFull, Overloaded
 from turnout.service.domain.units import format_duration
+from turnout.service.telemetry.logs import get_logger
+from turnout.service.telemetry.metrics import Metrics
 
 from .effects import Effects
 from .journal.contract import Journal
-from .logs import get_logger
-from .metrics import Metrics
 from .settings import Settings
 
 log = get_logger("turnout.maintenance")

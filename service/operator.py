@@ -20,12 +20,12 @@ from turnout.service.domain.errors import InvalidData, NotFound, Refused, words_
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.domain.trigger import Receipt, Seek, Seekable, SeekPlan
+from turnout.service.telemetry.logs import get_logger
 
 from .dispatch.dispatcher import Dispatcher
 from .emitter import TriggerEmitter
 from .journal.contract import Journal
 from .journal.records import Filter, NewRun, StoredEvent, UsedLink
-from .logs import get_logger
 from .project import Project
 from .router import route
 from .steps.approval import find_fields, read_fields

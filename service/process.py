@@ -22,6 +22,8 @@ from turnout.service.domain.resource import Resource, Resources
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.trigger import CalledTrigger, Trigger
 from turnout.service.domain.units import utc_now
+from turnout.service.telemetry.logs import get_logger
+from turnout.service.telemetry.metrics import Counts, Metrics
 
 from .calls import Calls
 from .dispatch.admission import Admission
@@ -34,8 +36,6 @@ from .emitter import TriggerEmitter
 from .governance.links import Links
 from .journal.contract import Journal
 from .journal.records import Claim
-from .logs import get_logger
-from .metrics import Counts, Metrics
 from .operator import Operator
 from .pools import Pools
 from .project import AnyFlow, Project

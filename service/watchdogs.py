@@ -20,11 +20,11 @@ from typing import NoReturn
 from turnout.service.domain.clock import WallClock
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.units import format_duration
+from turnout.service.telemetry.logs import get_logger
+from turnout.service.telemetry.streams import real_stderr
 
 from .journal.sqlite import SqliteJournal
-from .logs import get_logger
 from .settings import Settings
-from .streams import real_stderr
 
 log = get_logger("turnout")
 

@@ -19,10 +19,10 @@ from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Claim, Entry, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
-from turnout.service.metrics import Metrics
 from turnout.service.pools import Pools
 from turnout.service.settings import Settings
 from turnout.service.steps.context import Sleep
+from turnout.service.telemetry.metrics import Metrics
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
 

@@ -19,8 +19,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from turnout.service.cli import cli
 from turnout.service.domain.run import FINISHED, TRANSITIONS
 from turnout.service.domain.units import format_duration
-from turnout.service.metrics import Counts, Metrics
 from turnout.service.settings import Settings
+from turnout.service.telemetry.metrics import Counts, Metrics
 
 from . import layers
 
@@ -162,7 +162,7 @@ WRITERS: Mapping[str, Callable[[], str]] = {
     "service": layers.picture,
     "service/domain/run.py": state_diagram,
     "service/settings.py": settings_table,
-    "service/metrics.py": metrics_table,
+    "service/telemetry/metrics.py": metrics_table,
     "service/cli": commands_table,
 }
 

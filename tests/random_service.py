@@ -30,10 +30,10 @@ from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite import open_journal
-from turnout.service.metrics import Metrics
 from turnout.service.process import Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings
+from turnout.service.telemetry.metrics import Metrics
 
 MEMORY_BYTES = 6000
 MOST_CRASHES = 4  # one more, and a run that always ran would be a dead letter

@@ -19,10 +19,10 @@ from turnout.service.domain.units import utc_now
 from turnout.service.emitter import TriggerEmitter
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite import open_journal
-from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand, Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings
+from turnout.service.telemetry.metrics import Metrics
 
 PATIENCE_SECONDS = 10.0
 

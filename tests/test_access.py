@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from turnout.service.domain.errors import SetupError
-from turnout.service.governance.access import is_token, load_or_make_token, stored_token
+from turnout.service.governance.tokens import is_token, load_or_make_token, stored_token
 
 
 @dataclass(frozen=True)

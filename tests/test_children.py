@@ -14,13 +14,13 @@ import pytest
 
 from tests.running import Running, eventually, make_event, running
 from turnout import Event, Fail, current, emit, event, flow, gather, retry, sleep, task
-from turnout.service import logs
 from turnout.service.domain.errors import StepFailed
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal import batch, rows
 from turnout.service.journal.records import Filter
 from turnout.service.steps import calling
+from turnout.service.telemetry import logs
 
 done: list[str] = []
 """What the tasks really did, in order."""

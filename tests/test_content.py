@@ -24,7 +24,7 @@ from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Entry
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
-from turnout.service.metrics import Metrics
+from turnout.service.telemetry.metrics import Metrics
 
 ATTRIBUTES = {
     "specversion": "1.0", "id": "e-1", "source": "/shop", "type": "order.placed", "subject": "7",

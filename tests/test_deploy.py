@@ -24,8 +24,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from turnout.service.metrics import Counts, Metrics
 from turnout.service.settings import Settings
+from turnout.service.telemetry.metrics import Counts, Metrics
 
 from .process import environment, free_port, until
 

@@ -17,8 +17,8 @@ from turnout.service.api.ingest import Ingest, check_exposure
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.trigger import Emitter, Inbound, Reply
 from turnout.service.governance.secrets import secret
-from turnout.service.metrics import Metrics
 from turnout.service.settings import Settings, load
+from turnout.service.telemetry.metrics import Metrics
 from turnout.triggers.webhook import WebhookTrigger, webhook
 
 SETTINGS = load()

@@ -24,7 +24,7 @@ from turnout.service.domain.errors import ClaimLost, Refused
 from turnout.service.domain.run import TRANSITIONS, UNFINISHED, Outcome, RunError, RunState
 from turnout.service.journal.records import FAILED, Appended, Claim, Entry, Filter, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
-from turnout.service.metrics import Metrics
+from turnout.service.telemetry.metrics import Metrics
 
 from .journal_contract import NOW, claim_of, make_event, make_run, step
 

@@ -41,7 +41,7 @@ from turnout.service.journal.room import Room
 from turnout.service.journal.rows import micros
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.journal.tally import Tally
-from turnout.service.metrics import Metrics
+from turnout.service.telemetry.metrics import Metrics
 
 from .journal_contract import (
     NOW,

@@ -16,8 +16,8 @@ import structlog
 
 from tests.attempts import attempts
 from turnout import current, flow, task
-from turnout.service import logs
 from turnout.service.domain.run import RunState
+from turnout.service.telemetry import logs
 
 AT = datetime(2025, 3, 1, 9, 15, 2, 123000, tzinfo=UTC)
 UNSEEN = "\u202e\u2066\u200b\u200d\ufeff\xad\U000e0041"

@@ -20,11 +20,11 @@ import pytest
 
 from tests.attempts import attempts
 from turnout import current, flow, task
-from turnout.service import logs
 from turnout.service.domain.errors import NotKept
 from turnout.service.pools import Pools, caller, on_loop
 from turnout.service.pools.worker import WorkerDied
 from turnout.service.project.loader import load, load_file
+from turnout.service.telemetry import logs
 
 colour: ContextVar[str] = ContextVar("colour", default="none")
 

@@ -20,9 +20,9 @@ from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite import open_journal
-from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand
 from turnout.service.project import Project
+from turnout.service.telemetry.metrics import Metrics
 
 done: list[str] = []
 stops: dict[str, asyncio.Event] = {}

@@ -29,11 +29,11 @@ from turnout.service.governance.links import Links
 from turnout.service.journal import reader
 from turnout.service.journal.records import Claim, Decision, Entry, Filter, NewRun, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
-from turnout.service.metrics import Metrics
 from turnout.service.operator import Operator
 from turnout.service.pools import Pools
 from turnout.service.project import Project
 from turnout.service.settings import Settings
+from turnout.service.telemetry.metrics import Metrics
 from turnout.triggers.kafka import kafka
 from turnout.triggers.timers import every
 

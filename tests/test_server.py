@@ -21,8 +21,8 @@ from turnout.service.api.ingest import Ingest
 from turnout.service.api.server import Server, listen, serve
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.trigger import Reply
-from turnout.service.metrics import Metrics
 from turnout.service.settings import Settings, load
+from turnout.service.telemetry.metrics import Metrics
 from turnout.triggers.webhook import webhook
 
 SETTINGS = load(port=0)

@@ -34,8 +34,8 @@ from turnout.service.domain.payload import Encoding
 from turnout.service.domain.run import Outcome, RunError, RunState
 from turnout.service.domain.trigger import CalledTrigger, Inbound, Receipt, Reply
 from turnout.service.governance.secrets import secret
-from turnout.service.metrics import Metrics
 from turnout.service.settings import load
+from turnout.service.telemetry.metrics import Metrics
 from turnout.triggers.signatures import hmac
 from turnout.triggers.webhook import MAX_STORED_HEADERS, WebhookTrigger, webhook
 

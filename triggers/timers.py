@@ -45,7 +45,7 @@ from turnout.service.domain.errors import JournalFull, Overloaded, SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import Emitter, Seek, SeekPlan
 from turnout.service.domain.units import format_duration, parse_duration
-from turnout.service.logs import get_logger
+from turnout.service.telemetry.logs import get_logger
 
 from .calendar import Cron, Every, Once, Schedule, cron_fields, shortest_gap
 from .ticked import (

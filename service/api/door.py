@@ -14,9 +14,9 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from turnout.service.emitter import TriggerEmitter
-from turnout.service.governance.access import is_token
 from turnout.service.governance.guesses import Guesses
 from turnout.service.governance.links import Links
+from turnout.service.governance.tokens import is_token
 from turnout.service.journal.contract import Reader
 from turnout.service.operator import Operator
 from turnout.service.pools import Pools

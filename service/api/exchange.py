@@ -15,7 +15,7 @@ from typing import Any
 
 from turnout.service.domain import problems
 from turnout.service.domain.trigger import Reply
-from turnout.service.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
+from turnout.service.telemetry.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -20,8 +20,8 @@ import orjson
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.trigger import CalledTrigger, Emitter, Inbound, Reply, Trigger
 from turnout.service.domain.units import utc_now
-from turnout.service.metrics import CONTENT_TYPE, Metrics
 from turnout.service.settings import Settings
+from turnout.service.telemetry.metrics import CONTENT_TYPE, Metrics
 
 from .clients import Proxies
 from .exchange import (

@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect
 
 from turnout.service.domain import problems
 from turnout.service.domain.errors import TurnoutError
-from turnout.service.governance.access import load_or_make_token
 from turnout.service.governance.guesses import Guesses
+from turnout.service.governance.tokens import load_or_make_token
 
 from . import approvals, docs
 from .clients import Proxies

@@ -176,9 +176,9 @@ async def open_operator(
     """Open the verbs on the journal of a service that is not running, under its lock."""
     from turnout.service.domain.units import utc_now
     from turnout.service.journal.sqlite import open_journal
-    from turnout.service.metrics import Metrics
     from turnout.service.operator import Operator
     from turnout.service.project import Project
+    from turnout.service.telemetry.metrics import Metrics
 
     _require_folder(settings)
     journal = await open_journal(
@@ -236,7 +236,7 @@ async def service_url(settings: Settings) -> str | None:
 
 @asynccontextmanager
 async def _client(settings: Settings, url: str) -> AsyncIterator[Client]:
-    from turnout.service.governance.access import stored_token
+    from turnout.service.governance.tokens import stored_token
 
     token = settings.api_token or stored_token(settings.data)
     if token is None:

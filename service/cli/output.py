@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from turnout.service.unseen import IN_LINE, IN_TEXT, as_json, as_python
+from turnout.service.telemetry.unseen import IN_LINE, IN_TEXT, as_json, as_python
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -70,8 +70,8 @@ def serve(
 def _prepare_process(settings: Settings) -> None:
     if sys.platform == "win32":
         raise SetupError("Windows is not supported; run turnout in WSL 2 or a container")
-    from turnout.service import logs, streams
     from turnout.service.governance import secrets
+    from turnout.service.telemetry import logs, streams
 
     streams.protect()
     logs.configure(settings.log_format, settings.log_level)
@@ -108,9 +108,9 @@ def check(paths: tuple[Path, ...], env: bool, config: Path | None, as_json: bool
     turnout check flows/
     turnout check flows.py --env             on the machine that will serve it
     """
-    from turnout.service import streams
     from turnout.service.project import loader
     from turnout.service.settings import load
+    from turnout.service.telemetry import streams
 
     settings = load(config)
     streams.protect()  # a file may reveal a secret as it is imported, and fail with it

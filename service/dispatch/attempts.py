@@ -18,10 +18,10 @@ from turnout.service.domain.errors import ClaimLost, JournalFull
 from turnout.service.domain.run import FINISHED, Outcome, RunState
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim
-from turnout.service.logs import get_logger
-from turnout.service.meters import Counter, Histogram
-from turnout.service.metrics import Metrics
 from turnout.service.project import AnyFlow
+from turnout.service.telemetry.logs import get_logger
+from turnout.service.telemetry.meters import Counter, Histogram
+from turnout.service.telemetry.metrics import Metrics
 
 from .executor import Executor
 

@@ -21,8 +21,8 @@ from turnout.service.domain.event import CALLED, Event
 from turnout.service.domain.run import Outcome, Run, RunState
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Appended, Claim, NewRun, Queued
-from turnout.service.metrics import Metrics
 from turnout.service.project import AnyFlow
+from turnout.service.telemetry.metrics import Metrics
 
 from .admission import NEWBORN, RUNNING, Admission
 from .attempts import Attempts, Ended, until_writable

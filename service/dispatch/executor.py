@@ -29,7 +29,6 @@ from turnout.service.domain.run import Outcome, RunError, RunState, Skip
 from turnout.service.governance import secrets
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim
-from turnout.service.metrics import Metrics
 from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow
 from turnout.service.second_look import FILE_TYPES, look_again
@@ -47,6 +46,7 @@ from turnout.service.steps.context import (
 from turnout.service.steps.ending import conclude, ended_before
 from turnout.service.steps.failures import describe
 from turnout.service.steps.step import settle_last
+from turnout.service.telemetry.metrics import Metrics
 
 
 class Executor:

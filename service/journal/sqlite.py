@@ -22,7 +22,7 @@ from turnout.service.domain.errors import JournalBroken, JournalError, SetupErro
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome, Run
 from turnout.service.domain.trigger import Backlog
-from turnout.service.metrics import Metrics
+from turnout.service.telemetry.metrics import Metrics
 
 from . import cache, handback, operations, upkeep
 from .batch import Batch

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import apsw
 
 from turnout.service.domain.errors import JournalBroken, JournalError, JournalFull, TurnoutError
-from turnout.service.metrics import Metrics
+from turnout.service.telemetry.metrics import Metrics
 
 from .connection import translate
 from .tally import Tally

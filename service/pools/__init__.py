@@ -26,9 +26,9 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, Literal, TypeVar
 
-from turnout.service import logs
 from turnout.service.domain.errors import Exited
 from turnout.service.domain.flow import Pool
+from turnout.service.telemetry import logs
 
 from .limit import TimeLimit, Waiting
 from .worker import Worker, WorkerDied, request_of, value_of

@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
-from turnout.service import logs
+from turnout.service.telemetry import logs
 
 T = TypeVar("T")
 

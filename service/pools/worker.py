@@ -31,12 +31,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from turnout.service import logs, streams
 from turnout.service.domain.errors import FOREIGN, NotKept, TurnoutError
 from turnout.service.domain.flow import SOURCE
 from turnout.service.domain.portable import portable
 from turnout.service.governance import secrets
 from turnout.service.project.loader import PACKAGE, load_file
+from turnout.service.telemetry import logs, streams
 
 Restore = Callable[..., Callable[[], None]]
 Travel = Callable[[], "tuple[Restore, tuple[Any, ...]] | None"]

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from turnout.service.domain.errors import CodeChanged
 from turnout.service.journal.records import REGISTERED, Given, StepRecord
-from turnout.service.logs import get_logger
+from turnout.service.telemetry.logs import get_logger
 
 from .given import UNKNOWN
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
-from turnout.service import logs, pools
+from turnout.service import pools
 from turnout.service.domain.errors import MisplacedTask, NotKept
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
@@ -32,6 +32,7 @@ from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import REGISTERED, Claim, StepRecord
 from turnout.service.pools import Pools, worker
+from turnout.service.telemetry import logs
 
 from . import timeouts
 from .called import Called, where
@@ -41,8 +42,8 @@ from .resting import Rests
 from .undo import Undo
 
 if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
-    from turnout.service.metrics import Metrics
     from turnout.service.settings import Settings
+    from turnout.service.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 

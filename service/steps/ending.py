@@ -49,8 +49,8 @@ from turnout.service.domain.run import (
     RunState,
 )
 from turnout.service.journal.records import FAILED, REGISTERED, Claim, StepRecord
-from turnout.service.logs import get_logger
 from turnout.service.project import AnyFlow
+from turnout.service.telemetry.logs import get_logger
 
 from . import codec, step
 from .context import RunContext, Scope, Suspend

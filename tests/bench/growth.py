@@ -24,7 +24,7 @@ from turnout.service.domain.units import utc_now
 from turnout.service.journal.connection import open_for_writing
 from turnout.service.journal.records import Entry, NewRun
 from turnout.service.journal.sqlite import open_journal
-from turnout.service.metrics import Metrics
+from turnout.service.telemetry.metrics import Metrics
 
 from . import flows
 from .measure import Size, Spread, interleave, ratio

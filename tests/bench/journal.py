@@ -24,7 +24,7 @@ from turnout.service.domain.run import Outcome, RunState
 from turnout.service.journal.connection import open_for_writing
 from turnout.service.journal.records import Claim, Entry, NewRun
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
-from turnout.service.metrics import Metrics
+from turnout.service.telemetry.metrics import Metrics
 
 from .load import BODY
 from .measure import Size, Spread, interleave, ratio

@@ -30,10 +30,10 @@ from turnout.service.journal.connection import open_for_writing
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.sqlite import open_journal
 from turnout.service.maintenance import Maintenance
-from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand, Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings
+from turnout.service.telemetry.metrics import Metrics
 
 from .load import BODY
 from .references import CODE_VERSION, INSERT_EVENT, INSERT_RUN

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from turnout.service.domain.trigger import Emitter
-from turnout.service.logs import get_logger
+from turnout.service.telemetry.logs import get_logger
 
 from .scan import Identity, identity_of, is_text
 from .sighting import displayed

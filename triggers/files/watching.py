@@ -18,7 +18,7 @@ from inspect import GEN_RUNNING, getgeneratorstate
 
 from turnout.service.domain.errors import TriggerError
 from turnout.service.domain.trigger import Emitter
-from turnout.service.logs import get_logger
+from turnout.service.telemetry.logs import get_logger
 
 from .hearing import Disk, Hearing, HintsLost, OpenNotifier, Sign
 from .ledger import Ledger

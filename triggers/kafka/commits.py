@@ -19,7 +19,7 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
 )
 
 from turnout.service.domain.errors import TriggerError
-from turnout.service.logs import get_logger
+from turnout.service.telemetry.logs import get_logger
 
 from . import broker
 from .ledger import Bounds, Place

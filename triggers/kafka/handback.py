@@ -24,7 +24,7 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
 
 from turnout.service.domain.errors import JournalFull, Overloaded, TriggerError
 from turnout.service.domain.trigger import Backlog, Emitter, HandBack
-from turnout.service.logs import get_logger
+from turnout.service.telemetry.logs import get_logger
 
 from . import broker
 from .commits import Commits

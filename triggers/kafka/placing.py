@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-unt
 
 from turnout.service.domain.errors import TriggerError
 from turnout.service.domain.trigger import Emitter
-from turnout.service.logs import get_logger
+from turnout.service.telemetry.logs import get_logger
 
 from . import broker
 from .broker import Met

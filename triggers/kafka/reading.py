@@ -40,7 +40,7 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
 from turnout.service.domain.errors import JournalFull, Overloaded, TriggerError
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import Emitter
-from turnout.service.logs import get_logger
+from turnout.service.telemetry.logs import get_logger
 
 from . import broker
 from .commits import LAST_SECONDS, Commits

@@ -31,11 +31,11 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.journal.sqlite import SqliteJournal, open_journal
 from turnout.service.maintenance import INTERVAL_SECONDS, Maintenance
-from turnout.service.metrics import Metrics
 from turnout.service.process import ByHand, Process
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
 from turnout.service.steps.changed import MARKS
+from turnout.service.telemetry.metrics import Metrics
 
 from .clock import START, Clock
 from .events import hand_event

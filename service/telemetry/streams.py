@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TextIO
 
-from .governance import secrets
+from turnout.service.governance import secrets
 
 _READ_BYTES = 65_536
 _LAST_SECONDS = 0.2

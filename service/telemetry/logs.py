@@ -26,8 +26,8 @@ import orjson
 
 from turnout.service.domain.errors import FOREIGN
 from turnout.service.domain.units import utc_now
+from turnout.service.governance import secrets
 
-from .governance import secrets
 from .streams import real_stderr
 from .unseen import IN_LINE, as_json, as_python
 
