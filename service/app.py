@@ -28,13 +28,13 @@ from turnout.service.domain.errors import JournalBroken, NotFound, SetupError
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import Run
 from turnout.service.governance.tokens import load_or_make_token
+from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
 from .api.ingest import Ingest, check_exposure, unlock
 from .api.server import Server, listen
 from .governance.links import Links, load_or_make_key
-from .journal.sqlite import SqliteJournal, open_journal
 from .maintenance import Maintenance
 from .process import ByHand, Process
 from .project.loader import load, loading

@@ -18,7 +18,7 @@ from turnout.service.domain.resource import Resources
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Claim, Entry, NewRun, StepRecord
-from turnout.service.journal.sqlite import SqliteJournal, open_journal
+from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.pools import Pools
 from turnout.service.settings import Settings
 from turnout.service.steps.context import Sleep

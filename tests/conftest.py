@@ -75,5 +75,7 @@ def loop_never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
         # A log line may wait for its reader: losing it would be worse.
         guard.functions["io.TextIOWrapper.write"].can_block_in("service/telemetry/logs.py", "emit")
         # A suspect's registration waits for the disk: the next line may end the process.
-        guard.functions["threading.Lock.acquire"].can_block_in("service/journal/sqlite.py", "flush")
+        guard.functions["threading.Lock.acquire"].can_block_in(
+            "service/journal/sqlite/journal.py", "flush"
+        )
         yield

@@ -29,7 +29,7 @@ from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter
-from turnout.service.journal.sqlite import open_journal
+from turnout.service.journal.sqlite.journal import open_journal
 from turnout.service.process import Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings

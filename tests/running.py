@@ -18,7 +18,7 @@ from turnout.service.domain.trigger import Receipt
 from turnout.service.domain.units import utc_now
 from turnout.service.emitter import TriggerEmitter
 from turnout.service.journal.records import Filter
-from turnout.service.journal.sqlite import open_journal
+from turnout.service.journal.sqlite.journal import open_journal
 from turnout.service.process import ByHand, Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings

@@ -17,8 +17,8 @@ from turnout import Event, Fail, current, emit, event, flow, gather, retry, slee
 from turnout.service.domain.errors import StepFailed
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
-from turnout.service.journal import batch, rows
 from turnout.service.journal.records import Filter
+from turnout.service.journal.sqlite import apply, rows
 from turnout.service.steps import calling
 from turnout.service.telemetry import logs
 
@@ -342,7 +342,7 @@ async def test_a_wide_map_costs_each_child_the_same(
         looked_at.append("called")
         return call(*args)
 
-    monkeypatch.setattr(batch, "step_from", counted_read)
+    monkeypatch.setattr(apply, "step_from", counted_read)
     monkeypatch.setattr(calling, "_call_of", counted_call)
     costs = []
     for width in (200, 800):

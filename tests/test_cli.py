@@ -28,7 +28,7 @@ from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import Outcome, RunError, RunState, Undo
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import REGISTERED, Decision, Entry, NewRun, StepRecord
-from turnout.service.journal.sqlite import SqliteJournal, open_journal
+from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.telemetry.metrics import Metrics
 
 from .process import Program, environment, turnout, until

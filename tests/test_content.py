@@ -23,7 +23,7 @@ from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Entry
-from turnout.service.journal.sqlite import SqliteJournal, open_journal
+from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.telemetry.metrics import Metrics
 
 ATTRIBUTES = {

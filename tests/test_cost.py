@@ -198,7 +198,7 @@ async def dear(self, events, positions=None):
 TriggerEmitter.__call__ = dear
 """
 FOR_EACH_JOB = """
-from turnout.service.journal.writer import Writer
+from turnout.service.journal.sqlite.writer import Writer
 
 honest = Writer._commit
 

@@ -19,8 +19,8 @@ from tests.attempts import NOW, Attempts, attempts
 from turnout import Event, Fail, RunError, current, flow, gather, retry, task
 from turnout.service.domain.errors import JournalFull, Refused, SetupError
 from turnout.service.domain.run import Outcome, RunState
-from turnout.service.journal.jobs import CallJob
 from turnout.service.journal.records import Claim, StepRecord
+from turnout.service.journal.sqlite.jobs import CallJob
 
 done: list[str] = []
 broken: set[str] = set()

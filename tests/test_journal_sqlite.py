@@ -27,20 +27,20 @@ from turnout.service.domain.errors import (
     SetupError,
 )
 from turnout.service.domain.run import RunState
-from turnout.service.journal import upkeep
-from turnout.service.journal.batch import Batch
-from turnout.service.journal.connection import open_for_writing
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.intake import Intake
-from turnout.service.journal.jobs import CallJob, ClaimJob
-from turnout.service.journal.kept import KeptSteps
-from turnout.service.journal.lock import Holder, read_lock
-from turnout.service.journal.reader import SqliteReader, open_reader
 from turnout.service.journal.records import Claim, Entry, Filter
-from turnout.service.journal.room import Room
-from turnout.service.journal.rows import micros
-from turnout.service.journal.sqlite import SqliteJournal, open_journal
-from turnout.service.journal.tally import Tally
+from turnout.service.journal.sqlite import upkeep
+from turnout.service.journal.sqlite.append import Intake
+from turnout.service.journal.sqlite.apply import Batch
+from turnout.service.journal.sqlite.connection import open_for_writing
+from turnout.service.journal.sqlite.counters import Tally
+from turnout.service.journal.sqlite.disk_space import Room
+from turnout.service.journal.sqlite.jobs import CallJob, ClaimJob
+from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
+from turnout.service.journal.sqlite.lock import Holder, read_lock
+from turnout.service.journal.sqlite.reader import SqliteReader, open_reader
+from turnout.service.journal.sqlite.resume_cache import KeptSteps
+from turnout.service.journal.sqlite.rows import micros
 from turnout.service.telemetry.metrics import Metrics
 
 from .journal_contract import (
@@ -118,7 +118,7 @@ async def test_a_second_process_is_refused_with_the_first_one_s_address(tmp_path
 async def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path;"
-        "from turnout.service.journal.lock import FolderLock;"
+        "from turnout.service.journal.sqlite.lock import FolderLock;"
         "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True);"
         "sys.stdin.read(); os._exit(9)"
     )

@@ -17,7 +17,7 @@ from turnout.handlers.flow import flow
 from turnout.service.domain.errors import Refused
 from turnout.service.domain.trigger import Seek
 from turnout.service.domain.units import utc_now
-from turnout.service.journal.sqlite import SqliteJournal
+from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka.ledger import Place as At
 

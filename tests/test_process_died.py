@@ -19,7 +19,7 @@ from turnout.service.domain.errors import Refused, StepFailed
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
-from turnout.service.journal.sqlite import open_journal
+from turnout.service.journal.sqlite.journal import open_journal
 from turnout.service.process import ByHand
 from turnout.service.project import Project
 from turnout.service.telemetry.metrics import Metrics

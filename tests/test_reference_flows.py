@@ -158,7 +158,7 @@ async def test_the_tries_are_counted_and_the_clock_and_a_call_start_it(web: Stub
             1,
         ),
         (
-            "from turnout.service.journal.sqlite import SqliteJournal\n"
+            "from turnout.service.journal.sqlite.journal import SqliteJournal\n"
             "honest = SqliteJournal.record_step\n"
             "async def record_step(self, claim, step):\n"
             "    if step.key == 'notify#1': die()\n"

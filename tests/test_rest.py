@@ -26,9 +26,9 @@ from turnout.service.domain.units import utc_now
 from turnout.service.emitter import TriggerEmitter
 from turnout.service.governance import guesses
 from turnout.service.governance.links import Links
-from turnout.service.journal import reader
 from turnout.service.journal.records import Claim, Decision, Entry, Filter, NewRun, StepRecord
-from turnout.service.journal.sqlite import SqliteJournal, open_journal
+from turnout.service.journal.sqlite import reader
+from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.operator import Operator
 from turnout.service.pools import Pools
 from turnout.service.project import Project

@@ -12,10 +12,10 @@ import pytest
 
 from turnout import by_input, flow, sleep, task
 from turnout.service.domain.clock import WallClock
-from turnout.service.journal import spill
-from turnout.service.journal.examine import CHECKS
 from turnout.service.journal.records import Filter
-from turnout.service.journal.spill import name_of
+from turnout.service.journal.sqlite import blobs
+from turnout.service.journal.sqlite.blobs import name_of
+from turnout.service.journal.sqlite.examine import CHECKS
 from turnout.service.maintenance import Maintenance
 from turnout.service.steps import step
 from turnout.testing import serve
@@ -200,14 +200,14 @@ async def test_a_full_disk_holds_the_step_until_there_is_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(step, "_FULL_DISK_WAIT_SECONDS", 0.001)
-    write, refusals = spill._write, [errno.ENOSPC, errno.EDQUOT]
+    write, refusals = blobs._write, [errno.ENOSPC, errno.EDQUOT]
 
     def sometimes_full(path: Path, data: bytes) -> None:
         if refusals:
             raise OSError(refusals.pop(), "no room")
         write(path, data)
 
-    monkeypatch.setattr(spill, "_write", sometimes_full)
+    monkeypatch.setattr(blobs, "_write", sometimes_full)
     async with serve(shares, **SMALL) as service:
         assert (await service.run(shares)).result == 10_000
         assert len(files(service)) == 1

@@ -20,8 +20,8 @@ from turnout import Event, Fail, RunError, current, flow, gather, retry, sleep, 
 from turnout.service.domain.errors import Refused
 from turnout.service.domain.run import Run, RunState
 from turnout.service.domain.units import utc_now
-from turnout.service.journal import connection
 from turnout.service.journal.records import Filter
+from turnout.service.journal.sqlite import connection
 from turnout.service.process import ByHand
 from turnout.service.project import Project
 

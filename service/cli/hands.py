@@ -16,7 +16,7 @@ from turnout.service.client import Client, Unavailable, connect
 from turnout.service.domain.errors import SetupError
 
 if TYPE_CHECKING:
-    from turnout.service.journal.reader import SqliteReader
+    from turnout.service.journal.sqlite.reader import SqliteReader
     from turnout.service.operator import Operator
     from turnout.service.project import Project
     from turnout.service.settings import Settings
@@ -175,7 +175,7 @@ async def open_operator(
 ) -> AsyncIterator[Operator]:
     """Open the verbs on the journal of a service that is not running, under its lock."""
     from turnout.service.domain.units import utc_now
-    from turnout.service.journal.sqlite import open_journal
+    from turnout.service.journal.sqlite.journal import open_journal
     from turnout.service.operator import Operator
     from turnout.service.project import Project
     from turnout.service.telemetry.metrics import Metrics
@@ -212,7 +212,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Client]:
 @asynccontextmanager
 async def open_books(settings: Settings) -> AsyncIterator[SqliteReader]:
     """Open the journal for reading only; works beside a running service and without one."""
-    from turnout.service.journal.reader import open_reader
+    from turnout.service.journal.sqlite.reader import open_reader
 
     _require_folder(settings)
     reader = await open_reader(settings.data)
@@ -224,7 +224,7 @@ async def open_books(settings: Settings) -> AsyncIterator[SqliteReader]:
 
 async def service_url(settings: Settings) -> str | None:
     """Return where the service of the data folder answers, or None when none is running."""
-    from turnout.service.journal.lock import read_lock
+    from turnout.service.journal.sqlite.lock import read_lock
 
     for _ in range(_STARTING_TRIES):
         holder = await asyncio.to_thread(read_lock, settings.data)

@@ -264,8 +264,8 @@ async def _examine(settings: Settings, *, as_json: bool) -> int:
 
 def _machine_checks(settings: Settings) -> list[tuple[str, str | None]]:
     from turnout.service.governance.ownership import rights_of_others
-    from turnout.service.journal.files import journal_folder
-    from turnout.service.journal.lock import read_lock
+    from turnout.service.journal.sqlite.files import journal_folder
+    from turnout.service.journal.sqlite.lock import read_lock
 
     holder = read_lock(settings.data)
     who = "nobody" if holder is None else f"process {holder.pid} {holder.url or ''}".strip()

@@ -24,7 +24,7 @@ import watchfiles
 
 from tests.process import Program, until
 from turnout.service.domain.event import mint_id
-from turnout.service.journal.connection import open_for_writing
+from turnout.service.journal.sqlite.connection import open_for_writing
 
 from . import flows, stamps
 from .load import BODY

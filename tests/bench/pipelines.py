@@ -26,9 +26,9 @@ from turnout.service.domain.clock import WallClock
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.units import utc_now
-from turnout.service.journal.connection import open_for_writing
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.sqlite import open_journal
+from turnout.service.journal.sqlite.connection import open_for_writing
+from turnout.service.journal.sqlite.journal import open_journal
 from turnout.service.maintenance import Maintenance
 from turnout.service.process import ByHand, Process
 from turnout.service.project import Project

@@ -23,7 +23,7 @@ import uvicorn
 from pydantic import BaseModel
 
 from turnout.service.domain.event import mint_id
-from turnout.service.journal.connection import open_for_writing
+from turnout.service.journal.sqlite.connection import open_for_writing
 
 MOST_ROWS = 1000
 INSERT_EVENT = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import apsw
 
-from turnout.service.journal.files import FILE_NAME, journal_folder
+from turnout.service.journal.sqlite.files import FILE_NAME, journal_folder
 
 
 def ends(data: Path) -> dict[str, tuple[float, int]]:

@@ -41,7 +41,7 @@ TriggerEmitter.__call__ = acknowledge_first
 """
 
 FORGET_STEPS = """
-from turnout.service.journal.sqlite import SqliteJournal
+from turnout.service.journal.sqlite.journal import SqliteJournal
 
 honest = SqliteJournal.claim
 

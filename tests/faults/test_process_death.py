@@ -20,7 +20,7 @@ FLOWS = Path(__file__).parent / "flows" / "deadly.py"
 COMPANY = 31
 
 NEVER_BLAME = """
-from turnout.service.journal.sqlite import SqliteJournal
+from turnout.service.journal.sqlite.journal import SqliteJournal
 
 honest = SqliteJournal.rescue
 
@@ -34,7 +34,7 @@ SqliteJournal.rescue = lenient
 
 NEVER_KEEP_UNDOS = """
 import asyncio
-from turnout.service.journal.sqlite import SqliteJournal
+from turnout.service.journal.sqlite.journal import SqliteJournal
 
 honest = SqliteJournal.record_step
 

@@ -41,7 +41,7 @@ RESULT = {
 SABOTAGE = """
 import asyncio, builtins, os, signal
 from pathlib import Path
-from turnout.service.journal.sqlite import SqliteJournal
+from turnout.service.journal.sqlite.journal import SqliteJournal
 
 plan, log = Path(os.environ["CRASH_PLAN"]), Path(os.environ["CRASH_LOG"])
 
@@ -91,7 +91,7 @@ builtins.turnout_test_passed = passed
 """
 
 FORGET_STEPS = """
-from turnout.service.journal.sqlite import SqliteJournal
+from turnout.service.journal.sqlite.journal import SqliteJournal
 
 honest_claim = SqliteJournal.claim
 

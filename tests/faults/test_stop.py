@@ -20,7 +20,7 @@ FLOWS = Path(__file__).parent / "flows" / "work.py"
 
 SPEND_ATTEMPTS = """
 from dataclasses import replace
-from turnout.service.journal.sqlite import SqliteJournal
+from turnout.service.journal.sqlite.journal import SqliteJournal
 
 honest = SqliteJournal.record
 

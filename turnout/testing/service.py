@@ -29,7 +29,7 @@ from turnout.service.domain.units import parse_duration
 from turnout.service.emitter import TriggerEmitter
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim, StepRecord
-from turnout.service.journal.sqlite import SqliteJournal, open_journal
+from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.maintenance import INTERVAL_SECONDS, Maintenance
 from turnout.service.process import ByHand, Process
 from turnout.service.project import AnyFlow, Project

@@ -23,12 +23,12 @@ from turnout.service.domain.run import (
     RunState,
     check_transition,
 )
+from turnout.service.journal.records import FAILED, REGISTERED, UNDO_STEPS, Claim, NewRun, UsedLink
 
 from . import waits
-from .intake import Intake
-from .records import FAILED, REGISTERED, UNDO_STEPS, Claim, NewRun, UsedLink
+from .append import Intake
+from .counters import Tally
 from .rows import RUN_COLUMNS, RUN_SOURCE, micros, pack_error, run_from, storable
-from .tally import Tally
 
 
 def cancel(

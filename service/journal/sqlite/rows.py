@@ -18,8 +18,7 @@ import orjson
 from turnout.service.domain.duplicates import digest
 from turnout.service.domain.event import NO_BODY, Event
 from turnout.service.domain.run import Run, RunError, RunState
-
-from .records import (
+from turnout.service.journal.records import (
     FAILED,
     REGISTERED,
     UNDO_STEPS,

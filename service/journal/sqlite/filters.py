@@ -12,8 +12,8 @@ from typing import Any
 import apsw
 
 from turnout.service.domain.run import RunState
+from turnout.service.journal.records import Filter
 
-from .records import Filter
 from .rows import LISTED_RUN_COLUMNS, found_by_id, micros
 
 _MOST_PARTS = 200  # SQLite joins at most 500 selects in one statement

@@ -21,13 +21,7 @@ import orjson
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run, RunState
-
-from . import cache
-from .connection import open_for_reading, read_all, translate
-from .examine import CHECKS
-from .files import journal_folder
-from .filters import events_where, runs_query
-from .records import (
+from turnout.service.journal.records import (
     REGISTERED,
     Attempt,
     Cached,
@@ -38,6 +32,13 @@ from .records import (
     StoredEvent,
     Wait,
 )
+
+from . import cache
+from .blobs import Spill
+from .connection import open_for_reading, read_all, translate
+from .examine import CHECKS
+from .files import journal_folder
+from .filters import events_where, runs_query
 from .rows import (
     EVENT_COLUMNS,
     LISTED_EVENT_COLUMNS,
@@ -56,7 +57,6 @@ from .rows import (
     step_from,
     stored_event_from,
 )
-from .spill import Spill
 
 _THREADS = 4
 _SHORTEST_PREFIX = 8

@@ -14,8 +14,7 @@ import apsw
 import orjson
 
 from turnout.service.domain.errors import Refused
-
-from .records import APPROVAL, Opening, approval_topic, run_topic
+from turnout.service.journal.records import APPROVAL, Opening, approval_topic, run_topic
 
 
 def opened(connection: apsw.Connection, run_seq: int, key: str, opening: Opening) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import apsw
 
-from .records import Cached
+from turnout.service.journal.records import Cached
+
 from .rows import instant, micros
 
 

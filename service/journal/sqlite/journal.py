@@ -22,26 +22,32 @@ from turnout.service.domain.errors import JournalBroken, JournalError, SetupErro
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome, Run
 from turnout.service.domain.trigger import Backlog
+from turnout.service.journal.records import (
+    Appended,
+    Cached,
+    Claim,
+    Entry,
+    NewRun,
+    Opening,
+    Rescued,
+    StepRecord,
+    UsedLink,
+)
 from turnout.service.telemetry.metrics import Metrics
 
-from . import cache, handback, operations, upkeep
-from .batch import Batch
+from . import cache, operations, upkeep, withdrawal
+from .append import Intake
+from .apply import Batch
+from .blobs import BATCH, Spill, name_of
 from .connection import QUICKLY_CHECKED_BYTES, damage, open_for_writing, usable
+from .counters import Tally
+from .disk_space import Room
 from .files import WatchedFiles, journal_folder, last_change
-from .intake import Intake
 from .jobs import CallJob, ClaimJob, OutcomeJob, StepJob, append_job
-from .kept import KeptSteps
 from .lock import FolderLock
 from .reader import SqliteReader
-from .records import Appended, Cached, Claim, Entry, NewRun, Opening, Rescued, StepRecord, UsedLink
-from .room import Room
-from .rows import (
-    micros,
-    pack_details,
-    step_values,
-)
-from .spill import BATCH, Spill, name_of
-from .tally import Tally
+from .resume_cache import KeptSteps
+from .rows import micros, pack_details, step_values
 from .writer import Writer
 
 _FLUSH_SECONDS = 0.5
@@ -295,7 +301,7 @@ class SqliteJournal(SqliteReader):
     async def backlog(self, trigger: str, flows: Sequence[str]) -> Backlog:
         """Return a trigger's events that start these flows and of which no run has begun."""
         await self._call(lambda _connection, _tally: None)  # what is being claimed has begun
-        return await self.read(partial(handback.backlog, trigger=trigger, flows=flows))
+        return await self.read(partial(withdrawal.backlog, trigger=trigger, flows=flows))
 
     async def withdraw(
         self, seqs: Sequence[int], *, trigger: str, positions: Mapping[str, str | None]
@@ -304,11 +310,11 @@ class SqliteJournal(SqliteReader):
         moves = list(positions.items())
 
         def write(part: Sequence[int], connection: apsw.Connection, tally: Tally) -> None:
-            handback.withdraw(connection, tally, part)
+            withdrawal.withdraw(connection, tally, part)
             self._intake.move(trigger, moves)
 
-        for start in range(0, len(seqs), handback.BATCH):
-            await self._call(partial(write, seqs[start : start + handback.BATCH]))
+        for start in range(0, len(seqs), withdrawal.BATCH):
+            await self._call(partial(write, seqs[start : start + withdrawal.BATCH]))
 
     async def is_under_way(
         self,
@@ -320,7 +326,7 @@ class SqliteJournal(SqliteReader):
     ) -> bool:
         """Whether a trigger's event of these partitions has a run that runs or is about to."""
         asked = partial(
-            handback.is_under_way,
+            withdrawal.is_under_way,
             trigger=trigger,
             flows=flows,
             partitions=partitions,

@@ -15,13 +15,15 @@ import orjson
 from turnout.service.domain.errors import ClaimLost
 from turnout.service.domain.event import CALLED
 from turnout.service.domain.run import FINISHED, RunState, Undo
+from turnout.service.journal.records import REGISTERED, Appended, ChildEnd, Claim, Opening
 
 from . import waits
-from .intake import Intake
+from .append import Intake
+from .bulk import Rowset
+from .counters import Tally
+from .disk_space import Room
 from .jobs import AppendJob, CallJob, ClaimJob, Groups, OutcomeJob, StepJob
-from .kept import KeptSteps
-from .records import REGISTERED, Appended, ChildEnd, Claim, Opening
-from .room import Room
+from .resume_cache import KeptSteps
 from .rows import (
     STEP_COLUMNS,
     error_from,
@@ -33,8 +35,6 @@ from .rows import (
     step_from,
     storable,
 )
-from .rowset import Rowset
-from .tally import Tally
 from .writer import Job, Split
 
 _INLINE_BODY_BYTES = 65_536

@@ -16,8 +16,8 @@ import orjson
 
 from turnout.service.domain.trigger import Backlog
 
+from .counters import Tally
 from .rows import micros
-from .tally import Tally
 from .upkeep import delete_events, delete_runs, keep_highest
 
 BATCH = 5_000

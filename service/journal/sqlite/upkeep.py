@@ -20,11 +20,11 @@ import orjson
 
 from turnout.service.domain.errors import Refused
 from turnout.service.domain.run import PROCESS_DIED, RunError, RunState
+from turnout.service.journal.records import FAILED, REGISTERED, Rescued
 
 from . import operations, waits
-from .records import FAILED, REGISTERED, Rescued
+from .counters import Tally
 from .rows import DEATHS_BEFORE_ALONE, micros, pack_error
-from .tally import Tally
 
 _DEATHS = 5
 UNFINISHED_STATES = "('scheduled', 'queued', 'running', 'retrying', 'waiting')"

@@ -16,13 +16,13 @@ import orjson
 
 from turnout.service.domain.duplicates import is_same
 from turnout.service.domain.errors import Overloaded
+from turnout.service.journal.records import Appended, Entry, NewRun
 
+from .bulk import Rowset
+from .counters import Tally
+from .disk_space import Room
 from .jobs import AppendJob
-from .records import Appended, Entry, NewRun
-from .room import Room
 from .rows import micros, pack_error
-from .rowset import Rowset
-from .tally import Tally
 from .waits import wake
 
 _DECISIONS_KEPT = 20  # per event: a sender that repeats for ever must not fill the disk

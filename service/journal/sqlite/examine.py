@@ -13,7 +13,7 @@ import apsw
 
 from turnout.service.domain.run import FINISHED, RunState
 
-from . import spill
+from . import blobs
 
 _FINISHED = ", ".join(f"'{state}'" for state in sorted(FINISHED))
 _STATES = ", ".join(f"'{state}'" for state in sorted(RunState))
@@ -95,7 +95,7 @@ CHECKS: tuple[tuple[str, Callable[[apsw.Connection], str | None]], ...] = (
             "steps without their run",
         ),
     ),
-    ("every large result has its file", spill.lost),
+    ("every large result has its file", blobs.lost),
     (
         "every wait has its unfinished run",
         partial(

@@ -15,10 +15,10 @@ import apsw
 
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.run import Outcome
+from turnout.service.journal.records import Claim, Decision, Entry
 
-from .records import Claim, Decision, Entry
+from .counters import Tally
 from .rows import identity, micros, pack_decisions, pack_details
-from .tally import Tally
 from .writer import Job
 
 

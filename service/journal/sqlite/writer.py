@@ -22,7 +22,7 @@ from turnout.service.domain.errors import JournalBroken, JournalError, JournalFu
 from turnout.service.telemetry.metrics import Metrics
 
 from .connection import translate
-from .tally import Tally
+from .counters import Tally
 
 _BATCH_ROWS = 2_000
 _CHECKPOINT_PAGES = 4_000  # 16 MiB of log, then its pages go to the database file

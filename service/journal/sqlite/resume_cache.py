@@ -7,7 +7,7 @@ read again. Bounded, and only a shortcut: what is not here is read from the jour
 
 from __future__ import annotations
 
-from .records import Claim
+from turnout.service.journal.records import Claim
 
 LEAST_STEPS = 64
 MOST_STEPS = 100_000
