@@ -22,11 +22,11 @@ from turnout.service.domain.resource import Resource, Resources
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.trigger import CalledTrigger, Trigger
 from turnout.service.domain.units import utc_now
+from turnout.service.flowcontrol.admission import Admission
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Counts, Metrics
 
 from .calls import Calls
-from .dispatch.admission import Admission
 from .dispatch.attempts import until_writable
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.executor import Executor

@@ -22,7 +22,13 @@ import pytest
 from tests.random_flows import KINDS, RETRIES, Ledger, act, act_in_thread, go
 from tests.running import PATIENCE_SECONDS, eventually, make_event
 from turnout import flow, limit, retry, webhook
-from turnout.service.dispatch import dispatcher, due, lane, pull, queues
+from turnout.service.dispatch import (
+    backpressure,
+    dispatcher,
+    due,
+    queue,
+    scheduling,
+)
 from turnout.service.domain.errors import NotFound, Overloaded, Refused
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
@@ -46,12 +52,12 @@ class PowerCut(Exception):
 def shrink_bounds(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     """Have a few runs fill every bound of the dispatcher."""
     window = rng.choice([4, 8, 16])
-    monkeypatch.setattr(lane, "WINDOW", window)
-    monkeypatch.setattr(queues, "WINDOW", window)
-    monkeypatch.setattr(queues, "Memory", lambda: lane.Memory(MEMORY_BYTES))
-    monkeypatch.setattr(pull, "MOST", 8)
-    monkeypatch.setattr(pull, "_PROBE", 2)
-    monkeypatch.setattr(pull, "_FEWEST_SLOTS", 1)
+    monkeypatch.setattr(queue, "WINDOW", window)
+    monkeypatch.setattr(scheduling, "WINDOW", window)
+    monkeypatch.setattr(scheduling, "Memory", lambda: queue.Memory(MEMORY_BYTES))
+    monkeypatch.setattr(backpressure, "MOST", 8)
+    monkeypatch.setattr(backpressure, "_PROBE", 2)
+    monkeypatch.setattr(backpressure, "_FEWEST_SLOTS", 1)
     monkeypatch.setattr(due, "BATCH", 3)
     monkeypatch.setattr(due, "LEAST_SECONDS", 0.005)
     monkeypatch.setattr(dispatcher, "KEPT_BODY_BYTES", rng.choice([0, 60, 8192]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.service.dispatch.admission import NEWBORN, Admission, Block
 from turnout.service.domain.flow import limit
+from turnout.service.flowcontrol.admission import NEWBORN, Admission, Block
 
 
 def admission(concurrency: int = 10, **limits: object) -> Admission:

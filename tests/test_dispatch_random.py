@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import Say
 from tests.random_service import play, shrink_bounds
-from turnout.service.dispatch import queues
+from turnout.service.dispatch import scheduling
 
 
 @pytest.mark.full  # a seed in fifty still finds a fault: no check of every change yet
@@ -31,12 +31,12 @@ async def test_a_key_that_is_given_back_too_early_is_found(
 ) -> None:
     """The negative control: keys are given back while their runs go on."""
     shrink_bounds(monkeypatch, random.Random(1))
-    release = queues.Queues.release
+    release = scheduling.Queues.release
 
-    def too_much(self: queues.Queues, *args: Any, **more: Any) -> None:
+    def too_much(self: scheduling.Queues, *args: Any, **more: Any) -> None:
         release(self, *args, **{**more, "keep_order_for": None})
 
-    monkeypatch.setattr(queues.Queues, "release", too_much)
+    monkeypatch.setattr(scheduling.Queues, "release", too_much)
     with pytest.raises(BaseException) as caught:
         for number in range(5):
             await play(number, tmp_path / str(number))

@@ -15,7 +15,7 @@ import pytest
 
 from tests.running import Running, eventually, make_event, running
 from turnout import Fail, Skip, current, flow, gather, limit, retry, sleep, task
-from turnout.service.dispatch.lane import WINDOW
+from turnout.service.dispatch.queue import WINDOW
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import RunState

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from turnout.service.dispatch.lane import WINDOW, Key, Lane, Memory
+from turnout.service.dispatch.queue import WINDOW, Key, Lane, Memory
 from turnout.service.journal.records import Queued
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from tests.running import Running, eventually, make_event, running
 from turnout import flow, limit
-from turnout.service.dispatch.lane import Lane
-from turnout.service.dispatch.pull import MOST
+from turnout.service.dispatch.backpressure import MOST
+from turnout.service.dispatch.queue import Lane
 from turnout.service.domain.event import Event
 
 

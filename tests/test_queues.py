@@ -10,7 +10,7 @@ import pytest
 
 from tests.running import Running, eventually, make_event, running
 from turnout import current, flow, limit, retry
-from turnout.service.dispatch import lane, queues
+from turnout.service.dispatch import queue, scheduling
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import RunState
@@ -147,8 +147,8 @@ async def test_a_cancelled_run_keeps_no_key_when_its_queue_is_read_afresh(tmp_pa
 async def test_keys_that_spill_by_order_and_by_limit_lose_and_double_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lane, "WINDOW", 4)
-    monkeypatch.setattr(queues, "WINDOW", 4)
+    monkeypatch.setattr(queue, "WINDOW", 4)
+    monkeypatch.setattr(scheduling, "WINDOW", 4)
     seen = Seen()
     count = 60
     seen.open(count)

@@ -19,17 +19,17 @@ import anyio
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import CALLED, Event
 from turnout.service.domain.run import Outcome, Run, RunState
+from turnout.service.flowcontrol.admission import NEWBORN, RUNNING, Admission
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Appended, Claim, NewRun, Queued
 from turnout.service.project import AnyFlow
 from turnout.service.telemetry.metrics import Metrics
 
-from .admission import NEWBORN, RUNNING, Admission
 from .attempts import Attempts, Ended, until_writable
+from .backpressure import Pull
 from .due import DueRuns
 from .executor import Executor
-from .pull import Pull
-from .queues import Queues
+from .scheduling import Queues
 
 KEPT_BODY_BYTES = 8 * 1024
 """Events up to this size stay in memory with the head of their flow's queue."""

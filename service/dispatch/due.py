@@ -13,7 +13,7 @@ from datetime import datetime
 
 from turnout.service.journal.contract import Journal
 
-from .queues import Queues
+from .scheduling import Queues
 
 BATCH = 500
 MOST_SECONDS = 60.0

@@ -31,7 +31,6 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim
 from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow
-from turnout.service.second_look import FILE_TYPES, look_again
 from turnout.service.settings import Settings
 from turnout.service.steps.branches import not_facts
 from turnout.service.steps.codec import encode_returned
@@ -47,6 +46,8 @@ from turnout.service.steps.ending import conclude, ended_before
 from turnout.service.steps.failures import describe
 from turnout.service.steps.step import settle_last
 from turnout.service.telemetry.metrics import Metrics
+
+from .second_look import FILE_TYPES, look_again
 
 
 class Executor:

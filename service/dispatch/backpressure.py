@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
-from .admission import Admission
-from .lane import Lane
-from .queues import Queues
+from turnout.service.flowcontrol.admission import Admission
+
+from .queue import Lane
+from .scheduling import Queues
 
 MOST = 128
 """Events asked for at once; of more, what they take leaves the processor's cache meanwhile."""

@@ -11,11 +11,11 @@ import asyncio
 from collections.abc import Iterable
 
 from turnout.service.domain.flow import Flow
+from turnout.service.flowcontrol.admission import Admission, Block
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Queued
 
-from .admission import Admission, Block
-from .lane import WINDOW, Key, Lane, Memory
+from .queue import WINDOW, Key, Lane, Memory
 
 
 class Queues:

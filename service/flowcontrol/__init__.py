@@ -1,0 +1,1 @@
+"""Who may run now: slots, limits and ordering keys, counted in memory."""
