@@ -14,11 +14,11 @@ from turnout.service.domain.flow import Flow, Limit, Pool, limit
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.trigger import Trigger
 from turnout.service.domain.units import parse_timeout
-from turnout.service.steps import calling
-from turnout.service.steps.called import where
+from turnout.service.steps import children
+from turnout.service.steps.compensation import check_hook
 from turnout.service.steps.context import to_await
-from turnout.service.steps.ending import check_hook
-from turnout.service.steps.waiting import refuse_thread
+from turnout.service.steps.unawaited import where
+from turnout.service.steps.wait import refuse_thread
 
 from .task import printable, refuse_unusable, retry_policy, wear
 
@@ -38,7 +38,7 @@ class AsyncFlow(Flow[P, Coroutine[Any, Any, S]], Generic[P, S]):
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, S]:
         """Take the child run's place now and start it when awaited; outside a run just call."""
-        child = calling.call_flow(self, args, kwargs)
+        child = children.call_flow(self, args, kwargs)
         if child is None:
             return to_await(self.function(*args, **kwargs), self.words)
         refuse_thread(self.name)
@@ -51,7 +51,7 @@ class AsyncFlow(Flow[P, Coroutine[Any, Any, S]], Generic[P, S]):
 
         The first failure is raised. At most 10,000 items.
         """
-        return calling.map_flow(self, items, limit)
+        return children.map_flow(self, items, limit)
 
 
 class SyncFlow(Flow[P, R]):
@@ -59,7 +59,7 @@ class SyncFlow(Flow[P, R]):
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Start a child run and wait for it, in a `def` flow's run; outside one just call."""
-        child = calling.call_flow(self, args, kwargs)
+        child = children.call_flow(self, args, kwargs)
         if child is None:
             return self.function(*args, **kwargs)
         if not pools.in_thread():
@@ -73,7 +73,7 @@ class SyncFlow(Flow[P, R]):
 
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         """Take the child run's place now and start it when awaited."""
-        child = calling.call_flow(self, args, kwargs)
+        child = children.call_flow(self, args, kwargs)
         if child is None:
             return to_await(_call_plainly(self.function, args, kwargs), self.words)
         return child
@@ -85,7 +85,7 @@ class SyncFlow(Flow[P, R]):
 
         The first failure is raised. At most 10,000 items.
         """
-        return calling.map_flow(self, items, limit)
+        return children.map_flow(self, items, limit)
 
 
 async def _call_plainly(

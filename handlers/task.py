@@ -19,10 +19,10 @@ from turnout.service.domain.flow import Pool
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.units import parse_timeout
 from turnout.service.steps import in_thread, mapping, step
-from turnout.service.steps.caching import CachePolicy
-from turnout.service.steps.called import where
+from turnout.service.steps.cache import CachePolicy
 from turnout.service.steps.context import here, to_await
 from turnout.service.steps.step import NO_FALLBACK, Call, Task
+from turnout.service.steps.unawaited import where
 from turnout.service.steps.undo import check as check_undo
 
 MAX_NAME_CHARACTERS = 200

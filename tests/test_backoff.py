@@ -18,7 +18,7 @@ from turnout.service.domain.errors import Refused
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run, RunState
 from turnout.service.domain.units import utc_now
-from turnout.service.steps import resting, step
+from turnout.service.steps import backoff, step
 
 LONG = retry(3, delay="1h", factor=1, jitter=False)
 tries: dict[str, int] = {}
@@ -233,7 +233,7 @@ async def test_a_short_wait_holds_the_slot(tmp_path: Path) -> None:
         run = await service.finished((await service.send()).runs[0])
         history = await service.process.journal.attempts(run.seq)
     assert (run.state, history) == (RunState.SUCCEEDED, [])
-    assert resting.LONGEST_HELD_SECONDS == 5
+    assert backoff.LONGEST_HELD_SECONDS == 5
 
 
 SERVED = """

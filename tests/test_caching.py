@@ -18,7 +18,7 @@ from pydantic import BaseModel, PrivateAttr
 
 from turnout import by_input, event, flow, gather, task
 from turnout.service.domain.errors import NotKept, SetupError
-from turnout.service.steps.caching import key_of
+from turnout.service.steps.cache import key_of
 from turnout.testing import serve, typed_event
 from turnout.testing.events import hand_event
 

@@ -30,7 +30,7 @@ from turnout.service.domain.errors import MisplacedTask
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter, Given
-from turnout.service.steps.given import given_of
+from turnout.service.steps.given_arguments import given_of
 from turnout.testing import run as run_flow
 
 done: list[str] = []

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from turnout.service.domain.run import Skip as Skip
     from turnout.service.governance.secrets import secret as secret
     from turnout.service.steps.approval import approval as approval
-    from turnout.service.steps.caching import by_input as by_input
-    from turnout.service.steps.calling import emit as emit
+    from turnout.service.steps.cache import by_input as by_input
+    from turnout.service.steps.children import emit as emit
     from turnout.service.steps.context import current as current
     from turnout.service.steps.patching import patched as patched
-    from turnout.service.steps.waiting import sleep as sleep
-    from turnout.service.steps.waiting import wait_for as wait_for
+    from turnout.service.steps.wait import sleep as sleep
+    from turnout.service.steps.wait import wait_for as wait_for
     from turnout.triggers.events import event as event
     from turnout.triggers.files import delete as delete
     from turnout.triggers.files import files as files
@@ -49,8 +49,8 @@ _ROOMS = {
     "task": "handlers.task",
     "kafka": "_kafka",
     "approval": "service.steps.approval",
-    "emit": "service.steps.calling",
-    "by_input": "service.steps.caching",
+    "emit": "service.steps.children",
+    "by_input": "service.steps.cache",
     "current": "service.steps.context",
     "Event": "service.domain.event",
     "limit": "service.domain.flow",
@@ -63,8 +63,8 @@ _ROOMS = {
     "RunError": "service.domain.run",
     "Skip": "service.domain.run",
     "patched": "service.steps.patching",
-    "sleep": "service.steps.waiting",
-    "wait_for": "service.steps.waiting",
+    "sleep": "service.steps.wait",
+    "wait_for": "service.steps.wait",
     "event": "triggers.events",
     "delete": "triggers.files",
     "files": "triggers.files",

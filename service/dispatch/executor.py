@@ -34,6 +34,7 @@ from turnout.service.project import AnyFlow
 from turnout.service.settings import Settings
 from turnout.service.steps.branches import not_facts
 from turnout.service.steps.codec import encode_returned
+from turnout.service.steps.compensation import conclude, ended_before
 from turnout.service.steps.context import (
     Outside,
     RunContext,
@@ -42,7 +43,6 @@ from turnout.service.steps.context import (
     Suspend,
     open_attempt,
 )
-from turnout.service.steps.ending import conclude, ended_before
 from turnout.service.steps.failures import describe
 from turnout.service.steps.step import settle_last
 from turnout.service.telemetry.metrics import Metrics

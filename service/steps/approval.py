@@ -25,7 +25,7 @@ from turnout.service.journal.records import Opening, StepRecord, approval_topic
 
 from .context import to_await
 from .step import Call, Task
-from .waiting import begun, end, outside_of, place, record, wait_on
+from .wait import begun, end, outside_of, place, record, wait_on
 
 F = TypeVar("F")
 

@@ -12,8 +12,8 @@ from turnout.service.domain.trigger import StartsOnType
 from turnout.service.journal.records import Decision, Entry
 from turnout.service.project import AnyFlow
 
-from .calling import EMITTED
-from .waiting import event_topic, field_of
+from .children import EMITTED
+from .wait import event_topic, field_of
 
 
 class Awaited:

@@ -35,10 +35,10 @@ from turnout.service.pools import Pools, worker
 from turnout.service.telemetry import logs
 
 from . import timeouts
-from .called import Called, where
-from .changed import Trail
-from .marks import Marks, fact
-from .resting import Rests
+from .backoff import Rests
+from .code_change import Trail
+from .durable_marks import Marks, fact
+from .unawaited import Called, where
 from .undo import Undo
 
 if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from turnout.service.domain.errors import MisplacedTask
 
-from .changed import PATCHED
+from .code_change import PATCHED
 from .context import current, here
-from .marks import fact
+from .durable_marks import fact
 
 
 def patched(name: str) -> bool:

@@ -41,9 +41,10 @@ from turnout.service.domain.retry import RetryPolicy, delay_after
 from turnout.service.domain.run import RunError
 from turnout.service.journal.records import Cached, Given, StepRecord
 
-from . import caching, codec, failures
+from . import cache, codec, failures
 from . import undo as undos
-from .caching import CachePolicy
+from .backoff import LONGEST_HELD_SECONDS
+from .cache import CachePolicy
 from .context import (
     RunContext,
     Scope,
@@ -54,8 +55,7 @@ from .context import (
     suspend,
 )
 from .failures import describe
-from .given import given_of, place_of_call
-from .resting import LONGEST_HELD_SECONDS
+from .given_arguments import given_of, place_of_call
 
 R = TypeVar("R", covariant=True)
 T = TypeVar("T")
@@ -392,8 +392,8 @@ async def use_cache(call: Call, policy: CachePolicy) -> Any:
     """Take the result another call with equal input left, or do the work and leave it."""
     journal, task, now = call.services.journal, call.task, call.services.now
     tenant = call.context.claim.event.tenant
-    key = caching.key_of(task.function, task.name, call.args, call.kwargs, tenant=tenant)
-    async with caching.alone(journal, key):
+    key = cache.key_of(task.function, task.name, call.args, call.kwargs, tenant=tenant)
+    async with cache.alone(journal, key):
         hit = await journal.cached(key, now=now())
         if hit is not None:
             with nullcontext() if hit.spilled is None else journal.hold(hit.spilled):

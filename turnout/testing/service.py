@@ -34,7 +34,7 @@ from turnout.service.maintenance import INTERVAL_SECONDS, Maintenance
 from turnout.service.process import ByHand, Process
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
-from turnout.service.steps.changed import MARKS
+from turnout.service.steps.code_change import MARKS
 from turnout.service.telemetry.metrics import Metrics
 
 from .clock import START, Clock

@@ -31,9 +31,9 @@ from turnout.service.domain.units import parse_duration
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord
 
-from .called import where
 from .context import Outside, Scope, here, suspend, to_await
 from .step import Call, Task, durable
+from .unawaited import where
 
 Match = Mapping[str, object] | Callable[[Event], bool]
 """Which events a wait is for: fields that must be equal (fast however many wait), or a question."""

@@ -19,7 +19,7 @@ from turnout.service.domain.errors import CodeChanged
 from turnout.service.journal.records import REGISTERED, Given, StepRecord
 from turnout.service.telemetry.logs import get_logger
 
-from .given import UNKNOWN
+from .given_arguments import UNKNOWN
 
 log = get_logger("turnout.steps")
 

@@ -28,12 +28,12 @@ from turnout.service.governance import secrets
 from turnout.service.journal.records import ChildEnd, StepRecord
 
 from . import codec
-from .arguments import event_for
 from .branches import Branches
+from .child_arguments import event_for
 from .context import Scope, Suspend, here, suspend, suspend_with, to_await
 from .mapping import MAX_BRANCHES
 from .step import Call, Task, durable
-from .waiting import begun, end, outside_of, place, refuse_thread
+from .wait import begun, end, outside_of, place, refuse_thread
 
 EMITTED = "emit"
 """The trigger of events that flows emit."""
