@@ -14,10 +14,10 @@ from datetime import datetime
 from turnout.service.domain.clock import PATIENCE, WallClock
 from turnout.service.domain.errors import JournalFull, Overloaded
 from turnout.service.domain.units import format_duration
+from turnout.service.intake.after_run_actions import Effects
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
-from .effects import Effects
 from .journal.contract import Journal
 from .settings import Settings
 

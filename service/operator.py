@@ -20,14 +20,14 @@ from turnout.service.domain.errors import InvalidData, NotFound, Refused, words_
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.domain.trigger import Receipt, Seek, Seekable, SeekPlan
+from turnout.service.intake.emitter import TriggerEmitter
+from turnout.service.intake.router import route
 from turnout.service.telemetry.logs import get_logger
 
 from .dispatch.dispatcher import Dispatcher
-from .emitter import TriggerEmitter
 from .journal.contract import Journal
 from .journal.records import Filter, NewRun, StoredEvent, UsedLink
 from .project import Project
-from .router import route
 from .steps.approval import find_fields, read_fields
 
 log = get_logger("turnout.operator")

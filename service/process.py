@@ -23,16 +23,18 @@ from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.trigger import CalledTrigger, Trigger
 from turnout.service.domain.units import utc_now
 from turnout.service.flowcontrol.admission import Admission
+from turnout.service.intake.after_run_actions import Effects
+from turnout.service.intake.awaited import Awaited
+from turnout.service.intake.calls import Calls
+from turnout.service.intake.emitter import TriggerEmitter
+from turnout.service.intake.supervisor import Supervisor
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Counts, Metrics
 
-from .calls import Calls
 from .dispatch.attempts import until_writable
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.executor import Executor
 from .dispatch.waiters import Waiters
-from .effects import Effects
-from .emitter import TriggerEmitter
 from .governance.links import Links
 from .journal.contract import Journal
 from .journal.records import Claim
@@ -40,9 +42,7 @@ from .operator import Operator
 from .pools import Pools
 from .project import AnyFlow, Project
 from .settings import Settings
-from .steps.awaiting import Awaited
 from .steps.context import Sleep
-from .supervisor import Supervisor
 
 log = get_logger("turnout")
 

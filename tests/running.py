@@ -16,7 +16,7 @@ from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import FINISHED, Run
 from turnout.service.domain.trigger import Receipt
 from turnout.service.domain.units import utc_now
-from turnout.service.emitter import TriggerEmitter
+from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite.journal import open_journal
 from turnout.service.process import ByHand, Process

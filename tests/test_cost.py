@@ -187,7 +187,7 @@ def test_an_event_costs_no_more_than_it_must(
 
 FOR_EACH_EVENT = """
 import asyncio
-from turnout.service.emitter import TriggerEmitter
+from turnout.service.intake.emitter import TriggerEmitter
 
 honest = TriggerEmitter.__call__
 

@@ -23,9 +23,9 @@ from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Outcome, RunError, RunState, Undo
 from turnout.service.domain.units import utc_now
-from turnout.service.emitter import TriggerEmitter
 from turnout.service.governance import guesses
 from turnout.service.governance.links import Links
+from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.records import Claim, Decision, Entry, Filter, NewRun, StepRecord
 from turnout.service.journal.sqlite import reader
 from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal

@@ -12,8 +12,8 @@ from tests.running import make_event
 from turnout import flow, limit
 from turnout.service.domain.event import MAX_HOPS, Event
 from turnout.service.domain.run import RunState
+from turnout.service.intake.router import route
 from turnout.service.project import AnyFlow
-from turnout.service.router import route
 
 
 class Order(BaseModel):

@@ -13,10 +13,10 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from turnout.service.emitter import TriggerEmitter
 from turnout.service.governance.guesses import Guesses
 from turnout.service.governance.links import Links
 from turnout.service.governance.tokens import is_token
+from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Reader
 from turnout.service.operator import Operator
 from turnout.service.pools import Pools

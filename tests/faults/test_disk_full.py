@@ -19,7 +19,7 @@ from .machine import Ballast, need_root, small_disk
 FLOWS = Path(__file__).parent / "flows" / "work.py"
 
 ACCEPT_UNWRITTEN = """
-from turnout.service.emitter import TriggerEmitter
+from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import mint_id
 from turnout.service.domain.trigger import Receipt

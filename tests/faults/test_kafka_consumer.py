@@ -45,7 +45,7 @@ Reading._write = hasty
 """
 
 ACCEPT_UNWRITTEN = """
-from turnout.service.emitter import TriggerEmitter
+from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.domain.errors import JournalFull
 
 honest = TriggerEmitter.__call__

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(900)
 
 ACKNOWLEDGE_FIRST = """
 import asyncio
-from turnout.service.emitter import TriggerEmitter
+from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.domain.event import mint_id
 from turnout.service.domain.trigger import Receipt
 

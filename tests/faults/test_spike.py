@@ -17,7 +17,7 @@ FLOWS = Path(__file__).parent / "flows" / "work.py"
 ROOM_MIB = 100
 
 HOARD = """
-from turnout.service.emitter import TriggerEmitter
+from turnout.service.intake.emitter import TriggerEmitter
 
 honest, hoard = TriggerEmitter.__call__, []
 

@@ -26,7 +26,7 @@ from turnout.service.domain.errors import ClaimLost
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import FINISHED, RunError, RunState, Undo
 from turnout.service.domain.units import parse_duration
-from turnout.service.emitter import TriggerEmitter
+from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from turnout.service.domain.trigger import Trigger
-from turnout.service.emitter import TriggerEmitter
+from turnout.service.intake.emitter import TriggerEmitter
 from turnout.triggers.calendar import Every
 from turnout.triggers.timers import Timer
 

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Sequence
 from turnout.service.domain.trigger import StartsOnType
 from turnout.service.journal.records import Decision, Entry
 from turnout.service.project import AnyFlow
-
-from .children import EMITTED
-from .wait import event_topic, field_of
+from turnout.service.steps.children import EMITTED
+from turnout.service.steps.wait import event_topic, field_of
 
 
 class Awaited:

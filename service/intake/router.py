@@ -14,10 +14,9 @@ from typing import Any
 from turnout.service.domain.errors import InvalidData, words_of
 from turnout.service.domain.event import MAX_HOPS, Event, mint_id
 from turnout.service.domain.run import RunError, RunState
-
-from .governance import secrets
-from .journal.records import Decision, Entry, NewRun
-from .project import AnyFlow
+from turnout.service.governance import secrets
+from turnout.service.journal.records import Decision, Entry, NewRun
+from turnout.service.project import AnyFlow
 
 
 @dataclass(slots=True)

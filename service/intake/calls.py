@@ -10,18 +10,18 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
+from turnout.service.dispatch.deadlock import Callers
+from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.errors import TurnoutError
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Fail, RunState
+from turnout.service.governance.links import Links
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Claim, Entry, NewRun, Opening, StepRecord, run_topic
+from turnout.service.project import Project
 
-from .dispatch.deadlock import Callers
-from .dispatch.dispatcher import Dispatcher
-from .governance.links import Links
-from .journal.contract import Journal
-from .journal.records import Claim, Entry, NewRun, Opening, StepRecord, run_topic
-from .project import Project
+from .awaited import Awaited
 from .router import Routed, route
-from .steps.awaiting import Awaited
 
 
 class Calls:

@@ -21,6 +21,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from turnout.service.dispatch.dispatcher import Dispatcher
+from turnout.service.dispatch.waiters import Waiters
 from turnout.service.domain.errors import JournalError, Overloaded, SetupError
 from turnout.service.domain.event import NEVER, Event
 from turnout.service.domain.run import Outcome, RunState
@@ -33,15 +35,13 @@ from turnout.service.domain.trigger import (
     TellsSender,
     Trigger,
 )
+from turnout.service.governance import secrets
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Appended, Entry
+from turnout.service.project import AnyFlow
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
-from .dispatch.dispatcher import Dispatcher
-from .dispatch.waiters import Waiters
-from .governance import secrets
-from .journal.contract import Journal
-from .journal.records import Appended, Entry
-from .project import AnyFlow
 from .router import Routed, route
 
 Settled = Callable[[int], None]

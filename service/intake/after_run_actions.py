@@ -18,10 +18,10 @@ from turnout.service.domain.errors import (
 )
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import EndsEvents
+from turnout.service.journal.contract import Journal
 from turnout.service.telemetry.logs import get_logger
 
 from .emitter import TriggerEmitter
-from .journal.contract import Journal
 
 log = get_logger("turnout.effects")
 
