@@ -28,14 +28,14 @@ from turnout.service.domain.errors import JournalBroken, NotFound, SetupError
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import Run
 from turnout.service.governance.tokens import load_or_make_token
+from turnout.service.http.ingest import Ingest, check_exposure, unlock
+from turnout.service.http.server.server import Server, listen
 from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
+from turnout.service.operate.maintenance import Maintenance
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
-from .api.ingest import Ingest, check_exposure, unlock
-from .api.server import Server, listen
 from .governance.links import Links, load_or_make_key
-from .maintenance import Maintenance
 from .process import ByHand, Process
 from .project.loader import load, loading
 from .settings import Settings
@@ -289,7 +289,9 @@ def calm_collector() -> None:
 
 async def _load_rest(process: Process) -> Any:
     def create() -> Any:
-        from .api.rest import create_rest  # FastAPI takes most of a second to import
+        from turnout.service.http.rest import (
+            create_rest,  # FastAPI takes most of a second to import
+        )
 
         rest = create_rest(process)
         calm_collector()

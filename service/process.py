@@ -28,6 +28,7 @@ from turnout.service.intake.awaited import Awaited
 from turnout.service.intake.calls import Calls
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.intake.supervisor import Supervisor
+from turnout.service.operate.operator import Operator
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Counts, Metrics
 
@@ -38,7 +39,6 @@ from .dispatch.waiters import Waiters
 from .governance.links import Links
 from .journal.contract import Journal
 from .journal.records import Claim
-from .operator import Operator
 from .pools import Pools
 from .project import AnyFlow, Project
 from .settings import Settings

@@ -11,12 +11,12 @@ import httpx
 import pytest
 
 from tests.trigger_contract import RecordingEmitter
-from turnout.service.api import exchange, ingest
-from turnout.service.api.exchange import App, Message, Receive, Scope, Send
-from turnout.service.api.ingest import Ingest, check_exposure
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.trigger import Emitter, Inbound, Reply
 from turnout.service.governance.secrets import secret
+from turnout.service.http import exchange, ingest
+from turnout.service.http.exchange import App, Message, Receive, Scope, Send
+from turnout.service.http.ingest import Ingest, check_exposure
 from turnout.service.settings import Settings, load
 from turnout.service.telemetry.metrics import Metrics
 from turnout.triggers.webhook import WebhookTrigger, webhook
@@ -373,7 +373,7 @@ async def test_a_hook_needs_no_web_framework() -> None:
     """What answers a hook must not wait for FastAPI, which is most of the start-up time."""
     code = (
         "import sys\n"
-        f"import {ingest.__name__}, turnout.service.api.server, turnout.triggers.webhook\n"
+        f"import {ingest.__name__}, turnout.service.http.server.server, turnout.triggers.webhook\n"
         "sys.exit(any(name in sys.modules for name in ('fastapi', 'starlette')))"
     )
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)

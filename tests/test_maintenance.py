@@ -15,7 +15,7 @@ from turnout.service.domain.clock import WallClock
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
-from turnout.service.maintenance import Maintenance
+from turnout.service.operate.maintenance import Maintenance
 
 
 @flow

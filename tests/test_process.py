@@ -19,7 +19,7 @@ from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import RunState
 from turnout.service.domain.trigger import Receipt
 from turnout.service.domain.units import utc_now
-from turnout.service.operator import Operator
+from turnout.service.operate.operator import Operator
 from turnout.service.project import Project
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnout.service.api.reader import MAX_HEADER_BYTES, MAX_HEADERS, Reader, Refused
+from turnout.service.http.server.reader import MAX_HEADER_BYTES, MAX_HEADERS, Reader, Refused
 
 POST = b"POST /hooks/orders?x=1 HTTP/1.1\r\nhost: x\r\n"
 SIZED = POST + b"content-length: 5\r\n"

@@ -16,20 +16,20 @@ from typing import Any
 import httpx
 import pytest
 
-from turnout.service.api import documents
-from turnout.service.api.clients import Proxies
-from turnout.service.api.rest import create_rest
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Outcome, RunError, RunState, Undo
 from turnout.service.domain.units import utc_now
 from turnout.service.governance import guesses
 from turnout.service.governance.links import Links
+from turnout.service.http.clients import Proxies
+from turnout.service.http.rest import create_rest
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.records import Claim, Decision, Entry, Filter, NewRun, StepRecord
 from turnout.service.journal.sqlite import reader
 from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
-from turnout.service.operator import Operator
+from turnout.service.operate import documents
+from turnout.service.operate.operator import Operator
 from turnout.service.pools import Pools
 from turnout.service.project import Project
 from turnout.service.settings import Settings

@@ -14,13 +14,14 @@ import pytest
 import uvloop
 
 from tests.trigger_contract import RecordingEmitter
-from turnout.service.api import connection, exchange
-from turnout.service.api.clients import Proxies, household
-from turnout.service.api.exchange import App, Receive, Scope, Send
-from turnout.service.api.ingest import Ingest
-from turnout.service.api.server import Server, listen, serve
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.trigger import Reply
+from turnout.service.http import exchange
+from turnout.service.http.clients import Proxies, household
+from turnout.service.http.exchange import App, Receive, Scope, Send
+from turnout.service.http.ingest import Ingest
+from turnout.service.http.server import connection
+from turnout.service.http.server.server import Server, listen, serve
 from turnout.service.settings import Settings, load
 from turnout.service.telemetry.metrics import Metrics
 from turnout.triggers.webhook import webhook

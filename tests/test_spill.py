@@ -16,7 +16,7 @@ from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite import blobs
 from turnout.service.journal.sqlite.blobs import name_of
 from turnout.service.journal.sqlite.examine import CHECKS
-from turnout.service.maintenance import Maintenance
+from turnout.service.operate.maintenance import Maintenance
 from turnout.service.steps import step
 from turnout.testing import serve
 from turnout.testing.service import Service

@@ -174,7 +174,7 @@ def state(program: Program, run: str) -> str:
 def test_a_clock_forty_days_ahead_deletes_nothing(program: Program, tmp_path: Path) -> None:
     offset = tmp_path / "offset"
     faked(program, offset)
-    program.sabotage = "import turnout.service.maintenance as m\nm.INTERVAL_SECONDS = 0.2\n"
+    program.sabotage = "import turnout.service.operate.maintenance as m\nm.INTERVAL_SECONDS = 0.2\n"
     program.start().ready()
     run = post(program, "note")
     program.quiet(10)

@@ -20,8 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract
-from turnout.service.api.exchange import App
-from turnout.service.api.ingest import Ingest
 from turnout.service.domain.errors import (
     JournalBroken,
     JournalFull,
@@ -34,6 +32,8 @@ from turnout.service.domain.payload import Encoding
 from turnout.service.domain.run import Outcome, RunError, RunState
 from turnout.service.domain.trigger import CalledTrigger, Inbound, Receipt, Reply
 from turnout.service.governance.secrets import secret
+from turnout.service.http.exchange import App
+from turnout.service.http.ingest import Ingest
 from turnout.service.settings import load
 from turnout.service.telemetry.metrics import Metrics
 from turnout.triggers.signatures import hmac

@@ -206,7 +206,7 @@ async def _matching(
 ) -> list[str]:
     from dataclasses import replace
 
-    from turnout.service.api.filters import all_runs
+    from turnout.service.operate.filters import all_runs
 
     from .hands import open_books
 
@@ -221,7 +221,7 @@ async def _matching(
 
 async def _not_undone(settings: Settings, run_ids: Sequence[str]) -> list[Run]:
     """Return those of the runs that have effects which are not undone."""
-    from turnout.service.operator import is_not_undone
+    from turnout.service.operate.operator import is_not_undone
 
     from .hands import open_books
 

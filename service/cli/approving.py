@@ -41,8 +41,8 @@ def approve(
     from getpass import getuser
     from urllib.parse import quote
 
-    from turnout.service.api.documents import encode
     from turnout.service.domain.payload import decode_json
+    from turnout.service.operate.documents import encode
 
     said = {
         "approve": reason is None,

@@ -17,7 +17,7 @@ from turnout.service.domain.errors import SetupError
 
 if TYPE_CHECKING:
     from turnout.service.journal.sqlite.reader import SqliteReader
-    from turnout.service.operator import Operator
+    from turnout.service.operate.operator import Operator
     from turnout.service.project import Project
     from turnout.service.settings import Settings
 
@@ -104,7 +104,7 @@ class ByService:
         params: dict[str, str] | None = None,
         fields: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        from turnout.service.api.documents import encode
+        from turnout.service.operate.documents import encode
 
         body = None if fields is None else encode(fields)
         answer: dict[str, Any] = await self._client.call("POST", path, params=params, body=body)
@@ -176,7 +176,7 @@ async def open_operator(
     """Open the verbs on the journal of a service that is not running, under its lock."""
     from turnout.service.domain.units import utc_now
     from turnout.service.journal.sqlite.journal import open_journal
-    from turnout.service.operator import Operator
+    from turnout.service.operate.operator import Operator
     from turnout.service.project import Project
     from turnout.service.telemetry.metrics import Metrics
 

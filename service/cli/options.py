@@ -73,9 +73,9 @@ def chosen(filters: dict[str, str], *, dead: bool | None = None) -> Filter:
     """Return the journal's filter; a word that cannot be read is a usage error."""
     from dataclasses import replace
 
-    from turnout.service.api.filters import read_filter
     from turnout.service.domain.errors import InvalidData
     from turnout.service.domain.units import utc_now
+    from turnout.service.operate.filters import read_filter
 
     try:
         return replace(read_filter(now=utc_now(), **filters), dead=dead)

@@ -35,7 +35,7 @@ def safe(text: object) -> str:
 
 def print_json(document: Any) -> None:
     """Print one document as one line of JSON that is also harmless on a terminal."""
-    from turnout.service.api.documents import encode
+    from turnout.service.operate.documents import encode
 
     line = encode(document).decode("utf-8")
     click.echo(IN_LINE.sub(as_json, line))

@@ -72,7 +72,7 @@ def dead_list(
 async def _list_runs(
     settings: Settings, which: Filter, limit: int | None, *, as_json: bool
 ) -> None:
-    from turnout.service.api.filters import all_runs
+    from turnout.service.operate.filters import all_runs
 
     from .hands import open_books
 
@@ -128,7 +128,7 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
     """
     from dataclasses import replace
 
-    from turnout.service.api.documents import event_of
+    from turnout.service.operate.documents import event_of
 
     which = replace(chosen(filters), limit=limit)
 
@@ -176,7 +176,7 @@ def why(settings: Settings, event_id: str, as_json: bool) -> None:
 
 
 async def _reasons(settings: Settings, event_id: str) -> list[dict[str, Any]]:
-    from turnout.service.api.documents import event_of
+    from turnout.service.operate.documents import event_of
 
     from .hands import open_books
 

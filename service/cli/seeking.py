@@ -88,7 +88,7 @@ def _show(document: dict[str, Any], *, as_json: bool) -> None:
 async def _seek(
     settings: Settings, name: str, wish: dict[str, Any], flows: tuple[Path, ...], *, dry_run: bool
 ) -> dict[str, Any]:
-    from turnout.service.api.documents import encode
+    from turnout.service.operate.documents import encode
 
     from .hands import open_service, service_url
 
@@ -105,8 +105,8 @@ async def _seek(
 async def _seek_at_rest(
     settings: Settings, name: str, wish: dict[str, Any], flows: tuple[Path, ...], *, dry_run: bool
 ) -> dict[str, Any]:
-    from turnout.service.api.documents import seek_of
     from turnout.service.domain.trigger import Seek
+    from turnout.service.operate.documents import seek_of
     from turnout.service.project.loader import load
 
     from .hands import open_operator

@@ -75,8 +75,8 @@ def emit(
 def _envelope(
     event_type: str | None, written: str | None, source: str, subject: str | None
 ) -> bytes:
-    from turnout.service.api.documents import encode
     from turnout.service.domain.event import mint_id
+    from turnout.service.operate.documents import encode
 
     envelope = {"specversion": "1.0", "id": mint_id(), "source": source, "type": event_type}
     if subject is not None:

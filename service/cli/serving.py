@@ -144,7 +144,7 @@ def _print_findings(findings: Findings) -> None:
 
 
 def _print_findings_json(findings: Findings) -> None:
-    from turnout.service.api.documents import flow_of
+    from turnout.service.operate.documents import flow_of
 
     levels = (("error", findings.problems), ("warning", findings.warnings))
     for level, problems in levels:
@@ -203,8 +203,8 @@ def run(target: str, written: str, config: Path | None, as_json: bool) -> None:
 
 
 def _report_run(run: Run, as_json: bool) -> None:
-    from turnout.service.api.documents import encode
     from turnout.service.domain.run import RunState
+    from turnout.service.operate.documents import encode
 
     if as_json:
         print_json(run.as_dict())

@@ -45,7 +45,7 @@ dead.add_command(show)
 
 
 async def _post_mortem(settings: Settings, run_id: str) -> dict[str, Any]:
-    from turnout.service.api.documents import post_mortem
+    from turnout.service.operate.documents import post_mortem
 
     from .hands import open_books
 
@@ -192,7 +192,7 @@ def _log_line(line: Any) -> str:
 
 
 def _compact(value: Any) -> str:
-    from turnout.service.api.documents import encode
+    from turnout.service.operate.documents import encode
 
     return "" if value is None else short(encode(value).decode("utf-8"))
 

@@ -29,7 +29,7 @@ from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.journal.sqlite.journal import open_journal
-from turnout.service.maintenance import Maintenance
+from turnout.service.operate.maintenance import Maintenance
 from turnout.service.process import ByHand, Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings

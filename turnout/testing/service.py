@@ -30,7 +30,7 @@ from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
-from turnout.service.maintenance import INTERVAL_SECONDS, Maintenance
+from turnout.service.operate.maintenance import INTERVAL_SECONDS, Maintenance
 from turnout.service.process import ByHand, Process
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings

@@ -22,11 +22,11 @@ from turnout.service.domain.payload import decode_json
 from turnout.service.domain.run import Run
 from turnout.service.domain.trigger import Seek
 from turnout.service.journal.records import Filter, StoredEvent
+from turnout.service.operate import documents
+from turnout.service.operate.filters import MAX_LIMIT, page_of, read_filter
 
-from . import documents
-from .door import Served, ServiceOf, require_token, scheme
+from .authorization import Served, ServiceOf, require_token, scheme
 from .exchange import Gone, TooLarge, by_name, read_body
-from .filters import MAX_LIMIT, page_of, read_filter
 
 router = APIRouter(
     prefix="/api",

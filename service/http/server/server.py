@@ -21,12 +21,12 @@ from uvicorn.config import Config
 
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.units import utc_now
+from turnout.service.http.clients import Proxies
+from turnout.service.http.exchange import App
 from turnout.service.settings import Settings
 
 from . import connection
-from .clients import Proxies
 from .connection import Connection, State
-from .exchange import App
 from .peers import MAX_CONNECTIONS, Peers
 
 BACKLOG = 2048

@@ -21,9 +21,9 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from turnout.service.domain import problems
+from turnout.service.http.exchange import App, Receive, Scope, Send, busy
 
 from .cycle import Cycle
-from .exchange import App, Receive, Scope, Send, busy
 from .peers import Peers
 from .reader import MAX_HEADER_BYTES, MAX_HEADERS, MAX_URL_BYTES, Head, Reader, Refused
 

@@ -15,11 +15,10 @@ from turnout.service.domain.clock import PATIENCE, WallClock
 from turnout.service.domain.errors import JournalFull, Overloaded
 from turnout.service.domain.units import format_duration
 from turnout.service.intake.after_run_actions import Effects
+from turnout.service.journal.contract import Journal
+from turnout.service.settings import Settings
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
-
-from .journal.contract import Journal
-from .settings import Settings
 
 log = get_logger("turnout.maintenance")
 

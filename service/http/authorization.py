@@ -18,7 +18,7 @@ from turnout.service.governance.links import Links
 from turnout.service.governance.tokens import is_token
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Reader
-from turnout.service.operator import Operator
+from turnout.service.operate.operator import Operator
 from turnout.service.pools import Pools
 from turnout.service.project import Project
 from turnout.service.settings import Settings

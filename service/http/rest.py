@@ -22,8 +22,8 @@ from turnout.service.governance.guesses import Guesses
 from turnout.service.governance.tokens import load_or_make_token
 
 from . import approvals, docs
+from .authorization import Served
 from .clients import Proxies
-from .door import Served
 from .exchange import App, Message, Receive, Scope, Send
 from .routes import refusal, router
 

@@ -20,9 +20,9 @@ from turnout.service.domain.payload import decode, decode_json
 from turnout.service.domain.run import Run
 from turnout.service.governance.links import Question
 from turnout.service.journal.records import StepRecord, UsedLink
+from turnout.service.operate import documents
 
-from . import documents
-from .door import Served, ServiceOf
+from .authorization import Served, ServiceOf
 from .routes import read
 from .routes import router as api
 

@@ -16,19 +16,18 @@ from typing import Any
 
 import orjson
 
+from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.errors import InvalidData, NotFound, Refused, words_of
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.domain.trigger import Receipt, Seek, Seekable, SeekPlan
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.intake.router import route
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Filter, NewRun, StoredEvent, UsedLink
+from turnout.service.project import Project
+from turnout.service.steps.approval import find_fields, read_fields
 from turnout.service.telemetry.logs import get_logger
-
-from .dispatch.dispatcher import Dispatcher
-from .journal.contract import Journal
-from .journal.records import Filter, NewRun, StoredEvent, UsedLink
-from .project import Project
-from .steps.approval import find_fields, read_fields
 
 log = get_logger("turnout.operator")
 

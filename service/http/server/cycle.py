@@ -16,8 +16,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
 
 from turnout.service.domain.errors import FOREIGN
-
-from .exchange import App, Message, Scope, answer, busy, problem
+from turnout.service.http.exchange import App, Message, Scope, answer, busy, problem
 
 _BODILESS = frozenset({204, 304})
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

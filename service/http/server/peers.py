@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Literal, Protocol
 
-from .clients import Proxies, household
+from turnout.service.http.clients import Proxies, household
 
 MAX_CONNECTIONS = 1000
 MAX_CONNECTIONS_OF_A_CLIENT = 512

@@ -1,0 +1,1 @@
+"""What operators may do and see, whichever way they ask."""
