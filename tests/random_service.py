@@ -22,6 +22,7 @@ import pytest
 from tests.random_flows import KINDS, RETRIES, Ledger, act, act_in_thread, go
 from tests.running import PATIENCE_SECONDS, eventually, make_event
 from turnout import flow, limit, retry, webhook
+from turnout.service.app.process import Process
 from turnout.service.dispatch import (
     backpressure,
     dispatcher,
@@ -36,7 +37,6 @@ from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite.journal import open_journal
-from turnout.service.process import Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Metrics

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from turnout.service.app.process import ByHand, Process
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import FINISHED, Run
@@ -19,7 +20,6 @@ from turnout.service.domain.units import utc_now
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite.journal import open_journal
-from turnout.service.process import ByHand, Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Metrics

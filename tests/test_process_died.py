@@ -15,12 +15,12 @@ import pytest
 from tests.journal_contract import NOW, claim_all, make_event, make_run, put
 from tests.running import Running, eventually, running
 from turnout import Event, RunError, current, flow, task
+from turnout.service.app.process import ByHand
 from turnout.service.domain.errors import Refused, StepFailed
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite.journal import open_journal
-from turnout.service.process import ByHand
 from turnout.service.project import Project
 from turnout.service.telemetry.metrics import Metrics
 

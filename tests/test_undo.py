@@ -17,12 +17,12 @@ import pytest
 
 from tests.running import PATIENCE_SECONDS, Running, eventually, make_event, running
 from turnout import Event, Fail, RunError, current, flow, gather, retry, sleep, task
+from turnout.service.app.process import ByHand
 from turnout.service.domain.errors import Refused
 from turnout.service.domain.run import Run, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite import connection
-from turnout.service.process import ByHand
 from turnout.service.project import Project
 
 done: list[str] = []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from turnout.service.journal.records import Filter
     from turnout.service.settings import Settings
 
-    from .hands import Hands
+    from .session import Hands
 
 Act = Callable[["Hands", str], Awaitable[Any]]
 
@@ -194,7 +194,7 @@ def _on_runs(
 
 async def _full_ids(settings: Settings, run_ids: Sequence[str]) -> list[str]:
     """Return the ids of runs that may be named by their first characters; others as they are."""
-    from .hands import open_books
+    from .session import open_books
 
     async with open_books(settings) as reader:
         found = [await reader.run(run_id) for run_id in run_ids]
@@ -208,7 +208,7 @@ async def _matching(
 
     from turnout.service.operate.filters import all_runs
 
-    from .hands import open_books
+    from .session import open_books
 
     wanted = [None] if states is None else states_of(which.state, states)
     async with open_books(settings) as reader:
@@ -223,7 +223,7 @@ async def _not_undone(settings: Settings, run_ids: Sequence[str]) -> list[Run]:
     """Return those of the runs that have effects which are not undone."""
     from turnout.service.operate.operator import is_not_undone
 
-    from .hands import open_books
+    from .session import open_books
 
     async with open_books(settings) as reader:
         runs = [await reader.run(run_id) for run_id in run_ids]
@@ -243,7 +243,7 @@ def _ask_of_not_undone(runs: Sequence[Run], *, yes: bool) -> bool:
 
 
 async def _act_on(settings: Settings, verb: str, ids: list[str], act: Act, *, as_json: bool) -> int:
-    from .hands import open_hands
+    from .session import open_hands
 
     refused = 0
     async with open_hands(settings) as hands:
@@ -292,14 +292,14 @@ def replay(settings: Settings, event_id: str, source: str | None, yes: bool, as_
     """
 
     async def runs_of_event() -> list[str]:
-        from .hands import open_books
+        from .session import open_books
 
         async with open_books(settings) as reader:
             found = await reader.event(event_id, source=source)
         return [run for stored in found for run in stored.runs]
 
     async def act() -> list[str]:
-        from .hands import open_hands
+        from .session import open_hands
 
         async with open_hands(settings) as hands:
             return await hands.replay(event_id, source, not_undone=known)
@@ -362,7 +362,7 @@ def cache_clear(settings: Settings, task: str | None, as_json: bool) -> None:
     """
 
     async def act() -> int:
-        from .hands import open_hands
+        from .session import open_hands
 
         async with open_hands(settings) as hands:
             return await hands.clear_cache(task)
@@ -376,7 +376,7 @@ def cache_clear(settings: Settings, task: str | None, as_json: bool) -> None:
 
 def _switch(settings: Settings, name: str, *, pausing: bool, as_json: bool) -> None:
     async def act() -> str:
-        from .hands import open_hands
+        from .session import open_hands
 
         async with open_hands(settings) as hands:
             return await (hands.pause(name) if pausing else hands.resume(name))

@@ -54,7 +54,7 @@ def approve(
     path = f"/api/runs/{quote(run_id, safe='')}/approve"
 
     async def act() -> dict[str, Any]:
-        from .hands import open_service
+        from .session import open_service
 
         async with open_service(settings) as client:
             run: dict[str, Any] = await client.call("POST", path, body=encode(said))

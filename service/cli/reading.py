@@ -74,7 +74,7 @@ async def _list_runs(
 ) -> None:
     from turnout.service.operate.filters import all_runs
 
-    from .hands import open_books
+    from .session import open_books
 
     found: list[Run] = []
     count = 0
@@ -133,7 +133,7 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
     which = replace(chosen(filters), limit=limit)
 
     async def read() -> list[StoredEvent]:
-        from .hands import open_books
+        from .session import open_books
 
         async with open_books(settings) as reader:
             return await reader.events(which)
@@ -178,7 +178,7 @@ def why(settings: Settings, event_id: str, as_json: bool) -> None:
 async def _reasons(settings: Settings, event_id: str) -> list[dict[str, Any]]:
     from turnout.service.operate.documents import event_of
 
-    from .hands import open_books
+    from .session import open_books
 
     async with open_books(settings) as reader:
         found = await reader.event(event_id)
@@ -262,7 +262,7 @@ def triggers(settings: Settings, as_json: bool) -> None:
 
 
 async def _ask_service(settings: Settings, path: str) -> list[dict[str, Any]]:
-    from .hands import open_service
+    from .session import open_service
 
     async with open_service(settings) as client:
         return list((await client.call("GET", path))["items"])

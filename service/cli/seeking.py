@@ -90,7 +90,7 @@ async def _seek(
 ) -> dict[str, Any]:
     from turnout.service.operate.documents import encode
 
-    from .hands import open_service, service_url
+    from .session import open_service, service_url
 
     if await service_url(settings) is None:
         return await _seek_at_rest(settings, name, wish, flows, dry_run=dry_run)
@@ -109,7 +109,7 @@ async def _seek_at_rest(
     from turnout.service.operate.documents import seek_of
     from turnout.service.project.loader import load
 
-    from .hands import open_operator
+    from .session import open_operator
 
     if not flows:
         raise click.UsageError(

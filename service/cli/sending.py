@@ -116,7 +116,7 @@ async def _call(
     settings: Settings, method: str, path: str, body: bytes | None = None,
     content_type: str = "application/json",
 ) -> Any:  # fmt: skip
-    from .hands import open_service
+    from .session import open_service
 
     async with open_service(settings) as client:
         return await client.call(method, path, body=body, content_type=content_type)

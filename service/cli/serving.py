@@ -59,10 +59,10 @@ def serve(
 
     settings = load(config, data=data, host=host, port=port)
     _prepare_process(settings)
-    from turnout.service import app
+    from turnout.service.app import serve
 
     files = [path.absolute() for path in paths]
-    code = _run_on_uvloop(app.serve(settings, files, reload=reload))
+    code = _run_on_uvloop(serve.serve(settings, files, reload=reload))
     if code:
         raise SystemExit(code)
 
@@ -193,10 +193,10 @@ def run(target: str, written: str, config: Path | None, as_json: bool) -> None:
     data = read_json(written)
     settings = load(config)
     _prepare_process(settings)
-    from turnout.service import app
+    from turnout.service.app import serve
 
     try:
-        ended = _run_on_uvloop(app.run_once(settings, Path(file), flow_name, data))
+        ended = _run_on_uvloop(serve.run_once(settings, Path(file), flow_name, data))
     except CancelledError:
         raise KeyboardInterrupt from None
     _report_run(ended, as_json)
@@ -242,7 +242,7 @@ def doctor(settings: Settings, as_json: bool) -> None:
 
 
 async def _examine(settings: Settings, *, as_json: bool) -> int:
-    from .hands import open_books
+    from .session import open_books
 
     failed = 0
     async with open_books(settings) as reader:

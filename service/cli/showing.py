@@ -47,7 +47,7 @@ dead.add_command(show)
 async def _post_mortem(settings: Settings, run_id: str) -> dict[str, Any]:
     from turnout.service.operate.documents import post_mortem
 
-    from .hands import open_books
+    from .session import open_books
 
     async with open_books(settings) as reader:
         document = await post_mortem(reader, run_id)
@@ -60,7 +60,7 @@ async def _waits_for(settings: Settings, run_id: str) -> str | None:
     """Return what a running run waits for, which only a live service knows."""
     from turnout.service.domain.errors import TurnoutError
 
-    from .hands import open_service
+    from .session import open_service
 
     try:
         async with open_service(settings) as client:

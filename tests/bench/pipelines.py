@@ -21,7 +21,8 @@ from uuid import uuid4
 import orjson
 import uvloop
 
-from turnout.service.app import calm_collector
+from turnout.service.app.process import ByHand, Process
+from turnout.service.app.serve import calm_collector
 from turnout.service.domain.clock import WallClock
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
@@ -30,7 +31,6 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.journal.sqlite.journal import open_journal
 from turnout.service.operate.maintenance import Maintenance
-from turnout.service.process import ByHand, Process
 from turnout.service.project import Project
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Metrics

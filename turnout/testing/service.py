@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
+from turnout.service.app.process import ByHand, Process
 from turnout.service.domain.clock import WallClock
 from turnout.service.domain.errors import ClaimLost
 from turnout.service.domain.event import Event
@@ -31,7 +32,6 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.operate.maintenance import INTERVAL_SECONDS, Maintenance
-from turnout.service.process import ByHand, Process
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
 from turnout.service.steps.code_change import MARKS

@@ -21,10 +21,9 @@ from turnout.service.domain.clock import WallClock
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.units import format_duration
 from turnout.service.journal.sqlite.journal import SqliteJournal
+from turnout.service.settings import Settings
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.streams import real_stderr
-
-from .settings import Settings
 
 log = get_logger("turnout")
 

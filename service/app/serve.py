@@ -27,18 +27,18 @@ from turnout.service.domain.clock import WallClock
 from turnout.service.domain.errors import JournalBroken, NotFound, SetupError
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import Run
+from turnout.service.governance.links import Links, load_or_make_key
 from turnout.service.governance.tokens import load_or_make_token
 from turnout.service.http.ingest import Ingest, check_exposure, unlock
 from turnout.service.http.server.server import Server, listen
 from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.operate.maintenance import Maintenance
+from turnout.service.project.loader import load, loading
+from turnout.service.settings import Settings
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
-from .governance.links import Links, load_or_make_key
 from .process import ByHand, Process
-from .project.loader import load, loading
-from .settings import Settings
 from .watchdogs import watch_clock, watch_disk, watch_files, watch_loop
 
 log = get_logger("turnout")
@@ -230,7 +230,7 @@ def _on_signals() -> _Asked:
 
 
 async def _ask_for_changes(asked: _Asked, flow_paths: Sequence[Path]) -> None:
-    from .project.reload import changes
+    from turnout.service.project.reload import changes
 
     def warn(reason: str) -> None:
         log.warning("reload.polled", reason=reason, limits="fs.inotify.max_user_*")
@@ -289,9 +289,7 @@ def calm_collector() -> None:
 
 async def _load_rest(process: Process) -> Any:
     def create() -> Any:
-        from turnout.service.http.rest import (
-            create_rest,  # FastAPI takes most of a second to import
-        )
+        from turnout.service.http.rest import create_rest
 
         rest = create_rest(process)
         calm_collector()

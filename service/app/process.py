@@ -16,6 +16,10 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any
 
+from turnout.service.dispatch.attempts import until_writable
+from turnout.service.dispatch.dispatcher import Dispatcher
+from turnout.service.dispatch.executor import Executor
+from turnout.service.dispatch.waiters import Waiters
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import Event
 from turnout.service.domain.resource import Resource, Resources
@@ -23,26 +27,21 @@ from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.trigger import CalledTrigger, Trigger
 from turnout.service.domain.units import utc_now
 from turnout.service.flowcontrol.admission import Admission
+from turnout.service.governance.links import Links
 from turnout.service.intake.after_run_actions import Effects
 from turnout.service.intake.awaited import Awaited
 from turnout.service.intake.calls import Calls
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.intake.supervisor import Supervisor
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Claim
 from turnout.service.operate.operator import Operator
+from turnout.service.pools import Pools
+from turnout.service.project import AnyFlow, Project
+from turnout.service.settings import Settings
+from turnout.service.steps.context import Sleep
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Counts, Metrics
-
-from .dispatch.attempts import until_writable
-from .dispatch.dispatcher import Dispatcher
-from .dispatch.executor import Executor
-from .dispatch.waiters import Waiters
-from .governance.links import Links
-from .journal.contract import Journal
-from .journal.records import Claim
-from .pools import Pools
-from .project import AnyFlow, Project
-from .settings import Settings
-from .steps.context import Sleep
 
 log = get_logger("turnout")
 

@@ -1,0 +1,1 @@
+"""One process: wiring, start, stop, reload and watchdogs."""
