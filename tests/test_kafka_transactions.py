@@ -15,7 +15,7 @@ from aiokafka.admin import RecordsToDelete  # type: ignore[import-untyped]  # as
 from tests.brokers import Broker, unique
 from tests.trigger_contract import RecordingEmitter, watch
 from turnout.service.domain.trigger import Seek
-from turnout.triggers.kafka.ledger import read_place
+from turnout.triggers.kafka.positions import read_place
 
 from .test_kafka import commit, emitter_for
 from .test_kafka_anew import Alarms, alarms, places, reading, send

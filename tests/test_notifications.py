@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from turnout.triggers.files import files
-from turnout.triggers.files.hearing import UNWATCHED
+from turnout.triggers.files.notifications import UNWATCHED
 
 from .trigger_contract import RecordingEmitter, watch
 

@@ -16,8 +16,8 @@ from turnout.service.domain.event import Event, file_url
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
 from turnout.service.project import AnyFlow
+from turnout.triggers.files.file_version import Sighting, file_event
 from turnout.triggers.files.scan import Version
-from turnout.triggers.files.sighting import Sighting, file_event
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 seen: list[str] = []

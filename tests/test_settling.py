@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turnout.triggers.files.scan import Version
-from turnout.triggers.files.settling import CONFIRM_SECONDS, READ_RETRY_SECONDS, Settling
+from turnout.triggers.files.settle_timer import CONFIRM_SECONDS, READ_RETRY_SECONDS, Settling
 
 WALL = 1_000_000_000_000
 

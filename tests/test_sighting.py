@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from turnout.triggers.files.file_version import Sighting, displayed, file_event
 from turnout.triggers.files.scan import Version
-from turnout.triggers.files.sighting import Sighting, displayed, file_event
 
 VERSION = Version(7, 100, 1_000_000_001, 5)
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)

@@ -48,7 +48,7 @@ from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.telemetry.logs import get_logger
 
 from .calendar import Cron, Every, Once, Schedule, cron_fields, shortest_gap
-from .ticked import (
+from .timer_positions import (
     AHEAD,
     START,
     TICK,

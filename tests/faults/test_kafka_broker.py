@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 FORGET_LEDGER = """
 from turnout.triggers.kafka import commits, placing
-from turnout.triggers.kafka.ledger import Place, Settled
+from turnout.triggers.kafka.positions import Place, Settled
 
 def forgetful(stored, bounds, first_place):
     return Settled(Place(first_place if bounds.committed is None else bounds.committed))

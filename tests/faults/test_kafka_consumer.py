@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 COMMIT_FIRST = """
 import asyncio
-from turnout.triggers.kafka.reading import Reading
+from turnout.triggers.kafka.consumer import Reading
 
 honest = Reading._write
 

@@ -36,13 +36,13 @@ from turnout.service.domain.event import Event, file_url
 from turnout.service.domain.trigger import Emitter
 from turnout.service.domain.units import parse_duration
 
-from .endings import Delete, Ending, Move, Subject, delete_file, move_file
-from .hearing import HintsLost, Sign
+from .after_run_actions import Delete, Ending, Move, Subject, delete_file, move_file
 from .ledger import Ledger
+from .notifications import HintsLost, Sign
 from .pattern import Pattern, find_mistake
 from .plan import Plan
 from .scan import Version
-from .watching import Watching
+from .watcher import Watching
 
 if TYPE_CHECKING:
     from watchfiles._rust_notify import RustNotify

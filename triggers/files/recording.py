@@ -13,8 +13,8 @@ from turnout.service.domain.errors import JournalFull, Overloaded
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import Emitter
 
+from .file_version import Sighting, file_event
 from .ledger import DEVICE, Ledger, Positions
-from .sighting import Sighting, file_event
 
 BATCH = 500
 """Files in one transaction."""

@@ -33,7 +33,7 @@ from turnout.service.domain.units import parse_duration, parse_size
 from .record import Data, Null, Reader
 
 if TYPE_CHECKING:
-    from .reading import Reading
+    from .consumer import Reading
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _RETRY_SECONDS = (0.5, 5.0)
@@ -112,8 +112,8 @@ class KafkaTrigger:
     async def run(self, emit: Emitter) -> None:
         """Read until cancelled; waits for brokers and topics that are not there."""
         from . import broker  # the client costs start-up time; `turnout check` does without
-        from .placing import keep_first_sight
-        from .reading import Reading
+        from .consumer import Reading
+        from .start_offsets import keep_first_sight
 
         connection = emit.connection("kafka")
         delay, longest = _RETRY_SECONDS
@@ -173,7 +173,7 @@ class KafkaTrigger:
         self, seek: Seek, positions: Mapping[str, str], connection: Mapping[str, Any]
     ) -> SeekPlan:
         """Say what a seek comes to, changing nothing."""
-        from .seeking import plan
+        from .seek import plan
 
         return await plan(self, seek, positions, connection)
 
@@ -188,7 +188,7 @@ class KafkaTrigger:
         """Publish a record a flow failed on to the dead letter topic; at least once."""
         is_record = "partition" in event.extensions  # an operator can fire events that are none
         if is_record and failure is not None and self.dead_letter_topic is not None:
-            from .letters import post
+            from .dead_letter_topic import post
 
             await post(self.dead_letter_topic, event, failure, emit)
         return None

@@ -47,9 +47,9 @@ from aiokafka.protocol.metadata import MetadataRequest  # type: ignore[import-un
 
 from turnout.service.domain.errors import TriggerError
 
-from .epochs import epoch_ends
-from .identity import FETCHING, Identity, by_leader, identities
-from .ledger import Bounds, Leader, Place, Spans
+from .leader_epochs import epoch_ends
+from .positions import Bounds, Leader, Place, Spans
+from .topic_ids import FETCHING, Identity, by_leader, identities
 
 # The client logs each attempt of each retry as an error; the trigger reports the state instead.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)

@@ -22,7 +22,7 @@ from turnout.service.domain.errors import TriggerError
 from turnout.service.telemetry.logs import get_logger
 
 from . import broker
-from .ledger import Bounds, Place
+from .positions import Bounds, Place
 
 log = get_logger("turnout.triggers")
 

@@ -20,8 +20,8 @@ from turnout.service.domain.errors import JournalFull, Overloaded
 from turnout.service.domain.trigger import Emitter
 
 from . import broker
-from .identity import COORDINATING, FETCHING, Identity
-from .ledger import Leader, Ledger, Topic
+from .positions import Leader, Ledger, Topic
+from .topic_ids import COORDINATING, FETCHING, Identity
 
 Identities = Mapping[TopicPartition, Identity]
 

@@ -22,9 +22,9 @@ from turnout.service.domain.trigger import Inbound, Trigger
 from turnout.service.project import AnyFlow
 from turnout.triggers.events import EventTrigger
 from turnout.triggers.files import FilesTrigger
+from turnout.triggers.files.file_version import Sighting
+from turnout.triggers.files.file_version import file_event as event_of_file
 from turnout.triggers.files.scan import Version
-from turnout.triggers.files.sighting import Sighting
-from turnout.triggers.files.sighting import file_event as event_of_file
 from turnout.triggers.timers import Timer
 from turnout.triggers.webhook import WebhookTrigger
 

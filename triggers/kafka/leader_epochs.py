@@ -20,7 +20,7 @@ from aiokafka.protocol.api import (  # type: ignore[import-untyped]  # as above
     Response,
 )
 
-from .identity import FETCHING, by_leader
+from .topic_ids import FETCHING, by_leader
 
 _ANY_EPOCH = -1
 

@@ -22,7 +22,7 @@ from turnout.service.telemetry.logs import get_logger
 from . import broker
 from .broker import Met
 from .leaders import Leaders
-from .ledger import Bounds, Ledger, Place, Settled, Topic, is_anew, read_topic, settle
+from .positions import Bounds, Ledger, Place, Settled, Topic, is_anew, read_topic, settle
 
 if TYPE_CHECKING:
     from . import KafkaTrigger

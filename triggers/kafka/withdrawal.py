@@ -28,7 +28,7 @@ from turnout.service.telemetry.logs import get_logger
 
 from . import broker
 from .commits import Commits
-from .ledger import Ledger, Place, Spans, both
+from .positions import Ledger, Place, Spans, both
 
 log = get_logger("turnout.triggers")
 

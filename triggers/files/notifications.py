@@ -21,8 +21,8 @@ from anyio import CapacityLimiter, to_thread
 from turnout.service.domain.trigger import Emitter
 from turnout.service.telemetry.logs import get_logger
 
+from .file_version import displayed
 from .scan import Identity, identity_of, is_text
-from .sighting import displayed
 
 UNWATCHED = "unwatched folders"
 """The lag partition that counts folders without notifications."""

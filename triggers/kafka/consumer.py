@@ -44,12 +44,12 @@ from turnout.service.telemetry.logs import get_logger
 
 from . import broker
 from .commits import LAST_SECONDS, Commits
-from .handback import GivingBack
 from .leaders import Leaders
-from .ledger import Bounds, Ledger, Place, is_anew, ledger_of
-from .placing import Placing
+from .positions import Bounds, Ledger, Place, is_anew, ledger_of
+from .raw_batch import salvage
 from .record import Reader
-from .salvage import salvage
+from .start_offsets import Placing
+from .withdrawal import GivingBack
 from .writing import Writing
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from turnout.service.domain.errors import TriggerError
 from turnout.service.domain.trigger import Emitter
 from turnout.service.telemetry.logs import get_logger
 
-from .hearing import Disk, Hearing, HintsLost, OpenNotifier, Sign
+from .file_version import Sighting, displayed
 from .ledger import Ledger
+from .notifications import Disk, Hearing, HintsLost, OpenNotifier, Sign
 from .plan import Plan
 from .recording import BATCH, Recorder
 from .removals import Removals
@@ -41,8 +42,7 @@ from .scan import (
     look,
     topmost,
 )
-from .settling import Settling
-from .sighting import Sighting, displayed
+from .settle_timer import Settling
 
 WAITING = "waiting files"
 """The lag partition that counts files found and not yet emitted."""

@@ -17,7 +17,7 @@ from turnout.service.domain.errors import Refused
 from turnout.service.domain.trigger import Seek, SeekPlan
 
 from . import broker
-from .ledger import (
+from .positions import (
     Bounds,
     Place,
     Topic,
