@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from blockbuster import blockbuster_ctx
 
-pytest_plugins = ["tests.brokers", "turnout.testing.fixture"]
+pytest_plugins = ["tests.support.brokers", "turnout.testing.fixture"]
 
 Say = Callable[[str], None]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Say
-from tests.process import Program, until
+from tests.support.program import Program, until
 
 FLOWS = """
 import asyncio

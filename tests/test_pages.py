@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import CHECKOUT
+from tests.support.pages import PAGES, Block, blocks, parts, rewritten
+from tests.support.program import environment, free_port, turnout, until
 from turnout.service.domain.run import FINISHED, TRANSITIONS
 
-from . import layers
-from .pages import CHECKOUT, PAGES, Block, blocks, parts, rewritten
-from .process import environment, free_port, turnout, until
+from .support import layers
 
 TEXTS = {str(page.relative_to(CHECKOUT)): page.read_text("utf-8") for page in PAGES}
 README = TEXTS["README.md"]
@@ -192,7 +193,7 @@ def test_tour_shows_each_run_succeeded() -> None:
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_generated_parts_say_what_the_code_says(page: str) -> None:
-    assert rewritten(TEXTS[page]) == TEXTS[page], "run: python -m tests.pages"
+    assert rewritten(TEXTS[page]) == TEXTS[page], "run: python -m tests.support.pages"
 
 
 def test_the_picture_of_states_draws_every_transition_once_and_no_other() -> None:
@@ -230,7 +231,7 @@ def test_the_guarantee_stands_in_the_agreed_words() -> None:
 def test_the_picture_of_rooms_has_no_cycle_and_names_every_room_of_the_table() -> None:
     graph = layers.imports()
     cycle = [room for room in graph if room in layers.reachable(graph, room)]
-    assert not cycle, "say in tests/layers.py which room a new module is of"
+    assert not cycle, "say in tests/support/layers.py which room a new module is of"
     told = TEXTS["service/README.md"].split("## Layers")[1].split("```mermaid")[0]
     first_cells = "\n".join(re.findall(r"^\| (.*?) \|", told, re.MULTILINE))
     rooms = set(re.findall(r"`([a-z]+)`", first_cells))

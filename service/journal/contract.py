@@ -3,7 +3,7 @@
 Every write returns only after commit and fsync. A write about a run carries the run's claim
 token; a stale token changes nothing and raises `ClaimLost`. Writes that arrive together share a
 commit and are applied in the order they were called; one bad write fails its caller only. The
-contract suite in `tests/journal_contract.py` is written against this page, not against SQLite.
+suite `tests/support/journal_contract.py` is written against this page, not against SQLite.
 
 Not here: what to write (the router and the executor decide) and when to run (the dispatcher).
 """

@@ -22,7 +22,7 @@ from pathlib import Path
 import apsw
 import watchfiles
 
-from tests.process import Program, until
+from tests.support.program import Program, until
 from turnout.service.domain.event import mint_id
 from turnout.service.journal.sqlite.connection import open_for_writing
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # no stubs among the project's dependencies
 
-from tests.process import Program, free_port, until
+from tests.support.program import Program, free_port, until
 
 from . import flows
 from .load import BODY

@@ -25,8 +25,8 @@ from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
     AIOKafkaProducer,
 )
 
-from tests.brokers import Broker, make_broker, unique
-from tests.process import Program, until
+from tests.support.brokers import Broker, make_broker, unique
+from tests.support.program import Program, until
 
 from .measure import Size, Spread, interleave, ratio
 from .peers import measured

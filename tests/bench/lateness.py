@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvloop
 
-from tests.process import Program, until
+from tests.support.program import Program, until
 
 from . import flows, stamps
 from .load import post

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]  # it carries no types
 
-from tests.brokers import Broker, make_broker
-from tests.process import Program, until
+from tests.support.brokers import Broker, make_broker
+from tests.support.program import Program, until
 
 from . import flows, stamps, stored
 from .load import processor_seconds

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.process import free_port, until
+from tests.support.program import free_port, until
 
 from .durable import ORDER
 from .measure import Unavailable

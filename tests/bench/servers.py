@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.process import Program, free_port, until
+from tests.support.program import Program, free_port, until
 
 from .load import BODY, Load, post, processor_seconds
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.process import Program
+from tests.support.program import Program
 
 from . import flows, stored
 from .measure import Size, Spread

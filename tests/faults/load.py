@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
-from tests.process import Answer
+from tests.support.program import Answer
 
 SECRET = "It's a Secret to Everybody"
 ANSWER_SECONDS = 30.0

@@ -21,8 +21,8 @@ from typing import Any
 
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]  # it carries no types
 
-from tests.brokers import Broker, unique
-from tests.process import Program, until
+from tests.support.brokers import Broker, unique
+from tests.support.program import Program, until
 
 from .ledger import Snapshot, copied
 

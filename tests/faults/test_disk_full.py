@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Say
-from tests.process import Answer, Program, until
+from tests.support.program import Answer, Program, until
 
 from .ledger import Witness, broken_promises, snapshot
 from .load import Connection, Generator, Ledger

@@ -14,7 +14,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]  # no stubs among the project's dependencies
 import pytest
 
-from tests.process import Program, supervised, turnout, until
+from tests.support.program import Program, supervised, turnout, until
 
 FLOWS = Path(__file__).parent / "flows" / "durable.py"
 

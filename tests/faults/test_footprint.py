@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Say
-from tests.process import Program, turnout, until
+from tests.support.program import Program, turnout, until
 
 from .load import SECRET
 

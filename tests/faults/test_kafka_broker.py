@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import Broker
 from tests.conftest import Say
-from tests.process import Program, until
+from tests.support.brokers import Broker
+from tests.support.program import Program, until
 
 from .ledger import snapshot
 from .records import Feeder, Group, judge, stopped

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import Broker, unique
 from tests.conftest import Say
-from tests.process import Program, until
-from tests.running import Running, running
+from tests.support.brokers import Broker, unique
+from tests.support.program import Program, until
+from tests.support.running import Running, running
 from turnout import Event, flow
 from turnout.service.domain.errors import TriggerError
 from turnout.triggers.kafka import KafkaTrigger

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import Broker
 from tests.conftest import Say
-from tests.process import until
+from tests.support.brokers import Broker
+from tests.support.program import until
 
 from .ledger import snapshot
 from .records import Group, judge

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Say
-from tests.process import Program
+from tests.support.program import Program
 
 from .ledger import FINISHED, snapshot
 from .load import SECRET, Generator, Ledger

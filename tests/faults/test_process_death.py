@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Say
-from tests.process import Program, supervised, turnout, until
+from tests.support.program import Program, supervised, turnout, until
 
 from .ledger import Deaths, Snapshot, Witness, broken_promises, snapshot
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import Program, turnout
+from tests.support.program import Program, turnout
 
 FLOWS = Path(__file__).parent / "flows" / "work.py"
 

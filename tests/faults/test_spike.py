@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Say
-from tests.process import Program
+from tests.support.program import Program
 
 from .ledger import broken_promises, snapshot
 from .load import Generator, Ledger

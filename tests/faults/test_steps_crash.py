@@ -19,7 +19,7 @@ import orjson
 import pytest
 
 from tests.conftest import Say
-from tests.process import Program, until
+from tests.support.program import Program, until
 
 from .ledger import copied
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Say
-from tests.process import Program, turnout, until
+from tests.support.program import Program, turnout, until
 
 from .ledger import Snapshot, Witness, broken_promises, snapshot
 from .load import Generator

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.process import Program, turnout, until
+from tests.support.program import Program, turnout, until
 
 FLOWS = Path(__file__).parent / "flows" / "saga.py"
 ORDERS = 18

@@ -1,4 +1,4 @@
-"""An author's file, as a type checker sees it: `tests/test_typing.py` reads what it reveals."""
+"""An author's file, as a type checker sees it: `test_typing` reads what it reveals."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.measure import Unavailable
-from tests.process import free_port, until
+from tests.support.program import free_port, until
 
 from . import program_of, python_of
 

@@ -1,4 +1,4 @@
-"""Make a journal of this version of turnout, for `tests/test_old_journals.py` to open for ever.
+"""Make a journal of this version of turnout, for `test_old_journals` to open for ever.
 
 Usage: python -m tests.data.journals.make. Writes `vN/`, N being the journal's version, beside this
 file. Once it is committed it is never made again: what matters is the code that wrote it.
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.process import Program, turnout, until
+from tests.support.program import Program, turnout, until
 from turnout.service.journal.sqlite.connection import newest_version
 
 HERE = Path(__file__).parent

@@ -1,0 +1,242 @@
+"""What a service notices about its process and its clock, on the real program."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.support.program import Program, turnout, until
+from tests.support.running import running
+from turnout import flow
+from turnout.service.domain.clock import JUMP, PATIENCE, WallClock
+
+pytestmark = pytest.mark.timeout(120)
+
+FLOWS = """
+import asyncio, re, time
+from turnout import flow, sleep, webhook
+
+@flow(on=webhook("/note"))
+async def note(data: dict) -> int:
+    return 1
+
+@flow(on=webhook("/slow"))
+async def slow(data: dict) -> int:
+    await asyncio.sleep(3)
+    return 1
+
+@flow(on=webhook("/rest"))
+async def rest(data: dict) -> int:
+    await sleep("3s")
+    return 1
+
+@flow(on=webhook("/blocks"))
+async def blocks(data: dict) -> None:
+    time.sleep(100)
+
+@flow(on=webhook("/keeps"))
+async def keeps(data: dict) -> None:
+    re.match(r"(a+)+b", "a" * 60)  # one call that never gives the interpreter's lock back
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    flows = tmp_path / "flows.py"
+    flows.write_text(FLOWS)
+    env = {"TURNOUT_BLOCKED_LOOP": "1s"}
+    with Program(flows=flows, data=tmp_path / "data", log=tmp_path / "log", env=env) as program:
+        yield program
+
+
+def post(program: Program, path: str) -> str:
+    answer = program.ask(f"/hooks/{path}", method="POST", body=b"{}")
+    assert answer is not None and answer.status == 202
+    return str(answer.json["runs"][0])
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def test_a_process_that_stood_still_goes_on(program: Program) -> None:
+    program.start().ready()
+    run = post(program, "slow")
+    program.signal(signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        program.child.wait(4)  # four times as long as a loop may be blocked
+    program.signal(signal.SIGCONT)
+    program.quiet(20)
+    found = program.api(f"/runs/{run}")
+    assert (found["state"], found["attempts"]) == ("succeeded", 1)
+    assert program.stop() == 0
+
+
+@pytest.mark.parametrize("path", ["blocks", "keeps"])
+def test_a_blocked_loop_ends_the_process_and_says_where(program: Program, path: str) -> None:
+    program.start().ready()
+    program.ask(f"/hooks/{path}", method="POST", body=b"{}", timeout=2)
+    assert program.ended(40) not in (0, 70, 74)
+    assert f"in {path}" in program.log_text()
+
+
+# ---------------------------------------------------------------- the clock
+
+
+class Times:
+    """A wall clock and the time that passes, as a test sets them."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 3, 1, tzinfo=UTC)
+        self.passed = 0.0
+
+    def passes(self, length: timedelta) -> None:
+        self.now += length
+        self.passed += length.total_seconds()
+
+    def clock(self, known: datetime | None = None) -> WallClock:
+        return WallClock(lambda: self.now, known=known, elapsed=lambda: self.passed)
+
+
+def test_a_clock_that_jumps_ahead_is_believed_after_an_hour() -> None:
+    times = Times()
+    clock = times.clock()
+    for _ in range(90):
+        times.passes(timedelta(days=1))
+        assert clock.is_believed(), "an idle service still prunes"
+    times.now += timedelta(days=40)
+    for _ in range(60):
+        assert not clock.is_believed()
+        times.passes(timedelta(minutes=1) - timedelta(seconds=0.1))
+    times.passes(timedelta(seconds=10))
+    assert clock.is_believed()
+    assert clock.ahead == timedelta(0)
+
+
+def test_a_jump_that_is_taken_back_never_was() -> None:
+    times = Times()
+    clock = times.clock()
+    times.now += timedelta(days=40)
+    assert not clock.is_believed()
+    times.now -= timedelta(days=40)
+    assert clock.is_believed()
+    times.passes(timedelta(days=3))
+    assert clock.is_believed()
+
+
+@pytest.mark.parametrize("shift", [-40, -1, 0, 1])
+def test_a_smaller_jump_and_one_back_are_believed(shift: int) -> None:
+    times = Times()
+    clock = times.clock()
+    times.now += shift * JUMP
+    assert clock.is_believed()
+
+
+def test_a_start_long_after_the_last_write_waits_too() -> None:
+    times = Times()
+    clock = times.clock(known=times.now - timedelta(days=3))
+    assert not clock.is_believed()
+    times.passes(PATIENCE)
+    assert clock.is_believed()
+
+
+def faked(program: Program, offset: Path) -> Program:
+    """Serve under a clock that `offset` sets, while the time that passes stays true."""
+    libraries = list(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    if not libraries:
+        pytest.skip("needs Debian's libfaketime")
+    program.env = {
+        **program.env,
+        "LD_PRELOAD": str(libraries[0]),
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "TURNOUT_BLOCKED_LOOP": "30s",
+        "TURNOUT_KEEP_FINISHED": "7d",
+    }
+    offset.write_text("+0")
+    return program
+
+
+def state(program: Program, run: str) -> str:
+    """Return a run's state as the journal has it, by the true clock."""
+    listed = turnout("runs", "--all", "--json", "--data", program.data).stdout.splitlines()
+    return next((each["state"] for each in map(json.loads, listed) if each["id"] == run), "gone")
+
+
+def test_a_clock_forty_days_ahead_deletes_nothing(program: Program, tmp_path: Path) -> None:
+    offset = tmp_path / "offset"
+    faked(program, offset)
+    program.sabotage = "import turnout.service.operate.maintenance as m\nm.INTERVAL_SECONDS = 0.2\n"
+    program.start().ready()
+    run = post(program, "note")
+    program.quiet(10)
+    offset.write_text("+40d")
+    program.said("pruning.deferred", 20)
+    offset.write_text("+0")
+    assert state(program, run) == "succeeded"
+    program.stop()
+    offset.write_text("+40d")  # and at a start
+    program.start().ready()
+    until(lambda: program.log_text().count("pruning.deferred") == 2, 20, "a second alarm")
+    assert state(program, run) == "succeeded"
+
+
+def test_what_is_due_when_the_clock_is_right_again_comes_at_once(
+    program: Program, tmp_path: Path
+) -> None:
+    offset = tmp_path / "offset"
+    faked(program, offset).start().ready()
+    began = time.monotonic()
+    run = post(program, "rest")
+    until(lambda: state(program, run) == "waiting", 5, "the run rests")
+    offset.write_text("-1h")
+    post(program, "rest")  # the dispatcher looks, by the clock that is wrong
+    until(lambda: time.monotonic() - began > 3, 5, "the time it was to rest")
+    offset.write_text("+0")
+    until(lambda: state(program, run) == "succeeded", 8, "the run goes on")
+
+
+# ---------------------------------------------------------------- the disk
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+async def test_a_disk_that_is_nearly_full_is_a_reason_not_to_be_ready(tmp_path: Path) -> None:
+    @flow
+    async def works() -> None: ...
+
+    async with running(tmp_path, [works], min_free_bytes=2**60) as service:
+        reason, *_ = service.process.problems()
+        assert "nothing new is taken in: the disk has" in reason
+        assert "min_free_bytes" in reason
+
+
+def test_a_full_disk_is_said_once_and_so_is_its_end(program: Program, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=True)
+    try:
+        program.data = disk / "data"
+        program.env = {**program.env, "TURNOUT_MIN_FREE_BYTES": "0"}
+        program.start().ready()
+        filler = disk / "filler"
+        with pytest.raises(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**20)) or file.write(bytes(1024))
+        for _ in range(200):
+            program.ask("/hooks/note", method="POST", body=b'{"x": "' + b"y" * 9000 + b'"}')
+        program.said("journal.full", 10)
+        filler.unlink()
+        program.said("journal.writable", 10)
+        assert program.log_text().count("journal.full") == 1
+        assert program.stop() == 0
+    finally:
+        program.kill()
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -1,0 +1,313 @@
+"""What is deployed: the wheel, the locks, the container, compose, systemd and Prometheus files.
+
+Docker is not needed: the Containerfile's own commands run from a clean virtual environment, as a
+user who is not root. promtool and systemd-analyze judge their files where they are installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from tests.support import CHECKOUT
+from tests.support.program import environment, free_port, until
+from turnout.service.settings import Settings
+from turnout.service.telemetry.metrics import Counts, Metrics
+
+DEPLOY = CHECKOUT / "deploy"
+LOCKS = sorted((DEPLOY / "requirements").glob("*.txt"))
+IN_CI = os.environ.get("CI") == "true"
+
+
+def tool(name: str) -> str:
+    """Return a tool's path; its absence is a failure in CI and a named skip elsewhere."""
+    found = shutil.which(name)
+    if found is None:
+        (pytest.fail if IN_CI else pytest.skip)(f"{name} is not installed")
+    return found
+
+
+# ---- the wheel
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel with the Containerfile's pip options, from what its build may see."""
+    context = tmp_path_factory.mktemp("context")
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for kept in context_paths():
+        target = context / kept
+        target.parent.mkdir(exist_ok=True)
+        if (CHECKOUT / kept).is_dir():
+            shutil.copytree(CHECKOUT / kept, target, symlinks=True, ignore=unwanted)
+        else:
+            shutil.copy(CHECKOUT / kept, target)
+    folder = tmp_path_factory.mktemp("wheels")
+    options = ["--no-cache-dir", "--no-deps", "--no-build-isolation"]
+    assert f"pip wheel {shlex.join(options)} " in (DEPLOY / "Containerfile").read_text()
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", *options]
+    subprocess.run([*pip, "--wheel-dir", folder, context], check=True)
+    (built,) = folder.glob("turnout-*.whl")
+    return built
+
+
+def context_paths() -> list[str]:
+    """Return what the container's build may see of the checkout."""
+    ignore = (DEPLOY / "Containerfile.dockerignore").read_text().splitlines()
+    assert ignore[0] == "*"
+    return [line.removeprefix("!") for line in ignore if line.startswith("!")]
+
+
+@pytest.mark.timeout(120)
+def test_wheel_holds_every_file_of_the_package_and_no_links(wheel: Path) -> None:
+    places = {
+        f"turnout/{path.relative_to(CHECKOUT)}": path
+        for folder in ("service", "triggers", "handlers")
+        for path in (CHECKOUT / folder).rglob("*")
+    } | {str(path.relative_to(CHECKOUT)): path for path in (CHECKOUT / "turnout").rglob("*")}
+    expected = {
+        name for name, path in places.items() if path.is_file() and "__pycache__" not in path.parts
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name for name in archive.namelist() if ".dist-info/" not in name}
+        links = [info.filename for info in archive.infolist() if info.external_attr >> 28 == 0o12]
+    assert inside == expected
+    assert links == []
+    assert any(name.endswith(".sql") for name in inside)
+
+
+# ---- the locks
+
+
+def locked(lock: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+)", lock.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_lock_pins_by_hash_and_names_no_index(lock: Path) -> None:
+    text = lock.read_text()
+    assert "://" not in text
+    assert not re.search(r"^\s*(-i|-f|--(extra-)?index-url|--find-links|-e)\b", text, re.MULTILINE)
+    entries = [entry for entry in re.split(r"(?<!\\)\n", text) if entry.strip()]
+    assert entries
+    for entry in entries:
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry.splitlines()[0]
+
+
+def test_locks_satisfy_what_the_project_declares() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    extra = project["optional-dependencies"]["test"]
+    for name, declared in (
+        ("runtime", project["dependencies"]),
+        ("test", project["dependencies"] + extra),
+        ("build", ["hatchling", "editables"]),
+    ):
+        pins = locked(DEPLOY / "requirements" / f"{name}.txt")
+        for requirement in map(Requirement, declared):
+            pin = pins.get(requirement.name)
+            assert pin is not None, f"{requirement} is not in {name}.txt; lock again"
+            assert requirement.specifier.contains(pin), f"{name}.txt has {requirement.name} {pin}"
+
+
+# ---- the container's commands, from a clean environment, as nobody
+
+
+def containerfile(instruction: str) -> list[str]:
+    """Return the words of an instruction of the final stage that is written as a JSON list."""
+    text = (DEPLOY / "Containerfile").read_text().replace("\\\n", " ")
+    found = re.findall(rf"^{instruction}\b[^\[\n]*(\[.*\])$", text, re.MULTILINE)
+    words: list[str] = json.loads(found[-1])
+    return words
+
+
+def stranger() -> dict[str, Any]:
+    """Return the options that run a child as a user who is not root."""
+    return {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
+
+
+def interpreter() -> str:
+    """Return a Python 3.11 or newer that the stranger may run (root's own may be out of reach)."""
+    new_enough = "import sys; sys.exit(sys.version_info < (3, 11))"
+    for python in (os.path.realpath(sys.executable), "/usr/bin/python3.11", "/usr/bin/python3"):
+        try:
+            tried = subprocess.run([python, "-c", new_enough], cwd="/", check=False, **stranger())
+        except OSError:
+            continue
+        if tried.returncode == 0:
+            return python
+    pytest.skip("no Python 3.11 that a user other than root may run")
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path) -> Iterator[Path]:
+    """Install the runtime lock and the wheel into a clean environment others may read."""
+    python = interpreter()
+    folder = Path(tempfile.mkdtemp(prefix="turnout-installed-"))
+    try:
+        folder.chmod(0o755)
+        venv = folder / "venv"
+        subprocess.run([python, "-m", "venv", "--without-pip", venv], check=True)
+        pip = [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python"), "install"]
+        lock = DEPLOY / "requirements" / "runtime.txt"
+        subprocess.run([*pip, "--quiet", "--require-hashes", "-r", lock], check=True)
+        subprocess.run([*pip, "--quiet", "--no-deps", "--no-index", wheel], check=True)
+        home = folder / "home"
+        home.mkdir()
+        if os.getuid() == 0:
+            shutil.chown(home, "nobody", "nogroup")
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def run_as_stranger(
+    folder: Path, command: Sequence[str | Path], **env: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder / "home",
+        env=stranger_environment(folder, **env),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **stranger(),
+    )
+
+
+def stranger_environment(folder: Path, **env: str) -> dict[str, str]:
+    path = f"{folder / 'venv' / 'bin'}:{os.environ['PATH']}"
+    return environment({"PATH": path, "HOME": str(folder / "home"), **env})
+
+
+@pytest.mark.timeout(300)
+def test_container_serves_from_a_clean_environment_without_root(installed: Path) -> None:
+    flows = installed / "flows"
+    shutil.copytree(CHECKOUT / "handlers" / "examples", flows)
+    nowhere = "http://127.0.0.1:9/"
+    secrets = {"GITHUB_WEBHOOK_SECRET": "not-a-real-secret"}
+    secrets |= {"REPORT_URL": nowhere, "SHOP_URL": nowhere}
+
+    helped = run_as_stranger(installed, ["turnout", "--help"])
+    assert helped.returncode == 0, helped.stderr
+    assert "serve" in helped.stdout
+    checked = run_as_stranger(installed, ["turnout", "check", "--env", flows], **secrets)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+    port = free_port()
+    swap = {"/flows": str(flows), "8080": str(port)}
+    words = containerfile("ENTRYPOINT") + containerfile("CMD")
+    health = [word.replace("8080", str(port)) for word in containerfile("HEALTHCHECK")]
+    with subprocess.Popen(
+        [swap.get(word, word) for word in words],
+        cwd=installed / "home",
+        env=stranger_environment(installed, TURNOUT_DATA="journal", **secrets),
+        **stranger(),
+    ) as process:
+        try:
+            until(
+                lambda: run_as_stranger(installed, health).returncode == 0, 20, "a healthy service"
+            )
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+    assert run_as_stranger(installed, health).returncode != 0, "the health check cannot fail"
+
+
+def test_container_ends_as_a_user_who_is_not_root() -> None:
+    final = (DEPLOY / "Containerfile").read_text().rpartition("\nFROM ")[2]
+    assert re.findall(r"^USER (\S+)$", final, re.MULTILINE) == ["turnout"]
+    for line in re.findall(r"^COPY (?!--from)(.*)$", (DEPLOY / "Containerfile").read_text(), re.M):
+        assert (CHECKOUT / line.split()[0]).exists(), line
+
+
+# ---- compose, systemd, Prometheus
+
+
+def test_compose_refers_to_what_is_there_and_publishes_on_loopback_only() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    assert set(compose["services"]) == {"turnout", "kafka", "prometheus"}
+    for name, service in compose["services"].items():
+        if build := service.get("build"):
+            context = DEPLOY / build["context"]
+            assert (context / build["dockerfile"]).is_file()
+        else:
+            assert re.search(r":v?\d", service["image"]), f"{name}: pin the image"
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            known = (DEPLOY / source).exists() if source[0] == "." else source in compose["volumes"]
+            assert known, f"{name}: {volume}"
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name}: {port}"
+        for needed in service.get("depends_on", {}):
+            assert needed in compose["services"]
+
+
+def test_every_setting_named_in_deploy_exists() -> None:
+    known = {f"TURNOUT_{name.upper()}" for name in Settings.model_fields}
+    for name in ("Containerfile", "compose.yaml", "turnout.service"):
+        named = set(re.findall(r"\bTURNOUT_[A-Z_]+", (DEPLOY / name).read_text()))
+        assert named <= known, f"{name}: {named - known}"
+
+
+def test_compose_waits_longer_than_the_grace_time() -> None:
+    grace = Settings.model_fields["grace"].default.total_seconds()
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    unit = (DEPLOY / "turnout.service").read_text()
+    waits = [compose["services"]["turnout"]["stop_grace_period"]]
+    waits += re.findall(r"^TimeoutStopSec=(.*)$", unit, re.MULTILINE)
+    assert len(waits) == 2
+    for wait in waits:
+        assert int(wait.removesuffix("s")) > grace
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    analyze = tool("systemd-analyze")
+    text = (DEPLOY / "turnout.service").read_text()
+    assert "User=turnout" in text
+    assert "Restart=always" in text
+    # verify wants the program to exist; everything else is judged as it is written.
+    unit = tmp_path / "turnout.service"
+    unit.write_text(text.replace("/opt/turnout/bin/turnout", "/bin/true"))
+    verdict = subprocess.run(
+        [analyze, "verify", unit], capture_output=True, text=True, check=False, timeout=20
+    )
+    about_us = [line for line in verdict.stderr.splitlines() if "turnout" in line]
+    assert (verdict.returncode, about_us) == (0, [])
+
+
+def test_prometheus_accepts_the_scrape_config_and_rules() -> None:
+    promtool = tool("promtool")
+    verdict = subprocess.run(
+        [promtool, "check", "config", DEPLOY / "prometheus.yml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    assert verdict.returncode == 0, verdict.stdout + verdict.stderr
+
+
+def test_rules_name_only_metrics_that_exist() -> None:
+    metrics = Metrics()
+    metrics.observe_counts(lambda: Counts({"queued": 0}, {"x": 0}, {"x": 0}, {"x": 0}, {"x": 0}))
+    known = {family.name for family in metrics.registry.collect()}
+    rules = yaml.safe_load((DEPLOY / "turnout.rules.yml").read_text())
+    for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+        for name in re.findall(r"\bturnout_[a-z_]+", rule["expr"]):
+            assert name.removesuffix("_bucket").removesuffix("_total") in known, name

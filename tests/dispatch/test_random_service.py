@@ -1,0 +1,43 @@
+"""Whatever is done to a service, in whatever order: every run has its turn, once, in its order."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Say
+from tests.support.random_service import play, shrink_bounds
+from turnout.service.dispatch import scheduling
+
+
+@pytest.mark.full  # a seed in fifty still finds a fault: no check of every change yet
+@pytest.mark.timeout(900)
+async def test_whatever_is_done_to_a_service_every_run_has_its_turn_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, full: bool, say: Say
+) -> None:
+    first, count = (seed, 300) if full else (0, 6)
+    for number in range(first, first + count):
+        with monkeypatch.context() as patch:
+            shrink_bounds(patch, random.Random(number))
+            say(f"TURNOUT_TEST_SEED={number}")
+            await play(number, tmp_path / str(number))
+
+
+async def test_a_key_that_is_given_back_too_early_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control: keys are given back while their runs go on."""
+    shrink_bounds(monkeypatch, random.Random(1))
+    release = scheduling.Queues.release
+
+    def too_much(self: scheduling.Queues, *args: Any, **more: Any) -> None:
+        release(self, *args, **{**more, "keep_order_for": None})
+
+    monkeypatch.setattr(scheduling.Queues, "release", too_much)
+    with pytest.raises(BaseException) as caught:
+        for number in range(5):
+            await play(number, tmp_path / str(number))
+    assert "overtook" in repr(caught.value)

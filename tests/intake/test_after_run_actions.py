@@ -1,0 +1,82 @@
+"""What is to be done after an event's last run is done once that has ended, crash or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tests.support.running import eventually, make_event, running
+from turnout import flow
+from turnout.service.domain.event import Event
+from turnout.service.domain.trigger import Emitter
+from turnout.service.journal.records import Filter
+
+ended: list[tuple[str, str | None]] = []
+broken: list[str] = []
+
+
+@dataclass(frozen=True)
+class Tidy:
+    """A trigger that writes down which events ended."""
+
+    name: str = "tidy"
+    kind: str = "tidy"
+    has_effect: bool = True
+    calls: list[str] = field(default_factory=list, compare=False)
+
+    def check(self) -> None: ...
+
+    async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:
+        if broken:
+            raise OSError(broken.pop())
+        ended.append((event.id, failure))
+        return replace(event, extensions={"fileurl": "file:///done/a"})
+
+
+@flow
+async def first(event: Event) -> None: ...
+
+
+@flow
+async def second(event: Event) -> None:
+    if event.data == "bad":
+        raise ValueError("bad")
+
+
+async def test_an_effect_follows_the_last_run_and_knows_how_it_ended(tmp_path: Path) -> None:
+    ended.clear()
+    async with running(tmp_path, [first, second]) as service:
+        journal = service.process.journal
+        emit = service.process.emitter(Tidy(), lambda _event: (first, second))
+        service.process.emitters["tidy"] = emit
+        good, bad = make_event("good"), make_event("bad")
+        await emit([good, bad])
+
+        async def both() -> bool:
+            stored = [*await journal.event(good.id), *await journal.event(bad.id)]
+            return [one.event.path for one in stored] == [Path("/done/a")] * 2
+
+        await eventually(both)
+        assert await service.process.effects.sweep() == 0
+        told = [(good.id, None), (bad.id, "second: ValueError: bad")]
+        assert sorted(ended) == sorted(told)
+
+
+async def test_an_effect_that_fails_is_carried_out_by_a_later_sweep(tmp_path: Path) -> None:
+    ended.clear()
+    async with running(tmp_path, [first]) as service:
+        emit = service.process.emitter(Tidy(), lambda _event: (first,))
+        service.process.emitters["tidy"] = emit
+        broken.append("the share is gone")
+        await emit([make_event()])
+
+        async def tried() -> bool:
+            return not broken
+
+        await eventually(tried)
+        assert await service.process.journal.runs(Filter())
+        assert not ended
+    async with running(tmp_path, [first]) as service:
+        service.process.emitters["tidy"] = service.process.emitter(Tidy(), lambda _event: (first,))
+        assert await service.process.effects.sweep() == 1
+        assert len(ended) == 1

@@ -1,0 +1,163 @@
+"""Every flow's answer to an event is a run, a dead letter or a decision with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, model_validator
+
+from tests.support.running import make_event
+from turnout import flow, limit
+from turnout.service.domain.event import MAX_HOPS, Event
+from turnout.service.domain.run import RunState
+from turnout.service.intake.router import route
+from turnout.service.project import AnyFlow
+
+
+class Order(BaseModel):
+    id: str
+    amount: float
+
+
+@flow
+async def bill(order: Order) -> None: ...
+
+
+@flow(when=lambda event: event.data["amount"] > 0)
+async def paid(event: Event) -> None: ...
+
+
+@flow(
+    ordered_by=lambda event: event.data["id"],
+    concurrency=limit(2, per=lambda event: event.data["amount"]),
+)
+async def keyed(event: Event) -> None: ...
+
+
+def test_a_matching_flow_gets_a_queued_run_with_its_arguments_and_keys() -> None:
+    routed = route(make_event({"id": "a", "amount": 5}), [bill, keyed])
+    assert [run.flow for run in routed.entry.runs] == ["bill", "keyed"]
+    assert {run.state for run in routed.entry.runs} == {RunState.QUEUED}
+    assert routed.arguments[0] == {"order": Order(id="a", amount=5)}
+    assert (routed.entry.runs[1].order_key, routed.entry.runs[1].limit_key) == ("a", "5")
+
+
+def test_a_filter_that_says_no_is_a_decision_naming_it() -> None:
+    routed = route(make_event({"amount": 0}), [paid])
+    assert not routed.entry.runs
+    decision = routed.entry.decisions[0]
+    assert (decision.flow, decision.verdict) == ("paid", "filtered")
+    assert "test_router.py:" in decision.detail
+
+
+def test_a_filter_that_raises_is_a_dead_letter() -> None:
+    routed = route(make_event({}), [paid])
+    (run,) = routed.entry.runs
+    assert run.state is RunState.FAILED
+    assert run.error is not None
+    assert run.error.type == "filter_error"
+    assert "KeyError: 'amount'" in run.error.message
+    assert not routed.refused_by_all  # a bug of ours is not the sender's
+
+
+def test_data_a_flow_cannot_take_is_a_dead_letter_naming_the_field() -> None:
+    routed = route(make_event({"id": "a", "amount": "much"}), [bill, keyed])
+    assert [run.state for run in routed.entry.runs] == [RunState.FAILED, RunState.QUEUED]
+    assert "amount" in routed.refusals["bill"]
+    assert not routed.refused_by_all
+    assert route(make_event({"id": "a"}), [bill]).refused_by_all
+
+
+def test_broken_bytes_are_a_dead_letter_for_every_flow_that_reads_them() -> None:
+    event = replace(make_event(), body=b"{")
+    routed = route(event, [bill, paid])
+    assert {run.state for run in routed.entry.runs} == {RunState.FAILED}
+    assert "not JSON" in routed.refusals["bill"]
+
+
+def test_an_unreadable_file_is_a_dead_letter() -> None:
+    event = replace(make_event({}), extensions={"fileerror": "permission denied"})
+    (run,) = route(event, [keyed]).entry.runs
+    assert run.error is not None
+    assert run.error.message == "the file cannot be read: permission denied"
+
+
+def test_an_event_nobody_wants_and_an_event_that_goes_in_circles_say_so() -> None:
+    verdicts: list[Any] = [
+        route(make_event({}), []).entry.decisions,
+        route(replace(make_event({}), hops=MAX_HOPS + 1), [bill]).entry.decisions,
+    ]
+    assert [decisions[0].verdict for decisions in verdicts] == ["unmatched", "cycle"]
+
+
+class Odd(BaseModel):
+    id: str
+
+    @model_validator(mode="after")
+    def look(self) -> Odd:
+        raise KeyError(self.id)
+
+
+@flow
+async def odd(order: Odd) -> None: ...
+
+
+def test_an_error_in_the_code_of_a_type_is_no_filter_s_and_not_the_sender_s() -> None:
+    routed = route(make_event({"id": "a"}), [odd])
+    (run,) = routed.entry.runs
+    assert run.error is not None and run.error.type == "binding_error"
+    assert run.error.message == "KeyError: 'a' (in the code of a parameter's type)"
+    assert not routed.refused_by_all
+
+
+def spoil(event: Event) -> bool:
+    """Do in a filter what nobody should."""
+    event.data["card"]["number"] = "****"
+    event.data["seen"] = True
+    event.headers["x"] = "spoilt"  # type: ignore[index]  # what a typed author would not do
+    return True
+
+
+@flow(when=spoil)
+async def spoiler(event: Event) -> None: ...
+
+
+@flow(when=lambda event: "seen" not in event.data, ordered_by=lambda event: spoil(event))
+async def other(data: dict[str, Any]) -> None: ...
+
+
+@flow
+async def third(data: Any) -> None: ...
+
+
+@pytest.mark.parametrize("flows", [[spoiler], [other], [spoiler, other, third], [third, spoiler]])
+def test_what_a_filter_changes_no_flow_no_other_filter_and_no_journal_sees(
+    flows: list[AnyFlow],
+) -> None:
+    event = make_event({"card": {"number": "4111"}})
+    _ = event.data  # as a trigger has decoded it
+    routed = route(event, flows)
+    assert [run.state for run in routed.entry.runs] == [RunState.QUEUED] * len(flows)
+    for arguments in routed.arguments:
+        assert arguments is not None
+        (value,) = arguments.values()
+        data = value.data if isinstance(value, Event) else value
+        assert data == {"card": {"number": "4111"}}
+        data["card"]["number"] = "****"  # and what this flow's run does the next does not see
+    assert routed.entry.event.headers == {}
+    assert len({id(each) for each in routed.events}) == len(flows)
+
+
+@flow(ordered_by="key")
+async def keyed_by_kafka(data: Any) -> None: ...
+
+
+@pytest.mark.parametrize("only", [third, keyed_by_kafka])
+def test_the_only_flow_is_given_what_the_trigger_has_decoded(only: AnyFlow) -> None:
+    event = make_event({"a": 1})
+    data = event.data
+    routed = route(event, [only])
+    assert routed.events == [event] and routed.events[0] is event
+    assert routed.arguments[0] is not None and routed.arguments[0]["data"] is data

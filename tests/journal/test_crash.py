@@ -1,0 +1,344 @@
+"""Random histories with crashes at random moments, against a dict as the model.
+
+A crash is taken as a kill leaves it: the files are copied while the journal is open and has
+unfinished business, and the copy is opened as if it were the folder of a dead process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.support.journal_contract import NOW, claim_of, make_event, make_run, step
+from turnout.service.domain.errors import ClaimLost, Refused
+from turnout.service.domain.run import TRANSITIONS, UNFINISHED, Outcome, RunError, RunState
+from turnout.service.journal.records import FAILED, Appended, Claim, Entry, Filter, StepRecord
+from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
+from turnout.service.telemetry.metrics import Metrics
+
+S = RunState
+_Value = TypeVar("_Value")
+FLOWS = ("a", "b")
+
+
+@dataclass
+class KnownRun:
+    """What the model knows of a run; `pending` are states a write in flight may have made it."""
+
+    id: str
+    flow: str
+    seq: int
+    event: str
+    state: RunState
+    attempts: int = 0
+    crashes: int = 0
+    blames: int = 0
+    dead: bool = False
+    token: int = 0
+    steps: dict[str, bytes | None] = field(default_factory=dict)
+
+
+class JournalMachine(RuleBasedStateMachine):
+    """What was acknowledged is there after every crash; what was not may or may not be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.place = Path(tempfile.mkdtemp())
+        self.generation = 0
+        self.clock = NOW
+        self.runs: dict[str, KnownRun] = {}
+        self.deliveries: dict[str, Appended] = {}
+        self.bodies: dict[str, bytes] = {}
+        self.claims: list[Claim] = []
+        self.positions: dict[str, str] = {}
+        self.journal: SqliteJournal
+
+    def do(self, work: Awaitable[_Value]) -> _Value:
+        async def done() -> _Value:
+            return await work
+
+        self.clock += timedelta(seconds=1)
+        return self.runner.run(done())
+
+    @property
+    def folder(self) -> Path:
+        return self.place / str(self.generation)
+
+    @initialize()
+    def open(self) -> None:
+        self.journal = self.do(
+            open_journal(
+                self.folder, metrics=Metrics(), max_unfinished_runs=10**6, min_free_bytes=0,
+                synchronous="normal",
+            )
+        )  # fmt: skip
+
+    def teardown(self) -> None:
+        self.do(self.journal.close())
+        self.runner.close()
+        shutil.rmtree(self.place)
+
+    # ---------------------------------------------------------------- rules
+
+    @rule(
+        flows=st.lists(st.sampled_from(FLOWS), max_size=2, unique=True),
+        state=st.sampled_from([S.QUEUED, S.RUNNING, S.SCHEDULED, S.FAILED]),
+        position=st.integers(0, 99),
+    )
+    def append(self, flows: list[str], state: RunState, position: int) -> None:
+        due = self.clock if state is S.SCHEDULED else None
+        runs = [make_run(flow, state, due_at=due) for flow in flows]
+        entry = Entry(event=make_event(), runs=runs)
+        positions = {"0": str(position)}
+        appended = self.do(
+            self.journal.append([entry], trigger="t", positions=positions, now=self.clock)
+        )[0]
+        assert appended.runs == tuple(run.id for run in runs)
+        self.positions |= positions
+        self.learn(entry, appended)
+
+    @rule(
+        name=st.sampled_from("xyz"), body=st.sampled_from([b"1", b"1", b"2"]), twice=st.booleans()
+    )
+    def deliver(self, name: str, body: bytes, twice: bool) -> None:
+        event = make_event(name, body=body)
+        entries = [Entry(event=event, runs=[make_run()]) for _ in range(1 + twice)]
+        for entry, appended in zip(
+            entries, self.do(self.journal.append(entries, now=self.clock)), strict=True
+        ):
+            first = self.deliveries.get(name)
+            if first is None:
+                assert not appended.duplicate and not appended.conflict
+                self.deliveries[name] = appended
+                self.bodies[name] = body
+                self.learn(entry, appended)
+            else:
+                assert (appended.event_seq, appended.runs) == (first.event_seq, first.runs)
+                assert appended.duplicate == (body == self.bodies[name]) != appended.conflict
+
+    def learn(self, entry: Entry, appended: Appended) -> None:
+        for index, run in enumerate(entry.runs):
+            known = KnownRun(
+                run.id, run.flow, run.seq, appended.event, run.state, dead=run.state is S.FAILED
+            )
+            self.runs[run.id] = known
+            if run.state is S.RUNNING:
+                known.token = 1
+                self.claims.append(claim_of(entry, appended, index))
+
+    @rule(flow=st.sampled_from(FLOWS), count=st.integers(1, 3))
+    def claim_queued(self, flow: str, count: int) -> None:
+        found = self.do(self.journal.queued(flow, 0, count))
+        expected = sorted(
+            run.seq for run in self.runs.values() if (run.flow, run.state) == (flow, S.QUEUED)
+        )
+        assert [item.seq for item in found] == expected[:count]
+        self.take([item.seq for item in found])
+
+    @rule()
+    def claim_due(self) -> None:
+        found = self.do(self.journal.due(self.clock + timedelta(days=1), 2))
+        waiting = {S.SCHEDULED, S.RETRYING, S.WAITING}
+        expected = [run.seq for run in self.runs.values() if run.state in waiting]
+        assert {item.seq for item in found} <= set(expected)
+        assert len(found) == min(2, len(expected))
+        self.take([item.seq for item in found])
+
+    def take(self, seqs: list[int]) -> None:
+        for claim in self.do(self.journal.claim(seqs, now=self.clock)):
+            known = self.runs[claim.run_id]
+            assert claim.token > known.token
+            assert (claim.attempt, claim.crashes) == (known.attempts + 1, known.crashes)
+            assert {key: kept.result for key, kept in claim.recorded.items()} == known.steps
+            assert claim.suspect == (known.blames >= 2)
+            known.state, known.token = S.RUNNING, claim.token
+            self.claims.append(claim)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), key=st.sampled_from(["s#1", "s#2"]), result=st.binary(max_size=3))
+    def record_step(self, data: st.DataObject, key: str, result: bytes) -> None:
+        claim = data.draw(st.sampled_from(self.claims))
+        known = self.runs[claim.run_id]
+        if not self.holds(claim):
+            self.expect_lost(self.journal.record_step(claim, step(key, result=result)))
+            return
+        self.do(self.journal.record_step(claim, step(key, result=result)))
+        known.steps.setdefault(key, result)  # a fact is never overwritten
+        if claim.suspect:
+            known.blames = 0  # it gets on
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), state=st.sampled_from(sorted(TRANSITIONS[S.RUNNING])))
+    def record(self, data: st.DataObject, state: RunState) -> None:
+        claim = data.draw(st.sampled_from(self.claims))
+        known = self.runs[claim.run_id]
+        outcome = self.outcome(state)
+        write = self.journal.record(claim, outcome, started_at=self.clock, now=self.clock)
+        if not self.holds(claim):
+            self.expect_lost(write)
+            return
+        self.do(write)
+        known.state = state
+        known.attempts += outcome.counts
+        known.blames = 0
+        known.dead = state is S.FAILED
+
+    def outcome(self, state: RunState) -> Outcome:
+        due = self.clock if state in (S.RETRYING, S.WAITING) else None
+        error = RunError("E", "m") if state is S.FAILED else None
+        return Outcome(state=state, due_at=due, error=error, counts=state is not S.QUEUED)
+
+    def holds(self, claim: Claim) -> bool:
+        known = self.runs[claim.run_id]
+        return known.state is S.RUNNING and known.token == claim.token
+
+    def expect_lost(self, write: Awaitable[None]) -> None:
+        try:
+            self.do(write)
+        except ClaimLost:
+            return
+        raise AssertionError("a write under a lost claim was taken")
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        known = data.draw(st.sampled_from(list(self.runs.values())))
+        try:
+            self.do(self.journal.cancel(known.id, now=self.clock))
+        except Refused:
+            assert known.state not in UNFINISHED
+        else:
+            assert known.state in UNFINISHED
+            known.attempts += known.state is S.RUNNING  # the attempt it ends counts
+            known.state = S.CANCELLED
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        known = data.draw(st.sampled_from(list(self.runs.values())))
+        try:
+            self.do(self.journal.retry(known.id, None, now=self.clock))
+        except Refused:
+            assert known.state in UNFINISHED
+        else:
+            assert known.state not in UNFINISHED
+            known.state, known.attempts, known.dead, known.blames = S.QUEUED, 0, False, 0
+            known.steps.pop(FAILED, None)
+
+    @rule(in_flight=st.booleans())
+    def crash(self, in_flight: bool) -> None:
+        """Copy the files as a kill leaves them, mid-write or idle, and open the copy."""
+        unacknowledged = self.do(self.copy_files(in_flight))
+        self.do(self.journal.close())
+        self.generation += 1
+        self.open()
+        self.settle(unacknowledged)
+        rescued = self.do(self.journal.rescue(now=self.clock))
+        running = [run for run in self.runs.values() if run.state is S.RUNNING]
+        for run in running:
+            run.blames += 1
+            run.crashes += 1
+            run.state = S.QUEUED
+        blamed = [run for run in running if run.blames >= 5]
+        for run in blamed:
+            run.blames = 2
+            run.steps[FAILED] = None
+        assert set(rescued.blamed) == {run.id for run in blamed}
+        assert rescued.requeued == len(running) - len(rescued.blamed)
+
+    @rule(flow=st.sampled_from(FLOWS))
+    def die_again_and_again(self, flow: str) -> None:
+        """Crash under the same run until it is blamed."""
+        for _ in range(5):
+            self.claim_queued(flow, 1)
+            self.crash(False)
+
+    @rule(flow=st.sampled_from(FLOWS))
+    def bury(self, flow: str) -> None:
+        failed = [
+            run
+            for run in self.runs.values()
+            if (run.flow, run.state) == (flow, S.QUEUED) and FAILED in run.steps
+        ]
+        assert set(self.do(self.journal.bury(flow, now=self.clock))) == {run.id for run in failed}
+        for run in failed:
+            run.state, run.dead = S.FAILED, True
+
+    async def copy_files(self, in_flight: bool) -> list[Claim]:
+        """Return claims whose outcome was being written while the files were copied."""
+        following = self.place / str(self.generation + 1)
+        held = [claim for claim in self.claims if self.holds(claim)] if in_flight else []
+        async with asyncio.TaskGroup() as group:
+            for claim in held:
+                group.create_task(
+                    self.journal.record(
+                        claim, self.outcome(S.SUCCEEDED), started_at=self.clock, now=self.clock
+                    )
+                )
+            await asyncio.sleep(0)
+            # The log last: pages of the database are only ever as new as the log.
+            (following / "journal").mkdir(parents=True)
+            for name in ("journal.db", "journal.db-wal"):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(self.folder / "journal" / name, following / "journal" / name)
+        return held
+
+    def settle(self, unacknowledged: list[Claim]) -> None:
+        """Learn what became of writes nobody was told about: whole, or not at all."""
+        for claim in unacknowledged:
+            run = self.do(self.journal.run(claim.run_id))
+            known = self.runs[claim.run_id]
+            assert run is not None and run.state in (S.RUNNING, S.SUCCEEDED)
+            assert run.attempts == known.attempts + (run.state is S.SUCCEEDED)
+            known.state, known.attempts = run.state, run.attempts
+
+    @rule()
+    def stop_and_start(self) -> None:
+        self.do(self.journal.close())
+        self.open()
+
+    # ---------------------------------------------------------------- what always holds
+
+    @invariant()
+    def counts_are_exact(self) -> None:
+        states, dead = self.journal.counts()
+        expected: dict[str, int] = {}
+        for run in self.runs.values():
+            if run.state in UNFINISHED:
+                expected[run.state.value] = expected.get(run.state.value, 0) + 1
+        assert {state: count for state, count in states.items() if count} == expected
+        assert sum(dead.values()) == sum(run.dead for run in self.runs.values())
+
+    @invariant()
+    def everything_acknowledged_is_there(self) -> None:
+        stored = {run.id: run for run in self.do(self.journal.runs(Filter(limit=10_000)))}
+        assert stored.keys() == self.runs.keys()
+        for known in self.runs.values():
+            run = stored[known.id]
+            assert (run.state, run.attempts, run.crashes, run.dead, run.event_id) == (
+                known.state, known.attempts, known.crashes, known.dead, known.event,
+            )  # fmt: skip
+            kept: list[StepRecord] = self.do(self.journal.steps(known.seq)) if known.steps else []
+            assert {record.key: record.result for record in kept} == known.steps
+        assert self.do(self.journal.positions("t")) == self.positions
+
+
+TestJournalCrashes = JournalMachine.TestCase
+TestJournalCrashes.settings = settings(
+    max_examples=25,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)

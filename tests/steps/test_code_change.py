@@ -1,0 +1,577 @@
+"""Code that changes under a run that has begun: noticed by name, harmless, or provided for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import BaseModel, PrivateAttr, create_model
+
+from tests.support.attempts import Attempts, attempts
+from tests.support.running import eventually, running
+from turnout import (
+    approval,
+    emit,
+    event,
+    flow,
+    gather,
+    patched,
+    retry,
+    secret,
+    sleep,
+    task,
+    wait_for,
+)
+from turnout.service.domain.errors import MisplacedTask
+from turnout.service.domain.run import Outcome, RunState
+from turnout.service.domain.units import utc_now
+from turnout.service.journal.records import Filter, Given
+from turnout.service.steps.given_arguments import given_of
+from turnout.testing import run as run_flow
+
+done: list[str] = []
+broken: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def nothing_done() -> None:
+    done.clear()
+    broken.clear()
+
+
+@task
+async def do(name: str) -> str:
+    done.append(name)
+    if name in broken:
+        raise OSError(name)
+    return name
+
+
+@task
+async def clean() -> None:
+    done.append("clean")
+
+
+@task
+async def other() -> None:
+    done.append("other")
+
+
+def edition(content: str, function: Any, **options: Any) -> Any:
+    """Return a flow as the loader would make it of one edition of its file."""
+    made = flow(name="edited", retry=retry(5, delay="1ms"), **options)(function)
+    if "version" not in options:
+        vars(made)["code_version"] = content
+    return made
+
+
+async def over_an_edit(run: Attempts, old: Any, new: Any, **options: Any) -> Outcome:
+    await run.first(edition("old", old, **options))
+    return await run.again(edition("new", new, **options))
+
+
+def refused(outcome: Outcome, what: str) -> None:
+    assert outcome.state is RunState.FAILED and outcome.error is not None, outcome
+    assert outcome.error.type == "code_changed"
+    assert what in outcome.error.message
+
+
+# ---------------------------------------------------------------- noticed
+
+
+async def a_then_sleep() -> None:
+    await do("a")
+    await sleep("1h")
+    await do("z")
+
+
+async def test_a_step_put_before_a_recorded_one_is_named(tmp_path: Path) -> None:
+    async def new() -> None:
+        await do("a")
+        await other()
+        await sleep("1h")
+
+    async with attempts(tmp_path) as run:
+        refused(
+            await over_an_edit(run, a_then_sleep, new),
+            "now runs step 'other#1' where step 'sleep#1' is recorded",
+        )
+    assert done == ["a"]
+
+
+async def test_a_recorded_step_that_is_gone_is_named_at_the_end(tmp_path: Path) -> None:
+    async def new() -> None:
+        await do("a")
+
+    async with attempts(tmp_path) as run:
+        refused(await over_an_edit(run, a_then_sleep, new), "ended without step 'sleep#1'")
+
+
+async def test_a_gather_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    async def twice(name: str) -> None:
+        await do(name)
+        await sleep("1h")
+
+    async def old() -> None:
+        await gather(twice("l"), twice("r"))
+
+    async def new() -> None:
+        await other()
+
+    async with attempts(tmp_path) as run:
+        refused(await over_an_edit(run, old, new), "runs step 'other#1' where step 'gather#1[")
+
+
+# ---------------------------------------------------------------- harmless
+
+
+async def test_a_mended_flow_goes_on_though_its_clean_up_is_recorded(tmp_path: Path) -> None:
+    async def old() -> None:
+        try:
+            await do("a")
+            await do("b")
+        finally:
+            await clean()
+
+    async def new() -> None:
+        try:
+            await do("a")
+            await do("b")
+            await other()
+        finally:
+            await clean()
+
+    broken.add("b")
+    async with attempts(tmp_path) as run:
+        await run.first(edition("old", old))
+        broken.clear()
+        assert (await run.again(edition("new", new))).state is RunState.SUCCEEDED
+    assert done == ["a", "b", "clean", "b", "other"]
+
+
+async def test_what_a_handled_error_left_is_not_missed_after_the_fix(tmp_path: Path) -> None:
+    async def old() -> None:
+        await do("a")
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            await clean()
+            raise
+
+    async def new() -> None:
+        await do("a")
+
+    async with attempts(tmp_path) as run:
+        assert (await over_an_edit(run, old, new)).state is RunState.SUCCEEDED
+
+
+async def test_branches_ended_early_by_another_are_not_missed(tmp_path: Path) -> None:
+    async def good() -> None:
+        await do("good")
+        await do("better")
+
+    async def old() -> None:
+        try:
+            await gather(good(), do("bad"))
+        except OSError:
+            await clean()
+        await sleep("1h")
+
+    async def new() -> None:
+        await old()
+        await other()
+
+    broken.add("bad")
+    async with attempts(tmp_path) as run:
+        await run.first(edition("old", old))
+        outcome = await run.again(edition("new", new))
+        assert outcome.state is RunState.WAITING, outcome.error
+
+
+async def test_under_one_version_any_edit_is_the_authors_own(tmp_path: Path) -> None:
+    async def new() -> None:
+        await do("a")
+        await other()
+
+    async with attempts(tmp_path) as run:
+        outcome = await over_an_edit(run, a_then_sleep, new, version=1)
+        assert outcome.state is RunState.SUCCEEDED
+    assert done == ["a", "other"]
+
+
+async def test_another_version_is_compared(tmp_path: Path) -> None:
+    async def new() -> None:
+        await do("a")
+        await other()
+
+    async with attempts(tmp_path) as run:
+        await run.first(edition("", a_then_sleep, version=1))
+        refused(await run.again(edition("", new, version=2)), "'sleep#1'")
+
+
+# ---------------------------------------------------------------- provided for
+
+
+async def with_more() -> None:
+    await do("a")
+    if patched("more"):
+        await other()
+    await sleep("1h")
+    await do("z")
+
+
+async def test_an_old_run_past_the_place_keeps_the_old_way(tmp_path: Path) -> None:
+    async with attempts(tmp_path) as run:
+        outcome = await over_an_edit(run, a_then_sleep, with_more)
+        assert outcome.state is RunState.WAITING, outcome.error
+    assert done == ["a"]
+
+
+async def test_an_old_run_before_the_place_takes_the_new_way_and_keeps_to_it(
+    tmp_path: Path,
+) -> None:
+    async with attempts(tmp_path) as run:
+        await run.new_run(edition("old", a_then_sleep))
+        broken.add("a")
+        await run.execute(edition("old", a_then_sleep))
+        broken.clear()
+        for version in ("new", "newer", "newest"):
+            outcome = await run.again(edition(version, with_more))
+            assert outcome.state is RunState.WAITING, outcome.error
+        assert "patched:more#1" in await run.steps()
+    assert done == ["a", "a", "other"]
+
+
+async def test_in_a_loop_each_turn_decides_for_itself(tmp_path: Path) -> None:
+    async def old() -> None:
+        for turn in range(3):
+            await do(str(turn))
+            await sleep("1h")
+
+    async def new() -> None:
+        for turn in range(3):
+            if patched("loud"):
+                done.append(f"loud {turn}")
+            await do(str(turn))
+            await sleep("1h")
+
+    async with attempts(tmp_path) as run:
+        outcome = await over_an_edit(run, old, new)
+        assert outcome.state is RunState.WAITING, outcome.error
+        assert [each for each in done if "loud" in each] == []
+        run.now = lambda: utc_now() + timedelta(hours=2)
+        await run.again(edition("new", new))
+    assert [each for each in done if "loud" in each] == ["loud 1"]
+
+
+async def test_the_way_may_be_taken_out_again(tmp_path: Path) -> None:
+    async def without() -> None:
+        await do("a")
+        await other()
+        await sleep("1h")
+        await do("z")
+
+    async with attempts(tmp_path) as run:
+        outcome = await over_an_edit(run, with_more, without)
+        assert outcome.state is RunState.WAITING, outcome.error
+    assert done == ["a", "other"]
+
+
+def test_in_def_flows_and_outside_of_runs() -> None:
+    @flow
+    def plain() -> bool:
+        return patched("x")
+
+    assert patched("x")
+    assert plain() is True
+    assert run_flow(plain).result is True
+
+
+def test_inside_a_task_it_is_misplaced() -> None:
+    @task
+    async def asks() -> bool:
+        return patched("x")
+
+    @flow
+    async def one() -> bool:
+        return await asks()
+
+    result = run_flow(one)
+    assert result.error is not None and result.error.type == MisplacedTask.__name__
+
+
+# ---------------------------------------------------------------- other arguments
+
+
+NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Item:
+    name: str
+    tags: list[str] = field(default_factory=list)
+
+
+class Address(BaseModel):
+    street: str
+    floor: int = 0
+    _note: str = PrivateAttr("")
+
+
+@task
+async def price(what: Any, currency: str = "EUR", *, at: Any = None) -> str:
+    done.append(f"price {what}")
+    return f"price of {what}"
+
+
+@task
+def weigh(what: str) -> str:
+    return f"weight of {what}"
+
+
+async def asks_for_a_book() -> str:
+    await price("book")
+    await sleep("1h")
+    return "well"
+
+
+async def test_a_result_is_not_given_to_another_call_of_its_task(tmp_path: Path) -> None:
+    async def new() -> str:
+        await price("shipping")
+        await price("book")
+        await sleep("1h")
+        return "well"
+
+    async with attempts(tmp_path) as run:
+        refused(
+            await over_an_edit(run, asks_for_a_book, new),
+            "step 'price#1' is recorded for price('book') and is now called with other arguments,"
+            " price('shipping')",
+        )
+    assert done == ["price book"]
+
+
+def other_calls(ask: Any) -> tuple[Any, Any]:
+    """Return a flow and its edit, which puts a call before the one that was."""
+
+    async def once() -> None:
+        await ask("second")
+
+    async def twice() -> None:
+        await ask("first")
+        await ask("second")
+
+    async def nap() -> None:
+        await sleep("500ms")
+
+    async def old() -> None:
+        await gather(once(), nap())
+
+    async def new() -> None:
+        await gather(twice(), nap())
+
+    return edition("old", old, awaits=told), edition("new", new, awaits=told)
+
+
+told = event("told")
+
+
+@flow
+async def tells(word: str) -> str:
+    return word
+
+
+@pytest.mark.parametrize(
+    ("ask", "what"),
+    [
+        (lambda word: weigh.run(word), "weigh('second')"),
+        (lambda word: price(Item(word)), "price(Item(…))"),
+        (lambda word: price(1, at=Address(street=word)), "price(1, at=Address(…))"),
+        (lambda word: price.map([word]), "price('second')"),
+        (lambda word: gather(price(word)), "price('second')"),
+        (lambda word: emit("told", word), "emit('told', None, None, 'second')"),
+        (lambda word: approval(word), "approval('second')"),
+        (lambda word: wait_for(told, match={"word": word}), "wait_for('event:told', dict(…))"),
+        (lambda word: tells(word), "tells('second')"),
+        (lambda word: tells.map([word]), "tells('second')"),
+    ],
+)  # fmt: skip
+async def test_whatever_is_recorded_is_for_one_call(tmp_path: Path, ask: Any, what: str) -> None:
+    old, new = other_calls(ask)
+    async with running(tmp_path, [old, tells]) as service:
+        service.emitter.flows = lambda _event: (old,)
+        run_id = (await service.send()).runs[0]
+
+        async def waits() -> bool:
+            return (await service.run(run_id)).state is RunState.WAITING
+
+        await eventually(waits)
+    async with running(tmp_path, [new, tells]) as service:
+        run = await service.finished(run_id)
+    assert run.error is not None and run.error.type == "code_changed"
+    assert f"is recorded for {what}" in run.error.message
+
+
+async def test_a_child_of_a_map_is_not_given_to_another_item(tmp_path: Path) -> None:
+    async def old() -> None:
+        await tells.map(["second"])
+        await sleep("10ms")
+        await sleep("1h")
+
+    async def new() -> None:
+        await tells.map(["first", "second"])
+
+    before, after = edition("old", old), edition("new", new)
+    async with running(tmp_path, [before, tells]) as service:
+        service.emitter.flows = lambda _event: (before,)
+        run_id = (await service.send()).runs[0]
+
+        async def sleeps() -> bool:
+            steps = await service.process.journal.steps((await service.run(run_id)).seq)
+            return [step.key for step in steps][-1:] == ["sleep#2"]
+
+        await eventually(sleeps)
+    async with running(tmp_path, [after, tells]) as service:
+        await service.process.operator.retry((await service.process.operator.cancel(run_id)).id)
+        run = await service.finished(run_id)
+        assert run.error is not None and run.error.type == "code_changed"
+        assert "is recorded for tells('second')" in run.error.message
+        assert len(await service.process.journal.runs(Filter(flow="tells"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (lambda: price("a"), lambda: price(what="a")),
+        (lambda: price("a", "USD", at=1), lambda: price(at=1, currency="USD", what="a")),
+        (lambda: price({"a": 1, "b": 2}), lambda: price({"b": 2, "a": 1})),
+        (lambda: price(Item("a")), lambda: price(Item("a", tags=[]))),
+        (
+            lambda: price(Address(street="a")),
+            lambda: price(Address.model_validate({"street": "a"})),
+        ),
+        (lambda: price({3, 2, 1}), lambda: price({1, 2, 3})),
+        (lambda: price(secret("ANY_NAME")), lambda: price(secret("ANY_NAME"))),
+        (lambda: price(object()), lambda: price(object())),  # there is no telling
+        (lambda: price(list(range(2000))), lambda: price([])),  # nor of so many
+        (lambda: price(datetime(2026, 1, 1, tzinfo=UTC)), lambda: price(NEW_YEAR)),
+    ],
+)
+async def test_the_same_call_is_the_same_however_it_is_written(
+    tmp_path: Path, before: Any, after: Any
+) -> None:
+    async def old() -> None:
+        await before()
+        await sleep("1h")
+
+    async def new() -> None:
+        await after()
+        await sleep("1h")
+
+    async with attempts(tmp_path) as run:
+        outcome = await over_an_edit(run, old, new)
+        assert outcome.state is RunState.WAITING, outcome.error
+
+
+async def test_a_model_may_get_a_field_with_a_default(tmp_path: Path) -> None:
+    def version(**more: Any) -> Any:
+        return create_model("Order", name=(str, ...), **more)
+
+    first, second = version(), version(note=(str, ""))
+    assert given_of("f", price.function, (first(name="a"),), {}) == given_of(
+        "f", price.function, (second(name="a"),), {}
+    )
+    assert given_of("f", price.function, (first(name="a"),), {}) != given_of(
+        "f", price.function, (second(name="a", note="b"),), {}
+    )
+
+
+async def test_under_one_version_other_arguments_are_the_authors_own(tmp_path: Path) -> None:
+    async def new() -> str:
+        await price("shipping")
+        await sleep("1h")
+        return "well"
+
+    async with attempts(tmp_path) as run:
+        outcome = await over_an_edit(run, asks_for_a_book, new, version=1)
+        assert outcome.state is RunState.WAITING, outcome.error
+    assert done == ["price book"]
+
+
+async def test_patched_provides_for_a_call_put_before(tmp_path: Path) -> None:
+    async def new() -> str:
+        if patched("shipping"):
+            await price("shipping")
+        await price("book")
+        await sleep("1h")
+        return "well"
+
+    async with attempts(tmp_path) as run:
+        outcome = await over_an_edit(run, asks_for_a_book, new)
+        assert outcome.state is RunState.WAITING, outcome.error
+    assert done == ["price book"]
+
+
+async def test_other_arguments_in_the_same_code_are_a_warning_that_names_the_line(
+    tmp_path: Path,
+) -> None:
+    count = 0
+
+    async def counting() -> None:
+        nonlocal count
+        count += 1
+        await price(f"at {count}")
+        await sleep("1h")
+
+    made = edition("one", counting)
+    async with attempts(tmp_path) as run:
+        await run.first(made)
+        outcome = await run.again(made)
+        assert outcome.state is RunState.WAITING, outcome.error
+        line = counting.__code__.co_firstlineno + 3
+        (warning,) = map(orjson.loads, (outcome.log or b"").splitlines())
+    assert (warning["level"], warning["message"]) == ("warning", "step.arguments_differ")
+    assert (warning["step"], warning["line"]) == ("price#1", f"{__file__}:{line}")
+    assert (warning["recorded"], warning["now"]) == ("price('at 1')", "price('at 2')")
+    assert done == ["price at 1"]
+
+
+async def test_a_step_that_runs_again_may_have_other_arguments(tmp_path: Path) -> None:
+    async def old() -> None:
+        await do("a")
+
+    async def new() -> None:
+        await do("b")
+
+    broken.add("a")
+    async with attempts(tmp_path) as run:
+        outcome = await over_an_edit(run, old, new)
+        assert outcome.state is RunState.SUCCEEDED, outcome.error
+        assert (await run.steps())["do#1"].given == given_of("do", do.function, ("b",), {})
+
+
+async def test_steps_of_an_earlier_version_of_turnout_are_not_compared(tmp_path: Path) -> None:
+    async def new() -> str:
+        await price("shipping")
+        await sleep("1h")
+        return "well"
+
+    async with attempts(tmp_path) as run:
+        await run.first(edition("old", asks_for_a_book))
+        await run.reclaim()
+        assert run.claim is not None
+        for step in run.claim.recorded.values():
+            step.given = None
+        outcome = await run.execute(edition("new", new))
+        assert outcome.state is RunState.WAITING, outcome.error
+
+
+def test_no_secret_is_among_what_is_recorded_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIVEN_TOKEN", "value-for-a-given-call")
+    value = secret("GIVEN_TOKEN").reveal()
+    given = given_of("price", price.function, (f"Bearer {value}",), {"currency": value})
+    assert given == Given("?", "price('Bearer ********', '********')")

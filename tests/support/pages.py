@@ -1,0 +1,169 @@
+"""The pages as data: their code blocks, and the parts that are written from the code.
+
+`python -m tests.support.pages` rewrites the parts between `<!-- from … -->` and `<!-- end -->`; the
+tests compare them, so that a table cannot say what the code no longer does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import click
+from prometheus_client.metrics import MetricWrapperBase
+
+from turnout.service.cli import cli
+from turnout.service.domain.run import FINISHED, TRANSITIONS
+from turnout.service.domain.units import format_duration
+from turnout.service.settings import Settings
+from turnout.service.telemetry.metrics import Counts, Metrics
+
+from . import CHECKOUT, layers
+
+PAGES = tuple(
+    CHECKOUT / name
+    for name in (
+        "README.md",
+        "handlers/README.md",
+        "triggers/README.md",
+        "service/README.md",
+        "deploy/README.md",
+        "tests/README.md",
+        ".github/CONTRIBUTING.md",
+        ".github/SECURITY.md",
+    )
+)
+"""What people read, in the order they meet it."""
+
+_PART = re.compile(r"(<!-- from ([a-z/_.]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One code block: its language, its place, and its text."""
+
+    language: str
+    line: int
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """The name a first line such as `# flows.py` gives the block."""
+        named = re.match(r"# (\S+\.\w+)\n", self.text)
+        return named[1] if named else None
+
+
+def blocks(text: str) -> list[Block]:
+    """Return the code blocks in order."""
+    return [
+        Block(found[1], text.count("\n", 0, found.start()) + 1, found[3])
+        for found in _BLOCK.finditer(text)
+    ]
+
+
+def parts(text: str) -> dict[str, str]:
+    """Return the written parts by the file each is written from."""
+    return {found[2]: found[3] for found in _PART.finditer(text)}
+
+
+def rewritten(text: str) -> str:
+    """Return a page with every part written anew."""
+    return _PART.sub(lambda found: found[1] + WRITERS[found[2]]() + found[4], text)
+
+
+# ---- what the parts are
+
+
+def state_diagram() -> str:
+    """Return the run states as a mermaid diagram, one line for each allowed move."""
+    lines = ["```mermaid", "stateDiagram-v2"]
+    for state, targets in TRANSITIONS.items():
+        if state in FINISHED:
+            lines.append(f"    {state} --> [*]")
+        for target in sorted(targets):
+            label = " : an operator's retry" if state in FINISHED else ""
+            lines.append(f"    {state or '[*]'} --> {target}{label}")
+    return "\n".join([*lines, "```", ""])
+
+
+def settings_table() -> str:
+    """Return every setting with its default and meaning."""
+    rows = [("Setting", "Default", "Meaning")]
+    for name, field in Settings.model_fields.items():
+        rows.append((f"`{name}`", _default(name, field.default), field.description or ""))
+    return _table(rows)
+
+
+def _default(name: str, value: Any) -> str:
+    if value is None or value == "" or value == ():
+        return ""
+    if isinstance(value, timedelta):
+        return f"`{format_duration(value)}`"
+    if name.endswith("_bytes"):
+        power = 3 if value % 2**30 == 0 else 2
+        return f"`{value // 2 ** (10 * power)}{'KMG'[power - 1]}iB`"
+    return f"`{value}`"
+
+
+def metrics_table() -> str:
+    """Return every metric with its labels, type and meaning."""
+    return _table([("Metric", "Type", "Meaning"), *sorted(_metrics())])
+
+
+def _metrics() -> Iterator[tuple[str, str, str]]:
+    metrics = Metrics()
+    metrics.observe_counts(lambda: Counts({}, {}, {}, {}, {}))
+    wrappers = [each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)]
+    # The labels' names are public in the exposition only, once a child exists.
+    named: dict[str, tuple[str, ...]] = {
+        family.name: getattr(each, "_labelnames", ())
+        for each in wrappers
+        for family in each.describe()
+    }
+    for family in metrics.registry.collect():
+        labels = named.get(family.name, getattr(family, "_labelnames", ()))
+        yield _metric(family.name, labels, family.type, family.documentation)
+
+
+def _metric(name: str, labels: tuple[str, ...], kind: str, text: str) -> tuple[str, str, str]:
+    shown = name + "_total" * (kind == "counter")
+    return (f"`{shown}{'{' + ','.join(labels) + '}' if labels else ''}`", kind, text)
+
+
+def commands_table() -> str:
+    """Return every command with the first sentence of its help."""
+    context = click.Context(cli, info_name="turnout")
+    rows = [("Command", "What it does")]
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        usage = " ".join(command.collect_usage_pieces(click.Context(command)))
+        usage = usage.replace("[OPTIONS]", "").replace("|", "\\|")
+        rows.append((f"`{' '.join(['turnout', name, *usage.split()])}`", _first(command.help)))
+    return _table(rows)
+
+
+def _first(text: str | None) -> str:
+    return " ".join((text or "").split("\n\n")[0].split())
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|" + " --- |" * len(rows[0]), *body, ""])
+
+
+WRITERS: Mapping[str, Callable[[], str]] = {
+    "service": layers.picture,
+    "service/domain/run.py": state_diagram,
+    "service/settings.py": settings_table,
+    "service/telemetry/metrics.py": metrics_table,
+    "service/cli": commands_table,
+}
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(rewritten(page.read_text("utf-8")), "utf-8")

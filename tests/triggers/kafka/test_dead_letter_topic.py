@@ -1,0 +1,155 @@
+"""The dead letter topic: what is in it, and what never gets there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from aiokafka import ConsumerRecord  # type: ignore[import-untyped]  # it carries no types
+
+from tests.support.brokers import Broker, unique
+from tests.support.running import eventually
+from turnout.handlers.flow import flow
+from turnout.triggers.kafka import kafka as records_of
+from turnout.triggers.kafka.record import text_of
+
+from .test_kafka import Place, ended, serving
+
+
+async def test_failed_records_go_to_the_dead_letter_topic(tmp_path: Path, kafka: Broker) -> None:
+    topic, letters = await kafka.create_topic(), await kafka.create_topic()
+    trigger = records_of(topic, group=unique("group"), start="earliest", dead_letter_topic=letters)
+
+    @flow(on=trigger)
+    async def keep(place: Place) -> int:
+        return place.id
+
+    records = [b"{oops", b'{"id": 1}', b'{"id": "one"}']
+    await kafka.send(topic, records, key=b"\xff", headers=[("x", b"\xfe")])
+
+    async def posted() -> bool:
+        return (await kafka.ends(letters)) == {0: 2}
+
+    async with serving(tmp_path, kafka, keep) as process:
+        await ended(process, 3)
+        await eventually(posted)
+    for letter, offset, reason in zip(
+        sorted(await kafka.records(letters), key=lambda letter: letter.value[::-1]),
+        (0, 2),
+        (b"not JSON", b"keep: invalid_data: "),
+        strict=True,
+    ):
+        headers = dict(letter.headers)
+        assert (letter.key, letter.value, headers["x"]) == (b"\xff", records[offset], b"\xfe")
+        assert headers["turnout-topic"] == topic.encode()
+        assert headers["turnout-offset"] == b"%d" % offset
+        assert reason in headers["turnout-reason"]
+
+
+async def test_a_whole_cloudevent_keeps_its_attributes(tmp_path: Path, kafka: Broker) -> None:
+    topic, letters = await kafka.create_topic(), await kafka.create_topic()
+    trigger = records_of(topic, group=unique("group"), start="earliest", dead_letter_topic=letters)
+
+    @flow(on=trigger)
+    async def keep(place: Place) -> None:
+        raise ValueError("never")
+
+    told = {
+        "specversion": "1.0",
+        "id": "e-1",
+        "source": "/shop",
+        "type": "order.placed",
+        "time": "2026-01-31T09:00:00+00:00",
+        "subject": "7",
+        "shard": "b",
+        "datacontenttype": "application/json",
+    }
+    value = orjson.dumps({**told, "data": {"id": 7}})
+    headers = [("content-type", b"application/cloudevents+json"), ("x", b"y")]
+    await kafka.send(topic, [value], key=b"k", headers=headers)
+    async with serving(tmp_path, kafka, keep) as process:
+        await ended(process, 1)
+        await eventually(lambda: _has(kafka, letters, 1))
+    [letter] = await kafka.records(letters)
+    found = {name: text.decode() for name, text in letter.headers}
+    assert (letter.key, letter.value) == (b"k", b'{"id":7}')
+    assert found.pop("content-type") == told.pop("datacontenttype")
+    kept = {name.removeprefix("ce_"): found[name] for name in found if name.startswith("ce_")}
+    assert kept == told
+    assert (found["x"], found["turnout-offset"]) == ("y", "0")
+
+
+@pytest.mark.parametrize("key", [b"data:;base64,A", b"data:;base64,AAAA", b"\xff"])
+async def test_a_key_of_any_bytes_comes_back(tmp_path: Path, kafka: Broker, key: bytes) -> None:
+    topic, letters = await kafka.create_topic(), await kafka.create_topic()
+    trigger = records_of(topic, group=unique("group"), start="earliest", dead_letter_topic=letters)
+
+    @flow(on=trigger)
+    async def keep(place: Place) -> None: ...
+
+    await kafka.send(topic, [b"{oops"], key=key, headers=[("x", key)])
+    async with serving(tmp_path, kafka, keep) as process:
+        await ended(process, 1)
+        await eventually(lambda: _has(kafka, letters, 1))
+    [letter] = await kafka.records(letters)
+    assert (letter.key, dict(letter.headers)["x"]) == (key, key)
+
+
+async def test_a_record_is_in_the_dead_letter_topic_as_it_was(
+    tmp_path: Path, kafka: Broker
+) -> None:
+    """A null is no empty value, and headers are a list with nulls, not a mapping."""
+    if kafka.kind == "mesh":
+        pytest.skip("this broker keeps no null header")
+    topic, letters = await kafka.create_topic(), await kafka.create_topic()
+    trigger = records_of(topic, group=unique("group"), start="earliest", dead_letter_topic=letters)
+
+    @flow(on=trigger)
+    async def keep(place: Place) -> None: ...
+
+    headers: list[Any] = [("X", b"1"), ("x", b"2"), ("x", None), ("X", b"\xff"), ("y", b"")]
+    await kafka.send(topic, [None], key=b"k", headers=headers)
+    await kafka.send(topic, [b""], key=b"k")
+    await kafka.send(topic, [b""], headers=[("Only-Case", b"1")])
+    async with serving(tmp_path, kafka, keep) as process:
+        runs = await ended(process, 3)
+        await eventually(lambda: _has(kafka, letters, 3))
+        [stored] = await process.process.journal.event(runs[0].event_id)
+    found = sorted(await kafka.records(letters), key=_offset)
+    assert [letter.value for letter in found] == [None, b"", b""]
+    assert [letter.key for letter in found] == [b"k", b"k", None]
+    kept = [
+        [one for one in letter.headers if not one[0].startswith("turnout-")] for letter in found
+    ]
+    assert kept == [headers, [], [("Only-Case", b"1")]]
+    assert stored.event.headers == {"x": text_of(b"\xff"), "y": ""}
+    assert not stored.event.has_body
+
+
+def _offset(letter: ConsumerRecord) -> int:
+    return int(dict(letter.headers)["turnout-offset"])
+
+
+async def test_an_event_an_operator_fired_is_no_record(tmp_path: Path, kafka: Broker) -> None:
+    topic, letters = await kafka.create_topic(), await kafka.create_topic()
+    trigger = records_of(topic, group=unique("group"), start="earliest", dead_letter_topic=letters)
+
+    @flow(on=trigger)
+    async def keep(place: Place) -> None:
+        raise ValueError("never")
+
+    async with serving(tmp_path, kafka, keep) as process:
+        await process.process.operator.fire(trigger.name, b'{"id": 1}')
+        await ended(process, 1)
+
+        async def settled() -> bool:
+            return not await process.process.journal.effects(0, 10)
+
+        await eventually(settled)
+    assert await kafka.ends(letters) == {0: 0}
+
+
+async def _has(kafka: Broker, topic: str, count: int) -> bool:
+    return await kafka.ends(topic) == {0: count}

