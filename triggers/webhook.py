@@ -3,7 +3,7 @@
 In the order a request meets them: verify (401), decode (400, 415), name the event (id, type,
 source), `await emit` (409, 422, 503), answer. Bad input is a 4xx with a problem document, never an
 exception; anything uncertain is 503 with `Retry-After`. Not here: routes, body limits and
-sockets (`service/api/ingest`), nor remembering ids (the journal).
+sockets (`service/http/ingest`), nor remembering ids (the journal).
 """
 
 from __future__ import annotations

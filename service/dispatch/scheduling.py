@@ -2,7 +2,7 @@
 
 Guarantees: runs of a flow are handed out in arrival order, those of a key one behind the other; a
 lane with nothing to start costs nothing until something wakes it. Not here: how a lane keeps its
-rows (`lane`), counting slots (`admission`), and claiming what was chosen (`dispatcher`).
+rows (`queue`), counting slots (`flowcontrol`), and claiming what was chosen (`dispatcher`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The token names the run, the step and the end of its life, signed (HMAC-SHA256) with a key that
 only this data folder holds. That an answer is given once is the journal's promise, not the
-token's. Not here: the page behind the address (`api.approvals`).
+token's. Not here: the page behind the address (`http.approvals`).
 """
 
 from __future__ import annotations

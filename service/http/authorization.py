@@ -1,6 +1,6 @@
 """In front of every call of the API: the service it is made to, and the token it needs.
 
-Not here: what a right token is (`governance.access`), the calls (`routes`).
+Not here: what a right token is (`governance.tokens`), the calls (`routes`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Found are calls of tasks, flows, `emit` and the like, and of plain `async def` f
 alone as a statement; a call given to a task where its result is meant; and a `def` flow that calls
 what it cannot await. Names are looked up in the loaded module, so that an import or another name is
 no way around; one that a function binds itself is left alone. Not here: noticing at run time what
-no text shows (`steps.called`).
+no text shows (`steps.unawaited`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Both are recorded in the transaction that stores what they start, so each starts exactly once
 whatever crashes. A run that waits for a child holds no slot, so flows may call each other under
 any limit. A child's event is turnout's own (`turnout.flow.called`), one hop further from the
-origin; its data is the argument of the call. Not here: storing and starting (`calls`).
+origin; its data is the argument of the call. Not here: storing and starting (`intake.calls`).
 """
 
 from __future__ import annotations

@@ -41,21 +41,21 @@ LOOP, WRITER, READERS = "loop", "writer", "readers"
 ROOMS = tuple(
     Room(name, thread, text, re.compile(frames))
     for name, thread, text, frames in (
-        ("accept", LOOP, "HTTP and ASGI, in and out", r"service/api/|uvicorn/"),
+        ("accept", LOOP, "HTTP and ASGI, in and out", r"service/http/|uvicorn/"),
         ("sockets", LOOP, "uvloop itself: reads, writes, wake-ups", r"^Runner\.run "),
         ("parse", LOOP, "body, headers, identity: the event",
-         r"service/(payload|event|units|governance)|/triggers/"),
+         r"service/(domain/(payload|event|units)|governance)|/triggers/"),
         ("route", LOOP, "flows, filters, keys, receipts",
-         r"service/(router|emitter|trigger|project)"),
+         r"service/(intake/(router|emitter)|domain/trigger|project)"),
         ("hand over", LOOP, "rows made, given to the writer, callers woken", r"service/journal/"),
         ("batch", WRITER, "a transaction around what follows", r"^Writer\._write |^Batch\."),
-        ("insert", WRITER, "event and run", r"journal/intake\.py"),
+        ("insert", WRITER, "event and run", r"journal/sqlite/append\.py"),
         ("commit", WRITER, "COMMIT with its fsync; checkpoints", r"^Writer\._c(ommit|heckpoint) "),
         ("schedule", LOOP, "slots, keys, what runs next", r"service/dispatch/"),
         ("claim", WRITER, "queued runs into slots", r"^Batch\.(_claim|_steps_of|_body)"),
         ("look", READERS, "for queued runs and other reading", r"."),
         ("run", LOOP, "the attempt: context, arguments, the flow itself",
-         r"flows\.py|service/(steps|pools)/|service/binding\.py|dispatch/(attempts|executor)\.py"),
+         r"flows\.py|service/(steps|pools)/|service/domain/binding\.py|dispatch/(attempts|executor)\.py"),
         ("record", WRITER, "steps and outcome", r"^Batch\.(_record|record_with|_settle_waits)"),
     )
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """The picture of the rooms of the code, from the imports as they are.
 
-A room is a folder of `service`, a group of its single modules, or a folder above `service`. An
+A room is a folder or a module of `service`, or a folder above `service`. An
 arrow means "imports from". An arrow that others imply is left out, so that what is drawn is the
 order in which the rooms stand on each other.
 """
@@ -14,20 +14,6 @@ from pathlib import Path
 from . import CHECKOUT
 
 ABOVE = ("triggers", "handlers")
-
-ALONE = ("settings", "client")
-"""Modules that are rooms of their own."""
-
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "app": ("app", "process", "watchdogs"),
-    "operate": ("operator", "maintenance"),
-    "intake": ("router", "emitter", "calls", "supervisor", "effects"),
-    "logs": ("logs", "streams"),
-    "metrics": ("metrics", "meters"),
-}
-"""Rooms that are a few modules; every other single module is one of the room `values`."""
-
-VALUES = "values"
 
 
 def picture() -> str:
@@ -54,12 +40,7 @@ def room_of(parts: tuple[str, ...]) -> str | None:
     """Return the room of a module, given as the parts of its path."""
     if parts[0] in ABOVE:
         return parts[0]
-    if len(parts) < 2 or parts[1] == "__init__":
-        return None
-    name = parts[1]
-    if name in ALONE or (CHECKOUT / "service" / name).is_dir():
-        return name
-    return next((room for room, names in GROUPS.items() if name in names), VALUES)
+    return parts[1] if len(parts) > 1 and parts[1] != "__init__" else None
 
 
 def _imported(path: Path, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
