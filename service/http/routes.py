@@ -1,8 +1,8 @@
 """Every call under `/api`: its words in the query, and its answer.
 
 A page of results is `{"items": [...], "next": cursor}`; the objects are those of `documents`, the
-same the CLI prints. Not here: the token in front of them (`authorization`), what the verbs do (`operator`),
-the application around the calls (`rest`).
+same the CLI prints. Not here: the token in front of them (`authorization`), what the verbs do
+(`operator`), the application around the calls (`rest`).
 """
 
 from __future__ import annotations
