@@ -74,7 +74,7 @@ def loop_never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
     with blockbuster_ctx("turnout") as guard:
         # A log line may wait for its reader: losing it would be worse.
         guard.functions["io.TextIOWrapper.write"].can_block_in("service/telemetry/logs.py", "emit")
-        # A suspect's registration waits for the disk: the next line may end the process.
+        # An isolated run's registration waits for the disk: the next line may end the process.
         guard.functions["threading.Lock.acquire"].can_block_in(
             "service/journal/sqlite/journal.py", "flush"
         )

@@ -38,7 +38,7 @@ class Pull:
         self._taken = 0
         self._refills: Counter[str] = Counter()
 
-    async def room(self, flows: Sequence[str]) -> int:
+    async def credit(self, flows: Sequence[str]) -> int:
         """Wait for room while runs of these flows get on, 0.2 s at most; say for how many."""
         lanes = [self._queues.lane(flow) for flow in flows]
         loop = asyncio.get_running_loop()

@@ -160,7 +160,7 @@ class Dispatcher:
         """Take back a reservation: the run was not written."""
         if run.state is RunState.RUNNING:
             self._queues.lane(run.flow).starting -= 1
-            self._queues.release(run.flow, run.order_key, run.limit_key, suspect=False)
+            self._queues.release(run.flow, run.order_key, run.limit_key, isolated=False)
             self._work.set()
         elif run.state is RunState.QUEUED:
             self._queues.lane(run.flow).arriving -= 1
@@ -189,7 +189,7 @@ class Dispatcher:
                     order_key=run.order_key,
                     limit_key=run.limit_key,
                     due_at=None,
-                    suspect=False,
+                    isolated=False,
                     claim=_first_claim(run, event, stored, arguments, now) if keeps else None,
                 )
             )
@@ -302,7 +302,7 @@ class Dispatcher:
             )
         except JournalFull:
             for run in chosen:
-                self._queues.release(run.flow, run.order_key, run.limit_key, suspect=run.suspect)
+                self._queues.release(run.flow, run.order_key, run.limit_key, isolated=run.isolated)
                 self._queues.lined_up.discard(run.seq)
             for flow in {run.flow for run in chosen}:
                 self.look_again(flow)
@@ -319,7 +319,7 @@ class Dispatcher:
             self._start(claim)
         for run in chosen:
             if run.seq not in taken:  # cancelled meanwhile
-                self._queues.release(run.flow, run.order_key, run.limit_key, suspect=run.suspect)
+                self._queues.release(run.flow, run.order_key, run.limit_key, isolated=run.isolated)
 
     # ------------------------------------------------------------ one attempt
 
@@ -336,17 +336,17 @@ class Dispatcher:
         Whatever takes the slot is written behind that outcome, so no more runs are ever running
         on disk than there are slots, and a busy slot costs one commit a run instead of two. Not
         with an ordering key: the next run of the key must not start before the outcome is sure.
-        Nor of a suspect, which runs alone to its very end.
+        Nor for an isolated run, which runs alone to its very end.
         """
-        if claim.order_key is not None or claim.suspect:
+        if claim.order_key is not None or claim.isolated:
             return False
-        self._queues.release(claim.flow, None, claim.limit_key, suspect=claim.suspect)
+        self._queues.release(claim.flow, None, claim.limit_key, isolated=claim.isolated)
         self._work.set()
         return True
 
     def stays(self, claim: Claim) -> None:
         """Take the slot back: the outcome could not be written yet."""
-        self._admission.retake(claim.flow, claim.limit_key, suspect=claim.suspect)
+        self._admission.retake(claim.flow, claim.limit_key, isolated=claim.isolated)
 
     def broke(self) -> None:
         """Start nothing more: the process is about to end by an error nobody expected.
@@ -367,7 +367,7 @@ class Dispatcher:
                 claim.flow,
                 claim.order_key,
                 claim.limit_key,
-                suspect=claim.suspect,
+                isolated=claim.isolated,
                 keep_order_for=claim.run_seq if goes_on or blocks else None,
             )
         if goes_on or claim.event.type == CALLED:

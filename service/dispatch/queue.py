@@ -66,7 +66,7 @@ class Lane:
     `arriving` counts runs on their way to disk as queued, `starting` those on their way to disk as
     running. `epoch` grows with `forget_all`: what was read before it does not count. `taken` counts
     the runs that were taken from the window. `wanted` says for how many runs a spilled key of which
-    none is parked has become free. `suspects` wait for another suspect, which may be of any flow.
+    none is parked has become free. `isolated` runs wait for another isolated run, of any flow.
     """
 
     flow: str
@@ -90,7 +90,7 @@ class Lane:
     parked_count: int = 0
     spilled: set[Key] = field(default_factory=set)
     wanted: dict[Key, int] = field(default_factory=dict)
-    suspects: deque[Queued] = field(default_factory=deque)
+    isolated: deque[Queued] = field(default_factory=deque)
     taken: int = 0
 
     @property
@@ -264,7 +264,7 @@ class Lane:
     def rows(self) -> Iterator[Queued]:
         """Every run held in memory."""
         return chain(
-            self.ready, self.window, self.called, self.due, self.suspects,
+            self.ready, self.window, self.called, self.due, self.isolated,
             *self.parked.values(), *self.parked_due.values(),
         )  # fmt: skip
 
@@ -281,7 +281,7 @@ class Lane:
         self.due_turns.clear()
         self.spilled.clear()
         self.wanted.clear()
-        self.suspects.clear()
+        self.isolated.clear()
         self.parked_count = 0
         self.cursor = 0
         self.unread = True

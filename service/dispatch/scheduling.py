@@ -186,11 +186,13 @@ class Queues:
         if behind is not None:
             self._park(lane, lane.take(), behind)
             return True
-        block = self._admission.admit(lane.flow, run.order_key, run.limit_key, run.seq, run.suspect)
+        block = self._admission.admit(
+            lane.flow, run.order_key, run.limit_key, run.seq, run.isolated
+        )
         if block is None:
             chosen.append(lane.starts())
-        elif block is Block.SUSPECT:
-            lane.suspects.append(lane.take())
+        elif block is Block.ISOLATED:
+            lane.isolated.append(lane.take())
         elif block is Block.ORDER or block is Block.LIMIT:
             lane.take()
             key = run.order_key if block is Block.ORDER else run.limit_key
@@ -230,12 +232,12 @@ class Queues:
         order_key: str | None,
         limit_key: str | None,
         *,
-        suspect: bool,
+        isolated: bool,
         keep_order_for: int | None = None,
     ) -> None:
         """Give back a slot, and the keys with it; `keep_order_for` goes on holding its order."""
         self._admission.release(
-            flow, order_key, limit_key, suspect=suspect, keep_order_for=keep_order_for
+            flow, order_key, limit_key, isolated=isolated, keep_order_for=keep_order_for
         )
         if order_key is not None and keep_order_for is None:
             self._free(flow, ("order", order_key))
@@ -243,8 +245,8 @@ class Queues:
             self._call(flow, order_key, keep_order_for)  # it may have been due a moment before
         if limit_key is not None:
             self._free(flow, ("limit", limit_key))
-        if suspect:
-            self._free_suspects()
+        if isolated:
+            self._wake_isolated()
         self.moved.set()
         lane = self._lanes[flow]
         if not lane.empty:
@@ -267,13 +269,13 @@ class Queues:
         if lane.call(("order", order_key), seq):
             self.wake(lane)
 
-    def _free_suspects(self) -> None:
-        """Let all suspects ask again: the first of them may be of a flow that is paused."""
+    def _wake_isolated(self) -> None:
+        """Ask again for all isolated runs: the flow of the first one may be paused."""
         for lane in self._lanes.values():
-            if lane.suspects:
-                for run in lane.suspects:
+            if lane.isolated:
+                for run in lane.isolated:
                     lane.call_up(run)
-                lane.suspects.clear()
+                lane.isolated.clear()
                 self.wake(lane)
 
     def _free(self, flow: str, key: Key) -> None:

@@ -85,12 +85,11 @@ class Emitter(Protocol):
         `JournalFull` or `JournalBroken`, having stored nothing: do not acknowledge.
         """
 
-    async def room(self) -> int:
-        """Wait while runs of what was emitted get on, and return how many events had best come.
+    async def credit(self) -> int:
+        """Back-pressure: return how many events the trigger should fetch next, from 1 to 128.
 
-        At most 0.2 s and from 1 to 128, for a trigger whose source keeps what is not read yet: a
-        run whose event comes when a slot is free costs less than one that has to queue. To bring
-        more loses nothing.
+        Waits up to 0.2 s while runs make progress. For a trigger whose source keeps unread events:
+        a run that starts at once costs less than one that is queued first. Emitting more is safe.
         """
 
     async def positions(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ class Block(Enum):
     FLOW = "flow"
     LIMIT = "limit"
     ORDER = "order"
-    SUSPECT = "suspect"
+    ISOLATED = "isolated"
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class Admission:
 
     def __init__(self, concurrency: int) -> None:
         self.free = concurrency
-        self._suspect = False
+        self._isolated_runs = False
         self._flows: dict[str, _Counts] = {}
 
     def declare(self, flow: str, concurrency: Limit | None) -> bool:
@@ -92,7 +92,7 @@ class Admission:
         return {counts.flow: counts.running for counts in self._flows.values()}
 
     def admit(
-        self, flow: str, order_key: str | None, limit_key: str | None, seq: int, suspect: bool
+        self, flow: str, order_key: str | None, limit_key: str | None, seq: int, isolated: bool
     ) -> Block | None:
         """Take a slot and keys for a run, or take nothing and return what blocks it.
 
@@ -104,7 +104,7 @@ class Admission:
             holder = counts.holders.get(order_key)
             if holder is not None and holder != seq:
                 return Block.ORDER
-        block = self._block(counts, limit_key, suspect)
+        block = self._block(counts, limit_key, isolated)
         if order_key is not None:
             if block is None:
                 counts.holders[order_key] = RUNNING
@@ -115,15 +115,15 @@ class Admission:
             counts.running += 1
             if limit_key is not None:
                 counts.by_key[limit_key] = counts.by_key.get(limit_key, 0) + 1
-            if suspect:
-                self._suspect = True
+            if isolated:
+                self._isolated_runs = True
         return block
 
-    def _block(self, counts: _Counts, limit_key: str | None, suspect: bool) -> Block | None:
+    def _block(self, counts: _Counts, limit_key: str | None, isolated: bool) -> Block | None:
         if self.free <= 0:
             return Block.SLOT
-        if suspect and self._suspect:
-            return Block.SUSPECT
+        if isolated and self._isolated_runs:
+            return Block.ISOLATED
         if counts.count is not None:
             if counts.per_key:
                 if counts.by_key.get(limit_key or "", 0) >= counts.count:
@@ -138,15 +138,15 @@ class Admission:
         order_key: str | None,
         limit_key: str | None,
         *,
-        suspect: bool,
+        isolated: bool,
         keep_order_for: int | None = None,
     ) -> None:
         """Give back a slot; `keep_order_for` is the seq of a run that goes on holding its order."""
         counts = self._flows[flow]
         self.free += 1
         counts.running -= 1
-        if suspect:
-            self._suspect = False
+        if isolated:
+            self._isolated_runs = False
         if limit_key is not None:
             left = counts.by_key.get(limit_key, 0) - 1
             if left > 0:
@@ -159,14 +159,14 @@ class Admission:
             else:
                 counts.holders.pop(order_key, None)
 
-    def retake(self, flow: str, limit_key: str | None, *, suspect: bool) -> None:
+    def retake(self, flow: str, limit_key: str | None, *, isolated: bool) -> None:
         """Take a slot that was given back too early, whether one is free or not."""
         counts = self._flows[flow]
         self.free -= 1
         counts.running += 1
         if limit_key is not None:
             counts.by_key[limit_key] = counts.by_key.get(limit_key, 0) + 1
-        self._suspect = self._suspect or suspect
+        self._isolated_runs = self._isolated_runs or isolated
 
     def hold(self, flow: str, order_key: str, seq: int) -> bool:
         """Have a run that is not running hold an ordering key; False if another one does."""

@@ -252,9 +252,9 @@ class TriggerEmitter:
         self._paused = paused
         self._show_up()
 
-    async def room(self) -> int:
-        """Wait for room, where runs get on, and say for how much; see `service.trigger.Emitter`."""
-        return await self._pull.room([flow.name for flow in self._latest])
+    async def credit(self) -> int:
+        """Return how many events to fetch next; see `Emitter.credit` in `domain/trigger.py`."""
+        return await self._pull.credit([flow.name for flow in self._latest])
 
     async def positions(self) -> dict[str, str]:
         """Return every stored position of this trigger."""

@@ -234,7 +234,7 @@ class Claim:
     order_key: str | None
     limit_key: str | None
     due_at: datetime
-    suspect: bool = False
+    isolated: bool = False
     recorded: dict[str, StepRecord] = field(default_factory=dict)
     arguments: Mapping[str, Any] | None = None
     code_version: str = ""
@@ -274,7 +274,7 @@ class Queued:
     order_key: str | None
     limit_key: str | None
     due_at: datetime | None
-    suspect: bool
+    isolated: bool
     claim: Claim | None = None
     is_due: bool = False
     weight: int = 0

@@ -55,10 +55,10 @@ class Marks:
             self._open.pop(key, None)
 
     def begin(self, key: str) -> None:
-        """Record a mark as soon as can be, on the loop only; a suspect waits for it right here."""
+        """Record a mark as soon as can be, on the loop only; an isolated run waits for it."""
         with suppress(TurnoutError):  # `settle` tries again, and tells
             self._write(key)
-            if self._claim.suspect:  # the process may end on the next line, as it did before
+            if self._claim.isolated:  # the process may end on the next line, as it did before
                 self._journal.flush()
 
     async def write(self, key: str) -> None:

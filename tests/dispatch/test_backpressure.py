@@ -25,7 +25,7 @@ async def feed(service: Running, count: int, *, asks: bool = True) -> None:
     """Emit `count` events as a trigger does that can leave the others where they are."""
     sent = 0
     while sent < count:
-        room = await service.emitter.room() if asks else MOST
+        room = await service.emitter.credit() if asks else MOST
         assert 1 <= room <= MOST
         numbers = range(sent, min(sent + room, count))
         await service.emitter([make_event(number) for number in numbers])
@@ -69,14 +69,14 @@ async def test_room_is_for_events_that_can_start_all_their_runs(tmp_path: Path) 
         await gate.wait()
 
     async with running(tmp_path, [at_once], concurrency=50) as service:
-        assert await service.emitter.room() == MOST, "of no flow yet"
+        assert await service.emitter.credit() == MOST, "of no flow yet"
         await feed(service, 50)
         await service.all_finished()
-        assert await service.emitter.room() == 50
+        assert await service.emitter.credit() == 50
     async with running(tmp_path / "two", [at_once, narrow], concurrency=50) as service:
         await service.send(1)
         await started.wait()
-        assert await service.emitter.room() == 24
+        assert await service.emitter.credit() == 24
         gate.set()
 
 
@@ -130,11 +130,11 @@ async def test_where_nothing_gets_on_nothing_is_waited_for(tmp_path: Path, slots
         loop = asyncio.get_running_loop()
         asked = loop.time()
         for _ in range(10):
-            assert await service.emitter.room() == MOST
+            assert await service.emitter.credit() == MOST
         assert loop.time() - asked < 0.1
         gate.set()
         await service.all_finished()
-        assert await service.emitter.room() == (64 if slots == 64 else MOST)
+        assert await service.emitter.credit() == (64 if slots == 64 else MOST)
 
 
 @pytest.mark.parametrize("stands", [True, False])
@@ -160,5 +160,5 @@ async def test_a_flow_with_nothing_to_do_does_not_wait_for_one_that_has_enough(
         await eventually(all_quick)
         for _ in range(3):
             assert queue_of(service, "slow").window
-            assert 20 <= await service.emitter.room() <= 25
+            assert 20 <= await service.emitter.credit() <= 25
         gate.set()

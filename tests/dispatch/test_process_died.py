@@ -266,7 +266,7 @@ async def test_a_parent_hears_of_it_and_its_own_children_are_cancelled(tmp_path:
     assert done == ["give back middle"]
 
 
-async def test_a_suspect_of_a_paused_flow_keeps_no_other_from_running(tmp_path: Path) -> None:
+async def test_an_isolated_run_of_a_paused_flow_keeps_no_other_from_running(tmp_path: Path) -> None:
     journal = await open_journal(
         tmp_path, metrics=Metrics(), max_unfinished_runs=100, min_free_bytes=0
     )

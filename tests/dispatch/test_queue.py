@@ -10,14 +10,14 @@ from turnout.service.journal.records import Queued
 
 def queued(seq: int, order_key: str | None = None) -> Queued:
     return Queued(
-        seq=seq, flow="bill", order_key=order_key, limit_key=None, due_at=None, suspect=False
+        seq=seq, flow="bill", order_key=order_key, limit_key=None, due_at=None, isolated=False
     )
 
 
 def due(seq: int) -> Queued:
     at = datetime.fromtimestamp(seq, UTC)
     return Queued(
-        seq=seq, flow="bill", order_key=None, limit_key="x", due_at=at, suspect=False, is_due=True
+        seq=seq, flow="bill", order_key=None, limit_key="x", due_at=at, isolated=False, is_due=True
     )
 
 

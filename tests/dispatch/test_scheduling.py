@@ -169,13 +169,15 @@ async def test_a_run_that_is_due_before_its_attempt_is_over_has_its_turn(tmp_pat
         await send(service, (0, "x", "A"))
         await seen.until(0)
         lines = service.process.dispatcher._queues
-        again = Queued(seq=1, flow="both", order_key="x", limit_key="B", due_at=None, suspect=False)
+        again = Queued(
+            seq=1, flow="both", order_key="x", limit_key="B", due_at=None, isolated=False
+        )
         lines.due(again, lines.lane("both"))
         assert lines.choose() == [], "its attempt holds the key"
-        lines.release("both", "x", "A", suspect=False, keep_order_for=1)
+        lines.release("both", "x", "A", isolated=False, keep_order_for=1)
         assert lines.choose() == [again]
-        lines.release("both", "x", "B", suspect=False)
-        service.process.dispatcher._admission.retake("both", "A", suspect=False)
+        lines.release("both", "x", "B", isolated=False)
+        service.process.dispatcher._admission.retake("both", "A", isolated=False)
         seen.open(1)
 
 

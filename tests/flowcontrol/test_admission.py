@@ -1,4 +1,4 @@
-"""Slots, keys and suspects are counted so that nothing overtakes and nothing is lost."""
+"""Slots, keys and isolated runs are counted so that nothing overtakes and nothing is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_full_service_admits_nothing_until_a_slot_is_released() -> None:
     slots = admission(1, bill=None)
     assert slots.admit("bill", None, None, 1, False) is None
     assert slots.admit("bill", None, None, 2, False) is Block.SLOT
-    slots.release("bill", None, None, suspect=False)
+    slots.release("bill", None, None, isolated=False)
     assert slots.admit("bill", None, None, 2, False) is None
 
 
@@ -41,13 +41,13 @@ def test_a_key_limit_counts_each_key_apart() -> None:
 def test_a_blocked_head_keeps_its_ordering_key_so_that_nothing_overtakes() -> None:
     slots = admission(1, bill=None)
     assert slots.admit("bill", "x", None, 1, False) is None
-    slots.release("bill", "x", None, suspect=False, keep_order_for=1)  # retrying
+    slots.release("bill", "x", None, isolated=False, keep_order_for=1)  # retrying
     assert slots.admit("bill", "x", None, 2, False) is Block.ORDER
     assert slots.admit("bill", "x", None, 1, False) is None
-    slots.release("bill", "x", None, suspect=False)
+    slots.release("bill", "x", None, isolated=False)
     assert slots.admit("bill", "y", None, 5, False) is None
     assert slots.admit("bill", "x", None, 6, False) is Block.SLOT
-    slots.release("bill", "y", None, suspect=False)
+    slots.release("bill", "y", None, isolated=False)
     assert slots.admit("bill", "x", None, 7, False) is Block.ORDER  # 6 was first
     assert slots.admit("bill", "x", None, 6, False) is None
 
@@ -58,16 +58,16 @@ def test_a_newborn_run_never_shares_a_key_that_is_running_and_holds_none_in_vain
     assert slots.admit("bill", "x", None, NEWBORN, False) is Block.ORDER
     assert slots.admit("bill", "y", None, NEWBORN, False) is None
     assert slots.admit("bill", "z", None, NEWBORN, False) is Block.SLOT
-    slots.release("bill", "y", None, suspect=False)
+    slots.release("bill", "y", None, isolated=False)
     assert slots.admit("bill", "z", None, 5, False) is None
 
 
-def test_suspects_run_one_at_a_time_over_all_flows() -> None:
+def test_isolated_runs_run_one_at_a_time_over_all_flows() -> None:
     slots = admission(10, bill=None, load=None)
     assert slots.admit("bill", None, None, 1, True) is None
-    assert slots.admit("load", None, None, 2, True) is Block.SUSPECT
+    assert slots.admit("load", None, None, 2, True) is Block.ISOLATED
     assert slots.admit("load", None, None, 3, False) is None
-    slots.release("bill", None, None, suspect=True)
+    slots.release("bill", None, None, isolated=True)
     assert slots.admit("load", None, None, 2, True) is None
 
 
@@ -88,7 +88,7 @@ def test_whatever_comes_bounds_hold_and_slots_come_back(
     for seq, (flow, key, finish) in enumerate(steps, 1):
         if finish and running:
             flow, order_key, limit_key = running.pop(0)
-            slots.release(flow, order_key, limit_key, suspect=False)
+            slots.release(flow, order_key, limit_key, isolated=False)
         elif slots.admit(flow, f"{key}{seq}", key, seq, False) is None:
             running.append((flow, f"{key}{seq}", key))
         assert len(running) == 3 - slots.free
@@ -96,5 +96,5 @@ def test_whatever_comes_bounds_hold_and_slots_come_back(
         for name in "xyz":
             assert sum(flow == "b" and key == name for flow, _, key in running) <= 1
     for flow, order_key, limit_key in running:
-        slots.release(flow, order_key, limit_key, suspect=False)
+        slots.release(flow, order_key, limit_key, isolated=False)
     assert slots.free == 3

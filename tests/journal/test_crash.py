@@ -162,7 +162,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert claim.token > known.token
             assert (claim.attempt, claim.crashes) == (known.attempts + 1, known.crashes)
             assert {key: kept.result for key, kept in claim.recorded.items()} == known.steps
-            assert claim.suspect == (known.blames >= 2)
+            assert claim.isolated == (known.blames >= 2)
             known.state, known.token = S.RUNNING, claim.token
             self.claims.append(claim)
 
@@ -176,7 +176,7 @@ class JournalMachine(RuleBasedStateMachine):
             return
         self.do(self.journal.record_step(claim, step(key, result=result)))
         known.steps.setdefault(key, result)  # a fact is never overwritten
-        if claim.suspect:
+        if claim.isolated:
             known.blames = 0  # it gets on
 
     @precondition(lambda self: self.claims)

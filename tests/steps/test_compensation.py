@@ -206,7 +206,7 @@ async def test_a_registration_is_kept_before_the_next_step_starts(tmp_path: Path
 
 
 @pytest.mark.parametrize("thread", [False, True])
-async def test_a_suspect_goes_on_when_its_registration_is_on_disk(
+async def test_an_isolated_run_goes_on_when_its_registration_is_on_disk(
     tmp_path: Path, thread: bool
 ) -> None:
     def registers() -> int:
@@ -277,7 +277,7 @@ async def test_each_step_of_an_ending_has_five_deaths_and_no_more(tmp_path: Path
         await reach(run, trip, "dinner")
         await die(run, 5)
         where = {"cancel car": 3, "give back hotel": 5, "cancel flight": 5, "tell": 5}
-        for place, deaths in where.items():  # the first is suspected from its beginning
+        for place, deaths in where.items():  # the first is isolated from its beginning
             for _ in range(deaths):
                 await reach(run, trip, place)
                 await run.crash()

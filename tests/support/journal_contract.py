@@ -355,7 +355,7 @@ class JournalContract:
         async with self.open(tmp_path) as journal:
             await put(journal, make_run(order_key="k", limit_key="l", code_version="c1"))
             item = (await journal.queued("bill", 0, 1))[0]
-            assert (item.order_key, item.limit_key, item.suspect) == ("k", "l", False)
+            assert (item.order_key, item.limit_key, item.isolated) == ("k", "l", False)
             claim = (await journal.claim([item.seq], now=at(1)))[0]
             assert (claim.attempt, claim.crashes, claim.due_at) == (1, 0, NOW)
             assert journal.counts()[0] == {"queued": 0, "running": 1}
@@ -599,10 +599,10 @@ class JournalContract:
                 blamed = (claim.run_id,) if crash == 5 else ()
                 assert (rescued.requeued, rescued.blamed) == (0 if blamed else 1, blamed)
                 item = (await journal.queued("bill", 0, 9))[0]
-                assert item.suspect == (crash >= 2)
+                assert item.isolated == (crash >= 2)
                 again = (await claim_all(journal, [item.seq]))[0]
                 assert (again.crashes, again.attempt) == (crash, 1)
-                assert again.suspect == (crash >= 2)
+                assert again.isolated == (crash >= 2)
                 assert (FAILED in again.recorded) == bool(blamed)
                 assert journal.counts() == ({"running": 1, "queued": 0}, {})
 
@@ -691,7 +691,7 @@ class JournalContract:
                     continue
                 waits = Outcome(state=RunState.WAITING, due_at=NOW, counts=False)
                 await journal.record(claim, waits, started_at=NOW, now=at(death))
-                assert not (await claim_all(journal, [claim.run_seq]))[0].suspect
+                assert not (await claim_all(journal, [claim.run_seq]))[0].isolated
 
     # ---------------------------------------------------------------- effects
 

@@ -220,7 +220,7 @@ class World:
             return
         count = self.rng.choice([1, 3, 10, 40])
         if self.rng.random() < 0.4:
-            count = min(count, await emitter.room())
+            count = min(count, await emitter.credit())
         if kind == "many":
             count = min(count, 5)
         batch = [make_event(self.data(), f"{kind}-{self.number}") for _ in range(count)]

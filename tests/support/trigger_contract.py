@@ -99,8 +99,8 @@ class RecordingEmitter:
             conflict=first.body != event.body,
         )
 
-    async def room(self) -> int:
-        """There is always room here."""
+    async def credit(self) -> int:
+        """Return a constant: no back-pressure here."""
         return 100
 
     async def positions(self) -> dict[str, str]:

@@ -172,7 +172,7 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
             elif self._unplaced:
                 await asyncio.sleep(POLL_SECONDS)  # where there is no place, polling waits for none
             try:
-                batch = await self._fetch(POLL_SECONDS, await self._emit.room())
+                batch = await self._fetch(POLL_SECONDS, await self._emit.credit())
                 batch = {**self._passed(), **batch}
                 if batch:
                     await self._take(batch)
@@ -248,7 +248,7 @@ class Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ca
                 await writing.add(partial(self._write, share))
             if ends or self._unplaced or asyncio.get_running_loop().time() > end:
                 return
-            most = await self._emit.room()
+            most = await self._emit.credit()
             if self._leaving:
                 return  # a rebalance that began meanwhile waits for nothing that is not begun
             # What is fetched is not fetched again: it is written, or a placing goes back to it.

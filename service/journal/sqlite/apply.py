@@ -29,7 +29,7 @@ from .rows import (
     error_from,
     event_from,
     instant,
-    is_suspect,
+    is_isolated,
     micros,
     pack_error,
     step_from,
@@ -121,7 +121,7 @@ class Batch:
             self._check_claim(jobs[0].claim)
         for job in jobs:
             # It gets on: what killed the process before was not this.
-            if job.claim.suspect and job.values[3] != REGISTERED:
+            if job.claim.isolated and job.values[3] != REGISTERED:
                 self._connection.execute(
                     "UPDATE runs SET blames = 0 WHERE seq = ?", (job.claim.run_seq,)
                 )
@@ -318,7 +318,7 @@ class Batch:
             order_key=order_key,
             limit_key=limit_key,
             due_at=instant(due_at),
-            suspect=is_suspect(blames),
+            isolated=is_isolated(blames),
             code_version=code_version,
             dead=bool(dead),
             undo_failed=bool(undo_failed),

@@ -279,11 +279,11 @@ def queued_from(row: Sequence[Any]) -> Queued:
         order_key=row[2],
         limit_key=row[3],
         due_at=instant_or_none(row[4]),
-        suspect=is_suspect(row[5]),
+        isolated=is_isolated(row[5]),
     )
 
 
-def is_suspect(blames: int) -> bool:
+def is_isolated(blames: int) -> bool:
     """Whether a run is resumed alone."""
     return blames >= DEATHS_BEFORE_ALONE
 

@@ -33,10 +33,10 @@ UNFINISHED_STATES = "('scheduled', 'queued', 'running', 'retrying', 'waiting')"
 def rescue(connection: apsw.Connection, tally: Tally, now: datetime) -> Rescued:
     """Requeue runs found running; those under which the process keeps dying have failed.
 
-    `blames` counts deaths in a row. From the second on the run is a suspect, which runs alone, and
-    three deaths of it alone are the end. An attempt that ends, or a suspect's recorded step, shows
-    that the run gets on, and starts the count anew: a long-lived run outlives any restarts. The
-    ending of a run that has failed starts as a suspect.
+    `blames` counts deaths in a row. From the second on the run is isolated: it runs alone, and
+    after three more deaths it fails. An attempt that ends, or a recorded step of an isolated run,
+    shows progress and resets the count: a long-lived run outlives any restarts. The ending of a
+    run that has failed starts isolated.
     """
     at = micros(now)
     blamed: list[Any] = connection.execute(

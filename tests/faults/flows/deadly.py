@@ -94,6 +94,6 @@ async def before() -> str:
 async def innocent() -> str:
     mark = await before()
     executing("body")
-    # Long enough to be running at the first two deaths; then suspects run one at a time.
+    # Long enough to be running at the first two deaths; then isolated runs run one at a time.
     await asyncio.sleep(0.5 if current().run.crashes < 2 else 0.02)
     return mark
