@@ -1,8 +1,7 @@
-"""The `turnout` command: what an operator types.
+"""The `turnout` command.
 
-Importing this package imports click and nothing heavy: each command brings in what it needs when
-it runs, so `turnout --help` and completion stay instant. `main` is the outermost frame of the
-process and decides its exit code.
+Importing this package imports click and nothing heavy: each command imports what it needs when it
+runs, so `turnout --help` and shell completion stay fast. `main` decides the exit code.
 """
 
 # ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
@@ -54,18 +53,18 @@ _EXIT_CODES: tuple[tuple[type[TurnoutError], int], ...] = (
 )
 
 
-class _ReaderGone(Exception):
-    """Raised when the reader of the output (head, less) has seen enough."""
+class _OutputClosed(Exception):
+    """Raised when the reader of the output (head, less) closes the pipe."""
 
 
 class _Turnout(click.Group):
-    """The command; a closed pipe has an exit code of its own."""
+    """The root command; a closed pipe has its own exit code."""
 
     def invoke(self, context: click.Context) -> object:
         try:
             return super().invoke(context)
         except BrokenPipeError:  # click would say 1, which is "problems found" here
-            raise _ReaderGone from None
+            raise _OutputClosed from None
 
 
 @click.group(
@@ -78,18 +77,18 @@ def cli() -> None:
 
     \b
     turnout check flows.py                   find mistakes before anything runs
-    turnout run flows.py:bill --input '{}'   one run, here and now
+    turnout run flows.py:bill --input '{}'   run one flow once
     turnout serve flows.py                   accept events and run flows
-    turnout runs --state failed              what went wrong
-    turnout show RUN                         why
-    turnout retry RUN                        again, from where it stopped
+    turnout runs --state failed              list failed runs
+    turnout show RUN                         see why a run failed
+    turnout retry RUN                        run it again from where it stopped
 
     \b
-    Settings: TURNOUT_* in the environment, turnout.toml, or options, the last word first.
+    Settings: options, then TURNOUT_* in the environment, then turnout.toml; the first one wins.
     Exit codes:
       0  done                      69  the service is not running or too busy
       1  problems found, a run     70  unexpected: a bug in turnout
-         failed, or was refused    74  the journal's disk failed or is full
+         failed, or a refusal      74  the journal's disk failed or is full
       2  wrong usage               78  wrong settings or flow files
     """
 
@@ -104,35 +103,35 @@ for _command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and end the process with the exit code the help promises."""
+    """Run a command and exit with the code that the help documents."""
     _open_standard_streams()
     sys.exit(_run(arguments))
 
 
 def _open_standard_streams() -> None:
-    """Fill the places of closed standard streams.
+    """Open closed standard streams on /dev/null.
 
-    A file or a socket that is opened there would be written to by whoever reports an error; child
-    processes inherit the same.
+    Otherwise the next file or socket gets a number from 0 to 2, and error messages are written to
+    it, by child processes too.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free one
+            opened = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
             os.set_inheritable(opened, True)
     nothing = Path(os.devnull)
     sys.stdout = sys.stdout or nothing.open("w", encoding="utf-8")
     sys.stderr = sys.stderr or nothing.open("w", encoding="utf-8")
     own = sys.__stdout__
-    if own is not None and sys.stdout is own:  # not one that a test has put in its place
+    if own is not None and sys.stdout is own:  # not replaced by a test
         sys.stdout = writing_all(own)
 
 
 def writing_all(stream: TextIO) -> TextIO:
-    """Return a stream that writes all it is given, line by line.
+    """Return a stream that writes everything, line by line.
 
-    With PYTHONUNBUFFERED Python's own forgets what a write to a full pipe has left over.
+    With PYTHONUNBUFFERED Python's own stream drops the rest of a partial write to a full pipe.
     """
     raw: object = getattr(stream, "buffer", None)
     if not isinstance(raw, io.RawIOBase):
@@ -145,7 +144,7 @@ def writing_all(stream: TextIO) -> TextIO:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        # Without click's own handling: it knows neither our errors nor our exit codes.
+        # Not standalone: click knows neither our errors nor our exit codes.
         cli.main(args=arguments, prog_name="turnout", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
@@ -154,21 +153,21 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         complain("stopped")
         return EXIT_INTERRUPTED
-    except (BrokenPipeError, _ReaderGone):
-        return _write_no_more(EXIT_PIPE)
+    except (BrokenPipeError, _OutputClosed):
+        return _discard_output(EXIT_PIPE)
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # rich ends like this
-            return _write_no_more(EXIT_PIPE)
+            return _discard_output(EXIT_PIPE)
         return end.code if isinstance(end.code, int) else EXIT_PROBLEM
     except Exception as error:  # noqa: BLE001  the outermost frame: it only chooses the exit code
-        return _end_by(error, arguments or sys.argv)
+        return _report_error(error, arguments or sys.argv)
     return 0
 
 
-def _end_by(error: Exception, arguments: Sequence[str]) -> int:
-    """Say what an error means to whoever typed the command; returns the exit code."""
-    known = _only_cause(error)
-    if isinstance(known.__cause__ or known, UnicodeEncodeError) and _holds_bytes(arguments):
+def _report_error(error: Exception, arguments: Sequence[str]) -> int:
+    """Print an error for the user of the command; returns the exit code."""
+    known = _single_cause(error)
+    if isinstance(known.__cause__ or known, UnicodeEncodeError) and _is_undecodable(arguments):
         complain("error: an argument is not UTF-8")
         return EXIT_USAGE
     if isinstance(known, TurnoutError):
@@ -179,33 +178,33 @@ def _end_by(error: Exception, arguments: Sequence[str]) -> int:
         return EXIT_CONFIG
     if isinstance(known, OSError) and known.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         complain(f"error: cannot write the output: {known.strerror}")
-        return _write_no_more(EXIT_IO)
+        return _discard_output(EXIT_IO)
     traceback.print_exception(error)
     complain("unexpected: this is a bug in turnout, please report the lines above")
     return EXIT_UNEXPECTED
 
 
-def _holds_bytes(arguments: Sequence[str]) -> bool:
-    """Whether an argument is no text: a file may be named so, a run or a flow cannot."""
+def _is_undecodable(arguments: Sequence[str]) -> bool:
+    """Whether an argument is not UTF-8: possible for a file name, not for a run or a flow."""
     return any("\ud800" <= character <= "\udfff" for one in arguments for character in one)
 
 
-def _write_no_more(code: int) -> int:
-    """Keep the interpreter from flushing at its end into what takes nothing; returns `code`."""
+def _discard_output(code: int) -> int:
+    """Keep the interpreter from flushing stdout at exit; returns `code`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 
 def exit_code(error: TurnoutError) -> int:
-    """Return the exit code that goes with an error."""
+    """Return the exit code for an error."""
     for kind, code in _EXIT_CODES:
         if isinstance(error, kind):
             return code
     return EXIT_PROBLEM
 
 
-def _only_cause(error: BaseException) -> BaseException:
-    """Take an error out of the groups its task groups wrapped it in, when it is alone in them."""
+def _single_cause(error: BaseException) -> BaseException:
+    """Unwrap an error from exception groups in which it is the only one."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -1,7 +1,7 @@
-"""The commands that change something: runs, dead letters, events, flows, triggers.
+"""The commands that change runs, dead letters, events, flows and triggers.
 
-One at a time by name, or many by filter, asked for with their count first. What the journal
-refuses for one run never keeps the others from their turn.
+A command acts on runs named by id, or on every run that matches its filters after asking with the
+count. A refusal for one run does not stop the others.
 """
 
 # ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from turnout.service.journal.records import Filter
     from turnout.service.settings import Settings
 
-    from .session import Hands
+    from .session import Session
 
-Act = Callable[["Hands", str], Awaitable[Any]]
+Act = Callable[["Session", str], Awaitable[Any]]
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 run_ids = click.argument("run_ids", nargs=-1, metavar="[RUN]...")
@@ -33,7 +33,7 @@ run_ids = click.argument("run_ids", nargs=-1, metavar="[RUN]...")
 
 @click.command()
 @run_ids
-@click.option("--from", "from_step", metavar="STEP", help="Run again from this step key on.")
+@click.option("--from", "from_step", metavar="STEP", help="Run again from this step on (its key).")
 @with_filters
 @yes_option
 @with_json
@@ -42,21 +42,20 @@ def retry(
     settings: Settings, run_ids: tuple[str, ...], from_step: str | None,
     filters: dict[str, str], yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Queue finished runs again, or try now what waits for its next try.
+    """Queue finished runs again; a run that waits for its next try is tried now.
 
-    Steps already recorded are not run again. A run whose undo failed goes on with what is not
-    undone yet, and with nothing else.
+    Recorded steps are not run again. If the undo of a run failed, only the rest of the undo runs.
 
     \b
     turnout retry 0198c0de-…                 one run
     turnout retry 0198c0de-… --from charge   again from a step (keys: turnout show)
     turnout retry --flow bill --state failed every failed run of a flow
-    turnout retry --since 2h --yes           every failed run of two hours, unasked
+    turnout retry --since 2h --yes           failed runs of the last two hours
     """
     from turnout.service.domain.run import RunState
 
-    def act(hands: Hands, run_id: str) -> Awaitable[Any]:
-        return hands.retry(run_id, from_step)
+    def act(session: Session, run_id: str) -> Awaitable[Any]:
+        return session.retry(run_id, from_step)
 
     default = frozenset({RunState.FAILED})
     _on_runs(settings, "retry", run_ids, filters, default, act, yes=yes, as_json=as_json)
@@ -64,8 +63,8 @@ def retry(
 
 @click.command()
 @run_ids
-@click.option("--reason", default="", metavar="WHY", help="Why; it is kept with the run.")
-@click.option("--by", metavar="NAME", help="Who says so; your user name unless given.")
+@click.option("--reason", default="", metavar="WHY", help="Why; stored with the run.")
+@click.option("--by", metavar="NAME", help="Who cancels.  [default: your user name]")
 @with_filters
 @yes_option
 @with_json
@@ -74,10 +73,10 @@ def cancel(
     settings: Settings, run_ids: tuple[str, ...], reason: str, by: str | None,
     filters: dict[str, str], yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """End unfinished runs as cancelled, once what they did is undone.
+    """Cancel unfinished runs and undo what they did.
 
-    A run goes no further from then on, and what it registered to undo it is carried out. One that
-    is being undone already cannot be cancelled.
+    The flow stops, its registered compensations run, then the run ends as cancelled. A run that
+    is already being undone cannot be cancelled.
 
     \b
     turnout cancel 0198c0de-… --reason "ordered twice"
@@ -88,14 +87,14 @@ def cancel(
 
     from turnout.service.domain.run import UNFINISHED
 
-    def act(hands: Hands, run_id: str) -> Awaitable[Any]:
-        return hands.cancel(run_id, reason=reason, by=by or getuser())
+    def act(session: Session, run_id: str) -> Awaitable[Any]:
+        return session.cancel(run_id, reason=reason, by=by or getuser())
 
     _on_runs(settings, "cancel", run_ids, filters, UNFINISHED, act, yes=yes, as_json=as_json)
 
 
 class _ListByDefault(click.Group):
-    """A group whose bare name lists: `turnout dead --json` is `turnout dead list --json`."""
+    """A group that lists by default: `turnout dead --json` is `turnout dead list --json`."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] != "--help"):
@@ -105,14 +104,14 @@ class _ListByDefault(click.Group):
 
 @click.group(cls=_ListByDefault)
 def dead() -> None:
-    """Deal with runs that failed for good.
+    """List, replay or drop dead letters: runs that failed for good.
 
     \b
     turnout dead                             list them (same as: turnout dead list)
-    turnout dead show 0198c0de-…             why it died
-    turnout dead replay 0198c0de-…           its flow again, from the event
+    turnout dead show 0198c0de-…             why it failed
+    turnout dead replay 0198c0de-…           run its flow again, from its event
     turnout dead replay --flow bill --since 1d
-    turnout dead drop 0198c0de-…             off the list; the run stays, failed
+    turnout dead drop 0198c0de-…             remove it from the list
     """
 
 
@@ -125,7 +124,7 @@ def dead() -> None:
 def dead_replay(
     settings: Settings, run_ids: tuple[str, ...], filters: dict[str, str], yes: bool, as_json: bool
 ) -> None:
-    """Start the flows of dead letters again from their events, as new runs.
+    """Run the flows of dead letters again, as new runs of the same events.
 
     \b
     turnout dead replay 0198c0de-…
@@ -133,8 +132,8 @@ def dead_replay(
     """
     known = False
 
-    def act(hands: Hands, run_id: str) -> Awaitable[Any]:
-        return hands.replay_dead(run_id, not_undone=known)
+    def act(session: Session, run_id: str) -> Awaitable[Any]:
+        return session.replay_dead(run_id, not_undone=known)
 
     def check(ids: Sequence[str]) -> None:
         nonlocal known
@@ -152,15 +151,15 @@ def dead_replay(
 def dead_drop(
     settings: Settings, run_ids: tuple[str, ...], filters: dict[str, str], yes: bool, as_json: bool
 ) -> None:
-    """Take dead letters off the list; their runs stay in the journal as failed.
+    """Remove dead letters from the list; their runs stay in the journal as failed.
 
     \b
     turnout dead drop 0198c0de-…
     turnout dead drop --flow bill --until 30d
     """
 
-    def act(hands: Hands, run_id: str) -> Awaitable[Any]:
-        return hands.drop(run_id)
+    def act(session: Session, run_id: str) -> Awaitable[Any]:
+        return session.drop(run_id)
 
     _on_runs(settings, "drop", run_ids, filters, None, act, yes=yes, as_json=as_json)
 
@@ -170,19 +169,21 @@ def _on_runs(
     states: frozenset[RunState] | None, act: Act,
     check: Callable[[Sequence[str]], None] | None = None, *, yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Act on the named runs, or on those that fit; `states` None means dead letters.
+    """Act on the named runs or on the matching ones; `states` None means dead letters.
 
-    `check` sees them first, and may ask for more.
+    `check` gets their ids first and may ask the user.
     """
     if bool(run_ids) == bool(filters):
-        raise click.UsageError(f"name runs to {verb}, or say which by filters such as --flow")
+        raise click.UsageError(
+            f"name the runs to {verb}, or select them with filters such as --flow"
+        )
     if not filters:
         ids = run_async(_full_ids(settings, run_ids))
     else:
         which = chosen(filters, dead=True if states is None else None)
         ids = run_async(_matching(settings, which, states))
         if not ids:
-            say("no run fits")
+            say("no runs match" if states is not None else "no dead letters match")
             return
         noun = "run" if states is not None else "dead letter"
         ask(f"{verb} {len(ids)} {noun}{'s' * (len(ids) != 1)}?", yes=yes)
@@ -193,10 +194,10 @@ def _on_runs(
 
 
 async def _full_ids(settings: Settings, run_ids: Sequence[str]) -> list[str]:
-    """Return the ids of runs that may be named by their first characters; others as they are."""
-    from .session import open_books
+    """Complete shortened run ids; an id that is not found stays as it is."""
+    from .session import open_journal_reader
 
-    async with open_books(settings) as reader:
+    async with open_journal_reader(settings) as reader:
         found = [await reader.run(run_id) for run_id in run_ids]
     return [run_id if run is None else run.id for run_id, run in zip(run_ids, found, strict=True)]
 
@@ -208,49 +209,49 @@ async def _matching(
 
     from turnout.service.operate.filters import all_runs
 
-    from .session import open_books
+    from .session import open_journal_reader
 
-    wanted = [None] if states is None else states_of(which.state, states)
-    async with open_books(settings) as reader:
+    selected = [None] if states is None else states_of(which.state, states)
+    async with open_journal_reader(settings) as reader:
         return [
             run.id
-            for state in wanted
+            for state in selected
             async for run in all_runs(reader, replace(which, state=state or which.state))
         ]
 
 
 async def _not_undone(settings: Settings, run_ids: Sequence[str]) -> list[Run]:
-    """Return those of the runs that have effects which are not undone."""
+    """Return the runs whose effects are not undone."""
     from turnout.service.operate.operator import is_not_undone
 
-    from .session import open_books
+    from .session import open_journal_reader
 
-    async with open_books(settings) as reader:
+    async with open_journal_reader(settings) as reader:
         runs = [await reader.run(run_id) for run_id in run_ids]
     return [run for run in runs if run is not None and is_not_undone(run)]
 
 
 def _ask_of_not_undone(runs: Sequence[Run], *, yes: bool) -> bool:
-    """Ask before a replay beside effects that are not undone; returns whether there are any."""
+    """Ask before replaying runs that are not undone; returns whether there are any."""
     if runs:
         names = ", ".join(run.id for run in runs)
         ask(
-            f"What these runs did is not undone, and a replay does it once more, with other keys: "
-            f"{names}. `turnout retry` finishes their undo. Replay all the same?",
+            f"These runs are not undone, and a replay repeats their effects with new idempotency "
+            f"keys: {names}. `turnout retry` finishes their undo. Replay anyway?",
             yes=yes,
         )
     return bool(runs)
 
 
 async def _act_on(settings: Settings, verb: str, ids: list[str], act: Act, *, as_json: bool) -> int:
-    from .session import open_hands
+    from .session import open_session
 
     refused = 0
-    async with open_hands(settings) as hands:
+    async with open_session(settings) as session:
         with progress(ids, verb) as turns:
             for run_id in turns:
                 try:
-                    done = await act(hands, run_id)
+                    done = await act(session, run_id)
                 except (NotFound, Refused) as error:
                     complain(str(error))
                     refused += 1
@@ -268,23 +269,23 @@ def _report(run_id: str, done: Any, *, as_json: bool, terse: bool) -> None:
         if not terse:
             say(f"run {done['id']} of {done['flow']} is now {_state_of(done)}")
     else:
-        say(f"run {run_id} starts again as {', '.join(done)}")
+        say(f"run {run_id} replayed as {', '.join(done)}")
 
 
 def _state_of(run: dict[str, Any]) -> str:
-    return f"{run['state']}, and being undone" if run["undo"] == "running" else str(run["state"])
+    return f"{run['state']}, undo running" if run["undo"] == "running" else str(run["state"])
 
 
 @click.command()
 @click.argument("event_id", metavar="EVENT")
-@click.option("--source", metavar="SOURCE", help="When several sources sent this id: which.")
+@click.option("--source", metavar="SOURCE", help="Which source, if several sent this id.")
 @yes_option
 @with_json
 @with_settings
 def replay(settings: Settings, event_id: str, source: str | None, yes: bool, as_json: bool) -> None:
-    """Start an event's flows again, as new runs.
+    """Run an event's flows again, as new runs.
 
-    Asks first when a run of the event did what is not undone.
+    Asks first if a run of the event is not undone.
 
     \b
     turnout replay 0198c0de-…
@@ -292,17 +293,17 @@ def replay(settings: Settings, event_id: str, source: str | None, yes: bool, as_
     """
 
     async def runs_of_event() -> list[str]:
-        from .session import open_books
+        from .session import open_journal_reader
 
-        async with open_books(settings) as reader:
+        async with open_journal_reader(settings) as reader:
             found = await reader.event(event_id, source=source)
         return [run for stored in found for run in stored.runs]
 
     async def act() -> list[str]:
-        from .session import open_hands
+        from .session import open_session
 
-        async with open_hands(settings) as hands:
-            return await hands.replay(event_id, source, not_undone=known)
+        async with open_session(settings) as session:
+            return await session.replay(event_id, source, not_undone=known)
 
     before = run_async(_not_undone(settings, run_async(runs_of_event())))
     known = _ask_of_not_undone(before, yes=yes)
@@ -310,7 +311,7 @@ def replay(settings: Settings, event_id: str, source: str | None, yes: bool, as_
     if as_json:
         print_json({"event": event_id, "runs": runs})
     else:
-        say(f"event {event_id} starts again as {', '.join(runs)}")
+        say(f"event {event_id} replayed as {', '.join(runs)}")
 
 
 @click.command()
@@ -320,8 +321,8 @@ def replay(settings: Settings, event_id: str, source: str | None, yes: bool, as_
 def pause(settings: Settings, name: str, as_json: bool) -> None:
     """Pause a flow or a trigger.
 
-    It stays paused, also over a restart, until `turnout resume`. A paused flow's events are
-    accepted and its runs wait; a paused trigger accepts nothing.
+    It stays paused, across restarts too, until `turnout resume`. A paused flow's events are
+    accepted and its runs wait; a paused trigger accepts no events.
 
     \b
     turnout pause bill
@@ -335,7 +336,7 @@ def pause(settings: Settings, name: str, as_json: bool) -> None:
 @with_json
 @with_settings
 def resume(settings: Settings, name: str, as_json: bool) -> None:
-    """Undo a pause.
+    """Resume a paused flow or trigger.
 
     \b
     turnout resume bill
@@ -346,7 +347,7 @@ def resume(settings: Settings, name: str, as_json: bool) -> None:
 
 @click.group()
 def cache() -> None:
-    """Forget results that tasks with `cache=` keep."""
+    """Manage the cached results of tasks with `cache=`."""
 
 
 @cache.command("clear")
@@ -354,7 +355,7 @@ def cache() -> None:
 @with_json
 @with_settings
 def cache_clear(settings: Settings, task: str | None, as_json: bool) -> None:
-    """Forget the kept results of a task, or of all.
+    """Clear the cached results of one task, or of all tasks.
 
     \b
     turnout cache clear fetch
@@ -362,27 +363,28 @@ def cache_clear(settings: Settings, task: str | None, as_json: bool) -> None:
     """
 
     async def act() -> int:
-        from .session import open_hands
+        from .session import open_session
 
-        async with open_hands(settings) as hands:
-            return await hands.clear_cache(task)
+        async with open_session(settings) as session:
+            return await session.clear_cache(task)
 
     count = run_async(act())
     if as_json:
         print_json({"cleared": count})
     else:
-        say(f"{count} kept results forgotten")
+        say(f"{count} cached result{'s' * (count != 1)} cleared")
 
 
 def _switch(settings: Settings, name: str, *, pausing: bool, as_json: bool) -> None:
     async def act() -> str:
-        from .session import open_hands
+        from .session import open_session
 
-        async with open_hands(settings) as hands:
-            return await (hands.pause(name) if pausing else hands.resume(name))
+        async with open_session(settings) as session:
+            return await (session.pause(name) if pausing else session.resume(name))
 
     full = run_async(act())
     if as_json:
         print_json({"name": full, "paused": pausing})
     else:
-        say(f"{full} {'is paused' if pausing else 'goes on'}")
+        kind, _, short = full.partition(":")
+        say(f"{kind} {short} {'paused' if pausing else 'resumed'}")

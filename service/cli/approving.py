@@ -1,6 +1,6 @@
-"""The command that answers an approval, as the person in front of the terminal.
+"""`turnout approve`: answer an approval.
 
-It needs the running service, which alone has the code that says what the fields must be.
+It needs the running service: only the loaded flow knows which fields the approval asks for.
 """
 
 # ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--fields", metavar="JSON", help="What the flow asks for: JSON, @FILE or -.")
-@click.option("--reject", "reason", metavar="REASON", help="Say no instead, and why.")
-@click.option("--step", metavar="STEP", help="Which approval, when the run waits for several.")
-@click.option("--by", metavar="NAME", help="Who says so; your user name unless given.")
+@click.option("--fields", metavar="JSON", help="The fields the flow asks for: JSON, @FILE or -.")
+@click.option("--reject", "reason", metavar="REASON", help="Reject instead, and why.")
+@click.option("--step", metavar="STEP", help="Which approval, if the run waits for several.")
+@click.option("--by", metavar="NAME", help="Who answers.  [default: your user name]")
 @with_json
 @with_settings
 def approve(
@@ -36,7 +36,7 @@ def approve(
     \b
     turnout approve 0198c0de-…
     turnout approve 0198c0de-… --fields '{"budget": 500}'
-    turnout approve 0198c0de-… --reject "too dear"
+    turnout approve 0198c0de-… --reject "too expensive"
     """
     from getpass import getuser
     from urllib.parse import quote

@@ -1,4 +1,4 @@
-"""The options commands share, and what runs around a command: settings in, documents out."""
+"""The options that commands share, and helpers around a command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Command = Callable[..., Any]
 
 
 def with_settings(command: Command) -> Command:
-    """Give a command `--data` and `--config`, and hand it the `settings` they come to."""
+    """Give a command `--data` and `--config`, and pass it the resulting `settings`."""
 
     @click.option(
         "--data", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
@@ -46,15 +46,15 @@ def with_json(command: Command) -> Command:
 
 
 def with_filters(command: Command) -> Command:
-    """Give a command the filters, as one `filters` mapping of the words that were given."""
+    """Give a command the filter options; it gets those that were given as `filters`."""
 
     @click.option("--flow", metavar="FLOW", help="Runs of this flow.")
     @click.option("--state", metavar="STATE", help="Runs in this state: failed, queued, …")
     @click.option(
-        "--trigger", metavar="TRIGGER", help="From this trigger, such as webhook:/orders."
+        "--trigger", metavar="TRIGGER", help="Runs of this trigger, such as webhook:/orders."
     )
-    @click.option("--event", metavar="EVENT", help="Of the event with this id.")
-    @click.option("--since", metavar="WHEN", help="From 2026-01-31T09:00:00Z on, or an age: 2h.")
+    @click.option("--event", metavar="EVENT", help="Runs of the event with this id.")
+    @click.option("--since", metavar="WHEN", help="Since 2026-01-31T09:00:00Z, or an age: 2h.")
     @click.option("--until", metavar="WHEN", help="Before an instant, or an age.")
     @functools.wraps(command)
     def wrapped(
@@ -70,7 +70,7 @@ def with_filters(command: Command) -> Command:
 
 
 def chosen(filters: dict[str, str], *, dead: bool | None = None) -> Filter:
-    """Return the journal's filter; a word that cannot be read is a usage error."""
+    """Return the journal's filter; a value that cannot be read is a usage error."""
     from dataclasses import replace
 
     from turnout.service.domain.errors import InvalidData
@@ -84,21 +84,21 @@ def chosen(filters: dict[str, str], *, dead: bool | None = None) -> Filter:
 
 
 def run_async(work: Coroutine[Any, Any, R]) -> R:
-    """Run a command's asynchronous part to its end."""
+    """Run a command's coroutine to its end."""
     import asyncio
 
     return asyncio.run(work)
 
 
 def ask(question: str, *, yes: bool) -> None:
-    """Ask before something that touches many; without a terminal `--yes` has to say so."""
+    """Ask before a bulk action; without a terminal `--yes` is required."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} Say --yes to do it without being asked.")
+        raise click.UsageError(f"{question} Add --yes to do it without a question.")
     click.confirm(question, abort=True, err=True)
 
 
 def states_of(state: RunState | None, default: frozenset[RunState]) -> list[RunState]:
-    """Return the states a bulk action is about."""
+    """Return the states a bulk action selects."""
     return sorted(default) if state is None else [state]

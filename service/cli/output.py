@@ -1,7 +1,7 @@
-"""How commands speak: tables for people, JSON Lines for programs, errors as one line on stderr.
+"""Output of commands: tables for people, JSON Lines for programs, errors as one line on stderr.
 
-Everything stored came from outside, so all of it is made harmless before it meets a terminal:
-control characters (an escape sequence in a webhook's body) are shown, never obeyed.
+Stored data comes from outside. Control characters (an escape sequence in a webhook's body) are
+escaped before they reach a terminal.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _COLOURS = {
 
 
 def safe(text: object) -> str:
-    """Return text with every character a terminal might obey written out as an escape."""
+    """Return text with the control characters of a terminal escaped."""
     return IN_TEXT.sub(as_python, str(text))
 
 
 def print_json(document: Any) -> None:
-    """Print one document as one line of JSON that is also harmless on a terminal."""
+    """Print one document as one line of JSON, escaped for a terminal."""
     from turnout.service.operate.documents import encode
 
     line = encode(document).decode("utf-8")
@@ -70,12 +70,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: st
 
 
 def heading(text: str) -> None:
-    """Print the title of a part."""
+    """Print the title of a section."""
     click.echo("\n" + click.style(safe(text), bold=True))
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a rich console; wide when nobody is looking, so that no value is cut."""
+    """Return a rich console; wide without a terminal, so that no value is cut."""
     from rich.console import Console
 
     return Console(
@@ -86,7 +86,7 @@ def console(*, stderr: bool = False) -> Console:
 
 @contextmanager
 def progress(items: Sequence[Any], title: str) -> Iterator[Iterator[Any]]:
-    """Hand out `items` one by one behind a progress bar on stderr, when somebody is looking."""
+    """Iterate over `items`, with a progress bar on stderr if that is a terminal."""
     if not sys.stderr.isatty():
         yield iter(items)
         return
@@ -97,12 +97,12 @@ def progress(items: Sequence[Any], title: str) -> Iterator[Iterator[Any]]:
 
 
 def clock(value: datetime | None) -> str:
-    """Write an instant for a table: UTC, to the second, without the year."""
+    """Format an instant for a table: UTC, to the second, without the year."""
     return "" if value is None else value.astimezone(UTC).strftime("%m-%d %H:%M:%S")
 
 
 def took(started_at: datetime | None, finished_at: datetime | None) -> str:
-    """Write how long something took."""
+    """Format how long something took."""
     if started_at is None or finished_at is None:
         return ""
     from turnout.service.domain.units import format_duration
@@ -117,7 +117,7 @@ def short(text: str, limit: int = 200) -> str:
 
 
 def print_facts(*facts: tuple[str, object]) -> None:
-    """Print (name, value) pairs below each other, leaving out what is empty."""
+    """Print (name, value) pairs, one a line, without empty values."""
     for name, value in facts:
         if value not in (None, ""):
             click.echo(click.style(f"{name:<9} ", dim=True) + safe(value))

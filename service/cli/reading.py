@@ -1,7 +1,7 @@
-"""The commands that only look: lists, the reasons of an event, what is served.
+"""The commands that only read: lists of runs, events, flows and triggers, and `why`.
 
-They read the journal directly, so they answer with the service up, down or dead. Only `flows` and
-`triggers` ask the service: what is loaded is known to it alone.
+They read the journal directly, so they work whether the service is running or not. Only `flows`
+and `triggers` ask the service, because only it knows what is loaded.
 """
 
 # ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from turnout.service.settings import Settings
 
 limit_option = click.option(
-    "--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many."
+    "--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most."
 )
-all_option = click.option("--all", "everything", is_flag=True, help="All of them, however many.")
+all_option = click.option("--all", "everything", is_flag=True, help="No limit.")
 
 
 @click.command()
@@ -74,11 +74,11 @@ async def _list_runs(
 ) -> None:
     from turnout.service.operate.filters import all_runs
 
-    from .session import open_books
+    from .session import open_journal_reader
 
     found: list[Run] = []
     count = 0
-    async with open_books(settings) as reader:
+    async with open_journal_reader(settings) as reader:
         async for run in all_runs(reader, which, at_most=limit):
             count += 1
             if as_json:
@@ -90,10 +90,10 @@ async def _list_runs(
         table(
             ("run", "flow", "state", "attempts", "queued (UTC)", "took", "error"),
             (_run_row(run) for run in found),
-            empty=f"no {noun} fits",
+            empty=f"no {noun}s match",
         )
         if count == limit:
-            complain(f"the newest {limit}; --limit or --all shows more")
+            complain(f"these are the newest {limit}; --limit or --all shows more")
 
 
 def _state(run: Run) -> str:
@@ -121,7 +121,7 @@ def _run_row(run: Run) -> tuple[object, ...]:
 def events(settings: Settings, filters: dict[str, str], limit: int, as_json: bool) -> None:
     """List events, newest first.
 
-    `--flow` and `--state` select by their runs.
+    `--flow` and `--state` select events by their runs.
 
     \b
     turnout events --trigger webhook:/orders --since 1h
@@ -133,9 +133,9 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
     which = replace(chosen(filters), limit=limit)
 
     async def read() -> list[StoredEvent]:
-        from .session import open_books
+        from .session import open_journal_reader
 
-        async with open_books(settings) as reader:
+        async with open_journal_reader(settings) as reader:
             return await reader.events(which)
 
     found = run_async(read())
@@ -153,7 +153,7 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
             )
             for stored in found
         ),
-        empty="no event fits",
+        empty="no events match",
     )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
 @with_json
 @with_settings
 def why(settings: Settings, event_id: str, as_json: bool) -> None:
-    """Say what an event started, or why it did not.
+    """Explain which runs an event started, or why it started none.
 
     \b
     turnout why 0198c0de-…
@@ -178,9 +178,9 @@ def why(settings: Settings, event_id: str, as_json: bool) -> None:
 async def _reasons(settings: Settings, event_id: str) -> list[dict[str, Any]]:
     from turnout.service.operate.documents import event_of
 
-    from .session import open_books
+    from .session import open_journal_reader
 
-    async with open_books(settings) as reader:
+    async with open_journal_reader(settings) as reader:
         found = await reader.event(event_id)
         if not found:
             raise NotFound(f"no event {event_id!r}; `turnout events` lists them")
@@ -206,12 +206,12 @@ def _print_reasons(event: dict[str, Any]) -> None:
     for run in event["runs"]:
         say(f"  {run['flow']}: run {run['id']} {run['state']}  {error_line(run['error'])}".rstrip())
     for decision in event["decisions"]:
-        whose = decision.get("flow") or "the event"
+        subject = decision.get("flow") or "the event"
         detail, at = decision.get("detail"), decision.get("at")
         why = f" ({detail})" if detail else ""
-        say(f"  {whose}: {decision.get('verdict')}{why}{f' at {at}' if at else ''}")
+        say(f"  {subject}: {decision.get('verdict')}{why}{f' at {at}' if at else ''}")
     if not event["runs"] and not event["decisions"]:
-        say("  nothing listened for it")
+        say("  no flow listens for it")
 
 
 @click.command()
@@ -234,7 +234,7 @@ def flows(settings: Settings, as_json: bool) -> None:
             )
             for row in rows
         ),
-        empty="no flow",
+        empty="no flows",
     )  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def flows(settings: Settings, as_json: bool) -> None:
 @with_json
 @with_settings
 def triggers(settings: Settings, as_json: bool) -> None:
-    """List the triggers and whether they watch."""
+    """List the triggers of the running service and whether they are up."""
     rows = run_async(_ask_service(settings, "/api/triggers"))
     if as_json:
         for row in rows:
@@ -257,7 +257,7 @@ def triggers(settings: Settings, as_json: bool) -> None:
             )
             for row in rows
         ),
-        empty="no trigger",
+        empty="no triggers",
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""`turnout trigger seek`: move where a trigger reads on, after saying what that comes to.
+"""`turnout trigger seek`: move a trigger's position, after showing what that skips or repeats.
 
-Through the live service, which stops only that trigger meanwhile; or, with the service down, on
-the journal under its lock, where `--flows` tells what the trigger reads.
+A running service does it and stops only that trigger meanwhile. Without one the command writes to
+the journal under its lock, and `--flows` names the files that declare the trigger.
 """
 
 # ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def trigger() -> None:
-    """Move where a trigger reads on.
+    """Move the position of a trigger.
 
     \b
     turnout trigger seek kafka:orders/billing --to end --dry-run
@@ -40,8 +40,8 @@ def trigger() -> None:
     help="now, start, end, an offset, or an RFC 3339 instant.",
 )
 @click.option("--partition", metavar="PARTITION", help="One partition (3, orders/3).  [all]")
-@click.option("--rerun", is_flag=True, help="Allow going back: accepted records run again.")
-@click.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
+@click.option("--rerun", is_flag=True, help="Allow moving back: accepted records run again.")
+@click.option("--dry-run", is_flag=True, help="Show what would happen and change nothing.")
 @click.option(
     "--flows", multiple=True, type=click.Path(path_type=Path), metavar="PATH",
     help="The flow files, when the service is not running.",
@@ -53,11 +53,11 @@ def seek(
     settings: Settings, name: str, to: str, partition: str | None, rerun: bool, dry_run: bool,
     flows: tuple[Path, ...], yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Read on from somewhere else.
+    """Move the position from which a trigger reads.
 
-    Going on skips records for ever. Going back needs --rerun, and makes new events of records that
-    were accepted before. Other members of a Kafka group keep their own places: seek while they are
-    stopped. A timer takes now, or an instant before it: ticks up to there never come.
+    Moving forward skips records for good. Moving back needs --rerun and turns accepted records
+    into new events. Other members of a Kafka group keep their own positions: seek while they are
+    stopped. A timer takes now, or an earlier instant: ticks up to it are skipped.
 
     \b
     turnout trigger seek kafka:orders/billing --to end --dry-run
@@ -65,8 +65,8 @@ def seek(
     turnout trigger seek kafka:orders/billing --to 4711 --partition 3 --rerun --yes
     turnout trigger seek nightly --to now
     """
-    wish = {"to": to, "partition": partition, "rerun": rerun}
-    plan = run_async(_seek(settings, name, wish, flows, dry_run=True))
+    target = {"to": to, "partition": partition, "rerun": rerun}
+    plan = run_async(_seek(settings, name, target, flows, dry_run=True))
     if dry_run:
         _show(plan, as_json=as_json)
         return
@@ -74,7 +74,7 @@ def seek(
         for sentence in plan["done"]:
             complain(sentence)
         ask(f"move trigger {name}?", yes=False)
-    _show(run_async(_seek(settings, name, wish, flows, dry_run=False)), as_json=as_json)
+    _show(run_async(_seek(settings, name, target, flows, dry_run=False)), as_json=as_json)
 
 
 def _show(document: dict[str, Any], *, as_json: bool) -> None:
@@ -86,24 +86,24 @@ def _show(document: dict[str, Any], *, as_json: bool) -> None:
 
 
 async def _seek(
-    settings: Settings, name: str, wish: dict[str, Any], flows: tuple[Path, ...], *, dry_run: bool
+    settings: Settings, name: str, target: dict[str, Any], flows: tuple[Path, ...], *, dry_run: bool
 ) -> dict[str, Any]:
     from turnout.service.operate.documents import encode
 
     from .session import open_service, service_url
 
     if await service_url(settings) is None:
-        return await _seek_at_rest(settings, name, wish, flows, dry_run=dry_run)
+        return await _seek_in_journal(settings, name, target, flows, dry_run=dry_run)
     path = f"/api/triggers/{quote(name, safe='')}/seek"
     async with open_service(settings) as client:
         answer: dict[str, Any] = await client.call(
-            "POST", path, body=encode({**wish, "dry_run": dry_run})
+            "POST", path, body=encode({**target, "dry_run": dry_run})
         )
     return answer
 
 
-async def _seek_at_rest(
-    settings: Settings, name: str, wish: dict[str, Any], flows: tuple[Path, ...], *, dry_run: bool
+async def _seek_in_journal(
+    settings: Settings, name: str, target: dict[str, Any], flows: tuple[Path, ...], *, dry_run: bool
 ) -> dict[str, Any]:
     from turnout.service.domain.trigger import Seek
     from turnout.service.operate.documents import seek_of
@@ -113,9 +113,9 @@ async def _seek_at_rest(
 
     if not flows:
         raise click.UsageError(
-            "no service is running: say with --flows in which files the trigger is declared"
+            "no service is running: name the files that declare the trigger with --flows"
         )
     project = load(flows)
     async with open_operator(settings, lambda: project) as operator:
-        plan = await operator.seek(name, Seek(**wish), dry_run=dry_run)
+        plan = await operator.seek(name, Seek(**target), dry_run=dry_run)
     return seek_of(name, plan, dry_run=dry_run)

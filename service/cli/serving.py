@@ -1,4 +1,4 @@
-"""The commands that load flow files or look at the machine: serve, check, run, doctor."""
+"""The commands that load flow files or examine the machine: serve, check, run, doctor."""
 
 # ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
 
@@ -39,21 +39,21 @@ flow_paths = click.argument(
     "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Settings file.  [default: turnout.toml, if there is one]",
 )  # fmt: skip
-@click.option("--reload", is_flag=True, help="Load flow files again when they change.")
+@click.option("--reload", is_flag=True, help="Reload flow files when they change.")
 def serve(
     paths: tuple[Path, ...], host: str | None, port: int | None, data: Path | None,
     config: Path | None, reload: bool,
 ) -> None:  # fmt: skip
     """Accept events and run flows, until SIGTERM.
 
-    FLOWS are files, or folders of *.py, of which tests and names that begin with _ are left out.
-    The first SIGTERM or Ctrl-C lets runs finish, the second ends at once; nothing accepted is lost
-    either way. SIGHUP loads the flow files again.
+    FLOWS are files, or folders of *.py files without tests and names that begin with _. The
+    first SIGTERM or Ctrl-C lets runs finish, the second stops at once; no accepted event is lost
+    either way. SIGHUP reloads the flow files.
 
     \b
     turnout serve flows.py
     turnout serve flows/ --data /var/lib/turnout --port 9000
-    turnout serve flows.py --reload          while you write it
+    turnout serve flows.py --reload          while you edit it
     """
     from turnout.service.settings import load
 
@@ -92,7 +92,7 @@ def _run_on_uvloop(work: Any) -> Any:
 
 @click.command()
 @flow_paths
-@click.option("--env", is_flag=True, help="A secret without a value here is an error.")
+@click.option("--env", is_flag=True, help="Report a secret without a value as an error.")
 @click.option(
     "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Settings file.  [default: turnout.toml, if there is one]",
@@ -101,8 +101,8 @@ def _run_on_uvloop(work: Any) -> Any:
 def check(paths: tuple[Path, ...], env: bool, config: Path | None, as_json: bool) -> None:
     """Find mistakes in flow files before anything runs.
 
-    Made for CI: prints one line per problem, `FILE:LINE: message`, and exits 1; else lists the
-    flows with their triggers. Files are imported, flows are not run.
+    Made for CI: prints one line per problem, `FILE:LINE: message`, and exits 1. Without problems
+    it lists the flows and their triggers. Files are imported; flows are not run.
 
     \b
     turnout check flows/
@@ -134,7 +134,7 @@ def _print_findings(findings: Findings) -> None:
             (
                 (
                     flow.name,
-                    ", ".join(trigger.name for trigger in flow.triggers) or "(by hand)",
+                    ", ".join(trigger.name for trigger in flow.triggers) or "(none)",
                     f"{flow.file}:{flow.line}",
                 )
                 for flow in findings.flows
@@ -167,17 +167,17 @@ def _one_line(problem: SetupError) -> str:
 
 @click.command()
 @click.argument("target", metavar="FILE.py:FLOW")
-@click.option("--input", "written", default="{}", metavar="JSON", help="Data, @FILE, or - (stdin).")
+@click.option("--input", "input_text", default="{}", metavar="JSON", help="Data, @FILE or -.")
 @click.option(
     "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Settings file.  [default: turnout.toml, if there is one]",
 )  # fmt: skip
 @with_json
-def run(target: str, written: str, config: Path | None, as_json: bool) -> None:
-    """Run one flow once, here and now.
+def run(target: str, input_text: str, config: Path | None, as_json: bool) -> None:
+    """Run one flow once, in the foreground.
 
-    Prints the result. Uses a journal of its own that is gone afterwards; retries and steps work
-    as when served. Exits 1 when the run does not succeed.
+    Prints the result. Uses a temporary journal; retries and steps work as under `turnout serve`.
+    Exits 1 if the run does not succeed.
 
     \b
     turnout run flows.py:bill --input '{"id": "7", "amount": 3}'
@@ -190,7 +190,7 @@ def run(target: str, written: str, config: Path | None, as_json: bool) -> None:
     file, _, flow_name = target.rpartition(":")
     if not file or not flow_name:
         raise click.UsageError(f"{target!r} is not FILE.py:FLOW, such as flows.py:bill")
-    data = read_json(written)
+    data = read_json(input_text)
     settings = load(config)
     _prepare_process(settings)
     from turnout.service.app import serve
@@ -230,8 +230,8 @@ def _report_run(run: Run, as_json: bool) -> None:
 def doctor(settings: Settings, as_json: bool) -> None:
     """Examine the journal and the machine.
 
-    Prints each check as it ends and exits 1 on a problem. Reads only, so it may run beside the
-    service.
+    Prints each check as it ends and exits 1 if there is a problem. It only reads, so it may run
+    while the service runs.
 
     \b
     turnout doctor
@@ -242,10 +242,10 @@ def doctor(settings: Settings, as_json: bool) -> None:
 
 
 async def _examine(settings: Settings, *, as_json: bool) -> int:
-    from .session import open_books
+    from .session import open_journal_reader
 
     failed = 0
-    async with open_books(settings) as reader:
+    async with open_journal_reader(settings) as reader:
         sqlite = await reader.read(
             lambda connection: connection.execute("SELECT sqlite_version()").get
         )
@@ -268,20 +268,20 @@ def _machine_checks(settings: Settings) -> list[tuple[str, str | None]]:
     from turnout.service.journal.sqlite.lock import read_lock
 
     holder = read_lock(settings.data)
-    who = "nobody" if holder is None else f"process {holder.pid} {holder.url or ''}".strip()
+    writer = "nobody" if holder is None else f"process {holder.pid} {holder.url or ''}".strip()
     free = shutil.disk_usage(settings.data).free
     folder = journal_folder(settings.data)
     open_to_others = rights_of_others(folder)
     return [
-        (f"written by {who}", None),
+        (f"written by {writer}", None),
         (
             f"disk has {free // 2**20} MiB free",
             None if free >= settings.min_free_bytes
             else f"intake stops below {settings.min_free_bytes // 2**20} MiB; free some space",
         ),
         (
-            "the journal's folder is the owner's alone",
-            f"others may enter it; run: chmod 700 {folder}" if open_to_others else None,
+            "only the owner can open the journal's folder",
+            f"others can open it; run: chmod 700 {folder}" if open_to_others else None,
         ),
     ]  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""How a command acts: through the live service when there is one, else on the journal itself.
+"""A command's session: with the running service if there is one, else with the journal itself.
 
-The lock file of the data folder says which. Both ways end in the same verbs of `Operator`, give
-the same documents back and raise the same errors.
+The lock file of the data folder tells which. Both sessions use the verbs of `Operator`, return the
+same documents and raise the same errors.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ _STARTING_TRIES = 30
 _STARTING_PAUSE_SECONDS = 0.1
 
 
-class Hands(Protocol):
-    """The verbs that work with or without a service."""
+class Session(Protocol):
+    """The verbs that work with and without a running service."""
 
     async def retry(self, run_id: str, from_step: str | None) -> dict[str, Any]:
         """Queue a finished run again."""
 
     async def cancel(self, run_id: str, *, reason: str, by: str) -> dict[str, Any]:
-        """Cancel an unfinished run, why and by whom."""
+        """Cancel an unfinished run; `reason` and `by` are stored with it."""
 
     async def drop(self, run_id: str) -> dict[str, Any]:
         """Take a dead letter off the list."""
 
     async def replay_dead(self, run_id: str, *, not_undone: bool) -> list[str]:
-        """Start a dead letter again, also one known as not undone; returns the new runs."""
+        """Replay a dead letter, with `not_undone` even if its undo failed; returns the new runs."""
 
     async def replay(self, event_id: str, source: str | None, *, not_undone: bool) -> list[str]:
-        """Start an event's flows again, also with runs known as not undone; returns the new."""
+        """Replay an event, with `not_undone` even if an undo failed; returns the new runs."""
 
     async def pause(self, name: str) -> str:
         """Pause a flow or trigger; returns its full name."""
 
     async def resume(self, name: str) -> str:
-        """Undo a pause."""
+        """Resume a paused flow or trigger."""
 
     async def clear_cache(self, task: str | None) -> int:
-        """Forget kept results of tasks; returns how many."""
+        """Clear cached results of one task or of all; returns how many."""
 
 
-class ByService:
-    """Acts through a live service."""
+class ServiceSession:
+    """Acts through the running service."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -74,12 +74,12 @@ class ByService:
         return await self._post(f"/api/dead/{quote(run_id, safe='')}/drop")
 
     async def replay_dead(self, run_id: str, *, not_undone: bool) -> list[str]:
-        """Start a dead letter again."""
+        """Replay a dead letter."""
         path = f"/api/dead/{quote(run_id, safe='')}/replay"
         return list((await self._post(path, fields={"not_undone": not_undone}))["runs"])
 
     async def replay(self, event_id: str, source: str | None, *, not_undone: bool) -> list[str]:
-        """Start an event's flows again."""
+        """Replay an event."""
         params = {} if source is None else {"source": source}
         path = f"/api/events/{quote(event_id, safe='')}/replay"
         return list((await self._post(path, params, {"not_undone": not_undone}))["runs"])
@@ -89,12 +89,12 @@ class ByService:
         return str((await self._post("/api/pauses", fields={"name": name}))["name"])
 
     async def resume(self, name: str) -> str:
-        """Undo a pause."""
+        """Resume a paused flow or trigger."""
         path = f"/api/pauses/{quote(name, safe='')}"
         return str((await self._client.call("DELETE", path))["name"])
 
     async def clear_cache(self, task: str | None) -> int:
-        """Forget kept results of tasks."""
+        """Clear cached results of one task or of all."""
         params = {} if task is None else {"task": task}
         return int((await self._client.call("DELETE", "/api/cache", params=params))["cleared"])
 
@@ -111,8 +111,8 @@ class ByService:
         return answer
 
 
-class ByJournal:
-    """Acts on the journal of a service that is not running, under its lock."""
+class JournalSession:
+    """Acts on the journal under its lock while no service is running."""
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
@@ -130,11 +130,11 @@ class ByJournal:
         return (await self._operator.drop(run_id)).as_dict()
 
     async def replay_dead(self, run_id: str, *, not_undone: bool) -> list[str]:
-        """Start a dead letter again."""
+        """Replay a dead letter."""
         return await self._operator.replay_dead(run_id, not_undone=not_undone)
 
     async def replay(self, event_id: str, source: str | None, *, not_undone: bool) -> list[str]:
-        """Start an event's flows again."""
+        """Replay an event."""
         return await self._operator.replay(event_id, source, not_undone=not_undone)
 
     async def pause(self, name: str) -> str:
@@ -142,38 +142,38 @@ class ByJournal:
         return await self._operator.pause(_full_name(name))
 
     async def resume(self, name: str) -> str:
-        """Undo a pause."""
+        """Resume a paused flow or trigger."""
         return await self._operator.resume(_full_name(name))
 
     async def clear_cache(self, task: str | None) -> int:
-        """Forget kept results of tasks."""
+        """Clear cached results of one task or of all."""
         return await self._operator.clear_cache(task)
 
 
 def _full_name(name: str) -> str:
-    """Tell flows from triggers without the project: a trigger's name has its kind in front."""
+    """Tell flows from triggers without a project: a trigger's name starts with its kind."""
     if name.startswith(("flow:", "trigger:")):
         return name
     return f"trigger:{name}" if ":" in name else f"flow:{name}"
 
 
 @asynccontextmanager
-async def open_hands(settings: Settings) -> AsyncIterator[Hands]:
-    """Open the way to act on a data folder; raises `Unavailable` or `SetupError`."""
+async def open_session(settings: Settings) -> AsyncIterator[Session]:
+    """Open a session for a data folder; raises `Unavailable` or `SetupError`."""
     url = await service_url(settings)
     if url is not None:
         async with _client(settings, url) as client:
-            yield ByService(client)
+            yield ServiceSession(client)
         return
     async with open_operator(settings) as operator:
-        yield ByJournal(operator)
+        yield JournalSession(operator)
 
 
 @asynccontextmanager
 async def open_operator(
     settings: Settings, project: Callable[[], Project] | None = None
 ) -> AsyncIterator[Operator]:
-    """Open the verbs on the journal of a service that is not running, under its lock."""
+    """Open an operator on the journal, under its lock, while no service is running."""
     from turnout.service.domain.units import utc_now
     from turnout.service.journal.sqlite.journal import open_journal
     from turnout.service.operate.operator import Operator
@@ -198,11 +198,11 @@ async def open_operator(
 
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Client]:
-    """Open a client of the live service; raises `Unavailable` saying how to start one."""
+    """Open a client of the running service; raises `Unavailable` saying how to start one."""
     url = await service_url(settings)
     if url is None:
         raise Unavailable(
-            f"this needs a running service and none works on {settings.data}; "
+            f"this needs a running service, and none uses {settings.data}; "
             "start one with: turnout serve FLOWS…  (or name its folder with --data)"
         )
     async with _client(settings, url) as client:
@@ -210,8 +210,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def open_books(settings: Settings) -> AsyncIterator[SqliteReader]:
-    """Open the journal for reading only; works beside a running service and without one."""
+async def open_journal_reader(settings: Settings) -> AsyncIterator[SqliteReader]:
+    """Open the journal read-only; works with and without a running service."""
     from turnout.service.journal.sqlite.reader import open_reader
 
     _require_folder(settings)
@@ -223,7 +223,7 @@ async def open_books(settings: Settings) -> AsyncIterator[SqliteReader]:
 
 
 async def service_url(settings: Settings) -> str | None:
-    """Return where the service of the data folder answers, or None when none is running."""
+    """Return the URL of the data folder's service, or None when none is running."""
     from turnout.service.journal.sqlite.lock import read_lock
 
     for _ in range(_STARTING_TRIES):

@@ -1,4 +1,4 @@
-"""`turnout show`: all that is known of one run, on one page."""
+"""`turnout show`: everything the journal knows about one run."""
 
 # ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
 
@@ -24,11 +24,10 @@ _PAYLOAD_LINES = 40
 @with_json
 @with_settings
 def show(settings: Settings, run_id: str, as_json: bool) -> None:
-    """Show all that is known of a run.
+    """Show a run: its event, attempts, steps, error and log lines.
 
-    Its event, attempts, steps, error and log lines. Reads the journal, so it works while the
-    service is down; a live one adds what a running run waits for. RUN may be cut to its first
-    characters (8 or more) as long as one run only begins so.
+    Reads the journal, so it works while the service is down; a running service adds what the run
+    waits for. RUN may be shortened to 8 or more leading characters if they are unique.
 
     \b
     turnout show 0198c0de-…
@@ -47,9 +46,9 @@ dead.add_command(show)
 async def _post_mortem(settings: Settings, run_id: str) -> dict[str, Any]:
     from turnout.service.operate.documents import post_mortem
 
-    from .session import open_books
+    from .session import open_journal_reader
 
-    async with open_books(settings) as reader:
+    async with open_journal_reader(settings) as reader:
         document = await post_mortem(reader, run_id)
     if document["state"] == "running":
         document["waits_for"] = await _waits_for(settings, document["id"])
@@ -57,7 +56,7 @@ async def _post_mortem(settings: Settings, run_id: str) -> dict[str, Any]:
 
 
 async def _waits_for(settings: Settings, run_id: str) -> str | None:
-    """Return what a running run waits for, which only a live service knows."""
+    """Return what a running run waits for; only a running service knows."""
     from turnout.service.domain.errors import TurnoutError
 
     from .session import open_service
@@ -124,7 +123,7 @@ def _print_run(run: dict[str, Any]) -> None:
 def _print_event(event: dict[str, Any] | None) -> None:
     heading("event")
     if event is None:
-        say("no longer kept")
+        say("deleted: its retention is over")
         return
     print_facts(
         ("id", event["id"]),
@@ -146,7 +145,7 @@ def _counted(words: str, count: int) -> str:
 
 
 def undo_words(undo: str | None, failed: Sequence[str]) -> str:
-    """Return how the undo of a run goes, and which steps of it are not done."""
+    """Return the state of a run's undo and the steps that are not undone."""
     at = f" at {', '.join(failed)}" if failed and undo == "failed" else ""
     return "" if undo is None else f"{undo}{at}"
 
@@ -154,11 +153,11 @@ def undo_words(undo: str | None, failed: Sequence[str]) -> str:
 def _step_row(step: dict[str, Any], run: dict[str, Any]) -> tuple[object, ...]:
     again = step["superseded"] and run["finished_at"] is None
     state = f"{step['state']}{', runs again' * again}"
-    what = "(kept as a pickle)" if step["encoding"] == "pickle" else _compact(step["result"])
+    what = "(stored as a pickle)" if step["encoding"] == "pickle" else _compact(step["result"])
     if step["left_out"]:
-        what = "(left out: the results together are too large)"
+        what = "(left out: all results together are too large)"
     if step["file"] is not None:
-        what = f"(kept in {step['file']})"
+        what = f"(stored in {step['file']})"
     if step["fallback"]:
         state = "fallback"
         what = f"{what} after {error_line(step['error'])}"
@@ -173,7 +172,7 @@ def _step_row(step: dict[str, Any], run: dict[str, Any]) -> tuple[object, ...]:
 
 
 def error_line(error: dict[str, Any] | None, *, limit: int = 200) -> str:
-    """Return an error as one line: its type, what it says, and the step it comes from."""
+    """Return an error as one line: type, message and step."""
     if error is None:
         return ""
     where = f" (in step {error['step']})" if error["step"] else ""
