@@ -320,8 +320,8 @@ class Process:
         found = ["the service is stopping"] if self.stopping else []
         if self.journal.writable is not None:
             found.append(f"the journal cannot be written: {self.journal.writable}")
-        elif self.journal.short_of_room is not None:
-            found.append(f"nothing new is taken in: {self.journal.short_of_room}")
+        elif self.journal.short_of_space is not None:
+            found.append(f"nothing new is taken in: {self.journal.short_of_space}")
         found += [
             f"trigger {name}: {emitter.problem}"
             for name, emitter in self.emitters.items()

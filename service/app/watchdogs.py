@@ -61,7 +61,7 @@ async def watch_disk(journal: SqliteJournal) -> None:
         if journal.writable is not None:
             with suppress(JournalFull):
                 await journal.probe()
-        why = journal.writable or journal.short_of_room
+        why = journal.writable or journal.short_of_space
         if why is not None and said is None:
             log.error("journal.full", error=why)
         elif why is None and said is not None:

@@ -378,5 +378,5 @@ class Journal(Reader, Protocol):
         """Try a durable write; raises like any write. How recovery from a full disk is noticed."""
 
     @property
-    def short_of_room(self) -> str | None:
+    def short_of_space(self) -> str | None:
         """None while the disk has room for what comes in; else how much is missing."""

@@ -215,7 +215,7 @@ class Claim:
     `code_version` is the flow file's when the run was made; empty when nobody needs to compare.
     `waited` says that the run may have open waits, which go when it ends; `unwoken` are those
     (by step) nothing has come for, `ended` the children that have ended since (large results must
-    be read). `changed` are the steps this attempt records, `kept_bytes` is the size of what is
+    be read). `changed` are the steps this attempt records, `recorded_bytes` is the size of what is
     `recorded`. `progress` is the attempt's own note to the next one, which may not get it.
     `released` says that the run is handed back: no step of this attempt starts any more.
     `dead` says that it is a dead letter whose undo an operator had go on, `undo_failed` that it
@@ -243,7 +243,7 @@ class Claim:
     ended: dict[str, ChildEnd] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
     progress: dict[str, Any] = field(default_factory=dict)
-    kept_bytes: int = 0
+    recorded_bytes: int = 0
     released: bool = False
     dead: bool = False
     undo_failed: bool = False

@@ -46,13 +46,13 @@ from turnout.service.journal.sqlite import upkeep
 from turnout.service.journal.sqlite.append import Intake
 from turnout.service.journal.sqlite.apply import Batch
 from turnout.service.journal.sqlite.connection import open_for_writing
-from turnout.service.journal.sqlite.counters import Tally
-from turnout.service.journal.sqlite.disk_space import Room
+from turnout.service.journal.sqlite.counters import RunCounters
+from turnout.service.journal.sqlite.disk_space import DiskSpace
 from turnout.service.journal.sqlite.jobs import CallJob, ClaimJob
 from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.journal.sqlite.lock import Holder, read_lock
 from turnout.service.journal.sqlite.reader import SqliteReader, open_reader
-from turnout.service.journal.sqlite.resume_cache import KeptSteps
+from turnout.service.journal.sqlite.resume_cache import ResumeCache
 from turnout.service.journal.sqlite.rows import micros
 from turnout.service.telemetry.metrics import Metrics
 
@@ -371,9 +371,9 @@ async def _costs(folder: Path, backlog: int) -> dict[str, int]:
 
 def _write_costs(folder: Path) -> dict[str, int]:
     connection = open_for_writing(folder, synchronous="normal")
-    room = Room(connection, folder, 0)
-    intake = Intake(connection, room, max_unfinished_runs=10**6)
-    batch = Batch(connection, intake, room, KeptSteps())
+    disk_space = DiskSpace(connection, folder, 0)
+    intake = Intake(connection, disk_space, max_unfinished_runs=10**6)
+    batch = Batch(connection, intake, disk_space, ResumeCache())
     early, late = micros(NOW) - 1, micros(NOW) + 10**7
     steps = 0
 
@@ -386,7 +386,9 @@ def _write_costs(folder: Path) -> dict[str, int]:
         ages = dict.fromkeys(
             ("finished_before", "failed_before", "unmatched_before", "dedupe_before"), before
         )
-        return CallJob(lambda connection, tally: upkeep.prune(connection, tally, **ages, limit=3))
+        return CallJob(
+            lambda connection, counters: upkeep.prune(connection, counters, **ages, limit=3)
+        )
 
     first = Claim(
         run_seq=4, run_id="4", flow="f1", event_seq=4, event=make_event(), token=1, attempt=1,
@@ -400,12 +402,12 @@ def _write_costs(folder: Path) -> dict[str, int]:
         "prune nothing": prune(early),
         "prune": prune(late),
         "prune oldest": CallJob(
-            lambda connection, tally: upkeep.prune_oldest(connection, tally, 3)
+            lambda connection, counters: upkeep.prune_oldest(connection, counters, 3)
         ),
-        "rescue": CallJob(lambda connection, tally: upkeep.rescue(connection, tally, NOW)),
+        "rescue": CallJob(lambda connection, counters: upkeep.rescue(connection, counters, NOW)),
     }.items():
         steps = 0
-        batch([job], Tally(0))
+        batch([job], RunCounters(0))
         costs[name] = steps
     connection.close()
     return costs

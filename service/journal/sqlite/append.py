@@ -18,27 +18,27 @@ from turnout.service.domain.duplicates import is_same
 from turnout.service.domain.errors import Overloaded
 from turnout.service.journal.records import Appended, Entry, NewRun
 
-from .bulk import Rowset
-from .counters import Tally
-from .disk_space import Room
+from .bulk import BulkStatement
+from .counters import RunCounters
+from .disk_space import DiskSpace
 from .jobs import AppendJob
 from .rows import micros, pack_error
 from .waits import wake
 
 _DECISIONS_KEPT = 20  # per event: a sender that repeats for ever must not fill the disk
 
-_EVENTS = Rowset(
+_EVENTS = BulkStatement(
     "INSERT INTO events (seq, id, source, type, tenant, trigger, time, accepted_at, body, details,"
     " decisions, by_id, unmatched, effect, awaited)",
     15,
 )
-_RUNS = Rowset(
+_RUNS = BulkStatement(
     "INSERT INTO runs (seq, id, event_seq, flow, state, token, order_key, limit_key, due_at,"
     " queued_at, started_at, finished_at, error, dead, replay, code_version)",
     16,
 )
-_DEDUPE = Rowset("INSERT INTO dedupe (event_seq, key, body, accepted_at)", 4)
-_POSITIONS = Rowset(
+_DEDUPE = BulkStatement("INSERT INTO dedupe (event_seq, key, body, accepted_at)", 4)
+_POSITIONS = BulkStatement(
     "INSERT INTO positions (trigger, partition, value)",
     3,
     "ON CONFLICT (trigger, partition) DO UPDATE SET value = excluded.value",
@@ -64,22 +64,22 @@ class Intake:
     """Appends entries inside the transaction the writer opened."""
 
     def __init__(
-        self, connection: apsw.Connection, room: Room, *, max_unfinished_runs: int
+        self, connection: apsw.Connection, disk_space: DiskSpace, *, max_unfinished_runs: int
     ) -> None:
         self._connection = connection
-        self._room = room
+        self._disk_space = disk_space
         self._max_unfinished = max_unfinished_runs
         self.last_event, self.last_run = _last_seqs(connection)
 
-    def append(self, jobs: Sequence[AppendJob], tally: Tally) -> None:
+    def append(self, jobs: Sequence[AppendJob], counters: RunCounters) -> None:
         """Write what the jobs bring in three or four statements, whatever their number."""
         rows = _Rows(known=self._known(jobs))
         for job in jobs:
-            job.error = self._refusal(job, tally)
+            job.error = self._refusal(job, counters)
             if job.error is not None:
                 continue
             job.result = [
-                self._take(rows, job, *parts, tally)
+                self._take(rows, job, *parts, counters)
                 for parts in zip(job.entries, job.events, job.identities, strict=True)
             ]
         _EVENTS.run(self._connection, rows.events)
@@ -102,7 +102,7 @@ class Intake:
         entry: Entry,
         columns: tuple[Any, ...],
         identity: tuple[bytes, bytes] | None,
-        tally: Tally,
+        counters: RunCounters,
     ) -> Appended:
         """Add an entry's rows, or answer for an event that was delivered before."""
         if identity is not None:
@@ -117,14 +117,19 @@ class Intake:
         rows.events.extend(columns)
         if entry.topics:
             rows.awaited.append((job.at, seq, entry.topics))
-        born = self.birth(rows.runs, entry.runs, seq, job.at, tally)
+        born = self.birth(rows.runs, entry.runs, seq, job.at, counters)
         if identity is not None:
             rows.dedupe.extend((seq, *identity, job.at))
             rows.known[identity[0]] = (seq, identity[1], born)
         return Appended(event_seq=seq, event=entry.event.id, runs=born)
 
     def birth(
-        self, values: list[Any], runs: Iterable[NewRun], event_seq: int, at: int, tally: Tally
+        self,
+        values: list[Any],
+        runs: Iterable[NewRun],
+        event_seq: int,
+        at: int,
+        counters: RunCounters,
     ) -> tuple[str, ...]:
         """Give runs their seq and add their rows to `values`."""
         ids = []
@@ -142,9 +147,9 @@ class Intake:
                     int(dead), run.replay, run.code_version,
                 )
             )  # fmt: skip
-            tally.moved(None, state)
+            counters.move(None, state)
             if dead:
-                tally.died(run.flow)
+                counters.add_dead_letters(run.flow)
             ids.append(run.id)
         return tuple(ids)
 
@@ -196,12 +201,12 @@ class Intake:
         )
         return tuple(row[0] for row in found)
 
-    def _refusal(self, job: AppendJob, tally: Tally) -> Overloaded | None:
+    def _refusal(self, job: AppendJob, counters: RunCounters) -> Overloaded | None:
         if not job.entries:
             return None
-        if tally.unfinished >= self._max_unfinished and any(entry.runs for entry in job.entries):
-            return Overloaded(f"{tally.unfinished} runs are unfinished, and no more are taken")
-        return self._room.refusal()
+        if counters.unfinished >= self._max_unfinished and any(entry.runs for entry in job.entries):
+            return Overloaded(f"{counters.unfinished} runs are unfinished, and no more are taken")
+        return self._disk_space.refusal()
 
 
 def _duplicate(entry: Entry, digest: bytes, first: _First) -> Appended:

@@ -19,11 +19,11 @@ from turnout.service.journal.records import REGISTERED, Appended, ChildEnd, Clai
 
 from . import waits
 from .append import Intake
-from .bulk import Rowset
-from .counters import Tally
-from .disk_space import Room
+from .bulk import BulkStatement
+from .counters import RunCounters
+from .disk_space import DiskSpace
 from .jobs import AppendJob, CallJob, ClaimJob, Groups, OutcomeJob, StepJob
-from .resume_cache import KeptSteps
+from .resume_cache import ResumeCache
 from .rows import (
     STEP_COLUMNS,
     error_from,
@@ -40,7 +40,7 @@ from .writer import Job, Split
 _INLINE_BODY_BYTES = 65_536
 _INLINE_RESULT_BYTES = 4096  # there may be thousands of them, all in one answer
 
-_STEPS = Rowset(
+_STEPS = BulkStatement(
     "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding,"
     " result, error, superseded, origin, spilled, aside, digest, called)"
     " SELECT v.column1, v.column3, v.column4,"
@@ -59,7 +59,7 @@ _STEPS = Rowset(
     " digest = excluded.digest, called = excluded.called"
     " WHERE steps.state IN ('retrying', 'waiting') OR steps.superseded = 1",
 )
-_OUTCOMES = Rowset(
+_OUTCOMES = BulkStatement(
     "UPDATE runs SET state = v.column3, attempts = attempts + v.column4,"
     " due_at = iif(v.column3 = 'waiting', v.column5, coalesce(v.column5, due_at)),"
     " started_at = v.column6, finished_at = v.column7,"
@@ -68,7 +68,7 @@ _OUTCOMES = Rowset(
     11,
     "AS v WHERE runs.seq = v.column1 AND runs.token = v.column2 AND runs.state = 'running'",
 )
-_ATTEMPTS = Rowset(
+_ATTEMPTS = BulkStatement(
     "INSERT INTO attempts (run_seq, attempt, started_at, finished_at, state, error, log)", 7
 )
 _CLAIMABLE = "('queued', 'scheduled', 'retrying', 'waiting')"
@@ -79,38 +79,42 @@ class Batch:
     """Applies jobs to the journal, inside the transaction the writer opened."""
 
     def __init__(
-        self, connection: apsw.Connection, intake: Intake, room: Room, kept: KeptSteps
+        self,
+        connection: apsw.Connection,
+        intake: Intake,
+        disk_space: DiskSpace,
+        resume_cache: ResumeCache,
     ) -> None:
-        self._kept = kept
+        self._resume_cache = resume_cache
         self._connection = connection
-        self._room = room
+        self._disk_space = disk_space
         self._intake = intake
 
-    def __call__(self, jobs: Sequence[Job], tally: Tally) -> None:
+    def __call__(self, jobs: Sequence[Job], counters: RunCounters) -> None:
         """Write `jobs`; see `Apply` in the writer."""
-        self._room.look(at_once=False)
+        self._disk_space.measure(at_once=False)
         groups = Groups()
         for job in jobs:
             if not groups.accepts(job):
-                self._write(groups, tally)
+                self._write(groups, counters)
                 groups = Groups()
             if isinstance(job, CallJob):
-                self._write(groups, tally)
+                self._write(groups, counters)
                 groups = Groups()
-                job.result = job.function(self._connection, tally)
+                job.result = job.function(self._connection, counters)
             else:
                 groups.add(job)
-        self._write(groups, tally)
+        self._write(groups, counters)
 
-    def _write(self, groups: Groups, tally: Tally) -> None:
+    def _write(self, groups: Groups, counters: RunCounters) -> None:
         if groups.appends:
-            self._intake.append(groups.appends, tally)
+            self._intake.append(groups.appends, counters)
         if groups.steps:
             self._record_steps(groups.steps)
         if groups.outcomes:
-            self._record(groups.outcomes, tally)
+            self._record(groups.outcomes, counters)
         if groups.claims:
-            self._claim(groups.claims, tally)
+            self._claim(groups.claims, counters)
 
     def _record_steps(self, jobs: Sequence[StepJob]) -> None:
         values = [value for job in jobs for value in job.values]
@@ -126,7 +130,7 @@ class Batch:
                     "UPDATE runs SET blames = 0 WHERE seq = ?", (job.claim.run_seq,)
                 )
 
-    def _record(self, jobs: Sequence[OutcomeJob], tally: Tally) -> None:
+    def _record(self, jobs: Sequence[OutcomeJob], counters: RunCounters) -> None:
         values: list[Any] = []
         attempts: list[Any] = []
         for job in jobs:
@@ -154,15 +158,15 @@ class Batch:
                         outcome.log,
                     )
                 )  # fmt: skip
-            tally.moved("running", state)
+            counters.move("running", state)
             if dead != (claim.dead and finished):
-                tally.died(self._flow_of(claim), 1 if dead else -1)
+                counters.add_dead_letters(self._flow_of(claim), 1 if dead else -1)
         if _OUTCOMES.run(self._connection, values) != len(jobs):
             if len(jobs) > 1:
                 raise Split
             raise lost(jobs[0].claim)
         _ATTEMPTS.run(self._connection, attempts)
-        self._settle_waits(jobs)
+        self._update_waits(jobs)
         for job in jobs:
             if job.outcome.returned is not None:
                 self._connection.execute(
@@ -170,7 +174,7 @@ class Batch:
                     (job.outcome.returned, job.claim.run_seq),
                 )
             if job.outcome.undo is not None:
-                self._note_undo(job.claim, job.outcome.undo, tally)
+                self._note_undo(job.claim, job.outcome.undo, counters)
             if job.outcome.error and (job.outcome.error.step or job.outcome.again):
                 self._connection.execute(
                     "UPDATE steps SET superseded = 1 WHERE run_seq = ? AND state = 'failed'"
@@ -185,13 +189,13 @@ class Batch:
         ).get
         return found or claim.flow
 
-    def _note_undo(self, claim: Claim, undo: Undo, tally: Tally) -> None:
+    def _note_undo(self, claim: Claim, undo: Undo, counters: RunCounters) -> None:
         """Note how the undo of a run that ended went."""
         self._connection.execute("UPDATE runs SET undo = ?2 WHERE seq = ?1", (claim.run_seq, undo))
         if (undo == "failed") != claim.undo_failed:
-            tally.undo_failed(self._flow_of(claim), -1 if claim.undo_failed else 1)
+            counters.add_not_undone(self._flow_of(claim), -1 if claim.undo_failed else 1)
 
-    def _settle_waits(self, jobs: Sequence[OutcomeJob]) -> None:
+    def _update_waits(self, jobs: Sequence[OutcomeJob]) -> None:
         """Wake the parents of children that ended, drop ended runs' waits, see what came late."""
         gone = []
         for job in jobs:
@@ -211,7 +215,7 @@ class Batch:
         step: StepJob,
         births: AppendJob | None,
         opening: Opening | None,
-        tally: Tally,
+        counters: RunCounters,
         *,
         again: StepJob | None = None,
     ) -> list[Appended]:
@@ -226,7 +230,7 @@ class Batch:
             waits.closed(self._connection, claim.run_seq, key)
         else:
             waits.opened(self._connection, claim.run_seq, key, opening)
-        appended = self._born(births, tally)
+        appended = self._born(births, counters)
         if again is not None and any(one.duplicate or one.conflict for one in appended):
             self._connection.execute(
                 "DELETE FROM steps WHERE run_seq = ? AND key = ?", (claim.run_seq, key)
@@ -235,10 +239,10 @@ class Batch:
                 self._record_steps([again])
         return appended
 
-    def _born(self, births: AppendJob | None, tally: Tally) -> list[Appended]:
+    def _born(self, births: AppendJob | None, counters: RunCounters) -> list[Appended]:
         if births is None:
             return []
-        self._intake.append([births], tally)
+        self._intake.append([births], counters)
         if births.error is not None:
             raise births.error
         appended: list[Appended] = births.result
@@ -252,17 +256,19 @@ class Batch:
         if held is None:
             raise lost(claim)
 
-    def _claim(self, jobs: Sequence[ClaimJob], tally: Tally) -> None:
+    def _claim(self, jobs: Sequence[ClaimJob], counters: RunCounters) -> None:
         """Make runs running; what they need to start is read in the same transaction."""
         at = jobs[0].at
-        claims = self._claim_untouched(jobs, at, tally)
+        claims = self._claim_untouched(jobs, at, counters)
         wanted = [seq for job in jobs for seq in job.seqs if seq not in claims]
         if wanted:
-            claims |= self._claim_read(wanted, at, tally)
+            claims |= self._claim_read(wanted, at, counters)
         for job in jobs:
             job.result = [claims[seq] for seq in job.seqs if seq in claims]
 
-    def _claim_untouched(self, jobs: Sequence[ClaimJob], at: int, tally: Tally) -> dict[int, Claim]:
+    def _claim_untouched(
+        self, jobs: Sequence[ClaimJob], at: int, counters: RunCounters
+    ) -> dict[int, Claim]:
         """Give runs that were never claimed, and whose event is at hand, their first claim."""
         claims = {seq: claim for job in jobs for seq, claim in job.untouched.items()}
         if not claims:
@@ -280,10 +286,10 @@ class Batch:
                 (seqs,),
             ).get
             claims = {seq: claims[seq] for seq in orjson.loads(found)}
-        tally.moved(RunState.QUEUED.value, RunState.RUNNING.value, len(claims))
+        counters.move(RunState.QUEUED.value, RunState.RUNNING.value, len(claims))
         return claims
 
-    def _claim_read(self, seqs: Sequence[int], at: int, tally: Tally) -> dict[int, Claim]:
+    def _claim_read(self, seqs: Sequence[int], at: int, counters: RunCounters) -> dict[int, Claim]:
         execute = self._connection.execute
         rows = orjson.loads(execute(_CLAIM_ROWS, (_json(seqs),)).get)
         execute(
@@ -293,7 +299,7 @@ class Batch:
         )
         claims = {}
         for row in rows:
-            tally.moved(row[3], RunState.RUNNING.value)
+            counters.move(row[3], RunState.RUNNING.value)
             claims[row[0]] = self._claim_from(row)
         resumed = {row[0]: (row[4], row[3]) for row in rows if row[4] > 0}
         if resumed:
@@ -337,12 +343,12 @@ class Batch:
         """
         unread = []
         for seq, claim in claims.items():
-            kept = self._kept.take(seq, *before[seq])
+            kept = self._resume_cache.take(seq, *before[seq])
             if kept is None:
                 unread.append(seq)
                 continue
             claim.recorded, claim.progress = kept.recorded, kept.progress
-            claim.kept_bytes, claim.waited = kept.kept_bytes, True
+            claim.recorded_bytes, claim.waited = kept.recorded_bytes, True
             for key in kept.changed:
                 claim.recorded.pop(key, None)
             changed = orjson.dumps(list(kept.changed)).decode()
@@ -372,7 +378,7 @@ class Batch:
                 row[_RESULT] = bytes.fromhex(result)
             step, claim = step_from(row), claims[run_seq]
             claim.recorded[step.key] = step
-            claim.kept_bytes += len(step.result or b"")
+            claim.recorded_bytes += len(step.result or b"")
             if step.state == "waiting" and step.task != "sleep":
                 claim.waited = True
 

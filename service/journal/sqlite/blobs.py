@@ -26,7 +26,7 @@ FOLDER = "results"
 BATCH = 500
 """How many files are looked at under one lock."""
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Spill:
@@ -71,7 +71,7 @@ class Spill:
             for folder in (path.parent, self._folder, self._folder.parent):
                 _sync(folder)
         except OSError as error:
-            if error.errno in _NO_ROOM:
+            if error.errno in _NO_SPACE:
                 raise JournalFull("the disk that holds large results is full") from None
             raise JournalBroken(f"a large result cannot be written: {error}") from error
 

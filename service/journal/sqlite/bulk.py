@@ -1,9 +1,9 @@
-"""Statements that write many rows in one step of the database.
+"""Bulk statements: many rows written by one statement.
 
-The driver gives the interpreter lock back at every step, and under a busy event loop getting it
-again costs up to its switch interval (5 ms); rows are therefore written up to 256 at a time, in
-one step or two: up to 32 rows have a statement of just their number, more are written in multiples
-of 32 first. So a table has at most 39 statements, which the connection keeps prepared.
+The driver releases the interpreter lock at every step of a statement. Under a busy event loop,
+taking it back costs up to the switch interval (5 ms), so up to 256 rows are written at a time.
+Up to 32 rows have a statement of exactly their number; more are written in multiples of 32, then
+the rest. So a table has at most 39 statements, and the connection keeps all of them prepared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MOST_ROWS = 256
 _EXACT_ROWS = 32
 
 
-class Rowset:
+class BulkStatement:
     """One statement around `VALUES (…), (…)` rows of `width` values each."""
 
     def __init__(self, head: str, width: int, tail: str = "") -> None:

@@ -48,8 +48,8 @@ QUICKLY_CHECKED_BYTES = 64 * 2**20
 """A journal of at most this size is checked before it is served; a larger one beside."""
 
 _MEND = "restore it from a backup, or look with `turnout doctor`"
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_ROOM_CODES = frozenset({apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_SHMSIZE})
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_SPACE_CODES = frozenset({apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_SHMSIZE})
 
 
 def open_for_writing(data: Path, *, synchronous: Literal["full", "normal"]) -> apsw.Connection:
@@ -66,7 +66,7 @@ def open_for_writing(data: Path, *, synchronous: Literal["full", "normal"]) -> a
         _create(path)
     connection = _open(path, apsw.SQLITE_OPEN_READWRITE)
     try:
-        _settle(connection, _WRITER_CACHE_KIB)
+        _configure(connection, _WRITER_CACHE_KIB)
         _migrate(connection, path)
         _check_quickly(connection, path)
         _name(connection, data, path)
@@ -105,7 +105,7 @@ def _create(path: Path) -> None:
     os.close(os.open(draft, os.O_RDWR | os.O_CREAT, 0o600))
     connection = _open(draft, apsw.SQLITE_OPEN_READWRITE)
     try:
-        _settle(connection, _WRITER_CACHE_KIB)
+        _configure(connection, _WRITER_CACHE_KIB)
         connection.pragma("journal_mode", "memory")  # a draft is thrown away by whoever comes next
         connection.pragma("synchronous", "off")
         _migrate(connection, draft)
@@ -155,7 +155,7 @@ def usable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM or error.errno == errno.EIO:
+        if error.errno in _NO_SPACE or error.errno == errno.EIO:
             raise JournalFull(f"cannot write in {folder}: {error.strerror}") from None
         raise SetupError(
             f"cannot use the data folder {folder}: {error.strerror}; "
@@ -202,7 +202,7 @@ def _open_to_read(path: Path, *, immutable: bool = False) -> tuple[apsw.Connecti
     else:
         connection = _open(path, flags)
     try:
-        _settle(connection, _READER_CACHE_KIB)
+        _configure(connection, _READER_CACHE_KIB)
         connection.pragma("query_only", True)
         return connection, _version(connection, path)
     except apsw.Error as error:
@@ -243,7 +243,7 @@ def translate(error: apsw.Error, connection: apsw.Connection) -> JournalError:
         return JournalFull("the disk that holds the journal is full")
     if isinstance(error, apsw.IOError):
         number = connection.system_errno
-        if code in _ROOM_CODES and (number in _NO_ROOM or code == apsw.SQLITE_IOERR_SHMSIZE):
+        if code in _SPACE_CODES and (number in _NO_SPACE or code == apsw.SQLITE_IOERR_SHMSIZE):
             return JournalFull(f"the journal cannot grow: {os.strerror(number)}")
         return JournalBroken(f"the journal's disk failed: {error} ({os.strerror(number)})")
     if isinstance(error, apsw.CorruptError | apsw.NotADBError):
@@ -258,7 +258,7 @@ def _open(path: Path | str, flags: int) -> apsw.Connection:
         raise SetupError(f"cannot open the journal {path}: {error}") from error
 
 
-def _settle(connection: apsw.Connection, cache_kib: int) -> None:
+def _configure(connection: apsw.Connection, cache_kib: int) -> None:
     connection.set_busy_timeout(_BUSY_MILLISECONDS)
     connection.pragma("cache_size", -cache_kib)
     connection.pragma("foreign_keys", False)

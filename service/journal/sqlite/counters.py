@@ -1,4 +1,4 @@
-"""Counting runs as a batch changes them, so that counts are exact and cost no query."""
+"""Counts of runs and dead letters, changed with each batch: exact, and no query is needed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from turnout.service.domain.run import UNFINISHED
 _UNFINISHED = frozenset(str(state) for state in UNFINISHED)
 
 
-class Tally:
+class RunCounters:
     """How a batch changes the number of unfinished runs by state and of dead letters by flow.
 
-    `not_undone` counts the dead letters whose undo is not done. `unfinished` is how many runs there
-    are in all, this batch included.
+    `not_undone` counts dead letters whose undo has failed. `unfinished` is the total number of
+    unfinished runs, this batch included.
     """
 
     __slots__ = ("dead", "not_undone", "states", "unfinished")
@@ -22,12 +22,12 @@ class Tally:
         self.not_undone: dict[str, int] = {}
         self.unfinished = unfinished
 
-    def child(self) -> Tally:
-        """Return an empty tally for a part that may be undone."""
-        return Tally(self.unfinished)
+    def child(self) -> RunCounters:
+        """Return an empty counters for a part that may be rolled back."""
+        return RunCounters(self.unfinished)
 
-    def moved(self, before: str | None, after: str | None, count: int = 1) -> None:
-        """Count runs that went from one state to another; None is outside the journal."""
+    def move(self, before: str | None, after: str | None, count: int = 1) -> None:
+        """Count runs that change state; None stands for "not in the journal"."""
         states = self.states
         if before is not None and before in _UNFINISHED:
             states[before] = states.get(before, 0) - count
@@ -36,16 +36,16 @@ class Tally:
             states[after] = states.get(after, 0) + count
             self.unfinished += count
 
-    def died(self, flow: str, count: int = 1) -> None:
-        """Count dead letters that came (or went, negative) for a flow."""
+    def add_dead_letters(self, flow: str, count: int = 1) -> None:
+        """Count dead letters added to a flow; a negative count removes them."""
         self.dead[flow] = self.dead.get(flow, 0) + count
 
-    def undo_failed(self, flow: str, count: int = 1) -> None:
-        """Count dead letters of a flow that came to have an undo to finish (or have no more)."""
+    def add_not_undone(self, flow: str, count: int = 1) -> None:
+        """Count dead letters of a flow whose undo has failed; a negative count removes them."""
         self.not_undone[flow] = self.not_undone.get(flow, 0) + count
 
-    def add(self, part: Tally) -> None:
-        """Take over what a child counted."""
+    def add(self, part: RunCounters) -> None:
+        """Add the counts of a child."""
         for state, count in part.states.items():
             self.states[state] = self.states.get(state, 0) + count
         for flow, count in part.dead.items():

@@ -1,6 +1,6 @@
-"""How much disk the journal uses and what is left, looked at a few times a second at most.
+"""How much disk the journal uses and how much is free, measured at most four times a second.
 
-Pages freed by pruning count as room, both ways: they are written again before the file grows.
+Pages freed by pruning count as free, not as used: SQLite reuses them before the file grows.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from turnout.service.domain.errors import Overloaded
 
 from .files import FILE_NAME
 
-_LOOK_SECONDS = 0.25
+_MEASURE_SECONDS = 0.25
 
 
-class Room:
-    """The disk as the writing thread last saw it; `used_bytes` may be read from any thread."""
+class DiskSpace:
+    """The disk space the writing thread last measured; any thread may read `used_bytes`."""
 
     def __init__(self, connection: apsw.Connection, folder: Path, min_free_bytes: int) -> None:
         self._connection = connection
         self._folder = folder
         self._log = folder / f"{FILE_NAME}-wal"
         self._min_free = min_free_bytes
-        self._looked = 0.0
+        self._measured = 0.0
         self._free_bytes = 0
         self.used_bytes = 0
-        self.look()
+        self.measure()
 
-    def look(self, *, at_once: bool = True) -> None:
-        """Measure; unless `at_once`, only when the last measure is old."""
+    def measure(self, *, at_once: bool = True) -> None:
+        """Measure now; with `at_once=False` only when the last measurement is old."""
         instant = time.monotonic()
-        if not at_once and instant - self._looked < _LOOK_SECONDS:
+        if not at_once and instant - self._measured < _MEASURE_SECONDS:
             return
-        self._looked = instant
+        self._measured = instant
         pragma = self._connection.pragma
         page_bytes = int(pragma("page_size"))
         reusable = int(pragma("freelist_count")) * page_bytes
@@ -46,7 +46,7 @@ class Room:
         self._free_bytes = disk.f_bavail * disk.f_frsize + reusable
 
     def refusal(self) -> Overloaded | None:
-        """Return why nothing new is taken in, or None while there is room."""
+        """Return the error that refuses new events, or None while there is enough free space."""
         if self._free_bytes >= self._min_free:
             return None
         return Overloaded(

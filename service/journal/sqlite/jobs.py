@@ -17,7 +17,7 @@ from turnout.service.domain.errors import JournalError
 from turnout.service.domain.run import Outcome
 from turnout.service.journal.records import Claim, Decision, Entry
 
-from .counters import Tally
+from .counters import RunCounters
 from .rows import identity, micros, pack_decisions, pack_details
 from .writer import Job
 
@@ -89,7 +89,7 @@ class CallJob(Job):
 
     __slots__ = ("function",)
 
-    def __init__(self, function: Callable[[apsw.Connection, Tally], Any]) -> None:
+    def __init__(self, function: Callable[[apsw.Connection, RunCounters], Any]) -> None:
         super().__init__()
         self.function = function
 

@@ -40,20 +40,20 @@ from .append import Intake
 from .apply import Batch
 from .blobs import BATCH, Spill, name_of
 from .connection import QUICKLY_CHECKED_BYTES, damage, open_for_writing, usable
-from .counters import Tally
-from .disk_space import Room
+from .counters import RunCounters
+from .disk_space import DiskSpace
 from .files import WatchedFiles, journal_folder, last_change
 from .jobs import CallJob, ClaimJob, OutcomeJob, StepJob, append_job
 from .lock import FolderLock
 from .reader import SqliteReader
-from .resume_cache import KeptSteps
+from .resume_cache import ResumeCache
 from .rows import micros, pack_details, step_values
 from .writer import Writer
 
 _FLUSH_SECONDS = 0.5
 _Value = TypeVar("_Value")
 _Counts: TypeAlias = tuple[dict[str, int], dict[str, int], dict[str, int]]
-_Parts: TypeAlias = tuple[WatchedFiles, apsw.Connection, Spill, Room, Intake, _Counts]
+_Parts: TypeAlias = tuple[WatchedFiles, apsw.Connection, Spill, DiskSpace, Intake, _Counts]
 
 
 async def open_journal(
@@ -88,10 +88,10 @@ async def open_journal(
         place = journal_folder(folder)
         spill = Spill(place)
         spill.open()
-        room = Room(connection, place, min_free_bytes)
-        intake = Intake(connection, room, max_unfinished_runs=max_unfinished_runs)
+        disk_space = DiskSpace(connection, place, min_free_bytes)
+        intake = Intake(connection, disk_space, max_unfinished_runs=max_unfinished_runs)
         counts = _counts(connection)  # reads, so that the log is there to be watched
-        return WatchedFiles(place), connection, spill, room, intake, counts
+        return WatchedFiles(place), connection, spill, disk_space, intake, counts
 
     # Shielded, so that a cancelled opening does not leave the folder locked by nobody.
     opened = await asyncio.get_running_loop().run_in_executor(None, prepare)
@@ -111,7 +111,7 @@ class SqliteJournal(SqliteReader):
         files: WatchedFiles,
         connection: apsw.Connection,
         spill: Spill,
-        room: Room,
+        disk_space: DiskSpace,
         intake: Intake,
         counts: _Counts,
         metrics: Metrics,
@@ -121,18 +121,18 @@ class SqliteJournal(SqliteReader):
         self._files = files
         self._spill = spill
         self._lock = lock
-        self._room = room
+        self._disk_space = disk_space
         self._intake = intake
         self._unfinished, self._dead, self._not_undone = counts
         self.broken = asyncio.Event()
-        self._kept = KeptSteps()
-        self._batch = Batch(connection, intake, room, self._kept)
+        self._resume_cache = ResumeCache()
+        self._batch = Batch(connection, intake, disk_space, self._resume_cache)
         self._writer = Writer(
             connection,
             self._batch,
             metrics=metrics,
             unfinished=sum(self._unfinished.values()),
-            settled=self._count,
+            committed=self._count,
             broke=self.broken.set,
         )
 
@@ -161,7 +161,7 @@ class SqliteJournal(SqliteReader):
             with suppress(JournalError):
                 self._writer.folds_at_once = True
                 for _ in range(2):  # it is folded in after the first, before the second
-                    await self._call(lambda _connection, _tally: None)
+                    await self._call(lambda _connection, _counters: None)
         self._give_up(loss.words)
         return loss.words
 
@@ -171,7 +171,7 @@ class SqliteJournal(SqliteReader):
 
     async def check(self) -> None:
         """Read a large journal, which was not checked when it was opened, for damage."""
-        if self._room.used_bytes <= QUICKLY_CHECKED_BYTES:
+        if self._disk_space.used_bytes <= QUICKLY_CHECKED_BYTES:
             return
         with suppress(JournalBroken):  # given up already
             problem = await self.read(damage)
@@ -205,8 +205,8 @@ class SqliteJournal(SqliteReader):
     async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
         """Start new runs of a stored event; sets each run's `replay` to one above the highest."""
         ids: list[str] = await self._call(
-            lambda connection, tally: operations.replay(
-                connection, tally, self._intake, event_seq, runs, now
+            lambda connection, counters: operations.replay(
+                connection, counters, self._intake, event_seq, runs, now
             )
         )
         return ids
@@ -232,7 +232,7 @@ class SqliteJournal(SqliteReader):
         """Block the loop until what was submitted is durable, or could not be; a second at most."""
         for _ in range(2):  # the first may share its commit with what it waits for
             passed = threading.Event()
-            self._writer.submit(CallJob(_sets(passed))).add_done_callback(_heard)
+            self._writer.submit(CallJob(_sets(passed))).add_done_callback(_ignore_failure)
             passed.wait(_FLUSH_SECONDS)
 
     async def record_with(
@@ -255,8 +255,8 @@ class SqliteJournal(SqliteReader):
         assert recorded is not None
         births = append_job(entries, now) if entries else None
         appended: list[Appended] = await self._call(
-            lambda connection, tally: self._batch.record_with(
-                recorded, births, opening, tally, again=repeated
+            lambda connection, counters: self._batch.record_with(
+                recorded, births, opening, counters, again=repeated
             )
         )
         return appended
@@ -267,19 +267,19 @@ class SqliteJournal(SqliteReader):
         """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter."""
         await self._writer.submit(OutcomeJob(claim, outcome, micros(started_at), micros(now)))
         if outcome.waits:
-            self._kept.keep(claim)
+            self._resume_cache.keep(claim)
 
     async def rescue(self, *, now: datetime) -> Rescued:
         """At start: requeue runs found running (decision 15), spending no attempt."""
         rescued: Rescued = await self._call(
-            lambda connection, tally: upkeep.rescue(connection, tally, now)
+            lambda connection, counters: upkeep.rescue(connection, counters, now)
         )
         return rescued
 
     async def bury(self, flow: str, *, now: datetime) -> list[str]:
         """Make dead letters of a flow's queued runs that have failed; returns their ids."""
         buried: list[str] = await self._call(
-            lambda connection, tally: upkeep.bury(connection, tally, flow, now)
+            lambda connection, counters: upkeep.bury(connection, counters, flow, now)
         )
         return buried
 
@@ -300,7 +300,7 @@ class SqliteJournal(SqliteReader):
 
     async def backlog(self, trigger: str, flows: Sequence[str]) -> Backlog:
         """Return a trigger's events that start these flows and of which no run has begun."""
-        await self._call(lambda _connection, _tally: None)  # what is being claimed has begun
+        await self._call(lambda _connection, _counters: None)  # what is being claimed has begun
         return await self.read(partial(withdrawal.backlog, trigger=trigger, flows=flows))
 
     async def withdraw(
@@ -309,8 +309,8 @@ class SqliteJournal(SqliteReader):
         """Delete events of `backlog` with their runs, as if they had never come."""
         moves = list(positions.items())
 
-        def write(part: Sequence[int], connection: apsw.Connection, tally: Tally) -> None:
-            withdrawal.withdraw(connection, tally, part)
+        def write(part: Sequence[int], connection: apsw.Connection, counters: RunCounters) -> None:
+            withdrawal.withdraw(connection, counters, part)
             self._intake.move(trigger, moves)
 
         for start in range(0, len(seqs), withdrawal.BATCH):
@@ -340,7 +340,7 @@ class SqliteJournal(SqliteReader):
         """Mark an event's effect as done, storing the event's new extensions if given."""
         details = None if event is None else pack_details(event)
 
-        def write(connection: apsw.Connection, tally: Tally) -> None:
+        def write(connection: apsw.Connection, counters: RunCounters) -> None:
             connection.execute(
                 "UPDATE events SET effect = 1, details = iif(?2, ?3, details) WHERE seq = ?1",
                 (event_seq, event is not None, details),
@@ -355,8 +355,8 @@ class SqliteJournal(SqliteReader):
     ) -> list[Run]:
         """Cancel an unfinished run, behind the children it waits for; returns all of them."""
         runs: list[Run] = await self._call(
-            lambda connection, tally: operations.cancel(
-                connection, tally, run_id, now, reason=reason, by=by
+            lambda connection, counters: operations.cancel(
+                connection, counters, run_id, now, reason=reason, by=by
             )
         )
         return runs
@@ -364,7 +364,7 @@ class SqliteJournal(SqliteReader):
     async def end_children(self, claim: Claim, *, now: datetime) -> tuple[list[Run], list[str]]:
         """Cancel the children a failed run waits for; returns them, and where some are left."""
         ended: tuple[list[Run], list[str]] = await self._call(
-            lambda connection, tally: operations.end_children(connection, tally, claim, now)
+            lambda connection, counters: operations.end_children(connection, counters, claim, now)
         )
         return ended
 
@@ -379,21 +379,23 @@ class SqliteJournal(SqliteReader):
     ) -> str:
         """Keep what an approver said for a run's open approval, once; returns its key."""
         answered: str = await self._call(
-            lambda connection, tally: operations.answer(connection, run_id, key, said, link, now)
+            lambda connection, counters: operations.answer(connection, run_id, key, said, link, now)
         )
         return answered
 
     async def retry(self, run_id: str, from_step: str | None, *, now: datetime) -> Run:
         """Queue a finished run again; `from_step` drops the steps recorded at and after it."""
         run: Run = await self._call(
-            lambda connection, tally: operations.retry(connection, tally, run_id, from_step, now)
+            lambda connection, counters: operations.retry(
+                connection, counters, run_id, from_step, now
+            )
         )
         return run
 
     async def drop(self, run_id: str, *, now: datetime) -> Run:
         """Take a dead letter off the list; the run stays `failed`. Raises `NotFound`, `Refused`."""
         run: Run = await self._call(
-            lambda connection, tally: operations.drop(connection, tally, run_id)
+            lambda connection, counters: operations.drop(connection, counters, run_id)
         )
         return run
 
@@ -410,7 +412,7 @@ class SqliteJournal(SqliteReader):
 
     async def cache(self, cached: Cached) -> None:
         """Keep a result under its key, in place of an older one."""
-        await self._call(lambda connection, tally: cache.store(connection, cached))
+        await self._call(lambda connection, counters: cache.store(connection, cached))
 
     async def clear_cache(
         self, *, task: str | None = None, over_by: datetime | None = None, limit: int = 1_000_000
@@ -418,14 +420,14 @@ class SqliteJournal(SqliteReader):
         """Forget kept results: of one task, or those whose time is over; returns how many."""
         over = None if over_by is None else micros(over_by)
         count: int = await self._call(
-            lambda connection, tally: cache.clear(connection, task, over, limit)
+            lambda connection, counters: cache.clear(connection, task, over, limit)
         )
         return count
 
     async def rename_flow(self, was: str, name: str) -> int:
         """Give a flow's unfinished runs and dead letters to its new name; returns how many."""
         count: int = await self._call(
-            lambda connection, tally: upkeep.rename_flow(connection, tally, was, name)
+            lambda connection, counters: upkeep.rename_flow(connection, counters, was, name)
         )
         return count
 
@@ -448,9 +450,9 @@ class SqliteJournal(SqliteReader):
             "dedupe_before": micros(dedupe_before),
         }
 
-        def write(connection: apsw.Connection, tally: Tally) -> int:
-            deleted = upkeep.prune(connection, tally, **before, limit=limit)
-            self._room.look()
+        def write(connection: apsw.Connection, counters: RunCounters) -> int:
+            deleted = upkeep.prune(connection, counters, **before, limit=limit)
+            self._disk_space.measure()
             return deleted
 
         deleted: int = await self._call(write)
@@ -462,9 +464,9 @@ class SqliteJournal(SqliteReader):
         For `max_journal_bytes`: call until `size_bytes` is low enough or it returns 0.
         """
 
-        def write(connection: apsw.Connection, tally: Tally) -> int:
-            deleted = upkeep.prune_oldest(connection, tally, limit)
-            self._room.look()
+        def write(connection: apsw.Connection, counters: RunCounters) -> int:
+            deleted = upkeep.prune_oldest(connection, counters, limit)
+            self._disk_space.measure()
             return deleted
 
         deleted: int = await self._call(write)
@@ -493,7 +495,7 @@ class SqliteJournal(SqliteReader):
         Pages free for reuse do not count. As last looked at: by a write at most every quarter
         second, by pruning, by `probe`.
         """
-        return self._room.used_bytes + self._spill.used_bytes
+        return self._disk_space.used_bytes + self._spill.used_bytes
 
     @property
     def writable(self) -> str | None:
@@ -501,40 +503,40 @@ class SqliteJournal(SqliteReader):
         return self._writer.broken or self._writer.full
 
     @property
-    def short_of_room(self) -> str | None:
-        """None while the disk has room for what comes in; else how much is missing."""
-        refusal = self._room.refusal()
+    def short_of_space(self) -> str | None:
+        """None while the disk has disk_space for what comes in; else how much is missing."""
+        refusal = self._disk_space.refusal()
         return None if refusal is None else str(refusal)
 
     async def probe(self) -> None:
         """Try a durable write; raises like any write. How recovery from a full disk is noticed."""
 
-        def write(connection: apsw.Connection, tally: Tally) -> None:
+        def write(connection: apsw.Connection, counters: RunCounters) -> None:
             connection.execute(
                 "INSERT INTO counters (name, value) VALUES ('probe', 1)"
                 " ON CONFLICT (name) DO UPDATE SET value = value + 1"
             )
-            self._room.look()
+            self._disk_space.measure()
 
         await self._call(write)
 
     # ---------------------------------------------------------------- helpers
 
-    async def _call(self, write: Callable[[apsw.Connection, Tally], Any]) -> Any:
+    async def _call(self, write: Callable[[apsw.Connection, RunCounters], Any]) -> Any:
         return await self._writer.submit(CallJob(write))
 
     async def _execute(self, statement: str, values: tuple[Any, ...]) -> None:
-        def write(connection: apsw.Connection, tally: Tally) -> None:
+        def write(connection: apsw.Connection, counters: RunCounters) -> None:
             connection.execute(statement, values)
 
         await self._call(write)
 
-    def _count(self, tally: Tally) -> None:
+    def _count(self, counters: RunCounters) -> None:
         """Take over what a commit changed, in the same step of the loop that wakes its callers."""
-        for state, change in tally.states.items():
+        for state, change in counters.states.items():
             self._unfinished[state] = self._unfinished.get(state, 0) + change
-        _add(self._dead, tally.dead)
-        _add(self._not_undone, tally.not_undone)
+        _add(self._dead, counters.dead)
+        _add(self._not_undone, counters.not_undone)
 
 
 def _add(counted: dict[str, int], changes: Mapping[str, int]) -> None:
@@ -546,11 +548,11 @@ def _add(counted: dict[str, int], changes: Mapping[str, int]) -> None:
             counted.pop(flow, None)
 
 
-def _sets(passed: threading.Event) -> Callable[[apsw.Connection, Tally], None]:
-    return lambda _connection, _tally: passed.set()
+def _sets(passed: threading.Event) -> Callable[[apsw.Connection, RunCounters], None]:
+    return lambda _connection, _counters: passed.set()
 
 
-def _heard(future: asyncio.Future[Any]) -> None:
+def _ignore_failure(future: asyncio.Future[Any]) -> None:
     """Take note of a failure that whoever submitted the failed write hears of."""
     if not future.cancelled():
         future.exception()

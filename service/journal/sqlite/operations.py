@@ -27,13 +27,13 @@ from turnout.service.journal.records import FAILED, REGISTERED, UNDO_STEPS, Clai
 
 from . import waits
 from .append import Intake
-from .counters import Tally
+from .counters import RunCounters
 from .rows import RUN_COLUMNS, RUN_SOURCE, micros, pack_error, run_from, storable
 
 
 def cancel(
     connection: apsw.Connection,
-    tally: Tally,
+    counters: RunCounters,
     run_id: str,
     now: datetime,
     *,
@@ -56,7 +56,7 @@ def cancel(
             f"be cancelled; see turnout show {run.id}"
         )
     because = f"run {run.id}, which waits for it, was cancelled"
-    children = _cancel_children(connection, tally, run.seq, now, reason=because, by=by)
+    children = _cancel_children(connection, counters, run.seq, now, reason=because, by=by)
     if _is_amid_attempt(connection, run):
         _keep_attempt(connection, run, now)
     connection.execute(
@@ -64,48 +64,50 @@ def cancel(
         (run.seq, storable(reason) or None, storable(by) or None),
     )
     if undoes:
-        _queue_undo(connection, tally, run, reason, micros(now))
+        _queue_undo(connection, counters, run, reason, micros(now))
     else:
-        _end(connection, tally, run, micros(now))
+        _end(connection, counters, run, micros(now))
     return [_run(connection, run_id), *children]
 
 
 def end_children(
-    connection: apsw.Connection, tally: Tally, claim: Claim, now: datetime
+    connection: apsw.Connection, counters: RunCounters, claim: Claim, now: datetime
 ) -> tuple[list[Run], list[str]]:
     """Cancel the children that a run which has failed waits for; it waits for nothing else more.
 
     Returns what was cancelled, and the steps at which children are being undone still.
     """
     because = f"run {claim.run_id}, which waits for it, has failed"
-    cancelled = _cancel_children(connection, tally, claim.run_seq, now, reason=because)
+    cancelled = _cancel_children(connection, counters, claim.run_seq, now, reason=because)
     waits.forget_all_but_children(connection, claim.run_seq)
     left = connection.execute("SELECT key FROM waits WHERE run_seq = ?", (claim.run_seq,))
     return cancelled, [str(row[0]) for row in left]
 
 
 def _cancel_children(
-    connection: apsw.Connection, tally: Tally, run_seq: int, now: datetime, *, reason: str,
+    connection: apsw.Connection, counters: RunCounters, run_seq: int, now: datetime, *, reason: str,
     by: str = "",
 ) -> list[Run]:  # fmt: skip
     cancelled = []
     for _seq, child in waits.children(connection, run_seq):
         with suppress(Refused):  # it is being undone already
-            cancelled += cancel(connection, tally, child, now, reason=reason, by=by)
+            cancelled += cancel(connection, counters, child, now, reason=reason, by=by)
     return cancelled
 
 
-def _end(connection: apsw.Connection, tally: Tally, run: Run, at: int) -> None:
+def _end(connection: apsw.Connection, counters: RunCounters, run: Run, at: int) -> None:
     """End a run as cancelled."""
     waits.forget(connection, [run.seq])
     waits.run_ended(connection, run.id, at)
     connection.execute(
         "UPDATE runs SET state = 'cancelled', finished_at = ?2 WHERE seq = ?1", (run.seq, at)
     )
-    tally.moved(run.state, RunState.CANCELLED)
+    counters.move(run.state, RunState.CANCELLED)
 
 
-def _queue_undo(connection: apsw.Connection, tally: Tally, run: Run, reason: str, at: int) -> None:
+def _queue_undo(
+    connection: apsw.Connection, counters: RunCounters, run: Run, reason: str, at: int
+) -> None:
     """Leave a cancelled run nothing but its undo, which begins when that of its children is over.
 
     Only the waits for those children stay.
@@ -115,7 +117,7 @@ def _queue_undo(connection: apsw.Connection, tally: Tally, run: Run, reason: str
     connection.execute(
         "UPDATE runs SET state = 'queued', due_at = ?2 WHERE seq = ?1", (run.seq, at)
     )
-    tally.moved(run.state, RunState.QUEUED)
+    counters.move(run.state, RunState.QUEUED)
 
 
 def _keep_attempt(connection: apsw.Connection, run: Run, now: datetime) -> None:
@@ -129,7 +131,11 @@ def _keep_attempt(connection: apsw.Connection, run: Run, now: datetime) -> None:
 
 
 def retry(
-    connection: apsw.Connection, tally: Tally, run_id: str, from_step: str | None, now: datetime
+    connection: apsw.Connection,
+    counters: RunCounters,
+    run_id: str,
+    from_step: str | None,
+    now: datetime,
 ) -> Run:
     """Queue a finished run again, without the steps recorded at and after `from_step`.
 
@@ -142,7 +148,7 @@ def retry(
         return _retry_now(connection, run, from_step, micros(now))
     check_transition(run.id, run.state, RunState.QUEUED)
     if run.undo == "failed":
-        _undo_again(connection, tally, run, from_step, micros(now))
+        _undo_again(connection, counters, run, from_step, micros(now))
         return _run(connection, run_id)
     _drop_ending(connection, run)
     connection.execute("DELETE FROM steps WHERE run_seq = ? AND state = 'waiting'", (run.seq,))
@@ -155,9 +161,9 @@ def retry(
         " undo = NULL, cancelled_by = NULL WHERE seq = ?1",
         (run.seq, micros(now)),
     )
-    tally.moved(run.state, RunState.QUEUED)
+    counters.move(run.state, RunState.QUEUED)
     if run.dead:
-        tally.died(run.flow, -1)
+        counters.add_dead_letters(run.flow, -1)
     return _run(connection, run_id)
 
 
@@ -181,7 +187,7 @@ def _retry_now(connection: apsw.Connection, run: Run, from_step: str | None, at:
 
 
 def _undo_again(
-    connection: apsw.Connection, tally: Tally, run: Run, from_step: str | None, at: int
+    connection: apsw.Connection, counters: RunCounters, run: Run, from_step: str | None, at: int
 ) -> None:
     """Queue a run for the steps of its undo that are not done; it is a dead letter until then."""
     if from_step is not None:
@@ -205,10 +211,10 @@ def _undo_again(
         " finished_at = NULL WHERE seq = ?1",
         (run.seq, at),
     )
-    tally.moved(run.state, RunState.QUEUED)
+    counters.move(run.state, RunState.QUEUED)
     if not run.dead:  # it was dropped
-        tally.died(run.flow)
-        tally.undo_failed(run.flow)
+        counters.add_dead_letters(run.flow)
+        counters.add_not_undone(run.flow)
 
 
 def _record_ended(connection: apsw.Connection, run_seq: int, error: RunError, at: int) -> None:
@@ -241,7 +247,7 @@ def answer(
     return waits.answer(connection, run.seq, run.id, key, said, micros(now))
 
 
-def drop(connection: apsw.Connection, tally: Tally, run_id: str) -> Run:
+def drop(connection: apsw.Connection, counters: RunCounters, run_id: str) -> Run:
     """Take a dead letter off the list; it is pruned like any failed run."""
     run = _run(connection, run_id)
     if not run.dead:
@@ -249,15 +255,15 @@ def drop(connection: apsw.Connection, tally: Tally, run_id: str) -> Run:
     if run.state not in FINISHED:
         raise Refused(f"run {run.id} is being undone now; drop it if that fails again")
     connection.execute("UPDATE runs SET dead = 0 WHERE seq = ?", (run.seq,))
-    tally.died(run.flow, -1)
+    counters.add_dead_letters(run.flow, -1)
     if run.undo == "failed":
-        tally.undo_failed(run.flow, -1)
+        counters.add_not_undone(run.flow, -1)
     return _run(connection, run_id)
 
 
 def replay(
     connection: apsw.Connection,
-    tally: Tally,
+    counters: RunCounters,
     intake: Intake,
     event_seq: int,
     runs: Sequence[NewRun],
@@ -274,7 +280,7 @@ def replay(
     for run in runs:
         run.replay = found
     values: list[object] = []
-    ids = intake.birth(values, runs, event_seq, micros(now), tally)
+    ids = intake.birth(values, runs, event_seq, micros(now), counters)
     intake.insert_runs(values)
     connection.execute("UPDATE events SET unmatched = NULL WHERE seq = ?", (event_seq,))
     return list(ids)

@@ -427,14 +427,14 @@ class SqliteReader:
 
 def _last_shown(connection: apsw.Connection, run_seq: int, at_most_bytes: int) -> int:
     """Return the last step whose result is within a bound, together with all before it."""
-    last, room = 0, at_most_bytes
+    last, left = 0, at_most_bytes
     lengths = connection.execute(
         "SELECT seq, coalesce(length(result), 0) FROM steps WHERE run_seq = ? ORDER BY seq",
         (run_seq,),
     )
     for seq, length in lengths:
-        room -= length
-        if room < 0:
+        left -= length
+        if left < 0:
             break
         last = seq
     return last

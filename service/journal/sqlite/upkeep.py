@@ -23,14 +23,14 @@ from turnout.service.domain.run import PROCESS_DIED, RunError, RunState
 from turnout.service.journal.records import FAILED, REGISTERED, Rescued
 
 from . import operations, waits
-from .counters import Tally
+from .counters import RunCounters
 from .rows import DEATHS_BEFORE_ALONE, micros, pack_error
 
 _DEATHS = 5
 UNFINISHED_STATES = "('scheduled', 'queued', 'running', 'retrying', 'waiting')"
 
 
-def rescue(connection: apsw.Connection, tally: Tally, now: datetime) -> Rescued:
+def rescue(connection: apsw.Connection, counters: RunCounters, now: datetime) -> Rescued:
     """Requeue runs found running; those under which the process keeps dying have failed.
 
     `blames` counts deaths in a row. From the second on the run is isolated: it runs alone, and
@@ -56,12 +56,12 @@ def rescue(connection: apsw.Connection, tally: Tally, now: datetime) -> Rescued:
         (at, _DEATHS, DEATHS_BEFORE_ALONE),
     )
     requeued = connection.changes()
-    tally.moved(RunState.RUNNING, RunState.QUEUED, requeued)
+    counters.move(RunState.RUNNING, RunState.QUEUED, requeued)
     ids = tuple(row[1] for row in blamed)
     return Rescued(requeued=requeued - len(ids), blamed=ids)
 
 
-def bury(connection: apsw.Connection, tally: Tally, flow: str, now: datetime) -> list[str]:
+def bury(connection: apsw.Connection, counters: RunCounters, flow: str, now: datetime) -> list[str]:
     """Make dead letters of a flow's queued runs that have failed, without their ending."""
     at = micros(now)
     failed: list[Any] = connection.execute(
@@ -76,7 +76,7 @@ def bury(connection: apsw.Connection, tally: Tally, flow: str, now: datetime) ->
         for _, child in waits.children(connection, seq):
             with suppress(Refused):  # it is being undone already
                 because = f"run {run_id}, which waits for it, has ended"
-                operations.cancel(connection, tally, child, now, reason=because)
+                operations.cancel(connection, counters, child, now, reason=because)
         waits.forget(connection, [seq])
         waits.run_ended(connection, run_id, at)
         connection.execute(
@@ -89,15 +89,15 @@ def bury(connection: apsw.Connection, tally: Tally, flow: str, now: datetime) ->
             " AND key = json_extract(?2, '$.step')",
             (seq, error),
         )
-        tally.moved(RunState.QUEUED, RunState.FAILED)
+        counters.move(RunState.QUEUED, RunState.FAILED)
         if not was_dead:
-            tally.died(flow)
+            counters.add_dead_letters(flow)
         if undoes and not (was_dead and had_failed):
-            tally.undo_failed(flow)
+            counters.add_not_undone(flow)
     return [row[1] for row in failed]
 
 
-def rename_flow(connection: apsw.Connection, tally: Tally, was: str, name: str) -> int:
+def rename_flow(connection: apsw.Connection, counters: RunCounters, was: str, name: str) -> int:
     """Give a flow's unfinished runs and dead letters to its new name.
 
     Except where that has a run of the event.
@@ -112,8 +112,8 @@ def rename_flow(connection: apsw.Connection, tally: Tally, was: str, name: str) 
     if dead:
         dead_left, not_undone_left = _dead_letters(connection, was)
         for flow, sign in ((was, -1), (name, 1)):
-            tally.died(flow, sign * (dead - dead_left))
-            tally.undo_failed(flow, sign * (not_undone - not_undone_left))
+            counters.add_dead_letters(flow, sign * (dead - dead_left))
+            counters.add_not_undone(flow, sign * (not_undone - not_undone_left))
     return renamed
 
 
@@ -128,7 +128,7 @@ def _dead_letters(connection: apsw.Connection, flow: str) -> tuple[int, int]:
 
 def prune(
     connection: apsw.Connection,
-    tally: Tally,
+    counters: RunCounters,
     *,
     finished_before: int,
     failed_before: int,
@@ -139,16 +139,16 @@ def prune(
     """Delete up to `limit` old runs with what hangs on them, or else other old rows."""
     ended = _old(connection, _ENDED_RUNS, finished_before, limit)
     ended += _old(connection, _FAILED_RUNS, failed_before, limit - len(ended))
-    deleted = _delete(connection, tally, ended)
+    deleted = _delete(connection, counters, ended)
     if len(ended) < limit:
         unmatched = _old(connection, _UNMATCHED_EVENTS, unmatched_before, limit)
         unmatched += _old(connection, _HEARD_EVENTS, unmatched_before, limit, _oldest(connection))
-        deleted += _delete(connection, tally, unmatched)
+        deleted += _delete(connection, counters, unmatched)
         deleted += _forget_deliveries(connection, dedupe_before, limit)
     return deleted
 
 
-def prune_oldest(connection: apsw.Connection, tally: Tally, limit: int) -> int:
+def prune_oldest(connection: apsw.Connection, counters: RunCounters, limit: int) -> int:
     """Delete up to `limit` of the ended runs and unmatched events that ended first.
 
     Also events that a run may come to wait for: where room is short the bound comes first.
@@ -156,7 +156,7 @@ def prune_oldest(connection: apsw.Connection, tally: Tally, limit: int) -> int:
     kinds = (_ENDED_RUNS, _FAILED_RUNS, _UNMATCHED_EVENTS)
     oldest = sorted(row for kind in kinds for row in _old(connection, kind, _NEVER, limit))
     oldest += _old(connection, _HEARD_EVENTS, _NEVER, limit, _NEVER)
-    return _delete(connection, tally, sorted(oldest)[:limit])
+    return _delete(connection, counters, sorted(oldest)[:limit])
 
 
 def _oldest(connection: apsw.Connection) -> int:
@@ -226,7 +226,7 @@ def _old(connection: apsw.Connection, query: str, before: int, limit: int, *more
     return found
 
 
-def _delete(connection: apsw.Connection, tally: Tally, rows: Sequence[Any]) -> int:
+def _delete(connection: apsw.Connection, counters: RunCounters, rows: Sequence[Any]) -> int:
     """Delete the runs of `rows` with what hangs on them, and events left without runs."""
     if not rows:
         return 0
@@ -235,7 +235,7 @@ def _delete(connection: apsw.Connection, tally: Tally, rows: Sequence[Any]) -> i
     deleted = delete_runs(connection, [row[2] for row in ended])
     for _, _, _, flow, dead in ended:
         if dead:
-            tally.died(flow, -1)
+            counters.add_dead_letters(flow, -1)
     left = _without_runs(connection, sorted({row[1] for row in ended}))
     # One that other runs may come to wait for goes as if it had never had runs of its own.
     heard = {seq for seq, awaited in left if awaited is not None}

@@ -16,7 +16,7 @@ import orjson
 
 from turnout.service.domain.trigger import Backlog
 
-from .counters import Tally
+from .counters import RunCounters
 from .rows import micros
 from .upkeep import delete_events, delete_runs, keep_highest
 
@@ -62,13 +62,13 @@ def backlog(connection: apsw.Connection, trigger: str, flows: Sequence[str]) -> 
     )
 
 
-def withdraw(connection: apsw.Connection, tally: Tally, seqs: Sequence[int]) -> None:
+def withdraw(connection: apsw.Connection, counters: RunCounters, seqs: Sequence[int]) -> None:
     """Delete events with their runs, but for those of which a run has begun by now."""
     keep_highest(connection)
     runs: list[Any] = connection.execute(_WITHDRAWN, (_json(seqs),)).fetchall()
     delete_runs(connection, [seq for seq, _ in runs])
     delete_events(connection, sorted({event for _, event in runs}))
-    tally.moved("queued", None, len(runs))
+    counters.move("queued", None, len(runs))
 
 
 def is_under_way(

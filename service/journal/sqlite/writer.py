@@ -22,7 +22,7 @@ from turnout.service.domain.errors import JournalBroken, JournalError, JournalFu
 from turnout.service.telemetry.metrics import Metrics
 
 from .connection import translate
-from .counters import Tally
+from .counters import RunCounters
 
 _BATCH_ROWS = 2_000
 _CHECKPOINT_PAGES = 4_000  # 16 MiB of log, then its pages go to the database file
@@ -51,8 +51,8 @@ class Apply(Protocol):
     the writer try them one by one.
     """
 
-    def __call__(self, jobs: Sequence[Job], tally: Tally) -> None:
-        """Write `jobs`, in order as far as order shows, counting runs on `tally`."""
+    def __call__(self, jobs: Sequence[Job], counters: RunCounters) -> None:
+        """Write `jobs`, in order as far as order shows, counting runs on `counters`."""
 
 
 class Writer:
@@ -65,13 +65,13 @@ class Writer:
         *,
         metrics: Metrics,
         unfinished: int,
-        settled: Callable[[Tally], None],
+        committed: Callable[[RunCounters], None],
         broke: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._apply = apply
         self._unfinished = unfinished
-        self._settled = settled
+        self._committed = committed
         self._broke = broke
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
@@ -144,39 +144,39 @@ class Writer:
         return batch, True
 
     def _write(self, batch: list[Job]) -> None:
-        tally = Tally(self._unfinished)
+        counters = RunCounters(self._unfinished)
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
-            self._apply(batch, tally)
+            self._apply(batch, counters)
             self._commit()
         except (apsw.Error, TurnoutError, Split, ValueError, TypeError) as error:
             self._roll_back()
             failure = self._failure(error)
             if isinstance(failure, JournalFull | JournalBroken) or len(batch) == 1:
-                tally = Tally(self._unfinished)
+                counters = RunCounters(self._unfinished)
                 for job in batch:
                     job.error = failure
             else:
-                tally = self._write_singly(batch)
+                counters = self._write_singly(batch)
         else:
             self.full = None
-        self._unfinished = tally.unfinished
+        self._unfinished = counters.unfinished
         self._batch_rows.observe(sum(job.rows for job in batch))
-        self._resolve(batch, tally)
+        self._resolve(batch, counters)
 
-    def _write_singly(self, batch: list[Job]) -> Tally:
+    def _write_singly(self, batch: list[Job]) -> RunCounters:
         """Write each job in a savepoint of its own, so that a bad one fails only its caller."""
-        total = Tally(self._unfinished)
+        total = RunCounters(self._unfinished)
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
             for job in batch:
-                tally = total.child()
+                counters = total.child()
                 job.error = None
                 execute("SAVEPOINT job")
                 try:
-                    self._apply([job], tally)
+                    self._apply([job], counters)
                 except (apsw.Error, TurnoutError, ValueError, TypeError) as error:
                     failure = self._failure(error)
                     if isinstance(failure, JournalFull | JournalBroken):
@@ -184,14 +184,14 @@ class Writer:
                     job.error = failure
                     execute("ROLLBACK TO job")
                 else:
-                    total.add(tally)
+                    total.add(counters)
                 execute("RELEASE job")
             self._commit()
         except (apsw.Error, JournalError) as error:
             self._roll_back()
             for job in batch:
                 job.error = self._failure(error)
-            return Tally(self._unfinished)
+            return RunCounters(self._unfinished)
         return total
 
     def _commit(self) -> None:
@@ -215,13 +215,13 @@ class Writer:
         failure.__cause__ = error if failure is not error else error.__cause__
         return failure
 
-    def _resolve(self, batch: list[Job], tally: Tally) -> None:
+    def _resolve(self, batch: list[Job], counters: RunCounters) -> None:
         """Wake every caller of a batch with one call into the loop."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake, batch, tally)
+            self._loop.call_soon_threadsafe(self._wake, batch, counters)
 
-    def _wake(self, batch: list[Job], tally: Tally) -> None:
-        self._settled(tally)
+    def _wake(self, batch: list[Job], counters: RunCounters) -> None:
+        self._committed(counters)
         for job in batch:
             future = job.future
             if future.done():
@@ -248,7 +248,7 @@ class Writer:
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         except apsw.Error as error:
             self._failure(error)
-            self._resolve([], Tally(0))
+            self._resolve([], RunCounters(0))
 
     def _end(self) -> None:
         """Fail what can no longer be written, then close without another fsync if broken."""
@@ -264,7 +264,7 @@ class Writer:
         for job in left:
             job.error = JournalBroken(reason) if self.broken else JournalError(reason)
         if left or self.broken:
-            self._resolve(left, Tally(0))
+            self._resolve(left, RunCounters(0))
         try:
             if self.broken is not None:
                 self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
