@@ -199,17 +199,17 @@ class Process:
     async def start(self) -> None:
         """Bring up everything behind the way in; the caller stops `resources` at the end."""
         rescued = await self.journal.rescue(now=self.now())
-        if rescued.requeued or rescued.blamed:
-            log.warning("runs.rescued", requeued=rescued.requeued, blamed=list(rescued.blamed))
+        if rescued.requeued or rescued.failed:
+            log.warning("runs.rescued", requeued=rescued.requeued, failed=list(rescued.failed))
         for flow in self.project.flows.values():
             if flow.was is not None:
                 await self.journal.rename_flow(flow.was, flow.name)
         for name, count in (await self.journal.orphans(list(self.project.flows))).items():
-            buried = await self.journal.bury(name, now=self.now())
-            for run_id in buried:
-                log.error("run.buried", flow=name, run=run_id)
-            if count > len(buried):
-                log.warning("runs.orphaned", flow=name, count=count - len(buried))
+            failed = await self.journal.fail_orphaned_runs(name, now=self.now())
+            for run_id in failed:
+                log.error("orphan.failed", flow=name, run=run_id)
+            if count > len(failed):
+                log.warning("runs.orphaned", flow=name, count=count - len(failed))
         for shape in await self.journal.shapes():
             self.awaited.watch(shape)
         await self.resources.start(_resources(self.project))

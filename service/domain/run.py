@@ -37,7 +37,7 @@ TRANSITIONS: Mapping[RunState | None, frozenset[RunState]] = {
     # event's data is refused by the flow (a dead letter).
     None: frozenset({_S.SCHEDULED, _S.QUEUED, _S.RUNNING, _S.FAILED}),
     _S.SCHEDULED: frozenset({_S.QUEUED, _S.RUNNING, _S.CANCELLED}),
-    # failed: it has failed already, and nobody serves its flow any more (bury).
+    # failed: it has failed already, and nobody serves its flow any more.
     _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED, _S.FAILED}),
     # back to queued: the process ended under it (rescue) or handed it back (drain).
     _S.RUNNING: frozenset(

@@ -96,7 +96,7 @@ class Reader(Protocol):
     async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
         """Return the result kept under a key, while it lasts."""
 
-    async def spilled(self, name: str) -> bytes:
+    async def read_blob(self, name: str) -> bytes:
         """Return a large result; raises `JournalError` when it is gone or damaged."""
 
     async def paused(self) -> dict[str, datetime]:
@@ -244,7 +244,7 @@ class Journal(Reader, Protocol):
         it was about.
         """
 
-    async def bury(self, flow: str, *, now: datetime) -> list[str]:
+    async def fail_orphaned_runs(self, flow: str, *, now: datetime) -> list[str]:
         """Make dead letters of a flow's queued runs that have failed; returns their ids.
 
         For a flow nobody serves any more: what their ending would do (`FAILED`) is not done. The
@@ -254,14 +254,14 @@ class Journal(Reader, Protocol):
     async def cache(self, cached: Cached) -> None:
         """Keep a result under its key, in place of an older one."""
 
-    def spill(self, result: bytes) -> AbstractAsyncContextManager[str]:
+    def store_blob(self, result: bytes) -> AbstractAsyncContextManager[str]:
         """Make a large result durable outside the rows, and yield the name for `spilled`.
 
         In the block it is safe from pruning; behind it, if a row names it. Raises what any write
         does.
         """
 
-    def hold(self, name: str) -> AbstractContextManager[None]:
+    def hold_blob(self, name: str) -> AbstractContextManager[None]:
         """Keep a large result that is there from pruning in the block."""
 
     # ---- an event's end
@@ -358,7 +358,7 @@ class Journal(Reader, Protocol):
     async def prune_oldest(self, limit: int) -> int:
         """Delete the oldest finished events whatever their age; returns rows."""
 
-    async def prune_spilled(self) -> int:
+    async def prune_blobs(self) -> int:
         """Delete large results that no row names any more; returns how many bytes."""
 
     def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:

@@ -125,7 +125,7 @@ class StepRecord:
     error: RunError | None = None
     superseded: bool = False
     origin: str | None = None
-    spilled: str | None = None
+    blob: str | None = None
     aside: bool = False
     given: Given | None = None
 
@@ -139,7 +139,7 @@ class Cached:
     run_id: str
     encoding: Literal["json", "pickle"]
     result: bytes | None
-    spilled: str | None = None
+    blob: str | None = None
     stored_at: datetime
     expires_at: datetime
 
@@ -335,4 +335,4 @@ class Rescued:
     """
 
     requeued: int
-    blamed: tuple[str, ...]
+    failed: tuple[str, ...]

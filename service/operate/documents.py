@@ -121,13 +121,13 @@ def _step(step: StepRecord) -> dict[str, Any]:
         "seconds": seconds,
         "encoding": step.encoding,
         "result": _json(step.result) if step.result and step.encoding == "json" else None,
-        "left_out": step.state == "succeeded" and step.result is None and step.spilled is None,
+        "left_out": step.state == "succeeded" and step.result is None and step.blob is None,
         "error": _error(step.error),
         "superseded": step.superseded,
         "fallback": step.state == "succeeded" and step.error is not None,
         "origin": step.origin,
         "cached": step.origin is not None and step.tries == 0,
-        "file": None if step.spilled is None else f"results/{step.spilled[:2]}/{step.spilled}",
+        "file": None if step.blob is None else f"results/{step.blob[:2]}/{step.blob}",
     }
 
 

@@ -61,7 +61,7 @@ class Maintenance:
         """Do one round of upkeep; returns the rows pruned."""
         await self._effects.sweep()
         pruned = await self._prune_by_age()
-        await self._journal.prune_spilled()
+        await self._journal.prune_blobs()
         pruned += await self._prune_by_size()
         self._metrics.journal_size_bytes.set(await self._size())
         if pruned:
@@ -107,7 +107,7 @@ class Maintenance:
             if await self._size() <= self._settings.max_journal_bytes:
                 break
             rows = await self._journal.prune_oldest(BATCH_ROWS)
-            await self._journal.prune_spilled()
+            await self._journal.prune_blobs()
             pruned += rows
             if not rows:
                 break

@@ -152,7 +152,7 @@ async def _mark(context: RunContext, outcome: Outcome) -> tuple[list[Undo], Outc
         await step.keep(context, record)
         return undos, outcome, 0
     deaths = known.tries - 1
-    kept = known.result if known.spilled is None else await services.journal.spilled(known.spilled)
+    kept = known.result if known.blob is None else await services.journal.read_blob(known.blob)
     if kept is None:  # the process kept dying under the run: no attempt could tell
         return _registered(context), outcome, deaths
     told = orjson.loads(kept)
@@ -283,9 +283,9 @@ async def _whole(
     known = steps.get(undo.step)
     if known is None or known.state != "succeeded" or known.error is not None:
         return None  # it failed, was cut off, or its task's fallback stood in
-    if known.spilled is None or context.services is None:
+    if known.blob is None or context.services is None:
         return known
-    return replace(known, result=await context.services.journal.spilled(known.spilled))
+    return replace(known, result=await context.services.journal.read_blob(known.blob))
 
 
 def _undoing(

@@ -19,8 +19,8 @@ def run(call: Call) -> Any:
     """Run one step in the flow's own thread; only its record goes over the loop."""
     known = call.recorded()
     if known is not None:
-        spilled = known.spilled is not None
-        return pools.on_loop(call.recall_spilled(known)) if spilled else call.recall(known)
+        has_blob = known.blob is not None
+        return pools.on_loop(call.recall_blob(known)) if has_blob else call.recall(known)
     if call.task.cache is not None:
         return pools.on_loop(use_cache(call, call.task.cache))
     return _perform(call)

@@ -179,12 +179,10 @@ class Call:
             return codec.decode(known.encoding, known.result or b"", self.task.returns, name=self)
         raise failures.restore(known)
 
-    async def recall_spilled(self, known: StepRecord) -> Any:
+    async def recall_blob(self, known: StepRecord) -> Any:
         """Return a recorded result that is kept in a file."""
-        assert known.spilled is not None
-        return self.recall(
-            replace(known, result=await self.services.journal.spilled(known.spilled))
-        )
+        assert known.blob is not None
+        return self.recall(replace(known, result=await self.services.journal.read_blob(known.blob)))
 
     def register_undo(self, undo: Callable[..., Any]) -> None:
         """Have the step undone if the run fails for good; raises `NotKept`."""
@@ -229,8 +227,8 @@ class Call:
     async def read(self, hit: Cached) -> Any:
         """Return the value of a kept result; raises what tells that it cannot be used."""
         data = hit.result
-        if hit.spilled is not None:
-            data = await self.services.journal.spilled(hit.spilled)
+        if hit.blob is not None:
+            data = await self.services.journal.read_blob(hit.blob)
         return codec.decode(hit.encoding, data or b"", self.task.returns, name=self)
 
     async def take(self, hit: Cached) -> None:
@@ -247,7 +245,7 @@ class Call:
                 encoding=hit.encoding,
                 result=hit.result,
                 origin=hit.run_id,
-                spilled=hit.spilled,
+                blob=hit.blob,
                 aside=self.aside,
                 given=self.given,
             )
@@ -341,13 +339,13 @@ async def keep(context: RunContext, record: StepRecord) -> StepRecord:
         return record
     result = record.result
 
-    async def spill() -> StepRecord:
-        async with journal.spill(result) as name:
-            spilled = replace(record, result=None, spilled=name)
-            await journal.record_step(context.claim, spilled)
-            return spilled
+    async def store() -> StepRecord:
+        async with journal.store_blob(result) as name:
+            recorded = replace(record, result=None, blob=name)
+            await journal.record_step(context.claim, recorded)
+            return recorded
 
-    return await durable(context, spill)
+    return await durable(context, store)
 
 
 async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
@@ -384,7 +382,7 @@ async def run(call: Call) -> Any:
     """Run one step on the loop (its function where it belongs) and return its result."""
     known = call.recorded()
     if known is not None:
-        return call.recall(known) if known.spilled is None else await call.recall_spilled(known)
+        return call.recall(known) if known.blob is None else await call.recall_blob(known)
     return await (_perform(call) if call.task.cache is None else use_cache(call, call.task.cache))
 
 
@@ -396,7 +394,7 @@ async def use_cache(call: Call, policy: CachePolicy) -> Any:
     async with cache.alone(journal, key):
         hit = await journal.cached(key, now=now())
         if hit is not None:
-            with nullcontext() if hit.spilled is None else journal.hold(hit.spilled):
+            with nullcontext() if hit.blob is None else journal.hold_blob(hit.blob):
                 try:
                     value = await call.read(hit)
                 except (CodeChanged, JournalError):
@@ -412,7 +410,7 @@ async def use_cache(call: Call, policy: CachePolicy) -> Any:
                 run_id=call.context.claim.run_id,
                 encoding=call.done.encoding,
                 result=call.done.result,
-                spilled=call.done.spilled,
+                blob=call.done.blob,
                 stored_at=now(),
                 expires_at=now() + policy.ttl,
             )

@@ -88,7 +88,7 @@ async def test_a_large_result_is_kept_in_a_file_and_comes_back_after_a_restart()
             assert result.result == 12_000
         steps = result.steps
         assert steps["make#1"].result is None
-        assert steps["make#1"].spilled == name_of(b'"%s"' % LETTERS.encode())
+        assert steps["make#1"].blob == name_of(b'"%s"' % LETTERS.encode())
         assert len(files(service)) == 2, "equal results share a file"
         assert all(path.stat().st_mode & 0o077 == 0 for path in files(service)[0].parents[:2])
         assert (await service.run(in_a_thread, crash_at=1)).result == 2000
@@ -116,7 +116,7 @@ async def test_it_goes_with_the_last_run_and_cached_result_that_names_it() -> No
         first = await service.run(shares)
         again = await service.run(shares)
         assert again.steps["make_once#1"].origin == first.id
-        assert again.steps["make_once#1"].spilled == first.steps["make_once#1"].spilled
+        assert again.steps["make_once#1"].blob == first.steps["make_once#1"].blob
         assert made == ["abcdefghij"]
         (file,) = files(service)
         await upkeep(service)
@@ -130,11 +130,11 @@ async def test_it_goes_with_the_last_run_and_cached_result_that_names_it() -> No
 async def test_the_file_of_a_result_that_is_on_its_way_is_not_swept() -> None:
     async with serve(shares, **SMALL) as service:
         size = service.journal.size_bytes()
-        async with service.journal.spill(b"x" * 5000) as name:
+        async with service.journal.store_blob(b"x" * 5000) as name:
             assert service.journal.size_bytes() == size + 5000
-            await service.journal.prune_spilled()
+            await service.journal.prune_blobs()
             assert [path.name for path in files(service)] == [name]
-        assert await service.journal.prune_spilled() == 5000
+        assert await service.journal.prune_blobs() == 5000
         assert files(service) == []
         assert service.journal.size_bytes() == size
 

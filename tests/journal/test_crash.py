@@ -43,7 +43,7 @@ class KnownRun:
     state: RunState
     attempts: int = 0
     crashes: int = 0
-    blames: int = 0
+    consecutive_crashes: int = 0
     dead: bool = False
     token: int = 0
     steps: dict[str, bytes | None] = field(default_factory=dict)
@@ -162,7 +162,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert claim.token > known.token
             assert (claim.attempt, claim.crashes) == (known.attempts + 1, known.crashes)
             assert {key: kept.result for key, kept in claim.recorded.items()} == known.steps
-            assert claim.isolated == (known.blames >= 2)
+            assert claim.isolated == (known.consecutive_crashes >= 2)
             known.state, known.token = S.RUNNING, claim.token
             self.claims.append(claim)
 
@@ -177,7 +177,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.do(self.journal.record_step(claim, step(key, result=result)))
         known.steps.setdefault(key, result)  # a fact is never overwritten
         if claim.isolated:
-            known.blames = 0  # it gets on
+            known.consecutive_crashes = 0  # it gets on
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), state=st.sampled_from(sorted(TRANSITIONS[S.RUNNING])))
@@ -192,7 +192,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.do(write)
         known.state = state
         known.attempts += outcome.counts
-        known.blames = 0
+        known.consecutive_crashes = 0
         known.dead = state is S.FAILED
 
     def outcome(self, state: RunState) -> Outcome:
@@ -234,7 +234,12 @@ class JournalMachine(RuleBasedStateMachine):
             assert known.state in UNFINISHED
         else:
             assert known.state not in UNFINISHED
-            known.state, known.attempts, known.dead, known.blames = S.QUEUED, 0, False, 0
+            known.state, known.attempts, known.dead, known.consecutive_crashes = (
+                S.QUEUED,
+                0,
+                False,
+                0,
+            )
             known.steps.pop(FAILED, None)
 
     @rule(in_flight=st.booleans())
@@ -248,31 +253,33 @@ class JournalMachine(RuleBasedStateMachine):
         rescued = self.do(self.journal.rescue(now=self.clock))
         running = [run for run in self.runs.values() if run.state is S.RUNNING]
         for run in running:
-            run.blames += 1
+            run.consecutive_crashes += 1
             run.crashes += 1
             run.state = S.QUEUED
-        blamed = [run for run in running if run.blames >= 5]
-        for run in blamed:
-            run.blames = 2
+        given_up = [run for run in running if run.consecutive_crashes >= 5]
+        for run in given_up:
+            run.consecutive_crashes = 2
             run.steps[FAILED] = None
-        assert set(rescued.blamed) == {run.id for run in blamed}
-        assert rescued.requeued == len(running) - len(rescued.blamed)
+        assert set(rescued.failed) == {run.id for run in given_up}
+        assert rescued.requeued == len(running) - len(rescued.failed)
 
     @rule(flow=st.sampled_from(FLOWS))
     def die_again_and_again(self, flow: str) -> None:
-        """Crash under the same run until it is blamed."""
+        """Crash under the same run until it is given up."""
         for _ in range(5):
             self.claim_queued(flow, 1)
             self.crash(False)
 
     @rule(flow=st.sampled_from(FLOWS))
-    def bury(self, flow: str) -> None:
+    def fail_orphaned_runs(self, flow: str) -> None:
         failed = [
             run
             for run in self.runs.values()
             if (run.flow, run.state) == (flow, S.QUEUED) and FAILED in run.steps
         ]
-        assert set(self.do(self.journal.bury(flow, now=self.clock))) == {run.id for run in failed}
+        assert set(self.do(self.journal.fail_orphaned_runs(flow, now=self.clock))) == {
+            run.id for run in failed
+        }
         for run in failed:
             run.state, run.dead = S.FAILED, True
 

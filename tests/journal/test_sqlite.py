@@ -42,7 +42,7 @@ from turnout.service.domain.errors import (
 from turnout.service.domain.run import RunState
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim, Entry, Filter
-from turnout.service.journal.sqlite import upkeep
+from turnout.service.journal.sqlite import rescue, retention
 from turnout.service.journal.sqlite.append import Intake
 from turnout.service.journal.sqlite.apply import Batch
 from turnout.service.journal.sqlite.connection import open_for_writing
@@ -387,7 +387,7 @@ def _write_costs(folder: Path) -> dict[str, int]:
             ("finished_before", "failed_before", "unmatched_before", "dedupe_before"), before
         )
         return CallJob(
-            lambda connection, counters: upkeep.prune(connection, counters, **ages, limit=3)
+            lambda connection, counters: retention.prune(connection, counters, **ages, limit=3)
         )
 
     first = Claim(
@@ -402,9 +402,9 @@ def _write_costs(folder: Path) -> dict[str, int]:
         "prune nothing": prune(early),
         "prune": prune(late),
         "prune oldest": CallJob(
-            lambda connection, counters: upkeep.prune_oldest(connection, counters, 3)
+            lambda connection, counters: retention.prune_oldest(connection, counters, 3)
         ),
-        "rescue": CallJob(lambda connection, counters: upkeep.rescue(connection, counters, NOW)),
+        "rescue": CallJob(lambda connection, counters: rescue.rescue(connection, counters, NOW)),
     }.items():
         steps = 0
         batch([job], RunCounters(0))

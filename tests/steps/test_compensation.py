@@ -325,7 +325,7 @@ async def test_many_large_registrations_outlive_a_crash(tmp_path: Path) -> None:
     async with attempts(tmp_path, max_result_bytes=1024) as run:
         await run.new_run(registers)
         await reach(run, registers, "cancel " + "b" * 700)
-        assert (await run.steps())["~failed"].spilled is not None
+        assert (await run.steps())["~failed"].blob is not None
         await run.crash()
         assert error_of(await run.execute(registers)).message == "no trip"
         assert done == [f"cancel {what * 700}" for what in "cba"]

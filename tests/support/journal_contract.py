@@ -588,7 +588,7 @@ class JournalContract:
 
     # ---------------------------------------------------------------- rescue
 
-    async def test_rescue_requeues_and_blames(self, tmp_path: Path) -> None:
+    async def test_rescue_requeues_isolates_and_fails(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             claim = await start(journal)
             ended_well = await start(journal)
@@ -596,14 +596,14 @@ class JournalContract:
         for crash in range(1, 6):
             async with self.open(tmp_path) as journal:
                 rescued = await journal.rescue(now=at(crash))
-                blamed = (claim.run_id,) if crash == 5 else ()
-                assert (rescued.requeued, rescued.blamed) == (0 if blamed else 1, blamed)
+                failed = (claim.run_id,) if crash == 5 else ()
+                assert (rescued.requeued, rescued.failed) == (0 if failed else 1, failed)
                 item = (await journal.queued("bill", 0, 9))[0]
                 assert item.isolated == (crash >= 2)
                 again = (await claim_all(journal, [item.seq]))[0]
                 assert (again.crashes, again.attempt) == (crash, 1)
                 assert again.isolated == (crash >= 2)
-                assert (FAILED in again.recorded) == bool(blamed)
+                assert (FAILED in again.recorded) == bool(failed)
                 assert journal.counts() == ({"running": 1, "queued": 0}, {})
 
     async def test_registering_an_undo_is_not_getting_on(self, tmp_path: Path) -> None:
@@ -612,7 +612,7 @@ class JournalContract:
         for death in range(1, 6):
             async with self.open(tmp_path) as journal:
                 rescued = await journal.rescue(now=at(death))
-                assert bool(rescued.blamed) == (death == 5)
+                assert bool(rescued.failed) == (death == 5)
                 (again,) = await claim_all(journal, [claim.run_seq])
                 await journal.record_step(again, step(f"on_undo#{death}", task=REGISTERED))
 
@@ -625,14 +625,16 @@ class JournalContract:
         for death in range(1, 12):
             async with self.open(tmp_path) as journal:
                 rescued = await journal.rescue(now=at(death))
-                assert bool(rescued.blamed) == (death in (5, 8, 11))
+                assert bool(rescued.failed) == (death in (5, 8, 11))
                 (again,) = await claim_all(journal, [claim.run_seq])
                 known = again.recorded[FAILED]
                 assert known.error == why and known.result == b"[]"
                 tries.append(known.tries)
         assert tries == [1] * 4 + [2] * 3 + [3] * 3 + [4]
 
-    async def test_what_has_failed_is_buried_with_its_flow(self, tmp_path: Path) -> None:
+    async def test_failed_runs_of_a_flow_that_is_gone_become_dead_letters(
+        self, tmp_path: Path
+    ) -> None:
         async with self.open(tmp_path) as journal:
             parent = await start(journal)
             failed = await start(journal, "gone", order_key="k")
@@ -650,8 +652,8 @@ class JournalContract:
             served = await start(journal)
             await journal.record_step(served, step(FAILED, "failed", error=RunError("X", "y")))
             await journal.rescue(now=at(1))
-            assert await journal.bury("gone", now=at(2)) == [failed.run_id]
-            assert await journal.bury("gone", now=at(3)) == []
+            assert await journal.fail_orphaned_runs("gone", now=at(2)) == [failed.run_id]
+            assert await journal.fail_orphaned_runs("gone", now=at(3)) == []
             run = await expect_run(journal, failed.run_id)
             assert run.state == "failed" and run.dead and run.finished_at == at(2)
             assert run.error == why
@@ -682,7 +684,7 @@ class JournalContract:
         for death in range(1, 9):
             async with self.open(tmp_path) as journal:
                 rescued = await journal.rescue(now=at(death))
-                assert rescued.blamed == () and rescued.requeued == 1
+                assert rescued.failed == () and rescued.requeued == 1
                 item = (await journal.queued("bill", 0, 9))[0]
                 (claim,) = await claim_all(journal, [item.seq])
                 assert claim.crashes == death

@@ -124,7 +124,7 @@ class Batch:
             # Nothing changed: the claim is lost, or the step is already a fact.
             self._check_claim(jobs[0].claim)
         for job in jobs:
-            # It gets on: what killed the process before was not this.
+            # The run makes progress, so its count of consecutive crashes starts again.
             if job.claim.isolated and job.values[3] != REGISTERED:
                 self._connection.execute(
                     "UPDATE runs SET blames = 0 WHERE seq = ?", (job.claim.run_seq,)
@@ -307,8 +307,8 @@ class Batch:
         return claims
 
     def _claim_from(self, row: Sequence[Any]) -> Claim:
-        (seq, run_id, flow, _, token, attempts, crashes, blames, replay, order_key, limit_key,
-         due_at, code_version, dead, undo_failed, *event_row, body) = row  # fmt: skip
+        (seq, run_id, flow, _, token, attempts, crashes, consecutive_crashes, replay, order_key,
+         limit_key, due_at, code_version, dead, undo_failed, *event_row, body) = row  # fmt: skip
         content = bytes.fromhex(body) if body is not None else self._body(event_row[0])
         event_row.insert(7, content)
         return Claim(
@@ -324,7 +324,7 @@ class Batch:
             order_key=order_key,
             limit_key=limit_key,
             due_at=instant(due_at),
-            isolated=is_isolated(blames),
+            isolated=is_isolated(consecutive_crashes),
             code_version=code_version,
             dead=bool(dead),
             undo_failed=bool(undo_failed),

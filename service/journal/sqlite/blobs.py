@@ -29,7 +29,7 @@ BATCH = 500
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Spill:
+class BlobStore:
     """The files of one data folder; its functions are for threads, not for the loop."""
 
     def __init__(self, folder: Path) -> None:
@@ -123,14 +123,14 @@ def name_of(data: bytes) -> str:
 
 def lost(connection: apsw.Connection) -> str | None:
     """Return which recorded results are not in their files any more, None when all are."""
-    spill = Spill(Path(connection.filename).parent)
+    blobs = BlobStore(Path(connection.filename).parent)
     problems = []
     for (name,) in connection.execute(
         "SELECT spilled FROM steps WHERE spilled IS NOT NULL"
         " UNION SELECT spilled FROM cache WHERE spilled IS NOT NULL"
     ):
         try:
-            spill.read(name)
+            blobs.read(name)
         except JournalError as error:
             problems.append(str(error))
     return "; ".join(problems[:5]) or None

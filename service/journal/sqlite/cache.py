@@ -18,14 +18,14 @@ def find(connection: apsw.Connection, key: bytes, at: int) -> Cached | None:
     ).fetchone()
     if row is None:
         return None
-    task, run_id, encoding, result, spilled, stored_at, expires_at = row
+    task, run_id, encoding, result, blob, stored_at, expires_at = row
     return Cached(
         key=key,
         task=task,
         run_id=run_id,
         encoding=encoding,
         result=result,
-        spilled=spilled,
+        blob=blob,
         stored_at=instant(stored_at),
         expires_at=instant(expires_at),
     )
@@ -43,7 +43,7 @@ def store(connection: apsw.Connection, cached: Cached) -> None:
             cached.run_id,
             cached.encoding,
             cached.result,
-            cached.spilled,
+            cached.blob,
             micros(cached.stored_at),
             micros(cached.expires_at),
         ),

@@ -35,10 +35,10 @@ from turnout.service.journal.records import (
 )
 from turnout.service.telemetry.metrics import Metrics
 
-from . import cache, operations, upkeep, withdrawal
+from . import cache, operations, rescue, retention, withdrawal
 from .append import Intake
 from .apply import Batch
-from .blobs import BATCH, Spill, name_of
+from .blobs import BATCH, BlobStore, name_of
 from .connection import QUICKLY_CHECKED_BYTES, damage, open_for_writing, usable
 from .counters import RunCounters
 from .disk_space import DiskSpace
@@ -47,13 +47,13 @@ from .jobs import CallJob, ClaimJob, OutcomeJob, StepJob, append_job
 from .lock import FolderLock
 from .reader import SqliteReader
 from .resume_cache import ResumeCache
-from .rows import micros, pack_details, step_values
+from .rows import UNFINISHED_STATES, micros, pack_details, step_values
 from .writer import Writer
 
 _FLUSH_SECONDS = 0.5
 _Value = TypeVar("_Value")
 _Counts: TypeAlias = tuple[dict[str, int], dict[str, int], dict[str, int]]
-_Parts: TypeAlias = tuple[WatchedFiles, apsw.Connection, Spill, DiskSpace, Intake, _Counts]
+_Parts: TypeAlias = tuple[WatchedFiles, apsw.Connection, BlobStore, DiskSpace, Intake, _Counts]
 
 
 async def open_journal(
@@ -86,12 +86,12 @@ async def open_journal(
     def parts() -> _Parts:
         connection = open_for_writing(folder, synchronous=synchronous)
         place = journal_folder(folder)
-        spill = Spill(place)
-        spill.open()
+        blobs = BlobStore(place)
+        blobs.open()
         disk_space = DiskSpace(connection, place, min_free_bytes)
         intake = Intake(connection, disk_space, max_unfinished_runs=max_unfinished_runs)
         counts = _counts(connection)  # reads, so that the log is there to be watched
-        return WatchedFiles(place), connection, spill, disk_space, intake, counts
+        return WatchedFiles(place), connection, blobs, disk_space, intake, counts
 
     # Shielded, so that a cancelled opening does not leave the folder locked by nobody.
     opened = await asyncio.get_running_loop().run_in_executor(None, prepare)
@@ -110,7 +110,7 @@ class SqliteJournal(SqliteReader):
         lock: FolderLock,
         files: WatchedFiles,
         connection: apsw.Connection,
-        spill: Spill,
+        blobs: BlobStore,
         disk_space: DiskSpace,
         intake: Intake,
         counts: _Counts,
@@ -119,7 +119,7 @@ class SqliteJournal(SqliteReader):
         super().__init__(files.folder)
         self.last_written_at = last_written_at
         self._files = files
-        self._spill = spill
+        self._blobs = blobs
         self._lock = lock
         self._disk_space = disk_space
         self._intake = intake
@@ -272,29 +272,29 @@ class SqliteJournal(SqliteReader):
     async def rescue(self, *, now: datetime) -> Rescued:
         """At start: requeue runs found running (decision 15), spending no attempt."""
         rescued: Rescued = await self._call(
-            lambda connection, counters: upkeep.rescue(connection, counters, now)
+            lambda connection, counters: rescue.rescue(connection, counters, now)
         )
         return rescued
 
-    async def bury(self, flow: str, *, now: datetime) -> list[str]:
+    async def fail_orphaned_runs(self, flow: str, *, now: datetime) -> list[str]:
         """Make dead letters of a flow's queued runs that have failed; returns their ids."""
-        buried: list[str] = await self._call(
-            lambda connection, counters: upkeep.bury(connection, counters, flow, now)
+        failed: list[str] = await self._call(
+            lambda connection, counters: rescue.fail_orphaned_runs(connection, counters, flow, now)
         )
-        return buried
+        return failed
 
     @asynccontextmanager
-    async def spill(self, result: bytes) -> AsyncIterator[str]:
+    async def store_blob(self, result: bytes) -> AsyncIterator[str]:
         """Make a large result durable outside the rows, and yield its name."""
         loop = asyncio.get_running_loop()
         name = await loop.run_in_executor(None, name_of, result)
-        with self._spill.hold(name):
-            await loop.run_in_executor(None, self._spill.write, name, result)
+        with self._blobs.hold(name):
+            await loop.run_in_executor(None, self._blobs.write, name, result)
             yield name
 
-    def hold(self, name: str) -> AbstractContextManager[None]:
+    def hold_blob(self, name: str) -> AbstractContextManager[None]:
         """Keep a large result that is there from pruning in the block."""
-        return self._spill.hold(name)
+        return self._blobs.hold(name)
 
     # ---------------------------------------------------------------- an event's way back
 
@@ -427,7 +427,7 @@ class SqliteJournal(SqliteReader):
     async def rename_flow(self, was: str, name: str) -> int:
         """Give a flow's unfinished runs and dead letters to its new name; returns how many."""
         count: int = await self._call(
-            lambda connection, counters: upkeep.rename_flow(connection, counters, was, name)
+            lambda connection, counters: rescue.rename_flow(connection, counters, was, name)
         )
         return count
 
@@ -451,7 +451,7 @@ class SqliteJournal(SqliteReader):
         }
 
         def write(connection: apsw.Connection, counters: RunCounters) -> int:
-            deleted = upkeep.prune(connection, counters, **before, limit=limit)
+            deleted = retention.prune(connection, counters, **before, limit=limit)
             self._disk_space.measure()
             return deleted
 
@@ -465,19 +465,19 @@ class SqliteJournal(SqliteReader):
         """
 
         def write(connection: apsw.Connection, counters: RunCounters) -> int:
-            deleted = upkeep.prune_oldest(connection, counters, limit)
+            deleted = retention.prune_oldest(connection, counters, limit)
             self._disk_space.measure()
             return deleted
 
         deleted: int = await self._call(write)
         return deleted
 
-    async def prune_spilled(self) -> int:
+    async def prune_blobs(self) -> int:
         """Delete large results that no row names any more; returns how many bytes."""
-        names = await asyncio.get_running_loop().run_in_executor(None, self._spill.names)
+        names = await asyncio.get_running_loop().run_in_executor(None, self._blobs.names)
         freed = 0
         for start in range(0, len(names), BATCH):
-            sweep = partial(self._spill.sweep, names=names[start : start + BATCH])
+            sweep = partial(self._blobs.sweep, names=names[start : start + BATCH])
             freed += await self.read(sweep)
         return freed
 
@@ -495,7 +495,7 @@ class SqliteJournal(SqliteReader):
         Pages free for reuse do not count. As last looked at: by a write at most every quarter
         second, by pruning, by `probe`.
         """
-        return self._disk_space.used_bytes + self._spill.used_bytes
+        return self._disk_space.used_bytes + self._blobs.used_bytes
 
     @property
     def writable(self) -> str | None:
@@ -561,7 +561,7 @@ def _ignore_failure(future: asyncio.Future[Any]) -> None:
 def _counts(connection: apsw.Connection) -> _Counts:
     """Count unfinished runs by state and dead letters by flow, by index."""
     unfinished: list[Any] = connection.execute(
-        f"SELECT state, count(*) FROM runs WHERE state IN {upkeep.UNFINISHED_STATES} GROUP BY state"
+        f"SELECT state, count(*) FROM runs WHERE state IN {UNFINISHED_STATES} GROUP BY state"
     ).fetchall()
     dead: list[Any] = connection.execute(
         "SELECT flow, count(*) FROM runs WHERE dead = 1 GROUP BY flow"

@@ -34,7 +34,7 @@ from turnout.service.journal.records import (
 )
 
 from . import cache
-from .blobs import Spill
+from .blobs import BlobStore
 from .connection import open_for_reading, read_all, translate
 from .examine import CHECKS
 from .files import journal_folder
@@ -45,6 +45,7 @@ from .rows import (
     RUN_COLUMNS,
     RUN_SOURCE,
     STEP_COLUMNS,
+    UNFINISHED_STATES,
     attempt_from,
     error_from,
     event_from,
@@ -67,8 +68,7 @@ _Value = TypeVar("_Value")
 
 _QUEUED_ITEM = "json_array(seq, flow, order_key, limit_key, due_at, blames) AS item"
 _UNENDED = (
-    "EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq"
-    " AND r.state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting'))"
+    f"EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.state IN {UNFINISHED_STATES})"
 )
 _FAILURE = (  # a skipped run counts as succeeded: its flow said there was nothing to do
     "(SELECT json_array(r.flow, r.state, r.error) FROM runs AS r WHERE r.event_seq = e.seq"
@@ -93,7 +93,7 @@ class SqliteReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._spill = Spill(folder)
+        self._blobs = BlobStore(folder)
         self._local = threading.local()
         self._connections: list[apsw.Connection] = []
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="turnout-reader")
@@ -364,7 +364,7 @@ class SqliteReader:
         """Count unfinished runs of flows that are not in `flows`."""
         text = (
             "SELECT json_array(flow, count(*)) AS item FROM runs"
-            " WHERE state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting')"
+            f" WHERE state IN {UNFINISHED_STATES}"
             " AND flow NOT IN (SELECT value FROM json_each(?)) GROUP BY flow ORDER BY flow"
         )
         known = orjson.dumps(list(flows)).decode()
@@ -399,10 +399,10 @@ class SqliteReader:
         """Return the result kept under a key, while it lasts."""
         return await self.read(lambda connection: cache.find(connection, key, micros(now)))
 
-    async def spilled(self, name: str) -> bytes:
+    async def read_blob(self, name: str) -> bytes:
         """Return a large result; raises `JournalError` when it is gone or damaged."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._spill.read, name)
+        return await loop.run_in_executor(self._threads, self._blobs.read, name)
 
     async def paused(self) -> dict[str, datetime]:
         """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""

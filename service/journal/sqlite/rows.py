@@ -30,8 +30,11 @@ from turnout.service.journal.records import (
     StoredEvent,
 )
 
-DEATHS_BEFORE_ALONE = 2
-"""After so many deaths in a row under a run it is resumed alone (decision 15)."""
+CRASHES_BEFORE_ISOLATION = 2
+"""After this many consecutive crashes a run is resumed alone; see "Crash isolation"."""
+
+UNFINISHED_STATES = "('scheduled', 'queued', 'running', 'retrying', 'waiting')"
+"""The states of unfinished runs, for `IN`."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOWEST = datetime.min.replace(tzinfo=UTC)
@@ -272,7 +275,7 @@ def run_from(row: Sequence[Any]) -> Run:
 
 
 def queued_from(row: Sequence[Any]) -> Queued:
-    """Return what the dispatcher holds of a run, from (seq, flow, keys, due, blames)."""
+    """Return the dispatcher's view of a run, from (seq, flow, keys, due, crashes in a row)."""
     return Queued(
         seq=row[0],
         flow=row[1],
@@ -283,9 +286,9 @@ def queued_from(row: Sequence[Any]) -> Queued:
     )
 
 
-def is_isolated(blames: int) -> bool:
+def is_isolated(consecutive_crashes: int) -> bool:
     """Whether a run is resumed alone."""
-    return blames >= DEATHS_BEFORE_ALONE
+    return consecutive_crashes >= CRASHES_BEFORE_ISOLATION
 
 
 def step_values(step: StepRecord) -> tuple[Any, ...]:
@@ -302,7 +305,7 @@ def step_values(step: StepRecord) -> tuple[Any, ...]:
         pack_error(step.error),
         int(step.superseded),
         step.origin,
-        step.spilled,
+        step.blob,
         int(step.aside),
         None if step.given is None else step.given.digest,
         None if step.given is None else storable(step.given.words),
@@ -323,7 +326,7 @@ def step_from(row: Sequence[Any]) -> StepRecord:
         error=error_from(row[8]),
         superseded=bool(row[9]),
         origin=row[10],
-        spilled=row[11],
+        blob=row[11],
         aside=bool(row[12]),
         given=None if row[13] is None else Given(row[13], row[14]),
     )

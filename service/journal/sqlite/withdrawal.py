@@ -17,8 +17,8 @@ import orjson
 from turnout.service.domain.trigger import Backlog
 
 from .counters import RunCounters
+from .retention import delete_events, delete_runs, keep_highest
 from .rows import micros
-from .upkeep import delete_events, delete_runs, keep_highest
 
 BATCH = 5_000
 """Events withdrawn in one transaction: more would keep other writes waiting."""
