@@ -1,10 +1,11 @@
-"""What all tests share: the `--full` size, a printed seed, and a guard against blocked loops."""
+"""What all tests share: `--core`, `--full`, a printed seed, and a guard against blocked loops."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
@@ -16,6 +17,11 @@ Say = Callable[[str], None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run fault and load tests at full size")
+    parser.addoption("--core", action="store_true", help="run the quick tests only")
+
+
+TESTS = Path(__file__).parent
+NOT_CORE = (TESTS / "faults", TESTS / "bench")
 
 
 BROKERS = {"kafka", "private_kafka", "lone_kafka"}
@@ -23,11 +29,26 @@ BROKER_TEST_SECONDS = 60
 """A broker that is started, killed or rebalanced in a test takes seconds of its own."""
 
 
+def uses_broker(item: pytest.Item) -> bool:
+    return not BROKERS.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def is_core(item: pytest.Item) -> bool:
+    """Whether a contributor runs it after every change; `tests/README.md` states the rule."""
+    elsewhere = any(item.path.is_relative_to(folder) for folder in NOT_CORE)
+    return not (elsewhere or uses_broker(item) or item.get_closest_marker("slow"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest applies `-m`, so that `-m core` works too
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        bounded = item.get_closest_marker("timeout") is not None
-        if not bounded and BROKERS.intersection(getattr(item, "fixturenames", ())):
+        if uses_broker(item) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(BROKER_TEST_SECONDS))
+        if is_core(item):
+            item.add_marker(pytest.mark.core)
+    if config.getoption("--core"):
+        config.hook.pytest_deselected(items=[item for item in items if not is_core(item)])
+        items[:] = [item for item in items if is_core(item)]
     if config.getoption("--full"):
         return
     skip = pytest.mark.skip(reason="full size only: --full")

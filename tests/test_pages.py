@@ -93,6 +93,7 @@ class Terminal:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("page", RUN)
+@pytest.mark.slow
 def test_every_block_of_code_runs_in_order(page: str, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
@@ -174,6 +175,7 @@ def test_scripts_are_executable() -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_tour_shows_each_run_succeeded() -> None:
     # What `./deploy/try --once` runs once the set-up is made; `.ci/run` makes the set-up.
     tour = subprocess.run(

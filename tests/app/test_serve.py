@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.program import Program, environment, until
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 HELPER = "WORD = 'old'\n"
 FLOWS = """

@@ -18,7 +18,7 @@ from tests.support.running import running
 from turnout import flow
 from turnout.service.domain.clock import JUMP, PATIENCE, WallClock
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 FLOWS = """
 import asyncio, re, time

@@ -483,6 +483,7 @@ def test_check_prints_one_line_a_problem_and_fails(terminal: Terminal, tmp_path:
     assert (problem["level"], problem["line"]) == ("error", 2)
 
 
+@pytest.mark.slow
 def test_run_prints_the_result_of_one_run(tmp_path: Path) -> None:
     path = flow_file(
         tmp_path,
@@ -518,6 +519,7 @@ def test_run_prints_the_result_of_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["async", "def", "process"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_foreground_run_ends_at_ctrl_c_whatever_it_does(
     tmp_path: Path, kind: str, number: signal.Signals
 ) -> None:
@@ -565,6 +567,7 @@ def test_a_foreground_run_ends_at_ctrl_c_whatever_it_does(
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_output_that_cannot_be_written_has_an_exit_code(terminal: Terminal) -> None:
     terminal.append()
     command = [sys.executable, "-m", "turnout.service.cli", "runs", "--json"]
@@ -617,6 +620,7 @@ def test_a_run_may_be_named_by_its_first_characters(terminal: Terminal) -> None:
     )
 
 
+@pytest.mark.slow
 def test_serve_refuses_a_broken_file_in_one_line(tmp_path: Path) -> None:
     path = flow_file(tmp_path, "def broken(:\n")
     done = turnout("serve", path, "--data", tmp_path / "data")
@@ -629,6 +633,7 @@ def test_serve_refuses_a_broken_file_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.slow
 def test_a_live_service_is_acted_on_over_http(terminal: Terminal, tmp_path: Path) -> None:
     path = flow_file(
         tmp_path,

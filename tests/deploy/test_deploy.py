@@ -29,6 +29,8 @@ from tests.support.program import environment, free_port, until
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Counts, Metrics
 
+pytestmark = pytest.mark.slow
+
 DEPLOY = CHECKOUT / "deploy"
 LOCKS = sorted((DEPLOY / "requirements").glob("*.txt"))
 IN_CI = os.environ.get("CI") == "true"

@@ -16,6 +16,8 @@ from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter
 
+pytestmark = pytest.mark.slow
+
 RUNS = 400  # more than a window of the queue holds
 DELAY = timedelta(milliseconds=50)
 POLICY = retry(1000, delay=DELAY, factor=1, jitter=False)

@@ -22,6 +22,8 @@ import pytest
 from tests.support import CHECKOUT
 from tests.support.program import Program, turnout, until
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = CHECKOUT / "handlers" / "examples"
 DELIVERIES = sorted((EXAMPLES / "deliveries").glob("*.json"))
 SECRET = "a-secret-of-the-test"

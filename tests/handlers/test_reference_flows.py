@@ -64,6 +64,8 @@ def killed_once(code: str) -> str:
 import os, signal
 from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 def die():
     marker = Path(os.environ["MARKER"])
     if not marker.exists():

@@ -11,6 +11,8 @@ import pytest
 
 from tests.support import CHECKOUT
 
+pytestmark = pytest.mark.slow
+
 FOLDER = CHECKOUT / "tests/typing"
 ROOT = CHECKOUT
 

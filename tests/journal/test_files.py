@@ -16,7 +16,7 @@ from tests.support.program import Program, environment, turnout
 from turnout.service.domain.errors import SetupError
 from turnout.service.governance.links import load_or_make_key
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 FLOWS = """
 from turnout import flow, webhook

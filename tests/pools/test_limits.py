@@ -20,6 +20,8 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
 from turnout.service.pools import Pools, limit
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 0.3
 """How long the work takes, of a timeout in which only one of them would fit."""
 

@@ -374,6 +374,7 @@ async def many() -> int:
     return 1
 
 
+@pytest.mark.slow
 async def test_one_forgotten_among_many_is_found(tmp_path: Path) -> None:
     async with running(tmp_path, [many]) as service:
         run = await end_of(service, many)

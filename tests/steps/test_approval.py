@@ -219,6 +219,7 @@ async def buy(order: dict) -> int:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.slow
 def test_the_command_and_the_link_answer_a_running_service(tmp_path: Path) -> None:
     flows = tmp_path / "flows.py"
     flows.write_text(FLOWS)

@@ -260,6 +260,7 @@ def order() -> None:
 """
 
 
+@pytest.mark.slow
 def test_a_served_program_says_until_when_and_stops_at_once(tmp_path: Path) -> None:
     flows, data, file = tmp_path / "flows.py", tmp_path / "data", tmp_path / "event.json"
     flows.write_text(SERVED)

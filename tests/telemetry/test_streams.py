@@ -12,7 +12,7 @@ import pytest
 from tests.support.program import Program, environment, turnout, until
 from turnout.service.governance import secrets
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
 VALUE = "supersecretvalue1"
 

@@ -140,6 +140,7 @@ def expected(job: Job, clock: list[tuple[datetime, datetime]]) -> list[datetime]
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_every_transition_of_every_zone_follows_the_rules() -> None:
     checked = 0
     for name, changes in rule_sets().items():

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.program import Program, turnout
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 FLOWS = """
 from pydantic import BaseModel

@@ -605,6 +605,7 @@ async def watcher_process(*arguments: str) -> asyncio.subprocess.Process:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 async def test_files_dropped_while_the_process_was_paused(tmp_path: Path, full: bool) -> None:
     # More than the kernel's queue of notifications holds; an hour until the next rescan.
     count = 100_000 if full else 20_000
@@ -626,6 +627,7 @@ async def test_files_dropped_while_the_process_was_paused(tmp_path: Path, full: 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give root up")
+@pytest.mark.slow
 async def test_an_unreadable_file_is_tried_again_then_emitted_as_an_error() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

@@ -19,6 +19,8 @@ from tests.support.trigger_contract import RecordingEmitter, watch
 from turnout.triggers.files import files
 from turnout.triggers.files.notifications import UNWATCHED
 
+pytestmark = pytest.mark.slow
+
 LATIN = os.fsdecode(b"d\xe9p")
 
 
