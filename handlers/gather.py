@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from turnout.service.domain.errors import Exited
 from turnout.service.steps.approval import Asked
-from turnout.service.steps.branches import Branches, play_again
+from turnout.service.steps.branches import Branches, rerun_branches
 from turnout.service.steps.context import Scope, Suspend, here, suspend_with, to_await
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ async def _gather_again(
         await awaitable
 
     try:
-        await play_again(branch(index, each) for index, each in enumerate(branches))
+        await rerun_branches(branch(index, each) for index, each in enumerate(branches))
     finally:
         _close(branches)
     raise known

@@ -21,7 +21,7 @@ from turnout.service.domain.units import parse_timeout
 from turnout.service.steps import in_thread, mapping, step
 from turnout.service.steps.cache import CachePolicy
 from turnout.service.steps.context import here, to_await
-from turnout.service.steps.step import NO_FALLBACK, Call, Task
+from turnout.service.steps.step import NO_FALLBACK, StepCall, Task
 from turnout.service.steps.unawaited import where
 from turnout.service.steps.undo import check as check_undo
 
@@ -47,7 +47,7 @@ class AsyncTask(Task[R], Generic[P, R]):
                 f"task {self.name!r}, called at {where()}, is async and the flow is not; write the "
                 f"flow with `async def`"
             )
-        call = Call(self, scope, scope.take(self.name), args, kwargs)
+        call = StepCall(self, scope, scope.next_key(self.name), args, kwargs)
         return to_await(step.run(call), self.words)
 
     def map(
@@ -72,7 +72,7 @@ class SyncTask(Task[R], Generic[P, R]):
             value = self.function(*args, **kwargs)
             return value
         self._refuse_loop("run(…)")
-        value = in_thread.run(Call(self, scope, scope.take(self.name), args, kwargs))
+        value = in_thread.run(StepCall(self, scope, scope.next_key(self.name), args, kwargs))
         return value
 
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
@@ -80,7 +80,7 @@ class SyncTask(Task[R], Generic[P, R]):
         scope = here(self.name)
         if scope is None:
             return to_await(_call_plainly(self.function, args, kwargs), self.words)
-        call = Call(self, scope, scope.take(self.name), args, kwargs)
+        call = StepCall(self, scope, scope.next_key(self.name), args, kwargs)
         return to_await(step.run(call), self.words)
 
     def map(self: SyncTask[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8) -> list[S]:

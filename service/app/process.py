@@ -28,10 +28,10 @@ from turnout.service.domain.trigger import CalledTrigger, Trigger
 from turnout.service.domain.units import utc_now
 from turnout.service.flowcontrol.admission import Admission
 from turnout.service.governance.links import Links
-from turnout.service.intake.after_run_actions import Effects
+from turnout.service.intake.after_run_actions import AfterRunActions
 from turnout.service.intake.awaited import Awaited
-from turnout.service.intake.calls import Calls
 from turnout.service.intake.emitter import TriggerEmitter
+from turnout.service.intake.run_host import ServiceHost
 from turnout.service.intake.supervisor import Supervisor
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim
@@ -97,7 +97,7 @@ class Process:
             process_memory=settings.process_memory,
             process_calls=settings.process_calls,
         )
-        self.effects = Effects(journal, lambda: self.emitters)
+        self.after_run_actions = AfterRunActions(journal, lambda: self.emitters)
         admission = Admission(settings.concurrency)
         self.awaited = Awaited()
         self.links = Links(secrets.token_bytes(32), settings.address)  # `app` has the kept key
@@ -114,7 +114,7 @@ class Process:
         )
         self.waiters = Waiters(journal, settings.max_waiters)
         executor.reach(
-            Calls(
+            ServiceHost(
                 journal,
                 self.dispatcher,
                 self.awaited,
@@ -160,9 +160,9 @@ class Process:
             metrics=self.metrics,
             waiters=self.waiters,
             now=self.now,
-            settled=self._event_settled,
+            on_event_ended=self._event_settled,
             connection=self.settings.connection,
-            mark=self.awaited.mark,
+            add_topics=self.awaited.add_topics,
             grace=self.settings.grace,
         )
 
@@ -188,11 +188,11 @@ class Process:
         if claim.waited:
             await self.operator.cancel_children(claim.run_seq, claim.run_id)
         emitter = self.emitters.get(claim.event.trigger)
-        if emitter is not None and emitter.has_effect:
-            await self.effects.event_ended(claim.event_seq)
+        if emitter is not None and emitter.acts_after_runs:
+            await self.after_run_actions.event_ended(claim.event_seq)
 
     def _event_settled(self, event_seq: int) -> None:
-        self._tasks.create_task(self.effects.event_ended(event_seq))
+        self._tasks.create_task(self.after_run_actions.event_ended(event_seq))
 
     # ------------------------------------------------------------ life
 

@@ -120,7 +120,7 @@ async def _live(
     await process.start_triggers()
     maintenance = Maintenance(
         journal,
-        process.effects,
+        process.after_run_actions,
         settings,
         process.metrics,
         now=process.now,

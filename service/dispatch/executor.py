@@ -36,15 +36,15 @@ from turnout.service.steps.branches import not_facts
 from turnout.service.steps.codec import encode_returned
 from turnout.service.steps.compensation import conclude, ended_before
 from turnout.service.steps.context import (
-    Outside,
     RunContext,
+    RunHost,
     Services,
     Sleep,
     Suspend,
     open_attempt,
 )
 from turnout.service.steps.failures import describe
-from turnout.service.steps.step import settle_last
+from turnout.service.steps.step import write_last_marks
 from turnout.service.telemetry.metrics import Metrics
 
 from .second_look import FILE_TYPES, look_again
@@ -70,9 +70,9 @@ class Executor:
         self._now = now
         self._services = Services(journal, pools, settings, metrics, now, resources, sleep)
 
-    def reach(self, outside: Outside) -> None:
+    def reach(self, host: RunHost) -> None:
         """Let runs ask this of the service around them."""
-        self._services = replace(self._services, outside=outside)
+        self._services = replace(self._services, host=host)
 
     async def execute(
         self, claim: Claim, flow: AnyFlow, is_stopped: Callable[[], bool] | None = None
@@ -91,8 +91,8 @@ class Executor:
                 return _with_log(await _concluded(context, flow, known), context)
             try:
                 result, returned = await self._call(context, flow)
-                if context.trail is not None:
-                    context.trail.refuse_end()
+                if context.sequence is not None:
+                    context.sequence.refuse_end()
             except (ClaimLost, JournalBroken):
                 raise
             except asyncio.CancelledError as error:
@@ -125,11 +125,11 @@ class Executor:
                 pool=flow.pool,
                 timeout_seconds=None if flow.timeout is None else flow.timeout.total_seconds(),
             )
-            if context.called is not None:
-                context.called.refuse_left()
+            if context.pending_calls is not None:
+                context.pending_calls.refuse_left()
         finally:
-            if context.called is not None and context.called.is_left:
-                await context.called.end(patiently=_suspended(context) is not None)
+            if context.pending_calls is not None and context.pending_calls.is_left:
+                await context.pending_calls.end(patiently=_suspended(context) is not None)
         return encode_returned(
             value,
             flow.binding.returns,
@@ -172,9 +172,9 @@ class Executor:
 
 async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:
     """Record what the attempt leaves behind beside its outcome, and return that."""
-    if context.marks:
-        context.marks.drop(outcome.again)
-        await settle_last(context)
+    if context.durable_marks:
+        context.durable_marks.drop(outcome.again)
+        await write_last_marks(context)
     if outcome.state is RunState.FAILED:
         outcome = await _concluded(context, flow, outcome)
     return _with_log(outcome, context)

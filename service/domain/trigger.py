@@ -265,11 +265,11 @@ class Seekable(Protocol):
 
 
 @runtime_checkable
-class EndsEvents(Protocol):
+class ActsAfterRuns(Protocol):
     """A trigger that has something to do once the last run of an event has ended."""
 
     @property
-    def has_effect(self) -> bool:
+    def acts_after_runs(self) -> bool:
         """Whether `ended` does anything for this trigger's settings."""
 
     async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:

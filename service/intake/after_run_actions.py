@@ -1,7 +1,7 @@
 """What is to be done once the last run of an event has ended: a file moved, a file deleted.
 
 Each effect is a fact in the journal until it is recorded as done, so it happens at least once
-whatever crashes; triggers make it repeatable (`EndsEvents.ended`).
+whatever crashes; triggers make it repeatable (`ActsAfterRuns.ended`).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from turnout.service.domain.errors import (
     words_of,
 )
 from turnout.service.domain.event import Event
-from turnout.service.domain.trigger import EndsEvents
+from turnout.service.domain.trigger import ActsAfterRuns
 from turnout.service.journal.contract import Journal
 from turnout.service.telemetry.logs import get_logger
 
 from .emitter import TriggerEmitter
 
-log = get_logger("turnout.effects")
+log = get_logger("turnout.after_run_actions")
 
 BATCH = 200
 
 
-class Effects:
+class AfterRunActions:
     """Ends events: calls their trigger and records that it was done."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Effects:
 
     async def _carry_out(self, event_seq: int, event: Event, failure: str | None) -> bool:
         emitter = self._emitters().get(event.trigger)
-        if emitter is None or not isinstance(emitter.trigger, EndsEvents):
+        if emitter is None or not isinstance(emitter.trigger, ActsAfterRuns):
             return False  # the trigger is gone from the project: kept, in case it comes back
         try:
             changed = await emitter.trigger.ended(event, failure, emitter)
@@ -85,7 +85,7 @@ class Effects:
             return False  # the sweep comes by again
         except FOREIGN as error:  # a foreign place (a share): tried again later
             log.warning(
-                "effect.failed",
+                "after_run_action.failed",
                 trigger=event.trigger,
                 event=event.id,
                 error=words_of(error),

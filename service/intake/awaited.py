@@ -34,7 +34,7 @@ class Awaited:
         """Compare the fields of `shape` (trigger, field…) in that trigger's events from now on."""
         self._shapes.setdefault(shape[0], set()).add(tuple(shape[1:]))
 
-    def mark(self, entry: Entry) -> bool:
+    def add_topics(self, entry: Entry) -> bool:
         """Note on an entry what it wakes; False when nobody can be waiting for it."""
         event = entry.event
         name = event.trigger

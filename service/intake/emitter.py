@@ -27,9 +27,9 @@ from turnout.service.domain.errors import JournalError, Overloaded, SetupError
 from turnout.service.domain.event import NEVER, Event
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.trigger import (
+    ActsAfterRuns,
     Backlog,
     CalledTrigger,
-    EndsEvents,
     HandBack,
     Receipt,
     TellsSender,
@@ -44,7 +44,7 @@ from turnout.service.telemetry.metrics import Metrics
 
 from .router import Routed, route
 
-Settled = Callable[[int], None]
+OnEventEnded = Callable[[int], None]
 
 log = get_logger("turnout.triggers")
 
@@ -69,9 +69,9 @@ class TriggerEmitter:
         metrics: Metrics,
         waiters: Waiters,
         now: Callable[[], datetime],
-        settled: Settled,
+        on_event_ended: OnEventEnded,
         connection: Callable[[str], Mapping[str, Any]] | None = None,
-        mark: Callable[[Entry], bool] | None = None,
+        add_topics: Callable[[Entry], bool] | None = None,
         grace: timedelta = timedelta(0),
     ) -> None:
         self.trigger = trigger
@@ -86,14 +86,14 @@ class TriggerEmitter:
         self._metrics = metrics
         self._waiters = waiters
         self._now = now
-        self._settled = settled
+        self._on_event_ended = on_event_ended
         self._connection = connection
-        self._mark = mark
+        self._add_topics = add_topics
         self._grace = grace
         self._keeps_unmatched = getattr(trigger, "keeps_unmatched", True)
         self._unmatched: Counter[str] = Counter()
         self._tells_sender = isinstance(trigger, CalledTrigger | TellsSender)
-        self.has_effect = isinstance(trigger, EndsEvents) and trigger.has_effect
+        self.acts_after_runs = isinstance(trigger, ActsAfterRuns) and trigger.acts_after_runs
         self._latest: Sequence[AnyFlow] = ()  # that an event was for
         self._pull = dispatcher.pull()
         self._closed: str | None = None
@@ -129,9 +129,9 @@ class TriggerEmitter:
     def _route(self, event: Event) -> Routed:
         if event.trigger != self.trigger.name:
             event = replace(event, trigger=self.trigger.name)
-        routed = route(event, self.flows(event), effect=self.has_effect)
-        if self._mark is not None:
-            self._mark(routed.entry)
+        routed = route(event, self.flows(event), effect=self.acts_after_runs)
+        if self._add_topics is not None:
+            self._add_topics(routed.entry)
         return routed
 
     async def _store_matched(
@@ -216,8 +216,8 @@ class TriggerEmitter:
             self._accepted.inc()
             for run, event, arguments in zip(runs, routed.events, routed.arguments, strict=True):
                 self._dispatcher.born(run, event, stored, arguments, now)
-            if self.has_effect and runs and all(run.state is RunState.FAILED for run in runs):
-                self._settled(stored.event_seq)
+            if self.acts_after_runs and runs and all(run.state is RunState.FAILED for run in runs):
+                self._on_event_ended(stored.event_seq)
         return Receipt(
             event=stored.event,
             runs=stored.runs,

@@ -93,7 +93,7 @@ UNDO_STEPS = "key >= '~undo' AND key < '~undp'"
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class RecordedArguments:
     """What a step was called with: a digest of the arguments, and the call in words."""
 
     digest: str
@@ -109,9 +109,9 @@ class StepRecord:
     `succeeded` and `failed` are facts never run again, except a `failed` one that escaped the
     flow (`Outcome.error.step`), which is superseded. A `succeeded` one with an `error` is a
     fallback used after that error. `origin` is the run a cached result comes from, or the child
-    run; `spilled` names a large result kept with `spill` instead of in `result`. `aside` says
-    that it was called while an error was being handled: another attempt may never come to it.
-    `given` is what it was called with; None in records of earlier versions.
+    run; `spilled` names a large result kept with `spill` instead of in `result`.
+    `in_error_handler` is true when it was called while an error was being handled: another attempt
+    may never reach it. `arguments` is what it was called with; None in records of earlier versions.
     """
 
     key: str
@@ -126,8 +126,8 @@ class StepRecord:
     superseded: bool = False
     origin: str | None = None
     blob: str | None = None
-    aside: bool = False
-    given: Given | None = None
+    in_error_handler: bool = False
+    arguments: RecordedArguments | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Upkeep: what a service does for itself, as `run_once` and a loop around it.
 
 Prunes what is past its time or above the size bound, in small batches, with its large results;
-carries out effects that a crash or an error left over; keeps the size metric. What is past its
-time is not pruned by a clock that has just jumped (`clock`).
+carries out after-run actions that a crash or an error left over; keeps the size metric. A clock
+that has just jumped prunes nothing (`clock`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import datetime
 from turnout.service.domain.clock import PATIENCE, WallClock
 from turnout.service.domain.errors import JournalFull, Overloaded
 from turnout.service.domain.units import format_duration
-from turnout.service.intake.after_run_actions import Effects
+from turnout.service.intake.after_run_actions import AfterRunActions
 from turnout.service.journal.contract import Journal
 from turnout.service.settings import Settings
 from turnout.service.telemetry.logs import get_logger
@@ -33,7 +33,7 @@ class Maintenance:
     def __init__(
         self,
         journal: Journal,
-        effects: Effects,
+        after_run_actions: AfterRunActions,
         settings: Settings,
         metrics: Metrics,
         *,
@@ -41,7 +41,7 @@ class Maintenance:
         clock: WallClock,
     ) -> None:
         self._journal = journal
-        self._effects = effects
+        self._after_run_actions = after_run_actions
         self._settings = settings
         self._metrics = metrics
         self._now = now
@@ -59,7 +59,7 @@ class Maintenance:
 
     async def run_once(self) -> int:
         """Do one round of upkeep; returns the rows pruned."""
-        await self._effects.sweep()
+        await self._after_run_actions.sweep()
         pruned = await self._prune_by_age()
         await self._journal.prune_blobs()
         pruned += await self._prune_by_size()

@@ -38,7 +38,7 @@ T = TypeVar("T")
 WAIT_SECONDS = 1.0
 """How long a call has waited for a place in a pool when that is worth a word."""
 
-Lane = Literal["flow", "step"]
+ThreadGroup = Literal["flow", "step"]
 """Steps have threads of their own: flows that hold every thread can still run their steps."""
 
 
@@ -48,9 +48,9 @@ class Pools:
     def __init__(
         self, threads: int, processes: int, *, process_memory: int = 0, process_calls: int = 100
     ) -> None:
-        self._threads: dict[Lane, ThreadPoolExecutor] = {
-            lane: ThreadPoolExecutor(threads, thread_name_prefix=f"turnout-{lane}")
-            for lane in ("flow", "step")
+        self._threads: dict[ThreadGroup, ThreadPoolExecutor] = {
+            group: ThreadPoolExecutor(threads, thread_name_prefix=f"turnout-{group}")
+            for group in ("flow", "step")
         }
         count = processes or os.cpu_count() or 1
         self._slots = asyncio.Semaphore(count)
@@ -65,7 +65,7 @@ class Pools:
             "step threads": Waiting(),
             "processes": Waiting(),
         }
-        self._places = {"flow threads": threads, "step threads": threads, "processes": count}
+        self._sizes = {"flow threads": threads, "step threads": threads, "processes": count}
         self._late: set[TimeLimit] = set()
         self.steps = 0  # that run or are being recorded, here or on the loop
         # Before multiprocessing's own exit function, which would wait for workers to end.
@@ -80,7 +80,7 @@ class Pools:
         pool: Pool = "thread",
         timeout_seconds: float | None = None,
         name: str = "",
-        lane: Lane = "flow",
+        group: ThreadGroup = "flow",
     ) -> Coroutine[Any, Any, Any]:
         """When awaited, run a function where it belongs and return what it returns.
 
@@ -92,11 +92,11 @@ class Pools:
             if is_async:
                 work: Coroutine[Any, Any, Any] = function(*args, **kwargs)
                 return work
-            return self._run(function, args, kwargs, pool, name, lane)
+            return self._run(function, args, kwargs, pool, name, group)
         limit = TimeLimit(timeout_seconds, name or _name(function), self._late)
         if is_async:
-            return limit.on_loop(self._run(function, args, kwargs, pool, name, lane))
-        return limit.in_pool(self._run(function, args, kwargs, pool, name, lane, limit.begun))
+            return limit.on_loop(self._run(function, args, kwargs, pool, name, group))
+        return limit.in_pool(self._run(function, args, kwargs, pool, name, group, limit.begun))
 
     async def _run(
         self,
@@ -105,7 +105,7 @@ class Pools:
         kwargs: Mapping[str, Any],
         pool: Pool,
         name: str,
-        lane: Lane,
+        group: ThreadGroup,
         begun: Callable[[], None] | None = None,
     ) -> Any:
         try:
@@ -115,8 +115,8 @@ class Pools:
                 return await self._in_process(
                     function, args, kwargs, name or _name(function), begun
                 )
-            call = _ThreadCall(self._waiting[f"{lane} threads"], begun)
-            return await call.run(self._threads[lane], function, args, kwargs)
+            call = _ThreadCall(self._waiting[f"{group} threads"], begun)
+            return await call.run(self._threads[group], function, args, kwargs)
         except (SystemExit, KeyboardInterrupt) as error:
             raise Exited.of(error) from None
 
@@ -178,13 +178,13 @@ class Pools:
         """Return, in words, which pool a run waits for a place in."""
         for name, waiting in self._waiting.items():
             if waiting.holds(run_id):
-                return f"one of the {self._places[name]} {name}, which are all busy"
+                return f"one of the {self._sizes[name]} {name}, which are all busy"
         return None
 
     def warnings(self) -> dict[str, str]:
         """Return what keeps work from going on, in words by what it is about."""
         told = {
-            name: f"all {self._places[name]} {name} are busy; calls that wait for one: "
+            name: f"all {self._sizes[name]} {name} are busy; calls that wait for one: "
             f"{len(waiting)}, the first for {waiting.longest_seconds:.0f}s"
             for name, waiting in self._waiting.items()
             if waiting.longest_seconds > WAIT_SECONDS

@@ -24,8 +24,8 @@ from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord, approval_topic
 
 from .context import to_await
-from .step import Call, Task
-from .wait import begun, end, outside_of, place, record, wait_on
+from .step import StepCall, Task
+from .wait import begun, end, host_of, record, scope_for, wait_on
 
 F = TypeVar("F")
 
@@ -45,7 +45,9 @@ class Approval(Generic[F]):
 class Asked(Generic[F]):
     """An approval that was asked for: await it; `link` may be sent to whoever decides."""
 
-    def __init__(self, call: Call, name: str, fields: type[F] | None, timeout: timedelta | None):
+    def __init__(
+        self, call: StepCall, name: str, fields: type[F] | None, timeout: timedelta | None
+    ):
         self._call = call
         self._name = secrets.mask(name)  # people read it, and it is kept
         self._fields = fields
@@ -58,9 +60,7 @@ class Asked(Generic[F]):
         """The address where the question can be answered once, without an account."""
         call = self._call
         life = LINK_LIFE if self._timeout is None else self._timeout
-        return outside_of(call).link(
-            call.context.claim.run_id, call.key, call.services.now() + life
-        )
+        return host_of(call).link(call.context.claim.run_id, call.key, call.services.now() + life)
 
     def __await__(self) -> Generator[Any, Any, Approval[F]]:
         """Wait for the answer, the same each time; raises `Rejected` or `TimeoutError`."""
@@ -116,12 +116,12 @@ def approval(
     class at the top of a file (a model, a dataclass, a TypedDict) that the answer is checked
     against. Raises `Rejected`, or `TimeoutError`.
     """
-    scope = place("approval")
+    scope = scope_for("approval")
     length = None if timeout is None else parse_duration(timeout)
     if fields is not None:
         _reference(fields)
     task = _task(fields)  # type: ignore[arg-type]  # mypy doubts that a class is hashable
-    call = Call(task, scope, scope.take("approval"), (name,), {})
+    call = StepCall(task, scope, scope.next_key("approval"), (name,), {})
     return Asked(call, name, fields, length)
 
 

@@ -15,35 +15,35 @@ LONGEST_HELD_SECONDS = 5.0
 """The longest rest that holds the run's slot."""
 
 
-class Rests:
+class Backoffs:
     """How many branches of an attempt work, and which of them rest; without branches it is one."""
 
-    __slots__ = ("_resting", "_working")
+    __slots__ = ("_waiting", "_working")
 
     def __init__(self) -> None:
         self._working = 1
-        self._resting: set[asyncio.Future[None]] = set()
+        self._waiting: set[asyncio.Future[None]] = set()
 
-    def split(self, branches: int) -> None:
+    def branches_started(self, branches: int) -> None:
         """Note that a branch waits for so many new ones."""
         self._working += branches - 1
 
-    def ends(self) -> None:
+    def branch_ended(self) -> None:
         """Note that one of the new branches has ended, or waits for something else; not the last.
 
         After that one goes on what waited for them.
         """
         self._working -= 1
-        self._look()
+        self._wake_if_idle()
 
-    async def rest(
+    async def wait(
         self, seconds: float, sleep: Callable[[float], Coroutine[Any, Any, None]]
     ) -> bool:
         """Rest so long and return True; or return False as soon as no branch works."""
         alone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._resting.add(alone)
+        self._waiting.add(alone)
         self._working -= 1
-        self._look()
+        self._wake_if_idle()
         try:
             async with asyncio.TaskGroup() as tasks:
                 sleeping = tasks.create_task(sleep(seconds))
@@ -52,12 +52,12 @@ class Rests:
                 sleeping.cancel()
             return is_over
         finally:
-            self._resting.discard(alone)
+            self._waiting.discard(alone)
             self._working += 1
 
-    def _look(self) -> None:
+    def _wake_if_idle(self) -> None:
         if self._working > 0:
             return
-        for each in self._resting:
+        for each in self._waiting:
             if not each.done():
                 each.set_result(None)

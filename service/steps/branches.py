@@ -28,19 +28,19 @@ class Branches:
     branch gets further than it had come.
     """
 
-    __slots__ = ("_aside", "_context", "_name", "_started_at", "key", "scope")
+    __slots__ = ("_context", "_in_error_handler", "_name", "_started_at", "key", "scope")
 
     def __init__(self, scope: Scope, name: str) -> None:
         services = scope.context.services
         assert services is not None  # `here` gives a scope only where steps can be recorded
-        self.key = scope.take(name)
+        self.key = scope.next_key(name)
         self.scope = scope
         self._name = name
         self._context = scope.context
         self._started_at = services.now()
-        self._aside = sys.exc_info()[0] is not None
-        if scope.context.trail is not None:
-            scope.context.trail.visit(self.key)
+        self._in_error_handler = sys.exc_info()[0] is not None
+        if scope.context.sequence is not None:
+            scope.context.sequence.visit(self.key)
 
     def enter(self, index: int) -> Scope:
         """Make branch `index` the scope of the calling asyncio task, to its end."""
@@ -50,14 +50,14 @@ class Branches:
         """Note the tasks that run the branches; after the last the flow itself goes on."""
         if not tasks:
             return
-        rests, left = self._context.rests, len(tasks)
-        rests.split(left)
+        backoffs, left = self._context.backoffs, len(tasks)
+        backoffs.branches_started(left)
 
         def ended(_: object) -> None:
             nonlocal left
             left -= 1
             if left:
-                rests.ends()
+                backoffs.branch_ended()
 
         for each in tasks:
             each.add_done_callback(ended)
@@ -84,11 +84,11 @@ class Branches:
         services = context.services
         if services is None or not isinstance(first, Exception):
             return first
-        context.unheard.update(filter(None, map(failures.step_of, errors[1:])))
+        context.undelivered.update(filter(None, map(failures.step_of, errors[1:])))
         described = failures.describe(first)
         result, first = failures.keep(first, services.settings.max_result_bytes)
         context.ended_by.append((self.key, first))
-        context.leave(
+        context.leave_mark(
             StepRecord(
                 key=self.key,
                 task=self._name,
@@ -99,13 +99,13 @@ class Branches:
                 encoding="pickle",
                 result=result,
                 error=described,
-                aside=self._aside,
+                in_error_handler=self._in_error_handler,
             )
         )
         return first
 
 
-async def play_again(branches: Iterable[Coroutine[Any, Any, Any]]) -> None:
+async def rerun_branches(branches: Iterable[Coroutine[Any, Any, Any]]) -> None:
     """Let branches whose common end is a fact do again what they do between their steps.
 
     Each of them ends where nothing more of it is recorded, or, waiting for something else, a
@@ -126,4 +126,4 @@ async def _to_its_end(branch: Coroutine[Any, Any, Any]) -> None:
 def not_facts(context: RunContext, error: BaseException) -> tuple[str, ...]:
     """Return what is to run again after an `error` of the flow, beside the step it names."""
     raised = {id(each) for each in failures.chain(error)}
-    return (*context.unheard, *(key for key, each in context.ended_by if id(each) in raised))
+    return (*context.undelivered, *(key for key, each in context.ended_by if id(each) in raised))

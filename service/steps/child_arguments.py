@@ -23,10 +23,10 @@ from turnout.service.domain.flow import Flow
 from turnout.service.domain.shape import adapter
 
 from .exact import ATOMS, pickled, same
-from .step import Call
+from .step import StepCall
 
 
-def event_for(flow: Flow[..., Any], call: Call) -> Event:
+def event_for(flow: Flow[..., Any], call: StepCall) -> Event:
     """Return an event that fills the flow's parameters as the caller gave them.
 
     Raises `NotKept` for what is not data, and `InvalidData` for what the flow would refuse.
@@ -44,7 +44,7 @@ def event_for(flow: Flow[..., Any], call: Call) -> Event:
     return event if not exact else replace(event, exact=_pickled(exact, call))
 
 
-def _with(event: Event, annotation: Any, value: Any, call: Call) -> Event:
+def _with(event: Event, annotation: Any, value: Any, call: StepCall) -> Event:
     """Return the event with an argument in it, in the form people read."""
     if isinstance(value, Event):
         extensions = dict(event.extensions) | dict(value.extensions)
@@ -59,7 +59,7 @@ def _with(event: Event, annotation: Any, value: Any, call: Call) -> Event:
     return replace(event, body=_json(value, call), datacontenttype="application/json")
 
 
-def _json(value: Any, call: Call) -> bytes:
+def _json(value: Any, call: StepCall) -> bytes:
     from pydantic_core import to_json
 
     try:
@@ -75,7 +75,7 @@ def _json(value: Any, call: Call) -> bytes:
 
 
 def _exact(
-    flow: Flow[..., Any], event: Event, given: Mapping[str, Any], call: Call
+    flow: Flow[..., Any], event: Event, given: Mapping[str, Any], call: StepCall
 ) -> dict[str, Any]:
     """Return the arguments that the event does not give back as they were given.
 
@@ -98,7 +98,7 @@ def _exact(
     return exact
 
 
-def _taken(annotation: Any, value: Any, call: Call) -> Any:
+def _taken(annotation: Any, value: Any, call: StepCall) -> Any:
     """Return an argument as its annotation has it, or has its JSON, as strict models need."""
     try:
         return _declared(annotation, value)
@@ -126,7 +126,7 @@ def _declared(annotation: Any, value: Any) -> Any:
     return checked
 
 
-def _pickled(exact: Mapping[str, Any], call: Call) -> bytes:
+def _pickled(exact: Mapping[str, Any], call: StepCall) -> bytes:
     for name, value in exact.items():
         try:
             pickled(value)

@@ -3,7 +3,7 @@
 Both are recorded in the transaction that stores what they start, so each starts exactly once
 whatever crashes. A run that waits for a child holds no slot, so flows may call each other under
 any limit. A child's event is turnout's own (`turnout.flow.called`), one hop further from the
-origin; its data is the argument of the call. Not here: storing and starting (`intake.calls`).
+origin; its data is the argument of the call. Not here: storing and starting (`intake.run_host`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .branches import Branches
 from .child_arguments import event_for
 from .context import Scope, Suspend, here, suspend, suspend_with, to_await
 from .mapping import MAX_BRANCHES
-from .step import Call, Task, durable
-from .wait import begun, end, outside_of, place, refuse_thread
+from .step import StepCall, Task, durable
+from .wait import begun, end, host_of, refuse_thread, scope_for
 
 EMITTED = "emit"
 """The trigger of events that flows emit."""
@@ -52,7 +52,7 @@ def emit(
     says; another type, subject or data under an id that was used raises `Fail`. Data is JSON;
     raises `NotKept` where that would say less: NaN, a masked secret, an excluded field.
     """
-    scope = place("emit")
+    scope = scope_for("emit")
     texts: dict[str, object] = {"event_type": event_type, "subject": subject, "id": id}
     for name, value in texts.items():
         if not isinstance(value, str | None) or (name == "event_type" and not value):
@@ -60,12 +60,12 @@ def emit(
         foreign.refuse_unstorable(f"emit({name}=…)", value or "")
         secrets.refuse_live(value, f"emit({name}=…)")
     said = (event_type, subject, id) if data is NO_BODY else (event_type, subject, id, data)
-    call = Call(_EMIT, scope, scope.take("emit"), said, {})
+    call = StepCall(_EMIT, scope, scope.next_key("emit"), said, {})
     return to_await(_emit(call, event_type, data, subject, id), "emit")
 
 
 async def _emit(
-    call: Call, event_type: str, data: Any, subject: str | None, event_id: str | None
+    call: StepCall, event_type: str, data: Any, subject: str | None, event_id: str | None
 ) -> str:
     known = call.recorded()
     if known is not None:
@@ -89,18 +89,18 @@ async def _emit(
         specversion="1.0",
     )
     call.begin()
-    outside = outside_of(call)
+    host = host_of(call)
     record = call.succeeded(event.id)
     again = replace(record, result=orjson.dumps({"event": event.id, "duplicate": True}))
     try:
-        await durable(call.context, lambda: outside.emit(call.context.claim, record, again, event))
+        await durable(call.context, lambda: host.emit(call.context.claim, record, again, event))
     except Fail as error:
         await call.keep(call.failed(error))
-        raise call.heard() from None
+        raise call.delivered() from None
     return event.id
 
 
-def _data(call: Call, data: Any) -> bytes:
+def _data(call: StepCall, data: Any) -> bytes:
     limit = call.services.settings.max_result_bytes
     return codec.encode_data(data, max_bytes=limit, name=call)
 
@@ -122,7 +122,7 @@ def call_flow(
     scope = here(flow.name)
     if scope is None:
         return None
-    call = _call_of(flow, scope, scope.take(flow.name), args, kwargs)
+    call = _step_call(flow, scope, scope.next_key(flow.name), args, kwargs)
     return to_await(_call(call, flow), flow.words)
 
 
@@ -164,7 +164,7 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
         for index in left:
             scope = branches.enter(index)
             scopes.append(scope)
-            call = _call_of(flow, scope, scope.path[:-1], (items[index],), {})
+            call = _step_call(flow, scope, scope.path[:-1], (items[index],), {})
             try:
                 results[index] = await _call(call, flow)
             except Suspend:
@@ -185,7 +185,7 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
         for index, value in enumerate(results):
             if value is _NOT_YET:
                 known = claim.recorded[f"{branches.key}[{index}]"]
-                results[index] = _call_of(flow, branches.scope, known.key, (), {}).recall(known)
+                results[index] = _step_call(flow, branches.scope, known.key, (), {}).recall(known)
         return results
     raise branches.failed(errors)
 
@@ -217,8 +217,8 @@ def _what_is_left(
     running, left = [], []
     for index in range(count):
         step = claim.recorded.get(f"{key}[{index}]")
-        if step is not None and context.trail is not None and context.trail.enforced:
-            _call_of(flow, branches.scope, step.key, (items[index],), {}).recorded()
+        if step is not None and context.sequence is not None and context.sequence.enforced:
+            _step_call(flow, branches.scope, step.key, (items[index],), {}).recorded()
         if step is not None and step.state == "waiting" and step.key in claim.unwoken:
             running.append(index)
         elif step is None or step.state != "succeeded":
@@ -229,17 +229,17 @@ def _what_is_left(
 _tasks: WeakKeyDictionary[Flow[..., Any], Task[Any]] = WeakKeyDictionary()
 
 
-def _call_of(
+def _step_call(
     flow: Flow[..., Any], scope: Scope, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Call:
+) -> StepCall:
     task = _tasks.get(flow)
     if task is None:
         task = Task(function=flow.function, name=flow.name, retry=RetryPolicy())
         _tasks[flow] = task
-    return Call(task, scope, key, args, kwargs)
+    return StepCall(task, scope, key, args, kwargs)
 
 
-async def _call(call: Call, flow: Flow[..., Any]) -> Any:
+async def _call(call: StepCall, flow: Flow[..., Any]) -> Any:
     known = call.recorded()
     if known is None:
         await _start(call, flow)
@@ -257,7 +257,7 @@ async def _call(call: Call, flow: Flow[..., Any]) -> Any:
     return await _result(call, known, child)
 
 
-async def _start(call: Call, flow: Flow[..., Any]) -> None:
+async def _start(call: StepCall, flow: Flow[..., Any]) -> None:
     cause = call.context.claim.event
     if cause.hops >= MAX_HOPS:
         raise Fail(f"{call} would be the {MAX_HOPS + 1}th run in a chain: is it a cycle?")
@@ -283,11 +283,11 @@ async def _start(call: Call, flow: Flow[..., Any]) -> None:
     flow.bind(event)  # what the child would refuse is the caller's error
     child = mint_id()
     record = replace(begun(call, {"run": child}, None), origin=child)
-    outside = outside_of(call)
-    await durable(call.context, lambda: outside.start(call.context.claim, record, flow.name, event))
+    host = host_of(call)
+    await durable(call.context, lambda: host.start(call.context.claim, record, flow.name, event))
 
 
-async def _result(call: Call, known: StepRecord, run: ChildEnd | None) -> Any:
+async def _result(call: StepCall, known: StepRecord, run: ChildEnd | None) -> Any:
     if run is None:
         gone = StepFailed("the child run is no longer kept", type="pruned")
         return await end(call, known, error=gone)

@@ -1,14 +1,15 @@
-"""Code that changes under a run is noticed by the sequence of the run's steps.
+"""Changed code: a resumed run whose steps differ from its recorded ones fails as `code_changed`.
 
-A run keeps the version of the code it was made under: the hash of its flow file, or the flow's
-`version=`. While that is the same nothing is compared. Else a resumed run is followed past the
-steps it has recorded: a new step in front of a recorded one, or an end without it, is refused by
-name (decision 19). Not missed are steps that were called while an error was being handled
-(`aside`), since nobody comes to them once the error is mended, and those in the branches of a
-`gather` or `map`, which come to them in their own time or are ended early by one another. A step
-that is recorded for other arguments is refused too: its result would be another one's.
+A run keeps the version of the code it was created with: the hash of its flow file, or the flow's
+`version=`. While the version is the same, nothing is compared. Otherwise the sequence of its steps
+is compared with the recorded one: a new step before a recorded one, or a return without a recorded
+one, is refused by name. Two kinds of step may be missing: those called while an error was being
+handled (`in_error_handler`), since a fixed error no longer leads to them, and those in the branches
+of a `gather` or `map`, which run at their own pace or are ended early by each other. A step
+recorded for other arguments is refused too: its result belongs to another call.
 
-Not here: `patched`, by which an author provides for a change, and changes no sequence shows.
+Not here: `patched`, with which an author allows for a change, and changes that leave the sequence
+of steps as it is.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from turnout.service.domain.errors import CodeChanged
-from turnout.service.journal.records import REGISTERED, Given, StepRecord
+from turnout.service.journal.records import REGISTERED, RecordedArguments, StepRecord
 from turnout.service.telemetry.logs import get_logger
 
-from .given_arguments import UNKNOWN
+from .recorded_arguments import UNKNOWN
 
 log = get_logger("turnout.steps")
 
 PATCHED = "patched"
 """The task of the records that `patched` leaves."""
 
-MARKS = (PATCHED, REGISTERED)
+MARK_TASKS = (PATCHED, REGISTERED)
 """Tasks of records that are not steps: where they stand tells nothing."""
 
 
-class Trail:
+class RecordedSequence:
     """The recorded steps a resumed run has not come to again; `enforced` when the code changed."""
 
     __slots__ = ("_ahead", "_recorded", "_seen", "enforced")
@@ -59,12 +60,12 @@ class Trail:
                 f"`if patched(…)`"
             )
 
-    def compare(self, known: StepRecord, given: Given, line: str | None) -> None:
+    def compare(self, known: StepRecord, given: RecordedArguments, line: str | None) -> None:
         """Raise `CodeChanged` if a step is recorded for another call; with the same code, warn.
 
         There the arguments come from what code does not decide, such as a clock.
         """
-        before = known.given
+        before = known.arguments
         if before is None or before.digest == given.digest or UNKNOWN in (
             before.digest, given.digest
         ):  # fmt: skip
@@ -100,7 +101,7 @@ class Trail:
                 key: None
                 for key, step in self._recorded.items()
                 if key not in self._seen
-                and not (step.aside or step.task in MARKS or key.startswith("~"))
+                and not (step.in_error_handler or step.task in MARK_TASKS or key.startswith("~"))
             }
         return next((key for key in self._ahead if self._is_missed(key, path)), None)
 

@@ -57,7 +57,7 @@ from .context import RunContext, Scope, Suspend
 from .step import Task
 from .undo import Undo, wanted
 
-log = get_logger("turnout.ending")
+log = get_logger("turnout.compensation")
 
 RETRIES = RetryPolicy(
     count=4, delay=timedelta(seconds=1), factor=4, max=timedelta(minutes=1), jitter=True
@@ -88,28 +88,28 @@ async def conclude(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outc
     if FAILED not in claim.recorded and flow.on_failure is None and not _registered(context):
         return outcome
     try:
-        undos, outcome, deaths = await _mark(context, outcome)
+        undos, outcome, deaths = await _record_failure(context, outcome)
         left = await _end_children(context) if undos and claim.waited else None
     except (ClaimLost, JournalBroken):
         raise
     except JournalError as error:
-        _broken(error)
+        _log_broken(error)
         return replace(outcome, undo="failed") if _registered(context) else outcome
     if left:  # what they did came later, so it is undone first
         waits = dict.fromkeys(left, 0)
         return Outcome(state=RunState.WAITING, waits=waits, counts=False)
-    ending = _Ending(context, deaths)
-    outcome = _after_undo(await ending.undo(undos, outcome), ending.undo_failed)
+    compensation = _Compensation(context, deaths)
+    outcome = _after_undo(await compensation.undo(undos, outcome), compensation.undo_failed)
     if flow.on_failure is not None and outcome.state is RunState.FAILED:
-        outcome = await ending.tell(flow.on_failure, outcome)
+        outcome = await compensation.tell(flow.on_failure, outcome)
     return outcome
 
 
 async def _end_children(context: RunContext) -> list[str]:
     services = context.services
-    if services is None or services.outside is None:
+    if services is None or services.host is None:
         return []
-    return await services.outside.end_children(context.claim)
+    return await services.host.end_children(context.claim)
 
 
 def _after_undo(outcome: Outcome, failed: Sequence[str]) -> Outcome:
@@ -125,7 +125,7 @@ def _after_undo(outcome: Outcome, failed: Sequence[str]) -> Outcome:
 # ---------------------------------------------------------------- what is left to do
 
 
-async def _mark(context: RunContext, outcome: Outcome) -> tuple[list[Undo], Outcome, int]:
+async def _record_failure(context: RunContext, outcome: Outcome) -> tuple[list[Undo], Outcome, int]:
     """Record that the run has failed, once.
 
     Returns what is to be undone, how it failed, and under how many steps of the ending the process
@@ -193,7 +193,7 @@ class _Part:
         return f"{self.place}/{self.name}#1"
 
 
-class _Ending:
+class _Compensation:
     """Carries out the steps of an ending, one behind the other; `deaths` are yet to be blamed."""
 
     def __init__(self, context: RunContext, deaths: int) -> None:
@@ -216,7 +216,7 @@ class _Ending:
             except (ClaimLost, JournalBroken):
                 raise
             except JournalError as error:
-                _broken(error)
+                _log_broken(error)
                 broken = True
                 break
             if state != "succeeded":
@@ -238,7 +238,7 @@ class _Ending:
         except (ClaimLost, JournalBroken):
             raise
         except JournalError as broken:
-            _broken(broken)
+            _log_broken(broken)
             return outcome
 
     async def _do(self, part: _Part, outcome: Outcome) -> tuple[str, Outcome]:
@@ -258,8 +258,8 @@ class _Ending:
         return state, outcome
 
 
-def _broken(error: JournalError) -> None:
-    log.error("ending.broken", error=str(error))
+def _log_broken(error: JournalError) -> None:
+    log.error("compensation.broken", error=str(error))
 
 
 def _known(claim: Claim, part: _Part) -> StepRecord | None:
@@ -331,7 +331,7 @@ async def _attend(context: RunContext, part: _Part) -> Literal["succeeded", "fai
     scope = Scope(context, f"{part.place}/")
     try:
         task, args, kwargs = part.prepare()
-        await step.run(step.Call(task, scope, scope.take(task.name), args, kwargs))
+        await step.run(step.StepCall(task, scope, scope.next_key(task.name), args, kwargs))
     except (ClaimLost, JournalError, Suspend):
         raise
     except BaseException as error:
@@ -368,7 +368,7 @@ async def _give_up(context: RunContext, part: _Part, known: StepRecord | None) -
 
 
 def _report(part: _Part, error: str) -> None:
-    log.error("ending.failed", step=f"{part.place}/{part.name}", error=error)
+    log.error("compensation.failed", step=f"{part.place}/{part.name}", error=error)
 
 
 def _died(outcome: Outcome, part: _Part) -> Outcome:

@@ -35,10 +35,10 @@ from turnout.service.pools import Pools, worker
 from turnout.service.telemetry import logs
 
 from . import timeouts
-from .backoff import Rests
-from .code_change import Trail
-from .durable_marks import Marks, fact
-from .unawaited import Called, where
+from .backoff import Backoffs
+from .code_change import RecordedSequence
+from .durable_marks import DurableMarks, mark_record
+from .unawaited import PendingCalls, where
 from .undo import Undo
 
 if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
@@ -82,10 +82,10 @@ class Services:
     now: Callable[[], datetime]
     resources: Resources | None = None
     sleep: Sleep = asyncio.sleep
-    outside: Outside | None = None
+    host: RunHost | None = None
 
 
-class Outside(Protocol):
+class RunHost(Protocol):
     """What a run may ask of the service around it; each answer is durable with the step."""
 
     async def start(self, claim: Claim, step: StepRecord, flow: str, event: Event) -> None:
@@ -136,8 +136,21 @@ class RunContext:
     """The attempt that is running; what `current()` returns."""
 
     __slots__ = (
-        "_log", "_rests", "broken", "called", "claim", "consumed", "ended_by", "flow", "marks",
-        "over", "root", "services", "trail", "undos", "unheard",
+        "_backoffs",
+        "_log",
+        "broken",
+        "claim",
+        "consumed",
+        "durable_marks",
+        "ended_by",
+        "flow",
+        "over",
+        "pending_calls",
+        "root",
+        "sequence",
+        "services",
+        "undelivered",
+        "undos",
     )  # fmt: skip
 
     def __init__(
@@ -149,14 +162,14 @@ class RunContext:
         self.consumed: set[tuple[str, str, str]] | None = None
         self.services = services
         self.broken: BaseException | None = None
-        self.trail: Trail | None = None  # of a run that was resumed
-        self.called: Called | None = None  # made at the first step that is awaited
-        self.marks: Marks | None = None  # made when there is one: few runs leave any
-        self.unheard: set[str] = set()  # steps whose recorded errors did not reach the flow
+        self.sequence: RecordedSequence | None = None  # of a run that was resumed
+        self.pending_calls: PendingCalls | None = None  # made at the first step that is awaited
+        self.durable_marks: DurableMarks | None = None  # made when there is one: few runs leave any
+        self.undelivered: set[str] = set()  # steps whose recorded errors did not reach the flow
         self.ended_by: list[tuple[str, BaseException]] = []  # branches, and the error they raised
         self.over: tuple[str, ...] = ()  # how keys of branches begin whose common end is a fact
         self.undos: dict[str, Undo] = {}  # what this attempt registered, by the place
-        self._rests: Rests | None = None  # made when there are branches, or a step rests
+        self._backoffs: Backoffs | None = None  # made when there are branches, or a step rests
         self._log = logs.RunLog(claim.log_fields)
 
     @property
@@ -205,11 +218,10 @@ class RunContext:
         """Have `function(*args, **kwargs)` called if this run fails for good, the last one first.
 
         Each call is a recorded step with retries of its own (a `@task` brings its policy), made
-        once, never for an attempt that is retried. Call it from the flow, for what is not a task;
-        what a task does is undone by its `undo=`, which cannot come too late. It goes to disk at
-        once and is there before the next step starts (before this returns in a `def` flow, and in
-        a run the process has died under twice in a row); so it is also made where the process
-        keeps dying under the run.
+        once, never for an attempt that is retried. Use it in the flow, for what is not a task:
+        a task has `undo=`, which cannot come too late. The registration is on disk before the next
+        step starts (before this returns in a `def` flow and in an isolated run), so the call is
+        made even if the process keeps dying during the run.
         Raises `NotKept` for what a restart could not find again or is larger than
         `max_result_bytes`, `MisplacedTask` in a step.
         """
@@ -223,7 +235,7 @@ class RunContext:
         place = here("on_undo")
         if place is None or self.services is None:
             return  # outside any run it is checked, no more
-        key = place.take("on_undo")
+        key = place.next_key("on_undo")
         marks = self._register(key, undo, f"on_undo({undo.name})")
         if marks is None:
             return
@@ -244,7 +256,7 @@ class RunContext:
         else:
             self._register(place, undo(), f"the undo of step {key!r}")
 
-    def _register(self, key: str, undo: Undo, what: str) -> Marks | None:
+    def _register(self, key: str, undo: Undo, what: str) -> DurableMarks | None:
         """Keep what would undo something; returns the marks if it is not recorded already."""
         assert self.services is not None  # there are scopes only where steps can be recorded
         limit = self.services.settings.max_result_bytes
@@ -256,22 +268,22 @@ class RunContext:
         self.undos[key] = undo
         if key in self.claim.recorded:
             return None
-        return self.leave(fact(key, REGISTERED, undo.pack(), self.services.now()))
+        return self.leave_mark(mark_record(key, REGISTERED, undo.pack(), self.services.now()))
 
-    def leave(self, mark: StepRecord) -> Marks:
+    def leave_mark(self, mark: StepRecord) -> DurableMarks:
         """Leave a mark behind the steps so far; returns all that are not recorded yet."""
-        if self.marks is None:
+        if self.durable_marks is None:
             assert self.services is not None  # there are scopes only where steps can be recorded
-            self.marks = Marks(self.services.journal, self.claim)
-        self.marks.add(mark)
-        return self.marks
+            self.durable_marks = DurableMarks(self.services.journal, self.claim)
+        self.durable_marks.add(mark)
+        return self.durable_marks
 
     @property
-    def rests(self) -> Rests:
+    def backoffs(self) -> Backoffs:
         """Which branches of the attempt work, and which wait for the next try of a step."""
-        if self._rests is None:
-            self._rests = Rests()
-        return self._rests
+        if self._backoffs is None:
+            self._backoffs = Backoffs()
+        return self._backoffs
 
     @property
     def cancelled(self) -> bool:
@@ -289,7 +301,16 @@ class RunContext:
 class Scope:
     """A place where steps are counted; `step` is set inside a running step."""
 
-    __slots__ = ("_owner", "_token", "called", "context", "counts", "path", "step", "suspended")
+    __slots__ = (
+        "_owner",
+        "_token",
+        "context",
+        "counts",
+        "path",
+        "pending_calls",
+        "step",
+        "suspended",
+    )
 
     def __init__(self, context: RunContext, path: str, *, step: str | None = None) -> None:
         self.context = context
@@ -297,7 +318,7 @@ class Scope:
         self.step = step
         task = pools.caller() if step is None else None
         self._owner = None if task is None else weakref.ref(task)  # which holds this in its context
-        self.called: Called | None = None  # inside a step
+        self.pending_calls: PendingCalls | None = None  # inside a step
         self.counts: dict[str, int] = {}
         self.suspended: Suspend | None = None
 
@@ -315,10 +336,10 @@ class Scope:
 
     def refuse_left(self) -> None:
         """Raise `NotAwaited` for what the step has called and not seen to its end."""
-        if self.called is not None:
-            self.called.refuse_left()
+        if self.pending_calls is not None:
+            self.pending_calls.refuse_left()
 
-    def take(self, name: str) -> str:
+    def next_key(self, name: str) -> str:
         """Return the key of the next call of `name` in this scope."""
         count = self.counts[name] = self.counts.get(name, 0) + 1
         return f"{self.path}{name}#{count}"
@@ -337,7 +358,7 @@ class open_attempt:  # noqa: N801  used like a function, as `inside`
         self._context = context = RunContext(claim, services, flow)
         if claim.recorded:
             changed = claim.code_version not in ("", flow.code_version)
-            context.trail = Trail(claim.recorded, enforced=changed)
+            context.sequence = RecordedSequence(claim.recorded, enforced=changed)
 
     def __enter__(self) -> RunContext:
         global _open_attempts
@@ -418,14 +439,14 @@ def to_await(coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, An
     if scope is None:
         return coroutine
     if scope.step is not None:
-        called = scope.called
+        called = scope.pending_calls
         if called is None:
-            called = scope.called = Called(f"step {scope.step!r}")
+            called = scope.pending_calls = PendingCalls(f"step {scope.step!r}")
         return called.add(coroutine, words)
     context = scope.context
-    if context.called is None:
-        context.called = Called(f"flow {context.claim.flow!r}")
-    return context.called.add(coroutine, words)
+    if context.pending_calls is None:
+        context.pending_calls = PendingCalls(f"flow {context.claim.flow!r}")
+    return context.pending_calls.add(coroutine, words)
 
 
 def suspend(

@@ -1,10 +1,10 @@
-"""A digest of a call's arguments: equal for equal ones, another for any that a task could tell.
+"""Digests of a call's arguments: equal arguments have one digest, arguments that differ another.
 
-Types count, the order of a dict or set does not. What could differ unseen is refused, never
-guessed: `TypeError` or `ValueError` say why. Two rules differ in what they are for. `INPUT` stands
-for the arguments in a key under which results are kept: it takes in everything. `CALL` recognises
-a call of yesterday in today's code: a class may have moved and may have got fields with defaults
-that nobody has set, and a secret is known by its name.
+Types count, the order of a dict or set does not. A value whose differences cannot be seen is
+refused with a `TypeError` or `ValueError`, never guessed. There are two rules. `INPUT`, for the
+keys of cached results, includes everything. `ARGUMENTS`, which recognises an earlier call in
+changed code, ignores where a class is defined and fields left at their default, and identifies a
+secret by its name.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Rule:
 
 
 INPUT = Rule(modules=True, defaults=True, secret_values=True)
-CALL = Rule(modules=False, defaults=False, secret_values=False, most=1000)
+ARGUMENTS = Rule(modules=False, defaults=False, secret_values=False, most=1000)
 
 
 def encoded(value: Any, rule: Rule) -> bytes:

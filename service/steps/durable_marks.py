@@ -18,7 +18,7 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim, StepRecord
 
 
-def fact(key: str, task: str, result: bytes, now: datetime) -> StepRecord:
+def mark_record(key: str, task: str, result: bytes, now: datetime) -> StepRecord:
     """Return the record of what the flow itself has decided."""
     return StepRecord(
         key=key,
@@ -31,7 +31,7 @@ def fact(key: str, task: str, result: bytes, now: datetime) -> StepRecord:
     )
 
 
-class Marks:
+class DurableMarks:
     """The marks of an attempt that are not known to be durable yet."""
 
     __slots__ = ("_claim", "_journal", "_open", "_writing")
@@ -55,8 +55,8 @@ class Marks:
             self._open.pop(key, None)
 
     def begin(self, key: str) -> None:
-        """Record a mark as soon as can be, on the loop only; an isolated run waits for it."""
-        with suppress(TurnoutError):  # `settle` tries again, and tells
+        """Start to record a mark now, on the loop only; an isolated run waits for the disk."""
+        with suppress(TurnoutError):  # `write_all` tries again and raises
             self._write(key)
             if self._claim.isolated:  # the process may end on the next line, as it did before
                 self._journal.flush()
@@ -68,7 +68,7 @@ class Marks:
         if writing is not None:
             await asyncio.wait((writing,))
 
-    async def settle(self) -> None:
+    async def write_all(self) -> None:
         """Return when all marks are durable; raises what any record of a step does."""
         writing = [self._writing.get(key) or self._write(key) for key in self._open]
         if writing:

@@ -30,7 +30,7 @@ from turnout.service.journal.records import StepRecord
 
 _MAX_MESSAGE = 4096
 _MAX_TRACEBACK = 32_768
-_MARK = "__turnout_step__"
+_STEP = "__turnout_step__"
 _OWN_FOLDER = Path(__file__).parent.parent.parent  # flow files are not loaded from in there
 _STANDARD_LIBRARY = Path(traceback.__file__).parent
 
@@ -45,16 +45,16 @@ NAMES: Mapping[type[BaseException], str] = {
 """Error types of turnout's own, as they are written down; others keep their class's name."""
 
 
-def mark(error: BaseException, key: str) -> BaseException:
+def set_step(error: BaseException, key: str) -> BaseException:
     """Note on an error the step it escaped from; returns the error."""
-    BaseException.__setattr__(error, _MARK, key)  # past a frozen dataclass's own refusal
+    BaseException.__setattr__(error, _STEP, key)  # past a frozen dataclass's own refusal
     return error
 
 
 def step_of(error: BaseException) -> str | None:
     """Return the key of the step an error escaped from, also when the flow wrapped it."""
-    marks = (getattr(each, _MARK, None) for each in chain(error))
-    return next((mark for mark in marks if isinstance(mark, str)), None)
+    steps = (getattr(each, _STEP, None) for each in chain(error))
+    return next((step for step in steps if isinstance(step, str)), None)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -164,4 +164,4 @@ def restore(known: StepRecord) -> BaseException:
         recorded = known.error or RunError("Exception", "the step failed")
         error = StepFailed(recorded.message, type=recorded.type)
     step = None if known.error is None else known.error.step
-    return mark(error, step or known.key)
+    return set_step(error, step or known.key)

@@ -12,10 +12,10 @@ from turnout.service import pools
 from turnout.service.domain.errors import FOREIGN, NotKept, as_exception
 
 from .context import inside
-from .step import Call, end, settle, use_cache
+from .step import StepCall, end, use_cache, write_marks
 
 
-def run(call: Call) -> Any:
+def run(call: StepCall) -> Any:
     """Run one step in the flow's own thread; only its record goes over the loop."""
     known = call.recorded()
     if known is not None:
@@ -26,7 +26,7 @@ def run(call: Call) -> Any:
     return _perform(call)
 
 
-def _perform(call: Call) -> Any:
+def _perform(call: StepCall) -> Any:
     """Do the work of a step under its task's policy, and record what it came to."""
     if call.task.undo is not None:
         try:
@@ -34,18 +34,18 @@ def _perform(call: Call) -> Any:
         except NotKept as error:
             call.begin()
             return pools.on_loop(end(call, error))
-    if call.context.marks:
-        pools.on_loop(settle(call.context))
+    if call.context.durable_marks:
+        pools.on_loop(write_marks(call.context))
     while True:
         if call.not_before is not None:
-            pools.on_loop(call.rest())
+            pools.on_loop(call.back_off())
         call.begin()
         try:
-            place = inside(call.scope, call.key)
-            with place:
+            step_scope = inside(call.scope, call.key)
+            with step_scope:
                 value = _work(call)
-            if place.called is not None:
-                pools.on_loop(place.called.see_through())
+            if step_scope.pending_calls is not None:
+                pools.on_loop(step_scope.pending_calls.see_through())
             pools.in_thread()  # raises: what a thread returns that was told to stop is no result
             record = call.succeeded(value)
         except FOREIGN as error:  # a task is the author's code
@@ -59,7 +59,7 @@ def _perform(call: Call) -> Any:
         pools.on_loop(call.keep(call.failed(failure, again_in=delay)))
 
 
-def _work(call: Call) -> Any:
+def _work(call: StepCall) -> Any:
     task = call.task
     if task.pool == "process":
         return pools.on_loop(

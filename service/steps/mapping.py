@@ -11,7 +11,7 @@ from typing import Any
 
 from .branches import Branches
 from .context import Scope, Suspend, here, suspend_with
-from .step import Call, Task, run
+from .step import StepCall, Task, run
 
 MAX_BRANCHES = 10_000
 """Items of one `map`, each of which is a recorded step."""
@@ -38,7 +38,7 @@ async def map_items(
                 continue
             scope = branches.enter(index)
             try:
-                results[index] = await run(Call(task, scope, scope.path[:-1], (item,), {}))
+                results[index] = await run(StepCall(task, scope, scope.path[:-1], (item,), {}))
             except Suspend:  # it waits for its next try; the others go on meanwhile
                 waiting.append(scope)
 

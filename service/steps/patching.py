@@ -10,7 +10,7 @@ from turnout.service.domain.errors import MisplacedTask
 
 from .code_change import PATCHED
 from .context import current, here
-from .durable_marks import fact
+from .durable_marks import mark_record
 
 
 def patched(name: str) -> bool:
@@ -26,11 +26,11 @@ def patched(name: str) -> bool:
             return True
         raise MisplacedTask("patched() is for the flow itself, not for its tasks")
     context = scope.context
-    key = scope.take(f"{PATCHED}:{name}")
+    key = scope.next_key(f"{PATCHED}:{name}")
     if key in context.claim.recorded:
         return True
-    if context.trail is not None and context.trail.missed(scope.path) is not None:
+    if context.sequence is not None and context.sequence.missed(scope.path) is not None:
         return False
     assert context.services is not None  # `here` gives a scope only where steps can be recorded
-    context.leave(fact(key, PATCHED, b"true", context.services.now()))
+    context.leave_mark(mark_record(key, PATCHED, b"true", context.services.now()))
     return True

@@ -39,7 +39,7 @@ from turnout.service.domain.errors import (
 from turnout.service.domain.flow import Pool
 from turnout.service.domain.retry import RetryPolicy, delay_after
 from turnout.service.domain.run import RunError
-from turnout.service.journal.records import Cached, Given, StepRecord
+from turnout.service.journal.records import Cached, RecordedArguments, StepRecord
 
 from . import cache, codec, failures
 from . import undo as undos
@@ -55,7 +55,7 @@ from .context import (
     suspend,
 )
 from .failures import describe
-from .given_arguments import given_of, place_of_call
+from .recorded_arguments import arguments_of, author_line
 
 R = TypeVar("R", covariant=True)
 T = TypeVar("T")
@@ -100,12 +100,28 @@ class Task(Generic[R]):
 # ---------------------------------------------------------------- one step
 
 
-class Call:
+class StepCall:
     """One call of a task at its place in a run: what is recorded of it and what comes next."""
 
-    __slots__ = ("_clock", "_error", "_line", "_started_at", "args", "aside", "context", "done",
-                 "given", "key", "kwargs", "last_error", "not_before", "scope", "services", "task",
-                 "tries")  # fmt: skip
+    __slots__ = (
+        "_clock",
+        "_error",
+        "_line",
+        "_started_at",
+        "args",
+        "arguments",
+        "context",
+        "done",
+        "in_error_handler",
+        "key",
+        "kwargs",
+        "last_error",
+        "not_before",
+        "scope",
+        "services",
+        "task",
+        "tries",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -128,14 +144,14 @@ class Call:
         self.not_before: datetime | None = None
         self.last_error: RunError | None = None
         self.done: StepRecord | None = None
-        self.aside = sys.exc_info()[0] is not None
-        if self.context.called is not None and (args or kwargs):
-            self.context.called.refuse_arguments(self, (*args, *kwargs.values()))
-        self.given: Given | None = None
+        self.in_error_handler = sys.exc_info()[0] is not None
+        if self.context.pending_calls is not None and (args or kwargs):
+            self.context.pending_calls.refuse_arguments(self, (*args, *kwargs.values()))
+        self.arguments: RecordedArguments | None = None
         self._line: str | None = None
-        if self.context.trail is not None:
-            self.context.trail.visit(key)
-            self._line = place_of_call() if key in self.context.claim.recorded else None
+        if self.context.sequence is not None:
+            self.context.sequence.visit(key)
+            self._line = author_line() if key in self.context.claim.recorded else None
 
     def __str__(self) -> str:
         """Return the step in words, for messages."""
@@ -144,13 +160,15 @@ class Call:
     def recorded(self) -> StepRecord | None:
         """Return the fact an earlier attempt left, or None when the task is to run now."""
         known = self.context.claim.recorded.get(self.key)
-        if self.key[0] != "~":  # what ends a run is found by what is undone, not by its place
-            self.given = given_of(self.task.name, self.task.function, self.args, self.kwargs)
+        if self.key[0] != "~":  # compensation steps are found by what they undo
+            self.arguments = arguments_of(
+                self.task.name, self.task.function, self.args, self.kwargs
+            )
         if self.context.over or self.context.claim.released:
             self._stop_if_over(known)
         if known is None:
-            if self.context.trail is not None:
-                self.context.trail.refuse(self.key)
+            if self.context.sequence is not None:
+                self.context.sequence.refuse(self.key)
             return None
         if known.superseded:
             return None
@@ -160,10 +178,10 @@ class Call:
             self.not_before = None if at is None else datetime.fromisoformat(at)
             self.last_error = known.error
             return None
-        if self.context.trail is not None and self.given is not None:
+        if self.context.sequence is not None and self.arguments is not None:
             flow = self.context.flow
             line = self._line or (None if flow is None else f"{flow.file}:{flow.line}")
-            self.context.trail.compare(known, self.given, line)
+            self.context.sequence.compare(known, self.arguments, line)
         return known
 
     def _stop_if_over(self, known: StepRecord | None) -> None:
@@ -186,7 +204,7 @@ class Call:
 
     def register_undo(self, undo: Callable[..., Any]) -> None:
         """Have the step undone if the run fails for good; raises `NotKept`."""
-        given = undos.given(self.task.function, self.args, self.kwargs)
+        given = undos.bound_arguments(self.task.function, self.args, self.kwargs)
         if given is not None:  # else the task cannot be called
             self.context.undo_step(
                 self.key, lambda: undos.Undo.of_step(undo, self.task, self.key, given)
@@ -220,8 +238,8 @@ class Call:
             encoding=encoding,
             result=result,
             error=None if instead_of is None else describe(instead_of),
-            aside=self.aside,
-            given=self.given,
+            in_error_handler=self.in_error_handler,
+            arguments=self.arguments,
         )
 
     async def read(self, hit: Cached) -> Any:
@@ -246,8 +264,8 @@ class Call:
                 result=hit.result,
                 origin=hit.run_id,
                 blob=hit.blob,
-                aside=self.aside,
-                given=self.given,
+                in_error_handler=self.in_error_handler,
+                arguments=self.arguments,
             )
         )
         flow = self.context.claim.flow
@@ -256,9 +274,9 @@ class Call:
     def failed(self, error: Exception, *, again_in: float | None = None) -> StepRecord:
         """Return the record of a try that failed: another one follows, or the step has ended.
 
-        Until it is raised to the flow (`heard`) the end of a step is no fact the flow knows.
+        Until it is raised to the flow (`delivered`) the end of a step is no fact the flow knows.
         """
-        failures.mark(error, self.key)
+        failures.set_step(error, self.key)
         if again_in is not None:
             self._observe("retried")
             self.not_before = self.services.now() + timedelta(seconds=again_in)
@@ -271,11 +289,11 @@ class Call:
                 started_at=self._started_at,
                 result=orjson.dumps({"until": self.not_before.isoformat()}),
                 error=self.last_error,
-                aside=self.aside,
-                given=self.given,
+                in_error_handler=self.in_error_handler,
+                arguments=self.arguments,
             )
         self._observe("failed")
-        self.context.unheard.add(self.key)
+        self.context.undelivered.add(self.key)
         result, self._error = failures.keep(error, self.services.settings.max_result_bytes)
         return StepRecord(
             key=self.key,
@@ -287,16 +305,16 @@ class Call:
             encoding="pickle",
             result=result,
             error=describe(error),
-            aside=self.aside,
-            given=self.given,
+            in_error_handler=self.in_error_handler,
+            arguments=self.arguments,
         )
 
-    def heard(self) -> Exception:
+    def delivered(self) -> Exception:
         """Return the error that was recorded: the flow is told of it now."""
-        self.context.unheard.discard(self.key)
+        self.context.undelivered.discard(self.key)
         return self._error
 
-    async def rest(self) -> None:
+    async def back_off(self) -> None:
         """Wait until the next try may begin, also over a restart.
 
         A long wait, in which nothing of the run works, ends the attempt: it gives its slot back.
@@ -305,7 +323,7 @@ class Call:
             return
         left = (self.not_before - self.services.now()).total_seconds()
         if left > LONGEST_HELD_SECONDS and may_suspend():
-            if not await self.context.rests.rest(left, self.services.sleep):
+            if not await self.context.backoffs.wait(left, self.services.sleep):
                 suspend({}, self.not_before, after=self.last_error or _UNKNOWN)
         elif left > 0:
             await self.services.sleep(left)
@@ -352,8 +370,8 @@ async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
     """Write to the journal, waiting for a full disk; any other failure ends the attempt."""
     while True:
         try:
-            if context.marks:
-                await context.marks.settle()
+            if context.durable_marks:
+                await context.durable_marks.write_all()
             return await write()
         except (JournalFull, Overloaded):
             await asyncio.sleep(_FULL_DISK_WAIT_SECONDS)
@@ -363,22 +381,22 @@ async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
             raise
 
 
-async def settle(context: RunContext) -> None:
+async def write_marks(context: RunContext) -> None:
     """Record what the flow left since its last step: before the next one starts."""
     await durable(context, partial(asyncio.sleep, 0))
 
 
-async def settle_last(context: RunContext) -> None:
+async def write_last_marks(context: RunContext) -> None:
     """Record what the flow left since its last step, though the attempt ends here."""
     try:
-        await settle(context)
+        await write_marks(context)
     except JournalBroken:
         raise
     except JournalError:
         pass  # it decides anew
 
 
-async def run(call: Call) -> Any:
+async def run(call: StepCall) -> Any:
     """Run one step on the loop (its function where it belongs) and return its result."""
     known = call.recorded()
     if known is not None:
@@ -386,7 +404,7 @@ async def run(call: Call) -> Any:
     return await (_perform(call) if call.task.cache is None else use_cache(call, call.task.cache))
 
 
-async def use_cache(call: Call, policy: CachePolicy) -> Any:
+async def use_cache(call: StepCall, policy: CachePolicy) -> Any:
     """Take the result another call with equal input left, or do the work and leave it."""
     journal, task, now = call.services.journal, call.task, call.services.now
     tenant = call.context.claim.event.tenant
@@ -419,7 +437,7 @@ async def use_cache(call: Call, policy: CachePolicy) -> Any:
         return value
 
 
-async def _perform(call: Call) -> Any:
+async def _perform(call: StepCall) -> Any:
     """Do the work of a step under its task's policy, and record what it came to."""
     task, pools = call.task, call.services.pools
     if task.undo is not None:
@@ -428,16 +446,16 @@ async def _perform(call: Call) -> Any:
         except NotKept as error:
             call.begin()
             return await end(call, error)
-    if call.context.marks:
-        await settle(call.context)
+    if call.context.durable_marks:
+        await write_marks(call.context)
     while True:
         if call.not_before is not None:
-            await call.rest()
+            await call.back_off()
         call.begin()
-        place = inside(call.scope, call.key)
+        step_scope = inside(call.scope, call.key)
         pools.steps += 1
         try:
-            with place:
+            with step_scope:
                 value = await pools.call(
                     task.function,
                     call.args,
@@ -445,9 +463,9 @@ async def _perform(call: Call) -> Any:
                     pool=task.pool,
                     timeout_seconds=task.timeout_seconds,
                     name=task.words,
-                    lane="step",
+                    group="step",
                 )
-            place.refuse_left()
+            step_scope.refuse_left()
             record = call.succeeded(value)
         except FOREIGN as error:  # a task is the author's code
             failure = as_exception(error)
@@ -457,17 +475,17 @@ async def _perform(call: Call) -> Any:
             return value
         finally:
             pools.steps -= 1
-            if place.called is not None and place.called.is_left:
-                await place.called.end(patiently=False)
+            if step_scope.pending_calls is not None and step_scope.pending_calls.is_left:
+                await step_scope.pending_calls.end(patiently=False)
         if delay is None:
             return await end(call, failure)
         await call.keep(call.failed(failure, again_in=delay))
 
 
-async def end(call: Call, failure: Exception) -> Any:
+async def end(call: StepCall, failure: Exception) -> Any:
     """End a step that has no try left: with its task's fallback if there is one, else raise."""
     if call.task.fallback is not NO_FALLBACK and not is_final(failure):
-        failures.mark(failure, call.key)
+        failures.set_step(failure, call.key)
         try:
             value = await _fallback(call, failure)
             record = call.succeeded(value, instead_of=failure)
@@ -478,10 +496,10 @@ async def end(call: Call, failure: Exception) -> Any:
             await call.keep(record)
             return value
     await call.keep(call.failed(failure))
-    raise call.heard()
+    raise call.delivered()
 
 
-async def _fallback(call: Call, failure: Exception) -> Any:
+async def _fallback(call: StepCall, failure: Exception) -> Any:
     task = call.task
     if not callable(task.fallback):
         return task.fallback
@@ -492,5 +510,5 @@ async def _fallback(call: Call, failure: Exception) -> Any:
             {},
             timeout_seconds=task.timeout_seconds,
             name=f"the fallback of task {task.name!r}",
-            lane="step",
+            group="step",
         )

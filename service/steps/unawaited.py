@@ -39,7 +39,7 @@ def _authors(frame: FrameType) -> FrameType:
     return frame
 
 
-class _Call(NamedTuple):
+class _Pending(NamedTuple):
     """One call: what it returned, and where in the author's code it is."""
 
     coroutine: Any  # a coroutine, whose attributes no abstract type tells of
@@ -58,14 +58,14 @@ class _Call(NamedTuple):
         return inspect.getcoroutinestate(self.coroutine) != inspect.CORO_CREATED
 
 
-class Called:
+class PendingCalls:
     """The calls a piece of the author's code was answered with something to await."""
 
     __slots__ = ("_calls", "_most", "_words")
 
     def __init__(self, words: str) -> None:
         self._words = words
-        # What `_Call` is made of: there is one for each step, and hardly ever one to tell of.
+        # What `_Pending` is made of: there is one for each step, and hardly ever one to tell of.
         self._calls: list[tuple[Any, str, CodeType, int]] = []
         self._most = _FEW
 
@@ -85,8 +85,8 @@ class Called:
         """Whether anything that was called has not ended."""
         return any(each[0].cr_frame is not None for each in self._calls)
 
-    def _left(self) -> list[_Call]:
-        return [_Call(*each) for each in self._calls if each[0].cr_frame is not None]
+    def _left(self) -> list[_Pending]:
+        return [_Pending(*each) for each in self._calls if each[0].cr_frame is not None]
 
     def refuse_arguments(self, step: object, given: Iterable[Any]) -> None:
         """Raise `NotAwaited` if `step` is given a call itself where its result is meant."""
@@ -95,7 +95,7 @@ class Called:
                 for each in self._calls:
                     if each[0] is value:
                         raise NotAwaited(
-                            f"{step} is given {_Call(*each)} itself, not its result: write "
+                            f"{step} is given {_Pending(*each)} itself, not its result: write "
                             f"`await` before the inner call too"
                         )
 
@@ -149,13 +149,13 @@ def _is_cancelled(owner: asyncio.Task[Any] | None) -> bool:
     return owner is not None and owner.cancelling() > 0
 
 
-def _listed(calls: list[_Call]) -> str:
+def _listed(calls: list[_Pending]) -> str:
     named = ", ".join(map(str, calls[:_NAMED]))
     more = len(calls) - _NAMED
     return named if more <= 0 else f"{named} and {more} more"
 
 
-def _owners(calls: Iterable[_Call]) -> dict[int, asyncio.Task[Any]]:
+def _owners(calls: Iterable[_Pending]) -> dict[int, asyncio.Task[Any]]:
     """Return the asyncio tasks in which calls run, or would, by the id of the coroutine."""
     wanted = {id(each.coroutine) for each in calls}
     found: dict[int, asyncio.Task[Any]] = {}

@@ -122,7 +122,7 @@ def wanted(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Sequence[
     return [name for name in _OF_STEP if name in takes and name not in kwargs]
 
 
-def given(
+def bound_arguments(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
     """Return the arguments of a call by name, defaults included; None if it cannot be made."""

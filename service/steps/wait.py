@@ -31,8 +31,8 @@ from turnout.service.domain.units import parse_duration
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord
 
-from .context import Outside, Scope, here, suspend, to_await
-from .step import Call, Task, durable
+from .context import RunHost, Scope, here, suspend, to_await
+from .step import StepCall, Task, durable
 from .unawaited import where
 
 Match = Mapping[str, object] | Callable[[Event], bool]
@@ -44,7 +44,7 @@ _PAGE = 200
 # ---------------------------------------------------------------- what all waits share
 
 
-def place(name: str) -> Scope:
+def scope_for(name: str) -> Scope:
     """Return the scope a wait is counted in; raises `MisplacedTask` where there is none."""
     scope = here(name)
     if scope is None:
@@ -64,15 +64,15 @@ def refuse_thread(name: str) -> None:
         )
 
 
-def outside_of(call: Call) -> Outside:
+def host_of(call: StepCall) -> RunHost:
     """Return the service around the run; raises `MisplacedTask` when there is none."""
-    outside = call.services.outside
-    if outside is None:
+    host = call.services.host
+    if host is None:
         raise MisplacedTask(f"{call.task.name}() needs a running service around the run")
-    return outside
+    return host
 
 
-def begun(call: Call, what: Mapping[str, Any], length: timedelta | None) -> StepRecord:
+def begun(call: StepCall, what: Mapping[str, Any], length: timedelta | None) -> StepRecord:
     """Return the record of a wait that begins now; `what` is shown to people."""
     now = call.services.now()
     note = dict(what)
@@ -85,8 +85,8 @@ def begun(call: Call, what: Mapping[str, Any], length: timedelta | None) -> Step
         tries=1,
         started_at=now,
         result=orjson.dumps(note),
-        aside=call.aside,
-        given=call.given,
+        in_error_handler=call.in_error_handler,
+        arguments=call.arguments,
     )
 
 
@@ -97,7 +97,7 @@ def until(known: StepRecord) -> datetime | None:
 
 
 async def end(
-    call: Call,
+    call: StepCall,
     known: StepRecord,
     *,
     value: Any = None,
@@ -110,11 +110,11 @@ async def end(
     await record(call, ended)
     call.context.claim.recorded[call.key] = ended  # an approval may be awaited again
     if error is not None:
-        raise call.heard()
+        raise call.delivered()
     return value
 
 
-async def record(call: Call, step: StepRecord, opening: Opening | None = None) -> None:
+async def record(call: StepCall, step: StepRecord, opening: Opening | None = None) -> None:
     """Record a wait with what it opens; without `opening` it is closed."""
     services, claim = call.services, call.context.claim
     await durable(
@@ -123,7 +123,7 @@ async def record(call: Call, step: StepRecord, opening: Opening | None = None) -
     )
 
 
-async def wait_on(call: Call, known: StepRecord, *, seen: int = 0) -> Any:
+async def wait_on(call: StepCall, known: StepRecord, *, seen: int = 0) -> Any:
     """Go on waiting, unless the wait is over without what was waited for.
 
     `seen` is the last event that was looked at in vain.
@@ -150,10 +150,12 @@ def sleep(duration: str | timedelta) -> Coroutine[object, None, None]:
     if scope is None:
         return asyncio.sleep(length.total_seconds())
     refuse_thread("sleep")
-    return to_await(_sleep(Call(_SLEEP, scope, scope.take("sleep"), (), {}), length), "sleep")
+    return to_await(
+        _sleep(StepCall(_SLEEP, scope, scope.next_key("sleep"), (), {}), length), "sleep"
+    )
 
 
-async def _sleep(call: Call, length: timedelta) -> None:
+async def _sleep(call: StepCall, length: timedelta) -> None:
     known = call.recorded()
     if known is None:
         known = begun(call, {}, length)
@@ -203,7 +205,7 @@ def wait_for(
     data) only the runs it is for are woken, with `match=lambda event: …` all that wait for the
     trigger are. Raises `TimeoutError` after `timeout`.
     """
-    scope = place("wait_for")
+    scope = scope_for("wait_for")
     flow = scope.context.flow
     if flow is None or trigger not in flow.awaits:
         raise Fail(
@@ -213,7 +215,7 @@ def wait_for(
     if match is not None and not isinstance(match, Mapping) and not _is_question(match):
         raise TypeError(f'wait_for(match={match!r}): write {{"field": value}}, or a `def`')
     fields = dict(match) if isinstance(match, Mapping) else None
-    call = Call(_WAIT_FOR, scope, scope.take("wait_for"), (trigger.name, fields), {})
+    call = StepCall(_WAIT_FOR, scope, scope.next_key("wait_for"), (trigger.name, fields), {})
     length = None if timeout is None else parse_duration(timeout)
     return to_await(_wait_for(call, trigger.name, match, length), "wait_for")
 
@@ -222,7 +224,9 @@ def _is_question(match: object) -> bool:
     return callable(match) and not inspect.iscoroutinefunction(match)
 
 
-async def _wait_for(call: Call, name: str, match: Match | None, length: timedelta | None) -> Event:
+async def _wait_for(
+    call: StepCall, name: str, match: Match | None, length: timedelta | None
+) -> Event:
     known = call.recorded()
     if known is not None and known.state != "waiting":
         event: Event = call.recall(known)
@@ -238,7 +242,7 @@ async def _wait_for(call: Call, name: str, match: Match | None, length: timedelt
     if known is None or not rows:
         what = {"event": name, "match": fields} if fields else {"event": name}
         known = known or begun(call, what, length)
-        outside_of(call).watch(shape)
+        host_of(call).watch(shape)
         topic = event_topic(name, fields)
         await record(call, known, Opening(topic=topic, shape=shape, since=claim.event_seq + 1))
     else:
@@ -254,7 +258,7 @@ async def _wait_for(call: Call, name: str, match: Match | None, length: timedelt
 
 
 async def _find(
-    call: Call, name: str, match: Callable[[Event], bool] | Mapping[str, str], after: int
+    call: StepCall, name: str, match: Callable[[Event], bool] | Mapping[str, str], after: int
 ) -> tuple[Event | None, int]:
     """Return the first event behind `after` that no other wait of the run took, and how far."""
     taken = _taken(call)
@@ -276,14 +280,14 @@ async def _find(
             return None, after
 
 
-def _taken(call: Call) -> set[tuple[str, str, str]]:
+def _taken(call: StepCall) -> set[tuple[str, str, str]]:
     """Return the events other waits of this run were given, by what makes them the same event."""
     context = call.context
     if context.consumed is None:
         context.consumed = set()
         for known in context.claim.recorded.values():
             if known.task == _WAIT_FOR.name and known.state == "succeeded":
-                event = Call(_WAIT_FOR, call.scope, known.key, (), {}).recall(known)
+                event = StepCall(_WAIT_FOR, call.scope, known.key, (), {}).recall(known)
                 context.consumed.add((event.trigger, event.source, event.id))
     return context.consumed
 

@@ -122,7 +122,12 @@ async def turnout(
     emit = process.emitter(ByHand("bench", "bench"), lambda _event: (made,))
     if pruning:
         upkeep = Maintenance(
-            journal, process.effects, settings, metrics, now=utc_now, clock=WallClock(utc_now)
+            journal,
+            process.after_run_actions,
+            settings,
+            metrics,
+            now=utc_now,
+            clock=WallClock(utc_now),
         )
         stack.callback(tasks.create_task(_prune(upkeep)).cancel)
 

@@ -21,7 +21,7 @@ class Tidy:
 
     name: str = "tidy"
     kind: str = "tidy"
-    has_effect: bool = True
+    acts_after_runs: bool = True
     calls: list[str] = field(default_factory=list, compare=False)
 
     def check(self) -> None: ...
@@ -57,7 +57,7 @@ async def test_an_effect_follows_the_last_run_and_knows_how_it_ended(tmp_path: P
             return [one.event.path for one in stored] == [Path("/done/a")] * 2
 
         await eventually(both)
-        assert await service.process.effects.sweep() == 0
+        assert await service.process.after_run_actions.sweep() == 0
         told = [(good.id, None), (bad.id, "second: ValueError: bad")]
         assert sorted(ended) == sorted(told)
 
@@ -78,5 +78,5 @@ async def test_an_effect_that_fails_is_carried_out_by_a_later_sweep(tmp_path: Pa
         assert not ended
     async with running(tmp_path, [first]) as service:
         service.process.emitters["tidy"] = service.process.emitter(Tidy(), lambda _event: (first,))
-        assert await service.process.effects.sweep() == 1
+        assert await service.process.after_run_actions.sweep() == 1
         assert len(ended) == 1

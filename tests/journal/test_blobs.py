@@ -76,7 +76,8 @@ def files(service: Service) -> list[Path]:
 async def upkeep(service: Service) -> None:
     process = service.process
     await Maintenance(
-        process.journal, process.effects, process.settings, process.metrics, now=service.clock.now,
+        process.journal, process.after_run_actions, process.settings, process.metrics,
+        now=service.clock.now,
         clock=WallClock(service.clock.now, elapsed=lambda: service.clock.now().timestamp()),
     ).run_once()  # fmt: skip
 

@@ -29,7 +29,8 @@ async def test_finished_runs_are_pruned_by_age_and_failed_ones_kept_longer(tmp_p
     async with running(tmp_path, [work], now=lambda: at[0]) as service:
         process = service.process
         maintenance = Maintenance(
-            process.journal, process.effects, process.settings, process.metrics, now=process.now,
+            process.journal, process.after_run_actions, process.settings, process.metrics,
+            now=process.now,
             clock=WallClock(process.now, elapsed=lambda: process.now().timestamp()),
         )  # fmt: skip
         for data in ("good", "bad"):
@@ -78,7 +79,8 @@ async def test_what_an_unfinished_run_may_come_to_wait_for_is_kept(
     async with running(tmp_path, flows, now=lambda: at[0]) as service:
         process = service.process
         maintenance = Maintenance(
-            process.journal, process.effects, process.settings, process.metrics, now=process.now,
+            process.journal, process.after_run_actions, process.settings, process.metrics,
+            now=process.now,
             clock=WallClock(process.now, elapsed=lambda: process.now().timestamp()),
         )  # fmt: skip
         service.emitter.flows = lambda _event: (waits_late,)

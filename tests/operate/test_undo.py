@@ -1,6 +1,6 @@
 """What an operator sees of an undo that fails, and what a cancel does to a run that did something.
 
-`test_ending.py` has the ending itself, attempt by attempt.
+`test_compensation.py` has the compensation itself, attempt by attempt.
 """
 
 from __future__ import annotations

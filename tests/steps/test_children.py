@@ -332,7 +332,7 @@ async def test_a_wide_map_costs_each_child_the_same(
     """A map is woken for every few children; what it reads again must not grow with the others."""
     global width
     looked_at: list[str] = []
-    read, call = rows.step_from, children._call_of
+    read, call = rows.step_from, children._step_call
 
     def counted_read(row: Any) -> Any:
         looked_at.append("read")
@@ -343,7 +343,7 @@ async def test_a_wide_map_costs_each_child_the_same(
         return call(*args)
 
     monkeypatch.setattr(apply, "step_from", counted_read)
-    monkeypatch.setattr(children, "_call_of", counted_call)
+    monkeypatch.setattr(children, "_step_call", counted_call)
     costs = []
     for width in (200, 800):
         looked_at.clear()

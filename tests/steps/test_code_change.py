@@ -29,8 +29,8 @@ from turnout import (
 from turnout.service.domain.errors import MisplacedTask
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.units import utc_now
-from turnout.service.journal.records import Filter, Given
-from turnout.service.steps.given_arguments import given_of
+from turnout.service.journal.records import Filter, RecordedArguments
+from turnout.service.steps.recorded_arguments import arguments_of
 from turnout.testing import run as run_flow
 
 done: list[str] = []
@@ -482,10 +482,10 @@ async def test_a_model_may_get_a_field_with_a_default(tmp_path: Path) -> None:
         return create_model("Order", name=(str, ...), **more)
 
     first, second = version(), version(note=(str, ""))
-    assert given_of("f", price.function, (first(name="a"),), {}) == given_of(
+    assert arguments_of("f", price.function, (first(name="a"),), {}) == arguments_of(
         "f", price.function, (second(name="a"),), {}
     )
-    assert given_of("f", price.function, (first(name="a"),), {}) != given_of(
+    assert arguments_of("f", price.function, (first(name="a"),), {}) != arguments_of(
         "f", price.function, (second(name="a", note="b"),), {}
     )
 
@@ -551,7 +551,7 @@ async def test_a_step_that_runs_again_may_have_other_arguments(tmp_path: Path) -
     async with attempts(tmp_path) as run:
         outcome = await over_an_edit(run, old, new)
         assert outcome.state is RunState.SUCCEEDED, outcome.error
-        assert (await run.steps())["do#1"].given == given_of("do", do.function, ("b",), {})
+        assert (await run.steps())["do#1"].arguments == arguments_of("do", do.function, ("b",), {})
 
 
 async def test_steps_of_an_earlier_version_of_turnout_are_not_compared(tmp_path: Path) -> None:
@@ -565,7 +565,7 @@ async def test_steps_of_an_earlier_version_of_turnout_are_not_compared(tmp_path:
         await run.reclaim()
         assert run.claim is not None
         for step in run.claim.recorded.values():
-            step.given = None
+            step.arguments = None
         outcome = await run.execute(edition("new", new))
         assert outcome.state is RunState.WAITING, outcome.error
 
@@ -573,5 +573,5 @@ async def test_steps_of_an_earlier_version_of_turnout_are_not_compared(tmp_path:
 def test_no_secret_is_among_what_is_recorded_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIVEN_TOKEN", "value-for-a-given-call")
     value = secret("GIVEN_TOKEN").reveal()
-    given = given_of("price", price.function, (f"Bearer {value}",), {"currency": value})
-    assert given == Given("?", "price('Bearer ********', '********')")
+    given = arguments_of("price", price.function, (f"Bearer {value}",), {"currency": value})
+    assert given == RecordedArguments("?", "price('Bearer ********', '********')")

@@ -466,7 +466,8 @@ def test_a_hook_nothing_could_fill_is_refused_at_its_flow() -> None:
     def needs(error: RunError, receipt: str) -> None: ...
 
     for hook in (needs, "tell"):
-        with pytest.raises(SetupError, match=r"test_ending.py:\d+: flow 'never': on_failure="):
+        refused = r"test_compensation.py:\d+: flow 'never': on_failure="
+        with pytest.raises(SetupError, match=refused):
 
             @flow(on_failure=hook)  # type: ignore[arg-type]  # what is under test
             async def never() -> None: ...

@@ -30,9 +30,9 @@ from turnout.service.journal.records import (
     Decision,
     Entry,
     Filter,
-    Given,
     NewRun,
     Opening,
+    RecordedArguments,
     StepRecord,
     run_topic,
 )
@@ -535,7 +535,7 @@ class JournalContract:
 
     async def test_steps_are_kept_over_attempts(self, tmp_path: Path) -> None:
         kept = step("charge#1", finished_at=at(1), result=b"\x80\x04", encoding="pickle", tries=2)
-        kept = replace(kept, given=Given("0123456789abcdef", "charge('a')"))
+        kept = replace(kept, arguments=RecordedArguments("0123456789abcdef", "charge('a')"))
         caught = step("ship#1", "failed", error=RunError("ValueError", "no", traceback="t"))
         escaped = step("note#1", "failed", error=RunError("OSError", "no"))
         async with self.open(tmp_path) as journal:

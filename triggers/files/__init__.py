@@ -181,7 +181,7 @@ class FilesTrigger:
     # ---- ending
 
     @property
-    def has_effect(self) -> bool:
+    def acts_after_runs(self) -> bool:
         """Whether a file is moved or deleted when its runs have ended."""
         return self.then is not None or self.on_failure is not None
 

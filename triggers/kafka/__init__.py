@@ -164,7 +164,7 @@ class KafkaTrigger:
             data=self.data,
             null=self.null,
             max_record=self.max_record,
-            keeps_headers=self.has_effect,
+            keeps_headers=self.acts_after_runs,
         )
 
     # ------------------------------------------------------------ an operator's seek
@@ -180,7 +180,7 @@ class KafkaTrigger:
     # ------------------------------------------------------------ the dead letter topic
 
     @property
-    def has_effect(self) -> bool:
+    def acts_after_runs(self) -> bool:
         """Whether failed records go to a dead letter topic."""
         return self.dead_letter_topic is not None
 

@@ -34,7 +34,7 @@ from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.operate.maintenance import INTERVAL_SECONDS, Maintenance
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
-from turnout.service.steps.code_change import MARKS
+from turnout.service.steps.code_change import MARK_TASKS
 from turnout.service.telemetry.metrics import Metrics
 
 from .clock import START, Clock
@@ -224,7 +224,7 @@ class Service:
             return False
         begun = self.journal.counts()[0].get("running", 0) == len(dispatcher.running)
         stuck = self._queued() and not dispatcher.running
-        busy = awake or self._awake() or self.process.effects.at_work
+        busy = awake or self._awake() or self.process.after_run_actions.at_work
         return not (busy or self._death.struck or stuck) and begun
 
     def _awake(self) -> bool:
@@ -293,7 +293,8 @@ class Service:
                 )  # fmt: skip
                 self.journal = journal
                 self._maintenance = Maintenance(
-                    journal, self.process.effects, self._settings, metrics, now=self.clock.now,
+                    journal, self.process.after_run_actions, self._settings, metrics,
+                    now=self.clock.now,
                     clock=WallClock(self.clock.now, elapsed=lambda: self.clock.now().timestamp()),
                 )  # fmt: skip
                 try:
@@ -365,7 +366,7 @@ class _Death:
         """Whether the process is dying; raises `ClaimLost` in a dead one."""
         if self.buried:
             raise ClaimLost("the process has died")
-        if step is None or step.task in MARKS:
+        if step is None or step.task in MARK_TASKS:
             return self.struck
         if step.state in ("succeeded", "failed") and self.after:
             self.after -= 1

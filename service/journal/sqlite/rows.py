@@ -24,8 +24,8 @@ from turnout.service.journal.records import (
     UNDO_STEPS,
     Attempt,
     Decision,
-    Given,
     Queued,
+    RecordedArguments,
     StepRecord,
     StoredEvent,
 )
@@ -306,9 +306,9 @@ def step_values(step: StepRecord) -> tuple[Any, ...]:
         int(step.superseded),
         step.origin,
         step.blob,
-        int(step.aside),
-        None if step.given is None else step.given.digest,
-        None if step.given is None else storable(step.given.words),
+        int(step.in_error_handler),
+        None if step.arguments is None else step.arguments.digest,
+        None if step.arguments is None else storable(step.arguments.words),
     )
 
 
@@ -327,8 +327,8 @@ def step_from(row: Sequence[Any]) -> StepRecord:
         superseded=bool(row[9]),
         origin=row[10],
         blob=row[11],
-        aside=bool(row[12]),
-        given=None if row[13] is None else Given(row[13], row[14]),
+        in_error_handler=bool(row[12]),
+        arguments=None if row[13] is None else RecordedArguments(row[13], row[14]),
     )
 
 

@@ -24,8 +24,8 @@ from .awaited import Awaited
 from .router import Routed, route
 
 
-class Calls:
-    """Implements `context.Outside`."""
+class ServiceHost:
+    """Implements `context.RunHost`."""
 
     def __init__(
         self,
@@ -75,13 +75,13 @@ class Calls:
             await self._stored(claim, step, routed, opening)
 
     async def emit(self, claim: Claim, step: StepRecord, again: StepRecord, event: Event) -> None:
-        """Store an event and start the flows that listen for its type; see `context.Outside`."""
+        """Store an event and start the flows that listen for its type; see `context.RunHost`."""
         routed = route(event, self._project().by_type.get(event.type, ()))
-        self._awaited.mark(routed.entry)
+        self._awaited.add_topics(routed.entry)
         await self._stored(claim, step, routed, None, again)
 
     async def end_children(self, claim: Claim) -> list[str]:
-        """Cancel the children a run waits for that goes no further; see `context.Outside`."""
+        """Cancel the children a run waits for that goes no further; see `context.RunHost`."""
         cancelled, left = await self._journal.end_children(claim, now=self._now())
         for run in cancelled:
             self._dispatcher.cancel(run)

@@ -16,9 +16,9 @@ from typing import Any
 
 from turnout.service.domain.errors import FOREIGN
 from turnout.service.governance import secrets
-from turnout.service.journal.records import Given
+from turnout.service.journal.records import RecordedArguments
 
-from .digest import CALL, encoded
+from .digest import ARGUMENTS, encoded
 
 UNKNOWN = "?"
 """The digest of arguments that have none."""
@@ -29,20 +29,20 @@ _OWN_FOLDER = f"{Path(__file__).parent.parent.parent}/"
 _STANDARD_LIBRARY = f"{Path(os.__file__).parent}/"
 
 
-def given_of(
+def arguments_of(
     name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Given:
+) -> RecordedArguments:
     """Write down what `name` is called with; how the arguments are written does not matter."""
     placed, named = _placed(function, args, kwargs) if kwargs else (args, {})
     try:
-        data = encoded([[*placed], named], CALL)
+        data = encoded([[*placed], named], ARGUMENTS)
     except FOREIGN:  # there is no telling, or an author's object does not let one look
         data = None
     if data is None or secrets.find_live(data) is not None:
         digest = UNKNOWN  # on disk, a digest would help to guess a secret
     else:
         digest = blake2b(data, digest_size=8).hexdigest()
-    return Given(digest, _words(name, placed, named))
+    return RecordedArguments(digest, _words(name, placed, named))
 
 
 def _placed(
@@ -77,7 +77,7 @@ def _shown(value: Any) -> str:
     return f"{kind.__name__}(…)"
 
 
-def place_of_call() -> str | None:
+def author_line() -> str | None:
     """Return `FILE:LINE` of the author's code that is calling, None where turnout calls itself."""
     frame = sys._getframe(1)
     while frame is not None:
