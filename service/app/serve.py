@@ -31,7 +31,7 @@ from turnout.service.governance.links import Links, load_or_make_key
 from turnout.service.governance.tokens import load_or_make_token
 from turnout.service.http.ingest import Ingest, check_exposure, unlock
 from turnout.service.http.server.server import Server, listen
-from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
+from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.operate.maintenance import Maintenance
 from turnout.service.project.loader import load, loading
 from turnout.service.settings import Settings
@@ -84,7 +84,7 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
 
 async def _live(
     process: Process,
-    journal: SqliteJournal,
+    journal: OpenJournal,
     sock: socket.socket,
     flow_paths: Sequence[Path],
     tasks: asyncio.TaskGroup,
@@ -156,7 +156,7 @@ async def _live(
 
 
 def _watch(
-    process: Process, journal: SqliteJournal, tasks: asyncio.TaskGroup
+    process: Process, journal: OpenJournal, tasks: asyncio.TaskGroup
 ) -> list[asyncio.Task[None]]:
     clock = WallClock(process.now)
     return [
@@ -258,13 +258,13 @@ def _end_by_callback(
     tasks.create_task(fail())
 
 
-async def _end_when_broken(journal: SqliteJournal) -> None:
+async def _end_when_broken(journal: OpenJournal) -> None:
     # At once, not by an exception: that would wait for runs, and a thread may never return.
     await journal.broken.wait()
     _end_broken(journal.writable or "the journal's disk failed")
 
 
-async def _end_if_lost(journal: SqliteJournal) -> None:
+async def _end_if_lost(journal: OpenJournal) -> None:
     """Tell of files that were lost since the last look: nothing would, once the service is gone."""
     lost = await journal.look_at_files()
     if lost is not None:

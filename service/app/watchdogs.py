@@ -20,7 +20,7 @@ from typing import NoReturn
 from turnout.service.domain.clock import WallClock
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.units import format_duration
-from turnout.service.journal.sqlite.journal import SqliteJournal
+from turnout.service.journal.open import OpenJournal
 from turnout.service.settings import Settings
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.streams import real_stderr
@@ -36,7 +36,7 @@ _PROCESSORS = 4
 _LONGEST_TIMER = 10.0**8
 
 
-async def watch_files(journal: SqliteJournal) -> None:
+async def watch_files(journal: OpenJournal) -> None:
     """Give the journal up when its files are removed, replaced or cut off while it is open.
 
     What is written from then on would be gone after the next start.
@@ -49,7 +49,7 @@ async def watch_files(journal: SqliteJournal) -> None:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-async def watch_disk(journal: SqliteJournal) -> None:
+async def watch_disk(journal: OpenJournal) -> None:
     """Say when the disk is full, and notice within a second or two that it has room again.
 
     Also when nobody writes: a service taken out of rotation for `/readyz` 503 would never be asked

@@ -175,7 +175,7 @@ async def open_operator(
 ) -> AsyncIterator[Operator]:
     """Open an operator on the journal, under its lock, while no service is running."""
     from turnout.service.domain.units import utc_now
-    from turnout.service.journal.sqlite.journal import open_journal
+    from turnout.service.journal.open import open_journal
     from turnout.service.operate.operator import Operator
     from turnout.service.project import Project
     from turnout.service.telemetry.metrics import Metrics

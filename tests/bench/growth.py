@@ -21,9 +21,9 @@ import uvloop
 from turnout.service.domain.event import mint_id
 from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
+from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Entry, NewRun
 from turnout.service.journal.sqlite.connection import open_for_writing
-from turnout.service.journal.sqlite.journal import open_journal
 from turnout.service.telemetry.metrics import Metrics
 
 from . import flows

@@ -21,9 +21,9 @@ import uvloop
 
 from turnout.service.domain.event import mint_id
 from turnout.service.domain.run import Outcome, RunState
+from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.journal.records import Claim, Entry, NewRun
 from turnout.service.journal.sqlite.connection import open_for_writing
-from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.telemetry.metrics import Metrics
 
 from .load import BODY
@@ -32,7 +32,7 @@ from .pipelines import new_event
 from .report import Table
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
-Work: TypeAlias = Callable[[SqliteJournal, Entry], Awaitable[None]]
+Work: TypeAlias = Callable[[OpenJournal, Entry], Awaitable[None]]
 OUTCOME = Outcome(state=RunState.SUCCEEDED, result=b"null")
 CALLERS = (1, 64, 512, 4096)
 
@@ -79,11 +79,11 @@ def entry() -> Entry:
     return Entry(event=new_event(), runs=[run])
 
 
-async def append(journal: SqliteJournal, ready: Entry) -> None:
+async def append(journal: OpenJournal, ready: Entry) -> None:
     await journal.append([ready], now=NOW)
 
 
-async def append_and_record(journal: SqliteJournal, ready: Entry) -> None:
+async def append_and_record(journal: OpenJournal, ready: Entry) -> None:
     appended = (await journal.append([ready], now=NOW))[0]
     run = ready.runs[0]
     claim = Claim(

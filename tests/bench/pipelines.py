@@ -28,8 +28,8 @@ from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Journal
+from turnout.service.journal.open import open_journal
 from turnout.service.journal.sqlite.connection import open_for_writing
-from turnout.service.journal.sqlite.journal import open_journal
 from turnout.service.operate.maintenance import Maintenance
 from turnout.service.project import Project
 from turnout.service.settings import Settings

@@ -29,8 +29,8 @@ from turnout.service.cli import main, writing_all
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import Outcome, RunError, RunState, Undo
 from turnout.service.domain.units import utc_now
+from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.journal.records import REGISTERED, Decision, Entry, NewRun, StepRecord
-from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.telemetry.metrics import Metrics
 
 R = TypeVar("R")
@@ -62,7 +62,7 @@ class Terminal:
         """Run a command with --json; returns its documents."""
         return [json.loads(line) for line in self.type(*words, "--json", code=code).splitlines()]
 
-    def journal(self, work: Callable[[SqliteJournal], Awaitable[R]]) -> R:
+    def journal(self, work: Callable[[OpenJournal], Awaitable[R]]) -> R:
         """Do something to the journal as a service would have."""
 
         async def act() -> R:
@@ -95,7 +95,7 @@ class Terminal:
         """Store a run that failed after one recorded step, and could perhaps not be undone."""
         run_id = self.append(flow=flow)
 
-        async def work(journal: SqliteJournal) -> None:
+        async def work(journal: OpenJournal) -> None:
             run = await journal.run(run_id)
             assert run is not None
             claim = (await journal.claim([run.seq], now=utc_now()))[0]

@@ -19,8 +19,8 @@ from turnout.service.app.process import ByHand
 from turnout.service.domain.errors import Refused, StepFailed
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
+from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Filter
-from turnout.service.journal.sqlite.journal import open_journal
 from turnout.service.project import Project
 from turnout.service.telemetry.metrics import Metrics
 

@@ -25,9 +25,9 @@ from turnout.service.governance.links import Links
 from turnout.service.http.clients import Proxies
 from turnout.service.http.rest import create_rest
 from turnout.service.intake.emitter import TriggerEmitter
+from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.journal.records import Claim, Decision, Entry, Filter, NewRun, StepRecord
 from turnout.service.journal.sqlite import reader
-from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.operate import documents
 from turnout.service.operate.operator import Operator
 from turnout.service.pools import Pools
@@ -50,7 +50,7 @@ PROJECT = Project.of([Flow(function=bill, name="bill", file=__file__, line=30)])
 class Desk:
     """A journal at rest with the API in front of it."""
 
-    journal: SqliteJournal
+    journal: OpenJournal
     operator: Operator
     settings: Settings
     project: Project = PROJECT

@@ -22,8 +22,8 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
+from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.journal.records import Entry
-from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.telemetry.metrics import Metrics
 
 ATTRIBUTES = {
@@ -123,7 +123,7 @@ def _rewrite(folder: Path, digest: bytes) -> None:
 
 
 @asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[SqliteJournal]:
+async def opened(folder: Path) -> AsyncIterator[OpenJournal]:
     journal = await open_journal(
         folder, metrics=Metrics(), max_unfinished_runs=100, min_free_bytes=0
     )

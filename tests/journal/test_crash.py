@@ -23,8 +23,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.support.journal_contract import NOW, claim_of, make_event, make_run, step
 from turnout.service.domain.errors import ClaimLost, Refused
 from turnout.service.domain.run import TRANSITIONS, UNFINISHED, Outcome, RunError, RunState
+from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import FAILED, Appended, Claim, Entry, Filter, StepRecord
-from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
+from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.telemetry.metrics import Metrics
 
 S = RunState

@@ -41,6 +41,7 @@ from turnout.service.domain.errors import (
 )
 from turnout.service.domain.run import RunState
 from turnout.service.journal.contract import Journal
+from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Claim, Entry, Filter
 from turnout.service.journal.sqlite import rescue, retention
 from turnout.service.journal.sqlite.append import Intake
@@ -49,7 +50,7 @@ from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.journal.sqlite.counters import RunCounters
 from turnout.service.journal.sqlite.disk_space import DiskSpace
 from turnout.service.journal.sqlite.jobs import CallJob, ClaimJob
-from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
+from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.journal.sqlite.lock import Holder, read_lock
 from turnout.service.journal.sqlite.reader import SqliteReader, open_reader
 from turnout.service.journal.sqlite.resume_cache import ResumeCache

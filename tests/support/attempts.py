@@ -17,8 +17,8 @@ from turnout.service.domain.event import NO_BODY, Event
 from turnout.service.domain.resource import Resources
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.units import utc_now
+from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.journal.records import Claim, Entry, NewRun, StepRecord
-from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.pools import Pools
 from turnout.service.settings import Settings
 from turnout.service.steps.context import Sleep
@@ -37,7 +37,7 @@ def an_event(data: Any = None, **attributes: Any) -> Event:
 class Attempts:
     """Runs attempts of one run, the way the service would."""
 
-    journal: SqliteJournal
+    journal: OpenJournal
     pools: Pools
     resources: Resources
     metrics: Metrics

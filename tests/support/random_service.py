@@ -29,8 +29,8 @@ from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.domain.units import utc_now
+from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Filter
-from turnout.service.journal.sqlite.journal import open_journal
 from turnout.service.project import Project
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Metrics

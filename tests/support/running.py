@@ -18,8 +18,8 @@ from turnout.service.domain.run import FINISHED, Run
 from turnout.service.domain.trigger import Receipt
 from turnout.service.domain.units import utc_now
 from turnout.service.intake.emitter import TriggerEmitter
+from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Filter
-from turnout.service.journal.sqlite.journal import open_journal
 from turnout.service.project import Project
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Metrics

@@ -29,8 +29,8 @@ from turnout.service.domain.errors import (
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import ReadTrigger, Receipt, Seek
 from turnout.service.journal.contract import Journal
+from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Appended, Entry
-from turnout.service.journal.sqlite.journal import open_journal
 from turnout.service.telemetry.metrics import Metrics
 from turnout.triggers.timers import Due, Missed, Timer, at, cron, decide, every
 

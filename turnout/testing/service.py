@@ -29,8 +29,8 @@ from turnout.service.domain.run import FINISHED, RunError, RunState, Undo
 from turnout.service.domain.units import parse_duration
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Journal
+from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.journal.records import Claim, StepRecord
-from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.operate.maintenance import INTERVAL_SECONDS, Maintenance
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
@@ -377,7 +377,7 @@ class _Death:
 class _Mortal:
     """A journal that can be written until death."""
 
-    def __init__(self, journal: SqliteJournal, death: _Death) -> None:
+    def __init__(self, journal: OpenJournal, death: _Death) -> None:
         self._journal = journal
         self._death = death
 
