@@ -21,7 +21,7 @@ from .showing import error_line, undo_words
 
 if TYPE_CHECKING:
     from turnout.service.domain.run import Run
-    from turnout.service.journal.contract import Reader
+    from turnout.service.journal.contract import JournalReader
     from turnout.service.journal.records import Filter, StoredEvent
     from turnout.service.settings import Settings
 
@@ -190,7 +190,7 @@ async def _reasons(settings: Settings, event_id: str) -> list[dict[str, Any]]:
         ]
 
 
-async def _runs_of(reader: Reader, stored: StoredEvent) -> list[dict[str, Any]]:
+async def _runs_of(reader: JournalReader, stored: StoredEvent) -> list[dict[str, Any]]:
     read = [await reader.run(run_id) for run_id in stored.runs]
     return [run.as_dict() for run in read if run is not None]
 

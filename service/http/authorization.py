@@ -17,7 +17,7 @@ from turnout.service.governance.guesses import Guesses
 from turnout.service.governance.links import Links
 from turnout.service.governance.tokens import is_token
 from turnout.service.intake.emitter import TriggerEmitter
-from turnout.service.journal.contract import Reader
+from turnout.service.journal.contract import JournalReader
 from turnout.service.operate.operator import Operator
 from turnout.service.pools import Pools
 from turnout.service.project import Project
@@ -39,7 +39,7 @@ class Served(Protocol):
         """The project served now; a reload replaces it."""
 
     @property
-    def journal(self) -> Reader:
+    def journal(self) -> JournalReader:
         """Where everything that happened is read."""
 
     @property

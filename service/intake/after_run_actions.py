@@ -65,7 +65,7 @@ class AfterRunActions:
     async def sweep(self) -> int:
         """Carry out every effect that is due and not recorded; returns how many were."""
         done = after = 0
-        while batch := await self._journal.effects(after, BATCH):
+        while batch := await self._journal.due_actions(after, BATCH):
             for event_seq, event, failure in batch:
                 after = event_seq
                 if event_seq not in self._asked:
@@ -78,7 +78,7 @@ class AfterRunActions:
             return False  # the trigger is gone from the project: kept, in case it comes back
         try:
             changed = await emitter.trigger.ended(event, failure, emitter)
-            await self._journal.record_effect(event_seq, changed)
+            await self._journal.record_action(event_seq, changed)
         except JournalBroken:
             raise
         except (JournalFull, TooEarly, Overloaded):  # no room, paused, or the service is stopping

@@ -42,7 +42,7 @@ class Routed:
 def route(event: Event, flows: Sequence[AnyFlow], *, effect: bool = False) -> Routed:
     """Ask every flow about the event; each one ends as a run, a dead letter or a decision."""
     decisions: list[Decision] = []
-    routed = Routed(Entry(event=event, decisions=decisions, effect=effect))
+    routed = Routed(Entry(event=event, decisions=decisions, after_run_action=effect))
     if event.hops > MAX_HOPS:
         decisions.append(Decision("", "cycle", f"the event is {event.hops} hops from its origin"))
         return routed

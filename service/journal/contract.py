@@ -22,7 +22,7 @@ from turnout.service.domain.trigger import Backlog
 
 from .records import (
     Appended,
-    Attempt,
+    AttemptRecord,
     Cached,
     ChildEnd,
     Claim,
@@ -39,7 +39,7 @@ from .records import (
 )
 
 
-class Reader(Protocol):
+class JournalReader(Protocol):
     """Reading, which never waits for a writer and works with the service down."""
 
     async def run(self, run_id: str) -> Run | None:
@@ -76,7 +76,7 @@ class Reader(Protocol):
     async def is_used(self, link: bytes) -> bool:
         """Return whether the link of an approval, by its digest, was used."""
 
-    async def attempts(self, run_seq: int) -> list[Attempt]:
+    async def attempts(self, run_seq: int) -> list[AttemptRecord]:
         """Return what is kept of a run's attempts, in order."""
 
     async def waits(self, run_seq: int, key: str | None = None) -> list[Wait]:
@@ -113,7 +113,7 @@ class Reader(Protocol):
         """Release files."""
 
 
-class Journal(Reader, Protocol):
+class Journal(JournalReader, Protocol):
     """The one writer of a data folder."""
 
     # ---- an event's way in
@@ -266,13 +266,13 @@ class Journal(Reader, Protocol):
 
     # ---- an event's end
 
-    async def effects(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
+    async def due_actions(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
         """Return (event_seq, event, why a run failed) of ended events whose effect is due.
 
         Why is None when all runs succeeded, or skipped; else the first that did not, in words.
         """
 
-    async def record_effect(self, event_seq: int, event: Event | None) -> None:
+    async def record_action(self, event_seq: int, event: Event | None) -> None:
         """Mark an event's effect as done, storing the event's new extensions if given."""
 
     async def event_ended(self, event_seq: int) -> tuple[Event, str | None] | None:

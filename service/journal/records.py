@@ -51,14 +51,14 @@ class Decision:
 class Entry:
     """One event with what the router made of it; `append` writes it whole or not at all.
 
-    `effect` asks for the event to be listed by `effects()` once all its runs have ended.
+    `after_run_action` asks for the event to be listed by `due_actions()` once all its runs have ended.
     `awaited` is the name runs wait for such events under, `topics` what wakes those that do.
     """
 
     event: Event
     runs: list[NewRun] = field(default_factory=list)
     decisions: Sequence[Decision] = ()
-    effect: bool = False
+    after_run_action: bool = False
     awaited: str | None = None
     topics: Sequence[str] = ()
 
@@ -284,7 +284,7 @@ class Queued:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class AttemptRecord:
     """The history of one attempt; kept for attempts that failed or wrote log lines.
 
     `log` is JSON Lines, as captured.

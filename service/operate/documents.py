@@ -21,8 +21,8 @@ from turnout.service.domain.payload import read_json
 from turnout.service.domain.run import RunError
 from turnout.service.domain.trigger import Receipt, SeekPlan, Trigger
 from turnout.service.domain.units import format_duration
-from turnout.service.journal.contract import Reader
-from turnout.service.journal.records import Attempt, StepRecord, StoredEvent
+from turnout.service.journal.contract import JournalReader
+from turnout.service.journal.records import AttemptRecord, StepRecord, StoredEvent
 from turnout.service.project import AnyFlow
 
 SHOWN_STEPS_BYTES = 4 * 2**20
@@ -74,7 +74,7 @@ def _payload(event: Event) -> dict[str, Any]:
     return {"data": data}
 
 
-async def post_mortem(reader: Reader, run_id: str) -> dict[str, Any]:
+async def post_mortem(reader: JournalReader, run_id: str) -> dict[str, Any]:
     """Return a run with everything the journal keeps of it; raises `NotFound`.
 
     `waits_for` is for a live service to say: what a running run waits for, in words.
@@ -131,7 +131,7 @@ def _step(step: StepRecord) -> dict[str, Any]:
     }
 
 
-def _attempt(attempt: Attempt) -> dict[str, Any]:
+def _attempt(attempt: AttemptRecord) -> dict[str, Any]:
     lines = [] if attempt.log is None else attempt.log.splitlines()
     return {
         "attempt": attempt.attempt,

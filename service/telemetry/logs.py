@@ -43,7 +43,7 @@ _NAMES = {number: name for name, number in _LEVELS.items()}
 _SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _BARE = re.compile(r"[\w.:/@+-]+")
 
-Record = dict[str, Any]
+Fields = dict[str, Any]
 
 
 class RunLog:
@@ -51,7 +51,7 @@ class RunLog:
 
     __slots__ = ("_bytes", "_lines", "dropped", "fields", "partial")
 
-    def __init__(self, fields: Callable[[], Record]) -> None:
+    def __init__(self, fields: Callable[[], Fields]) -> None:
         self.fields = fields  # asked for by a record: most runs write none
         self.partial = ""
         self.dropped = 0
@@ -99,7 +99,7 @@ class Logger:
 
     __slots__ = ("_fields",)
 
-    def __init__(self, fields: Record) -> None:
+    def __init__(self, fields: Fields) -> None:
         self._fields = fields
 
     def bind(self, **fields: object) -> Logger:
@@ -150,14 +150,14 @@ class _Sink:
         self.forward: Callable[[bytes], None] | None = None
         self.adopts = False
 
-    def write(self, level: str, message: str, fields: Record) -> None:
+    def write(self, level: str, message: str, fields: Fields) -> None:
         record = _record(self.now(), level, message, fields)
         if self.forward is not None:
             self.forward(_json(record))
         else:
             self.emit(record)
 
-    def emit(self, record: Record) -> None:
+    def emit(self, record: Fields) -> None:
         run = running.get()
         for ask in _steps if run is not None else ():
             if (step := ask()) is not None:
@@ -172,7 +172,7 @@ class _Sink:
         if run is not None:
             run.keep(_json(record))
 
-    def _line(self, record: Record, context: Record, stream: TextIO) -> str:
+    def _line(self, record: Fields, context: Fields, stream: TextIO) -> str:
         readable = self.format == "console" or (self.format == "auto" and stream.isatty())
         if readable:
             return _readable(record, context)
@@ -258,7 +258,7 @@ class _StandardHandler(logging.Handler):
             message = record.getMessage()
         except (TypeError, ValueError):  # arguments that do not fit the format
             message = f"{record.msg} {record.args}"
-        fields: Record = {"logger": record.name}
+        fields: Fields = {"logger": record.name}
         if record.exc_info and record.exc_info[1] is not None:
             fields["exc_info"] = record.exc_info[1]
         level = max((number for number in _NAMES if number <= record.levelno), default=10)
@@ -333,8 +333,8 @@ def _raw(stream: TextIO) -> TextIO:
 # ---------------------------------------------------------------- what a record looks like
 
 
-def _record(at: datetime, level: str, message: str, fields: Record) -> Record:
-    record: Record = {
+def _record(at: datetime, level: str, message: str, fields: Fields) -> Fields:
+    record: Fields = {
         "at": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "level": level,
         "message": message,
@@ -358,7 +358,7 @@ def _headline(error: BaseException) -> str:
     return f"{text} (at {frames[-1].filename}:{frames[-1].lineno})" if frames else text
 
 
-def _json(record: Record) -> bytes:
+def _json(record: Fields) -> bytes:
     """Return a record as one line of JSON; whatever a field holds, it gets in as text at least."""
     options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
     try:
@@ -369,7 +369,7 @@ def _json(record: Record) -> bytes:
     return _escape_line(line)
 
 
-def _clean(record: Record) -> Record:
+def _clean(record: Fields) -> Fields:
     """Cut and mask the text of a record's fields; what is nested is masked after encoding."""
     return {
         name: _cut(secrets.mask(value)) if isinstance(value, str) else value
@@ -384,7 +384,7 @@ def _escape_line(line: bytes) -> bytes:
     return (IN_LINE.sub(as_json, text) + "\n").encode()
 
 
-def _readable(record: Record, context: Record) -> str:
+def _readable(record: Fields, context: Fields) -> str:
     """Return a record as a line for people: time, level, message, fields, then whose run it is."""
     shown = [
         f"{name}={_shown(value)}"

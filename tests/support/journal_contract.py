@@ -19,7 +19,7 @@ import pytest
 from turnout.service.domain.errors import ClaimLost, NotFound, Overloaded, Refused
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import FINISHED, UNFINISHED, Outcome, RunError, RunState
-from turnout.service.journal.contract import Journal, Reader
+from turnout.service.journal.contract import Journal, JournalReader
 from turnout.service.journal.records import (
     FAILED,
     REGISTERED,
@@ -95,7 +95,7 @@ async def claim_all(journal: Journal, seqs: Sequence[int]) -> list[Claim]:
     return await journal.claim(seqs, now=at(2))
 
 
-async def expect_run(journal: Reader, run_id: str) -> Any:
+async def expect_run(journal: JournalReader, run_id: str) -> Any:
     run = await journal.run(run_id)
     assert run is not None, f"run {run_id} is gone"
     return run
@@ -701,22 +701,22 @@ class JournalContract:
         async with self.open(tmp_path) as journal:
             entry = Entry(
                 event=make_event(), runs=[make_run("a", S.RUNNING), make_run("b", S.RUNNING)],
-                effect=True,
+                after_run_action=True,
             )  # fmt: skip
             await start(journal)
             appended = (await journal.append([entry], now=NOW))[0]
             first, second = claim_of(entry, appended), claim_of(entry, appended, 1)
             await finish(journal, first, ended())
             assert await journal.event_ended(appended.event_seq) is None
-            assert await journal.effects(0, 9) == []
+            assert await journal.due_actions(0, 9) == []
             await finish(journal, second, ended(S.FAILED, error=RunError("Busy", "not now")))
             failure = "b: Busy: not now"
             assert await journal.event_ended(appended.event_seq) == (entry.event, failure)
-            assert await journal.effects(0, 9) == [(appended.event_seq, entry.event, failure)]
-            assert await journal.effects(appended.event_seq, 9) == []
+            assert await journal.due_actions(0, 9) == [(appended.event_seq, entry.event, failure)]
+            assert await journal.due_actions(appended.event_seq, 9) == []
             moved = replace(entry.event, extensions={"fileurl": "file:///done/a"})
-            await journal.record_effect(appended.event_seq, moved)
-            assert await journal.effects(0, 9) == []
+            await journal.record_action(appended.event_seq, moved)
+            assert await journal.due_actions(0, 9) == []
             assert await journal.event_ended(appended.event_seq) is None
             assert (await journal.event(moved.id))[0].event == moved
 
@@ -989,11 +989,13 @@ class JournalContract:
 
     async def test_an_event_whose_effect_is_due_is_kept(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            entry = Entry(event=make_event(), runs=[make_run(state=S.RUNNING)], effect=True)
+            entry = Entry(
+                event=make_event(), runs=[make_run(state=S.RUNNING)], after_run_action=True
+            )
             claim = claim_of(entry, (await journal.append([entry], now=NOW))[0])
             await finish(journal, claim, ended())
             assert await self.prune(journal, finished_before=at(9)) == 0
-            await journal.record_effect(claim.event_seq, None)
+            await journal.record_action(claim.event_seq, None)
             assert await self.prune(journal, finished_before=at(9)) == 2
 
     # ---------------------------------------------------------------- health

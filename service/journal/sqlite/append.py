@@ -89,7 +89,7 @@ class Intake:
             wake(self._connection, topics, at, event_seq=seq)
         for job, entry, appended in rows.repeated:
             if not appended.runs:
-                appended.runs = self._birth_runs(appended.event_seq)
+                appended.runs = self._first_runs(appended.event_seq)
             self._add_decisions(appended.event_seq, job.verdicts(entry, appended.conflict))
         for job in jobs:
             if job.positions and job.error is None:
@@ -117,13 +117,13 @@ class Intake:
         rows.events.extend(columns)
         if entry.topics:
             rows.awaited.append((job.at, seq, entry.topics))
-        born = self.birth(rows.runs, entry.runs, seq, job.at, counters)
+        run_ids = self.add_runs(rows.runs, entry.runs, seq, job.at, counters)
         if identity is not None:
             rows.dedupe.extend((seq, *identity, job.at))
-            rows.known[identity[0]] = (seq, identity[1], born)
-        return Appended(event_seq=seq, event=entry.event.id, runs=born)
+            rows.known[identity[0]] = (seq, identity[1], run_ids)
+        return Appended(event_seq=seq, event=entry.event.id, runs=run_ids)
 
-    def birth(
+    def add_runs(
         self,
         values: list[Any],
         runs: Iterable[NewRun],
@@ -154,7 +154,7 @@ class Intake:
         return tuple(ids)
 
     def insert_runs(self, values: list[Any]) -> None:
-        """Insert the rows that `birth` made."""
+        """Insert the rows that `add_runs` made."""
         _RUNS.run(self._connection, values)
 
     def _known(self, jobs: Sequence[AppendJob]) -> dict[bytes, _First]:
@@ -195,7 +195,7 @@ class Intake:
             (event_seq, items, _DECISIONS_KEPT),
         )
 
-    def _birth_runs(self, event_seq: int) -> tuple[str, ...]:
+    def _first_runs(self, event_seq: int) -> tuple[str, ...]:
         found = self._connection.execute(
             "SELECT id FROM runs WHERE event_seq = ? AND replay = 0 ORDER BY seq", (event_seq,)
         )

@@ -213,7 +213,7 @@ class Batch:
     def record_with(
         self,
         step: StepJob,
-        births: AppendJob | None,
+        caused: AppendJob | None,
         opening: Opening | None,
         counters: RunCounters,
         *,
@@ -230,7 +230,7 @@ class Batch:
             waits.closed(self._connection, claim.run_seq, key)
         else:
             waits.opened(self._connection, claim.run_seq, key, opening)
-        appended = self._born(births, counters)
+        appended = self._append_caused(caused, counters)
         if again is not None and any(one.duplicate or one.conflict for one in appended):
             self._connection.execute(
                 "DELETE FROM steps WHERE run_seq = ? AND key = ?", (claim.run_seq, key)
@@ -239,13 +239,13 @@ class Batch:
                 self._record_steps([again])
         return appended
 
-    def _born(self, births: AppendJob | None, counters: RunCounters) -> list[Appended]:
-        if births is None:
+    def _append_caused(self, caused: AppendJob | None, counters: RunCounters) -> list[Appended]:
+        if caused is None:
             return []
-        self._intake.append([births], counters)
-        if births.error is not None:
-            raise births.error
-        appended: list[Appended] = births.result
+        self._intake.append([caused], counters)
+        if caused.error is not None:
+            raise caused.error
+        appended: list[Appended] = caused.result
         return appended
 
     def _check_claim(self, claim: Claim) -> None:
@@ -260,9 +260,9 @@ class Batch:
         """Make runs running; what they need to start is read in the same transaction."""
         at = jobs[0].at
         claims = self._claim_untouched(jobs, at, counters)
-        wanted = [seq for job in jobs for seq in job.seqs if seq not in claims]
-        if wanted:
-            claims |= self._claim_read(wanted, at, counters)
+        unread = [seq for job in jobs for seq in job.seqs if seq not in claims]
+        if unread:
+            claims |= self._claim_read(unread, at, counters)
         for job in jobs:
             job.result = [claims[seq] for seq in job.seqs if seq in claims]
 

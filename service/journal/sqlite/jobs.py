@@ -179,7 +179,7 @@ def _event_values(entry: Entry, at: int, now: datetime) -> tuple[Any, ...]:
         pack_decisions(entry.decisions, now),
         1 if event.minted else None,
         None if entry.runs else 1 if entry.awaited is None else 2,
-        0 if entry.effect else None,
+        0 if entry.after_run_action else None,
         entry.awaited,
     )
 

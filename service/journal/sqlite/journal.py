@@ -253,10 +253,10 @@ class SqliteJournal(SqliteReader):
             for one in (step, again)
         )
         assert recorded is not None
-        births = append_job(entries, now) if entries else None
+        caused = append_job(entries, now) if entries else None
         appended: list[Appended] = await self._call(
             lambda connection, counters: self._batch.record_with(
-                recorded, births, opening, counters, again=repeated
+                recorded, caused, opening, counters, again=repeated
             )
         )
         return appended
@@ -336,7 +336,7 @@ class SqliteJournal(SqliteReader):
 
     # ---------------------------------------------------------------- an event's end
 
-    async def record_effect(self, event_seq: int, event: Event | None) -> None:
+    async def record_action(self, event_seq: int, event: Event | None) -> None:
         """Mark an event's effect as done, storing the event's new extensions if given."""
         details = None if event is None else pack_details(event)
 

@@ -280,7 +280,7 @@ def replay(
     for run in runs:
         run.replay = found
     values: list[object] = []
-    ids = intake.birth(values, runs, event_seq, micros(now), counters)
+    ids = intake.add_runs(values, runs, event_seq, micros(now), counters)
     intake.insert_runs(values)
     connection.execute("UPDATE events SET unmatched = NULL WHERE seq = ?", (event_seq,))
     return list(ids)

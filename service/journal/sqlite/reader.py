@@ -23,7 +23,7 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import (
     REGISTERED,
-    Attempt,
+    AttemptRecord,
     Cached,
     ChildEnd,
     Filter,
@@ -89,7 +89,7 @@ async def open_reader(folder: Path) -> SqliteReader:
 
 
 class SqliteReader:
-    """Implements `Reader`, and the reads of `Journal` that start the dispatcher's work."""
+    """Implements `JournalReader`, and the reads of `Journal` that start the dispatcher's work."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -184,7 +184,7 @@ class SqliteReader:
 
         return await self.read(query)
 
-    async def attempts(self, run_seq: int) -> list[Attempt]:
+    async def attempts(self, run_seq: int) -> list[AttemptRecord]:
         """Return what is kept of a run's attempts, in order; those before a retry come first."""
         return await self.read(
             lambda connection: [
@@ -371,7 +371,7 @@ class SqliteReader:
         rows = await self.read(lambda connection: read_all(connection, text, (known,)))
         return {flow: count for flow, count in rows}  # noqa: C416  pairs come as lists
 
-    async def effects(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
+    async def due_actions(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
         """Return (event_seq, event, why a run failed) of ended events whose effect is due."""
         return await self.read(
             lambda connection: [
@@ -478,6 +478,6 @@ def _stored_events(
         [*values, limit],
     )
     return [
-        stored_event_from(row, accepted_at, orjson.loads(runs), [born, *orjson.loads(later)])
-        for *row, accepted_at, born, runs, later in rows
+        stored_event_from(row, accepted_at, orjson.loads(runs), [first, *orjson.loads(later)])
+        for *row, accepted_at, first, runs, later in rows
     ]

@@ -22,7 +22,7 @@ from turnout.service.journal.records import (
     FAILED,
     REGISTERED,
     UNDO_STEPS,
-    Attempt,
+    AttemptRecord,
     Decision,
     Queued,
     RecordedArguments,
@@ -332,9 +332,9 @@ def step_from(row: Sequence[Any]) -> StepRecord:
     )
 
 
-def attempt_from(row: Sequence[Any]) -> Attempt:
+def attempt_from(row: Sequence[Any]) -> AttemptRecord:
     """Return the attempt of a row (attempt, started, finished, state, error, log)."""
-    return Attempt(
+    return AttemptRecord(
         attempt=row[0],
         started_at=instant(row[1]),
         finished_at=instant_or_none(row[2]),

@@ -145,7 +145,7 @@ async def test_an_event_an_operator_fired_is_no_record(tmp_path: Path, kafka: Br
         await ended(process, 1)
 
         async def settled() -> bool:
-            return not await process.process.journal.effects(0, 10)
+            return not await process.process.journal.due_actions(0, 10)
 
         await eventually(settled)
     assert await kafka.ends(letters) == {0: 0}
