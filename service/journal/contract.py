@@ -2,10 +2,11 @@
 
 Every write returns only after commit and fsync. A write about a run carries the run's claim
 token; a stale token changes nothing and raises `ClaimLost`. Writes that arrive together share a
-commit and are applied in the order they were called; one bad write fails its caller only. The
-suite `tests/support/journal_contract.py` is written against this page, not against SQLite.
+commit and are applied in the order they were called; a bad write fails only its caller. The suite
+`tests/support/journal_contract.py` tests these promises, not SQLite.
 
-Not here: what to write (the router and the executor decide) and when to run (the dispatcher).
+Not here: what is written (the router and the executor decide) and when a run starts (the
+dispatcher).
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from .records import (
 
 
 class JournalReader(Protocol):
-    """Reading, which never waits for a writer and works with the service down."""
+    """Reads of the journal: they never wait for a writer, and work while the service is down."""
 
     async def run(self, run_id: str) -> Run | None:
-        """Return one run by its id, or by a prefix of at least 8 characters that fits only one."""
+        """Return one run by its id, or by 8 or more first characters that no other id has."""
 
     async def child(self, run_id: str) -> ChildEnd | None:
-        """Return how a called run stands, or ended; None when it is no longer kept."""
+        """Return the state and result of a child run; None when it has been pruned."""
 
     async def runs(self, which: Filter) -> list[Run]:
         """Return matching runs, newest first, without results of more than 4 KiB."""
@@ -54,7 +55,7 @@ class JournalReader(Protocol):
     async def event(self, event_id: str, *, source: str | None = None) -> list[StoredEvent]:
         """Return the events with this id, newest first: several when sources share it.
 
-        Only the newest, as many as there is room for in memory; `source` chooses among them.
+        Older ones are left out past a bound on memory; `source` selects among them.
         """
 
     async def event_of(self, run_seq: int) -> StoredEvent | None:
@@ -63,38 +64,38 @@ class JournalReader(Protocol):
     async def events(self, which: Filter) -> list[StoredEvent]:
         """Return matching events, newest first; `flow` and `state` select by their runs.
 
-        What an event carries (its body, headers, parameters, extensions) is left out.
+        Bodies, headers, parameters and extensions are left out.
         """
 
     async def steps(self, run_seq: int, *, at_most_bytes: int | None = None) -> list[StepRecord]:
         """Return a run's steps in the order they were first recorded, superseded ones too.
 
-        What is kept for undoing them is no step and left out. With `at_most_bytes`, results past
-        so many bytes together are left out.
+        Records of what would undo a step are left out. With `at_most_bytes`, results are left out
+        once those before them come to so many bytes.
         """
 
     async def is_used(self, link: bytes) -> bool:
-        """Return whether the link of an approval, by its digest, was used."""
+        """Return whether the approval link with this digest was used."""
 
     async def attempts(self, run_seq: int) -> list[AttemptRecord]:
-        """Return what is kept of a run's attempts, in order."""
+        """Return the recorded attempts of a run, in order."""
 
     async def waits(self, run_seq: int, key: str | None = None) -> list[Wait]:
-        """Return a run's open waits, or the one of a step."""
+        """Return a run's open waits, or only that of the step `key`."""
 
     async def awaited(
         self, name: str, run_seq: int, after_seq: int, limit: int
     ) -> list[tuple[int, Event]]:
-        """Return the first events behind `after_seq` awaited under `name`, with their seq.
+        """Return the first events after `after_seq` that are awaited under `name`, with their seq.
 
-        Those accepted before the run was queued are left out.
+        Events accepted before the run was queued are left out.
         """
 
     async def shapes(self) -> list[Sequence[str]]:
         """Return the distinct shapes of open waits for events."""
 
     async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
-        """Return the result kept under a key, while it lasts."""
+        """Return the cached result of a key, unless it has expired."""
 
     async def read_blob(self, name: str) -> bytes:
         """Return a large result; raises `JournalError` when it is gone or damaged."""
@@ -105,8 +106,8 @@ class JournalReader(Protocol):
     def examine(self) -> AsyncIterator[tuple[str, str | None]]:
         """Yield (check, problem or None) pairs for `turnout doctor`, as each check ends.
 
-        Proves integrity, no event with a missing run, no run twice for one (event, flow, replay),
-        no step recorded twice, legal states only.
+        Checks the file's integrity, that no event misses its runs, that no (event, flow, replay)
+        has two runs, that no step is recorded twice, and that all states are legal.
         """
 
     async def close(self) -> None:
@@ -116,7 +117,7 @@ class JournalReader(Protocol):
 class Journal(JournalReader, Protocol):
     """The one writer of a data folder."""
 
-    # ---- an event's way in
+    # ---- accepting events
 
     def append(
         self,
@@ -128,12 +129,12 @@ class Journal(JournalReader, Protocol):
     ) -> Future[list[Appended]]:
         """Write events, their runs and decisions, and the trigger's positions, in one transaction.
 
-        Submitted by the call itself: a callback of the future hears of it even when whoever awaits
-        has been cancelled. Await the future's result, never the future, where that may happen.
+        The call itself submits the write: a callback of the future is called even when whoever
+        awaits is cancelled. Where that may happen, await the future's result, never the future.
 
         An event that is not `minted` is written once per (tenant, trigger, source, id) within the
-        dedupe window. Raises `Overloaded` (too many
-        unfinished runs), `JournalFull`, `JournalBroken`.
+        dedupe window. Raises `Overloaded` (too many unfinished runs, too little free disk space),
+        `JournalFull`, `JournalBroken`.
         """
 
     async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
@@ -142,21 +143,21 @@ class Journal(JournalReader, Protocol):
     async def positions(self, trigger: str) -> dict[str, str]:
         """Return the stored positions of a trigger."""
 
-    # ---- an event's way back
+    # ---- giving events back
 
     async def backlog(self, trigger: str, flows: Sequence[str]) -> Backlog:
-        """Return a trigger's events that start these flows and of which no run has begun.
+        """Return a trigger's events that start these flows and have no run that has begun.
 
-        What was claimed before the call counts as begun. Whoever wants the answer to stay true
-        keeps the flows from starting anything.
+        Runs claimed before the call have begun. The answer stays true only while the caller keeps
+        the flows from starting runs.
         """
 
     async def withdraw(
         self, seqs: Sequence[int], *, trigger: str, positions: Mapping[str, str | None]
     ) -> None:
-        """Delete events of `backlog` with their runs, as if they had never come.
+        """Delete events of `backlog` with their runs, as if they had never arrived.
 
-        The positions move in the first transaction, and there may be several.
+        There may be several transactions; the positions move in the first.
         """
 
     async def is_under_way(
@@ -167,23 +168,23 @@ class Journal(JournalReader, Protocol):
         *,
         due_by: datetime | None,
     ) -> bool:
-        """Whether a trigger's event of these partitions has a run that runs or is about to.
+        """Whether an event of these partitions has a run that is running or about to run.
 
-        One that is to be tried again counts when it is due by then; None counts running ones only.
+        A retrying run counts when it is due by `due_by`; with None only running ones count.
         """
 
     # ---- a run's life
 
     async def queued(self, flow: str, after_seq: int, limit: int) -> list[Queued]:
-        """Return queued runs of a flow in arrival order, behind `after_seq`."""
+        """Return queued runs of a flow in arrival order, after `after_seq`."""
 
     async def queued_for_key(
         self, flow: str, kind: Literal["order", "limit"], key: str, limit: int, after_seq: int = 0
     ) -> list[Queued]:
-        """Return queued runs with this key in arrival order, behind `after_seq`."""
+        """Return queued runs with this key in arrival order, after `after_seq`."""
 
     async def due(self, before: datetime, limit: int) -> list[Queued]:
-        """Return scheduled, retrying and waiting runs due by `before`, the longest due first."""
+        """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""
 
     async def next_due_at(self) -> datetime | None:
         """Return when the next scheduled, retrying or waiting run is due."""
@@ -199,16 +200,16 @@ class Journal(JournalReader, Protocol):
     ) -> list[Claim]:
         """Make runs `running` under a new token; runs no longer claimable are left out.
 
-        `untouched` holds the first claims, by seq, of runs whose event is still at hand.
+        `untouched` holds the first claims, by seq, of runs whose event is still in memory.
         """
 
     def record_step(self, claim: Claim, step: StepRecord) -> Future[None]:
-        """Record a step, submitted by the call itself, durable once awaited; raises `ClaimLost`."""
+        """Submit a step at once; it is durable when the future is done. Raises `ClaimLost`."""
 
     def flush(self) -> None:
-        """Block the loop until what was submitted is durable, or could not be; a second at most.
+        """Block the loop until submitted writes are durable or have failed, for a second at most.
 
-        For a write behind which the process may end at once.
+        For a write after which the process may end at once.
         """
 
     async def record(
@@ -228,72 +229,71 @@ class Journal(JournalReader, Protocol):
     ) -> list[Appended]:
         """Record a step together with events it causes and the wait it opens, in one transaction.
 
-        `again` is recorded instead when an entry was stored before, and no step when an entry's id
-        was used for another event.
-        Without `opening` the step's wait is closed. What wakes a wait (an awaited event, the end
-        of a child run, `answer`) makes its waiting run due in the transaction that stores it.
-        Raises what `record_step` and `append` raise.
+        When an entry was stored before, `again` is recorded instead of `step`; when its id belongs
+        to another event, no step is. Without `opening` the step's wait is closed. What wakes a
+        wait (an awaited event, the end of a child run, `answer`) makes its waiting run due in the
+        transaction that stores it. Raises what `record_step` and `append` raise.
         """
 
     async def rescue(self, *, now: datetime) -> Rescued:
-        """At start: requeue runs found running (decision 15), spending no attempt.
+        """At start: requeue runs found running; this spends no attempt (see "Crash isolation").
 
-        One under which the process died again and again has failed as `process_died`: that is
-        recorded as the step `FAILED`, so that only its ending is left to do. Dying under that
-        as often again raises the step's `tries`, which tells the ending to go on behind what
-        it was about.
+        A run that has killed the process too often fails as `process_died`: that is recorded as
+        the step `FAILED`, and only its undo and its hook are left to do. If these kill the process
+        as often again, `tries` of that step rises, and the step they were about to do is skipped.
         """
 
     async def fail_orphaned_runs(self, flow: str, *, now: datetime) -> list[str]:
         """Make dead letters of a flow's queued runs that have failed; returns their ids.
 
-        For a flow nobody serves any more: what their ending would do (`FAILED`) is not done. The
+        For a flow that is no longer served: neither their undo nor their hook is called. The
         children they wait for are cancelled.
         """
 
     async def cache(self, cached: Cached) -> None:
-        """Keep a result under its key, in place of an older one."""
+        """Cache a result under its key, in place of an older one."""
 
     def store_blob(self, result: bytes) -> AbstractAsyncContextManager[str]:
-        """Make a large result durable outside the rows, and yield the name for `spilled`.
+        """Make a large result durable in a file of its own, and yield its name for `read_blob`.
 
-        In the block it is safe from pruning; behind it, if a row names it. Raises what any write
-        does.
+        It is safe from pruning inside the block, and after it while a row names it. Raises what
+        any write does.
         """
 
     def hold_blob(self, name: str) -> AbstractContextManager[None]:
-        """Keep a large result that is there from pruning in the block."""
+        """Keep a stored large result from being pruned inside the block."""
 
-    # ---- an event's end
+    # ---- after the last run of an event
 
     async def due_actions(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
-        """Return (event_seq, event, why a run failed) of ended events whose effect is due.
+        """Return (event_seq, event, why a run failed) of events whose after-run action is due.
 
-        Why is None when all runs succeeded, or skipped; else the first that did not, in words.
+        The reason is None when all runs succeeded or were skipped, else the first failure in words.
         """
 
     async def record_action(self, event_seq: int, event: Event | None) -> None:
-        """Mark an event's effect as done, storing the event's new extensions if given."""
+        """Record an event's after-run action as done, with the event's new extensions if given."""
 
     async def event_ended(self, event_seq: int) -> tuple[Event, str | None] | None:
-        """Return the event and why a run of it failed, if its effect is due now; else None."""
+        """Return the event and why a run failed if its after-run action is due now, else None."""
 
     # ---- operators
 
     async def cancel(
         self, run_id: str, *, now: datetime, reason: str = "", by: str = ""
     ) -> list[Run]:
-        """Cancel an unfinished run, behind the children it waits for; their tokens die with them.
+        """Cancel the children an unfinished run waits for, then the run; their tokens become stale.
 
-        Returns the run and those children. One with something to undo is queued for its ending,
-        recorded as the step `FAILED`, and ends as `cancelled` then: behind its children's.
-        Raises `NotFound`, `Refused` (it has ended, or only its ending is left).
+        Returns the run and those children. A run with something to undo is queued for that, after
+        its children, with the step `FAILED`; it then ends as `cancelled`. Raises `NotFound`,
+        `Refused` (it has ended, or it is being undone).
         """
 
     async def end_children(self, claim: Claim, *, now: datetime) -> tuple[list[Run], list[str]]:
-        """Cancel the children a run that has failed waits for, as `cancel` does; returns them.
+        """Cancel the children a failed run waits for, as `cancel` does.
 
-        And the keys of the steps at which children are being undone still: the run's only waits.
+        Returns them, and the keys of the steps whose children are still being undone: the only
+        waits the run keeps.
         """
 
     async def answer(
@@ -305,32 +305,32 @@ class Journal(JournalReader, Protocol):
         link: UsedLink | None = None,
         now: datetime,
     ) -> str:
-        """Keep what an approver said (JSON) for a run's open approval, once; returns its key.
+        """Store an approver's answer (JSON) to a run's open approval; returns the step's key.
 
-        Raises `NotFound`, `Refused` when none is open, or several and `key` names none, and
-        `Expired` for a `link` that was used before, whatever became of the run since.
+        Raises `NotFound`; `Refused` when no approval is open, or several are and `key` is None;
+        `Expired` for a `link` that was used before.
         """
 
     async def retry(self, run_id: str, from_step: str | None, *, now: datetime) -> Run:
         """Queue a finished run again; `from_step` drops the steps recorded at and after it.
 
-        Raises `NotFound`, `Refused`. The run's attempts start again from 0; it is dead no more.
-        One whose undo has failed goes on with that, and nothing else; it stays dead until then.
+        Raises `NotFound`, `Refused`. Attempts count from 0 again, and the run is no dead letter any
+        more. A run whose undo has failed only continues its undo, and is a dead letter until done.
         """
 
     async def drop(self, run_id: str, *, now: datetime) -> Run:
         """Take a dead letter off the list; the run stays `failed`. Raises `NotFound`, `Refused`."""
 
     async def pause(self, name: str, *, now: datetime) -> None:
-        """Remember that `flow:NAME` or `trigger:NAME` is paused."""
+        """Store that `flow:NAME` or `trigger:NAME` is paused."""
 
     async def resume(self, name: str) -> None:
-        """Forget a pause."""
+        """Delete a pause."""
 
     async def clear_cache(
         self, *, task: str | None = None, over_by: datetime | None = None, limit: int = 1_000_000
     ) -> int:
-        """Forget kept results: of one task, or those whose time is over; returns how many."""
+        """Clear cached results, of one task or those expired by `over_by`; returns how many."""
 
     async def rename_flow(self, was: str, name: str) -> int:
         """Give a flow's unfinished runs and dead letters to its new name; returns how many."""
@@ -338,7 +338,7 @@ class Journal(JournalReader, Protocol):
     async def orphans(self, flows: Sequence[str]) -> dict[str, int]:
         """Count unfinished runs of flows that are not in `flows`."""
 
-    # ---- upkeep
+    # ---- retention
 
     async def prune(
         self,
@@ -351,8 +351,8 @@ class Journal(JournalReader, Protocol):
     ) -> int:
         """Delete up to `limit` old runs with steps, then events left without runs; returns rows.
 
-        Call until it returns 0. Unfinished runs, their events and positions are never pruned, nor
-        are dead letters that are not undone.
+        Call it until it returns 0. It never prunes unfinished runs, their events, positions, or
+        dead letters whose undo has failed.
         """
 
     async def prune_oldest(self, limit: int) -> int:
@@ -362,21 +362,21 @@ class Journal(JournalReader, Protocol):
         """Delete large results that no row names any more; returns how many bytes."""
 
     def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        """Return (unfinished runs by state, dead letters by flow), kept in memory, exact."""
+        """Return (unfinished runs by state, dead letters by flow); exact, from memory."""
 
     def not_undone(self) -> Mapping[str, int]:
-        """Return how many dead letters, by flow, are not undone; in memory, exact."""
+        """Return how many dead letters, by flow, have an undo that failed; exact, from memory."""
 
     def size_bytes(self) -> int:
         """Return the journal's size on disk, its log and large results included."""
 
     @property
     def writable(self) -> str | None:
-        """None while writes work; else why not (disk full, broken)."""
+        """None while writes work, else the reason (disk full, broken)."""
 
     async def probe(self) -> None:
-        """Try a durable write; raises like any write. How recovery from a full disk is noticed."""
+        """Try a durable write, to notice when a full disk has space again; raises as any write."""
 
     @property
     def short_of_space(self) -> str | None:
-        """None while the disk has room for what comes in; else how much is missing."""
+        """None while the disk has enough free space for new events, else how much is missing."""

@@ -51,7 +51,7 @@ class Decision:
 class Entry:
     """One event with what the router made of it; `append` writes it whole or not at all.
 
-    `after_run_action` asks for the event to be listed by `due_actions()` once all its runs have ended.
+    With `after_run_action` the event is listed by `due_actions()` once all its runs have ended.
     `awaited` is the name runs wait for such events under, `topics` what wakes those that do.
     """
 

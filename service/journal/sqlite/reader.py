@@ -132,7 +132,7 @@ class SqliteReader:
     # ---------------------------------------------------------------- runs
 
     async def run(self, run_id: str) -> Run | None:
-        """Return one run by its id, or by a prefix of at least 8 characters that fits only one."""
+        """Return one run by its id, or by 8 or more first characters that no other id has."""
 
         def query(connection: apsw.Connection) -> Run | None:
             found = _runs_by_id(connection, "r.id = ?", (run_id,))
