@@ -305,7 +305,7 @@ class Process:
                     break
                 except JournalFull:
                     await until_writable(self.journal)
-            self.dispatcher.look_again(name)
+            self.dispatcher.reread_queue(name)
 
     def routes(self) -> list[tuple[CalledTrigger, TriggerEmitter]]:
         """Return the called triggers with their way in, for the HTTP adapter."""

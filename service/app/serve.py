@@ -164,7 +164,7 @@ def _watch(
         tasks.create_task(_end_when_broken(journal)),
         tasks.create_task(watch_disk(journal)),
         tasks.create_task(watch_files(journal)),
-        tasks.create_task(watch_clock(clock, process.dispatcher.look_due)),
+        tasks.create_task(watch_clock(clock, process.dispatcher.recheck_due)),
         tasks.create_task(process.watch_work()),
     ]
 
@@ -254,7 +254,7 @@ def _end_by_callback(
     async def fail() -> NoReturn:
         raise error
 
-    process.dispatcher.broke()
+    process.dispatcher.stop_starting()
     tasks.create_task(fail())
 
 

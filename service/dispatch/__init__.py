@@ -1,1 +1,1 @@
-"""From a queued run to its outcome: who may run now, under which claim, and what came of it."""
+"""From a queued run to its outcome: whose turn it is, the claim, the attempt and its record."""

@@ -1,8 +1,8 @@
-"""Attempts that are running: each claimed run executes in a task of its own and is recorded.
+"""Running attempts: each claimed run executes in its own task, and its outcome is recorded.
 
-Guarantees: an attempt is over only when its outcome is on disk, or when the journal says that it
-no longer counts (an operator cancelled the run); a full disk is waited for. Not here: who may run
-and when (dispatcher), and what a run does (executor).
+Guarantees: an attempt ends only when its outcome is on disk, or when the journal refuses it because
+the claim is lost (an operator cancelled the run). A full disk is waited for. Not here: who may run
+and when (`dispatcher`), what a run does (`executor`).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ log = get_logger("turnout.attempts")
 
 
 class Slots(Protocol):
-    """Whoever counts the slots that attempts hold."""
+    """Counts the slots that attempts hold; the dispatcher implements it."""
 
-    def leaves(self, claim: Claim) -> bool:
-        """Hear that an attempt has ended and its outcome is being written; True gives its slot."""
+    def release_early(self, claim: Claim) -> bool:
+        """Release the slot while the outcome is being written; False if it must be kept."""
 
-    def stays(self, claim: Claim) -> None:
-        """Hear that the outcome could not be written: the slot is held again."""
+    def retake(self, claim: Claim) -> None:
+        """Take the slot back: the outcome could not be written."""
 
-    def over(
-        self, claim: Claim, flow: AnyFlow | None, outcome: Outcome | None, *, left: bool
+    def attempt_ended(
+        self, claim: Claim, flow: AnyFlow | None, outcome: Outcome | None, *, slot_released: bool
     ) -> None:
-        """Hear that an attempt is over, before anybody else; `left`: its slot is given already.
+        """Handle the end of an attempt, before anyone else; None: its claim was lost.
 
-        Without an outcome it no longer counted.
+        `slot_released`: `release_early` has released its slot.
         """
 
-    def broke(self) -> None:
-        """Hear that an attempt ends the process by an error nobody expected."""
+    def stop_starting(self) -> None:
+        """Start nothing more: an unexpected error ends the process."""
 
 
 Ended = Callable[[Claim, Outcome], Awaitable[None]]
@@ -56,18 +56,21 @@ PROBE_SECONDS = 1.0
 _NONE = timedelta(0)
 
 
-class _Attempt:
-    """One running attempt: `executing` while the flow's own code may run, `left` without a slot."""
+class _RunningAttempt:
+    """One running attempt; it is `executing` while the flow's own code may run.
 
-    __slots__ = ("before", "cancelled", "claim", "executing", "left", "task")
+    `previous` is an earlier attempt of the same run that has not ended yet.
+    """
 
-    def __init__(self, claim: Claim, before: _Attempt | None) -> None:
+    __slots__ = ("cancelled", "claim", "executing", "previous", "slot_released", "task")
+
+    def __init__(self, claim: Claim, previous: _RunningAttempt | None) -> None:
         self.claim = claim
-        self.before = before
+        self.previous = previous
         self.task: asyncio.Task[None] | None = None
         self.executing = False
         self.cancelled = False
-        self.left = False
+        self.slot_released = False
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -76,7 +79,7 @@ class _Attempt:
 
 
 class _Meters:
-    """A flow's labelled metrics, looked up once."""
+    """The metrics of one flow, with its label looked up once."""
 
     __slots__ = ("_attempts", "_by_state", "flow", "run_seconds", "wait_seconds")
 
@@ -95,7 +98,7 @@ class _Meters:
 
 
 class Attempts:
-    """Runs claims; `slots` hears when each is over, `ended` tells whoever waits for the run."""
+    """Runs claims; when one ends, tells `slots`, then `ended`, which tells those who wait."""
 
     def __init__(
         self,
@@ -115,7 +118,7 @@ class Attempts:
         self._ended = ended
         self._owner: asyncio.Task[Any] | None = None
         self._context = Context()
-        self._running: dict[str, _Attempt] = {}
+        self._running: dict[str, _RunningAttempt] = {}
         self._meters: dict[str, _Meters] = {}
 
     def __len__(self) -> int:
@@ -123,45 +126,45 @@ class Attempts:
 
     @property
     def runs(self) -> frozenset[str]:
-        """The ids of the runs whose attempts run now."""
+        """The ids of the runs with a running attempt."""
         return frozenset(self._running)
 
     @property
     def seqs(self) -> set[int]:
-        """The seqs of the runs whose attempts run now."""
+        """The seqs of the runs with a running attempt."""
         return {attempt.claim.run_seq for attempt in self._running.values()}
 
-    def on_key(self, flow: str, order_key: str) -> int | None:
-        """Return the seq of the run that runs under an ordering key, if one does."""
+    def running_on_key(self, flow: str, order_key: str) -> int | None:
+        """Return the seq of the run that is running with an ordering key, if there is one."""
         for attempt in self._running.values():
             claim = attempt.claim
             if claim.flow == flow and claim.order_key == order_key:
                 return claim.run_seq
         return None
 
-    def begin(self) -> None:
-        """Say that attempts run below the current task, whose cancel is the service's end."""
+    def run_under_current_task(self) -> None:
+        """Run attempts in the context of the current task; its cancel ends the service."""
         self._owner, self._context = asyncio.current_task(), copy_context()
 
     def _is_ending(self) -> bool:
         return self._owner is None or self._owner.cancelling() > 0
 
     def start(self, tasks: asyncio.TaskGroup, claim: Claim, flow: AnyFlow | None) -> None:
-        """Execute a claim; without a flow (a reload took it away) the run is handed back.
+        """Execute a claim; without a flow (a reload removed it) the run is handed back.
 
-        A run that was cancelled and queued again may have an attempt that has not ended yet, in a
-        thread or a `finally`: the new one begins after it. It knows nothing of whoever started it,
-        which may be the attempt of another run.
+        A run that was cancelled and retried may still have an attempt in a thread or a `finally`:
+        the new attempt waits for it. The task gets a fresh context, since another run's attempt
+        may be the caller.
         """
-        before = self._running.get(claim.run_id)
-        if before is not None and not before.cancelled:
-            before.cancel()
-        attempt = _Attempt(claim, before)
+        previous = self._running.get(claim.run_id)
+        if previous is not None and not previous.cancelled:
+            previous.cancel()
+        attempt = _RunningAttempt(claim, previous)
         self._running[claim.run_id] = attempt
         attempt.task = tasks.create_task(self._run(attempt, flow), context=self._context.copy())
 
     def cancel(self, run_id: str) -> bool:
-        """Stop an attempt at its next await; False when the run is not running."""
+        """Cancel a run's attempt at its next await; False if it has none."""
         attempt = self._running.get(run_id)
         if attempt is None:
             return False
@@ -169,13 +172,13 @@ class Attempts:
         return True
 
     def cancel_all(self) -> None:
-        """Stop every attempt at its next await; each run is handed back."""
+        """Cancel every attempt at its next await; each run is handed back."""
         for attempt in list(self._running.values()):
             attempt.claim.released = True
             attempt.cancel()
 
     async def abandon(self) -> int:
-        """Hand back the runs of attempts that do not end; returns how many there are."""
+        """Hand back the runs of attempts that do not end; return how many there are."""
         for attempt in list(self._running.values()):
             claim = attempt.claim
             log.warning("run.abandoned", flow=claim.flow, run=claim.run_id)
@@ -184,46 +187,46 @@ class Attempts:
                 await self._journal.record(claim, HANDED_BACK, started_at=at, now=at)
         return len(self._running)
 
-    async def _run(self, attempt: _Attempt, flow: AnyFlow | None) -> None:
+    async def _run(self, attempt: _RunningAttempt, flow: AnyFlow | None) -> None:
         try:
-            await self._run_to_its_end(attempt, flow)
+            await self._execute_and_record(attempt, flow)
         except asyncio.CancelledError:
             raise
         except BaseException:
-            # Before anybody takes the slot: what starts now would be blamed for the end too.
-            self._slots.broke()
+            # Before the slot is taken again: a run that starts now would count this crash too.
+            self._slots.stop_starting()
             raise
 
-    async def _run_to_its_end(self, attempt: _Attempt, flow: AnyFlow | None) -> None:
+    async def _execute_and_record(self, attempt: _RunningAttempt, flow: AnyFlow | None) -> None:
         claim = attempt.claim
         recorded: Outcome | None = None
         try:
-            if attempt.before is not None and attempt.before.task is not None:
-                await asyncio.wait([attempt.before.task])
-                attempt.before = None
+            if attempt.previous is not None and attempt.previous.task is not None:
+                await asyncio.wait([attempt.previous.task])
+                attempt.previous = None
             started_at = self._now()
             outcome = await self._execute(attempt, flow)
             ended_at = await self._record(attempt, outcome, started_at)
             if ended_at is not None:
                 recorded = outcome
-            became = recorded or await self._lost(claim)
+            became = recorded or await self._outcome_without_claim(claim)
         finally:
             if self._running.get(claim.run_id) is attempt:
                 del self._running[claim.run_id]
-            self._slots.over(claim, flow, recorded, left=attempt.left)
+            self._slots.attempt_ended(claim, flow, recorded, slot_released=attempt.slot_released)
         self._observe(claim, became.state, started_at, ended_at or self._now())
         await self._ended(claim, became)
 
-    async def _lost(self, claim: Claim) -> Outcome:
-        """Return what became of a run whose attempt no longer counts.
+    async def _outcome_without_claim(self, claim: Claim) -> Outcome:
+        """Return the outcome of a run whose claim was lost.
 
-        It was cancelled, but goes on where there is something to undo or it was retried.
+        It was cancelled, but is not finished if it has steps to undo or was retried since.
         """
         run = await self._journal.run(claim.run_id)
         is_over = run is None or run.state in FINISHED
         return Outcome(state=RunState.CANCELLED) if is_over else HANDED_BACK
 
-    async def _execute(self, attempt: _Attempt, flow: AnyFlow | None) -> Outcome:
+    async def _execute(self, attempt: _RunningAttempt, flow: AnyFlow | None) -> Outcome:
         if flow is None or attempt.cancelled:
             return HANDED_BACK
         attempt.executing = True
@@ -231,7 +234,7 @@ class Attempts:
             return await self._executor.execute(
                 attempt.claim, flow, lambda: attempt.cancelled or self._is_ending()
             )
-        except ClaimLost:  # from a step's record: an operator was quicker, as `_record` will hear
+        except ClaimLost:  # an operator cancelled the run during a step; `_record` finds out too
             return HANDED_BACK
         except asyncio.CancelledError:
             if not attempt.cancelled:
@@ -243,20 +246,20 @@ class Attempts:
                 attempt.task.uncancel()
 
     async def _record(
-        self, attempt: _Attempt, outcome: Outcome, started_at: datetime
+        self, attempt: _RunningAttempt, outcome: Outcome, started_at: datetime
     ) -> datetime | None:
-        """Have the outcome on disk; returns the end it tells, None when it no longer counts."""
+        """Write the outcome to disk; return the recorded end, None if the claim was lost."""
         claim = attempt.claim
         while True:
-            attempt.left = self._slots.leaves(claim)
+            attempt.slot_released = self._slots.release_early(claim)
             now = self._now()
             try:
                 await self._journal.record(claim, outcome, started_at=started_at, now=now)
             except ClaimLost:
                 return None
             except JournalFull:
-                if attempt.left:
-                    self._slots.stays(claim)
+                if attempt.slot_released:
+                    self._slots.retake(claim)
                 await until_writable(self._journal)
             else:
                 return now
@@ -274,7 +277,7 @@ class Attempts:
 
 
 async def until_writable(journal: Journal) -> None:
-    """Wait until the journal takes writes again; raises `JournalBroken` when it never will."""
+    """Wait until the journal accepts writes again; raise `JournalBroken` if it never will."""
     while True:
         try:
             await journal.probe()

@@ -1,10 +1,10 @@
-"""How many events a trigger had best bring now, when its source keeps the others.
+"""Back-pressure: how many events a pull trigger should fetch next.
 
-A run whose event comes while a slot is free is born running; one that comes earlier is written as
-queued first and claimed by another write (measured: a third more work for the journal). So while
-runs end as fast as they come, a trigger is asked for as many events as there are free slots. When
-they take longer, a short queue keeps every slot busy. When they do not get on at all, nothing is
-waited for: the journal is the queue then.
+A run whose event arrives while a slot is free starts on insert; otherwise it is written as queued
+and claimed by a second write (measured: a third more work for the journal). So while runs end as
+fast as they arrive, a trigger is asked for as many events as there are free slots. When runs take
+longer, a short queue keeps every slot busy. When runs make no progress, the trigger is not slowed:
+the journal is the queue then.
 """
 
 from __future__ import annotations
@@ -16,87 +16,87 @@ from contextlib import suppress
 
 from turnout.service.flowcontrol.admission import Admission
 
-from .queue import Lane
-from .scheduling import Queues
+from .queue import Queue
+from .scheduling import Scheduler
 
-MOST = 128
-"""Events asked for at once; of more, what they take leaves the processor's cache meanwhile."""
+MAX_CREDIT = 128
+"""Most events asked for at once: with more, their data falls out of the processor's cache."""
 
-_FEWEST_SLOTS = 16  # with fewer, a batch for the free ones would be too small
-_TURNS = 3  # of the loop, in which a run that waits for nothing has started and ended
-_PROBE = 16  # refills of a queue, before it is let run empty: runs may be fast again
-_LOOK_SECONDS = 0.02
-_LONGEST_SECONDS = 0.2
+_MIN_SLOTS = 16  # with fewer, a batch for the free ones would be too small
+_LOOP_TURNS = 3  # turns of the loop in which a run that awaits nothing starts and ends
+_PROBE_EVERY = 16  # refills of a queue before it is left to run empty: runs may be fast again
+_POLL_SECONDS = 0.02
+_MAX_WAIT_SECONDS = 0.2
 
 
-class Pull:
-    """Paces one trigger by the runs of the flows that it feeds."""
+class Backpressure:
+    """Paces one trigger by the progress of the flows it starts."""
 
-    def __init__(self, queues: Queues, admission: Admission) -> None:
-        self._queues = queues
+    def __init__(self, scheduler: Scheduler, admission: Admission) -> None:
+        self._scheduler = scheduler
         self._admission = admission
         self._taken = 0
         self._refills: Counter[str] = Counter()
 
     async def credit(self, flows: Sequence[str]) -> int:
-        """Wait for room while runs of these flows get on, 0.2 s at most; say for how many."""
-        lanes = [self._queues.lane(flow) for flow in flows]
+        """Return how many events to fetch; wait up to 0.2 s while runs make progress."""
+        queues = [self._scheduler.queue(flow) for flow in flows]
         loop = asyncio.get_running_loop()
-        looked = loop.time()
-        end = looked + _LONGEST_SECONDS
-        taken, self._taken = self._taken, _taken(lanes)
-        while lanes and loop.time() < end:
-            most = self._most(lanes)
-            if most:
-                return most
-            if taken == self._taken and any(map(_queued, lanes)):
+        polled_at = loop.time()
+        deadline = polled_at + _MAX_WAIT_SECONDS
+        taken, self._taken = self._taken, _taken(queues)
+        while queues and loop.time() < deadline:
+            credit = self._credit(queues)
+            if credit:
+                return credit
+            if taken == self._taken and any(map(_queued, queues)):
                 break
-            moved = await self._moved(_LOOK_SECONDS)
-            if not moved or loop.time() - looked > _LOOK_SECONDS:
-                looked = loop.time()
-                taken, self._taken = self._taken, _taken(lanes)
-        return MOST
+            progressed = await self._wait_for_progress(_POLL_SECONDS)
+            if not progressed or loop.time() - polled_at > _POLL_SECONDS:
+                polled_at = loop.time()
+                taken, self._taken = self._taken, _taken(queues)
+        return MAX_CREDIT
 
-    def _most(self, lanes: Sequence[Lane]) -> int:
-        """Return how many events had best come now, 0 to wait for more room.
+    def _credit(self, queues: Sequence[Queue]) -> int:
+        """Return how many events to fetch now, 0 to wait.
 
-        A flow that has enough to do is not asked: none waits for a slower one.
+        A flow that has enough to do is left out, so that no other flow waits for it.
         """
-        wanted = [self._wanted(lane, len(lanes)) for lane in lanes]
-        return min(filter(None, wanted), default=0)
+        credits = [self._credit_of(queue, len(queues)) for queue in queues]
+        return min(filter(None, credits), default=0)
 
-    def _wanted(self, lane: Lane, of: int) -> int:
-        """Return how many events a lane, one `of` so many, could do with now."""
-        free, busy = self._admission.slots(lane.flow)
-        free = min(free, self._admission.free // of)
-        queued = _queued(lane)
-        if not queued and free >= busy and free + busy >= _FEWEST_SLOTS:
-            self._refills[lane.flow] = 0
-            return min(free, MOST)
+    def _credit_of(self, queue: Queue, queue_count: int) -> int:
+        """Return how many events one of `queue_count` queues can use now."""
+        free, busy = self._admission.slots(queue.flow)
+        free = min(free, self._admission.free // queue_count)
+        queued = _queued(queue)
+        if not queued and free >= busy and free + busy >= _MIN_SLOTS:
+            self._refills[queue.flow] = 0
+            return min(free, MAX_CREDIT)
         if queued:
-            keeps_busy = queued <= (free + busy) // 2 and self._refills[lane.flow] % _PROBE
+            keeps_busy = queued <= (free + busy) // 2 and self._refills[queue.flow] % _PROBE_EVERY
         else:
-            keeps_busy = not lane.starting
+            keeps_busy = not queue.starting
         if keeps_busy:
-            self._refills[lane.flow] += 1
-            return MOST
+            self._refills[queue.flow] += 1
+            return MAX_CREDIT
         return 0
 
-    async def _moved(self, seconds: float) -> bool:
-        """Wait until something started or ended, and whatever ends at once has."""
-        self._queues.moved.clear()
+    async def _wait_for_progress(self, seconds: float) -> bool:
+        """Wait until a run starts or ends, and until those that end at once have ended."""
+        self._scheduler.progressed.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._queues.moved.wait()
-            for _ in range(_TURNS):
+                await self._scheduler.progressed.wait()
+            for _ in range(_LOOP_TURNS):
                 await asyncio.sleep(0)
             return True
         return False
 
 
-def _queued(lane: Lane) -> int:
-    return lane.arriving + sum(map(len, (lane.window, lane.ready, lane.due, lane.called)))
+def _queued(queue: Queue) -> int:
+    return queue.arriving + sum(map(len, (queue.window, queue.woken, queue.due, queue.woken_due)))
 
 
-def _taken(lanes: Sequence[Lane]) -> int:
-    return sum(lane.taken for lane in lanes)
+def _taken(queues: Sequence[Queue]) -> int:
+    return sum(queue.taken for queue in queues)

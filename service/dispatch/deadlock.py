@@ -1,8 +1,8 @@
-"""Child runs that would wait for their own caller are found before they are started.
+"""Deadlock detection: refuse a child run that would wait for its own caller.
 
-A run that waits for a child holds its ordering key, and a child waits for the holder of its own.
-Where that leads back to the caller, also by way of other runs, nothing would ever go on. Of
-several calls at the same moment only earlier ones are looked at, so that one goes through.
+A run that waits for a child keeps its ordering key, and the child waits for the holder of its own
+key. If that holder waits for the caller, directly or through other runs, none of them ever ends. Of
+several calls at the same time each checks only earlier ones, so that one of them succeeds.
 """
 
 from __future__ import annotations
@@ -17,36 +17,38 @@ from turnout.service.journal.records import Claim, run_topic
 
 from .dispatcher import Dispatcher
 
-MOST_LOOKED_AT = 1000
-"""Runs looked at for one that waits for the caller."""
+MAX_RUNS_CHECKED = 1000
+"""Runs checked at most in a search for a cycle."""
 
-Calling: TypeAlias = tuple[int, str, str]
+PendingCall: TypeAlias = tuple[int, str, str]
 """(the caller's seq, the child's flow, its ordering key)"""
 
 
-class Callers:
-    """Knows who waits for whom: by the journal, by ordering keys, by calls on their way there."""
+class WaitGraph:
+    """Which run waits for which: by the journal, by ordering keys, and by pending calls."""
 
     def __init__(self, journal: Journal, dispatcher: Dispatcher) -> None:
         self._journal = journal
         self._dispatcher = dispatcher
-        self._calling: list[Calling] = []
+        self._pending_calls: list[PendingCall] = []
 
     @contextmanager
-    def calling(self, run_seq: int, flow: str, order_key: str) -> Iterator[Sequence[Calling]]:
-        """Note a call until it is in the journal; yields those noted earlier."""
-        earlier = tuple(self._calling)
+    def pending_call(
+        self, run_seq: int, flow: str, order_key: str
+    ) -> Iterator[Sequence[PendingCall]]:
+        """Register a call until it is in the journal; yield the calls registered earlier."""
+        earlier = tuple(self._pending_calls)
         call = (run_seq, flow, order_key)
-        self._calling.append(call)
+        self._pending_calls.append(call)
         try:
             yield earlier
         finally:
-            self._calling.remove(call)
+            self._pending_calls.remove(call)
 
     async def refuse_deadlock(
-        self, claim: Claim, flow: str, order_key: str, earlier: Sequence[Calling]
+        self, claim: Claim, flow: str, order_key: str, earlier: Sequence[PendingCall]
     ) -> None:
-        """Raise `Fail` if the holder of the child's key waits for the run that calls it."""
+        """Raise `Fail` if the holder of the child's key waits for the caller."""
         holder = self._dispatcher.holder(flow, order_key)
         if holder is not None and await self._waits_for(holder, claim.run_seq, earlier):
             whose = "this run" if holder == claim.run_seq else "a run that waits for this one"
@@ -55,25 +57,25 @@ class Callers:
                 f"until {whose} ends; give the child another key (ordered_by), or make it a task"
             )
 
-    async def _waits_for(self, seq: int, goal: int, earlier: Sequence[Calling]) -> bool:
-        """Whether a run cannot end before the run `goal` has."""
+    async def _waits_for(self, seq: int, goal: int, earlier: Sequence[PendingCall]) -> bool:
+        """Whether a run waits, directly or through others, for the run `goal`."""
         seen: set[int] = set()
         ahead: list[int | None] = [seq]
-        while ahead and len(seen) < MOST_LOOKED_AT:
+        while ahead and len(seen) < MAX_RUNS_CHECKED:
             run_seq = ahead.pop()
             if run_seq == goal:
                 return True
             if run_seq is None or run_seq in seen:
                 continue
             seen.add(run_seq)
-            for caller, flow, key in earlier:  # before the journal, where they soon are
+            for caller, flow, key in earlier:  # not in the journal yet
                 if caller == run_seq:
                     ahead.append(self._dispatcher.holder(flow, key))
             ahead += await self._children(run_seq)
         return False
 
     async def _children(self, run_seq: int) -> list[int | None]:
-        """Return the unfinished runs that a run waits for, and those that these wait behind."""
+        """Return the unfinished children a run waits for, and the holders of their keys."""
         found: list[int | None] = []
         for wait in await self._journal.waits(run_seq):
             if not wait.topic.startswith(run_topic("")):

@@ -1,7 +1,7 @@
-"""Runs whose time comes: scheduled, retrying and waiting ones, lined up when they are due.
+"""Due runs: scheduled, retrying and waiting runs enter their queue at their due time.
 
-When a run is due is a fact in the journal; here it is only looked for, at that instant, and
-whenever something may have made a run due sooner.
+The journal knows when a run is due. It is read at the next due time, and whenever a run may have
+become due sooner.
 """
 
 from __future__ import annotations
@@ -13,58 +13,62 @@ from datetime import datetime
 
 from turnout.service.journal.contract import Journal
 
-from .scheduling import Queues
+from .scheduling import Scheduler
 
 BATCH = 500
-MOST_SECONDS = 60.0
-LEAST_SECONDS = 0.05
-"""Runs already lined up are due in the past: look again soon, not at once."""
+MAX_PAUSE_SECONDS = 60.0
+MIN_PAUSE_SECONDS = 0.05
+"""Due runs already in memory are due in the past: check again soon, not at once."""
 
 
 class DueRuns:
-    """Lines up runs that are due."""
+    """Puts due runs into the queues of their flows; `orphans` are due runs of unserved flows."""
 
-    def __init__(self, journal: Journal, queues: Queues, *, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, journal: Journal, scheduler: Scheduler, *, now: Callable[[], datetime]
+    ) -> None:
         self._journal = journal
-        self._queues = queues
+        self._scheduler = scheduler
         self._now = now
-        self._sooner = asyncio.Event()
+        self._recheck = asyncio.Event()
         self.orphans: set[int] = set()
 
-    def look(self) -> None:
-        """Look again now: runs may have become due, or the clock was set."""
-        self._sooner.set()
+    def recheck(self) -> None:
+        """Check again now: runs may have become due, or the clock was set."""
+        self._recheck.set()
 
     def adopt_orphans(self) -> None:
-        """Look again for runs whose flow was not served: a reload may have brought it back."""
-        self._queues.lined_up -= self.orphans
+        """Check again for runs whose flow was not served: a reload may have restored it."""
+        self._scheduler.known_due -= self.orphans
         self.orphans.clear()
-        self.look()
+        self.recheck()
 
     async def watch(self) -> None:
-        """Line up runs as they become due, until cancelled."""
+        """Add runs to their queues as they become due, until cancelled."""
         while True:
-            self._sooner.clear()
-            known = self._queues.lined_up
-            before = known.copy()  # one claimed meanwhile was due when the journal was read
+            self._recheck.clear()
+            known = self._scheduler.known_due
+            before = known.copy()  # a run claimed during the read is still in its answer
             rows = await self._journal.due(self._now(), len(known) + BATCH)
             fresh = [row for row in rows if row.seq not in known and row.seq not in before]
             for row in fresh:
-                lane = self._queues.find(row.flow)
-                if lane is None:
+                queue = self._scheduler.find(row.flow)
+                if queue is None:
                     known.add(row.seq)
                     self.orphans.add(row.seq)
                 else:
-                    self._queues.due(row, lane)
+                    self._scheduler.add_due(row, queue)
             if fresh:
                 continue
-            pause = await self._until_next()
+            seconds = await self._seconds_until_next()
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause):  # wait_for may swallow a cancel (before 3.12)
-                    await self._sooner.wait()
+                async with asyncio.timeout(seconds):  # before 3.12, wait_for may swallow a cancel
+                    await self._recheck.wait()
 
-    async def _until_next(self) -> float:
+    async def _seconds_until_next(self) -> float:
         due_at = await self._journal.next_due_at()
         if due_at is None:
-            return MOST_SECONDS
-        return min(max((due_at - self._now()).total_seconds(), LEAST_SECONDS), MOST_SECONDS)
+            return MAX_PAUSE_SECONDS
+        return min(
+            max((due_at - self._now()).total_seconds(), MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS
+        )

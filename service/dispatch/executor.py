@@ -1,7 +1,7 @@
-"""The executor runs one attempt and returns an Outcome; it never raises for what a flow does.
+"""The executor runs one attempt and returns an `Outcome`; it never raises for what a flow does.
 
-Foreign code is called here, so this is one of the four places that catch `Exception` (decision
-30). Passed on are only the errors of our own journal and a cancel from outside.
+Foreign code is called at a boundary: here any exception becomes an outcome. Only the errors of the
+journal and a cancel from outside are raised.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from turnout.service.steps.failures import describe
 from turnout.service.steps.step import write_last_marks
 from turnout.service.telemetry.metrics import Metrics
 
-from .second_look import FILE_TYPES, look_again
+from .file_check import FILE_TYPES, check_file_unchanged
 
 
 class Executor:
-    """Runs attempts: fills the parameters, calls the function where it belongs, judges the end."""
+    """Runs attempts: binds the arguments, calls the function in its pool, returns the outcome."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Executor:
         self._services = Services(journal, pools, settings, metrics, now, resources, sleep)
 
     def reach(self, host: RunHost) -> None:
-        """Let runs ask this of the service around them."""
+        """Give runs access to the service: child runs, events, approval links."""
         self._services = replace(self._services, host=host)
 
     async def execute(
@@ -79,8 +79,8 @@ class Executor:
     ) -> Outcome:
         """Run one attempt under `claim`; raises only `ClaimLost` and `JournalBroken`.
 
-        `is_stopped` tells whether a cancel comes from outside; without it, every one that the task
-        was asked for does. Any other is the flow's own doing, and ends its run only.
+        `is_stopped` tells whether a cancel comes from outside; by default every requested cancel of
+        the task does. Any other cancel is the flow's own and ends only its run.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -98,14 +98,14 @@ class Executor:
             except asyncio.CancelledError as error:
                 if is_stopped():
                     raise
-                outcome = self._judge(context, flow, error)  # the flow's own, not ours
+                outcome = self._judge(context, flow, error)  # cancelled by the flow itself
             except BaseException as error:  # noqa: BLE001  foreign code; sys.exit() too must not end the service
-                _raise_ours(error)
+                _raise_journal_error(error)
                 outcome = _suspended(context) or self._judge(context, flow, error)
             else:
                 outcome = Outcome(state=RunState.SUCCEEDED, result=result, returned=returned)
             if task.cancelling() and not is_stopped():
-                await _forget_cancels(task)
+                await _clear_cancels(task)
             return await _finished(context, flow, _suspended(context) or outcome)
 
     async def _call(self, context: RunContext, flow: AnyFlow) -> tuple[bytes | None, bytes | None]:
@@ -113,7 +113,7 @@ class Executor:
         arguments = flow.bind(claim.event) if claim.arguments is None else claim.arguments
         if claim.event.type in FILE_TYPES and flow.binding.hands_path:
             has_begun = claim.attempt > 1 or claim.crashes > 0 or bool(claim.recorded)
-            await asyncio.to_thread(look_again, claim.event, has_begun=has_begun)
+            await asyncio.to_thread(check_file_unchanged, claim.event, has_begun=has_begun)
         if flow.binding.resources:
             arguments = {**arguments, **self._injected(flow)}
         try:
@@ -144,10 +144,10 @@ class Executor:
         }
 
     def _judge(self, context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome:
-        """Turn what ended the attempt into an outcome, by the flow's retry policy."""
+        """Return the outcome of an attempt that raised, by the flow's retry policy."""
         try:
             return self._judged(context, flow, error)
-        except FOREIGN as odd:  # the error is of an author's class, and its code ran
+        except FOREIGN as odd:  # the error's class is the author's code
             words = f"(it cannot be read: {words_of(odd)})"
             told = RunError(type(error).__name__, secrets.mask(words), None, "")
             return Outcome(state=RunState.FAILED, error=told)
@@ -155,7 +155,7 @@ class Executor:
     def _judged(self, context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome:
         decides = deciding(error)
         if any(isinstance(each, JournalFull) for each in leaves(error)):
-            # The disk, not the flow: hand the run back, spend nothing.
+            # The disk is full, the flow is not at fault: hand back the run, spend no attempt.
             return Outcome(state=RunState.QUEUED, counts=False)
         if isinstance(decides, Skip):
             return Outcome(state=RunState.SKIPPED, reason=secrets.mask(message_of(decides)))
@@ -171,7 +171,7 @@ class Executor:
 
 
 async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:
-    """Record what the attempt leaves behind beside its outcome, and return that."""
+    """Record marks and the end of a failed run; return the outcome."""
     if context.durable_marks:
         context.durable_marks.drop(outcome.again)
         await write_last_marks(context)
@@ -181,30 +181,30 @@ async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Out
 
 
 async def _concluded(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:
-    """Undo and tell; a step of that may wait for its next try, as those of the flow do."""
+    """Undo a failed run and call its failure hook; either may suspend until a retry is due."""
     try:
         return await conclude(context, flow, outcome)
     except Suspend:
         return _suspended(context) or outcome
 
 
-async def _forget_cancels(task: asyncio.Task[Any]) -> None:
-    """Forget what a flow asked of its own task, so that its outcome can be recorded."""
+async def _clear_cancels(task: asyncio.Task[Any]) -> None:
+    """Clear the cancels a flow requested of its own task, so that its outcome can be recorded."""
     while task.uncancel():
         pass
-    with suppress(asyncio.CancelledError):  # one that was not delivered yet
+    with suppress(asyncio.CancelledError):  # a cancel that was not delivered yet
         await asyncio.sleep(0)
 
 
-def _raise_ours(error: BaseException) -> None:
-    """Raise the error of our own journal that an author's task group has wrapped, if any."""
+def _raise_journal_error(error: BaseException) -> None:
+    """Raise a journal error that an author's task group has wrapped, if there is one."""
     for each in leaves(error):
         if isinstance(each, ClaimLost | JournalBroken):
             raise each from None
 
 
 def _suspended(context: RunContext) -> Outcome | None:
-    """Return the outcome of an attempt that suspended, whatever its code did on the way out."""
+    """Return the outcome of an attempt that suspended, whatever its code raised afterwards."""
     suspend = None if context.root is None else context.root.suspended
     if suspend is None:
         return None

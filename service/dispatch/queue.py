@@ -1,9 +1,9 @@
-"""One flow's queue, as much of it as fits in memory; the rest stays in the journal.
+"""The queue of one flow: its head is in memory, the rest stays in the journal.
 
-A lane hands out runs in arrival order, and due ones in turn with them. A run whose key is busy is
-parked aside under that key, so that it blocks only its own key; parked rows beyond a bound are
-forgotten here and read again from the journal when the key is free. Not here: counting slots
-(admission) and claiming (dispatcher).
+A queue hands out queued runs in arrival order, alternating with due runs. A run whose key is busy
+is set aside under that key, so that it blocks only that key. Blocked runs beyond a bound are
+evicted from memory and read again when their key is free. Not here: counting slots (`admission`)
+and claiming (`dispatcher`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Literal
 from turnout.service.journal.records import Queued
 
 WINDOW = 256
-"""Queued runs a lane always holds in memory and reads at a time; parked ones are counted apart."""
+"""Queued runs a queue reads at once and keeps in memory; also the bound on blocked runs."""
 
 MEMORY_BYTES = 24 * 2**20
-"""What runs behind the first `WINDOW` may take of memory, over all lanes: they need not be read."""
+"""Memory for runs beyond `WINDOW`, over all queues: these need not be read from the journal."""
 
-# What a burst of 300-byte bodies adds to the process is what is charged for it (bench, question i).
+# Measured: with a burst of 300-byte bodies the process grows by what is charged here.
 _RUN_BYTES = 1024
 _CLAIM_BYTES = 2048
 _DECODED_BYTES = 4  # for each byte of a body
@@ -34,96 +34,97 @@ Key = tuple[Literal["order", "limit"], str]
 
 @dataclass(slots=True)
 class Memory:
-    """How many bytes are left for runs behind their lane's window; may go below 0 a little."""
+    """The bytes left for runs beyond their queue's window; may fall slightly below 0."""
 
     left: int = MEMORY_BYTES
 
     def charge(self, run: Queued) -> None:
-        """Count what a run takes, until `give_back`."""
+        """Charge the memory of a run until `give_back`."""
         run.weight = _RUN_BYTES
         if run.claim is not None:
             run.weight += _CLAIM_BYTES + _DECODED_BYTES * len(run.claim.event.body)
         self.left -= run.weight
 
     def give_back(self, run: Queued) -> None:
-        """Count a run that is held no longer, or was never charged."""
+        """Return what a run was charged, if it was charged."""
         self.left += run.weight
         run.weight = 0
 
 
 @dataclass(slots=True)
-class Lane:
+class Queue:
     """The in-memory head of a flow's queue.
 
-    Two queues take turns, so that neither starves: runs that were queued (`window`, in arrival
-    order) and runs that were due (`due`, the longest due first: retries, and runs that waited).
-    `due_next` says whose turn it is. Runs whose key became free go first in their queue: `ready`
-    and `called`. Due runs that wait for a limit are parked apart (`parked_due`); `due_turns` are
-    the keys whose next turn is theirs. Nothing starts while it is `paused`, by an operator, or
-    `held`, so many times, by whoever gives runs back.
+    Queued runs (`window`, in arrival order) and due runs (`due`, longest due first: retries and
+    runs that waited) take turns, so that neither starves; `due_next` says whose turn it is. Runs
+    whose key became free (`woken`, `woken_due`) go before the others of their kind. Runs blocked
+    by a key are in `blocked`, due runs blocked by a limit in `blocked_due`; `due_turns` holds the
+    keys whose next turn belongs to a due run. Nothing starts while an operator has the flow
+    `paused`, or while `freeze_count` is above 0.
 
-    `cursor` is the last queued row seen; `unread` says that the journal may hold rows behind it.
-    `arriving` counts runs on their way to disk as queued, `starting` those on their way to disk as
-    running. `epoch` grows with `forget_all`: what was read before it does not count. `taken` counts
-    the runs that were taken from the window. `wanted` says for how many runs a spilled key of which
-    none is parked has become free. `isolated` runs wait for another isolated run, of any flow.
+    `cursor` is the seq of the last queued row read; `unread` means the journal may hold rows after
+    it. `arriving` counts runs being written as queued, `starting` those being written as running.
+    `clear` increments `epoch`, and rows read in an earlier epoch are ignored. `taken` counts the
+    runs taken from the window. `evicted` keys have blocked runs in the journal only, and
+    `pending_wakeups` counts how many of these may be woken. `isolated` runs wait until no isolated
+    run of any flow is running.
     """
 
     flow: str
     memory: Memory = field(default_factory=Memory)
     paused: bool = False
-    held: int = 0
+    freeze_count: int = 0
     cursor: int = 0
     unread: bool = True
     reading: bool = False
     epoch: int = 0
     arriving: int = 0
     starting: int = 0
-    ready: deque[Queued] = field(default_factory=deque)
+    woken: deque[Queued] = field(default_factory=deque)
     window: deque[Queued] = field(default_factory=deque)
-    called: deque[Queued] = field(default_factory=deque)
+    woken_due: deque[Queued] = field(default_factory=deque)
     due: deque[Queued] = field(default_factory=deque)
     due_next: bool = False
-    parked: dict[Key, deque[Queued]] = field(default_factory=dict)
-    parked_due: dict[Key, deque[Queued]] = field(default_factory=dict)
+    blocked: dict[Key, deque[Queued]] = field(default_factory=dict)
+    blocked_due: dict[Key, deque[Queued]] = field(default_factory=dict)
     due_turns: set[Key] = field(default_factory=set)
-    parked_count: int = 0
-    spilled: set[Key] = field(default_factory=set)
-    wanted: dict[Key, int] = field(default_factory=dict)
+    blocked_count: int = 0
+    evicted: set[Key] = field(default_factory=set)
+    pending_wakeups: dict[Key, int] = field(default_factory=dict)
     isolated: deque[Queued] = field(default_factory=deque)
     taken: int = 0
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing of it may start now."""
-        return self.paused or self.held > 0
+        """Whether no run of the flow may start now."""
+        return self.paused or self.freeze_count > 0
 
     @property
     def idle(self) -> bool:
-        """Whether a new run may start ahead of everything: nothing older is waiting."""
+        """Whether a new run may start on insert: no older run is waiting."""
         return not (self.stopped or self.unread or self.reading or self.arriving or self.source)
 
-    def has_parked(self, order_key: str | None, limit_key: str | None) -> bool:
-        """Whether an older run waits for one of these keys."""
+    def has_blocked(self, order_key: str | None, limit_key: str | None) -> bool:
+        """Whether an older run is blocked by one of these keys."""
         return (order_key is not None and self._has(("order", order_key))) or (
             limit_key is not None and self._has(("limit", limit_key))
         )
 
     def _has(self, key: Key) -> bool:
-        return key in self.parked or key in self.spilled or key in self.parked_due
+        return key in self.blocked or key in self.evicted or key in self.blocked_due
 
     @property
-    def takes_arrivals(self) -> bool:
-        """Whether a new run goes into memory: none before it is in the journal only."""
+    def accepts_new(self) -> bool:
+        """Whether a new run is kept in memory: every queued run before it is in memory too."""
         return not (self.reading or self.unread) and (
             len(self.window) < WINDOW or self.memory.left > 0
         )
 
-    def arrived(self, run: Queued) -> None:
-        """Take in a run that was just written as queued."""
+    def enqueue(self, run: Queued) -> None:
+        """Add a run that was just written as queued."""
         if run.seq <= self.cursor:
-            return  # a read of the journal already brought it
-        if not self.takes_arrivals:
+            return  # already read from the journal
+        if not self.accepts_new:
             self.unread = True
             return
         self.memory.charge(run)
@@ -132,13 +133,13 @@ class Lane:
 
     @property
     def source(self) -> deque[Queued]:
-        """The deque whose first run is next; empty when there is none in memory."""
-        due, queued = self.called or self.due, self.ready or self.window
+        """The deque whose first run is next; empty if no run is in memory."""
+        due, queued = self.woken_due or self.due, self.woken or self.window
         return due if due and (self.due_next or not queued) else queued
 
     @property
-    def is_asked_first(self) -> bool:
-        """Whether the next run has not been called for a key that became free."""
+    def is_first_ask(self) -> bool:
+        """Whether the next run asks for the first time: it was not woken by a free key."""
         source = self.source
         return source is self.window or source is self.due
 
@@ -151,24 +152,24 @@ class Lane:
             self.taken += 1
         return run
 
-    def starts(self) -> Queued:
-        """Take the next run to start it: then it is the other queue's turn."""
+    def take_to_start(self) -> Queued:
+        """Take the next run to start it, and give the turn to the other kind."""
         run = self.take()
         self.due_next = not run.is_due
         return run
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to start, here or (as far as is known) in the journal."""
-        return not (self.source or self.unread or self.wanted)
+        """Whether there is no run to start, in memory or, as far as is known, in the journal."""
+        return not (self.source or self.unread or self.pending_wakeups)
 
     def start_reading(self) -> int:
-        """Say that the journal is being read behind `cursor`; pass the answer on to `read`."""
+        """Begin a read of the journal after `cursor`; return the epoch for `finish_reading`."""
         self.reading, self.unread = True, False
         return self.epoch
 
-    def read(self, rows: Sequence[Queued], *, more: bool, epoch: int) -> None:
-        """Take in rows read from the journal behind `cursor`; `more` if there may be others."""
+    def finish_reading(self, rows: Sequence[Queued], *, more: bool, epoch: int) -> None:
+        """Add rows read from the journal after `cursor`; `more` if there may be others."""
         self.reading = False
         if epoch != self.epoch:
             return
@@ -178,111 +179,113 @@ class Lane:
                 self.cursor = row.seq
         self.unread = self.unread or more
 
-    def park(self, run: Queued, key: Key) -> bool:
-        """Set a run aside until `freed(key)`, in its place if it was called and could not go.
+    def block(self, run: Queued, key: Key) -> bool:
+        """Set a run aside until its key is free, in arrival order; False if it is evicted instead.
 
-        False if it is not kept in memory: the key has more runs than fit.
+        A key is evicted when it has more blocked runs than fit in memory.
         """
         if run.is_due and key[0] == "limit":
-            insort(self.parked_due.setdefault(key, deque()), run, key=_by_due)
+            insort(self.blocked_due.setdefault(key, deque()), run, key=_by_due)
             return True
-        waiting = self.parked.get(key)
+        waiting = self.blocked.get(key)
         if waiting and run.seq < waiting[-1].seq:
             insort(waiting, run, key=_by_seq)
-        elif key in self.spilled or self.parked_count >= WINDOW:
-            self.spilled.add(key)
+        elif key in self.evicted or self.blocked_count >= WINDOW:
+            self.evicted.add(key)
             return False
         else:
-            self.parked.setdefault(key, deque()).append(run)
-        self.parked_count += 1
+            self.blocked.setdefault(key, deque()).append(run)
+        self.blocked_count += 1
         return True
 
-    def freed(self, key: Key) -> None:
-        """Call the next run parked under a key, now that the key is free."""
-        due, waiting = self.parked_due.get(key), self.parked.get(key)
-        is_queued = bool(waiting) or key in self.spilled
+    def wake_next(self, key: Key) -> None:
+        """Wake the next run blocked by a key that became free."""
+        due, waiting = self.blocked_due.get(key), self.blocked.get(key)
+        is_queued = bool(waiting) or key in self.evicted
         if due and (key in self.due_turns or not is_queued):
-            self.call_up(due.popleft())
+            self.wake(due.popleft())
             self.due_turns.discard(key)
             if not due:
-                del self.parked_due[key]
+                del self.blocked_due[key]
             return
         if due:
             self.due_turns.add(key)
         if waiting:
-            self.call_up(waiting.popleft())
-            self.parked_count -= 1
+            self.wake(waiting.popleft())
+            self.blocked_count -= 1
             if not waiting:
-                del self.parked[key]
+                del self.blocked[key]
         elif is_queued:
-            self.wanted[key] = self.wanted.get(key, 0) + 1
+            self.pending_wakeups[key] = self.pending_wakeups.get(key, 0) + 1
 
-    def call(self, key: Key, seq: int) -> bool:
-        """Call a run that has become the holder of its key; False if it does not wait."""
-        waiting = self.parked.get(key, ())
+    def wake_holder(self, key: Key, seq: int) -> bool:
+        """Wake a blocked run that has become the holder of its key; False if it is not blocked."""
+        waiting = self.blocked.get(key, ())
         run = next((run for run in waiting if run.seq == seq), None)
         if run is None:
             return False
-        self.parked[key].remove(run)
-        self.parked_count -= 1
-        if not self.parked[key]:
-            del self.parked[key]
-        self.call_up(run)
+        self.blocked[key].remove(run)
+        self.blocked_count -= 1
+        if not self.blocked[key]:
+            del self.blocked[key]
+        self.wake(run)
         return True
 
-    def call_up(self, run: Queued) -> None:
-        """Let a run that waited ask again, before those that have not asked yet."""
-        (self.called if run.is_due else self.ready).append(run)
+    def wake(self, run: Queued) -> None:
+        """Let a run ask again, before those that have not asked yet."""
+        (self.woken_due if run.is_due else self.woken).append(run)
 
     @property
-    def newer(self) -> int:
-        """The first seq whose run is in the window, or comes behind it."""
+    def window_start(self) -> int:
+        """The lowest seq in the window, or the next one after the cursor."""
         return self.window[0].seq if self.window else self.cursor + 1
 
-    def fetched(self, key: Key, rows: Sequence[Queued], *, more: bool, free: int) -> None:
-        """Take in rows of a spilled key, in arrival order, that was `free` for so many runs.
+    def finish_fetching(
+        self, key: Key, rows: Sequence[Queued], *, more: bool, wakeups: int
+    ) -> None:
+        """Add the runs of an evicted key, in arrival order, and wake `wakeups` of them.
 
-        Until now the key counted as one with runs waiting: nothing newer could overtake them. None
-        may be in memory already: a run that was held twice could run twice at once. What is in the
-        window, or comes behind it, comes from there.
+        Until now the key counts as blocked, so that nothing newer overtakes these runs. None may be
+        in memory already: a run held twice could run twice at once. Runs from `window_start` on
+        are left to the window.
         """
-        self.spilled.discard(key)
-        older = [row for row in rows if row.seq < self.newer]
+        self.evicted.discard(key)
+        older = [row for row in rows if row.seq < self.window_start]
         for row in older:
-            self.parked.setdefault(key, deque()).append(row)
-            self.parked_count += 1
+            self.blocked.setdefault(key, deque()).append(row)
+            self.blocked_count += 1
         if more and len(older) == len(rows):
-            self.spilled.add(key)
-        for _ in range(free + self.wanted.pop(key, 0)):  # and has become free meanwhile
-            self.freed(key)
+            self.evicted.add(key)
+        for _ in range(wakeups + self.pending_wakeups.pop(key, 0)):  # others came during the read
+            self.wake_next(key)
 
-    def forget_claims(self) -> None:
-        """Have runs claimed from the journal: what was bound for them was bound by older code."""
+    def drop_claims(self) -> None:
+        """Drop prepared claims: their arguments were bound by replaced code."""
         for row in self.rows():
             row.claim = None
 
     def rows(self) -> Iterator[Queued]:
-        """Every run held in memory."""
+        """Yield every run held in memory."""
         return chain(
-            self.ready, self.window, self.called, self.due, self.isolated,
-            *self.parked.values(), *self.parked_due.values(),
+            self.woken, self.window, self.woken_due, self.due, self.isolated,
+            *self.blocked.values(), *self.blocked_due.values(),
         )  # fmt: skip
 
-    def forget_all(self) -> None:
-        """Drop what is in memory; everything is read again from the journal."""
+    def clear(self) -> None:
+        """Drop all runs in memory; they are read again from the journal."""
         for run in self.window:
             self.memory.give_back(run)
-        self.ready.clear()
+        self.woken.clear()
         self.window.clear()
-        self.called.clear()
+        self.woken_due.clear()
         self.due.clear()
-        self.parked.clear()
-        self.parked_due.clear()
+        self.blocked.clear()
+        self.blocked_due.clear()
         self.due_turns.clear()
-        self.spilled.clear()
-        self.wanted.clear()
+        self.evicted.clear()
+        self.pending_wakeups.clear()
         self.isolated.clear()
-        self.parked_count = 0
+        self.blocked_count = 0
         self.cursor = 0
         self.unread = True
         self.epoch += 1
@@ -293,5 +296,5 @@ def _by_seq(run: Queued) -> int:
 
 
 def _by_due(run: Queued) -> tuple[datetime, int]:
-    assert run.due_at is not None  # the journal named it as due
+    assert run.due_at is not None  # `Journal.due` returned it
     return run.due_at, run.seq

@@ -1,8 +1,8 @@
-"""What waits to run: every flow's lane, and the choice of whose turn it is.
+"""Scheduling: the queues of all flows, and whose turn it is.
 
-Guarantees: runs of a flow are handed out in arrival order, those of a key one behind the other; a
-lane with nothing to start costs nothing until something wakes it. Not here: how a lane keeps its
-rows (`queue`), counting slots (`flowcontrol`), and claiming what was chosen (`dispatcher`).
+Guarantees: runs of a flow start in arrival order, runs of an ordering key one after the other. A
+queue with nothing to start costs nothing until it is activated. Not here: how a queue keeps its
+rows (`queue`), counting slots (`flowcontrol`), and claiming the chosen runs (`dispatcher`).
 """
 
 from __future__ import annotations
@@ -15,216 +15,217 @@ from turnout.service.flowcontrol.admission import Admission, Block
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Queued
 
-from .queue import WINDOW, Key, Lane, Memory
+from .queue import WINDOW, Key, Memory, Queue
 
 
-class Queues:
-    """The lanes of all flows; `work` is set whenever some run may be able to start.
+class Scheduler:
+    """The queues of all flows; `work` is set whenever a run may be able to start.
 
-    `moved` is set whenever a run was born running or gave back its slot.
-    `lined_up` are the runs in memory that were due: the journal goes on naming them until they
-    are claimed.
+    `progressed` is set whenever a run has started on insert or released its slot. `known_due` holds
+    the due runs in memory: the journal returns them as due until they are claimed. Only active
+    queues are asked for runs.
     """
 
     def __init__(self, journal: Journal, admission: Admission) -> None:
         self.work = asyncio.Event()
-        self.moved = asyncio.Event()
-        self.lined_up: set[int] = set()
+        self.progressed = asyncio.Event()
+        self.known_due: set[int] = set()
         self._journal = journal
         self._admission = admission
         self._memory = Memory()
-        self._lanes: dict[str, Lane] = {}
-        self._awake: dict[str, Lane] = {}
+        self._queues: dict[str, Queue] = {}
+        self._active: dict[str, Queue] = {}
 
     # ------------------------------------------------------------ flows
 
     def serve(self, flows: Iterable[Flow[..., object]], paused: Iterable[str]) -> None:
-        """Take the flows of a (re)loaded project; others keep their queue and start nothing."""
+        """Serve the flows of a (re)loaded project; others keep their queue and start nothing."""
         stopped = set(paused)
         names = set()
         for flow in flows:
             names.add(flow.name)
-            lane = self._made(flow.name)
+            queue = self._queue_for(flow.name)
             if self._admission.declare(flow.name, flow.concurrency):
-                self.forget(flow.name)  # what is parked waits by the limit before
-            lane.forget_claims()
-            lane.paused = flow.name in stopped
-            self.wake(lane)
-        for lane in self._lanes.values():
-            if lane.flow not in names:
-                lane.paused = True
+                self.reread(flow.name)  # runs are blocked by the old limit
+            queue.drop_claims()
+            queue.paused = flow.name in stopped
+            self.activate(queue)
+        for queue in self._queues.values():
+            if queue.flow not in names:
+                queue.paused = True
 
-    def lane(self, flow: str) -> Lane:
-        """Return the lane of a flow that was served."""
-        return self._lanes[flow]
+    def queue(self, flow: str) -> Queue:
+        """Return the queue of a flow that was served."""
+        return self._queues[flow]
 
-    def find(self, flow: str) -> Lane | None:
-        """Return the lane of a flow, None if there has never been such a flow."""
-        return self._lanes.get(flow)
+    def find(self, flow: str) -> Queue | None:
+        """Return the queue of a flow, None if the flow was never served."""
+        return self._queues.get(flow)
 
-    def _made(self, flow: str) -> Lane:
-        lane = self._lanes.get(flow)
-        if lane is None or lane.flow != flow:  # of another's old name: see `adopt`
-            lane = self._lanes[flow] = Lane(flow, self._memory)
-        return lane
+    def _queue_for(self, flow: str) -> Queue:
+        queue = self._queues.get(flow)
+        if queue is None or queue.flow != flow:  # a renamed flow's old name: see `adopt`
+            queue = self._queues[flow] = Queue(flow, self._memory)
+        return queue
 
     def adopt(self, was: str, name: str) -> None:
-        """Count what runs or waits under a flow's old name for its new one."""
-        new = self._made(name)
-        old = self._lanes.setdefault(was, new)  # what was never served here may still be due
+        """Count what runs or waits under a flow's old name for its new name."""
+        new = self._queue_for(name)
+        old = self._queues.setdefault(was, new)  # a flow that was never served may have due runs
         if old is not new:
-            self.forget(was)
-            self._awake.pop(was, None)
+            self.reread(was)
+            self._active.pop(was, None)
             new.arriving += old.arriving
             new.starting += old.starting
-            for name_before, lane in self._lanes.items():
-                if lane is old:  # also by names from before `was`: their runs may still be running
-                    self._lanes[name_before] = new
+            for name_before, queue in self._queues.items():
+                if queue is old:  # also under still older names, whose runs may be running
+                    self._queues[name_before] = new
         self._admission.adopt(was, name)
 
-    def forget(self, flow: str) -> None:
-        """Have a flow's queue read from the journal afresh."""
-        lane = self._lanes.get(flow)
-        if lane is not None:
-            for row in lane.rows():  # one that was cancelled would never let go of its key
-                if row.order_key is not None and row.seq not in self.lined_up:
-                    self._admission.let_go(lane.flow, row.order_key, row.seq)
-            self.lined_up.difference_update(row.seq for row in lane.rows())
-            lane.forget_all()
-            self.wake(lane)
+    def reread(self, flow: str) -> None:
+        """Drop a flow's queue from memory and read it again from the journal."""
+        queue = self._queues.get(flow)
+        if queue is not None:
+            for row in queue.rows():  # a cancelled run would never release its key
+                if row.order_key is not None and row.seq not in self.known_due:
+                    self._admission.release_key(queue.flow, row.order_key, row.seq)
+            self.known_due.difference_update(row.seq for row in queue.rows())
+            queue.clear()
+            self.activate(queue)
 
     @property
     def starting(self) -> int:
-        """How many runs will be running once the commit that makes them so is through."""
-        return sum(lane.starting for lane in self._lanes.values())
+        """The number of runs that are being written as running."""
+        return sum(queue.starting for queue in self._queues.values())
 
-    # ------------------------------------------------------------ coming in
+    # ------------------------------------------------------------ filling queues
 
-    def wake(self, lane: Lane) -> None:
-        """Look at a lane again, now."""
-        self._awake[lane.flow] = lane
+    def activate(self, queue: Queue) -> None:
+        """Ask a queue for runs again, now."""
+        self._active[queue.flow] = queue
         self.work.set()
 
-    def arrived(self, run: Queued) -> None:
-        """Take in a run just written as queued: it is looked at as soon as a slot is free."""
-        lane = self._lanes[run.flow]
-        lane.arrived(run)
-        self._awake[lane.flow] = lane
+    def enqueue(self, run: Queued) -> None:
+        """Add a run just written as queued; it starts as soon as a slot is free."""
+        queue = self._queues[run.flow]
+        queue.enqueue(run)
+        self._active[queue.flow] = queue
         if self._admission.free > 0:
             self.work.set()
 
-    def due(self, run: Queued, lane: Lane) -> None:
-        """Take in a run that is due."""
-        self.lined_up.add(run.seq)
+    def add_due(self, run: Queued, queue: Queue) -> None:
+        """Add a run that is due."""
+        self.known_due.add(run.seq)
         run.is_due = True
-        lane.due.append(run)
-        self.wake(lane)
+        queue.due.append(run)
+        self.activate(queue)
 
     async def refill(self, claiming: set[int]) -> None:
-        """Read from the journal what lanes that are awake have no rows of in memory."""
-        for lane in list(self._awake.values()):
-            await self._refill(lane, claiming)
+        """Read from the journal what active queues lack in memory."""
+        for queue in list(self._active.values()):
+            await self._refill(queue, claiming)
 
-    async def _refill(self, lane: Lane, claiming: set[int]) -> None:
-        while lane.wanted:
-            await self._fetch(lane, *lane.wanted.popitem(), claiming)
-        if lane.stopped or not lane.unread or len(lane.window) > WINDOW // 2:
+    async def _refill(self, queue: Queue, claiming: set[int]) -> None:
+        while queue.pending_wakeups:
+            await self._fetch(queue, *queue.pending_wakeups.popitem(), claiming)
+        if queue.stopped or not queue.unread or len(queue.window) > WINDOW // 2:
             return
-        epoch = lane.start_reading()
-        rows = await self._journal.queued(lane.flow, lane.cursor, WINDOW)
-        lane.read(rows, more=len(rows) == WINDOW, epoch=epoch)
+        epoch = queue.start_reading()
+        rows = await self._journal.queued(queue.flow, queue.cursor, WINDOW)
+        queue.finish_reading(rows, more=len(rows) == WINDOW, epoch=epoch)
 
-    async def _fetch(self, lane: Lane, key: Key, free: int, claiming: set[int]) -> None:
-        """Read from the journal the runs that wait for a spilled key, as many as it is free for."""
+    async def _fetch(self, queue: Queue, key: Key, wakeups: int, claiming: set[int]) -> None:
+        """Read runs blocked by an evicted key from the journal, enough for `wakeups`."""
         count, after, more = WINDOW // 4, 0, True
         found: list[Queued] = []
-        while more and len(found) < free:
-            rows = await self._journal.queued_for_key(lane.flow, *key, count, after)
-            held = {run.seq for run in lane.rows()}.union(claiming)
+        while more and len(found) < wakeups:
+            rows = await self._journal.queued_for_key(queue.flow, *key, count, after)
+            held = {run.seq for run in queue.rows()}.union(claiming)
             for row in rows:
                 if row.seq in held:
                     continue
-                if self._is_for(lane, row, key):
+                if self._would_wait_for(queue, row, key):
                     found.append(row)
-                elif key == ("order", row.order_key) and row.seq < lane.newer:
-                    lane.ready.append(row)  # it holds the key: it waits for nothing
+                elif key == ("order", row.order_key) and row.seq < queue.window_start:
+                    queue.woken.append(row)  # it holds the key, so nothing blocks it
             after = rows[-1].seq if rows else after
-            more = len(rows) == count and after < lane.newer
-        lane.fetched(key, found, more=more, free=free)
+            more = len(rows) == count and after < queue.window_start
+        queue.finish_fetching(key, found, more=more, wakeups=wakeups)
 
-    def _is_for(self, lane: Lane, run: Queued, key: Key) -> bool:
-        """Whether a run with this key would wait for it: for a limit once its order is its own."""
+    def _would_wait_for(self, queue: Queue, run: Queued, key: Key) -> bool:
+        """Whether a key blocks a run: a limit key blocks only the holder of its ordering key."""
         if run.order_key is None:
             return True
-        holds = self._admission.holder(lane.flow, run.order_key) == run.seq
+        holds = self._admission.holder(queue.flow, run.order_key) == run.seq
         return holds is (key[0] == "limit")
 
-    # ------------------------------------------------------------ going out
+    # ------------------------------------------------------------ choosing runs
 
     def choose(self) -> list[Queued]:
-        """Pick runs for the free slots, one from each lane in turn, and take their slots."""
+        """Choose runs for the free slots, one from each queue in turn, and take their slots."""
         chosen: list[Queued] = []
-        lanes = list(self._awake.values())
-        while lanes and self._admission.free > 0:
-            lanes = [lane for lane in lanes if self._choose_from(lane, chosen)]
+        queues = list(self._active.values())
+        while queues and self._admission.free > 0:
+            queues = [queue for queue in queues if self._choose_from(queue, chosen)]
         return chosen
 
-    def _sleep(self, lane: Lane) -> bool:
-        """Let a lane that is empty, paused or at its own limit be until something wakes it."""
-        self._awake.pop(lane.flow, None)
+    def _deactivate(self, queue: Queue) -> bool:
+        """Skip a queue that is empty, paused or at its flow's limit until it is activated."""
+        self._active.pop(queue.flow, None)
         return False
 
-    def _choose_from(self, lane: Lane, chosen: list[Queued]) -> bool:
-        """Take the next run of a lane; False when it has none that may start."""
-        if lane.stopped or lane.empty:
-            return self._sleep(lane)
-        if not lane.source:
-            self.work.set()  # there is more to read
+    def _choose_from(self, queue: Queue, chosen: list[Queued]) -> bool:
+        """Choose or set aside the next run of a queue; False if the queue has none to start."""
+        if queue.stopped or queue.empty:
+            return self._deactivate(queue)
+        if not queue.source:
+            self.work.set()  # its runs must be read from the journal first
             return False
-        run, is_asked_first = lane.source[0], lane.is_asked_first
-        behind = self._behind(lane, run) if is_asked_first else None
+        run, is_first_ask = queue.source[0], queue.is_first_ask
+        behind = self._blocked_behind(queue, run) if is_first_ask else None
         if behind is not None:
-            self._park(lane, lane.take(), behind)
+            self._block(queue, queue.take(), behind)
             return True
         block = self._admission.admit(
-            lane.flow, run.order_key, run.limit_key, run.seq, run.isolated
+            queue.flow, run.order_key, run.limit_key, run.seq, run.isolated
         )
         if block is None:
-            chosen.append(lane.starts())
+            chosen.append(queue.take_to_start())
         elif block is Block.ISOLATED:
-            lane.isolated.append(lane.take())
+            queue.isolated.append(queue.take())
         elif block is Block.ORDER or block is Block.LIMIT:
-            lane.take()
+            queue.take()
             key = run.order_key if block is Block.ORDER else run.limit_key
-            self._park(lane, run, ("order" if block is Block.ORDER else "limit", key or ""))
-            if block is Block.ORDER and not is_asked_first and run.limit_key is not None:
-                lane.freed(("limit", run.limit_key))  # it may have been called for that: the next
+            self._block(queue, run, ("order" if block is Block.ORDER else "limit", key or ""))
+            if block is Block.ORDER and not is_first_ask and run.limit_key is not None:
+                # The limit may have woken it: wake the next one instead.
+                queue.wake_next(("limit", run.limit_key))
         elif block is Block.FLOW:
-            return self._sleep(lane)
+            return self._deactivate(queue)
         else:
             return False
         return True
 
-    def _behind(self, lane: Lane, run: Queued) -> Key | None:
-        """Return the key that an older run waits for, and this one behind it, if there is one.
+    def _blocked_behind(self, queue: Queue, run: Queued) -> Key | None:
+        """Return the key that blocks an older run and so this run too, if there is one.
 
-        A limit is waited for with the ordering key taken, as `admit` does it: nothing may overtake.
+        A run blocked by a limit takes its ordering key first, as in `admit`: nothing may overtake.
         """
         order, limit = run.order_key, run.limit_key
-        waits = order is not None and lane.has_parked(order, None)
-        if order is not None and waits and self._admission.holder(lane.flow, order) != run.seq:
-            return "order", order  # else what is parked waits for this run
-        if limit is None or not lane.has_parked(None, limit):
+        waits = order is not None and queue.has_blocked(order, None)
+        if order is not None and waits and self._admission.holder(queue.flow, order) != run.seq:
+            return "order", order  # else the blocked runs wait for this run
+        if limit is None or not queue.has_blocked(None, limit):
             return None
-        if order is not None and not self._admission.hold(lane.flow, order, run.seq):
+        if order is not None and not self._admission.hold_key(queue.flow, order, run.seq):
             return "order", order
         return "limit", limit
 
-    def _park(self, lane: Lane, run: Queued, key: Key) -> None:
-        if not lane.park(run, key):
-            self.lined_up.discard(run.seq)
+    def _block(self, queue: Queue, run: Queued, key: Key) -> None:
+        if not queue.block(run, key):
+            self.known_due.discard(run.seq)
 
-    # ------------------------------------------------------------ slots and keys given back
+    # ------------------------------------------------------------ releasing slots and keys
 
     def release(
         self,
@@ -235,51 +236,52 @@ class Queues:
         isolated: bool,
         keep_order_for: int | None = None,
     ) -> None:
-        """Give back a slot, and the keys with it; `keep_order_for` goes on holding its order."""
+        """Release a slot and its keys; the run `keep_order_for`, if any, keeps the ordering key."""
         self._admission.release(
             flow, order_key, limit_key, isolated=isolated, keep_order_for=keep_order_for
         )
         if order_key is not None and keep_order_for is None:
-            self._free(flow, ("order", order_key))
+            self._key_freed(flow, ("order", order_key))
         elif order_key is not None and keep_order_for is not None:
-            self._call(flow, order_key, keep_order_for)  # it may have been due a moment before
+            # It may have become due before this release.
+            self._wake_holder(flow, order_key, keep_order_for)
         if limit_key is not None:
-            self._free(flow, ("limit", limit_key))
+            self._key_freed(flow, ("limit", limit_key))
         if isolated:
             self._wake_isolated()
-        self.moved.set()
-        lane = self._lanes[flow]
-        if not lane.empty:
-            self.wake(lane)
+        self.progressed.set()
+        queue = self._queues[flow]
+        if not queue.empty:
+            self.activate(queue)
 
-    def hold(self, flow: str, order_key: str, seq: int) -> None:
-        """Have a run that is not running hold an ordering key, and wait for it no more."""
-        if self._admission.hold(flow, order_key, seq):
-            self._call(flow, order_key, seq)
+    def hold_key(self, flow: str, order_key: str, seq: int) -> None:
+        """Give an ordering key, if free, to a run that is not running, and wake that run."""
+        if self._admission.hold_key(flow, order_key, seq):
+            self._wake_holder(flow, order_key, seq)
 
-    def let_go(self, flow: str, order_key: str, seq: int) -> None:
-        """Free an ordering key if the run `seq`, which is not running, holds it."""
-        self.lined_up.discard(seq)
-        if self._admission.let_go(flow, order_key, seq):
-            self._free(flow, ("order", order_key))
+    def release_key(self, flow: str, order_key: str, seq: int) -> None:
+        """Release an ordering key if the run `seq`, which is not running, holds it."""
+        self.known_due.discard(seq)
+        if self._admission.release_key(flow, order_key, seq):
+            self._key_freed(flow, ("order", order_key))
 
-    def _call(self, flow: str, order_key: str, seq: int) -> None:
-        """Have the holder of an ordering key wait for it no more."""
-        lane = self._lanes[flow]
-        if lane.call(("order", order_key), seq):
-            self.wake(lane)
+    def _wake_holder(self, flow: str, order_key: str, seq: int) -> None:
+        """Wake the new holder of an ordering key if the key blocked it."""
+        queue = self._queues[flow]
+        if queue.wake_holder(("order", order_key), seq):
+            self.activate(queue)
 
     def _wake_isolated(self) -> None:
-        """Ask again for all isolated runs: the flow of the first one may be paused."""
-        for lane in self._lanes.values():
-            if lane.isolated:
-                for run in lane.isolated:
-                    lane.call_up(run)
-                lane.isolated.clear()
-                self.wake(lane)
+        """Wake all waiting isolated runs: the flow of the first one may be paused."""
+        for queue in self._queues.values():
+            if queue.isolated:
+                for run in queue.isolated:
+                    queue.wake(run)
+                queue.isolated.clear()
+                self.activate(queue)
 
-    def _free(self, flow: str, key: Key) -> None:
-        lane = self._lanes[flow]
-        lane.freed(key)
-        if not lane.empty:
-            self.wake(lane)
+    def _key_freed(self, flow: str, key: Key) -> None:
+        queue = self._queues[flow]
+        queue.wake_next(key)
+        if not queue.empty:
+            self.activate(queue)

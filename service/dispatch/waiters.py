@@ -1,4 +1,4 @@
-"""Who waits for a run to finish: requests with `?wait=`, and `turnout run`. Bounded."""
+"""Those who wait for a run to finish: requests with `?wait=`, and `turnout run`. Bounded."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from turnout.service.journal.contract import Journal
 _Finished: TypeAlias = "asyncio.Future[Outcome | None]"
 
 _TICK_SECONDS = 0.1
-"""Timeouts end at the next multiple of this: thousands of requests share one timer of the loop."""
+"""Timeouts end at the next multiple of this, so that thousands of requests share one timer."""
 
 
 class Waiters:
-    """Hands the outcome of a finished run to whoever waits for it; at most `limit` wait at once.
+    """Gives the outcome of a finished run to those who wait for it; at most `limit` wait at once.
 
     The outcome comes from memory; the journal is read only for a run that may have finished before
-    anybody asked.
+    the wait began.
     """
 
     def __init__(self, journal: Journal, limit: int) -> None:
@@ -35,7 +35,7 @@ class Waiters:
     ) -> Outcome | None:
         """Return a run's outcome once it has finished; None at the timeout. Raises `Overloaded`.
 
-        `is_new`: the run was born in this turn of the loop, and is no dead letter.
+        `is_new`: the run was inserted in this turn of the loop, and not as a dead letter.
         """
         if self._closed:
             return None
@@ -61,12 +61,12 @@ class Waiters:
             self._forget(run_id, finished)
 
     def finished(self, run_id: str, outcome: Outcome) -> None:
-        """Tell whoever waits that the run has finished."""
+        """Give the outcome of a finished run to those who wait for it."""
         for waiting in self._waiting.get(run_id, ()):
             _tell(waiting, outcome)
 
     def close(self) -> None:
-        """End every wait as at its timeout, now and from now on: no run finishes here any more."""
+        """End every wait, also later ones, as at its timeout: no run finishes here any more."""
         self._closed = True
         for waiting in self._waiting.values():
             for each in waiting:
@@ -79,7 +79,7 @@ class Waiters:
             del self._waiting[run_id]
 
     def _expire_at(self, loop: asyncio.AbstractEventLoop, instant: float) -> set[_Finished]:
-        """Return those whose wait ends with one that ends at an instant of the loop's clock."""
+        """Return the set of waits that time out together with one at this time of the loop."""
         tick = int(instant / _TICK_SECONDS) + 1
         expiring = self._expiring.get(tick)
         if expiring is None:

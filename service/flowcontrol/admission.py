@@ -1,7 +1,6 @@
 """Who may run now: slots over all flows, per flow, per key, and one at a time per ordering key.
 
-Plain counting in memory, rebuilt from the journal at start; it decides and remembers, and never
-waits. The room for later admission rules (debounce, batches, rates, modes).
+Counted in memory, rebuilt from the journal at start. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ from enum import Enum
 from turnout.service.domain.flow import Limit
 
 RUNNING = 0
-"""Holder of an ordering key whose run is running; else the holder is a waiting run's seq."""
+"""Holder of an ordering key while its run is running; otherwise the holder is a run's seq."""
 
-
-NEWBORN = -1
-"""Stands for the seq of a run that is not written yet: it holds nothing it is not running for."""
+UNWRITTEN = -1
+"""Seq of a run that is not written yet: it takes an ordering key only together with a slot."""
 
 
 class Block(Enum):
-    """What a run that may not start is waiting for."""
+    """Why a run may not start."""
 
     SLOT = "slot"
     FLOW = "flow"
@@ -31,7 +29,7 @@ class Block(Enum):
 
 @dataclass(slots=True)
 class _Counts:
-    """What one flow holds: slots, slots by limit key, and ordering keys with their holders."""
+    """What one flow holds: slots, slots per limit key, and the holder of each ordering key."""
 
     flow: str
     count: int | None
@@ -42,10 +40,10 @@ class _Counts:
 
 
 class Admission:
-    """Counts slots; `admit` takes one or says what is missing, `release` gives it back.
+    """Counts slots: `admit` takes one or says what blocks the run, `release` gives it back.
 
-    Suspects (decision 15: runs that were running when the process died, twice) run one at a time
-    over all flows.
+    Isolated runs (the process died twice in a row while they ran) run one at a time over all
+    flows.
     """
 
     def __init__(self, concurrency: int) -> None:
@@ -54,11 +52,11 @@ class Admission:
         self._flows: dict[str, _Counts] = {}
 
     def declare(self, flow: str, concurrency: Limit | None) -> bool:
-        """Set a flow's limit, keeping what it holds; True if that is a change (by a reload)."""
+        """Set a flow's limit, keeping what it holds; True if a reload changed the limit."""
         known = self._flows.get(flow)
         count = None if concurrency is None else concurrency.count
         per_key = concurrency is not None and concurrency.per is not None
-        if known is None or known.flow != flow:  # of another's old name: see `adopt`
+        if known is None or known.flow != flow:  # a renamed flow's old name: see `adopt`
             self._flows[flow] = _Counts(flow, count, per_key)
             return False
         changes = (known.count, known.per_key) != (count, per_key)
@@ -66,7 +64,7 @@ class Admission:
         return changes
 
     def adopt(self, was: str, name: str) -> None:
-        """Count what a flow's old name holds, and gives back from now on, for its new name."""
+        """Count what a flow holds or releases under its old name for its new name."""
         old, new = self._flows.setdefault(was, self._flows[name]), self._flows[name]
         if old is new:
             return
@@ -76,11 +74,11 @@ class Admission:
         for key, holder in old.holders.items():
             new.holders.setdefault(key, holder)
         for name_before, counts in self._flows.items():
-            if counts is old:  # also by names from before `was`: their runs may still be running
+            if counts is old:  # also under still older names, whose runs may be running
                 self._flows[name_before] = new
 
     def slots(self, flow: str) -> tuple[int, int]:
-        """Return how many more runs of a flow could start, keys apart, and how many it runs."""
+        """Return how many more runs of a flow may start, keys apart, and how many are running."""
         counts = self._flows[flow]
         free = self.free
         if counts.count is not None and not counts.per_key:
@@ -94,10 +92,10 @@ class Admission:
     def admit(
         self, flow: str, order_key: str | None, limit_key: str | None, seq: int, isolated: bool
     ) -> Block | None:
-        """Take a slot and keys for a run, or take nothing and return what blocks it.
+        """Take a slot and keys for a run, or return what blocks it.
 
-        The ordering key comes first: a run blocked by anything else keeps the key it got, so that
-        nothing behind it on that key overtakes (`seq` is how it is known when it asks again).
+        The ordering key comes first: a run blocked by anything else keeps its key under its `seq`,
+        so that no later run of the key overtakes it.
         """
         counts = self._flows[flow]
         if order_key is not None:
@@ -108,7 +106,7 @@ class Admission:
         if order_key is not None:
             if block is None:
                 counts.holders[order_key] = RUNNING
-            elif seq != NEWBORN:
+            elif seq != UNWRITTEN:
                 counts.holders[order_key] = seq
         if block is None:
             self.free -= 1
@@ -141,7 +139,7 @@ class Admission:
         isolated: bool,
         keep_order_for: int | None = None,
     ) -> None:
-        """Give back a slot; `keep_order_for` is the seq of a run that goes on holding its order."""
+        """Release a slot and its keys; the run `keep_order_for`, if any, keeps the ordering key."""
         counts = self._flows[flow]
         self.free += 1
         counts.running -= 1
@@ -160,7 +158,7 @@ class Admission:
                 counts.holders.pop(order_key, None)
 
     def retake(self, flow: str, limit_key: str | None, *, isolated: bool) -> None:
-        """Take a slot that was given back too early, whether one is free or not."""
+        """Take back a slot that was released too early, even if none is free."""
         counts = self._flows[flow]
         self.free -= 1
         counts.running += 1
@@ -168,16 +166,16 @@ class Admission:
             counts.by_key[limit_key] = counts.by_key.get(limit_key, 0) + 1
         self._isolated_runs = self._isolated_runs or isolated
 
-    def hold(self, flow: str, order_key: str, seq: int) -> bool:
-        """Have a run that is not running hold an ordering key; False if another one does."""
+    def hold_key(self, flow: str, order_key: str, seq: int) -> bool:
+        """Give an ordering key to a run that is not running; False if another run holds it."""
         return self._flows[flow].holders.setdefault(order_key, seq) == seq
 
     def holder(self, flow: str, order_key: str) -> int | None:
-        """Return who holds an ordering key: a run's seq, `RUNNING`, or None."""
+        """Return the holder of an ordering key: a run's seq, `RUNNING`, or None."""
         return self._flows[flow].holders.get(order_key)
 
-    def let_go(self, flow: str, order_key: str, seq: int) -> bool:
-        """Free an ordering key whose waiting holder was cancelled; True if it was the holder."""
+    def release_key(self, flow: str, order_key: str, seq: int) -> bool:
+        """Release the ordering key of a run that is not running; False if it is not the holder."""
         counts = self._flows[flow]
         if counts.holders.get(order_key) != seq:
             return False

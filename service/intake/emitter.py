@@ -95,7 +95,7 @@ class TriggerEmitter:
         self._tells_sender = isinstance(trigger, CalledTrigger | TellsSender)
         self.acts_after_runs = isinstance(trigger, ActsAfterRuns) and trigger.acts_after_runs
         self._latest: Sequence[AnyFlow] = ()  # that an event was for
-        self._pull = dispatcher.pull()
+        self._backpressure = dispatcher.backpressure()
         self._closed: str | None = None
         self._paused = False
         self._pause_words = f"trigger {trigger.name!r} is paused"
@@ -196,7 +196,7 @@ class TriggerEmitter:
             receipts.append(self._receipt(one, appended, now))
             woken = woken or bool(one.entry.topics)
         if woken:
-            self._dispatcher.look_due()
+            self._dispatcher.recheck_due()
         if not answer.done():
             answer.set_result(receipts)
 
@@ -215,7 +215,7 @@ class TriggerEmitter:
         else:
             self._accepted.inc()
             for run, event, arguments in zip(runs, routed.events, routed.arguments, strict=True):
-                self._dispatcher.born(run, event, stored, arguments, now)
+                self._dispatcher.start_or_enqueue(run, event, stored, arguments, now)
             if self.acts_after_runs and runs and all(run.state is RunState.FAILED for run in runs):
                 self._on_event_ended(stored.event_seq)
         return Receipt(
@@ -254,7 +254,7 @@ class TriggerEmitter:
 
     async def credit(self) -> int:
         """Return how many events to fetch next; see `Emitter.credit` in `domain/trigger.py`."""
-        return await self._pull.credit([flow.name for flow in self._latest])
+        return await self._backpressure.credit([flow.name for flow in self._latest])
 
     async def positions(self) -> dict[str, str]:
         """Return every stored position of this trigger."""
@@ -271,7 +271,7 @@ class TriggerEmitter:
     @asynccontextmanager
     async def handing_back(self) -> AsyncIterator[HandBack]:
         """Start nothing of this trigger's flows inside, while what waits is given back."""
-        with self._dispatcher.holding([flow.name for flow in self.flows(_ANY)]):
+        with self._dispatcher.frozen([flow.name for flow in self.flows(_ANY)]):
             yield _HandBack(self._journal, self.trigger.name, self._ordered())
 
     async def until_ended(self, partitions: Sequence[str], seconds: float) -> None:

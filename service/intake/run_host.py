@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
-from turnout.service.dispatch.deadlock import Callers
+from turnout.service.dispatch.deadlock import WaitGraph
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.errors import TurnoutError
 from turnout.service.domain.event import Event
@@ -45,7 +45,7 @@ class ServiceHost:
         self._links = links
         self._tasks = tasks
         self._now = now
-        self._callers = Callers(journal, dispatcher)
+        self._wait_graph = WaitGraph(journal, dispatcher)
 
     async def start(self, claim: Claim, step: StepRecord, flow: str, event: Event) -> None:
         """Start the child run `step.origin` of a flow for `event`, and wait for its end."""
@@ -70,8 +70,8 @@ class ServiceHost:
         if order_key is None:
             await self._stored(claim, step, routed, opening)
             return
-        with self._callers.calling(claim.run_seq, flow, order_key) as earlier:
-            await self._callers.refuse_deadlock(claim, flow, order_key, earlier)
+        with self._wait_graph.pending_call(claim.run_seq, flow, order_key) as earlier:
+            await self._wait_graph.refuse_deadlock(claim, flow, order_key, earlier)
             await self._stored(claim, step, routed, opening)
 
     async def emit(self, claim: Claim, step: StepRecord, again: StepRecord, event: Event) -> None:
@@ -132,9 +132,9 @@ class ServiceHost:
             if stored.duplicate or stored.conflict:
                 self._dispatcher.unreserve(run)
             else:
-                self._dispatcher.born(run, event, stored, arguments, self._now())
+                self._dispatcher.start_or_enqueue(run, event, stored, arguments, self._now())
         if entry.topics:
-            self._dispatcher.look_due()
+            self._dispatcher.recheck_due()
         if stored.conflict:
             event = entry.event
             return Fail(

@@ -109,7 +109,7 @@ class Operator:
         text = json.dumps(said).encode()
         await self._journal.answer(run.id, step, text, link=link, now=self._now())
         if self._dispatcher is not None:
-            self._dispatcher.look_due()
+            self._dispatcher.recheck_due()
         return run
 
     async def _check_fields(self, run: Run, step: str | None, fields: Any) -> None:
@@ -128,19 +128,19 @@ class Operator:
         run = await self._journal.retry(run_id, from_step, now=self._now())
         if run.state in (RunState.RETRYING, RunState.WAITING):
             if self._dispatcher is not None:
-                self._dispatcher.look_due()
+                self._dispatcher.recheck_due()
             return run
         name = self._name_now(run.flow)
         if name != run.flow:
             await self._journal.rename_flow(run.flow, name)
-        self._look_again(name)
+        self._reread_queue(name)
         return run
 
     async def drop(self, run_id: str) -> Run:
         """Take a dead letter off the list; it is kept as a failed run."""
         run = await self._journal.drop(run_id, now=self._now())
         if self._dispatcher is not None:
-            self._dispatcher.let_go(run)
+            self._dispatcher.release_key(run)
         return run
 
     async def replay_dead(self, run_id: str, *, not_undone: bool = False) -> list[str]:
@@ -222,7 +222,7 @@ class Operator:
             runs.append(run)
         ids = await self._journal.replay(stored.seq, runs, now=self._now())
         for name in now:
-            self._look_again(name)
+            self._reread_queue(name)
         return ids
 
     async def _event_of(self, run: Run) -> StoredEvent:
@@ -231,9 +231,9 @@ class Operator:
             raise NotFound(f"the event of run {run.id} is no longer kept")
         return stored
 
-    def _look_again(self, flow: str) -> None:
+    def _reread_queue(self, flow: str) -> None:
         if self._dispatcher is not None:
-            self._dispatcher.look_again(flow)
+            self._dispatcher.reread_queue(flow)
 
     async def clear_cache(self, task: str | None = None) -> int:
         """Forget the kept results of a task, or of all with `cache=`; returns how many."""

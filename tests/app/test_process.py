@@ -247,12 +247,12 @@ async def test_a_limit_that_a_reload_raises_counts_for_the_runs_that_wait(tmp_pa
     async with running(tmp_path, [make(1)]) as service:
         for number in range(4):
             await send(service, "webhook:/orders", number)
-        queue = service.process.dispatcher._queues.lane("work")
+        queue = service.process.dispatcher._scheduler.queue("work")
 
-        async def parked() -> bool:
-            return queue.parked_count == 3
+        async def blocked() -> bool:
+            return queue.blocked_count == 3
 
-        await eventually(parked)
+        await eventually(blocked)
         await reload(service, make(3))
 
         async def three_run() -> bool:

@@ -11,8 +11,8 @@ import pytest
 
 from tests.support.running import Running, eventually, make_event, running
 from turnout import flow, limit
-from turnout.service.dispatch.backpressure import MOST
-from turnout.service.dispatch.queue import Lane
+from turnout.service.dispatch.backpressure import MAX_CREDIT
+from turnout.service.dispatch.queue import Queue
 from turnout.service.domain.event import Event
 
 
@@ -25,15 +25,15 @@ async def feed(service: Running, count: int, *, asks: bool = True) -> None:
     """Emit `count` events as a trigger does that can leave the others where they are."""
     sent = 0
     while sent < count:
-        room = await service.emitter.credit() if asks else MOST
-        assert 1 <= room <= MOST
+        room = await service.emitter.credit() if asks else MAX_CREDIT
+        assert 1 <= room <= MAX_CREDIT
         numbers = range(sent, min(sent + room, count))
         await service.emitter([make_event(number) for number in numbers])
         sent = numbers.stop
 
 
-def queue_of(service: Running, flow_name: str) -> Lane:
-    return service.process.dispatcher._queues.lane(flow_name)
+def queue_of(service: Running, flow_name: str) -> Queue:
+    return service.process.dispatcher._scheduler.queue(flow_name)
 
 
 def watch_claims(service: Running, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -69,7 +69,7 @@ async def test_room_is_for_events_that_can_start_all_their_runs(tmp_path: Path) 
         await gate.wait()
 
     async with running(tmp_path, [at_once], concurrency=50) as service:
-        assert await service.emitter.credit() == MOST, "of no flow yet"
+        assert await service.emitter.credit() == MAX_CREDIT, "of no flow yet"
         await feed(service, 50)
         await service.all_finished()
         assert await service.emitter.credit() == 50
@@ -98,7 +98,7 @@ async def test_longer_runs_are_kept_going_from_a_short_queue(tmp_path: Path, ask
         assert len(await service.all_finished()) == 2000
     assert most == 40
     assert longest > 0
-    assert (longest <= 4 * MOST) is asks, "the first came while nothing had got on"
+    assert (longest <= 4 * MAX_CREDIT) is asks, "the first came while nothing had got on"
 
 
 async def test_runs_that_have_become_fast_do_not_queue_any_more(
@@ -126,15 +126,15 @@ async def test_where_nothing_gets_on_nothing_is_waited_for(tmp_path: Path, slots
         await gate.wait()
 
     async with running(tmp_path, [stands]) as service:
-        await feed(service, 3 * MOST)
+        await feed(service, 3 * MAX_CREDIT)
         loop = asyncio.get_running_loop()
         asked = loop.time()
         for _ in range(10):
-            assert await service.emitter.credit() == MOST
+            assert await service.emitter.credit() == MAX_CREDIT
         assert loop.time() - asked < 0.1
         gate.set()
         await service.all_finished()
-        assert await service.emitter.credit() == (64 if slots == 64 else MOST)
+        assert await service.emitter.credit() == (64 if slots == 64 else MAX_CREDIT)
 
 
 @pytest.mark.parametrize("stands", [True, False])
@@ -153,7 +153,7 @@ async def test_a_flow_with_nothing_to_do_does_not_wait_for_one_that_has_enough(
         await (gate.wait() if stands else asyncio.sleep(0.002))
 
     async def all_quick() -> bool:
-        return done == 500 and not service.process.dispatcher._queues.starting
+        return done == 500 and not service.process.dispatcher._scheduler.starting
 
     async with running(tmp_path, [quick, slow], concurrency=50) as service:
         await feed(service, 500, asks=False)

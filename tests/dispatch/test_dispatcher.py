@@ -425,7 +425,7 @@ async def test_a_cancelled_run_stops_at_its_next_await(tmp_path: Path) -> None:
 async def waits_for_the_one_before(service: Running, run_id: str) -> bool:
     """Whether a run has an attempt that begins when another has ended."""
     attempt = service.process.dispatcher._attempts._running[run_id]
-    return attempt.before is not None
+    return attempt.previous is not None
 
 
 async def test_a_cancelled_run_clears_up_in_peace_though_it_is_retried(tmp_path: Path) -> None:
@@ -586,13 +586,13 @@ async def test_blocked_order_keeps_the_key_after_a_dead_head(tmp_path: Path) -> 
 
 
 def hold_windows_only(service: Running) -> None:
-    """Have what is behind each lane's window read from the journal, as in a large backlog."""
-    service.process.dispatcher._queues._memory.left = 0
+    """Have what is behind each queue's window read from the journal, as in a large backlog."""
+    service.process.dispatcher._scheduler._memory.left = 0
 
 
 async def check_memory(service: Running) -> None:
-    lane = service.process.dispatcher._queues.lane("slow")
-    assert len(lane.window) + lane.parked_count <= 2 * WINDOW
+    queue = service.process.dispatcher._scheduler.queue("slow")
+    assert len(queue.window) + queue.blocked_count <= 2 * WINDOW
 
 
 async def test_a_backlog_stays_in_the_journal(tmp_path: Path) -> None:

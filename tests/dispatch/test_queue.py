@@ -1,10 +1,10 @@
-"""A lane hands out every run once, in arrival order per key, whatever does not fit in memory."""
+"""A queue hands out every run once, in arrival order per key, whatever does not fit in memory."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from turnout.service.dispatch.queue import WINDOW, Key, Lane, Memory
+from turnout.service.dispatch.queue import WINDOW, Key, Memory, Queue
 from turnout.service.journal.records import Queued
 
 
@@ -21,159 +21,159 @@ def due(seq: int) -> Queued:
     )
 
 
-def fresh(memory: int = 0) -> Lane:
-    lane = Lane("bill", Memory(memory))
-    lane.read([], more=False, epoch=lane.start_reading())
-    return lane
+def fresh(memory: int = 0) -> Queue:
+    queue = Queue("bill", Memory(memory))
+    queue.finish_reading([], more=False, epoch=queue.start_reading())
+    return queue
 
 
 def test_a_lane_is_idle_only_when_nothing_older_waits() -> None:
-    lane = fresh()
-    assert lane.idle
-    lane.arriving = 1
-    assert not lane.idle
-    lane.arriving = 0
-    lane.arrived(queued(1))
-    assert not lane.idle
+    queue = fresh()
+    assert queue.idle
+    queue.arriving = 1
+    assert not queue.idle
+    queue.arriving = 0
+    queue.enqueue(queued(1))
+    assert not queue.idle
 
 
 def test_rows_beyond_the_window_stay_in_memory_while_it_lasts_and_give_it_back() -> None:
-    lane = fresh(memory=10_000)
+    queue = fresh(memory=10_000)
     for seq in range(1, WINDOW * 2):
-        lane.arrived(queued(seq))
-    assert lane.memory.left <= 0
-    held = len(lane.window)
+        queue.enqueue(queued(seq))
+    assert queue.memory.left <= 0
+    held = len(queue.window)
     assert held == WINDOW
-    lane = fresh(memory=WINDOW * 1024 + 10_000)
+    queue = fresh(memory=WINDOW * 1024 + 10_000)
     for seq in range(1, WINDOW * 2):
-        lane.arrived(queued(seq))
-    assert WINDOW < len(lane.window) < WINDOW + 20
-    assert lane.unread
-    assert [lane.take().seq for _ in range(3)] == [1, 2, 3]
-    assert lane.taken == 3
-    lane.forget_all()
-    assert lane.memory.left == WINDOW * 1024 + 10_000
+        queue.enqueue(queued(seq))
+    assert WINDOW < len(queue.window) < WINDOW + 20
+    assert queue.unread
+    assert [queue.take().seq for _ in range(3)] == [1, 2, 3]
+    assert queue.taken == 3
+    queue.clear()
+    assert queue.memory.left == WINDOW * 1024 + 10_000
 
 
 def test_rows_beyond_the_window_stay_in_the_journal_and_are_read_in_order() -> None:
-    lane = fresh()
+    queue = fresh()
     for seq in range(1, WINDOW + 10):
-        lane.arrived(queued(seq))
-    assert len(lane.window) == WINDOW
-    assert lane.unread
-    lane.window.clear()
+        queue.enqueue(queued(seq))
+    assert len(queue.window) == WINDOW
+    assert queue.unread
+    queue.window.clear()
     rows = [queued(seq) for seq in range(WINDOW + 1, WINDOW + 10)]
-    lane.read(rows, more=False, epoch=lane.start_reading())
-    assert [run.seq for run in lane.window] == list(range(WINDOW + 1, WINDOW + 10))
-    assert not lane.unread
+    queue.finish_reading(rows, more=False, epoch=queue.start_reading())
+    assert [run.seq for run in queue.window] == list(range(WINDOW + 1, WINDOW + 10))
+    assert not queue.unread
 
 
 def test_a_run_that_arrives_while_the_journal_is_read_comes_once() -> None:
-    lane = fresh()
-    epoch = lane.start_reading()
-    lane.arrived(queued(1))
-    lane.read([queued(1)], more=False, epoch=epoch)
-    assert lane.unread  # it may have come after the read: look once more
-    lane.read([], more=False, epoch=lane.start_reading())
-    assert [run.seq for run in lane.window] == [1]
+    queue = fresh()
+    epoch = queue.start_reading()
+    queue.enqueue(queued(1))
+    queue.finish_reading([queued(1)], more=False, epoch=epoch)
+    assert queue.unread  # it may have come after the read: look once more
+    queue.finish_reading([], more=False, epoch=queue.start_reading())
+    assert [run.seq for run in queue.window] == [1]
 
 
 def test_a_parked_run_is_ready_when_its_key_is_free_and_blocks_no_other() -> None:
-    lane = fresh()
-    lane.park(queued(1, "x"), ("order", "x"))
-    lane.park(queued(2, "x"), ("order", "x"))
-    assert lane.has_parked("x", None)
-    assert not lane.has_parked("y", None)
-    lane.freed(("order", "x"))
-    assert [run.seq for run in lane.ready] == [1]
-    lane.freed(("order", "x"))
-    assert not lane.has_parked("x", None)
+    queue = fresh()
+    queue.block(queued(1, "x"), ("order", "x"))
+    queue.block(queued(2, "x"), ("order", "x"))
+    assert queue.has_blocked("x", None)
+    assert not queue.has_blocked("y", None)
+    queue.wake_next(("order", "x"))
+    assert [run.seq for run in queue.woken] == [1]
+    queue.wake_next(("order", "x"))
+    assert not queue.has_blocked("x", None)
 
 
 def test_a_run_that_was_called_in_vain_waits_in_its_place() -> None:
-    lane = fresh()
+    queue = fresh()
     key: Key = ("order", "x")
     for seq in range(1, WINDOW + 2):
-        lane.park(queued(seq, "x"), key)
-    lane.freed(key)
-    lane.park(lane.take(), key)
-    assert lane.parked_count == WINDOW
+        queue.block(queued(seq, "x"), key)
+    queue.wake_next(key)
+    queue.block(queue.take(), key)
+    assert queue.blocked_count == WINDOW
     for _ in range(3):
-        lane.freed(key)
-    assert [run.seq for run in lane.ready] == [1, 2, 3]
+        queue.wake_next(key)
+    assert [run.seq for run in queue.woken] == [1, 2, 3]
 
 
 def test_parked_runs_beyond_the_bound_are_wanted_from_the_journal() -> None:
-    lane = fresh()
+    queue = fresh()
     for seq in range(1, WINDOW + 2):
-        lane.arrived(queued(seq, "x"))
-        lane.park(lane.take(), ("order", "x"))
-    assert lane.parked_count == WINDOW
+        queue.enqueue(queued(seq, "x"))
+        queue.block(queue.take(), ("order", "x"))
+    assert queue.blocked_count == WINDOW
     for _ in range(WINDOW):
-        lane.freed(("order", "x"))
-    assert lane.has_parked("x", None)  # the one that was dropped
-    lane.freed(("order", "x"))
-    assert lane.wanted.pop(("order", "x")) == 1
-    assert lane.has_parked("x", None)  # while it is read, nothing newer may overtake it
-    lane.fetched(("order", "x"), [queued(WINDOW + 1, "x")], more=False, free=1)
-    assert lane.ready[-1].seq == WINDOW + 1
-    assert not lane.has_parked("x", None)
+        queue.wake_next(("order", "x"))
+    assert queue.has_blocked("x", None)  # the one that was dropped
+    queue.wake_next(("order", "x"))
+    assert queue.pending_wakeups.pop(("order", "x")) == 1
+    assert queue.has_blocked("x", None)  # while it is read, nothing newer may overtake it
+    queue.finish_fetching(("order", "x"), [queued(WINDOW + 1, "x")], more=False, wakeups=1)
+    assert queue.woken[-1].seq == WINDOW + 1
+    assert not queue.has_blocked("x", None)
 
 
 def test_a_spilled_key_is_read_for_all_that_may_run_up_to_the_window() -> None:
-    lane = fresh()
+    queue = fresh()
     key: Key = ("limit", "x")
     for seq in range(1, WINDOW + 5):
-        lane.arrived(queued(seq))
-        lane.park(lane.take(), key)
-    lane.arrived(queued(WINDOW + 5))
+        queue.enqueue(queued(seq))
+        queue.block(queue.take(), key)
+    queue.enqueue(queued(WINDOW + 5))
     for _ in range(WINDOW + 1):
-        lane.freed(key)
-    free = lane.wanted.pop(key)
-    lane.freed(key)  # while the journal is read
+        queue.wake_next(key)
+    free = queue.pending_wakeups.pop(key)
+    queue.wake_next(key)  # while the journal is read
     rows = [queued(seq) for seq in range(WINDOW + 1, WINDOW + 7)]  # two are to come
-    lane.fetched(key, rows, more=True, free=free)
-    assert [run.seq for run in lane.ready] == list(range(1, WINDOW + 3))
-    assert [run.seq for run in lane.rows()] == [
+    queue.finish_fetching(key, rows, more=True, wakeups=free)
+    assert [run.seq for run in queue.woken] == list(range(1, WINDOW + 3))
+    assert [run.seq for run in queue.rows()] == [
         *range(1, WINDOW + 3), WINDOW + 5, WINDOW + 3, WINDOW + 4,
     ]  # fmt: skip
-    assert not lane.wanted
+    assert not queue.pending_wakeups
     for _ in range(2):
-        lane.freed(key)
-    assert not lane.has_parked(None, "x"), "those to come are no more than waited for"
+        queue.wake_next(key)
+    assert not queue.has_blocked(None, "x"), "those to come are no more than waited for"
 
 
 def test_what_was_read_before_everything_was_forgotten_does_not_count() -> None:
-    lane = fresh()
-    epoch = lane.start_reading()
-    lane.forget_all()
-    lane.read([queued(5)], more=False, epoch=epoch)
-    assert not lane.window
-    assert lane.unread  # 1 to 4 may be there too
-    assert lane.cursor == 0
+    queue = fresh()
+    epoch = queue.start_reading()
+    queue.clear()
+    queue.finish_reading([queued(5)], more=False, epoch=epoch)
+    assert not queue.window
+    assert queue.unread  # 1 to 4 may be there too
+    assert queue.cursor == 0
 
 
 def test_due_and_queued_runs_take_turns_and_what_was_called_goes_first_in_its_own() -> None:
-    lane = fresh()
+    queue = fresh()
     for seq in (1, 2, 3):
-        lane.arrived(queued(seq))
+        queue.enqueue(queued(seq))
     for seq in (7, 8):
-        lane.due.append(due(seq))
-    lane.call_up(queued(4))
-    lane.call_up(due(9))
-    assert [lane.starts().seq for _ in range(7)] == [4, 9, 1, 7, 2, 8, 3]
-    assert lane.empty
+        queue.due.append(due(seq))
+    queue.wake(queued(4))
+    queue.wake(due(9))
+    assert [queue.take_to_start().seq for _ in range(7)] == [4, 9, 1, 7, 2, 8, 3]
+    assert queue.empty
 
 
 def test_due_and_queued_runs_take_turns_at_a_limit_and_due_ones_never_spill() -> None:
     key: Key = ("limit", "x")
-    lane = fresh()
+    queue = fresh()
     for seq in range(1, WINDOW + 2):
-        lane.park(queued(seq), key)
-    assert key in lane.spilled
-    assert lane.park(due(1001), key)
-    assert lane.park(due(1000), key)
+        queue.block(queued(seq), key)
+    assert key in queue.evicted
+    assert queue.block(due(1001), key)
+    assert queue.block(due(1000), key)
     for _ in range(5):
-        lane.freed(key)
-    assert [run.seq for run in lane.ready] == [1, 2, 3]
-    assert [run.seq for run in lane.called] == [1000, 1001]
+        queue.wake_next(key)
+    assert [run.seq for run in queue.woken] == [1, 2, 3]
+    assert [run.seq for run in queue.woken_due] == [1000, 1001]

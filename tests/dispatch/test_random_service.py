@@ -31,12 +31,12 @@ async def test_a_key_that_is_given_back_too_early_is_found(
 ) -> None:
     """The negative control: keys are given back while their runs go on."""
     shrink_bounds(monkeypatch, random.Random(1))
-    release = scheduling.Queues.release
+    release = scheduling.Scheduler.release
 
-    def too_much(self: scheduling.Queues, *args: Any, **more: Any) -> None:
+    def too_much(self: scheduling.Scheduler, *args: Any, **more: Any) -> None:
         release(self, *args, **{**more, "keep_order_for": None})
 
-    monkeypatch.setattr(scheduling.Queues, "release", too_much)
+    monkeypatch.setattr(scheduling.Scheduler, "release", too_much)
     with pytest.raises(BaseException) as caught:
         for number in range(5):
             await play(number, tmp_path / str(number))

@@ -168,11 +168,11 @@ async def test_a_run_that_is_due_before_its_attempt_is_over_has_its_turn(tmp_pat
     async with running(tmp_path, [ordered_and_limited(seen)]) as service:
         await send(service, (0, "x", "A"))
         await seen.until(0)
-        lines = service.process.dispatcher._queues
+        lines = service.process.dispatcher._scheduler
         again = Queued(
             seq=1, flow="both", order_key="x", limit_key="B", due_at=None, isolated=False
         )
-        lines.due(again, lines.lane("both"))
+        lines.add_due(again, lines.queue("both"))
         assert lines.choose() == [], "its attempt holds the key"
         lines.release("both", "x", "A", isolated=False, keep_order_for=1)
         assert lines.choose() == [again]

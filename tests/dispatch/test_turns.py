@@ -90,7 +90,7 @@ def by_slots(tries: Tries) -> Any:
 async def test_neither_retries_nor_first_tries_starve(tmp_path: Path, make: Any) -> None:
     tries = Tries()
     async with running(tmp_path, [make(tries)], concurrency=1) as service:
-        service.process.dispatcher._queues._memory.left = 0  # as behind a large backlog
+        service.process.dispatcher._scheduler._memory.left = 0  # as behind a large backlog
         for number in range(RUNS):
             await service.send(number)
         await service.all_finished()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.service.domain.flow import limit
-from turnout.service.flowcontrol.admission import NEWBORN, Admission, Block
+from turnout.service.flowcontrol.admission import UNWRITTEN, Admission, Block
 
 
 def admission(concurrency: int = 10, **limits: object) -> Admission:
@@ -52,12 +52,12 @@ def test_a_blocked_head_keeps_its_ordering_key_so_that_nothing_overtakes() -> No
     assert slots.admit("bill", "x", None, 6, False) is None
 
 
-def test_a_newborn_run_never_shares_a_key_that_is_running_and_holds_none_in_vain() -> None:
+def test_an_unwritten_run_never_shares_a_key_that_is_running_and_holds_none_in_vain() -> None:
     slots = admission(2, bill=None)
-    assert slots.admit("bill", "x", None, NEWBORN, False) is None
-    assert slots.admit("bill", "x", None, NEWBORN, False) is Block.ORDER
-    assert slots.admit("bill", "y", None, NEWBORN, False) is None
-    assert slots.admit("bill", "z", None, NEWBORN, False) is Block.SLOT
+    assert slots.admit("bill", "x", None, UNWRITTEN, False) is None
+    assert slots.admit("bill", "x", None, UNWRITTEN, False) is Block.ORDER
+    assert slots.admit("bill", "y", None, UNWRITTEN, False) is None
+    assert slots.admit("bill", "z", None, UNWRITTEN, False) is Block.SLOT
     slots.release("bill", "y", None, isolated=False)
     assert slots.admit("bill", "z", None, 5, False) is None
 
@@ -73,9 +73,9 @@ def test_isolated_runs_run_one_at_a_time_over_all_flows() -> None:
 
 def test_a_cancelled_waiting_run_lets_its_key_go_only_if_it_holds_it() -> None:
     slots = admission(10, bill=None)
-    slots.hold("bill", "x", 7)
-    assert not slots.let_go("bill", "x", 8)
-    assert slots.let_go("bill", "x", 7)
+    slots.hold_key("bill", "x", 7)
+    assert not slots.release_key("bill", "x", 8)
+    assert slots.release_key("bill", "x", 7)
     assert slots.admit("bill", "x", None, 9, False) is None
 
 

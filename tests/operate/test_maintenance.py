@@ -98,7 +98,7 @@ async def test_what_an_unfinished_run_may_come_to_wait_for_is_kept(
         await maintenance.run_once()
         assert len(await process.journal.events(Filter())) == 3, "kept, with its own run or without"
         at[0] += timedelta(days=2)
-        process.dispatcher.look_due()
+        process.dispatcher.recheck_due()
         run = await service.finished(run_id)
         assert run.result == b'"card"', run
         at[0] += timedelta(days=1)

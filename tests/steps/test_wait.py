@@ -462,7 +462,7 @@ async def test_all_asleep_for_a_day_wake_when_it_is_over(tmp_path: Path, full: b
 
         await eventually(asleep)
         clock.set(START + timedelta(days=1))
-        service.process.dispatcher.look_due()
+        service.process.dispatcher.recheck_due()
         runs = await service.all_finished()
     assert len(runs) == count
     late = [run.finished_at - START - timedelta(days=1) for run in runs if run.finished_at]

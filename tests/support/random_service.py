@@ -49,12 +49,12 @@ def shrink_bounds(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     monkeypatch.setattr(queue, "WINDOW", window)
     monkeypatch.setattr(scheduling, "WINDOW", window)
     monkeypatch.setattr(scheduling, "Memory", lambda: queue.Memory(MEMORY_BYTES))
-    monkeypatch.setattr(backpressure, "MOST", 8)
-    monkeypatch.setattr(backpressure, "_PROBE", 2)
-    monkeypatch.setattr(backpressure, "_FEWEST_SLOTS", 1)
+    monkeypatch.setattr(backpressure, "MAX_CREDIT", 8)
+    monkeypatch.setattr(backpressure, "_PROBE_EVERY", 2)
+    monkeypatch.setattr(backpressure, "_MIN_SLOTS", 1)
     monkeypatch.setattr(due, "BATCH", 3)
-    monkeypatch.setattr(due, "LEAST_SECONDS", 0.005)
-    monkeypatch.setattr(dispatcher, "KEPT_BODY_BYTES", rng.choice([0, 60, 8192]))
+    monkeypatch.setattr(due, "MIN_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(dispatcher, "MAX_BODY_BYTES_IN_MEMORY", rng.choice([0, 60, 8192]))
 
 
 @dataclass(frozen=True)
@@ -414,20 +414,20 @@ class World:
     def left(self) -> dict[str, Any]:
         """Return what the dispatcher still counts or holds."""
         parts = self.process.dispatcher
-        lines, admission = parts._queues, parts._admission
+        lines, admission = parts._scheduler, parts._admission
         found: dict[str, Any] = {
             "slots": {name: held for name, held in admission.held_slots().items() if held},
             "free": admission.free - self.ledger.slots,
-            "lined up": lines.lined_up,
+            "lined up": lines.known_due,
             "memory": lines._memory.left - MEMORY_BYTES,
             "attempts": parts.running,
         }
         for name, counts in admission._flows.items():
             found[f"{name} holds"] = {**counts.holders, **counts.by_key}
-        for line in {id(line): line for line in lines._lanes.values()}.values():
-            found[f"the lane of {line.flow}"] = [
-                *(run.seq for run in line.rows()), *line.spilled, *line.wanted,
-                *filter(None, (line.arriving, line.starting, line.parked_count)),
+        for line in {id(line): line for line in lines._queues.values()}.values():
+            found[f"the queue of {line.flow}"] = [
+                *(run.seq for run in line.rows()), *line.evicted, *line.pending_wakeups,
+                *filter(None, (line.arriving, line.starting, line.blocked_count)),
             ]  # fmt: skip
         return {what: value for what, value in found.items() if value}
 

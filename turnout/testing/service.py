@@ -220,7 +220,7 @@ class Service:
         dispatcher, awake = self.process.dispatcher, self._awake()
         due = await self.journal.next_due_at()
         if due is not None and due <= self.clock.now():
-            dispatcher.look_due()
+            dispatcher.recheck_due()
             return False
         begun = self.journal.counts()[0].get("running", 0) == len(dispatcher.running)
         stuck = self._queued() and not dispatcher.running
@@ -239,7 +239,7 @@ class Service:
         self.clock.set(instant)
         if (self.clock.now() - self._kept_up_at).total_seconds() >= INTERVAL_SECONDS:
             await self._keep_up()
-        self.process.dispatcher.look_due()
+        self.process.dispatcher.recheck_due()
 
     async def _keep_up(self) -> None:
         """Do the upkeep that a service has done by now, which may prune what a test asks for."""

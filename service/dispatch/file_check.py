@@ -1,11 +1,11 @@
-"""A second look at the file of an event, just before its path is handed to a flow.
+"""Check the file of an event again, just before its path is passed to a flow.
 
-Between the event and the run the name may have come to stand for something else: a symbolic link
-that leads out of the watched folder, or another version of the file, which has its own event. The
-flow is then refused the path. A file that is gone is left to the flow, which may know why.
+Between the event and the run the name may come to mean something else: a symbolic link out of the
+watched folder, or another version of the file, which has its own event. Such a path is refused. A
+missing file is left to the flow, which may know why it is gone.
 
-A hard link is the file itself, whoever made it: that its other name is private is not seen here.
-The kernel (`fs.protected_hardlinks`) lets others link only what they could read and write.
+A hard link is the file itself: a private file under a second name is not detected here. The kernel
+(`fs.protected_hardlinks`) lets users link only files they can read and write.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from turnout.service.domain.errors import InvalidData
 from turnout.service.domain.event import Event
 
 FILE_TYPES = frozenset({"turnout.file.created", "turnout.file.changed"})
-"""The events of files that a trigger has seen."""
+"""The types of events about files."""
 
 
-def look_again(event: Event, *, has_begun: bool) -> None:
-    """Raise `InvalidData` unless the event's file is what it was.
+def check_file_unchanged(event: Event, *, has_begun: bool) -> None:
+    """Raise `InvalidData` unless the event's file is unchanged.
 
-    Once a run has begun, its own code may have changed the file: then it must be a file still.
-    Blocks, and belongs in a thread.
+    Once the run has begun, its own code may have changed the file: then it need only be a regular
+    file. Blocks: call it in a thread.
     """
     path = event.path
     if path is None or event.type not in FILE_TYPES:
@@ -44,6 +44,8 @@ def look_again(event: Event, *, has_begun: bool) -> None:
 def _is_same(event: Event, status: os.stat_result) -> bool:
     data = event.data
     if event.extensions["fileurl"] != data["url"]:
-        return True  # its trigger has moved it: there nobody watches, and an operator may mend it
+        return (
+            True  # moved by its trigger to a folder nobody watches: an operator may have edited it
+        )
     version = (status.st_size, status.st_mtime_ns, status.st_ino)
     return version == (data["size"], data["mtime_ns"], data["inode"])
