@@ -30,7 +30,21 @@ from turnout.service.domain.errors import (
     TurnoutError,
 )
 
-from . import acting, approving, reading, seeking, sending, serving, showing
+from . import (
+    approvals,
+    cache,
+    check,
+    dead_letters,
+    doctor,
+    events,
+    flows,
+    pauses,
+    run,
+    runs,
+    serve,
+    show,
+    triggers,
+)
 from .output import complain
 
 EXIT_PROBLEM = 1
@@ -94,10 +108,10 @@ def cli() -> None:
 
 
 for _command in (
-    serving.serve, serving.check, serving.run, serving.doctor,
-    reading.runs, showing.show, reading.why, reading.events, reading.flows, reading.triggers,
-    acting.retry, acting.cancel, approving.approve, acting.replay, acting.dead,
-    acting.cache, acting.pause, acting.resume, sending.fire, sending.emit, seeking.trigger,
+    serve.serve, check.check, run.run, doctor.doctor,
+    runs.runs, show.show, events.why, events.events, flows.flows, triggers.triggers,
+    runs.retry, runs.cancel, approvals.approve, events.replay, dead_letters.dead,
+    cache.cache, pauses.pause, pauses.resume, triggers.fire, events.emit, triggers.trigger,
 ):  # fmt: skip
     cli.add_command(_command)
 

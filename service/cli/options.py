@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 Command = Callable[..., Any]
 
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+limit_option = click.option(
+    "--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most."
+)
+all_option = click.option("--all", "everything", is_flag=True, help="No limit.")
+flow_paths = click.argument(
+    "paths", nargs=-1, required=True, metavar="FLOWS...", type=click.Path(path_type=Path)
+)
+
 
 def with_settings(command: Command) -> Command:
     """Give a command `--data` and `--config`, and pass it the resulting `settings`."""

@@ -1,7 +1,8 @@
-"""`turnout trigger seek`: move a trigger's position, after showing what that skips or repeats.
+"""`turnout triggers`, `fire` and `trigger seek`.
 
-A running service does it and stops only that trigger meanwhile. Without one the command writes to
-the journal under its lock, and `--flows` names the files that declare the trigger.
+A seek first shows what it skips or repeats. A running service does it and stops only that trigger
+meanwhile. Without one the command writes to the journal under its lock, and `--flows` names the
+files that declare the trigger.
 """
 
 # ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
@@ -14,11 +15,57 @@ from urllib.parse import quote
 
 import click
 
+from .json_input import read_json
 from .options import ask, run_async, with_json, with_settings
-from .output import complain, print_json, say
+from .output import complain, print_json, say, table
+from .receipts import send, show_receipt
+from .running_service import list_from_service
 
 if TYPE_CHECKING:
     from turnout.service.settings import Settings
+
+
+@click.command()
+@with_json
+@with_settings
+def triggers(settings: Settings, as_json: bool) -> None:
+    """List the triggers of the running service and whether they are up."""
+    rows = run_async(list_from_service(settings, "/api/triggers"))
+    if as_json:
+        for row in rows:
+            print_json(row)
+        return
+    table(
+        ("trigger", "state", "flows", "problem"),
+        (
+            (
+                row["name"], "paused" if row["paused_at"] else "up" if row["up"] else "down",
+                ", ".join(row["flows"]), row["problem"] or "",
+            )
+            for row in rows
+        ),
+        empty="no triggers",
+    )  # fmt: skip
+
+
+@click.command()
+@click.argument("trigger", metavar="TRIGGER")
+@click.option("--input", "input_text", metavar="JSON", help="The event's data: JSON, @FILE or -.")
+@with_json
+@with_settings
+def fire(settings: Settings, trigger: str, input_text: str | None, as_json: bool) -> None:
+    """Start the flows of a trigger now.
+
+    The event carries the data of --input, or none. If no flow accepts it, nothing is stored.
+    Needs a running service; `turnout triggers` lists the names.
+
+    \b
+    turnout fire 'cron:0 9 * * *'
+    turnout fire webhook:/orders --input '{"id": "7", "amount": 3}'
+    """
+    data = None if input_text is None else read_json(input_text)
+    path = f"/api/triggers/{quote(trigger, safe='')}/fire"
+    show_receipt(run_async(send(settings, "POST", path, data)), as_json=as_json)
 
 
 @click.group()

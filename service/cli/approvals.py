@@ -8,12 +8,13 @@ It needs the running service: only the loaded flow knows which fields the approv
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
+from .json_input import read_input
 from .options import run_async, with_json, with_settings
 from .output import print_json, say
-from .sending import read_input
 
 if TYPE_CHECKING:
     from turnout.service.settings import Settings
@@ -39,7 +40,6 @@ def approve(
     turnout approve 0198c0de-… --reject "too expensive"
     """
     from getpass import getuser
-    from urllib.parse import quote
 
     from turnout.service.domain.payload import decode_json
     from turnout.service.operate.documents import encode

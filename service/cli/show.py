@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .acting import dead
 from .options import run_async, with_json, with_settings
 from .output import heading, print_facts, print_json, say, short, table
 
 if TYPE_CHECKING:
     from turnout.service.settings import Settings
+
 
 _PAYLOAD_LINES = 40
 
@@ -38,9 +38,6 @@ def show(settings: Settings, run_id: str, as_json: bool) -> None:
         print_json(document)
     else:
         _print_run(document)
-
-
-dead.add_command(show)
 
 
 async def _post_mortem(settings: Settings, run_id: str) -> dict[str, Any]:

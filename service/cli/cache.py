@@ -1,0 +1,45 @@
+"""`turnout cache`: the cached results of tasks."""
+
+# ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import run_async, with_json, with_settings
+from .output import print_json, say
+
+if TYPE_CHECKING:
+    from turnout.service.settings import Settings
+
+
+@click.group()
+def cache() -> None:
+    """Manage the cached results of tasks with `cache=`."""
+
+
+@cache.command("clear")
+@click.argument("task", required=False)
+@with_json
+@with_settings
+def cache_clear(settings: Settings, task: str | None, as_json: bool) -> None:
+    """Clear the cached results of one task, or of all tasks.
+
+    \b
+    turnout cache clear fetch
+    turnout cache clear
+    """
+
+    async def act() -> int:
+        from .session import open_session
+
+        async with open_session(settings) as session:
+            return await session.clear_cache(task)
+
+    count = run_async(act())
+    if as_json:
+        print_json({"cleared": count})
+    else:
+        say(f"{count} cached result{'s' * (count != 1)} cleared")

@@ -1,0 +1,215 @@
+"""`turnout events`, `why`, `replay` and `emit`. Reading works with and without a service."""
+
+# ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from turnout.service.domain.errors import NotFound
+
+from .bulk import ask_of_not_undone, not_undone
+from .json_input import read_json
+from .options import (
+    chosen,
+    limit_option,
+    run_async,
+    with_filters,
+    with_json,
+    with_settings,
+    yes_option,
+)
+from .output import clock, heading, print_facts, print_json, say, short, table
+from .receipts import send, show_receipt
+from .show import error_line
+
+if TYPE_CHECKING:
+    from turnout.service.journal.contract import JournalReader
+    from turnout.service.journal.records import StoredEvent
+    from turnout.service.settings import Settings
+
+
+@click.command()
+@with_filters
+@limit_option
+@with_json
+@with_settings
+def events(settings: Settings, filters: dict[str, str], limit: int, as_json: bool) -> None:
+    """List events, newest first.
+
+    `--flow` and `--state` select events by their runs.
+
+    \b
+    turnout events --trigger webhook:/orders --since 1h
+    """
+    from dataclasses import replace
+
+    from turnout.service.operate.documents import event_of
+
+    which = replace(chosen(filters), limit=limit)
+
+    async def read() -> list[StoredEvent]:
+        from .session import open_journal_reader
+
+        async with open_journal_reader(settings) as reader:
+            return await reader.events(which)
+
+    found = run_async(read())
+    if as_json:
+        for stored in found:
+            print_json(event_of(stored))
+        return
+    table(
+        ("event", "trigger", "type", "source", "subject", "accepted (UTC)", "runs"),
+        (
+            (
+                stored.event.id, stored.event.trigger, stored.event.type,
+                short(stored.event.source, 80), short(stored.event.subject or "", 80),
+                clock(stored.accepted_at), len(stored.runs),
+            )
+            for stored in found
+        ),
+        empty="no events match",
+    )  # fmt: skip
+
+
+@click.command()
+@click.argument("event_id", metavar="EVENT")
+@with_json
+@with_settings
+def why(settings: Settings, event_id: str, as_json: bool) -> None:
+    """Explain which runs an event started, or why it started none.
+
+    \b
+    turnout why 0198c0de-…
+    """
+    found = run_async(_reasons(settings, event_id))
+    for document in found:
+        if as_json:
+            print_json(document)
+        else:
+            _print_reasons(document)
+
+
+async def _reasons(settings: Settings, event_id: str) -> list[dict[str, Any]]:
+    from turnout.service.operate.documents import event_of
+
+    from .session import open_journal_reader
+
+    async with open_journal_reader(settings) as reader:
+        found = await reader.event(event_id)
+        if not found:
+            raise NotFound(f"no event {event_id!r}; `turnout events` lists them")
+        return [
+            event_of(stored, payload=True) | {"runs": await _runs_of(reader, stored)}
+            for stored in found
+        ]
+
+
+async def _runs_of(reader: JournalReader, stored: StoredEvent) -> list[dict[str, Any]]:
+    read = [await reader.run(run_id) for run_id in stored.runs]
+    return [run.as_dict() for run in read if run is not None]
+
+
+def _print_reasons(event: dict[str, Any]) -> None:
+    heading(f"event {event['id']}")
+    print_facts(
+        ("trigger", event["trigger"]),
+        ("type", event["type"]),
+        ("source", event["source"]),
+        ("accepted", event["accepted_at"]),
+    )
+    for run in event["runs"]:
+        say(f"  {run['flow']}: run {run['id']} {run['state']}  {error_line(run['error'])}".rstrip())
+    for decision in event["decisions"]:
+        subject = decision.get("flow") or "the event"
+        detail, at = decision.get("detail"), decision.get("at")
+        why = f" ({detail})" if detail else ""
+        say(f"  {subject}: {decision.get('verdict')}{why}{f' at {at}' if at else ''}")
+    if not event["runs"] and not event["decisions"]:
+        say("  no flow listens for it")
+
+
+@click.command()
+@click.argument("event_id", metavar="EVENT")
+@click.option("--source", metavar="SOURCE", help="Which source, if several sent this id.")
+@yes_option
+@with_json
+@with_settings
+def replay(settings: Settings, event_id: str, source: str | None, yes: bool, as_json: bool) -> None:
+    """Run an event's flows again, as new runs.
+
+    Asks first if a run of the event is not undone.
+
+    \b
+    turnout replay 0198c0de-…
+    turnout replay order-7 --source /shop
+    """
+
+    async def runs_of_event() -> list[str]:
+        from .session import open_journal_reader
+
+        async with open_journal_reader(settings) as reader:
+            found = await reader.event(event_id, source=source)
+        return [run for stored in found for run in stored.runs]
+
+    async def act() -> list[str]:
+        from .session import open_session
+
+        async with open_session(settings) as session:
+            return await session.replay(event_id, source, not_undone=known)
+
+    before = run_async(not_undone(settings, run_async(runs_of_event())))
+    known = ask_of_not_undone(before, yes=yes)
+    runs = run_async(act())
+    if as_json:
+        print_json({"event": event_id, "runs": runs})
+    else:
+        say(f"event {event_id} replayed as {', '.join(runs)}")
+
+
+@click.command()
+@click.argument("file", required=False, type=click.File("rb"))
+@click.option("--type", "event_type", metavar="TYPE", help="The event's type, instead of FILE.")
+@click.option("--input", "input_text", metavar="JSON", help="With --type: its data, or @FILE.")
+@click.option("--source", default="turnout:cli", show_default=True, help="With --type: its source.")
+@click.option("--subject", metavar="SUBJECT", help="With --type: its subject.")
+@with_json
+@with_settings
+def emit(
+    settings: Settings, file: IO[bytes] | None, event_type: str | None, input_text: str | None,
+    source: str, subject: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Send an event to the running service.
+
+    It starts the flows with `on=event(TYPE)`. FILE holds one CloudEvent as JSON; - is standard
+    input.
+
+    \b
+    turnout emit event.json
+    turnout emit --type order.placed --input '{"id": "7", "amount": 3}'
+    """
+    from turnout.service.domain.cloudevents import STRUCTURED
+
+    if (file is None) == (event_type is None):
+        raise click.UsageError("give a FILE with one CloudEvent, or --type")
+    body = _envelope(event_type, input_text, source, subject) if file is None else file.read()
+    receipt = run_async(send(settings, "POST", "/api/events", body, STRUCTURED))
+    show_receipt(receipt, as_json=as_json)
+
+
+def _envelope(
+    event_type: str | None, input_text: str | None, source: str, subject: str | None
+) -> bytes:
+    from turnout.service.domain.event import mint_id
+    from turnout.service.operate.documents import encode
+
+    envelope = {"specversion": "1.0", "id": mint_id(), "source": source, "type": event_type}
+    if subject is not None:
+        envelope["subject"] = subject
+    if input_text is None:
+        return encode(envelope)
+    data = read_json(input_text)
+    return encode(envelope)[:-1] + b',"data":' + data + b"}"  # the bytes as the author wrote them
