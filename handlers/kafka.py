@@ -1,8 +1,8 @@
-"""The action `publish`: a record in a Kafka topic, as a recorded step.
+"""The action `publish`: writes a record to a Kafka topic, as a recorded step.
 
-One idempotent producer serves the whole process, opened at its first use and closed when the
-service stops. `publish` returns when every replica in sync has the record; the step is recorded
-after that, so a process that dies in between publishes again: consumers that must not see a record
+One idempotent producer serves the whole process. It opens at its first use and closes when the
+service stops. `publish` returns when every in-sync replica has the record, and the step is recorded
+after that. So a process that dies in between publishes again; consumers that must not see a record
 twice read its `turnout-key` header, which is the same each time. Not here: reading topics
 (`triggers.kafka`) and transactions.
 """
@@ -28,7 +28,7 @@ from turnout.service.steps.context import RunContext, current
 from .task import task
 
 HOPS = "turnout-hops"
-"""The header that carries how many events led to a record, which ends cycles."""
+"""The header with the number of events that led to a record; it ends cycles."""
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _CLOSE_SECONDS = 5.0
@@ -41,7 +41,7 @@ Headers = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
 
 
 class NotPublished(TurnoutError):
-    """Raised when Kafka did not take a record now; another try may work."""
+    """Raised when Kafka does not take a record now; another try may succeed."""
 
 
 @task(name="kafka.publish", retry=retry(3, delay="1s", max="30s"), timeout="2m")
@@ -52,11 +52,11 @@ async def publish(
     headers: Headers = (),
     partition: int | None = None,
 ) -> dict[str, int]:
-    """Publish one record and return its partition and offset once all replicas in sync have it.
+    """Publish one record and return its partition and offset once all in-sync replicas have it.
 
     `value` is bytes as they are, text as UTF-8, None as a null, and anything else as JSON. What
-    Kafka refuses for good (too large, no such topic, not allowed) raises `Fail` in its own words;
-    the rest is tried again.
+    Kafka refuses for good (too large, no such topic, not allowed) raises `Fail` with Kafka's
+    message; the rest is retried.
     """
     context = current()
     async with _producer(context) as producer:
@@ -66,7 +66,7 @@ async def publish(
 
 
 class Producer:
-    """The one producer of a process; replaced when Kafka has fenced it off."""
+    """The one producer of a process; replaced when Kafka has fenced it."""
 
     def __init__(self, connection: Mapping[str, Any]) -> None:
         self._connection = connection
@@ -95,8 +95,8 @@ class Producer:
                 topic, value, key=key, headers=headers, partition=partition
             )
         except (errors.OutOfOrderSequenceNumber, errors.ProducerFenced) as error:
-            if producer is self._open:  # and none that was opened since
-                await self.close()  # the client never gets over these; a new producer does
+            if producer is self._open:  # and not one opened since
+                await self.close()  # the client never recovers from these
             raise NotPublished(_reason(topic, error)) from error
         except _final(errors) as error:
             raise Fail(_reason(topic, error)) from error
@@ -105,16 +105,16 @@ class Producer:
         return {"partition": sent.partition, "offset": sent.offset}
 
     async def _find(self, producer: Any, topic: str) -> None:
-        """Make sure that a topic is there; brokers that make missing topics have a moment for it.
+        """Make sure that a topic exists; gives brokers that create missing topics some time.
 
-        Left to itself the client asks for a missing topic without a pause for half a minute, and
-        the records of other topics wait for it.
+        The client itself would ask for a missing topic without a pause for half a minute, and
+        records of other topics would wait for it.
         """
         client = producer.client
         if client.cluster.partitions_for_topic(topic) is not None:
             return
         if topic in (await client.fetch_all_metadata()).topics():
-            async with asyncio.timeout(_FIND_SECONDS):  # one that is closed never answers
+            async with asyncio.timeout(_FIND_SECONDS):  # a closed producer never answers
                 await producer.partitions_for(topic)
             return
         async with self._finding:
@@ -123,13 +123,13 @@ class Producer:
                     await producer.partitions_for(topic)
             except TimeoutError:
                 if producer is not self._open:
-                    raise  # it was closed meanwhile, and the topic may well be there
+                    raise  # closed meanwhile: the topic may exist
                 from aiokafka.errors import UnknownTopicOrPartitionError  # type: ignore[import-untyped]  # no types
 
                 raise UnknownTopicOrPartitionError(topic) from None
             finally:
                 if client.cluster.partitions_for_topic(topic) is None:
-                    client._topics.discard(topic)  # or it is asked for ever after
+                    client._topics.discard(topic)  # or the client asks for it forever
 
     async def _opened(self) -> Any:
         async with self._turn:
@@ -139,8 +139,8 @@ class Producer:
                 made = AIOKafkaProducer(
                     **self._connection,
                     client_id="turnout",
-                    enable_idempotence=True,  # and with it acks="all"
-                    max_request_size=64 << 20,  # the broker knows its own limit, and says it
+                    enable_idempotence=True,  # implies acks="all"
+                    max_request_size=64 << 20,  # the broker reports its own limit
                     request_timeout_ms=30_000,
                 )
                 try:
@@ -152,7 +152,7 @@ class Producer:
             return self._open
 
     async def close(self) -> None:
-        """Send what is buffered and close, within a bound; the next `send` opens it anew."""
+        """Send what is buffered and close, within a bound; the next `send` opens a new one."""
         made, self._open = self._open, None
         if made is not None:
             await _stop(made)
@@ -172,7 +172,7 @@ async def _shared() -> AsyncIterator[Producer]:
 
 @asynccontextmanager
 async def _producer(context: RunContext) -> AsyncIterator[Producer]:
-    """Lend the process's producer; outside any run, one of its own, by the settings found here."""
+    """Lend the process's producer; outside any run, a separate one with the settings found here."""
     services = context.services
     if services is not None and services.resources is not None:
         yield await services.resources.use(_shared)
@@ -193,7 +193,7 @@ async def _stop(made: Any) -> None:
 
 
 def _final(errors: Any) -> tuple[type[Exception], ...]:
-    """Return what another try would not change."""
+    """Return the errors that another try would not change."""
     return (
         errors.MessageSizeTooLargeError,
         errors.RecordListTooLargeError,
@@ -203,7 +203,7 @@ def _final(errors: Any) -> tuple[type[Exception], ...]:
         errors.ClusterAuthorizationFailedError,
         errors.PolicyViolationError,
         errors.UnsupportedCodecError,
-        ValueError,  # the client's own refusals: a partition or a name that cannot be
+        ValueError,  # the client refuses a partition or a name
         AssertionError,
         TypeError,
     )
@@ -232,13 +232,13 @@ def _text(key: str | bytes | None) -> bytes | None:
 
 
 def _headers(context: RunContext, given: Headers) -> list[tuple[str, bytes]]:
-    """Return the author's headers behind those that say where the record comes from."""
+    """Return the author's headers, after those that say where the record comes from."""
     event = context.event
-    told = event.trace
-    told[HOPS] = str(event.hops + 1)
-    told["turnout-key"] = context.key("kafka.publish")
+    sent = event.trace
+    sent[HOPS] = str(event.hops + 1)
+    sent["turnout-key"] = context.key("kafka.publish")
     listed = list(given.items() if isinstance(given, Mapping) else given)
     named = {name for name, _ in listed}
-    return [(name, text.encode("utf-8")) for name, text in told.items() if name not in named] + [
+    return [(name, text.encode("utf-8")) for name, text in sent.items() if name not in named] + [
         (name, value.encode("utf-8") if isinstance(value, str) else value) for name, value in listed
     ]

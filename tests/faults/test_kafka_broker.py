@@ -18,17 +18,17 @@ from .records import Feeder, Group, judge, stopped
 pytestmark = pytest.mark.timeout(1200)
 
 FORGET_LEDGER = """
-from turnout.triggers.kafka import commits, placing
-from turnout.triggers.kafka.positions import Place, Settled
+from turnout.triggers.kafka import commits, start_offsets
+from turnout.triggers.kafka.positions import Position, Start
 
-def forgetful(stored, bounds, first_place):
-    return Settled(Place(first_place if bounds.committed is None else bounds.committed))
+def forgetful(stored, bounds, default_start):
+    return Start(Position(default_start if bounds.committed is None else bounds.committed))
 
 async def careless(self):
     pass
 
-placing.settle = forgetful
-commits.Commits.tell = careless
+start_offsets.choose_start = forgetful
+commits.Commits.commit = careless
 """
 
 

@@ -32,16 +32,16 @@ pytestmark = pytest.mark.timeout(1200)
 
 COMMIT_FIRST = """
 import asyncio
-from turnout.triggers.kafka.consumer import Reading
+from turnout.triggers.kafka.consumer import ConsumerSession
 
-honest = Reading._write
+honest = ConsumerSession._write
 
-async def hasty(self, share, before):
-    await self.consumer.commit({at: place.next for at, place in share.places.items()})
+async def hasty(self, fresh, before):
+    await self.consumer.commit({at: position.next for at, position in fresh.positions.items()})
     await asyncio.sleep(0.1)
-    await honest(self, share, before)
+    await honest(self, fresh, before)
 
-Reading._write = hasty
+ConsumerSession._write = hasty
 """
 
 ACCEPT_UNWRITTEN = """

@@ -1,19 +1,19 @@
-"""The Kafka trigger: every record of some topics is one event, in the order of its partition.
+"""The Kafka trigger: each record of some topics is one event, in the order of its partition.
 
-`kafka("orders", group="billing")` joins a consumer group. Records and the offset behind them are
-written in one journal transaction, and that ledger alone says what has been read, so a record that
-Kafka hands out again is never a second run. Kafka's own committed offset follows, for its tools.
-Members with a journal each share the work; a kill between journal and commit can double at most
-what was journaled and not yet committed there (decision 14).
+`kafka("orders", group="billing")` joins a consumer group. One journal transaction stores the
+records together with the next offset. That stored position alone says what has been read, so a
+record that Kafka delivers again never starts a second run. Kafka's committed offset follows it, for
+Kafka's own tools. Members that have a journal each share the work; a kill between journal and
+commit can run twice at most the records that were journaled and not yet committed.
 
-A record's identity is `cluster/topic/epoch/partition/offset`. The epoch rises when a topic is
-found to be made anew, or to have lost records that were read (then behind the cut only), or when
-an operator seeks back to run records again. Its id tells a topic from an earlier one of its name:
-at each assignment, and within seconds under a member that reads (what that one has read of it by
-then runs again, in the new epoch). With `ordered_by` a partition takes along, to its next member,
-what is journaled and has not begun. What cannot be read (a
-null, broken JSON, too large, no such codec) is a dead letter with its place and reason, and its
-partition goes on. Not here: publishing (`handlers.kafka`) and the connection (settings).
+A record's identity is `cluster/topic/epoch/partition/offset`. The epoch rises when a topic was
+recreated, when it lost records that were read (then only for offsets behind the cut), or when an
+operator seeks back to run records again. The topic id tells a recreated topic from the old one: at
+each assignment, and within seconds while a member reads (the new topic is then read again from its
+start, in the new epoch). With `ordered_by`, records of a partition that are journaled and not begun
+go back to Kafka for the next member. A record that cannot be read (a null, broken JSON, too large,
+an unknown codec) is a dead letter with its offset and the reason, and its partition goes on. Not
+here: publishing (`handlers.kafka`) and the connection (settings).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import Emitter, Seek, SeekPlan
 from turnout.service.domain.units import parse_duration, parse_size
 
-from .record import Data, Null, Reader
+from .record import Data, Null, RecordDecoder
 
 if TYPE_CHECKING:
-    from .consumer import Reading
+    from .consumer import ConsumerSession
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _RETRY_SECONDS = (0.5, 5.0)
@@ -60,7 +60,7 @@ class KafkaTrigger:
     kind: str = "kafka"
 
     keeps_unmatched = False
-    """Records no flow wants are counted and sampled, not stored (decision 9)."""
+    """Records that no flow matches are counted, not stored; one in a thousand is sampled."""
 
     def check(self) -> None:
         """Raise `SetupError` for names and settings that cannot work."""
@@ -112,23 +112,23 @@ class KafkaTrigger:
     async def run(self, emit: Emitter) -> None:
         """Read until cancelled; waits for brokers and topics that are not there."""
         from . import broker  # the client costs start-up time; `turnout check` does without
-        from .consumer import Reading
-        from .start_offsets import keep_first_sight
+        from .consumer import ConsumerSession
+        from .start_offsets import store_initial_topics
 
         connection = emit.connection("kafka")
         delay, longest = _RETRY_SECONDS
         while True:
             try:
-                met = await broker.meet(connection, self.topics, create=self.create)
-                await keep_first_sight(self, emit, met)
-                met.check()
+                info = await broker.describe(connection, self.topics, create=self.create)
+                await store_initial_topics(self, emit, info)
+                info.check()
             except (TriggerError, Overloaded, JournalFull) as error:
                 emit.down(str(error))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, longest)
             else:
                 break
-        await Reading(self, emit, met.cluster).run(connection)
+        await ConsumerSession(self, emit, info.cluster).run(connection)
 
     def consumer_options(self) -> dict[str, Any]:
         """Return how the client is to read for this trigger."""
@@ -136,7 +136,7 @@ class KafkaTrigger:
             "group_id": self.group,
             "client_id": "turnout",
             "enable_auto_commit": False,  # it would commit what is not journaled
-            "auto_offset_reset": "none",  # where to read is the ledger's to say
+            "auto_offset_reset": "none",  # the stored position says where to read
             "isolation_level": "read_committed",
             "fetch_max_bytes": _FETCH_TOTAL_BYTES,
             "max_partition_fetch_bytes": _FETCH_BYTES,
@@ -146,16 +146,16 @@ class KafkaTrigger:
             "metadata_max_age_ms": 30_000,  # how soon a new partition or topic is noticed
         }
 
-    def subscribe(self, consumer: Any, listener: Reading) -> None:
+    def subscribe(self, consumer: Any, listener: ConsumerSession) -> None:
         """Subscribe a consumer to the topics or the pattern."""
         if self.pattern is None:
             consumer.subscribe(list(self.topics), listener=listener)
         else:
             consumer.subscribe(pattern=f"^(?:{self.pattern})$", listener=listener)
 
-    def reader(self, cluster: str, topic: str, partition: int, epoch: int) -> Reader:
-        """Return what reads the records of one partition for this trigger."""
-        return Reader(
+    def decoder(self, cluster: str, topic: str, partition: int, epoch: int) -> RecordDecoder:
+        """Return what turns the records of one partition into events."""
+        return RecordDecoder(
             trigger=self.name,
             cluster=cluster,
             topic=topic,
@@ -172,7 +172,7 @@ class KafkaTrigger:
     async def plan(
         self, seek: Seek, positions: Mapping[str, str], connection: Mapping[str, Any]
     ) -> SeekPlan:
-        """Say what a seek comes to, changing nothing."""
+        """Say what a seek would do, without changing anything."""
         from .seek import plan
 
         return await plan(self, seek, positions, connection)
@@ -185,8 +185,8 @@ class KafkaTrigger:
         return self.dead_letter_topic is not None
 
     async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:
-        """Publish a record a flow failed on to the dead letter topic; at least once."""
-        is_record = "partition" in event.extensions  # an operator can fire events that are none
+        """Publish a record that a flow failed on to the dead letter topic, at least once."""
+        is_record = "partition" in event.extensions  # an event fired by an operator is none
         if is_record and failure is not None and self.dead_letter_topic is not None:
             from .dead_letter_topic import post
 
@@ -211,14 +211,14 @@ def kafka(
     """Start flows with the records of topics: `kafka("orders", group="billing")`.
 
     `start` says where a partition without a committed offset begins: `"latest"` (now), `"earliest"`
-    or an instant. It is of what there is when the trigger first looks: a topic or partition that
-    comes later is read from its first record. `data` is how values are decoded, JSON by default:
-    what is none (nothing at all, too) is a dead letter of every flow, also of one that takes
-    `bytes`; `data="bytes"` takes any. A record with a null value is a dead letter, or skipped, or
-    run without a body (`null=`), where `bytes | None` is None. `dead_letter_topic` gets
-    the bytes of every record a flow failed on. `create` makes missing topics with so many
-    partitions. A member the group has not heard of for `session` loses its partitions; `max_poll`
-    is how long it may not poll.
+    or an instant. It applies to the partitions that exist when the trigger first looks; a topic or
+    partition created later is read from its first record. `data` is how values are decoded. With
+    JSON, the default, a value that is not JSON (or is empty) is a dead letter of every flow, even
+    of one that takes `bytes`; `data="bytes"` accepts any value. A record with a null value is a
+    dead letter, or skipped, or run without a body (`null=`); a parameter of type `bytes | None` is
+    None then. `dead_letter_topic` gets the bytes of each record that a flow failed on. `create`
+    creates missing topics with that many partitions. A member that the group has not heard from for
+    `session` loses its partitions; `max_poll` is how long it may go without polling.
     """
     named = ",".join(sorted(set(topics))) if pattern is None else f"~{pattern}"
     return KafkaTrigger(
@@ -242,7 +242,7 @@ def _start(start: str | datetime) -> str | datetime:
         try:
             return datetime.fromisoformat(start)
         except ValueError:
-            return start  # refused by name in `check`
+            return start  # `check` refuses it by name
     return start
 
 

@@ -1,8 +1,8 @@
-"""The broker's side: meeting a cluster, its topics and offsets, each call bounded and named.
+"""What is asked of the broker: topics and offsets, each call bounded, each error named.
 
-The client's calls can wait for ever when brokers are away, and end in errors of a dozen kinds.
-Here every call has an end, and an error is a `TriggerError` that says what could not be done. Not
-here: what the offsets mean (`ledger`) and reading (`reading`).
+The client's calls can wait forever when brokers are away, and end in a dozen kinds of errors. Here
+each call has a timeout, and an error is a `TriggerError` that says what failed. Not here: what the
+offsets mean (`positions`) and reading (`consumer`).
 """
 
 from __future__ import annotations
@@ -48,33 +48,32 @@ from aiokafka.protocol.metadata import MetadataRequest  # type: ignore[import-un
 from turnout.service.domain.errors import TriggerError
 
 from .leader_epochs import epoch_ends
-from .positions import Bounds, Leader, Place, Spans
-from .topic_ids import FETCHING, Identity, by_leader, identities
+from .positions import Bounds, Leader, Position, Spans
+from .topic_ids import FETCHING, Identity, ask_identities, by_leader
 
 # The client logs each attempt of each retry as an error; the trigger reports the state instead.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
-MEET_SECONDS = 15.0
-"""How long the cluster gets to answer before the trigger calls itself down and tries again."""
+ANSWER_SECONDS = 15.0
+"""How long the cluster may take to answer before the trigger reports itself down and retries."""
 
 CLIENT_ERRORS = (KafkaError, OSError, TimeoutError, AssertionError, RuntimeError)
-"""What calls of the client end in when brokers go away (RuntimeError: its transport is closed)."""
+"""What the client raises when brokers go away (RuntimeError: its transport is closed)."""
 
 _STOP_SECONDS = 0.6
 _START_SECONDS = 0.2
 _COPIES = 3
 _TOPIC_ALREADY_EXISTS = 36
 _READ_UNCOMMITTED = 0
-_MARKS = {"topic", "epoch", "done"}
+_METADATA_FIELDS = {"topic", "epoch", "done"}
 _SPANS = re.compile(r"\d+\+[1-9]\d*(,\d+\+[1-9]\d*)*")
 
 
 @contextmanager
-def named(doing: str) -> Iterator[None]:
+def as_trigger_error(doing: str) -> Iterator[None]:
     """Turn the client's errors into a `TriggerError` that begins with what was being done.
 
-    `IllegalStateError` and `CommitFailedError` pass: the assignment has changed meanwhile, and
-    nothing is wrong.
+    `IllegalStateError` and `CommitFailedError` pass: they only say that the assignment changed.
     """
     try:
         yield
@@ -85,7 +84,7 @@ def named(doing: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return Kafka's own word for an error, on one line."""
+    """Return Kafka's own message for an error, on one line."""
     text = " ".join(str(error).split())
     name = type(error).__name__
     if not text:
@@ -105,33 +104,35 @@ def partition_named(key: str) -> TopicPartition:
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
-    """A cluster, and how many partitions each topic had when it was asked: 0 of one not there.
+class ClusterInfo:
+    """A cluster, and the number of partitions of each topic: 0 for a missing one.
 
-    `problem` says which one is still missing.
+    `problem` names a topic that is missing.
     """
 
     cluster: str
     topics: Mapping[str, int]
     problem: str | None
 
-    def check(self) -> Met:
+    def check(self) -> ClusterInfo:
         """Return itself; raises `TriggerError` if a topic is missing."""
         if self.problem is not None:
             raise TriggerError(self.problem)
         return self
 
 
-async def meet(connection: Mapping[str, Any], topics: Sequence[str], *, create: int | None) -> Met:
-    """Look at a cluster and these topics of it; at all but Kafka's own when none are given.
+async def describe(
+    connection: Mapping[str, Any], topics: Sequence[str], *, create: int | None
+) -> ClusterInfo:
+    """Return a cluster and these topics of it; all topics but Kafka's own when none are given.
 
-    A topic that is missing is created with `create` partitions. Raises `TriggerError`.
+    Creates missing topics with `create` partitions. Raises `TriggerError`.
     """
     servers = ", ".join(connection["bootstrap_servers"])
-    with named(f"cannot reach Kafka at {servers}"):
+    with as_trigger_error(f"cannot reach Kafka at {servers}"):
         admin = AIOKafkaAdminClient(**connection)
         try:
-            async with asyncio.timeout(MEET_SECONDS):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 try:
                     await started(admin)
                 except KafkaConnectionError:
@@ -153,11 +154,11 @@ async def meet(connection: Mapping[str, Any], topics: Sequence[str], *, create: 
             f"Kafka at {servers} has no topic {missing[0]!r}; make it, or let the trigger do so: "
             "kafka(…, create=PARTITIONS)"
         )
-    return Met(str(described["cluster_id"] or "unknown"), found, problem)
+    return ClusterInfo(str(described["cluster_id"] or "unknown"), found, problem)
 
 
 async def _say_why(connection: Mapping[str, Any]) -> None:
-    """Raise the error the client keeps to itself when no broker takes it: a password, a name."""
+    """Raise the error that the client hides when no broker accepts it: a password, a host name."""
     options = {**connection, "request_timeout_ms": 5000}
     for server in options.pop("bootstrap_servers"):
         host, _, port = server.rpartition(":")
@@ -165,9 +166,9 @@ async def _say_why(connection: Mapping[str, Any]) -> None:
 
 
 async def _describe(admin: Any, topics: Sequence[str]) -> dict[str, int]:
-    """Return how many partitions each topic has, 0 where it is missing; all when none given."""
+    """Return the partition count of each topic, 0 for a missing one; of all when none given."""
     found = dict.fromkeys(topics, 0)
-    # Not the client's own question: that makes the topics it asks for, where brokers let it.
+    # Not the client's own request, which creates the topics that it asks for.
     asked = MetadataRequest(list(topics) or None, allow_auto_topic_creation=False)
     for topic in (await admin._send_request(asked)).to_object()["topics"]:
         name, code = topic["topic"], topic["error_code"]
@@ -185,13 +186,13 @@ async def _create(admin: Any, topics: Sequence[str], partitions: int, copies: in
         if code not in (0, _TOPIC_ALREADY_EXISTS):
             raise for_code(code)(name)
     while 0 in (await _describe(admin, topics)).values():  # noqa: ASYNC110  the broker tells nobody
-        await asyncio.sleep(0.05)  # made, and not known to every broker yet
+        await asyncio.sleep(0.05)  # not every broker knows it yet
 
 
 async def started(client: Any) -> None:
     """Start a consumer or admin client.
 
-    A cancel waits for a moment: the client leaves the connection it is just opening behind.
+    A cancel waits a moment: the client would leak the connection that it is opening.
     """
     starting = asyncio.get_running_loop().create_task(client.start())
     try:
@@ -206,12 +207,12 @@ async def started(client: Any) -> None:
 
 
 @asynccontextmanager
-async def consumer(
+async def open_consumer(
     connection: Mapping[str, Any], **options: Any
 ) -> AsyncIterator[AIOKafkaConsumer]:
-    """Open a consumer, not started; it is stopped within a second at exit, whatever happens.
+    """Open a consumer without starting it; it is stopped within a second at exit.
 
-    It only looks: what it asks for is not made by brokers that make the topics they are asked for.
+    It creates no topics, even where brokers create each topic that a client asks for.
     """
     made = AIOKafkaConsumer(**connection, **options)
     made._client._metadata_update = partial(_metadata_update, made._client)
@@ -221,8 +222,8 @@ async def consumer(
         await _stop(made)
 
 
-# The client's own, but for one option of its request, which it cannot be told: with a topic that
-# is deleted, a consumer would have it made anew within a second, with the broker's defaults.
+# The client's own method with one option of its request changed, which has no setting: a consumer
+# of a deleted topic would recreate it within a second, with the broker's defaults.
 _metadata_update = FunctionType(
     AIOKafkaClient._metadata_update.__code__,
     {
@@ -235,10 +236,10 @@ _metadata_update = FunctionType(
 async def _stop(made: AIOKafkaConsumer) -> None:
     coordinator = made._coordinator
     if coordinator is not None and coordinator.generation == 0:
-        await _leave(coordinator)  # some brokers count from 0, which the client takes for no member
+        await _leave(coordinator)  # some brokers count from 0; the client takes that for no member
     if await _ended(made.stop, _STOP_SECONDS):
         return
-    # Its stop did not end (no broker, or a rebalance under way): leave nothing of it behind.
+    # Its stop did not end (no broker, or a rebalance): close its tasks and connections here.
     if coordinator is not None:
         await _ended(coordinator._stop_heartbeat_task)
         await _ended(coordinator._stop_commit_offsets_refresh_task)
@@ -255,9 +256,9 @@ async def _leave(coordinator: Any) -> None:
 
 
 async def _ended(step: Callable[[], Awaitable[Any]], seconds: float = 0.1) -> bool:
-    """Take a step of closing down, for so long; returns whether it ended well.
+    """Run one step of closing down, with a timeout; returns whether it succeeded.
 
-    The client raises CancelledError out of these when its broker is away: only our own is passed.
+    The client raises CancelledError here when its broker is away: only a real cancel passes.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -273,19 +274,19 @@ async def _ended(step: Callable[[], Awaitable[Any]], seconds: float = 0.1) -> bo
 
 
 async def bounds(
-    reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
+    consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
 ) -> dict[TopicPartition, Bounds]:
-    """Ask for topic, first offset, end and the group's committed offset of each partition."""
+    """Return topic id, first offset, end and committed offset of the group for each partition."""
     listed = list(partitions)
-    with named("cannot read offsets"):
-        async with asyncio.timeout(MEET_SECONDS):
-            # Before all else: what is then found out of a topic made anew right now is too much
-            # for the old one, which shows soon, and never too little for the new one.
-            its = await identities(reader, listed)
-            first = await reader.beginning_offsets(listed)
-            stable = await reader.end_offsets(listed)
-            end = await _log_ends(reader, listed)
-            coordinator = reader._coordinator  # `committed` asks for one partition at a time
+    with as_trigger_error("cannot read offsets"):
+        async with asyncio.timeout(ANSWER_SECONDS):
+            # First: if the topic is recreated right now, the offsets below are the new topic's with
+            # the old id. The next check notices that; the reverse would stay unnoticed.
+            its = await ask_identities(consumer, listed)
+            first = await consumer.beginning_offsets(listed)
+            stable = await consumer.end_offsets(listed)
+            end = await _log_ends(consumer, listed)
+            coordinator = consumer._coordinator  # `committed` asks for one partition at a time
             committed = await coordinator.fetch_committed_offsets(listed)
     return {
         one: _bounds(
@@ -297,41 +298,43 @@ async def bounds(
 
 
 def _bounds(limits: Bounds, committed: Any) -> Bounds:
-    """Return bounds with what the group has committed; what is of another topic does not count."""
+    """Add what the group has committed, unless it was committed for another topic of this name."""
     if committed is None or committed.offset < 0:
         return limits
-    mark = _read_mark(str(committed.metadata))
-    said = mark.get("topic", "")
+    metadata = _read_metadata(str(committed.metadata))
+    said = metadata.get("topic", "")
     if said and limits.topic and said != limits.topic:
         return limits
-    vouched = bool(said and limits.topic)
-    epoch = int(mark["epoch"]) if mark.get("epoch", "").isdecimal() else 1
-    done = read_spans(mark.get("done", ""), committed.offset)
-    return replace(limits, committed=committed.offset, vouched=vouched, epoch=epoch, done=done)
+    confirmed = bool(said and limits.topic)
+    epoch = int(metadata["epoch"]) if metadata.get("epoch", "").isdecimal() else 1
+    done = read_spans(metadata.get("done", ""), committed.offset)
+    return replace(
+        limits, committed=committed.offset, topic_confirmed=confirmed, epoch=epoch, done=done
+    )
 
 
-def to_commit(place: Place) -> tuple[int, str]:
-    """Return what is committed for a place: the offset, and what there is to say of it.
+def offset_and_metadata(position: Position) -> tuple[int, str]:
+    """Return what is committed for a position: the offset, and its metadata.
 
-    That is the id of its topic, its epoch when it is not the first, and what behind it is done.
+    The metadata holds the topic id, the epoch if it is not the first, and the done offsets.
     """
-    words = [f"topic:{place.topic}"] if place.topic else []
-    if place.epoch > 1:
-        words.append(f"epoch:{place.epoch}")
-    if place.done:
-        words.append(f"done:{spans_text(place.done, place.next)}")
-    return place.next, " ".join(words)
+    words = [f"topic:{position.topic}"] if position.topic else []
+    if position.epoch > 1:
+        words.append(f"epoch:{position.epoch}")
+    if position.done:
+        words.append(f"done:{spans_text(position.done, position.next)}")
+    return position.next, " ".join(words)
 
 
-def _read_mark(text: str) -> dict[str, str]:
-    """Read back what `to_commit` says beside the offset; what others wrote there says nothing."""
+def _read_metadata(text: str) -> dict[str, str]:
+    """Read back the metadata of `offset_and_metadata`; anybody else's is ignored."""
     pairs = [word.partition(":") for word in text.split(" ")]
     found = {name: said for name, _, said in pairs}
-    return found if found.keys() <= _MARKS else {}
+    return found if found.keys() <= _METADATA_FIELDS else {}
 
 
 def spans_text(spans: Spans, offset: int) -> str:
-    """Write offsets behind another: for each span how many are not of it, and how many are."""
+    """Write spans behind an offset: for each, the gap before it and its length."""
     parts = []
     for first, last in spans:
         parts.append(f"{first - offset}+{last - first + 1}")
@@ -340,7 +343,7 @@ def spans_text(spans: Spans, offset: int) -> str:
 
 
 def read_spans(text: str, offset: int) -> Spans:
-    """Read back `spans_text`; () for what is none."""
+    """Read back `spans_text`; () for any other text."""
     if not _SPANS.fullmatch(text):
         return ()
     spans = []
@@ -352,55 +355,55 @@ def read_spans(text: str, offset: int) -> Spans:
 
 
 async def cuts(
-    reader: AIOKafkaConsumer, leaders: Mapping[TopicPartition, Leader], over: Any = FETCHING
+    consumer: AIOKafkaConsumer, leaders: Mapping[TopicPartition, Leader], over: Any = FETCHING
 ) -> dict[TopicPartition, int]:
-    """Return where logs end that were cut and written on by other leaders than was read from."""
-    with named("cannot read leader epochs"):
-        async with asyncio.timeout(MEET_SECONDS):
+    """Return where logs end that were cut and then extended by another leader."""
+    with as_trigger_error("cannot read leader epochs"):
+        async with asyncio.timeout(ANSWER_SECONDS):
             epochs = {one: epoch for one, (epoch, _) in leaders.items()}
-            ends = await epoch_ends(reader, epochs, over)
+            ends = await epoch_ends(consumer, epochs, over)
     return {one: end for one, end in ends.items() if end < leaders[one][1]}
 
 
-async def told(
-    reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition], over: Any = FETCHING
+async def identities(
+    consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition], over: Any = FETCHING
 ) -> dict[TopicPartition, Identity]:
-    """Ask what each partition is."""
-    with named("Kafka does not answer"):
-        async with asyncio.timeout(MEET_SECONDS / 3):
-            return await identities(reader, partitions, over)
+    """Return the identity of each partition: its topic id and leader epoch."""
+    with as_trigger_error("Kafka does not answer"):
+        async with asyncio.timeout(ANSWER_SECONDS / 3):
+            return await ask_identities(consumer, partitions, over)
 
 
 async def ends(
-    reader: AIOKafkaConsumer, read_to: Mapping[TopicPartition, int]
+    consumer: AIOKafkaConsumer, read_to: Mapping[TopicPartition, int]
 ) -> dict[TopicPartition, tuple[int, int]]:
-    """Ask for the end of what can be read of each partition, and for the end of its log.
+    """Return the end of what can be read of each partition, and the end of its log.
 
-    The latter is asked only where something else tells: where more was read than can be now.
+    The end of the log is asked for only where more was read than can be read now.
     """
-    with named("Kafka does not answer"):
-        async with asyncio.timeout(MEET_SECONDS / 3):
-            stable = await reader.end_offsets(list(read_to))
+    with as_trigger_error("Kafka does not answer"):
+        async with asyncio.timeout(ANSWER_SECONDS / 3):
+            stable = await consumer.end_offsets(list(read_to))
             beyond = [one for one, end in stable.items() if read_to[one] > end]
-            log_ends = await _log_ends(reader, beyond) if beyond else {}
+            log_ends = await _log_ends(consumer, beyond) if beyond else {}
     found = {one: (end, log_ends.get(one, end)) for one, end in stable.items()}
     short = {one: read_to[one] for one, (_, end) in found.items() if read_to[one] > end}
-    reached = await reaching(reader, short) if short else {}
+    reached = await reaching(consumer, short) if short else {}
     return {one: (end, reached.get(one, log_end)) for one, (end, log_end) in found.items()}
 
 
 async def reaching(
-    reader: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]
+    consumer: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]
 ) -> dict[TopicPartition, int]:
-    """Return the ends of logs that reach these offsets after all.
+    """Return the real ends of logs that reach these offsets after all.
 
-    One that is said to end before is asked for what is there: some brokers take the beginning of
-    the last batch for the end, and a cut that is believed runs records again.
+    Some brokers report the beginning of the last batch as the end of a log. So the offset itself is
+    fetched: to take that for a cut would run records again.
     """
-    client = reader._client  # its public face says nothing of an offset before it reads there
+    client = consumer._client  # its public API cannot look at one offset
     found: dict[TopicPartition, int] = {}
-    with named("Kafka does not answer"):
-        async with asyncio.timeout(MEET_SECONDS / 3):
+    with as_trigger_error("Kafka does not answer"):
+        async with asyncio.timeout(ANSWER_SECONDS / 3):
             for leader, partitions in by_leader(client, offsets).items():
                 asked = [(one.topic, [(one.partition, offsets[one], 1)]) for one in partitions]
                 answer = await client.send(leader, FetchRequest(1, 1, 1, _READ_UNCOMMITTED, asked))
@@ -413,26 +416,26 @@ async def reaching(
 
 
 async def _log_ends(
-    reader: AIOKafkaConsumer, partitions: list[TopicPartition]
+    consumer: AIOKafkaConsumer, partitions: list[TopicPartition]
 ) -> dict[TopicPartition, int]:
-    """Ask for the ends of logs, also for one whose newest records are of an open transaction."""
-    # A reader of committed records is told where these end, and its client asks as it reads.
-    asking = copy.copy(reader._fetcher)
+    """Return the ends of logs, also behind an open transaction."""
+    # A consumer of committed records gets the end of those; ask as one that reads all.
+    asking = copy.copy(consumer._fetcher)
     asking._isolation_level = _READ_UNCOMMITTED
     found: dict[TopicPartition, int] = await asking.end_offsets(
-        partitions, reader._request_timeout_ms
+        partitions, consumer._request_timeout_ms
     )
     return found
 
 
 async def offsets_at(
-    reader: AIOKafkaConsumer, instant: datetime, limits: Mapping[TopicPartition, Bounds]
+    consumer: AIOKafkaConsumer, instant: datetime, limits: Mapping[TopicPartition, Bounds]
 ) -> dict[TopicPartition, int]:
-    """Ask for the first record of each partition at or after `instant`; the end where none is."""
-    stamp = max(int(instant.timestamp() * 1000), 0)  # Kafka means something else by -1 and -2
-    with named("cannot look offsets up by time"):
-        async with asyncio.timeout(MEET_SECONDS):
-            found = await reader.offsets_for_times(dict.fromkeys(limits, stamp))
+    """Return the first offset of each partition at or after `instant`; the end if there is none."""
+    stamp = max(int(instant.timestamp() * 1000), 0)  # -1 and -2 have other meanings in Kafka
+    with as_trigger_error("cannot look offsets up by time"):
+        async with asyncio.timeout(ANSWER_SECONDS):
+            found = await consumer.offsets_for_times(dict.fromkeys(limits, stamp))
     return {
         one: limit.readable if found.get(one) is None else found[one].offset
         for one, limit in limits.items()

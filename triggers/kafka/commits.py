@@ -1,9 +1,9 @@
-"""Telling Kafka what is journaled: never more, and all of it before a goodbye.
+"""Commits to Kafka what is journaled: never more, and all of it before a stop or a rebalance.
 
-Lag tools and autoscalers look at the group's committed offsets, and a member with another journal
-begins where they end. They follow the journal in rounds; a clean stop and a rebalance have the
-rest told first. Offsets go backwards only where reading does: to a place, or what is handed back.
-Not here: what is journaled (`reading`).
+Lag tools and autoscalers look at the committed offsets of the group, and a member with another
+journal begins there. Commits follow the journal at intervals; a clean stop and a rebalance commit
+the rest first. Offsets go back only where reading does: to a start position, or to records that are
+handed back. Not here: what is journaled (`consumer`).
 """
 
 from __future__ import annotations
@@ -22,100 +22,100 @@ from turnout.service.domain.errors import TriggerError
 from turnout.service.telemetry.logs import get_logger
 
 from . import broker
-from .positions import Bounds, Place
+from .positions import Bounds, Position
 
 log = get_logger("turnout.triggers")
 
-ROUND_SECONDS = 0.2
-TELL_SECONDS = 5.0
-LAST_SECONDS = 2.0
+INTERVAL_SECONDS = 0.2
+COMMIT_SECONDS = 5.0
+FINAL_SECONDS = 2.0
 
 
 class Commits:
-    """What one consumer's partitions are journaled up to, and what Kafka has heard of it."""
+    """The journaled positions of one consumer, and what of them is committed."""
 
     def __init__(self, consumer: AIOKafkaConsumer, trigger: str) -> None:
         self._consumer = consumer
         self._trigger = trigger
-        self._owed: dict[TopicPartition, Place] = {}
-        self._told: dict[TopicPartition, int] = {}
-        self._wanted = asyncio.Event()
-        self._turn = asyncio.Lock()  # two at once could land in either order
+        self._due: dict[TopicPartition, Position] = {}
+        self._committed: dict[TopicPartition, int] = {}
+        self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()  # two commits at once could arrive in either order
 
-    def owe(self, partition: TopicPartition, place: Place) -> None:
-        """Take down that a partition is journaled up to `place`."""
-        self._owed[partition] = place
-        self._wanted.set()
+    def note(self, partition: TopicPartition, position: Position) -> None:
+        """Note for the next commit that a partition is journaled up to `position`."""
+        self._due[partition] = position
+        self._wake.set()
 
-    async def begin(
-        self, places: Mapping[TopicPartition, Place], limits: Mapping[TopicPartition, Bounds]
+    async def commit_starts(
+        self, positions: Mapping[TopicPartition, Position], limits: Mapping[TopicPartition, Bounds]
     ) -> None:
-        """Tell Kafka where reading goes on, also where that is further back.
+        """Commit where reading starts, also where that is further back.
 
-        What was owed of these partitions before is void. Raises `TriggerError`, and what the client
-        raises for partitions that are another member's meanwhile.
+        Drops what was noted for these partitions before. Raises `TriggerError`, and the client's
+        errors for partitions that belong to another member by now.
         """
         async with self._turn:
-            news = {one: at for one, at in places.items() if limits[one].committed != at.next}
+            news = {one: at for one, at in positions.items() if limits[one].committed != at.next}
             if news:
-                await self._commit(news, broker.MEET_SECONDS)
-            for partition, place in places.items():
-                self._owed.pop(partition, None)
-                self._told[partition] = place.next
+                await self._send(news, broker.ANSWER_SECONDS)
+            for partition, position in positions.items():
+                self._due.pop(partition, None)
+                self._committed[partition] = position.next
 
-    async def hand_back(self, places: Mapping[TopicPartition, Place]) -> None:
-        """Tell Kafka to go back to these places; what was owed of them before is void.
+    async def hand_back(self, positions: Mapping[TopicPartition, Position]) -> None:
+        """Commit these earlier positions; drops what was noted for them before.
 
-        Raises `TriggerError`, and what the client raises when the partitions are lost already.
+        Raises `TriggerError`, and the client's errors when the partitions are lost already.
         """
         async with self._turn:
-            await self._commit(places, TELL_SECONDS)
-            for partition, place in places.items():
-                self._owed.pop(partition, None)
-                self._told[partition] = place.next
+            await self._send(positions, COMMIT_SECONDS)
+            for partition, position in positions.items():
+                self._due.pop(partition, None)
+                self._committed[partition] = position.next
 
     def forget(self) -> None:
-        """Drop everything: the partitions are another member's now."""
-        self._owed.clear()
-        self._told.clear()
+        """Drop everything: the partitions belong to another member now."""
+        self._due.clear()
+        self._committed.clear()
 
-    async def keep_telling(self) -> None:
-        """Tell Kafka in rounds, until cancelled."""
+    async def keep_committing(self) -> None:
+        """Commit at intervals, until cancelled."""
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            await self.tell()
-            await asyncio.sleep(ROUND_SECONDS)
+            await self._wake.wait()
+            self._wake.clear()
+            await self.commit()
+            await asyncio.sleep(INTERVAL_SECONDS)
 
-    async def tell(self) -> None:
-        """Tell Kafka what it has not heard; what fails is owed, and the next call tries again."""
+    async def commit(self) -> None:
+        """Commit what is new; after a failure the next call tries again."""
         async with self._turn:
             assigned = self._consumer.assignment()
             news = {
-                partition: place
-                for partition, place in self._owed.items()
-                if partition in assigned and place.next > self._told.get(partition, -1)
+                partition: position
+                for partition, position in self._due.items()
+                if partition in assigned and position.next > self._committed.get(partition, -1)
             }
             if not news:
                 return
             try:
-                await self._commit(news, TELL_SECONDS)
+                await self._send(news, COMMIT_SECONDS)
             except (CommitFailedError, IllegalStateError):
-                return  # another member has them now, and the ledger knows
+                return  # another member has them now; the journal knows where it reads on
             except TriggerError as error:
-                self._wanted.set()
+                self._wake.set()
                 log.debug("kafka.commit_failed", trigger=self._trigger, error=str(error))
                 return
-            self._told |= {one: at.next for one, at in news.items() if one in self._owed}
+            self._committed |= {one: at.next for one, at in news.items() if one in self._due}
 
-    async def _commit(self, news: Mapping[TopicPartition, Place], seconds: float) -> None:
-        told = {partition: broker.to_commit(place) for partition, place in news.items()}
-        with broker.named("cannot commit"):
+    async def _send(self, news: Mapping[TopicPartition, Position], seconds: float) -> None:
+        offsets = {one: broker.offset_and_metadata(position) for one, position in news.items()}
+        with broker.as_trigger_error("cannot commit"):
             async with asyncio.timeout(seconds):
-                await self._consumer.commit(told)
+                await self._consumer.commit(offsets)
 
-    async def tell_the_last(self) -> None:
-        """Tell Kafka all there is before the consumer stops; a broker that is slow is left."""
+    async def commit_remaining(self) -> None:
+        """Commit the rest before the consumer stops; waits for a slow broker only briefly."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(LAST_SECONDS):
-                await self.tell()
+            async with asyncio.timeout(FINAL_SECONDS):
+                await self.commit()

@@ -1,7 +1,7 @@
-"""The dead letter topic: the bytes of a record a flow failed on, with where it was and why.
+"""The dead letter topic: the bytes of a record a flow failed on, with its offset and the reason.
 
-Published after the journal knows the failure, as the recorded effect of the event's end: at least
-once, whatever crashes. Not here: the dead letters of the journal, which are kept either way.
+Published once the journal holds the failure, as the after-run action of the event: at least once,
+whatever crashes. Not here: the dead letters of the journal, which are kept either way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .record import bytes_of, headers_of, is_structured
 
 _SECONDS = 30.0
 _OURS = OWN_EXTENSIONS | {"partition", "partitionkey"}
-_turns: WeakKeyDictionary[Emitter, asyncio.Lock] = WeakKeyDictionary()
+_locks: WeakKeyDictionary[Emitter, asyncio.Lock] = WeakKeyDictionary()
 
 
 async def post(topic: str, event: Event, failure: str, emit: Emitter) -> None:
@@ -27,9 +27,9 @@ async def post(topic: str, event: Event, failure: str, emit: Emitter) -> None:
 
     Raises `TriggerError`, and is then called again later.
     """
-    # One at a time: a connection each is dear, and a flood of dead letters is no time to hurry.
-    async with _turns.setdefault(emit, asyncio.Lock()):
-        with broker.named(f"cannot write to dead letter topic {topic!r}"):
+    # One at a time: each opens a connection, and there may be a flood of dead letters.
+    async with _locks.setdefault(emit, asyncio.Lock()):
+        with broker.as_trigger_error(f"cannot write to dead letter topic {topic!r}"):
             async with asyncio.timeout(_SECONDS):
                 producer = AIOKafkaProducer(**emit.connection("kafka"), acks="all")
                 try:
@@ -46,9 +46,9 @@ async def post(topic: str, event: Event, failure: str, emit: Emitter) -> None:
 
 
 def _value(event: Event) -> bytes | None:
-    """Return the record's value; null as it was, but for a record that has no key either.
+    """Return the record's value; a null stays a null, except in a record without a key.
 
-    The client sends no such record, though there are some; a header says so then.
+    The client cannot send a record with neither; a header says so instead.
     """
     is_null = not event.has_body and "partitionkey" in event.extensions
     return None if is_null else event.body
@@ -57,7 +57,7 @@ def _value(event: Event) -> bytes | None:
 def _headers(event: Event, failure: str) -> list[tuple[str, bytes | None]]:
     record = event.extensions.get("kafkarecord", event.id)
     _cluster, topic, _epoch, partition, offset = record.rsplit("/", 4)
-    told = {
+    fields = {
         "turnout-topic": topic,
         "turnout-partition": partition,
         "turnout-offset": offset,
@@ -66,21 +66,21 @@ def _headers(event: Event, failure: str) -> list[tuple[str, bytes | None]]:
         "turnout-reason": event.extensions.get("recorderror", failure),
     }
     if not event.has_body and "partitionkey" not in event.extensions:
-        told["turnout-null"] = "true"
+        fields["turnout-null"] = "true"
     attributes = {}
     if "kafkarecord" in event.extensions and is_structured(event.headers):
         attributes = _attributes(event)
-    ours = attributes | told
-    kept = [(name, value) for name, value in headers_of(event) if name.lower() not in ours]
-    return [*kept, *((name, text.encode("utf-8")) for name, text in ours.items())]
+    ours = attributes | fields
+    original = [(name, value) for name, value in headers_of(event) if name.lower() not in ours]
+    return [*original, *((name, text.encode("utf-8")) for name, text in ours.items())]
 
 
 def _attributes(event: Event) -> dict[str, str]:
-    """Return a CloudEvent's attributes as headers, the binary mode of the Kafka binding.
+    """Return a CloudEvent's attributes as headers, in the binary mode of the Kafka binding.
 
-    Of one that came as a whole only the data is kept, and its attributes apart.
+    A structured CloudEvent is stored as its data and attributes, so they are written apart.
     """
-    told = {
+    fields = {
         "specversion": "1.0",
         "id": event.id,
         "source": event.source,
@@ -90,4 +90,4 @@ def _attributes(event: Event) -> dict[str, str]:
         **{name: text for name, text in event.extensions.items() if name not in _OURS},
     }
     content_type = {} if event.datacontenttype is None else {"content-type": event.datacontenttype}
-    return {f"ce_{name}": text for name, text in told.items()} | content_type
+    return {f"ce_{name}": text for name, text in fields.items()} | content_type

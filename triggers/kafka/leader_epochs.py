@@ -1,9 +1,9 @@
-"""Where the log of a leader epoch ends: how a log that was cut and written on since is told.
+"""Where the log of a leader epoch ends: this finds a log that was cut and has grown again.
 
-Each record is of the epoch of the leader that took it, and epochs only rise (KIP-101, KIP-320). A
-log that lost its newest records ends the epoch they were of earlier than what was read of it,
-however far it has grown again. The client has no question for it: here is the one request that
-asks (OffsetForLeaderEpoch, version 2). Not here: what follows from it (`ledger`).
+Each record belongs to the epoch of the leader that wrote it, and epochs only rise (KIP-101,
+KIP-320). After a log has lost its newest records, their epoch ends below what was read, however far
+the log has grown since. The client has no such request: here it is (OffsetForLeaderEpoch, version
+2). Not here: what follows from it (`positions`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _ANY_EPOCH = -1
 
 
 async def epoch_ends(
-    reader: AIOKafkaConsumer, epochs: Mapping[TopicPartition, int], over: Any = FETCHING
+    consumer: AIOKafkaConsumer, epochs: Mapping[TopicPartition, int], over: Any = FETCHING
 ) -> dict[TopicPartition, int]:
-    """Return behind which offset the log has no record of these leader epochs or earlier ones.
+    """Return where the records of these leader epochs, or earlier ones, end in each log.
 
-    A partition is left out where that is not known: its leader is being chosen, the epoch is
-    forgotten, the broker is too old or does not allow the question.
+    Leaves a partition out where that is unknown: its leader is being elected, the epoch is
+    forgotten, or the broker is too old or forbids the request.
     """
-    client = reader._client  # its public face has no request for this
+    client = consumer._client  # its public API has no such request
     ends: dict[TopicPartition, int] = {}
     try:
         led = by_leader(client, epochs)

@@ -1,11 +1,11 @@
-"""How far a partition is read: the stored place, and where reading goes on after a restart.
+"""How far a partition is read: the stored position, and where reading starts after a restart.
 
-The place of a partition is written in the transaction of the records before it, so it never lies:
-nothing below it is emitted again, nothing at or above it was. It is what makes a record one event,
-and the journal needs no other guard. Kafka's committed offset only follows it. `settle` decides
-where to read on, as a pure function: a place counts in the topic it is of, which its id tells, and
-in no other one of that name; of a topic that has lost its newest records it counts up to the cut.
-Not here: reading, and asking the broker.
+The position of a partition is written in the transaction of the records before it. So it is exact:
+everything below it is emitted, nothing at or above it is. That makes a record one event, and the
+journal needs no other guard. Kafka's committed offset only follows. `choose_start` decides where to
+read on, as a pure function. A position counts only in the topic whose id it has, not in another one
+of the same name; in a topic that has lost its newest records it counts up to the cut. Not here:
+reading, and asking the broker.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from turnout.service.domain.errors import TriggerError
 from turnout.service.domain.trigger import Emitter
 
 Spans = tuple[tuple[int, int], ...]
-"""Offsets, as first and last of each unbroken run of them, in order."""
+"""Offsets, as the first and last of each unbroken run, in order."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The offset to read next, in the epoch of the partition's life (from 1).
+class Position:
+    """The offset to read next, in an epoch of the partition (from 1).
 
-    `sought` marks a place an operator or an alarm chose below Kafka's committed offset: that one
-    counts for nothing until it has been moved back too. `topic` is the id of the topic, empty
-    where the broker knows none. `done` are offsets behind `next` that are not to be read: they
-    have begun, here or elsewhere, when what came before them was handed back.
+    `sought` marks a position that an operator or an alarm put below Kafka's committed offset: that
+    offset is ignored until it is moved back too. `topic` is the topic's id, empty where the broker
+    knows none. `done` are offsets behind `next` that are not read again: their runs had begun, here
+    or elsewhere, when the records before them were handed back.
     """
 
     next: int
@@ -51,24 +51,24 @@ class Place:
         done = f', "done": [{spans}]' if spans else ""
         return f'{{"next": {self.next}, "epoch": {self.epoch}{topic}{sought}{done}}}'
 
-    def read_to(self, offset: int) -> Place:
-        """Return the place behind what was read of it."""
-        done = behind(self.done, offset) if self.done else ()
-        return Place(offset, self.epoch, topic=self.topic, done=done)
+    def read_to(self, offset: int) -> Position:
+        """Return the position after reading up to `offset`."""
+        done = spans_from(self.done, offset) if self.done else ()
+        return Position(offset, self.epoch, topic=self.topic, done=done)
 
     def is_done(self, offset: int) -> bool:
-        """Whether a record at or behind `next` is not to be read."""
+        """Whether the record at `offset`, at or behind `next`, is not read again."""
         at = bisect_right(self.done, offset, key=itemgetter(0))
         return at > 0 and offset <= self.done[at - 1][1]
 
 
-def behind(spans: Spans, offset: int) -> Spans:
-    """Return what of the spans is at or behind an offset."""
+def spans_from(spans: Spans, offset: int) -> Spans:
+    """Return the part of the spans at or behind an offset."""
     return tuple((max(first, offset), last) for first, last in spans if last >= offset)
 
 
-def both(one: Spans, other: Spans) -> Spans:
-    """Return the offsets of one and of the other."""
+def union(one: Spans, other: Spans) -> Spans:
+    """Return the offsets of both, joined."""
     joined: list[tuple[int, int]] = []
     for first, last in sorted((*one, *other)):
         if joined and first <= joined[-1][1] + 1:
@@ -78,13 +78,13 @@ def both(one: Spans, other: Spans) -> Spans:
     return tuple(joined)
 
 
-def read_place(text: str | None) -> Place | None:
-    """Read back a stored place; raises `TriggerError` for what is none."""
+def read_position(text: str | None) -> Position | None:
+    """Read back a stored position; raises `TriggerError` for any other text."""
     if text is None:
         return None
     try:
         found = orjson.loads(text)
-        return Place(
+        return Position(
             int(found["next"]),
             int(found["epoch"]),
             bool(found.get("sought", False)),
@@ -92,20 +92,20 @@ def read_place(text: str | None) -> Place | None:
             tuple((int(first), int(last)) for first, last in found.get("done", ())),
         )
     except (ValueError, KeyError, TypeError):
-        raise TriggerError(f"the stored position {text!r} is no place in a partition") from None
+        raise TriggerError(f"the stored position {text!r} is no position in a partition") from None
 
 
 Leader = tuple[int, int]
-"""A leader epoch, and an offset: no record below it is of a later epoch."""
+"""A leader epoch, and an offset: no record below that has a later epoch."""
 
 
 @dataclass(frozen=True, slots=True)
-class Topic:
-    """What was known of a topic when the trigger first met it: its cluster, partitions and id.
+class KnownTopic:
+    """What the trigger knew of a topic at first sight: its cluster, partition count and id.
 
     A partition added later is read from its first record, whatever `start=` says, and so is each
-    of a topic made anew: nothing in it is older than the trigger. `leaders` says of partitions
-    which leader wrote what was read, which tells a log that was cut and written on since.
+    partition of a recreated topic: none of its records is older than the trigger. `leaders` maps
+    partitions to the leader that wrote what was read; it tells a log that was cut and has grown.
     """
 
     cluster: str
@@ -115,23 +115,25 @@ class Topic:
 
     def text(self) -> str:
         """Return what is stored."""
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "cluster": self.cluster,
             "partitions": self.partitions,
             "id": self.id,
         }
         if self.leaders:
-            told["leaders"] = {str(number): self.leaders[number] for number in sorted(self.leaders)}
-        return orjson.dumps(told).decode()
+            fields["leaders"] = {
+                str(number): self.leaders[number] for number in sorted(self.leaders)
+            }
+        return orjson.dumps(fields).decode()
 
 
-def read_topic(text: str | None) -> Topic | None:
-    """Read back what is stored of a topic; raises `TriggerError` for what is none."""
+def read_known_topic(text: str | None) -> KnownTopic | None:
+    """Read back a stored topic; raises `TriggerError` for any other text."""
     if text is None:
         return None
     try:
         found = orjson.loads(text)
-        return Topic(
+        return KnownTopic(
             str(found["cluster"]),
             int(found["partitions"]),
             str(found.get("id", "")),
@@ -145,11 +147,10 @@ def read_topic(text: str | None) -> Topic | None:
 class Bounds:
     """What the broker says of a partition: first offset, end, and the group's committed offset.
 
-    `topic` is the id of its topic, or empty. An offset that is known to be of another topic of this
-    name is not `committed`, and one that is known to be of this very topic is `vouched` for;
-    `epoch` is the one its member was in. `stable` is where open transactions begin, when that is
-    below the end: nothing behind it can be read yet. `done` are offsets behind the committed one
-    that need not be read, in that epoch. `cut` is where what was read of the log ends,
+    `topic` is the topic's id, or empty. `committed` is None when the offset is known to belong to
+    another topic of this name; `topic_confirmed` says that it is known to belong to this one.
+    `epoch` and `done` are those of the member that committed it. `stable` is where open
+    transactions begin: nothing behind it can be read yet. `cut` is where the log that was read ends
     when another leader has written other records from there on.
     """
 
@@ -157,7 +158,7 @@ class Bounds:
     end: int
     committed: int | None
     topic: str = ""
-    vouched: bool = False
+    topic_confirmed: bool = False
     stable: int | None = None
     epoch: int = 1
     cut: int | None = None
@@ -165,96 +166,98 @@ class Bounds:
 
     @property
     def readable(self) -> int:
-        """The offset behind all that can be read now."""
+        """The offset behind everything that can be read now."""
         return self.end if self.stable is None else min(self.stable, self.end)
 
     @property
-    def kept(self) -> int:
+    def intact_end(self) -> int:
         """The offset up to which the log is the one that was read."""
-        kept = self.end if self.cut is None else min(self.cut, self.end)
-        return max(kept, self.first)
+        intact_end = self.end if self.cut is None else min(self.cut, self.end)
+        return max(intact_end, self.first)
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """Where to read on, and what an operator must hear about it (`alarm` is a log event)."""
+class Start:
+    """Where to read on, and the log event that alarms the operator, if any."""
 
-    place: Place
+    position: Position
     alarm: str | None = None
     lost: int = 0
 
 
-def settle(stored: Place | None, bounds: Bounds, first_place: int) -> Settled:
-    """Return where to read on; `first_place` is where a partition never read before begins.
+def choose_start(stored: Position | None, bounds: Bounds, default_start: int) -> Start:
+    """Return where to read on; `default_start` is for a partition that was never read.
 
-    `max(ledger, committed)` in the ordinary case. A topic made anew has a new epoch, and is read
-    from its first record, or from where a member with another journal has read it to. A topic that
-    is the same and has lost records that were read is read on behind the cut: what is below it
-    was read and keeps its identity, and what is written there now has a new epoch, as its offsets
-    were used before. A first offset above the ledger means that retention took records nobody read.
+    Usually `max(stored, committed)`. A recreated topic gets a new epoch and is read from its first
+    record, or from where a member with another journal has read to. A topic that lost records which
+    were read is read on behind the cut, in a new epoch, since new records reuse those offsets; what
+    is below the cut was read and keeps its identity. A first offset above the stored one means that
+    retention deleted records that nobody read.
     """
     if stored is None:
-        return _first_settled(bounds, first_place)
-    if is_anew(stored, bounds):
+        return _first_start(bounds, default_start)
+    if is_different_log(stored, bounds):
         is_same = is_same_topic(stored, bounds)
-        begins = bounds.kept if is_same else bounds.first
-        place = Place(begins, stored.epoch + 1, sought=True, topic=bounds.topic)
-        read_to = read_by_others(stored, bounds)
+        begins = bounds.intact_end if is_same else bounds.first
+        position = Position(begins, stored.epoch + 1, sought=True, topic=bounds.topic)
+        read_to = read_by_group(stored, bounds)
         if read_to is not None:
-            epoch = max(place.epoch, bounds.epoch)
+            epoch = max(position.epoch, bounds.epoch)
             begins = max(read_to, bounds.first)
-            place = Place(begins, epoch, topic=bounds.topic, done=behind(bounds.done, begins))
-        return Settled(place, "kafka.log_cut" if is_same else "kafka.topic_recreated")
-    place = replace(stored, topic=bounds.topic or stored.topic)
+            position = Position(
+                begins, epoch, topic=bounds.topic, done=spans_from(bounds.done, begins)
+            )
+        return Start(position, "kafka.log_cut" if is_same else "kafka.topic_recreated")
+    position = replace(stored, topic=bounds.topic or stored.topic)
     # A committed offset past the end is of an earlier topic; it says nothing of this one.
     committed = -1 if stored.sought or bounds.committed is None else bounds.committed
     if stored.next < committed <= bounds.end:
-        place = replace(place, next=committed, epoch=max(place.epoch, bounds.epoch))
-    place = replace(place, done=_done(stored, place, bounds))
-    if place.next < bounds.first:
-        lost = bounds.first - place.next
-        done = behind(place.done, bounds.first)
-        return Settled(replace(place, next=bounds.first, done=done), "kafka.records_expired", lost)
-    return Settled(place)
+        position = replace(position, next=committed, epoch=max(position.epoch, bounds.epoch))
+    position = replace(position, done=_done(stored, position, bounds))
+    if position.next < bounds.first:
+        lost = bounds.first - position.next
+        done = spans_from(position.done, bounds.first)
+        return Start(replace(position, next=bounds.first, done=done), "kafka.records_expired", lost)
+    return Start(position)
 
 
-def _done(stored: Place, place: Place, bounds: Bounds) -> Spans:
-    """Return what is not to be read behind a place, as far as it is known, here or in the group."""
-    here = stored.done if stored.epoch == place.epoch else ()
-    group = bounds.done if bounds.epoch == place.epoch and not stored.sought else ()
-    return behind(both(here, group), place.next) if here or group else ()
+def _done(stored: Position, position: Position, bounds: Bounds) -> Spans:
+    """Return the done offsets behind a position, as known here or in the group."""
+    here = stored.done if stored.epoch == position.epoch else ()
+    group = bounds.done if bounds.epoch == position.epoch and not stored.sought else ()
+    return spans_from(union(here, group), position.next) if here or group else ()
 
 
-def _first_settled(bounds: Bounds, first_place: int) -> Settled:
-    """Return where a partition begins that this journal knows nothing of."""
+def _first_start(bounds: Bounds, default_start: int) -> Start:
+    """Return where to start in a partition that this journal has never read."""
     if bounds.committed is None:
-        return Settled(Place(first_place, topic=bounds.topic))
+        return Start(Position(default_start, topic=bounds.topic))
     if bounds.committed <= bounds.end:
-        done = behind(bounds.done, bounds.committed)
-        return Settled(Place(bounds.committed, bounds.epoch, topic=bounds.topic, done=done))
-    if bounds.vouched:  # the group has read this very topic further: the log was cut
-        place = Place(bounds.end, bounds.epoch + 1, sought=True, topic=bounds.topic)
-        return Settled(place, "kafka.log_cut")
+        done = spans_from(bounds.done, bounds.committed)
+        return Start(Position(bounds.committed, bounds.epoch, topic=bounds.topic, done=done))
+    if bounds.topic_confirmed:  # the group has read this very topic further: the log was cut
+        position = Position(bounds.end, bounds.epoch + 1, sought=True, topic=bounds.topic)
+        return Start(position, "kafka.log_cut")
     # The group's offset is of an earlier topic of this name.
-    place = Place(bounds.first, sought=True, topic=bounds.topic)
-    return Settled(place, "kafka.offset_past_end")
+    position = Position(bounds.first, sought=True, topic=bounds.topic)
+    return Start(position, "kafka.offset_past_end")
 
 
-def is_anew(stored: Place, bounds: Bounds) -> bool:
-    """Whether the log is not the one that was read: another topic's, or one that was cut."""
+def is_different_log(stored: Position, bounds: Bounds) -> bool:
+    """Whether the log is not the one that was read: the topic was recreated, or the log was cut."""
     if _is_another(stored, bounds) or stored.next > bounds.end:
         return True
     return bounds.cut is not None and bounds.cut < stored.next
 
 
-def is_same_topic(stored: Place, bounds: Bounds) -> bool:
-    """Whether the topic is known to be the one that was read, whatever its log has lost."""
+def is_same_topic(stored: Position, bounds: Bounds) -> bool:
+    """Whether the topic is known to be the one that was read, whatever it has lost."""
     return bool(stored.topic) and stored.topic == bounds.topic
 
 
-def read_by_others(stored: Place, bounds: Bounds) -> int | None:
-    """Return where in a log that is not the one read here the group is, None if nobody can tell."""
-    if not bounds.vouched or (bounds.committed or 0) > bounds.end:
+def read_by_group(stored: Position, bounds: Bounds) -> int | None:
+    """Return how far the group has read a log that is not the one read here; None if unknown."""
+    if not bounds.topic_confirmed or (bounds.committed or 0) > bounds.end:
         return None
     # In the same topic, cut, an offset may be older than the cut; one of a later epoch is not.
     if _is_another(stored, bounds) or bounds.epoch > stored.epoch:
@@ -262,39 +265,39 @@ def read_by_others(stored: Place, bounds: Bounds) -> int | None:
     return None
 
 
-def _is_another(stored: Place, bounds: Bounds) -> bool:
+def _is_another(stored: Position, bounds: Bounds) -> bool:
     return bool(stored.topic and bounds.topic) and stored.topic != bounds.topic
 
 
-class Ledger:
-    """The places of one trigger in this process, shared by all who read for it.
+class Positions:
+    """The positions of one trigger in this process, shared by all its consumers.
 
-    Whoever emits holds `lock` from filtering what is known until the journal has answered.
-    `unread` are the partitions whose lag still shows after reading ended in an error.
+    Whoever emits holds `lock` from choosing what is new until the journal has answered. `unread`
+    are the partitions whose lag still shows after reading ended in an error.
     """
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        self.places: dict[str, Place] = {}
-        self.topics: dict[str, Topic] = {}
+        self.partitions: dict[str, Position] = {}
+        self.topics: dict[str, KnownTopic] = {}
         self.unread: set[str] = set()
 
     def load(self, stored: Mapping[str, str]) -> None:
-        """Take over what the journal holds."""
+        """Load what the journal holds."""
         for name, text in stored.items():
             if "/" in name:
-                place = read_place(text)
-                if place is not None:
-                    self.places[name] = place
+                position = read_position(text)
+                if position is not None:
+                    self.partitions[name] = position
             else:
-                topic = read_topic(text)
+                topic = read_known_topic(text)
                 if topic is not None:
                     self.topics[name] = topic
 
 
-_ledgers: WeakKeyDictionary[Any, Ledger] = WeakKeyDictionary()
+_by_emitter: WeakKeyDictionary[Any, Positions] = WeakKeyDictionary()
 
 
-def ledger_of(emit: Emitter) -> Ledger:
-    """Return the one ledger of a trigger's emitter."""
-    return _ledgers.setdefault(emit, Ledger())
+def positions_of(emit: Emitter) -> Positions:
+    """Return the one `Positions` of a trigger's emitter."""
+    return _by_emitter.setdefault(emit, Positions())

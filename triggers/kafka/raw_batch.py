@@ -1,10 +1,10 @@
-"""Reads the records the client cannot: one bad record must not stop its partition.
+"""Parses the record batches that the client cannot, so that one bad record stops no partition.
 
-The client gives up on a whole batch when one record in it has a header that is not UTF-8, when it
-lacks the codec, or when the checksum is wrong. Here the same bytes are read record by record: the
-good ones are records like any other, the bad one keeps its bytes and a reason, and a batch that
-cannot be opened at all is one bad record that stands for all its offsets. Format: Kafka's record
-batch v2 (KIP-98). Not here: older formats, which brokers since 4.0 no longer hold.
+The client gives up on a whole batch when a record in it has a header that is not UTF-8, when it
+lacks the codec, or when the checksum is wrong. Here the same bytes are parsed record by record.
+Good records are like any other; a bad one keeps its bytes and a reason; a batch that cannot be
+unpacked is one bad record that stands for all its offsets. Format: Kafka's record batch v2
+(KIP-98). Not here: older formats, which brokers since 4.0 no longer store.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ _CODECS = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
 _MAX_BYTES = 16 * 2**20
 
 
-class Salvage(NamedTuple):
-    """What could be read: records, good and bad, and the offset behind the last of them."""
+class RawRecords(NamedTuple):
+    """What could be parsed: records, good and bad, and the offset behind the last of them."""
 
     records: list[Record]
     next: int
 
 
-async def salvage(reader: AIOKafkaConsumer, partition: TopicPartition, offset: int) -> Salvage:
-    """Fetch the bytes at `offset` anew and read what can be read; raises `KafkaError`."""
-    client = reader._client  # the client's public face gives records only, and those it cannot read
+async def fetch_raw(
+    consumer: AIOKafkaConsumer, partition: TopicPartition, offset: int
+) -> RawRecords:
+    """Fetch the bytes at `offset` again and parse what can be parsed; raises `KafkaError`."""
+    client = consumer._client  # its public API returns no bytes
     leader = client.cluster.leader_for_partition(partition)
     if leader is None or leader < 0:
         raise KafkaError(f"{partition} has no leader now")
@@ -47,17 +49,17 @@ async def salvage(reader: AIOKafkaConsumer, partition: TopicPartition, offset: i
         for _number, code, _end, *rest in partitions:
             if code:
                 raise for_code(code)(str(partition))
-            return read(bytes(rest[-1] or b""), offset, aborted=_aborted(answer, rest))
-    return Salvage([], offset)
+            return parse(bytes(rest[-1] or b""), offset, aborted=_aborted(answer, rest))
+    return RawRecords([], offset)
 
 
 def _aborted(answer: Any, rest: list[Any]) -> list[tuple[int, int]]:
-    place = 2 if answer.API_VERSION >= 11 else -2
-    return sorted((first, producer) for producer, first in rest[place] or ())
+    field = 2 if answer.API_VERSION >= 11 else -2
+    return sorted((first, producer) for producer, first in rest[field] or ())
 
 
-def read(data: bytes, offset: int, *, aborted: list[tuple[int, int]] | None = None) -> Salvage:
-    """Read the batches in `data` from `offset` on; `aborted` are (first offset, producer)."""
+def parse(data: bytes, offset: int, *, aborted: list[tuple[int, int]] | None = None) -> RawRecords:
+    """Parse the batches in `data` from `offset` on; `aborted` are (first offset, producer)."""
     records: list[Record] = []
     waiting = list(aborted or ())
     gone: set[int] = set()
@@ -77,11 +79,11 @@ def read(data: bytes, offset: int, *, aborted: list[tuple[int, int]] | None = No
             records += [one for one in _batch(batch, head) if one.offset >= offset]
         following = max(following, last + 1)
         at = end
-    return Salvage(records, following)
+    return RawRecords(records, following)
 
 
 def base_end(head: tuple[int, ...]) -> int:
-    """Return the last offset a batch stands for."""
+    """Return the last offset that a batch covers."""
     return head[0] + head[6]
 
 
@@ -123,7 +125,7 @@ def _opened(packed: bytes, codec: int) -> bytes:
 def _record(
     body: bytes, start: int, head: tuple[int, ...], log_append: int | None
 ) -> tuple[Record, int]:
-    """Read one record; returns it and where the next one begins, or -1 when that is not known."""
+    """Parse one record; returns it and where the next one begins, -1 if that is unknown."""
     try:
         length, at = _varint(body, start)
         end = at + length
@@ -132,7 +134,7 @@ def _record(
         stamp_delta, at = _varint(body, at + 1)
         offset_delta, at = _varint(body, at)
     except (ValueError, IndexError) as error:
-        # Its offset cannot be known either: it stands for all that is left of the batch.
+        # Its offset is unknown too: it stands for the rest of the batch.
         return Record(base_end(head), head[7], None, body[start:], (), str(error)), -1
     offset = head[0] + offset_delta
     stamp = head[7] + stamp_delta if log_append is None else log_append

@@ -1,9 +1,9 @@
-"""From a Kafka record to an event: its identity, key, headers, CloudEvents, and what is wrong.
+"""Turns a Kafka record into an event: its identity, key, headers, CloudEvents, and what is wrong.
 
-A record is always an event, also one that cannot be read: its bytes are kept as they came, and
-extension `recorderror` names topic, partition, offset and the reason, which makes it a dead letter
-of every flow it feeds. Where there is a dead letter topic, extension `recordheaders` keeps headers
-that are no plain mapping as they were. Pure functions. Not here: reading from Kafka.
+Every record becomes an event, even an unreadable one. That keeps its bytes as they came, and
+extension `recorderror` has topic, partition, offset and the reason: every flow it feeds gets a dead
+letter. Where there is a dead letter topic, extension `recordheaders` keeps headers that a plain
+mapping would change. Pure functions. Not here: reading from Kafka.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LAST_MILLISECOND = 253_402_300_799_999  # the end of the year 9999
 
 
 class Record(NamedTuple):
-    """A record as it stands in the log; `error` says why it could not be read as one."""
+    """A record as it is in the log; `error` says why it could not be read."""
 
     offset: int
     timestamp: int
@@ -52,8 +52,8 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reader:
-    """Reads the records of one partition in one epoch of its life."""
+class RecordDecoder:
+    """Turns the records of one partition, in one epoch, into events."""
 
     trigger: str
     cluster: str
@@ -76,16 +76,16 @@ class Reader:
             encoding=self.data,
             extensions={"partition": f"{self.topic}/{self.partition}"},
             trigger=self.trigger,
-            minted=True,  # the ledger lets each offset by once: no dedupe row is needed
+            minted=True,  # positions let each offset pass once: no dedupe row is needed
         )
         object.__setattr__(self, "_model", model)
 
     def event(self, record: Any, now: datetime) -> Event:
         """Return the event of a record (`Record`, or the client's, which has no `error`).
 
-        `now` stands in for a timestamp it does not have.
+        `now` replaces a missing timestamp.
         """
-        # Every record passes here: one Event, no copy, unless something is wrong with it.
+        # Hot path: one Event and no copy for a record that has nothing special.
         stamp, value = record.timestamp, record.value
         event = like(
             self._model,
@@ -98,16 +98,16 @@ class Reader:
             event = like(event, subject=key, extensions={**event.extensions, "partitionkey": key})
         problem: str | None = getattr(record, "error", None)
         if problem is None:
-            event, problem = self._told(event, record)
+            event, problem = self._apply_headers(event, record)
         if problem is None and event.body and event.encoding != "bytes":
             try:
-                _ = event.data  # decoded here, kept on the event for everything that follows
+                _ = event.data  # decoded once, here; the event keeps it
             except InvalidData as error:
                 problem = str(error)
         return event if problem is None else self._unreadable(event, record.offset, problem)
 
-    def _told(self, event: Event, record: Any) -> tuple[Event, str | None]:
-        """Return the event with what its headers say, and what is wrong with it."""
+    def _apply_headers(self, event: Event, record: Any) -> tuple[Event, str | None]:
+        """Return the event with its headers applied, and what is wrong with it."""
         value = record.value
         if record.headers:
             event = like(event, headers=_headers(record.headers))
@@ -132,9 +132,9 @@ class Reader:
 
 
 def text_of(raw: bytes) -> str:
-    """Return bytes as text: themselves when they are UTF-8, else as a `data:` URL (RFC 2397).
+    """Return bytes as text: as they are if they are UTF-8, else as a `data:` URL (RFC 2397).
 
-    UTF-8 that looks like such a URL becomes one too, so that `bytes_of` takes none for the other.
+    UTF-8 that looks like such a URL becomes one too, so that `bytes_of` can tell them apart.
     """
     if not raw.startswith(_URL_BYTES):
         try:
@@ -145,9 +145,9 @@ def text_of(raw: bytes) -> str:
 
 
 def bytes_of(text: str) -> bytes:
-    """Return the bytes `text_of` made a text of; of a text from elsewhere, its UTF-8."""
+    """Return the bytes that `text_of` was given; for any other text, its UTF-8."""
     if text.startswith(_URL):
-        with suppress(ValueError):  # no base64: not ours
+        with suppress(ValueError):  # no base64: not made by `text_of`
             return base64.b64decode(text.removeprefix(_URL), validate=True)
     return text.encode("utf-8")
 
@@ -162,20 +162,20 @@ def _headers(listed: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:
 
 
 def _is_more(listed: Sequence[tuple[str, bytes | None]], headers: Mapping[str, str]) -> bool:
-    """Whether headers say more than their mapping does: a name twice, a capital letter, a null."""
+    """Whether the mapping loses something: a repeated name, a capital letter, a null."""
     return len(listed) > len(headers) or any(
         value is None or name not in headers for name, value in listed
     )
 
 
 def packed_headers(listed: Sequence[tuple[str, bytes | None]]) -> str:
-    """Write headers as they are: JSON of names and values, in their order."""
+    """Write headers as they are: JSON of names and values, in order."""
     packed = [(name, None if value is None else text_of(value)) for name, value in listed]
     return orjson.dumps(packed).decode()
 
 
 def headers_of(event: Event) -> list[tuple[str, bytes | None]]:
-    """Return the headers of an event's record, as they were as far as it was kept."""
+    """Return the headers of an event's record, as far as they were kept."""
     packed = event.extensions.get("recordheaders")
     texts = event.headers.items() if packed is None else orjson.loads(packed)
     return [(name, None if text is None else bytes_of(text)) for name, text in texts]
@@ -186,19 +186,19 @@ def _extended(event: Event, name: str, text: str) -> Event:
 
 
 def _with_headers(event: Event, headers: Mapping[str, str]) -> Event:
-    """Read what headers say of the event: hops, and the CloudEvents Kafka binding 1.0.2."""
+    """Read hops and the CloudEvents attributes (Kafka binding 1.0.2) from headers."""
     hops = _hops(headers)
     if hops:
         event = like(event, hops=hops)
     try:
-        told = _cloud_event(event, headers)
+        cloud_event = _cloud_event(event, headers)
     except InvalidData as error:
         raise InvalidData(f"it is no sound CloudEvent: {error}") from None
-    return event if told is None else _enveloped(event, told)
+    return event if cloud_event is None else _with_identity(event, cloud_event)
 
 
 def _cloud_event(event: Event, headers: Mapping[str, str]) -> Event | None:
-    """Return the CloudEvent in a record, None when it is none; its time is the record's at need."""
+    """Return the CloudEvent in a record, None if it is none; its time defaults to the record's."""
     if is_structured(headers):
         return cloudevents.structured(event.body, now=event.time)
     if "ce_specversion" not in headers:
@@ -212,7 +212,7 @@ def _cloud_event(event: Event, headers: Mapping[str, str]) -> Event | None:
 
 
 def is_structured(headers: Mapping[str, str]) -> bool:
-    """Whether a record's value is a whole CloudEvent, its attributes and its data."""
+    """Whether a record's value is a whole CloudEvent with its attributes."""
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     return content_type == cloudevents.STRUCTURED
 
@@ -226,12 +226,12 @@ def _hops(headers: Mapping[str, str]) -> int:
     return int(text)
 
 
-def _enveloped(event: Event, told: Event) -> Event:
-    """Return what a CloudEvent says of itself, under the identity of its record."""
+def _with_identity(event: Event, cloud_event: Event) -> Event:
+    """Return the CloudEvent with the identity of its record."""
     return replace(
-        told,
-        extensions={**told.extensions, **event.extensions, "kafkarecord": event.id},
-        subject=told.subject if told.subject is not None else event.subject,
+        cloud_event,
+        extensions={**cloud_event.extensions, **event.extensions, "kafkarecord": event.id},
+        subject=cloud_event.subject if cloud_event.subject is not None else event.subject,
         headers=event.headers,
         trigger=event.trigger,
         hops=event.hops,

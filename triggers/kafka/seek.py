@@ -1,7 +1,7 @@
-"""What an operator's seek comes to, partition by partition, before anything is changed.
+"""What an operator's seek would do, partition by partition, before anything is changed.
 
-Going on skips records for ever; going back runs again what was accepted, as new events of a new
-epoch, so it has to be asked for by name. Not here: storing the plan (`service.operator`).
+Seeking forward skips records forever. Seeking back runs accepted records again, as new events of a
+new epoch, so it needs `--rerun`. Not here: storing the plan (`service.operate`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from turnout.service.domain.trigger import Seek, SeekPlan
 from . import broker
 from .positions import (
     Bounds,
-    Place,
-    Topic,
-    behind,
-    is_anew,
+    KnownTopic,
+    Position,
+    is_different_log,
     is_same_topic,
-    read_by_others,
-    read_place,
-    read_topic,
+    read_by_group,
+    read_known_topic,
+    read_position,
+    spans_from,
 )
 
 if TYPE_CHECKING:
@@ -39,45 +39,47 @@ async def plan(
     positions: Mapping[str, str],
     connection: Mapping[str, Any],
 ) -> SeekPlan:
-    """Return the new places and a sentence for each; raises `Refused`, `TriggerError`."""
-    met = (await broker.meet(connection, trigger.topics, create=None)).check()
-    partitions = _chosen(trigger, met.topics, seek)
-    async with broker.consumer(
+    """Return the new positions and a sentence for each; raises `Refused`, `TriggerError`."""
+    info = (await broker.describe(connection, trigger.topics, create=None)).check()
+    partitions = _chosen(trigger, info.topics, seek)
+    async with broker.open_consumer(
         connection, group_id=trigger.group, enable_auto_commit=False
-    ) as reader:
-        with broker.named("cannot reach Kafka"):
-            await broker.started(reader)
-        limits = await broker.bounds(reader, partitions)
-        targets = await _targets(reader, seek, limits)
+    ) as consumer:
+        with broker.as_trigger_error("cannot reach Kafka"):
+            await broker.started(consumer)
+        limits = await broker.bounds(consumer, partitions)
+        targets = await _targets(consumer, seek, limits)
     moved: dict[str, str | None] = {}
     sentences = []
     for partition in partitions:
         key = broker.key_of(partition)
-        known = read_topic(positions.get(partition.topic))
-        if known is None or known.cluster != met.cluster:
-            moved[partition.topic] = Topic(met.cluster, met.topics[partition.topic]).text()
-        place, sentence = decide(
-            read_place(positions.get(key)), limits[partition], targets[partition], seek.rerun
+        known = read_known_topic(positions.get(partition.topic))
+        if known is None or known.cluster != info.cluster:
+            moved[partition.topic] = KnownTopic(info.cluster, info.topics[partition.topic]).text()
+        position, sentence = decide(
+            read_position(positions.get(key)), limits[partition], targets[partition], seek.rerun
         )
-        moved[key] = place.text()
+        moved[key] = position.text()
         sentences.append(f"{key}: {sentence}")
     return SeekPlan(positions=moved, sentences=sentences)
 
 
-def decide(stored: Place | None, limits: Bounds, target: int, rerun: bool) -> tuple[Place, str]:
-    """Return the new place of one partition, and what that means in words."""
+def decide(
+    stored: Position | None, limits: Bounds, target: int, rerun: bool
+) -> tuple[Position, str]:
+    """Return the new position of one partition, and a sentence that explains it."""
     if not limits.first <= target <= limits.end:
         raise Refused(f"there is no offset {target}; it has {limits.first} to {limits.end}")
     at, epoch = _now(stored, limits)
-    done = behind(stored.done, target) if stored is not None and stored.epoch == epoch else ()
-    place = Place(target, epoch, sought=True, topic=limits.topic, done=done)
+    done = spans_from(stored.done, target) if stored is not None and stored.epoch == epoch else ()
+    position = Position(target, epoch, sought=True, topic=limits.topic, done=done)
     if at is None:
-        return place, f"reads from {target}; it was not read before"
+        return position, f"reads from {target}; it was not read before"
     if target == at:
-        return place, f"stays at {target}"
+        return position, f"stays at {target}"
     if target > at:
         return (
-            place,
+            position,
             f"goes on from {at} to {target}: {_records(target - at)} will never be read",
         )
     if not rerun:
@@ -86,19 +88,19 @@ def decide(stored: Place | None, limits: Bounds, target: int, rerun: bool) -> tu
             "accepted before; say --rerun if that is wanted"
         )
     return (
-        replace(place, epoch=epoch + 1, done=()),
+        replace(position, epoch=epoch + 1, done=()),
         f"goes back from {at} to {target}: {_records(at - target)} will run again, "
         f"as new events of epoch {epoch + 1}",
     )
 
 
-def _now(stored: Place | None, limits: Bounds) -> tuple[int | None, int]:
-    """Return where the partition is read to, None where it is not, and its epoch."""
+def _now(stored: Position | None, limits: Bounds) -> tuple[int | None, int]:
+    """Return how far the partition is read, None if not at all, and its epoch."""
     if stored is None:
         return limits.committed, 1
-    if is_anew(stored, limits):
-        at = limits.kept if is_same_topic(stored, limits) else None
-        others = read_by_others(stored, limits)
+    if is_different_log(stored, limits):
+        at = limits.intact_end if is_same_topic(stored, limits) else None
+        others = read_by_group(stored, limits)
         return at if others is None else others, max(stored.epoch + 1, limits.epoch)
     if stored.sought:
         return stored.next, stored.epoch
@@ -126,7 +128,7 @@ def _chosen(trigger: KafkaTrigger, topics: Mapping[str, int], seek: Seek) -> lis
 
 
 async def _targets(
-    reader: Any, seek: Seek, limits: Mapping[TopicPartition, Bounds]
+    consumer: Any, seek: Seek, limits: Mapping[TopicPartition, Bounds]
 ) -> dict[TopicPartition, int]:
     if seek.to == "start":
         return {one: limit.first for one, limit in limits.items()}
@@ -143,7 +145,7 @@ async def _targets(
             f"cannot seek to {seek.to!r}: write start, end, an offset, or an instant with its zone "
             "such as 2026-01-31T09:00:00Z"
         )
-    return await broker.offsets_at(reader, instant, limits)
+    return await broker.offsets_at(consumer, instant, limits)
 
 
 def _records(count: int) -> str:

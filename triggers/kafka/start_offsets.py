@@ -1,8 +1,8 @@
-"""Where a consumer reads on in partitions it was just given: decided, stored, told to Kafka.
+"""Where a consumer starts in newly assigned partitions: chosen, stored, and committed to Kafka.
 
-The decision itself is `ledger.settle`; here its facts are gathered, and its outcome is in the
-journal before the first fetch. What was not as expected is an alarm in the log, once it is stored:
-a journal that refuses is tried again and again.
+`positions.choose_start` decides; this module gathers the facts and stores the outcome before the
+first fetch. Anything unexpected is logged as an alarm, only after it is stored: a journal that
+refuses is asked again and again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,18 @@ from turnout.service.domain.trigger import Emitter
 from turnout.service.telemetry.logs import get_logger
 
 from . import broker
-from .broker import Met
+from .broker import ClusterInfo
 from .leaders import Leaders
-from .positions import Bounds, Ledger, Place, Settled, Topic, is_anew, read_topic, settle
+from .positions import (
+    Bounds,
+    KnownTopic,
+    Position,
+    Positions,
+    Start,
+    choose_start,
+    is_different_log,
+    read_known_topic,
+)
 
 if TYPE_CHECKING:
     from . import KafkaTrigger
@@ -35,92 +44,94 @@ Limits = Mapping[TopicPartition, Bounds]
 
 
 _ALL = "*"
-"""Where a pattern keeps its first sight of a cluster, which may be of no topic at all."""
+"""The position in which a pattern stores its first sight of a cluster without matching topics."""
 
 
-async def keep_first_sight(trigger: KafkaTrigger, emit: Emitter, met: Met) -> None:
-    """Store what there was of the topics when the trigger first saw them, once and for all.
+async def store_initial_topics(trigger: KafkaTrigger, emit: Emitter, info: ClusterInfo) -> None:
+    """Store which topics and partitions existed when the trigger first looked, once and for all.
 
-    That is what `start=` speaks of. What comes later (a topic that was waited for, one that a
+    `start=` applies to those. Whatever comes later (a topic the trigger waited for, one that a
     pattern finds, a partition) is read from its first record.
     """
     if await emit.positions():
         return
-    seen = {topic: count for topic, count in met.topics.items() if trigger.reads(topic)}
+    seen = {topic: count for topic, count in info.topics.items() if trigger.reads(topic)}
     if trigger.pattern is not None:
         seen[_ALL] = 0
-    await emit([], {topic: Topic(met.cluster, count).text() for topic, count in seen.items()})
+    await emit([], {topic: KnownTopic(info.cluster, count).text() for topic, count in seen.items()})
 
 
 @dataclass(slots=True)
-class _Settling:
-    """What placing comes to: the positions to store, and what to say once they are."""
+class _StartPlan:
+    """The positions to store, and the alarms to log once they are stored."""
 
     fresh: dict[str, str] = field(default_factory=dict)
     alarms: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
-class Placing:
-    """Places the partitions of one consumer."""
+class StartOffsets:
+    """Chooses and stores the start offsets of one consumer."""
 
     def __init__(
         self,
         trigger: KafkaTrigger,
         emit: Emitter,
-        ledger: Ledger,
+        positions: Positions,
         cluster: str,
     ) -> None:
         self._trigger = trigger
         self._emit = emit
-        self._ledger = ledger
+        self._positions = positions
         self._cluster = cluster
-        self._leaders = Leaders(emit, ledger)
+        self._leaders = Leaders(emit, positions)
 
-    async def place(
+    async def choose(
         self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
     ) -> Limits:
-        """Store where to read on; it is in the ledger on return."""
-        async with self._ledger.lock:
+        """Choose where to start and store it; returns the bounds it was chosen from."""
+        async with self._positions.lock:
             stored = await self._emit.positions()
-            self._ledger.load(stored)
+            self._positions.load(stored)
             found = await self._bounds(consumer, partitions)
-            settling = await self._settle(consumer, stored, found)
-            if settling.fresh:
-                await self._emit([], settling.fresh)
-                self._ledger.load(settling.fresh)
-        for alarm, told in settling.alarms:
-            log.error(alarm, trigger=self._trigger.name, **told)
+            plan = await self._choose_starts(consumer, stored, found)
+            if plan.fresh:
+                await self._emit([], plan.fresh)
+                self._positions.load(plan.fresh)
+        for alarm, fields in plan.alarms:
+            log.error(alarm, trigger=self._trigger.name, **fields)
         return found
 
-    def placed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Place]:
-        """Return where each of them is read on."""
-        return {one: self._ledger.places[broker.key_of(one)] for one in partitions}
+    def current(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
+        """Return where each of these partitions is read on."""
+        return {one: self._positions.partitions[broker.key_of(one)] for one in partitions}
 
-    async def told(self, places: Mapping[TopicPartition, Place]) -> None:
-        """Take down that Kafka was told: it has forgotten an offset above a sought place."""
-        async with self._ledger.lock:
-            settled = {
+    async def commit_confirmed(self, positions: Mapping[TopicPartition, Position]) -> None:
+        """Note that Kafka has the new offset: a sought position no longer has to override it."""
+        async with self._positions.lock:
+            confirmed = {
                 broker.key_of(one): replace(at, sought=False)
-                for one, at in places.items()
-                # Another member of this process may have it meanwhile, and be past it.
-                if at.sought and self._ledger.places[broker.key_of(one)] == at
+                for one, at in positions.items()
+                # Another member in this process may have the partition by now, and be past it.
+                if at.sought and self._positions.partitions[broker.key_of(one)] == at
             }
-            if settled:
-                await self._emit([], {key: place.text() for key, place in settled.items()})
-                self._ledger.places |= settled
+            if confirmed:
+                await self._emit([], {key: at.text() for key, at in confirmed.items()})
+                self._positions.partitions |= confirmed
 
     async def _bounds(
         self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
     ) -> dict[TopicPartition, Bounds]:
-        """Ask for bounds; that a log is not the one that was read is believed when it stays so.
+        """Ask for bounds; a log that looks cut or recreated is asked about again before it counts.
 
-        A broker that has just become leader may be short of the newest records for a moment, and
-        a topic made anew is read again from its start: not on one word.
+        A broker that has just become leader may lack the newest records for a moment, and the
+        answer decides whether records run again.
         """
         for _ in range(_SECOND_LOOKS):
             found = await self._bounds_now(consumer, partitions)
-            places = {one: self._ledger.places.get(broker.key_of(one)) for one in found}
-            if not any(at is not None and is_anew(at, found[one]) for one, at in places.items()):
+            positions = {one: self._positions.partitions.get(broker.key_of(one)) for one in found}
+            if not any(
+                at is not None and is_different_log(at, found[one]) for one, at in positions.items()
+            ):
                 return found
             await asyncio.sleep(1)
         return await self._bounds_now(consumer, partitions)
@@ -139,40 +150,40 @@ class Placing:
 
     def _read_to(self, partition: TopicPartition, bounds: Bounds) -> int:
         """Return how far a partition is read, here or in the group."""
-        place = self._ledger.places.get(broker.key_of(partition))
-        return max(0 if place is None else place.next, bounds.committed or 0)
+        position = self._positions.partitions.get(broker.key_of(partition))
+        return max(0 if position is None else position.next, bounds.committed or 0)
 
-    async def _settle(
+    async def _choose_starts(
         self, consumer: AIOKafkaConsumer, stored: Mapping[str, str], found: Limits
-    ) -> _Settling:
-        """Return the positions to store before the first fetch, and what was not as expected."""
+    ) -> _StartPlan:
+        """Return the positions to store before the first fetch, and the alarms."""
         topics = {partition.topic: limits.topic for partition, limits in found.items()}
-        fresh = self._topics_met(stored, topics)
-        firsts = await self._firsts(consumer, {**stored, **fresh}, found)
-        settling = _Settling(fresh)
+        fresh = self._new_topics(stored, topics)
+        defaults = await self._default_starts(consumer, {**stored, **fresh}, found)
+        plan = _StartPlan(fresh)
         for partition, limits in found.items():
             key = broker.key_of(partition)
-            before = self._ledger.places.get(key)
-            settled = settle(before, limits, firsts.get(partition, limits.first))
-            if settled.place != before:
-                fresh[key] = settled.place.text()
-            if settled.alarm is not None:
-                settling.alarms.append((settled.alarm, _told(key, before, limits, settled)))
+            before = self._positions.partitions.get(key)
+            start = choose_start(before, limits, defaults.get(partition, limits.first))
+            if start.position != before:
+                fresh[key] = start.position.text()
+            if start.alarm is not None:
+                plan.alarms.append((start.alarm, _alarm_fields(key, before, limits, start)))
             if limits.cut is not None:
-                topic = read_topic(fresh.get(partition.topic) or stored[partition.topic])
-                assert topic is not None  # it told of the leader that was cut off
+                topic = read_known_topic(fresh.get(partition.topic) or stored[partition.topic])
+                assert topic is not None  # its leader showed the cut
                 epoch, _ = topic.leaders[partition.partition]
                 leaders = {**topic.leaders, partition.partition: (epoch, limits.cut)}
                 fresh[partition.topic] = replace(topic, leaders=leaders).text()
-        return settling
+        return plan
 
-    def _topics_met(self, stored: Mapping[str, str], topics: Mapping[str, str]) -> dict[str, str]:
-        """Return what to store of topics (ids by name) that are new; refuses another cluster's."""
+    def _new_topics(self, stored: Mapping[str, str], topics: Mapping[str, str]) -> dict[str, str]:
+        """Return what to store of new topics (ids by name); refuses another cluster's."""
         fresh: dict[str, str] = {}
         for topic, its_id in topics.items():
-            known = read_topic(stored.get(topic))
+            known = read_known_topic(stored.get(topic))
             if known is None:
-                fresh[topic] = Topic(self._cluster, 0, its_id).text()
+                fresh[topic] = KnownTopic(self._cluster, 0, its_id).text()
             elif known.cluster != self._cluster:
                 raise TriggerError(
                     f"the positions of topic {topic} are of cluster {known.cluster}, and this is "
@@ -182,16 +193,16 @@ class Placing:
             elif its_id and not known.id:
                 fresh[topic] = replace(known, id=its_id).text()
             elif its_id and known.id != its_id:
-                fresh[topic] = Topic(self._cluster, 0, its_id).text()
+                fresh[topic] = KnownTopic(self._cluster, 0, its_id).text()
         return fresh
 
-    async def _firsts(
+    async def _default_starts(
         self, consumer: AIOKafkaConsumer, stored: Mapping[str, str], found: Limits
     ) -> dict[TopicPartition, int]:
-        """Return where `start=` puts partitions without a place; new ones begin at their start."""
+        """Return where `start=` puts partitions; those added later begin at their first record."""
         old = {}
         for partition, limits in found.items():
-            topic = read_topic(stored.get(partition.topic))
+            topic = read_known_topic(stored.get(partition.topic))
             if topic is not None and partition.partition < topic.partitions:
                 old[partition] = limits
         start = self._trigger.start
@@ -203,15 +214,17 @@ class Placing:
         return {partition: limits.readable for partition, limits in old.items()}
 
 
-def _told(key: str, before: Place | None, limits: Bounds, settled: Settled) -> dict[str, Any]:
-    """Return what an alarm tells of a partition."""
+def _alarm_fields(
+    key: str, before: Position | None, limits: Bounds, start: Start
+) -> dict[str, Any]:
+    """Return the log fields of an alarm."""
     return {
         "partition": key,
         "ledger": None if before is None else before.next,
         "first": limits.first,
         "end": limits.end,
-        "reads_from": settled.place.next,
-        "epoch": settled.place.epoch,
-        "lost": settled.lost,
+        "reads_from": start.position.next,
+        "epoch": start.position.epoch,
+        "lost": start.lost,
         "topic_id": limits.topic,
     }

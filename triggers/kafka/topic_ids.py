@@ -1,9 +1,9 @@
-"""The ids of topics: one made anew has another id, whatever its name, offsets and records are.
+"""The ids of topics: a recreated topic has another id, even with the same name and offsets.
 
-Kafka gives a topic an id when it is made and never changes it (KIP-516, since 2.8), and the client
-has no question for it: here is the one request that asks (Metadata, version 10). It goes to the
-leaders, whose logs are what is read. Brokers that know no ids leave them empty. Not here: what
-follows from an id (`ledger`). The same answer tells which leader epoch a partition is in.
+Kafka gives a topic an id when it is created and never changes it (KIP-516, since 2.8). The client
+has no request for it: here it is (Metadata, version 10). It is sent to the leaders, whose logs are
+read. Brokers that know no ids leave them empty. The same answer has the leader epoch of each
+partition. Not here: what follows from an id (`positions`).
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from aiokafka.protocol.api import (  # type: ignore[import-untyped]  # as above
 _RETRY_SECONDS = 0.1
 
 FETCHING = ConnectionGroup.DEFAULT
-"""The connections on which a question waits behind a fetch, and that for half a second."""
+"""Connections on which a request waits behind a fetch, for half a second at most."""
 
 COORDINATING = ConnectionGroup.COORDINATION
-"""Those on which it waits behind the group's rebalance, for as long as that takes."""
+"""Connections on which a request waits behind the group's rebalance, however long that takes."""
 
 _NONE = bytes(16)
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a partition's leader says it is: its topic's id ("" for none), its leader epoch."""
+    """What the leader says of a partition: its topic id ("" if unknown) and leader epoch."""
 
     topic: str = ""
     leader_epoch: int = -1
 
 
-async def identities(
-    reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition], over: Any = FETCHING
+async def ask_identities(
+    consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition], over: Any = FETCHING
 ) -> dict[TopicPartition, Identity]:
-    """Return the identity of each partition, with ids as Kafka's tools write them.
+    """Return the identity of each partition, with ids written as Kafka's tools do.
 
-    Raises `KafkaError`; a leader that is being chosen is waited for.
+    Waits for a leader that is being elected. Raises `KafkaError`.
     """
     listed = list(partitions)
-    client = reader._client  # its public face has no request for this
+    client = consumer._client  # its public API has no such request
     while True:
         try:
             return await _asked(client, listed, over)
@@ -94,7 +94,7 @@ async def _said(
 ) -> Mapping[TopicPartition, Identity]:
     try:
         answer = await client.send(leader, _Ask(topics), group=over)
-    except NotImplementedError:  # the broker knows older versions only
+    except NotImplementedError:  # the broker is older
         return {}
     found = {}
     for code, name, raw, _internal, partitions, *_ in answer.topics:

@@ -1,12 +1,12 @@
-"""Giving back, with a partition, what was journaled of it and no run has begun.
+"""Hands back, with a partition, the records that are journaled and whose runs have not begun.
 
-Records are journaled ahead of being run. A member that got a partition now would run its records
-beside earlier ones that wait here, also of the same key. So where order is asked for
-(`ordered_by`), what waits goes along: Kafka is told to go back to the first of it, the rows go out
-of the journal with their identity, and the next member reads them again. What has begun behind
-that first one is committed along as offsets that are done. In that order: Kafka refusing leaves
-all as it was, and a kill in between runs records twice, but loses none. Not here: waiting for what
-runs (`reading`).
+Records are journaled ahead of being run. If a partition simply changed hands, its next member would
+run records beside earlier ones of the same key that still wait here. So where order is asked for
+(`ordered_by`), what waits goes along: Kafka's committed offset goes back to the first of it, the
+rows leave the journal with their identity, and the next member reads the records again. Offsets
+behind that one whose runs have begun are committed along as done. The order of the steps matters:
+if Kafka refuses, nothing has changed, and a kill in between runs records twice but loses none. Not
+here: waiting for what runs (`consumer`).
 """
 
 from __future__ import annotations
@@ -28,75 +28,80 @@ from turnout.service.telemetry.logs import get_logger
 
 from . import broker
 from .commits import Commits
-from .positions import Ledger, Place, Spans, both
+from .positions import Position, Positions, Spans, union
 
 log = get_logger("turnout.triggers")
 
-MARK_BYTES = 3_500
-"""How long the offsets that are done may be in writing; Kafka takes 4096 bytes of words in all."""
+METADATA_BYTES = 3_500
+"""How many bytes the done offsets may take; Kafka allows 4096 bytes of metadata in all."""
 
 
-class Given(NamedTuple):
-    """What of one partition is given back: its place then, and the seqs of the events."""
+class PartitionWithdrawal(NamedTuple):
+    """What is handed back of one partition: its position then, and the seqs of the events."""
 
-    place: Place
+    position: Position
     seqs: list[int]
 
 
 @dataclass(frozen=True, slots=True)
-class GivingBack:
-    """Gives back what waits of a trigger's partitions."""
+class Withdrawal:
+    """Hands back the waiting records of a trigger's partitions."""
 
     trigger: str
     emit: Emitter
-    ledger: Ledger
+    positions: Positions
     cluster: str
 
-    async def give_back(self, placed: Mapping[TopicPartition, Place], commits: Commits) -> None:
-        """Give back what waits of partitions that this member is about to lose.
+    async def withdraw(self, began_at: Mapping[TopicPartition, Position], commits: Commits) -> None:
+        """Hand back what waits of the partitions that this member is about to lose.
 
-        `placed` says where it began with each: what is below came by another's hands.
+        `began_at` says where this member began; it hands back nothing below that.
         """
-        async with self.ledger.lock, self.emit.handing_back() as hand_back:
-            given = self._given(placed, await hand_back.backlog())
-            if not given:
+        async with self.positions.lock, self.emit.handing_back() as hand_back:
+            plans = self._plan(began_at, await hand_back.backlog())
+            if not plans:
                 return
             try:
-                await commits.hand_back({one: it.place for one, it in given.items()})
+                await commits.hand_back({one: it.position for one, it in plans.items()})
             except (CommitFailedError, IllegalStateError, TriggerError) as error:
-                # They are lost already, or nobody answers: what waits runs here, as accepted.
+                # Lost already, or no answer: what waits runs here, as it was accepted.
                 log.warning("kafka.not_handed_back", trigger=self.trigger, error=str(error))
                 return
-            withdrawal = self._withdraw(hand_back, given, commits)
+            withdrawal = self._remove(hand_back, plans, commits)
             withdrawing = asyncio.get_running_loop().create_task(withdrawal)
             try:
                 await asyncio.shield(withdrawing)
             finally:
-                await asyncio.wait([withdrawing])  # Kafka is told: a cancel comes too late
+                await asyncio.wait([withdrawing])  # the commit is done: it is too late to cancel
 
-    async def _withdraw(
-        self, hand_back: HandBack, given: dict[TopicPartition, Given], commits: Commits
+    async def _remove(
+        self,
+        hand_back: HandBack,
+        plans: dict[TopicPartition, PartitionWithdrawal],
+        commits: Commits,
     ) -> None:
-        before = {one: self.ledger.places[broker.key_of(one)] for one in given}
-        seqs = sorted(seq for it in given.values() for seq in it.seqs)
-        places = {broker.key_of(one): it.place for one, it in given.items()}
+        before = {one: self.positions.partitions[broker.key_of(one)] for one in plans}
+        seqs = sorted(seq for it in plans.values() for seq in it.seqs)
+        positions = {broker.key_of(one): it.position for one, it in plans.items()}
         try:
-            await hand_back.withdraw(seqs, {key: place.text() for key, place in places.items()})
+            await hand_back.withdraw(
+                seqs, {key: position.text() for key, position in positions.items()}
+            )
         except (JournalFull, Overloaded) as refusal:
             log.warning("kafka.not_handed_back", trigger=self.trigger, error=str(refusal))
             await commits.hand_back(before)
             return
-        self.ledger.places |= places
+        self.positions.partitions |= positions
         log.info("kafka.handed_back", trigger=self.trigger, records=len(seqs))
 
-    def _given(
-        self, placed: Mapping[TopicPartition, Place], backlog: Backlog
-    ) -> dict[TopicPartition, Given]:
-        waiting: dict[TopicPartition, dict[int, int]] = {one: {} for one in placed}
-        begun: dict[TopicPartition, list[int]] = {one: [] for one in placed}
+    def _plan(
+        self, began_at: Mapping[TopicPartition, Position], backlog: Backlog
+    ) -> dict[TopicPartition, PartitionWithdrawal]:
+        waiting: dict[TopicPartition, dict[int, int]] = {one: {} for one in began_at}
+        begun: dict[TopicPartition, list[int]] = {one: [] for one in began_at}
         named = {
-            f"{self.cluster}/{one.topic}/{place.epoch}/{one.partition}": one
-            for one, place in placed.items()
+            f"{self.cluster}/{one.topic}/{position.epoch}/{one.partition}": one
+            for one, position in began_at.items()
         }
         for name, seq in backlog.waiting.items():
             partition, _, offset = name.rpartition("/")
@@ -106,27 +111,32 @@ class GivingBack:
             partition, _, offset = name.rpartition("/")
             if partition in named:
                 begun[named[partition]].append(int(offset))
-        found = {one: given(place, waiting[one], begun[one]) for one, place in placed.items()}
+        found = {
+            one: plan_partition(position, waiting[one], begun[one])
+            for one, position in began_at.items()
+        }
         return {one: it for one, it in found.items() if it is not None}
 
 
-def given(placed: Place, waiting: Mapping[int, int], begun: Iterable[int]) -> Given | None:
-    """Return what of a partition is given back: all that waits, as far as words reach for the rest.
+def plan_partition(
+    began_at: Position, waiting: Mapping[int, int], begun: Iterable[int]
+) -> PartitionWithdrawal | None:
+    """Return what is handed back of a partition: all that waits, if the metadata can hold the rest.
 
-    `waiting` maps offsets to seqs. Offsets that are neither waiting nor begun are no matter:
-    nothing of them would run.
+    `waiting` maps offsets to seqs. Offsets that neither wait nor have begun do not matter: they
+    would run nothing.
     """
-    offsets = sorted(offset for offset in waiting if offset >= placed.next)
+    offsets = sorted(offset for offset in waiting if offset >= began_at.next)
     if not offsets:
         return None
-    done = both(placed.done, tuple((offset, offset) for offset in begun))
-    first, spans = _said(offsets, done, MARK_BYTES)
-    back = replace(placed, next=first, sought=False, done=spans)
-    return Given(back, [waiting[offset] for offset in offsets if offset >= first])
+    done = union(began_at.done, tuple((offset, offset) for offset in begun))
+    first, spans = _fitting(offsets, done, METADATA_BYTES)
+    back = replace(began_at, next=first, sought=False, done=spans)
+    return PartitionWithdrawal(back, [waiting[offset] for offset in offsets if offset >= first])
 
 
-def _said(waiting: Sequence[int], done: Spans, most: int) -> tuple[int, Spans]:
-    """Return the lowest waiting offset from which on what is done can be said, and what is."""
+def _fitting(waiting: Sequence[int], done: Spans, most: int) -> tuple[int, Spans]:
+    """Return the lowest waiting offset behind which all done spans fit, and those spans."""
     lowest, spans, size = waiting[-1], list[tuple[int, int]](), 0
     left = list(done)
     for offset in reversed(waiting):

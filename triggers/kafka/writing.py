@@ -1,9 +1,9 @@
-"""Batches on their way into the journal: one is made ready while the one before it is written.
+"""Writes batches to the journal: one is prepared while the one before it is stored.
 
-Decoding and routing keep the loop's thread busy and writing keeps the journal's, so both work at
-once. A batch is stored only when the one before it was: a refusal takes along what came after it,
-and nothing is skipped. The ledger's lock is held until the journal has answered, also when nobody
-waits for the answer any more, so that whoever reads next knows what was stored.
+Decoding and routing keep the event loop busy, storing keeps the journal's thread busy, so both
+overlap. A batch is stored only if the one before it was: a refusal drops the batches behind it too,
+and nothing is skipped. The lock of the positions is held until the journal has answered, even after
+a cancel, so that the next reader knows what was stored.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from types import TracebackType
 from typing import Any, Self
 
 Write = Callable[["asyncio.Task[None] | None"], Coroutine[Any, Any, None]]
-"""Makes a batch ready, waits for the task it is given, and then stores."""
+"""Prepares a batch, waits for the task it is given, and then stores the batch."""
 
 CANCEL_SECONDS = 0.5
 
 
 class Writing:
-    """A turn at writing, at most two batches at a time; its end waits for them."""
+    """Writes at most two batches at a time; leaving it waits for them."""
 
     def __init__(self, lock: asyncio.Lock) -> None:
         self._lock = lock
@@ -32,7 +32,7 @@ class Writing:
         return self
 
     async def add(self, write: Write) -> None:
-        """Begin with a batch; returns when the one before it is stored, or raises what it did."""
+        """Start a batch; returns when the one before it is stored, or raises its error."""
         before = self._before = self._last
         self._last = asyncio.get_running_loop().create_task(write(before))
         if before is not None:
@@ -45,7 +45,7 @@ class Writing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Raise what storing raised; a cancel waits for a moment only."""
+        """Raise the error of the last batch; a cancel waits only a moment."""
         last = self._last
         if last is None:
             self._lock.release()
@@ -55,12 +55,12 @@ class Writing:
                 await asyncio.wait([last])
                 last.result()
         finally:
-            await self._let_go(last)
+            await self._release(last)
 
-    async def _let_go(self, last: asyncio.Task[None]) -> None:
-        """Release the lock when the journal has answered; a cancelled turn waits for a moment.
+    async def _release(self, last: asyncio.Task[None]) -> None:
+        """Release the lock when the journal has answered; after a cancel, wait only a moment.
 
-        A batch that still waits for the one before it is dropped then: it would be stored behind
+        A batch that still waits for the one before it is then dropped: it would be stored after
         what others do meanwhile, such as a seek.
         """
         try:
@@ -79,4 +79,4 @@ class Writing:
     def _answered(self, last: asyncio.Task[None]) -> None:
         self._lock.release()
         if not last.cancelled():
-            last.exception()  # seen: nobody else looks
+            last.exception()  # mark it as retrieved

@@ -107,7 +107,7 @@ def kafka_event(
         value=orjson.dumps(json) if value is None else value,
         headers=[(name, text.encode()) for name, text in (headers or {}).items()],
     )
-    return trigger.reader("testing", topic, 0, 0).event(record, at)
+    return trigger.decoder("testing", topic, 0, 0).event(record, at)
 
 
 def typed_event(of: AnyFlow | Trigger, json: Any = None, *, at: datetime = START) -> Event:

@@ -14,7 +14,7 @@ from turnout.service.domain.errors import JournalError
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka import writing
 from turnout.triggers.kafka.commits import Commits
-from turnout.triggers.kafka.positions import ledger_of
+from turnout.triggers.kafka.positions import positions_of
 from turnout.triggers.kafka.writing import Writing
 
 from .test_kafka import emitter_for
@@ -26,13 +26,13 @@ async def test_nothing_is_journaled_behind_the_last_commit_of_a_rebalance(
     topic = await kafka.create_topic()
     trigger = records_of(topic, group=unique("group"), start="earliest", session="2s")
     emit = emitter_for(kafka)
-    lock = ledger_of(emit).lock
+    lock = positions_of(emit).lock
     behind: list[int] = []
 
     async def waited_for() -> bool:
         return bool(lock._waiters)
 
-    honest = Commits.tell
+    honest = Commits.commit
 
     async def unhurried(self: Commits) -> None:
         await honest(self)
@@ -46,7 +46,7 @@ async def test_nothing_is_journaled_behind_the_last_commit_of_a_rebalance(
         await lock.acquire()  # as a member that reads before it in this process does
         await kafka.send(topic, [b"1"])
         await eventually(waited_for)
-        monkeypatch.setattr(Commits, "tell", unhurried)
+        monkeypatch.setattr(Commits, "commit", unhurried)
         async with asyncio.TaskGroup() as tasks:
             joining = tasks.create_task(trigger.run(emitter_for(kafka)))  # a journal of its own
             await emit.until(lambda: emit.figures["rebalances"] == 2, 15)
@@ -115,7 +115,7 @@ async def test_what_a_failing_trigger_has_not_read_shows_as_lag(kafka: Broker) -
     failing = type("Failing", (RecordingEmitter,), {"__call__": refuses})()
     failing.connections = emit.connections
     async with watch(trigger, failing):
-        for _ in range(3):  # it is begun anew each time, and fails before it has looked once
+        for _ in range(3):  # it restarts each time, and fails before it has looked once
             await failing.until(lambda: failing.down_reason is not None)
             assert failing.lags == {f"{topic}/0": 0, f"{topic}/1": 2}
             failing.down_reason = None

@@ -41,7 +41,7 @@ from turnout.service.settings import Settings, load
 from turnout.service.steps.context import current
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as make_trigger
-from turnout.triggers.kafka.raw_batch import read
+from turnout.triggers.kafka.raw_batch import parse
 from turnout.triggers.kafka.record import bytes_of
 
 session = "6s"
@@ -60,7 +60,7 @@ def kafka_trigger(*topics: str, **settings: Any) -> KafkaTrigger:
 
 class KafkaCase:
     keeps_input = True
-    ledger_guards = True
+    positions_guard = True
 
     def __init__(self, broker: Broker, topic: str) -> None:
         self.broker = broker
@@ -86,8 +86,8 @@ class KafkaCase:
         await commit(self.broker, self.trigger.group, self.topic, 0)
 
     def acknowledged(self) -> int:
-        place = self.emit.stored_positions.get(f"{self.topic}/0")
-        return 0 if place is None else int(orjson.loads(place)["next"])
+        stored = self.emit.stored_positions.get(f"{self.topic}/0")
+        return 0 if stored is None else int(orjson.loads(stored)["next"])
 
 
 async def commit(broker: Broker, group: str, topic: str, offset: int) -> None:
@@ -121,7 +121,7 @@ class TestKafkaKeepsTheContract(TriggerContract):
 # ---------------------------------------------------------------- on the real journal
 
 
-class Place(BaseModel):
+class Item(BaseModel):
     id: int
 
 
@@ -174,8 +174,8 @@ async def test_each_record_is_one_run_in_the_order_of_its_partition(
     seen: list[tuple[str, int]] = []
 
     @flow(on=kafka_trigger(topic, group=unique("group"), start="earliest"), ordered_by="partition")
-    async def keep(event: Event, place: Place) -> None:
-        seen.append((event.extensions["partition"], place.id))
+    async def keep(event: Event, item: Item) -> None:
+        seen.append((event.extensions["partition"], item.id))
 
     sent = [
         await kafka.send(topic, [orjson.dumps({"id": n}) for n in range(100)], partition=part)
@@ -202,12 +202,12 @@ async def test_records_of_a_key_run_in_order_and_keys_beside_each_other(
     at_once, most = 0, 0
 
     @flow(on=kafka_trigger(topic, group=unique("group"), start="earliest"), ordered_by="key")
-    async def keep(event: Event, place: Place) -> None:
+    async def keep(event: Event, item: Item) -> None:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
-        await asyncio.sleep(0.02 if place.id % 2 else 0)  # so that a later one could overtake
-        seen.setdefault(event.subject, []).append(place.id)
+        await asyncio.sleep(0.02 if item.id % 2 else 0)  # so that a later one could overtake
+        seen.setdefault(event.subject, []).append(item.id)
         at_once -= 1
 
     for key in ("a", "b", "c", "d"):
@@ -234,8 +234,8 @@ async def test_an_instant_and_a_pattern_say_what_is_read(tmp_path: Path, kafka: 
     trigger = kafka_trigger(pattern=f"{stem}-.", group=unique("group"), start=instant)
 
     @flow(on=trigger)
-    async def keep(event: Event, place: Place) -> str:
-        return f"{event.extensions['partition']} {place.id}"
+    async def keep(event: Event, item: Item) -> str:
+        return f"{event.extensions['partition']} {item.id}"
 
     async with serving(tmp_path, kafka, keep) as process:
         runs = await ended(process, 2)
@@ -251,8 +251,8 @@ async def test_a_restart_neither_repeats_nor_skips_and_kafka_is_told(
     trigger = kafka_trigger(topic, group=group, start="earliest")
 
     @flow(on=trigger)
-    async def keep(place: Place) -> int:
-        return place.id
+    async def keep(item: Item) -> int:
+        return item.id
 
     await kafka.send(topic, [orjson.dumps({"id": n}) for n in range(5)])
     async with serving(tmp_path, kafka, keep) as process:
@@ -271,8 +271,8 @@ async def test_latest_is_resolved_once(tmp_path: Path, kafka: Broker) -> None:
     trigger = kafka_trigger(topic, group=unique("group"))
 
     @flow(on=trigger)
-    async def keep(place: Place) -> int:
-        return place.id
+    async def keep(item: Item) -> int:
+        return item.id
 
     await kafka.send(topic, [b'{"id": 1}'])
     async with serving(tmp_path, kafka, keep) as process:
@@ -317,8 +317,8 @@ async def test_poison_is_a_dead_letter_with_place_and_reason(
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest", max_record=2000)
 
     @flow(on=trigger)
-    async def keep(place: Place) -> int:
-        return place.id
+    async def keep(item: Item) -> int:
+        return item.id
 
     await kafka.send(topic, [value], key=b"k", headers=headers)
     await kafka.send(topic, [b'{"id": 2}'])
@@ -367,8 +367,8 @@ async def test_dead_replay_runs_poison_after_a_fix(tmp_path: Path, kafka: Broker
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
 
     @flow(on=trigger, name="keep")
-    async def strict(place: Place) -> int:
-        return place.id
+    async def strict(item: Item) -> int:
+        return item.id
 
     @flow(on=trigger, name="keep")
     async def lenient(body: bytes) -> str:
@@ -479,7 +479,7 @@ async def test_what_no_flow_wants_is_counted_and_one_is_kept(tmp_path: Path, kaf
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
 
     @flow(on=trigger, when=lambda event: event.data["id"] == 49)
-    async def keep(place: Place) -> None:
+    async def keep(item: Item) -> None:
         pass
 
     await kafka.send(topic, [orjson.dumps({"id": n}) for n in range(50)])
@@ -503,7 +503,7 @@ async def test_a_missing_topic_is_named_waited_for_and_read_from_its_start(
     trigger = kafka_trigger(topic, group=unique("group"))
 
     @flow(on=trigger)
-    async def keep(place: Place) -> None:
+    async def keep(item: Item) -> None:
         pass
 
     async with serving(tmp_path, kafka, keep) as process:
@@ -551,7 +551,7 @@ async def test_a_missing_topic_is_made_when_asked(tmp_path: Path, kafka: Broker)
     topic = unique("made")
 
     @flow(on=kafka_trigger(topic, group=unique("group"), create=2))
-    async def keep(place: Place) -> None:
+    async def keep(item: Item) -> None:
         pass
 
     async with serving(tmp_path, kafka, keep) as process:
@@ -703,8 +703,8 @@ async def test_one_unreadable_record_does_not_stop_its_batch(tmp_path: Path, kaf
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
 
     @flow(on=trigger)
-    async def keep(place: Place) -> int:
-        return place.id
+    async def keep(item: Item) -> int:
+        return item.id
 
     batch = batch_of([(b'{"id": 1}', b"ok"), (b'{"id": 2}', b"\xff\xfe"), (b'{"id": 3}', b"ok")])
     await produce_raw(kafka, topic, batch)
@@ -723,8 +723,8 @@ async def test_a_codec_that_is_not_there_is_one_dead_letter_for_its_batch(
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
 
     @flow(on=trigger)
-    async def keep(place: Place) -> int:
-        return place.id
+    async def keep(item: Item) -> int:
+        return item.id
 
     async with kafka.producer(compression_type="gzip", linger_ms=200) as producer:
         await asyncio.gather(
@@ -775,11 +775,11 @@ async def produce_raw(broker: Broker, topic: str, batch: bytes) -> None:
         assert code == 0, f"the broker answered {code}"
 
 
-def test_salvage_reads_on_behind_a_wrong_checksum_and_a_broken_record() -> None:
+def test_raw_parsing_goes_on_behind_a_wrong_checksum_and_a_broken_record() -> None:
     good, broken, cut = batch_of([(b"1", b"h")]), bytearray(batch_of([(b"2", b"h")])), b"\x00" * 30
     broken[-1] ^= 1
     placed = struct.pack(">q", 5) + bytes(broken)[8:]
-    found = read(good + placed + struct.pack(">q", 6) + good[8:] + cut, 0)
+    found = parse(good + placed + struct.pack(">q", 6) + good[8:] + cut, 0)
     assert [(one.offset, one.error) for one in found.records] == [
         (0, None),
         (5, "the checksum of its batch is wrong"),
@@ -799,8 +799,8 @@ async def test_publish_is_a_step_and_carries_trace_and_hops(tmp_path: Path, kafk
     tries: list[int] = []
 
     @flow(on=trigger, retry=2)
-    async def pass_on(place: Place) -> dict[str, int]:
-        sent = await publish(target, {"id": place.id}, key="k", headers={"x": b"\xff"})
+    async def pass_on(item: Item) -> dict[str, int]:
+        sent = await publish(target, {"id": item.id}, key="k", headers={"x": b"\xff"})
         tries.append(current().attempt)
         if current().attempt == 1:
             raise RuntimeError("after the step")
@@ -858,8 +858,8 @@ async def test_a_flow_that_feeds_itself_ends(tmp_path: Path, kafka: Broker) -> N
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
 
     @flow(on=trigger)
-    async def echo(place: Place) -> None:
-        await publish(topic, {"id": place.id})
+    async def echo(item: Item) -> None:
+        await publish(topic, {"id": item.id})
 
     await kafka.send(topic, [b'{"id": 1}'])
     async with serving(tmp_path, kafka, echo) as process:

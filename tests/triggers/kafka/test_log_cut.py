@@ -20,7 +20,7 @@ from tests.support.brokers import Broker, PrivateKafka, make_broker
 from tests.support.trigger_contract import watch
 
 from .test_kafka import emitter_for
-from .test_topic_made_anew import Alarms, alarms, places, reading, send
+from .test_topic_recreated import Alarms, alarms, delivered, reading, send
 
 __all__ = ["alarms"]  # the fixture
 
@@ -75,11 +75,11 @@ async def test_a_log_that_lost_its_last_record_is_read_on_behind_the_cut(
         [alarm] = alarms()
         assert (alarm["message"], alarm["ledger"]) == ("kafka.log_cut", 20)
         assert (alarm["reads_from"], alarm["epoch"]) == (19, 2)
-        async with watch(trigger, emit):  # and it is settled
+        async with watch(trigger, emit):  # and it stays so
             await one_by_one(broker, topic, range(300, 301))
             await emit.stored(20 + written_since + 4)
         assert await broker.committed(trigger.group, topic) == {0: 19 + written_since + 4}
-    assert places(emit) == [("1", "0", str(n)) for n in range(20)] + [
+    assert delivered(emit) == [("1", "0", str(n)) for n in range(20)] + [
         ("2", "0", str(n)) for n in range(19, 19 + written_since + 4)
     ]
     assert [event.data for event in emit.deliveries[20:]] == [
@@ -107,9 +107,11 @@ async def test_a_cut_under_a_reading_member_is_noticed(
             await one_by_one(broker, topic, range(100, 103), 1)
             await emit.until(lambda: len(emit.deliveries) >= 16, 30)
             await emit.until(lambda: emit.is_up)
-    assert places(emit).count(("2", "1", "4")) == 1
-    assert {one for one in places(emit) if one[1] == "0"} == {("1", "0", str(n)) for n in range(8)}
-    assert len(set(places(emit))) == len(emit.deliveries) == 16
+    assert delivered(emit).count(("2", "1", "4")) == 1
+    assert {one for one in delivered(emit) if one[1] == "0"} == {
+        ("1", "0", str(n)) for n in range(8)
+    }
+    assert len(set(delivered(emit))) == len(emit.deliveries) == 16
     assert [(alarm["message"], alarm["partition"]) for alarm in alarms()] == [
         ("kafka.log_cut", f"{topic}/1")
     ]
@@ -146,7 +148,7 @@ async def test_a_log_that_lost_whole_segments_is_read_on_behind_the_cut(
         async with watch(trigger, emit):
             await one_by_one(broker, topic, range(3))
             await emit.stored(sent + 3)
-        assert places(emit)[sent:] == [("2", "0", str(n)) for n in range(end, end + 3)]
+        assert delivered(emit)[sent:] == [("2", "0", str(n)) for n in range(end, end + 3)]
     [alarm] = alarms()
     assert (alarm["message"], alarm["reads_from"]) == ("kafka.log_cut", end)
 
@@ -173,9 +175,9 @@ async def test_a_member_of_another_journal_goes_on_where_others_are_behind_the_c
         await one_by_one(broker, topic, range(300, 301))
         async with watch(trigger, fresh):
             await fresh.stored(1)
-    assert places(early)[10:] == [("2", "0", str(n)) for n in range(9, 13)]
-    assert places(late) == [("2", "0", "13"), ("2", "0", "14")]
-    assert places(fresh) == [("2", "0", "15")]
+    assert delivered(early)[10:] == [("2", "0", str(n)) for n in range(9, 13)]
+    assert delivered(late) == [("2", "0", "13"), ("2", "0", "14")]
+    assert delivered(fresh) == [("2", "0", "15")]
 
 
 async def test_a_new_leader_of_a_whole_log_is_no_alarm(
@@ -201,7 +203,7 @@ async def test_a_new_leader_of_a_whole_log_is_no_alarm(
         await one_by_one(broker, topic, range(7, 9))
         async with watch(trigger, emit):
             await emit.stored(9)
-    assert places(emit) == [("1", "0", str(n)) for n in range(9)]
+    assert delivered(emit) == [("1", "0", str(n)) for n in range(9)]
     assert alarms() == []
 
 
@@ -216,7 +218,7 @@ async def test_positions_without_leaders_are_read(kafka: Broker, alarms: Alarms)
     async with watch(trigger, emit):
         await send(kafka, topic, 3, 4)
         await emit.stored(4)
-    assert places(emit) == [("1", "0", str(n)) for n in range(4)]
+    assert delivered(emit) == [("1", "0", str(n)) for n in range(4)]
     assert alarms() == []
 
 

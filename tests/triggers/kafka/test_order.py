@@ -25,9 +25,8 @@ from turnout.service.journal.records import Filter
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka.broker import read_spans, spans_text
-from turnout.triggers.kafka.positions import Place, both, read_place
-from turnout.triggers.kafka.withdrawal import MARK_BYTES
-from turnout.triggers.kafka.withdrawal import given as given_back
+from turnout.triggers.kafka.positions import Position, read_position, union
+from turnout.triggers.kafka.withdrawal import METADATA_BYTES, plan_partition
 
 from .test_kafka import serving
 
@@ -240,34 +239,40 @@ def test_what_is_given_back_and_what_is_done_are_all_there_was(
 ) -> None:
     waiting = {start + at: 7 + at for at, waits in enumerate(fates) if waits}
     begun = [start + at for at, waits in enumerate(fates) if not waits]
-    back = given_back(Place(start, 2, topic="id"), waiting, data.draw(st.permutations(begun)))
+    back = plan_partition(
+        Position(start, 2, topic="id"), waiting, data.draw(st.permutations(begun))
+    )
     if not waiting:
         assert back is None
         return
     assert back is not None
-    assert back.place == replace(back.place, next=min(waiting), epoch=2, topic="id", sought=False)
-    for offset in range(back.place.next, start + len(fates)):
-        assert back.place.is_done(offset) is (offset not in waiting)
+    assert back.position == replace(
+        back.position, next=min(waiting), epoch=2, topic="id", sought=False
+    )
+    for offset in range(back.position.next, start + len(fates)):
+        assert back.position.is_done(offset) is (offset not in waiting)
     assert back.seqs == list(waiting.values())
-    assert read_place(back.place.text()) == back.place
-    text = spans_text(back.place.done, back.place.next)
-    assert read_spans(text, back.place.next) == back.place.done
+    assert read_position(back.position.text()) == back.position
+    text = spans_text(back.position.done, back.position.next)
+    assert read_spans(text, back.position.next) == back.position.done
 
 
 def test_no_more_is_given_back_than_words_reach_for() -> None:
     waiting = {offset: offset for offset in range(0, 100_000, 2)}
-    back = given_back(Place(0), waiting, range(1, 100_000, 2))
+    back = plan_partition(Position(0), waiting, range(1, 100_000, 2))
     assert back is not None
-    assert len(spans_text(back.place.done, back.place.next)) <= MARK_BYTES
+    assert len(spans_text(back.position.done, back.position.next)) <= METADATA_BYTES
     assert len(back.seqs) > 500
-    assert back.seqs[0] == back.place.next and back.seqs[-1] == 99_998
+    assert back.seqs[0] == back.position.next and back.seqs[-1] == 99_998
 
 
 def test_what_is_below_the_place_it_began_at_stays() -> None:
-    back = given_back(Place(10, done=((12, 13),)), {5: 1, 11: 2, 20: 3}, [6, 15])
+    back = plan_partition(Position(10, done=((12, 13),)), {5: 1, 11: 2, 20: 3}, [6, 15])
     assert back is not None
-    assert (back.place.next, back.seqs) == (11, [2, 3])
-    assert back.place.done == ((12, 15),) or back.place.done == both(((12, 13),), ((15, 15),))
+    assert (back.position.next, back.seqs) == (11, [2, 3])
+    assert back.position.done == ((12, 15),) or back.position.done == union(
+        ((12, 13),), ((15, 15),)
+    )
 
 
 @pytest.mark.parametrize("text", ["", "x", "1+0", "1+2,", "1", "-1+2", "1+2;3+4"])

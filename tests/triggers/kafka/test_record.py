@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.triggers.kafka.record import Data, Null, Reader, Record, bytes_of, text_of
+from turnout.triggers.kafka.record import Data, Null, Record, RecordDecoder, bytes_of, text_of
 
 NOW = datetime(2026, 1, 31, 9, tzinfo=UTC)
 
@@ -62,7 +62,7 @@ def test_every_record_is_an_event_that_names_its_place(
     data: Data,
     null: Null,
 ) -> None:
-    reader = Reader(
+    reader = RecordDecoder(
         trigger="kafka:o/g",
         cluster="c",
         topic="o",
@@ -86,7 +86,7 @@ def test_every_record_is_an_event_that_names_its_place(
 
 @pytest.mark.parametrize(("data", "empty"), [("text", ""), ("bytes", b"")])
 def test_a_null_value_is_no_body_and_an_empty_one_is(data: Data, empty: object) -> None:
-    reader = Reader(
+    reader = RecordDecoder(
         trigger="kafka:o/g", cluster="c", topic="o", partition=0, epoch=0, data=data, null="run",
         max_record=1000,
     )  # fmt: skip

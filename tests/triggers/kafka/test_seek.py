@@ -1,4 +1,4 @@
-"""An operator's seek on a real broker; what it comes to is decided in `test_kafka_ledger`."""
+"""An operator's seek on a real broker; what it comes to is decided in `test_positions`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from turnout.service.domain.trigger import Seek
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.triggers.kafka import kafka as records_of
-from turnout.triggers.kafka.positions import Place as At
+from turnout.triggers.kafka.positions import Position
 
-from .test_kafka import Place, commit, ended, runs_of, serving
+from .test_kafka import Item, commit, ended, runs_of, serving
 
 
 async def test_seek_says_what_it_does_and_does_it(tmp_path: Path, kafka: Broker) -> None:
@@ -29,8 +29,8 @@ async def test_seek_says_what_it_does_and_does_it(tmp_path: Path, kafka: Broker)
     trigger = records_of(topic, group=group, start="earliest")
 
     @flow(on=trigger)
-    async def keep(place: Place) -> int:
-        return place.id
+    async def keep(item: Item) -> int:
+        return item.id
 
     await kafka.send(topic, [orjson.dumps({"id": n}) for n in range(4)])
     async with serving(tmp_path, kafka, keep) as process:
@@ -54,8 +54,8 @@ async def test_seek_to_the_end_skips_what_nobody_read(tmp_path: Path, kafka: Bro
     trigger = records_of(topic, group=group, start="earliest")
 
     @flow(on=trigger)
-    async def keep(place: Place) -> int:
-        return place.id
+    async def keep(item: Item) -> int:
+        return item.id
 
     await kafka.send(topic, [b'{"id": 1}'])
     async with serving(tmp_path, kafka, keep) as process:
@@ -85,14 +85,14 @@ async def test_a_seek_comes_behind_what_is_on_its_way_into_the_journal(
     trigger = records_of(topic, group=unique("group"), start="earliest")
 
     @flow(on=trigger)
-    async def keep(place: Place) -> int:
-        return place.id
+    async def keep(item: Item) -> int:
+        return item.id
 
     await kafka.send(topic, [orjson.dumps({"id": n}) for n in range(9)])
     async with running(tmp_path, [keep], kafka_bootstrap_servers=kafka.bootstrap) as app:
         journal, operator, gate = app.process.journal, app.process.operator, threading.Event()
         assert isinstance(journal, SqliteJournal)
-        place = {f"{topic}/0": At(7).text()}
+        stored = {f"{topic}/0": Position(7).text()}
 
         @asynccontextmanager
         async def stopped(name: str) -> AsyncIterator[None]:
@@ -103,7 +103,7 @@ async def test_a_seek_comes_behind_what_is_on_its_way_into_the_journal(
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(journal._call(lambda _connection, _tally: gate.wait(10)))
             await asyncio.sleep(0)  # it is handed to the writer before what follows
-            moved = journal.append([], trigger=trigger.name, positions=place, now=utc_now())
+            moved = journal.append([], trigger=trigger.name, positions=stored, now=utc_now())
             plan = await operator.seek(trigger.name, Seek(to="end"))
             await moved
     assert plan.sentences == [f"{topic}/0: goes on from 7 to 9: 2 records will never be read"]
@@ -115,9 +115,9 @@ async def test_a_seek_takes_nothing_back_that_was_accepted(tmp_path: Path, kafka
     gate = asyncio.Event()
 
     @flow(on=trigger, ordered_by="partition")
-    async def keep(place: Place) -> int:
+    async def keep(item: Item) -> int:
         await gate.wait()
-        return place.id
+        return item.id
 
     await kafka.send(topic, [orjson.dumps({"id": n}) for n in range(9)])
     async with serving(tmp_path, kafka, keep) as process:

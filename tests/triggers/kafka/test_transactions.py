@@ -15,10 +15,10 @@ from aiokafka.admin import RecordsToDelete  # type: ignore[import-untyped]  # as
 from tests.support.brokers import Broker, unique
 from tests.support.trigger_contract import RecordingEmitter, watch
 from turnout.service.domain.trigger import Seek
-from turnout.triggers.kafka.positions import read_place
+from turnout.triggers.kafka.positions import read_position
 
 from .test_kafka import commit, emitter_for
-from .test_topic_made_anew import Alarms, alarms, places, reading, send
+from .test_topic_recreated import Alarms, alarms, delivered, reading, send
 
 __all__ = ["alarms"]  # the fixture
 
@@ -88,7 +88,7 @@ async def test_a_restart_under_an_open_transaction_repeats_nothing(
         await producer.commit_transaction()
     async with watch(trigger, emit):
         await emit.stored(7)
-    assert places(emit) == [("1", "0", str(n)) for n in range(7)]
+    assert delivered(emit) == [("1", "0", str(n)) for n in range(7)]
     assert alarms() == []
 
 
@@ -118,9 +118,9 @@ async def test_lag_and_the_commit_reach_the_end_of_a_topic_with_transactions(
 
 
 def next_of(emit: RecordingEmitter, topic: str) -> int:
-    place = read_place(emit.stored_positions[f"{topic}/0"])
-    assert place is not None
-    return place.next
+    position = read_position(emit.stored_positions[f"{topic}/0"])
+    assert position is not None
+    return position.next
 
 
 async def test_nothing_is_skipped_where_transactions_and_records_alternate(

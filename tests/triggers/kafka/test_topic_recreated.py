@@ -23,8 +23,8 @@ from tests.support.trigger_contract import RecordingEmitter, watch
 from turnout.service.domain.errors import Overloaded
 from turnout.triggers.kafka import KafkaTrigger, kafka
 from turnout.triggers.kafka.commits import Commits
-from turnout.triggers.kafka.positions import Bounds, Place
-from turnout.triggers.kafka.start_offsets import Placing
+from turnout.triggers.kafka.positions import Bounds, Position
+from turnout.triggers.kafka.start_offsets import StartOffsets
 
 from .test_kafka import commit, emitter_for
 
@@ -46,7 +46,7 @@ def reading(topic: str, start: str = "earliest") -> KafkaTrigger:
     return kafka(topic, group=unique("group"), start=start, session="2s")
 
 
-async def make_anew(broker: Broker, topic: str, partitions: int = 1) -> None:
+async def recreate(broker: Broker, topic: str, partitions: int = 1) -> None:
     await broker.delete_topic(topic)
     await broker.create_topic(topic, partitions)
 
@@ -65,18 +65,18 @@ async def read_to(broker: Broker, count: int) -> tuple[str, KafkaTrigger, Record
     return topic, trigger, emit
 
 
-def places(emit: RecordingEmitter) -> list[tuple[str, str, str]]:
+def delivered(emit: RecordingEmitter) -> list[tuple[str, str, str]]:
     """Return epoch, partition and offset of what was delivered."""
     found = [event.id.split("/")[2:] for event in emit.deliveries]
     return [(epoch, partition, offset) for epoch, partition, offset in found]
 
 
 @pytest.mark.parametrize("refilled", [0, 1, 3, 10])
-async def test_a_topic_made_anew_is_read_from_its_start_in_a_new_epoch(
+async def test_a_recreated_topic_is_read_from_its_start_in_a_new_epoch(
     kafka: Broker, alarms: Alarms, refilled: int
 ) -> None:
     topic, trigger, emit = await read_to(kafka, 3)
-    await make_anew(kafka, topic)
+    await recreate(kafka, topic)
     if refilled:
         await send(kafka, topic, 100, 100 + refilled)
     async with watch(trigger, emit):
@@ -87,16 +87,16 @@ async def test_a_topic_made_anew_is_read_from_its_start_in_a_new_epoch(
     assert (alarm["message"], alarm["partition"]) == ("kafka.topic_recreated", f"{topic}/0")
     assert (alarm["ledger"], alarm["reads_from"], alarm["epoch"]) == (3, 0, 2)
     assert await kafka.committed(trigger.group, topic) == {0: refilled + 5}
-    async with watch(trigger, emit):  # and it is settled: no further epoch
+    async with watch(trigger, emit):  # and it stays so: no further epoch
         await send(kafka, topic, 300, 301)
         await emit.stored(3 + refilled + 6)
-    assert places(emit) == [("1", "0", str(n)) for n in range(3)] + [
+    assert delivered(emit) == [("1", "0", str(n)) for n in range(3)] + [
         ("2", "0", str(n)) for n in range(refilled + 6)
     ]
     assert alarms() == []
 
 
-async def test_a_topic_made_anew_under_a_reading_member_is_noticed(
+async def test_a_recreated_topic_under_a_reading_member_is_noticed(
     kafka: Broker, alarms: Alarms
 ) -> None:
     if kafka.kind == "mesh":
@@ -106,15 +106,15 @@ async def test_a_topic_made_anew_under_a_reading_member_is_noticed(
     await send(kafka, topic, 0, 3)
     async with watch(trigger, emit):
         await emit.stored(3)
-        await make_anew(kafka, topic)
+        await recreate(kafka, topic)
         await send(kafka, topic, 100, 110)
         second = {("2", "0", str(n)) for n in range(10)}
-        await emit.until(lambda: second <= set(places(emit)), 15)
+        await emit.until(lambda: second <= set(delivered(emit)), 15)
         assert emit.stored_positions[f"{topic}/0"].startswith('{"next": 10, "epoch": 2')
     assert [alarm["message"] for alarm in alarms()] == ["kafka.topic_recreated"]
 
 
-async def test_what_was_never_read_of_a_topic_made_anew_begins_at_its_start(
+async def test_what_was_never_read_of_a_recreated_topic_begins_at_its_start(
     kafka: Broker, alarms: Alarms
 ) -> None:
     if kafka.kind == "mesh":
@@ -127,11 +127,11 @@ async def test_what_was_never_read_of_a_topic_made_anew_begins_at_its_start(
     again = emitter_for(kafka)
     again.stored_positions = dict(emit.stored_positions)
     del again.stored_positions[f"{topic}/1"]  # as if it had always been another member's
-    await make_anew(kafka, topic, partitions=2)
+    await recreate(kafka, topic, partitions=2)
     await send(kafka, topic, 100, 104, partition=1)
     async with watch(trigger, again):
         await again.stored(4)
-    assert places(again) == [("1", "1", str(n)) for n in range(4)]
+    assert delivered(again) == [("1", "1", str(n)) for n in range(4)]
     assert [alarm["partition"] for alarm in alarms()] == [f"{topic}/0"]
 
 
@@ -149,7 +149,7 @@ async def test_a_member_goes_on_where_others_have_read_the_new_topic_to(
         await commit(kafka, trigger.group, topic, 0)
         async with watch(trigger, emit):
             await emit.stored(3)
-    await make_anew(kafka, topic)
+    await recreate(kafka, topic)
     await send(kafka, topic, 100, 110)
     async with watch(trigger, early):
         await early.stored(13)
@@ -160,9 +160,7 @@ async def test_a_member_goes_on_where_others_have_read_the_new_topic_to(
     assert [alarm["reads_from"] for alarm in alarms()] == [0, 10]
 
 
-async def test_what_leaves_a_topic_itself_is_no_topic_made_anew(
-    kafka: Broker, alarms: Alarms
-) -> None:
+async def test_what_leaves_a_topic_itself_is_not_recreated(kafka: Broker, alarms: Alarms) -> None:
     """A restart, more partitions, changed settings, expired records."""
     topic, trigger, emit = await read_to(kafka, 5)
     if kafka.kind != "mesh":
@@ -172,11 +170,11 @@ async def test_what_leaves_a_topic_itself_is_no_topic_made_anew(
     await send(kafka, topic, 5, 8)
     async with watch(trigger, emit):
         await emit.stored(8)
-    assert places(emit) == [("1", "0", str(n)) for n in range(8)]
+    assert delivered(emit) == [("1", "0", str(n)) for n in range(8)]
     assert alarms() == []
 
 
-async def test_a_compacted_topic_is_no_topic_made_anew(
+async def test_a_compacted_topic_is_not_recreated(
     private_kafka: PrivateKafka, alarms: Alarms
 ) -> None:
     async with private_kafka("log.cleaner.backoff.ms=50") as broker:
@@ -197,8 +195,8 @@ async def test_a_compacted_topic_is_no_topic_made_anew(
             await broker.send(topic, [b"%d" % sent], key=b"k")
             sent += 1
         async with watch(trigger, emit):
-            await emit.until(lambda: places(emit)[-1] == ("1", "0", str(sent - 1)))
-        assert len(set(places(emit))) == len(places(emit))
+            await emit.until(lambda: delivered(emit)[-1] == ("1", "0", str(sent - 1)))
+        assert len(set(delivered(emit))) == len(delivered(emit))
         assert alarms() == []
 
 
@@ -214,7 +212,7 @@ async def test_places_from_before_topics_had_ids_are_gone_on_from(
         await emit.until(lambda: emit.stored_positions == known)
         await send(kafka, topic, 3, 5)
         await emit.stored(5)
-    assert places(emit) == [("1", "0", str(n)) for n in range(5)]
+    assert delivered(emit) == [("1", "0", str(n)) for n in range(5)]
     assert alarms() == []
 
 
@@ -228,12 +226,12 @@ async def test_what_was_owed_of_the_old_topic_is_not_told_of_the_new_one(kafka: 
     try:
         consumer.assign([partition])
         commits = Commits(consumer, "kafka:test")
-        commits.owe(partition, Place(9))
-        await commits.begin({partition: Place(1, 2)}, {partition: Bounds(0, 5, None)})
-        await commits.tell()
+        commits.note(partition, Position(9))
+        await commits.commit_starts({partition: Position(1, 2)}, {partition: Bounds(0, 5, None)})
+        await commits.commit()
         assert await kafka.committed(group, topic) == {0: 1}
-        commits.owe(partition, Place(4, 2))
-        await commits.tell()
+        commits.note(partition, Position(4, 2))
+        await commits.commit()
         assert await kafka.committed(group, topic) == {0: 4}
     finally:
         await consumer.stop()
@@ -300,13 +298,13 @@ async def test_a_refused_placing_is_tried_again_ever_more_rarely(
     async with kafka._admin() as admin:
         await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(8)})
     times: list[float] = []
-    honest = Placing.place
+    honest = StartOffsets.choose
 
-    async def timed(self: Placing, *rest: Any) -> Any:
+    async def timed(self: StartOffsets, *rest: Any) -> Any:
         times.append(asyncio.get_running_loop().time())
         return await honest(self, *rest)
 
-    monkeypatch.setattr(Placing, "place", timed)
+    monkeypatch.setattr(StartOffsets, "choose", timed)
     emit.fail(Overloaded("the trigger is paused"))
     async with watch(trigger, emit):
         await emit.until(lambda: len(times) >= 5, 20)
