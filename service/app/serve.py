@@ -289,7 +289,7 @@ def calm_collector() -> None:
 
 async def _load_rest(process: Process) -> Any:
     def create() -> Any:
-        from turnout.service.http.rest import create_rest
+        from turnout.service.http.rest.application import create_rest
 
         rest = create_rest(process)
         calm_collector()

@@ -22,10 +22,11 @@ from turnout.service.governance.links import Question
 from turnout.service.journal.records import StepRecord, UsedLink
 from turnout.service.operate import documents
 
-from .authorization import Served, ServiceOf
-from .routes import read
-from .routes import router as api
+from .rest.authorization import Served, ServiceOf
+from .rest.bodies import read_request
+from .rest.router import api_router
 
+api = api_router()
 router = APIRouter(prefix="/approvals", include_in_schema=False)
 
 _HEADERS = {
@@ -44,7 +45,7 @@ async def approve_run(service: ServiceOf, request: Request, run_id: str) -> Resp
     More may stand in it: `fields` (what the flow asks for), `reason`, `by`, and `step` when the
     run waits for several. 409 when nothing is open, 422 when the fields are not right.
     """
-    _, body = await read(request, service)
+    _, body = await read_request(request, service)
     run = await _answer(service, run_id, decode_json(body), by="api")
     return Response(documents.encode(run.as_dict()), media_type="application/json")
 
@@ -77,7 +78,7 @@ async def ask(service: ServiceOf, token: str) -> Response:
 async def answer(service: ServiceOf, request: Request, token: str) -> Response:
     """Take the answer: 200, 404 for a false link, 410 for one that was used or has expired."""
     question, run, _step = await _open(service, token)
-    headers, body = await read(request, service)
+    headers, body = await read_request(request, service)
     form = headers.get("content-type", [b""])[0].startswith(b"application/x-www-form-urlencoded")
     said = _form(body) if form else decode_json(body)
     used = UsedLink(question.digest, question.until)

@@ -23,7 +23,7 @@ from turnout.service.domain.units import utc_now
 from turnout.service.governance import guesses
 from turnout.service.governance.links import Links
 from turnout.service.http.clients import Proxies
-from turnout.service.http.rest import create_rest
+from turnout.service.http.rest.application import create_rest
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.journal.records import Claim, Decision, Entry, Filter, NewRun, StepRecord

@@ -1,7 +1,7 @@
 """The operators' HTTP API as one application: the calls, the OpenAPI document and its page.
 
 Every path under `/api` asks for the bearer token before anything else, the body included. Every
-error is an RFC 9457 problem document. Not here: the calls themselves (`routes`), and webhooks,
+error is an RFC 9457 problem document. Not here: the calls (a module per noun), and webhooks,
 health and metrics (`ingest`, in front of this).
 """
 
@@ -20,12 +20,13 @@ from turnout.service.domain import problems
 from turnout.service.domain.errors import TurnoutError
 from turnout.service.governance.guesses import Guesses
 from turnout.service.governance.tokens import load_or_make_token
+from turnout.service.http import approvals, docs
+from turnout.service.http.clients import Proxies
+from turnout.service.http.exchange import App, Message, Receive, Scope, Send
 
-from . import approvals, docs
+from . import cache, dead_letters, events, flows, pauses, runs, triggers
+from .answers import refusal
 from .authorization import Served
-from .clients import Proxies
-from .exchange import App, Message, Receive, Scope, Send
-from .routes import refusal, router
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -62,7 +63,9 @@ def create_rest(service: Served) -> FastAPI:
     app.state.guesses = Guesses()
     app.state.proxies = Proxies(service.settings.trusted_proxies)
     app.add_middleware(_Nosniff)
-    app.include_router(router)
+    for nouns in (runs, dead_letters, events, flows, triggers, pauses, cache):
+        app.include_router(nouns.router)
+    app.include_router(approvals.api)
     app.include_router(approvals.router)
     app.add_api_route("/docs", _docs, include_in_schema=False)
     for kind, handler in _HANDLERS:

@@ -1,6 +1,6 @@
 """In front of every call of the API: the service it is made to, and the token it needs.
 
-Not here: what a right token is (`governance.tokens`), the calls (`routes`).
+Not here: what a right token is (`governance.tokens`), the calls themselves.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from starlette.exceptions import HTTPException
 from turnout.service.governance.guesses import Guesses
 from turnout.service.governance.links import Links
 from turnout.service.governance.tokens import is_token
+from turnout.service.http.clients import Proxies, household
+from turnout.service.http.exchange import by_name
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import JournalReader
 from turnout.service.operate.operator import Operator
 from turnout.service.pools import Pools
 from turnout.service.project import Project
 from turnout.service.settings import Settings
-
-from .clients import Proxies, household
-from .exchange import by_name
 
 
 class Served(Protocol):

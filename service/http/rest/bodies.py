@@ -1,0 +1,60 @@
+"""The bodies of calls: bounded, JSON, and without unknown fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from turnout.service.domain.errors import InvalidData
+from turnout.service.domain.payload import decode_json
+from turnout.service.http.exchange import Gone, TooLarge, by_name, read_body
+
+from .authorization import Served
+
+MAX_REASON_CHARACTERS = 2000
+
+
+async def read_request(request: Request, service: Served) -> tuple[dict[str, list[bytes]], bytes]:
+    """Return headers and body; a body past the limit is refused before it is read whole."""
+    headers = by_name(request.headers.raw)
+    limit = service.settings.max_body_bytes
+    try:
+        return headers, await read_body(headers, limit, request.receive)
+    except TooLarge:
+        raise HTTPException(413, f"a body is at most {limit} bytes here") from None
+    except Gone:
+        raise ClientDisconnect from None
+
+
+async def _fields(request: Request, service: Served, *known: str) -> dict[str, Any]:
+    """Return the fields of a body that may be left out; refuses those that nobody reads."""
+    _, body = await read_request(request, service)
+    fields = decode_json(body) if body else {}
+    if not isinstance(fields, dict):
+        raise InvalidData(f"the body is an object with the fields {', '.join(known)}")
+    for name in fields:
+        if name not in known:
+            raise InvalidData(f"no field {name!r}; there are {', '.join(known)}", field=name)
+    return fields
+
+
+async def text_fields(request: Request, service: Served, *known: str) -> dict[str, str]:
+    """Return fields of text: why an operator does something, and who that is."""
+    said = {"by": "api"} | await _fields(request, service, *known)
+    for name, text in said.items():
+        if not isinstance(text, str) or len(text) > MAX_REASON_CHARACTERS:
+            raise InvalidData(
+                f"{name} is text of at most {MAX_REASON_CHARACTERS} characters", field=name
+            )
+    return said
+
+
+async def accepts_not_undone(request: Request, service: Served) -> bool:
+    """Whether whoever replays says that it knows of effects which are not undone."""
+    known = (await _fields(request, service, "not_undone")).get("not_undone", False)
+    if not isinstance(known, bool):
+        raise InvalidData("not_undone is true or false", field="not_undone")
+    return known

@@ -1,0 +1,30 @@
+"""Calls about flows."""
+
+from __future__ import annotations
+
+from asyncio import to_thread
+from typing import Any
+
+from fastapi import Response
+
+from turnout.service.operate import documents
+
+from .answers import page_answer
+from .authorization import ServiceOf
+from .router import api_router
+
+router = api_router()
+
+
+@router.get("/flows", tags=["flows and triggers"])
+async def list_flows(service: ServiceOf) -> Response:
+    """List the flows served now and what each declares."""
+    paused = await service.journal.paused()
+    flows = sorted(service.project.flows.values(), key=lambda flow: flow.name)
+
+    def describe() -> list[dict[str, Any]]:
+        return [
+            documents.flow_of(flow, paused_at=paused.get(f"flow:{flow.name}")) for flow in flows
+        ]
+
+    return page_answer(await to_thread(describe))  # a flow's code version is read from its file

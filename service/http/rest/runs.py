@@ -1,0 +1,80 @@
+"""Calls about runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query, Request, Response
+
+from turnout.service.operate import documents
+
+from .answers import json_answer, next_cursor, page_answer
+from .authorization import ServiceOf
+from .bodies import text_fields
+from .parameters import Chosen, Paged, require_filter
+from .router import api_router
+
+router = api_router()
+
+
+@router.get("/runs", tags=["runs"])
+async def list_runs(service: ServiceOf, which: Paged) -> Response:
+    """List runs, newest first."""
+    runs = await service.journal.runs(which)
+    return page_answer([run.as_dict() for run in runs], next_cursor(runs, which))
+
+
+@router.get("/runs/{run_id}", tags=["runs"])
+async def show_run(service: ServiceOf, run_id: str) -> Response:
+    """Return one run with its event, its steps, its attempts and their log lines.
+
+    The id may be cut to its first 8 characters or more, as long as one run only begins so.
+    """
+    document = await documents.post_mortem(service.journal, run_id)
+    document["waits_for"] = service.pools.waits_for(document["id"])
+    return json_answer(document)
+
+
+@router.post("/runs/{run_id}/retry", tags=["runs"])
+async def retry_run(
+    service: ServiceOf,
+    run_id: str,
+    from_step: Annotated[
+        str | None, Query(alias="from", description="run again from this step key on")
+    ] = None,
+) -> Response:
+    """Queue a finished run again; it goes on after its last recorded step, or at `from`.
+
+    One whose `undo` is failed goes on with the steps of its undo that are not done, and only those.
+    """
+    return json_answer((await service.operator.retry(run_id, from_step)).as_dict())
+
+
+@router.post("/runs/{run_id}/cancel", tags=["runs"])
+async def cancel_run(service: ServiceOf, request: Request, run_id: str) -> Response:
+    """End an unfinished run as cancelled, once what it did is undone (`undo`: running).
+
+    The body may be {"reason": WHY, "by": WHO}. 409 when it has ended, or is being undone already.
+    """
+    said = await text_fields(request, service, "reason", "by")
+    return json_answer((await service.operator.cancel(run_id, **said)).as_dict())
+
+
+@router.post("/runs/retry", tags=["runs"])
+async def retry_runs(service: ServiceOf, request: Request, which: Chosen) -> Response:
+    """Queue every failed or cancelled run that fits the filters again; one filter is required."""
+    require_filter(request)
+    runs = await service.operator.retry_all(which)
+    return json_answer({"count": len(runs), "runs": [run.id for run in runs]})
+
+
+@router.post("/runs/cancel", tags=["runs"])
+async def cancel_runs(service: ServiceOf, request: Request, which: Chosen) -> Response:
+    """Cancel every unfinished run that fits the filters; one filter is required.
+
+    The body may be {"reason": WHY, "by": WHO}.
+    """
+    require_filter(request)
+    said = await text_fields(request, service, "reason", "by")
+    runs = await service.operator.cancel_all(which, **said)
+    return json_answer({"count": len(runs), "runs": [run.id for run in runs]})
