@@ -142,7 +142,7 @@ class Attempts:
                 return claim.run_seq
         return None
 
-    def run_under_current_task(self) -> None:
+    def use_current_task(self) -> None:
         """Run attempts in the context of the current task; its cancel ends the service."""
         self._owner, self._context = asyncio.current_task(), copy_context()
 

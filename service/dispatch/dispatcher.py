@@ -92,9 +92,8 @@ class Dispatcher:
             known = self._flows.get(flow)
             if known is not None and (not dead or known.on_dead == "block"):
                 self._scheduler.hold_key(flow, key, seq)
-            elif (
-                known is not None and seq not in self._started_meanwhile
-            ):  # a reload may have changed it
+            elif known is not None and seq not in self._started_meanwhile:
+                # A reload may have changed `on_dead`.
                 self._scheduler.release_key(flow, key, seq)
         unsure = {(flow, key, seq) for flow, key, seq, _dead in read if flow in self._flows}
         while unsure:
@@ -242,7 +241,7 @@ class Dispatcher:
         await self.hold_keys()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            self._attempts.run_under_current_task()
+            self._attempts.use_current_task()
             claiming = tasks.create_task(self._claim_runs())
             watching = tasks.create_task(self._due.watch())
             started()

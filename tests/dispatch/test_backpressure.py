@@ -1,4 +1,4 @@
-"""How far ahead a trigger reads follows how its runs get on."""
+"""How far ahead a trigger reads depends on the progress of its runs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ async def at_once(event: Event) -> None:
 
 
 async def feed(service: Running, count: int, *, asks: bool = True) -> None:
-    """Emit `count` events as a trigger does that can leave the others where they are."""
+    """Emit `count` events as a pull trigger does; `asks`: it asks for credit first."""
     sent = 0
     while sent < count:
-        room = await service.emitter.credit() if asks else MAX_CREDIT
-        assert 1 <= room <= MAX_CREDIT
-        numbers = range(sent, min(sent + room, count))
+        credit = await service.emitter.credit() if asks else MAX_CREDIT
+        assert 1 <= credit <= MAX_CREDIT
+        numbers = range(sent, min(sent + credit, count))
         await service.emitter([make_event(number) for number in numbers])
         sent = numbers.stop
 
@@ -37,7 +37,7 @@ def queue_of(service: Running, flow_name: str) -> Queue:
 
 
 def watch_claims(service: Running, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that every later claim of queued runs adds their seqs to."""
+    """Return a list to which every later claim adds the seqs of its runs."""
     claimed: list[int] = []
     claim = service.process.journal.claim
 
@@ -50,17 +50,17 @@ def watch_claims(service: Running, monkeypatch: pytest.MonkeyPatch) -> list[int]
 
 
 @pytest.mark.parametrize("asks", [True, False])
-async def test_runs_that_end_as_they_come_never_queue(
+async def test_runs_that_end_as_fast_as_they_arrive_never_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asks: bool
 ) -> None:
     async with running(tmp_path, [at_once]) as service:
         claimed = watch_claims(service, monkeypatch)
         await feed(service, 2000, asks=asks)
         assert len(await service.all_finished()) == 2000
-    assert (max(claimed, default=0) < 1000) is asks, "the first came while nothing was known"
+    assert (max(claimed, default=0) < 1000) is asks, "the first arrive before anything is measured"
 
 
-async def test_room_is_for_events_that_can_start_all_their_runs(tmp_path: Path) -> None:
+async def test_credit_is_for_events_that_can_start_all_their_runs(tmp_path: Path) -> None:
     started, gate = asyncio.Event(), asyncio.Event()
 
     @flow(concurrency=30)
@@ -69,7 +69,7 @@ async def test_room_is_for_events_that_can_start_all_their_runs(tmp_path: Path) 
         await gate.wait()
 
     async with running(tmp_path, [at_once], concurrency=50) as service:
-        assert await service.emitter.credit() == MAX_CREDIT, "of no flow yet"
+        assert await service.emitter.credit() == MAX_CREDIT, "no flow has runs yet"
         await feed(service, 50)
         await service.all_finished()
         assert await service.emitter.credit() == 50
@@ -81,7 +81,7 @@ async def test_room_is_for_events_that_can_start_all_their_runs(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("asks", [True, False])
-async def test_longer_runs_are_kept_going_from_a_short_queue(tmp_path: Path, asks: bool) -> None:
+async def test_longer_runs_are_fed_from_a_short_queue(tmp_path: Path, asks: bool) -> None:
     now, most, longest = 0, 0, 0
 
     @flow
@@ -98,10 +98,10 @@ async def test_longer_runs_are_kept_going_from_a_short_queue(tmp_path: Path, ask
         assert len(await service.all_finished()) == 2000
     assert most == 40
     assert longest > 0
-    assert (longest <= 4 * MAX_CREDIT) is asks, "the first came while nothing had got on"
+    assert (longest <= 4 * MAX_CREDIT) is asks, "the first arrive before any progress"
 
 
-async def test_runs_that_have_become_fast_do_not_queue_any_more(
+async def test_runs_that_became_fast_no_longer_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @flow
@@ -118,14 +118,14 @@ async def test_runs_that_have_become_fast_do_not_queue_any_more(
 
 
 @pytest.mark.parametrize("slots", [1, 64])
-async def test_where_nothing_gets_on_nothing_is_waited_for(tmp_path: Path, slots: int) -> None:
+async def test_without_progress_credit_does_not_wait(tmp_path: Path, slots: int) -> None:
     gate = asyncio.Event()
 
     @flow(concurrency=limit(slots))
-    async def stands(event: Event) -> None:
+    async def stuck(event: Event) -> None:
         await gate.wait()
 
-    async with running(tmp_path, [stands]) as service:
+    async with running(tmp_path, [stuck]) as service:
         await feed(service, 3 * MAX_CREDIT)
         loop = asyncio.get_running_loop()
         asked = loop.time()
@@ -137,9 +137,9 @@ async def test_where_nothing_gets_on_nothing_is_waited_for(tmp_path: Path, slots
         assert await service.emitter.credit() == (64 if slots == 64 else MAX_CREDIT)
 
 
-@pytest.mark.parametrize("stands", [True, False])
+@pytest.mark.parametrize("stuck", [True, False])
 async def test_a_flow_with_nothing_to_do_does_not_wait_for_one_that_has_enough(
-    tmp_path: Path, stands: bool
+    tmp_path: Path, stuck: bool
 ) -> None:
     gate, done = asyncio.Event(), 0
 
@@ -150,7 +150,7 @@ async def test_a_flow_with_nothing_to_do_does_not_wait_for_one_that_has_enough(
 
     @flow(concurrency=1)
     async def slow(event: Event) -> None:
-        await (gate.wait() if stands else asyncio.sleep(0.002))
+        await (gate.wait() if stuck else asyncio.sleep(0.002))
 
     async def all_quick() -> bool:
         return done == 500 and not service.process.dispatcher._scheduler.starting

@@ -1,4 +1,4 @@
-"""A child on an ordering key that waits for its own caller is refused; others wait their turn."""
+"""A child whose ordering key waits for its own caller is refused; other children wait."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ async def test_a_child_on_its_own_callers_key_is_refused(tmp_path: Path) -> None
     assert "ordered_by" in refusal(run)
 
 
-async def test_a_grandchild_by_way_of_another_flow_is_refused(tmp_path: Path) -> None:
+async def test_a_grandchild_through_another_flow_is_refused(tmp_path: Path) -> None:
     (run,) = await runs_of(tmp_path, {"key": "a", "over": {"key": "a"}})
     assert "is held until a run that waits for this one ends" in refusal(run)
 
 
-async def test_of_runs_that_call_onto_each_others_keys_one_is_refused(tmp_path: Path) -> None:
+async def test_of_two_runs_that_call_each_others_keys_one_is_refused(tmp_path: Path) -> None:
     left = {"key": "l", "sleep": "50ms", "then": [{"key": "r"}]}
     right = {"key": "r", "sleep": "50ms", "then": [{"key": "l"}]}
     runs = await runs_of(tmp_path, left, right)
@@ -70,7 +70,7 @@ async def test_of_runs_that_call_onto_each_others_keys_one_is_refused(tmp_path: 
     assert "would wait for ever" in refusal(failed)
 
 
-async def test_a_key_somebody_else_holds_is_waited_for(tmp_path: Path) -> None:
+async def test_a_child_waits_for_a_key_that_an_unrelated_run_holds(tmp_path: Path) -> None:
     holder = {"key": "b", "sleep": "100ms"}
     caller = {"key": "a", "then": [{"key": "b"}, {"key": "c", "then": [{"key": "b"}]}]}
     first, second = await runs_of(tmp_path, holder, caller)

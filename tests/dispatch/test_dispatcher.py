@@ -1,4 +1,4 @@
-"""Runs start in order, within their limits, once; and survive whatever ends the process."""
+"""Runs start once, in order, within their limits, and survive a stop or crash of the process."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_runs_start_in_arrival_order_and_never_above_the_limit(tmp_path: P
 
     count = WINDOW * 3
     async with running(tmp_path, [work]) as service:
-        hold_windows_only(service)
+        keep_only_windows(service)
         async with asyncio.TaskGroup() as tasks:
             for number in range(count):
                 tasks.create_task(service.send(number))
@@ -110,7 +110,7 @@ async def test_runs_of_one_key_go_one_after_the_other_in_order(tmp_path: Path) -
             busy[key] -= 1
 
     async with running(tmp_path, [apply], concurrency=8) as service:
-        hold_windows_only(service)
+        keep_only_windows(service)
         async with asyncio.TaskGroup() as tasks:
             for number in range(WINDOW * 2):
                 key = "hot" if number % 2 else f"cold{number % 5}"
@@ -263,7 +263,7 @@ async def test_a_flow_that_cancels_itself_fails_and_is_recorded(tmp_path: Path) 
             assert (run.flow, kind) in {
                 ("waits", "CancelledError"), ("returns", None), ("raises", "ValueError"),
             }  # fmt: skip
-        again = await service.send()  # and whoever comes after is served
+        again = await service.send()  # and later events are served
         assert len([await service.finished(run_id) for run_id in again.runs]) == 3
 
 
@@ -316,7 +316,7 @@ async def test_an_error_that_cannot_be_read_fails_its_run_alone(tmp_path: Path) 
                 assert "its message cannot be read: RuntimeError" in run.error.message
 
 
-async def test_stopping_hands_back_what_does_not_end_and_spends_no_attempt(tmp_path: Path) -> None:
+async def test_a_stop_hands_back_runs_that_do_not_end_and_spends_no_attempt(tmp_path: Path) -> None:
     started = asyncio.Event()
     block = True
 
@@ -336,7 +336,9 @@ async def test_stopping_hands_back_what_does_not_end_and_spends_no_attempt(tmp_p
         assert (run.state, run.attempts, run.crashes) == (RunState.SUCCEEDED, 1, 0)
 
 
-async def test_whoever_waits_for_a_run_is_answered_when_the_service_stops(tmp_path: Path) -> None:
+async def test_a_request_that_waits_for_a_run_is_answered_when_the_service_stops(
+    tmp_path: Path,
+) -> None:
     @flow
     async def work() -> None: ...
 
@@ -349,7 +351,7 @@ async def test_whoever_waits_for_a_run_is_answered_when_the_service_stops(tmp_pa
             assert await answer is None
 
 
-async def test_a_stop_is_no_end_for_a_finally_nor_for_a_thread_that_was_told(
+async def test_a_stop_records_neither_a_finally_nor_the_result_of_a_cancelled_thread(
     tmp_path: Path,
 ) -> None:
     on_loop, in_thread = asyncio.Event(), threading.Event()
@@ -422,13 +424,13 @@ async def test_a_cancelled_run_stops_at_its_next_await(tmp_path: Path) -> None:
             assert (await service.run(receipt.runs[0])).state is RunState.CANCELLED
 
 
-async def waits_for_the_one_before(service: Running, run_id: str) -> bool:
-    """Whether a run has an attempt that begins when another has ended."""
+async def waits_for_the_previous_attempt(service: Running, run_id: str) -> bool:
+    """Whether the attempt of a run waits for an earlier one to end."""
     attempt = service.process.dispatcher._attempts._running[run_id]
     return attempt.previous is not None
 
 
-async def test_a_cancelled_run_clears_up_in_peace_though_it_is_retried(tmp_path: Path) -> None:
+async def test_a_cancelled_run_finishes_its_cleanup_although_it_is_retried(tmp_path: Path) -> None:
     begun, gate = asyncio.Event(), asyncio.Event()
     done: list[str] = []
 
@@ -448,7 +450,7 @@ async def test_a_cancelled_run_clears_up_in_peace_though_it_is_retried(tmp_path:
         await begun.wait()
         await service.process.operator.cancel(run_id)
         await service.process.operator.retry(run_id)
-        await eventually(lambda: waits_for_the_one_before(service, run_id))
+        await eventually(lambda: waits_for_the_previous_attempt(service, run_id))
         gate.set()
         (run,) = await service.all_finished()
         assert run.state is RunState.SUCCEEDED
@@ -477,7 +479,7 @@ async def test_a_run_retried_before_its_cancelled_attempt_has_ended_begins_after
         await begun.wait()
         await service.process.operator.cancel(run_id)
         await service.process.operator.retry(run_id)
-        await eventually(lambda: waits_for_the_one_before(service, run_id))
+        await eventually(lambda: waits_for_the_previous_attempt(service, run_id))
         gate.set()
         (run,) = await service.all_finished()
         assert (run.state, run.result) == (RunState.SUCCEEDED, b"2")
@@ -541,7 +543,7 @@ async def test_a_dead_letter_replays_as_a_new_run(tmp_path: Path) -> None:
         assert not (await service.run(dead.id)).dead
 
 
-async def test_a_failed_run_retried_by_an_operator_goes_on(tmp_path: Path) -> None:
+async def test_a_failed_run_retried_by_an_operator_succeeds(tmp_path: Path) -> None:
     fixed = False
 
     @flow
@@ -585,8 +587,8 @@ async def test_blocked_order_keeps_the_key_after_a_dead_head(tmp_path: Path) -> 
         assert (await service.finished(behind.runs[0])).state is RunState.SUCCEEDED
 
 
-def hold_windows_only(service: Running) -> None:
-    """Have what is behind each queue's window read from the journal, as in a large backlog."""
+def keep_only_windows(service: Running) -> None:
+    """Leave no memory beyond the window of each queue, as in a large backlog."""
     service.process.dispatcher._scheduler._memory.left = 0
 
 
@@ -603,7 +605,7 @@ async def test_a_backlog_stays_in_the_journal(tmp_path: Path) -> None:
         await gate.wait()
 
     async with running(tmp_path, [slow]) as service:
-        hold_windows_only(service)
+        keep_only_windows(service)
         async with asyncio.TaskGroup() as tasks:
             for number in range(WINDOW * 8):
                 tasks.create_task(service.send(number))
@@ -639,7 +641,7 @@ async def test_a_backlog_of_keys_runs_once_and_as_many_at_once_as_a_key_may(
     assert min(last.values()) > 2500
 
 
-async def test_a_run_claimed_while_the_due_ones_are_read_is_not_lined_up_again(
+async def test_a_run_claimed_while_due_runs_are_read_is_not_queued_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     awake, gate = asyncio.Event(), asyncio.Event()
@@ -657,7 +659,7 @@ async def test_a_run_claimed_while_the_due_ones_are_read_is_not_lined_up_again(
         before: list[list[Queued]] = []
 
         async def read_slowly(at: datetime, limit: int) -> list[Queued]:
-            if before:  # the look behind the one that found it, while it was not claimed yet
+            if before:  # the read after the one that found it, which ended before its claim
                 await awake.wait()
                 asyncio.get_running_loop().call_later(0.02, gate.set)
                 return before.pop()
@@ -671,7 +673,7 @@ async def test_a_run_claimed_while_the_due_ones_are_read_is_not_lined_up_again(
         assert run.result == b'"rested"'
 
 
-async def test_a_flow_whose_runs_came_while_every_slot_was_taken_has_its_turn(
+async def test_a_flow_whose_runs_arrived_while_every_slot_was_taken_runs(
     tmp_path: Path,
 ) -> None:
     busy, free = asyncio.Event(), asyncio.Event()
@@ -694,7 +696,7 @@ async def test_a_flow_whose_runs_came_while_every_slot_was_taken_has_its_turn(
         assert (await service.finished(late)).result == b'"here"'
 
 
-async def test_events_and_runs_leave_no_cycles_to_sweep_for(tmp_path: Path) -> None:
+async def test_events_and_runs_leave_no_reference_cycles(tmp_path: Path) -> None:
     @task
     async def step(number: int) -> int:
         return number
@@ -704,7 +706,7 @@ async def test_events_and_runs_leave_no_cycles_to_sweep_for(tmp_path: Path) -> N
         return sum(await gather(step(1), step(2)))
 
     async with running(tmp_path, [steps]) as service:
-        for _ in range(2):  # the first round makes what is kept
+        for _ in range(2):  # the first round fills the caches
             gc.collect()
             gc.disable()
             try:

@@ -1,6 +1,6 @@
-"""What becomes of a run the process kept dying under, in the service that starts again.
+"""A run during which the process kept dying, in the service that starts again.
 
-Deaths are made in the journal here; `tests/faults/test_process_death.py` has real ones.
+Deaths are simulated in the journal here; `tests/faults/test_process_death.py` has real ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from turnout.service.telemetry.metrics import Metrics
 
 done: list[str] = []
 stops: dict[str, asyncio.Event] = {}
-"""What was really done; where to stop, and wait to be let go on."""
+"""What the functions did; where they stop until the event is set."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def make_flow(**more: Any) -> Flow[..., Any]:
 
 
 async def killed(folder: Path, *, times: int = 4, **run: Any) -> str:
-    """Leave a run of `trip` under which the process died `times` times and that runs now."""
+    """Leave a running run of `trip` during which the process died `times` times."""
     journal = await open_journal(
         folder, metrics=Metrics(), max_unfinished_runs=100, min_free_bytes=0
     )
@@ -94,7 +94,7 @@ async def ended(service: Running, run_id: str) -> Run:
 
 
 @pytest.mark.parametrize("hook", [tell, None])
-async def test_it_is_told_of_and_a_dead_letter(tmp_path: Path, hook: Any) -> None:
+async def test_its_failure_hook_runs_and_it_is_a_dead_letter(tmp_path: Path, hook: Any) -> None:
     run_id = await killed(tmp_path)
     async with running(tmp_path, [make_flow(on_failure=hook)]) as service:
         run = await ended(service, run_id)
@@ -121,7 +121,7 @@ async def test_it_replays_as_a_new_run(tmp_path: Path) -> None:
         assert done == ["tell process_died", "ran e1"]
 
 
-async def test_without_its_flow_it_is_a_dead_letter_all_the_same(tmp_path: Path) -> None:
+async def test_without_its_flow_it_is_a_dead_letter_too(tmp_path: Path) -> None:
     run_id = await killed(tmp_path)
     async with running(tmp_path, []) as service:
         assert is_dead(await service.run(run_id))
@@ -169,7 +169,7 @@ async def _die(folder: Path, run_id: str) -> None:
 
 
 @pytest.mark.parametrize("on_dead", ["continue", "block"])
-async def test_its_key_goes_on_behind_its_ending_unless_it_blocks(
+async def test_its_key_is_released_after_its_ending_unless_it_blocks(
     tmp_path: Path, on_dead: Any
 ) -> None:
     run_id = await killed(tmp_path, order_key="k")
@@ -192,7 +192,7 @@ async def test_its_key_goes_on_behind_its_ending_unless_it_blocks(
         assert done[0] == "tell process_died" and len(done) == 2
 
 
-async def test_cancelled_while_it_is_told_of(tmp_path: Path) -> None:
+async def test_cancelled_during_its_failure_hook(tmp_path: Path) -> None:
     run_id = await killed(tmp_path)
     stops["tell process_died"] = asyncio.Event()
     async with running(tmp_path, [make_flow()]) as service:
@@ -210,7 +210,7 @@ async def test_cancelled_while_it_is_told_of(tmp_path: Path) -> None:
         assert done[0] == "tell process_died" and done[2:] == ["ran e1"]
 
 
-async def test_stopped_and_reloaded_while_it_is_told_of(tmp_path: Path) -> None:
+async def test_stopped_and_reloaded_during_its_failure_hook(tmp_path: Path) -> None:
     run_id = await killed(tmp_path)
     stops["tell process_died"] = asyncio.Event()
 
@@ -219,7 +219,7 @@ async def test_stopped_and_reloaded_while_it_is_told_of(tmp_path: Path) -> None:
 
     async with running(tmp_path, [make_flow()], grace=timedelta(milliseconds=20)) as service:
         await eventually(told)
-        await service.process.reload(Project.of([]))  # it goes on with the code it began
+        await service.process.reload(Project.of([]))  # it keeps the code it began with
         assert (await service.run(run_id)).state is RunState.RUNNING
     stops["tell process_died"].set()
     async with running(tmp_path, [make_flow()]) as service:
@@ -228,7 +228,7 @@ async def test_stopped_and_reloaded_while_it_is_told_of(tmp_path: Path) -> None:
     assert done == ["tell process_died"] * 2
 
 
-async def test_a_parent_hears_of_it_and_its_own_children_are_cancelled(tmp_path: Path) -> None:
+async def test_its_parent_gets_the_error_and_its_children_are_cancelled(tmp_path: Path) -> None:
     begun = asyncio.Event()
 
     @flow
@@ -266,7 +266,7 @@ async def test_a_parent_hears_of_it_and_its_own_children_are_cancelled(tmp_path:
     assert done == ["give back middle"]
 
 
-async def test_an_isolated_run_of_a_paused_flow_keeps_no_other_from_running(tmp_path: Path) -> None:
+async def test_an_isolated_run_of_a_paused_flow_blocks_no_other(tmp_path: Path) -> None:
     journal = await open_journal(
         tmp_path, metrics=Metrics(), max_unfinished_runs=100, min_free_bytes=0
     )

@@ -1,4 +1,4 @@
-"""A queue hands out every run once, in arrival order per key, whatever does not fit in memory."""
+"""A queue hands out every run once, in arrival order per key, also if it does not fit in memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_lane_is_idle_only_when_nothing_older_waits() -> None:
     assert not queue.idle
 
 
-def test_rows_beyond_the_window_stay_in_memory_while_it_lasts_and_give_it_back() -> None:
+def test_rows_beyond_the_window_stay_in_memory_within_its_bound_and_release_it() -> None:
     queue = fresh(memory=10_000)
     for seq in range(1, WINDOW * 2):
         queue.enqueue(queued(seq))
@@ -73,12 +73,12 @@ def test_a_run_that_arrives_while_the_journal_is_read_comes_once() -> None:
     epoch = queue.start_reading()
     queue.enqueue(queued(1))
     queue.finish_reading([queued(1)], more=False, epoch=epoch)
-    assert queue.unread  # it may have come after the read: look once more
+    assert queue.unread  # it may have been inserted after the read: read once more
     queue.finish_reading([], more=False, epoch=queue.start_reading())
     assert [run.seq for run in queue.window] == [1]
 
 
-def test_a_parked_run_is_ready_when_its_key_is_free_and_blocks_no_other() -> None:
+def test_a_blocked_run_is_woken_when_its_key_is_free_and_blocks_no_other() -> None:
     queue = fresh()
     queue.block(queued(1, "x"), ("order", "x"))
     queue.block(queued(2, "x"), ("order", "x"))
@@ -90,7 +90,7 @@ def test_a_parked_run_is_ready_when_its_key_is_free_and_blocks_no_other() -> Non
     assert not queue.has_blocked("x", None)
 
 
-def test_a_run_that_was_called_in_vain_waits_in_its_place() -> None:
+def test_a_woken_run_that_is_blocked_again_keeps_its_place() -> None:
     queue = fresh()
     key: Key = ("order", "x")
     for seq in range(1, WINDOW + 2):
@@ -103,7 +103,7 @@ def test_a_run_that_was_called_in_vain_waits_in_its_place() -> None:
     assert [run.seq for run in queue.woken] == [1, 2, 3]
 
 
-def test_parked_runs_beyond_the_bound_are_wanted_from_the_journal() -> None:
+def test_blocked_runs_beyond_the_bound_are_evicted_and_their_wakeups_pend() -> None:
     queue = fresh()
     for seq in range(1, WINDOW + 2):
         queue.enqueue(queued(seq, "x"))
@@ -111,7 +111,7 @@ def test_parked_runs_beyond_the_bound_are_wanted_from_the_journal() -> None:
     assert queue.blocked_count == WINDOW
     for _ in range(WINDOW):
         queue.wake_next(("order", "x"))
-    assert queue.has_blocked("x", None)  # the one that was dropped
+    assert queue.has_blocked("x", None)  # the evicted one
     queue.wake_next(("order", "x"))
     assert queue.pending_wakeups.pop(("order", "x")) == 1
     assert queue.has_blocked("x", None)  # while it is read, nothing newer may overtake it
@@ -120,7 +120,7 @@ def test_parked_runs_beyond_the_bound_are_wanted_from_the_journal() -> None:
     assert not queue.has_blocked("x", None)
 
 
-def test_a_spilled_key_is_read_for_all_that_may_run_up_to_the_window() -> None:
+def test_an_evicted_key_is_read_for_every_pending_wakeup_up_to_the_window() -> None:
     queue = fresh()
     key: Key = ("limit", "x")
     for seq in range(1, WINDOW + 5):
@@ -130,8 +130,10 @@ def test_a_spilled_key_is_read_for_all_that_may_run_up_to_the_window() -> None:
     for _ in range(WINDOW + 1):
         queue.wake_next(key)
     free = queue.pending_wakeups.pop(key)
-    queue.wake_next(key)  # while the journal is read
-    rows = [queued(seq) for seq in range(WINDOW + 1, WINDOW + 7)]  # two are to come
+    queue.wake_next(key)  # during the read
+    rows = [
+        queued(seq) for seq in range(WINDOW + 1, WINDOW + 7)
+    ]  # the last two belong to the window
     queue.finish_fetching(key, rows, more=True, wakeups=free)
     assert [run.seq for run in queue.woken] == list(range(1, WINDOW + 3))
     assert [run.seq for run in queue.rows()] == [
@@ -140,10 +142,10 @@ def test_a_spilled_key_is_read_for_all_that_may_run_up_to_the_window() -> None:
     assert not queue.pending_wakeups
     for _ in range(2):
         queue.wake_next(key)
-    assert not queue.has_blocked(None, "x"), "those to come are no more than waited for"
+    assert not queue.has_blocked(None, "x"), "runs of the window do not block the key"
 
 
-def test_what_was_read_before_everything_was_forgotten_does_not_count() -> None:
+def test_rows_read_before_a_clear_are_ignored() -> None:
     queue = fresh()
     epoch = queue.start_reading()
     queue.clear()
@@ -153,7 +155,7 @@ def test_what_was_read_before_everything_was_forgotten_does_not_count() -> None:
     assert queue.cursor == 0
 
 
-def test_due_and_queued_runs_take_turns_and_what_was_called_goes_first_in_its_own() -> None:
+def test_due_and_queued_runs_take_turns_and_woken_ones_go_first_of_their_kind() -> None:
     queue = fresh()
     for seq in (1, 2, 3):
         queue.enqueue(queued(seq))
@@ -165,7 +167,7 @@ def test_due_and_queued_runs_take_turns_and_what_was_called_goes_first_in_its_ow
     assert queue.empty
 
 
-def test_due_and_queued_runs_take_turns_at_a_limit_and_due_ones_never_spill() -> None:
+def test_due_and_queued_runs_take_turns_at_a_limit_and_due_ones_are_never_evicted() -> None:
     key: Key = ("limit", "x")
     queue = fresh()
     for seq in range(1, WINDOW + 2):

@@ -1,4 +1,4 @@
-"""Runs with an ordering key and a limit keep both, in whatever order they come to wait."""
+"""Runs with an ordering key and a limit key keep to both, whichever blocks them first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from turnout.service.journal.records import Queued
 
 
 class Seen:
-    """A flow that notes its starts and goes on when its run's gate opens."""
+    """Records the starts of runs; each run ends when its gate is opened."""
 
     def __init__(self) -> None:
         self.started: list[int] = []
@@ -85,7 +85,7 @@ async def test_a_run_that_waits_for_a_limit_is_not_overtaken_on_its_ordering_key
     assert [number for number in seen.started if number in (2, 3)] == [2, 3]
 
 
-async def test_a_place_of_a_limit_goes_on_past_a_cancelled_run_that_lost_its_ordering_key(
+async def test_a_limit_passes_over_a_cancelled_run_that_lost_its_ordering_key(
     tmp_path: Path,
 ) -> None:
     seen = Seen()
@@ -101,7 +101,7 @@ async def test_a_place_of_a_limit_goes_on_past_a_cancelled_run_that_lost_its_ord
     assert seen.started == [0, 2, 3]
 
 
-async def test_an_older_run_that_is_retried_and_one_that_has_its_key_do_not_wait_for_each_other(
+async def test_a_retried_older_run_and_the_holder_of_its_key_do_not_deadlock(
     tmp_path: Path,
 ) -> None:
     seen = Seen()
@@ -122,7 +122,7 @@ async def test_an_older_run_that_is_retried_and_one_that_has_its_key_do_not_wait
     assert seen.started == [0, 1, 0, 2]
 
 
-async def test_a_cancelled_run_keeps_no_key_when_its_queue_is_read_afresh(tmp_path: Path) -> None:
+async def test_a_cancelled_run_holds_no_key_after_its_queue_is_reread(tmp_path: Path) -> None:
     seen = Seen()
     async with running(tmp_path, [one_at_once(seen)]) as service:
         seen.gate(0).set()
@@ -137,14 +137,14 @@ async def test_a_cancelled_run_keeps_no_key_when_its_queue_is_read_afresh(tmp_pa
         await eventually(has_its_key)
         await service.process.operator.cancel(cancelled)
         await send(service, (3, "x"))
-        await eventually(has_its_key)  # it is asked for once more, as it is still in memory
+        await eventually(has_its_key)  # it takes the key again, since it is still in memory
         await service.process.operator.retry(done)
         seen.open(4)
         await service.all_finished()
     assert seen.started == [0, 1, 0, 3]
 
 
-async def test_keys_that_spill_by_order_and_by_limit_lose_and_double_nothing(
+async def test_keys_evicted_by_order_and_by_limit_lose_and_duplicate_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "WINDOW", 4)
@@ -162,29 +162,29 @@ async def test_keys_that_spill_by_order_and_by_limit_lose_and_double_nothing(
         assert started == sorted(started)
 
 
-async def test_a_run_that_is_due_before_its_attempt_is_over_has_its_turn(tmp_path: Path) -> None:
-    """Its outcome is on disk, and read there, a moment before its key is kept for it."""
+async def test_a_run_that_is_due_before_its_attempt_has_ended_starts(tmp_path: Path) -> None:
+    """Its outcome is on disk, and read as due, before its key is kept for it."""
     seen = Seen()
     async with running(tmp_path, [ordered_and_limited(seen)]) as service:
         await send(service, (0, "x", "A"))
         await seen.until(0)
-        lines = service.process.dispatcher._scheduler
+        scheduler = service.process.dispatcher._scheduler
         again = Queued(
             seq=1, flow="both", order_key="x", limit_key="B", due_at=None, isolated=False
         )
-        lines.add_due(again, lines.queue("both"))
-        assert lines.choose() == [], "its attempt holds the key"
-        lines.release("both", "x", "A", isolated=False, keep_order_for=1)
-        assert lines.choose() == [again]
-        lines.release("both", "x", "B", isolated=False)
+        scheduler.add_due(again, scheduler.queue("both"))
+        assert scheduler.choose() == [], "its attempt holds the key"
+        scheduler.release("both", "x", "A", isolated=False, keep_order_for=1)
+        assert scheduler.choose() == [again]
+        scheduler.release("both", "x", "B", isolated=False)
         service.process.dispatcher._admission.retake("both", "A", isolated=False)
         seen.open(1)
 
 
-async def test_a_key_is_kept_for_a_run_that_ran_while_keys_were_read(
+async def test_a_key_is_held_for_a_run_that_ran_while_keys_were_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the journal said of it while it ran is no longer so when the answer is there."""
+    """The answer read while it ran is stale when it arrives."""
 
     @flow(ordered_by=lambda event: "x", retry=retry(5, delay="50ms", factor=1000, jitter=False))
     async def fails(event: Event) -> None:
@@ -213,7 +213,7 @@ async def test_a_key_is_kept_for_a_run_that_ran_while_keys_were_read(
         assert await has_failed(2)
 
 
-async def test_a_key_is_not_kept_for_a_run_that_ended_while_keys_were_read(
+async def test_a_key_is_not_held_for_a_run_that_ended_while_keys_were_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @flow(ordered_by=lambda event: "x", retry=retry(1, delay="50ms", jitter=False))

@@ -24,7 +24,7 @@ POLICY = retry(1000, delay=DELAY, factor=1, jitter=False)
 
 
 class Tries:
-    """Notes every start and its kind; a run is never content, until `enough`."""
+    """Counts first and later tries; every run asks for a retry until `enough`."""
 
     def __init__(self) -> None:
         self.first = self.again = 0
@@ -90,7 +90,7 @@ def by_slots(tries: Tries) -> Any:
 async def test_neither_retries_nor_first_tries_starve(tmp_path: Path, make: Any) -> None:
     tries = Tries()
     async with running(tmp_path, [make(tries)], concurrency=1) as service:
-        service.process.dispatcher._scheduler._memory.left = 0  # as behind a large backlog
+        service.process.dispatcher._scheduler._memory.left = 0  # as with a large backlog
         for number in range(RUNS):
             await service.send(number)
         await service.all_finished()

@@ -1,4 +1,4 @@
-"""Slots, keys and isolated runs are counted so that nothing overtakes and nothing is lost."""
+"""Slots, keys and isolated runs are counted: nothing overtakes, nothing is lost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_key_limit_counts_each_key_apart() -> None:
     assert slots.admit("bill", None, "b", 3, False) is None
 
 
-def test_a_blocked_head_keeps_its_ordering_key_so_that_nothing_overtakes() -> None:
+def test_a_blocked_run_keeps_its_ordering_key_so_that_nothing_overtakes() -> None:
     slots = admission(1, bill=None)
     assert slots.admit("bill", "x", None, 1, False) is None
     slots.release("bill", "x", None, isolated=False, keep_order_for=1)  # retrying
@@ -52,7 +52,7 @@ def test_a_blocked_head_keeps_its_ordering_key_so_that_nothing_overtakes() -> No
     assert slots.admit("bill", "x", None, 6, False) is None
 
 
-def test_an_unwritten_run_never_shares_a_key_that_is_running_and_holds_none_in_vain() -> None:
+def test_an_unwritten_run_never_shares_a_key_and_holds_none_without_a_slot() -> None:
     slots = admission(2, bill=None)
     assert slots.admit("bill", "x", None, UNWRITTEN, False) is None
     assert slots.admit("bill", "x", None, UNWRITTEN, False) is Block.ORDER
@@ -71,7 +71,7 @@ def test_isolated_runs_run_one_at_a_time_over_all_flows() -> None:
     assert slots.admit("load", None, None, 2, True) is None
 
 
-def test_a_cancelled_waiting_run_lets_its_key_go_only_if_it_holds_it() -> None:
+def test_a_cancelled_waiting_run_releases_its_key_only_if_it_holds_it() -> None:
     slots = admission(10, bill=None)
     slots.hold_key("bill", "x", 7)
     assert not slots.release_key("bill", "x", 8)
@@ -80,7 +80,7 @@ def test_a_cancelled_waiting_run_lets_its_key_go_only_if_it_holds_it() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.booleans())))
-def test_whatever_comes_bounds_hold_and_slots_come_back(
+def test_bounds_hold_and_slots_are_released_in_any_order(
     steps: list[tuple[str, str, bool]],
 ) -> None:
     slots = admission(3, a=limit(2), b=limit(1, per=lambda event: event.id))
