@@ -1,4 +1,4 @@
-"""Whatever is done to a service, in whatever order: every run has its turn, once, in its order."""
+"""A random service fuzzer: every run starts once, in its order, whatever is done to the service."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from turnout.service.dispatch import scheduling
 
 @pytest.mark.full  # a seed in fifty still finds a fault: no check of every change yet
 @pytest.mark.timeout(900)
-async def test_whatever_is_done_to_a_service_every_run_has_its_turn_once(
+async def test_every_run_starts_once_and_in_order_under_random_actions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, full: bool, say: Say
 ) -> None:
     first, count = (seed, 300) if full else (0, 6)
@@ -26,17 +26,17 @@ async def test_whatever_is_done_to_a_service_every_run_has_its_turn_once(
             await play(number, tmp_path / str(number))
 
 
-async def test_a_key_that_is_given_back_too_early_is_found(
+async def test_the_fuzzer_finds_a_key_that_is_released_too_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The negative control: keys are given back while their runs go on."""
+    """The negative control: keys are released while their runs are unfinished."""
     shrink_bounds(monkeypatch, random.Random(1))
     release = scheduling.Scheduler.release
 
-    def too_much(self: scheduling.Scheduler, *args: Any, **more: Any) -> None:
+    def release_all(self: scheduling.Scheduler, *args: Any, **more: Any) -> None:
         release(self, *args, **{**more, "keep_order_for": None})
 
-    monkeypatch.setattr(scheduling.Scheduler, "release", too_much)
+    monkeypatch.setattr(scheduling.Scheduler, "release", release_all)
     with pytest.raises(BaseException) as caught:
         for number in range(5):
             await play(number, tmp_path / str(number))

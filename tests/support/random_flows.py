@@ -1,4 +1,4 @@
-"""Flows of every policy whose events say what to do, and a ledger of what their runs did."""
+"""Flows of every policy whose events say what to do, and a checker of every start of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ go = event("go")
 
 @dataclass(frozen=True)
 class Kind:
-    """The policy of a flow of the world; its limit's count changes over time."""
+    """The policy of a fuzzed flow; the count of its limit changes over time."""
 
     ordered: bool = False
     limited: Literal["", "flow", "key"] = ""
@@ -44,15 +44,15 @@ KINDS = {
 
 
 @dataclass
-class Ledger:
-    """What the flows' functions did, and what they saw that must not be."""
+class StartChecker:
+    """Checks each start of a run against order and limits; `violations` lists what was wrong."""
 
     slots: int
-    life: int = 0
+    process_number: int = 0
     attempts: int = 0
-    wrong: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    inside: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    running: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     started: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     open: dict[tuple[str, str], str] = field(default_factory=dict)
     ends: Counter[str] = field(default_factory=Counter)
@@ -63,9 +63,9 @@ class Ledger:
 
     @contextmanager
     def attempt(self, kind: str, data: dict[str, Any]) -> Iterator[None]:
-        """Note an attempt from its first line to its last."""
+        """Record an attempt from its first line to its last."""
         view = current().run
-        run_id, life = view.id, self.life
+        run_id, process_number = view.id, self.process_number
         with self.lock:
             self._enter(run_id, kind, data)
         final = False
@@ -79,34 +79,36 @@ class Ledger:
             raise
         finally:
             with self.lock:
-                if life == self.life:
-                    self.inside.pop(run_id, None)
+                if process_number == self.process_number:
+                    self.running.pop(run_id, None)
                     key = (kind, data["k"])
                     if final and self.open.get(key) == run_id:
                         del self.open[key]
 
     def _enter(self, run_id: str, kind: str, data: dict[str, Any]) -> None:
         self.attempts += 1
-        if run_id in self.inside:
-            self.wrong.append(f"two attempts at once of {kind} {data}")
-        policy, inside = KINDS[kind], list(self.inside.values())
-        self.inside[run_id] = (kind, data)
-        if len(inside) >= self.slots:
-            self.wrong.append(f"{len(inside) + 1} run in {self.slots} slots")
-        same = [other for name, other in inside if name == kind]
+        if run_id in self.running:
+            self.violations.append(f"two attempts at once of {kind} {data}")
+        policy, running = KINDS[kind], list(self.running.values())
+        self.running[run_id] = (kind, data)
+        if len(running) >= self.slots:
+            self.violations.append(f"{len(running) + 1} run in {self.slots} slots")
+        same = [other for name, other in running if name == kind]
         if policy.limited == "key":
             same = [other for other in same if other["l"] == data["l"]]
         if policy.limited and len(same) >= self.counts[kind]:
-            self.wrong.append(f"{len(same) + 1} of {kind} {data}, limit {self.counts[kind]}")
+            self.violations.append(f"{len(same) + 1} of {kind} {data}, limit {self.counts[kind]}")
         if not policy.ordered:
             return
         key = (kind, data["k"])
-        if any(name == kind and other["k"] == data["k"] for name, other in inside):
-            self.wrong.append(f"two at once of the key {key}")
+        if any(name == kind and other["k"] == data["k"] for name, other in running):
+            self.violations.append(f"two at once of the key {key}")
         holder = self.open.get(key, run_id)
         excused = holder in self.touched | self.dropped or key in self.disordered or kind == "child"
         if holder != run_id and not excused:
-            self.wrong.append(f"{kind} {run_id} {data} overtook the holder of its key {holder}")
+            self.violations.append(
+                f"{kind} {run_id} {data} overtook the holder of its key {holder}"
+            )
         self.open[key] = run_id
         started = self.started.setdefault(key, [])
         if run_id not in started:
@@ -114,11 +116,11 @@ class Ledger:
 
 
 async def act(data: dict[str, Any]) -> None:
-    """Do what an event asks for, as an async flow."""
+    """Do what an event asks, in an async flow."""
     match data["do"]:
         case "slow":
             await asyncio.sleep(data["n"] % 7 / 1000)
-        case "linger":  # a cancel takes a while
+        case "linger":  # its cancel takes a while
             try:
                 await asyncio.sleep(0.004)
             finally:
@@ -128,16 +130,16 @@ async def act(data: dict[str, Any]) -> None:
         case "again" if current().attempt <= data["times"]:
             await asyncio.sleep(0)
             raise OSError("later")
-        case "nap":
+        case "sleep":
             await sleep(timedelta(milliseconds=data["n"] % 9))
             await sleep(timedelta(milliseconds=data["n"] % 4))
-        case "hear":
+        case "wait":
             with suppress(TimeoutError):
                 await wait_for(go, match={"n": data["n"]}, timeout="60ms")
 
 
 def act_in_thread(data: dict[str, Any]) -> None:
-    """Do what an event asks for, as a `def` flow."""
+    """Do what an event asks, in a `def` flow."""
     match data["do"]:
         case "slow" | "linger":
             time.sleep(data["n"] % 7 / 1000)

@@ -1,8 +1,8 @@
-"""A service under random hands: what senders, operators, authors and power cuts do to it.
+"""A random service fuzzer with a start-order checker.
 
-Each start of a run is checked as it happens; at the end nothing waits, every run came to the end
-its event asked for, and no count is left. The bounds of the dispatcher are small, so that a few
-runs spill, park and are read again.
+It does what senders, operators, authors and power cuts do. Each start of a run is checked at once;
+at the end no run waits, every run has the outcome its event asked for, and every counter is back
+to zero. The bounds of the dispatcher are small, so that a few runs are blocked, evicted and reread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.random_flows import KINDS, RETRIES, Ledger, act, act_in_thread, go
+from tests.support.random_flows import KINDS, RETRIES, StartChecker, act, act_in_thread, go
 from tests.support.running import PATIENCE_SECONDS, eventually, make_event
 from turnout import flow, limit, retry, webhook
 from turnout.service.app.process import Process
@@ -36,7 +36,7 @@ from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Metrics
 
 MEMORY_BYTES = 6000
-MOST_CRASHES = 4  # one more, and a run that always ran would be a dead letter
+MAX_CRASHES = 4  # with one more, a run that always ran would be a dead letter
 
 
 class PowerCut(Exception):
@@ -44,7 +44,7 @@ class PowerCut(Exception):
 
 
 def shrink_bounds(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
-    """Have a few runs fill every bound of the dispatcher."""
+    """Make the bounds of the dispatcher small enough for a few runs to fill them."""
     window = rng.choice([4, 8, 16])
     monkeypatch.setattr(queue, "WINDOW", window)
     monkeypatch.setattr(scheduling, "WINDOW", window)
@@ -59,7 +59,7 @@ def shrink_bounds(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
 
 @dataclass(frozen=True)
 class Shape:
-    """A flow as the project has it now."""
+    """A flow as the project declares it now."""
 
     name: str
     was: str | None = None
@@ -67,35 +67,35 @@ class Shape:
     served: bool = True
 
 
-class World:
-    """A service, its flows as they are now, and who works on it."""
+class ServiceFuzzer:
+    """A service, its flows as they are now, and the random actions on it."""
 
     def __init__(self, seed: int, folder: Path, tasks: asyncio.TaskGroup) -> None:
         self.rng = random.Random(seed)
         self.folder = folder
-        self.ledger = Ledger(slots=self.rng.randint(1, 6))
+        self.checker = StartChecker(slots=self.rng.randint(1, 6))
         self.shapes = {kind: Shape(kind, count=self.rng.randint(1, 3)) for kind in KINDS}
         self.grace = timedelta(seconds=self.rng.choice([0.01, 2]))
         self.number = self.crashes = 0
         self.asked: dict[str, dict[str, Any]] = {}
         self.process: Process
-        self.life: asyncio.Task[None]
+        self.serving: asyncio.Task[None]
         self.end: asyncio.Future[bool]
         self.group = tasks
         self.tasks: set[asyncio.Task[None]] = set()
-        self.did: list[str] = []
+        self.actions: list[str] = []
 
     # ------------------------------------------------------------ flows
 
     def flows(self) -> list[Flow[..., Any]]:
-        """Return the project's flows as their files say now."""
+        """Return the flows of the project as declared now."""
         made = {kind: self._flow(kind) for kind in KINDS if kind != "parent"}
         made["parent"] = self._parent(made["child"])
         return [made[kind] for kind in KINDS if self.shapes[kind].served]
 
     def _declared(self, kind: str) -> Any:
         shape, policy = self.shapes[kind], KINDS[kind]
-        self.ledger.counts[kind] = max(shape.count, self.ledger.counts.get(kind, 0))
+        self.checker.counts[kind] = max(shape.count, self.checker.counts.get(kind, 0))
         concurrency: Any = None
         if policy.limited == "flow":
             concurrency = limit(shape.count)
@@ -113,12 +113,12 @@ class World:
         )
 
     def _flow(self, kind: str) -> Flow[..., Any]:
-        ledger = self.ledger
+        checker = self.checker
 
         if KINDS[kind].threaded:
 
             def work(event: Event) -> None:
-                with ledger.attempt(kind, event.data):
+                with checker.attempt(kind, event.data):
                     act_in_thread(event.data)
 
             return self._declared(kind)(work)  # type: ignore[no-any-return]
@@ -126,42 +126,42 @@ class World:
         if kind == "child":
 
             async def child(data: dict[str, Any]) -> None:
-                with ledger.attempt(kind, data):
+                with checker.attempt(kind, data):
                     await act(data)
 
             return self._declared(kind)(child)  # type: ignore[no-any-return]
 
         async def works(event: Event) -> None:
-            with ledger.attempt(kind, event.data):
+            with checker.attempt(kind, event.data):
                 await act(event.data)
 
         return self._declared(kind)(works)  # type: ignore[no-any-return]
 
     def _parent(self, child: Flow[..., Any]) -> Flow[..., Any]:
-        ledger = self.ledger
+        checker = self.checker
 
         async def parent(event: Event) -> None:
-            with ledger.attempt("parent", event.data):
+            with checker.attempt("parent", event.data):
                 await child(event.data)
 
         return self._declared("parent")(parent)  # type: ignore[no-any-return]
 
-    # ------------------------------------------------------------ life
+    # ------------------------------------------------------------ process
 
     async def start(self) -> None:
         """Start a process on the journal."""
-        with self.ledger.lock:
-            self.ledger.life += 1
-            self.ledger.inside.clear()
+        with self.checker.lock:
+            self.checker.process_number += 1
+            self.checker.running.clear()
         loop = asyncio.get_running_loop()
         self.end = loop.create_future()
         ready = loop.create_future()
-        self.life = self.group.create_task(self._live(ready))
-        await asyncio.wait([ready, self.life], return_when=asyncio.FIRST_COMPLETED)
-        self.look()
+        self.serving = self.group.create_task(self._serve(ready))
+        await asyncio.wait([ready, self.serving], return_when=asyncio.FIRST_COMPLETED)
+        self.check_alive()
 
-    async def _live(self, ready: asyncio.Future[None]) -> None:
-        chosen: dict[str, Any] = {"concurrency": self.ledger.slots, "grace": self.grace}
+    async def _serve(self, ready: asyncio.Future[None]) -> None:
+        chosen: dict[str, Any] = {"concurrency": self.checker.slots, "grace": self.grace}
         settings = Settings(data=self.folder, min_free_bytes=0, **chosen)
         metrics = Metrics()
         try:
@@ -184,26 +184,26 @@ class World:
         except* PowerCut:
             pass
 
-    def look(self) -> None:
-        """Fail if something is wrong, or the service has ended by itself."""
-        assert not self.ledger.wrong, "; ".join(self.ledger.wrong)
-        assert not self.life.done(), "the service has ended"
+    def check_alive(self) -> None:
+        """Fail on a violation, or if the service has ended by itself."""
+        assert not self.checker.violations, "; ".join(self.checker.violations)
+        assert not self.serving.done(), "the service has ended"
 
     async def stop(self, *, cut: bool) -> None:
-        """End the process, by a power cut or as SIGTERM does."""
-        self.look()
+        """End the process, by a power cut or as on SIGTERM."""
+        self.check_alive()
         for task in list(self.tasks):
             task.cancel()
             await asyncio.wait([task])
         self.end.set_result(cut)
-        await self.life
+        await self.serving
 
-    # ------------------------------------------------------------ what happens
+    # ------------------------------------------------------------ actions
 
     def data(self) -> dict[str, Any]:
-        """Return what an event asks for."""
+        """Return random event data: what the run does."""
         self.number += 1
-        does = ["end"] * 3 + ["slow"] * 4 + ["linger", "fail", "again", "again", "nap", "hear"]
+        does = ["end"] * 3 + ["slow"] * 4 + ["linger", "fail", "again", "again", "sleep", "wait"]
         return {
             "n": self.number,
             "k": self.rng.choice("abc"),
@@ -213,7 +213,7 @@ class World:
         }
 
     async def send(self, kind: str = "") -> None:
-        """Emit a batch, of which some may have come before."""
+        """Emit a batch, partly of duplicates."""
         kind = kind or self.rng.choice([*KINDS, "many"])
         emitter = self.process.emitters.get(f"webhook:/{kind}")
         if emitter is None:
@@ -230,19 +230,19 @@ class World:
         with suppress(Overloaded):
             await emitter(batch)
 
-    async def say(self) -> None:
-        """Emit what a run may wait for."""
+    async def emit(self) -> None:
+        """Emit an event that a run may wait for."""
         number = self.rng.randint(1, self.number + 1)
         body = orjson.dumps({"n": number})
-        said = Event(
+        event = Event(
             id=mint_id(), source="/test", type="go", time=utc_now(), body=body, trigger="api",
             minted=True,
         )  # fmt: skip
         with suppress(Overloaded):
-            await self.process.operator.emit(said)
+            await self.process.operator.emit(event)
 
     async def operate(self) -> None:
-        """Do to some runs what an operator may do."""
+        """Run an operator command on some runs."""
         verb = self.rng.choice(["cancel", "cancel", "retry", "retry", "again", "drop", "replay"])
         state = {
             "cancel": self.rng.choice(["queued", "running", "retrying", "waiting"]),
@@ -259,10 +259,10 @@ class World:
 
     async def _operate(self, verb: str, run: Run) -> None:
         operator, kind = self.process.operator, self.kind_of(run)
-        with self.ledger.lock:
-            self.ledger.touched.add(run.id)
+        with self.checker.lock:
+            self.checker.touched.add(run.id)
             if run.order_key is not None and verb in ("retry", "again"):
-                self.ledger.disordered.add((kind, run.order_key))
+                self.checker.disordered.add((kind, run.order_key))
         with suppress(Refused, NotFound):
             if verb == "cancel":
                 await operator.cancel(run.id)
@@ -279,7 +279,7 @@ class World:
                 await operator.replay(run.event_id)
 
     async def is_served(self, event_id: str) -> bool:
-        """Whether all flows of an event are served under their names of now."""
+        """Whether all flows of an event are served, under their current names."""
         (stored,) = await self.process.journal.event(event_id)
         runs = [await self.process.journal.run(run_id) for run_id in stored.runs]
         names = self.process.project.flows
@@ -287,7 +287,7 @@ class World:
         return all(run is not None and run.flow in known for run in runs)
 
     def kind_of(self, run: Run) -> str:
-        """Return which of the flows a run is of, under whatever name."""
+        """Return the kind of a run's flow, under any of its names."""
         return run.flow.partition("_")[0]
 
     async def pause(self) -> None:
@@ -298,7 +298,7 @@ class World:
             await verb(name)
 
     def change(self) -> None:
-        """Change the flow files: names, limits, what is served."""
+        """Change the flow files: names, limits, served or not."""
         for kind in self.rng.sample(list(KINDS), k=self.rng.randint(0, 4)):
             shape = self.shapes[kind]
             change = self.rng.choice(["name", "name", "limit", "gone"])
@@ -316,21 +316,21 @@ class World:
                 self.shapes[kind] = Shape(name, shape.name, shape.count)
 
     async def reload(self) -> None:
-        """Serve the flow files as they are."""
+        """Reload the flow files."""
         await self.process.reload(Project.of(self.flows()))
 
     async def step(self) -> None:
-        """Let something happen, and not always wait for it."""
+        """Do one random action; wait for it half of the time."""
         chosen = self.rng.choices(
-            ["send", "say", "operate", "pause", "reload", "restart", "cut", "rest"],
+            ["send", "emit", "operate", "pause", "reload", "restart", "cut", "rest"],
             [40, 4, 14, 5, 6, 1, 2, 20],
         )[0]
-        self.did.append(chosen)
+        self.actions.append(chosen)
         if chosen == "rest":
             await asyncio.sleep(self.rng.random() / 50)
         elif chosen in ("restart", "cut"):
             if chosen == "cut":
-                if self.crashes == MOST_CRASHES:
+                if self.crashes == MAX_CRASHES:
                     return
                 self.crashes += 1
             await self.stop(cut=chosen == "cut")
@@ -339,14 +339,14 @@ class World:
             await self.start()
         elif chosen == "reload":
             self.change()
-            await self.reload()  # one after the other, as the program does
+            await self.reload()  # one at a time, as the program does
         else:
             task = self.group.create_task(getattr(self, chosen)())
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
             if self.rng.random() < 0.5:
-                await asyncio.wait([task, self.life], return_when=asyncio.FIRST_COMPLETED)
-        self.look()
+                await asyncio.wait([task, self.serving], return_when=asyncio.FIRST_COMPLETED)
+        self.check_alive()
 
     # ------------------------------------------------------------ the end
 
@@ -367,34 +367,34 @@ class World:
         await self.drained()
 
     async def drained(self) -> None:
-        """Wait until nothing is left to run, letting dead letters go that block."""
+        """Wait until no run is unfinished, dropping dead letters, which may block."""
 
         async def quiet() -> bool:
-            self.look()
+            self.check_alive()
             ended = not any(self.process.journal.counts()[0].values())
             dead = await self.process.journal.runs(Filter(dead=True, limit=1000))
             for run in dead:
-                self.ledger.dropped.add(run.id)
+                self.checker.dropped.add(run.id)
                 with suppress(Refused, NotFound):
                     await self.process.operator.drop(run.id)
             return ended and not dead  # in this order: the last run to end may be a dead letter
 
         loop, seen, since = asyncio.get_running_loop(), -1, 0.0
-        while not await quiet():  # as long as it takes, if only something starts now and then
-            if self.ledger.attempts != seen:
-                seen, since = self.ledger.attempts, loop.time()
+        while not await quiet():  # without a deadline as long as runs keep starting
+            if self.checker.attempts != seen:
+                seen, since = self.checker.attempts, loop.time()
             elif loop.time() - since > PATIENCE_SECONDS:
                 raise TimeoutError
             await asyncio.sleep(0.005)
 
     async def check(self) -> None:
-        """Fail unless every run came to the end it had to, and every count is back."""
+        """Fail unless every run has the right outcome and every counter is back to zero."""
         runs = await self.process.journal.runs(Filter(limit=100_000))
         by_id = {run.id: run for run in runs}
         for run in runs:
             assert run.state in FINISHED
-            kind, ends = self.kind_of(run), self.ledger.ends[run.id]
-            if run.id in self.ledger.touched or kind == "child":
+            kind, ends = self.kind_of(run), self.checker.ends[run.id]
+            if run.id in self.checker.touched or kind == "child":
                 continue
             if run.state is RunState.SUCCEEDED and not KINDS[kind].threaded:
                 assert 1 <= ends <= 1 + run.crashes, (run, ends)
@@ -403,56 +403,56 @@ class World:
                 fails = asked["do"] == "fail" or asked == {**asked, "do": "again", "times": 3}
                 assert (run.state is RunState.FAILED) is fails, (run, asked)
                 assert run.state in (RunState.FAILED, RunState.SUCCEEDED), run
-        for key, started in self.ledger.started.items():
-            seqs = [by_id[run_id].seq for run_id in started if run_id not in self.ledger.touched]
-            assert seqs == sorted(seqs) or key in self.ledger.disordered, (key, seqs)
+        for key, started in self.checker.started.items():
+            seqs = [by_id[run_id].seq for run_id in started if run_id not in self.checker.touched]
+            assert seqs == sorted(seqs) or key in self.checker.disordered, (key, seqs)
         await eventually(self._nothing_left)
 
     async def _nothing_left(self) -> bool:
         return not self.left()
 
     def left(self) -> dict[str, Any]:
-        """Return what the dispatcher still counts or holds."""
-        parts = self.process.dispatcher
-        lines, admission = parts._scheduler, parts._admission
+        """Return what the dispatcher still counts or holds, empty when it is idle."""
+        dispatching = self.process.dispatcher
+        scheduler, admission = dispatching._scheduler, dispatching._admission
         found: dict[str, Any] = {
             "slots": {name: held for name, held in admission.held_slots().items() if held},
-            "free": admission.free - self.ledger.slots,
-            "lined up": lines.known_due,
-            "memory": lines._memory.left - MEMORY_BYTES,
-            "attempts": parts.running,
+            "free": admission.free - self.checker.slots,
+            "known due": scheduler.known_due,
+            "memory": scheduler._memory.left - MEMORY_BYTES,
+            "attempts": dispatching.running,
         }
         for name, counts in admission._flows.items():
             found[f"{name} holds"] = {**counts.holders, **counts.by_key}
-        for line in {id(line): line for line in lines._queues.values()}.values():
-            found[f"the queue of {line.flow}"] = [
-                *(run.seq for run in line.rows()), *line.evicted, *line.pending_wakeups,
-                *filter(None, (line.arriving, line.starting, line.blocked_count)),
+        for each in {id(each): each for each in scheduler._queues.values()}.values():
+            found[f"the queue of {each.flow}"] = [
+                *(run.seq for run in each.rows()), *each.evicted, *each.pending_wakeups,
+                *filter(None, (each.arriving, each.starting, each.blocked_count)),
             ]  # fmt: skip
         return {what: value for what, value in found.items() if value}
 
 
 @asynccontextmanager
-async def world(seed: int, folder: Path) -> AsyncIterator[World]:
-    """Start a world, and end it whatever comes."""
+async def service_fuzzer(seed: int, folder: Path) -> AsyncIterator[ServiceFuzzer]:
+    """Start a service fuzzer, and stop it at the end."""
     async with asyncio.TaskGroup() as tasks:
-        made = World(seed, folder, tasks)
-        await made.start()
+        fuzzer = ServiceFuzzer(seed, folder, tasks)
+        await fuzzer.start()
         try:
-            yield made
+            yield fuzzer
         finally:
-            if not made.life.done():
-                made.ledger.wrong.clear()
-                await made.stop(cut=False)
+            if not fuzzer.serving.done():
+                fuzzer.checker.violations.clear()
+                await fuzzer.stop(cut=False)
 
 
 async def play(seed: int, folder: Path) -> None:
-    """Let a world of this seed happen, and check it."""
-    async with world(seed, folder) as made:
+    """Run the fuzzer with a seed, and check the service."""
+    async with service_fuzzer(seed, folder) as fuzzer:
         try:
-            for _ in range(made.rng.randint(20, 60)):
-                await made.step()
-            await made.finish()
-            await made.check()
+            for _ in range(fuzzer.rng.randint(20, 60)):
+                await fuzzer.step()
+            await fuzzer.finish()
+            await fuzzer.check()
         except TimeoutError:
-            raise AssertionError(f"it stands still: {made.left()}\n{made.did}") from None
+            raise AssertionError(f"no progress: {fuzzer.left()}\n{fuzzer.actions}") from None
