@@ -1,1 +1,1 @@
-"""What the service answers over HTTP: ingest, health, metrics, and the operators' API."""
+"""HTTP: the server, webhooks, health, metrics and the operators' API."""

@@ -1,9 +1,9 @@
-"""The page behind a signed link: one person answers one approval, once.
+"""The page behind a signed link, on which a person answers an approval once.
 
-Looking at it (GET) answers nothing, because mail programs open links by themselves; the answer is
-a POST of the page's form, or of JSON: `{"approve": true, "fields": {…}, "reason": "…"}`. The link
-is the permission: it needs no token, as `POST /api/runs/RUN/approve` does. Not here: making links
-(`governance.links`).
+GET shows the page and answers nothing, because mail programs open links by themselves. POST
+answers: the page's form, or JSON `{"approve": true, "fields": {…}, "reason": "…"}`. The link is
+the permission, so no token is needed, unlike for `POST /api/runs/RUN/approve`. Not here: making
+links (`governance.links`).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _HEADERS = {
 async def approve_run(service: ServiceOf, request: Request, run_id: str) -> Response:
     """Answer the approval a run waits for: the body is {"approve": true or false}.
 
-    More may stand in it: `fields` (what the flow asks for), `reason`, `by`, and `step` when the
-    run waits for several. 409 when nothing is open, 422 when the fields are not right.
+    It may also have `fields` (what the flow asks for), `reason`, `by`, and `step` if the run waits
+    for several approvals. 409 if no approval is open, 422 if the fields are invalid.
     """
     _, body = await read_request(request, service)
     run = await _answer(service, run_id, decode_json(body), by="api")
@@ -76,19 +76,19 @@ async def ask(service: ServiceOf, token: str) -> Response:
 
 @router.post("/{token}")
 async def answer(service: ServiceOf, request: Request, token: str) -> Response:
-    """Take the answer: 200, 404 for a false link, 410 for one that was used or has expired."""
+    """Take the answer: 200, 404 for an invalid link, 410 for a used or expired one."""
     question, run, _step = await _open(service, token)
     headers, body = await read_request(request, service)
     form = headers.get("content-type", [b""])[0].startswith(b"application/x-www-form-urlencoded")
-    said = _form(body) if form else decode_json(body)
+    answered = _form(body) if form else decode_json(body)
     used = UsedLink(question.digest, question.until)
     try:
-        await _answer(service, run.id, said, by="link", step=question.key, link=used)
-    except Refused as error:  # somebody else was faster
+        await _answer(service, run.id, answered, by="link", step=question.key, link=used)
+    except Refused as error:  # someone else answered first
         raise Expired(str(error)) from None
-    word = "approved" if said["approve"] else "rejected"
+    word = "approved" if answered["approve"] else "rejected"
     if form:
-        return _page(f"<h1>{word.capitalize()}</h1><p>Thank you; the run goes on.</p>")
+        return _page(f"<h1>{word.capitalize()}</h1><p>Thank you; the run resumes.</p>")
     return Response(
         documents.encode({"run": run.id, "answer": word}), media_type="application/json"
     )
@@ -97,23 +97,23 @@ async def answer(service: ServiceOf, request: Request, token: str) -> Response:
 async def _answer(
     service: Served,
     run_id: str,
-    said: Any,
+    answered: Any,
     *,
     by: str,
     step: str | None = None,
     link: UsedLink | None = None,
 ) -> Run:
-    if not isinstance(said, dict) or not isinstance(said.get("approve"), bool):
-        raise InvalidData('say {"approve": true} or {"approve": false}', field="approve")
-    step = step or said.get("step")
+    if not isinstance(answered, dict) or not isinstance(answered.get("approve"), bool):
+        raise InvalidData('send {"approve": true} or {"approve": false}', field="approve")
+    step = step or answered.get("step")
     if not isinstance(step, str | None):
-        raise InvalidData("a step is named by its key", field="step")
+        raise InvalidData("step is the key of a step", field="step")
     return await service.operator.answer(
         run_id,
-        approved=said["approve"],
-        fields=said.get("fields"),
-        reason=str(said.get("reason") or ""),
-        by=str(said.get("by") or by),
+        approved=answered["approve"],
+        fields=answered.get("fields"),
+        reason=str(answered.get("reason") or ""),
+        by=str(answered.get("by") or by),
         step=step,
         link=link,
     )
@@ -123,23 +123,23 @@ async def _open(service: Served, token: str) -> tuple[Question, Run, StepRecord]
     """Return the open question behind a link."""
     question = service.links.read(token, now=service.now())
     if await service.journal.is_used(question.digest):
-        raise Expired("this link was used already; ask for a new one")
+        raise Expired("this link has been used; ask for a new one")
     run = await service.journal.run(question.run_id)
     if run is None:
-        raise NotFound("the run behind this link is no longer kept")
+        raise NotFound("the run behind this link has been deleted")
     waits = await service.journal.waits(run.seq, question.key)
     for step in await service.journal.steps(run.seq):
         if step.key == question.key and waits and waits[0].answer is None:
             return question, run, step
-    raise Expired("this was answered already, or is no longer asked")
+    raise Expired("this approval was answered already, or is no longer open")
 
 
 def _form(body: bytes) -> dict[str, Any]:
-    said: dict[str, Any] = decode(body, "form")
-    said["approve"] = {"true": True, "false": False}.get(str(said.get("approve")))
-    if said.get("fields"):
-        said["fields"] = decode_json(str(said["fields"]).encode())
-    return said
+    answered: dict[str, Any] = decode(body, "form")
+    answered["approve"] = {"true": True, "false": False}.get(str(answered.get("approve")))
+    if answered.get("fields"):
+        answered["fields"] = decode_json(str(answered["fields"]).encode())
+    return answered
 
 
 def _page(content: str) -> Response:

@@ -1,7 +1,7 @@
-"""Whose request it is: the peer's address, or the one a trusted proxy gives for it.
+"""The address of a client: the peer's, or the one that a trusted proxy forwards.
 
-`TURNOUT_TRUSTED_PROXIES` names the proxies. What they say in `X-Forwarded-For` is believed from
-the right up to the first address that is none of theirs; what anybody else says is not. Pure.
+`TURNOUT_TRUSTED_PROXIES` names the proxies. Their `X-Forwarded-For` is read from the right up to
+the first address that is not a trusted proxy; other peers' is ignored. Pure.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ _IPV6_HOST_BITS = 64
 
 
 class Proxies:
-    """The proxies whose word is taken; raises `SetupError` for what is no address or network."""
+    """The trusted proxies; raises `SetupError` for what is not an address or network."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self._networks = _networks(addresses)
 
     def trusts(self, address: str) -> bool:
-        """Whether this is the address of a proxy of ours."""
+        """Whether this is the address of a trusted proxy."""
         if not self._networks:
             return False
         found = _read(address)
         return found is not None and any(found in network for network in self._networks)
 
     def client(self, peer: str | None, headers: Mapping[str, Sequence[bytes]]) -> str | None:
-        """Return the sender's address: the peer's, or what trusted proxies say it is."""
+        """Return the client's address: the peer's, or the one that trusted proxies forward."""
         if peer is None or not self._networks or not self.trusts(peer):
             return peer
         address = peer
@@ -42,8 +42,8 @@ class Proxies:
         return address
 
 
-def household(address: str) -> str:
-    """Return what one client is counted under: an IPv4 address, or the /64 of an IPv6 one."""
+def client_network(address: str) -> str:
+    """Return the network that counts as one client: an IPv4 address, or the /64 of an IPv6 one."""
     found = _read(address) if ":" in address else None
     if found is None:
         return address

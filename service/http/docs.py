@@ -1,7 +1,7 @@
-"""The API's own page at `/docs`: made here from the OpenAPI document, so it needs no other host.
+"""The API's documentation page at `/docs`, rendered from the OpenAPI document.
 
-Plain HTML without a script; works on a machine with no way out. Not here: trying calls from the
-browser (the page shows the curl line instead).
+Plain HTML without scripts or other hosts, so it works on a machine without internet access. The
+page shows a curl line for each call.
 """
 
 from __future__ import annotations

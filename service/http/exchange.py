@@ -1,8 +1,8 @@
-"""One request read and one reply sent, over ASGI: the bounds and the manners.
+"""Reading one request and sending one reply over ASGI, within bounds.
 
-A body is never read past its limit. A refusal that leaves a body unread closes the connection,
-but first reads a little of it away: closing with unread bytes resets the connection, and a reset
-may overtake the answer. Not here: routes (`ingest`), deadlines (`server`).
+A body is never read past its limit. A refusal that leaves a body unread closes the connection, but
+first reads and drops a little of it: closing with unread bytes resets the connection, and the
+reset may overtake the answer. Not here: routes (`ingest`), deadlines (`server`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 64 * 1024
-"""How long and how much of a refused body is read away."""
+"""How long and how much of a refused body is read and dropped."""
 
 _Header = tuple[bytes, bytes]
 _CONTENT_TYPES: Mapping[str, _Header] = {
@@ -39,11 +39,11 @@ _CLOSE = ("connection", "close")
 
 
 class TooLarge(Exception):
-    """Raised when a body is, or says it is, past its limit."""
+    """Raised when a body exceeds its limit or declares that it will."""
 
 
-class Gone(Exception):
-    """Raised when the sender hangs up in the middle of its request."""
+class Disconnected(Exception):
+    """Raised when the sender disconnects before its request is complete."""
 
 
 def by_name(headers: Iterable[_Header]) -> dict[str, list[bytes]]:
@@ -64,14 +64,14 @@ async def read_body(headers: Mapping[str, Sequence[bytes]], limit: int, receive:
     if declared is not None and _length(declared[0]) > limit:
         raise TooLarge
     chunks: list[bytes] = []
-    room = limit
+    left = limit
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Gone
+            raise Disconnected
         chunk: bytes = message.get("body", b"")
-        room -= len(chunk)
-        if room < 0:
+        left -= len(chunk)
+        if left < 0:
             raise TooLarge
         if not message.get("more_body", False):
             return b"".join((*chunks, chunk)) if chunks else chunk
@@ -79,7 +79,7 @@ async def read_body(headers: Mapping[str, Sequence[bytes]], limit: int, receive:
 
 
 def _length(declared: bytes) -> int:
-    """Return a declared length; what is no length is refused as any that is too long."""
+    """Return a declared length; an invalid one counts as too long."""
     return int(declared) if declared.isdigit() and len(declared) < 20 else 2**63
 
 
@@ -94,7 +94,7 @@ async def answer(reply: Reply, send: Send, *, with_body: bool = True) -> None:
 
 def _start(reply: Reply) -> Message:
     headers: list[_Header] = []
-    if reply.status != 204:  # which has neither (RFC 9110 section 8.6)
+    if reply.status != 204:  # 204 has neither header (RFC 9110 section 8.6)
         content_type = _CONTENT_TYPES.get(reply.content_type)
         if content_type is None:
             content_type = (b"content-type", reply.content_type.encode("latin-1"))
@@ -105,26 +105,26 @@ def _start(reply: Reply) -> Message:
 
 
 async def refuse(reply: Reply, scope: Scope, receive: Receive, send: Send) -> None:
-    """Refuse a request whose body is unread: answer, read a little away, close."""
+    """Refuse a request without reading its body: answer, drop a little of it, close."""
     if not _has_body(scope["headers"]):
         await answer(reply, send, with_body=scope["method"] != "HEAD")
         return
     await send(_start(replace(reply, headers=(*reply.headers, _CLOSE))))
     body = b"" if scope["method"] == "HEAD" else reply.body
     await send({"type": "http.response.body", "body": body, "more_body": True})
-    room = LINGER_BYTES
+    left = LINGER_BYTES
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):
-            while room > 0:
+            while left > 0:
                 message = await receive()
                 if message["type"] == "http.disconnect" or not message.get("more_body", False):
                     break
-                room -= len(message.get("body", b""))
+                left -= len(message.get("body", b""))
     await send({"type": "http.response.body", "body": b""})
 
 
 async def busy(send: Send, detail: str) -> None:
-    """Ask the sender to come back on another connection."""
+    """Ask the sender to retry on another connection."""
     reply = problem(503, detail, ("retry-after", "5"), _CLOSE)
     await send(_start(reply))
     await send({"type": "http.response.body", "body": reply.body})

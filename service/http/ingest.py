@@ -1,8 +1,8 @@
-"""The one ASGI adapter: called triggers, health and metrics, in front of the operators' API.
+"""The service's ASGI application: webhooks, health and metrics, in front of the operators' API.
 
 `/hooks/**` reaches the triggers, `/healthz`, `/readyz` and `/metrics` are answered here, and
-everything else goes to the REST application, which is loaded when it is first asked for. A body
-is read only for a request some trigger may take, and never past its limit (`exchange`). Not here:
+everything else goes to the REST application, which is loaded at the first request for it. A body
+is read only for a request that a trigger may take, and never past its limit (`exchange`). Not here:
 what a body means (the triggers), deadlines and connections (`server`).
 """
 
@@ -26,7 +26,7 @@ from turnout.service.telemetry.metrics import CONTENT_TYPE, Metrics
 from .clients import Proxies
 from .exchange import (
     App,
-    Gone,
+    Disconnected,
     Receive,
     Scope,
     Send,
@@ -44,7 +44,7 @@ _HOOKS = b"/hooks/"
 
 @runtime_checkable
 class Webhook(CalledTrigger, Protocol):
-    """A called trigger that says which methods it takes and who may call it."""
+    """A called trigger that declares its methods and how requests are verified."""
 
     @property
     def methods(self) -> Sequence[str]:
@@ -59,13 +59,13 @@ class Webhook(CalledTrigger, Protocol):
 
 
 def check_exposure(triggers: Iterable[Trigger], host: str) -> None:
-    """Raise `SetupError` if a webhook nobody verifies would listen beyond this machine."""
+    """Raise `SetupError` if an unverified webhook would listen beyond this machine."""
     if _is_loopback(host):
         return
     for trigger in triggers:
         if isinstance(trigger, CalledTrigger) and getattr(trigger, "verified", None) is None:
             raise SetupError(
-                f"{trigger.name} takes requests from anybody, and the service listens on {host!r}; "
+                f"{trigger.name} takes requests from anyone, and the service listens on {host!r}; "
                 'verify them: verify="github", secret=secret("NAME"), or write verify="none"'
             )
 
@@ -85,7 +85,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class Route:
-    """One called trigger and all that is known of it before a request comes."""
+    """One called trigger, with what is computed before a request comes."""
 
     __slots__ = ("allow", "emit", "limit", "methods", "parts", "path", "receive")
 
@@ -100,7 +100,7 @@ class Route:
         self.parts = tuple(trigger.route[1:].split("/"))
 
     def match(self, parts: Sequence[str]) -> dict[str, str] | None:
-        """Return the path's parameters, or None when it is another route's path."""
+        """Return the path's parameters, or None if the path does not match."""
         if len(parts) != len(self.parts):
             return None
         params = {}
@@ -115,7 +115,7 @@ class Route:
 
 
 def _is_plain(part: str) -> bool:
-    """Whether a parameter is harmless where authors put it: in a file name, in a log line."""
+    """Whether a parameter is safe in a file name and in a log line."""
     return part.isprintable() and not {"", ".", ".."} & set(part.split("/"))
 
 
@@ -150,7 +150,7 @@ class Ingest:
         self.replace(routes)
 
     def replace(self, routes: Sequence[tuple[CalledTrigger, Emitter]]) -> None:
-        """Serve these routes from now on; raises `SetupError` and changes nothing if it cannot."""
+        """Replace the routes; raises `SetupError` and changes nothing if one is invalid."""
         made = [Route(trigger, emit, self._settings.max_body_bytes) for trigger, emit in routes]
         # Fixed parts before parameters, so that /t/all wins over /t/{tenant}.
         self._routes = sorted(made, key=lambda route: [part[:1] == "{" for part in route.parts])
@@ -182,7 +182,7 @@ class Ingest:
             route.emit.reject("too_large")
             await refuse(_too_large(route), scope, receive, send)
             return
-        except Gone:
+        except Disconnected:
             return
         reply = await route.receive(
             Inbound(
@@ -204,8 +204,8 @@ class Ingest:
     def _find(self, raw_path: bytes) -> tuple[Route | None, Mapping[str, str], str]:
         """Match a path part by part: a `%2F` is inside a part, never between two.
 
-        The path is also returned in its one canonical spelling: it becomes the event's source,
-        and a delivery must not be new again because somebody wrote `%61` for `a`.
+        The path is returned in its canonical form. It becomes the event's source, and a delivery
+        must not count as new because its sender wrote `%61` for `a`.
         """
         try:
             parts = [unquote_to_bytes(part).decode() for part in raw_path.split(b"/")[2:]]
@@ -218,7 +218,7 @@ class Ingest:
                 return route, params, path
         return None, _NO_PARAMS, ""
 
-    # ---- everything that is no hook
+    # ---- everything but webhooks
 
     async def _page(self, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         page = self._pages.get(path)
@@ -233,7 +233,7 @@ class Ingest:
             await refuse(_PAGE_METHODS, scope, receive, send)
 
     async def rest(self) -> App:
-        """Return the REST application, loading it if nobody has yet."""
+        """Return the REST application, loading it at the first call."""
         if self._rest is None:
             async with self._rest_lock:
                 if self._rest is None:
@@ -241,7 +241,7 @@ class Ingest:
         return self._rest
 
     def _under_root(self, scope: Scope) -> Scope:
-        """Give the prefix back that a proxy stripped, as ASGI wants it."""
+        """Add the prefix that a proxy stripped, as ASGI requires."""
         root = self._settings.root_path.rstrip("/")
         if not root:
             return scope

@@ -148,7 +148,7 @@ def assert_problem(answer: httpx.Response, status: int, *words: str) -> dict[str
     return problem
 
 
-# ---------------------------------------------------------------- the door
+# ---------------------------------------------------------------- the token
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.support.trigger_contract import RecordingEmitter
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.trigger import Reply
 from turnout.service.http import exchange
-from turnout.service.http.clients import Proxies, household
+from turnout.service.http.clients import Proxies, client_network
 from turnout.service.http.exchange import App, Receive, Scope, Send
 from turnout.service.http.ingest import Ingest
 from turnout.service.http.server import connection
@@ -172,8 +172,8 @@ class TestAnswers:
     async def test_pipelined_requests_are_answered_in_order(self, hook: Hook) -> None:
         async with hook.running() as site:
             peer = await site.connect()
-            wanted = [post(), b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n", post(path="/hooks/no")]
-            await peer.send(b"".join(wanted * 20))
+            requests = [post(), b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n", post(path="/hooks/no")]
+            await peer.send(b"".join(requests * 20))
             for _ in range(20):
                 assert [(await peer.answer())[0] for _ in range(2)] == [202, 200]
                 status, headers, _ = await peer.answer()
@@ -702,7 +702,7 @@ class TestClients:
     def test_one_client_is_an_address_or_what_it_may_choose_from(
         self, one: str, other: str, same: bool
     ) -> None:
-        assert (household(one) == household(other)) is same
+        assert (client_network(one) == client_network(other)) is same
 
 
 class TestOwedAnswers:

@@ -1,6 +1,6 @@
 """The operators' HTTP API as one application: the calls, the OpenAPI document and its page.
 
-Every path under `/api` asks for the bearer token before anything else, the body included. Every
+Every path under `/api` checks the bearer token first, before it reads the body. Every
 error is an RFC 9457 problem document. Not here: the calls (a module per noun), and webhooks,
 health and metrics (`ingest`, in front of this).
 """
@@ -33,21 +33,21 @@ Handler = Callable[[Request, Exception], Awaitable[Response]]
 _DESCRIPTION = """Read what happened and act on it: the HTTP face of the turnout command.
 
 Every call under /api carries "Authorization: Bearer TOKEN"; the token is TURNOUT_API_TOKEN, or
-stands in the file api-token of the data folder. Lists answer {"items": [...], "next": cursor};
-send next back as ?cursor= for the page after. Errors are problem documents (RFC 9457)."""
+the content of the file api-token in the data folder. Lists answer {"items": [...], "next": cursor};
+send next as ?cursor= to get the next page. Errors are problem documents (RFC 9457)."""
 
 
 def create_rest(service: Served) -> FastAPI:
-    """Return the API as an ASGI application; raises `SetupError` without a sound token.
+    """Return the API as an ASGI application; raises `SetupError` without a valid token.
 
-    Reads files: call it in a thread, where the second FastAPI takes to import hurts nobody.
+    Call it in a thread: it reads files, and importing FastAPI takes about a second.
     """
     app = FastAPI(
         title="turnout",
         version=version("turnout"),
         description=_DESCRIPTION,
         root_path=service.settings.root_path,
-        max_body_size=None,  # `read` bounds the calls that take a body; this 413 is plain text
+        max_body_size=None,  # `read_request` bounds bodies; this 413 would be plain text
         docs_url=None,  # FastAPI's own pages load scripts from a third-party host
         redoc_url=None,
         telemetry={
@@ -73,17 +73,17 @@ def create_rest(service: Served) -> FastAPI:
     return app
 
 
-# ---------------------------------------------------------------- the page, and what goes wrong
+# ---------------------------------------------------------------- the page, and errors
 
 
 class _Nosniff:
-    """Has browsers take every answer for what it says it is, and nothing else."""
+    """Adds `X-Content-Type-Options: nosniff` to every answer."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as the application does, with one header more."""
+        """Answer as the application does, with the header added."""
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -123,8 +123,8 @@ async def _no_memory(_request: Request, _error: Exception) -> Response:
     return refusal(503, "no memory is left for this request; send it again later")
 
 
-async def _nobody_there(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=400)  # which nobody reads: the sender left in the middle
+async def _client_disconnected(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it: the client has disconnected
 
 
 async def _unexpected_problem(_request: Request, _error: Exception) -> Response:
@@ -135,7 +135,7 @@ _HANDLERS: tuple[tuple[type[Exception], Handler], ...] = (
     (TurnoutError, _turnout_problem),
     (HTTPException, _http_problem),
     (RequestValidationError, _validation_problem),
-    (ClientDisconnect, _nobody_there),
+    (ClientDisconnect, _client_disconnected),
     (MemoryError, _no_memory),
     (Exception, _unexpected_problem),
 )

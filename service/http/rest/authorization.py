@@ -1,6 +1,6 @@
-"""In front of every call of the API: the service it is made to, and the token it needs.
+"""What every call of the API depends on: the service, and the bearer token.
 
-Not here: what a right token is (`governance.tokens`), the calls themselves.
+Not here: which token is valid (`governance.tokens`), the calls themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from turnout.service.governance.guesses import Guesses
 from turnout.service.governance.links import Links
 from turnout.service.governance.tokens import is_token
-from turnout.service.http.clients import Proxies, household
+from turnout.service.http.clients import Proxies, client_network
 from turnout.service.http.exchange import by_name
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import JournalReader
@@ -27,19 +27,19 @@ from turnout.service.settings import Settings
 
 
 class Served(Protocol):
-    """What the API stands on: the running service, as `app` builds it."""
+    """The running service as the API uses it; `app` builds it."""
 
     @property
     def settings(self) -> Settings:
-        """The operator's choices."""
+        """The settings."""
 
     @property
     def project(self) -> Project:
-        """The project served now; a reload replaces it."""
+        """The current project; a reload replaces it."""
 
     @property
     def journal(self) -> JournalReader:
-        """Where everything that happened is read."""
+        """The journal, for reading."""
 
     @property
     def operator(self) -> Operator:
@@ -47,11 +47,11 @@ class Served(Protocol):
 
     @property
     def emitters(self) -> Mapping[str, TriggerEmitter]:
-        """The way in of each trigger, which knows why it is not watching."""
+        """The emitter of each trigger, which knows why the trigger is down."""
 
     @property
     def pools(self) -> Pools:
-        """Where functions run, which knows what waits for a place."""
+        """The pools, which know what a run waits for."""
 
     @property
     def links(self) -> Links:
@@ -79,11 +79,11 @@ def _client(request: Request) -> str | None:
 
 
 async def require_token(request: Request) -> None:
-    """Let nobody by without the bearer token, once; who guesses waits (`governance.guesses`)."""
-    client = household(_client(request) or "")
+    """Require exactly one valid bearer token; limits guessing (`governance.guesses`)."""
+    client = client_network(_client(request) or "")
     guesses: Guesses = request.app.state.guesses
     if not guesses.admits(client):
-        raise HTTPException(429, "too many wrong tokens come from here", {"Retry-After": "1"})
+        raise HTTPException(429, "too many wrong tokens from this address", {"Retry-After": "1"})
     headers = request.headers.getlist("authorization")
     kind, _, offered = (headers[0] if len(headers) == 1 else "").encode("latin-1").partition(b" ")
     if kind.lower() != b"bearer" or not is_token(offered.strip(), request.app.state.token):
@@ -91,7 +91,7 @@ async def require_token(request: Request) -> None:
             await guesses.wrong(client)
         raise HTTPException(
             401,
-            "send Authorization: Bearer TOKEN; the token is TURNOUT_API_TOKEN, or stands in the "
-            "file api-token of the data folder",
+            "send Authorization: Bearer TOKEN; the token is TURNOUT_API_TOKEN, or the "
+            "content of the file api-token in the data folder",
             {"WWW-Authenticate": "Bearer"},
         )

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from turnout.service.domain.errors import InvalidData
 from turnout.service.domain.payload import decode_json
-from turnout.service.http.exchange import Gone, TooLarge, by_name, read_body
+from turnout.service.http.exchange import Disconnected, TooLarge, by_name, read_body
 
 from .authorization import Served
 
@@ -25,12 +25,12 @@ async def read_request(request: Request, service: Served) -> tuple[dict[str, lis
         return headers, await read_body(headers, limit, request.receive)
     except TooLarge:
         raise HTTPException(413, f"a body is at most {limit} bytes here") from None
-    except Gone:
+    except Disconnected:
         raise ClientDisconnect from None
 
 
 async def _fields(request: Request, service: Served, *known: str) -> dict[str, Any]:
-    """Return the fields of a body that may be left out; refuses those that nobody reads."""
+    """Return the fields of an optional body; refuses unknown fields."""
     _, body = await read_request(request, service)
     fields = decode_json(body) if body else {}
     if not isinstance(fields, dict):
@@ -42,19 +42,19 @@ async def _fields(request: Request, service: Served, *known: str) -> dict[str, A
 
 
 async def text_fields(request: Request, service: Served, *known: str) -> dict[str, str]:
-    """Return fields of text: why an operator does something, and who that is."""
-    said = {"by": "api"} | await _fields(request, service, *known)
-    for name, text in said.items():
+    """Return the text fields of a body, such as `reason` and `by`."""
+    texts = {"by": "api"} | await _fields(request, service, *known)
+    for name, text in texts.items():
         if not isinstance(text, str) or len(text) > MAX_REASON_CHARACTERS:
             raise InvalidData(
                 f"{name} is text of at most {MAX_REASON_CHARACTERS} characters", field=name
             )
-    return said
+    return texts
 
 
 async def accepts_not_undone(request: Request, service: Served) -> bool:
-    """Whether whoever replays says that it knows of effects which are not undone."""
-    known = (await _fields(request, service, "not_undone")).get("not_undone", False)
-    if not isinstance(known, bool):
+    """Whether the caller accepts a replay of runs that are not undone."""
+    accepts = (await _fields(request, service, "not_undone")).get("not_undone", False)
+    if not isinstance(accepts, bool):
         raise InvalidData("not_undone is true or false", field="not_undone")
-    return known
+    return accepts

@@ -13,5 +13,5 @@ router = api_router()
 
 @router.delete("/cache", tags=["flows and triggers"])
 async def clear_cache(service: ServiceOf, task: str | None = None) -> Response:
-    """Forget the kept results of a task with `cache=`, or of all of them."""
+    """Clear the cached results of one task, or of all tasks with `cache=`."""
     return json_answer({"cleared": await service.operator.clear_cache(task)})

@@ -17,7 +17,7 @@ router = api_router()
 
 @router.get("/dead", tags=["dead letters"])
 async def list_dead(service: ServiceOf, which: Paged) -> Response:
-    """List dead letters, newest first: runs that failed for good and nobody has dealt with."""
+    """List dead letters, newest first: runs that failed for good, until replayed or dropped."""
     which = replace(which, dead=True)
     runs = await service.journal.runs(which)
     return page_answer([run.as_dict() for run in runs], next_cursor(runs, which))
@@ -25,13 +25,12 @@ async def list_dead(service: ServiceOf, which: Paged) -> Response:
 
 @router.post("/dead/{run_id}/replay", tags=["dead letters"])
 async def replay_dead(service: ServiceOf, request: Request, run_id: str) -> Response:
-    """Start the flow of a dead letter again from its event, as a new run; the letter goes.
+    """Run a dead letter's flow again, as a new run of the same event, and drop the dead letter.
 
-    One whose `undo` is failed stays, and is refused (409) unless the body says
-    {"not_undone": true}.
+    If its undo failed: 409 unless the body is {"not_undone": true}, and it stays a dead letter.
     """
-    known = await accepts_not_undone(request, service)
-    return json_answer({"runs": await service.operator.replay_dead(run_id, not_undone=known)})
+    accepts = await accepts_not_undone(request, service)
+    return json_answer({"runs": await service.operator.replay_dead(run_id, not_undone=accepts)})
 
 
 @router.post("/dead/{run_id}/drop", tags=["dead letters"])

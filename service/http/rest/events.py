@@ -16,7 +16,7 @@ from .bodies import accepts_not_undone, read_request
 from .parameters import Paged
 from .router import api_router
 
-Source = Annotated[str | None, Query(description="when several sources sent this id: which")]
+Source = Annotated[str | None, Query(description="which source, if several sent this id")]
 
 router = api_router()
 
@@ -46,26 +46,30 @@ async def show_event(service: ServiceOf, event_id: str, source: Source = None) -
 async def replay_event(
     service: ServiceOf, request: Request, event_id: str, source: Source = None
 ) -> Response:
-    """Start every flow of an event again, as new runs.
+    """Run every flow of an event again, as new runs.
 
-    409 while a run of it is not undone, unless the body says {"not_undone": true}.
+    409 while a run of the event is not undone, unless the body is {"not_undone": true}.
     """
-    known = await accepts_not_undone(request, service)
-    return json_answer({"runs": await service.operator.replay(event_id, source, not_undone=known)})
+    accepts = await accepts_not_undone(request, service)
+    return json_answer(
+        {"runs": await service.operator.replay(event_id, source, not_undone=accepts)}
+    )
 
 
 @router.post("/events", tags=["events"], status_code=202)
 async def emit_event(service: ServiceOf, request: Request) -> Response:
     """Accept a CloudEvent, structured or binary; it starts the flows with `on=event(TYPE)`.
 
-    202 once it is on disk. 409 when its id came before with other attributes or data, 422 when it
-    is not a CloudEvent or every flow refuses its data.
+    202 once it is on disk. 409 if its id was used with other attributes or data, 422 if it is not
+    a CloudEvent or every flow refuses its data.
     """
     headers, body = await read_request(request, service)
     event = cloudevents.parse(headers, body, now=service.now())
     receipt = await service.operator.emit(event)
     if receipt.conflict:
-        raise Refused(f"event {event.id!r} from {event.source!r} came before with other content")
+        raise Refused(
+            f"event {event.id!r} from {event.source!r} was sent before with other content"
+        )
     if not receipt.stored:
         return refusal(422, "every flow refuses this data", refusals=dict(receipt.refusals))
     return json_answer(documents.receipt_of(receipt), 202)

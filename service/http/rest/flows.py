@@ -18,7 +18,7 @@ router = api_router()
 
 @router.get("/flows", tags=["flows and triggers"])
 async def list_flows(service: ServiceOf) -> Response:
-    """List the flows served now and what each declares."""
+    """List the flows and what each declares."""
     paused = await service.journal.paused()
     flows = sorted(service.project.flows.values(), key=lambda flow: flow.name)
 

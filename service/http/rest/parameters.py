@@ -34,7 +34,7 @@ def _chosen(
     since: Since = None,
     until: Until = None,
 ) -> Filter:
-    # A misspelt filter that is ignored would make a bulk action hit everything.
+    # If a misspelt filter were ignored, a bulk action would act on every run.
     for name in request.query_params:
         if name not in _FILTERS and name not in ("limit", "cursor"):
             raise InvalidData(f"no filter {name!r}; there are {', '.join(_FILTERS)}", field=name)
@@ -65,4 +65,4 @@ def require_filter(request: Request) -> None:
         raise InvalidData(f"a bulk action needs at least one filter of {', '.join(_FILTERS)}")
     for name in ("limit", "cursor"):
         if name in request.query_params:
-            raise InvalidData("a bulk action takes every run that fits", field=name)
+            raise InvalidData("a bulk action takes every matching run", field=name)

@@ -29,7 +29,7 @@ async def list_pauses(service: ServiceOf) -> Response:
 async def pause(service: ServiceOf, request: Request) -> Response:
     """Pause a flow or a trigger: the body is {"name": NAME}.
 
-    A paused flow's events are accepted and its runs wait; a paused trigger accepts nothing.
+    A paused flow's events are accepted and its runs wait; a paused trigger accepts no events.
     """
     _, body = await read_request(request, service)
     asked = decode_json(body)
@@ -41,5 +41,5 @@ async def pause(service: ServiceOf, request: Request) -> Response:
 
 @router.delete("/pauses/{name:path}", tags=["flows and triggers"])
 async def resume(service: ServiceOf, name: str) -> Response:
-    """Undo a pause."""
+    """Resume a paused flow or trigger."""
     return json_answer({"name": await service.operator.resume(name)})

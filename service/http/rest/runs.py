@@ -28,7 +28,7 @@ async def list_runs(service: ServiceOf, which: Paged) -> Response:
 async def show_run(service: ServiceOf, run_id: str) -> Response:
     """Return one run with its event, its steps, its attempts and their log lines.
 
-    The id may be cut to its first 8 characters or more, as long as one run only begins so.
+    The id may be shortened to 8 or more leading characters if they are unique.
     """
     document = await documents.post_mortem(service.journal, run_id)
     document["waits_for"] = service.pools.waits_for(document["id"])
@@ -43,26 +43,26 @@ async def retry_run(
         str | None, Query(alias="from", description="run again from this step key on")
     ] = None,
 ) -> Response:
-    """Queue a finished run again; it goes on after its last recorded step, or at `from`.
+    """Queue a finished run again; it resumes after its last recorded step, or at `from`.
 
-    One whose `undo` is failed goes on with the steps of its undo that are not done, and only those.
+    If its undo failed, only the remaining steps of the undo run.
     """
     return json_answer((await service.operator.retry(run_id, from_step)).as_dict())
 
 
 @router.post("/runs/{run_id}/cancel", tags=["runs"])
 async def cancel_run(service: ServiceOf, request: Request, run_id: str) -> Response:
-    """End an unfinished run as cancelled, once what it did is undone (`undo`: running).
+    """Cancel an unfinished run and undo what it did; `undo` is running until that is over.
 
-    The body may be {"reason": WHY, "by": WHO}. 409 when it has ended, or is being undone already.
+    The body may be {"reason": WHY, "by": WHO}. 409 if it has ended or is already being undone.
     """
-    said = await text_fields(request, service, "reason", "by")
-    return json_answer((await service.operator.cancel(run_id, **said)).as_dict())
+    texts = await text_fields(request, service, "reason", "by")
+    return json_answer((await service.operator.cancel(run_id, **texts)).as_dict())
 
 
 @router.post("/runs/retry", tags=["runs"])
 async def retry_runs(service: ServiceOf, request: Request, which: Chosen) -> Response:
-    """Queue every failed or cancelled run that fits the filters again; one filter is required."""
+    """Queue every matching failed or cancelled run again; one filter is required."""
     require_filter(request)
     runs = await service.operator.retry_all(which)
     return json_answer({"count": len(runs), "runs": [run.id for run in runs]})
@@ -70,11 +70,11 @@ async def retry_runs(service: ServiceOf, request: Request, which: Chosen) -> Res
 
 @router.post("/runs/cancel", tags=["runs"])
 async def cancel_runs(service: ServiceOf, request: Request, which: Chosen) -> Response:
-    """Cancel every unfinished run that fits the filters; one filter is required.
+    """Cancel every matching unfinished run; one filter is required.
 
     The body may be {"reason": WHY, "by": WHO}.
     """
     require_filter(request)
-    said = await text_fields(request, service, "reason", "by")
-    runs = await service.operator.cancel_all(which, **said)
+    texts = await text_fields(request, service, "reason", "by")
+    runs = await service.operator.cancel_all(which, **texts)
     return json_answer({"count": len(runs), "runs": [run.id for run in runs]})

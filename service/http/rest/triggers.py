@@ -19,7 +19,7 @@ router = api_router()
 
 @router.get("/triggers", tags=["flows and triggers"])
 async def list_triggers(service: ServiceOf) -> Response:
-    """List the triggers, the flows each feeds, and whether it is watching."""
+    """List the triggers, the flows each starts, and whether it is up."""
     paused = await service.journal.paused()
     items = []
     for name, trigger in sorted(service.project.triggers.items()):
@@ -42,7 +42,7 @@ async def list_triggers(service: ServiceOf) -> Response:
 async def fire_trigger(service: ServiceOf, request: Request, name: str) -> Response:
     """Start the flows of a trigger now, with the body (JSON) as the event's data, or none.
 
-    422, with nothing stored, when no flow takes it.
+    422, with nothing stored, if no flow accepts it.
     """
     _, body = await read_request(request, service)
     if body:
@@ -52,10 +52,10 @@ async def fire_trigger(service: ServiceOf, request: Request, name: str) -> Respo
 
 @router.post("/triggers/{name:path}/seek", tags=["flows and triggers"])
 async def seek_trigger(service: ServiceOf, request: Request, name: str) -> Response:
-    """Move where a trigger reads on: the body is {"to": "now", "start", "end", OFFSET or INSTANT}.
+    """Move a trigger's position: the body is {"to": "now", "start", "end", OFFSET or INSTANT}.
 
-    And "partition", "rerun" (going back runs again what was accepted) and "dry_run", which only
-    says what would happen.
+    Also "partition", "rerun" (allows moving back, which runs accepted records again) and
+    "dry_run", which only answers what would happen.
     """
     _, body = await read_request(request, service)
     asked = decode_json(body)

@@ -1,10 +1,10 @@
 """One HTTP connection: its requests one after the other, with deadlines.
 
-A peer that is slow with its headers, slow with its body, idle, or slow to read its answer is let
-go. A request is begun when the one before it is answered; what comes meanwhile waits, and so no
-refusal ever takes the place of an answer that is owed. A peer that closes its side after a request
-still gets its answer. A request that arrives whole costs no timer. What bytes mean is the
-`reader`'s; how many peers there may be, that of `peers`.
+A peer that sends its headers or body slowly, is idle, or reads its answer slowly is disconnected. A
+request starts when the previous one is answered; what arrives meanwhile waits, so a refusal never
+replaces a pending answer. A peer that closes its side after a request still gets its answer. A
+request that arrives in one piece needs no timer. Not here: parsing (`request_parser`), the
+number of connections (`peers`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,21 @@ from turnout.service.http.exchange import App, Receive, Scope, Send, busy
 
 from .cycle import Cycle
 from .peers import Peers
-from .reader import MAX_HEADER_BYTES, MAX_HEADERS, MAX_URL_BYTES, Head, Reader, Refused
+from .request_parser import (
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    MAX_URL_BYTES,
+    Head,
+    Refused,
+    RequestParser,
+)
 
 HEADERS_SECONDS = 5.0
 """From the first byte (or the connection) to the end of a request's headers."""
 
 BODY_SECONDS = 10.0
 BODY_BYTES_PER_SECOND = 1000
-"""A body not whole after `BODY_SECONDS` goes on only at this rate, measured over as long."""
+"""The least rate of a body that takes longer than `BODY_SECONDS`, measured over that time."""
 
 IDLE_SECONDS = 5
 """Between an answer and the next request on a connection."""
@@ -41,10 +48,10 @@ WRITE_SECONDS = 30.0
 """How long a peer may leave an answer unread once its window is full."""
 
 LINGER_SECONDS = 1.0
-"""How long a refused connection is still read, so that the refusal arrives before the end."""
+"""How long a refused connection is still read, so that the refusal arrives before the reset."""
 
 _REFUSALS = {
-    400: "this is not HTTP/1.1 as RFC 9112 has it",
+    400: "this is not HTTP/1.1 (RFC 9112)",
     408: "the request did not arrive in time",
     414: f"a URL is at most {MAX_URL_BYTES} bytes",
     431: f"a request has at most {MAX_HEADERS} headers, {MAX_HEADER_BYTES} bytes together, "
@@ -77,9 +84,9 @@ class Connection(asyncio.Protocol):
         self._app = cast("App", config.loaded_app)
         self._state = state
         self._loop = loop
-        self._reader = Reader()
+        self._reader = RequestParser()
         self._cycle: Cycle | None = None  # the request being received or answered, or the last one
-        self._part: _Part | None = "head"  # what the peer owes; None while it is owed an answer
+        self._part: _Part | None = "head"  # what the peer sends; None: it awaits an answer
         self._watched: _Part | None = None
         self._deadline: TimerHandle | None = None
         self._write_deadline: TimerHandle | None = None
@@ -93,18 +100,18 @@ class Connection(asyncio.Protocol):
     # ---- the transport's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a peer, or turn it away when there are too many."""
+        """Accept a peer, or refuse it if there are too many."""
         self.transport = cast("asyncio.Transport", transport)
         self.flow = FlowControl(self.transport)
         self._server = get_local_addr(self.transport)
         self._client = get_remote_addr(self.transport)
         self._is_secure = is_ssl(self.transport)
-        welcome = self._state.peers.enter(self, self._address)
-        if welcome == "refused":
+        admission = self._state.peers.enter(self, self._address)
+        if admission == "refused":
             self.abandon()
             return
-        if welcome == "told":
-            self._app = _spare(self._app)
+        if admission == "busy":
+            self._app = _only_health(self._app)
         self._watch()
 
     @property
@@ -113,11 +120,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing is being answered, nor a body received."""
+        """Whether no request is being received or answered."""
         return self._part == "head" and not self._ended
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the peer."""
+        """Release what belongs to the connection."""
         self._state.peers.leave(self, self._address)
         self._ended = True
         self._disconnect()
@@ -127,7 +134,7 @@ class Connection(asyncio.Protocol):
                 deadline.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Read what came, then see what the peer still owes and by when."""
+        """Read what came, then set the deadline for what is missing."""
         if self._ended:
             return
         self._idle_since = None
@@ -141,35 +148,35 @@ class Connection(asyncio.Protocol):
             self._read_on()
 
     def eof_received(self) -> bool:
-        """Answer what was asked for, and hear nothing more; returns whether to stay open."""
+        """Answer the last request and read no more; returns whether to stay open."""
         if self._ended or self._is_secure or self._part is not None or self._is_streaming():
             return False
         self._has_closed = True
-        self._end_unless_heard()
+        self._close_after_last()
         return True
 
     def pause_writing(self) -> None:
-        """Give a peer that does not read its answer a bounded time."""
+        """Set a deadline for a peer that does not read its answer."""
         self.flow.pause_writing()
         if self._write_deadline is None:
             self._write_deadline = self._loop.call_later(WRITE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Go on once the peer reads."""
+        """Clear the deadline once the peer reads."""
         self.flow.resume_writing()
         if self._write_deadline is not None:
             self._write_deadline.cancel()
             self._write_deadline = None
 
     def shutdown(self) -> None:
-        """Close, after the answer that is owed."""
+        """Close after the pending answer."""
         if self._cycle is None or self._cycle.is_complete:
             self.transport.close()
         else:
             self._cycle.keep_alive = False
 
     def abandon(self) -> None:
-        """Drop the connection at once; whatever still runs for it ends without a log line."""
+        """Drop the connection at once; its request ends without a log line."""
         self._ended = True
         if self._cycle is not None:
             self._cycle.logger = _silent
@@ -178,7 +185,7 @@ class Connection(asyncio.Protocol):
     # ---- requests
 
     def _read_on(self) -> None:
-        """Read as far as what came allows."""
+        """Read as far as the received bytes allow."""
         try:
             while self._read():
                 pass
@@ -190,8 +197,8 @@ class Connection(asyncio.Protocol):
             self._watch()
 
     def _read(self) -> bool:
-        """Read the next head or more of the body; False when there is no more to read now."""
-        if self._part is None:  # the answer to the request before is first
+        """Read the next head or more of the body; False if nothing more can be read now."""
+        if self._part is None:  # the previous request is answered first
             self.flow.pause_reading()
             return False
         if self._part == "head":
@@ -206,13 +213,13 @@ class Connection(asyncio.Protocol):
                 self.flow.pause_reading()
             return False
         self._part = None
-        self._end_unless_heard()
+        self._close_after_last()
         if self._cycle.is_complete:
             self._await_next()
         return self._reader.holds_more
 
     def _begin(self, head: Head) -> None:
-        """Start the application on a request."""
+        """Start the application for a request."""
         path = head.path.decode("ascii")
         scope: Scope = {
             "type": "http",
@@ -245,26 +252,26 @@ class Connection(asyncio.Protocol):
     async def _respond(self, cycle: Cycle) -> None:
         try:
             await cycle.run(self._app)
-        finally:  # here, not in a callback of the task, which would be one more turn of the loop
+        finally:  # a done callback would cost one more turn of the loop
             self._state.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
-    def _end_unless_heard(self) -> None:
-        """Make this answer the last one if the peer has closed its side behind the request."""
+    def _close_after_last(self) -> None:
+        """Make this answer the last if the peer closed its side after the request."""
         if self._has_closed and not self._reader.holds_more and self._cycle is not None:
             self._cycle.keep_alive = False
 
     def _answered(self) -> None:
-        """Go on with the next request, or wait for one."""
+        """Start the next request, or wait for one."""
         if self.transport.is_closing() or self._ended:
             return
         self.flow.resume_reading()
-        if self._part == "body":  # answered before it was sent whole
+        if self._part == "body":  # answered before the body was complete
             return
         self._await_next()
         if self._reader.holds_more:
             self._idle_since = None
             self._read_on()
-        if self._has_closed and self._part is not None:  # and so it will not come
+        if self._has_closed and self._part is not None:  # the rest will not come
             self.transport.close()
 
     def _await_next(self) -> None:
@@ -276,16 +283,16 @@ class Connection(asyncio.Protocol):
     # ---- deadlines
 
     def _watch(self) -> None:
-        """Keep one timer for what the peer owes; none while it owes nothing."""
-        owed = None if self._part == "head" and self._idle_since is not None else self._part
-        if owed == self._watched:
+        """Keep one timer for what the peer has to send; none while it has to send nothing."""
+        expected = None if self._part == "head" and self._idle_since is not None else self._part
+        if expected == self._watched:
             return
         self._stop_watching()
-        self._watched = owed
+        self._watched = expected
         self._arrived = 0
-        if owed == "head":
+        if expected == "head":
             self._deadline = self._loop.call_later(HEADERS_SECONDS, self._head_late)
-        elif owed == "body":
+        elif expected == "body":
             self._deadline = self._loop.call_later(BODY_SECONDS, self._body_late)
 
     def _stop_watching(self) -> None:
@@ -295,7 +302,7 @@ class Connection(asyncio.Protocol):
         self._watched = None
 
     def _idle(self) -> None:
-        """Close if nothing came since the last answer: one timer, however many requests."""
+        """Close if nothing came since the last answer; one timer serves all requests."""
         self._idle_deadline = None
         if self._idle_since is None:
             return
@@ -309,7 +316,7 @@ class Connection(asyncio.Protocol):
         self._end(408)
 
     def _body_late(self) -> None:
-        # While we hold the reading back, the peer is not to blame.
+        # While reading is paused here, the peer is not late.
         if self.flow.read_paused or self._arrived >= BODY_SECONDS * BODY_BYTES_PER_SECOND:
             self._stop_watching()
             self._watch()
@@ -319,7 +326,7 @@ class Connection(asyncio.Protocol):
     # ---- the end
 
     def _end(self, status: int) -> None:
-        """Read no more, and close, with a refusal unless it would follow an answer or nothing."""
+        """Stop reading and close; refuse unless an answer has started or nothing was sent."""
         self._stop_watching()
         self._ended = True
         has_answer = self._part == "body" and self._cycle is not None and self._cycle.is_started
@@ -329,7 +336,7 @@ class Connection(asyncio.Protocol):
             self._refuse(status)
 
     def _refuse(self, status: int) -> None:
-        body = problems.document(status, f"{_REFUSALS[status]}; the connection ends here")
+        body = problems.document(status, f"{_REFUSALS[status]}; the connection closes")
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
             f"content-type: {problems.CONTENT_TYPE}\r\n"
@@ -337,7 +344,7 @@ class Connection(asyncio.Protocol):
             "connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self._disconnect()  # its body will not come
+        self._disconnect()  # the body will not come
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._loop.call_later(LINGER_SECONDS, self.transport.close)
@@ -350,16 +357,16 @@ class Connection(asyncio.Protocol):
         return self._cycle is not None and self._cycle.is_started
 
 
-_SPARED = frozenset({"/healthz", "/readyz", "/metrics"})
+_HEALTH_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
-def _spare(app: App) -> App:
-    """Answer 503, but to who asks whether the service is alive: a full house is no dead one."""
+def _only_health(app: App) -> App:
+    """Answer 503 to all but health and metrics: a busy service is not a dead one."""
 
-    async def spared(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in _SPARED:
+    async def limited(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in _HEALTH_PATHS:
             await app(scope, receive, send)
         else:
             await busy(send, "too many connections; try again later")
 
-    return spared
+    return limited

@@ -1,8 +1,8 @@
 """One request and its answer on a connection: an ASGI cycle, with the answer in one write.
 
-The head waits for the first of the body, so that an ordinary answer is one packet and one call of
-the system: the second write alone measured as a twelfth of the loop's time under load. Header
-lines are checked and put together once for each value seen. Not here: deadlines (`connection`).
+The head is sent with the first piece of the body, so that an ordinary answer is one packet and one
+system call: a second write took a twelfth of the loop's time under load. Header lines are checked
+and built once for each value. Not here: deadlines (`connection`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,25 @@ class Cycle:
     """A request being received and answered."""
 
     __slots__ = (
-        "_default_headers", "_expected", "_flow", "_has_left", "_head", "_is_chunked", "_is_taken",
-        "_is_whole", "_news", "_on_response", "_pieces", "_scope", "_transport", "_wants_continue",
-        "is_complete", "is_started", "keep_alive", "logger", "waiting_bytes",
+        "_changed",
+        "_default_headers",
+        "_expected",
+        "_flow",
+        "_head",
+        "_is_chunked",
+        "_is_disconnected",
+        "_is_taken",
+        "_is_whole",
+        "_on_response",
+        "_pieces",
+        "_scope",
+        "_transport",
+        "_wants_continue",
+        "is_complete",
+        "is_started",
+        "keep_alive",
+        "logger",
+        "waiting_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -53,11 +69,11 @@ class Cycle:
         self._default_headers = default_headers
         self._wants_continue = wants_continue
         self._on_response = on_response
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._pieces: list[bytes] = []
         self._is_whole = False
         self._is_taken = False
-        self._has_left = False
+        self._is_disconnected = False
         self._head = b""
         self._is_chunked: bool | None = None
         self._expected = 0  # bytes of the answer still to be sent
@@ -65,35 +81,35 @@ class Cycle:
     # ---- the connection's side
 
     def take(self, content: bytes, *, is_whole: bool) -> None:
-        """Take what came of the body; what comes after the answer is of no use."""
+        """Take a piece of the body; what comes after the answer is dropped."""
         if self.is_complete:
             return
         if content:
             self._pieces.append(content)
             self.waiting_bytes += len(content)
         self._is_whole = is_whole
-        self._news.set()
+        self._changed.set()
 
     def disconnect(self) -> None:
-        """Tell the application that the peer has left."""
+        """Tell the application that the peer has disconnected."""
         if not self.is_complete:
-            self._has_left = True
-        self._news.set()
+            self._is_disconnected = True
+        self._changed.set()
 
     async def run(self, app: App) -> None:
-        """Have the request answered; what the application does not foresee is a 500, logged."""
+        """Run the application; an unexpected error is logged and answered with 500."""
         try:
             await app(self._scope, self.receive, self.send)
         except MemoryError:
             self._pieces.clear()
             if not self.is_started:
                 await busy(self.send, "no memory is left for this request; send it again later")
-        except FOREIGN:  # a trigger's or a scheme's own code answers here
+        except FOREIGN:  # custom triggers and signature schemes run here
             self.logger.exception("an unexpected error in the HTTP application")
             await self._fail()
         else:
-            if not self.is_complete and not self._has_left:
-                self.logger.error("the HTTP application has left a request without an answer")
+            if not self.is_complete and not self._is_disconnected:
+                self.logger.error("the HTTP application did not answer a request")
                 await self._fail()
 
     async def _fail(self) -> None:
@@ -106,20 +122,20 @@ class Cycle:
     # ---- the application's side
 
     async def receive(self) -> Message:
-        """Return the next of the body; after it, wait for the peer to leave."""
+        """Return the next piece of the body; after the last, wait for the peer to disconnect."""
         if self._is_taken:
-            while not (self._has_left or self.is_complete):
-                self._news.clear()
-                await self._news.wait()
+            while not (self._is_disconnected or self.is_complete):
+                self._changed.clear()
+                await self._changed.wait()
             return {"type": "http.disconnect"}
         if self._wants_continue and not self._transport.is_closing():
             self._transport.write(_CONTINUE)
             self._wants_continue = False
-        while not (self._pieces or self._is_whole or self._has_left or self.is_complete):
+        while not (self._pieces or self._is_whole or self._is_disconnected or self.is_complete):
             self._flow.resume_reading()
-            self._news.clear()
-            await self._news.wait()
-        if self._has_left or self.is_complete:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._is_disconnected or self.is_complete:
             return {"type": "http.disconnect"}
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
@@ -128,10 +144,10 @@ class Cycle:
         return {"type": "http.request", "body": body, "more_body": not self._is_whole}
 
     async def send(self, message: Message) -> None:
-        """Take one ASGI message; raises `RuntimeError` for one that is out of turn or place."""
-        if self._flow.write_paused and not self._has_left:
+        """Take one ASGI message; raises `RuntimeError` for one out of order."""
+        if self._flow.write_paused and not self._is_disconnected:
             await self._flow.drain()
-        if self._has_left:
+        if self._is_disconnected:
             return
         if message["type"] == "http.response.start" and not self.is_started:
             self._start(message)
@@ -140,7 +156,7 @@ class Cycle:
                 raise RuntimeError("the response is complete already")
             self._continue(message)
         else:
-            raise RuntimeError(f"ASGI message {message['type']!r} is out of turn")
+            raise RuntimeError(f"ASGI message {message['type']!r} is out of order")
 
     def _start(self, message: Message) -> None:
         self.is_started = True
@@ -192,7 +208,7 @@ class Cycle:
         if self._expected != 0:
             raise RuntimeError("the response is shorter than its Content-Length")
         self.is_complete = True
-        self._news.set()
+        self._changed.set()
         if not self.keep_alive:
             self._transport.close()
         self._on_response()
@@ -200,7 +216,7 @@ class Cycle:
 
 @lru_cache(maxsize=1024)
 def _line(name: bytes, value: bytes) -> bytes:
-    """Return a header as it is sent; raises `RuntimeError` for what could forge another one."""
+    """Return a header line; raises `RuntimeError` for one that could inject another."""
     if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
         raise RuntimeError(f"the header {name!r} cannot be sent")
     return name.lower() + b": " + value + b"\r\n"

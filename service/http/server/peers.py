@@ -1,10 +1,10 @@
-"""The connections there are, whose they are, and which of them a new one may take the place of.
+"""The open connections by client, and which idle one is dropped for a new one.
 
-At most `most` connections are served, and of one client at most its share, so that nobody can take
-the place of all others; a trusted proxy stands for many clients and has no share. When they are
-used up, a connection that owes its next request makes room: the oldest of the same client, or of
-the client with the most. Who has sent a request is never cut off for it: when all have, a few more
-are let in to be told that there are too many, or that the service is alive.
+At most `most` connections are served, and at most a share of them for one client, so that no client
+can block all others; a trusted proxy stands for many clients and has no share. At the limit an
+idle connection is dropped: the oldest of the same client, or of the client with the most. One with
+a request in progress is never dropped: if all are busy, a few more are accepted, which get 503 or
+the health pages.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import asyncio
 from collections.abc import Iterable
 from typing import Literal, Protocol
 
-from turnout.service.http.clients import Proxies, household
+from turnout.service.http.clients import Proxies, client_network
 
 MAX_CONNECTIONS = 1000
 MAX_CONNECTIONS_OF_A_CLIENT = 512
 
-Welcome = Literal["served", "told", "refused"]
+Admission = Literal["served", "busy", "refused"]
 
 
 class Peer(Protocol):
-    """A connection, as far as whether it may stay is concerned."""
+    """A connection, as `Peers` sees it."""
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing of it is being answered, nor a body received."""
+        """Whether no request is being received or answered."""
 
     def shutdown(self) -> None:
-        """Close, after the answer that is owed."""
+        """Close after the pending answer."""
 
     def abandon(self) -> None:
         """Drop the connection at once."""
@@ -53,25 +53,25 @@ class Peers:
         """Return every connection."""
         return [peer for peers in self._of.values() for peer in peers]
 
-    def enter(self, peer: Peer, address: str) -> Welcome:
-        """Take in a connection, also one to refuse: `leave` is told of it all the same."""
-        own = self._of.setdefault(household(address), {})
+    def enter(self, peer: Peer, address: str) -> Admission:
+        """Add a connection, even one to refuse; call `leave` for each of them."""
+        own = self._of.setdefault(client_network(address), {})
         own[peer] = None
         self._count += 1
         share = self.most if self._proxies.trusts(address) else self.share
         if len(own) <= share and self._count <= self.most:
             return "served"
-        if _make_room(own if len(own) > share else self._crowd(), peer):
+        if _drop_quiet(own if len(own) > share else self._largest(), peer):
             return "served"
         is_near = len(own) <= _with_margin(share) and self._count <= _with_margin(self.most)
-        return "told" if is_near else "refused"
+        return "busy" if is_near else "refused"
 
-    def _crowd(self) -> Iterable[Peer]:
+    def _largest(self) -> Iterable[Peer]:
         return max(self._of.values(), key=lambda peers: len(peers))
 
     def leave(self, peer: Peer, address: str) -> None:
-        """Forget a connection."""
-        client = household(address)
+        """Remove a connection."""
+        client = client_network(address)
         own = self._of[client]
         del own[peer]
         self._count -= 1
@@ -85,8 +85,8 @@ def _with_margin(limit: int) -> int:
     return limit + limit // 8
 
 
-def _make_room(peers: Iterable[Peer], new: Peer) -> bool:
-    """Drop the oldest connection that asks for nothing; False if all are busy."""
+def _drop_quiet(peers: Iterable[Peer], new: Peer) -> bool:
+    """Drop the oldest quiet connection; False if all are busy."""
     quiet = next((peer for peer in peers if peer is not new and peer.is_quiet), None)
     if quiet is not None:
         quiet.abandon()

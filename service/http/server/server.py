@@ -1,7 +1,7 @@
-"""The HTTP server: a listening socket and its connections, on the service's own loop.
+"""The HTTP server: a listening socket and its connections, on the service's loop.
 
-`run` ends when asked to stop (nothing new is accepted, requests in flight finish within a bound)
-or at once when cancelled. Signals, logs, restarts and the loop itself belong to the application.
+`run` ends when asked to stop (no new connections, requests in flight finish within a bound) or at
+once when cancelled. Signals, logs, restarts and the loop itself belong to `app`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DRAIN_SECONDS = 5.0
 def listen(settings: Settings) -> socket.socket:
     """Return a socket listening where the settings say; raises `SetupError` with the fix.
 
-    Peers may connect from now on; they are answered once `Server.run` has it.
+    Peers may connect from now on; they are answered once `Server.run` starts.
     """
     host, port = settings.host, settings.port
     try:
@@ -141,7 +141,7 @@ class Server:
     async def _abandon(self) -> None:
         for peer in self._state.peers.all():
             peer.abandon()
-        await asyncio.sleep(0)  # the transports tell their connections in the next turn
+        await asyncio.sleep(0)  # transports notify their connections in the next turn
         tasks = set(self._state.tasks)
         for task in tasks:
             task.cancel()

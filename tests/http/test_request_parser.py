@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnout.service.http.server.reader import MAX_HEADER_BYTES, MAX_HEADERS, Reader, Refused
+from turnout.service.http.server.request_parser import (
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    Refused,
+    RequestParser,
+)
 
 POST = b"POST /hooks/orders?x=1 HTTP/1.1\r\nhost: x\r\n"
 SIZED = POST + b"content-length: 5\r\n"
@@ -20,7 +25,7 @@ Read = tuple[bytes, dict[bytes, bytes], bytes]
 
 def read(pieces: Iterable[bytes]) -> list[Read | int]:
     """Return the path, headers and body of every request, and the status of what is refused."""
-    reader, found = Reader(), list[Read | int]()
+    reader, found = RequestParser(), list[Read | int]()
     head, body = None, b""
     try:
         for piece in pieces:
@@ -128,11 +133,11 @@ def test_a_url_without_end_is_414() -> None:
 
 
 def test_what_fits_the_bound_of_headers_may_be_spent_anywhere() -> None:
-    room = MAX_HEADER_BYTES - len(b"hostxtransfer-encodingchunked")
+    left = MAX_HEADER_BYTES - len(b"hostxtransfer-encodingchunked")
     for data, last in (
-        (CHUNKED + b"\r\n0;" + b"x" * (room - 1), b"\r\n\r\n"),
-        (CHUNKED + b"\r\n0\r\na:" + b"x" * (room - 2), b"\r\n\r\n"),
-        (CHUNKED + b"a:" + b"x" * (room - 1), b"\r\n\r\n0\r\n\r\n"),
+        (CHUNKED + b"\r\n0;" + b"x" * (left - 1), b"\r\n\r\n"),
+        (CHUNKED + b"\r\n0\r\na:" + b"x" * (left - 2), b"\r\n\r\n"),
+        (CHUNKED + b"a:" + b"x" * (left - 1), b"\r\n\r\n0\r\n\r\n"),
     ):
         for pieces in ([data + last], [data, last], [data + last[:1], last[1:]]):
             assert len(read(pieces)) == 1

@@ -1,12 +1,12 @@
-"""The one reader of HTTP/1.1 requests: bytes in as they come, heads and bodies out.
+"""The parser of HTTP/1.1 requests: bytes in as they arrive, heads and bodies out.
 
-The grammar of a head is httptools'; the framing of what follows is read here, so that one set of
-bounds holds in every part of a message: chunk extensions and trailers count as headers. What is
-read depends on the bytes alone, never on how packets cut them. An offer to upgrade is not taken
-up, and so it is an ordinary request, body and all (RFC 9110 section 7.8). Trailers are checked and
-dropped: a field that may be merged only where its definition says so is no header (section 6.5.1).
+httptools parses heads; the framing of bodies is read here, so that one set of bounds holds in
+every part of a message: chunk extensions and trailers count as headers. The result depends on the
+bytes alone, not on packet boundaries. An upgrade is not accepted, so a request that offers one is
+an ordinary request with a body (RFC 9110 section 7.8). Trailers are checked and dropped: they may
+be merged into headers only where their definition allows it (section 6.5.1).
 
-Not here: deadlines and answers (`connection`), how much of a body anybody wants (`exchange`).
+Not here: deadlines and answers (`connection`), the limit of a body (`exchange`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*"
 
 
 class Refused(Exception):
-    """Raised when what came is not read any further, with the status to answer."""
+    """Raised when a request is refused, with the status to answer."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Head:
-    """The start of a request: all that is known before its body."""
+    """The request line and headers of a request."""
 
     method: str
     path: bytes
@@ -51,11 +51,11 @@ class Head:
     expects_continue: bool
 
 
-class Reader:
+class RequestParser:
     """Reads the requests of one connection, one after the other.
 
-    `feed` what came; `head` is the next request's once it is there, then `body` is asked until
-    `is_whole`. What came behind it is kept (`holds_more`) until the next `head` is asked for.
+    `feed` it bytes; call `head` until it returns one, then `body` until `is_whole`. Bytes after
+    that are held (`holds_more`) until the next call of `head`.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Reader:
         self._refusal: Refused | None = None
 
     def _begin(self) -> None:
-        """Forget the last request: each has a parser of its own, which no body confuses."""
+        """Start a new request: each has its own parser, which no body can confuse."""
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -88,7 +88,7 @@ class Reader:
     # ---- the head
 
     def head(self) -> Head | None:
-        """Return the head of the next request, None as long as it is not whole."""
+        """Return the head of the next request, or None until it is complete."""
         held = self._held
         if not self._head_bytes:
             if held[:1] in b"\r\n":  # an empty line before a request (RFC 9112 section 2.2)
@@ -100,9 +100,9 @@ class Reader:
         seam = len(self._head_end)
         found = (self._head_end + held if seam else held).find(b"\r\n\r\n")
         end = len(held) if found < 0 else found + 4 - seam
-        room = _MAX_HEAD_BYTES - self._head_bytes
-        self._parse(held[: min(end, room)])
-        if end > room:
+        allowed = _MAX_HEAD_BYTES - self._head_bytes
+        self._parse(held[: min(end, allowed)])
+        if end > allowed:
             raise Refused(431)
         self._head_bytes += end
         if found < 0:
@@ -119,14 +119,14 @@ class Reader:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # an offer; the head has been read all the same
+            pass  # not accepted; the head is parsed all the same
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, MemoryError):
                 raise Refused(503) from None
             raise self._refusal or Refused(400) from None
 
     def _refuse(self, status: int) -> Refused:
-        """Remember why a callback of the parser raises: the parser tells that it did, not why."""
+        """Remember why a parser callback raises: the parser does not pass the reason on."""
         self._refusal = Refused(status)
         return self._refusal
 
@@ -141,11 +141,11 @@ class Reader:
         self._headers.append((name.lower(), value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """Judge the head, and see how its body is framed."""
+        """Check the head and find out how its body is framed."""
         noted = self._check_headers()
         version = self._parser.get_http_version()
         method = self._parser.get_method().decode("ascii")
-        if version not in ("1.1", "1.0") or method == "CONNECT":  # 0.9 has no headers to judge
+        if version not in ("1.1", "1.0") or method == "CONNECT":  # 0.9 has no headers
             raise self._refuse(400)
         host = noted.get(b"host")
         if not _HOST.fullmatch(host or b"") or (host is None and version == "1.1"):
@@ -169,7 +169,7 @@ class Reader:
         )
 
     def _check_headers(self) -> dict[bytes, bytes]:
-        """Return the headers the reader goes by; refuses too many, and what stands there twice."""
+        """Return the headers the parser needs; refuses too many, and duplicates of those."""
         noted: dict[bytes, bytes] = {}
         size = 0
         for name, value in self._headers:
@@ -196,7 +196,7 @@ class Reader:
     # ---- the body
 
     def body(self) -> bytes:
-        """Return what has come of the body since the last call; `is_whole` once it has ended."""
+        """Return the part of the body that arrived since the last call; then check `is_whole`."""
         if self.is_whole:
             return b""
         content, self._held = self._body.take(self._held)
@@ -205,7 +205,7 @@ class Reader:
 
 
 _NOTED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
-"""Headers the reader itself goes by; none has a meaning when it is sent twice."""
+"""Headers the parser needs; none may be sent twice."""
 
 
 class _Sized:
@@ -218,7 +218,7 @@ class _Sized:
         self.is_whole = length == 0
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return what of `data` is body, and what is not."""
+        """Split `data` into the part that belongs to the body and the rest."""
         left = self._left
         self._left = max(0, left - len(data))
         self.is_whole = self._left == 0
@@ -238,7 +238,7 @@ class _Chunks:
         self._has_ended = False  # but for trailers
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return what of `data` is content, and what cannot be read yet or is not the body's."""
+        """Return the content in `data`, and the rest that is incomplete or after the body."""
         content: list[bytes] = []
         at = 0
         while not self.is_whole:
@@ -247,7 +247,7 @@ class _Chunks:
                 if self._left:
                     break
             plain = None if self._has_ended else _PLAIN_CHUNK.match(data, at)
-            if plain is not None:  # the common case, at a third of the cost: there may be many
+            if plain is not None:  # the common case, at a third of the cost
                 start, size = plain.end(), int(plain[1], 16)
                 at = start + size + 2
                 if data[at - 2 : at] == b"\r\n":
@@ -259,7 +259,7 @@ class _Chunks:
             if end < 0:
                 if data.find(b"\n", at) >= 0:
                     raise Refused(400)
-                self._check_room(len(data) - at)
+                self._check_line(len(data) - at)
                 break
             line = data[at:end]
             if self._has_ended:
@@ -270,7 +270,7 @@ class _Chunks:
         return b"".join(content), data[at:]
 
     def _data(self, data: bytes, at: int, content: list[bytes]) -> int:
-        """Take what has come of a chunk and of the line end behind it; returns how far."""
+        """Take data of a chunk and its line end; returns the new offset."""
         left = self._left
         if left > 2:
             piece = data[at : at + left - 2]
@@ -287,8 +287,8 @@ class _Chunks:
         self._left = left
         return at
 
-    def _check_room(self, length: int) -> None:
-        """Refuse a line that no room is left for, though its end has not come."""
+    def _check_line(self, length: int) -> None:
+        """Refuse an unfinished line that already exceeds the bounds."""
         if self._header_bytes + length > MAX_HEADER_BYTES + _MAX_SIZE_CHARACTERS:
             raise Refused(431)
 
