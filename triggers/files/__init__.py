@@ -1,21 +1,23 @@
 """The file trigger: `files("inbox/*.csv")` turns each version of a file into one event.
 
-A version is path, inode, size and mtime. A file is emitted when it has been at rest for the settle
-time, whatever was missed while the service was down included. A file renamed into place is emitted
-at once where it can be proved finished: no process has it open for writing, and it was renamed
-after its last write, or a temporary name beside it vanished in the same moment; a file that
-somebody else owns, or that was written and renamed within one tick of the kernel's clock from
-another folder, waits for the settle time like any other.
+A version is path, inode, size and mtime. A file is emitted once it has been at rest for the settle
+time, including files that appeared while the service was down. A file that was renamed into place
+is emitted at once if it is provably finished: no process has it open for writing, and either it was
+renamed after its last write or a temporary name beside it vanished at the same moment. A file that
+somebody else owns waits for the settle time like any other, and so does one that was written and
+renamed from another folder within one tick of the kernel's clock.
 
-What matches: `*`, `?`, `[…]`, and `**` for any number of folders; no leading dots, and no names in
-the making such as `x.part` or `x.tmp`, unless the pattern ends so. Symbolic links and everything
-else that is no regular file are refused and counted. A file that cannot be read is tried again for
-some seconds and then emitted with the extension `fileerror`, which makes its runs dead letters.
+Patterns: `*`, `?`, `[…]`, and `**` for any number of folders. Names with a leading dot and names of
+unfinished files such as `x.part` or `x.tmp` match only a pattern that ends so. Symbolic links and
+everything else that is not a regular file are refused and counted. A file that cannot be read is
+retried for some seconds and then emitted with the extension `fileerror`, which makes its runs dead
+letters.
 
-A file that disappears and comes back is a new event, the same content or not. What `then=` and
-`on_failure=` do happens after the last run of the event; their target folders are not watched.
+A file that disappears and comes back is a new event, even with the same content. The actions of
+`then=` and `on_failure=` happen after the last run of the event; their target folders are not
+watched.
 
-The folder watcher is imported here and nowhere else. Not here: the watch itself (`watching`).
+The notification library is imported here and nowhere else. Not here: the watch itself (`watcher`).
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ from turnout.service.domain.event import Event, file_url
 from turnout.service.domain.trigger import Emitter
 from turnout.service.domain.units import parse_duration
 
-from .after_run_actions import Delete, Ending, Move, Subject, delete_file, move_file
-from .ledger import Ledger
-from .notifications import HintsLost, Sign
+from .after_run_actions import AfterRunAction, Delete, Move, Subject, delete_file, move_file
+from .notifications import Change, NotificationsLost
 from .pattern import Pattern, find_mistake
 from .plan import Plan
+from .positions import FilePositions
 from .scan import Version
 from .watcher import Watching
 
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from watchfiles._rust_notify import RustNotify
 
 MAX_DEPTH = 32
-"""Folders below the root that are entered unless `max_depth=` says otherwise."""
+"""How many levels of folders below the root are entered, unless `max_depth=` says otherwise."""
 
 _RESCAN = timedelta(minutes=1)
 _POLL = timedelta(seconds=2)
@@ -60,8 +62,8 @@ def files(
     pattern: str,
     *,
     settle: str | timedelta = "1s",
-    then: Ending | None = None,
-    on_failure: Ending | None = None,
+    then: AfterRunAction | None = None,
+    on_failure: AfterRunAction | None = None,
     poll: bool = False,
     rescan: str | timedelta | None = None,
     max_depth: int = MAX_DEPTH,
@@ -70,9 +72,9 @@ def files(
     """Start a flow for every file that matches `pattern`, a path with wildcards.
 
     A relative pattern starts at the working directory. `settle` is how long a file must not change
-    before it counts as finished. `poll=True` is for network file systems: no notifications, a look
-    every `rescan` (default 2 s, else 1 min), and the server's clock is not trusted. Raises
-    `SetupError`.
+    before it counts as finished. `poll=True` is for network file systems: it uses no notifications,
+    walks the folders every `rescan` (2 s by default, else 1 min), and does not trust the server's
+    clock. Raises `SetupError`.
     """
     every = _POLL if poll else _RESCAN
     return FilesTrigger(
@@ -90,8 +92,8 @@ def files(
 def move(folder: str) -> Move:
     """Move the file into `folder` (relative to the watched folder), subfolders kept.
 
-    The target is made when it is missing and may be on another file system; nothing in it is ever
-    overwritten. Raises `SetupError`.
+    A missing target is created; it may be on another file system. Nothing in it is overwritten.
+    Raises `SetupError`.
     """
     mistake = find_mistake(folder)
     if mistake is None and ("\0" in folder or set("*?[") & set(folder)):
@@ -112,32 +114,32 @@ class FilesTrigger:
 
     pattern: Pattern
     settle: timedelta
-    then: Ending | None
-    on_failure: Ending | None
+    then: AfterRunAction | None
+    on_failure: AfterRunAction | None
     poll: bool
     rescan: timedelta
     max_depth: int
     name: str
-    ledger: Ledger = field(default_factory=Ledger, compare=False, repr=False)
+    positions: FilePositions = field(default_factory=FilePositions, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
-        """The module's word."""
+        """The word for this kind of trigger."""
         return "files"
 
     def check(self) -> None:
-        """Raise `SetupError` for endings or intervals that cannot work; looks at no disk."""
+        """Raise `SetupError` for actions or intervals that cannot work; touches no disk."""
         if self.rescan < _SHORTEST_RESCAN:
             raise SetupError(f"{self.name}: rescan= is at least 50ms")
         if self.max_depth < 0:
             raise SetupError(f"{self.name}: max_depth= counts folders, 0 or more")
-        for word, ending in (("then", self.then), ("on_failure", self.on_failure)):
-            if ending is not None and not isinstance(ending, Move | Delete):
+        for word, action in (("then", self.then), ("on_failure", self.on_failure)):
+            if action is not None and not isinstance(action, Move | Delete):
                 raise SetupError(
-                    f'{self.name}: {word}= takes move("folder/") or delete(), not {ending!r}'
+                    f'{self.name}: {word}= takes move("folder/") or delete(), not {action!r}'
                 )
-            if isinstance(ending, Move):
-                self._check_target(word, self._target(ending))
+            if isinstance(action, Move):
+                self._check_target(word, self._target(action))
 
     def _check_target(self, word: str, target: str) -> None:
         root = self.pattern.root
@@ -163,7 +165,7 @@ class FilesTrigger:
             private=emit.connection("files").get("data"),
             targets=tuple(self._targets()),
         )
-        await Watching(plan, self.ledger, emit, _Notifier).run()
+        await Watching(plan, self.positions, emit, _Notifier).run()
 
     def _targets_inside(self) -> frozenset[str]:
         prefix = f"{self.pattern.root}/"
@@ -172,13 +174,13 @@ class FilesTrigger:
         )
 
     def _targets(self) -> list[str]:
-        endings = (self.then, self.on_failure)
-        return [self._target(ending) for ending in endings if isinstance(ending, Move)]
+        actions = (self.then, self.on_failure)
+        return [self._target(action) for action in actions if isinstance(action, Move)]
 
-    def _target(self, ending: Move) -> str:
-        return os.path.normpath(os.path.join(self.pattern.root, ending.folder))  # noqa: PTH118  Path keeps ".."
+    def _target(self, action: Move) -> str:
+        return os.path.normpath(os.path.join(self.pattern.root, action.folder))  # noqa: PTH118  Path keeps ".."
 
-    # ---- ending
+    # ---- action
 
     @property
     def acts_after_runs(self) -> bool:
@@ -186,19 +188,19 @@ class FilesTrigger:
         return self.then is not None or self.on_failure is not None
 
     async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:
-        """Move or delete the file if it is still the version the event was about.
+        """Move or delete the file if it is still the version that the event was about.
 
-        Repeatable. Returns the event with the file's new `fileurl`, so that a replay finds it.
+        Safe to repeat. Returns the event with the file's new `fileurl`, so that a replay finds it.
         Raises `OSError` and `TriggerError`, having lost nothing.
         """
-        ending = self.then if failure is None else self.on_failure
+        action = self.then if failure is None else self.on_failure
         subject = self._subject(event)
-        if ending is None or subject is None:
+        if action is None or subject is None:
             return None
         moved: str | None = None
-        if isinstance(ending, Delete):
+        if isinstance(action, Delete):
             await to_thread.run_sync(delete_file, subject)
-        elif (target := self._target(ending)) != subject.root:
+        elif (target := self._target(action)) != subject.root:
             moved = await to_thread.run_sync(move_file, subject, target, event.id[:_TAG_CHARACTERS])
         await self._close(subject, emit)
         if moved is None:
@@ -211,8 +213,8 @@ class FilesTrigger:
         try:
             size, mtime_ns, inode = (event.data[key] for key in ("size", "mtime_ns", "inode"))
         except (InvalidData, KeyError, TypeError):
-            return None  # an event somebody else made
-        # The innermost first: a target may lie below the watched folder, or above it.
+            return None  # not an event of this trigger
+        # Innermost first: a target may lie below or above the watched folder.
         for root in sorted({*self._targets(), self.pattern.root}, key=len, reverse=True):
             if path is not None and path.is_relative_to(root):
                 known = inode if root == self.pattern.root else None
@@ -220,17 +222,17 @@ class FilesTrigger:
         return None
 
     async def _close(self, subject: Subject, emit: Emitter) -> None:
-        """Remove the ledger's row, if it is about the same version and the file is gone."""
-        await self.ledger.load_once(emit)
-        known = subject.inode is not None and self.ledger.knows(
+        """Remove the position of the same version once the file is gone."""
+        await self.positions.load_once(emit)
+        known = subject.inode is not None and self.positions.knows(
             subject.path, Version(subject.inode, subject.size, subject.mtime_ns, 0)
         )
         if known and not await to_thread.run_sync(
             os.path.lexists, Path(subject.root, subject.path)
         ):
-            positions = self.ledger.closing([subject.path])
+            positions = self.positions.closing([subject.path])
             await emit([], positions)
-            self.ledger.apply(positions)
+            self.positions.apply(positions)
 
 
 # ---------------------------------------------------------------- notifications
@@ -240,9 +242,9 @@ _QUEUE_LIMIT = Path("/proc/sys/fs/inotify/max_queued_events")
 
 
 class _Notifier:
-    """Notifications of some folders, not of what is below them, through watchfiles.
+    """Notifications of some folders, not of the folders below, through watchfiles.
 
-    Its ready-made loop gathers changes for 50 to 1600 ms; the notifier behind it is used directly
+    Its own loop gathers changes for 50 to 1600 ms. This uses the notifier behind it directly
     (documented by watchfiles as "Rust backend"), for 8 ms while files wait.
     """
 
@@ -250,23 +252,23 @@ class _Notifier:
         self._stopped = False
         self._in_use = Lock()
         self._watcher = _watcher(folders)
-        # The kernel drops what does not fit its queue and watchfiles does not say so. A change is
-        # up to four entries there: so many in one burst may be all that was left of more.
+        # The kernel drops what does not fit its queue, and watchfiles does not report it. A change
+        # takes up to four entries: a burst of this size may be what was left of a larger one.
         self._suspicious = _queue_limit() // 4
         self._burst = 0
 
-    def wait(self, timeout_seconds: float, step_seconds: float) -> list[tuple[Sign, str]]:
-        """Return what changed; a `stop` from another thread is noticed within a step."""
+    def wait(self, timeout_seconds: float, step_seconds: float) -> list[tuple[Change, str]]:
+        """Return what changed; a `stop` from another thread takes effect within a step."""
         try:
             with self._in_use:
                 return [] if self._stopped else self._changes(timeout_seconds, step_seconds)
         finally:
             self._close_if_stopped()
 
-    def _changes(self, timeout_seconds: float, step_seconds: float) -> list[tuple[Sign, str]]:
+    def _changes(self, timeout_seconds: float, step_seconds: float) -> list[tuple[Change, str]]:
         from watchfiles._rust_notify import WatchfilesRustInternalError
 
-        signs = (Sign.GONE, Sign.ADDED, Sign.WRITTEN, Sign.GONE)  # watchfiles counts from 1
+        kinds = (Change.GONE, Change.ADDED, Change.WRITTEN, Change.GONE)  # watchfiles counts from 1
         try:
             changes = self._watcher.watch(
                 _DEBOUNCE_MILLISECONDS,
@@ -274,29 +276,29 @@ class _Notifier:
                 max(1, round(timeout_seconds * 1000)),
                 self,
             )
-        except WatchfilesRustInternalError as error:  # a limit, or a name that is no UTF-8
-            raise HintsLost from error
+        except WatchfilesRustInternalError as error:  # a limit, or a name that is not UTF-8
+            raise NotificationsLost from error
         if isinstance(changes, str):  # nothing: a timeout or a stop
             self._burst = 0
             return []
         self._burst += len(changes)
         if self._burst >= self._suspicious:
-            raise HintsLost
-        return [(signs[change], path) for change, path in changes]
+            raise NotificationsLost
+        return [(kinds[change], path) for change, path in changes]
 
     def is_set(self) -> bool:
         """Whether to stop, asked by watchfiles at each step."""
         return self._stopped
 
     def stop(self) -> None:
-        """Stop watching as soon as no thread waits any more."""
+        """Stop watching as soon as no thread waits."""
         self._stopped = True
         self._close_if_stopped()
 
     def _close_if_stopped(self) -> None:
-        """Give the kernel's instance back, by whoever comes last: a `wait`, or the `stop`.
+        """Close the inotify instance; whoever is last does it, a `wait` or the `stop`.
 
-        Not left to the garbage: the error a `wait` has raised holds on to this object.
+        Garbage collection would be too late: the error that a `wait` has raised holds this object.
         """
         if self._stopped and self._in_use.acquire(blocking=False):
             try:
@@ -306,7 +308,7 @@ class _Notifier:
 
 
 def _watcher(folders: Sequence[str]) -> RustNotify:
-    """Start watching these folders; raises `OSError` that names the limit which is reached."""
+    """Start watching these folders; raises `OSError` that names an exhausted limit."""
     from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
     try:

@@ -1,14 +1,14 @@
-"""What is done with a file once the last run of its event has ended: moved or deleted.
+"""Moves or deletes a file after the last run of its event.
 
-Repeatable after a crash at any point: a file that already arrived is recognised by its inode, or,
-on another file system, by size, mtime and content. Nothing is ever overwritten: where the name is
-taken, part of the event's id is put in front of the suffix. Only the very version the event was
-about is touched; a newer one stays and has its own event, and one that is open for writing waits
-(`TooEarly`), where the kernel tells: local files of the service's own user. Folders below the
+Safe to repeat after a crash at any point: a file that has arrived is recognised by its inode or, on
+another file system, by size, mtime and content. Nothing is ever overwritten: if the name is taken,
+part of the event's id goes in front of the suffix. Only the version that the event was about is
+touched. A newer one stays and has its own event. A file that is open for writing waits
+(`TooEarly`), where the kernel can tell: local files of the service's own user. Folders below the
 watched root and below the target are entered through no symbolic link. On return the change is on
 disk, folders included.
 
-Everything here blocks and belongs in a thread.
+Everything here blocks and must run in a thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .scan import is_written, opened
 
 NAME_BYTES = 255
 _COPY_BYTES = 2**20
-# What a file system says that knows no hard links, or allows none to this file.
+# The errors of a file system without hard links, or one that allows none to this file.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 
 
@@ -43,13 +43,13 @@ class Delete:
     """Delete the file."""
 
 
-Ending = Move | Delete
+AfterRunAction = Move | Delete
 
 
 class Subject(NamedTuple):
-    """The file an ending is about: `path` below `root`, in the version its event described.
+    """The file of an action: `path` below `root`, in the version its event described.
 
-    `inode` is None where it is not known any more: the file has been on another file system.
+    `inode` is None where it is unknown: the file has been on another file system.
     """
 
     root: str
@@ -59,7 +59,7 @@ class Subject(NamedTuple):
     inode: int | None
 
     def is_same(self, status: os.stat_result) -> bool:
-        """Whether this is still the version the event was about."""
+        """Whether this is still the version that the event was about."""
         return (
             stat.S_ISREG(status.st_mode)
             and (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
@@ -68,13 +68,13 @@ class Subject(NamedTuple):
 
 
 def _refuse_written(folder: int, name: str) -> None:
-    """Wait with a file somebody still writes to: what comes is another version, with its event."""
+    """Refuse a file that is open for writing: what is written becomes another version and event."""
     if is_written(folder, name):
         raise TooEarly(f"{name!r} is open for writing")
 
 
 def delete_file(subject: Subject) -> None:
-    """Delete the file if it is still the same; a file that is gone is fine. Raises `TooEarly`."""
+    """Delete the file if it is unchanged; a missing file is fine. Raises `TooEarly`."""
     folder, _, name = subject.path.rpartition("/")
     with contextlib.suppress(FileNotFoundError), opened(subject.root, folder) as source:
         if subject.is_same(_status(source, name)):
@@ -84,10 +84,10 @@ def delete_file(subject: Subject) -> None:
 
 
 def move_file(subject: Subject, target: str, tag: str) -> str | None:
-    """Move the file below `target` and return its new path; None if it was not ours to move.
+    """Move the file below `target` and return its new path; None if the version is gone.
 
-    `tag` tells files of one name apart. Raises `TriggerError` when the target leads back to where
-    the file is, `TooEarly`, and `OSError`.
+    `tag` tells files of one name apart. Raises `TooEarly`, `OSError`, and `TriggerError` when the
+    target is the folder that the file is in.
     """
     folder, _, name = subject.path.rpartition("/")
     with contextlib.ExitStack() as stack:
@@ -98,7 +98,7 @@ def move_file(subject: Subject, target: str, tag: str) -> str | None:
         except FileNotFoundError:
             source, status = -1, None
         if status is None or not subject.is_same(status):
-            _remove(goal, _part(tag))  # of a try that a crash ended
+            _remove(goal, _part(tag))  # left by a crash
         if status is not None and not subject.is_same(status):
             return None
         if status is None:
@@ -107,17 +107,17 @@ def move_file(subject: Subject, target: str, tag: str) -> str | None:
             raise TriggerError(f"the target {target!r} is the folder the file is in")
         else:
             _refuse_written(source, name)
-            chosen = _place(subject, source, goal, name, tag)
+            chosen = _move(subject, source, goal, name, tag)
         return None if chosen is None else os.path.join(target, folder, chosen)  # noqa: PTH118  odd names stay
 
 
-def _place(subject: Subject, source: int, goal: int, name: str, tag: str) -> str | None:
-    """Give the file its new name, then take away the old one."""
+def _move(subject: Subject, source: int, goal: int, name: str, tag: str) -> str | None:
+    """Give the file its new name, then remove the old one."""
     for chosen in (name, _tagged(name, tag)):
         with contextlib.suppress(FileExistsError):
             _link(subject, source, goal, name, chosen, tag)
             break
-        if _is_arrived(source, goal, name, chosen, tag):  # a crash came between the two halves
+        if _is_arrived(source, goal, name, chosen, tag):  # a crash came between link and unlink
             break
     else:
         raise FileExistsError(errno.EEXIST, "both names are taken in the target folder", name)
@@ -126,7 +126,7 @@ def _place(subject: Subject, source: int, goal: int, name: str, tag: str) -> str
         status = _status(source, name)
         if subject.is_same(status):
             os.unlink(name, dir_fd=source)
-        elif os.path.samestat(status, _status(goal, chosen)):  # written to just now: leave it
+        elif os.path.samestat(status, _status(goal, chosen)):  # it has just been written to
             os.unlink(chosen, dir_fd=goal)
             return None
     os.fsync(source)
@@ -134,7 +134,7 @@ def _place(subject: Subject, source: int, goal: int, name: str, tag: str) -> str
 
 
 def _link(subject: Subject, source: int, goal: int, name: str, chosen: str, tag: str) -> None:
-    """Make `chosen` the file's name in `goal` unless it is taken (`FileExistsError`)."""
+    """Link the file as `chosen` in `goal`; raises `FileExistsError` if the name is taken."""
     try:
         os.link(name, chosen, src_dir_fd=source, dst_dir_fd=goal, follow_symlinks=False)
     except FileExistsError:
@@ -149,7 +149,7 @@ def _link(subject: Subject, source: int, goal: int, name: str, chosen: str, tag:
 
 
 def _rename(source: int, goal: int, name: str, chosen: str) -> None:
-    """Rename without overwriting, for want of links: an empty file of ours holds the name.
+    """Rename without overwriting where links are unsupported: an empty file reserves the name.
 
     A crash in between leaves that empty file, never less.
     """
@@ -162,9 +162,9 @@ def _rename(source: int, goal: int, name: str, chosen: str) -> None:
 
 
 def _copy(subject: Subject, source: int, goal: int, name: str, chosen: str, tag: str) -> None:
-    """Copy to another file system; the real name appears when all of it is on disk.
+    """Copy to another file system; the real name appears when everything is on disk.
 
-    Nothing of it stays when it fails: a part of a file that did not fit would keep the disk full.
+    A failed copy leaves nothing: a part of a file that did not fit would keep the disk full.
     """
     part = _part(tag)
     _remove(goal, part)
@@ -182,7 +182,7 @@ def _copy(subject: Subject, source: int, goal: int, name: str, chosen: str, tag:
 
 
 def _write_copy(source: int, goal: int, name: str, part: str) -> os.stat_result:
-    """Write content, mode and times of a file to `part`; returns what was copied."""
+    """Copy content, mode and times of a file to `part`; returns the status of what was copied."""
     reading = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=source)
     with open(reading, "rb") as old:  # noqa: PTH123  by descriptor
         writing = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=goal)
@@ -207,7 +207,7 @@ def _remove(folder: int, name: str) -> None:
 
 
 def _is_arrived(source: int, goal: int, name: str, chosen: str, tag: str) -> bool:
-    """Whether `chosen` in `goal` is the file already: the same inode, or a full copy of it."""
+    """Whether `chosen` in `goal` already is the file: the same inode, or a complete copy."""
     here, there = _status(source, name), _status(goal, chosen)
     if os.path.samestat(here, there):
         return here.st_nlink > 1
@@ -217,9 +217,9 @@ def _is_arrived(source: int, goal: int, name: str, chosen: str, tag: str) -> boo
 
 
 def _is_copied(source: int, goal: int, name: str, tag: str) -> bool:
-    """Whether files come to the target as copies: it is on another file system, or mounted apart.
+    """Whether files reach the target as copies: it is another file system or another mount.
 
-    Two mounts of one file system (volumes of a container) have one device number, and no links.
+    Two mounts of one file system (container volumes) share a device number but allow no links.
     """
     part = _part(tag)
     _remove(goal, part)
@@ -244,9 +244,9 @@ def _is_equal(source: int, goal: int, name: str, chosen: str) -> bool:
 
 
 def _arrived(subject: Subject, goal: int, names: tuple[str, ...]) -> str | None:
-    """Return under which name the file, gone from its old place, is in the target.
+    """Return the name under which a file that has left its old place is in the target.
 
-    By its inode or, where it may have been copied, by size and mtime.
+    Recognised by its inode or, as it may have been copied, by size and mtime.
     """
     for expected in (subject, subject._replace(inode=None)):
         for name in names:
@@ -257,7 +257,7 @@ def _arrived(subject: Subject, goal: int, names: tuple[str, ...]) -> str | None:
 
 
 def _tagged(name: str, tag: str) -> str:
-    """Put the tag in front of the name's suffix, cutting the stem to what a name may be long."""
+    """Put the tag in front of the suffix, and shorten the stem to the longest possible name."""
     stem, dot, suffix = name.rpartition(".")
     if not stem:
         stem, dot, suffix = name, "", ""
@@ -273,7 +273,7 @@ def _status(folder: int, name: str) -> os.stat_result:
 
 @contextlib.contextmanager
 def _made(target: str, folder: str) -> Iterator[int]:
-    """Open `folder` below `target`, making what is missing."""
+    """Open `folder` below `target`, creating what is missing."""
     os.makedirs(target, exist_ok=True)  # noqa: PTH103  odd names stay
     descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     try:

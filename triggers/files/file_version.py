@@ -1,4 +1,4 @@
-"""The event a file version becomes. Pure: the same version gives the same id and the same body."""
+"""Turns a version of a file into an event. Pure: the same version has the same id and body."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CREATED = "turnout.file.created"
 CHANGED = "turnout.file.changed"
 
 
-class Sighting(NamedTuple):
-    """A version of a file that is to become an event.
+class FileVersion(NamedTuple):
+    """A version of a file that becomes an event.
 
-    `changed` says that an earlier version of the path was emitted. `error` says why the file
-    cannot be read.
+    `changed` says that an earlier version of the path was emitted. `error` says why the file cannot
+    be read.
     """
 
     path: str
@@ -33,12 +33,12 @@ class Sighting(NamedTuple):
     error: str | None = None
 
 
-def file_event(root: str, sighting: Sighting, *, time: datetime) -> Event:
-    """Return the event: exact bytes in extension `fileurl`, names fit to be shown in the data.
+def file_event(root: str, file: FileVersion, *, time: datetime) -> Event:
+    """Return the event: exact bytes in extension `fileurl`, printable names in the data.
 
-    Extension `fileerror` marks a file that could not be read; no flow can do anything with it.
+    Extension `fileerror` marks a file that could not be read; every flow refuses it.
     """
-    path, version = sighting.path, sighting.version
+    path, version = file.path, file.version
     url = file_url(f"{root}/{path}")
     body = {
         "path": displayed(f"{root}/{path}"),
@@ -49,12 +49,12 @@ def file_event(root: str, sighting: Sighting, *, time: datetime) -> Event:
         "url": url,
     }
     extensions = {"fileurl": url}
-    if sighting.error is not None:
-        extensions["fileerror"] = sighting.error
+    if file.error is not None:
+        extensions["fileerror"] = file.error
     return Event(
-        id=_identity(sighting),
+        id=_identity(file),
         source=file_url(root),
-        type=CHANGED if sighting.changed else CREATED,
+        type=CHANGED if file.changed else CREATED,
         time=time,
         subject=displayed(path),
         datacontenttype="application/json",
@@ -64,7 +64,7 @@ def file_event(root: str, sighting: Sighting, *, time: datetime) -> Event:
 
 
 def _json(body: Mapping[str, object]) -> bytes:
-    """Write the body; a file's own times may lie outside of 64 bits (before 1677, after 2554)."""
+    """Write the body; a file's times may not fit 64 bits (before 1677, after 2554)."""
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:
@@ -72,7 +72,7 @@ def _json(body: Mapping[str, object]) -> bytes:
 
 
 def displayed(path: str) -> str:
-    """Write a path so that a terminal, a log and a page can show it: one line, no controls."""
+    """Write a path for terminals, logs and pages: one line, no control characters."""
     if path.isprintable():
         return path
     readable = os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -82,8 +82,8 @@ def displayed(path: str) -> str:
     )
 
 
-def _identity(sighting: Sighting) -> str:
-    version = sighting.version
-    stamp = f"{version.inode} {version.size} {version.mtime_ns} {sighting.generation}"
-    content = os.fsencode(sighting.path) + b"\0" + stamp.encode("ascii")
+def _identity(file: FileVersion) -> str:
+    version = file.version
+    stamp = f"{version.inode} {version.size} {version.mtime_ns} {file.generation}"
+    content = os.fsencode(file.path) + b"\0" + stamp.encode("ascii")
     return hashlib.sha256(content).hexdigest()[:32]

@@ -1,11 +1,11 @@
-"""A glob over files below one folder: which names it takes, and which folders could hold them.
+"""A glob over files below one folder: which names match, and which folders could hold matches.
 
-The root is the literal folder in front of the first wildcard; everything after it is matched name
-by name, so a walk can leave out folders that cannot hold a match. As in shells, `*`, `?`, `[…]`
-and `**` never match a leading dot. Names that programs give to files still being written (`.part`,
-`.tmp`, `~`, …) match only a pattern that ends in the same way.
+The root is the literal folder in front of the first wildcard. Everything after it is matched name
+by name, so that a walk can skip folders that cannot hold a match. As in shells, `*`, `?`, `[…]`
+and `**` never match a leading dot. Names that programs give to unfinished files (`.part`, `.tmp`,
+`~`, …) match only a pattern that ends in the same way.
 
-Pure: nothing here looks at a disk. Names are text with surrogate escapes, so every byte survives.
+Pure: nothing here touches a disk. Names are text with surrogate escapes, so every byte survives.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 
 from turnout.service.domain.errors import SetupError
 
-Place = frozenset[int]
-"""Where a folder stands in a pattern: the segments its children may match."""
+PatternState = frozenset[int]
+"""The state of matching a folder: the segments that its children may match."""
 
 TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".swp")
-"""Endings of files that somebody is still writing and will rename."""
+"""Suffixes of files that somebody is still writing and will rename."""
 
 _WILD = re.compile(r"[*?\[]")
 
@@ -85,14 +85,14 @@ class Pattern:
         return cls(text, os.path.normpath(os.path.join(start, *literal)), tuple(segments))  # noqa: PTH118  Path keeps ".."
 
     @property
-    def start(self) -> Place:
-        """Where the root stands."""
+    def start(self) -> PatternState:
+        """The state of the root."""
         return self._with_skips({0})
 
-    def enter(self, place: Place, folder: str) -> Place:
-        """Return where the child `folder` of `place` stands; empty when it can hold no match."""
+    def enter(self, state: PatternState, folder: str) -> PatternState:
+        """Return the state of the child `folder`; empty if it can hold no match."""
         reached = set()
-        for at in place:
+        for at in state:
             segment = self.segments[at]
             if segment == "**":
                 if not folder.startswith("."):
@@ -101,26 +101,26 @@ class Pattern:
                 reached.add(at + 1)
         return self._with_skips(reached)
 
-    def accepts(self, place: Place, name: str) -> bool:
-        """Whether a file called `name` in a folder at `place` matches."""
+    def accepts(self, state: PatternState, name: str) -> bool:
+        """Whether a file called `name` in a folder with `state` matches."""
         last = len(self.segments) - 1
         segment = self.segments[last]
-        return last in place and _takes(segment, name) and not _is_temporary(segment, name)
+        return last in state and _takes(segment, name) and not _is_temporary(segment, name)
 
     def matches(self, path: str) -> bool:
         """Whether the file `path`, relative to the root, matches."""
         folder, _, name = path.rpartition("/")
-        return self.accepts(self.place(folder), name)
+        return self.accepts(self.state_of(folder), name)
 
-    def place(self, folder: str) -> Place:
-        """Return where `folder`, relative to the root ("" is the root), stands."""
-        place = self.start
+    def state_of(self, folder: str) -> PatternState:
+        """Return the state of `folder`, relative to the root ("" is the root)."""
+        state = self.start
         for part in folder.split("/") if folder else ():
-            place = self.enter(place, part)
-        return place
+            state = self.enter(state, part)
+        return state
 
-    def _with_skips(self, reached: set[int]) -> Place:
-        """Add the segments reached when `**` stands for no folder at all."""
+    def _with_skips(self, reached: set[int]) -> PatternState:
+        """Add the segments that are reached when `**` stands for no folder at all."""
         for at in sorted(reached):
             while self.segments[at] == "**":
                 at += 1
@@ -129,7 +129,7 @@ class Pattern:
 
 
 def find_mistake(path: str) -> str | None:
-    """Say what in a path its author takes for something that is expanded; None if nothing is."""
+    """Return what the author expects to be expanded but is not; None if nothing."""
     if path != path.strip():
         return "it begins or ends with a blank"
     return _find(_NOT_EXPANDED, path)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .pattern import Pattern
-from .scan import Identity, Tour, Walk, walk
+from .scan import Identity, Walk, WalkReport, walk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to watch and how; `avoid` holds folders below the root to leave alone.
+    """What to watch and how; `avoid` holds folders below the root that are left alone.
 
-    `private` is the service's own data folder, which is left alone wherever the pattern meets it;
-    `targets` are the folders that files are moved to.
+    `private` is the service's own data folder, left alone wherever the pattern meets it; `targets`
+    are the folders that files are moved to.
     """
 
     pattern: Pattern
@@ -25,12 +25,12 @@ class Plan:
     private: str | None = None
     targets: tuple[str, ...] = ()
 
-    def walk(self, tour: Tour, *, below: str, private: Identity | None) -> Walk:
+    def walk(self, report: WalkReport, *, below: str, private: Identity | None) -> Walk:
         """Walk at and below a folder; see `scan.walk`."""
         return walk(
             self.pattern.root,
             self.pattern,
-            tour,
+            report,
             below=below,
             avoid=self.avoid,
             private=private,

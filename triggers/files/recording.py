@@ -1,7 +1,7 @@
-"""Writes what was found into the journal: events with their ledger rows, and rows of files gone.
+"""Writes to the journal: events of files with their positions, and the removal of positions.
 
-While the journal takes nothing (too many runs, a full disk, a paused trigger) the trigger reports
-itself down and waits here; nothing is forgotten and nothing piles up.
+While the journal refuses (too many runs, a full disk, a paused trigger) the trigger reports itself
+down and waits here; nothing is lost and nothing piles up.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from turnout.service.domain.errors import JournalFull, Overloaded
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import Emitter
 
-from .file_version import Sighting, file_event
-from .ledger import DEVICE, Ledger, Positions
+from .file_version import FileVersion, file_event
+from .positions import DEVICE, FilePositions, PositionChanges
 
 BATCH = 500
 """Files in one transaction."""
@@ -23,44 +23,44 @@ _RETRY_SECONDS = (0.1, 5.0)
 
 
 class Recorder:
-    """The way of one folder's files into the journal; the ledger follows what was stored."""
+    """Writes one folder's files to the journal; the positions follow what was stored."""
 
-    def __init__(self, root: str, ledger: Ledger, emit: Emitter) -> None:
+    def __init__(self, root: str, positions: FilePositions, emit: Emitter) -> None:
         self.device = ""
         self._root = root
-        self._ledger = ledger
+        self._positions = positions
         self._emit = emit
         self._is_down = False
 
-    async def open(self, sightings: Sequence[Sighting]) -> bool:
+    async def open(self, files: Sequence[FileVersion]) -> bool:
         """Emit these files; False when the journal refused, after a wait: look at them again."""
         events: list[Event] = []
-        positions: Positions = {}
+        positions: PositionChanges = {}
         time = self._emit.now()
-        for sighting in sightings:
-            changed = sighting.path in self._ledger
-            generation, rows = self._ledger.opening(sighting.path, sighting.version)
+        for file in files:
+            changed = file.path in self._positions
+            generation, rows = self._positions.opening(file.path, file.version)
             positions |= rows
-            found = sighting._replace(generation=generation, changed=changed)
-            events.append(file_event(self._root, found, time=time))
-        if self._ledger.device != self.device:
+            event_file = file._replace(generation=generation, changed=changed)
+            events.append(file_event(self._root, event_file, time=time))
+        if self._positions.device != self.device:
             positions[DEVICE] = self.device
         return await self._store(events, positions)
 
     async def close(self, paths: Iterable[str]) -> None:
-        """Remove the rows of files that are gone; returns when it is done."""
-        listed = [path for path in paths if path in self._ledger]
+        """Remove the positions of files that are gone; returns when that is done."""
+        listed = [path for path in paths if path in self._positions]
         for start in range(0, len(listed), BATCH):
             some = listed[start : start + BATCH]
-            while not await self._store([], self._ledger.closing(some)):
+            while not await self._store([], self._positions.closing(some)):
                 pass
 
     async def move_to_device(self) -> None:
-        """Note that the files are on another file system than before."""
+        """Store that the files are on another file system than before."""
         while not await self._store([], {DEVICE: self.device}):
             pass
 
-    async def _store(self, events: Sequence[Event], positions: Positions) -> bool:
+    async def _store(self, events: Sequence[Event], positions: PositionChanges) -> bool:
         try:
             await self._emit(events, positions)
         except (Overloaded, JournalFull) as error:
@@ -70,7 +70,7 @@ class Recorder:
             wait = error.retry_after_seconds if isinstance(error, Overloaded) else shortest
             await asyncio.sleep(min(max(wait, shortest), longest))
             return False
-        self._ledger.apply(positions)
+        self._positions.apply(positions)
         if self._is_down:
             self._is_down = False
             self._emit.up()

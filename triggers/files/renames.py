@@ -1,6 +1,6 @@
-"""Signs that a file was renamed into place when it was complete, and not written where it is.
+"""Guesses whether a file was renamed into place when complete, or is written where it is.
 
-Pure. Signs only: `watching` asks the kernel for proof besides (that nobody has the file open).
+Pure. Only a guess: `watcher` also asks the kernel for proof that nobody has the file open.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from .scan import Version
 
 
 def looks_renamed(path: str, version: Version, finished: set[str]) -> bool:
-    """Whether a name that appeared shows signs of a rename; `_settle` asks for proof besides.
+    """Whether a new name looks renamed; `watcher` asks for proof besides.
 
-    Its inode changed after its content, or its own temporary name (`stems` of those that went
-    away are in `finished`) vanished in the same moment.
+    Its inode changed after its content, or its temporary name vanished at the same moment
+    (`finished` are the `stems` of vanished names).
     """
     if version.size == 0:
         return False
@@ -23,7 +23,7 @@ def looks_renamed(path: str, version: Version, finished: set[str]) -> bool:
 
 
 def stems(temporary: str) -> list[str]:
-    """Return of what a name may be a temporary one: `a` and `a.csv` for `.a.csv.X3f9`."""
+    """Return the names that a temporary name may stand for: `a` and `a.csv` for `.a.csv.X3f9`."""
     folder, _, name = temporary.rpartition("/")
     bare = name.lstrip(".~_")
     ends = (at for at, char in enumerate(f"{bare}.") if not char.isalnum())

@@ -1,11 +1,11 @@
-"""A safe look at the files below a folder: whatever lies there, it neither hangs nor leaves.
+"""Looks at the files below a folder safely: whatever is there, it neither hangs nor leaves it.
 
 Folders are opened one inside the other, relative to their parent and never through a symbolic
-link; only regular files are found. Symbolic links, FIFOs, sockets and devices are refused without
-being opened, so a name that turns into one between two looks is refused as well. The root itself
-is the operator's and may be a symbolic link.
+link. Only regular files are found. Symbolic links, FIFOs, sockets and devices are refused without
+being opened, also when a name becomes one between two looks. The root itself belongs to the
+operator and may be a symbolic link.
 
-Everything here blocks and belongs in a thread. Not here: what a file's version means.
+Everything here blocks and must run in a thread. Not here: what a file's version means.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from .pattern import Pattern, Place
+from .pattern import Pattern, PatternState
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: should the name be a FIFO by now, opening it must not wait for a writer.
@@ -32,10 +32,10 @@ _SHARES = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "fuse")
 
 
 class Version(NamedTuple):
-    """What tells one content of a file from the next.
+    """What distinguishes one content of a file from the next.
 
-    `changed_ns` (the inode's ctime) also moves when a file is renamed; it helps to see whether a
-    file is at rest but is no part of its identity.
+    `changed_ns` (the inode's ctime) also changes when a file is renamed; it helps to see whether a
+    file is at rest but is not part of its identity.
     """
 
     inode: int
@@ -50,11 +50,11 @@ class Version(NamedTuple):
 
 
 Walk = Generator[tuple[str, Version], None, None]
-"""Files with their versions, as they are met."""
+"""Files with their versions, in the order they are found."""
 
 
 class Other(Enum):
-    """What a name can be when it is not a file."""
+    """What a name can be if it is not a file."""
 
     GONE = "gone"
     FOLDER = "folder"
@@ -63,14 +63,14 @@ class Other(Enum):
 
 
 Identity = tuple[int, int]
-"""Device and inode of a folder: tells it from another one that has its name now."""
+"""Device and inode of a folder: distinguish it from another one that has its name now."""
 
 
 @dataclass(slots=True)
-class Tour:
+class WalkReport:
     """What a walk met besides files: folders it read, folders it could not, names it refused.
 
-    `undecodable` holds the folders with a name in them that is no UTF-8.
+    `undecodable` holds the folders that contain a name which is not UTF-8.
     """
 
     folders: dict[str, Identity] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Tour:
 
 @contextlib.contextmanager
 def opened(root: str, folder: str = "") -> Iterator[int]:
-    """Open `folder` below `root`, one part at a time and through no link; yields its descriptor."""
+    """Open `folder` below `root`, one part at a time, through no link; yields its descriptor."""
     descriptor = os.open(root, _FOLDER)
     try:
         for part in folder.split("/") if folder else ():
@@ -100,7 +100,7 @@ def check_root(root: str) -> None:
 
 
 def identity_of(folder: str) -> Identity | None:
-    """Return which folder this name stands for now, or None where there is none."""
+    """Return which folder this name stands for now, or None."""
     try:
         return _identity(os.stat(folder))  # noqa: PTH116  names stay text with surrogate escapes
     except OSError:
@@ -117,7 +117,7 @@ def _identity(status: os.stat_result) -> Identity:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name is UTF-8: one that is not has surrogate escapes."""
+    """Whether a name is UTF-8: otherwise it has surrogate escapes."""
     if name.isascii():
         return True
     try:
@@ -135,7 +135,7 @@ def device_of(root: str) -> str:
 def walk(
     root: str,
     pattern: Pattern,
-    tour: Tour,
+    report: WalkReport,
     *,
     below: str = "",
     avoid: frozenset[str] = frozenset(),
@@ -144,12 +144,12 @@ def walk(
 ) -> Walk:
     """Yield every matching file at or below the folder `below`, with its version.
 
-    Raises `OSError` when the root cannot be opened; any other folder that cannot be read is noted
-    in `tour.unread`. Folders in `avoid`, those deeper than `max_depth`, and the folder `private`
-    under whatever name, are left out.
+    Raises `OSError` when the root cannot be opened; any other unreadable folder is noted in
+    `report.unread`. Folders in `avoid`, those deeper than `max_depth`, and the folder `private`
+    under any name are left out.
     """
-    place = pattern.place(below)
-    if not place:
+    state = pattern.state_of(below)
+    if not state:
         return
     with contextlib.ExitStack() as stack:
         try:
@@ -159,14 +159,14 @@ def walk(
                 raise
             if _absence(error) is Other.GONE:
                 return
-            tour.unread.add(below)
+            report.unread.add(below)
             return
         rules = _Rules(pattern, avoid, private, max_depth)
-        yield from _walk(descriptor, below, place, rules, tour)
+        yield from _walk(descriptor, below, state, rules, report)
 
 
 def topmost(folders: set[str]) -> list[str]:
-    """Leave out folders that lie in another one of the set."""
+    """Leave out folders that lie below another one of the set."""
     chosen: list[str] = []
     for folder in sorted(folders, key=lambda name: f"{name}/"):
         if "" in chosen or (chosen and folder.startswith(f"{chosen[-1]}/")):
@@ -182,16 +182,18 @@ class _Rules(NamedTuple):
     max_depth: int
 
 
-def _walk(descriptor: int, folder: str, place: Place, rules: _Rules, tour: Tour) -> Walk:
-    inner: list[tuple[str, Place]] = []
+def _walk(
+    descriptor: int, folder: str, state: PatternState, rules: _Rules, report: WalkReport
+) -> Walk:
+    inner: list[tuple[str, PatternState]] = []
     identity = _identity(os.fstat(descriptor))
     if identity == rules.private:
         return
-    tour.folders[folder] = identity
+    report.folders[folder] = identity
     try:
-        yield from _files(descriptor, folder, place, rules, tour, inner)
+        yield from _files(descriptor, folder, state, rules, report, inner)
     except OSError:
-        tour.unread.add(folder)
+        report.unread.add(folder)
     for path, deeper in inner:
         name = path.rpartition("/")[2]
         try:
@@ -199,10 +201,10 @@ def _walk(descriptor: int, folder: str, place: Place, rules: _Rules, tour: Tour)
         except FileNotFoundError:
             continue
         except OSError:
-            tour.unread.add(path)
+            report.unread.add(path)
             continue
         try:
-            yield from _walk(child, path, deeper, rules, tour)
+            yield from _walk(child, path, deeper, rules, report)
         finally:
             os.close(child)
 
@@ -210,37 +212,37 @@ def _walk(descriptor: int, folder: str, place: Place, rules: _Rules, tour: Tour)
 def _files(
     descriptor: int,
     folder: str,
-    place: Place,
+    state: PatternState,
     rules: _Rules,
-    tour: Tour,
-    inner: list[tuple[str, Place]],
+    report: WalkReport,
+    inner: list[tuple[str, PatternState]],
 ) -> Iterator[tuple[str, Version]]:
-    """Yield the matching files of one open folder; adds the folders to enter next to `inner`."""
+    """Yield the matching files of an open folder; adds the folders to enter next to `inner`."""
     prefix = f"{folder}/" if folder else ""
     with os.scandir(descriptor) as entries:
         for entry in entries:
             if not is_text(entry.name):
-                tour.undecodable.add(folder)
+                report.undecodable.add(folder)
             path = prefix + entry.name
-            deeper = rules.pattern.enter(place, entry.name)
-            wanted = rules.pattern.accepts(place, entry.name)
+            deeper = rules.pattern.enter(state, entry.name)
+            wanted = rules.pattern.accepts(state, entry.name)
             if entry.is_dir(follow_symlinks=False):
                 if not deeper or path in rules.avoid:
                     continue
                 if path.count("/") < rules.max_depth:
                     inner.append((path, deeper))
                 else:
-                    tour.refused.add(path)
+                    report.refused.add(path)
             elif not entry.is_file(follow_symlinks=False):
                 if wanted or deeper:
-                    tour.refused.add(path)
+                    report.refused.add(path)
             elif wanted:
                 with contextlib.suppress(FileNotFoundError):
                     yield path, Version.of(entry.stat(follow_symlinks=False))
 
 
 def look(root: str, paths: Sequence[str]) -> list[Version | Other]:
-    """Say what each path, relative to the root, is right now; opens no file."""
+    """Return what each path, relative to the root, is right now; opens no file."""
     found: list[Version | Other] = []
     with _Folders(root) as folders:
         for path in paths:
@@ -255,9 +257,9 @@ def look(root: str, paths: Sequence[str]) -> list[Version | Other]:
 
 
 class Inspection(NamedTuple):
-    """A look at a file by opening it: its version, why it cannot be read, or what it is instead.
+    """The result of opening a file: its version, why it cannot be read, or what it is instead.
 
-    `closed` is true when it is certain that no process has it open for writing.
+    `closed` is true if certainly no process has it open for writing.
     """
 
     found: Version | Other
@@ -294,7 +296,7 @@ def _inspect(folders: _Folders, path: str, ask_closed: bool) -> Inspection:
 
 
 def _absence(error: OSError) -> Other:
-    """Tell a name that is not there from one a sick or closed folder does not show."""
+    """Distinguish a missing name from one that an unreadable folder does not show."""
     missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
     return Other.GONE if missing else Other.UNKNOWN
 
@@ -313,7 +315,7 @@ def _nobody_writes(descriptor: int) -> bool:
 def is_written(folder: int, name: str) -> bool:
     """Whether certainly some process has the file `name` in an open folder open for writing.
 
-    On a share the kernel says the same of a file that it holds no delegation of: unknown is no.
+    On a network share the kernel refuses the lease for other reasons too: unknown counts as no.
     """
     try:
         descriptor = os.open(name, _FILE, dir_fd=folder)
@@ -326,11 +328,11 @@ def is_written(folder: int, name: str) -> bool:
 
 
 def _lease(descriptor: int) -> int:
-    """Ask for a read lease, which is granted while nobody writes (fcntl(2)); 0 or why not.
+    """Ask for a read lease, which is granted while nobody writes (fcntl(2)); 0 or the error number.
 
-    EAGAIN means a writer. The lease is given back at once; should a writer come just between, we
-    are told by SIGURG, which is ignored, and not by SIGIO, which kills. Not everywhere and not on
-    other people's files.
+    EAGAIN means a writer. The lease is given back at once. If a writer comes in between, the kernel
+    sends SIGURG, which is ignored, not SIGIO, which kills. Leases do not work everywhere, nor on
+    other users' files.
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return errno.ENOSYS
@@ -356,7 +358,7 @@ def _is_on_share(device: int) -> bool:
 
 
 class _Folders:
-    """Opens folders below a root, keeping the last one open: paths come folder by folder."""
+    """Opens folders below a root and keeps the last one open: paths come folder by folder."""
 
     def __init__(self, root: str) -> None:
         self._root = root

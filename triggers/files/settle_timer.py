@@ -1,11 +1,11 @@
-"""Which files are on their way to an event, and when each is at rest for long enough.
+"""Which files are about to be emitted, and when each has been at rest for long enough.
 
-A file is at rest when inode, size, mtime and ctime have been the same for the settle time. What a
-file's own stamps say counts: one last changed long ago is at rest at first sight, so a full folder
-is not waited for at start. On network file systems the server's clock writes those stamps; there
-only watching counts.
+A file is at rest when inode, size, mtime and ctime have been the same for the settle time. The
+file's own timestamps count: one that was last changed long ago is at rest at first sight, so a full
+folder does not delay a start. On network file systems the server's clock writes the timestamps;
+there only the time of watching counts.
 
-Pure decisions over the loop clock (`now`, seconds); nothing here looks at a disk.
+Pure decisions over the loop clock (`now`, seconds); nothing here touches a disk.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from .scan import Version
 CONFIRM_SECONDS = 0.04
 """How long a file that was renamed into place is watched for a second notification.
 
-Longer than a notification takes to arrive, so that a write which came before the first look shows.
+Longer than a notification takes, so that a write from before the first look shows.
 """
 
 READ_RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""When a file that cannot be read is tried again; after the last one it is emitted as it is."""
+"""When a file that cannot be read is retried; after the last retry it is emitted as it is."""
 
 
 @dataclass(slots=True)
 class Candidate:
-    """A file seen in a version that was not emitted yet; looked at again when `due`.
+    """A file in a version that is not emitted yet; looked at again when `due`.
 
-    `placed` is true while everything speaks for a finished file that was renamed into place.
+    `renamed` is true while everything suggests a finished file that was renamed into place.
     `failures` counts the times it could not be read.
     """
 
     version: Version
     due: float
-    placed: bool = False
+    renamed: bool = False
     failures: int = 0
 
 
-class Settling:
+class SettleTimer:
     """The files that are not emitted yet, the first due first."""
 
     def __init__(self, settle_seconds: float, *, trust_stamps: bool) -> None:
@@ -56,29 +56,29 @@ class Settling:
         return self._candidates.get(path)
 
     def see(
-        self, path: str, version: Version, *, now: float, wall_ns: int, placed: bool = False
+        self, path: str, version: Version, *, now: float, wall_ns: int, renamed: bool = False
     ) -> None:
-        """Take note of a file's version; the same as before changes nothing."""
+        """Note a file's version; the same version again changes nothing."""
         known = self._candidates.get(path)
         if known is not None and known.version == version:
             return
         wait = self._remaining(version, wall_ns)
-        if placed and wait > CONFIRM_SECONDS:
+        if renamed and wait > CONFIRM_SECONDS:
             wait = CONFIRM_SECONDS
         else:
-            placed = False
-        self._candidates[path] = candidate = Candidate(version, now + wait, placed)
+            renamed = False
+        self._candidates[path] = candidate = Candidate(version, now + wait, renamed)
         heapq.heappush(self._queue, (candidate.due, path))
 
     def touched(self, path: str, *, now: float, wall_ns: int) -> None:
-        """Take note of a change: it was not simply renamed into place."""
+        """Note a change: the file was not simply renamed into place."""
         candidate = self._candidates.get(path)
-        if candidate is not None and candidate.placed:
-            candidate.placed = False
+        if candidate is not None and candidate.renamed:
+            candidate.renamed = False
             self._put_off(path, candidate, now + self._remaining(candidate.version, wall_ns))
 
     def unreadable(self, path: str, *, now: float) -> bool:
-        """Count a failed look and put the file off; False when it has been put off often enough."""
+        """Count a failed look and put the file off; False when it was put off often enough."""
         candidate = self._candidates[path]
         if candidate.failures >= len(READ_RETRY_SECONDS):
             return False

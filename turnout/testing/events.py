@@ -22,7 +22,7 @@ from turnout.service.domain.trigger import Inbound, Trigger
 from turnout.service.project import AnyFlow
 from turnout.triggers.events import EventTrigger
 from turnout.triggers.files import FilesTrigger
-from turnout.triggers.files.file_version import Sighting
+from turnout.triggers.files.file_version import FileVersion
 from turnout.triggers.files.file_version import file_event as event_of_file
 from turnout.triggers.files.scan import Version
 from turnout.triggers.timers import Timer
@@ -76,7 +76,7 @@ def file_event(of: AnyFlow | Trigger, path: Path, *, at: datetime = START) -> Ev
     version = Version.of(path.stat())
     path, root = path.absolute(), Path(trigger.pattern.root)
     root = root if path.is_relative_to(root) else path.parent
-    event = event_of_file(str(root), Sighting(str(path.relative_to(root)), version), time=at)
+    event = event_of_file(str(root), FileVersion(str(path.relative_to(root)), version), time=at)
     return _of(trigger.name, event)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from turnout.triggers.files.file_version import Sighting, displayed, file_event
+from turnout.triggers.files.file_version import FileVersion, displayed, file_event
 from turnout.triggers.files.scan import Version
 
 VERSION = Version(7, 100, 1_000_000_001, 5)
@@ -28,7 +28,7 @@ NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 )
 def test_bytes_are_exact_and_the_display_is_safe(name: bytes, shown: str) -> None:
     path = os.fsdecode(name)
-    event = file_event("/in", Sighting(path, VERSION), time=NOON)
+    event = file_event("/in", FileVersion(path, VERSION), time=NOON)
     assert event.path is not None
     assert os.fsencode(event.path) == b"/in/" + name
     assert event.subject == event.data["name"] == displayed(path) == shown
@@ -37,26 +37,26 @@ def test_bytes_are_exact_and_the_display_is_safe(name: bytes, shown: str) -> Non
 
 
 def test_the_same_version_is_the_same_event() -> None:
-    first = file_event("/in", Sighting("a", VERSION), time=NOON)
-    again = file_event("/in", Sighting("a", VERSION._replace(changed_ns=9)), time=NOON)
+    first = file_event("/in", FileVersion("a", VERSION), time=NOON)
+    again = file_event("/in", FileVersion("a", VERSION._replace(changed_ns=9)), time=NOON)
     assert (first.id, first.body) == (again.id, again.body)
     assert not first.minted
     others = [
-        Sighting("b", VERSION),
-        Sighting("a", VERSION._replace(inode=8)),
-        Sighting("a", VERSION._replace(size=8)),
-        Sighting("a", VERSION._replace(mtime_ns=8)),
-        Sighting("a", VERSION, generation=1),
+        FileVersion("b", VERSION),
+        FileVersion("a", VERSION._replace(inode=8)),
+        FileVersion("a", VERSION._replace(size=8)),
+        FileVersion("a", VERSION._replace(mtime_ns=8)),
+        FileVersion("a", VERSION, generation=1),
     ]
-    ids = {file_event("/in", sighting, time=NOON).id for sighting in others}
+    ids = {file_event("/in", found, time=NOON).id for found in others}
     assert len(ids | {first.id}) == 6
 
 
 def test_says_what_happened_and_what_is_wrong() -> None:
-    event = file_event("/in", Sighting("a", VERSION), time=NOON)
+    event = file_event("/in", FileVersion("a", VERSION), time=NOON)
     assert event.type == "turnout.file.created"
     assert "fileerror" not in event.extensions
-    changed = file_event("/in", Sighting("a", VERSION, 1, True, "Permission denied"), time=NOON)
+    changed = file_event("/in", FileVersion("a", VERSION, 1, True, "Permission denied"), time=NOON)
     assert changed.type == "turnout.file.changed"
     assert changed.extensions["fileerror"] == "Permission denied"
     assert changed.path == Path("/in/a")
@@ -67,6 +67,6 @@ def test_says_what_happened_and_what_is_wrong() -> None:
     [-(2**63) - 1, -(2**63), -1, 0, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 253_402_300_799 * 10**9],
 )
 def test_any_time_a_file_may_have_is_told_to_the_nanosecond(mtime_ns: int) -> None:
-    event = file_event("/in", Sighting("a", VERSION._replace(mtime_ns=mtime_ns)), time=NOON)
+    event = file_event("/in", FileVersion("a", VERSION._replace(mtime_ns=mtime_ns)), time=NOON)
     assert event.data["mtime_ns"] == mtime_ns
     assert event.data["name"] == "a"

@@ -27,12 +27,12 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import ActsAfterRuns, ReadTrigger
 from turnout.triggers import files as files_module
 from turnout.triggers.files import FilesTrigger, delete, files, move, settle_timer
-from turnout.triggers.files.ledger import DEVICE, GENERATION
-from turnout.triggers.files.notifications import UNWATCHED, HintsLost, Sign
+from turnout.triggers.files.notifications import UNWATCHED, Change, NotificationsLost
+from turnout.triggers.files.positions import DEVICE, GENERATION
 
 
 class FilesCase:
-    """Files dropped into a folder; a row of the ledger is the acknowledgement."""
+    """Files dropped into a folder; its stored position is the acknowledgement."""
 
     keeps_input = True
 
@@ -192,13 +192,13 @@ async def test_a_file_removed_and_put_back_at_once_runs_again(tmp_path: Path) ->
 async def test_a_late_word_of_a_removal_is_none_of_the_file_that_is_there_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words: list[tuple[Sign, str]] = []
+    words: list[tuple[Change, str]] = []
 
     class Slow:
         def __init__(self, folders: object) -> None:
             """Hear nothing but what the test says."""
 
-        def wait(self, timeout_seconds: float, step_seconds: float) -> list[tuple[Sign, str]]:
+        def wait(self, timeout_seconds: float, step_seconds: float) -> list[tuple[Change, str]]:
             Moment().wait(0.01)
             return [words.pop()] if words else []
 
@@ -210,14 +210,14 @@ async def test_a_late_word_of_a_removal_is_none_of_the_file_that_is_there_now(
     async with watch(files(f"{tmp_path}/*.csv", settle="10ms", rescan="50ms"), emit):
         file.write_text("a")  # found by a walk, of what was there before nobody has told yet
         await emit.stored(1)
-        words.append((Sign.GONE, str(file)))
+        words.append((Change.GONE, str(file)))
         await emit.until(lambda: not words)
         (tmp_path / "b.csv").write_text("b")
         await emit.stored(2)
         assert names(emit) == ["a.csv", "b.csv"]
         file.rename(tmp_path / "aside")
         (tmp_path / "aside").rename(file)
-        words.append((Sign.GONE, str(file)))
+        words.append((Change.GONE, str(file)))
         await emit.stored(3)
     assert names(emit) == ["a.csv", "a.csv", "b.csv"]
 
@@ -247,7 +247,7 @@ async def test_a_file_still_written_waits_until_it_rests(tmp_path: Path) -> None
     async with watch(files(f"{tmp_path}/*.csv", settle="250ms"), emit):
         until = loop.time() + 1.0
         while loop.time() < until:
-            with file.open("a") as writer:  # opened anew: closing says nothing about the end
+            with file.open("a") as writer:  # opened again: closing says nothing about the end
                 writer.write("line\n")
             await asyncio.sleep(0.03)
             assert not emit.events
@@ -561,7 +561,7 @@ def test_a_burst_that_may_have_filled_the_queue_is_not_trusted(
     }
     for number in range(30):
         (tmp_path / f"{number}.more").touch()
-    with pytest.raises(HintsLost):
+    with pytest.raises(NotificationsLost):
         for _ in range(30):  # however many batches the burst comes in
             notifier.wait(1, 0.001)
     notifier.stop()
@@ -706,7 +706,7 @@ async def test_a_full_folder_is_emitted_once_each(tmp_path: Path, full: bool) ->
     assert sorted(waits)[len(waits) * 99 // 100] < 0.1, "others on the loop get their turn"
 
 
-# ---------------------------------------------------------------- endings
+# ---------------------------------------------------------------- after-run actions
 
 
 async def ended(

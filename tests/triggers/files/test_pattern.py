@@ -136,11 +136,11 @@ def test_a_target_that_can_only_be_a_mistake_is_refused(folder: str) -> None:
 
 
 def test_enters_only_folders_that_can_hold_a_match() -> None:
-    assert not Pattern.of("in/*.csv").place("sub")
-    assert not Pattern.of("in/*/x/*.csv").place("a/y")
-    assert Pattern.of("in/*/x/*.csv").place("a/x")
-    assert Pattern.of("in/**/*.csv").place("a/b/c/d")
-    assert not Pattern.of("in/**/*.csv").place("a/.git")
+    assert not Pattern.of("in/*.csv").state_of("sub")
+    assert not Pattern.of("in/*/x/*.csv").state_of("a/y")
+    assert Pattern.of("in/*/x/*.csv").state_of("a/x")
+    assert Pattern.of("in/**/*.csv").state_of("a/b/c/d")
+    assert not Pattern.of("in/**/*.csv").state_of("a/.git")
 
 
 names = st.text("ab.*", min_size=1, max_size=4)
@@ -156,4 +156,4 @@ def test_a_matching_file_lies_only_in_folders_that_are_entered(
         return
     path = "/".join(["x", *parts])
     if glob.matches(path):
-        assert glob.place(path.rpartition("/")[0])
+        assert glob.state_of(path.rpartition("/")[0])

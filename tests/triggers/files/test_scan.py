@@ -10,27 +10,27 @@ from pathlib import Path
 import pytest
 
 from turnout.triggers.files.pattern import Pattern
-from turnout.triggers.files.scan import Inspection, Other, Tour, Version, inspect, look, walk
+from turnout.triggers.files.scan import Inspection, Other, Version, WalkReport, inspect, look, walk
 
 
-def paths(root: Path, pattern: str = "**/*", **limits: int) -> tuple[list[str], Tour]:
-    tour = Tour()
+def paths(root: Path, pattern: str = "**/*", **limits: int) -> tuple[list[str], WalkReport]:
+    report = WalkReport()
     found = walk(
-        str(root), Pattern.of(f"{root}/{pattern}"), tour, max_depth=limits.get("max_depth", 32)
+        str(root), Pattern.of(f"{root}/{pattern}"), report, max_depth=limits.get("max_depth", 32)
     )
-    return sorted(path for path, _ in found), tour
+    return sorted(path for path, _ in found), report
 
 
 def test_finds_files_with_their_versions(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     file = tmp_path / "s" / "a.csv"
     file.write_text("four")
-    tour = Tour()
-    [(path, version)] = walk(str(tmp_path), Pattern.of(f"{tmp_path}/**/*"), tour, max_depth=9)
+    report = WalkReport()
+    [(path, version)] = walk(str(tmp_path), Pattern.of(f"{tmp_path}/**/*"), report, max_depth=9)
     assert path == "s/a.csv"
     assert version == Version.of(file.stat())
     assert version.size == 4
-    assert tour.folders.keys() == {"", "s"}
+    assert report.folders.keys() == {"", "s"}
 
 
 def test_refuses_everything_that_is_no_regular_file(tmp_path: Path) -> None:
@@ -46,9 +46,9 @@ def test_refuses_everything_that_is_no_regular_file(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(root / "socket.csv"))
         (root / "good.csv").write_text("good")
-        found, tour = paths(root)
+        found, report = paths(root)
         assert found == ["good.csv"]
-        assert tour.refused == {"link.csv", "folder", "loop", "pipe.csv", "socket.csv"}
+        assert report.refused == {"link.csv", "folder", "loop", "pipe.csv", "socket.csv"}
         special = ["link.csv", "pipe.csv", "socket.csv"]
         assert look(str(root), special) == [Other.REFUSED] * 3
         assert inspect(str(root), special) == [Inspection(Other.REFUSED)] * 3
@@ -92,8 +92,8 @@ def test_deep_folders_are_refused_not_entered(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     for folder in ("", "a", "a/b"):
         (tmp_path / folder / "f").touch()
-    found, tour = paths(tmp_path, max_depth=1)
-    assert (found, set(tour.folders), tour.refused) == (["a/f", "f"], {"", "a"}, {"a/b"})
+    found, report = paths(tmp_path, max_depth=1)
+    assert (found, set(report.folders), report.refused) == (["a/f", "f"], {"", "a"}, {"a/b"})
     assert paths(tmp_path, max_depth=0)[0] == ["f"]
 
 
@@ -101,7 +101,7 @@ def test_a_missing_root_is_an_error_and_a_missing_folder_is_not(tmp_path: Path) 
     with pytest.raises(FileNotFoundError):
         paths(tmp_path / "nowhere")
     pattern = Pattern.of(f"{tmp_path}/**/*")
-    assert list(walk(str(tmp_path), pattern, Tour(), below="gone", max_depth=9)) == []
+    assert list(walk(str(tmp_path), pattern, WalkReport(), below="gone", max_depth=9)) == []
 
 
 def test_says_when_nobody_has_the_file_open_for_writing(tmp_path: Path) -> None:

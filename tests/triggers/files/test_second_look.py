@@ -16,7 +16,7 @@ from turnout.service.domain.event import Event, file_url
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
 from turnout.service.project import AnyFlow
-from turnout.triggers.files.file_version import Sighting, file_event
+from turnout.triggers.files.file_version import FileVersion, file_event
 from turnout.triggers.files.scan import Version
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -56,7 +56,9 @@ async def run_of(
     """Emit the event of a file, change what is at its name, and only then let the run start."""
     seen.clear()
     file = folder / "a.csv"
-    event = event or file_event(str(folder), Sighting("a.csv", Version.of(file.stat())), time=NOON)
+    event = event or file_event(
+        str(folder), FileVersion("a.csv", Version.of(file.stat())), time=NOON
+    )
     async with running(folder / "data", [which]) as service:
         operator, journal = service.process.operator, service.process.journal
         await operator.pause(which.name)
@@ -146,7 +148,7 @@ async def test_a_run_may_change_its_own_file_and_go_on(folder: Path) -> None:
 
 async def test_a_file_its_trigger_has_moved_may_be_mended_there(folder: Path) -> None:
     made = file_event(
-        str(folder), Sighting("a.csv", Version.of((folder / "a.csv").stat())), time=NOON
+        str(folder), FileVersion("a.csv", Version.of((folder / "a.csv").stat())), time=NOON
     )
     (folder / "failed").mkdir()
     moved = folder / "failed" / "a.csv"

@@ -1,11 +1,11 @@
-"""The files a trigger has emitted and that are still there, as rows of its positions.
+"""The files that a trigger has emitted and that still exist, as its stored positions.
 
-One row a file: its path below the root, percent-encoded so that every byte survives as text, and
-`inode size mtime_ns generation`. A file that disappears loses its row, so the ledger never holds
-more than the folder does. What remains of it is one counter for the whole trigger, row
-`/generation`, which rises whenever a row is removed or replaced: it is part of every event id, so
-the same file moved back by hand is another event. Row `/device` says which file system the rows
-are about, so that an unmounted volume is not taken for an emptied folder.
+One position for each file: its path below the root, percent-encoded so that every byte survives as
+text, and `inode size mtime_ns generation`. A file that disappears loses its position, so there are
+never more of them than files. Position `/generation` is a counter for the whole trigger that rises
+whenever a position is removed or replaced. It is part of every event id: the same file moved back
+by hand is another event. Position `/device` is the file system of the files, so that an unmounted
+volume is not taken for an emptied folder.
 
 Memory changes only by `apply`, with what the journal has stored.
 """
@@ -24,13 +24,13 @@ from .scan import Version
 GENERATION = "/generation"
 DEVICE = "/device"
 
-_SHARE = 2000  # rows taken over before other work on the loop gets its turn
+_YIELD_EVERY = 2000  # rows loaded before the event loop gets its turn
 
-Positions = dict[str, str | None]
+PositionChanges = dict[str, str | None]
 
 
-class Ledger:
-    """The rows of one trigger, in memory as in the journal."""
+class FilePositions:
+    """The positions of one trigger, in memory as in the journal."""
 
     def __init__(self) -> None:
         self.generation = 0
@@ -39,12 +39,12 @@ class Ledger:
         self._loaded = False
 
     async def load(self, emit: Emitter) -> None:
-        """Take over what the journal holds."""
+        """Load what the journal holds."""
         stored = list((await emit.positions()).items())
         self._rows.clear()
         self.generation, self.device = 0, None
-        for start in range(0, len(stored), _SHARE):
-            self.apply(dict(stored[start : start + _SHARE]))
+        for start in range(0, len(stored), _YIELD_EVERY):
+            self.apply(dict(stored[start : start + _YIELD_EVERY]))
             await asyncio.sleep(0)
         self._loaded = True
 
@@ -54,7 +54,7 @@ class Ledger:
             await self.load(emit)
 
     def apply(self, stored: Mapping[str, str | None]) -> None:
-        """Follow positions that are on disk."""
+        """Apply positions that are on disk."""
         for partition, value in stored.items():
             if partition == GENERATION:
                 self.generation = max(self.generation, int(value or 0))
@@ -79,19 +79,19 @@ class Ledger:
         row = self._rows.get(path)
         return row is not None and row.startswith(_prefix(version))
 
-    def opening(self, path: str, version: Version) -> tuple[int, Positions]:
+    def opening(self, path: str, version: Version) -> tuple[int, PositionChanges]:
         """Return the generation of the file's next event, and what to store with it."""
         if path not in self._rows:
-            generation, rows = self.generation, Positions()
+            generation, rows = self.generation, PositionChanges()
         else:
             generation = self.generation + 1
             rows = {GENERATION: str(generation)}
         rows[partition_of(path)] = f"{_prefix(version)}{generation}"
         return generation, rows
 
-    def closing(self, paths: Iterable[str]) -> Positions:
-        """Return what to store when these files are there no more."""
-        rows: Positions = {partition_of(path): None for path in paths}
+    def closing(self, paths: Iterable[str]) -> PositionChanges:
+        """Return what to store when these files are gone."""
+        rows: PositionChanges = {partition_of(path): None for path in paths}
         rows[GENERATION] = str(self.generation + 1)
         return rows
 
