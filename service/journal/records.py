@@ -1,6 +1,6 @@
-"""The values a journal is given and gives back: what is written, waited for, claimed and read.
+"""The values that go into a journal and come out: written, waited for, claimed, read.
 
-Plain data, the same whatever database is under it. Not here: what becomes of them (`contract`).
+Plain data, the same for every database. Not here: what the journal does with them (`contract`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from turnout.service.domain.run import RunError, RunState
 
 @dataclass(slots=True, kw_only=True)
 class NewRun:
-    """A run to be born with its event: queued, scheduled, already claimed, or a dead letter.
+    """A run to insert with its event: queued, scheduled, already running, or a dead letter.
 
-    Born `running` its token is 1. `append` sets `seq`, which grows in arrival order.
+    A run started on insert (`running`) has token 1. `append` sets `seq`, which grows in arrival
+    order.
     """
 
     id: str
@@ -37,7 +38,7 @@ class NewRun:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Why an event did not start a run of a flow: `filtered`, `duplicate`, `unmatched`….
+    """Why an event started no run of a flow: `filtered`, `duplicate`, `unmatched`…
 
     `flow` is empty when the decision is about the event itself.
     """
@@ -49,10 +50,10 @@ class Decision:
 
 @dataclass(slots=True, kw_only=True)
 class Entry:
-    """One event with what the router made of it; `append` writes it whole or not at all.
+    """One event with what the router decided; `append` writes all of it or nothing.
 
     With `after_run_action` the event is listed by `due_actions()` once all its runs have ended.
-    `awaited` is the name runs wait for such events under, `topics` what wakes those that do.
+    `awaited` is the name under which runs wait for such events, `topics` wakes those runs.
     """
 
     event: Event
@@ -67,8 +68,8 @@ class Entry:
 class Appended:
     """What `append` did with an entry.
 
-    For a duplicate: nothing was stored but a decision; `event_seq`, `event` and `runs` are the
-    first delivery's (runs empty if they are pruned). `conflict`: same identity, another body.
+    For a duplicate only a decision is stored; `event_seq`, `event` and `runs` are those of the
+    first delivery (no runs once they are pruned). `conflict`: same identity, another body.
     """
 
     event_seq: int
@@ -79,22 +80,22 @@ class Appended:
 
 
 FAILED = "~failed"
-"""The key of the step that says a run has failed: only its ending is left to do (`ending`).
+"""The key of the step that marks a run as failed: only its undo and its hook are left to do.
 
-Of a run that was cancelled and is to be undone its error is `CANCELLED`. Its `tries` are one more
-than how often the process kept dying under that.
+For a cancelled run that must be undone, the step's error is `CANCELLED`. Its `tries` are one more
+than the number of times this work was given up because it killed the process.
 """
 
 REGISTERED = "~on_undo"
-"""The task of the records of what would undo a step; they are no steps, and not listed as such."""
+"""The task of records that say how to undo a step; they are not listed as steps."""
 
 UNDO_STEPS = "key >= '~undo' AND key < '~undp'"
-"""The condition on the keys of the steps that undo a run."""
+"""The SQL condition on the keys of steps that undo a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedArguments:
-    """What a step was called with: a digest of the arguments, and the call in words."""
+    """The arguments of a step: their digest, and the call as text."""
 
     digest: str
     words: str
@@ -102,16 +103,16 @@ class RecordedArguments:
 
 @dataclass(slots=True, kw_only=True)
 class StepRecord:
-    """A recorded call of a task inside a run; `key` is stable over retries and restarts.
+    """A recorded call of a task in a run; `key` stays the same over retries and restarts.
 
-    `retrying` keeps the next try's number and, in `result`, when it is due, `waiting` what is
-    waited for (both JSON);
-    `succeeded` and `failed` are facts never run again, except a `failed` one that escaped the
-    flow (`Outcome.error.step`), which is superseded. A `succeeded` one with an `error` is a
-    fallback used after that error. `origin` is the run a cached result comes from, or the child
-    run; `spilled` names a large result kept with `spill` instead of in `result`.
-    `in_error_handler` is true when it was called while an error was being handled: another attempt
-    may never reach it. `arguments` is what it was called with; None in records of earlier versions.
+    In state `retrying`, `tries` is the number of the next try and `result` holds when it is due;
+    in state `waiting`, `result` holds what it waits for (both JSON). `succeeded` and `failed` are
+    facts: such a step never runs again, except a failed one whose error escaped the flow
+    (`Outcome.error.step`), which is superseded. A `succeeded` step with an `error` used its
+    fallback after that error. `origin` is the run a cached result comes from, or the child run;
+    `blob` names a large result stored in a file instead of in `result`. `in_error_handler` is true
+    when it was called while an error was being handled: another attempt may never reach it.
+    `arguments` is what it was called with; None in records of earlier versions.
     """
 
     key: str
@@ -132,7 +133,7 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cached:
-    """A result kept for calls that ask the same; `run_id` is the run that computed it."""
+    """A cached result of a task; `run_id` is the run that computed it."""
 
     key: bytes
     task: str
@@ -147,25 +148,25 @@ class Cached:
 # ---------------------------------------------------------------- what is waited for
 
 APPROVAL = "approval:"
-"""How the topics of approvals begin."""
+"""The prefix of topics of approvals."""
 
 
 def run_topic(run_id: str) -> str:
-    """Return the topic that the end of a run wakes."""
+    """Return the topic that is woken when a run ends."""
     return f"run:{run_id}"
 
 
 def approval_topic(run_id: str, key: str) -> str:
-    """Return the topic that the answer to an approval wakes."""
+    """Return the topic that is woken when an approval is answered."""
     return f"{APPROVAL}{run_id}:{key}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What a step begins to wait for: see `Journal.record_with`.
+    """The wait that a step opens, see `Journal.record_with`.
 
-    `shape` is the trigger and the fields a topic of events compares; `since` the first event to
-    look at.
+    `shape` is the trigger and the fields that a topic of events compares, `since` the first event
+    to look at.
     """
 
     topic: str
@@ -175,7 +176,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class UsedLink:
-    """The link an approval was answered through, which is good for that once."""
+    """The link through which an approval was answered; it works once."""
 
     digest: bytes
     until: datetime
@@ -183,7 +184,7 @@ class UsedLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """An open wait: the first and last event not looked at yet, the answer that came (JSON)."""
+    """An open wait: the first and last event not looked at yet, and the answer given (JSON)."""
 
     key: str
     topic: str
@@ -197,7 +198,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class ChildEnd:
-    """How a child run ended; `returned` is a pickle where `result` (JSON) is not all of it."""
+    """How a child run ended; `returned` is a pickle where JSON (`result`) cannot hold the value."""
 
     id: str
     state: RunState
@@ -210,16 +211,15 @@ class ChildEnd:
 class Claim:
     """The right to run one attempt: every write of the attempt carries `token`.
 
-    `attempt` counts from 1. `recorded` holds the steps earlier attempts left, by key.
-    `arguments` are the flow's bound arguments when the router already validated them.
-    `code_version` is the flow file's when the run was made; empty when nobody needs to compare.
-    `waited` says that the run may have open waits, which go when it ends; `unwoken` are those
-    (by step) nothing has come for, `ended` the children that have ended since (large results must
-    be read). `changed` are the steps this attempt records, `recorded_bytes` is the size of what is
-    `recorded`. `progress` is the attempt's own note to the next one, which may not get it.
-    `released` says that the run is handed back: no step of this attempt starts any more.
-    `dead` says that it is a dead letter whose undo an operator had go on, `undo_failed` that it
-    counts as one that is not undone.
+    `attempt` counts from 1. `recorded` holds the steps that earlier attempts recorded, by key, and
+    `recorded_bytes` the size of their results; `changed` are the keys this attempt records.
+    `arguments` are the flow's bound arguments if the router has validated them. `code_version` is
+    that of the flow file when the run was made, empty if it need not be compared. `waited` says
+    that the run may have open waits, which are deleted when it ends; `unwoken` are the steps whose
+    wait nothing has woken, `ended` the children that have ended (large results are read later).
+    `progress` is a note to the next attempt, which may not get it. `released` says that the run is
+    handed back, so this attempt starts no more steps. `dead` says that the run is a dead letter
+    whose undo is retried, `undo_failed` that it is counted as not undone.
     """
 
     run_seq: int
@@ -249,7 +249,7 @@ class Claim:
     undo_failed: bool = False
 
     def log_fields(self) -> dict[str, Any]:
-        """Return what every record that the attempt logs carries."""
+        """Return the fields that every log record of the attempt carries."""
         return {
             "flow": self.flow,
             "run": self.run_id,
@@ -262,11 +262,11 @@ class Claim:
 
 @dataclass(slots=True, kw_only=True)
 class Queued:
-    """The little the dispatcher holds in memory of a run that is not running.
+    """What the dispatcher holds in memory of a run that is not running.
 
-    `claim` is the claim it gets if nobody has touched it since its birth: then its event need not
-    be read again. `is_due` says that it was scheduled, retrying or waiting before, not queued.
-    `weight` is what it is charged for, in bytes.
+    `claim` is the run's first claim while its event is in memory and need not be read again.
+    `is_due` says that the run was scheduled, retrying or waiting before, not queued. `weight` is
+    its estimated memory in bytes.
     """
 
     seq: int
@@ -285,7 +285,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRecord:
-    """The history of one attempt; kept for attempts that failed or wrote log lines.
+    """The record of one attempt; only attempts that failed or wrote log lines have one.
 
     `log` is JSON Lines, as captured.
     """
@@ -300,7 +300,7 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEvent:
-    """An event with its place in the journal, its runs and its decisions."""
+    """An event with its seq in the journal, its runs and its decisions."""
 
     seq: int
     event: Event
@@ -311,9 +311,9 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which runs or events to read; None means any. Newest first, at most `limit`.
+    """Which runs or events to read, newest first, at most `limit`; None means any.
 
-    `cursor` continues after a row already seen (its seq). `dead` reads dead letters only.
+    `cursor` is the seq of the last row already seen. `dead` selects dead letters.
     """
 
     flow: str | None = None
@@ -329,9 +329,9 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
-    """What `rescue` found at start: runs that go on, and runs the process kept dying under.
+    """What `rescue` did at start: how many runs it requeued, and which runs it failed.
 
-    The latter have failed, and are queued for their ending.
+    The failed ones kept killing the process; they are queued to be undone.
     """
 
     requeued: int

@@ -1,8 +1,8 @@
-"""An event's way into the journal: known or new, its runs, its decisions, its positions.
+"""Appends events with their runs, decisions and positions.
 
-Guarantees that one delivery identity is stored once within the dedupe window, also when it comes
-twice in one batch, and that seqs only rise. Refuses intake past a bound before anything is
-written. Runs' later life is written in `batch.py`.
+Guarantees that a delivery is stored once within the dedupe window, even when it comes twice in one
+batch, and that seqs only rise. Past a bound, new events are refused before anything is written.
+What happens to runs later is written by `apply.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .jobs import AppendJob
 from .rows import micros, pack_error
 from .waits import wake
 
-_DECISIONS_KEPT = 20  # per event: a sender that repeats for ever must not fill the disk
+_DECISIONS_KEPT = 20  # per event: a sender that repeats it for ever must not fill the disk
 
 _EVENTS = BulkStatement(
     "INSERT INTO events (seq, id, source, type, tenant, trigger, time, accepted_at, body, details,"
@@ -44,13 +44,13 @@ _POSITIONS = BulkStatement(
     "ON CONFLICT (trigger, partition) DO UPDATE SET value = excluded.value",
 )
 
-# A first delivery: its event_seq, the digest of its content, its run ids if they are at hand.
+# A first delivery: its event_seq, the digest of its content, its run ids if they are in memory.
 _First: TypeAlias = tuple[int, bytes, tuple[str, ...] | None]
 
 
 @dataclass(slots=True)
 class _Rows:
-    """What a batch of appends comes to, as flat lists of values for the statements above."""
+    """The rows of a batch of appends, as flat lists of values for the statements above."""
 
     known: dict[bytes, _First]
     events: list[Any] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Intake:
         self.last_event, self.last_run = _last_seqs(connection)
 
     def append(self, jobs: Sequence[AppendJob], counters: RunCounters) -> None:
-        """Write what the jobs bring in three or four statements, whatever their number."""
+        """Write the entries and positions of all jobs with three or four statements."""
         rows = _Rows(known=self._known(jobs))
         for job in jobs:
             job.error = self._refusal(job, counters)
@@ -131,7 +131,7 @@ class Intake:
         at: int,
         counters: RunCounters,
     ) -> tuple[str, ...]:
-        """Give runs their seq and add their rows to `values`."""
+        """Give runs their seq, count them, and add their rows to `values`; returns their ids."""
         ids = []
         for run in runs:
             self.last_run += 1
@@ -154,7 +154,7 @@ class Intake:
         return tuple(ids)
 
     def insert_runs(self, values: list[Any]) -> None:
-        """Insert the rows that `add_runs` made."""
+        """Insert the rows that `add_runs` added."""
         _RUNS.run(self._connection, values)
 
     def _known(self, jobs: Sequence[AppendJob]) -> dict[bytes, _First]:
@@ -186,7 +186,7 @@ class Intake:
                 )
 
     def _add_decisions(self, event_seq: int, items: str | None) -> None:
-        """Keep what was decided about a stored event, up to a bound per event."""
+        """Store decisions about a stored event, up to a bound per event."""
         self._connection.execute(
             "INSERT INTO decisions (event_seq, ordinal, items)"
             " SELECT ?1, coalesce(max(ordinal), 0) + 1, ?2 FROM decisions WHERE event_seq = ?1"

@@ -1,7 +1,7 @@
-"""Writes jobs that arrived together: events, steps, outcomes, claims, and anything else.
+"""Applies jobs that arrived together: events, steps, outcomes, claims, and rarer calls.
 
-Each kind is written with few statements, in an order that keeps what `jobs.py` promises. Every
-write about a run is guarded by its token in the statement itself.
+Each kind is written with few statements, in an order that keeps the promises of `jobs.py`. Each
+statement about a run compares the run's token itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .rows import (
 from .writer import Job, Split
 
 _INLINE_BODY_BYTES = 65_536
-_INLINE_RESULT_BYTES = 4096  # there may be thousands of them, all in one answer
+_INLINE_RESULT_BYTES = 4096  # one query may return thousands of results
 
 _STEPS = BulkStatement(
     "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding,"
@@ -47,8 +47,8 @@ _STEPS = BulkStatement(
     " v.column5, v.column6, v.column7, v.column8, v.column9, v.column10, v.column11, v.column12,"
     " v.column13, v.column14, v.column15, v.column16, v.column17 FROM",
     17,
-    # CROSS JOIN fixes the order, so that rows are inserted as they were recorded. A fact is never
-    # overwritten, only a try number, a wait or a superseded error is.
+    # CROSS JOIN fixes the order, so that rows are inserted in the order they were recorded. Only
+    # try numbers, waits and superseded errors are overwritten, never facts.
     "AS v CROSS JOIN runs WHERE runs.seq = v.column1 AND runs.token = v.column2"
     " AND runs.state = 'running'"
     " ON CONFLICT (run_seq, key) DO UPDATE SET task = excluded.task, state = excluded.state,"
@@ -121,7 +121,7 @@ class Batch:
         if _STEPS.run(self._connection, values) != len(jobs):
             if len(jobs) > 1:
                 raise Split
-            # Nothing changed: the claim is lost, or the step is already a fact.
+            # Nothing changed: either the claim is lost, or the step is already a fact.
             self._check_claim(jobs[0].claim)
         for job in jobs:
             # The run makes progress, so its count of consecutive crashes starts again.
@@ -141,7 +141,7 @@ class Batch:
             due = micros(outcome.due_at) if outcome.due_at else None
             error = pack_error(outcome.error) if outcome.error else None
             reason = storable(outcome.reason) if outcome.reason else None
-            # A dead letter that an operator has had undone to the end is dealt with.
+            # A dead letter whose undo an operator has finished is no dead letter any more.
             dead = state == "failed" and not (claim.dead and outcome.undo == "done")
             values.extend(
                 (
@@ -183,20 +183,20 @@ class Batch:
                 )
 
     def _flow_of(self, claim: Claim) -> str:
-        """Return the flow of a run, which may have a new name since it was claimed."""
+        """Return the flow of a run; it may have been renamed since the claim."""
         found: str | None = self._connection.execute(
             "SELECT flow FROM runs WHERE seq = ?", (claim.run_seq,)
         ).get
         return found or claim.flow
 
     def _note_undo(self, claim: Claim, undo: Undo, counters: RunCounters) -> None:
-        """Note how the undo of a run that ended went."""
+        """Record how the undo of an ended run went."""
         self._connection.execute("UPDATE runs SET undo = ?2 WHERE seq = ?1", (claim.run_seq, undo))
         if (undo == "failed") != claim.undo_failed:
             counters.add_not_undone(self._flow_of(claim), -1 if claim.undo_failed else 1)
 
     def _update_waits(self, jobs: Sequence[OutcomeJob]) -> None:
-        """Wake the parents of children that ended, drop ended runs' waits, see what came late."""
+        """Wake parents of ended children, delete waits of ended runs, suspend the others."""
         gone = []
         for job in jobs:
             claim, outcome = job.claim, job.outcome
@@ -221,8 +221,8 @@ class Batch:
     ) -> list[Appended]:
         """Write a step with the events it causes and the wait it opens, or closes.
 
-        `again` is the step as it is written when an event was stored before; none is when the
-        event's id was used for another one.
+        When an event was stored before, `again` is written instead of the step; when its id belongs
+        to another event, neither is.
         """
         self._record_steps([step])
         claim, key = step.claim, step.values[2]
@@ -257,7 +257,7 @@ class Batch:
             raise lost(claim)
 
     def _claim(self, jobs: Sequence[ClaimJob], counters: RunCounters) -> None:
-        """Make runs running; what they need to start is read in the same transaction."""
+        """Make runs running, and read what they need to start in the same transaction."""
         at = jobs[0].at
         claims = self._claim_untouched(jobs, at, counters)
         unread = [seq for job in jobs for seq in job.seqs if seq not in claims]
@@ -269,7 +269,7 @@ class Batch:
     def _claim_untouched(
         self, jobs: Sequence[ClaimJob], at: int, counters: RunCounters
     ) -> dict[int, Claim]:
-        """Give runs that were never claimed, and whose event is at hand, their first claim."""
+        """Claim runs that were never claimed and whose event is in memory."""
         claims = {seq: claim for job in jobs for seq, claim in job.untouched.items()}
         if not claims:
             return claims
@@ -337,9 +337,9 @@ class Batch:
         return body
 
     def _recall(self, claims: dict[int, Claim], before: Mapping[int, tuple[int, str]]) -> None:
-        """Give resumed runs their steps that still count.
+        """Add the recorded steps to the claims of resumed runs, superseded ones excepted.
 
-        `before` tells under which token, and in which state, each of them was.
+        `before` holds the token and the state each run had before this claim.
         """
         unread = []
         for seq, claim in claims.items():
@@ -389,7 +389,7 @@ class Batch:
         return result
 
 
-# One step of the database for all rows, see `read_all`; large results by statements of their own.
+# All rows in one step of the database, see `read_all`; large results have their own statements.
 _RESULT = STEP_COLUMNS.split(", ").index("result")
 _STEP_ROWS = f"""
 SELECT json_group_array(json_array(run_seq, seq, large,
@@ -414,8 +414,8 @@ WHERE w.run_seq IN (SELECT value FROM json_each(?)) AND w.topic LIKE 'run:%'
     AND w.woken IS NOT NULL AND r.finished_at IS NOT NULL
     AND coalesce(length(r.result), 0) + coalesce(length(r.returned), 0) <= {_INLINE_RESULT_BYTES}
 """
-# Large bodies are read by a statement of their own, so that one answer stays small. The plus keeps
-# the planner from walking the whole backlog by state instead of looking up the few runs asked for.
+# Large bodies have their own statement, so that one result stays small. The plus signs keep the
+# planner from walking the whole backlog by state instead of looking up the few runs asked for.
 _CLAIM_ROWS = f"""
 SELECT json_group_array(json_array(
     r.seq, r.id, r.flow, r.state, r.token, r.attempts, r.crashes, r.blames, r.replay, r.order_key,
@@ -433,7 +433,7 @@ def _json(values: Iterable[int | str | None]) -> str:
 
 
 def lost(claim: Claim) -> ClaimLost:
-    """Return the error for a write under a token that is no longer the run's own."""
+    """Return the error for a write under a stale token."""
     return ClaimLost(
         f"run {claim.run_id} of {claim.flow} is no longer held by claim {claim.token}:"
         " it was cancelled or claimed anew"

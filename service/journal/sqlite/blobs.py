@@ -1,8 +1,8 @@
-"""Large results, in files beside the journal that are named after their content.
+"""Blobs: large results in files beside the journal, each named after its content.
 
-A file is whole and synced before anything names it, so a row never names a file that a crash or a
-power cut has taken. Equal results share one file. A file goes once no row names it; `hold` keeps
-it while a row that will is on its way. Not here: which results are large, and the rows.
+A file is complete and synced before a row names it, so no crash or power cut leaves a row without
+its file. Equal results share one file. A file is deleted once no row names it; `hold` protects it
+while such a row is being written. Not here: which results are large, and the rows.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from turnout.service.domain.errors import JournalBroken, JournalError, JournalFu
 
 FOLDER = "results"
 BATCH = 500
-"""How many files are looked at under one lock."""
+"""How many files are checked under one lock."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BlobStore:
-    """The files of one data folder; its functions are for threads, not for the loop."""
+    """The blobs of one data folder; call it from threads, since it blocks."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER
@@ -39,14 +39,14 @@ class BlobStore:
         self.used_bytes = 0
 
     def open(self) -> None:
-        """Measure what is there, and drop what a crash left unfinished; for the one writer."""
+        """Add up sizes, and delete files a crash left unfinished; only the writer calls this."""
         for path in self._folder.glob("*.part"):
             path.unlink()
         self.used_bytes = sum(path.stat().st_size for path in self._folder.glob("*/*"))
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
-        """Keep a file from `sweep` in the block, whether it is there yet or not."""
+        """Protect a file from `sweep` inside the block, even before it exists."""
         with self._lock:
             self._held[name] += 1
         try:
@@ -67,7 +67,7 @@ class BlobStore:
                 _write(path, data)
                 with self._lock:
                     self.used_bytes += len(data)
-            # Also when another call has just written it, and is not as far as this yet.
+            # Even if the file exists: another call may not have synced its folders yet.
             for folder in (path.parent, self._folder, self._folder.parent):
                 _sync(folder)
         except OSError as error:
@@ -76,7 +76,7 @@ class BlobStore:
             raise JournalBroken(f"a large result cannot be written: {error}") from error
 
     def read(self, name: str) -> bytes:
-        """Return a file's content; raises `JournalError` when it is gone or not what it was."""
+        """Return a file's content; raises `JournalError` when it is missing or damaged."""
         path = self._path(name)
         try:
             data = path.read_bytes()
@@ -87,13 +87,14 @@ class BlobStore:
         return data
 
     def names(self) -> list[str]:
-        """Return the files there are."""
+        """Return the names of all files."""
         return [path.name for path in self._folder.glob("*/*")]
 
     def sweep(self, connection: apsw.Connection, names: Sequence[str]) -> int:
-        """Delete those of at most `BATCH` files that no row names; returns how many bytes.
+        """Delete the files among at most `BATCH` that no row names; returns how many bytes.
 
-        `connection` has no snapshot yet: a row written before the lock is taken must be seen.
+        `connection` must not have a snapshot yet, so that it sees rows written until the lock is
+        taken.
         """
         with self._lock:
             free = [name for name in names if name not in self._held]
@@ -122,7 +123,7 @@ def name_of(data: bytes) -> str:
 
 
 def lost(connection: apsw.Connection) -> str | None:
-    """Return which recorded results are not in their files any more, None when all are."""
+    """Return which recorded results have lost their files, None when none has."""
     blobs = BlobStore(Path(connection.filename).parent)
     problems = []
     for (name,) in connection.execute(

@@ -1,4 +1,4 @@
-"""The rows behind `cache=`: results of tasks by key, until their time is over."""
+"""The rows of `cache=`: results of tasks by key, until they expire."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .rows import instant, micros
 
 
 def find(connection: apsw.Connection, key: bytes, at: int) -> Cached | None:
-    """Return what is kept under a key and not over at `at`."""
+    """Return the cached result of a key, unless it has expired at `at`."""
     row = connection.execute(
         "SELECT task, run_id, encoding, result, spilled, stored_at, expires_at FROM cache"
         " WHERE key = ? AND expires_at > ?",
@@ -32,7 +32,7 @@ def find(connection: apsw.Connection, key: bytes, at: int) -> Cached | None:
 
 
 def store(connection: apsw.Connection, cached: Cached) -> None:
-    """Keep a result in place of the one under its key."""
+    """Store a cached result in place of an older one."""
     connection.execute(
         "INSERT OR REPLACE INTO cache"
         " (key, task, run_id, encoding, result, spilled, stored_at, expires_at)"
@@ -51,7 +51,7 @@ def store(connection: apsw.Connection, cached: Cached) -> None:
 
 
 def clear(connection: apsw.Connection, task: str | None, over_by: int | None, limit: int) -> int:
-    """Forget results, of one task or of all, those that are over by an instant or any."""
+    """Delete cached results: of one task or of all, expired by an instant or any."""
     connection.execute(
         "DELETE FROM cache WHERE seq IN (SELECT seq FROM cache"
         " WHERE (?1 IS NULL OR task = ?1) AND (?2 IS NULL OR expires_at <= ?2)"

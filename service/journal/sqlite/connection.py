@@ -1,8 +1,8 @@
-"""How a database file is opened, for the one writer and for readers, and what its errors mean.
+"""Opens the database file, for the one writer and for readers, and translates its errors.
 
-Guarantees that a file of a newer turnout, of another program, or one that is damaged is refused
-by name with the fix, and that every driver error becomes one of ours here and nowhere else.
-Deliberately not here: any statement about events or runs.
+A file of a newer turnout, of another program, or a damaged one is refused, with its path and the
+fix. Only this module turns driver errors into errors of turnout. Not here: statements about events
+or runs.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from .files import (
     write_marker,
 )
 
-APPLICATION_ID = 0x7475726E  # "turn", so that another program's database is never migrated
+APPLICATION_ID = 0x7475726E  # "turn": the database of another program is never migrated
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_STATEMENTS_KEPT = 400  # prepared: ten batch sizes of each hot statement
+_STATEMENTS_KEPT = 400  # prepared statements: ten batch sizes of each hot one
 _WRITER_CACHE_KIB = 16_384
 _READER_CACHE_KIB = 2_048
-_BUSY_MILLISECONDS = 2_000  # only a reader recovering the log after a kill holds a lock so long
+_BUSY_MILLISECONDS = 2_000  # only a reader that recovers the log after a kill holds a lock so long
 
 QUICKLY_CHECKED_BYTES = 64 * 2**20
-"""A journal of at most this size is checked before it is served; a larger one beside."""
+"""A journal up to this size is checked before it is served; a larger one while it is."""
 
-_MEND = "restore it from a backup, or look with `turnout doctor`"
+_FIX = "restore it from a backup, or look with `turnout doctor`"
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _SPACE_CODES = frozenset({apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_SHMSIZE})
 
 
 def open_for_writing(data: Path, *, synchronous: Literal["full", "normal"]) -> apsw.Connection:
-    """Open or make the journal of a data folder, brought to the newest shape.
+    """Open the journal of a data folder, made if missing, migrated to the newest version.
 
-    Raises `SetupError` for one that others may write, that is not the one that was here or is not
-    to be read, and `JournalBroken` for one that is damaged inside.
+    Raises `SetupError` when others may write it, when it cannot be read, or when another journal
+    was here before, and `JournalBroken` when its content is damaged.
     """
     folder = journal_folder(data)
     path = folder / FILE_NAME
-    _refuse_strangers(data, folder)
+    _refuse_shared_files(data, folder)
     refuse_loss(data, path)
     if not path.exists():
         _create(path)
@@ -75,7 +75,7 @@ def open_for_writing(data: Path, *, synchronous: Literal["full", "normal"]) -> a
         if sys.platform == "darwin":
             connection.pragma("fullfsync", True)
             connection.pragma("checkpoint_fullfsync", True)
-        # Checkpoints are the writer's own act: SQLite ignores a failed fsync in an automatic one.
+        # The writer does checkpoints: SQLite ignores a failed fsync in an automatic one.
         connection.wal_autocheckpoint(0)
     except apsw.Error as error:
         reason = _unreadable(path, error, connection)
@@ -87,9 +87,9 @@ def open_for_writing(data: Path, *, synchronous: Literal["full", "normal"]) -> a
     return connection
 
 
-def _refuse_strangers(data: Path, folder: Path) -> None:
+def _refuse_shared_files(data: Path, folder: Path) -> None:
     """Raise `SetupError` when others may write the journal, or own it."""
-    if folder != data:  # else the data folder is an earlier version's, or a volume's own
+    if folder != data:  # else it is the data folder of an earlier version, or a volume
         refuse_shared(folder, "the journal's folder")
     for name in (FILE_NAME, f"{FILE_NAME}-wal"):
         if (folder / name).exists():
@@ -97,16 +97,18 @@ def _refuse_strangers(data: Path, folder: Path) -> None:
 
 
 def _create(path: Path) -> None:
-    """Make a journal whole before it has its name: no crash leaves an empty one."""
+    """Create the journal under another name first, so that no crash leaves an empty one."""
     draft = path.with_name(f"{path.name}.new")
     for left in path.parent.glob(f"{draft.name}*"):
         left.unlink()
-    # Made by us, because SQLite would give the file the process's umask; its log inherits this.
+    # Created here, because SQLite would use the process's umask; its log inherits the mode.
     os.close(os.open(draft, os.O_RDWR | os.O_CREAT, 0o600))
     connection = _open(draft, apsw.SQLITE_OPEN_READWRITE)
     try:
         _configure(connection, _WRITER_CACHE_KIB)
-        connection.pragma("journal_mode", "memory")  # a draft is thrown away by whoever comes next
+        connection.pragma(
+            "journal_mode", "memory"
+        )  # after a crash the next start deletes the draft
         connection.pragma("synchronous", "off")
         _migrate(connection, draft)
     except apsw.Error as error:
@@ -116,21 +118,21 @@ def _create(path: Path) -> None:
     _sync(draft)
     draft.replace(path)
     _sync(path.parent)
-    for folder in path.parents[1:3]:  # which may be as new as the journal
-        with suppress(PermissionError):  # one that may not be listed is not ours to sync
+    for folder in path.parents[1:3]:  # they may be as new as the journal
+        with suppress(PermissionError):  # a folder that may not be listed is not ours to sync
             _sync(folder)
 
 
 def _check_quickly(connection: apsw.Connection, path: Path) -> None:
-    """Raise `JournalBroken` for a small journal that is damaged; a large one is read later."""
+    """Raise `JournalBroken` for a small journal that is damaged; a large one is checked later."""
     if path.stat().st_size <= QUICKLY_CHECKED_BYTES:
         problem = damage(connection)
         if problem is not None:
-            raise JournalBroken(f"{path} is damaged ({problem}); {_MEND}")
+            raise JournalBroken(f"{path} is damaged ({problem}); {_FIX}")
 
 
 def damage(connection: apsw.Connection) -> str | None:
-    """Read the whole database and return how it is damaged, None when it is not."""
+    """Read the whole database; return what is damaged, or None."""
     try:
         found = connection.execute("PRAGMA quick_check(1)").get
     except (apsw.CorruptError, apsw.NotADBError) as error:
@@ -139,7 +141,7 @@ def damage(connection: apsw.Connection) -> str | None:
 
 
 def _name(connection: apsw.Connection, data: Path, path: Path) -> None:
-    """Give a journal its name for ever, and leave it beside it; refuse another one's."""
+    """Give a new journal its permanent id, check it against the marker, and write the marker."""
     named = connection.execute("SELECT value FROM counters WHERE name = 'id'").get
     if named is None:
         named = new_id()
@@ -164,9 +166,10 @@ def usable(folder: Path) -> Iterator[None]:
 
 
 def open_for_reading(folder: Path) -> apsw.Connection:
-    """Open an existing database to read it, beside a writer or alone; raises `SetupError`.
+    """Open an existing database for reading, beside a writer or alone; raises `SetupError`.
 
-    Where nothing can be written (a backup, a read-only mount) one without a log is read as it is.
+    In a folder that cannot be written (a backup, a read-only mount) it is opened as immutable if
+    it has no log.
     """
     path = folder / FILE_NAME
     if not path.is_file():
@@ -220,16 +223,16 @@ def _has_log(path: Path) -> bool:
 
 
 def newest_version() -> int:
-    """Return the journal version this program writes: the highest migration's number."""
+    """Return the journal version this program writes: the number of the last migration."""
     return max(int(file.name[:4]) for file in _MIGRATIONS.glob("*.sql"))
 
 
 def read_all(connection: apsw.Connection, query: str, values: Any = ()) -> list[list[Any]]:
-    """Return a query's rows through one step of the database.
+    """Return the rows of a query through one step of the database.
 
-    The driver gives the interpreter lock back at every row, and a busy event loop then keeps it
-    for milliseconds; a hundred rows read one by one would cost half a second. The query selects
-    one JSON array per row, named `item`.
+    The driver releases the interpreter lock at every row, and a busy event loop then keeps it for
+    milliseconds: a hundred rows read one by one can take half a second. The query selects one
+    JSON array per row, named `item`.
     """
     text = connection.execute(f"SELECT json_group_array(json(item)) FROM ({query})", values).get
     rows: list[list[Any]] = orjson.loads(text)
@@ -237,7 +240,7 @@ def read_all(connection: apsw.Connection, query: str, values: Any = ()) -> list[
 
 
 def translate(error: apsw.Error, connection: apsw.Connection) -> JournalError:
-    """Return what a driver's error means for whoever asked: full, broken, or this write alone."""
+    """Translate a driver error: disk full, journal broken, or only this write refused."""
     code = getattr(error, "extendedresult", 0)
     if isinstance(error, apsw.FullError):
         return JournalFull("the disk that holds the journal is full")
@@ -262,12 +265,12 @@ def _configure(connection: apsw.Connection, cache_kib: int) -> None:
     connection.set_busy_timeout(_BUSY_MILLISECONDS)
     connection.pragma("cache_size", -cache_kib)
     connection.pragma("foreign_keys", False)
-    connection.pragma("mmap_size", 0)  # a failing disk must be an error, not a signal
+    connection.pragma("mmap_size", 0)  # with mmap a failing disk is a signal, not an error
     connection.pragma("temp_store", 2)
 
 
 def _version(connection: apsw.Connection, path: Path) -> int:
-    """Return the version found, 0 for an empty file; refuse foreign and newer files."""
+    """Return the journal version, 0 for an empty file; refuse foreign and newer files."""
     found = int(connection.pragma("user_version"))
     owner = int(connection.pragma("application_id"))
     empty = connection.execute("SELECT count(*) FROM sqlite_schema").get == 0
@@ -296,19 +299,19 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
 
 
 def _unreadable(path: Path, error: apsw.Error, connection: apsw.Connection) -> TurnoutError:
-    if isinstance(error, apsw.FullError | apsw.IOError):  # a supervisor may try again
+    if isinstance(error, apsw.FullError | apsw.IOError):  # worth another start by the supervisor
         return translate(error, connection)
     if isinstance(error, apsw.CantOpenError | apsw.ReadOnlyError):
         return SetupError(
             f"cannot use the journal {path}: {error}; run this as the user the service runs as"
         )
     if isinstance(error, apsw.CorruptError | apsw.NotADBError):
-        return SetupError(f"{path} is damaged ({error}); {_MEND}")
+        return SetupError(f"{path} is damaged ({error}); {_FIX}")
     return SetupError(f"cannot use the journal {path}: {error}")
 
 
 def _sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut; SQLite does so for its log."""
+    """Sync a file, or the names in a folder; SQLite syncs its log itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

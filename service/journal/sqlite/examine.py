@@ -1,7 +1,6 @@
-"""What `turnout doctor` proves of a journal, one named check at a time.
+"""The checks of `turnout doctor` on a journal, each with a name.
 
-Each check reads in one snapshot and returns a problem in one sentence, or None. It repairs
-nothing.
+A check reads in one snapshot and returns a problem in one sentence, or None. Nothing is repaired.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The files of a journal: where they are, which journal it is, and whether they are still there.
+"""The files of a journal: where they are, which journal it is, and whether they still exist.
 
-A journal has a folder of its own (0700) in the data folder, which may be the root of a volume that
+A journal has its own folder (0700) in the data folder, which may be the root of a volume that
 everybody can write. A data folder of an earlier version keeps its journal where it is. A marker
-beside it names the journal, so that one that is gone is not taken for a first start. Not here:
-what is in the files.
+beside the journal holds its id, so that a lost journal is not mistaken for a first start. Not
+here: what is in the files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARKER = "journal-id"
 
 
 def journal_folder(data: Path) -> Path:
-    """Return the folder the journal of a data folder is in; raises `SetupError` if it has two."""
+    """Return the folder that holds the journal; raises `SetupError` when there are two journals."""
     own = data / FOLDER
     if not (data / FILE_NAME).exists():
         return own
@@ -37,7 +37,7 @@ def journal_folder(data: Path) -> Path:
 
 
 def last_change(data: Path) -> datetime | None:
-    """Return when something was last written in a data folder, None when nothing ever was."""
+    """Return when a data folder was last written, None when it never was."""
     folder = journal_folder(data)
     files = [*data.glob("lock"), *folder.glob(f"{FILE_NAME}*")]
     latest = max((file.stat().st_mtime for file in files), default=None)
@@ -45,19 +45,19 @@ def last_change(data: Path) -> datetime | None:
 
 
 def new_id() -> int:
-    """Return a name for a new journal."""
+    """Return an id for a new journal."""
     return secrets.randbits(62) | 1
 
 
 def read_marker(data: Path) -> str | None:
-    """Return the name of the journal that was here last, None when there was none."""
+    """Return the id of the journal that was here last, None when there was none."""
     with suppress(FileNotFoundError):
         return (data / MARKER).read_text("ascii", "replace").strip()
     return None
 
 
 def write_marker(data: Path, name: str) -> None:
-    """Name the journal that is here, whole or not at all."""
+    """Store the id of the journal that is here, atomically."""
     handle, draft = tempfile.mkstemp(prefix=f".{MARKER}-", dir=data)  # mode 0600
     with os.fdopen(handle, "w") as file:
         file.write(name + "\n")
@@ -102,14 +102,14 @@ class _Seen:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What happened to a file, and whether the open log has all of it and none is at its place."""
+    """What happened to a file; `log_is_whole` when only the log was removed and is still open."""
 
     words: str
     log_is_whole: bool = False
 
 
 class WatchedFiles:
-    """The database and its log as they were opened; `loss` looks whether they still are."""
+    """The database and its log as they were opened; `loss` tells whether they still are there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -117,9 +117,9 @@ class WatchedFiles:
         self._seen = {path: _look(path) for path in paths}
 
     def loss(self) -> Loss | None:
-        """Return what happened to the files under the open journal, None when all is well.
+        """Return what happened to the files of the open journal, None when nothing did.
 
-        The one writer writes in both over and over, and makes neither smaller.
+        The one writer overwrites both files and never makes them smaller.
         """
         for path, before in self._seen.items():
             now = _look(path)
@@ -138,7 +138,7 @@ class WatchedFiles:
 def _look(path: Path) -> _Seen | None:
     try:
         found = path.stat()
-        # The log's only: closing the database anywhere in a process drops SQLite's locks on it.
+        # Only the log: closing the database file anywhere in a process drops SQLite's locks on it.
         head = _head(path) if path.name.endswith("-wal") else b""
     except FileNotFoundError:
         return None
@@ -146,6 +146,6 @@ def _look(path: Path) -> _Seen | None:
 
 
 def _head(path: Path) -> bytes:
-    """Return what a log begins with: zeros where it was cut off and written on behind."""
+    """Return the first bytes of a log: zeros when it was truncated and written at its old end."""
     with path.open("rb") as file:
         return file.read(4)

@@ -1,7 +1,7 @@
-"""A filter as a statement: newest first, found through an index wherever matches may be rare.
+"""Turns a filter into a statement: newest first, by an index wherever matches may be rare.
 
-Pure text and values, except that the flows of a state are asked of the database. A filter on a
-trigger or on time walks back from the newest row.
+Pure text and values; only the flows of a state are read from the database. A filter on a trigger
+or on time walks back from the newest row.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _MOST_PARTS = 200  # SQLite joins at most 500 selects in one statement
 def runs_query(connection: apsw.Connection, which: Filter) -> tuple[str, list[Any]]:
     """Return the statement that reads the runs of a filter.
 
-    One flow's or one state's runs are found through the index on (state, flow), pair by pair,
-    because walking back from the newest run could pass millions of others. Succeeded runs are
-    the common case, where walking back is the shortest way.
+    The runs of a flow or a state are found by the index on (state, flow), pair by pair: walking
+    back from the newest run could pass millions of others. Most runs are succeeded, so for these
+    walking back is fastest.
     """
     where, values = _runs_where(which)
     newest = f"{where} ORDER BY r.seq DESC LIMIT ?"
@@ -51,7 +51,7 @@ def runs_query(connection: apsw.Connection, which: Filter) -> tuple[str, list[An
 
 
 def events_where(which: Filter) -> tuple[str, list[Any]]:
-    """Return the condition on events of a filter, and its values."""
+    """Return the condition of a filter on events, and its values."""
     condition, values = _conditions(
         ("e.trigger = ?", which.trigger),
         _by_id(which),
@@ -97,7 +97,7 @@ def _by_id(which: Filter) -> tuple[str, list[Any] | None]:
 
 
 def _pairs(connection: apsw.Connection, which: Filter) -> Sequence[tuple[str, str]] | None:
-    """Return the (state, flow) pairs to look through, or None to walk back over all runs."""
+    """Return the (state, flow) pairs to search, or None to walk back over all runs."""
     if which.flow is not None:
         states = [which.state] if which.state is not None else list(RunState)
         return [(state.value, which.flow) for state in states]

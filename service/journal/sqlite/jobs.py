@@ -1,6 +1,6 @@
-"""The writes callers wait for, one class each, and which of them may be written together.
+"""Jobs for the writer, one class for each kind of write, and which of them may be grouped.
 
-Jobs about different runs commute, because nobody knows a run before its append committed; jobs
+Jobs about different runs commute, because nobody knows a run before its append has committed. Jobs
 about one run take effect in the order they were submitted.
 """
 
@@ -23,7 +23,7 @@ from .writer import Job
 
 
 class AppendJob(Job):
-    """Write entries and positions; `events` are the entries' columns behind `seq`."""
+    """Write entries and positions; `events` are the columns of the entries' events after `seq`."""
 
     __slots__ = ("at", "entries", "events", "identities", "positions", "trigger", "verdicts")
 
@@ -85,7 +85,7 @@ class ClaimJob(Job):
 
 
 class CallJob(Job):
-    """Anything rarer: a function of the open connection, run alone in its place."""
+    """A rarer write: a function of the open connection, called alone in its turn."""
 
     __slots__ = ("function",)
 
@@ -95,7 +95,7 @@ class CallJob(Job):
 
 
 class Groups:
-    """Jobs gathered by kind, as long as no two of them could meet on one run out of order."""
+    """Jobs grouped by kind, as long as grouping cannot reorder two jobs about one run."""
 
     __slots__ = ("_claimed", "_ended", "_stepped", "appends", "claims", "outcomes", "steps")
 
@@ -109,7 +109,7 @@ class Groups:
         self._claimed: set[int] = set()
 
     def accepts(self, job: Job) -> bool:
-        """Whether the order steps, outcomes, claims keeps `job` behind what it follows."""
+        """Whether `job` still takes effect in its turn if steps, outcomes, claims is the order."""
         if isinstance(job, StepJob):
             seq = job.claim.run_seq
             return (
@@ -125,7 +125,7 @@ class Groups:
         return True
 
     def add(self, job: Job) -> None:
-        """Put a job that was accepted with its kind."""
+        """Add a job that `accepts` allowed to the group of its kind."""
         if isinstance(job, AppendJob):
             self.appends.append(job)
         elif isinstance(job, StepJob):

@@ -1,9 +1,8 @@
-"""One process per data folder: a lock the kernel drops when its holder dies.
+"""One process per data folder: a lock that the kernel releases when its holder dies.
 
-Guarantees that a second process is refused with the first one's pid and address, and that a kill
-leaves nothing to clean up. The file holds JSON for people and for the CLI; only the kernel's locks
-count, on it and on the journal's folder. It does not protect a folder shared over a network file
-system.
+A second process is refused with the pid and address of the first, and a kill leaves nothing to
+clean up. The lock file holds JSON for people and for the CLI; what counts are the kernel's locks on
+the file and on the journal's folder. A folder on a network file system is not protected.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ _PAUSE_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who works on a data folder: a process and, once it listens, the address it answers at."""
+    """The process that uses a data folder and, once it listens, its address."""
 
     pid: int
     url: str | None
 
 
 class FolderLock:
-    """The right to write in a data folder, held until `release` or the end of the process."""
+    """The right to write in a data folder, until `release` or the end of the process."""
 
     def __init__(self, data: Path, *, url: str | None = None) -> None:
         """Take the lock; raises `SetupError` naming the process that has it."""
@@ -44,7 +43,7 @@ class FolderLock:
         self._descriptor = _open(data / NAME, os.O_RDWR | os.O_CREAT)
         self._folder = -1
         try:
-            # Both: the file says who it is, and the folder cannot be removed from under the holder.
+            # Both: the file names the holder, and a lock on the folder survives removal of the file.
             self._folder = os.open(folder, os.O_RDONLY)
             if not (_lock(self._descriptor) and _lock(self._folder)):
                 raise SetupError(_refusal(data, _read(self._descriptor)))
@@ -54,13 +53,13 @@ class FolderLock:
         self.write_url(url)
 
     def write_url(self, url: str | None) -> None:
-        """Tell others where this process answers, as soon as its socket is bound."""
+        """Write the address of this process, once its socket is bound."""
         content = json.dumps({"pid": os.getpid(), "url": url}).encode()
         os.pwrite(self._descriptor, content, 0)
         os.ftruncate(self._descriptor, len(content))
 
     def release(self) -> None:
-        """Give the folder up; the file stays, empty."""
+        """Release the lock; the file stays, empty."""
         if self._descriptor >= 0:
             os.ftruncate(self._descriptor, 0)
             self._close()
@@ -73,7 +72,7 @@ class FolderLock:
 
 
 def read_lock(data: Path) -> Holder | None:
-    """Return who works on a data folder now, or None when nobody does."""
+    """Return the process that uses a data folder now, or None."""
     for path in (data / NAME, journal_folder(data)):
         try:
             descriptor = _open(path, os.O_RDONLY)
@@ -98,7 +97,7 @@ def _open(path: Path, flags: int) -> int:
 
 
 def _lock(descriptor: int) -> bool:
-    # `read_lock` tests by locking for an instant, so one refusal is not yet an answer.
+    # `read_lock` takes the lock for an instant, so one refusal proves nothing.
     for attempt in range(_TRIES):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,7 +113,7 @@ def _read(descriptor: int) -> Holder:
         content = json.loads(os.pread(descriptor, 4096, 0))
         return Holder(int(content["pid"]), content["url"])
     except (OSError, ValueError, KeyError, TypeError):
-        return Holder(0, None)  # caught between being taken and written, or the file was removed
+        return Holder(0, None)  # taken but not written yet, or the file was removed
 
 
 def _refusal(folder: Path, holder: Holder) -> str:

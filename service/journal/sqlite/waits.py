@@ -1,8 +1,9 @@
-"""The rows behind waiting runs: opened with a step, woken by what arrives, gone with their run.
+"""The rows of waits: opened with a step, woken by events, deleted with their run.
 
 Each function writes inside the transaction it is called in. What arrives between the opening of a
-wait and the end of its attempt is kept on the row (`woken`), and the outcome then makes the run
-due at once. Not here: what a wait means (`waiting`) and when a due run starts (the dispatcher).
+wait and the end of its attempt is stored in the row (`woken`), and the attempt's outcome then makes
+the run due at once. Not here: what a wait means (`steps/wait`), and when a due run starts (the
+dispatcher).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from turnout.service.journal.records import APPROVAL, Opening, approval_topic, r
 
 
 def opened(connection: apsw.Connection, run_seq: int, key: str, opening: Opening) -> None:
-    """Open a wait; until an attempt has suspended at it, it is still to be looked at."""
+    """Open a wait; the first event to look at is `opening.since`."""
     connection.execute(
         "INSERT INTO waits (run_seq, key, topic, shape, woken) VALUES (?1, ?2, ?3, ?4, ?5)"
         " ON CONFLICT (run_seq, key) DO UPDATE SET topic = excluded.topic, shape = excluded.shape",
@@ -33,12 +34,12 @@ def opened(connection: apsw.Connection, run_seq: int, key: str, opening: Opening
 
 
 def closed(connection: apsw.Connection, run_seq: int, key: str) -> None:
-    """Forget one wait: its step has a result."""
+    """Delete a wait whose step has a result."""
     connection.execute("DELETE FROM waits WHERE run_seq = ? AND key = ?", (run_seq, key))
 
 
 def forget(connection: apsw.Connection, run_seqs: Sequence[int]) -> None:
-    """Forget every wait of runs that have ended."""
+    """Delete all waits of runs that have ended."""
     connection.execute(
         "DELETE FROM waits WHERE run_seq IN (SELECT value FROM json_each(?))",
         (orjson.dumps(run_seqs).decode(),),
@@ -46,7 +47,7 @@ def forget(connection: apsw.Connection, run_seqs: Sequence[int]) -> None:
 
 
 def forget_all_but_children(connection: apsw.Connection, run_seq: int) -> None:
-    """Forget every wait of a run but those for children that are still unfinished."""
+    """Delete the waits of a run except those for unfinished children."""
     connection.execute(
         "DELETE FROM waits WHERE run_seq = ? AND NOT (topic LIKE 'run:%' AND EXISTS"
         " (SELECT 1 FROM runs AS r WHERE r.id = substr(topic, 5) AND r.finished_at IS NULL))",
@@ -55,7 +56,7 @@ def forget_all_but_children(connection: apsw.Connection, run_seq: int) -> None:
 
 
 def wake(connection: apsw.Connection, topics: Sequence[str], at: int, *, event_seq: int) -> None:
-    """Make the runs that wait for any of these topics due."""
+    """Make the runs that wait for one of these topics due."""
     named = orjson.dumps(topics).decode()
     connection.execute(
         "UPDATE waits SET woken = coalesce(woken, ?2), latest = ?2"
@@ -72,14 +73,14 @@ def wake(connection: apsw.Connection, topics: Sequence[str], at: int, *, event_s
 
 
 def run_ended(connection: apsw.Connection, run_id: str, at: int) -> None:
-    """Wake the run that waits for a child which has ended."""
+    """Wake the run that waits for a child run that has ended."""
     wake(connection, (run_topic(run_id),), at, event_seq=1)
 
 
 def suspended(
     connection: apsw.Connection, run_seq: int, looked: Mapping[str, int], at: int
 ) -> None:
-    """Note how far each wait was looked at; what arrived behind that makes the run due at once."""
+    """Record the last event each wait looked at; a later event makes the run due at once."""
     seen = orjson.dumps(looked).decode()
     connection.execute(
         "UPDATE waits SET woken = iif(latest > j.value, max(woken, j.value + 1), NULL),"
@@ -107,7 +108,7 @@ def children(connection: apsw.Connection, run_seq: int) -> list[tuple[int, str]]
 def answer(
     connection: apsw.Connection, run_seq: int, run_id: str, key: str | None, said: bytes, at: int
 ) -> str:
-    """Keep an approver's answer, once; returns the step's key. Raises `Refused`."""
+    """Store an approver's answer once; returns the step's key. Raises `Refused`."""
     rows: list[Any] = connection.execute(
         "SELECT key, answer FROM waits WHERE run_seq = ?1 AND topic LIKE ?2"
         " AND (?3 IS NULL OR key = ?3) ORDER BY key",

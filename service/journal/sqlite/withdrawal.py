@@ -1,8 +1,8 @@
-"""Events given back to their source before any run of them has begun, for another member to run.
+"""Gives events back to their source before any of their runs has begun, for another group member.
 
-An event goes with its runs and its identity, in the transaction that moves the position back in
-front of it, so that what comes again is no duplicate and nothing is lost. Whoever calls this keeps
-the flows from starting anything meanwhile. Not here: which of them go (a trigger decides).
+An event is deleted with its runs and its identity, in the transaction that moves the position
+back before it: it can come again without being a duplicate, and nothing is lost. The caller keeps
+the flows from starting runs meanwhile. Not here: which events are given back (a trigger decides).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .retention import delete_events, delete_runs, keep_highest
 from .rows import micros
 
 BATCH = 5_000
-"""Events withdrawn in one transaction: more would keep other writes waiting."""
+"""How many events one transaction withdraws: more would keep other writes waiting."""
 
 _BACKLOG = """
 SELECT e.seq, coalesce(e.details ->> '$.extensions.kafkarecord', e.id), e.awaited IS NULL AND (
@@ -51,7 +51,7 @@ LIMIT 1
 
 
 def backlog(connection: apsw.Connection, trigger: str, flows: Sequence[str]) -> Backlog:
-    """Return what of a trigger's events no run has begun of, and what behind the first of them has.
+    """Return the events of a trigger that have no begun run, and the begun ones after the first.
 
     Only events that start one of `flows` may be given back.
     """
@@ -63,7 +63,7 @@ def backlog(connection: apsw.Connection, trigger: str, flows: Sequence[str]) -> 
 
 
 def withdraw(connection: apsw.Connection, counters: RunCounters, seqs: Sequence[int]) -> None:
-    """Delete events with their runs, but for those of which a run has begun by now."""
+    """Delete events with their runs, except events that have a begun run by now."""
     keep_highest(connection)
     runs: list[Any] = connection.execute(_WITHDRAWN, (_json(seqs),)).fetchall()
     delete_runs(connection, [seq for seq, _ in runs])
@@ -78,7 +78,7 @@ def is_under_way(
     partitions: Sequence[str],
     due_by: datetime | None,
 ) -> bool:
-    """Whether a run of these partitions runs, will as soon as it can, or is tried again by then."""
+    """Whether a run of these partitions is running, queued, or to be retried by then."""
     due = None if due_by is None else micros(due_by)
     values = (trigger, _json(flows), _json(partitions), due, due is not None)
     return connection.execute(_UNDER_WAY, values).get is not None
