@@ -38,7 +38,7 @@ class NewRun:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Why an event started no run of a flow: `filtered`, `duplicate`, `unmatched`…
+    """Why an event started no run of a flow, such as `filtered`, `duplicate` or `unmatched`.
 
     `flow` is empty when the decision is about the event itself.
     """

@@ -1,8 +1,7 @@
 """The journal on SQLite: one process, one folder, one writing connection.
 
-Keeps every promise of `contract.py`. Writes are jobs for the one writing thread (`writer.py`);
-reads have connections of their own (`reader.py`). For several processes sharing one journal
-there will be PostgreSQL, not this.
+Keeps the promises of `contract.py`. Writes are jobs for the one writing thread (`writer.py`); reads
+have their own connections (`reader.py`). Several processes cannot share this journal.
 """
 
 from __future__ import annotations
@@ -65,11 +64,11 @@ async def open_journal(
     min_free_bytes: int,
     url: str | None = None,
 ) -> SqliteJournal:
-    """Open the journal of a data folder, made (0700) if missing, as its only writer.
+    """Open the journal of a data folder as its only writer; the folder is made (0700) if missing.
 
-    Raises `SetupError` when another process has the folder, when the journal is gone, is somebody
-    else's or a newer turnout's, and `JournalBroken` when it is damaged.
-    `synchronous="normal"` may lose the last commits on power loss.
+    Raises `SetupError` when another process uses the folder, when the journal is gone, belongs to
+    another user or was written by a newer turnout; `JournalBroken` when it is damaged. With
+    `synchronous="normal"` a power loss may lose the last commits.
     """
 
     def prepare() -> tuple[datetime | None, FolderLock, *_Parts]:
@@ -90,7 +89,7 @@ async def open_journal(
         blobs.open()
         disk_space = DiskSpace(connection, place, min_free_bytes)
         intake = Intake(connection, disk_space, max_unfinished_runs=max_unfinished_runs)
-        counts = _counts(connection)  # reads, so that the log is there to be watched
+        counts = _counts(connection)  # a read, so that the log exists and can be watched
         return WatchedFiles(place), connection, blobs, disk_space, intake, counts
 
     # Shielded, so that a cancelled opening does not leave the folder locked by nobody.
@@ -137,40 +136,40 @@ class SqliteJournal(SqliteReader):
         )
 
     async def read(self, query: Callable[[apsw.Connection], _Value]) -> _Value:
-        """Run `query` on a reading thread; a journal that it shows to be damaged is given up."""
+        """Run `query` on a reading thread; give the journal up if the query finds it damaged."""
         try:
             return await super().read(query)
         except JournalBroken as error:
             self._give_up(str(error))
             raise
-        except SetupError as error:  # another thread's connection finds no journal to open
+        except SetupError as error:  # a thread that opens its connection finds no journal
             problem = await self.look_at_files()
             if problem is None:
                 raise
             raise JournalBroken(problem) from error
 
     async def look_at_files(self) -> str | None:
-        """Return what happened to the open journal's files, None when all is well.
+        """Return what happened to the files of the open journal, None when nothing did.
 
-        If anything did, the journal is given up; a log that was removed is folded in first.
+        Otherwise the journal is given up, after a checkpoint if only the log was removed.
         """
         loss = await asyncio.get_running_loop().run_in_executor(None, self._files.loss)
         if loss is None:
             return None
         if loss.log_is_whole:
             with suppress(JournalError):
-                self._writer.folds_at_once = True
-                for _ in range(2):  # it is folded in after the first, before the second
+                self._writer.always_checkpoints = True
+                for _ in range(2):  # the checkpoint is done after the first and before the second
                     await self._call(lambda _connection, _counters: None)
         self._give_up(loss.words)
         return loss.words
 
     def _give_up(self, reason: str) -> None:
-        """Accept nothing more, and set `broken`: what is on disk is not what was written."""
+        """Stop writing and set `broken`: the files on disk are not what was written."""
         self._writer.give_up(reason)
 
     async def check(self) -> None:
-        """Read a large journal, which was not checked when it was opened, for damage."""
+        """Check a large journal for damage, which opening it did not."""
         if self._disk_space.used_bytes <= QUICKLY_CHECKED_BYTES:
             return
         with suppress(JournalBroken):  # given up already
@@ -179,16 +178,16 @@ class SqliteJournal(SqliteReader):
                 self._give_up(f"the journal is damaged ({problem}); see `turnout doctor`")
 
     def write_url(self, url: str) -> None:
-        """Tell the CLI, through the lock file, where this process answers."""
+        """Write the address of this process to the lock file, for the CLI."""
         self._lock.write_url(url)
 
     async def close(self) -> None:
-        """Finish queued writes, close the files, give the folder up; may be called twice."""
-        await super().close()  # first: only the last connection folds the log into the database
+        """Finish queued writes, close the files, release the folder; may be called twice."""
+        await super().close()  # first: SQLite checkpoints when the last connection closes
         await self._writer.close()
         self._lock.release()
 
-    # ---------------------------------------------------------------- an event's way in
+    # ---------------------------------------------------------------- accepting events
 
     def append(
         self,
@@ -229,8 +228,8 @@ class SqliteJournal(SqliteReader):
         return self._writer.submit(StepJob(claim, values))
 
     def flush(self) -> None:
-        """Block the loop until what was submitted is durable, or could not be; a second at most."""
-        for _ in range(2):  # the first may share its commit with what it waits for
+        """Block the loop until submitted writes are durable or failed, for a second at most."""
+        for _ in range(2):  # the first may share a commit with the writes it waits for
             passed = threading.Event()
             self._writer.submit(CallJob(_sets(passed))).add_done_callback(_ignore_failure)
             passed.wait(_FLUSH_SECONDS)
@@ -270,7 +269,7 @@ class SqliteJournal(SqliteReader):
             self._resume_cache.keep(claim)
 
     async def rescue(self, *, now: datetime) -> Rescued:
-        """At start: requeue runs found running (decision 15), spending no attempt."""
+        """At start: requeue runs found running; this spends no attempt."""
         rescued: Rescued = await self._call(
             lambda connection, counters: rescue.rescue(connection, counters, now)
         )
@@ -285,7 +284,7 @@ class SqliteJournal(SqliteReader):
 
     @asynccontextmanager
     async def store_blob(self, result: bytes) -> AsyncIterator[str]:
-        """Make a large result durable outside the rows, and yield its name."""
+        """Make a large result durable in a file of its own, and yield its name."""
         loop = asyncio.get_running_loop()
         name = await loop.run_in_executor(None, name_of, result)
         with self._blobs.hold(name):
@@ -293,10 +292,10 @@ class SqliteJournal(SqliteReader):
             yield name
 
     def hold_blob(self, name: str) -> AbstractContextManager[None]:
-        """Keep a large result that is there from pruning in the block."""
+        """Keep a stored large result from being pruned inside the block."""
         return self._blobs.hold(name)
 
-    # ---------------------------------------------------------------- an event's way back
+    # ---------------------------------------------------------------- giving events back
 
     async def backlog(self, trigger: str, flows: Sequence[str]) -> Backlog:
         """Return a trigger's events that start these flows and of which no run has begun."""
@@ -306,7 +305,7 @@ class SqliteJournal(SqliteReader):
     async def withdraw(
         self, seqs: Sequence[int], *, trigger: str, positions: Mapping[str, str | None]
     ) -> None:
-        """Delete events of `backlog` with their runs, as if they had never come."""
+        """Delete events of `backlog` with their runs, as if they had never arrived."""
         moves = list(positions.items())
 
         def write(part: Sequence[int], connection: apsw.Connection, counters: RunCounters) -> None:
@@ -324,7 +323,7 @@ class SqliteJournal(SqliteReader):
         *,
         due_by: datetime | None,
     ) -> bool:
-        """Whether a trigger's event of these partitions has a run that runs or is about to."""
+        """Whether an event of these partitions has a run that is running or about to run."""
         asked = partial(
             withdrawal.is_under_way,
             trigger=trigger,
@@ -334,10 +333,10 @@ class SqliteJournal(SqliteReader):
         )
         return await self.read(asked)
 
-    # ---------------------------------------------------------------- an event's end
+    # ---------------------------------------------------------------- after the last run
 
     async def record_action(self, event_seq: int, event: Event | None) -> None:
-        """Mark an event's effect as done, storing the event's new extensions if given."""
+        """Record an event's after-run action as done, with the event's new extensions if given."""
         details = None if event is None else pack_details(event)
 
         def write(connection: apsw.Connection, counters: RunCounters) -> None:
@@ -353,7 +352,7 @@ class SqliteJournal(SqliteReader):
     async def cancel(
         self, run_id: str, *, now: datetime, reason: str = "", by: str = ""
     ) -> list[Run]:
-        """Cancel an unfinished run, behind the children it waits for; returns all of them."""
+        """Cancel the children an unfinished run waits for, then the run; returns all of them."""
         runs: list[Run] = await self._call(
             lambda connection, counters: operations.cancel(
                 connection, counters, run_id, now, reason=reason, by=by
@@ -362,7 +361,7 @@ class SqliteJournal(SqliteReader):
         return runs
 
     async def end_children(self, claim: Claim, *, now: datetime) -> tuple[list[Run], list[str]]:
-        """Cancel the children a failed run waits for; returns them, and where some are left."""
+        """Cancel the children a failed run waits for; returns them, and steps with some left."""
         ended: tuple[list[Run], list[str]] = await self._call(
             lambda connection, counters: operations.end_children(connection, counters, claim, now)
         )
@@ -377,7 +376,7 @@ class SqliteJournal(SqliteReader):
         link: UsedLink | None = None,
         now: datetime,
     ) -> str:
-        """Keep what an approver said for a run's open approval, once; returns its key."""
+        """Store an approver's answer to a run's open approval; returns the step's key."""
         answered: str = await self._call(
             lambda connection, counters: operations.answer(connection, run_id, key, said, link, now)
         )
@@ -400,24 +399,24 @@ class SqliteJournal(SqliteReader):
         return run
 
     async def pause(self, name: str, *, now: datetime) -> None:
-        """Remember that `flow:NAME` or `trigger:NAME` is paused, since the first time it was."""
+        """Store that `flow:NAME` or `trigger:NAME` is paused; the first pause counts."""
         await self._execute(
             "INSERT INTO paused (name, since) VALUES (?, ?) ON CONFLICT DO NOTHING",
             (name, micros(now)),
         )
 
     async def resume(self, name: str) -> None:
-        """Forget a pause."""
+        """Delete a pause."""
         await self._execute("DELETE FROM paused WHERE name = ?", (name,))
 
     async def cache(self, cached: Cached) -> None:
-        """Keep a result under its key, in place of an older one."""
+        """Cache a result under its key, in place of an older one."""
         await self._call(lambda connection, counters: cache.store(connection, cached))
 
     async def clear_cache(
         self, *, task: str | None = None, over_by: datetime | None = None, limit: int = 1_000_000
     ) -> int:
-        """Forget kept results: of one task, or those whose time is over; returns how many."""
+        """Clear cached results, of one task or those expired by `over_by`; returns how many."""
         over = None if over_by is None else micros(over_by)
         count: int = await self._call(
             lambda connection, counters: cache.clear(connection, task, over, limit)
@@ -431,7 +430,7 @@ class SqliteJournal(SqliteReader):
         )
         return count
 
-    # ---------------------------------------------------------------- upkeep
+    # ---------------------------------------------------------------- retention
 
     async def prune(
         self,
@@ -482,34 +481,34 @@ class SqliteJournal(SqliteReader):
         return freed
 
     def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        """Return (unfinished runs by state, dead letters by flow), kept in memory, exact."""
+        """Return (unfinished runs by state, dead letters by flow); exact, from memory."""
         return dict(self._unfinished), dict(self._dead)
 
     def not_undone(self) -> Mapping[str, int]:
-        """Return how many dead letters, by flow, are not undone; in memory, exact."""
+        """Return how many dead letters, by flow, have an undo that failed; exact, from memory."""
         return dict(self._not_undone)
 
     def size_bytes(self) -> int:
         """Return the journal's size on disk, its log and large results included.
 
-        Pages free for reuse do not count. As last looked at: by a write at most every quarter
-        second, by pruning, by `probe`.
+        Pages free for reuse do not count. Writes measure it, at most every quarter of a second,
+        and so do pruning and `probe`.
         """
         return self._disk_space.used_bytes + self._blobs.used_bytes
 
     @property
     def writable(self) -> str | None:
-        """None while writes work; else why not (disk full, broken)."""
+        """None while writes work, else the reason (disk full, broken)."""
         return self._writer.broken or self._writer.full
 
     @property
     def short_of_space(self) -> str | None:
-        """None while the disk has disk_space for what comes in; else how much is missing."""
+        """None while the disk has enough free space for new events, else how much is missing."""
         refusal = self._disk_space.refusal()
         return None if refusal is None else str(refusal)
 
     async def probe(self) -> None:
-        """Try a durable write; raises like any write. How recovery from a full disk is noticed."""
+        """Try a durable write, to notice when a full disk has space again; raises as any write."""
 
         def write(connection: apsw.Connection, counters: RunCounters) -> None:
             connection.execute(
@@ -532,7 +531,7 @@ class SqliteJournal(SqliteReader):
         await self._call(write)
 
     def _count(self, counters: RunCounters) -> None:
-        """Take over what a commit changed, in the same step of the loop that wakes its callers."""
+        """Add the changes of a commit, in the same step of the loop that wakes its callers."""
         for state, change in counters.states.items():
             self._unfinished[state] = self._unfinished.get(state, 0) + change
         _add(self._dead, counters.dead)
@@ -553,13 +552,13 @@ def _sets(passed: threading.Event) -> Callable[[apsw.Connection, RunCounters], N
 
 
 def _ignore_failure(future: asyncio.Future[Any]) -> None:
-    """Take note of a failure that whoever submitted the failed write hears of."""
+    """Retrieve the failure of a write, which its own caller gets anyway."""
     if not future.cancelled():
         future.exception()
 
 
 def _counts(connection: apsw.Connection) -> _Counts:
-    """Count unfinished runs by state and dead letters by flow, by index."""
+    """Return unfinished runs by state, and dead letters by flow, all and not undone."""
     unfinished: list[Any] = connection.execute(
         f"SELECT state, count(*) FROM runs WHERE state IN {UNFINISHED_STATES} GROUP BY state"
     ).fetchall()

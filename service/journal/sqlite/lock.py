@@ -43,7 +43,7 @@ class FolderLock:
         self._descriptor = _open(data / NAME, os.O_RDWR | os.O_CREAT)
         self._folder = -1
         try:
-            # Both: the file names the holder, and a lock on the folder survives removal of the file.
+            # Both: the file names the holder, the folder stays locked if the file is removed.
             self._folder = os.open(folder, os.O_RDONLY)
             if not (_lock(self._descriptor) and _lock(self._folder)):
                 raise SetupError(_refusal(data, _read(self._descriptor)))

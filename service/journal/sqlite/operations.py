@@ -1,7 +1,7 @@
-"""What operators ask of single runs: cancel, retry, drop, replay.
+"""Operators' writes to single runs: cancel, retry, drop, replay, answer.
 
-Each function writes inside the transaction it is called in, checks the one transition table, and
-returns the run as it now is.
+Each function writes inside the transaction it is called in, checks the transition table, and
+returns the run as it is now.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def cancel(
     reason: str = "",
     by: str = "",
 ) -> list[Run]:
-    """Cancel an unfinished run, behind the children it waits for; returns all that were cancelled.
+    """Cancel the children an unfinished run waits for, then the run; returns all cancelled runs.
 
-    What their attempts still write is refused from here on. A run with something to undo is
-    queued for that, and ends as cancelled once it is undone.
+    Later writes of their attempts are refused. A run with something to undo is queued for that,
+    and ends as cancelled once it is undone.
     """
     run = _run(connection, run_id)
     if run.state not in UNFINISHED:
@@ -52,8 +52,8 @@ def cancel(
     undoes = _has_undo(connection, run)
     if undoes and _has_ended(connection, run):
         raise Refused(
-            f"run {run.id} goes no further already: what it did is being undone, and that cannot "
-            f"be cancelled; see turnout show {run.id}"
+            f"run {run.id} has ended and is being undone, which cannot be cancelled; "
+            f"see turnout show {run.id}"
         )
     because = f"run {run.id}, which waits for it, was cancelled"
     children = _cancel_children(connection, counters, run.seq, now, reason=because, by=by)
@@ -73,9 +73,9 @@ def cancel(
 def end_children(
     connection: apsw.Connection, counters: RunCounters, claim: Claim, now: datetime
 ) -> tuple[list[Run], list[str]]:
-    """Cancel the children that a run which has failed waits for; it waits for nothing else more.
+    """Cancel the children a failed run waits for, and delete its other waits.
 
-    Returns what was cancelled, and the steps at which children are being undone still.
+    Returns the cancelled runs, and the keys of the steps whose children are still being undone.
     """
     because = f"run {claim.run_id}, which waits for it, has failed"
     cancelled = _cancel_children(connection, counters, claim.run_seq, now, reason=because)
@@ -90,7 +90,7 @@ def _cancel_children(
 ) -> list[Run]:  # fmt: skip
     cancelled = []
     for _seq, child in waits.children(connection, run_seq):
-        with suppress(Refused):  # it is being undone already
+        with suppress(Refused):  # it is already being undone
             cancelled += cancel(connection, counters, child, now, reason=reason, by=by)
     return cancelled
 
@@ -108,9 +108,9 @@ def _end(connection: apsw.Connection, counters: RunCounters, run: Run, at: int) 
 def _queue_undo(
     connection: apsw.Connection, counters: RunCounters, run: Run, reason: str, at: int
 ) -> None:
-    """Leave a cancelled run nothing but its undo, which begins when that of its children is over.
+    """Queue a cancelled run for its undo, which begins when its children are undone.
 
-    Only the waits for those children stay.
+    Only its waits for those children stay.
     """
     _record_ended(connection, run.seq, RunError(CANCELLED, reason), at)
     waits.forget_all_but_children(connection, run.seq)
@@ -121,7 +121,7 @@ def _queue_undo(
 
 
 def _keep_attempt(connection: apsw.Connection, run: Run, now: datetime) -> None:
-    """Count the attempt that a cancel ends, and keep it in the run's history."""
+    """Count the attempt that a cancel ends, and record it."""
     connection.execute("UPDATE runs SET attempts = attempts + 1 WHERE seq = ?", (run.seq,))
     connection.execute(
         "INSERT INTO attempts (run_seq, attempt, started_at, finished_at, state)"
@@ -139,9 +139,9 @@ def retry(
 ) -> Run:
     """Queue a finished run again, without the steps recorded at and after `from_step`.
 
-    Waits that were not over begin anew. Of a run whose undo has failed only that goes on. A run
-    that waits for its next try, or that of a step, is due now.
-    A step is named by its key, or by its task for the first call of it.
+    Open waits start again. A run whose undo has failed only continues its undo. A run that waits
+    for its next try, or for that of a step, becomes due now. A step is named by its key, or by its
+    task for the first call of it.
     """
     run = _run(connection, run_id)
     if run.state not in FINISHED:
@@ -168,8 +168,8 @@ def retry(
 
 
 def _retry_now(connection: apsw.Connection, run: Run, from_step: str | None, at: int) -> Run:
-    """Make the next try due that a run waits for."""
-    connection.execute(  # the instant it was to wait for
+    """Make a run due that waits for its next try."""
+    connection.execute(  # the time of the next try
         "UPDATE steps SET result = NULL WHERE run_seq = ? AND state = 'retrying'"
         " AND ? IN ('retrying', 'waiting')",
         (run.seq, run.state),
@@ -180,7 +180,7 @@ def _retry_now(connection: apsw.Connection, run: Run, from_step: str | None, at:
             f"run {run.id} is {run.state}; only a finished run can be retried"
             f"{' from a step' if waits_for_try else ', or one that waits for its next try'}"
         )
-    connection.execute(  # under another token what memory holds of its steps does not count
+    connection.execute(  # a new token makes the steps in the resume cache stale
         "UPDATE runs SET due_at = ?2, token = token + 1 WHERE seq = ?1", (run.seq, at)
     )
     return _run(connection, run.id)
@@ -189,10 +189,10 @@ def _retry_now(connection: apsw.Connection, run: Run, from_step: str | None, at:
 def _undo_again(
     connection: apsw.Connection, counters: RunCounters, run: Run, from_step: str | None, at: int
 ) -> None:
-    """Queue a run for the steps of its undo that are not done; it is a dead letter until then."""
+    """Queue a run for the undo steps that are not done; it stays a dead letter until they are."""
     if from_step is not None:
         raise Refused(
-            f"run {run.id} is not undone yet, and goes on with nothing else; finish that first: "
+            f"run {run.id} is not undone yet, and its undo must be finished first: "
             f"turnout retry {run.id}"
         )
     connection.execute(
@@ -200,7 +200,7 @@ def _undo_again(
         (run.seq,),
     )
     _record_ended(connection, run.seq, run.error or RunError(CANCELLED, run.reason or ""), at)
-    connection.execute(  # as many deaths as the steps that are left failed tell of
+    connection.execute(  # one more than the steps that failed because the process died
         "UPDATE steps SET tries = 1 + (SELECT count(*) FROM steps AS s WHERE s.run_seq = ?1"
         " AND s.key > '~' AND s.key < '\x7f' AND s.key <> ?2 AND s.superseded = 0"
         " AND s.error ->> '$.type' = ?3) WHERE run_seq = ?1 AND key = ?2",
@@ -218,7 +218,7 @@ def _undo_again(
 
 
 def _record_ended(connection: apsw.Connection, run_seq: int, error: RunError, at: int) -> None:
-    """Record that a run goes no further and only its ending is left, unless that is recorded."""
+    """Record that a run has failed, so that only its undo and its hook are left."""
     connection.execute(
         "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding,"
         " error) VALUES (?1, ?2, ?2, 'failed', 1, ?3, ?3, 'json', ?4) ON CONFLICT DO NOTHING",
@@ -234,7 +234,7 @@ def answer(
     link: UsedLink | None,
     now: datetime,
 ) -> str:
-    """Keep an approver's answer for the run's open approval, and that its link was used."""
+    """Store an approver's answer to the open approval, and that its link was used."""
     run = _run(connection, run_id)
     if link is not None:
         connection.execute("DELETE FROM used_links WHERE until < ?", (micros(now),))
@@ -248,7 +248,7 @@ def answer(
 
 
 def drop(connection: apsw.Connection, counters: RunCounters, run_id: str) -> Run:
-    """Take a dead letter off the list; it is pruned like any failed run."""
+    """Take a dead letter off the list; it is then pruned like any failed run."""
     run = _run(connection, run_id)
     if not run.dead:
         raise Refused(f"run {run.id} is not a dead letter; it is {run.state}")
@@ -269,7 +269,7 @@ def replay(
     runs: Sequence[NewRun],
     now: datetime,
 ) -> list[str]:
-    """Start new runs of a stored event, numbered one above its highest replay."""
+    """Start new runs of a stored event; their `replay` is one above its highest."""
     found = connection.execute(
         "SELECT coalesce(max(r.replay), 0) + 1 FROM events AS e"
         " LEFT JOIN runs AS r ON r.event_seq = e.seq WHERE e.seq = ? GROUP BY e.seq",
@@ -287,13 +287,13 @@ def replay(
 
 
 def _drop_ending(connection: apsw.Connection, run: Run) -> None:
-    """Forget that the run had failed (`ending` records it); what is undone stays undone."""
+    """Delete the record that the run has failed; refuse when steps were undone."""
     undone = connection.execute(
         f"SELECT 1 FROM steps WHERE run_seq = ? AND {UNDO_STEPS}", (run.seq,)
     ).get
     if undone is not None:
         raise Refused(
-            f"the steps of run {run.id} were undone when it ended, so it cannot go on after them; "
+            f"the steps of run {run.id} were undone when it ended, so it cannot be resumed; "
             f"replay its event instead: turnout replay {run.event_id}"
         )
     connection.execute(
@@ -302,8 +302,8 @@ def _drop_ending(connection: apsw.Connection, run: Run) -> None:
 
 
 def _is_amid_attempt(connection: apsw.Connection, run: Run) -> bool:
-    """Whether an attempt of an unfinished run has begun and not come to an outcome."""
-    if run.state is RunState.RETRYING:  # of the flow, or of a step in the middle of an attempt
+    """Whether an attempt of an unfinished run has begun and has no outcome yet."""
+    if run.state is RunState.RETRYING:  # the flow is retried, or a step in the middle of an attempt
         found = connection.execute(
             "SELECT 1 FROM steps WHERE run_seq = ? AND state = 'retrying'", (run.seq,)
         ).get

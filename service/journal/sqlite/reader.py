@@ -1,7 +1,7 @@
-"""Reading the journal: own read-only connections in a few threads, so no read waits for a write.
+"""Reads the journal on read-only connections in a few threads, so no read waits for a write.
 
-Guarantees that a read sees whole transactions only and works with the service running or down.
-A read takes a snapshot of its own: two calls may see different moments.
+A read sees whole transactions only, and works with the service running or down. Each read has its
+own snapshot: two calls may see different moments.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _QUEUED_ITEM = "json_array(seq, flow, order_key, limit_key, due_at, blames) AS i
 _UNENDED = (
     f"EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.state IN {UNFINISHED_STATES})"
 )
-_FAILURE = (  # a skipped run counts as succeeded: its flow said there was nothing to do
+_FAILURE = (  # a skipped run counts as succeeded: there was nothing to do
     "(SELECT json_array(r.flow, r.state, r.error) FROM runs AS r WHERE r.event_seq = e.seq"
     " AND r.state NOT IN ('succeeded', 'skipped') ORDER BY r.seq LIMIT 1)"
 )
@@ -117,7 +117,7 @@ class SqliteReader:
                     connection.execute("COMMIT")
         except apsw.Error as error:
             raise translate(error, connection) from error
-        except UnicodeDecodeError as error:  # of text that was not written so
+        except UnicodeDecodeError as error:  # stored text that is not UTF-8
             raise JournalError(
                 f"the journal is damaged: {error.reason}; see `turnout doctor`"
             ) from error
@@ -145,7 +145,7 @@ class SqliteReader:
         return await self.read(query)
 
     async def child(self, run_id: str) -> ChildEnd | None:
-        """Return how a called run stands, or ended; None when it is no longer kept."""
+        """Return the state and result of a child run; None when it has been pruned."""
 
         def query(connection: apsw.Connection) -> ChildEnd | None:
             row: Any = connection.execute(
@@ -169,7 +169,7 @@ class SqliteReader:
     async def steps(self, run_seq: int, *, at_most_bytes: int | None = None) -> list[StepRecord]:
         """Return a run's steps in the order they were first recorded, superseded ones too.
 
-        With `at_most_bytes`, results past so many bytes together are left out.
+        With `at_most_bytes`, results are left out once those before them come to so many bytes.
         """
 
         def query(connection: apsw.Connection) -> list[StepRecord]:
@@ -185,7 +185,7 @@ class SqliteReader:
         return await self.read(query)
 
     async def attempts(self, run_seq: int) -> list[AttemptRecord]:
-        """Return what is kept of a run's attempts, in order; those before a retry come first."""
+        """Return the recorded attempts of a run, in order; those before a retry come first."""
         return await self.read(
             lambda connection: [
                 attempt_from(row)
@@ -200,7 +200,7 @@ class SqliteReader:
     # ---------------------------------------------------------------- waits
 
     async def waits(self, run_seq: int, key: str | None = None) -> list[Wait]:
-        """Return a run's open waits, or the one of a step."""
+        """Return a run's open waits, or only that of the step `key`."""
         rows: list[Any] = await self.read(
             lambda connection: connection.execute(
                 "SELECT key, topic, woken, latest, answer FROM waits"
@@ -214,7 +214,7 @@ class SqliteReader:
         ]
 
     async def is_used(self, link: bytes) -> bool:
-        """Return whether the link of an approval, by its digest, was used."""
+        """Return whether the approval link with this digest was used."""
         found = await self.read(
             lambda connection: (
                 connection.execute("SELECT 1 FROM used_links WHERE digest = ?", (link,)).get
@@ -225,7 +225,7 @@ class SqliteReader:
     async def awaited(
         self, name: str, run_seq: int, after_seq: int, limit: int
     ) -> list[tuple[int, Event]]:
-        """Return the first events behind `after_seq` awaited under `name`, with their seq."""
+        """Return the first events after `after_seq` awaited under `name`, with their seq."""
         return await self.read(
             lambda connection: [
                 (row[0], event_from(row))
@@ -253,7 +253,7 @@ class SqliteReader:
     async def event(self, event_id: str, *, source: str | None = None) -> list[StoredEvent]:
         """Return the events with this id, newest first: several when sources share it.
 
-        Only the newest, as many as there is room for in memory; `source` chooses among them.
+        Older ones are left out past a bound on memory; `source` selects among them.
         """
         where, values = found_by_id(event_id)
         if source is not None:
@@ -266,7 +266,7 @@ class SqliteReader:
         return await self.read(query)
 
     async def event_by_seq(self, event_seq: int) -> StoredEvent | None:
-        """Return an event by its place in the journal."""
+        """Return the event with this seq."""
         found = await self.read(
             lambda connection: _stored_events(connection, "e.seq = ?", [event_seq], 1)
         )
@@ -281,7 +281,7 @@ class SqliteReader:
     async def events(self, which: Filter) -> list[StoredEvent]:
         """Return matching events, newest first; `flow` and `state` select by their runs.
 
-        What an event carries (its body, headers, parameters, extensions) is left out.
+        Bodies, headers, parameters and extensions are left out.
         """
         where, values = events_where(which)
         return await self.read(
@@ -306,7 +306,7 @@ class SqliteReader:
         return await self.read(query)
 
     async def queued(self, flow: str, after_seq: int, limit: int) -> list[Queued]:
-        """Return queued runs of a flow in arrival order, behind `after_seq`."""
+        """Return queued runs of a flow in arrival order, after `after_seq`."""
         return await self._queued(
             "state = 'queued' AND flow = ? AND seq > ? ORDER BY seq LIMIT ?",
             (flow, after_seq, limit),
@@ -315,14 +315,14 @@ class SqliteReader:
     async def queued_for_key(
         self, flow: str, kind: Literal["order", "limit"], key: str, limit: int, after_seq: int = 0
     ) -> list[Queued]:
-        """Return queued runs with this key in arrival order, behind `after_seq`."""
+        """Return queued runs with this key in arrival order, after `after_seq`."""
         return await self._queued(
             f"state = 'queued' AND flow = ? AND {kind}_key = ? AND seq > ? ORDER BY seq LIMIT ?",
             (flow, key, after_seq, limit),
         )
 
     async def due(self, before: datetime, limit: int) -> list[Queued]:
-        """Return scheduled, retrying and waiting runs due by `before`, the longest due first."""
+        """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""
         return await self._queued(
             "state IN ('scheduled', 'retrying', 'waiting') AND due_at <= ?"
             " ORDER BY due_at, seq LIMIT ?",
@@ -372,7 +372,7 @@ class SqliteReader:
         return {flow: count for flow, count in rows}  # noqa: C416  pairs come as lists
 
     async def due_actions(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
-        """Return (event_seq, event, why a run failed) of ended events whose effect is due."""
+        """Return (event_seq, event, why a run failed) of events whose after-run action is due."""
         return await self.read(
             lambda connection: [
                 (row[0], event_from(row[:-1]), failure_from(row[-1]))
@@ -385,7 +385,7 @@ class SqliteReader:
         )
 
     async def event_ended(self, event_seq: int) -> tuple[Event, str | None] | None:
-        """Return the event and why a run of it failed, if its effect is due now; else None."""
+        """Return the event and why a run failed if its after-run action is due now, else None."""
         row = await self.read(
             lambda connection: connection.execute(
                 f"SELECT {EVENT_COLUMNS}, {_FAILURE} FROM events AS e"
@@ -396,7 +396,7 @@ class SqliteReader:
         return None if row is None else (event_from(row[:-1]), failure_from(row[-1]))
 
     async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
-        """Return the result kept under a key, while it lasts."""
+        """Return the cached result of a key, unless it has expired."""
         return await self.read(lambda connection: cache.find(connection, key, micros(now)))
 
     async def read_blob(self, name: str) -> bytes:
@@ -426,7 +426,7 @@ class SqliteReader:
 
 
 def _last_shown(connection: apsw.Connection, run_seq: int, at_most_bytes: int) -> int:
-    """Return the last step whose result is within a bound, together with all before it."""
+    """Return the last step whose result fits a bound together with all before it."""
     last, left = 0, at_most_bytes
     lengths = connection.execute(
         "SELECT seq, coalesce(length(result), 0) FROM steps WHERE run_seq = ? ORDER BY seq",
@@ -441,9 +441,9 @@ def _last_shown(connection: apsw.Connection, run_seq: int, at_most_bytes: int) -
 
 
 def _how_many(connection: apsw.Connection, where: str, values: Sequence[Any]) -> int:
-    """Return how many events, the newest first, have bodies within a bound; two at least.
+    """Return how many of the newest events have bodies within a bound; at least two.
 
-    Of two, nobody takes one for the only one.
+    So the caller can tell one event from several.
     """
     lengths = connection.execute(
         f"SELECT length(e.body) FROM events AS e WHERE {where} ORDER BY e.seq DESC LIMIT ?",

@@ -1,7 +1,7 @@
-"""Values to columns and back: what is written is read back equal.
+"""Converts values to columns and back: what is written is read back equal.
 
-Pure functions. Instants are integer microseconds UTC, so an instant comes back equal though in
-UTC. JSON columns hold only what is not at its default.
+Pure functions. Instants are stored as integer microseconds UTC, so they come back equal, in UTC.
+JSON columns leave out defaults.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ UNFINISHED_STATES = "('scheduled', 'queued', 'running', 'retrying', 'waiting')"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOWEST = datetime.min.replace(tzinfo=UTC)
 _HIGHEST = datetime.max.replace(tzinfo=UTC)
-_HALF_KEY_BYTES = 10  # 80 bits: no other sender can aim at a key it knows
+_HALF_KEY_BYTES = 10  # 80 bits: a sender cannot find another id with the same half
 
 _EMPTY_BODY = "empty_body"
-"""The detail of an event whose body has no bytes; without it an event of no bytes has no body."""
+"""The detail of an event whose body is empty; without it an event of no bytes has no body."""
 
 EVENT_COLUMNS = "e.seq, e.id, e.source, e.type, e.tenant, e.trigger, e.time, e.body, e.details"
 
@@ -51,13 +51,13 @@ LISTED_EVENT_COLUMNS = (
     " CASE WHEN e.details IS NOT NULL THEN json_object('subject', e.details ->> 'subject',"
     " 'datacontenttype', e.details ->> 'datacontenttype') END"
 )
-"""What a list says of an event: neither its body nor its headers, for the same reason."""
+"""An event in a list: without its body and headers, which could fill the memory."""
 
 RUN_COLUMNS = (
     "r.seq, r.id, r.flow, r.state, r.attempts, r.crashes, e.id, e.source, e.trigger, e.tenant, "
     "r.queued_at, r.due_at, r.started_at, r.finished_at, r.result, r.error, r.reason, r.dead, "
     "r.replay, r.order_key, r.limit_key, r.code_version, r.cancelled_by, "
-    # An unfinished run that has ended is being undone if there is anything to undo.
+    # An unfinished run whose flow has failed is being undone if there is anything to undo.
     "CASE WHEN r.finished_at IS NOT NULL THEN r.undo"
     f" WHEN EXISTS (SELECT 1 FROM steps WHERE run_seq = r.seq AND key = '{FAILED}') AND EXISTS"
     f" (SELECT 1 FROM steps WHERE run_seq = r.seq AND task = '{REGISTERED}') THEN 'running' END, "
@@ -65,7 +65,7 @@ RUN_COLUMNS = (
     f" WHERE run_seq = r.seq AND {UNDO_STEPS} AND state = 'failed') END, length(r.result)"
 )
 LISTED_RESULT_BYTES = 4096
-"""A larger result is not read into a list: a page of results of a MiB would fill the memory."""
+"""A larger result is left out of lists: a page of results of a MiB each would fill the memory."""
 
 LISTED_RUN_COLUMNS = RUN_COLUMNS.replace(
     "r.result,", f"CASE WHEN length(r.result) <= {LISTED_RESULT_BYTES} THEN r.result END,", 1
@@ -87,8 +87,8 @@ def micros(instant: datetime) -> int:
 def instant(stored: int) -> datetime:
     """Read back what `micros` wrote.
 
-    A sender may stamp the last hours of year 9999 in a zone behind UTC (or the first of year 1
-    in one ahead); UTC has no such instant here, so the nearest there is comes back.
+    A sender may send the last hours of year 9999 in a zone behind UTC, or the first of year 1 in
+    one ahead. `datetime` cannot hold these in UTC, so the nearest instant is returned.
     """
     try:
         return _EPOCH + timedelta(microseconds=stored)
@@ -112,7 +112,7 @@ def dump(value: Any) -> str:
 
 
 def pack_details(event: Event) -> str | None:
-    """Return the attributes that have no column of their own, None when all are defaults."""
+    """Return the attributes without a column as JSON, None when all are defaults."""
     details: dict[str, Any] = {}
     for name in ("subject", "datacontenttype", "specversion"):
         if (text := getattr(event, name)) is not None:
@@ -138,7 +138,7 @@ def event_from(row: Sequence[Any]) -> Event:
     _seq, event_id, source, kind, tenant, trigger, time, body, details = row
     others: dict[str, Any] = orjson.loads(details) if details else {}
     exact = others.pop("exact", None)
-    is_empty = others.pop(_EMPTY_BODY, False)  # else no bytes are no body, as they always were
+    is_empty = others.pop(_EMPTY_BODY, False)  # else no bytes mean no body, as in earlier versions
     return Event(
         id=event_id,
         source=source,
@@ -153,7 +153,7 @@ def event_from(row: Sequence[Any]) -> Event:
 
 
 def identity(event: Event) -> tuple[bytes, bytes]:
-    """Return the key of what makes an event the same event, and the digest of its content.
+    """Return the key that identifies a delivery, and the digest of its content.
 
     The key starts with the digest of the id; see `found_by_id`.
     """
@@ -173,7 +173,7 @@ def found_by_id(event_id: str) -> tuple[str, list[Any]]:
 
 @lru_cache(maxsize=1024)
 def _origin(tenant: str, trigger: str, source: str) -> bytes:
-    # Lengths keep ("a", "bc") and ("ab", "c") apart.
+    # The lengths keep ("a", "bc") and ("ab", "c") apart.
     parts = (tenant, trigger, source)
     return _digest("".join(f"{len(part)}:{part}" for part in parts), _HALF_KEY_BYTES)
 
@@ -183,7 +183,7 @@ def _digest(text: str, size: int) -> bytes:
 
 
 def pack_decisions(decisions: Sequence[Decision], at: datetime) -> str | None:
-    """Return what was decided at one occasion as one JSON array, None when nothing was."""
+    """Return decisions made at one time as a JSON array, None when there are none."""
     if not decisions:
         return None
     return dump(
@@ -202,7 +202,7 @@ def pack_decisions(decisions: Sequence[Decision], at: datetime) -> str | None:
 def stored_event_from(
     row: Sequence[Any], accepted_at: int, runs: Sequence[str], occasions: Sequence[str | None]
 ) -> StoredEvent:
-    """Return an event with its runs and its decisions of every occasion, oldest first."""
+    """Return an event with its runs and all its decisions, oldest first."""
     return StoredEvent(
         seq=row[0],
         event=event_from(row),
@@ -221,9 +221,9 @@ def pack_error(error: RunError | None) -> str | None:
 
 
 def storable(text: str) -> str:
-    """Return text that UTF-8 can hold: a message may quote a file name that it cannot.
+    """Return text that UTF-8 can encode: a message may quote a file name that it cannot.
 
-    An outcome must never fail to be recorded for the words it is told in.
+    An outcome must be recorded whatever its message contains.
     """
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
@@ -234,7 +234,7 @@ def error_from(stored: str | None) -> RunError | None:
 
 
 def failure_from(stored: str | None) -> str | None:
-    """Read in words the (flow, state, error) of a run that failed or was cancelled."""
+    """Return as text the (flow, state, error) of a run that failed or was cancelled."""
     if stored is None:
         return None
     flow, state, told = orjson.loads(stored)

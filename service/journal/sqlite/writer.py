@@ -1,10 +1,10 @@
-"""The one thread that writes: what arrives together shares a transaction and an fsync.
+"""The writing thread: jobs that arrive together share a transaction and an fsync.
 
-Guarantees that a job's future resolves only after COMMIT returned, that jobs take effect in the
-order they were submitted, and that a job which cannot be written fails alone: its batch is rolled
-back and written again job by job. Once the disk failed for good nothing is tried again.
+A job's future resolves only after COMMIT has returned, jobs take effect in the order they were
+submitted, and a job that cannot be written fails alone: its batch is rolled back and written again
+job by job. Once the disk has failed for good, nothing is tried again.
 
-It knows nothing of events and runs: `Apply` does (see `batch.py`).
+The writer knows nothing of events and runs; `Apply` does (see `apply.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CHECKPOINT_PAGES = 4_000  # 16 MiB of log, then its pages go to the database fi
 
 
 class Job:
-    """One write somebody waits for; `rows` is about how many rows it writes."""
+    """One write whose caller waits; `rows` is about how many rows it writes."""
 
     __slots__ = ("error", "future", "result", "rows")
 
@@ -41,18 +41,18 @@ class Job:
 
 
 class Split(Exception):
-    """Raised while jobs are written together, when only writing them singly tells whose fault."""
+    """Raised by a group of jobs when only writing them one by one tells which job is at fault."""
 
 
 class Apply(Protocol):
     """Writes jobs inside an open transaction, setting each job's `result`, or its `error`.
 
-    What it raises undoes everything it was given; `Split` or any error for one of many makes
-    the writer try them one by one.
+    An error rolls back all jobs it was given; if there are several, the writer then tries them
+    one by one.
     """
 
     def __call__(self, jobs: Sequence[Job], counters: RunCounters) -> None:
-        """Write `jobs`, in order as far as order shows, counting runs on `counters`."""
+        """Write `jobs`, in order wherever order matters, and count runs in `counters`."""
 
 
 class Writer:
@@ -77,9 +77,9 @@ class Writer:
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._commit_seconds = metrics.journal_commit_seconds
         self._batch_rows = metrics.journal_batch_rows
-        self._held: list[Job] = []
+        self._in_progress: list[Job] = []
         self._closed = False
-        self.folds_at_once = False  # the log into the database, however short it is
+        self.always_checkpoints = False  # however short the log is
         self.full: str | None = None
         self.broken: str | None = None
         self._thread = threading.Thread(target=self._run, name="turnout-journal", daemon=True)
@@ -96,12 +96,12 @@ class Writer:
         return future
 
     def give_up(self, reason: str) -> None:
-        """Write nothing more: the journal cannot be trusted. Call on the loop's thread only."""
+        """Stop writing: the journal cannot be trusted. Call on the loop's thread only."""
         self.broken = self.broken or reason
         self._broke()
 
     async def close(self) -> None:
-        """Write what is queued, fold the log into the database, and close the connection."""
+        """Write what is queued, checkpoint the log, and close the connection."""
         if not self._closed:
             self._closed = True
             self._queue.put(None)
@@ -115,20 +115,20 @@ class Writer:
             while self.broken is None:
                 batch, last = self._take()
                 if batch:
-                    self._held = batch
+                    self._in_progress = batch
                     self._write(batch)
-                    self._held = []
+                    self._in_progress = []
                 if last:
                     break
                 self._checkpoint()
             clean = True
         finally:
-            if not clean:  # a fault of our own: the hook prints it, nobody may wait for ever
+            if not clean:  # a bug: the thread's hook prints it, and no caller may wait for ever
                 self.broken = self.broken or "the journal's writer ended unexpectedly"
             self._end()
 
     def _take(self) -> tuple[list[Job], bool]:
-        """Wait for one job and take whatever came with it, up to a bound."""
+        """Wait for a job and take all that are queued, up to a bound; returns whether to end."""
         batch: list[Job] = []
         rows = 0
         job = self._queue.get()
@@ -166,7 +166,7 @@ class Writer:
         self._resolve(batch, counters)
 
     def _write_singly(self, batch: list[Job]) -> RunCounters:
-        """Write each job in a savepoint of its own, so that a bad one fails only its caller."""
+        """Write each job in its own savepoint, so that a bad one fails only its caller."""
         total = RunCounters(self._unfinished)
         execute = self._connection.execute
         try:
@@ -204,7 +204,7 @@ class Writer:
             self._connection.execute("ROLLBACK")
 
     def _failure(self, error: Exception) -> Exception:
-        """Return the error the caller gets, and remember what it says about the journal."""
+        """Return the error for the caller, and note when the journal is full or broken."""
         failure = translate(error, self._connection) if isinstance(error, apsw.Error) else error
         if isinstance(failure, JournalFull):
             self.full = str(failure)
@@ -234,14 +234,14 @@ class Writer:
             self._broke()
 
     def _checkpoint(self) -> None:
-        """Fold the log into the database when it is long enough; callers have been answered.
+        """Write the log back into the database when it is long enough; callers have their answers.
 
-        Ours rather than SQLite's automatic one, which ignores a failed fsync and tries it again.
+        SQLite's automatic checkpoint ignores a failed fsync and tries it again.
         """
         if self.broken is not None:
             return
         written, _ = self._connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)
-        if written < _CHECKPOINT_PAGES and not self.folds_at_once:
+        if written < _CHECKPOINT_PAGES and not self.always_checkpoints:
             return
         self._connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE, True)
         try:
@@ -251,8 +251,8 @@ class Writer:
             self._resolve([], RunCounters(0))
 
     def _end(self) -> None:
-        """Fail what can no longer be written, then close without another fsync if broken."""
-        left = self._held
+        """Fail the jobs that are left, then close; a broken journal is not synced again."""
+        left = self._in_progress
         try:
             while True:
                 job = self._queue.get_nowait()
