@@ -113,7 +113,7 @@ class Process:
             ended=self._run_ended,
         )
         self.waiters = Waiters(journal, settings.max_waiters)
-        executor.reach(
+        executor.set_host(
             ServiceHost(
                 journal,
                 self.dispatcher,

@@ -209,13 +209,13 @@ class Attempts:
             ended_at = await self._record(attempt, outcome, started_at)
             if ended_at is not None:
                 recorded = outcome
-            became = recorded or await self._outcome_without_claim(claim)
+            final = recorded or await self._outcome_without_claim(claim)
         finally:
             if self._running.get(claim.run_id) is attempt:
                 del self._running[claim.run_id]
             self._slots.attempt_ended(claim, flow, recorded, slot_released=attempt.slot_released)
-        self._observe(claim, became.state, started_at, ended_at or self._now())
-        await self._ended(claim, became)
+        self._observe(claim, final.state, started_at, ended_at or self._now())
+        await self._ended(claim, final)
 
     async def _outcome_without_claim(self, claim: Claim) -> Outcome:
         """Return the outcome of a run whose claim was lost.

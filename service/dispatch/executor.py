@@ -70,7 +70,7 @@ class Executor:
         self._now = now
         self._services = Services(journal, pools, settings, metrics, now, resources, sleep)
 
-    def reach(self, host: RunHost) -> None:
+    def set_host(self, host: RunHost) -> None:
         """Give runs access to the service: child runs, events, approval links."""
         self._services = replace(self._services, host=host)
 
@@ -98,10 +98,10 @@ class Executor:
             except asyncio.CancelledError as error:
                 if is_stopped():
                     raise
-                outcome = self._judge(context, flow, error)  # cancelled by the flow itself
+                outcome = self._outcome_of(context, flow, error)  # cancelled by the flow itself
             except BaseException as error:  # noqa: BLE001  foreign code; sys.exit() too must not end the service
                 _raise_journal_error(error)
-                outcome = _suspended(context) or self._judge(context, flow, error)
+                outcome = _suspended(context) or self._outcome_of(context, flow, error)
             else:
                 outcome = Outcome(state=RunState.SUCCEEDED, result=result, returned=returned)
             if task.cancelling() and not is_stopped():
@@ -143,16 +143,16 @@ class Executor:
             name: self._resources.get(resource) for name, resource in flow.binding.resources.items()
         }
 
-    def _judge(self, context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome:
+    def _outcome_of(self, context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome:
         """Return the outcome of an attempt that raised, by the flow's retry policy."""
         try:
-            return self._judged(context, flow, error)
-        except FOREIGN as odd:  # the error's class is the author's code
-            words = f"(it cannot be read: {words_of(odd)})"
-            told = RunError(type(error).__name__, secrets.mask(words), None, "")
-            return Outcome(state=RunState.FAILED, error=told)
+            return self._decide(context, flow, error)
+        except FOREIGN as broken:  # the error's class is the author's code
+            words = f"(it cannot be read: {words_of(broken)})"
+            unreadable = RunError(type(error).__name__, secrets.mask(words), None, "")
+            return Outcome(state=RunState.FAILED, error=unreadable)
 
-    def _judged(self, context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome:
+    def _decide(self, context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome:
         decides = deciding(error)
         if any(isinstance(each, JournalFull) for each in leaves(error)):
             # The disk is full, the flow is not at fault: hand back the run, spend no attempt.

@@ -35,17 +35,15 @@ def check_file_unchanged(event: Event, *, has_begun: bool) -> None:
         return
     if not stat.S_ISREG(status.st_mode):
         raise InvalidData(f"the file changed: {str(path)!r} is no regular file any more")
-    if not has_begun and not _is_same(event, status):
+    if not has_begun and not _is_same_version(event, status):
         raise InvalidData(
             f"the file changed: {str(path)!r} is another version now, which has its own event"
         )
 
 
-def _is_same(event: Event, status: os.stat_result) -> bool:
+def _is_same_version(event: Event, status: os.stat_result) -> bool:
     data = event.data
     if event.extensions["fileurl"] != data["url"]:
-        return (
-            True  # moved by its trigger to a folder nobody watches: an operator may have edited it
-        )
+        return True  # its trigger has moved it out of the watched folder: it may be edited there
     version = (status.st_size, status.st_mtime_ns, status.st_ino)
     return version == (data["size"], data["mtime_ns"], data["inode"])

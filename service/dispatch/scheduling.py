@@ -182,9 +182,9 @@ class Scheduler:
             self.work.set()  # its runs must be read from the journal first
             return False
         run, is_first_ask = queue.source[0], queue.is_first_ask
-        behind = self._blocked_behind(queue, run) if is_first_ask else None
-        if behind is not None:
-            self._block(queue, queue.take(), behind)
+        key_ahead = self._blocked_behind(queue, run) if is_first_ask else None
+        if key_ahead is not None:
+            self._block(queue, queue.take(), key_ahead)
             return True
         block = self._admission.admit(
             queue.flow, run.order_key, run.limit_key, run.seq, run.isolated

@@ -33,8 +33,8 @@ class RunState(StrEnum):
 _S = RunState
 
 TRANSITIONS: Mapping[RunState | None, frozenset[RunState]] = {
-    # None is birth: a run is born claimed when a slot is free, queued when not, failed when its
-    # event's data is refused by the flow (a dead letter).
+    # None is the insert: running if a slot is free, queued if not, failed if the flow refuses the
+    # event's data (a dead letter).
     None: frozenset({_S.SCHEDULED, _S.QUEUED, _S.RUNNING, _S.FAILED}),
     _S.SCHEDULED: frozenset({_S.QUEUED, _S.RUNNING, _S.CANCELLED}),
     # failed: it has failed already, and nobody serves its flow any more.

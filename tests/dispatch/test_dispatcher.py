@@ -659,7 +659,7 @@ async def test_a_run_claimed_while_due_runs_are_read_is_not_queued_twice(
         before: list[list[Queued]] = []
 
         async def read_slowly(at: datetime, limit: int) -> list[Queued]:
-            if before:  # the read after the one that found it, which ended before its claim
+            if before:  # a later read that still answers as of before the claim
                 await awake.wait()
                 asyncio.get_running_loop().call_later(0.02, gate.set)
                 return before.pop()

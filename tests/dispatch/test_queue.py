@@ -129,12 +129,10 @@ def test_an_evicted_key_is_read_for_every_pending_wakeup_up_to_the_window() -> N
     queue.enqueue(queued(WINDOW + 5))
     for _ in range(WINDOW + 1):
         queue.wake_next(key)
-    free = queue.pending_wakeups.pop(key)
+    wakeups = queue.pending_wakeups.pop(key)
     queue.wake_next(key)  # during the read
-    rows = [
-        queued(seq) for seq in range(WINDOW + 1, WINDOW + 7)
-    ]  # the last two belong to the window
-    queue.finish_fetching(key, rows, more=True, wakeups=free)
+    rows = [queued(seq) for seq in range(WINDOW + 1, WINDOW + 7)]  # two belong to the window
+    queue.finish_fetching(key, rows, more=True, wakeups=wakeups)
     assert [run.seq for run in queue.woken] == list(range(1, WINDOW + 3))
     assert [run.seq for run in queue.rows()] == [
         *range(1, WINDOW + 3), WINDOW + 5, WINDOW + 3, WINDOW + 4,

@@ -103,7 +103,7 @@ def test_the_stop_drains_and_hands_back(tmp_path: Path, seed: int, full: bool, s
 def test_a_stop_at_full_speed_leaves_no_run_behind(
     tmp_path: Path, seed: int, full: bool, say: Say
 ) -> None:
-    """Runs are born running while the stop begins: none may stay so, none counts as a crash."""
+    """Runs start on insert while the stop begins: none stays running, none counts as a crash."""
     program = program_in(tmp_path, TURNOUT_TEST_SECONDS="0.001", TURNOUT_GRACE="10s")
     dice = random.Random(seed)
     stops = 50 if full else 4

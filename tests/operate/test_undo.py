@@ -422,10 +422,10 @@ async def test_a_run_that_waits_or_retries_is_undone_when_it_is_cancelled(tmp_pa
         async with running(tmp_path / what, [chosen]) as service:
             run_id = (await service.send()).runs[0]
 
-            async def is_parked(service: Running = service, run_id: str = run_id) -> bool:
+            async def is_suspended(service: Running = service, run_id: str = run_id) -> bool:
                 return (await service.run(run_id)).state in (RunState.WAITING, RunState.RETRYING)
 
-            await eventually(is_parked)
+            await eventually(is_suspended)
             await service.process.operator.cancel(run_id)
             run = await ended(service, run_id)
             assert (run.state, run.undo) == (RunState.CANCELLED, "done")

@@ -58,7 +58,7 @@ def make_run(flow: str = "bill", state: RunState = S.QUEUED, **more: Any) -> New
 
 
 def claim_of(entry: Entry, appended: Appended, index: int = 0) -> Claim:
-    """What the router holds of a run born running."""
+    """The claim the router prepares for a run that starts on insert."""
     run = entry.runs[index]
     return Claim(
         run_seq=run.seq, run_id=run.id, flow=run.flow, event_seq=appended.event_seq,
@@ -82,7 +82,7 @@ async def put(journal: Journal, *runs: NewRun, event: Event | None = None, **mor
 
 
 async def start(journal: Journal, flow: str = "bill", **more: Any) -> Claim:
-    """Append one run born running and return its claim."""
+    """Append one run that starts on insert and return its claim."""
     entry = Entry(event=make_event(), runs=[make_run(flow, S.RUNNING, **more)])
     return claim_of(entry, (await journal.append([entry], now=NOW))[0])
 
