@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from turnout.service.governance.secrets import secret as secret
     from turnout.service.steps.approval import approval as approval
     from turnout.service.steps.cache import by_input as by_input
-    from turnout.service.steps.children import emit as emit
     from turnout.service.steps.context import current as current
+    from turnout.service.steps.emitting import emit as emit
     from turnout.service.steps.patching import patched as patched
     from turnout.service.steps.wait import sleep as sleep
     from turnout.service.steps.wait import wait_for as wait_for
@@ -49,7 +49,7 @@ _ROOMS = {
     "task": "handlers.task",
     "kafka": "_kafka",
     "approval": "service.steps.approval",
-    "emit": "service.steps.children",
+    "emit": "service.steps.emitting",
     "by_input": "service.steps.cache",
     "current": "service.steps.context",
     "Event": "service.domain.event",

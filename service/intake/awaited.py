@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from turnout.service.domain.trigger import StartsOnType
 from turnout.service.journal.records import Decision, Entry
 from turnout.service.project import AnyFlow
-from turnout.service.steps.children import EMITTED
+from turnout.service.steps.emitting import EMITTED
 from turnout.service.steps.wait import event_topic, field_of
 
 

@@ -1,9 +1,9 @@
-"""What a run starts: child runs of other flows, awaited like a call, and events it emits.
+"""Child runs: a run calls another flow and awaits its result.
 
-Both are recorded in the transaction that stores what they start, so each starts exactly once
-whatever crashes. A run that waits for a child holds no slot, so flows may call each other under
-any limit. A child's event is turnout's own (`turnout.flow.called`), one hop further from the
-origin; its data is the argument of the call. Not here: storing and starting (`intake.run_host`).
+The step and the child run are stored in one transaction, so the child starts exactly once, whatever
+crashes. A run that waits for a child holds no slot, so flows may call each other under any limit.
+The child's event has the type `turnout.flow.called` and one hop more than the caller's; its data is
+the argument of the call. Not here: storing and starting the child (`intake.run_host`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import orjson
-
-from turnout.service.domain import foreign
 from turnout.service.domain.errors import NotKept, StepFailed
-from turnout.service.domain.event import CALLED, MAX_HOPS, NO_BODY, Event, mint_id
+from turnout.service.domain.event import CALLED, MAX_HOPS, mint_id
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import FINISHED, Fail, RunState
@@ -33,86 +30,7 @@ from .child_arguments import event_for
 from .context import Scope, Suspend, here, suspend, suspend_with, to_await
 from .mapping import MAX_BRANCHES
 from .step import StepCall, Task, durable
-from .wait import begun, end, host_of, refuse_thread, scope_for
-
-EMITTED = "emit"
-"""The trigger of events that flows emit."""
-
-# ---------------------------------------------------------------- emitting
-
-
-def emit(
-    event_type: str, data: Any = NO_BODY, *, subject: str | None = None, id: str | None = None
-) -> Coroutine[object, None, str]:
-    """Emit an event as a step, exactly once; returns its id.
-
-    `await emit("order.paid", {"id": order.id})`. It starts the flows with `on=event(TYPE)` and is
-    one hop further from the origin than this run's event. Without `data` the event has no body.
-    With an `id` of your own the same event emitted again starts nothing, which the step's result
-    says; another type, subject or data under an id that was used raises `Fail`. Data is JSON;
-    raises `NotKept` where that would say less: NaN, a masked secret, an excluded field.
-    """
-    scope = scope_for("emit")
-    texts: dict[str, object] = {"event_type": event_type, "subject": subject, "id": id}
-    for name, value in texts.items():
-        if not isinstance(value, str | None) or (name == "event_type" and not value):
-            raise TypeError(f"emit({name}={value!r}): write text, such as str(…)")
-        foreign.refuse_unstorable(f"emit({name}=…)", value or "")
-        secrets.refuse_live(value, f"emit({name}=…)")
-    said = (event_type, subject, id) if data is NO_BODY else (event_type, subject, id, data)
-    call = StepCall(_EMIT, scope, scope.next_key("emit"), said, {})
-    return to_await(_emit(call, event_type, data, subject, id), "emit")
-
-
-async def _emit(
-    call: StepCall, event_type: str, data: Any, subject: str | None, event_id: str | None
-) -> str:
-    known = call.recorded()
-    if known is not None:
-        if known.state == "succeeded" and known.result is not None and known.result[:1] == b"{":
-            return str(orjson.loads(known.result)["event"])
-        return str(call.recall(known))
-    cause = call.context.claim.event
-    event = Event(
-        id=event_id or mint_id(),
-        source=f"/flows/{call.context.claim.flow}",
-        type=event_type,
-        time=call.services.now(),
-        subject=subject,
-        datacontenttype="application/json",
-        body=NO_BODY if data is NO_BODY else _data(call, data),
-        trigger=EMITTED,
-        tenant=cause.tenant,
-        extensions=cause.trace,
-        hops=cause.hops + 1,
-        minted=event_id is None,
-        specversion="1.0",
-    )
-    call.begin()
-    host = host_of(call)
-    record = call.succeeded(event.id)
-    again = replace(record, result=orjson.dumps({"event": event.id, "duplicate": True}))
-    try:
-        await durable(call.context, lambda: host.emit(call.context.claim, record, again, event))
-    except Fail as error:
-        await call.keep(call.failed(error))
-        raise call.delivered() from None
-    return event.id
-
-
-def _data(call: StepCall, data: Any) -> bytes:
-    limit = call.services.settings.max_result_bytes
-    return codec.encode_data(data, max_bytes=limit, name=call)
-
-
-def _str() -> str:
-    raise NotImplementedError
-
-
-_EMIT: Task[str] = Task(function=_str, name="emit", retry=RetryPolicy())
-
-
-# ---------------------------------------------------------------- child runs
+from .wait import begun, end, host_of, refuse_thread
 
 
 def call_flow(
