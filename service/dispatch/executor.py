@@ -32,7 +32,7 @@ from turnout.service.journal.records import Claim
 from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow
 from turnout.service.settings import Settings
-from turnout.service.steps.branches import not_facts
+from turnout.service.steps.branches import to_run_again
 from turnout.service.steps.codec import encode_returned
 from turnout.service.steps.compensation import conclude, ended_before
 from turnout.service.steps.context import (
@@ -160,7 +160,7 @@ class Executor:
         if isinstance(decides, Skip):
             return Outcome(state=RunState.SKIPPED, reason=secrets.mask(message_of(decides)))
         outcome = Outcome(
-            state=RunState.FAILED, error=describe(error), again=not_facts(context, error)
+            state=RunState.FAILED, error=describe(error), again=to_run_again(context, error)
         )
         if is_final(error):
             return outcome

@@ -1,8 +1,8 @@
-"""Steps that wait for their next try, beside branches of the same run that may be at work.
+"""Backoff: a step waits for its next try while other branches of the run may work.
 
-A long rest ends the attempt as soon as nothing of it works: the run goes on when the try is due,
-and holds no slot until then. While another branch works the slot is held anyway, and the try
-begins on time. Not here: when a try is due (`step`).
+A long backoff suspends the run once no branch works: the run holds no slot, and resumes when the
+try is due. While another branch works, the run holds its slot anyway, and the try starts on time.
+Not here: when a try is due (`step`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 LONGEST_HELD_SECONDS = 5.0
-"""The longest rest that holds the run's slot."""
+"""The longest backoff during which the run holds its slot."""
 
 
 class Backoffs:
-    """How many branches of an attempt work, and which of them rest; without branches it is one."""
+    """Counts the working branches of an attempt, and wakes those in backoff when none works.
+
+    A flow without branches counts as one.
+    """
 
     __slots__ = ("_waiting", "_working")
 
@@ -25,13 +28,13 @@ class Backoffs:
         self._waiting: set[asyncio.Future[None]] = set()
 
     def branches_started(self, branches: int) -> None:
-        """Note that a branch waits for so many new ones."""
+        """Note that a branch waits for this many new ones."""
         self._working += branches - 1
 
     def branch_ended(self) -> None:
-        """Note that one of the new branches has ended, or waits for something else; not the last.
+        """Note that a new branch has ended or waits for something else.
 
-        After that one goes on what waited for them.
+        Not called for the last one: the branch that waited for them works again.
         """
         self._working -= 1
         self._wake_if_idle()
@@ -39,7 +42,7 @@ class Backoffs:
     async def wait(
         self, seconds: float, sleep: Callable[[float], Coroutine[Any, Any, None]]
     ) -> bool:
-        """Rest so long and return True; or return False as soon as no branch works."""
+        """Wait this long and return True, or return False as soon as no branch works."""
         alone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(alone)
         self._working -= 1

@@ -1,8 +1,8 @@
-"""The branches of a `gather` or `map`: a place in the run for each, and how they ended together.
+"""The branches of a `gather` or `map`: a scope for each, and the error that ended them.
 
-The first error ends them all and is what the flow hears. If the flow escapes with it, the step it
-came from and those whose errors nobody heard run again; if the flow goes on, it is a fact. Not
-here: running the branches (`gather`, `mapping`, `calling`).
+The first error ends all branches and is raised in the flow. If it escapes the flow, the next
+attempt runs its step again, and the steps whose errors were not delivered; if the flow catches it,
+it stays recorded. Not here: running the branches (`gather`, `mapping`, `children`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _PATIENCE_SECONDS = 1.0
 class Branches:
     """The indexed scopes of one `gather` or `map` call, and the error that ended them all.
 
-    Once the flow has gone on after it, that error is a fact like a step's: in later attempts no
-    branch gets further than it had come.
+    Once the flow has caught the error and continued, it stays recorded like a step's: in later
+    attempts no branch gets further than before.
     """
 
     __slots__ = ("_context", "_in_error_handler", "_name", "_started_at", "key", "scope")
@@ -43,11 +43,11 @@ class Branches:
             scope.context.sequence.visit(self.key)
 
     def enter(self, index: int) -> Scope:
-        """Make branch `index` the scope of the calling asyncio task, to its end."""
+        """Make branch `index` the scope of the calling asyncio task, until it ends."""
         return enter(Scope(self._context, f"{self.key}[{index}]/"))
 
     def split(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
-        """Note the tasks that run the branches; after the last the flow itself goes on."""
+        """Note the tasks that run the branches; after the last one the flow continues."""
         if not tasks:
             return
         backoffs, left = self._context.backoffs, len(tasks)
@@ -63,7 +63,7 @@ class Branches:
             each.add_done_callback(ended)
 
     def recall(self) -> BaseException | None:
-        """Return the error that ended the branches in an earlier attempt, if the flow caught it."""
+        """Return the recorded error that ended the branches and that the flow caught, or None."""
         known = self._context.claim.recorded.get(self.key)
         if known is None or known.superseded:
             return None
@@ -73,13 +73,13 @@ class Branches:
         return error
 
     def raise_again(self) -> None:
-        """Raise what `recall` returns, where the branches do nothing between their steps."""
+        """Raise what `recall` returns; for branches that do nothing between their steps."""
         error = self.recall()
         if error is not None:
             raise error
 
     def failed(self, errors: Sequence[BaseException]) -> BaseException:
-        """Return the error the flow hears of; it never hears of the others, which run again."""
+        """Return the error to raise in the flow; the steps of the other errors run again."""
         context, first = self._context, errors[0]
         services = context.services
         if services is None or not isinstance(first, Exception):
@@ -106,10 +106,10 @@ class Branches:
 
 
 async def rerun_branches(branches: Iterable[Coroutine[Any, Any, Any]]) -> None:
-    """Let branches whose common end is a fact do again what they do between their steps.
+    """Run branches with a recorded error again, for what they do between their steps.
 
-    Each of them ends where nothing more of it is recorded, or, waiting for something else, a
-    little later.
+    Each one ends at its first step that is not recorded. One that waits for something else is
+    cancelled after a second.
     """
     with suppress(TimeoutError):
         async with asyncio.timeout(_PATIENCE_SECONDS), asyncio.TaskGroup() as group:
@@ -118,12 +118,12 @@ async def rerun_branches(branches: Iterable[Coroutine[Any, Any, Any]]) -> None:
 
 
 async def _to_its_end(branch: Coroutine[Any, Any, Any]) -> None:
-    # What the flow heard of it is a fact.
+    # The error that is raised in the flow is recorded already.
     with suppress(Exception, SystemExit, KeyboardInterrupt):
         await branch
 
 
-def not_facts(context: RunContext, error: BaseException) -> tuple[str, ...]:
-    """Return what is to run again after an `error` of the flow, beside the step it names."""
+def to_run_again(context: RunContext, error: BaseException) -> tuple[str, ...]:
+    """Return what runs again after an `error` escaped the flow, besides the step it names."""
     raised = {id(each) for each in failures.chain(error)}
     return (*context.undelivered, *(key for key, each in context.ended_by if id(each) in raised))

@@ -1,10 +1,10 @@
-"""The running attempt, as the code inside it sees it: `current()`, and where steps get their keys.
+"""The running attempt, as the code inside it sees it: `current()`, and the keys of steps.
 
-A step's key is its scope's path, the task's name and the how-manieth call in that scope it is,
-taken when the task is *called*: `charge#1`, `gather#1[0]/charge#2`, `charge.map#1[7]`. The same
-code gets the same keys after a restart, which is how recorded steps are found again. A scope
-belongs to one asyncio task (and the pool thread working for it); a call from anywhere else has no
-stable place and is refused (decision 18).
+A step's key is its scope's path, the task's name and its ordinal within the scope, assigned when
+the task is *called*: `charge#1`, `gather#1[0]/charge#2`, `charge.map#1[7]`. The same code gets the
+same keys after a restart, and so finds its recorded steps. A scope belongs to one asyncio task (and
+the pool thread that works for it). A call from anywhere else is refused, since its ordinal would
+depend on timing.
 
 Outside a run `current()` is detached: its log works and its keys are stable, so that unit tests
 call flows and tasks as plain functions. Not here: running steps (`step`).
@@ -48,10 +48,10 @@ if TYPE_CHECKING:  # flow files import this module; these two cost half their st
 T = TypeVar("T")
 
 Sleep = Callable[[float], Coroutine[Any, Any, None]]
-"""How waiting between the tries of a step is done: in seconds, by a clock a test may replace."""
+"""How a step waits between its tries, in seconds; a test may replace it."""
 
 _UNDO = "~undo"
-"""What the key of a step ends in for the record of what would undo it."""
+"""The suffix of a step's key for the record of its undo."""
 
 DIRECT = "direct"
 """The run id, flow and event id of code that is called outside any run."""
@@ -73,7 +73,7 @@ class RunView:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What an attempt needs of the service to run and record its steps."""
+    """What an attempt needs from the service to run and record its steps."""
 
     journal: Journal
     pools: Pools
@@ -86,7 +86,7 @@ class Services:
 
 
 class RunHost(Protocol):
-    """What a run may ask of the service around it; each answer is durable with the step."""
+    """The service as a run sees it; what it does is stored together with the step that asks."""
 
     async def start(self, claim: Claim, step: StepRecord, flow: str, event: Event) -> None:
         """Start the child run `step.origin` of a flow for `event`, and wait for its end."""
@@ -94,14 +94,14 @@ class RunHost(Protocol):
     async def emit(self, claim: Claim, step: StepRecord, again: StepRecord, event: Event) -> None:
         """Store an event and start the flows that listen for its type.
 
-        `again` is recorded when it was stored before. Raises `Fail`, with no step recorded, when
-        its id was used for another event.
+        `again` is recorded instead of `step` if the event was stored before. Raises `Fail`, and
+        records no step, if its id was used for another event.
         """
 
     async def end_children(self, claim: Claim) -> list[str]:
-        """Cancel the children a run that goes no further waits for.
+        """Cancel the children that an ending run waits for.
 
-        Returns the steps at which it has to wait, until those are undone.
+        Returns the steps of the children whose undo it has to await.
         """
 
     def watch(self, shape: tuple[str, ...]) -> None:
@@ -112,11 +112,11 @@ class RunHost(Protocol):
 
 
 class Suspend(BaseException):
-    """Ends an attempt whose run goes on later, past every `except Exception` of a flow.
+    """Ends an attempt whose run resumes later; no `except Exception` of a flow catches it.
 
-    `waits` are the keys of the open waits, each with the last event it has looked at; `due_at`
-    is the first instant one of them is over. `after` is why, when it is a step's next try alone
-    that is waited for.
+    `waits` maps the keys of the open waits to the last event each has looked at; `due_at` is when
+    the first of them ends. `after` is the error of the last try if the run waits only for the next
+    try of a step.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Suspend(BaseException):
         *,
         after: RunError | None = None,
     ) -> None:
-        super().__init__("the run waits and goes on later")
+        super().__init__("the run waits and resumes later")
         self.waits = waits
         self.due_at = due_at
         self.after = after
@@ -162,14 +162,14 @@ class RunContext:
         self.consumed: set[tuple[str, str, str]] | None = None
         self.services = services
         self.broken: BaseException | None = None
-        self.sequence: RecordedSequence | None = None  # of a run that was resumed
-        self.pending_calls: PendingCalls | None = None  # made at the first step that is awaited
-        self.durable_marks: DurableMarks | None = None  # made when there is one: few runs leave any
-        self.undelivered: set[str] = set()  # steps whose recorded errors did not reach the flow
-        self.ended_by: list[tuple[str, BaseException]] = []  # branches, and the error they raised
-        self.over: tuple[str, ...] = ()  # how keys of branches begin whose common end is a fact
-        self.undos: dict[str, Undo] = {}  # what this attempt registered, by the place
-        self._backoffs: Backoffs | None = None  # made when there are branches, or a step rests
+        self.sequence: RecordedSequence | None = None  # of a resumed run
+        self.pending_calls: PendingCalls | None = None  # made at the first awaitable call
+        self.durable_marks: DurableMarks | None = None  # made with the first mark
+        self.undelivered: set[str] = set()  # steps whose recorded error was not raised in the flow
+        self.ended_by: list[tuple[str, BaseException]] = []  # (branches, the error they raised)
+        self.over: tuple[str, ...] = ()  # key prefixes of branches whose error is recorded
+        self.undos: dict[str, Undo] = {}  # what this attempt registered, by key
+        self._backoffs: Backoffs | None = None  # made with the first branch or backoff
         self._log = logs.RunLog(claim.log_fields)
 
     @property
@@ -197,33 +197,33 @@ class RunContext:
 
     @property
     def log(self) -> logs.Logger:
-        """Writes records with the run's fields: `log.info("order.charged", receipt=…)`."""
+        """The logger, which adds the run's fields: `log.info("order.charged", receipt=…)`."""
         return _log
 
     def key(self, name: str = "") -> str:
         """Return an idempotency key to pass downstream: 32 hex digits.
 
-        The same for the same place and name over retries, restarts and crashes of this run;
-        another one in every other step, run and replay.
+        It is the same for the same step and name over retries, restarts and crashes of this run,
+        and differs in every other step, run and replay.
         """
         scope = _scope.get()
         return self.key_at("" if scope is None else scope.step or scope.path, name)
 
-    def key_at(self, place: str, name: str = "") -> str:
-        """Return what `key(name)` returns in the step `place`."""
-        text = f"{self.claim.run_id}\n{place}\n{name}"
+    def key_at(self, step: str, name: str = "") -> str:
+        """Return what `key(name)` returns in the step with the key `step`."""
+        text = f"{self.claim.run_id}\n{step}\n{name}"
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
     def on_undo(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
-        """Have `function(*args, **kwargs)` called if this run fails for good, the last one first.
+        """Call `function(*args, **kwargs)` if this run fails for good, the last registered first.
 
         Each call is a recorded step with retries of its own (a `@task` brings its policy), made
         once, never for an attempt that is retried. Use it in the flow, for what is not a task:
         a task has `undo=`, which cannot come too late. The registration is on disk before the next
         step starts (before this returns in a `def` flow and in an isolated run), so the call is
         made even if the process keeps dying during the run.
-        Raises `NotKept` for what a restart could not find again or is larger than
-        `max_result_bytes`, `MisplacedTask` in a step.
+        Raises `NotKept` for a function that a restart could not find again and for arguments larger
+        than `max_result_bytes`, `MisplacedTask` in a step.
         """
         scope = _scope.get()
         if scope is not None and (scope.step is not None or self.services is None):
@@ -232,10 +232,10 @@ class RunContext:
                 "after a restart a recorded task is not run again and could not register it"
             )
         undo = Undo.of(function, args, kwargs)
-        place = here("on_undo")
-        if place is None or self.services is None:
-            return  # outside any run it is checked, no more
-        key = place.next_key("on_undo")
+        scope = here("on_undo")
+        if scope is None or self.services is None:
+            return  # outside a run it is only checked
+        key = scope.next_key("on_undo")
         marks = self._register(key, undo, f"on_undo({undo.name})")
         if marks is None:
             return
@@ -245,19 +245,20 @@ class RunContext:
             marks.begin(key)
 
     def undo_step(self, key: str, undo: Callable[[], Undo]) -> None:
-        """Have a step undone if this run fails for good, whatever becomes of it from now on.
+        """Undo a step if this run fails for good, even if the step fails or is cut off.
 
-        It is on disk once the marks are; of a step that runs again what was kept first stands.
+        The registration is on disk once the durable marks are. If the step runs again, the first
+        registration counts.
         """
-        place = f"{key}{_UNDO}"
-        known = self.claim.recorded.get(place)
+        mark = f"{key}{_UNDO}"
+        known = self.claim.recorded.get(mark)
         if known is not None and known.result is not None:
-            self.undos[place] = Undo.unpack(known.result)
+            self.undos[mark] = Undo.unpack(known.result)
         else:
-            self._register(place, undo(), f"the undo of step {key!r}")
+            self._register(mark, undo(), f"the undo of step {key!r}")
 
     def _register(self, key: str, undo: Undo, what: str) -> DurableMarks | None:
-        """Keep what would undo something; returns the marks if it is not recorded already."""
+        """Register an undo; returns the durable marks if it is not recorded yet."""
         assert self.services is not None  # there are scopes only where steps can be recorded
         limit = self.services.settings.max_result_bytes
         if len(undo.arguments) > limit:
@@ -271,7 +272,7 @@ class RunContext:
         return self.leave_mark(mark_record(key, REGISTERED, undo.pack(), self.services.now()))
 
     def leave_mark(self, mark: StepRecord) -> DurableMarks:
-        """Leave a mark behind the steps so far; returns all that are not recorded yet."""
+        """Leave a durable mark after the steps so far; returns all that are not recorded yet."""
         if self.durable_marks is None:
             assert self.services is not None  # there are scopes only where steps can be recorded
             self.durable_marks = DurableMarks(self.services.journal, self.claim)
@@ -280,16 +281,16 @@ class RunContext:
 
     @property
     def backoffs(self) -> Backoffs:
-        """Which branches of the attempt work, and which wait for the next try of a step."""
+        """Which branches of the attempt work, and which back off before a step's next try."""
         if self._backoffs is None:
             self._backoffs = Backoffs()
         return self._backoffs
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody wants this attempt any more: for loops in threads, which cannot be ended.
+        """Whether the attempt was cancelled: for loops in threads, which cannot be ended.
 
-        Async code is told by `CancelledError` at its next await; worker processes are ended.
+        Async code gets `CancelledError` at its next await; worker processes are killed.
         """
         return pools.stopped()
 
@@ -299,7 +300,7 @@ class RunContext:
 
 
 class Scope:
-    """A place where steps are counted; `step` is set inside a running step."""
+    """Counts the steps of a flow or a branch; `step` is the key of the step it is inside of."""
 
     __slots__ = (
         "_owner",
@@ -317,7 +318,7 @@ class Scope:
         self.path = path
         self.step = step
         task = pools.caller() if step is None else None
-        self._owner = None if task is None else weakref.ref(task)  # which holds this in its context
+        self._owner = None if task is None else weakref.ref(task)  # weak: the task holds this
         self.pending_calls: PendingCalls | None = None  # inside a step
         self.counts: dict[str, int] = {}
         self.suspended: Suspend | None = None
@@ -330,12 +331,12 @@ class Scope:
 
     @property
     def is_owned(self) -> bool:
-        """Whether the code that asks runs in the task this is the scope of, or in its thread."""
+        """Whether the calling code runs in the task that owns this scope, or in its thread."""
         caller = pools.caller()
         return caller is not None and self._owner is not None and self._owner() is caller
 
     def refuse_left(self) -> None:
-        """Raise `NotAwaited` for what the step has called and not seen to its end."""
+        """Raise `NotAwaited` if the step called something that has not ended."""
         if self.pending_calls is not None:
             self.pending_calls.refuse_left()
 
@@ -374,7 +375,7 @@ class open_attempt:  # noqa: N801  used like a function, as `inside`
         _open_attempts -= 1
         logs.running.reset(self._running)
         _scope.reset(self._scope)
-        self._context.root = None  # each holds the other: garbage that would be swept for
+        self._context.root = None  # a cycle, which only the garbage collector would free
 
 
 def current() -> RunContext:
@@ -395,14 +396,14 @@ def _detached() -> RunContext:
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------- places of steps
+# ---------------------------------------------------------------- scopes
 
 
 def here(name: str) -> Scope | None:
-    """Return the scope a call of task `name` is counted in; None where it is a plain call.
+    """Return the scope that counts a call of task `name`; None for a plain call.
 
-    A plain call is one outside any run, or inside a step, which is recorded as a whole. Raises
-    `MisplacedTask` where a step could get no stable key.
+    A call outside any run is a plain call, and so is one inside a step, which is recorded as a
+    whole. Raises `MisplacedTask` where a step would have no stable key.
     """
     scope = _scope.get()
     if scope is None:
@@ -423,7 +424,7 @@ def here(name: str) -> Scope | None:
     if not scope.is_owned:
         raise MisplacedTask(
             f"task {name!r} is called in an asyncio task or thread turnout did not open, at "
-            f"{where()}, where its step has no stable place; use `await gather(…)` or "
+            f"{where()}, where its step has no stable key; use `await gather(…)` or "
             f"`{name}.map` instead"
         )
     if context.broken is not None:
@@ -434,7 +435,7 @@ def here(name: str) -> Scope | None:
 
 
 def to_await(coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, Any, T]:
-    """Return what a call returns; in a run it is remembered, by its `words`, until it has ended."""
+    """Return `coroutine`; in a run it is remembered, named by `words`, until it has ended."""
     scope = _scope.get()
     if scope is None:
         return coroutine
@@ -452,7 +453,7 @@ def to_await(coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, An
 def suspend(
     waits: Mapping[str, int], due_at: datetime | None = None, *, after: RunError | None = None
 ) -> NoReturn:
-    """End the attempt, or first this branch of it: the run goes on when a wait is over."""
+    """End the attempt, or first this branch of it; the run resumes when a wait is over."""
     scope = _scope.get()
     assert scope is not None  # only steps suspend, and they have a scope
     stop_if_over(scope.context)
@@ -473,7 +474,7 @@ def suspend(
 
 
 def may_suspend() -> bool:
-    """Whether the attempt can be ended here, to go on later."""
+    """Whether the attempt can be suspended here."""
     scope = _scope.get()
     if scope is None or scope.step is not None:
         return False
@@ -484,16 +485,16 @@ def may_suspend() -> bool:
 
 
 def stop_if_over(context: RunContext) -> None:
-    """Raise `CancelledError` in a branch that another one's error ended in an earlier attempt."""
+    """Raise `CancelledError` in a branch that an earlier attempt ended by another one's error."""
     scope = _scope.get()
     if context.over and scope is not None and scope.path.startswith(context.over):
         raise asyncio.CancelledError("another branch has failed")
 
 
 def suspend_with(branches: Iterable[Scope], waits: Mapping[str, int] | None = None) -> None:
-    """Suspend if any of these branches, which have all ended, did, or there are other `waits`.
+    """Suspend if one of these ended branches was suspended, or there are other `waits`.
 
-    The first due time counts.
+    The earliest due time counts.
     """
     suspended = [each.suspended for each in branches if each.suspended is not None]
     if suspended or waits:
@@ -511,13 +512,13 @@ def _in_foreign_thread() -> bool:
 
 
 def enter(scope: Scope) -> Scope:
-    """Make `scope` that of the calling asyncio task, to its end."""
+    """Make `scope` the scope of the calling asyncio task, until it ends."""
     _scope.set(scope)
     return scope
 
 
 def inside(scope: Scope, key: str) -> Scope:
-    """Run a `with` body as the step `key`: tasks it calls are part of it, keys it makes its own."""
+    """Run a `with` body as the step `key`: tasks called in it are part of the step."""
     return Scope(scope.context, scope.path, step=key)
 
 

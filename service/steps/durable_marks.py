@@ -1,7 +1,7 @@
-"""Facts a flow leaves between its steps: they are on disk before its next step starts.
+"""Durable marks: records a flow leaves between its steps, on disk before its next step starts.
 
-`patched`, `on_undo` and branches that failed leave such marks, and none of them is awaited. Not
-here: what a mark means.
+`patched`, `on_undo` and failed branches leave them without an `await`. Not here: what each mark
+means.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from turnout.service.journal.records import Claim, StepRecord
 
 
 def mark_record(key: str, task: str, result: bytes, now: datetime) -> StepRecord:
-    """Return the record of what the flow itself has decided."""
+    """Return the record of a durable mark."""
     return StepRecord(
         key=key,
         task=task,
@@ -32,7 +32,7 @@ def mark_record(key: str, task: str, result: bytes, now: datetime) -> StepRecord
 
 
 class DurableMarks:
-    """The marks of an attempt that are not known to be durable yet."""
+    """The marks of an attempt that are not on disk yet."""
 
     __slots__ = ("_claim", "_journal", "_open", "_writing")
 
@@ -46,11 +46,11 @@ class DurableMarks:
         return len(self._open)
 
     def add(self, mark: StepRecord) -> None:
-        """Leave a mark; it is recorded before the next step starts."""
+        """Add a mark, to be recorded before the next step starts."""
         self._open[mark.key] = mark
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Take back marks that are not recorded yet."""
+        """Remove marks that are not recorded yet."""
         for key in keys:
             self._open.pop(key, None)
 
@@ -62,17 +62,17 @@ class DurableMarks:
                 self._journal.flush()
 
     async def write(self, key: str) -> None:
-        """Record a mark now; returns when it is durable, or could not be written."""
+        """Record a mark now; returns once it is on disk or the write has failed."""
         self.begin(key)
         writing = self._writing.get(key)
         if writing is not None:
             await asyncio.wait((writing,))
 
     async def write_all(self) -> None:
-        """Return when all marks are durable; raises what any record of a step does."""
+        """Return when all marks are on disk; raises what recording a step raises."""
         writing = [self._writing.get(key) or self._write(key) for key in self._open]
         if writing:
-            await asyncio.wait(writing)  # others may wait for them too: no cancel may reach them
+            await asyncio.wait(writing)  # shared: no cancel may reach them
         for written in writing:
             written.result()
 

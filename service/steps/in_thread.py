@@ -1,6 +1,6 @@
-"""Steps of `def` flows: the task runs in the flow's own thread, only its record goes over the loop.
+"""Steps of `def` flows: the task runs in the flow's own thread, and the loop records it.
 
-The rules are those of `step`; what differs is who waits for whom.
+The rules are those of `step`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .step import StepCall, end, use_cache, write_marks
 
 
 def run(call: StepCall) -> Any:
-    """Run one step in the flow's own thread; only its record goes over the loop."""
+    """Run one step in the flow's own thread; the loop records it."""
     known = call.recorded()
     if known is not None:
         has_blob = known.blob is not None
@@ -27,7 +27,7 @@ def run(call: StepCall) -> Any:
 
 
 def _perform(call: StepCall) -> Any:
-    """Do the work of a step under its task's policy, and record what it came to."""
+    """Run a step by its task's policy and record the outcome."""
     if call.task.undo is not None:
         try:
             call.register_undo(call.task.undo)
@@ -46,7 +46,7 @@ def _perform(call: StepCall) -> Any:
                 value = _work(call)
             if step_scope.pending_calls is not None:
                 pools.on_loop(step_scope.pending_calls.see_through())
-            pools.in_thread()  # raises: what a thread returns that was told to stop is no result
+            pools.in_thread()  # raises if the call was stopped: its result is not used
             record = call.succeeded(value)
         except FOREIGN as error:  # a task is the author's code
             failure = as_exception(error)

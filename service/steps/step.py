@@ -1,12 +1,12 @@
 """Steps: calls of a task inside a run, each recorded once and never run again.
 
-A recorded result is returned, and a recorded error the flow had caught is raised again, without
-running anything. A new step runs under the task's own retries and timeout, and its result is
-durable before the caller sees it: so the next step cannot start before. An error that escapes the
-flow is marked with its step (`step_of`), which the next attempt then runs again (decision 16).
+A recorded result is returned, and a recorded error that the flow caught is raised again, without
+running anything. A new step runs with its task's retries and timeout, and its result is durable
+before the caller sees it, so before the next step starts. An error that escapes the flow names its
+step (`step_of`); the next attempt runs that step again.
 
-Inside a step everything is one piece: tasks it calls are plain calls. Not here: steps of `def`
-flows (`in_thread`), the retries of a flow, and what an attempt comes to (`executor`).
+Inside a step, calls of tasks are plain calls. Not here: steps of `def` flows (`in_thread`), the
+retries of a flow, and the outcome of an attempt (`executor`).
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ _FULL_DISK_WAIT_SECONDS = 0.5
 _OPEN = ("retrying", "waiting")
 _UNKNOWN = RunError("Exception", "a try of a step failed")
 NO_FALLBACK: Any = object()
-"""The `fallback` of a task that has none; None is a value like any other."""
+"""The `fallback` of a task that has none; None is a valid fallback."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Task(Generic[R]):
-    """A function whose calls inside a run are steps, and the policy each call runs under."""
+    """A function whose calls inside a run are steps, and the policy of each step."""
 
     function: Callable[..., Any]
     name: str
@@ -89,11 +89,11 @@ class Task(Generic[R]):
 
     @cached_property
     def returns(self) -> Any:
-        """The return annotation results are kept through; unannotated when it cannot be read."""
+        """The return annotation, by which results are encoded; unannotated if it cannot be read."""
         try:
             hints = typing.get_type_hints(self.function, include_extras=True)
         except (NameError, TypeError, SyntaxError, AttributeError):
-            return codec.UNANNOTATED  # known to a type checker only; the value itself decides
+            return codec.UNANNOTATED  # known to a type checker only
         return hints.get("return", codec.UNANNOTATED)
 
 
@@ -101,7 +101,7 @@ class Task(Generic[R]):
 
 
 class StepCall:
-    """One call of a task at its place in a run: what is recorded of it and what comes next."""
+    """One call of a task in a run: its key, its tries and what is recorded."""
 
     __slots__ = (
         "_clock",
@@ -158,7 +158,7 @@ class StepCall:
         return f"step {self.key!r} of flow {self.context.claim.flow!r}"
 
     def recorded(self) -> StepRecord | None:
-        """Return the fact an earlier attempt left, or None when the task is to run now."""
+        """Return what an earlier attempt recorded, or None if the task has to run."""
         known = self.context.claim.recorded.get(self.key)
         if self.key[0] != "~":  # compensation steps are found by what they undo
             self.arguments = arguments_of(
@@ -185,9 +185,9 @@ class StepCall:
         return known
 
     def _stop_if_over(self, known: StepRecord | None) -> None:
-        """Raise `CancelledError` instead of starting a step where none starts any more."""
+        """Raise `CancelledError` if no step may start any more."""
         if known is None or known.superseded or known.state in _OPEN:
-            if self.context.claim.released:  # a `finally` on the way out: the run goes on later
+            if self.context.claim.released:  # a `finally` of the ending attempt
                 raise asyncio.CancelledError("the run is handed back")
             stop_if_over(self.context)
 
@@ -203,9 +203,9 @@ class StepCall:
         return self.recall(replace(known, result=await self.services.journal.read_blob(known.blob)))
 
     def register_undo(self, undo: Callable[..., Any]) -> None:
-        """Have the step undone if the run fails for good; raises `NotKept`."""
+        """Register the step's undo, for a run that fails for good; raises `NotKept`."""
         given = undos.bound_arguments(self.task.function, self.args, self.kwargs)
-        if given is not None:  # else the task cannot be called
+        if given is not None:  # None: the arguments do not fit the task
             self.context.undo_step(
                 self.key, lambda: undos.Undo.of_step(undo, self.task, self.key, given)
             )
@@ -219,7 +219,7 @@ class StepCall:
     def succeeded(self, value: Any, *, instead_of: Exception | None = None) -> StepRecord:
         """Return the record of a result; raises `NotKept` if it cannot be kept.
 
-        The result of a fallback keeps the error it stands `instead_of`, for people to see.
+        The result of a fallback keeps the error it is used `instead_of`, for people to see.
         """
         self._observe("succeeded" if instead_of is None else "fallback")
         encoding, result = codec.encode(
@@ -243,14 +243,14 @@ class StepCall:
         )
 
     async def read(self, hit: Cached) -> Any:
-        """Return the value of a kept result; raises what tells that it cannot be used."""
+        """Return the value of a cached result; raises an error if it cannot be used."""
         data = hit.result
         if hit.blob is not None:
             data = await self.services.journal.read_blob(hit.blob)
         return codec.decode(hit.encoding, data or b"", self.task.returns, name=self)
 
     async def take(self, hit: Cached) -> None:
-        """Record a kept result as this step's own, with the run it comes from; it took no try."""
+        """Record a cached result as this step's, with the run it comes from and zero tries."""
         now = self.services.now()
         await self.keep(
             StepRecord(
@@ -272,9 +272,9 @@ class StepCall:
         self.services.metrics.steps.labels(flow, self.task.name, "cached").inc()
 
     def failed(self, error: Exception, *, again_in: float | None = None) -> StepRecord:
-        """Return the record of a try that failed: another one follows, or the step has ended.
+        """Return the record of a failed try, after which another one follows or the step ends.
 
-        Until it is raised to the flow (`delivered`) the end of a step is no fact the flow knows.
+        The error counts as undelivered until it is raised in the flow (`delivered`).
         """
         failures.set_step(error, self.key)
         if again_in is not None:
@@ -310,14 +310,14 @@ class StepCall:
         )
 
     def delivered(self) -> Exception:
-        """Return the error that was recorded: the flow is told of it now."""
+        """Return the recorded error, which the caller raises in the flow now."""
         self.context.undelivered.discard(self.key)
         return self._error
 
     async def back_off(self) -> None:
-        """Wait until the next try may begin, also over a restart.
+        """Wait until the next try is due, also after a restart.
 
-        A long wait, in which nothing of the run works, ends the attempt: it gives its slot back.
+        A long wait during which no branch works suspends the run, which gives its slot back.
         """
         if self.not_before is None:
             return
@@ -367,7 +367,7 @@ async def keep(context: RunContext, record: StepRecord) -> StepRecord:
 
 
 async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
-    """Write to the journal, waiting for a full disk; any other failure ends the attempt."""
+    """Write to the journal, waiting while the disk is full; other failures end the attempt."""
     while True:
         try:
             if context.durable_marks:
@@ -382,22 +382,22 @@ async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
 
 
 async def write_marks(context: RunContext) -> None:
-    """Record what the flow left since its last step: before the next one starts."""
+    """Write the durable marks the flow left since its last step; the next step waits for them."""
     await durable(context, partial(asyncio.sleep, 0))
 
 
 async def write_last_marks(context: RunContext) -> None:
-    """Record what the flow left since its last step, though the attempt ends here."""
+    """Write the durable marks the flow left since its last step, at the end of the attempt."""
     try:
         await write_marks(context)
     except JournalBroken:
         raise
     except JournalError:
-        pass  # it decides anew
+        pass  # the next attempt leaves them again
 
 
 async def run(call: StepCall) -> Any:
-    """Run one step on the loop (its function where it belongs) and return its result."""
+    """Run one step from the loop, its function in its pool, and return its result."""
     known = call.recorded()
     if known is not None:
         return call.recall(known) if known.blob is None else await call.recall_blob(known)
@@ -405,7 +405,7 @@ async def run(call: StepCall) -> Any:
 
 
 async def use_cache(call: StepCall, policy: CachePolicy) -> Any:
-    """Take the result another call with equal input left, or do the work and leave it."""
+    """Return the cached result of a call with equal input, or do the work and cache it."""
     journal, task, now = call.services.journal, call.task, call.services.now
     tenant = call.context.claim.event.tenant
     key = cache.key_of(task.function, task.name, call.args, call.kwargs, tenant=tenant)
@@ -416,7 +416,7 @@ async def use_cache(call: StepCall, policy: CachePolicy) -> Any:
                 try:
                     value = await call.read(hit)
                 except (CodeChanged, JournalError):
-                    pass  # it no longer fits the code, or its file is gone: a miss
+                    pass  # a miss: it no longer fits the code, or its file is gone
                 else:
                     await call.take(hit)
                     return value
@@ -432,13 +432,13 @@ async def use_cache(call: StepCall, policy: CachePolicy) -> Any:
                 stored_at=now(),
                 expires_at=now() + policy.ttl,
             )
-            with suppress(JournalFull):  # it is computed again some day, no more
+            with suppress(JournalFull):  # it will be computed again
                 await journal.cache(cached)
         return value
 
 
 async def _perform(call: StepCall) -> Any:
-    """Do the work of a step under its task's policy, and record what it came to."""
+    """Run a step by its task's policy and record the outcome."""
     task, pools = call.task, call.services.pools
     if task.undo is not None:
         try:
@@ -483,14 +483,14 @@ async def _perform(call: StepCall) -> Any:
 
 
 async def end(call: StepCall, failure: Exception) -> Any:
-    """End a step that has no try left: with its task's fallback if there is one, else raise."""
+    """End a step without tries left: return the task's fallback if it has one, else raise."""
     if call.task.fallback is not NO_FALLBACK and not is_final(failure):
         failures.set_step(failure, call.key)
         try:
             value = await _fallback(call, failure)
             record = call.succeeded(value, instead_of=failure)
         except FOREIGN as error:  # a fallback is the author's code
-            error.__context__ = error.__context__ or failure  # a pool thread knows of no other
+            error.__context__ = error.__context__ or failure  # not set in a pool thread
             failure = as_exception(error)
         else:
             await call.keep(record)
