@@ -57,14 +57,14 @@ daily = load_file(EXAMPLES / "data" / "sales_report.py").daily
 etl = load_file(EXAMPLES / "data" / "etl.py").etl
 dynamic = load_file(EXAMPLES / "dynamic.py").dynamic
 
+pytestmark = pytest.mark.slow
+
 
 def killed_once(code: str) -> str:
     """Return sabotage: `code` may call `die()`, which kills the process the first time only."""
     return f"""
 import os, signal
 from pathlib import Path
-
-pytestmark = pytest.mark.slow
 
 def die():
     marker = Path(os.environ["MARKER"])
