@@ -1,7 +1,7 @@
 """Approvals: a run waits for a person's yes or no, and for the fields the person fills in.
 
-The answer is given once, by whoever operates the service or holds the signed link, and is checked
-against `fields` before it is kept. Not here: who may answer (`operator`, `governance.links`).
+The answer is given once, by an operator or the holder of the signed link, and is checked against
+`fields` before it is stored. Not here: who may answer (`operator`, `governance.links`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from .wait import begun, end, host_of, record, scope_for, wait_on
 F = TypeVar("F")
 
 LINK_LIFE = timedelta(days=7)
-"""How long the link of an approval without `timeout=` is good."""
+"""How long the link of an approval without `timeout=` is valid."""
 
 
 @dataclass(frozen=True)
 class Approval(Generic[F]):
-    """A person's yes: who said it (as far as is known) and the fields that were filled in."""
+    """A person's yes: who said it, if known, and the fields that were filled in."""
 
     name: str
     by: str
@@ -43,13 +43,13 @@ class Approval(Generic[F]):
 
 
 class Asked(Generic[F]):
-    """An approval that was asked for: await it; `link` may be sent to whoever decides."""
+    """A requested approval: await it, and send `link` to whoever decides."""
 
     def __init__(
         self, call: StepCall, name: str, fields: type[F] | None, timeout: timedelta | None
     ):
         self._call = call
-        self._name = secrets.mask(name)  # people read it, and it is kept
+        self._name = secrets.mask(name)  # it is stored, and shown to people
         self._fields = fields
         self._timeout = timeout
         self._first: Coroutine[Any, Any, Approval[F]] | None
@@ -57,7 +57,7 @@ class Asked(Generic[F]):
 
     @property
     def link(self) -> str:
-        """The address where the question can be answered once, without an account."""
+        """The address of a page where the answer can be given once, without an account."""
         call = self._call
         life = LINK_LIFE if self._timeout is None else self._timeout
         return host_of(call).link(call.context.claim.run_id, call.key, call.services.now() + life)
@@ -68,7 +68,7 @@ class Asked(Generic[F]):
         return (self._answer() if first is None else first).__await__()
 
     def close(self) -> None:
-        """Take the question back, where it was not asked yet."""
+        """Close the coroutine if it was never awaited."""
         if self._first is not None:
             self._first.close()
 
@@ -126,7 +126,7 @@ def approval(
 
 
 def _reference(fields: Any) -> str | None:
-    """Return how another moment of this program finds the class again."""
+    """Return the name by which a later process finds the class."""
     if fields is None:
         return None
     reference = f"{getattr(fields, '__module__', '')}:{getattr(fields, '__qualname__', '')}"
@@ -136,7 +136,7 @@ def _reference(fields: Any) -> str | None:
 
 
 def find_fields(reference: str | None) -> Any:
-    """Return the class an approval's fields are checked against, None when there is none."""
+    """Return the class that checks an approval's fields, None if there is none."""
     if reference is None:
         return None
     module, _, name = reference.partition(":")

@@ -36,7 +36,7 @@ from .wait import begun, end, host_of, refuse_thread
 def call_flow(
     flow: Flow[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Coroutine[object, None, Any] | None:
-    """Take the place of a child run and return what awaits it; None where it is a plain call."""
+    """Assign the key of a child run and return what awaits it; None for a plain call."""
     scope = here(flow.name)
     if scope is None:
         return None
@@ -68,9 +68,9 @@ async def _map_plainly(flow: Flow[..., Any], items: list[Any]) -> list[Any]:
 
 
 async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit: int) -> list[Any]:
-    """Join children that have ended, start others up to the limit, and wait for those that run.
+    """Collect ended children, start others up to the limit, and wait for those that run.
 
-    A run comes by here each time a child ends, so those it need not look at cost nothing.
+    The run resumes here each time a child ends, so children that still run must cost nothing.
     """
     branches.raise_again()
     claim = branches.scope.context.claim
@@ -87,7 +87,7 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
                 results[index] = await _call(call, flow)
             except Suspend:
                 running.append(index)
-                return  # its child still runs: it goes on counting against the limit
+                return  # its child still runs and counts against the limit
 
     try:
         async with asyncio.TaskGroup() as workers:
@@ -112,7 +112,7 @@ _NOT_YET: Any = object()
 
 
 def _noted_for(branches: Branches, items: list[Any]) -> tuple[int, str]:
-    """Return what a note of an earlier attempt must have been made for to count in this one."""
+    """Return what the noted progress of an earlier attempt must be for to be valid in this one."""
     flow = branches.scope.context.flow
     return len(items), "" if flow is None else flow.code_version
 
@@ -120,9 +120,9 @@ def _noted_for(branches: Branches, items: list[Any]) -> tuple[int, str]:
 def _what_is_left(
     flow: Flow[..., Any], branches: Branches, items: list[Any]
 ) -> tuple[list[int], Iterator[int]]:
-    """Return the items whose children run, and those to look at: ended since, or not begun.
+    """Return the items whose children run, and those to look at: ended since, or not started.
 
-    Raises `CodeChanged`, before more are started, where one was started for another item.
+    Raises `CodeChanged`, before it starts more, if a child was started for another item.
     """
     context, key, count = branches.scope.context, branches.key, len(items)
     claim = context.claim
@@ -166,7 +166,7 @@ async def _call(call: StepCall, flow: Flow[..., Any]) -> Any:
         return call.recall(known)
     claim = call.context.claim
     if call.key in claim.unwoken:
-        suspend({call.key: 0})  # it has not ended, or makes the run due again at once
+        suspend({call.key: 0})  # it has not ended, or its end makes the run due at once
     child = claim.ended.get(call.key)
     if child is None:
         child = await call.services.journal.child(known.origin or "")
@@ -198,7 +198,7 @@ async def _start(call: StepCall, flow: Flow[..., Any]) -> None:
         hops=cause.hops + 1,
         minted=True,
     )
-    flow.bind(event)  # what the child would refuse is the caller's error
+    flow.bind(event)  # data the child refuses is the caller's error
     child = mint_id()
     record = replace(begun(call, {"run": child}, None), origin=child)
     host = host_of(call)

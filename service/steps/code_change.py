@@ -28,11 +28,11 @@ PATCHED = "patched"
 """The task of the records that `patched` leaves."""
 
 MARK_TASKS = (PATCHED, REGISTERED)
-"""Tasks of records that are not steps: where they stand tells nothing."""
+"""Tasks of the durable marks, which are not steps and not part of the sequence."""
 
 
 class RecordedSequence:
-    """The recorded steps a resumed run has not come to again; `enforced` when the code changed."""
+    """The recorded steps a resumed run has not reached again; `enforced` if the code changed."""
 
     __slots__ = ("_ahead", "_recorded", "_seen", "enforced")
 
@@ -40,16 +40,16 @@ class RecordedSequence:
         self.enforced = enforced
         self._recorded = recorded
         self._seen: set[str] = set()
-        self._ahead: dict[str, None] | None = None  # made when first asked for: few runs need it
+        self._ahead: dict[str, None] | None = None  # made when needed: few runs need it
 
     def visit(self, key: str) -> None:
-        """Note that the run came to a step, or opened the branches, of this key."""
+        """Note that the run has reached the step, or the branches, with this key."""
         self._seen.add(key)
         if self._ahead is not None:
             self._ahead.pop(key, None)
 
     def refuse(self, key: str) -> None:
-        """Raise `CodeChanged` if the new step `key` comes where another one is recorded."""
+        """Raise `CodeChanged` if the new step `key` stands where another one is recorded."""
         if not self.enforced or key in self._recorded:
             return
         missed = self.missed(key[: key.rfind("/") + 1])
@@ -61,9 +61,9 @@ class RecordedSequence:
             )
 
     def compare(self, known: StepRecord, given: RecordedArguments, line: str | None) -> None:
-        """Raise `CodeChanged` if a step is recorded for another call; with the same code, warn.
+        """Raise `CodeChanged` if the recorded step had other arguments; with the same code, warn.
 
-        There the arguments come from what code does not decide, such as a clock.
+        With the same code the arguments differ because they depend on a clock, say.
         """
         before = known.arguments
         if before is None or before.digest == given.digest or UNKNOWN in (
@@ -86,7 +86,7 @@ class RecordedSequence:
         )
 
     def refuse_end(self) -> None:
-        """Raise `CodeChanged` if the flow returned without a step that is recorded."""
+        """Raise `CodeChanged` if the flow returned without a recorded step."""
         missed = self.missed("") if self.enforced else None
         if missed is not None:
             raise CodeChanged(
@@ -95,7 +95,7 @@ class RecordedSequence:
             )
 
     def missed(self, path: str) -> str | None:
-        """Return a recorded step that comes before anything new in the scope `path`."""
+        """Return a recorded step that has to come before any new one in the scope `path`."""
         if self._ahead is None:
             self._ahead = {
                 key: None

@@ -1,20 +1,19 @@
-"""The end of a run that failed for good: what it did is undone, and its flow's hook is told.
+"""Compensation: after a run failed for good its steps are undone, then `on_failure` is called.
 
-That the run failed is itself a step (`~failed`), recorded before anything else, with every undo
-the flow had registered; a crash from there on goes on here and never runs the flow again. Each
-undo, the last registered first, and then the hook is a recorded step with retries of its own: so
-each happens once. An undo that fails for good keeps none of the others; the run then ends with
-`undo="failed"`, and an operator's retry comes here again for what is not done, and that only.
+The failure is itself a step (`~failed`), recorded first, with every undo the flow registered. After
+a crash from then on the run resumes here; the flow never runs again. Each undo, the last registered
+first, and then the hook is a recorded step with retries of its own, so each happens once. An undo
+that fails for good does not stop the others; the run then ends with `undo="failed"`, and an
+operator's retry runs only what is not done.
 
-A run that was cancelled ends here too, when it has anything to undo: the journal records `~failed`
-for it, with the error `cancelled`. It has not failed, so the hook is told only if its undo does.
+A cancelled run that has something to undo is undone here too: the journal records `~failed` with
+the error `cancelled`. It did not fail, so the hook is called only if its undo fails.
 
-A run under which the process kept dying has no attempt that tells how it ended. `rescue` records
-`~failed` for it, and what is undone is what the journal has of its `on_undo`. It does the same for
-an ending: the step under which the process kept dying has failed, and the ones behind it go on; so
-there are never more deaths than five a step.
+A run during which the process kept dying has no attempt that could report its failure. `rescue`
+records `~failed` for it, and its undos are those in the journal. If the process keeps dying during
+compensation, the step at which it died fails and the next one runs: five deaths a step at most.
 
-Not here: runs that no attempt began (refused data): there is nothing to undo.
+Not here: runs that never started (refused data) have nothing to undo.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ from turnout.service.telemetry.logs import get_logger
 from . import codec, step
 from .context import RunContext, Scope, Suspend
 from .step import Task
-from .undo import Undo, wanted
+from .undo import Undo, parameters_of_step
 
 log = get_logger("turnout.compensation")
 
@@ -68,21 +67,21 @@ _TIMEOUT_SECONDS = 300.0
 
 
 def ended_before(claim: Claim) -> Outcome | None:
-    """Return how the run ended, when that is recorded and only its ending is left to do."""
+    """Return the recorded outcome of a run whose compensation is not finished, or None."""
     known = claim.recorded.get(FAILED)
     if known is None:
         return None
-    if known.error is not None and known.error.type == CANCELLED:  # the cancel has counted
+    if known.error is not None and known.error.type == CANCELLED:  # the cancel counted the attempt
         return Outcome(state=RunState.CANCELLED, reason=known.error.message or None, counts=False)
     return Outcome(state=RunState.FAILED, error=known.error, counts=not claim.dead)
 
 
 async def conclude(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:
-    """Undo and tell, for a run that has failed or was cancelled; returns when all is recorded.
+    """Undo a failed or cancelled run and call its hook; returns once all of it is recorded.
 
-    What it returns is how the run ends: as it did, as `process_died` when the process kept dying
-    under this, or as `undo_failed` when it was cancelled and cannot be undone.
-    Raises `ClaimLost` and `JournalBroken` only, and passes a cancel on.
+    Returns the outcome of the run: the given one, `process_died` if the process kept dying during
+    compensation, or `undo_failed` if the run was cancelled and its undo failed. Raises only
+    `ClaimLost`, `JournalBroken` and a cancel.
     """
     claim = context.claim
     if FAILED not in claim.recorded and flow.on_failure is None and not _registered(context):
@@ -95,7 +94,7 @@ async def conclude(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outc
     except JournalError as error:
         _log_broken(error)
         return replace(outcome, undo="failed") if _registered(context) else outcome
-    if left:  # what they did came later, so it is undone first
+    if left:  # the children acted later, so they are undone first
         waits = dict.fromkeys(left, 0)
         return Outcome(state=RunState.WAITING, waits=waits, counts=False)
     compensation = _Compensation(context, deaths)
@@ -113,7 +112,7 @@ async def _end_children(context: RunContext) -> list[str]:
 
 
 def _after_undo(outcome: Outcome, failed: Sequence[str]) -> Outcome:
-    """Return how a run ends whose undo is over: one that was cancelled fails if that has."""
+    """Return the outcome after the undo: a cancelled run whose undo failed has failed."""
     if outcome.undo != "failed" or outcome.state is not RunState.CANCELLED:
         return outcome
     because = "" if outcome.reason is None else f" ({outcome.reason})"
@@ -122,14 +121,14 @@ def _after_undo(outcome: Outcome, failed: Sequence[str]) -> Outcome:
     return replace(outcome, state=RunState.FAILED, error=error)
 
 
-# ---------------------------------------------------------------- what is left to do
+# ---------------------------------------------------------------- the undos of a run
 
 
 async def _record_failure(context: RunContext, outcome: Outcome) -> tuple[list[Undo], Outcome, int]:
-    """Record that the run has failed, once.
+    """Record, once, that the run has failed.
 
-    Returns what is to be undone, how it failed, and under how many steps of the ending the process
-    kept dying.
+    Returns the undos, the outcome, and at how many steps of the compensation the process kept
+    dying.
     """
     services = context.services
     assert services is not None  # the executor gave them
@@ -153,7 +152,7 @@ async def _record_failure(context: RunContext, outcome: Outcome) -> tuple[list[U
         return undos, outcome, 0
     deaths = known.tries - 1
     kept = known.result if known.blob is None else await services.journal.read_blob(known.blob)
-    if kept is None:  # the process kept dying under the run: no attempt could tell
+    if kept is None:  # the process kept dying: no attempt recorded the undos
         return _registered(context), outcome, deaths
     told = orjson.loads(kept)
     undos = [Undo.from_dict(undo) for undo in told["undos"]]
@@ -161,10 +160,10 @@ async def _record_failure(context: RunContext, outcome: Outcome) -> tuple[list[U
 
 
 def _registered(context: RunContext) -> list[Undo]:
-    """Return what the run registered, in order.
+    """Return the registered undos, in order.
 
-    What an earlier attempt did stands where this one did not come by again, unless it registered
-    the same elsewhere, because the code changed.
+    Those of earlier attempts count too, unless this attempt registered the same undo elsewhere
+    because the code changed.
     """
     recorded = context.claim.recorded.items()
     earlier = {
@@ -182,7 +181,7 @@ def _registered(context: RunContext) -> list[Undo]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One step of the ending; `prepare` finds the task and its arguments."""
+    """One step of the compensation; `prepare` finds the task and its arguments."""
 
     place: str
     name: str
@@ -194,7 +193,7 @@ class _Part:
 
 
 class _Compensation:
-    """Carries out the steps of an ending, one behind the other; `deaths` are yet to be blamed."""
+    """Runs the steps of a compensation in order; `deaths` steps that killed the process fail."""
 
     def __init__(self, context: RunContext, deaths: int) -> None:
         self._context = context
@@ -202,7 +201,7 @@ class _Compensation:
         self.undo_failed: list[str] = []
 
     async def undo(self, undos: list[Undo], outcome: Outcome) -> Outcome:
-        """Undo what the run did, the last first; one that fails does not keep the others."""
+        """Run the undos, the last first; one that fails does not stop the others."""
         broken = False
         steps: Mapping[str, StepRecord] | None = None
         for number, undo in reversed(list(enumerate(undos))):
@@ -226,11 +225,11 @@ class _Compensation:
         return replace(outcome, undo="failed" if broken or self.undo_failed else "done")
 
     async def tell(self, hook: Callable[..., Any], outcome: Outcome) -> Outcome:
-        """Call the flow's hook, once, also of what could not be undone."""
+        """Call the flow's hook once, with the steps that could not be undone."""
         error = outcome.error
         if error is not None and self.undo_failed:
             error = replace(error, undo_failed=tuple(self.undo_failed))
-        event = replace(self._context.claim.event)  # decoded anew: the flow may have changed it
+        event = replace(self._context.claim.event)  # decoded again: the flow may have changed it
         telling = partial(_telling, hook, error, event)
         try:
             part = _Part("~on_failure", _task(hook).name, telling)
@@ -242,7 +241,7 @@ class _Compensation:
             return outcome
 
     async def _do(self, part: _Part, outcome: Outcome) -> tuple[str, Outcome]:
-        """Do one step unless it is recorded; return how it ended, and how the run does now."""
+        """Run one step unless it is recorded; return its state and the outcome of the run."""
         known = _known(self._context.claim, part)
         if known is not None and known.state != "retrying":
             state = known.state
@@ -263,14 +262,14 @@ def _log_broken(error: JournalError) -> None:
 
 
 def _known(claim: Claim, part: _Part) -> StepRecord | None:
-    """Return what is recorded of a step, without asking the author's code for its task."""
+    """Return the record of a step, found without the author's code."""
     beginning = f"{part.place}/"
     found = (it for key, it in claim.recorded.items() if key.startswith(beginning))
     return next(found, None)
 
 
 async def _steps(context: RunContext) -> Mapping[str, StepRecord]:
-    """Return the run's recorded steps, those of this attempt too."""
+    """Return the run's recorded steps, including those of this attempt."""
     assert context.services is not None  # the executor gave them
     steps = await context.services.journal.steps(context.claim.run_seq)
     return {record.key: record for record in steps}
@@ -279,10 +278,10 @@ async def _steps(context: RunContext) -> Mapping[str, StepRecord]:
 async def _whole(
     context: RunContext, steps: Mapping[str, StepRecord], undo: Undo
 ) -> StepRecord | None:
-    """Return the record of the step to undo, with its result, if it has one of its own."""
+    """Return the record of the step to undo if it has a result of its own, else None."""
     known = steps.get(undo.step)
     if known is None or known.state != "succeeded" or known.error is not None:
-        return None  # it failed, was cut off, or its task's fallback stood in
+        return None  # it failed, was cut off, or has its fallback's result
     if known.blob is None or context.services is None:
         return known
     return replace(known, result=await context.services.journal.read_blob(known.blob))
@@ -293,10 +292,10 @@ def _undoing(
 ) -> tuple[Task[Any], tuple[Any, ...], Mapping[str, Any]]:
     try:
         function, args, kwargs = undo.call()
-        wants = wanted(function, kwargs) if undo.step else ()
-        if "key" in wants:
+        takes = parameters_of_step(function, kwargs) if undo.step else ()
+        if "key" in takes:
             kwargs["key"] = context.key_at(undo.step)
-        if "result" in wants:
+        if "result" in takes:
             kwargs["result"] = None if known is None else _result(undo, known)
     except CodeChanged as error:
         return _task(_raiser(error, undo.name)), (), {}
@@ -323,11 +322,11 @@ def _raiser(error: Exception, name: str) -> Callable[[], None]:
     return missing
 
 
-# ---------------------------------------------------------------- doing it
+# ---------------------------------------------------------------- running a step
 
 
 async def _attend(context: RunContext, part: _Part) -> Literal["succeeded", "failed"]:
-    """Run one step of the ending; its failure is recorded and logged, and stops nothing."""
+    """Run one step of the compensation; a failure is recorded and logged, not raised."""
     scope = Scope(context, f"{part.place}/")
     try:
         task, args, kwargs = part.prepare()
@@ -343,14 +342,14 @@ async def _attend(context: RunContext, part: _Part) -> Literal["succeeded", "fai
 
 
 def _is_cancel(error: BaseException) -> bool:
-    """Whether the attempt is cancelled; a failed task group leaves only the request behind."""
+    """Whether the attempt is cancelled; after a failed task group only the request shows it."""
     running = asyncio.current_task()
     asked = running is not None and running.cancelling() > 0
     return asked and isinstance(error, asyncio.CancelledError)
 
 
 async def _give_up(context: RunContext, part: _Part, known: StepRecord | None) -> None:
-    """Record that the step under which the process kept dying has failed, without running it."""
+    """Record the step during which the process kept dying as failed, without running it."""
     assert context.services is not None  # the executor gave them
     now = context.services.now()
     error = RunError(PROCESS_DIED, "the process died again and again while this ran")
@@ -372,7 +371,7 @@ def _report(part: _Part, error: str) -> None:
 
 
 def _died(outcome: Outcome, part: _Part) -> Outcome:
-    """Return how a run ends under whose ending the process kept dying; it keeps why it failed."""
+    """Return the outcome if the process kept dying in compensation; it keeps the first error."""
     failure = outcome.error
     if outcome.state is RunState.CANCELLED or (
         failure is not None and failure.type == PROCESS_DIED

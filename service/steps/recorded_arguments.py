@@ -1,8 +1,8 @@
-"""What a step was given: recorded with it, and compared when its run comes to it again.
+"""The recorded arguments of a step, compared when a resumed run reaches the step again.
 
-A digest of the arguments tells whether it is the same call, a few words tell people which one it
-was. What cannot be digested (an object nothing is known of, a thousand rows, a secret's value) is
-marked so, and then nothing is compared.
+A digest of the arguments tells whether it is the same call, and a few words tell people which call
+it was. Arguments without a digest (an object of an unknown type, a thousand rows, a secret's value)
+are recorded as such and not compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from turnout.service.journal.records import RecordedArguments
 from .digest import ARGUMENTS, encoded
 
 UNKNOWN = "?"
-"""The digest of arguments that have none."""
+"""Recorded in place of a digest for arguments that have none."""
 
 _MAX_TEXT = 40
 _MAX_SHOWN = 4
@@ -32,14 +32,14 @@ _STANDARD_LIBRARY = f"{Path(os.__file__).parent}/"
 def arguments_of(
     name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> RecordedArguments:
-    """Write down what `name` is called with; how the arguments are written does not matter."""
+    """Return what is recorded of a call of `name`: `f(1)` and `f(x=1)` are the same call."""
     placed, named = _placed(function, args, kwargs) if kwargs else (args, {})
     try:
         data = encoded([[*placed], named], ARGUMENTS)
-    except FOREIGN:  # there is no telling, or an author's object does not let one look
+    except FOREIGN:  # a value without a digest, or an author's object that raises
         data = None
     if data is None or secrets.find_live(data) is not None:
-        digest = UNKNOWN  # on disk, a digest would help to guess a secret
+        digest = UNKNOWN  # a digest on disk would help to guess a secret
     else:
         digest = blake2b(data, digest_size=8).hexdigest()
     return RecordedArguments(digest, _words(name, placed, named))
@@ -48,7 +48,7 @@ def arguments_of(
 def _placed(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Return arguments by place as far as they can be: `f(order=x)` is `f(x)`."""
+    """Return as many arguments as possible by position: `f(order=x)` is `f(x)`."""
     placed, named = [*args], dict(kwargs)
     code = function.__code__
     for name in code.co_varnames[len(args) : code.co_argcount]:
@@ -78,7 +78,7 @@ def _shown(value: Any) -> str:
 
 
 def author_line() -> str | None:
-    """Return `FILE:LINE` of the author's code that is calling, None where turnout calls itself."""
+    """Return `FILE:LINE` in the author's code of the current call, None if turnout makes it."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename

@@ -1,11 +1,10 @@
-"""What a flow, or a task, has called and must await: nothing of it is left when the code returns.
+"""Forgotten awaits: a flow or task that returns with an unfinished call is refused.
 
-A call of an async task, of a flow or of `emit` does nothing until it is awaited, and one that is
-handed to an asyncio task of the author's own goes on when the run is over, with effects nobody
-records. So what a call returns is remembered, with the place in the author's code, until it has
-ended. Its own state tells whether it was ever begun; when an object is collected tells nothing.
+A call of an async task, of a flow or of `emit` does nothing until it is awaited, and one that runs
+in an asyncio task of the author's would outlive the run, with effects nobody records. So each
+coroutine that a call returns is remembered, with its line in the author's code, until it has ended.
 
-Not here: mistakes that the code itself shows (`project.unawaited`).
+Not here: forgotten awaits that the source shows (`project.unawaited`).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _NAMED = 3
 
 
 def where() -> str:
-    """Return the place in the author's code that calls turnout now, for messages."""
+    """Return `FILE:LINE` of the author's code that is calling turnout, for messages."""
     frame = _authors(sys._getframe(1))
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -40,9 +39,9 @@ def _authors(frame: FrameType) -> FrameType:
 
 
 class _Pending(NamedTuple):
-    """One call: what it returned, and where in the author's code it is."""
+    """One pending call: its coroutine, and where it is in the author's code."""
 
-    coroutine: Any  # a coroutine, whose attributes no abstract type tells of
+    coroutine: Any  # a coroutine: the abstract type lacks its attributes
     words: str
     code: CodeType
     instruction: int
@@ -59,20 +58,20 @@ class _Pending(NamedTuple):
 
 
 class PendingCalls:
-    """The calls a piece of the author's code was answered with something to await."""
+    """The calls of a flow or a step that returned a coroutine which may not have ended."""
 
     __slots__ = ("_calls", "_most", "_words")
 
     def __init__(self, words: str) -> None:
         self._words = words
-        # What `_Pending` is made of: there is one for each step, and hardly ever one to tell of.
+        # The fields of `_Pending`: one tuple for each step, and hardly ever one in a message.
         self._calls: list[tuple[Any, str, CodeType, int]] = []
         self._most = _FEW
 
     def add(self, coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, Any, T]:
-        """Remember what a call of `words` returns, and return it."""
+        """Remember the coroutine of a call, named by `words`, and return it."""
         if type(coroutine) is not CoroutineType:
-            return coroutine  # what a function marked as a coroutine returns has no state to ask
+            return coroutine  # not a native coroutine: it has no state
         if len(self._calls) >= self._most:
             self._calls = [each for each in self._calls if each[0].cr_frame is not None]
             self._most = max(_FEW, 2 * len(self._calls))
@@ -82,14 +81,14 @@ class PendingCalls:
 
     @property
     def is_left(self) -> bool:
-        """Whether anything that was called has not ended."""
+        """Whether a call has not ended."""
         return any(each[0].cr_frame is not None for each in self._calls)
 
     def _left(self) -> list[_Pending]:
         return [_Pending(*each) for each in self._calls if each[0].cr_frame is not None]
 
     def refuse_arguments(self, step: object, given: Iterable[Any]) -> None:
-        """Raise `NotAwaited` if `step` is given a call itself where its result is meant."""
+        """Raise `NotAwaited` if `step` gets a coroutine as an argument instead of its result."""
         for value in given:
             if type(value) is CoroutineType:
                 for each in self._calls:
@@ -100,7 +99,7 @@ class PendingCalls:
                         )
 
     def refuse_left(self) -> None:
-        """Raise `NotAwaited` for what was never awaited, or still runs."""
+        """Raise `NotAwaited` for a call that was never awaited or still runs."""
         left = self._left()
         if not left:
             return
@@ -121,14 +120,14 @@ class PendingCalls:
             )
 
     async def see_through(self) -> None:
-        """Leave nothing that runs; raises `NotAwaited` as `refuse_left` does."""
+        """End all calls; raises `NotAwaited` as `refuse_left` does."""
         try:
             self.refuse_left()
         finally:
             await self.end(patiently=False)
 
     async def end(self, *, patiently: bool) -> None:
-        """Leave nothing running, and nothing that Python would warn of; `patiently`: let it end."""
+        """End all calls, without a warning of Python's; `patiently` lets them finish first."""
         left = self._left()
         owners = _owners(left)
         for each in left:
@@ -142,7 +141,7 @@ class PendingCalls:
             await asyncio.wait(tasks)
         for task in tasks:
             if not task.cancelled():
-                task.exception()  # seen: nobody else asks
+                task.exception()  # mark it as retrieved
 
 
 def _is_cancelled(owner: asyncio.Task[Any] | None) -> bool:
@@ -156,8 +155,8 @@ def _listed(calls: list[_Pending]) -> str:
 
 
 def _owners(calls: Iterable[_Pending]) -> dict[int, asyncio.Task[Any]]:
-    """Return the asyncio tasks in which calls run, or would, by the id of the coroutine."""
-    wanted = {id(each.coroutine) for each in calls}
+    """Return the asyncio tasks that run calls, by the id of the coroutine."""
+    pending = {id(each.coroutine) for each in calls}
     found: dict[int, asyncio.Task[Any]] = {}
     try:
         own = asyncio.current_task()
@@ -166,7 +165,7 @@ def _owners(calls: Iterable[_Pending]) -> dict[int, asyncio.Task[Any]]:
     for task in asyncio.all_tasks():
         inner: Any = None if task is own else task.get_coro()
         while inner is not None:
-            if id(inner) in wanted:
+            if id(inner) in pending:
                 found[id(inner)] = task
             inner = getattr(inner, "cr_await", None)
     return found

@@ -1,13 +1,13 @@
-"""What would undo a step, as a value that outlives the process: a function by name, with arguments.
+"""The undo of a step, as a value that outlives the process: a function's name, and arguments.
 
-`@task(undo=refund)` makes one before the first try of each step, whose effect may have happened
-from then on whatever its record says; `current().on_undo(refund, receipt)` makes one for anything
-else. The journal keeps it, so that it can be carried out where the flow itself cannot run again.
-The function is found by its module and name, which is why it stands at the top of a file.
+`@task(undo=refund)` registers one before the first try of each step, since from then on its effect
+may have happened, whatever is recorded. `current().on_undo(refund, receipt)` registers one for
+anything else. The journal stores it, so it can run where the flow itself cannot run again. The
+function is found by module and name, so it has to stand at the top of a file.
 
-The undo of a step is filled by the names of its parameters: those of the task, as the step was
-called, then `result` (None where the step has none of its own) and `key`, the step's
-`current().key()`. Not here: carrying it out (`ending`).
+The parameters of a step's undo are filled by name: with the arguments of the step, `result` (None
+if the step has none) and `key`, the step's `current().key()`. Not here: running it
+(`compensation`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Undo:
     def of(
         cls, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Undo:
-        """Write a call down; raises `NotKept` for what a restart could not find or read again."""
+        """Return the undo of a call; raises `NotKept` for what a restart could not load."""
         module, name = _named(function, f"on_undo({_name(function)})")
         return cls(module, name, _pickled((args, dict(kwargs)), f"on_undo({name})"))
 
@@ -58,7 +58,7 @@ class Undo:
     def of_step(
         cls, undo: Callable[..., Any], task: Any, key: str, given: Mapping[str, Any]
     ) -> Undo:
-        """Write down what would undo the step `key` of a task called with `given`; as `of`."""
+        """Return the undo of the step `key`, whose task was called with `given`; raises as `of`."""
         what = f"the undo of step {key!r}"
         module, name = _named(undo, what)
         found = _named(task, what)
@@ -67,23 +67,23 @@ class Undo:
         return cls(module, name, _pickled(((), kwargs), what), key, found)
 
     def pack(self) -> bytes:
-        """Return it as the journal keeps it."""
+        """Return the bytes the journal stores."""
         return orjson.dumps(self.as_dict())
 
     @classmethod
     def unpack(cls, kept: bytes) -> Undo:
-        """Read back what `pack` wrote; runs none of the author's code."""
+        """Read what `pack` wrote, without running the author's code."""
         return cls.from_dict(orjson.loads(kept))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return the undo as plain data."""
         arguments = base64.b64encode(self.arguments).decode()
         kept = {"module": self.module, "name": self.name, "arguments": arguments}
         return kept | ({"step": self.step, "task": self.task} if self.step else {})
 
     @classmethod
     def from_dict(cls, kept: Mapping[str, Any]) -> Undo:
-        """Read back what `as_dict` returned."""
+        """Read what `as_dict` returned."""
         module, task = kept.get("task", ("", ""))
         arguments = base64.b64decode(kept["arguments"])
         return cls(kept["module"], kept["name"], arguments, kept.get("step", ""), (module, task))
@@ -91,7 +91,7 @@ class Undo:
     def call(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Return (function, args, kwargs); raises `CodeChanged` when the code no longer has it.
 
-        For a step without its `result` and `key`: see `wanted`.
+        `result` and `key` of a step are not among the arguments: see `parameters_of_step`.
         """
         try:
             importlib.import_module(self.module)
@@ -116,8 +116,8 @@ class Undo:
         return found
 
 
-def wanted(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Sequence[str]:
-    """Return which of `result` and `key` the undo of a step takes, beside its task's arguments."""
+def parameters_of_step(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Sequence[str]:
+    """Return which of `result` and `key` the undo of a step takes besides its arguments."""
     takes = inspect.signature(_plain(function)).parameters
     return [name for name in _OF_STEP if name in takes and name not in kwargs]
 
@@ -125,7 +125,7 @@ def wanted(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Sequence[
 def bound_arguments(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
-    """Return the arguments of a call by name, defaults included; None if it cannot be made."""
+    """Return a call's arguments by name, with defaults; None if they do not fit the function."""
     try:
         bound = inspect.signature(function).bind(*args, **kwargs)
     except TypeError:
@@ -168,7 +168,7 @@ def _name(function: Any) -> str:
 
 
 def _named(function: Any, what: str) -> tuple[str, str]:
-    """Return the module and name a restart finds a function by; raises `NotKept`."""
+    """Return the module and name by which a restart finds a function; raises `NotKept`."""
     module, name = getattr(function, "__module__", ""), _name(function)
     if _find(module, name) is not function:
         raise NotKept(

@@ -1,12 +1,12 @@
-"""Durable waiting: steps that are over when time has passed or an event has come.
+"""Durable waits: steps that end when time has passed or an event has arrived.
 
-A wait that is not over ends the attempt (`Suspend`): the run holds no memory and no slot, and
-starts again when it is due; its recorded steps return at once and it comes to the wait again. What
-is waited for is on disk before the attempt ends, and so is whatever arrives meanwhile. In a
-`gather` the other branches first run to their own end or wait.
+A wait suspends the run (`Suspend`): the run holds no memory and no slot. When it is due it starts
+again, its recorded steps return at once, and it reaches the wait again. The wait is on disk before
+the attempt ends, and so is everything that arrives meanwhile. In a `gather` the other branches
+first run to their own end or wait.
 
-Not here: waking (the journal does, in the commit that brings what was awaited), child runs
-and emitting (`calling`), and people (`approval`).
+Not here: waking the run (the journal does it, in the commit that stores what was awaited), child
+runs (`children`), emitting (`emitting`), and people (`approval`).
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from .step import StepCall, Task, durable
 from .unawaited import where
 
 Match = Mapping[str, object] | Callable[[Event], bool]
-"""Which events a wait is for: fields that must be equal (fast however many wait), or a question."""
+"""Which events end a wait: fields that must be equal (fast with many runs), or a function."""
 
 _PAGE = 200
 
 
-# ---------------------------------------------------------------- what all waits share
+# ---------------------------------------------------------------- shared by all waits
 
 
 def scope_for(name: str) -> Scope:
-    """Return the scope a wait is counted in; raises `MisplacedTask` where there is none."""
+    """Return the scope that counts a wait; raises `MisplacedTask` if there is none."""
     scope = here(name)
     if scope is None:
         raise MisplacedTask(
@@ -65,7 +65,7 @@ def refuse_thread(name: str) -> None:
 
 
 def host_of(call: StepCall) -> RunHost:
-    """Return the service around the run; raises `MisplacedTask` when there is none."""
+    """Return the service around the run; raises `MisplacedTask` if there is none."""
     host = call.services.host
     if host is None:
         raise MisplacedTask(f"{call.task.name}() needs a running service around the run")
@@ -73,7 +73,7 @@ def host_of(call: StepCall) -> RunHost:
 
 
 def begun(call: StepCall, what: Mapping[str, Any], length: timedelta | None) -> StepRecord:
-    """Return the record of a wait that begins now; `what` is shown to people."""
+    """Return the record of a wait that starts now; `what` is shown to people."""
     now = call.services.now()
     note = dict(what)
     if length is not None:
@@ -91,7 +91,7 @@ def begun(call: StepCall, what: Mapping[str, Any], length: timedelta | None) -> 
 
 
 def until(known: StepRecord) -> datetime | None:
-    """Return when a begun wait is over at the latest."""
+    """Return when a wait times out, None if never."""
     at = orjson.loads(known.result or b"{}").get("until")
     return None if at is None else datetime.fromisoformat(at)
 
@@ -115,7 +115,7 @@ async def end(
 
 
 async def record(call: StepCall, step: StepRecord, opening: Opening | None = None) -> None:
-    """Record a wait with what it opens; without `opening` it is closed."""
+    """Record a wait and open it to what it waits for; without `opening` it is closed."""
     services, claim = call.services, call.context.claim
     await durable(
         call.context,
@@ -124,9 +124,9 @@ async def record(call: StepCall, step: StepRecord, opening: Opening | None = Non
 
 
 async def wait_on(call: StepCall, known: StepRecord, *, seen: int = 0) -> Any:
-    """Go on waiting, unless the wait is over without what was waited for.
+    """Continue to wait, unless the wait has timed out.
 
-    `seen` is the last event that was looked at in vain.
+    `seen` is the last event that was looked at and did not match.
     """
     at = until(known)
     if at is not None and call.services.now() >= at:
@@ -138,13 +138,13 @@ async def wait_on(call: StepCall, known: StepRecord, *, seen: int = 0) -> Any:
 
 
 def sleep(duration: str | timedelta) -> Coroutine[object, None, None]:
-    """Let the run rest, over restarts, holding nothing.
+    """Suspend the run for a time, over restarts; it holds no slot meanwhile.
 
-    `await sleep("3h")`, or `await sleep(deadline - now)`, which is over at once when it is past;
-    outside a run it is `asyncio.sleep`.
+    `await sleep("3h")`, or `await sleep(deadline - now)`, which returns at once if the deadline is
+    past. Outside a run it is `asyncio.sleep`.
     """
     if isinstance(duration, timedelta):
-        duration = max(duration, timedelta(0))  # a deadline is past when the run comes by again
+        duration = max(duration, timedelta(0))  # the deadline is past when the run resumes
     length = parse_duration(duration)
     scope = here("sleep")
     if scope is None:
@@ -200,10 +200,10 @@ def wait_for(
     """Wait for an event of a trigger and return it.
 
     `await wait_for(paid, match={"order": order.id}, timeout="2d")`. The flow names the trigger in
-    `awaits=`. Events since the run was queued count, so one that came just before is seen; each
-    is given to one wait of a run. With `match={…}` (path parameters and top-level fields of the
-    data) only the runs it is for are woken, with `match=lambda event: …` all that wait for the
-    trigger are. Raises `TimeoutError` after `timeout`.
+    `awaits=`. Events count from when the run was queued, so one that arrives before the wait is
+    seen. Each event ends one wait of a run. With `match={…}` (path parameters and top-level fields
+    of the data) an event wakes only matching runs, with `match=lambda event: …` all runs that wait
+    for the trigger. Raises `TimeoutError` after `timeout`.
     """
     scope = scope_for("wait_for")
     flow = scope.context.flow
@@ -233,8 +233,8 @@ async def _wait_for(
         return event
     claim, journal = call.context.claim, call.services.journal
     fields = {field: as_text(match[field]) for field in match} if isinstance(match, Mapping) else {}
-    for field, wanted in fields.items():
-        secrets.refuse_live(wanted, f"wait_for(match={field!r})")
+    for field, text in fields.items():
+        secrets.refuse_live(text, f"wait_for(match={field!r})")
     shape = (name, *sorted(fields))
     rows = [] if known is None else await journal.waits(claim.run_seq, call.key)
     after: int | None = claim.event_seq
@@ -260,13 +260,16 @@ async def _wait_for(
 async def _find(
     call: StepCall, name: str, match: Callable[[Event], bool] | Mapping[str, str], after: int
 ) -> tuple[Event | None, int]:
-    """Return the first event behind `after` that no other wait of the run took, and how far."""
+    """Return the first matching event after `after` that no other wait of the run has taken.
+
+    Also returns the last event that was looked at.
+    """
     taken = _taken(call)
     while True:
         page = await call.services.journal.awaited(name, call.context.claim.run_seq, after, _PAGE)
         for after, event in page:
-            mark = (event.trigger, event.source, event.id)
-            if mark in taken:
+            identity = (event.trigger, event.source, event.id)
+            if identity in taken:
                 continue
             fits = (
                 foreign.is_true("match=", foreign.ask(match, event.own()))
@@ -274,14 +277,14 @@ async def _find(
                 else all(field_of(event, field) == value for field, value in match.items())
             )
             if fits:
-                taken.add(mark)
+                taken.add(identity)
                 return event, after
         if len(page) < _PAGE:
             return None, after
 
 
 def _taken(call: StepCall) -> set[tuple[str, str, str]]:
-    """Return the events other waits of this run were given, by what makes them the same event."""
+    """Return the identities of the events that ended other waits of this run."""
     context = call.context
     if context.consumed is None:
         context.consumed = set()
