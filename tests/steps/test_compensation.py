@@ -455,7 +455,7 @@ async def test_what_a_restart_could_not_find_is_refused_at_once(tmp_path: Path) 
     for event, (wrong, words) in enumerate(
         [(registers_local, "top of a file"), (from_a_task, "not for a task"),
          (passes_a_lock, "plain data or an id"), (passes_much, "larger than 1024 bytes"),
-         (from_elsewhere, "no stable place")]
+         (from_elsewhere, "no stable key")]
     ):  # fmt: skip
         async with attempts(tmp_path / str(event), max_result_bytes=1024) as run:
             outcome = await run.first(wrong)
