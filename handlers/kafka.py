@@ -89,7 +89,7 @@ class Producer:
         try:
             if not _TOPIC.fullmatch(topic):
                 raise errors.InvalidTopicError(f"{topic!r} can be no topic's name")
-            producer = await self._opened()
+            producer = await self.opened()
             await self._find(producer, topic)
             sent = await producer.send_and_wait(
                 topic, value, key=key, headers=headers, partition=partition
@@ -131,7 +131,8 @@ class Producer:
                 if client.cluster.partitions_for_topic(topic) is None:
                     client._topics.discard(topic)  # or the client asks for it forever
 
-    async def _opened(self) -> Any:
+    async def opened(self) -> Any:
+        """Return the started producer; the first call starts it."""
         async with self._turn:
             if self._open is None:
                 from aiokafka import AIOKafkaProducer

@@ -98,7 +98,7 @@ class Process:
             process_calls=settings.process_calls,
         )
         self.after_run_actions = AfterRunActions(journal, lambda: self.emitters)
-        admission = Admission(settings.concurrency)
+        self.admission = Admission(settings.concurrency)
         self.awaited = Awaited()
         self.links = Links(secrets.token_bytes(32), settings.address)  # `app` has the kept key
         executor = Executor(
@@ -107,7 +107,7 @@ class Process:
         self.dispatcher = Dispatcher(
             journal,
             executor,
-            admission,
+            self.admission,
             metrics,
             now=now,
             ended=self._run_ended,
@@ -143,7 +143,7 @@ class Process:
             lambda: Counts(
                 *journal.counts(),
                 journal.not_undone(),
-                admission.held_slots(),
+                self.admission.held_slots(),
                 self.pools.waiting,
             )
         )

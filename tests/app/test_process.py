@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from tests.support import inside
 from tests.support.running import Running, eventually, make_event, running
 from turnout import every, flow, limit, resource, retry, webhook
 from turnout.service.domain.errors import SetupError
@@ -109,8 +110,8 @@ async def test_a_reload_gives_the_runs_of_the_old_name_to_the_new_one(tmp_path: 
         assert [run.id for run in runs] == [receipt.runs[0] for receipt in receipts]
         assert {run.flow for run in runs} == {"new"}
         assert {run.state for run in runs} == {RunState.SUCCEEDED}
-        assert service.process.dispatcher._admission.free == service.process.settings.concurrency
-        slots = service.process.dispatcher._admission.held_slots()
+        assert service.process.admission.free == service.process.settings.concurrency
+        slots = service.process.admission.held_slots()
         assert slots == {"new": 0}
 
 
@@ -132,7 +133,7 @@ async def test_a_run_that_outlasts_two_new_names_gives_its_slot_and_its_key_back
         gate.set()
         await service.all_finished()
         assert seen == [("first", 0), ("third", 1)]
-        assert service.process.dispatcher._admission.held_slots() == {"third": 0}
+        assert service.process.admission.held_slots() == {"third": 0}
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ async def test_a_run_that_was_due_while_its_flow_was_gone_runs_when_it_is_back(
     async with running(tmp_path, [other], now=lambda: utc_now() + timedelta(hours=2)) as service:
 
         async def looked_at() -> bool:
-            return bool(service.process.dispatcher._due.orphans)
+            return inside.has_orphans(service.process)
 
         await eventually(looked_at)
         back = bill if name == "bill" else make_flow(name, seen, gate, was="bill")
@@ -247,7 +248,7 @@ async def test_a_limit_that_a_reload_raises_counts_for_the_runs_that_wait(tmp_pa
     async with running(tmp_path, [make(1)]) as service:
         for number in range(4):
             await send(service, "webhook:/orders", number)
-        queue = service.process.dispatcher._scheduler.queue("work")
+        queue = inside.scheduler(service.process).queue("work")
 
         async def blocked() -> bool:
             return queue.blocked_count == 3

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import inside
 from tests.support.running import Running, eventually, make_event, running
 from turnout import flow, limit
 from turnout.service.dispatch.backpressure import MAX_CREDIT
@@ -33,7 +34,7 @@ async def feed(service: Running, count: int, *, asks: bool = True) -> None:
 
 
 def queue_of(service: Running, flow_name: str) -> Queue:
-    return service.process.dispatcher._scheduler.queue(flow_name)
+    return inside.scheduler(service.process).queue(flow_name)
 
 
 def watch_claims(service: Running, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -153,7 +154,7 @@ async def test_a_flow_with_nothing_to_do_does_not_wait_for_one_that_has_enough(
         await (gate.wait() if stuck else asyncio.sleep(0.002))
 
     async def all_quick() -> bool:
-        return done == 500 and not service.process.dispatcher._scheduler.starting
+        return done == 500 and not inside.scheduler(service.process).starting
 
     async with running(tmp_path, [quick, slow], concurrency=50) as service:
         await feed(service, 500, asks=False)

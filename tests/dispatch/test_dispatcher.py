@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
+from tests.support import inside
 from tests.support.running import Running, eventually, make_event, running
 from turnout import Fail, Skip, current, flow, gather, limit, retry, sleep, task
 from turnout.service.dispatch.queue import WINDOW
@@ -426,8 +427,7 @@ async def test_a_cancelled_run_stops_at_its_next_await(tmp_path: Path) -> None:
 
 async def waits_for_the_previous_attempt(service: Running, run_id: str) -> bool:
     """Whether the attempt of a run waits for an earlier one to end."""
-    attempt = service.process.dispatcher._attempts._running[run_id]
-    return attempt.previous is not None
+    return inside.waits_for_previous_attempt(service.process, run_id)
 
 
 async def test_a_cancelled_run_finishes_its_cleanup_although_it_is_retried(tmp_path: Path) -> None:
@@ -589,11 +589,11 @@ async def test_blocked_order_keeps_the_key_after_a_dead_head(tmp_path: Path) -> 
 
 def keep_only_windows(service: Running) -> None:
     """Leave no memory beyond the window of each queue, as in a large backlog."""
-    service.process.dispatcher._scheduler._memory.left = 0
+    inside.memory(service.process).left = 0
 
 
 async def check_memory(service: Running) -> None:
-    queue = service.process.dispatcher._scheduler.queue("slow")
+    queue = inside.scheduler(service.process).queue("slow")
     assert len(queue.window) + queue.blocked_count <= 2 * WINDOW
 
 

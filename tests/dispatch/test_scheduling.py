@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import inside
 from tests.support.running import Running, eventually, make_event, running
 from turnout import current, flow, limit, retry
 from turnout.service.dispatch import queue, scheduling
@@ -168,7 +169,7 @@ async def test_a_run_that_is_due_before_its_attempt_has_ended_starts(tmp_path: P
     async with running(tmp_path, [ordered_and_limited(seen)]) as service:
         await send(service, (0, "x", "A"))
         await seen.until(0)
-        scheduler = service.process.dispatcher._scheduler
+        scheduler = inside.scheduler(service.process)
         again = Queued(
             seq=1, flow="both", order_key="x", limit_key="B", due_at=None, isolated=False
         )
@@ -177,7 +178,7 @@ async def test_a_run_that_is_due_before_its_attempt_has_ended_starts(tmp_path: P
         scheduler.release("both", "x", "A", isolated=False, keep_order_for=1)
         assert scheduler.choose() == [again]
         scheduler.release("both", "x", "B", isolated=False)
-        service.process.dispatcher._admission.retake("both", "A", isolated=False)
+        service.process.admission.retake("both", "A", isolated=False)
         seen.open(1)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import inside
 from tests.support.running import eventually, running
 from turnout import Retry, current, flow, limit, retry, sleep
 from turnout.service.domain.event import Event
@@ -90,7 +91,7 @@ def by_slots(tries: Tries) -> Any:
 async def test_neither_retries_nor_first_tries_starve(tmp_path: Path, make: Any) -> None:
     tries = Tries()
     async with running(tmp_path, [make(tries)], concurrency=1) as service:
-        service.process.dispatcher._scheduler._memory.left = 0  # as with a large backlog
+        inside.memory(service.process).left = 0  # as with a large backlog
         for number in range(RUNS):
             await service.send(number)
         await service.all_finished()

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -118,7 +118,12 @@ async def nothing() -> App:
 class Hook:
     """A server with one webhook, /hooks/orders, and a socket for it."""
 
-    def __init__(self, settings: Settings = SETTINGS, drain_seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        settings: Settings = SETTINGS,
+        drain_seconds: float = 5.0,
+        started: Callable[[], None] = lambda: None,
+    ) -> None:
         self.emit = RecordingEmitter()
         ingest = Ingest(
             [(webhook("/orders", max_body="64KiB"), self.emit)],
@@ -128,7 +133,9 @@ class Hook:
             rest=nothing,
         )
         self.sock = listen(settings)
-        self.server = Server(ingest, self.sock, settings, drain_seconds=drain_seconds)
+        self.server = Server(
+            ingest, self.sock, settings, started=started, drain_seconds=drain_seconds
+        )
 
     def running(self) -> AbstractAsyncContextManager[Site]:
         return serving(self.server, self.sock)
@@ -515,7 +522,7 @@ class TestBounds:
     ) -> None:
         hook.emit.hold()
         async with hook.running() as site:
-            monkeypatch.setattr(hook.server._state.peers, "most", 8)
+            monkeypatch.setattr(hook.server.peers, "most", 8)
             for _ in range(8):
                 await (await site.connect()).send(post())
             await hook.emit.until(lambda: hook.emit.held == 8)
@@ -540,8 +547,8 @@ class TestBounds:
             lambda: Hook(SETTINGS.model_copy(update={"trusted_proxies": proxies}))
         )
         async with hook.running() as site:
-            monkeypatch.setattr(hook.server._state.peers, "most", most)
-            monkeypatch.setattr(hook.server._state.peers, "share", share)
+            monkeypatch.setattr(hook.server.peers, "most", most)
+            monkeypatch.setattr(hook.server.peers, "share", share)
             idle = [await site.connect() for _ in range(8)]
             for _ in range(8):
                 late = await site.connect()
@@ -555,7 +562,7 @@ class TestBounds:
     ) -> None:
         hook.emit.hold()
         async with hook.running() as site:
-            monkeypatch.setattr(hook.server._state.peers, "share", 2)
+            monkeypatch.setattr(hook.server.peers, "share", 2)
             for _ in range(2):
                 await (await site.connect()).send(post())
             await hook.emit.until(lambda: hook.emit.held == 2)
@@ -602,7 +609,7 @@ class TestDeadlines:
             peer = await site.connect()
             await peer.send(b"GET / HTTP/1.1\r\n" if head else post(b"x" * 9000)[:-9000])
             async with asyncio.timeout(PATIENCE_SECONDS):
-                while len(site.server._state.peers):
+                while len(site.server.peers):
                     await peer.send(b"x")
                     await asyncio.sleep(0.01)
 
@@ -668,7 +675,7 @@ class TestDeadlines:
             await peer.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await sent.wait()
-                await site.server._state.peers.emptied.wait()
+                await site.server.peers.emptied.wait()
 
 
 class TestClients:
@@ -773,13 +780,11 @@ class TestTheEnd:
         assert not hook.emit.events
         assert caplog.records == []
 
-    async def test_cancelling_ends_it_at_once(
-        self, hook: Hook, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        hook.emit.hold()
+    async def test_cancelling_ends_it_at_once(self, caplog: pytest.LogCaptureFixture) -> None:
         started = asyncio.Event()
+        hook = await asyncio.to_thread(lambda: Hook(started=started.set))
+        hook.emit.hold()
         server, sock = hook.server, hook.sock
-        server._started = started.set
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(server.run())
             async with asyncio.timeout(PATIENCE_SECONDS):

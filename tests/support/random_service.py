@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.support import inside
 from tests.support.random_flows import KINDS, RETRIES, StartChecker, act, act_in_thread, go
 from tests.support.running import PATIENCE_SECONDS, eventually, make_event
 from turnout import flow, limit, retry, webhook
@@ -413,18 +414,17 @@ class ServiceFuzzer:
 
     def left(self) -> dict[str, Any]:
         """Return what the dispatcher still counts or holds, empty when it is idle."""
-        dispatching = self.process.dispatcher
-        scheduler, admission = dispatching._scheduler, dispatching._admission
+        admission = self.process.admission
         found: dict[str, Any] = {
             "slots": {name: held for name, held in admission.held_slots().items() if held},
             "free": admission.free - self.checker.slots,
-            "known due": scheduler.known_due,
-            "memory": scheduler._memory.left - MEMORY_BYTES,
-            "attempts": dispatching.running,
+            "known due": inside.scheduler(self.process).known_due,
+            "memory": inside.memory(self.process).left - MEMORY_BYTES,
+            "attempts": self.process.dispatcher.running,
         }
         for name, counts in admission._flows.items():
             found[f"{name} holds"] = {**counts.holders, **counts.by_key}
-        for each in {id(each): each for each in scheduler._queues.values()}.values():
+        for each in inside.queues(self.process):
             found[f"the queue of {each.flow}"] = [
                 *(run.seq for run in each.rows()), *each.evicted, *each.pending_wakeups,
                 *filter(None, (each.arriving, each.starting, each.blocked_count)),

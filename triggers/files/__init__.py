@@ -165,7 +165,7 @@ class FilesTrigger:
             private=emit.connection("files").get("data"),
             targets=tuple(self._targets()),
         )
-        await Watching(plan, self.positions, emit, _Notifier).run()
+        await Watching(plan, self.positions, emit, Notifier).run()
 
     def _targets_inside(self) -> frozenset[str]:
         prefix = f"{self.pattern.root}/"
@@ -241,7 +241,7 @@ _DEBOUNCE_MILLISECONDS = 20
 _QUEUE_LIMIT = Path("/proc/sys/fs/inotify/max_queued_events")
 
 
-class _Notifier:
+class Notifier:
     """Notifications of some folders, not of the folders below, through watchfiles.
 
     Its own loop gathers changes for 50 to 1600 ms. This uses the notifier behind it directly

@@ -88,7 +88,8 @@ class Server:
         self._drain_seconds = drain_seconds
         self._now = now
         self._config = _configure(app, settings)
-        self._state = State(Peers(_max_connections(), Proxies(settings.trusted_proxies)))
+        self.peers = Peers(_max_connections(), Proxies(settings.trusted_proxies))
+        self._state = State(self.peers)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -128,7 +129,7 @@ class Server:
                     await self._stopping.wait()
 
     async def _drain(self) -> None:
-        peers = self._state.peers
+        peers = self.peers
         for peer in peers.all():
             peer.shutdown()
         while self._state.tasks or len(peers):
@@ -139,7 +140,7 @@ class Server:
                 await peers.emptied.wait()
 
     async def _abandon(self) -> None:
-        for peer in self._state.peers.all():
+        for peer in self.peers.all():
             peer.abandon()
         await asyncio.sleep(0)  # transports notify their connections in the next turn
         tasks = set(self._state.tasks)

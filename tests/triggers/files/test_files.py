@@ -205,7 +205,7 @@ async def test_a_late_word_of_a_removal_is_none_of_the_file_that_is_there_now(
         def stop(self) -> None:
             """There is nothing to stop."""
 
-    monkeypatch.setattr(files_module, "_Notifier", Slow)
+    monkeypatch.setattr(files_module, "Notifier", Slow)
     emit, file = RecordingEmitter(), tmp_path / "a.csv"
     async with watch(files(f"{tmp_path}/*.csv", settle="10ms", rescan="50ms"), emit):
         file.write_text("a")  # found by a walk, of what was there before nobody has told yet
@@ -541,7 +541,7 @@ async def test_without_notifications_it_polls_and_says_so(
     def full(folders: object) -> None:
         raise OSError(errno.ENOSPC, "OS file watch limit reached")
 
-    monkeypatch.setattr(files_module, "_Notifier", full)
+    monkeypatch.setattr(files_module, "Notifier", full)
     emit = RecordingEmitter()
     async with watch(files(f"{tmp_path}/*.csv", settle="10ms", rescan="100ms"), emit):
         assert emit.lags[UNWATCHED] == 1
@@ -553,7 +553,7 @@ def test_a_burst_that_may_have_filled_the_queue_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files_module, "_queue_limit", lambda: 64)
-    notifier = files_module._Notifier([str(tmp_path)])
+    notifier = files_module.Notifier([str(tmp_path)])
     for number in range(5):
         (tmp_path / f"{number}").touch()
     assert {path for _, path in notifier.wait(1, 0.01)} == {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.trigger_contract import RecordingEmitter
-from turnout.triggers.files import _Notifier
+from turnout.triggers.files import Notifier
 from turnout.triggers.files.notifications import (
     UNWATCHED,
     Change,
@@ -18,7 +18,7 @@ from turnout.triggers.files.notifications import (
 
 
 def notifications_of(root: Path, emit: RecordingEmitter) -> Notifications:
-    return Notifications(str(root), emit, Disk(), _Notifier)
+    return Notifications(str(root), emit, Disk(), Notifier)
 
 
 async def changes_of(notifications: Notifications) -> set[tuple[Change, str]]:

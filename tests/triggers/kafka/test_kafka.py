@@ -540,7 +540,7 @@ async def test_nothing_is_made_that_nobody_asked_for(private_kafka: PrivateKafka
         async with watch(kafka_trigger(wanted, group="b", create=3), making):
             assert making.figures["partitions"] == 3
         assert waiting.down_reason is not None and f"no topic '{missing}'" in waiting.down_reason
-        async with broker._admin() as admin:
+        async with broker.admin() as admin:
             made = set(await admin.list_topics())
         assert (missing in made, wanted in made) == (False, True)
 
@@ -837,17 +837,17 @@ async def test_a_producer_that_has_failed_takes_no_later_one_along(
         with pytest.raises(NotPublished):
             await shared.send(topic, value, None, [], None)
 
-    monkeypatch.setattr(await shared._opened(), "send_and_wait", fails)
+    monkeypatch.setattr(await shared.opened(), "send_and_wait", fails)
     async with asyncio.TaskGroup() as tasks:
         first, late = (tasks.create_task(is_refused(value)) for value in gates)
         await eventually_true(lambda: len(begun) == 2)
         gates[b"first"].set()
         await first
         await shared.send(topic, b"1", None, [], None)
-        opened = await shared._opened()
+        opened = await shared.opened()
         gates[b"late"].set()
         await late
-        assert await shared._opened() is opened
+        assert await shared.opened() is opened
     await shared.close()
 
 

@@ -198,7 +198,7 @@ async def test_a_new_leader_of_a_whole_log_is_no_alarm(
                 await emit.until(lambda: len(emit.deliveries) >= 6 + turn, 30)  # noqa: B023  awaited here
         await broker.stop()
         await broker.start()
-        async with broker._admin() as admin:
+        async with broker.admin() as admin:
             await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(7)})
         await one_by_one(broker, topic, range(7, 9))
         async with watch(trigger, emit):

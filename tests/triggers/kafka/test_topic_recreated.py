@@ -164,7 +164,7 @@ async def test_what_leaves_a_topic_itself_is_not_recreated(kafka: Broker, alarms
     """A restart, more partitions, changed settings, expired records."""
     topic, trigger, emit = await read_to(kafka, 5)
     if kafka.kind != "mesh":
-        async with kafka._admin() as admin:
+        async with kafka.admin() as admin:
             await admin.create_partitions({topic: NewPartitions(2)})
             await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(5)})
     await send(kafka, topic, 5, 8)
@@ -252,7 +252,7 @@ async def test_a_deleted_topic_stays_deleted_where_the_broker_makes_topics(
         )
         emit = emitter_for(broker)
         await broker.send(topic, [b"1"], partition=0)
-        async with watch(trigger, emit), broker._admin() as admin:
+        async with watch(trigger, emit), broker.admin() as admin:
             await emit.stored(1)
             await admin.delete_topics([topic])
             if how == "named":
@@ -274,7 +274,7 @@ async def test_an_alarm_is_said_once_however_often_the_journal_refuses_it(
         pytest.skip("this broker deletes no records")
     topic, trigger, emit = await read_to(kafka, 3)
     await send(kafka, topic, 3, 13)
-    async with kafka._admin() as admin:
+    async with kafka.admin() as admin:
         await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(8)})
     emit.fail(Overloaded("the trigger is paused"))
     async with watch(trigger, emit):
@@ -295,7 +295,7 @@ async def test_a_refused_placing_is_tried_again_ever_more_rarely(
     if kafka.kind == "mesh":
         pytest.skip("this broker deletes no records")
     await send(kafka, topic, 3, 13)
-    async with kafka._admin() as admin:
+    async with kafka.admin() as admin:
         await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(8)})
     times: list[float] = []
     honest = StartOffsets.choose

@@ -108,7 +108,7 @@ async def test_lag_and_the_commit_reach_the_end_of_a_topic_with_transactions(
         await emit.until(lambda: next_of(emit, topic) == end)
         await emit.until(lambda: emit.lags == {f"{topic}/0": 0, f"{topic}/1": 0})
     assert (await kafka.committed(trigger.group, topic))[0] == end
-    async with kafka._admin() as admin:  # retention takes what was aborted
+    async with kafka.admin() as admin:  # retention takes what was aborted
         await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(end)})
     await send(kafka, topic, 6, 7)
     async with watch(trigger, emit):
