@@ -65,9 +65,9 @@ class Queue:
     `cursor` is the seq of the last queued row read; `unread` means the journal may hold rows after
     it. `arriving` counts runs being written as queued, `starting` those being written as running.
     `clear` increments `epoch`, and rows read in an earlier epoch are ignored. `taken` counts the
-    runs taken from the window. `evicted` keys have blocked runs in the journal only, and
-    `pending_wakeups` counts how many of these may be woken. `isolated` runs wait until no isolated
-    run of any flow is running.
+    runs taken from the window. `evicted` keys have blocked runs that are only in the journal,
+    and `pending_wakeups` counts how many of these may be woken. `isolated` runs wait until no
+    isolated run of any flow is running.
     """
 
     flow: str
