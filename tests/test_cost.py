@@ -203,14 +203,14 @@ from turnout.service.journal.sqlite.writer import Writer
 honest = Writer._commit
 
 def dear(self):
-    for job in self._held:
+    for job in self._in_progress:
         self._connection.execute({more!r})
     honest(self)
 
 Writer._commit = dear
 """
 A_COMMIT_EACH = """
-from turnout.service.journal import writer
+from turnout.service.journal.sqlite import writer
 writer._BATCH_ROWS = 1
 """
 TASK = "asyncio.get_running_loop().create_task(asyncio.sleep(0))"
