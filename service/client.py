@@ -1,8 +1,8 @@
-"""HTTP calls from turnout itself: the one room that knows httpx, imported at the first call.
+"""HTTP calls that turnout makes; only this module imports httpx, at the first call.
 
-`connect` speaks to a turnout service and turns its problem documents back into the errors they
-were, so a command behaves the same whether it acts through a service or on the journal. `post`
-speaks to anybody else, for the actions authors call.
+`connect` opens a client of a turnout service and turns its problem documents back into errors, so
+that a command behaves the same with a service and on the journal. `post` calls any other service,
+for the actions that authors use.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TIMEOUT_SECONDS = 60
 
 
 class Unavailable(TurnoutError):
-    """Raised when no service answers, or it answers what only a broken one would."""
+    """Raised when no service answers, or when its answer is not one of turnout's."""
 
 
 class Client:
@@ -48,7 +48,7 @@ class Client:
         body: bytes | None = None,
         content_type: str = "application/json",
     ) -> Any:
-        """Return the decoded answer; raises what the service refused with, or `Unavailable`."""
+        """Return the decoded answer; raises the service's refusal, or `Unavailable`."""
         import httpx
 
         headers = {} if body is None else {"Content-Type": content_type}
@@ -69,7 +69,7 @@ class Client:
 async def connect(
     url: str, token: str, *, certificate: Path | None = None
 ) -> AsyncIterator[Client]:
-    """Open a client for the service at `url`; `certificate` is the only one trusted, if given."""
+    """Open a client for the service at `url`; only `certificate` is trusted, if given."""
     import ssl
 
     import httpx
@@ -83,20 +83,20 @@ async def connect(
         headers={"Authorization": f"Bearer {token}"},
         timeout=TIMEOUT_SECONDS,
         verify=trust,
-        trust_env=False,  # a proxy of the environment is not between a command and its service
+        trust_env=False,  # no proxy between a command and its service
     ) as http:
         yield Client(http)
 
 
 async def post(url: str, body: bytes, *, headers: Mapping[str, str]) -> int:
-    """Post to somebody else's service and return the status; raises `Unavailable` without one.
+    """Post to another service and return the status; raises `Unavailable` without an answer.
 
-    The address may be a secret (those of chat services are), so no error shows more than its
-    host. Redirects are not followed: the address was chosen by the author.
+    The address may be a secret (a chat webhook), so errors show only its host. Redirects are not
+    followed.
     """
     import httpx
 
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every call, address and all
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every address
     try:
         async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as http:
             answer = await http.post(url, content=body, headers=dict(headers))

@@ -1,6 +1,6 @@
-"""Settings: `TURNOUT_*` in the environment and `turnout.toml`, typed, unknown keys refused.
+"""Settings: `TURNOUT_*` in the environment and `turnout.toml`, typed; unknown keys are refused.
 
-The environment wins over the file; a command-line option wins over both. Units stand in names.
+The environment wins over the file; a command-line option wins over both.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _parse_addresses(value: Any) -> tuple[str, ...]:
         return tuple(str(ip_network(one.strip(), strict=False)) for one in listed)
     except (ValueError, AttributeError, TypeError):
         raise SetupError(
-            f'{value!r} is no list of addresses or networks; write it like "10.0.0.0/8, ::1"'
+            f'{value!r} is not a list of addresses or networks; write it like "10.0.0.0/8, ::1"'
         ) from None
 
 
@@ -53,7 +53,7 @@ Addresses = Annotated[tuple[str, ...], NoDecode, _readable(_parse_addresses)]
 
 
 class Settings(BaseSettings):
-    """Everything an operator may choose; the defaults serve one process on one machine."""
+    """All settings; the defaults suit one process on one machine."""
 
     model_config = SettingsConfigDict(
         env_prefix="TURNOUT_", extra="forbid", frozen=True, env_ignore_empty=True
@@ -66,11 +66,11 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     root_path: str = Field("", description="Path prefix a reverse proxy strips.")
     public_url: str | None = Field(
-        None, description="Address people reach the service at, for the links it sends."
+        None, description="Address at which people reach the service, for links in messages."
     )
     trusted_proxies: Addresses = Field(
         (),
-        description="Reverse proxies: no bound on their connections; X-Forwarded-For counts.",
+        description="Reverse proxies: unlimited connections; X-Forwarded-For is used.",
     )
     tls_certificate: Path | None = Field(None, description="PEM certificate chain to serve TLS.")
     tls_key: Path | None = Field(None, description="PEM private key to serve TLS.")
@@ -81,10 +81,12 @@ class Settings(BaseSettings):
         "auto", description="`auto` is text on a terminal and JSON elsewhere."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least level that is written."
+        "info", description="Lowest level that is logged."
     )
 
-    concurrency: int = Field(64, ge=1, le=10_000, description="Runs at once, over all flows.")
+    concurrency: int = Field(
+        64, ge=1, le=10_000, description="Runs at once, of all flows together."
+    )
     threads: int = Field(32, ge=1, le=1000, description="Threads for `def` flows and tasks.")
     processes: int = Field(0, ge=0, description="Worker processes; 0 is one per core.")
     process_memory: Size = Field(
@@ -93,7 +95,9 @@ class Settings(BaseSettings):
     process_calls: int = Field(
         100, ge=1, description="Calls after which a worker process is replaced."
     )
-    grace: Duration = Field(timedelta(seconds=30), description="Time runs get to end on stop.")
+    grace: Duration = Field(
+        timedelta(seconds=30), description="How long runs may take to end on stop."
+    )
     blocked_loop: Duration = Field(
         timedelta(seconds=30),
         ge=timedelta(milliseconds=100),
@@ -105,7 +109,7 @@ class Settings(BaseSettings):
         1_000_000, ge=1, description="Unfinished runs above which intake stops."
     )
     max_result_bytes: Size = Field(
-        2**20, description="Largest result of a run; a step's larger one is kept in a file."
+        2**20, description="Largest result of a run; a larger one of a step is stored in a file."
     )
     max_spilled_bytes: Size = Field(64 * 2**20, description="Largest result of a step.")
     max_waiters: int = Field(1000, ge=0, description="Requests waiting with ?wait= at once.")
@@ -126,25 +130,26 @@ class Settings(BaseSettings):
         description="How long events that started nothing are kept, or `forever`.",
     )
     max_journal_bytes: Size = Field(
-        10 * 2**30, description="Journal size above which finished runs go early."
+        10 * 2**30,
+        description="Journal size above which finished runs are deleted early.",
     )
 
     kafka_bootstrap_servers: str = Field(
         "127.0.0.1:9092", description="Kafka brokers to ask first: HOST:PORT, comma-separated."
     )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="How to talk to Kafka: with or without TLS, with or without SASL."
+        "PLAINTEXT", description="Kafka connection: with or without TLS, with or without SASL."
     )
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        "PLAIN", description="How SASL proves who we are."
+        "PLAIN", description="SASL mechanism."
     )
     kafka_sasl_username: str | None = Field(None, description="SASL user name.")
     kafka_sasl_password: str | None = Field(None, repr=False, description="SASL password.")
     kafka_tls_ca: Path | None = Field(
-        None, description="PEM file of the authorities to trust; the system's without it."
+        None, description="PEM file of the trusted authorities; default: the system's."
     )
     kafka_tls_certificate: Path | None = Field(
-        None, description="PEM certificate chain to show to Kafka."
+        None, description="PEM client certificate chain for Kafka."
     )
     kafka_tls_key: Path | None = Field(None, description="PEM private key of that certificate.")
 
@@ -161,16 +166,16 @@ class Settings(BaseSettings):
 
     @property
     def address(self) -> str:
-        """Where people reach the service: `public_url`, else what it listens on."""
+        """The address of the service: `public_url`, else the one it listens on."""
         scheme = "http" if self.tls_certificate is None else "https"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return self.public_url or f"{scheme}://{host}:{self.port}{self.root_path.rstrip('/')}"
 
     def connection(self, kind: str) -> dict[str, Any]:
-        """Return what triggers of this kind are to know: the options of a client, for `kafka`.
+        """Return the options that triggers of this kind need: those of the client, for `kafka`.
 
-        For `files` the service's own data folder, which they leave alone. Reads the TLS files;
-        raises `SetupError` naming the one that cannot be used.
+        For `files` it is the service's data folder, which they ignore. Reads the TLS files; raises
+        `SetupError` naming one that cannot be used.
         """
         if kind != "kafka":
             return {"data": str(self.data)} if kind == "files" else {}
@@ -199,15 +204,15 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read keyword arguments over the environment; `load` brings the file."""
+        """Let keyword arguments override the environment; `load` adds the file."""
         return init_settings, env_settings
 
 
 def load(config: Path | None = None, **chosen: Any) -> Settings:
     """Read `turnout.toml` (or `config`), the environment and `chosen`; raises `SetupError`.
 
-    Every problem is named with the file or variable it stands in, a misspelt key included.
-    Folders are where they are now, wherever a flow makes the process go later.
+    An error names the file or variable. Folders become absolute, so that a flow may change the
+    working directory.
     """
     file = config or Path("turnout.toml")
     values: dict[str, Any] = {}
@@ -302,8 +307,8 @@ def _refuse_unknown(values: dict[str, Any], file: Path) -> None:
     from difflib import get_close_matches
 
     known = list(Settings.model_fields)
-    strangers = [(key, str(file), key) for key in values if key not in known]
-    strangers += [
+    unknown = [(key, str(file), key) for key in values if key not in known]
+    unknown += [
         (variable.removeprefix("TURNOUT_").lower(), "the environment", variable)
         for variable in os.environ
         if variable.startswith("TURNOUT_")
@@ -311,7 +316,7 @@ def _refuse_unknown(values: dict[str, Any], file: Path) -> None:
         and variable not in _NOT_SETTINGS
         and variable.removeprefix("TURNOUT_").lower() not in known
     ]
-    for key, place, written in strangers:
+    for key, place, written in unknown:
         close = get_close_matches(key, known, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise SetupError(f"{place}: {written!r} is not a setting{hint}")

@@ -63,9 +63,9 @@ def test_a_bad_value_names_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ('keep_failed = "for ever"', r"keep_failed: cannot read the duration 'for ever'"),
         ('host = ""', "host: .*1 character"),
         ("max_body_bytes = 0", "max_body_bytes: .*greater"),
-        ('trusted_proxies = "proxy"', r"trusted_proxies: 'proxy' is no list of addresses"),
-        ("trusted_proxies = [1]", r"trusted_proxies: .* is no list of addresses"),
-        ("trusted_proxies = 1", r"trusted_proxies: 1 is no list of addresses"),
+        ('trusted_proxies = "proxy"', r"trusted_proxies: 'proxy' is not a list of addresses"),
+        ("trusted_proxies = [1]", r"trusted_proxies: .* is not a list of addresses"),
+        ("trusted_proxies = 1", r"trusted_proxies: 1 is not a list of addresses"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_with_the_fix(

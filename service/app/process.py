@@ -1,8 +1,8 @@
-"""One process's parts, wired: started in order, stopped in order, reloaded in place.
+"""The parts of one process: wiring, start, stop and reload.
 
-Start: what is behind the way in comes first, so that nothing is accepted before everything works.
-Stop: runs end within the grace time, the rest is handed back, and events are taken to the last.
-Not here: HTTP, signals and settings (app).
+Start: triggers and HTTP come last, so that no event is accepted before everything works. Stop:
+runs end within the grace time, the rest is queued again, and events are accepted until the end.
+Not here: HTTP, signals and settings (`serve`).
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ WATCH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class ByHand:
-    """A trigger for events that are handed in, such as those of `turnout run`."""
+class ManualTrigger:
+    """A trigger without a source, for events made by turnout itself, such as by `turnout run`."""
 
     name: str
     kind: str
 
     def check(self) -> None:
-        """Nothing can be wrong with it."""
+        """Accept it: it has no options."""
 
 
 @dataclass(frozen=True)
-class ApiTrigger(ByHand):
-    """The trigger behind `POST /api/events`: events somebody hands in by type."""
+class ApiTrigger(ManualTrigger):
+    """The trigger behind `POST /api/events`, which starts flows by event type."""
 
     name: str = "api"
     kind: str = "api"
@@ -69,7 +69,7 @@ class ApiTrigger(ByHand):
 
 
 class Process:
-    """One process's parts, wired."""
+    """The parts of one process, wired together."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Process:
         self.after_run_actions = AfterRunActions(journal, lambda: self.emitters)
         self.admission = Admission(settings.concurrency)
         self.awaited = Awaited()
-        self.links = Links(secrets.token_bytes(32), settings.address)  # `app` has the kept key
+        self.links = Links(secrets.token_bytes(32), settings.address)  # `serve` sets the stored key
         executor = Executor(
             journal, self.pools, self.resources, settings, metrics, now=now, sleep=sleep
         )
@@ -151,7 +151,7 @@ class Process:
     def emitter(
         self, trigger: Trigger, flows: Callable[[Event], Sequence[AnyFlow]]
     ) -> TriggerEmitter:
-        """Build the way in for a trigger."""
+        """Build the emitter of a trigger."""
         return TriggerEmitter(
             trigger,
             flows,
@@ -160,7 +160,7 @@ class Process:
             metrics=self.metrics,
             waiters=self.waiters,
             now=self.now,
-            on_event_ended=self._event_settled,
+            on_event_ended=self._event_ended,
             connection=self.settings.connection,
             add_topics=self.awaited.add_topics,
             grace=self.settings.grace,
@@ -170,7 +170,7 @@ class Process:
         if outcome.state in (RunState.RETRYING, RunState.WAITING, RunState.QUEUED):
             return
         self._ended(claim.flow, outcome.state).inc()
-        if claim.dead and outcome.undo == "done":  # an operator had it go on
+        if claim.dead and outcome.undo == "done":  # an operator resumed the undo
             log.info("run.undone", flow=claim.flow, run=claim.run_id)
         elif outcome.state is RunState.FAILED and outcome.error is not None:
             log.error(
@@ -191,13 +191,13 @@ class Process:
         if emitter is not None and emitter.acts_after_runs:
             await self.after_run_actions.event_ended(claim.event_seq)
 
-    def _event_settled(self, event_seq: int) -> None:
+    def _event_ended(self, event_seq: int) -> None:
         self._tasks.create_task(self.after_run_actions.event_ended(event_seq))
 
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Bring up everything behind the way in; the caller stops `resources` at the end."""
+        """Start everything but triggers and HTTP; the caller stops `resources` at the end."""
         rescued = await self.journal.rescue(now=self.now())
         if rescued.requeued or rescued.failed:
             log.warning("runs.rescued", requeued=rescued.requeued, failed=list(rescued.failed))
@@ -228,20 +228,20 @@ class Process:
         for name, trigger in project.triggers.items():
             known = self.emitters.get(name)
             if known is None or known.trigger != trigger:
-                self.emitters[name] = self.emitter(trigger, partial(self._fed, name))
+                self.emitters[name] = self.emitter(trigger, partial(self._flows_of, name))
             self.emitters[name].paused = f"trigger:{name}" in paused
 
-    def _fed(self, trigger: str, _event: Event) -> Sequence[AnyFlow]:
+    def _flows_of(self, trigger: str, _event: Event) -> Sequence[AnyFlow]:
         return self.project.feeds.get(trigger, ())
 
     async def start_triggers(self) -> None:
-        """Open the way in."""
+        """Start the triggers."""
         for emitter in self.emitters.values():
             self.supervisor.start(emitter)
 
     @asynccontextmanager
     async def _trigger_stopped(self, name: str) -> AsyncIterator[None]:
-        """Keep one trigger from reading while its positions are moved."""
+        """Stop one trigger while its positions are moved."""
         emitter = self.emitters.get(name)
         if emitter is not None:
             emitter.stays = True
@@ -255,11 +255,11 @@ class Process:
                 self.supervisor.start(self.emitters[name])
 
     async def reload(self, project: Project) -> None:
-        """Serve a new version of the project; raises `SetupError`, and goes on with the old one.
+        """Switch to a new version of the project; raises `SetupError` and keeps the old one.
 
-        Unchanged triggers never stop. Runs of flows that are new here, come back or take over
-        (`was=`) start once the journal has told which ordering keys are held. What a resource of
-        replaced code has opened stays open until the service stops: runs may still use it.
+        Unchanged triggers never stop. Flows that are new, come back or take over a name (`was=`)
+        start runs once their held ordering keys are read from the journal. Resources of replaced
+        code stay open until the service stops, since runs may still use them.
         """
         await self.resources.start(_resources(project))
         paused = await self.journal.paused()
@@ -280,7 +280,7 @@ class Process:
         self._apply(project, {*paused, *fresh})
         self.pools.renew()
         await self._take_over(project)
-        paused = await self.journal.paused()  # an operator may have been at it meanwhile
+        paused = await self.journal.paused()  # an operator may have changed it meanwhile
         for name in fresh - paused.keys():
             self.dispatcher.resume(name.removeprefix("flow:"))
         for name, emitter in self.emitters.items():
@@ -289,13 +289,13 @@ class Process:
             self.supervisor.start(self.emitters[name])
 
     async def _take_over(self, project: Project) -> None:
-        """Give flows the runs of their old names (`was=`) and the ordering keys that are held."""
+        """Move runs of old names (`was=`) to the new ones, and read the held ordering keys."""
         renamed = {flow.name: flow.was for flow in project.flows.values() if flow.was is not None}
         for name, was in renamed.items():
             self.dispatcher.adopt(was, name)
         await self._rename(renamed)
         await self.dispatcher.hold_keys()
-        await self._rename(renamed)  # what was routed to an old name meanwhile is on disk by now
+        await self._rename(renamed)  # for what was routed to an old name meanwhile
 
     async def _rename(self, renamed: Mapping[str, str]) -> None:
         for name, was in renamed.items():
@@ -308,7 +308,7 @@ class Process:
             self.dispatcher.reread_queue(name)
 
     def routes(self) -> list[tuple[CalledTrigger, TriggerEmitter]]:
-        """Return the called triggers with their way in, for the HTTP adapter."""
+        """Return the called triggers with their emitters, for `Ingest`."""
         return [
             (emitter.trigger, emitter)
             for emitter in self.emitters.values()
@@ -316,12 +316,12 @@ class Process:
         ]
 
     def problems(self) -> list[str]:
-        """Return why the service is not ready; nothing when it is."""
+        """Return why the service is not ready; empty if it is."""
         found = ["the service is stopping"] if self.stopping else []
         if self.journal.writable is not None:
             found.append(f"the journal cannot be written: {self.journal.writable}")
         elif self.journal.short_of_space is not None:
-            found.append(f"nothing new is taken in: {self.journal.short_of_space}")
+            found.append(f"no new events are accepted: {self.journal.short_of_space}")
         found += [
             f"trigger {name}: {emitter.problem}"
             for name, emitter in self.emitters.items()
@@ -330,26 +330,26 @@ class Process:
         return found
 
     def warnings(self) -> list[str]:
-        """Return what keeps runs from going on, though events are taken."""
+        """Return what keeps runs from starting although events are accepted."""
         return list(self.pools.warnings().values())
 
-    async def watch_work(self) -> None:
-        """Log, once each time, when runs begin to wait for a pool and when none does any more."""
-        told: dict[str, str] = {}
+    async def watch_pools(self) -> None:
+        """Log when runs start to wait for a pool, and when none waits any more."""
+        reported: dict[str, str] = {}
         while True:
             now = self.pools.warnings()
-            for what in now.keys() - told.keys() - {"timeouts"}:  # those log when they happen
+            for what in now.keys() - reported.keys() - {"timeouts"}:  # logged when they happen
                 log.warning("pool.exhausted", pool=what, why=now[what])
-            for what in told.keys() - now.keys() - {"timeouts"}:
+            for what in reported.keys() - now.keys() - {"timeouts"}:
                 log.info("pool.recovered", pool=what)
-            told = now
+            reported = now
             await asyncio.sleep(WATCH_SECONDS)
 
     async def stop(self) -> int:
-        """Drain, hand back, stop intake; returns runs stuck in threads that cannot be ended.
+        """Drain, queue the rest again, stop intake; returns the number of stuck threads' runs.
 
-        What comes meanwhile is queued for the next process: a sender need not wait for the last
-        run here, which may take all of `grace`.
+        Events that come meanwhile are queued for the next process, so that senders do not wait for
+        the last run, which may take all of `grace`.
         """
         self.stopping = True
         stuck = await self.dispatcher.stop(self.settings.grace)

@@ -1,6 +1,6 @@
-"""The program: one process with HTTP in front, from settings to exit code.
+"""`turnout serve` and `turnout run`: from settings to exit code.
 
-The composition root. What nobody expected ends the process; a supervisor starts it again, and the
+The composition root. An unexpected error ends the process; a supervisor restarts it, and the
 journal makes that safe.
 """
 
@@ -38,7 +38,7 @@ from turnout.service.settings import Settings
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
-from .process import ByHand, Process
+from .process import ManualTrigger, Process
 from .watchdogs import watch_clock, watch_disk, watch_files, watch_loop
 
 log = get_logger("turnout")
@@ -46,10 +46,10 @@ log = get_logger("turnout")
 EXIT_OK = 0
 EXIT_IO = 74
 EXIT_CUT_OFF = 75
-"""A stop that had to cut off steps which did not end; they run again at the next start."""
+"""A stop that cut off steps which did not end; they run again at the next start."""
 EXIT_INTERRUPTED = 130
 UNWIND_SECONDS = 2.0
-"""How long a foreground run gets to end after Ctrl-C; a second one ends it at once."""
+"""How long a foreground run may take after Ctrl-C; a second one ends it at once."""
 
 
 async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool = False) -> int:
@@ -91,13 +91,13 @@ async def _live(
     *,
     reload: bool,
 ) -> None:
-    asked = _on_signals()
+    requests = _on_signals()
     asyncio.get_running_loop().set_exception_handler(partial(_end_by_callback, process, tasks))
     settings = process.settings
     background = _watch(process, journal, tasks)
-    with asked.cancelling() as starting:
+    with requests.cancelling() as starting:
         await process.start()
-    if starting.cancelled_caught:  # a resource may take for ever
+    if starting.cancelled_caught:  # a resource may never start
         await process.stop()
         _cancel(background)
         log.info("service.stopped")
@@ -116,7 +116,7 @@ async def _live(
     url = _url(settings, sock)
     load_or_make_token(settings)
     process.links = Links(load_or_make_key(settings.data), settings.public_url or url)
-    journal.write_url(url)  # last, so that whoever reads the address finds the token
+    journal.write_url(url)  # last: a client that finds the address also finds the token
     await process.start_triggers()
     maintenance = Maintenance(
         journal,
@@ -127,9 +127,9 @@ async def _live(
         clock=WallClock(process.now, known=journal.last_written_at),
     )
     background.append(tasks.create_task(maintenance.run()))
-    calm_collector()
+    tune_garbage_collector()
     if reload:
-        background.append(tasks.create_task(_ask_for_changes(asked, flow_paths)))
+        background.append(tasks.create_task(_ask_for_changes(requests, flow_paths)))
     log.info(
         "service.started",
         url=url,
@@ -137,9 +137,9 @@ async def _live(
         triggers=len(process.emitters),
         data=str(settings.data),
     )
-    while not await asked.to_stop():
-        with asked.cancelling():
-            await _reload(process, ingest, flow_paths, asked.changes())
+    while not await requests.to_stop():
+        with requests.cancelling():
+            await _reload(process, ingest, flow_paths, requests.changes())
     log.info("service.stopping", grace_seconds=settings.grace.total_seconds())
     stuck = await process.stop()
     server.stop()
@@ -147,7 +147,7 @@ async def _live(
     _cancel(background)
     await _end_if_lost(journal)
     if stuck:
-        # A thread cannot be killed (decision 21): its run is handed back, the process ends.
+        # Threads cannot be killed: the run is queued again and the process ends.
         log.warning("service.stopped", stuck=stuck)
         await journal.close()
         sys.stderr.flush()
@@ -165,7 +165,7 @@ def _watch(
         tasks.create_task(watch_disk(journal)),
         tasks.create_task(watch_files(journal)),
         tasks.create_task(watch_clock(clock, process.dispatcher.recheck_due)),
-        tasks.create_task(process.watch_work()),
+        tasks.create_task(process.watch_pools()),
     ]
 
 
@@ -175,8 +175,8 @@ def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 @dataclass
-class _Asked:
-    """What the program is asked to do beside serving: to load flow files again, to stop."""
+class _Requests:
+    """What a running service is requests to do: reload flow files, or stop."""
 
     _any: asyncio.Event = field(default_factory=asyncio.Event)
     _scope: anyio.CancelScope | None = None
@@ -184,7 +184,7 @@ class _Asked:
     _changed: list[str] = field(default_factory=list)
 
     def stop(self, number: int) -> None:
-        """Ask to stop; asked twice, the process ends at once."""
+        """Ask to stop; the second time the process ends at once."""
         if self._stop:
             os._exit(128 + number)
         self._stop = True
@@ -194,49 +194,49 @@ class _Asked:
 
     @contextmanager
     def cancelling(self) -> Iterator[anyio.CancelScope]:
-        """Cancel what is done inside when the program is asked to stop."""
+        """Cancel the body when the service is requests to stop."""
         with anyio.CancelScope() as self._scope:
             yield self._scope
         self._scope = None
 
     def reload(self, *changed: str) -> None:
-        """Ask to load the flow files again, because of what has changed."""
+        """Ask to reload the flow files, with what changed."""
         self._changed += changed
         self._any.set()
 
     async def to_stop(self) -> bool:
-        """Wait until something is asked; whether it is to stop."""
+        """Wait for a request; returns whether it is to stop."""
         await self._any.wait()
         self._any.clear()
         return self._stop
 
     def changes(self) -> list[str]:
-        """Return, once, what a reload was asked for."""
+        """Return the changes since the last call."""
         changed, self._changed = self._changed, []
         return changed
 
 
-def _on_signals() -> _Asked:
-    """Stop at SIGTERM and SIGINT, reload at SIGHUP; without its terminal a program stops too."""
-    asked = _Asked()
+def _on_signals() -> _Requests:
+    """Stop at SIGTERM and SIGINT; reload at SIGHUP, or stop when a terminal closes."""
+    requests = _Requests()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.stop, number)
+        loop.add_signal_handler(number, requests.stop, number)
     if sys.stderr.isatty():
-        loop.add_signal_handler(signal.SIGHUP, asked.stop, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, requests.stop, signal.SIGHUP)
     else:
-        loop.add_signal_handler(signal.SIGHUP, asked.reload, "SIGHUP")
-    return asked
+        loop.add_signal_handler(signal.SIGHUP, requests.reload, "SIGHUP")
+    return requests
 
 
-async def _ask_for_changes(asked: _Asked, flow_paths: Sequence[Path]) -> None:
+async def _ask_for_changes(requests: _Requests, flow_paths: Sequence[Path]) -> None:
     from turnout.service.project.reload import changes
 
     def warn(reason: str) -> None:
         log.warning("reload.polled", reason=reason, limits="fs.inotify.max_user_*")
 
     async for changed in changes(flow_paths, warn=warn):
-        asked.reload(*sorted(map(str, changed)))
+        requests.reload(*sorted(map(str, changed)))
 
 
 def _end_by_callback(
@@ -245,9 +245,9 @@ def _end_by_callback(
     loop: asyncio.AbstractEventLoop,
     context: dict[str, Any],
 ) -> None:
-    """End the service when a callback of ours fails, as a task of ours that fails would."""
+    """End the service when a loop callback fails, as when a task fails."""
     error = context.get("exception")
-    if error is None or "handle" not in context:  # a peer's connection, not our own doing
+    if error is None or "handle" not in context:  # an error of a connection, not of turnout
         loop.default_exception_handler(context)
         return
 
@@ -259,13 +259,13 @@ def _end_by_callback(
 
 
 async def _end_when_broken(journal: OpenJournal) -> None:
-    # At once, not by an exception: that would wait for runs, and a thread may never return.
+    # At once: an exception would wait for runs, and a thread may never return.
     await journal.broken.wait()
     _end_broken(journal.writable or "the journal's disk failed")
 
 
 async def _end_if_lost(journal: OpenJournal) -> None:
-    """Tell of files that were lost since the last look: nothing would, once the service is gone."""
+    """Check once more at the end that no journal file was lost."""
     lost = await journal.look_at_files()
     if lost is not None:
         _end_broken(lost)
@@ -277,11 +277,11 @@ def _end_broken(reason: str) -> NoReturn:
     os._exit(EXIT_IO)
 
 
-def calm_collector() -> None:
-    """Spare what lives as long as the process, and look for cycles less often.
+def tune_garbage_collector() -> None:
+    """Freeze long-lived objects and collect garbage less often.
 
-    Events and runs leave no cycles; at Python's default (a look every 700 new objects) looking for
-    them measured as a quarter of a Kafka record's cost, and a full look is a pause of all.
+    Events and runs leave no reference cycles. At Python's default (a collection every 700 new
+    objects) collecting took a quarter of the cost of a Kafka record; a full one pauses everything.
     """
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
@@ -292,7 +292,7 @@ async def _load_rest(process: Process) -> Any:
         from turnout.service.http.rest.application import create_rest
 
         rest = create_rest(process)
-        calm_collector()
+        tune_garbage_collector()
         return rest
 
     return await asyncio.to_thread(create)
@@ -301,9 +301,9 @@ async def _load_rest(process: Process) -> Any:
 async def _reload(
     process: Process, ingest: Ingest, flow_paths: Sequence[Path], changed: Sequence[str]
 ) -> None:
-    """Serve the flow files as they are now, or go on with what is loaded and say why.
+    """Load the flow files again; on an error log it and keep what is loaded.
 
-    In the task that opened the resources, because that is the one that closes them.
+    Runs in the task that opens resources, because the same task must close them.
     """
     try:
         with loading(flow_paths) as project:
@@ -325,7 +325,7 @@ def _url(settings: Settings, sock: socket.socket) -> str:
 
 
 def _cancel_on_signals(folder: str) -> None:
-    """Cancel this task at SIGINT or SIGTERM; when a thread keeps it, the process ends soon."""
+    """Cancel this task at SIGINT or SIGTERM; end the process soon if a thread blocks that."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
 
@@ -371,7 +371,7 @@ async def run_once(settings: Settings, flow_path: Path, flow_name: str, data: by
             process = Process(settings, project, journal, metrics, tasks)
             stack.push_async_callback(process.resources.stop)
             await process.start()
-            emit = process.emitter(ByHand("cli", "cli"), lambda _event: (flow,))
+            emit = process.emitter(ManualTrigger("cli", "cli"), lambda _event: (flow,))
             event = Event(
                 id=mint_id(),
                 source="turnout:cli",

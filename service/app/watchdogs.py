@@ -1,8 +1,7 @@
-"""What a running service looks at once a second: loop, the journal's files, the disk, the clock.
+"""Checks of a running service, once a second: event loop, journal files, disk and clock.
 
-Each is a loop of its own and costs the work nothing. A journal that is not what was written, and a
-loop that is blocked, end the process: a supervisor starts it again, and the journal says what to
-go on with.
+Each is its own loop, off the path of events and runs. A corrupt journal or a blocked event loop
+ends the process; a supervisor restarts it, and runs resume from the journal.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from turnout.service.telemetry.streams import real_stderr
 
 log = get_logger("turnout")
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 SET_BY = timedelta(seconds=0.5)
-"""How much a clock jumps when it is set, rather than led."""
+"""A clock that jumps by more was set; small adjustments are not reported."""
 
 _SLICES = 10
 _PROCESSORS = 4
@@ -37,53 +36,53 @@ _LONGEST_TIMER = 10.0**8
 
 
 async def watch_files(journal: OpenJournal) -> None:
-    """Give the journal up when its files are removed, replaced or cut off while it is open.
+    """Declare the journal broken when its files are removed, replaced or truncated.
 
-    What is written from then on would be gone after the next start.
+    Anything written after that would be lost at the next start.
     """
     with suppress(JournalFull):
-        await journal.probe()  # so that there is a log that can be missed
+        await journal.probe()  # so that the write-ahead log exists and can be checked
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(journal.check())
-        while await journal.look_at_files() is None:  # noqa: ASYNC110  files tell nobody
-            await asyncio.sleep(LOOK_SECONDS)
+        while await journal.look_at_files() is None:  # noqa: ASYNC110  no notification exists
+            await asyncio.sleep(CHECK_SECONDS)
 
 
 async def watch_disk(journal: OpenJournal) -> None:
-    """Say when the disk is full, and notice within a second or two that it has room again.
+    """Log when the disk is full, and detect within two seconds that it has space again.
 
-    Also when nobody writes: a service taken out of rotation for `/readyz` 503 would never be asked
-    again.
+    Also while nothing is written: a service removed from rotation by `/readyz` 503 gets no
+    requests that would test the disk.
     """
-    said: str | None = None
+    reported: str | None = None
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(CHECK_SECONDS)
         if journal.writable is not None:
             with suppress(JournalFull):
                 await journal.probe()
         why = journal.writable or journal.short_of_space
-        if why is not None and said is None:
+        if why is not None and reported is None:
             log.error("journal.full", error=why)
-        elif why is None and said is not None:
+        elif why is None and reported is not None:
             log.info("journal.writable")
-        said = why
+        reported = why
 
 
-async def watch_clock(clock: WallClock, look: Callable[[], object]) -> None:
-    """Call `look` when the wall clock was set: what is due, and when, is to be asked anew."""
+async def watch_clock(clock: WallClock, recheck: Callable[[], object]) -> None:
+    """Call `recheck` when the wall clock was set, since due times have changed."""
     before = clock.ahead
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(CHECK_SECONDS)
         now = clock.ahead
         if abs(now - before) > SET_BY:
-            look()
+            recheck()
         before = now
 
 
 async def watch_loop(settings: Settings) -> None:
-    """End the process, stacks printed, when the loop has been blocked for `blocked_loop`.
+    """Print stacks and end the process when the loop was blocked for `blocked_loop`.
 
-    The supervisor (systemd, compose) starts it again, and the run to blame is found by its deaths.
+    The supervisor (systemd, compose) restarts it; crash isolation finds the run at fault.
     """
     watchdog = _Watchdog(settings.blocked_loop)
     watchdog.start()
@@ -96,12 +95,12 @@ async def watch_loop(settings: Settings) -> None:
 
 
 class _Watchdog:
-    """A thread that counts for how many slices of time the loop has not shown itself.
+    """A thread that counts the time slices in which the loop did not respond.
 
-    Slices, because time in which the whole process stood still (SIGSTOP, a frozen container, a
-    machine asleep) is none in which the loop was blocked: it is one slice at most. Code that keeps
-    the interpreter's lock would block this thread too; the kernel ends the process then, once it
-    has taken up to four times as much processor time.
+    Slices, because a stopped process (SIGSTOP, a frozen container, a machine asleep) does not have
+    a blocked loop: the pause counts as one slice at most. Code that holds the interpreter's lock
+    blocks this thread too; then the kernel ends the process after up to four times as much
+    processor time.
     """
 
     def __init__(self, length: timedelta) -> None:
@@ -112,12 +111,12 @@ class _Watchdog:
         self._thread = Thread(target=self._watch, name="turnout-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start the thread."""
         faulthandler.register(signal.SIGVTALRM, file=real_stderr(), all_threads=True, chain=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the watch."""
+        """Stop the thread."""
         self._stopped.set()
         self._thread.join()
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -125,7 +124,7 @@ class _Watchdog:
 
     def _watch(self) -> None:
         seconds = self._length.total_seconds()
-        # Of several processors: other threads may work without the interpreter's lock meanwhile.
+        # Times processors: other threads may use them without the interpreter's lock.
         processor_seconds = min(seconds * min(os.cpu_count() or 1, _PROCESSORS), _LONGEST_TIMER)
         blocked = 0.0
         while not self._stopped.is_set():
@@ -137,7 +136,7 @@ class _Watchdog:
                 self._end()
 
     def _end(self) -> NoReturn:
-        said = f"the event loop was blocked for {format_duration(self._length)}\n"
-        os.write(real_stderr().fileno(), said.encode())
+        message = f"the event loop was blocked for {format_duration(self._length)}\n"
+        os.write(real_stderr().fileno(), message.encode())
         faulthandler.dump_traceback(file=real_stderr(), all_threads=True)
         os._exit(1)

@@ -1,1 +1,1 @@
-"""What operators may do and see, whichever way they ask."""
+"""What operators may do and see, by command or over HTTP."""

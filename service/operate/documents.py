@@ -1,8 +1,8 @@
-"""What operators read, as JSON: the same objects from `turnout … --json` and from the HTTP API.
+"""JSON documents for operators: the same from `turnout … --json` and from the HTTP API.
 
-A run in a list is exactly `Run.as_dict()`; everything else an operator can ask for has its one
-shape here. What a document says is bounded: lists leave out large results (`result_bytes` tells
-their size), and a run those of its steps past a bound (`left_out`).
+A run in a list is exactly `Run.as_dict()`; every other document is built here. Documents are
+bounded: lists omit large results (`result_bytes` is their size), and a run omits results of its
+steps past a total (`left_out`).
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from turnout.service.journal.records import AttemptRecord, StepRecord, StoredEve
 from turnout.service.project import AnyFlow
 
 SHOWN_STEPS_BYTES = 4 * 2**20
-"""The results of a run's steps are shown up to so many bytes together."""
+"""The most bytes of step results that a run's document shows in total."""
 
 
 def instant(value: datetime | None) -> str | None:
-    """Write an instant as RFC 3339 in UTC."""
+    """Format an instant as RFC 3339 in UTC."""
     return None if value is None else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def event_of(stored: StoredEvent, *, payload: bool = False) -> dict[str, Any]:
-    """Return an event with its runs and decisions; with `payload` also what it carried.
+    """Return an event with its runs and decisions; with `payload` also its data.
 
-    The payload is `data` when it decodes, else `data_base64`, as in CloudEvents.
+    The payload is `data` if it decodes, else `data_base64`, as in CloudEvents.
     """
     event = stored.event
     document: dict[str, Any] = {
@@ -75,9 +75,9 @@ def _payload(event: Event) -> dict[str, Any]:
 
 
 async def post_mortem(reader: JournalReader, run_id: str) -> dict[str, Any]:
-    """Return a run with everything the journal keeps of it; raises `NotFound`.
+    """Return everything the journal stores about a run; raises `NotFound`.
 
-    `waits_for` is for a live service to say: what a running run waits for, in words.
+    `waits_for` is None here; a running service fills in what a running run waits for.
     """
     run = await reader.run(run_id)
     if run is None:
@@ -144,7 +144,7 @@ def _attempt(attempt: AttemptRecord) -> dict[str, Any]:
 
 
 def _json(raw: bytes) -> Any:
-    """Decode what turnout wrote; a row from a torn hand-edit is shown, not hidden by an error."""
+    """Decode JSON that turnout wrote; a row broken by hand is shown as text."""
     try:
         return read_json(raw)
     except ValueError:
@@ -180,7 +180,7 @@ def trigger_of(
     last_error: str | None,
     paused_at: datetime | None,
 ) -> dict[str, Any]:
-    """Return a trigger, the flows it feeds, and why it is not watching, if so."""
+    """Return a trigger, the flows it starts, and why it is down, if it is."""
     return {
         "name": trigger.name,
         "kind": trigger.kind,
@@ -195,7 +195,7 @@ def trigger_of(
 
 
 def receipt_of(receipt: Receipt) -> dict[str, Any]:
-    """Return what became of an emitted event; refusals only when there are any."""
+    """Return what became of an emitted event; `refusals` only if there are any."""
     document: dict[str, Any] = {
         "event": receipt.event,
         "runs": list(receipt.runs),
@@ -211,7 +211,7 @@ def seek_of(trigger: str, plan: SeekPlan, *, dry_run: bool) -> dict[str, Any]:
 
 
 def encode(document: Any) -> bytes:
-    """Write a document as one line of JSON; integers past 64 bits stay exact."""
+    """Encode a document as one line of JSON; integers past 64 bits stay exact."""
     try:
         return orjson.dumps(document)
     except orjson.JSONEncodeError:

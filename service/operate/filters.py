@@ -1,6 +1,6 @@
-"""Which runs or events an operator means: the same words in query parameters and CLI options.
+"""Filters for runs and events: the same in query parameters and CLI options.
 
-Pure: text in, a journal `Filter` out, or `InvalidData` naming the word that cannot be read.
+Pure: text in, a journal `Filter` out, or `InvalidData` naming the filter that cannot be read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_filter(
     since: str | None = None,
     until: str | None = None,
 ) -> Filter:
-    """Return the filter these words ask for; raises `InvalidData` naming the one at fault."""
+    """Return the journal filter; raises `InvalidData` naming the invalid one."""
     if state is not None and state not in list(RunState):
         raise InvalidData(f"state is one of {', '.join(RunState)}, not {state!r}", field="state")
     return Filter(
@@ -49,12 +49,12 @@ def page_of(which: Filter, *, limit: int, cursor: str | None) -> Filter:
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidData(f"limit is 1 to {MAX_LIMIT}, not {limit}", field="limit")
     if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
-        raise InvalidData("cursor is the `next` of the page before, unchanged", field="cursor")
+        raise InvalidData("cursor is the `next` of the previous page, unchanged", field="cursor")
     return replace(which, limit=limit, cursor=None if cursor is None else int(cursor))
 
 
 def read_instant(text: str, *, now: datetime, field: str) -> datetime:
-    """Read `2026-01-31`, `2026-01-31T09:00:00Z` (UTC unless it says otherwise) or an age: `2h`."""
+    """Read `2026-01-31`, `2026-01-31T09:00:00Z` (UTC by default) or an age: `2h`."""
     if is_duration(text):
         try:
             return now - parse_duration(text)

@@ -1,6 +1,6 @@
-"""Upkeep: what a service does for itself, as `run_once` and a loop around it.
+"""Maintenance of the journal: `run_once`, and a loop around it.
 
-Prunes what is past its time or above the size bound, in small batches, with its large results;
+Prunes, in small batches, what is past its retention or above the size bound, with its blobs;
 carries out after-run actions that a crash or an error left over; keeps the size metric. A clock
 that has just jumped prunes nothing (`clock`).
 """
@@ -49,7 +49,7 @@ class Maintenance:
         self._deferred = False
 
     async def run(self) -> None:
-        """Do the upkeep until cancelled."""
+        """Maintain the journal until cancelled."""
         while True:
             try:
                 await self.run_once()
@@ -58,7 +58,7 @@ class Maintenance:
             await asyncio.sleep(INTERVAL_SECONDS)
 
     async def run_once(self) -> int:
-        """Do one round of upkeep; returns the rows pruned."""
+        """Do one round of maintenance; returns the rows pruned."""
         await self._after_run_actions.sweep()
         pruned = await self._prune_by_age()
         await self._journal.prune_blobs()
@@ -69,7 +69,7 @@ class Maintenance:
         return pruned
 
     async def _prune_by_age(self) -> int:
-        if not self._is_time_believed():
+        if not self._is_clock_trusted():
             return 0
         now, settings = self._now(), self._settings
         pruned = 0
@@ -87,19 +87,19 @@ class Maintenance:
                 break
         return pruned
 
-    def _is_time_believed(self) -> bool:
+    def _is_clock_trusted(self) -> bool:
         ahead = self._clock.ahead
-        believed = self._clock.is_believed()
-        if not believed and not self._deferred:
+        trusted = self._clock.is_believed()
+        if not trusted and not self._deferred:
             log.error(
                 "pruning.deferred",
                 ahead=format_duration(ahead),
                 wait=format_duration(PATIENCE),
-                error="the clock is far ahead of when this service last knew the time; "
-                "set it right, or what is old by it is deleted then",
+                error="the clock jumped far ahead; correct it, or what is then past its "
+                "retention is deleted after the wait",
             )
-        self._deferred = not believed
-        return believed
+        self._deferred = not trusted
+        return trusted
 
     async def _prune_by_size(self) -> int:
         pruned = 0

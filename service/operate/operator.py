@@ -1,7 +1,7 @@
-"""What an operator may do to runs, events, flows and triggers: one verb each.
+"""What an operator may do to runs, events, flows and triggers: one method per verb.
 
-Works on a live service (with its dispatcher and emitters) and on a journal at rest (without):
-`fire` and `emit` need the service, everything else is a write to the journal.
+Works in a running service (with dispatcher and emitters) and on the journal of a stopped one
+(without). `fire` and `emit` need the running service; the other verbs write to the journal.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ log = get_logger("turnout.operator")
 BULK = 500
 
 
-def _at_rest(_trigger: str) -> AbstractAsyncContextManager[None]:
-    """Stand in for stopping a trigger where none runs."""
+def _nothing_to_stop(_trigger: str) -> AbstractAsyncContextManager[None]:
+    """Stop no trigger, where none is running."""
     return nullcontext()
 
 
 class Operator:
-    """The hands of an operator; every verb is durable on return."""
+    """The operator's verbs; each is durable on return."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Operator:
         emitters: Callable[[], Mapping[str, TriggerEmitter]] = dict,
         api: TriggerEmitter | None = None,
         connection: Callable[[str], Mapping[str, Any]] | None = None,
-        stopped: Callable[[str], AbstractAsyncContextManager[None]] = _at_rest,
+        stopped: Callable[[str], AbstractAsyncContextManager[None]] = _nothing_to_stop,
     ) -> None:
         self._journal = journal
         self._now = now
@@ -64,11 +64,11 @@ class Operator:
         self._stopped = stopped
 
     async def cancel(self, run_id: str, *, reason: str = "", by: str = "") -> Run:
-        """Cancel an unfinished run, why and by whom; a running one stops at its next await.
+        """Cancel an unfinished run; a running one stops at its next await.
 
-        It ends as `cancelled`: at once, or when what it did is undone (`undo` is `running` until
-        then), behind the children it waits for, which are cancelled too.
-        Raises `NotFound`, `Refused` (it has ended, or is being undone already).
+        It ends as `cancelled` at once, or after its undo (`undo` is `running` until then). Children
+        it waits for are cancelled too and end first.
+        Raises `NotFound`, `Refused` (it has ended, or is already being undone).
         """
         runs = await self._journal.cancel(run_id, now=self._now(), reason=reason, by=by)
         if self._dispatcher is not None:
@@ -77,7 +77,7 @@ class Operator:
         return runs[0]
 
     async def cancel_children(self, run_seq: int, run_id: str) -> None:
-        """Cancel the children a run that has ended no longer waits for."""
+        """Cancel the children that a finished run was waiting for."""
         for step in await self._journal.steps(run_seq):
             if step.state == "waiting" and step.origin:
                 with suppress(Refused, NotFound):
@@ -94,19 +94,19 @@ class Operator:
         step: str | None = None,
         link: UsedLink | None = None,
     ) -> Run:
-        """Answer the approval a run waits for, once; `step` is its key when there are several.
+        """Answer the approval a run waits for; `step` is its key if there are several.
 
-        Raises `NotFound`, `Refused` (nothing is open, or it was answered), `Expired` for a `link`
-        that was used, `InvalidData` when the fields are not what the flow asks for.
+        Raises `NotFound`, `Refused` (none is open, or it was answered), `Expired` for a used
+        `link`, `InvalidData` for fields other than those the flow asks for.
         """
         run = await self._journal.run(run_id)
         if run is None:
             raise NotFound(f"no run {run_id!r}")
         if approved:
             await self._check_fields(run, step, fields)
-        said = {"approved": approved, "fields": fields, "reason": reason, "by": by}
-        # Not orjson, which refuses integers past 64 bits.
-        text = json.dumps(said).encode()
+        answer = {"approved": approved, "fields": fields, "reason": reason, "by": by}
+        # Not orjson: it refuses integers past 64 bits.
+        text = json.dumps(answer).encode()
         await self._journal.answer(run.id, step, text, link=link, now=self._now())
         if self._dispatcher is not None:
             self._dispatcher.recheck_due()
@@ -120,34 +120,34 @@ class Operator:
                 read_fields(find_fields(declared), fields)
 
     async def retry(self, run_id: str, from_step: str | None = None) -> Run:
-        """Queue a finished run again; it goes on after its last recorded step or at `from_step`.
+        """Queue a finished run again; it resumes after its last recorded step or at `from_step`.
 
-        One whose undo has failed goes on with the steps of that which are not done, and only those.
-        One that waits for its next try, or that of a step, is tried now.
+        If its undo failed, only the remaining steps of the undo run. A run that waits for its next
+        try, or for that of a step, is tried now.
         """
         run = await self._journal.retry(run_id, from_step, now=self._now())
         if run.state in (RunState.RETRYING, RunState.WAITING):
             if self._dispatcher is not None:
                 self._dispatcher.recheck_due()
             return run
-        name = self._name_now(run.flow)
+        name = self._current_name(run.flow)
         if name != run.flow:
             await self._journal.rename_flow(run.flow, name)
         self._reread_queue(name)
         return run
 
     async def drop(self, run_id: str) -> Run:
-        """Take a dead letter off the list; it is kept as a failed run."""
+        """Remove a dead letter from the list; it stays in the journal as a failed run."""
         run = await self._journal.drop(run_id, now=self._now())
         if self._dispatcher is not None:
             self._dispatcher.release_key(run)
         return run
 
     async def replay_dead(self, run_id: str, *, not_undone: bool = False) -> list[str]:
-        """Start a dead letter's flow again from the event, as a new run; the letter is dropped.
+        """Run a dead letter's flow again, as a new run of its event, and drop the dead letter.
 
-        One that is not undone stays a dead letter, and is replayed only if `not_undone` says that
-        this is known; otherwise raises `Refused`.
+        A run that is not undone stays a dead letter; it is replayed only with `not_undone`, else
+        raises `Refused`.
         """
         run = await self._journal.run(run_id)
         if run is None:
@@ -165,10 +165,10 @@ class Operator:
     async def replay(
         self, event_id: str, source: str | None = None, *, not_undone: bool = False
     ) -> list[str]:
-        """Start every flow of a stored event again, as new runs; raises `NotFound`, `Refused`.
+        """Run every flow of a stored event again, as new runs; raises `NotFound`, `Refused`.
 
-        While a run of the event is not undone, only if `not_undone` says that this is known.
-        The flows are those it had runs of and, with a project at hand, those it would start now.
+        While a run of the event is not undone, `not_undone` is required. The flows are those that
+        the event started and, with a project, those it would start now.
         """
         found = await self._journal.event(event_id, source=source)
         if not found:
@@ -192,17 +192,17 @@ class Operator:
             raise Refused(f"event {event_id!r} starts no flow")
         return await self._replay(stored, flows)
 
-    def _name_now(self, flow: str) -> str:
-        """Return the name that a flow has now, which may have had another (`was=`)."""
+    def _current_name(self, flow: str) -> str:
+        """Return the current name of a flow, which may have been renamed (`was=`)."""
         names = (other.name for other in self._project().flows.values() if other.was == flow)
         return next(names, flow)
 
     async def _replay(self, stored: StoredEvent, flows: Mapping[str, Run | None]) -> list[str]:
-        """Start flows again, each with the keys of its last run while it is not served."""
+        """Add a run for each flow; a flow that is not loaded keeps the keys of its last run."""
         project = self._project()
         now: dict[str, Run | None] = {}
         for name, last in flows.items():
-            now.setdefault(self._name_now(name), last)
+            now.setdefault(self._current_name(name), last)
         runs = []
         for name, last in now.items():
             run = NewRun(id=mint_id(), flow=name, state=RunState.QUEUED)
@@ -228,7 +228,7 @@ class Operator:
     async def _event_of(self, run: Run) -> StoredEvent:
         stored = await self._journal.event_of(run.seq)
         if stored is None:
-            raise NotFound(f"the event of run {run.id} is no longer kept")
+            raise NotFound(f"the event of run {run.id} has been deleted")
         return stored
 
     def _reread_queue(self, flow: str) -> None:
@@ -236,13 +236,13 @@ class Operator:
             self._dispatcher.reread_queue(flow)
 
     async def clear_cache(self, task: str | None = None) -> int:
-        """Forget the kept results of a task, or of all with `cache=`; returns how many."""
+        """Clear the cached results of one task, or of all with `cache=`; returns how many."""
         return await self._journal.clear_cache(task=task)
 
     async def pause(self, name: str) -> str:
         """Pause a flow or a trigger until `resume`; returns `flow:NAME` or `trigger:NAME`.
 
-        A paused flow's events are accepted and its runs wait; a paused trigger accepts nothing.
+        A paused flow's events are accepted and its runs wait; a paused trigger accepts no events.
         """
         full = self._full_name(name)
         await self._journal.pause(full, now=self._now())
@@ -250,14 +250,14 @@ class Operator:
         return full
 
     async def resume(self, name: str) -> str:
-        """Undo `pause`, also of what is no longer served."""
+        """Undo `pause`, also for a flow or trigger that is no longer loaded."""
         full = self._full_name(name, await self._journal.paused())
         await self._journal.resume(full)
         self._set_paused(full, False)
         return full
 
     def _set_paused(self, full: str, paused: bool) -> None:
-        """Tell what is live; at rest, and for a name nobody serves any more, there is nobody."""
+        """Pause or resume it in the running service, if it is loaded there."""
         kind, _, short = full.partition(":")
         if kind == "flow" and short in self._project().flows and self._dispatcher is not None:
             (self._dispatcher.pause if paused else self._dispatcher.resume)(short)
@@ -267,7 +267,7 @@ class Operator:
     def _full_name(self, name: str, paused: Collection[str] = ()) -> str:
         """Return `flow:NAME` or `trigger:NAME`; raises `NotFound` unless it is served or paused."""
         project = self._project()
-        if self._dispatcher is None:  # at rest nothing is known of either
+        if self._dispatcher is None:  # without a service neither flows nor triggers are known
             return name if name.startswith(("flow:", "trigger:")) else f"flow:{name}"
         known = [f"flow:{flow}" for flow in project.flows]
         known += [f"trigger:{trigger}" for trigger in project.triggers]
@@ -282,7 +282,7 @@ class Operator:
     async def fire(self, trigger: str, data: bytes = b"{}") -> Receipt:
         """Start a trigger's flows now, with an event of its kind that carries `data` (JSON).
 
-        Raises `InvalidData`, with nothing stored, when no flow can take it.
+        Raises `InvalidData`, with nothing stored, if no flow accepts it.
         """
         emitter = self._emitters().get(trigger)
         if emitter is None:
@@ -302,16 +302,16 @@ class Operator:
         return (await emitter([event]))[0]
 
     async def seek(self, name: str, seek: Seek, *, dry_run: bool = False) -> SeekPlan:
-        """Move where a trigger reads on; `dry_run` only says what would happen.
+        """Move a trigger's position; `dry_run` only returns what would happen.
 
-        The trigger stands still meanwhile. Raises `NotFound`, and `Refused` for what cannot be.
+        The trigger is stopped meanwhile. Raises `NotFound`, and `Refused` for what is impossible.
         """
         trigger = self._project().triggers.get(name)
         if trigger is None:
             known = ", ".join(sorted(self._project().triggers)) or "none"
             raise NotFound(f"no trigger {name!r}; triggers: {known}")
         if not isinstance(trigger, Seekable) or self._connection is None:
-            raise Refused(f"trigger {name!r} has no place to seek to; timers and kafka have")
+            raise Refused(f"trigger {name!r} has no position to move; timers and kafka have")
         now = self._now()
         seek = replace(seek, to=now.isoformat() if seek.to == "now" else seek.to, asked_at=now)
         connection = self._connection(trigger.kind)
@@ -319,7 +319,7 @@ class Operator:
         if dry_run:
             return plan
         async with self._stopped(name):
-            # Behind what was on its way into the journal when the trigger stopped.
+            # Wait for what the trigger was still writing when it stopped.
             await self._journal.append([], trigger=name, now=self._now())
             plan = await trigger.plan(seek, await self._journal.positions(name), connection)
             await self._journal.append([], trigger=name, positions=plan.positions, now=self._now())
@@ -333,7 +333,7 @@ class Operator:
         return (await self._api([event]))[0]
 
     async def matching(self, which: Filter) -> list[Run]:
-        """Return every run that fits `which`, for a bulk action; `which.limit` is ignored."""
+        """Return every run that matches `which`, for a bulk action; `which.limit` is ignored."""
         found: list[Run] = []
         cursor: int | None = None
         while True:
@@ -356,49 +356,52 @@ class Operator:
             cursor = page[-1].seq
 
     async def cancel_all(self, which: Filter, *, reason: str = "", by: str = "") -> list[Run]:
-        """Cancel every unfinished run that fits, but those that ended or are undone meanwhile."""
+        """Cancel every matching unfinished run; skips those that end meanwhile."""
         chosen = [run for run in await self.matching(which) if run.state not in FINISHED]
         return await _each(partial(self.cancel, reason=reason, by=by), chosen)
 
     async def retry_all(self, which: Filter) -> list[Run]:
-        """Queue every failed or cancelled run that fits again."""
+        """Queue every matching failed or cancelled run again."""
         states = (RunState.FAILED, RunState.CANCELLED)
         chosen = [run for run in await self.matching(which) if run.state in states]
         return await _each(self.retry, chosen)
 
 
 def _refuse_unless_taken(event: Event, emitter: TriggerEmitter) -> None:
-    """Raise `InvalidData` if every flow would make a dead letter of the event: nobody sent it."""
+    """Raise `InvalidData` if every flow would refuse the event.
+
+    An operator made the event, so a dead letter of it would help no one.
+    """
     runs = route(event, emitter.flows(event)).entry.runs
     reasons = [f"flow {run.flow}: {run.error.message}" for run in runs if run.error is not None]
     if not runs or len(reasons) < len(runs):
         return
     raise InvalidData(
-        f"nothing was fired, because no flow takes the event: {'; '.join(reasons)}; give what is "
-        "wanted with --input, or start an earlier event of the trigger again: turnout events "
+        f"nothing was fired, because no flow accepts the event: {'; '.join(reasons)}; give the "
+        "data with --input, or replay an earlier event of the trigger: turnout events "
         f"--trigger {emitter.trigger.name!r}, then turnout replay EVENT"
     )
 
 
 def is_not_undone(run: Run) -> bool:
-    """Whether effects of a run that goes no further may still be there."""
+    """Whether effects of a finished run may remain, because its undo is not done."""
     return run.undo in ("running", "failed")
 
 
 def _refuse_not_undone(runs: Sequence[Run]) -> None:
-    """Raise `Refused` if effects of a run may be there still, beside which a replay makes more."""
+    """Raise `Refused` if effects of a run may remain, which a replay would repeat."""
     for run in runs:
         if is_not_undone(run):
             raise Refused(
-                f"what run {run.id} of flow {run.flow} did is not undone (undo: {run.undo}), and a "
-                f"replay would do it once more, with other keys: finish the undo first with "
-                f"turnout retry {run.id}, or say that you know: --yes, or over HTTP the field "
+                f"run {run.id} of flow {run.flow} is not undone (undo: {run.undo}), and a replay "
+                f"would repeat its effects with new idempotency keys: finish the undo first with "
+                f"turnout retry {run.id}, or confirm with --yes, over HTTP with the field "
                 f'{{"not_undone": true}}'
             )
 
 
 async def _each(act: Callable[[str], Awaitable[Run]], runs: Sequence[Run]) -> list[Run]:
-    """Act on every run, leaving out those whose state has changed meanwhile."""
+    """Act on every run; skips those whose state changes meanwhile."""
     done = []
     for run in runs:
         with suppress(Refused, NotFound):

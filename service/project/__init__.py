@@ -18,7 +18,7 @@ AnyFlow = Flow[..., Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """What `turnout serve` serves: flows by name, triggers by name, and which feeds which."""
+    """What `turnout serve` loads: flows and triggers by name, and which starts which."""
 
     flows: Mapping[str, AnyFlow] = field(default_factory=dict)
     triggers: Mapping[str, Trigger] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Project:
 
 
 def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
-    """Return everything that keeps these flows from being one project, each with file and line."""
+    """Return every problem of these flows as one project, each with file and line."""
     found: list[SetupError] = []
     names: dict[str, AnyFlow] = {}
     triggers: dict[str, tuple[Trigger, AnyFlow]] = {}
@@ -85,7 +85,7 @@ def _at(flow: AnyFlow, message: str) -> SetupError:
 
 
 def _respond_problems(flow: AnyFlow, flows: Sequence[AnyFlow]) -> list[SetupError]:
-    """Return the triggers that answer with a run's result, and would have several."""
+    """Return triggers with `respond=True` that start more than one flow."""
     return [
         _at(
             flow,

@@ -1,11 +1,11 @@
-"""Flow files: loaded by path, under private module names, or refused with file and line.
+"""Load flow files by path, under private module names; errors name file and line.
 
 A file's module is `_turnout_flows.<stem>_<hash of its path>`: the same name in every process, so
-that a worker process finds by name what the service pickled. The folder of a flow file is
+that a worker process finds pickled functions by name. The folder of a flow file is
 *appended* to `sys.path`, so a user's `json.py` never hides the real one.
 
-This is one of the four places where foreign code is called: whatever a flow file raises while it
-is imported, `SystemExit` included, becomes a `SetupError` at the user's own line. Not here:
+Foreign code is called here: whatever a flow file raises on import, `SystemExit` included, becomes a
+`SetupError` at the user's line. Not here:
 watching files for changes (`reload`) and what makes flows one project (`project`).
 """
 
@@ -36,7 +36,7 @@ PACKAGE = "_turnout_flows"
 """The private package flow files live in."""
 
 _imported: set[str] = set()
-"""Modules flow files brought in from their own folders; forgotten before a fresh load."""
+"""Modules that flow files imported from their own folders; removed before the next load."""
 
 
 def module_name(path: Path) -> str:
@@ -49,8 +49,8 @@ def module_name(path: Path) -> str:
 def load_file(path: Path, source: bytes | None = None) -> ModuleType:
     """Return the module of a flow file, importing it at its first use in this process.
 
-    With `source`, the file as another process has loaded it, that is what the module is made of,
-    whatever is on disk by now. Raises `SetupError` at the user's line.
+    `source` is the text that another process loaded; it is used instead of the file. Raises
+    `SetupError` at the user's line.
     """
     known = sys.modules.get(module_name(path))
     if known is None or (source is not None and getattr(known, SOURCE, None) != source):
@@ -69,10 +69,10 @@ def load(paths: Sequence[Path]) -> Project:
 
 @contextmanager
 def loading(paths: Sequence[Path]) -> Iterator[Project]:
-    """Load every flow file of `paths` afresh, for good only if nothing is raised inside either.
+    """Load every flow file of `paths` anew; undone if loading or the body raises.
 
-    All or nothing: otherwise every module is as it was before, so that a service that reloads
-    keeps the code it has.
+    All or nothing: after an error every module is as before, so that a failed reload keeps the
+    current code.
     """
     with _all_or_nothing():
         modules = [_execute(file) for file in flow_files(paths)]
@@ -88,7 +88,7 @@ def loading(paths: Sequence[Path]) -> Iterator[Project]:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What `check` found: the flows that load, what keeps them from serving, what may."""
+    """What `check` found: flows that load, errors, and warnings."""
 
     flows: tuple[AnyFlow, ...]
     problems: tuple[SetupError, ...]
@@ -180,17 +180,17 @@ def flows_of(modules: Iterable[ModuleType]) -> list[AnyFlow]:
 def _execute(path: Path, source: bytes | None = None) -> ModuleType:
     """Run a flow file as a fresh module; on any failure the module it replaces stays."""
     with _fresh_module(path, source) as (module, text):
-        # Not with the future statements of this module: they would change what annotations are.
+        # Without the future statements of this module, which would change annotations.
         code = compile(text, str(module.__file__), "exec", dont_inherit=True)
         exec(code, module.__dict__)
     return module
 
 
 def _examine(path: Path, found: list[SetupError]) -> ModuleType:
-    """Run a flow file statement by statement, and go on behind each one that fails.
+    """Run a flow file statement by statement, continuing after one that fails.
 
-    So one run finds every mistake; what only follows from a mistake already told (a name that the
-    failed statement would have made) is not told again.
+    So every mistake is found at once. An error that follows from a reported one (a name that the
+    failed statement would have defined) is not reported again.
     """
     missing: set[str] = set()
     with _fresh_module(path) as (module, source):
@@ -206,7 +206,7 @@ def _examine(path: Path, found: list[SetupError]) -> ModuleType:
                     raise
                 if not (isinstance(error, NameError) and error.name in missing):
                     found.append(_explain(error, path.absolute()))
-                missing |= _names_made(statement)
+                missing |= _names_defined(statement)
     return module
 
 
@@ -219,7 +219,7 @@ def _postpones_annotations(tree: ast.Module) -> bool:
     )
 
 
-def _names_made(statement: ast.stmt) -> set[str]:
+def _names_defined(statement: ast.stmt) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(statement):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -233,7 +233,7 @@ def _names_made(statement: ast.stmt) -> set[str]:
 
 @contextmanager
 def _fresh_module(path: Path, source: bytes | None = None) -> Iterator[tuple[ModuleType, bytes]]:
-    """Make the module of a file findable while its source runs; what it raises is explained."""
+    """Register the module of a file while its source runs; errors become `SetupError`."""
     path = path.absolute()
     name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
@@ -248,10 +248,10 @@ def _fresh_module(path: Path, source: bytes | None = None) -> Iterator[tuple[Mod
     module = importlib.util.module_from_spec(spec)
     before = set(sys.modules)
     old = sys.modules.get(name)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up while it is made
+    sys.modules[name] = module  # dataclasses and pickle look it up while it runs
     try:
-        # Compiled from the text, not by the import system: a .pyc is trusted by whole seconds,
-        # and a file saved twice within one would come back old.
+        # Compiled from the text: the import system compares a .pyc by whole seconds, so a file
+        # saved twice within a second would load in its old version.
         source = path.read_bytes() if source is None else source
         module.__dict__[CODE_VERSION] = hashlib.sha256(source).hexdigest()[:12]
         module.__dict__[SOURCE] = source
@@ -282,7 +282,7 @@ def _own_modules(names: set[str], folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _all_or_nothing(*, keep: bool = True) -> Iterator[None]:
-    """Forget what flow files imported before, and bring all of it back on failure."""
+    """Remove what flow files imported before, and restore it on failure."""
     global _imported
     ours = {name: module for name, module in sys.modules.items() if _is_ours(name)}
     imported, _imported = _imported, set()
@@ -305,7 +305,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _explain(error: BaseException, path: Path) -> SetupError:
-    """Turn what a file raised into one line at the place its author can change."""
+    """Turn an error into a `SetupError` at the author's own line."""
     if isinstance(error, SyntaxError):
         file = error.filename or str(path)
         return SetupError(f"syntax error: {error.msg}", file=file, line=error.lineno)
@@ -337,7 +337,7 @@ def _is_users(filename: str, path: Path) -> bool:
 
 
 def _unreachable(flows: Sequence[AnyFlow], modules: Sequence[ModuleType]) -> list[SetupError]:
-    """Return the flows and tasks with `pool="process"` that a worker process could not find."""
+    """Return the functions with `pool="process"` that a worker process could not import."""
     found: dict[int, SetupError] = {}
     candidates: list[Any] = [*flows]
     for module in modules:
@@ -345,7 +345,7 @@ def _unreachable(flows: Sequence[AnyFlow], modules: Sequence[ModuleType]) -> lis
             value for value in vars(module).values() if not isinstance(value, type | ModuleType)
         ]
     for candidate in candidates:
-        # A task is known by its shape: it is declared above this layer, in handlers.
+        # By its attributes: the class of tasks is in a higher layer, handlers.
         function = _process_function(candidate)
         if function is None or id(function) in found:
             continue
@@ -366,7 +366,7 @@ def _process_function(candidate: object) -> Any:
         if getattr(candidate, "pool", None) != "process":
             return None
         return getattr(candidate, "function", None)
-    except FOREIGN:  # foreign code: any object of a user's module may refuse a look
+    except FOREIGN:  # foreign code: any object may raise on attribute access
         return None
 
 
@@ -380,7 +380,7 @@ def _is_importable(function: Any) -> bool:
 def _unknown_secrets(file: Path, secrets_folder: Path | None) -> list[SetupError]:
     """Return each `secret("NAME")` of a file that has no value here, with its line.
 
-    Read from the syntax tree, so that a secret only a flow's body asks for is found too.
+    Read from the syntax tree, so that secrets in the bodies of flows are found too.
     """
     try:
         tree = ast.parse(file.read_bytes())

@@ -1,10 +1,9 @@
-"""Watches flow files while somebody writes them: `turnout serve --reload`.
+"""Watches flow files for changes: `turnout serve --reload`.
 
-For development: a change that is missed costs one more save. Looks at the `*.py` files beside the
-flow files and in the named folders, not below them: a project's virtual environment may be there.
-Where the kernel's notifications fail (no inotify instance is left, a name beside the files is no
-UTF-8) it looks at the files a few times a second instead. Loading is `loader`'s, and what becomes
-of running attempts is the service's.
+For development: a missed change costs one more save. Watches the `*.py` files next to the flow
+files and in the named folders, not in subfolders, where a virtual environment may be. If kernel
+notifications fail (no inotify instance left, a file name that is not UTF-8) it polls a few times a
+second. Not here: loading (`loader`), running attempts (`app`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 SETTLE_MILLISECONDS = 100
-AGAIN_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 
 
 async def changes(
@@ -23,15 +22,15 @@ async def changes(
 ) -> AsyncIterator[set[Path]]:
     """Yield the Python files that changed since the last yield, until cancelled.
 
-    `warn` is told once why notifications fail.
+    `warn` is called once with the reason if notifications fail.
     """
-    from watchfiles import Change, awatch  # a compiled library nobody needs without --reload
+    from watchfiles import Change, awatch  # a compiled library, needed with --reload only
 
     def is_python(_change: Change, path: str) -> bool:
         name = Path(path).name
         return name.endswith(".py") and not name.startswith(".")
 
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # the service tells what it reloads
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # the service logs its own reloads
     folders = await to_thread(_folders, paths)
     polls = False
     while True:
@@ -48,7 +47,7 @@ async def changes(
             if not polls:
                 warn(str(error))
             polls = True
-            await sleep(AGAIN_SECONDS)
+            await sleep(RETRY_SECONDS)
 
 
 def _folders(paths: Sequence[Path]) -> set[Path]:

@@ -1,10 +1,9 @@
-"""Calls a flow file does not await, as far as its text shows them: for `turnout check`.
+"""Find calls in a flow file that are not awaited, from its source: for `turnout check`.
 
-Found are calls of tasks, flows, `emit` and the like, and of plain `async def` functions, that stand
-alone as a statement; a call given to a task where its result is meant; and a `def` flow that calls
-what it cannot await. Names are looked up in the loaded module, so that an import or another name is
-no way around; one that a function binds itself is left alone. Not here: noticing at run time what
-no text shows (`steps.unawaited`).
+Reports statements that only call a task, a flow, `emit` or another `async def` function; calls
+passed to a task where their result is meant; and `def` flows that call what they cannot await.
+Names are looked up in the loaded module, so imports and aliases are followed; names bound inside a
+function are ignored. Not here: detection at run time (`steps.unawaited`).
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from turnout.service.domain.errors import SetupError
 from turnout.service.domain.flow import SOURCE, Flow
 
 _AWAITED = ("Coroutine", "Awaitable", "Asked")
-"""What the annotation of a function says that returns something to await."""
+"""Prefixes of the return annotations of functions whose result is awaited."""
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def unawaited(module: ModuleType) -> list[SetupError]:
     """Return each call of a loaded flow file that is not awaited, with its line."""
-    reader = _Reader(vars(module), str(module.__file__))
-    reader.visit(ast.parse(vars(module)[SOURCE]))
-    return reader.found
+    visitor = _Visitor(vars(module), str(module.__file__))
+    visitor.visit(ast.parse(vars(module)[SOURCE]))
+    return visitor.found
 
 
-class _Reader(ast.NodeVisitor):
+class _Visitor(ast.NodeVisitor):
     """Walks a file with the names each function binds; collects what is not awaited."""
 
     def __init__(self, names: Mapping[str, Any], file: str) -> None:
@@ -47,7 +46,7 @@ class _Reader(ast.NodeVisitor):
             if isinstance(value, Flow) and value.file == file and not value.is_async
         }
 
-    # ---- where it is
+    # ---- the enclosing functions
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         self._enter(node)
@@ -65,30 +64,30 @@ class _Reader(ast.NodeVisitor):
         self._bound.pop()
         self._functions.pop()
 
-    # ---- what it finds
+    # ---- findings
 
     def visit_Expr(self, node: ast.Expr) -> None:
         if isinstance(node.value, ast.Call) and self._refused_here(node.value) is None:
             called = self._to_await(node.value)
             if called is not None:
-                self._tell(node, f"{called}(…) is called and not awaited, so that it never runs; "
+                self._report(node, f"{called}(…) is called and not awaited, so that it never runs; "
                                  f"{self._fix(called)}")  # fmt: skip
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
         flow = self._refused_here(node)
         if flow is not None:
-            self._tell(node, f"flow {flow.name!r} is a plain `def` and cannot await "
+            self._report(node, f"flow {flow.name!r} is a plain `def` and cannot await "
                              f"{ast.unparse(node.func)}(…); write `async def`")  # fmt: skip
         elif self._takes_results(node.func):
             for given in (*node.args, *(keyword.value for keyword in node.keywords)):
                 called = self._to_await(given)
                 if called is not None:
-                    self._tell(given, f"{ast.unparse(node.func)}(…) is given {called}(…) itself, "
+                    self._report(given, f"{ast.unparse(node.func)}(…) is given {called}(…) itself, "
                                       f"not its result; {self._fix(called)}")  # fmt: skip
         self.generic_visit(node)
 
-    def _tell(self, node: ast.stmt | ast.expr, message: str) -> None:
+    def _report(self, node: ast.stmt | ast.expr, message: str) -> None:
         self.found.append(SetupError(message, file=self._file, line=node.lineno))
 
     def _fix(self, called: str) -> str:
@@ -97,7 +96,7 @@ class _Reader(ast.NodeVisitor):
         return f"write `await {called}(…)`"
 
     def _refused_here(self, node: ast.Call) -> Flow[..., Any] | None:
-        """Return the `def` flow around a call that is refused there whatever becomes of it."""
+        """Return the enclosing `def` flow if the call can never be awaited there."""
         if not self._functions or isinstance(self._functions[-1], ast.Lambda):
             return None
         function = self._functions[-1]
@@ -109,10 +108,10 @@ class _Reader(ast.NodeVisitor):
         )
         return flow if is_refused else None
 
-    # ---- what a name stands for
+    # ---- resolving names
 
     def _to_await(self, node: ast.expr) -> str | None:
-        """Return what is called when `node` calls something whose result is to be awaited."""
+        """Return the called name if `node` is a call whose result must be awaited."""
         if not isinstance(node, ast.Call):
             return None
         value = self._value(node.func)
@@ -123,13 +122,13 @@ class _Reader(ast.NodeVisitor):
         return ast.unparse(node.func) if is_awaited else None
 
     def _takes_results(self, node: ast.expr) -> bool:
-        """Whether a call is a step, whose arguments are values; `run` and `map` of one too."""
+        """Whether a call takes plain values: a step, its `run` and `map`, or `emit`."""
         value = self._value(node)
         owner = value.__self__ if isinstance(value, MethodType) else value
         return _is_step(owner) or (_is_ours(value) and getattr(value, "__name__", "") == "emit")
 
     def _value(self, node: ast.expr) -> Any:
-        """Return the module, flow, task or function that a name stands for, else None."""
+        """Return the module, flow, task or function that a name refers to, else None."""
         value: Any = None
         if isinstance(node, ast.Name):
             if not any(node.id in names for names in self._bound):
@@ -137,9 +136,9 @@ class _Reader(ast.NodeVisitor):
         elif isinstance(node, ast.Attribute):
             owner = self._value(node.value)
             if owner is not None and not isinstance(owner, FunctionType | MethodType):
-                with suppress(Exception):  # a module may make its names when asked for them
+                with suppress(Exception):  # a module may define __getattr__
                     value = getattr(owner, node.attr, None)
-        # By their types: any other object of a user's module may refuse a look.
+        # By type: other objects of a user's module may raise on attribute access.
         is_plain = issubclass(type(value), ModuleType | FunctionType | MethodType)
         return value if is_plain or _is_step(value) else None
 
@@ -160,7 +159,7 @@ def _bound(function: _Function | ast.Lambda) -> Iterator[str]:
 
 
 def _is_step(value: Any) -> bool:
-    """Whether a value is a flow, or a task, which is known by its shape: it is declared above."""
+    """Whether a value is a flow or a task; the class of tasks is in a higher layer."""
     return issubclass(type(value), Flow) or type(value).__module__ == "turnout.handlers.task"
 
 
@@ -169,7 +168,7 @@ def _is_async_step(value: Any) -> bool:
 
 
 def _is_ours(value: Any) -> bool:
-    """Whether a value is a function of turnout's whose result is to be awaited."""
+    """Whether a value is a function of turnout whose result is awaited."""
     return (
         isinstance(value, FunctionType)
         and value.__module__.startswith("turnout.")

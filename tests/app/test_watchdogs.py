@@ -214,7 +214,7 @@ async def test_a_disk_that_is_nearly_full_is_a_reason_not_to_be_ready(tmp_path: 
 
     async with running(tmp_path, [works], min_free_bytes=2**60) as service:
         reason, *_ = service.process.problems()
-        assert "nothing new is taken in: the disk has" in reason
+        assert "no new events are accepted: the disk has" in reason
         assert "min_free_bytes" in reason
 
 

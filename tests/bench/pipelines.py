@@ -21,8 +21,8 @@ from uuid import uuid4
 import orjson
 import uvloop
 
-from turnout.service.app.process import ByHand, Process
-from turnout.service.app.serve import calm_collector
+from turnout.service.app.process import ManualTrigger, Process
+from turnout.service.app.serve import tune_garbage_collector
 from turnout.service.domain.clock import WallClock
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
@@ -54,7 +54,7 @@ def on_loop(
     pipeline: Pipeline, runs: int, together: int, folder: Path | None = None
 ) -> Mapping[str, float]:
     """Measure a pipeline on a journal in `folder`, or a fresh one."""
-    calm_collector()  # as `turnout serve` does
+    tune_garbage_collector()  # as `turnout serve` does
     with ExitStack() as stack:
         if folder is None:
             made = stack.enter_context(tempfile.TemporaryDirectory(prefix="turnout-bench-"))
@@ -119,7 +119,7 @@ async def turnout(
     await process.start()
     stack.push_async_callback(process.stop)
     stack.callback(_none_died, journal)
-    emit = process.emitter(ByHand("bench", "bench"), lambda _event: (made,))
+    emit = process.emitter(ManualTrigger("bench", "bench"), lambda _event: (made,))
     if pruning:
         upkeep = Maintenance(
             journal,

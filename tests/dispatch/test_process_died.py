@@ -15,7 +15,7 @@ import pytest
 from tests.support.journal_contract import NOW, claim_all, make_event, make_run, put
 from tests.support.running import Running, eventually, running
 from turnout import Event, RunError, current, flow, task
-from turnout.service.app.process import ByHand
+from turnout.service.app.process import ManualTrigger
 from turnout.service.domain.errors import Refused, StepFailed
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
@@ -251,7 +251,7 @@ async def test_its_parent_gets_the_error_and_its_children_are_cancelled(tmp_path
 
     flows: list[Flow[..., Any]] = [below, middle, top]
     async with running(tmp_path, flows) as service:
-        emitter = service.process.emitter(ByHand("hand", "hand"), lambda _event: (top,))
+        emitter = service.process.emitter(ManualTrigger("hand", "hand"), lambda _event: (top,))
         (receipt,) = await emitter([make_event()])
         await begun.wait()
         (run,) = await service.process.journal.runs(Filter(flow="middle"))

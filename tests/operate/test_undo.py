@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.running import PATIENCE_SECONDS, Running, eventually, make_event, running
 from turnout import Event, Fail, RunError, current, flow, gather, retry, sleep, task
-from turnout.service.app.process import ByHand
+from turnout.service.app.process import ManualTrigger
 from turnout.service.domain.errors import Refused
 from turnout.service.domain.run import Run, RunState
 from turnout.service.domain.units import utc_now
@@ -506,7 +506,7 @@ async def test_children_are_cancelled_and_undone_before_their_parent(tmp_path: P
     for what in ("hold x", "hold y", "refund x"):
         stops[what] = asyncio.Event()
     async with running(tmp_path, [below, above]) as service:
-        emitter = service.process.emitter(ByHand("hand", "hand"), lambda _event: (above,))
+        emitter = service.process.emitter(ManualTrigger("hand", "hand"), lambda _event: (above,))
         (receipt,) = await emitter([make_event()])
         await reached("hold x")
         await reached("hold y")
@@ -546,7 +546,7 @@ async def test_children_of_a_run_that_fails_are_undone_before_it_is(tmp_path: Pa
     for what in ("hold x", "refund x"):
         stops[what] = asyncio.Event()
     async with running(tmp_path, [below, above]) as service:
-        emitter = service.process.emitter(ByHand("hand", "hand"), lambda _event: (above,))
+        emitter = service.process.emitter(ManualTrigger("hand", "hand"), lambda _event: (above,))
         (receipt,) = await emitter([make_event()])
         await reached("refund x")
         run = await service.run(receipt.runs[0])

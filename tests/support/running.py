@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from turnout.service.app.process import ByHand, Process
+from turnout.service.app.process import ManualTrigger, Process
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import FINISHED, Run
@@ -108,7 +108,7 @@ async def running(
             stack.push_async_callback(process.resources.stop)
             await process.start()
             everything = tuple(flows)
-            emitter = process.emitter(ByHand("test", "test"), lambda _event: everything)
+            emitter = process.emitter(ManualTrigger("test", "test"), lambda _event: everything)
             process.emitters["test"] = emitter
             try:
                 yield Running(process, emitter)

@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from turnout.service.app.process import ByHand, Process
+from turnout.service.app.process import ManualTrigger, Process
 from turnout.service.domain.clock import WallClock
 from turnout.service.domain.errors import ClaimLost
 from turnout.service.domain.event import Event
@@ -255,7 +255,7 @@ class Service:
             chosen = self._flows.get(flow.name)
             if chosen is not flow:
                 raise AssertionError(f"flow {flow.name!r} is not served here; name it in serve(…)")
-            return self.process.emitter(ByHand(_HAND, _HAND), lambda _event: (flow,))
+            return self.process.emitter(ManualTrigger(_HAND, _HAND), lambda _event: (flow,))
         if name.startswith("event:"):
             return self.process.api
         if name not in self.process.emitters:
