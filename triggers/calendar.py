@@ -1,20 +1,20 @@
-"""Schedules: pure functions from an instant to the next one, in UTC and out in UTC.
+"""Schedules: pure functions from an instant to the next due one, both in UTC.
 
 A schedule is a value. `next_after(instant)` is the first due instant strictly after `instant`, or
-None when there is none. It reads no clock and keeps nothing, so the same instants come out after a
-restart, on another machine and in a test.
+None. It reads no clock and keeps no state, so it returns the same instants after a restart, on
+another machine and in a test.
 
-Daylight saving, for `Cron` (the rule of Debian's cron, held for five and six fields alike):
+Daylight saving, for `Cron` (the rule of Debian's cron, for five and six fields alike):
 
 * A job is *fixed-time* when none of its second, minute and hour fields starts with `*`
-  (`30 2 * * *`, `0 0-23 * * *`). Each of its local times happens exactly once on each local day
-  that matches. A time the clock skips comes at the first instant after the gap; a time the clock
-  shows twice comes the first time. Times that land on one instant are one.
+  (`30 2 * * *`, `0 0-23 * * *`). Each of its local times happens exactly once on each matching
+  local day. A time that the clock skips is due at the first instant after the gap; a time that the
+  clock shows twice is due the first time. Times that fall on one instant are one tick.
 * Every other job follows elapsed time (`*/15 * * * *`, `30 * * * *`): it is due whenever the local
   clock shows a matching time, so it is due in both passes of an overlap and never in a gap.
 
 `Once` and the start of `Every` read a local time by the first rule. `Every` counts elapsed time and
-knows no daylight saving.
+ignores daylight saving.
 
 Not here: waiting, missed ticks and jitter (`timers`).
 """
@@ -49,13 +49,12 @@ ALIASES = {
 """What the names of crontab(5) stand for."""
 
 SHORTEST = timedelta(milliseconds=100)
-"""The shortest interval; below it, work belongs into one flow that loops."""
+"""The shortest interval; anything shorter belongs into one flow that loops."""
 
 LONGEST = timedelta(days=3660)
 
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
-"""What aligned intervals are counted from: `15m` gives quarter hours, `1d` UTC midnights, `1w`
-Mondays."""
+"""The origin of aligned intervals: `15m` gives quarter hours, `1d` UTC midnights, `1w` Mondays."""
 
 _GAPS = 1000
 _GAPS_FROM = datetime(2024, 1, 1, tzinfo=UTC)
@@ -94,7 +93,7 @@ class Cron:
     zone: str = "UTC"
 
     def check(self) -> None:
-        """Name the field that is wrong and what it may be; refuse a date that never comes."""
+        """Raise `SetupError` that names the wrong field, or a date that never comes."""
         load_zone(self.zone)
         words = self.fields.split()
         if self.fields.startswith("@"):
@@ -136,9 +135,9 @@ class Cron:
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """Is due at each whole interval of elapsed time from an anchor.
+    """Is due at each whole interval of elapsed time from an origin.
 
-    The anchor is `MONDAY`, or `start` (read with `zone`, itself the first due instant).
+    The origin is `MONDAY`, or `start` (read in `zone`), which is then the first due instant.
     """
 
     interval: timedelta
@@ -146,7 +145,7 @@ class Every:
     zone: str | None = None
 
     def check(self) -> None:
-        """Refuse intervals out of bounds, a start that is no instant, and a zone without use."""
+        """Refuse intervals out of bounds, a start that is no instant, a zone without a start."""
         if not SHORTEST <= self.interval <= LONGEST:
             raise SetupError(
                 f"every({format_duration(self.interval)!r}): an interval is from "
@@ -180,24 +179,24 @@ class Once:
     zone: str | None = None
 
     def check(self) -> None:
-        """Refuse what is no instant, such as a local time without a zone, and far-off ones."""
+        """Refuse text that is no instant (a local time without a zone), and distant instants."""
         _refuse_far(self.when, instant_from(self.when, self.zone))
 
     def next_after(self, instant: datetime) -> datetime | None:
-        """Return the instant while it lies ahead."""
+        """Return the instant if it lies ahead."""
         due = instant_from(self.when, self.zone)
         return due if due > instant.astimezone(UTC) else None
 
 
 def cron_fields(expression: str) -> str:
-    """Return the one spelling of a cron expression: fields, upper case, single spaces."""
+    """Return a cron expression in its one spelling: fields, upper case, single spaces."""
     expression = ALIASES.get(expression.strip().lower(), expression)
     return " ".join(expression.upper().split())
 
 
-@cache  # zoneinfo itself keeps eight; reading the file again would block the loop
+@cache  # zoneinfo caches only eight; reading a file again would block the event loop
 def load_zone(name: str) -> ZoneInfo:
-    """Return an IANA zone; raises `SetupError` that proposes the zones it may have meant."""
+    """Return an IANA zone; raises `SetupError` that suggests similar names."""
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # unknown, absolute or `..`, a folder of zones
@@ -243,10 +242,10 @@ def _refuse_far(text: str, instant: datetime) -> None:
 
 
 def shortest_gap(schedule: Cron | Every | Once) -> timedelta | None:
-    """Return the shortest time between two ticks; None for what ticks once.
+    """Return the shortest time between two ticks; None for a schedule that ticks once.
 
-    Of a cron expression: between the next 1,000, which hold every case of its fields and the
-    nights on which the clock of its zone is changed.
+    For a cron expression it looks at the next 1,000 ticks: they cover every case of its fields, and
+    the nights when the zone's clock changes.
     """
     if isinstance(schedule, Every):
         return schedule.interval
@@ -267,8 +266,8 @@ def shortest_gap(schedule: Cron | Every | Once) -> timedelta | None:
 def _next_fixed(fields: str, zone: ZoneInfo, after: datetime) -> datetime | None:
     """Map matching local times to instants until one lies ahead.
 
-    More than one step is needed only behind an overlap (the local times of its second pass
-    belong to the first) and behind a gap (whose times share an instant).
+    More than one step happens only after an overlap (the local times of its second pass belong to
+    the first) and after a gap (whose times share an instant).
     """
     local: datetime | None = after.astimezone(zone).replace(tzinfo=None)
     while local is not None and (local := _match_after(fields, local)) is not None:
@@ -279,10 +278,10 @@ def _next_fixed(fields: str, zone: ZoneInfo, after: datetime) -> datetime | None
 
 
 def _next_elapsed(fields: str, zone: ZoneInfo, after: datetime) -> datetime | None:
-    """Follow the local clock through the stretches in which its offset stays the same.
+    """Follow the local clock through the periods in which its offset stays the same.
 
-    Within a stretch local time is UTC plus a constant. Where a stretch ends before the match, the
-    search goes on from what the clock shows next, which after an overlap is an earlier time.
+    Within a period local time is UTC plus a constant. If it ends before the match, the search goes
+    on from what the clock shows next, which after an overlap is an earlier time.
     """
     begin, offset = after, _offset(zone, after)
     local = (begin + offset).replace(tzinfo=None)
@@ -297,7 +296,7 @@ def _next_elapsed(fields: str, zone: ZoneInfo, after: datetime) -> datetime | No
 
 
 def _instant_of(local: datetime, zone: ZoneInfo) -> datetime:
-    """Return when the zone's clock shows `local` first, or the first instant after its gap."""
+    """Return when the zone's clock first shows `local`, or the first instant after its gap."""
     # PEP 495: fold 0 uses the offset from before a transition, fold 1 the one from after it.
     before = local.replace(tzinfo=zone, fold=0).astimezone(UTC)
     behind = local.replace(tzinfo=zone, fold=1).astimezone(UTC)
@@ -309,7 +308,7 @@ def _instant_of(local: datetime, zone: ZoneInfo) -> datetime:
 def _first_change(zone: ZoneInfo, begin: datetime, end: datetime) -> datetime | None:
     """Return the first instant in (begin, end] with another offset than at `begin`.
 
-    Looks once a week, then bisects to the second: no zone changes twice in one week.
+    Looks once a week, then bisects to the second: no zone changes twice in a week.
     """
     offset, low = _offset(zone, begin), begin
     while low < end:
@@ -339,8 +338,8 @@ def _offset(zone: ZoneInfo, instant: datetime) -> timedelta:
 
 def _match_after(fields: str, local: datetime) -> datetime | None:
     """Return the first naive local time after `local` that matches, by the calendar alone."""
-    # A copy of a parsed expression, moved: parsing costs ten times a step. Without a zone cronsim
-    # applies no daylight-saving rule of its own.
+    # A moved copy of the parsed expression: parsing costs ten times as much as a step. Without a
+    # zone cronsim applies no daylight-saving rule of its own.
     matcher = copy(_matcher(fields))
     matcher.dt = local.replace(microsecond=0)
     return next(matcher, None)

@@ -1,7 +1,7 @@
 """What a request says of its own body: header values, media type, charset, content coding.
 
-Only forms that are read safely are taken; everything else is `Unsupported`, which is answered
-415. Not here: the decoding itself (`service/payload`).
+Only forms that can be read safely are accepted; anything else is `Unsupported`, answered with 415.
+Not here: the decoding itself (`service/domain/payload`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from turnout.service.domain.payload import Encoding
 
 
 class Unsupported(TurnoutError):
-    """Raised for a body in a form the route does not take: 415."""
+    """Raised for a body in a form that the route does not accept: 415."""
 
 
 def only(headers: Mapping[str, Sequence[bytes]], name: str) -> str | None:
@@ -44,7 +44,7 @@ _UTF8 = frozenset({"", "utf-8", "utf8", "us-ascii", "ascii"})
 def encoding_for(content_type: str | None, declared: Encoding | None) -> Encoding:
     """Return how a body of this type is decoded; raises `Unsupported`.
 
-    A request that names no type is taken as what the route declares, JSON by default.
+    A request without a type is read as the route declares, JSON by default.
     """
     if declared == "bytes" or content_type is None:
         return declared or "json"
@@ -63,7 +63,7 @@ def encoding_for(content_type: str | None, declared: Encoding | None) -> Encodin
 
 @lru_cache(maxsize=256)
 def is_cloudevent(content_type: str | None) -> bool:
-    """Say whether a body of this type is a CloudEvent with its attributes inside."""
+    """Return whether a body of this type is a CloudEvent with its attributes inside."""
     return media_type(content_type or "")[0].startswith("application/cloudevents")
 
 

@@ -1,7 +1,7 @@
-"""The query of a request: what of it asks turnout to wait, and what is the sender's.
+"""The query of a request: the part that asks turnout to wait, and the part that is the sender's.
 
 `wait` is turnout's where the route answers with results, and the sender's everywhere else. A field
-that carries a credential is not stored, as such a header is not. Pure functions.
+with a credential is not stored, like such a header. Pure functions.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ FORM = "application/x-www-form-urlencoded"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A query read: `text` is the sender's part as it was sent, `fields` the same decoded."""
+class ParsedQuery:
+    """A parsed query: `text` is the sender's part as it was sent, `fields` the same decoded."""
 
     wait: str | None
     text: bytes
     fields: Query
 
 
-NOTHING = Asked(None, b"", {})
+NOTHING = ParsedQuery(None, b"", {})
 
 
-def read_query(query: bytes, *, answers: bool) -> Asked:
-    """Return what a query asks; raises `InvalidData` for one that is no form of UTF-8 text.
+def read_query(query: bytes, *, answers: bool) -> ParsedQuery:
+    """Return a parsed query; raises `InvalidData` unless it is a form of UTF-8 text.
 
-    `answers`: the route answers with results, so that `wait` is turnout's.
+    `answers`: the route answers with results, so `wait` is turnout's.
     """
     if not query:
         return NOTHING
     wait: str | None = None
-    kept = []
+    pairs = []
     for pair in query.split(b"&"):
         name, _, value = pair.partition(b"=")
         name = unquote_to_bytes(name).lower()
         if answers and name == b"wait":
             wait = unquote_to_bytes(value.replace(b"+", b" ")).decode("utf-8", "replace")
         elif name not in CREDENTIALS:
-            kept.append(pair)
-    text = b"&".join(kept)
+            pairs.append(pair)
+    text = b"&".join(pairs)
     try:
-        return Asked(wait, text, decode(text, "form"))
+        return ParsedQuery(wait, text, decode(text, "form"))
     except InvalidData as error:
         raise InvalidData(f"the query cannot be read: {error}", field="query") from None

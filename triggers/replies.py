@@ -1,4 +1,4 @@
-"""What a webhook answers: the receipt, the result, or a problem document with the reason."""
+"""The answers of a webhook: a receipt, a result, or a problem document with the reason."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def refused(receipt: Receipt) -> Reply:
 
 
 def busy(error: Overloaded | JournalError) -> Reply:
-    """Ask the sender to come back: jittered, so that a crowd does not come back as one."""
+    """Ask the sender to retry later, with jitter so that many senders do not return at once."""
     seconds = error.retry_after_seconds if isinstance(error, Overloaded) else 5
     jittered = min(60, max(1, round(seconds * random.uniform(0.75, 1.5))))
     reply = problem(503, "nothing was stored; send the same request again later")
@@ -63,14 +63,14 @@ def busy(error: Overloaded | JournalError) -> Reply:
 
 
 def result(outcome: Outcome, receipt: Receipt, *, plain: bool) -> Reply:
-    """Answer with what the run returned; `plain` writes a text as it is, not as JSON."""
+    """Answer with the result of the run; `plain` writes a text as it is, not as JSON."""
     if outcome.state in (RunState.SUCCEEDED, RunState.SKIPPED):
         body = outcome.result or b"null"
         if plain and body[:1] == b'"':
             return _text(orjson.loads(body))
         return Reply(status=200, body=body)
     kind = outcome.error.type if outcome.error is not None else str(outcome.state)
-    # The message stays inside: an exception's text may hold anything.
+    # The message is left out: the text of an exception may hold anything.
     return problem(500, f"the run ended as {outcome.state}", run=receipt.runs[0], error=kind)
 
 
@@ -79,5 +79,5 @@ def _text(text: str) -> Reply:
         status=200,
         body=text.encode(),
         content_type="text/plain; charset=utf-8",
-        headers=(("x-content-type-options", "nosniff"),),  # it may be what the sender sent
+        headers=(("x-content-type-options", "nosniff"),),  # the text may come from the sender
     )

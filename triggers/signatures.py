@@ -1,12 +1,12 @@
 """Who may call a webhook: signature schemes, verified over the raw bytes before any parsing.
 
-What every scheme keeps: comparison on bytes in constant time, every active secret tried, and one
-exception, `Unverified`, whatever is wrong with a request: a missing, repeated, oversized or
-malformed header says no more than a wrong signature. A signature is compared as it is written,
-never decoded, so that two spellings of one signature cannot both pass.
+Every scheme compares bytes in constant time, tries every active secret, and raises one exception,
+`Unverified`, whatever is wrong with a request: a missing, repeated, oversized or malformed header
+reveals no more than a wrong signature. A signature is compared as written, never decoded, so that
+two spellings of one signature cannot both pass.
 
-Not here: remembering deliveries (the journal's dedupe window does) and answering (the webhook
-does). A further scheme is one class with the attributes of `Scheme` and one line in `SCHEMES`.
+Not here: remembering deliveries (the journal's dedupe window) and answering (the webhook). Another
+scheme is one class with the attributes of `Scheme` and one line in `SCHEMES`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from turnout.service.governance.secrets import Secret
 _log = logging.getLogger("turnout.webhook")
 
 MAX_HEADER_BYTES = 4096
-"""A header that takes part in verification and is longer is refused unread."""
+"""A longer header that takes part in verification is refused unread."""
 
 Algorithm = Literal["sha256", "sha512"]
 Encoding = Literal["hex", "base64"]
@@ -43,25 +43,25 @@ _MILLISECONDS = re.compile(r"[0-9]{13}")
 
 
 class Unverified(TurnoutError):
-    """Raised when a request is not proven to come from who holds the secret.
+    """Raised when a request does not prove that it comes from a holder of the secret.
 
-    The message is for the operator's log only; a sender learns nothing but the refusal.
+    The message is only for the operator's log; a sender learns nothing but the refusal.
     """
 
 
 class Verifier(Protocol):
-    """A scheme together with its secrets, ready to judge requests."""
+    """A scheme with its secrets, ready to verify requests."""
 
     def verify(self, inbound: Inbound) -> str:
         """Return the name of the secret that signed this request; raises `Unverified`."""
 
 
 class Scheme(Protocol):
-    """How one kind of sender proves itself: a value without secrets."""
+    """How one kind of sender proves its identity: a value without secrets."""
 
     @property
     def signs(self) -> bool:
-        """Whether a request proves anything, and secrets are needed."""
+        """Whether requests are signed, and secrets are needed."""
 
     @property
     def credentials(self) -> frozenset[str]:
@@ -69,7 +69,7 @@ class Scheme(Protocol):
 
     @property
     def id_header(self) -> str | None:
-        """The header that is the same when the sender delivers again, or None."""
+        """The header that stays the same when the sender delivers again, or None."""
 
     @property
     def type_header(self) -> str | None:
@@ -77,7 +77,7 @@ class Scheme(Protocol):
 
     @property
     def type_prefix(self) -> str:
-        """What stands before that header's value in the event's type: `github.`."""
+        """The prefix of that header's value in the event's type: `github.`."""
 
     def check(self) -> None:
         """Raise `SetupError` for settings that cannot work."""
@@ -91,7 +91,7 @@ class Scheme(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Unsigned:
-    """Everybody is let in: written out as `verify="none"`, or allowed on loopback."""
+    """Accepts everybody: written as `verify="none"`, or allowed on loopback."""
 
     signs: bool = False
     credentials: frozenset[str] = frozenset()
@@ -100,10 +100,10 @@ class Unsigned:
     type_prefix: str = ""
 
     def check(self) -> None:
-        """Find nothing wrong."""
+        """Accept: there are no settings."""
 
     def verifier(self, secrets: Sequence[Secret]) -> Verifier:
-        """Return itself: there is nothing to reveal."""
+        """Return itself: it has no secrets."""
         return self
 
     def verify(self, inbound: Inbound) -> str:
@@ -172,7 +172,7 @@ class Hmac:
 
 
 class HmacVerifier:
-    """Judges requests by an HMAC of their bytes."""
+    """Verifies requests by an HMAC of their bytes."""
 
     def __init__(self, scheme: Hmac, keys: Sequence[tuple[str, bytes]]) -> None:
         self._scheme = scheme
@@ -188,7 +188,7 @@ class HmacVerifier:
         offered = self._split(_only(inbound.headers, scheme.header))
         message = inbound.body if self._plain else self._signed(inbound)
         matched = None
-        for name, key in self._keys:  # no early exit: the time taken names no secret
+        for name, key in self._keys:  # no early exit: the time taken reveals no secret
             expected = self._prefix + self._written(digest(key, message, scheme.algorithm))
             for signature in offered:
                 if compare_digest(expected, signature) and matched is None:
@@ -199,9 +199,9 @@ class HmacVerifier:
         return matched
 
     def _split(self, value: bytes) -> list[bytes]:
-        """Return every signature of a header: while a secret is changed, a sender sends several.
+        """Return every signature in a header: while a secret is replaced, a sender sends several.
 
-        Between them stand blanks (Standard Webhooks), or commas where the prefix holds none.
+        They are separated by blanks (Standard Webhooks), or by commas if the prefix has none.
         """
         if b"," not in self._prefix:
             value = value.replace(b", ", b",").replace(b",", b" ")
@@ -211,7 +211,7 @@ class HmacVerifier:
         return signatures
 
     def _signed(self, inbound: Inbound) -> bytes:
-        """Return the bytes that were signed: the template with its parts put in."""
+        """Return the bytes that were signed: the template with its parts filled in."""
         scheme = self._scheme
         stamp = _only(inbound.headers, scheme.timestamp_header or "")
         if abs(inbound.received_at.timestamp() - _instant(stamp)) > self._tolerance_seconds:
@@ -219,15 +219,15 @@ class HmacVerifier:
         if "{id}" not in scheme.template:
             return b"%b.%b" % (stamp, inbound.body)
         identity = _only(inbound.headers, scheme.id_header or "")
-        if b"." in identity:  # one signature would fit several ways to cut id, time and body
+        if b"." in identity:  # one signature would fit several splits of id, time and body
             raise Unverified("the delivery id holds a dot")
         return b"%b.%b.%b" % (identity, stamp, inbound.body)
 
 
 def _instant(stamp: bytes) -> float:
-    """Return the seconds since 1970 of a timestamp in any of the ways that say one instant.
+    """Return a timestamp in any supported form as seconds since 1970.
 
-    None of them goes on behind a dot, so that a signed `{timestamp}.` is cut in one way only.
+    No form continues after a dot, so a signed `{timestamp}.` can be split in only one way.
     """
     text = stamp.decode("latin-1")
     if _SECONDS.fullmatch(text):
@@ -292,7 +292,7 @@ SCHEMES: Mapping[str, Scheme] = {
     ),
     "none": Unsigned(),
 }
-"""The schemes an author names by a word: `verify="github"`."""
+"""The schemes that an author selects by name: `verify="github"`."""
 
 
 def hmac(
@@ -309,11 +309,11 @@ def hmac(
 ) -> Hmac:
     """Declare an HMAC signature: `webhook("/shop", verify=hmac("X-Shop-Signature"), secret=…)`.
 
-    The header may hold several signatures, a blank or comma apart; one must be right. `template`
-    is what is signed; `{timestamp}` is the value of `timestamp_header` (seconds or milliseconds
-    since 1970, RFC 3339, or an HTTP date), at most `tolerance` from now in either direction, and
-    `{id}` that of `id_header`, which is also what makes a redelivery the same event. `key` says how
-    the secret's text holds the key; before a base64 one may stand `whsec_`.
+    The header may hold several signatures, separated by a blank or comma; one must be right.
+    `template` is what is signed. `{timestamp}` is the value of `timestamp_header` (seconds or
+    milliseconds since 1970, RFC 3339, or an HTTP date), at most `tolerance` from now in either
+    direction. `{id}` is the value of `id_header`, which also identifies a redelivery. `key` says
+    how the secret's text encodes the key; a base64 key may start with `whsec_`.
     """
     return Hmac(
         header=header.lower(),
@@ -329,7 +329,7 @@ def hmac(
 
 
 def scheme_named(verify: str | Scheme) -> Scheme:
-    """Return the scheme an author wrote; raises `SetupError` naming those there are."""
+    """Return the scheme that an author named; raises `SetupError` that lists the known ones."""
     if not isinstance(verify, str):
         return verify
     scheme = SCHEMES.get(verify)

@@ -1,10 +1,10 @@
-"""How far a timer has ticked, as its stored positions say: where to go on after a start or a seek.
+"""How far a timer has ticked, by its stored positions: where to go on after a start or a seek.
 
-Position `tick` is the due instant of the last tick (at first, of the first start), `schedule` what
-was scheduled then, `start` the first start, and `ahead` a last tick that was not believed because
-the clock showed an earlier time.
+Position `tick` is the due instant of the last tick (at first, of the first start), `schedule` the
+schedule at that time, `start` the first start, and `ahead` a last tick that was not believed
+because the clock showed an earlier time.
 
-Pure decisions over the clock's reading. Not here: waiting and emitting (`timers`).
+Pure decisions about the clock's time. Not here: waiting and emitting (`timers`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ AHEAD = "ahead"
 class Position:
     """Where a timer goes on: after `last`, with `fresh` to store before the first tick.
 
-    `ahead` is a last tick that is not believed until the clock has reached it; `disbelieved` says
-    that this was decided just now. `owes_nothing` is true when no instant before `last` counts.
+    `ahead` is a last tick that is not believed until the clock has reached it; `disbelieved` is set
+    when that was decided just now. `owes_nothing` says that no instant before `last` counts.
     """
 
     last: datetime
@@ -42,14 +42,14 @@ class Position:
 def resume(
     name: str, schedule: Schedule, written: str, stored: Mapping[str, str], now: datetime
 ) -> Position:
-    """Decide where to go on after a start; `written` tells the schedule from another one.
+    """Decide where to go on after a start; `written` shows whether the schedule changed.
 
-    Raises `TriggerError` for a position that is no instant.
+    Raises `TriggerError` for a position that is not an instant.
     """
     fresh: dict[str, str | None] = {}
     if stored.get(SCHEDULE) != written:
         fresh[SCHEDULE] = written
-    # A journal from before schedules were stored says nothing of a change.
+    # Journals older than stored schedules cannot show a change.
     is_changed = stored.get(SCHEDULE, written) != written
     last = _read(name, stored, TICK)
     ahead = None if is_changed else _read(name, stored, AHEAD)
@@ -67,7 +67,7 @@ def resume(
 
 
 def begin(interval: timedelta, stored: str | None, now: datetime) -> str:
-    """Return from when intervals are counted: the first start, unless it is ahead of the clock."""
+    """Return where intervals are counted from: the first start, unless it is ahead of the clock."""
     begun = None if stored is None else _instant(stored)
     if stored is None or begun is None or begun - now > interval:
         return written_instant(now)
@@ -85,8 +85,8 @@ def is_ahead(schedule: Schedule, last: datetime, now: datetime) -> bool:
 def plan_seek(name: str, seek: Seek, stored: Mapping[str, str]) -> SeekPlan:
     """Move the last tick to an instant that is not ahead of the clock.
 
-    Back only from a last tick that is ahead of it: ticks that were given would be the same events
-    again. Raises `Refused`.
+    It moves back only from a last tick that is ahead of the clock: ticks that have run would be the
+    same events again. Raises `Refused`.
     """
     now, last = seek.asked_at, _read(name, stored, TICK)
     to = _instant(seek.to)
@@ -112,7 +112,7 @@ def plan_seek(name: str, seek: Seek, stored: Mapping[str, str]) -> SeekPlan:
 
 
 def written_instant(instant: datetime) -> str:
-    """Write an instant as positions, events and messages have it, in UTC."""
+    """Write an instant in UTC, as in positions, events and messages."""
     return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -126,7 +126,7 @@ def _read(name: str, stored: Mapping[str, str], partition: str) -> datetime | No
 
 
 def _instant(text: str) -> datetime | None:
-    """Read an instant with its zone, in UTC; None for what is none."""
+    """Read an instant with its zone, in UTC; None for any other text."""
     try:
         instant = datetime.fromisoformat(text)
         return None if instant.tzinfo is None else instant.astimezone(UTC)

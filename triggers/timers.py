@@ -1,27 +1,27 @@
 """The timer triggers: `cron`, `every` and `at` turn the passing of time into events.
 
-The due instant of the last tick is stored in one transaction with the tick's event, as position
-`tick`, and ticks only ever go up from there: neither a restart nor a clock set back gives a tick
-twice. The event id is made of trigger and due instant, and its body of the due instant alone, so
-a tick that fires again is the same event. A tick that cannot be stored is tried until it is
-(decision 27); what came due meanwhile is then missed.
+The due instant of the last tick is stored, as position `tick`, in one transaction with the tick's
+event, and ticks only go up from there: neither a restart nor a clock set back repeats a tick. The
+event id is made of trigger and due instant, and the body of the due instant alone, so a tick that
+fires again is the same event. A tick that cannot be stored is retried until it is: ticks are never
+lost silently. Whatever comes due meanwhile counts as missed.
 
-A clock that was wrong: at a start, a last tick that lies ahead of the clock by more than one of its
-intervals is believed no more; ticks go on from what the clock shows (`resume`). Within a process
+If the clock was wrong: when a trigger starts and its last tick lies ahead of the clock by more than
+one interval, the clock is believed and ticks go on from now (`resume`). While the process runs,
 time never goes back: the trigger reports itself down until the clock has caught up, and an operator
-may seek it to now. A changed schedule owes nothing for the time before the change.
+may seek it to now. A changed schedule does not make up for the time before the change.
 
-What counts as missed: when a trigger looks at the clock it finds the instants that came due since
-the last tick. The latest is on time if it is at most a minute late; all others are missed. After a
-start, a sleep of the machine, a clock set forward or a full disk, `missed=` decides:
+Missed ticks: when a trigger looks at the clock, it finds the instants that came due since the last
+tick. The latest is on time if it is at most a minute late; all others are missed. After a start, a
+sleep of the machine, a clock set forward or a full disk, `missed=` decides:
 
 * `run_once` (default): one tick, for the latest. It stands for all of them.
-* `skip`: only a latest that is on time.
-* `run_all`: every missed tick, the last `missed_limit` of them.
+* `skip`: only the latest, and only if it is on time.
+* `run_all`: every missed tick, at most the last `missed_limit` of them.
 
-A tick that stands for missed ones carries their number as extension `missed`; missed instants
-without a tick are counted in `turnout_events_total{result="missed"}`. The first start ever owes
-nothing for the time before it.
+A tick that stands for missed ones has their number as extension `missed`; missed instants without a
+tick are counted in `turnout_events_total{result="missed"}`. The very first start makes up for
+nothing.
 
 Not here: when something is due (`calendar`), and running what a tick starts.
 """
@@ -68,28 +68,28 @@ TYPE = "turnout.timer.tick"
 """The CloudEvents type of every tick."""
 
 ON_TIME = timedelta(seconds=60)
-"""How late a tick may be and still count as on time."""
+"""How late a tick may be and still be on time."""
 
 MAX_MISSED = 10_000
-"""The largest `missed_limit`: so many ticks become one transaction."""
+"""The largest `missed_limit`: that many ticks are one transaction."""
 
 _LOOK_SECONDS = 30.0
-"""A waiting trigger looks at the wall clock at least this often, to notice when it is set."""
+"""A waiting trigger looks at the clock at least this often, to notice a clock that was set."""
 
 _LAST_STRETCH_SECONDS = 0.25
-"""The end of a wait is slept in one piece of at most this, too short for clocks to drift apart."""
+"""The last part of a wait is one sleep of at most this, too short for clocks to drift apart."""
 
 _RETRY_SECONDS = (0.1, 5.0)
-_SHARE = 64  # instants counted before other work on the loop gets its turn
+_YIELD_EVERY = 64  # instants counted before the event loop gets its turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timer:
     """A read trigger that emits one event for each due instant of its schedule.
 
-    `from_start` counts the intervals of `every` from the first start of the service with it,
-    which position `start` remembers. `jitter` delays each tick by a part of itself that depends
-    on name and due instant only.
+    `from_start` counts the intervals of `every` from the first start of the service with this
+    timer, stored as position `start`. `jitter` delays each tick by a fraction of it that depends
+    only on name and due instant.
     """
 
     kind: Literal["cron", "every", "at"]
@@ -137,7 +137,7 @@ class Timer:
     def event(self, due: datetime, missed: int = 0) -> Event:
         """Return the tick due at `due`; `missed` is how many missed ticks it stands for."""
         digest = hashlib.blake2b(self.name.encode(), digest_size=4).hexdigest()
-        # The id is short and safe in a URL path; trigger and source carry the readable name.
+        # The id is short and safe in a URL path; trigger and source have the readable name.
         return Event(
             id=f"{self.kind}-{digest}-{written_instant(due).replace('-', '').replace(':', '')}",
             source=f"turnout:timers/{quote(self.name, safe='')}",
@@ -152,7 +152,7 @@ class Timer:
     async def plan(
         self, seek: Seek, positions: Mapping[str, str], connection: Mapping[str, Any]
     ) -> SeekPlan:
-        """Say from when on it would tick; raises `Refused` for what is ahead or has ticked."""
+        """Plan a seek; raises `Refused` for an instant that is ahead or has ticked."""
         return plan_seek(self.name, seek, positions)
 
     async def run(self, emit: Emitter) -> None:
@@ -162,7 +162,7 @@ class Timer:
         while True:
             due = watch.schedule.next_after(watch.last)
             if due is None:
-                await asyncio.Event().wait()  # nothing is ever due again
+                await asyncio.Event().wait()  # nothing is due ever again
                 continue
             await watch.sleep_until(self.starts_at(due))
             await watch.tick(due)
@@ -177,7 +177,7 @@ def cron(
     jitter: str | timedelta = timedelta(0),
     name: str | None = None,
 ) -> Timer:
-    """Tick when the clock of `tz` matches: 5 fields, 6 with seconds first, or `@daily` and kin.
+    """Tick when the clock of `tz` matches: 5 fields, 6 with seconds first, or names like `@daily`.
 
     Daylight saving follows the rules of `calendar`: a fixed local time runs once a day.
     """
@@ -205,7 +205,7 @@ def every(
     """Tick after each `interval` of elapsed time, at whole ones in UTC: `15m` is each quarter hour.
 
     `start="now"` counts from the first start of the service instead (remembered over restarts);
-    `start="2026-12-01T09:00"`, read in `tz`, from that instant.
+    `start="2026-12-01T09:00"`, read in `tz`, counts from that instant.
     """
     length = parse_duration(interval)
     from_start = start == "now"
@@ -245,7 +245,7 @@ def at(
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What came due since the last tick: how many instants, and the latest of them, in order."""
+    """The instants that came due since the last tick: their number, and the latest, in order."""
 
     count: int
     latest: Sequence[datetime]
@@ -253,7 +253,7 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Ticks:
-    """What to emit for that: (due, missed ticks it stands for), and missed ones without a tick."""
+    """What to emit: (due, missed ticks it stands for); and how many missed ones have no tick."""
 
     emitted: Sequence[tuple[datetime, int]]
     dropped: int
@@ -276,7 +276,7 @@ def decide(due: Due, *, latest_on_time: bool, missed: Missed, limit: int) -> Tic
 
 
 async def _start(timer: Timer, emit: Emitter) -> _Watch:
-    """Return the watch over `timer`, where the last one stopped or, the first time, from now on."""
+    """Return the watch over `timer`, from where the last one stopped or, at first, from now."""
     stored, now = await emit.positions(), emit.now()
     schedule = timer.schedule
     fresh: dict[str, str | None] = {}
@@ -302,7 +302,7 @@ async def _start(timer: Timer, emit: Emitter) -> _Watch:
 
 
 class _Watch:
-    """One run of a timer: what it has ticked up to, and the waiting in between."""
+    """A running timer: what it has ticked up to, and the waits in between."""
 
     def __init__(self, timer: Timer, emit: Emitter, schedule: Schedule, position: Position) -> None:
         self.schedule = schedule
@@ -313,17 +313,17 @@ class _Watch:
         self._is_down = False
 
     async def sleep_until(self, instant: datetime) -> None:
-        """Return when the wall clock reaches `instant`, wherever it is set meanwhile."""
+        """Return when the wall clock reaches `instant`, even if the clock is set meanwhile."""
         while (left := (instant - self._now()).total_seconds()) > 0:
             if left <= _LAST_STRETCH_SECONDS:
                 await asyncio.sleep(left)
             else:
-                # Drawn, so that a thousand timers do not look all at once.
+                # Random, so that a thousand timers do not look all at once.
                 look = _LOOK_SECONDS * random.uniform(0.5, 1.0)
                 await asyncio.sleep(min(left - _LAST_STRETCH_SECONDS / 2, look))
 
     async def tick(self, first: datetime) -> None:
-        """Store what has come due, `first` and later, as the policy asks; move past all of it."""
+        """Store what came due, `first` and later, as the policy asks, and move past all of it."""
         now = self._emit.now()
         if self._ahead is not None and now >= self._ahead:
             await self._catch_up(self._ahead)
@@ -348,7 +348,7 @@ class _Watch:
         self.last, self._ahead = ahead, None
 
     async def _came_due(self, first: datetime, now: datetime) -> Due:
-        """Count the instants from `first` to `now`; gives way to other work while it counts."""
+        """Count the instants from `first` to `now`, giving way to other work."""
         keep = self._timer.missed_limit + 1 if self._timer.missed == "run_all" else 1
         if isinstance(self.schedule, Every):
             return self._intervals_due(self.schedule.interval, first, now, keep)
@@ -358,20 +358,20 @@ class _Watch:
         ):
             latest.append(due)
             count += 1
-            if count % _SHARE == 0:
+            if count % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
         return Due(count, tuple(latest))
 
     def _intervals_due(self, interval: timedelta, first: datetime, now: datetime, keep: int) -> Due:
-        """Count intervals without a loop: a clock set right by years is many seconds."""
+        """Count intervals without a loop: after years there may be very many."""
         count = max((now - first) // interval + 1, 1)
         if count > 1 and self._timer.starts_at(first + (count - 1) * interval) > now:
-            count -= 1  # a jitter is shorter than the interval, so that only the latest may wait
-        kept = range(max(count - keep, 0), count)
-        return Due(count, tuple(first + number * interval for number in kept))
+            count -= 1  # jitter is shorter than the interval: only the latest may wait
+        latest = range(max(count - keep, 0), count)
+        return Due(count, tuple(first + number * interval for number in latest))
 
     async def store(self, events: Sequence[Event], positions: Mapping[str, str | None]) -> None:
-        """Emit until the journal takes it; anything worse than no room ends this run."""
+        """Emit until the journal takes it; any error but a full journal ends the trigger."""
         delay, longest = _RETRY_SECONDS
         while True:
             try:
@@ -385,7 +385,7 @@ class _Watch:
                 return
 
     def _now(self) -> datetime:
-        """Read the clock, and report when it has been set to long before the last tick."""
+        """Read the clock; report when it was set far back before the last tick."""
         now = self._emit.now()
         is_down = self.last - now > ON_TIME and is_ahead(self.schedule, self.last, now)
         if is_down and not self._is_down:

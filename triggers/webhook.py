@@ -1,9 +1,9 @@
-"""The webhook trigger: an HTTP request becomes an event, and 202 means it is on disk.
+"""The webhook trigger: an HTTP request becomes an event, and 202 means that it is on disk.
 
-In the order a request meets them: verify (401), decode (400, 415), name the event (id, type,
-source), `await emit` (409, 422, 503), answer. Bad input is a 4xx with a problem document, never an
-exception; anything uncertain is 503 with `Retry-After`. Not here: routes, body limits and
-sockets (`service/http/ingest`), nor remembering ids (the journal).
+The order for a request: verify (401), decode (400, 415), name the event (id, type, source), `await
+emit` (409, 422, 503), answer. Bad input gets a 4xx with a problem document, never an exception;
+anything uncertain gets 503 with `Retry-After`. Not here: routes, body limits and sockets
+(`service/http/ingest`), and remembering ids (the journal).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from turnout.service.governance.secrets import Secret
 
 from . import replies
 from .content import Unsupported, encoding_for, is_cloudevent, media_type, only, refuse_encodings
-from .query import FORM, Asked, read_query
+from .query import FORM, ParsedQuery, read_query
 from .signatures import Scheme, Unsigned, Unverified, Verifier, scheme_named
 
 _log = logging.getLogger("turnout.webhook")
@@ -65,12 +65,12 @@ def webhook(
     """Declare a webhook: `webhook("/orders", verify="github", secret=secret("ORDERS_HMAC"))`.
 
     `path` lies under `/hooks` and may hold parameters: `/t/{tenant}/ingest`. Several secrets are
-    all active (rotation). Without `verify=` the service listens on loopback only. `data` says how
-    the body is decoded; by default the request's Content-Type does; a GET without a body has its
-    query for data. `respond=True` lets a caller ask for the run's result with `?wait=10s`, and
+    all valid (rotation). Without `verify=` the service listens on loopback only. `data` says how
+    the body is decoded; by default the request's Content-Type does. The query is the data of a GET
+    without a body. `respond=True` lets a caller ask for the run's result with `?wait=10s`, and
     answers a GET with it; `respond="10s"` answers every request with it, or with 202 after that
-    time. Without `?wait=` a text is answered as it is, as handshakes want it, everything else as
-    JSON. Everything is checked by `check`, at load.
+    time. Without `?wait=` a text is answered as it is, as handshakes need it, everything else as
+    JSON. `check` checks everything, at load.
     """
     if not isinstance(path, str):
         raise SetupError(f'webhook({path!r}): a path is written like "/orders"')
@@ -90,7 +90,7 @@ def webhook(
 
 @dataclass(frozen=True, kw_only=True)
 class WebhookTrigger:
-    """A route under `/hooks` whose requests become events (`service.trigger.CalledTrigger`)."""
+    """A route under `/hooks` whose requests become events (`domain.trigger.CalledTrigger`)."""
 
     name: str
     route: str
@@ -105,12 +105,12 @@ class WebhookTrigger:
 
     @property
     def kind(self) -> str:
-        """The word for it."""
+        """The word for this kind of trigger."""
         return "webhook"
 
     @property
     def verified(self) -> bool | None:
-        """Whether requests prove who sent them: False is `verify="none"`, None not written."""
+        """Whether requests prove who sent them: False for `verify="none"`, None if not given."""
         return None if self.verify is None else self.scheme.signs
 
     @cached_property
@@ -120,18 +120,18 @@ class WebhookTrigger:
 
     @cached_property
     def verifier(self) -> Verifier:
-        """The scheme with its secrets revealed, once a process; raises `SetupError`."""
+        """The scheme with its secrets revealed, once per process; raises `SetupError`."""
         try:
             return self.scheme.verifier(self.secrets)
         except SetupError as error:
             raise SetupError(f"{self.name}: {error.message}") from None
 
     def unlock(self) -> None:
-        """Reveal the secrets now, so that a missing one ends the start, not a delivery."""
+        """Reveal the secrets now, so that a missing one stops the start, not a delivery."""
         _ = self.verifier
 
     def check(self) -> None:
-        """Raise `SetupError` for a path, scheme or choice that cannot work; reveals nothing."""
+        """Raise `SetupError` for a path, scheme or option that cannot work; reveals nothing."""
         _check_path(self.route)
         if not all(isinstance(each, Secret) for each in self.secrets):
             raise SetupError(
@@ -175,10 +175,10 @@ class WebhookTrigger:
             emit.reject("unverified")
             return replies.UNVERIFIED
         try:
-            asked = read_query(inbound.query, answers=self.respond)
-            wait = self._wait(inbound, asked) if self.respond else None
-            event = self.event(inbound, asked)
-            _ = event.data  # decoded here, kept on the event for everything that follows
+            query = read_query(inbound.query, answers=self.respond)
+            wait = self._wait(inbound, query) if self.respond else None
+            event = self.event(inbound, query)
+            _ = event.data  # decoded once, here; the event keeps it
         except Unsupported as error:
             emit.reject("unsupported")
             return replies.problem(415, str(error))
@@ -197,19 +197,19 @@ class WebhookTrigger:
 
     # ---- a request as an event
 
-    def event(self, inbound: Inbound, asked: Asked | None = None) -> Event:
-        """Return the event a verified request is; raises `InvalidData` or `Unsupported`."""
-        if asked is None:
-            asked = read_query(inbound.query, answers=self.respond)
+    def event(self, inbound: Inbound, query: ParsedQuery | None = None) -> Event:
+        """Return the event of a verified request; raises `InvalidData` or `Unsupported`."""
+        if query is None:
+            query = read_query(inbound.query, answers=self.respond)
         headers = inbound.headers
         if "content-encoding" in headers:
             refuse_encodings(headers["content-encoding"])
         content_type = only(headers, "content-type")
         if self.data != "bytes" and ("ce-specversion" in headers or is_cloudevent(content_type)):
-            return self._cloudevent(inbound, asked)
+            return self._cloudevent(inbound, query)
         body = inbound.body
         if inbound.method == "GET" and not body and self.data in (None, "form"):
-            body = asked.text  # what there is of data
+            body = query.text  # the only data there is
             content_type = FORM if body or self.data else None
         encoding = encoding_for(content_type, self.data)
         if encoding == "json" and not body and content_type is not None:
@@ -226,16 +226,16 @@ class WebhookTrigger:
             body=body if _has_body(body, headers, content_type, encoding) else NO_BODY,
             headers=self._stored_headers(headers),
             params=inbound.params,
-            query=asked.fields,
+            query=query.fields,
             minted=event_id is None,
         )
 
     @cached_property
     def _model(self) -> Event:
-        """What the events of this trigger have in common."""
+        """The fields that all events of this trigger share."""
         return Event(id="", source=self.route, type="", time=NEVER, trigger=self.name)
 
-    def _cloudevent(self, inbound: Inbound, asked: Asked) -> Event:
+    def _cloudevent(self, inbound: Inbound, query: ParsedQuery) -> Event:
         content_type = only(inbound.headers, "content-type")
         essence = media_type(content_type or "")[0]
         if essence.startswith("application/cloudevents") and essence != cloudevents.STRUCTURED:
@@ -252,12 +252,12 @@ class WebhookTrigger:
             encoding=encoding,
             headers=self._stored_headers(inbound.headers),
             params=inbound.params,
-            query=asked.fields,
+            query=query.fields,
             trigger=self.name,
         )
 
     def _delivery_id(self, headers: Headers) -> str | None:
-        """Return what stays the same when the sender delivers again, or None."""
+        """Return the id that stays the same when the sender delivers again, or None."""
         for header in self._id_headers:
             if header in headers and (text := only(headers, header)):
                 if len(text) > MAX_ID_CHARACTERS or not text.isprintable():
@@ -282,28 +282,31 @@ class WebhookTrigger:
         return self.scheme.type_prefix + word
 
     def _stored_headers(self, headers: Headers) -> dict[str, str]:
-        """Return the headers worth keeping: no credentials, and no more than the bounds allow."""
+        """Return the headers to store: no credentials, and no more than the bounds allow."""
         withheld = self._withheld
-        kept = {
+        stored = {
             name: (values[0] if len(values) == 1 else b", ".join(values)).decode("latin-1")
             for name, values in headers.items()
             if name not in withheld
         }
-        if len(kept) > MAX_STORED_HEADERS or sum(map(len, kept.values())) > MAX_STORED_HEADER_BYTES:
-            return _trimmed(kept)
-        return kept
+        if (
+            len(stored) > MAX_STORED_HEADERS
+            or sum(map(len, stored.values())) > MAX_STORED_HEADER_BYTES
+        ):
+            return _trimmed(stored)
+        return stored
 
     @cached_property
     def _withheld(self) -> frozenset[str]:
         return CREDENTIALS | self.scheme.credentials
 
-    def _wait(self, inbound: Inbound, asked: Asked) -> _Wait | None:
+    def _wait(self, inbound: Inbound, query: ParsedQuery) -> _Wait | None:
         """Return how long to wait for the result, None for not at all; raises `InvalidData`."""
-        if asked.wait is None:
+        if query.wait is None:
             within = self.respond_within or (GET_WAIT if inbound.method == "GET" else None)
             return None if within is None else _Wait(within.total_seconds(), plain=True)
         try:
-            wait = parse_duration(asked.wait)
+            wait = parse_duration(query.wait)
         except SetupError as error:
             raise InvalidData(str(error), field="wait") from None
         if wait > MAX_WAIT:
@@ -316,7 +319,7 @@ class WebhookTrigger:
 
 @dataclass(frozen=True, slots=True)
 class _Wait:
-    """How a sender is answered: after so many seconds at most, and a text as it is or as JSON."""
+    """How a sender is answered: after at most `seconds`, with a text as it is or as JSON."""
 
     seconds: float
     plain: bool
@@ -326,10 +329,10 @@ _OPEN = Unsigned()
 
 
 def _has_body(body: bytes, headers: Headers, content_type: str | None, encoding: Encoding) -> bool:
-    """Say whether a request has a body, be it an empty one.
+    """Return whether a request has a body, even an empty one.
 
-    A length or a coding tells so (RFC 9112 section 6.3), but browsers also send the length of
-    nothing: where JSON is expected no bytes are no body.
+    A length or a transfer coding means a body (RFC 9112 section 6.3), but browsers also send a
+    length of 0: where JSON is expected, no bytes are no body.
     """
     if body or content_type is not None:
         return True
@@ -341,14 +344,14 @@ _FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 def _trimmed(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the first headers, as many as the bounds allow."""
-    kept: dict[str, str] = {}
-    room = MAX_STORED_HEADER_BYTES
+    stored: dict[str, str] = {}
+    bytes_left = MAX_STORED_HEADER_BYTES
     for name, value in headers.items():
-        room -= len(value)
-        if room < 0 or len(kept) == MAX_STORED_HEADERS:
+        bytes_left -= len(value)
+        if bytes_left < 0 or len(stored) == MAX_STORED_HEADERS:
             break
-        kept[name] = value
-    return kept
+        stored[name] = value
+    return stored
 
 
 def _check_path(path: str) -> None:
@@ -372,7 +375,7 @@ def _check_path(path: str) -> None:
 async def _answered(receipt: Receipt, emit: Emitter, wait: _Wait) -> Reply:
     try:
         outcome = await emit.result(receipt, wait.seconds)
-    except Overloaded:  # the event is stored all the same
+    except Overloaded:  # the event is stored anyway
         outcome = None
     if outcome is None:
         return replies.accepted(receipt)

@@ -1,6 +1,6 @@
-"""The promises every trigger kind keeps, as one suite each kind's tests inherit.
+"""The promises that every trigger kind keeps, as one suite that each kind's tests inherit.
 
-A kind plugs in by writing a `TriggerCase` (how to make input for it, how to read what it has
+A kind plugs in with a `TriggerCase` (how to make input for it, how to read what it has
 acknowledged) and a class in its own test file:
 
     class TestFilesKeepTheContract(TriggerContract):
@@ -8,8 +8,8 @@ acknowledged) and a class in its own test file:
         def case(self, tmp_path: Path) -> TriggerCase:
             return FilesCase(tmp_path)
 
-`RecordingEmitter` stands where the router and the journal stand: a dict of events and positions
-that changes whole or not at all, and that can be told to be full or slow.
+`RecordingEmitter` replaces the router and the journal: a dict of events and positions that changes
+completely or not at all, and that can be full or slow on request.
 """
 
 from __future__ import annotations
