@@ -37,7 +37,7 @@ class AsyncFlow(Flow[P, Coroutine[Any, Any, S]], Generic[P, S]):
     """An `async def` flow: `await bill(order)` in another flow's run is a child run."""
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, S]:
-        """Take the child run's place now and start it when awaited; outside a run just call."""
+        """Assign the child run's key now, start it when awaited; outside a run just call."""
         child = children.call_flow(self, args, kwargs)
         if child is None:
             return to_await(self.function(*args, **kwargs), self.words)
@@ -58,7 +58,7 @@ class SyncFlow(Flow[P, R]):
     """A `def` flow: its call in a `def` flow, or `await bill.run(…)`, is a child run."""
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Start a child run and wait for it, in a `def` flow's run; outside one just call."""
+        """Start a child run and wait for it, in a `def` flow; outside a run call the function."""
         child = children.call_flow(self, args, kwargs)
         if child is None:
             return self.function(*args, **kwargs)
@@ -72,7 +72,7 @@ class SyncFlow(Flow[P, R]):
         return value
 
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
-        """Take the child run's place now and start it when awaited."""
+        """Assign the child run's key now, start it when awaited."""
         child = children.call_flow(self, args, kwargs)
         if child is None:
             return to_await(_call_plainly(self.function, args, kwargs), self.words)

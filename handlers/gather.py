@@ -1,4 +1,4 @@
-"""`gather`: run several awaitables at once, each branch with a stable place in the run.
+"""`gather`: run several awaitables at once, each branch in a scope of its own.
 
 The typed twin of `asyncio.gather` for flows: after a restart every branch finds its own recorded
 steps again. Results come as a tuple in the order given. The first error ends the other branches
@@ -54,7 +54,7 @@ def gather(*branches: Awaitable[T], return_exceptions: Literal[True]) -> Corouti
 def gather(
     *branches: Awaitable[Any], return_exceptions: bool = False
 ) -> Coroutine[object, None, tuple[Any, ...]]:
-    """Await all branches at once; the place in the run is taken when called."""
+    """Await all branches at once; the keys of the branches are assigned when it is called."""
     try:
         scope = here("gather")
     except BaseException:
@@ -105,7 +105,7 @@ async def _gather(
 async def _gather_again(
     branches: tuple[Awaitable[Any], ...], places: Branches, known: BaseException
 ) -> tuple[Any, ...]:
-    """Raise the error the branches are known to end with, once they have come by their steps."""
+    """Run the branches to the end of their recorded steps, then raise their recorded error."""
 
     async def branch(index: int, awaitable: Awaitable[Any]) -> None:
         places.enter(index)

@@ -38,7 +38,7 @@ class AsyncTask(Task[R], Generic[P, R]):
     """An `async def` task: `await charge(order)` is one recorded step of the run around it."""
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
-        """Take the step's place in the run now; run it when awaited."""
+        """Assign the step's key now; run the step when awaited."""
         scope = here(self.name)
         if scope is None:
             return to_await(self.function(*args, **kwargs), self.words)
@@ -76,7 +76,7 @@ class SyncTask(Task[R], Generic[P, R]):
         return value
 
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
-        """Take the step's place in the run now; when awaited, run it off the loop."""
+        """Assign the step's key now; when awaited, run the step in its pool."""
         scope = here(self.name)
         if scope is None:
             return to_await(_call_plainly(self.function, args, kwargs), self.words)

@@ -1,8 +1,8 @@
 """From an event to a function's arguments, by the function's annotations.
 
 Everything is decided once, when the flow is declared: a parameter that no event could fill is a
-`SetupError` at the flow's file and line. At run time annotations only validate; the trigger has
-decoded (decision 8). Data that does not fit is `InvalidData` naming the field, never retried.
+`SetupError` at the flow's file and line. Triggers decode, annotations validate: at run time data
+that does not fit is `InvalidData` naming the field, never retried.
 
 `Event` is the event itself, `Path` its file, `bytes` the raw body; anything else, `str` too, is
 made of the data. What does not fit as it is decoded is validated as JSON, or as a form: so strict

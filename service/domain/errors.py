@@ -154,7 +154,7 @@ class CodeChanged(TurnoutError):
 
 
 class MisplacedTask(TurnoutError):
-    """Raised when a task is called where its step cannot get a stable place in the run."""
+    """Raised when a task is called where its step would have no stable key."""
 
 
 class NotAwaited(TurnoutError):

@@ -81,9 +81,9 @@ class Resources:
         async with self._turn:
             opened, fresh = AsyncExitStack(), dict[Resource[Any], Any]()
             try:
-                for wanted in resources:
-                    if wanted not in self._open and wanted not in fresh:
-                        fresh[wanted] = await _entered(wanted, opened)
+                for each in resources:
+                    if each not in self._open and each not in fresh:
+                        fresh[each] = await _entered(each, opened)
             except BaseException:
                 await opened.aclose()  # not by the error: it is none of theirs
                 raise

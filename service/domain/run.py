@@ -67,7 +67,7 @@ def check_transition(run_id: str, current: RunState | None, target: RunState) ->
 
 
 PROCESS_DIED = "process_died"
-"""The error type of a run, or of a step of its ending, under which the process kept dying."""
+"""The error type of a run or a compensation step during which the process kept dying."""
 
 CANCELLED = "cancelled"
 """The error type of the step that says a run was cancelled and is to be undone."""

@@ -266,16 +266,15 @@ class Seekable(Protocol):
 
 @runtime_checkable
 class ActsAfterRuns(Protocol):
-    """A trigger that has something to do once the last run of an event has ended."""
+    """A trigger with an after-run action, for when the last run of an event has ended."""
 
     @property
     def acts_after_runs(self) -> bool:
-        """Whether `ended` does anything for this trigger's settings."""
+        """Whether this trigger's settings ask for an after-run action."""
 
     async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:
-        """Do it (move the file, delete it): called at least once, so it must be repeatable.
+        """Carry out the action (move or delete the file); called at least once, so repeatable.
 
-        `failure` tells of the first run that did not succeed; None when all did. Raises `TooEarly`
-        to be asked again.
-        Returns the event as it is to be stored from now on (a new path), or None if unchanged.
+        `failure` describes the first run that did not succeed, None if all did. Raises `TooEarly`
+        to be called again. Returns the event to store from now on (a new path), None if unchanged.
         """

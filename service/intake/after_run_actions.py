@@ -1,7 +1,7 @@
-"""What is to be done once the last run of an event has ended: a file moved, a file deleted.
+"""After-run actions: what a trigger does once the last run of an event has ended.
 
-Each effect is a fact in the journal until it is recorded as done, so it happens at least once
-whatever crashes; triggers make it repeatable (`ActsAfterRuns.ended`).
+A file is moved or deleted, for example. The journal lists an action until it is recorded as done,
+so it happens at least once, whatever crashes; triggers make it repeatable (`ActsAfterRuns.ended`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH = 200
 
 
 class AfterRunActions:
-    """Ends events: calls their trigger and records that it was done."""
+    """Calls the trigger of each ended event and records the action as done."""
 
     def __init__(
         self, journal: Journal, emitters: Callable[[], Mapping[str, TriggerEmitter]]
@@ -40,14 +40,14 @@ class AfterRunActions:
 
     @property
     def at_work(self) -> bool:
-        """Whether an effect is being carried out."""
+        """Whether an action is running."""
         return bool(self._asked)
 
     async def event_ended(self, event_seq: int) -> None:
-        """Carry out the event's effect if its last run has ended.
+        """Carry out the event's action if its last run has ended.
 
-        Runs that end together ask together: one call does the work, and looks once more if
-        another asked meanwhile.
+        For runs that end together only one call works; it looks again if another run asked
+        meanwhile.
         """
         if event_seq in self._asked:
             self._asked[event_seq] = True
@@ -63,7 +63,7 @@ class AfterRunActions:
             del self._asked[event_seq]
 
     async def sweep(self) -> int:
-        """Carry out every effect that is due and not recorded; returns how many were."""
+        """Carry out every due action; returns how many were carried out."""
         done = after = 0
         while batch := await self._journal.due_actions(after, BATCH):
             for event_seq, event, failure in batch:
@@ -75,15 +75,15 @@ class AfterRunActions:
     async def _carry_out(self, event_seq: int, event: Event, failure: str | None) -> bool:
         emitter = self._emitters().get(event.trigger)
         if emitter is None or not isinstance(emitter.trigger, ActsAfterRuns):
-            return False  # the trigger is gone from the project: kept, in case it comes back
+            return False  # the trigger is gone: the action stays listed, in case it returns
         try:
             changed = await emitter.trigger.ended(event, failure, emitter)
             await self._journal.record_action(event_seq, changed)
         except JournalBroken:
             raise
-        except (JournalFull, TooEarly, Overloaded):  # no room, paused, or the service is stopping
-            return False  # the sweep comes by again
-        except FOREIGN as error:  # a foreign place (a share): tried again later
+        except (JournalFull, TooEarly, Overloaded):  # the disk is full, paused, or stopping
+            return False  # the next sweep tries again
+        except FOREIGN as error:  # foreign code, or a network share: tried again later
             log.warning(
                 "after_run_action.failed",
                 trigger=event.trigger,

@@ -1,7 +1,8 @@
-"""Which events runs may wait for, and the topics each such event wakes.
+"""Events that runs may wait for, and the topics each of them wakes.
 
 Holds the awaited triggers and the distinct sets of compared fields, never a run: ten thousand
-waiting runs cost no memory here. A set once seen is kept, so it only grows with the code.
+waiting runs cost no memory here. A set is never removed, so the number of sets grows only with the
+code.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from turnout.service.steps.wait import event_topic, field_of
 
 
 class Awaited:
-    """Marks events that some run may be waiting for."""
+    """Adds the topics to wake to events that a run may wait for."""
 
     def __init__(self) -> None:
         self._shapes: dict[str, set[tuple[str, ...]]] = {}
@@ -35,7 +36,7 @@ class Awaited:
         self._shapes.setdefault(shape[0], set()).add(tuple(shape[1:]))
 
     def add_topics(self, entry: Entry) -> bool:
-        """Note on an entry what it wakes; False when nobody can be waiting for it."""
+        """Add to an entry the topics it wakes; False if no run can wait for it."""
         event = entry.event
         name = event.trigger
         if name in ("api", EMITTED):

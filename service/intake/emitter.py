@@ -53,11 +53,11 @@ _LOOK_SECONDS = 0.1
 _ANY = Event(id="", source="", type="", time=NEVER)
 
 UNMATCHED_PER_SAMPLE = 1000
-"""Where unmatched events are not kept, one of so many is, so that its decision can be read."""
+"""Of the unmatched events that are not stored, one in this many is, to show its decision."""
 
 
 class TriggerEmitter:
-    """What one trigger is handed (`service.trigger.Emitter`)."""
+    """Implements `domain.trigger.Emitter` for one trigger."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class TriggerEmitter:
         self.last_error: str | None = None
         self.lags: dict[str, float] = {}
         self.figures: dict[str, float] = {}
-        self.stays = False  # while its positions are moved: what was accepted is run here
+        self.stays = False  # true while its positions are moved: accepted events run here
         self._journal = journal
         self._dispatcher = dispatcher
         self._metrics = metrics
@@ -94,7 +94,7 @@ class TriggerEmitter:
         self._unmatched: Counter[str] = Counter()
         self._tells_sender = isinstance(trigger, CalledTrigger | TellsSender)
         self.acts_after_runs = isinstance(trigger, ActsAfterRuns) and trigger.acts_after_runs
-        self._latest: Sequence[AnyFlow] = ()  # that an event was for
+        self._latest: Sequence[AnyFlow] = ()  # the flows of the latest event
         self._backpressure = dispatcher.backpressure()
         self._closed: str | None = None
         self._paused = False
@@ -108,7 +108,7 @@ class TriggerEmitter:
         *,
         after: Awaitable[object] | None = None,
     ) -> Sequence[Receipt]:
-        """Store events and positions in one transaction; see `service.trigger.Emitter`."""
+        """Store events and positions in one transaction; see `domain.trigger.Emitter`."""
         if self._closed is not None:
             raise Overloaded(self._closed)
         if self._paused:
@@ -137,7 +137,7 @@ class TriggerEmitter:
     async def _store_matched(
         self, routed: list[Routed], positions: Mapping[str, str | None]
     ) -> Sequence[Receipt]:
-        """Store what starts runs, and of the rest one sample in a thousand (decision 9)."""
+        """Store events that start runs; count unmatched ones and store one in a thousand."""
         unkept: dict[int, str] = {}
         for index, one in enumerate(routed):
             if not one.entry.runs and one.entry.awaited is None:
@@ -159,7 +159,7 @@ class TriggerEmitter:
     def _committed(
         self, routed: Sequence[Routed], positions: Mapping[str, str | None]
     ) -> asyncio.Future[Sequence[Receipt]]:
-        """Write what was routed; the answer comes once it is on disk and its runs may start."""
+        """Write routed events; the future is done when they are on disk and may start runs."""
         for one in routed:
             self._latest = one.flows or self._latest
             for run, flow in zip(one.entry.runs, one.flows, strict=True):
@@ -175,7 +175,7 @@ class TriggerEmitter:
             self._refused(routed)
             raise
         answer: asyncio.Future[Sequence[Receipt]] = stored.get_loop().create_future()
-        # Whatever becomes of the caller: claimed runs must not be left that nobody starts.
+        # A cancelled caller must not leave claimed runs that nobody starts.
         stored.add_done_callback(lambda stored: self._stored(routed, stored, answer))
         return answer
 
@@ -232,7 +232,7 @@ class TriggerEmitter:
         self._closed = reason
 
     def retire(self) -> None:
-        """Take the trigger out of the metrics: it is no longer served."""
+        """Remove the metrics of a trigger that is no longer served."""
         with suppress(KeyError):
             self._metrics.trigger_up.remove(self.trigger.name)
         for partition in self.lags:
@@ -244,7 +244,7 @@ class TriggerEmitter:
 
     @property
     def paused(self) -> bool:
-        """Whether an operator has paused the trigger; what it says of itself stays its own."""
+        """Whether an operator has paused the trigger; `problem` is not affected."""
         return self._paused
 
     @paused.setter
@@ -315,7 +315,7 @@ class TriggerEmitter:
         """Report that the trigger cannot watch now, and why."""
         reason = secrets.mask(reason)  # /readyz and the API show it
         if reason == self._pause_words:
-            return  # an operator's doing, which `paused` tells: of itself the trigger is as it was
+            return  # it is paused, which is no problem of the trigger
         if reason != self.problem:
             log.warning("trigger.down", trigger=self.trigger.name, error=reason)
         self.problem = self.last_error = reason
@@ -347,7 +347,7 @@ class TriggerEmitter:
 
 
 class _HandBack:
-    """What a trigger gives its events back with (`service.trigger.HandBack`)."""
+    """Implements `domain.trigger.HandBack`."""
 
     def __init__(self, journal: Journal, trigger: str, flows: Sequence[str]) -> None:
         self._journal = journal

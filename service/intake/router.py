@@ -1,8 +1,8 @@
 """From an event to runs: which flows an event starts, and why it does not start the others.
 
-A pure reading of the project: it writes nothing and waits for nothing. The author's `when=`,
-`per=` and `ordered_by=` are foreign code and are called here, each once per event. Whatever they
-and the runs change in the event or its data, the journal and the other flows do not see.
+Routing writes nothing and waits for nothing. The author's `when=`, `per=` and `ordered_by=` are
+foreign code and are called here, each once per event. What they and the runs change in the event or
+its data is invisible to the journal and the other flows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from turnout.service.project import AnyFlow
 
 @dataclass(slots=True)
 class Routed:
-    """What an event comes to: the entry for the journal, and what the runs will be called with.
+    """The result of routing: the entry for the journal, and the arguments of the runs.
 
     `flows[i]`, `events[i]` and `arguments[i]` belong to `entry.runs[i]`. `refusals` says per flow
     why it cannot take the data; each refusal is also a dead letter among the runs.
@@ -35,7 +35,7 @@ class Routed:
 
     @property
     def refused_by_all(self) -> bool:
-        """Whether no flow can take the data, so that a sender may be told so instead."""
+        """Whether every flow refuses the data, so that the sender can be told instead."""
         return bool(self.refusals) and len(self.refusals) == len(self.entry.runs)
 
 

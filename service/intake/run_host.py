@@ -1,7 +1,7 @@
-"""Carries out what runs ask of the service: start a child, emit an event, link to an approval.
+"""The service as runs see it: starts a child, emits an event, links to an approval.
 
-The step that asks and what it starts are written in one transaction; a caller that is cancelled
-meanwhile never leaves a claimed run that nobody starts.
+The calling step and what it starts are written in one transaction. If the caller is cancelled
+meanwhile, the claimed runs are started all the same.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class ServiceHost:
         await self._stored(claim, step, routed, None, again)
 
     async def end_children(self, claim: Claim) -> list[str]:
-        """Cancel the children a run waits for that goes no further; see `context.RunHost`."""
+        """Cancel the children that an ending run waits for; see `context.RunHost`."""
         cancelled, left = await self._journal.end_children(claim, now=self._now())
         for run in cancelled:
             self._dispatcher.cancel(run)

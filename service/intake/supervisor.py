@@ -1,8 +1,7 @@
-"""Keeps read triggers reading: each runs on its own, and again after an error, with backoff.
+"""Keeps triggers running: each runs in its own task and is restarted after an error, with backoff.
 
-A trigger that fails never touches the others; its problem shows in `turnout_trigger_up`, in
-`/readyz` and, by its emitter, in the log. Errors of the journal are not the trigger's and end the
-service.
+A failing trigger does not affect the others; its problem shows in `turnout_trigger_up`, in
+`/readyz` and in the log. A broken journal is not the trigger's fault and ends the service.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Supervisor:
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def start(self, emitter: TriggerEmitter) -> None:
-        """Start a trigger, or mark a called one as up."""
+        """Start a trigger; one that is called is up at once."""
         if isinstance(emitter.trigger, ReadTrigger):
             name = emitter.trigger.name
             self._running[name] = self._tasks.create_task(self._watch(emitter.trigger, emitter))
@@ -56,9 +55,9 @@ class Supervisor:
                 raise
             except (JournalFull, Overloaded) as error:
                 reason = str(error)
-            except FOREIGN as error:  # foreign place (decision 30)
+            except FOREIGN as error:  # a custom trigger is foreign code
                 reason = words_of(error)
-            if task.cancelling():  # and what the trigger raised instead was about its stop
+            if task.cancelling():  # the error comes from its stop
                 raise asyncio.CancelledError
             if loop.time() - began > STEADY_SECONDS:
                 delay = FIRST_DELAY_SECONDS

@@ -1,11 +1,11 @@
 """Where functions run: `async def` on the loop, `def` in a thread or in a worker process.
 
-Threads and processes are bounded, and a call that waits for one spends none of its timeout. A call
-ends when its work has ended: a thread cannot be killed, so a timed-out or cancelled call comes back
-only when the thread has returned (decision 21); a worker process is killed, with all it has
-started. A worker that dies fails its own call only; one that has served its calls, or has run out
-of its memory, is replaced. A pool thread acts for the asyncio task that waits for it: `caller()`
-names that task on both sides.
+Threads and processes are bounded, and waiting for one spends none of a call's timeout. A call ends
+when its work has ended: threads cannot be killed, so a timed-out or cancelled call returns only
+when its thread has returned; a worker process is killed, with all processes it started. A worker
+that dies fails its own call only. A worker is replaced after a number of calls, or when it runs out
+of memory. A pool thread acts for the asyncio task that waits for it: `caller()` returns that task
+in both.
 
 Not here: recording anything, and retries.
 """
@@ -36,14 +36,14 @@ from .worker import Worker, WorkerDied, request_of, value_of
 T = TypeVar("T")
 
 WAIT_SECONDS = 1.0
-"""How long a call has waited for a place in a pool when that is worth a word."""
+"""How long a call waits for a pool before there is a warning."""
 
 ThreadGroup = Literal["flow", "step"]
-"""Steps have threads of their own: flows that hold every thread can still run their steps."""
+"""Steps have threads of their own, so flows that hold every flow thread can run their steps."""
 
 
 class Pools:
-    """The threads and worker processes of one service; made lazily, bounded always."""
+    """The bounded threads and worker processes of one service, started when needed."""
 
     def __init__(
         self, threads: int, processes: int, *, process_memory: int = 0, process_calls: int = 100
@@ -146,10 +146,10 @@ class Pools:
         self._workers.add(worker)
         context = copy_context()  # the run whose log it is
 
-        def heard(record: bytes) -> None:
+        def on_record(record: bytes) -> None:
             context.run(logs.replay, record)
 
-        work = self._exchanges.submit(worker.exchange, request, heard, begun)
+        work = self._exchanges.submit(worker.exchange, request, on_record, begun)
         try:
             answer = await _until_done(work, worker.kill)
         except BaseException as error:
@@ -171,18 +171,18 @@ class Pools:
 
     @property
     def waiting(self) -> dict[str, int]:
-        """How many calls wait for a place in each pool."""
+        """How many calls wait for each pool."""
         return {name: len(waiting) for name, waiting in self._waiting.items()}
 
     def waits_for(self, run_id: str) -> str | None:
-        """Return, in words, which pool a run waits for a place in."""
+        """Return, in words, the pool a run waits for, None if it waits for none."""
         for name, waiting in self._waiting.items():
             if waiting.holds(run_id):
                 return f"one of the {self._sizes[name]} {name}, which are all busy"
         return None
 
     def warnings(self) -> dict[str, str]:
-        """Return what keeps work from going on, in words by what it is about."""
+        """Return warnings about calls that wait or ignore their timeout, by topic."""
         told = {
             name: f"all {self._sizes[name]} {name} are busy; calls that wait for one: "
             f"{len(waiting)}, the first for {waiting.longest_seconds:.0f}s"
@@ -197,7 +197,7 @@ class Pools:
         return told
 
     def renew(self) -> None:
-        """Let calls from now on find workers with fresh code; those at work end with their call."""
+        """Replace the workers, for new code; busy ones end after their call."""
         for worker in self._idle:
             worker.kill()
             self._workers.discard(worker)
@@ -239,7 +239,7 @@ async def _until_done(work: Future[T], stop: Callable[[], None]) -> T:
             cancelled = error
     if cancelled is not None:
         if not done.cancelled():
-            done.exception()  # seen: the cancel is what the caller gets
+            done.exception()  # retrieved: the caller gets the cancel
         raise cancelled
     return done.result()
 
@@ -286,7 +286,7 @@ class _ThreadCall:
         try:
             return await _until_done(executor.submit(work), self.stop)
         finally:
-            self._waiting.leave(self)  # it may have been called off
+            self._waiting.leave(self)  # it may never have started
 
     def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """From the thread: run a coroutine on the loop; ends early when the call is stopped."""

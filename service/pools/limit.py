@@ -1,8 +1,7 @@
-"""How long a call may take, and what is known of calls that wait for a pool or outlast their time.
+"""Timeouts of calls, and the calls that wait for a pool or outlast their timeout.
 
-A timeout counts from the call on the loop, and in a pool from the start of the function there: a
-call that waits for a thread or a worker process spends none of it. What comes after its time is
-no result, whoever made it late.
+A timeout counts from the call on the loop, and in a pool from the start of the function there, so
+waiting for a thread or a worker process spends none of it. A result after the timeout is not used.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from turnout.service.telemetry import logs
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 5.0
-"""How long after its timeout a call that goes on is told of."""
+"""How long a call may outlast its timeout before it is logged."""
 
 log = logs.get_logger("turnout.pools")
 

@@ -42,7 +42,7 @@ Restore = Callable[..., Callable[[], None]]
 Travel = Callable[[], "tuple[Restore, tuple[Any, ...]] | None"]
 _travels: list[Travel] = []
 
-Place = tuple[str | None, bytes | None, str, str]
+FunctionPath = tuple[str | None, bytes | None, str, str]
 """Where a function is: its flow file and that file's bytes (if it is of one), module and name."""
 
 
@@ -88,13 +88,13 @@ class Worker:
     def exchange(
         self,
         request: bytes,
-        heard: Callable[[bytes], object],
+        on_record: Callable[[bytes], object],
         begun: Callable[[], object] | None = None,
     ) -> Any:
         """Send a call and wait for its answer, in a thread; raises `WorkerDied`.
 
-        Each log record on the way is `heard`; secrets it reveals are guarded here too. `begun`
-        hears that the function starts, once the worker has loaded it.
+        `on_record` gets each log record; secrets the worker reveals are masked here too. `begun` is
+        called when the function starts, once the worker has loaded it.
         """
         self.calls += 1
         try:
@@ -108,11 +108,10 @@ class Worker:
                 elif message[:1] == _SECRETS:
                     secrets.remember(pickle.loads(message[1:]))
                 else:
-                    heard(message[1:])
+                    on_record(message[1:])
             return pickle.loads(message[1:])
         except (EOFError, OSError) as error:
-            ending = self._ending(error)
-            raise WorkerDied(ending) from None
+            raise WorkerDied(self._end_and_explain(error)) from None
 
     def _start(self) -> Connection:
         ours, theirs = _spawn.Pipe()
@@ -151,8 +150,8 @@ class Worker:
         except (ProcessLookupError, PermissionError):  # it leads no group yet, or all are gone
             process.kill()
 
-    def _ending(self, error: Exception) -> str:
-        """End what is left of the worker, and say how it ended of itself if it did."""
+    def _end_and_explain(self, error: Exception) -> str:
+        """Kill what is left of the worker and return how it ended."""
         process = self._process
         if process is None:
             return f"it could not start ({error})"
@@ -297,7 +296,7 @@ _NO_MEMORY = ("memory", None, "")
 
 
 def _perform(
-    place: Place, inner: bytes, begun: Callable[[], None]
+    place: FunctionPath, inner: bytes, begun: Callable[[], None]
 ) -> tuple[str, bytes | None, str]:
     try:
         function = _find(*place)

@@ -1,14 +1,14 @@
-"""`cache=by_input(ttl="1h")`: the result of a task, kept for whoever asks the same again.
+"""`cache=by_input(ttl="1h")`: cached results of a task, for later calls with equal input.
 
-The same is: the same task, in the same version of its code, with equal input (`digest`). How
-arguments are written (by place or by name, the order of a dict) does not matter; their types do,
-and all that a value holds: extra, private and unset fields of a model too. Two runs that
-ask at once compute once (`alone`). Failures and fallbacks are not kept, and no tenant is given
+A result is used for the same task, in the same version of its code, with equal input (`digest`).
+How arguments are written (by position or by name, the order of a dict) does not matter; their types
+and every part of a value do, such as extra, private and unset fields of a model. Two runs that
+call at once compute once (`alone`). Failures and fallbacks are not cached, and no tenant gets
 another one's result.
 
-A secret among the arguments goes in as a digest under a key this process made up, so nothing on
-disk helps to guess it, and after a restart it is asked for anew. Not here: where results are kept
-(the journal) and how long a run's own steps are.
+A secret among the arguments is hashed with a random key of this process, so nothing on disk helps
+to guess it, and its results are not found after a restart. Not here: where results are stored (the
+journal).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _KEY_BYTES = 20
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """How long a task's results are kept for equal input."""
+    """How long a task's results are cached."""
 
     ttl: timedelta
 
 
 def by_input(*, ttl: str | timedelta) -> CachePolicy:
-    """Keep a task's results for `ttl`, and use them instead of calling it with equal input."""
+    """Cache a task's results for `ttl` and use them for calls with equal input."""
     kept = parse_duration(ttl)
     if not kept:
         raise SetupError("by_input(ttl=…) keeps results for a time, such as '1h'")
@@ -94,7 +94,7 @@ _flights: dict[tuple[int, bytes], tuple[asyncio.Lock, list[None]]] = {}
 
 @asynccontextmanager
 async def alone(owner: object, key: bytes) -> AsyncIterator[None]:
-    """Let one caller at a time do the work of a key of `owner`; the others wait for it."""
+    """Let one caller at a time work on a key of `owner`; the others wait."""
     place = (id(owner), key)
     lock, waiting = _flights.setdefault(place, (asyncio.Lock(), []))
     waiting.append(None)

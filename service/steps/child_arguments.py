@@ -1,11 +1,10 @@
-"""The arguments of a called flow, as an event: what the flow gets is what its caller gave.
+"""The arguments of a child run, as an event: the child gets exactly what its caller passed.
 
-The event's body is for people, keys and filters: JSON, text or bytes. Where it would not give an
-argument back the same (`exact`), the argument goes along as a pickle. An annotation still
-converts what it was not given as: a dict becomes the model it is declared to be, as it does for
-every event.
+The event's body is for people, keys and filters: JSON, text or bytes. An argument that the body
+would not give back exactly (`exact`) is added as a pickle. Annotations still convert, as for every
+event: a dict becomes the model it is declared to be.
 
-Not here: starting the run (`calling`).
+Not here: starting the run (`children`).
 """
 
 from __future__ import annotations

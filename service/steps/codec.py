@@ -2,8 +2,8 @@
 
 A step's result is JSON when the return annotation brings the very same value back, which is tried,
 not assumed (`exact`); any other object is pickled. A run's own result is for people and programs
-outside: JSON only, through the annotation. A value that cannot be kept (unpicklable, too large,
-holding a live secret) is refused by name before anything downstream runs (decision 23).
+outside: JSON only, through the annotation. A value is kept exactly or refused: one that cannot be
+pickled, is too large or holds a secret's value is refused by name before the next step runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _UNTYPED = (UNANNOTATED, Any, object)
 Words = tuple[str, str]
 _RETURNED: Words = ("the result", "return")
 _EMITTED: Words = ("the data", "emit")
-"""What a value is called in a refusal, and what its author did with it."""
+"""What an error message calls the value, and the verb for what its author did with it."""
 
 
 def encode(value: Any, annotation: Any, *, max_bytes: int, name: object) -> tuple[Encoding, bytes]:
@@ -43,7 +43,7 @@ def encode(value: Any, annotation: Any, *, max_bytes: int, name: object) -> tupl
 
 
 def decode(encoding: Encoding, data: bytes, annotation: Any, *, name: object) -> Any:
-    """Return what `encode` kept; raises `CodeChanged` when today's code cannot read it."""
+    """Return the value `encode` wrote; raises `CodeChanged` if the current code cannot read it."""
     try:
         if encoding == "pickle":
             return unpickle(data)
@@ -71,7 +71,7 @@ def encode_result(
 
 
 def encode_data(value: Any, *, max_bytes: int, name: object) -> bytes:
-    """Return the data of an event as JSON; raises `NotKept` for what JSON says less of."""
+    """Return the data of an event as JSON; raises `NotKept` if JSON would lose something."""
     found = encode_result(value, UNANNOTATED, max_bytes=max_bytes, name=name, words=_EMITTED)
     data = found or b"null"
     lost = what_json_loses(value, data)
@@ -100,7 +100,7 @@ def encode_returned(
 
 
 def decode_returned(end: ChildEnd, annotation: Any, *, name: object) -> Any:
-    """Return what a called run returned; raises `CodeChanged` when today's code cannot read it."""
+    """Return a called run's result; raises `CodeChanged` if the current code cannot read it."""
     if end.returned is not None:
         return decode("pickle", end.returned, annotation, name=name)
     return None if end.result is None else decode("json", end.result, annotation, name=name)

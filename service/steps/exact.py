@@ -1,13 +1,12 @@
-"""The one rule of values that are kept: what comes back is what was given, to the last part.
+"""A value is kept exactly or refused: it comes back equal in every part.
 
-JSON is read by people and costs least, so it is used where reading it back gives the very same
-value. That is tried and then compared part by part, by a list of types for which "the same" is
-known: type, zone and fold of an instant, set, extra and private fields of a model, attributes
-beside the fields of a dataclass. A part that stands in two places, of which a change is seen in
-both, is the same in JSON never. Any other value, and any other type, is pickled; what a pickle
-does not give back either is refused by whoever asks.
+JSON is readable and cheap, so it is used if it gives back the very same value. This is tried, and
+the two are compared part by part for the types whose equality is known: type, zone and fold of an
+instant, set, extra and private fields of a model, attributes beside the fields of a dataclass. A
+value that holds one object twice never is the same in JSON. Any other value or type is pickled;
+what a pickle does not give back either is refused by the caller.
 
-Not here: sizes and secrets (`codec`), errors (`service.errors`).
+Not here: sizes and secrets (`codec`), errors (`domain.portable`).
 """
 
 from __future__ import annotations
@@ -152,9 +151,9 @@ def _same_records(back: Any, value: Any, seen: set[int]) -> bool:
     kind: type = type(value)
     if not is_record(kind):
         return False
-    found, wanted = attributes(back), attributes(value)
-    return found.keys() == wanted.keys() and _same_items(
-        [found[name] for name in wanted], [*wanted.values()], seen
+    found, expected = attributes(back), attributes(value)
+    return found.keys() == expected.keys() and _same_items(
+        [found[name] for name in expected], [*expected.values()], seen
     )
 
 

@@ -1,8 +1,7 @@
-"""Errors of runs and steps: written down for people, and kept so that they are raised again.
+"""Errors of runs and steps: described for people, and stored so that they can be raised again.
 
-An error that escapes a step is marked with the step's key, so that whoever catches it later can
-say where it came from (`step_of`), also when the flow wrapped it. Not here: what an error means
-for a step (`step`) or a run (`executor`).
+An error that escapes a step carries the step's key, so `step_of` finds the step later, even if the
+flow wrapped the error. Not here: what an error means for a step (`step`) or a run (`executor`).
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ NAMES: Mapping[type[BaseException], str] = {
     NotAwaited: "not_awaited",
     Rejected: "rejected",
 }
-"""Error types of turnout's own, as they are written down; others keep their class's name."""
+"""The names of turnout's own error types in records; others go by their class's name."""
 
 
 def set_step(error: BaseException, key: str) -> BaseException:
-    """Note on an error the step it escaped from; returns the error."""
+    """Set on an error the step it escaped from; returns the error."""
     BaseException.__setattr__(error, _STEP, key)  # past a frozen dataclass's own refusal
     return error
 
@@ -58,7 +57,7 @@ def step_of(error: BaseException) -> str | None:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those it holds, or was raised from or over, each once."""
+    """Yield an error, its members, causes and contexts, each once."""
     seen: set[int] = set()
     left = [error]
     while left:
@@ -121,10 +120,10 @@ def _type_of(error: BaseException) -> str:
 
 
 def keep(error: Exception, max_bytes: int) -> tuple[bytes | None, Exception]:
-    """Return an error in a form that is raised again, and the error as the flow is to hear it.
+    """Return the stored form of an error, and the error to raise in the flow.
 
-    That is the same one where it is kept whole. Else it is the one that every later attempt will
-    hear, so that no attempt takes a way the others do not; what the log tells is the original's.
+    It is the same error if it can be stored whole. Otherwise it is the one that later attempts will
+    raise, so that all attempts take the same branch; the log describes the original.
     """
     kept = portable(error)
     if kept is not None and _may_not_be(kept.data, max_bytes):
@@ -137,8 +136,8 @@ def keep(error: Exception, max_bytes: int) -> tuple[bytes | None, Exception]:
         return None, failed
     if kept.is_whole:
         return kept.data, error
-    heard: Exception = unpickle(kept.data)
-    return kept.data, heard.with_traceback(error.__traceback__)
+    restored: Exception = unpickle(kept.data)
+    return kept.data, restored.with_traceback(error.__traceback__)
 
 
 def _may_not_be(data: bytes, max_bytes: int) -> bool:
@@ -150,9 +149,9 @@ def _masked(text: str) -> str:
 
 
 def restore(known: StepRecord) -> BaseException:
-    """Return the error of a recorded step as it was raised then, or a `StepFailed` with its type.
+    """Return the recorded error of a step, or a `StepFailed` that names its type.
 
-    It is marked with its step.
+    The error carries its step (`step_of`).
     """
     error = None
     if known.result is not None:

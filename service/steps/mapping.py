@@ -1,6 +1,6 @@
 """`map`: a task run for each of many items, a bounded number at once, a recorded step each.
 
-Not here: child runs for each item (`calling`).
+Not here: child runs for each item (`children`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def map_items(
             scope = branches.enter(index)
             try:
                 results[index] = await run(StepCall(task, scope, scope.path[:-1], (item,), {}))
-            except Suspend:  # it waits for its next try; the others go on meanwhile
+            except Suspend:  # it waits for its next try; the others continue
                 waiting.append(scope)
 
     try:
@@ -56,7 +56,7 @@ async def map_items(
 
 
 def place_map(task: Task[Any], items: Iterable[Any], limit: int) -> tuple[Branches | None, Any]:
-    """Take the place of a `map` when it is called; returns (its branches, the items)."""
+    """Assign the key of a `map` when it is called; returns (its branches, the items)."""
     listed = list(items)
     if limit < 1 or len(listed) > MAX_BRANCHES:
         raise ValueError(

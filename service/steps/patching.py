@@ -1,7 +1,7 @@
-"""`patched("name")`: new code for new runs, the old for those that are past the place already.
+"""`patched("name")`: new runs take the new code, runs that are past this line take the old.
 
-True is a fact, recorded before the next step is, so that a run never changes its mind. Not here:
-noticing changes nobody provided for (`changed`).
+True is recorded before the next step, so a run always gets the same answer. Not here: changes
+without `patched` (`code_change`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from .durable_marks import mark_record
 
 
 def patched(name: str) -> bool:
-    """Return whether this run takes the new way at this place.
+    """Return whether this run takes the new code at this line.
 
-    `if patched("send-invoice"): await invoice(order)`. False for a run that was past the place
-    before the change was there, True for every other one. Take it out again, with the old way,
-    when no older run is left. Outside a run it is True.
+    `if patched("send-invoice"): await invoice(order)`. False for a run that passed the line before
+    the change, True for every other one. Remove it, with the old code, when no older run is left.
+    Outside a run it is True.
     """
     scope = here(PATCHED)
     if scope is None:

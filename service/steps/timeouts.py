@@ -1,10 +1,9 @@
-"""Whether code is inside an `asyncio.timeout` of its author's, which no wait can outlast.
+"""Finds an author's `asyncio.timeout` around a durable wait, which would outlast it.
 
-A durable wait ends the attempt, and the timeout with it: the run would go on after the wait as if
-nobody had asked for an end. asyncio keeps no list of its timeouts, so it is read from the code of
-the functions that wait: whether the line they are at is in the body of such a `with`. Found are
-`asyncio.timeout` and anyio's `fail_after` and `move_on_after`, by whatever name; not one that is
-hidden in a context manager of the author's own.
+A durable wait ends the attempt, and the timeout with it: after the wait the run would continue
+without the timeout. asyncio keeps no list of its timeouts, so the code of the waiting functions is
+read: is their current line in the body of such a `with`? `asyncio.timeout` and anyio's `fail_after`
+and `move_on_after` are found under any name, but not inside a context manager of the author's own.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from turnout.service.domain.flow import SOURCE
 
 _OWN_FOLDER = str(Path(__file__).parents[1])
 _EXECUTOR = str(Path(__file__).parents[1] / "dispatch" / "executor.py")
-"""Where the attempt begins: what is around that is none of the author's doing."""
+"""The file that starts the attempt: frames above it are not the author's."""
 
 _WORDS = (b"timeout", b"fail_after", b"move_on_after")
 _NAMES = frozenset({
@@ -37,7 +36,7 @@ Bodies = tuple[tuple[int, int, ast.expr], ...]
 
 
 def around() -> str | None:
-    """Return where the timeout stands that the caller is inside of, as FILE:LINE, or None."""
+    """Return FILE:LINE of the timeout around the calling code, None if there is none."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename != _EXECUTOR:
         code = frame.f_code
@@ -51,13 +50,13 @@ def around() -> str | None:
 
 @lru_cache(maxsize=1024)
 def _bodies(code: CodeType, source: bytes | None) -> Bodies:
-    """Return the bodies of a function's `with` statements, of which some may be timeouts."""
+    """Return the bodies of a function's `with` statements; some may be timeouts."""
     text = source or "".join(linecache.getlines(code.co_filename)).encode()
     if not any(word in text for word in _WORDS):
         return ()
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError):  # not the text it was made of
+    except (SyntaxError, ValueError):  # the file has changed since
         return ()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -284,9 +284,9 @@ async def test_each_step_of_an_ending_has_five_deaths_and_no_more(tmp_path: Path
         before = len(done)
         assert error_of(await run.execute(trip)).type == "process_died"
         assert done[before:] == []
-        ending = [step for key, step in (await run.steps()).items() if key.startswith("~")]
-        assert len(ending) == 5
-        assert all(step.error and step.error.type == "process_died" for step in ending)
+        compensation = [step for key, step in (await run.steps()).items() if key.startswith("~")]
+        assert len(compensation) == 5
+        assert all(step.error and step.error.type == "process_died" for step in compensation)
 
 
 async def test_what_an_earlier_attempt_registered_stands_until_it_is_registered_anew(

@@ -484,11 +484,11 @@ async def _outcome(tmp_path: Path, declared: Any) -> Outcome:
 async def test_a_task_in_an_asyncio_task_of_its_own_names_gather(tmp_path: Path) -> None:
     @flow
     async def spawns() -> None:
-        async def aside() -> None:
+        async def elsewhere() -> None:
             await charge("a")
 
         async with asyncio.TaskGroup() as tasks:
-            await tasks.create_task(aside())
+            await tasks.create_task(elsewhere())
 
     outcome = await _outcome(tmp_path, spawns)
     assert re.search(r"asyncio task or thread.*gather", message(outcome))
@@ -508,7 +508,7 @@ async def test_asyncio_gather_of_calls_is_fine_because_places_are_taken_when_cal
 async def test_a_task_in_a_thread_of_its_own_names_gather(tmp_path: Path) -> None:
     caught: list[str] = []
 
-    def aside() -> None:
+    def elsewhere() -> None:
         try:
             weigh("a")
         except MisplacedTask as error:
@@ -516,7 +516,7 @@ async def test_a_task_in_a_thread_of_its_own_names_gather(tmp_path: Path) -> Non
 
     @flow
     def threads() -> None:
-        own = threading.Thread(target=aside)
+        own = threading.Thread(target=elsewhere)
         own.start()
         own.join()
 

@@ -1,10 +1,10 @@
 """Flows in a process of their own inside a test: real journal, real dispatcher, virtual clock.
 
 Time stands still while anything runs and jumps to the next due instant when nothing does, so a
-backoff of a day takes no time. What a service does by itself as time passes is done here too: its
-upkeep ends the dedupe window and prunes what is old, and timers tick in `advance`. What a test
-calls a crash is one as far as the journal can tell: from that write on nothing is written, and a
-new process opens the same folder.
+backoff of a day takes no time. What a service does by itself as time passes is done here too:
+retention ends the dedupe window and prunes what is old, and timers tick in `advance`. What a test
+calls a crash is one for the journal: nothing is written after it, and a new process opens the same
+folder.
 
 Not here: HTTP, triggers that watch (`events` makes what they would emit) and a full disk.
 """
@@ -242,7 +242,7 @@ class Service:
         self.process.dispatcher.recheck_due()
 
     async def _keep_up(self) -> None:
-        """Do the upkeep that a service has done by now, which may prune what a test asks for."""
+        """Run the maintenance that is due by now, which may prune what a test asks for."""
         self._kept_up_at = self.clock.now()
         for run_id in self._started_runs - self._ended.keys():
             run = await self.journal.run(run_id)
@@ -310,7 +310,7 @@ class Service:
 
     async def _end(self) -> None:
         """End the process at once: what it still does on the way out is not written."""
-        self._death.buried = True
+        self._death.over = True
         if self._life is not None:
             self._life.cancel()
             await asyncio.wait({self._life})
@@ -355,7 +355,7 @@ class _Death:
     def __init__(self) -> None:
         self.after = 0
         self.struck = False
-        self.buried = False
+        self.over = False
 
     async def meet(self, step: StepRecord | None = None) -> None:
         """Let a living process write; a dying one waits here for its end, a dead one is refused."""
@@ -364,7 +364,7 @@ class _Death:
 
     def is_near(self, step: StepRecord | None = None) -> bool:
         """Whether the process is dying; raises `ClaimLost` in a dead one."""
-        if self.buried:
+        if self.over:
             raise ClaimLost("the process has died")
         if step is None or step.task in MARK_TASKS:
             return self.struck
