@@ -1,1 +1,1 @@
-"""What the rules are kept with: secrets, access, and later audit and tenants."""
+"""Secrets, tokens, signed links, and who owns the service's files."""

@@ -1,8 +1,8 @@
-"""The forms a secret's value may take in text: as it is, escaped, encoded.
+"""The forms in which a secret's value may appear in text: as it is, escaped, encoded.
 
-Pure, and deliberately broad: what is found is masked or refused. Encodings are looked for from
-`ENCODED_LENGTH` bytes on, since the short text of a short value would be found by chance. Not
-here: forms that hide a value on purpose (encrypted, compressed, reversed, cut in pieces).
+Pure, and deliberately broad: what is found is masked or refused. Encoded forms need at least
+`ENCODED_LENGTH` bytes, since the encoding of a shorter value would match by chance. Not here:
+forms that hide a value on purpose (encrypted, compressed, reversed, split).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from urllib.parse import quote, quote_plus
 
 ENCODED_LENGTH = 8
-"""Bytes a value, or a line of it, needs for its encodings to be looked for."""
+"""The least bytes of a value, or of a line of it, for its encodings to be searched."""
 
 
 def forms_of(value: str) -> frozenset[str]:
-    """Return each text that gives `value`, or a long enough line of it, away."""
+    """Return every text that reveals `value`, or a long enough line of it."""
     forms = set(_written(value))
-    for line in value.splitlines():  # what is printed is written line by line
-        if len(line) >= ENCODED_LENGTH and not line.startswith("-----"):  # PEM's own words
+    for line in value.splitlines():  # output is written line by line
+        if len(line) >= ENCODED_LENGTH and not line.startswith("-----"):  # the header lines of PEM
             forms.update(_written(line))
     return frozenset(forms)
 
@@ -51,9 +51,9 @@ def _encoded(raw: bytes) -> Iterator[str]:
 
 
 def _base64_core(raw: bytes, before: int) -> str:
-    """Return the base64 characters that `raw` alone decides, `before` bytes behind a group's start.
+    """Return the base64 characters that depend on `raw` only, `before` bytes into a group of three.
 
-    So that it is found inside a longer text too, such as the `user:password` of HTTP Basic.
+    So that it is also found inside a longer text, such as the `user:password` of HTTP Basic.
     """
     text = base64.b64encode(bytes(before) + raw).decode("ascii")
     first = -(-before * 8 // 6)
@@ -62,6 +62,6 @@ def _base64_core(raw: bytes, before: int) -> str:
 
 
 def _lower_escapes(text: str) -> str:
-    """Return a URL's text with its escapes as some write them: `%2f`."""
+    """Return quoted text with its escapes in lower case, as some write them: `%2f`."""
     head, *escaped = text.split("%")
     return "%".join([head, *(each[:2].lower() + each[2:] for each in escaped)])

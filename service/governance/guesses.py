@@ -1,7 +1,7 @@
-"""Who guesses a token: answers to wrong ones wait, and only a few may wait for one client.
+"""Slows down guessing of tokens: answers to wrong tokens are delayed, only a few per client.
 
-The right token is never made to wait for somebody else's mistakes, unless its own client guesses
-in bulk. Counts live in memory and are bounded. Not here: what a right token is (`access`).
+A right token never waits for the mistakes of other clients. Counts are in memory and bounded. Not
+here: what a right token is (`tokens`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 FREE = 5
-"""Wrong tokens of one client that are answered at once, each minute."""
+"""How many wrong tokens of one client are answered without delay each minute."""
 
 DELAY_SECONDS = 1.0
 WAITING = 4
-"""Wrong tokens of one client that may wait at once; beyond them it is not even looked at."""
+"""How many wrong tokens of one client may wait; past that, no token of it is checked."""
 
 _MINUTE_SECONDS = 60.0
 _CLIENTS = 1024
@@ -31,7 +31,7 @@ class _Client:
 
 
 class Guesses:
-    """Remembers wrong tokens by client for a minute."""
+    """Counts wrong tokens by client for a minute."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class Guesses:
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
     def admits(self, client: str) -> bool:
-        """Say whether a token of this client is looked at: not while too many wrong ones wait."""
+        """Whether a token of this client is checked: not while too many wrong ones wait."""
         known = self._clients.get(client)
         return known is None or known.waiting < WAITING
 
     async def wrong(self, client: str) -> None:
-        """Count a wrong token, and return when it may be answered."""
+        """Count a wrong token; returns once it may be answered."""
         now = self._clock()
         known = self._clients.setdefault(client, _Client(now))
         self._clients.move_to_end(client)

@@ -1,8 +1,8 @@
-"""Signed links: an address that lets whoever holds it answer one approval until it expires.
+"""Signed links: whoever holds one can answer one approval until the link expires.
 
-The token names the run, the step and the end of its life, signed (HMAC-SHA256) with a key that
-only this data folder holds. That an answer is given once is the journal's promise, not the
-token's. Not here: the page behind the address (`http.approvals`).
+Its token holds the run, the step and the expiry, signed (HMAC-SHA256) with a key that only this
+data folder has. That a link works once is the journal's promise. Not here: the page behind the
+link (`http.approvals`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SIGNATURE_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The approval a link is for; `digest` is what a link that was used is known by."""
+    """The approval a link is for; `digest` identifies the link once it was used."""
 
     run_id: str
     key: str
@@ -42,7 +42,7 @@ class Question:
 
 
 class Links:
-    """Makes and reads the links of one data folder."""
+    """Makes and verifies the links of one data folder."""
 
     def __init__(self, secret: bytes, base_url: str) -> None:
         self._secret = secret
@@ -54,7 +54,7 @@ class Links:
         return f"{self._base_url}{PATH}/{_encode(text + self._sign(text))}"
 
     def read(self, token: str, *, now: datetime) -> Question:
-        """Return what a link is for; raises `NotFound` if it is false, `Expired` past its time."""
+        """Return the approval of a link; raises `NotFound` for a forged one, `Expired`."""
         raw = _decode(token)
         text, signature = raw[:-_SIGNATURE_BYTES], raw[-_SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._sign(text)):
@@ -79,7 +79,7 @@ def _decode(token: str) -> bytes:
         raw = base64.urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4))
     except (ValueError, UnicodeEncodeError):
         return b""
-    return raw if _encode(raw) == token else b""  # one spelling for each link
+    return raw if _encode(raw) == token else b""  # only the canonical spelling
 
 
 def load_or_make_key(data: Path) -> bytes:
@@ -100,15 +100,15 @@ def load_or_make_key(data: Path) -> bytes:
     if len(key) != KEY_BYTES:
         raise SetupError(
             f"the key of approval links has {len(key)} bytes and {KEY_BYTES} are needed, in hex; "
-            f"remove the file and a new one is made (links that were sent end), or write one: "
-            f"openssl rand -hex {KEY_BYTES} > {path}",
+            f"remove the file and a new one is made (links already sent stop working), or write "
+            f"one: openssl rand -hex {KEY_BYTES} > {path}",
             file=str(path),
         )
     return key
 
 
 def _make(data: Path, path: Path) -> None:
-    """Write a new key, whole or not at all; of two first starts one wins, and both read it."""
+    """Write a new key atomically; of two first starts one wins, and both read that key."""
     handle, draft = tempfile.mkstemp(prefix=f".{KEY_FILE}-", dir=data)  # mode 0600
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(KEY_BYTES) + "\n")

@@ -1,6 +1,6 @@
-"""Whose the files are that the service trusts: its journal, its token and its key.
+"""Checks who owns the files that the service trusts: its journal, its token and its key.
 
-What somebody else may write is not ours: a pickle put into a journal would run as the service.
+A file that others may write is refused: a pickle put into a journal would run as the service.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from turnout.service.domain.errors import SetupError
 
 
 def refuse_shared(path: Path, what: str) -> None:
-    """Raise `SetupError` for a file or folder that others may write, or that is somebody else's."""
+    """Raise `SetupError` for a file or folder that another user owns or may write."""
     found = path.stat()
     if found.st_uid not in (0, os.geteuid()):
         raise SetupError(
@@ -30,10 +30,10 @@ def refuse_shared(path: Path, what: str) -> None:
 
 
 def rights_of_others(path: Path) -> int:
-    """Return the permissions that others than the owner have.
+    """Return the permission bits of users other than the owner.
 
-    Kubernetes gives a volume to the group of a pod (`fsGroup`): each folder then passes its group
-    on, and that group is this process's own. What it may do, others may not.
+    With `fsGroup`, Kubernetes gives a volume to the group of the pod, and its folders pass that
+    group on. It is a group of this process, so its permissions do not count as those of others.
     """
     found, parent = path.stat(), path.parent.stat()
     is_ours = found.st_gid in (os.getegid(), *os.getgroups())

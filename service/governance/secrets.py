@@ -1,9 +1,9 @@
-"""Secrets: references in code, values read as late as possible, and never kept or printed.
+"""Secrets: references in code; values are read as late as possible, and never stored or printed.
 
-`secret("X")` reads nothing. `reveal()` looks at the environment variable `X`, then at the file `X`
-in the secrets folder, so a rotated value is seen at its next use. Values that were revealed are
-remembered in memory, so that results, errors and log lines can be checked for them: of every
-process of the service, since a worker process tells of what it reveals.
+`secret("X")` reads nothing. `reveal()` reads the environment variable `X`, then the file `X` in the
+secrets folder, so a rotated value is used from the next call on. Revealed values are kept in memory
+to check results, errors and log lines for them. This covers all processes of the service: a worker
+process reports the values it reveals.
 
 Not here: the forms a value may take (`forms`), a vault, encryption, rotation.
 """
@@ -24,7 +24,7 @@ from .forms import forms_of
 
 MASK = "********"
 MIN_LENGTH = 5
-"""Characters a secret needs: a shorter one would be found by chance in any result."""
+"""The least characters of a secret: a shorter one would match results by chance."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _folder: Path | None = None
@@ -42,22 +42,26 @@ class _Form:
 _revealed: Mapping[str, str] = {}
 """Every value revealed in this service, with its secret's name."""
 _forms: tuple[_Form, ...] = ()
-"""Each form of each of them, the longest first: one value may be the beginning of another."""
+"""All forms of all values, the longest first: one value may be a prefix of another."""
 _listeners: list[Callable[[Mapping[str, str]], object]] = []
-_changing = threading.Lock()  # readers need none: what they iterate over is replaced, not changed
+_changing = (
+    threading.Lock()
+)  # readers need no lock: the tuple they iterate over is replaced, not changed
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A reference to a secret value; equal and hashable by name, masked wherever it is printed."""
+    """A reference to a secret value: compared and hashed by name, masked when printed."""
 
     name: str
 
     def reveal(self) -> str:
-        """Return the value as it is now; raises `SetupError` saying where it was looked for."""
+        """Return the current value; raises `SetupError` saying where it is expected."""
         value = os.environ.get(self.name) or _read_file(self.name, _folder)
         if not value:
-            raise SetupError(f"secret {self.name!r} has no value; {_places(self.name, _folder)}")
+            raise SetupError(
+                f"secret {self.name!r} has no value; {_where_to_put(self.name, _folder)}"
+            )
         if len(value) < MIN_LENGTH:
             raise SetupError(
                 f"secret {self.name!r} is shorter than {MIN_LENGTH} characters; nothing could keep "
@@ -68,7 +72,7 @@ class Secret:
         return value
 
     def is_declared(self) -> bool:
-        """Whether the secret has a value on this machine; reads no value."""
+        """Whether the secret has a value on this machine, without reading it."""
         return has_value(self.name, _folder)
 
     def __repr__(self) -> str:
@@ -89,28 +93,28 @@ def secret(name: str) -> Secret:
 
 
 def configure(secrets_folder: Path | None) -> None:
-    """Say where secret files are; one folder per process."""
+    """Set the folder of secret files; one per process."""
     global _folder
     _folder = secrets_folder
 
 
 def has_value(name: str, folder: Path | None) -> bool:
-    """Whether a secret of this name could be revealed, with `folder` as the secrets folder."""
+    """Whether a secret of this name has a value, with `folder` as the secrets folder."""
     return bool(os.environ.get(name)) or (folder is not None and (folder / name).is_file())
 
 
 def secrets_folder() -> Path | None:
-    """Return where secret files are, for a worker process to look too."""
+    """Return the folder of secret files, for worker processes."""
     return _folder
 
 
 def revealed() -> Mapping[str, str]:
-    """Return every value that was revealed so far, with its secret's name."""
+    """Return every value revealed so far, with the name of its secret."""
     return _revealed
 
 
 def remember(values: Mapping[str, str]) -> None:
-    """Guard these values from now on, and tell all listeners of those that are new."""
+    """Mask and refuse these values from now on, and call all listeners with the new ones."""
     global _revealed, _forms
     with _changing:
         new = {value: name for value, name in values.items() if value not in _revealed}
@@ -128,7 +132,7 @@ def remember(values: Mapping[str, str]) -> None:
 
 
 def listen(listener: Callable[[Mapping[str, str]], object]) -> None:
-    """Call `listener` with each value that is revealed from now on, before its first use."""
+    """Call `listener` with each value revealed from now on, before its first use."""
     _listeners.append(listener)
 
 
@@ -141,7 +145,7 @@ def find_live(data: bytes) -> str | None:
 
 
 def mask(text: str) -> str:
-    """Return `text` with every revealed value replaced; for errors and log lines, never results."""
+    """Return `text` with revealed values masked; for errors and log lines, never for results."""
     for form in _forms:
         if form.text in text:
             text = text.replace(form.text, MASK)
@@ -149,7 +153,7 @@ def mask(text: str) -> str:
 
 
 def mask_bytes(data: bytes) -> tuple[bytes, bytes]:
-    """Return bytes of a stream masked, and their end that may be the beginning of a value."""
+    """Return masked bytes of a stream, and the rest that may be the beginning of a value."""
     for form in _forms:
         if form.stored in data:
             data = data.replace(form.stored, MASK.encode())
@@ -164,19 +168,19 @@ def _begins(value: bytes, data: bytes) -> int:
 
 
 def any_live() -> bool:
-    """Whether any secret was revealed, so that checking for values is worth it."""
+    """Whether any secret was revealed, so that checking is worth its cost."""
     return bool(_forms)
 
 
 def refuse_live(text: str | None, what: str) -> str | None:
-    """Return a text that cannot be masked, such as a key; raises `NotKept` if it holds a value."""
+    """Return a text that must not be masked, such as a key; raises `NotKept` if it has a value."""
     found = find_live(text.encode("utf-8", "surrogatepass")) if text and _forms else None
     if found is not None:
         raise NotKept(f"{what} holds the value of secret {found!r}; use something else, or a hash")
     return text
 
 
-def _places(name: str, folder: Path | None) -> str:
+def _where_to_put(name: str, folder: Path | None) -> str:
     if folder is None:
         return f"set the environment variable {name}, or a secrets folder (TURNOUT_SECRETS_FOLDER)"
     return f"set the environment variable {name}, or write it to {folder / name} (mode 0600)"
@@ -188,7 +192,7 @@ def _read_file(name: str, folder: Path | None) -> str | None:
     path = folder / name
     try:
         with path.open("rb") as file:
-            # The open file's own mode: a path could be swapped between a look and a read.
+            # The mode of the open file: a path could be swapped between the check and the read.
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & 0o077:
                 raise SetupError(

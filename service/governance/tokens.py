@@ -1,7 +1,7 @@
-"""Who may operate the service: one bearer token, from the settings or made on first start.
+"""The API token: who has it may operate the service; from the settings or made on first start.
 
-The file is readable by its owner alone and is where the CLI of the same user finds it. Not here:
-users, roles and tenants.
+Only its owner can read the file, where the CLI of the same user finds it. Not here: users, roles
+and tenants.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOKEN_FILE = "api-token"
 
 
 class AccessSettings(Protocol):
-    """The two settings access depends on, as `settings.Settings` has them."""
+    """The two settings that the token depends on, as in `settings.Settings`."""
 
     @property
     def data(self) -> Path:
@@ -34,9 +34,9 @@ class AccessSettings(Protocol):
 
 
 def load_or_make_token(settings: AccessSettings) -> str:
-    """Return the API's token: the operator's own, else that of `DATA/api-token`, made if missing.
+    """Return the API token: that of the settings, else that of `DATA/api-token`, made if missing.
 
-    Raises `SetupError` for a token nobody should rely on: a short one, or a file others may read.
+    Raises `SetupError` for a weak token, and for a file that others may read.
     """
     if settings.api_token is not None:
         return _strong(settings.api_token, "TURNOUT_API_TOKEN")
@@ -51,7 +51,7 @@ def load_or_make_token(settings: AccessSettings) -> str:
 
 
 def _make(data: Path) -> None:
-    """Write a new token, whole or not at all; of two first starts one wins, and both read it."""
+    """Write a new token atomically; of two first starts one wins, and both read that token."""
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(prefix=".api-token-", dir=data)  # mode 0600
@@ -84,14 +84,14 @@ def stored_token(data: Path) -> str | None:
 
 
 def is_token(offered: bytes, token: str) -> bool:
-    """Compare in constant time, on bytes: a header may hold any."""
+    """Compare in constant time; in bytes, because a header may hold any."""
     return hmac.compare_digest(offered, token.encode())
 
 
-def _strong(token: str, place: str) -> str:
+def _strong(token: str, origin: str) -> str:
     if len(token) < 16 or not token.isascii() or any(c.isspace() for c in token):
         raise SetupError(
-            f"{place}: an API token is 16 or more ASCII characters without spaces; "
+            f"{origin}: an API token is 16 or more ASCII characters without spaces; "
             "make one with: openssl rand -hex 32"
         )
     return token

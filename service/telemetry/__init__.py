@@ -1,1 +1,1 @@
-"""Log lines and metrics: what a service says of itself while it works."""
+"""Log lines and metrics, with secrets masked."""

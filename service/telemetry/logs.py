@@ -1,12 +1,12 @@
-"""Log lines: one record, one line, with the run it belongs to; from `log`, `logging` and `print`.
+"""Log lines: one record is one line and names its run; from `log`, `logging` and `print`.
 
 A record is a noun.verb message (`order.charged`) and keyword fields; inside a run the fields
-`flow run attempt trigger event tenant` are added by themselves. Written as JSON, or as readable
-text when the stream is a terminal. Every record of a run is also kept, up to a bound, as JSON
-Lines for the run's history. Control characters are escaped and live secrets masked, so a record
-can forge neither a second line nor a terminal sequence.
+`flow run attempt trigger event tenant` are added automatically. Records are written as JSON, or as
+readable text on a terminal. The records of a run are also stored with its attempts, up to a bound,
+as JSON Lines. Control characters are escaped and revealed secrets masked, so a record cannot forge
+a second line or a terminal sequence.
 
-Not here: log files, rotation, shipping: the supervisor of the process does that better.
+Not here: log files, rotation, shipping. The supervisor of the process does that better.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Format = Literal["auto", "json", "console"]
 MAX_LINES = 200
 MAX_BYTES = 64 * 1024
 MAX_FIELD = 8192
-"""Characters of one field; the rest is cut, so that one dump cannot fill a history."""
+"""The most characters of one field; the rest is cut, so that one field cannot fill the log."""
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _NAMES = {number: name for name, number in _LEVELS.items()}
@@ -47,12 +47,12 @@ Fields = dict[str, Any]
 
 
 class RunLog:
-    """One attempt's place in the log: the fields its records carry, and the lines kept of it."""
+    """The log of one attempt: the fields its records carry, and the lines stored with it."""
 
     __slots__ = ("_bytes", "_lines", "dropped", "fields", "partial")
 
     def __init__(self, fields: Callable[[], Fields]) -> None:
-        self.fields = fields  # asked for by a record: most runs write none
+        self.fields = fields  # called for a record: most runs write none
         self.partial = ""
         self.dropped = 0
         self._lines: list[bytes] = []
@@ -61,7 +61,7 @@ class RunLog:
             _adopt_structlog()  # a flow file imported it after `configure`
 
     def keep(self, line: bytes) -> None:
-        """Keep a line, or count it as dropped once the bound is reached."""
+        """Store a line, or count it as dropped past the bound."""
         if len(self._lines) >= MAX_LINES or self._bytes + len(line) > MAX_BYTES:
             self.dropped += 1
             return
@@ -69,7 +69,7 @@ class RunLog:
         self._bytes += len(line)
 
     def as_bytes(self) -> bytes | None:
-        """Return what was kept as JSON Lines, or None when nothing was logged."""
+        """Return the stored lines as JSON Lines, or None when nothing was logged."""
         if self.partial:
             _write_print(self, self.partial)
             self.partial = ""
@@ -84,13 +84,13 @@ class RunLog:
 
 
 running: ContextVar[RunLog | None] = ContextVar("turnout_running_log", default=None)
-"""The attempt whose code is running here, as the log sees it."""
+"""The log of the attempt whose code is running in this context."""
 
 _steps: list[Callable[[], str | None]] = []
 
 
 def tells_step(ask: Callable[[], str | None]) -> None:
-    """Register who knows the key of the step whose code is running here."""
+    """Register the function that returns the key of the running step."""
     _steps[:] = [ask]
 
 
@@ -132,7 +132,7 @@ class Logger:
 
 
 def get_logger(name: str = "") -> Logger:
-    """Return a logger; cheap, and free to keep: `configure` changes all of them."""
+    """Return a logger; it is cheap, and `configure` applies to those made before too."""
     return Logger({"logger": name} if name else {})
 
 
@@ -140,7 +140,7 @@ def get_logger(name: str = "") -> Logger:
 
 
 class _Sink:
-    """The one way out of the process for records."""
+    """Where all records of the process go."""
 
     def __init__(self) -> None:
         self.level = _LEVELS["info"]
@@ -167,7 +167,7 @@ class _Sink:
         try:
             stream.write(self._line(record, context, stream))
             stream.flush()
-        except (ValueError, OSError):  # closed, or the reader is gone: a log must not stop a run
+        except (ValueError, OSError):  # closed, or nobody reads it: a log must not stop a run
             pass
         if run is not None:
             run.keep(_json(record))
@@ -178,7 +178,7 @@ class _Sink:
             return _readable(record, context)
         merged = {**record, **context}
         for name in context.keys() & record.keys():
-            merged[f"{name}_"] = record[name]  # the run's own fields are what people search by
+            merged[f"{name}_"] = record[name]  # people search by the run's fields
         return _json(merged).decode()
 
 
@@ -194,7 +194,7 @@ def configure(
 ) -> Callable[[], None]:
     """Send all records to `stream` (standard error), adopting `logging`, `structlog` and `print`.
 
-    `print` outside a run is left alone. Returns what undoes all of it.
+    `print` outside a run is not changed. Returns a function that undoes all of it.
     """
     before = (_sink.format, _sink.level, _sink.stream, _sink.now)
     _sink.format, _sink.level, _sink.now = format, _LEVELS[level], now
@@ -230,7 +230,7 @@ def level() -> int:
 
 @contextmanager
 def forwarded(level: int, forward: Callable[[bytes], None]) -> Iterator[None]:
-    """In a worker process: hand on every record of a call, to be `replay`ed in the service."""
+    """In a worker process: pass the records of a call to `forward`, for `replay` in the service."""
     undo = configure()
     run = RunLog(dict)
     token = running.set(run)
@@ -246,12 +246,12 @@ def forwarded(level: int, forward: Callable[[bytes], None]) -> Iterator[None]:
 
 
 def replay(line: bytes) -> None:
-    """Write a record a worker process handed on, as of the run that called it."""
+    """Write a record from a worker process as one of the run that called it."""
     _sink.emit(orjson.loads(line))
 
 
 class _StandardHandler(logging.Handler):
-    """Takes the records of the `logging` module."""
+    """Writes the records of the `logging` module."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -269,7 +269,7 @@ class _StandardHandler(logging.Handler):
 def _adopt_structlog() -> None:
     """Let `structlog.get_logger()` in a flow file write the same records.
 
-    Only where an author uses structlog: importing it takes 150 ms and 12 MB.
+    Only where an author uses structlog: its import takes 150 ms and 12 MB.
     """
     import structlog
 
@@ -287,7 +287,7 @@ def _adopt_structlog() -> None:
 
 
 class _PrintProxy(io.TextIOBase):
-    """Standard output that turns what a run prints into records and passes on everything else."""
+    """Standard output: what a run prints becomes records, everything else is passed on."""
 
     def __init__(self, raw: TextIO) -> None:
         self.raw = raw
@@ -359,18 +359,18 @@ def _headline(error: BaseException) -> str:
 
 
 def _json(record: Fields) -> bytes:
-    """Return a record as one line of JSON; whatever a field holds, it gets in as text at least."""
+    """Return a record as one line of JSON; a value that JSON cannot hold becomes text."""
     options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
     try:
         line = orjson.dumps(_clean(record), default=_text, option=options)
-    except (TypeError, RecursionError):  # a lone surrogate deep inside, 2^64, a loop
+    except (TypeError, RecursionError):  # a nested lone surrogate, an integer past 64 bits, a cycle
         plain = {name: _escape(_text(value)) for name, value in record.items()}
         line = orjson.dumps(plain, option=options)
     return _escape_line(line)
 
 
 def _clean(record: Fields) -> Fields:
-    """Cut and mask the text of a record's fields; what is nested is masked after encoding."""
+    """Mask and cut the text fields of a record; nested text is masked after encoding."""
     return {
         name: _cut(secrets.mask(value)) if isinstance(value, str) else value
         for name, value in record.items()
@@ -385,7 +385,7 @@ def _escape_line(line: bytes) -> bytes:
 
 
 def _readable(record: Fields, context: Fields) -> str:
-    """Return a record as a line for people: time, level, message, fields, then whose run it is."""
+    """Return a record as a line for people: time, level, message, fields, then the run."""
     shown = [
         f"{name}={_shown(value)}"
         for name, value in record.items()
@@ -417,5 +417,5 @@ def _escape(text: str) -> str:
 def _text(value: object) -> str:
     try:
         return str(value)
-    except FOREIGN as error:  # a user's __str__ may raise anything; a log must not
+    except FOREIGN as error:  # an author's __str__ may raise anything; a log must not
         return f"<{type(value).__name__}: {type(error).__name__}>"

@@ -1,6 +1,6 @@
 """Every metric turnout exposes, declared once; label values are declared names, never data.
 
-One registry per service, no multiprocess mode. Hot paths keep the labelled children they use.
+One registry per service, no multiprocess mode. Hot paths hold on to the labelled meters they use.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ class Metrics:
 
     @lru_cache(maxsize=4096)  # noqa: B019  one registry lives as long as its process
     def of_step(self, flow: str, task: str, outcome: str) -> tuple[Histogram, Counter]:
-        """Return a step's labelled metrics: how long it ran, how often it came to `outcome`."""
+        """Return a step's labelled metrics: its duration, and its count of `outcome`."""
         return self.step_seconds.labels(flow, task), self.steps.labels(flow, task, outcome)
 
     def observe_counts(self, read: Callable[[], Counts]) -> None:
-        """Expose what others count anyway, read at each scrape without touching the disk."""
+        """Expose counts that others keep, read at each scrape without touching the disk."""
         self.registry.register(_Observed(read))
 
     def render(self) -> bytes:
@@ -82,7 +82,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Gauges whose truth is kept elsewhere: runs, dead letters, slots held, calls that wait."""
+    """Gauges whose values are kept elsewhere: runs, dead letters, slots, waiting calls."""
 
     runs_by_state: Mapping[str, int]
     dead_letters_by_flow: Mapping[str, int]

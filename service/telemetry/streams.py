@@ -1,10 +1,10 @@
-"""Standard error and output past the log: what is written there is masked as well.
+"""Masks secrets in what is written to standard output and error beside the log.
 
-`sys.stderr` masks what Python code writes (warnings and tracebacks too). From the first secret on,
-what anything else writes to the two streams (a child process, a library in C) passes a pipe and a
-thread that masks it. A terminal is left as it is, since programs behave otherwise on one and what
-it shows is not kept. A child that outlives the service can then write no more. Not here: records
-of the log, which are masked where they are made (`logs`).
+`sys.stderr` masks what Python code writes, warnings and tracebacks included. Once a secret has been
+revealed, everything else that writes to the two streams (a child process, a library in C) goes
+through a pipe to a thread that masks it; a child that outlives the service can then write no more.
+A terminal is left alone: programs behave differently on one, and what it shows is not stored. Not
+here: log records, which are masked where they are made (`logs`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from turnout.service.governance import secrets
 
 _READ_BYTES = 65_536
 _LAST_SECONDS = 0.2
-"""How long the end of the process waits for what is still on its way."""
+"""How long the process waits at its end for what is still in the pipe."""
 
 
 class _MaskedStream(io.TextIOBase):
-    """Standard error for Python code: masks, and writes past the pipe, so that nothing is late."""
+    """Standard error for Python code: masks, and writes around the pipe, so nothing is delayed."""
 
     def __init__(self, raw: TextIO) -> None:
         self.raw = raw
@@ -58,7 +58,7 @@ class _MaskedStream(io.TextIOBase):
 
 
 class _Pipe:
-    """Stands between a stream's descriptor and where it leads, and masks what passes."""
+    """A pipe between a stream's descriptor and its target, with a thread that masks."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -77,12 +77,12 @@ class _Pipe:
         self._write(held)
 
     def _write(self, data: bytes) -> None:
-        with suppress(OSError):  # its reader is gone: nobody is there to be told
+        with suppress(OSError):  # nobody reads it any more
             while data:
                 data = data[os.write(self._real, data) :]
 
     def close(self) -> None:
-        """Lead the stream where it led, once what was written has passed."""
+        """Restore the descriptor, after what was written has gone through."""
         os.dup2(self._real, self._number)
         self._thread.join(_LAST_SECONDS)
 
@@ -92,7 +92,7 @@ _diverting = threading.Lock()
 
 
 def protect() -> None:
-    """Mask what leaves this process by its standard streams, from now on to its end."""
+    """Mask what leaves this process by its standard streams, until it ends."""
     if isinstance(sys.stderr, _MaskedStream):
         return
     sys.stderr = _MaskedStream(sys.stderr)
@@ -103,7 +103,7 @@ def protect() -> None:
 
 
 def real_stderr() -> TextIO:
-    """Return standard error as it reaches its reader, for whoever is about to end the process."""
+    """Return standard error without the pipe, for code that is about to end the process."""
     return sys.stderr.direct if isinstance(sys.stderr, _MaskedStream) else sys.stderr
 
 
@@ -115,12 +115,12 @@ def _divert(_revealed: Mapping[str, str]) -> None:
             stream.flush()
             if _leads_to(stream, number) and not os.isatty(number):
                 _pipes.append(_Pipe(number))
-                if hasattr(stream, "raw"):  # a wrapper of ours, there or in `logs`
+                if hasattr(stream, "raw"):  # a wrapper from here or from `logs`
                     stream.raw = _reopened(stream.raw, number)
 
 
 def _leads_to(stream: TextIO, number: int) -> bool:
-    """Whether a stream writes to a descriptor: one that was put in its place may not."""
+    """Whether a stream writes to a descriptor; a replaced stream may not."""
     try:
         return stream.fileno() == number
     except (OSError, ValueError):  # it has none
@@ -128,7 +128,7 @@ def _leads_to(stream: TextIO, number: int) -> bool:
 
 
 def _reopened(stream: TextIO, number: int) -> TextIO:
-    """Return a stream over what its descriptor leads to now: no seeking in a pipe."""
+    """Return a new stream on the descriptor, which now is a pipe and cannot seek."""
     return os.fdopen(
         number, "w", encoding=stream.encoding, errors=stream.errors, closefd=False, buffering=1
     )

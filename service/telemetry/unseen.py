@@ -1,8 +1,8 @@
-"""Characters that are obeyed, hidden or reorder others instead of being seen: written as escapes.
+"""Invisible characters, written as escapes: control, bidirectional and zero-width characters.
 
-What came from outside reaches terminals, editors and log viewers. There a control character is an
-order, a bidirectional mark shows a line in another order than it is read, and zero-width or tag
-characters hide text in text. Variation selectors of emoji are left alone.
+Text from outside reaches terminals, editors and log viewers. There a control character is a
+command, a bidirectional mark changes the order in which a line is shown, and zero-width or tag
+characters hide text. Variation selectors of emoji are left alone.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _UNSEEN = (
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"  # musical format marks, tags
 )
 IN_TEXT = re.compile(f"[{_UNSEEN}]")
-"""What is written out in text of several lines."""
+"""The characters escaped in text of several lines."""
 
 IN_LINE = re.compile(f"[{_LINES}{_UNSEEN}]")
-"""What is written out where a line is a record."""
+"""The characters escaped where one line is one record."""
 
 
 def as_json(match: re.Match[str]) -> str:

@@ -23,7 +23,7 @@ class RunCounters:
         self.unfinished = unfinished
 
     def child(self) -> RunCounters:
-        """Return an empty counters for a part that may be rolled back."""
+        """Return empty counters for a part that may be rolled back."""
         return RunCounters(self.unfinished)
 
     def move(self, before: str | None, after: str | None, count: int = 1) -> None:
