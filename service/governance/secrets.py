@@ -157,8 +157,8 @@ def mask_bytes(data: bytes) -> tuple[bytes, bytes]:
     for form in _forms:
         if form.stored in data:
             data = data.replace(form.stored, MASK.encode())
-    held = max((_begins(form.stored, data) for form in _forms), default=0)
-    return data[: len(data) - held], data[len(data) - held :]
+    rest = max((_begins(form.stored, data) for form in _forms), default=0)
+    return data[: len(data) - rest], data[len(data) - rest :]
 
 
 def _begins(value: bytes, data: bytes) -> int:

@@ -129,8 +129,9 @@ class Journal(JournalReader, Protocol):
     ) -> Future[list[Appended]]:
         """Write events, their runs and decisions, and the trigger's positions, in one transaction.
 
-        The call itself submits the write: a callback of the future is called even when whoever
-        awaits is cancelled. Where that may happen, await the future's result, never the future.
+        The call itself submits the write: a callback of the future is called even when the task
+        that awaits it is cancelled. Where that may happen, await the future's result, not the
+        future.
 
         An event that is not `minted` is written once per (tenant, trigger, source, id) within the
         dedupe window. Raises `Overloaded` (too many unfinished runs, too little free disk space),

@@ -70,11 +70,11 @@ class _Pipe:
         self._thread.start()
 
     def _pass(self) -> None:
-        held = b""
+        rest = b""
         while chunk := os.read(self._reader, _READ_BYTES):
-            masked, held = secrets.mask_bytes(held + chunk)
+            masked, rest = secrets.mask_bytes(rest + chunk)
             self._write(masked)
-        self._write(held)
+        self._write(rest)
 
     def _write(self, data: bytes) -> None:
         with suppress(OSError):  # nobody reads it any more

@@ -73,7 +73,7 @@ def files(service: Service) -> list[Path]:
     return sorted(path for path in service.folder.glob("journal/results/**/*") if path.is_file())
 
 
-async def upkeep(service: Service) -> None:
+async def maintain(service: Service) -> None:
     process = service.process
     await Maintenance(
         process.journal, process.after_run_actions, process.settings, process.metrics,
@@ -120,11 +120,11 @@ async def test_it_goes_with_the_last_run_and_cached_result_that_names_it() -> No
         assert again.steps["make_once#1"].blob == first.steps["make_once#1"].blob
         assert made == ["abcdefghij"]
         (file,) = files(service)
-        await upkeep(service)
+        await maintain(service)
         assert file.exists()
         await service.advance("2d")
-        await upkeep(service)
-        assert not file.exists(), "the runs are pruned and the kept result is over"
+        await maintain(service)
+        assert not file.exists(), "the runs are pruned and the cached result has expired"
         assert await service.process.journal.runs(Filter()) == []
 
 
@@ -148,7 +148,7 @@ async def test_what_a_crash_left_is_swept() -> None:
         orphan.parent.mkdir(exist_ok=True)
         orphan.write_bytes(b"nobody names me")
         await service.restart()
-        await upkeep(service)
+        await maintain(service)
         assert len(files(service)) == 1
         assert (await service.run(shares)).result == 10_000
 

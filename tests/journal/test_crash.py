@@ -56,7 +56,7 @@ class JournalMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.place = Path(tempfile.mkdtemp())
+        self.root = Path(tempfile.mkdtemp())
         self.generation = 0
         self.clock = NOW
         self.runs: dict[str, KnownRun] = {}
@@ -75,7 +75,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @property
     def folder(self) -> Path:
-        return self.place / str(self.generation)
+        return self.root / str(self.generation)
 
     @initialize()
     def open(self) -> None:
@@ -89,7 +89,7 @@ class JournalMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.do(self.journal.close())
         self.runner.close()
-        shutil.rmtree(self.place)
+        shutil.rmtree(self.root)
 
     # ---------------------------------------------------------------- rules
 
@@ -178,7 +178,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.do(self.journal.record_step(claim, step(key, result=result)))
         known.steps.setdefault(key, result)  # a fact is never overwritten
         if claim.isolated:
-            known.consecutive_crashes = 0  # it gets on
+            known.consecutive_crashes = 0  # it makes progress
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), state=st.sampled_from(sorted(TRANSITIONS[S.RUNNING])))
@@ -250,7 +250,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.do(self.journal.close())
         self.generation += 1
         self.open()
-        self.settle(unacknowledged)
+        self.resolve(unacknowledged)
         rescued = self.do(self.journal.rescue(now=self.clock))
         running = [run for run in self.runs.values() if run.state is S.RUNNING]
         for run in running:
@@ -286,7 +286,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     async def copy_files(self, in_flight: bool) -> list[Claim]:
         """Return claims whose outcome was being written while the files were copied."""
-        following = self.place / str(self.generation + 1)
+        following = self.root / str(self.generation + 1)
         held = [claim for claim in self.claims if self.holds(claim)] if in_flight else []
         async with asyncio.TaskGroup() as group:
             for claim in held:
@@ -303,7 +303,7 @@ class JournalMachine(RuleBasedStateMachine):
                     shutil.copyfile(self.folder / "journal" / name, following / "journal" / name)
         return held
 
-    def settle(self, unacknowledged: list[Claim]) -> None:
+    def resolve(self, unacknowledged: list[Claim]) -> None:
         """Learn what became of writes nobody was told about: whole, or not at all."""
         for claim in unacknowledged:
             run = self.do(self.journal.run(claim.run_id))

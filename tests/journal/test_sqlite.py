@@ -352,7 +352,7 @@ async def _costs(folder: Path, backlog: int) -> dict[str, int]:
         "queued": lambda: reader.queued("f1", 5, 3),
         "due": lambda: reader.due(NOW, 3),
         "next due": reader.next_due_at,
-        "effects": lambda: reader.due_actions(0, 9),
+        "after-run actions due": lambda: reader.due_actions(0, 9),
         "ended": lambda: reader.event_ended(3),
         "runs": lambda: reader.runs(Filter(limit=3)),
         "runs of a flow": lambda: reader.runs(Filter(flow="f1", limit=3)),

@@ -606,7 +606,7 @@ class JournalContract:
                 assert (FAILED in again.recorded) == bool(failed)
                 assert journal.counts() == ({"running": 1, "queued": 0}, {})
 
-    async def test_registering_an_undo_is_not_getting_on(self, tmp_path: Path) -> None:
+    async def test_registering_an_undo_is_no_progress(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             claim = await start(journal)
         for death in range(1, 6):
@@ -616,7 +616,7 @@ class JournalContract:
                 (again,) = await claim_all(journal, [claim.run_seq])
                 await journal.record_step(again, step(f"on_undo#{death}", task=REGISTERED))
 
-    async def test_deaths_under_an_ending_are_counted_on_it(self, tmp_path: Path) -> None:
+    async def test_crashes_during_an_undo_are_counted_on_the_failure(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             claim = await start(journal)
             why = RunError("OSError", "no dinner")
@@ -695,7 +695,7 @@ class JournalContract:
                 await journal.record(claim, waits, started_at=NOW, now=at(death))
                 assert not (await claim_all(journal, [claim.run_seq]))[0].isolated
 
-    # ---------------------------------------------------------------- effects
+    # ---------------------------------------------------------------- after-run actions
 
     async def test_an_effect_is_due_once_all_runs_ended(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -914,19 +914,25 @@ class JournalContract:
 
     # ---------------------------------------------------------------- cache
 
-    async def test_a_kept_result_lasts_its_time_and_over_a_restart(self, tmp_path: Path) -> None:
-        def kept(key: bytes, task: str, hours: int) -> Cached:
+    async def test_a_cached_result_survives_a_restart_until_it_expires(
+        self, tmp_path: Path
+    ) -> None:
+        def result(key: bytes, task: str, hours: int) -> Cached:
             return Cached(
                 key=key, task=task, run_id="r", encoding="json", result=b"1", stored_at=NOW,
                 expires_at=NOW + timedelta(hours=hours),
             )  # fmt: skip
 
         async with self.open(tmp_path) as journal:
-            for one in (kept(b"a", "fetch", 1), kept(b"b", "fetch", 3), kept(b"c", "look", 3)):
+            for one in (
+                result(b"a", "fetch", 1),
+                result(b"b", "fetch", 3),
+                result(b"c", "look", 3),
+            ):
                 await journal.cache(one)
-            await journal.cache(kept(b"a", "fetch", 2))
+            await journal.cache(result(b"a", "fetch", 2))
         async with self.open(tmp_path) as journal:
-            assert await journal.cached(b"a", now=NOW) == kept(b"a", "fetch", 2)
+            assert await journal.cached(b"a", now=NOW) == result(b"a", "fetch", 2)
             assert await journal.cached(b"a", now=NOW + timedelta(hours=2)) is None
             assert await journal.clear_cache(over_by=NOW + timedelta(hours=2)) == 1
             assert await journal.clear_cache(task="look") == 1
@@ -987,7 +993,9 @@ class JournalContract:
             assert [stored.runs for stored in found] == [kept.runs]
             assert [run.id for run in await journal.runs(Filter(event="d-2"))] == [*kept.runs]
 
-    async def test_an_event_whose_effect_is_due_is_kept(self, tmp_path: Path) -> None:
+    async def test_an_event_whose_after_run_action_is_due_is_not_pruned(
+        self, tmp_path: Path
+    ) -> None:
         async with self.open(tmp_path) as journal:
             entry = Entry(
                 event=make_event(), runs=[make_run(state=S.RUNNING)], after_run_action=True

@@ -173,7 +173,7 @@ class Intake:
         }
 
     def move(self, trigger: str, positions: Sequence[tuple[str, str | None]]) -> None:
-        """Store a trigger's positions; None forgets one."""
+        """Store a trigger's positions; None deletes one."""
         moved = [item for item in positions if item[1] is not None]
         if moved:
             values = [part for item in moved for part in (trigger, *item)]

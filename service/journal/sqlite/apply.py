@@ -208,7 +208,7 @@ class Batch:
             elif outcome.waits:
                 waits.suspended(self._connection, claim.run_seq, outcome.waits, job.at)
         if gone:
-            waits.forget(self._connection, gone)
+            waits.delete(self._connection, gone)
 
     def record_with(
         self,
@@ -343,15 +343,15 @@ class Batch:
         """
         unread = []
         for seq, claim in claims.items():
-            kept = self._resume_cache.take(seq, *before[seq])
-            if kept is None:
+            cached = self._resume_cache.take(seq, *before[seq])
+            if cached is None:
                 unread.append(seq)
                 continue
-            claim.recorded, claim.progress = kept.recorded, kept.progress
-            claim.recorded_bytes, claim.waited = kept.recorded_bytes, True
-            for key in kept.changed:
+            claim.recorded, claim.progress = cached.recorded, cached.progress
+            claim.recorded_bytes, claim.waited = cached.recorded_bytes, True
+            for key in cached.changed:
                 claim.recorded.pop(key, None)
-            changed = orjson.dumps(list(kept.changed)).decode()
+            changed = orjson.dumps(list(cached.changed)).decode()
             self._read_steps(claims, _STEPS_OF_RUN, (seq, changed))
         if unread:
             self._read_steps(claims, _STEPS_OF_RUNS, (_json(unread),))
@@ -363,8 +363,8 @@ class Batch:
         execute = self._connection.execute
         for seq, keys in orjson.loads(execute(_UNWOKEN, (seqs,)).get):
             claims[seq].unwoken = frozenset(keys)
-        for seq, key, run_id, state, *kept, error in orjson.loads(execute(_ENDED, (seqs,)).get):
-            result, returned = (None if data is None else bytes.fromhex(data) for data in kept)
+        for seq, key, run_id, state, *encoded, error in orjson.loads(execute(_ENDED, (seqs,)).get):
+            result, returned = (None if data is None else bytes.fromhex(data) for data in encoded)
             claims[seq].ended[key] = ChildEnd(
                 run_id, RunState(state), result, error_from(error), returned
             )

@@ -98,9 +98,10 @@ class BlobStore:
         """
         with self._lock:
             free = [name for name in names if name not in self._held]
-            kept = set(orjson.loads(connection.execute(_NAMED, (orjson.dumps(free).decode(),)).get))
+            found = connection.execute(_NAMED, (orjson.dumps(free).decode(),)).get
+            named = set(orjson.loads(found))
             freed = 0
-            for path in (self._path(name) for name in free if name not in kept):
+            for path in (self._path(name) for name in free if name not in named):
                 with suppress(FileNotFoundError):
                     freed += path.stat().st_size
                     path.unlink()

@@ -73,12 +73,12 @@ def refuse_loss(data: Path, path: Path) -> None:
         if path.stat().st_size == 0:
             raise SetupError(
                 f"{path} is empty, which a journal never is; restore it from a backup, or remove "
-                f"it and {marker} to begin anew without what it held"
+                f"it and {marker} to start with an empty journal"
             )
     elif marker.exists():
         raise SetupError(
             f"the journal {path} is gone: {marker} says that there was one; restore it from a "
-            f"backup, or remove {marker} to begin anew without what it held"
+            f"backup, or remove {marker} to start with an empty journal"
         )
 
 

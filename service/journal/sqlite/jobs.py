@@ -164,7 +164,7 @@ def append_job(
 
 
 def _event_values(entry: Entry, at: int, now: datetime) -> tuple[Any, ...]:
-    """Return an entry's row of the events table, behind its seq."""
+    """Return an entry's row of the events table, without the seq."""
     event = entry.event
     return (
         event.id,
@@ -185,7 +185,7 @@ def _event_values(entry: Entry, at: int, now: datetime) -> tuple[Any, ...]:
 
 
 def _verdicts(now: datetime, entry: Entry, conflict: bool) -> str | None:
-    """Return the decision kept when a stored event is delivered again."""
+    """Return the decision stored when an event is delivered again."""
     if conflict:
         made = Decision("", "conflict", "the same id came again with other content")
     else:

@@ -298,8 +298,9 @@ class SqliteJournal(SqliteReader):
     # ---------------------------------------------------------------- giving events back
 
     async def backlog(self, trigger: str, flows: Sequence[str]) -> Backlog:
-        """Return a trigger's events that start these flows and of which no run has begun."""
-        await self._call(lambda _connection, _counters: None)  # what is being claimed has begun
+        """Return a trigger's events that start these flows and have no run that has begun."""
+        # Claims that are being written count as begun.
+        await self._call(lambda _connection, _counters: None)
         return await self.read(partial(withdrawal.backlog, trigger=trigger, flows=flows))
 
     async def withdraw(

@@ -50,7 +50,7 @@ def cancel(
         raise Refused(f"run {run.id} already {run.state}; only an unfinished run can be cancelled")
     check_transition(run.id, run.state, RunState.CANCELLED)
     undoes = _has_undo(connection, run)
-    if undoes and _has_ended(connection, run):
+    if undoes and _has_failed(connection, run):
         raise Refused(
             f"run {run.id} has ended and is being undone, which cannot be cancelled; "
             f"see turnout show {run.id}"
@@ -79,7 +79,7 @@ def end_children(
     """
     because = f"run {claim.run_id}, which waits for it, has failed"
     cancelled = _cancel_children(connection, counters, claim.run_seq, now, reason=because)
-    waits.forget_all_but_children(connection, claim.run_seq)
+    waits.keep_only_children(connection, claim.run_seq)
     left = connection.execute("SELECT key FROM waits WHERE run_seq = ?", (claim.run_seq,))
     return cancelled, [str(row[0]) for row in left]
 
@@ -97,7 +97,7 @@ def _cancel_children(
 
 def _end(connection: apsw.Connection, counters: RunCounters, run: Run, at: int) -> None:
     """End a run as cancelled."""
-    waits.forget(connection, [run.seq])
+    waits.delete(connection, [run.seq])
     waits.run_ended(connection, run.id, at)
     connection.execute(
         "UPDATE runs SET state = 'cancelled', finished_at = ?2 WHERE seq = ?1", (run.seq, at)
@@ -112,8 +112,8 @@ def _queue_undo(
 
     Only its waits for those children stay.
     """
-    _record_ended(connection, run.seq, RunError(CANCELLED, reason), at)
-    waits.forget_all_but_children(connection, run.seq)
+    _record_failure(connection, run.seq, RunError(CANCELLED, reason), at)
+    waits.keep_only_children(connection, run.seq)
     connection.execute(
         "UPDATE runs SET state = 'queued', due_at = ?2 WHERE seq = ?1", (run.seq, at)
     )
@@ -150,7 +150,7 @@ def retry(
     if run.undo == "failed":
         _undo_again(connection, counters, run, from_step, micros(now))
         return _run(connection, run_id)
-    _drop_ending(connection, run)
+    _delete_failure(connection, run)
     connection.execute("DELETE FROM steps WHERE run_seq = ? AND state = 'waiting'", (run.seq,))
     if from_step is not None:
         _drop_steps(connection, run, from_step)
@@ -199,7 +199,7 @@ def _undo_again(
         f"UPDATE steps SET superseded = 1 WHERE run_seq = ? AND {UNDO_STEPS} AND state = 'failed'",
         (run.seq,),
     )
-    _record_ended(connection, run.seq, run.error or RunError(CANCELLED, run.reason or ""), at)
+    _record_failure(connection, run.seq, run.error or RunError(CANCELLED, run.reason or ""), at)
     connection.execute(  # one more than the steps that failed because the process died
         "UPDATE steps SET tries = 1 + (SELECT count(*) FROM steps AS s WHERE s.run_seq = ?1"
         " AND s.key > '~' AND s.key < '\x7f' AND s.key <> ?2 AND s.superseded = 0"
@@ -217,7 +217,7 @@ def _undo_again(
         counters.add_not_undone(run.flow)
 
 
-def _record_ended(connection: apsw.Connection, run_seq: int, error: RunError, at: int) -> None:
+def _record_failure(connection: apsw.Connection, run_seq: int, error: RunError, at: int) -> None:
     """Record that a run has failed, so that only its undo and its hook are left."""
     connection.execute(
         "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding,"
@@ -286,7 +286,7 @@ def replay(
     return list(ids)
 
 
-def _drop_ending(connection: apsw.Connection, run: Run) -> None:
+def _delete_failure(connection: apsw.Connection, run: Run) -> None:
     """Delete the record that the run has failed; refuse when steps were undone."""
     undone = connection.execute(
         f"SELECT 1 FROM steps WHERE run_seq = ? AND {UNDO_STEPS}", (run.seq,)
@@ -311,7 +311,7 @@ def _is_amid_attempt(connection: apsw.Connection, run: Run) -> bool:
     return run.started_at is not None
 
 
-def _has_ended(connection: apsw.Connection, run: Run) -> bool:
+def _has_failed(connection: apsw.Connection, run: Run) -> bool:
     found = connection.execute(
         "SELECT 1 FROM steps WHERE run_seq = ? AND key = ?", (run.seq, FAILED)
     ).get

@@ -72,7 +72,7 @@ def fail_orphaned_runs(
             with suppress(Refused):  # it is being undone already
                 because = f"run {run_id}, which waits for it, has ended"
                 operations.cancel(connection, counters, child, now, reason=because)
-        waits.forget(connection, [seq])
+        waits.delete(connection, [seq])
         waits.run_ended(connection, run_id, at)
         connection.execute(
             "UPDATE runs SET state = 'failed', dead = 1, finished_at = ?2, error = ?3,"

@@ -38,7 +38,7 @@ def prune(
         unmatched = _old(connection, _UNMATCHED_EVENTS, unmatched_before, limit)
         unmatched += _old(connection, _AWAITED_EVENTS, unmatched_before, limit, _oldest(connection))
         deleted += _delete(connection, counters, unmatched)
-        deleted += _forget_deliveries(connection, dedupe_before, limit)
+        deleted += _delete_deliveries(connection, dedupe_before, limit)
     return deleted
 
 
@@ -69,7 +69,7 @@ def _oldest(connection: apsw.Connection) -> int:
     )
 
 
-def _forget_deliveries(connection: apsw.Connection, before: int, limit: int) -> int:
+def _delete_deliveries(connection: apsw.Connection, before: int, limit: int) -> int:
     """End the dedupe window of old deliveries; their events are then found by id another way."""
     # Rows are in order of arrival, so the first few are the oldest.
     old: list[Any] = connection.execute(

@@ -38,7 +38,7 @@ def closed(connection: apsw.Connection, run_seq: int, key: str) -> None:
     connection.execute("DELETE FROM waits WHERE run_seq = ? AND key = ?", (run_seq, key))
 
 
-def forget(connection: apsw.Connection, run_seqs: Sequence[int]) -> None:
+def delete(connection: apsw.Connection, run_seqs: Sequence[int]) -> None:
     """Delete all waits of runs that have ended."""
     connection.execute(
         "DELETE FROM waits WHERE run_seq IN (SELECT value FROM json_each(?))",
@@ -46,7 +46,7 @@ def forget(connection: apsw.Connection, run_seqs: Sequence[int]) -> None:
     )
 
 
-def forget_all_but_children(connection: apsw.Connection, run_seq: int) -> None:
+def keep_only_children(connection: apsw.Connection, run_seq: int) -> None:
     """Delete the waits of a run except those for unfinished children."""
     connection.execute(
         "DELETE FROM waits WHERE run_seq = ? AND NOT (topic LIKE 'run:%' AND EXISTS"
