@@ -15,12 +15,12 @@ from typing import Any
 import apsw
 import pytest
 
+from tests.support import inside
 from tests.support.attempts import NOW, Attempts, attempts
 from turnout import Event, Fail, RunError, current, flow, gather, retry, task
 from turnout.service.domain.errors import JournalFull, Refused, SetupError
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.journal.records import Claim, StepRecord
-from turnout.service.journal.sqlite.jobs import CallJob
 
 done: list[str] = []
 broken: set[str] = set()
@@ -226,7 +226,7 @@ async def test_an_isolated_run_goes_on_when_its_registration_is_on_disk(
     async with attempts(tmp_path) as run:
         await run.new_run(chosen)
         await die(run, 2)
-        busy = run.journal._writer.submit(CallJob(lambda *_: time.sleep(0.2)))
+        busy = inside.occupy_writer(run.journal, lambda: time.sleep(0.2))
         assert (await run.execute(chosen)).result == b"1"
         assert busy.done()
 

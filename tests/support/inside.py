@@ -1,12 +1,16 @@
-"""The inside of a dispatcher, which has no public name: tests reach into it here only."""
+"""What has no public name in a dispatcher and a journal: tests reach into them here only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from turnout.service.app.process import Process
 from turnout.service.dispatch.queue import Memory, Queue
 from turnout.service.dispatch.scheduling import Scheduler
+from turnout.service.journal.sqlite.jobs import CallJob
+from turnout.service.journal.sqlite.journal import SqliteJournal
 
 
 def scheduler(process: Process) -> Scheduler:
@@ -24,6 +28,12 @@ def memory(process: Process) -> Memory:
     return scheduler(process)._memory
 
 
+def held_keys(process: Process) -> dict[str, dict[str, int]]:
+    """Return the keys each flow holds: the ordering keys by run, the limit keys by count."""
+    flows = process.admission._flows
+    return {name: {**counts.holders, **counts.by_key} for name, counts in flows.items()}
+
+
 def has_orphans(process: Process) -> bool:
     """Whether due runs of flows that are not served were looked at."""
     return bool(process.dispatcher._due.orphans)
@@ -32,3 +42,8 @@ def has_orphans(process: Process) -> bool:
 def waits_for_previous_attempt(process: Process, run_id: str) -> bool:
     """Whether a run has an attempt that begins when the one before has ended."""
     return process.dispatcher._attempts._running[run_id].previous is not None
+
+
+def occupy_writer(journal: SqliteJournal, work: Callable[[], object]) -> asyncio.Future[Any]:
+    """Have the journal's thread do something before whatever is asked of it next."""
+    return journal._writer.submit(CallJob(lambda _connection, _counters: work()))

@@ -422,8 +422,8 @@ class ServiceFuzzer:
             "memory": inside.memory(self.process).left - MEMORY_BYTES,
             "attempts": self.process.dispatcher.running,
         }
-        for name, counts in admission._flows.items():
-            found[f"{name} holds"] = {**counts.holders, **counts.by_key}
+        for name, keys in inside.held_keys(self.process).items():
+            found[f"{name} holds"] = keys
         for each in inside.queues(self.process):
             found[f"the queue of {each.flow}"] = [
                 *(run.seq for run in each.rows()), *each.evicted, *each.pending_wakeups,

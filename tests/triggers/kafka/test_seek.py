@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from tests.support import inside
 from tests.support.brokers import Broker, unique
 from tests.support.running import eventually, running
 from turnout.handlers.flow import flow
@@ -100,12 +101,11 @@ async def test_a_seek_comes_behind_what_is_on_its_way_into_the_journal(
             yield
 
         monkeypatch.setattr(operator, "_stopped", stopped)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(journal._call(lambda _connection, _tally: gate.wait(10)))
-            await asyncio.sleep(0)  # it is handed to the writer before what follows
-            moved = journal.append([], trigger=trigger.name, positions=stored, now=utc_now())
-            plan = await operator.seek(trigger.name, Seek(to="end"))
-            await moved
+        busy = inside.occupy_writer(journal, lambda: gate.wait(10))
+        moved = journal.append([], trigger=trigger.name, positions=stored, now=utc_now())
+        plan = await operator.seek(trigger.name, Seek(to="end"))
+        await moved
+        assert busy.done()
     assert plan.sentences == [f"{topic}/0: goes on from 7 to 9: 2 records will never be read"]
 
 
