@@ -213,8 +213,8 @@ def _final(errors: Any) -> tuple[type[Exception], ...]:
 def _reason(topic: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     name = type(error).__name__
-    said = text if text.startswith(name) or name in text else f"{name}: {text}"
-    return f"Kafka did not take a record for topic {topic!r}: {said.rstrip(': ')}"
+    message = text if text.startswith(name) or name in text else f"{name}: {text}"
+    return f"Kafka did not take a record for topic {topic!r}: {message.rstrip(': ')}"
 
 
 def _encoded(value: Any) -> bytes | None:

@@ -17,7 +17,7 @@ from .records import Feeder, Group, judge, stopped
 
 pytestmark = pytest.mark.timeout(1200)
 
-FORGET_LEDGER = """
+FORGET_POSITIONS = """
 from turnout.triggers.kafka import commits, start_offsets
 from turnout.triggers.kafka.positions import Position, Start
 
@@ -95,13 +95,13 @@ def test_killed_brokers_lose_and_double_nothing(
     assert max(recoveries) <= 10.0
 
 
-def test_a_consumer_without_a_ledger_is_noticed(lone_kafka: Broker, tmp_path: Path) -> None:
+def test_a_consumer_without_positions_is_noticed(lone_kafka: Broker, tmp_path: Path) -> None:
     """The negative control: where to read on is asked of Kafka alone, and nothing was committed."""
     if not lone_kafka.keeps_data:
         pytest.skip(f"{lone_kafka.kind} forgets everything in a restart")
     group = Group.on(lone_kafka, partitions=6)
     feeder = Feeder(broker=lone_kafka, topic=group.topic, pace=400)
-    with group.program(tmp_path / "member", sabotage=FORGET_LEDGER) as program:
+    with group.program(tmp_path / "member", sabotage=FORGET_POSITIONS) as program:
         program.start().ready()
         with feeder.running():
             until(lambda: accepted(program) > 100, 30, "a hundred records read")

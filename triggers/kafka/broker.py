@@ -302,10 +302,10 @@ def _bounds(limits: Bounds, committed: Any) -> Bounds:
     if committed is None or committed.offset < 0:
         return limits
     metadata = _read_metadata(str(committed.metadata))
-    said = metadata.get("topic", "")
-    if said and limits.topic and said != limits.topic:
+    topic = metadata.get("topic", "")
+    if topic and limits.topic and topic != limits.topic:
         return limits
-    confirmed = bool(said and limits.topic)
+    confirmed = bool(topic and limits.topic)
     epoch = int(metadata["epoch"]) if metadata.get("epoch", "").isdecimal() else 1
     done = read_spans(metadata.get("done", ""), committed.offset)
     return replace(
@@ -329,7 +329,7 @@ def offset_and_metadata(position: Position) -> tuple[int, str]:
 def _read_metadata(text: str) -> dict[str, str]:
     """Read back the metadata of `offset_and_metadata`; anybody else's is ignored."""
     pairs = [word.partition(":") for word in text.split(" ")]
-    found = {name: said for name, _, said in pairs}
+    found = {name: value for name, _, value in pairs}
     return found if found.keys() <= _METADATA_FIELDS else {}
 
 
@@ -407,8 +407,8 @@ async def reaching(
             for leader, partitions in by_leader(client, offsets).items():
                 asked = [(one.topic, [(one.partition, offsets[one], 1)]) for one in partitions]
                 answer = await client.send(leader, FetchRequest(1, 1, 1, _READ_UNCOMMITTED, asked))
-                for topic, said in answer.topics:
-                    for number, code, end, *_ in said:
+                for topic, fetched in answer.topics:
+                    for number, code, end, *_ in fetched:
                         one = TopicPartition(topic, number)
                         if code == 0 and end >= offsets[one]:
                             found[one] = end

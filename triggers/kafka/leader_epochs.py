@@ -40,8 +40,8 @@ async def epoch_ends(
         for leader, partitions in led.items():
             asked = _Ask({one: epochs[one] for one in partitions})
             answer = await client.send(leader, asked, group=over)
-            for topic, said in answer.topics:
-                for code, number, _epoch, end in said:
+            for topic, partition_ends in answer.topics:
+                for code, number, _epoch, end in partition_ends:
                     if code == 0 and end >= 0:
                         ends[TopicPartition(topic, number)] = end
     except (KafkaError, NotImplementedError):

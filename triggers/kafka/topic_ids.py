@@ -60,7 +60,7 @@ async def ask_identities(
     client = consumer._client  # its public API has no such request
     while True:
         try:
-            return await _asked(client, listed, over)
+            return await _ask_leaders(client, listed, over)
         except KafkaError as error:
             if not error.retriable:
                 raise
@@ -79,17 +79,17 @@ def by_leader(client: Any, partitions: Iterable[TopicPartition]) -> dict[int, li
     return led
 
 
-async def _asked(
+async def _ask_leaders(
     client: Any, partitions: list[TopicPartition], over: Any
 ) -> dict[TopicPartition, Identity]:
     found: dict[TopicPartition, Identity] = {}
     for leader, its in by_leader(client, partitions).items():
-        said = await _said(client, leader, sorted({one.topic for one in its}), over)
-        found |= {one: said.get(one, Identity()) for one in its}
+        answers = await _ask_leader(client, leader, sorted({one.topic for one in its}), over)
+        found |= {one: answers.get(one, Identity()) for one in its}
     return found
 
 
-async def _said(
+async def _ask_leader(
     client: Any, leader: int, topics: list[str], over: Any
 ) -> Mapping[TopicPartition, Identity]:
     try:

@@ -740,7 +740,7 @@ async def test_then_moves_closes_the_row_and_gives_the_new_path(tmp_path: Path) 
     assert names(emit) == ["a.csv", "a.csv", "b.csv"]
 
 
-async def test_an_ending_is_repeatable_after_a_crash_before_it_was_recorded(
+async def test_an_after_run_action_is_repeatable_after_a_crash_before_it_was_recorded(
     tmp_path: Path,
 ) -> None:
     emit = RecordingEmitter()

@@ -55,7 +55,7 @@ def test_each_change_starts_the_time_again() -> None:
     assert timer.next_due() == 6.9, "the same version changes nothing"
 
 
-def test_a_file_placed_by_rename_is_confirmed_quickly_unless_touched() -> None:
+def test_a_file_renamed_into_place_is_confirmed_quickly_unless_touched() -> None:
     timer = SettleTimer(1.0, trust_stamps=True)
     timer.see("a", version(0), now=5.0, wall_ns=WALL, renamed=True)
     timer.see("b", version(0), now=5.0, wall_ns=WALL, renamed=True)

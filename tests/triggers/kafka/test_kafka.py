@@ -309,7 +309,7 @@ POISON: dict[str, tuple[bytes | None, list[tuple[str, bytes]], str]] = {
 
 
 @pytest.mark.parametrize("kind", POISON)
-async def test_poison_is_a_dead_letter_with_place_and_reason(
+async def test_poison_is_a_dead_letter_with_offset_and_reason(
     tmp_path: Path, kafka: Broker, kind: str
 ) -> None:
     value, headers, reason = POISON[kind]

@@ -266,7 +266,7 @@ def test_no_more_is_given_back_than_words_reach_for() -> None:
     assert back.seqs[0] == back.position.next and back.seqs[-1] == 99_998
 
 
-def test_what_is_below_the_place_it_began_at_stays() -> None:
+def test_what_is_below_the_start_position_stays() -> None:
     back = plan_partition(Position(10, done=((12, 13),)), {5: 1, 11: 2, 20: 3}, [6, 15])
     assert back is not None
     assert (back.position.next, back.seqs) == (11, [2, 3])

@@ -1,4 +1,4 @@
-"""Where a partition is read on, and what a seek comes to: the decisions, without a broker."""
+"""Where a partition is read on, and what a seek does: the decisions, without a broker."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ json_like = st.sampled_from(
     data=st.sampled_from(["json", "text", "bytes"]),
     null=st.sampled_from(["dead", "skip", "run"]),
 )
-def test_every_record_is_an_event_that_names_its_place(
+def test_every_record_is_an_event_that_names_its_offset(
     value: bytes | None,
     headers: list[tuple[str, bytes | None]],
     key: bytes | None,

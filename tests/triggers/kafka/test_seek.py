@@ -1,4 +1,4 @@
-"""An operator's seek on a real broker; what it comes to is decided in `test_positions`."""
+"""An operator's seek on a real broker; `test_positions` tests the decisions."""
 
 from __future__ import annotations
 

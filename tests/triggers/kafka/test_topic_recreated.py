@@ -1,4 +1,4 @@
-"""Topics deleted and made again under a trigger: noticed, said, and read from their start."""
+"""Topics deleted and recreated under a trigger: noticed, logged, and read from their start."""
 
 from __future__ import annotations
 
@@ -200,9 +200,7 @@ async def test_a_compacted_topic_is_not_recreated(
         assert alarms() == []
 
 
-async def test_places_from_before_topics_had_ids_are_gone_on_from(
-    kafka: Broker, alarms: Alarms
-) -> None:
+async def test_positions_from_before_topic_ids_are_continued(kafka: Broker, alarms: Alarms) -> None:
     topic, trigger, emit = await read_to(kafka, 3)
     known = dict(emit.stored_positions)
     for key, text in known.items():
