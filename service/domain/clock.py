@@ -1,7 +1,7 @@
-"""How far to believe the wall clock, by the time that has really passed.
+"""Clock jumps: the wall clock is compared with the time that has really passed.
 
-A clock that was set wrong for a moment must not make everything old. Deleting what is old asks
-first; everything else takes the clock as it is.
+A clock that is wrong for a moment must not make everything old. Retention asks before it deletes;
+everything else uses the clock as it is.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 JUMP = timedelta(days=1)
-"""How much ahead of the time that has passed a clock is no longer believed."""
+"""How far ahead of the passed time a clock is no longer believed."""
 
 PATIENCE = timedelta(hours=1)
-"""How long it must stay there to be believed after all."""
+"""How long a clock must stay ahead to be believed again."""
 
 
 def elapsed() -> float:

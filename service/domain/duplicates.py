@@ -1,7 +1,7 @@
-"""What makes a second delivery of an event the same: else its id has been used for another one.
+"""Tells a second delivery of an event from another event with the same id.
 
-An event of CloudEvents is the same whatever mode it came in, so its attributes and its data are
-compared; of every other one its type and its bytes. Pure functions.
+CloudEvents are compared by attributes and data, since the same event may come in either mode; other
+events by type and bytes. Pure functions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .event import TRACE, Event
 
 DIGEST_BYTES = 17
 BODY_DIGEST_BYTES = 16
-"""How journals told a delivery before: by the bytes of its body alone."""
+"""The size of digests in older journals: of the body alone."""
 
 
 def digest(event: Event) -> bytes:

@@ -1,7 +1,7 @@
-"""What an error means when several were raised together, as by `asyncio.TaskGroup`.
+"""Error groups: which error decides when several were raised together, as by `asyncio.TaskGroup`.
 
-In a group, also within another, `Fail` and whatever else no retry would change beats all other
-errors, those beat `Retry`, and that beats `Skip`. Not here: the delay before a retry (`retry`).
+In a group, also a nested one, `Fail` and other final errors take precedence over all other errors,
+those over `Retry`, and `Retry` over `Skip`. Not here: the delay before a retry (`retry`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def problems(error: BaseException) -> tuple[BaseException, ...]:
 
 
 def deciding(error: BaseException) -> BaseException:
-    """Return the error that says what is to become of the run: the group itself if many do.
+    """Return the error that decides the outcome of the run; the group itself if several do.
 
     Of several `Retry` it is the one that asks for the longest wait.
     """
@@ -55,7 +55,7 @@ def deciding(error: BaseException) -> BaseException:
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether no retry, and no fallback, is in place after an error."""
+    """Whether an error allows neither a retry nor a fallback."""
     return isinstance(deciding(error), (*FINAL, Skip))
 
 

@@ -1,9 +1,9 @@
-"""The boundary where an author's functions are asked: what they raise, and what they answer.
+"""Foreign code is called at a boundary: here, for an author's `when=`, `per=` and the like.
 
-`when=`, `per=`, `ordered_by=`, `match=` and the checks of a model run while the service itself is
-at work. Whatever they do comes out of here as an `Exception`, and their answers are what the
-service can use and the journal can keep. Only `KeyboardInterrupt` passes: they wait for nothing, so
-what looks like a cancel is one of their own, such as the result of a task that was cancelled.
+`when=`, `per=`, `ordered_by=`, `match=` and the checks of a model run inside the service. Whatever
+they raise leaves this module as an `Exception`, and what they return is checked, so the journal can
+store it. Only `KeyboardInterrupt` passes. They wait for nothing, so a `CancelledError` is their
+own, such as the result of a cancelled task, and is treated like any other error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHOWN = 80
 
 
 def ask(function: Callable[..., T], *args: Any) -> T:
-    """Call an author's function; what it raises that is no `Exception` is an `Exited` error."""
+    """Call an author's function; an error that is no `Exception` is raised as `Exited`."""
     try:
         return function(*args)
     except (Exception, KeyboardInterrupt):
@@ -30,13 +30,13 @@ def ask(function: Callable[..., T], *args: Any) -> T:
 
 
 def is_true(option: str, answer: object) -> bool:
-    """Return an answer as a truth; raises `TypeError` naming the option for one to be awaited."""
+    """Return an answer as a bool; raises `TypeError` naming the option for an awaitable."""
     _refuse_awaitable(option, answer)
     return ask(bool, answer)
 
 
 def as_key(option: str, answer: object) -> str:
-    """Return an answer as text for the journal; raises an error naming the option if it is none."""
+    """Return an answer as text for the journal; raises an error that names the option."""
     _refuse_awaitable(option, answer)
     key = ask(str, answer)
     refuse_unstorable(option, key)

@@ -1,11 +1,11 @@
-"""Errors as bytes, to be raised again as themselves: after a restart, or out of a worker process.
+"""Errors as bytes, raised again as the same type: after a restart, or from a worker process.
 
-An error is kept whole where that can be: its type, arguments, attributes, notes and cause, the
-members of a group one by one. Of any other error the type and the text are kept always; what
-cannot be kept stands in it as `Unkept`, which says so by name when it is used. A class whose
-constructor takes something else than the message is made without its constructor.
+An error is kept whole if possible: its type, arguments, attributes, notes and cause, and each
+member of a group. Of any other error the type and the text are always kept; an `Unkept` replaces
+each part that cannot be kept, and raises an error that names it when it is used. A class whose
+constructor does not take the message is created without its constructor.
 
-Not here: a class no restart could find (one defined in a function) has no form at all.
+Not here: a class that a restart could not find (one defined in a function) cannot be kept at all.
 """
 
 from __future__ import annotations

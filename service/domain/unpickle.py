@@ -1,8 +1,8 @@
-"""Pickles of any age: a journal outlives the modules its pickles name.
+"""Reads pickles of any version: a journal outlives the modules its pickles name.
 
-A class that has moved is looked for where it is now. An entry is never removed: without it an
-error that a flow caught would silently come back as another type, and the flow would go another
-way than before.
+A class that has moved is found in its new module. Entries of `MOVED` are never removed: without one
+an error that a flow caught would silently come back as another type, and the flow would take
+another branch.
 """
 
 from __future__ import annotations

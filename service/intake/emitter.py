@@ -129,7 +129,7 @@ class TriggerEmitter:
     def _route(self, event: Event) -> Routed:
         if event.trigger != self.trigger.name:
             event = replace(event, trigger=self.trigger.name)
-        routed = route(event, self.flows(event), effect=self.acts_after_runs)
+        routed = route(event, self.flows(event), after_run_action=self.acts_after_runs)
         if self._add_topics is not None:
             self._add_topics(routed.entry)
         return routed

@@ -39,10 +39,10 @@ class Routed:
         return bool(self.refusals) and len(self.refusals) == len(self.entry.runs)
 
 
-def route(event: Event, flows: Sequence[AnyFlow], *, effect: bool = False) -> Routed:
+def route(event: Event, flows: Sequence[AnyFlow], *, after_run_action: bool = False) -> Routed:
     """Ask every flow about the event; each one ends as a run, a dead letter or a decision."""
     decisions: list[Decision] = []
-    routed = Routed(Entry(event=event, decisions=decisions, after_run_action=effect))
+    routed = Routed(Entry(event=event, decisions=decisions, after_run_action=after_run_action))
     if event.hops > MAX_HOPS:
         decisions.append(Decision("", "cycle", f"the event is {event.hops} hops from its origin"))
         return routed

@@ -89,11 +89,11 @@ def _exact(
         if isinstance(value, Event):
             continue  # the flow gets the event of its own run
         try:
-            wanted = _taken(binding.declared.get(name, Any), value, call)
+            expected = _taken(binding.declared.get(name, Any), value, call)
         except InvalidData as error:
             raise InvalidData(f"argument {name!r}: {error}", field=error.field or name) from None
-        if name not in fills or not _is_given_back(fills[name], event, wanted):
-            exact[name] = wanted
+        if name not in fills or not _is_given_back(fills[name], event, expected):
+            exact[name] = expected
     return exact
 
 
@@ -105,9 +105,9 @@ def _taken(annotation: Any, value: Any, call: StepCall) -> Any:
         return validated(adapter(annotation).validate_json, _json(value, call))
 
 
-def _is_given_back(fill: Callable[[Event], Any], event: Event, wanted: Any) -> bool:
+def _is_given_back(fill: Callable[[Event], Any], event: Event, expected: Any) -> bool:
     try:
-        return same(fill(event), wanted)
+        return same(fill(event), expected)
     except FOREIGN:  # the body says it in a form the flow does not read, such as NaN
         return False
 
