@@ -43,7 +43,7 @@ async def second(event: Event) -> None:
         raise ValueError("bad")
 
 
-async def test_an_effect_follows_the_last_run_and_knows_how_it_ended(tmp_path: Path) -> None:
+async def test_an_action_follows_the_last_run_and_knows_how_it_ended(tmp_path: Path) -> None:
     ended.clear()
     async with running(tmp_path, [first, second]) as service:
         journal = service.process.journal
@@ -62,7 +62,7 @@ async def test_an_effect_follows_the_last_run_and_knows_how_it_ended(tmp_path: P
         assert sorted(ended) == sorted(told)
 
 
-async def test_an_effect_that_fails_is_carried_out_by_a_later_sweep(tmp_path: Path) -> None:
+async def test_an_action_that_fails_is_carried_out_by_a_later_sweep(tmp_path: Path) -> None:
     ended.clear()
     async with running(tmp_path, [first]) as service:
         emit = service.process.emitter(Tidy(), lambda _event: (first,))
