@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -27,6 +28,8 @@ from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import FAILED, Appended, Claim, Entry, Filter, StepRecord
 from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.telemetry.metrics import Metrics
+
+pytestmark = pytest.mark.timeout(180)  # hundreds of journals are opened, each with its fsyncs
 
 S = RunState
 _Value = TypeVar("_Value")
@@ -45,6 +48,7 @@ class KnownRun:
     attempts: int = 0
     crashes: int = 0
     consecutive_crashes: int = 0
+    begun: bool = False
     dead: bool = False
     token: int = 0
     steps: dict[str, bytes | None] = field(default_factory=dict)
@@ -136,7 +140,7 @@ class JournalMachine(RuleBasedStateMachine):
             )
             self.runs[run.id] = known
             if run.state is S.RUNNING:
-                known.token = 1
+                known.token, known.begun = 1, True
                 self.claims.append(claim_of(entry, appended, index))
 
     @rule(flow=st.sampled_from(FLOWS), count=st.integers(1, 3))
@@ -164,7 +168,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert (claim.attempt, claim.crashes) == (known.attempts + 1, known.crashes)
             assert {key: kept.result for key, kept in claim.recorded.items()} == known.steps
             assert claim.isolated == (known.consecutive_crashes >= 2)
-            known.state, known.token = S.RUNNING, claim.token
+            known.state, known.token, known.begun = S.RUNNING, claim.token, True
             self.claims.append(claim)
 
     @precondition(lambda self: self.claims)
@@ -222,7 +226,8 @@ class JournalMachine(RuleBasedStateMachine):
             assert known.state not in UNFINISHED
         else:
             assert known.state in UNFINISHED
-            known.attempts += known.state is S.RUNNING  # the attempt it ends counts
+            amid = known.begun and known.state is not S.RETRYING
+            known.attempts += amid  # the attempt it ends counts
             known.state = S.CANCELLED
 
     @precondition(lambda self: self.runs)
@@ -241,6 +246,7 @@ class JournalMachine(RuleBasedStateMachine):
                 False,
                 0,
             )
+            known.begun = False
             known.steps.pop(FAILED, None)
 
     @rule(in_flight=st.booleans())

@@ -238,7 +238,7 @@ async def test_a_file_with_an_extreme_time_stops_nobody(seconds: int) -> None:
             await emit.stored(3)
     assert names(emit) == ["a.csv", "b.csv", "c.csv"]
     assert len(emit.deliveries) == 3
-    assert emit.events[0].data["mtime_ns"] == kept
+    assert kept in [event.data["mtime_ns"] for event in emit.events]
 
 
 async def test_a_file_still_written_waits_until_it_rests(tmp_path: Path) -> None:
