@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def full(request: pytest.FixtureRequest) -> bool:
-    """Whether to run at full size rather than smoke size (decision 33)."""
+    """Whether to run at full size rather than smoke size."""
     return bool(request.config.getoption("--full"))
 
 

@@ -1,7 +1,7 @@
 """Members of a group die, come and go, and find their disk full: no record is lost.
 
 With one journal no record runs twice either. Members with a journal each may double what a killed
-one had journaled and not yet committed, and no more (decision 14). Kafka is never told of an offset
+one had journaled and not yet committed, and no more. Kafka is never told of an offset
 that no journal holds: looked at in stopped and in dead processes.
 """
 
