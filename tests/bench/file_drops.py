@@ -24,7 +24,6 @@ import watchfiles
 
 from tests.support.program import Program, until
 from turnout.service.domain.event import mint_id
-from turnout.service.journal.sqlite.connection import open_for_writing
 
 from . import flows, stamps
 from .load import BODY
@@ -33,6 +32,7 @@ from .pipelines import OUTCOME
 from .references import CODE_VERSION, INSERT_EVENT, INSERT_RUN
 from .report import Table
 from .servers import Fleet, Served
+from .stored import bare_journal
 
 SETTLE_SECONDS = 0.1
 GAP_SECONDS = 0.05
@@ -180,7 +180,7 @@ def _volume(folder: Path, size: Size) -> Table:
 def _bare(inbox: Path, folder: Path, files: int) -> float:
     journal = folder / "bare-many"
     journal.mkdir()
-    connection = open_for_writing(journal, synchronous="full")
+    connection = bare_journal(journal)
     started = time.perf_counter()
     with os.scandir(inbox) as entries:
         waiting: list[str] = []

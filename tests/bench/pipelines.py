@@ -29,7 +29,6 @@ from turnout.service.domain.flow import Flow
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.open import open_journal
-from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.operate.maintenance import Maintenance
 from turnout.service.project import Project
 from turnout.service.settings import Settings
@@ -37,6 +36,7 @@ from turnout.service.telemetry.metrics import Metrics
 
 from .load import BODY
 from .references import CODE_VERSION, INSERT_EVENT, INSERT_RUN
+from .stored import bare_journal
 
 STEP = (
     "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding,"
@@ -189,7 +189,7 @@ class _Writer:
 
     def __init__(self, folder: Path) -> None:
         self._loop = asyncio.get_running_loop()
-        self._connection = open_for_writing(folder, synchronous="full")
+        self._connection = bare_journal(folder)
         self._connection.wal_autocheckpoint(4000)
         self._queue: SimpleQueue[Any] = SimpleQueue()
         self._thread = Thread(target=self._run, daemon=True)

@@ -23,7 +23,8 @@ import uvicorn
 from pydantic import BaseModel
 
 from turnout.service.domain.event import mint_id
-from turnout.service.journal.sqlite.connection import open_for_writing
+
+from .stored import bare_journal
 
 MOST_ROWS = 1000
 INSERT_EVENT = (
@@ -71,7 +72,7 @@ class GroupCommit:
 
     def __init__(self, folder: Path) -> None:
         self._loop = asyncio.get_running_loop()
-        self._connection = open_for_writing(folder, synchronous="full")
+        self._connection = bare_journal(folder)
         self._connection.wal_autocheckpoint(4000)
         self._queue: queue.SimpleQueue[tuple[Any, Any, asyncio.Future[None]]] = queue.SimpleQueue()
         self._seq = 0

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import apsw
 
+from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.journal.sqlite.files import FILE_NAME, journal_folder
+
+
+def bare_journal(data: Path) -> apsw.Connection:
+    """Open a journal that no service uses, made if missing; each commit is synced to disk."""
+    journal_folder(data).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return open_for_writing(data, synchronous="full")
 
 
 def ends(data: Path) -> dict[str, tuple[float, int]]:
