@@ -285,7 +285,7 @@ class WebhookTrigger:
         """Return the headers to store: no credentials, and no more than the bounds allow."""
         withheld = self._withheld
         stored = {
-            name: (values[0] if len(values) == 1 else b", ".join(values)).decode("latin-1")
+            name: b", ".join(values).decode("latin-1")
             for name, values in headers.items()
             if name not in withheld
         }

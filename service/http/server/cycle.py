@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
@@ -20,6 +21,7 @@ from turnout.service.http.exchange import App, Message, Scope, answer, busy, pro
 
 _BODILESS = frozenset({204, 304})
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_log = logging.getLogger("uvicorn.error")
 
 
 class Cycle:
@@ -61,7 +63,7 @@ class Cycle:
         self.keep_alive = keep_alive
         self.is_started = False
         self.is_complete = False
-        self.logger = logging.getLogger("uvicorn.error")
+        self.logger = _log
         self.waiting_bytes = 0
         self._scope = scope
         self._transport = transport
@@ -69,7 +71,7 @@ class Cycle:
         self._default_headers = default_headers
         self._wants_continue = wants_continue
         self._on_response = on_response
-        self._changed = asyncio.Event()
+        self._changed: asyncio.Event | None = None  # made by the first wait
         self._pieces: list[bytes] = []
         self._is_whole = False
         self._is_taken = False
@@ -88,13 +90,13 @@ class Cycle:
             self._pieces.append(content)
             self.waiting_bytes += len(content)
         self._is_whole = is_whole
-        self._changed.set()
+        self._wake()
 
     def disconnect(self) -> None:
         """Tell the application that the peer has disconnected."""
         if not self.is_complete:
             self._is_disconnected = True
-        self._changed.set()
+        self._wake()
 
     async def run(self, app: App) -> None:
         """Run the application; an unexpected error is logged and answered with 500."""
@@ -119,22 +121,30 @@ class Cycle:
             self.keep_alive = False
             await answer(problem(500, "an unexpected error; see the log"), self.send)
 
+    async def _until_changed(self) -> None:
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+
     # ---- the application's side
 
     async def receive(self) -> Message:
         """Return the next piece of the body; after the last, wait for the peer to disconnect."""
         if self._is_taken:
             while not (self._is_disconnected or self.is_complete):
-                self._changed.clear()
-                await self._changed.wait()
+                await self._until_changed()
             return {"type": "http.disconnect"}
         if self._wants_continue and not self._transport.is_closing():
             self._transport.write(_CONTINUE)
             self._wants_continue = False
         while not (self._pieces or self._is_whole or self._is_disconnected or self.is_complete):
             self._flow.resume_reading()
-            self._changed.clear()
-            await self._changed.wait()
+            await self._until_changed()
         if self._is_disconnected or self.is_complete:
             return {"type": "http.disconnect"}
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
@@ -162,25 +172,17 @@ class Cycle:
         self.is_started = True
         self._wants_continue = False
         status = message["status"]
-        lines = [STATUS_LINE[status]]
-        closes = False
-        for name, value in (*self._default_headers, *message.get("headers", ())):
-            line = _line(name, value)
-            lines.append(line)
-            if line.startswith(b"content-length:"):
-                self._expected = int(value)
-                self._is_chunked = False
-            elif line.startswith(b"connection:") and b"close" in value.lower():
-                closes = True
-        if closes:
+        headers = _encoded((*self._default_headers, *message.get("headers", ())))
+        if headers.content_length is not None:
+            self._expected = headers.content_length
+            self._is_chunked = False
+        if headers.closes:
             self.keep_alive = False
-        elif not self.keep_alive:
-            lines.append(b"connection: close\r\n")
+        ending = b"\r\n" if self.keep_alive or headers.closes else b"connection: close\r\n\r\n"
         if self._is_chunked is None and not self._is_bodiless(status):
             self._is_chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
-        lines.append(b"\r\n")
-        self._head = b"".join(lines)
+            ending = b"transfer-encoding: chunked\r\n" + ending
+        self._head = STATUS_LINE[status] + headers.lines + ending
 
     def _is_bodiless(self, status: int) -> bool:
         return self._scope["method"] == "HEAD" or status in _BODILESS
@@ -208,15 +210,32 @@ class Cycle:
         if self._expected != 0:
             raise RuntimeError("the response is shorter than its Content-Length")
         self.is_complete = True
-        self._changed.set()
+        self._wake()
         if not self.keep_alive:
             self._transport.close()
         self._on_response()
 
 
+class _Headers(NamedTuple):
+    """The headers of an answer as they are sent, and what they say about its end."""
+
+    lines: bytes
+    content_length: int | None
+    closes: bool
+
+
 @lru_cache(maxsize=1024)
-def _line(name: bytes, value: bytes) -> bytes:
-    """Return a header line; raises `RuntimeError` for one that could inject another."""
-    if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
-        raise RuntimeError(f"the header {name!r} cannot be sent")
-    return name.lower() + b": " + value + b"\r\n"
+def _encoded(headers: tuple[tuple[bytes, bytes], ...]) -> _Headers:
+    """Return headers as they are sent; raises `RuntimeError` for one that could inject another."""
+    lines: list[bytes] = []
+    content_length = None
+    closes = False
+    for name, value in headers:
+        if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
+            raise RuntimeError(f"the header {name!r} cannot be sent")
+        lines.append(name.lower() + b": " + value + b"\r\n")
+        if lines[-1].startswith(b"content-length:"):
+            content_length = int(value)
+        elif lines[-1].startswith(b"connection:") and b"close" in value.lower():
+            closes = True
+    return _Headers(b"".join(lines), content_length, closes)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import chain
 
 import httptools
 
@@ -104,13 +105,14 @@ class RequestParser:
         self._parse(held[: min(end, allowed)])
         if end > allowed:
             raise Refused(431)
-        self._head_bytes += end
         if found < 0:
+            self._head_bytes += end
             self._head_end = (self._head_end + held)[-3:]
             self._held = b""
             return None
         self._held = held[end:]
-        self._head_bytes, self._head_end = 0, b""
+        if seam or self._head_bytes:
+            self._head_bytes, self._head_end = 0, b""
         if self._head is None:
             raise Refused(400)
         return self._head
@@ -142,13 +144,19 @@ class RequestParser:
 
     def on_headers_complete(self) -> None:
         """Check the head and find out how its body is framed."""
-        noted = self._check_headers()
+        headers = self._headers
+        values = dict(headers)
+        if len(values) < len(headers):
+            self._refuse_repeated()
+        self._header_bytes = sum(map(len, chain.from_iterable(headers)))
+        if self._header_bytes > MAX_HEADER_BYTES or len(headers) > MAX_HEADERS:
+            raise self._refuse(431)
         version = self._parser.get_http_version()
         method = self._parser.get_method().decode("ascii")
         if version not in ("1.1", "1.0") or method == "CONNECT":  # 0.9 has no headers
             raise self._refuse(400)
-        host = noted.get(b"host")
-        if not _HOST.fullmatch(host or b"") or (host is None and version == "1.1"):
+        host = values.get(b"host", b"" if version == "1.0" else None)
+        if host is None or not _HOST.fullmatch(host):
             raise self._refuse(400)
         try:
             url = httptools.parse_url(self._url)
@@ -156,40 +164,30 @@ class RequestParser:
             raise self._refuse(400) from None
         if not url.path or url.schema not in (None, b"http", b"https"):
             raise self._refuse(400)
-        self._body = self._framed(version, noted)
-        self.is_whole = self._body.is_whole
+        self._body = body = self._framed(version, values)
+        self.is_whole = body.is_whole
         self._head = Head(
-            method=method,
-            path=url.path,
-            query=url.query or b"",
-            version=version,
-            headers=self._headers,
-            keep_alive=version == "1.1" and self._parser.should_keep_alive(),
-            expects_continue=noted.get(b"expect", b"").lower() == b"100-continue",
+            method,
+            url.path,
+            url.query or b"",
+            version,
+            headers,
+            version == "1.1" and self._parser.should_keep_alive(),
+            b"expect" in values and values[b"expect"].lower() == b"100-continue",
         )
 
-    def _check_headers(self) -> dict[bytes, bytes]:
-        """Return the headers the parser needs; refuses too many, and duplicates of those."""
-        noted: dict[bytes, bytes] = {}
-        size = 0
-        for name, value in self._headers:
-            size += len(name) + len(value)
-            if name in _NOTED:
-                if name in noted:
-                    raise self._refuse(400)
-                noted[name] = value
-        if size > MAX_HEADER_BYTES or len(self._headers) > MAX_HEADERS:
-            raise self._refuse(431)
-        self._header_bytes = size
-        return noted
+    def _refuse_repeated(self) -> None:
+        """Refuse a head that has a header twice which the parser needs."""
+        for name in _NEEDED:
+            if sum(each == name for each, _ in self._headers) > 1:
+                raise self._refuse(400)
 
-    def _framed(self, version: str, noted: dict[bytes, bytes]) -> _Sized | _Chunks:
-        coding = noted.get(b"transfer-encoding")
-        if coding is None:
-            return _Sized(int(noted.get(b"content-length", b"0")))
+    def _framed(self, version: str, values: dict[bytes, bytes]) -> _Sized | _Chunks:
+        if b"transfer-encoding" not in values:
+            return _Sized(int(values.get(b"content-length", b"0")))
         if version != "1.1":  # RFC 9112 section 6.1
             raise self._refuse(400)
-        if coding.lower() != b"chunked":
+        if values[b"transfer-encoding"].lower() != b"chunked":
             raise self._refuse(501)
         return _Chunks(len(self._headers), self._header_bytes)
 
@@ -204,7 +202,7 @@ class RequestParser:
         return content
 
 
-_NOTED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+_NEEDED = (b"host", b"content-length", b"transfer-encoding", b"expect")
 """Headers the parser needs; none may be sent twice."""
 
 
@@ -220,9 +218,11 @@ class _Sized:
     def take(self, data: bytes) -> tuple[bytes, bytes]:
         """Split `data` into the part that belongs to the body and the rest."""
         left = self._left
-        self._left = max(0, left - len(data))
-        self.is_whole = self._left == 0
-        return data[:left], data[left:]
+        if len(data) >= left:
+            self._left, self.is_whole = 0, True
+            return data[:left], data[left:]
+        self._left = left - len(data)
+        return data, b""
 
 
 class _Chunks:
