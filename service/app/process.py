@@ -36,6 +36,7 @@ from turnout.service.intake.supervisor import Supervisor
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Claim
 from turnout.service.operate.operator import Operator
+from turnout.service.operate.runs import cancel_children
 from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
@@ -129,9 +130,9 @@ class Process:
             ApiTrigger(), lambda event: self.project.by_type.get(event.type, ())
         )
         self.operator = Operator(
-            journal,
+            journal=journal,
             now=now,
-            dispatcher=self.dispatcher,
+            owner=self.dispatcher,
             project=lambda: self.project,
             emitters=lambda: self.emitters,
             api=self.api,
@@ -186,7 +187,7 @@ class Process:
             )
         self.waiters.finished(claim.run_id, outcome)
         if claim.waited:
-            await self.operator.cancel_children(claim.run_seq, claim.run_id)
+            await cancel_children(self.operator, claim.run_seq, claim.run_id)
         emitter = self.emitters.get(claim.event.trigger)
         if emitter is not None and emitter.acts_after_runs:
             await self.after_run_actions.event_ended(claim.event_seq)

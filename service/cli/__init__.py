@@ -12,14 +12,12 @@ import errno
 import io
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
 import click
 
-from turnout.service.client import Unavailable
 from turnout.service.domain.errors import (
     InvalidData,
     JournalBroken,
@@ -30,21 +28,7 @@ from turnout.service.domain.errors import (
     TurnoutError,
 )
 
-from . import (
-    approvals,
-    cache,
-    check,
-    dead_letters,
-    doctor,
-    events,
-    flows,
-    pauses,
-    run,
-    runs,
-    serve,
-    show,
-    triggers,
-)
+from . import cache, check, dead_letters, doctor, events, flows, run, runs, serve, show, triggers
 from .output import complain
 
 EXIT_PROBLEM = 1
@@ -59,7 +43,6 @@ EXIT_PIPE = 141
 _EXIT_CODES: tuple[tuple[type[TurnoutError], int], ...] = (
     (SetupError, EXIT_CONFIG),
     (InvalidData, EXIT_USAGE),
-    (Unavailable, EXIT_UNAVAILABLE),
     (Overloaded, EXIT_UNAVAILABLE),
     (JournalBroken, EXIT_IO),
     (JournalFull, EXIT_IO),
@@ -110,8 +93,8 @@ def cli() -> None:
 for _command in (
     serve.serve, check.check, run.run, doctor.doctor,
     runs.runs, show.show, events.why, events.events, flows.flows, triggers.triggers,
-    runs.retry, runs.cancel, approvals.approve, events.replay, dead_letters.dead,
-    cache.cache, pauses.pause, pauses.resume, triggers.fire, events.emit, triggers.trigger,
+    runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
+    cache.cache, flows.pause, flows.resume, triggers.fire, events.emit, triggers.trigger,
 ):  # fmt: skip
     cli.add_command(_command)
 
@@ -193,6 +176,8 @@ def _report_error(error: Exception, arguments: Sequence[str]) -> int:
     if isinstance(known, OSError) and known.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         complain(f"error: cannot write the output: {known.strerror}")
         return _discard_output(EXIT_IO)
+    import traceback
+
     traceback.print_exception(error)
     complain("unexpected: this is a bug in turnout, please report the lines above")
     return EXIT_UNEXPECTED
@@ -211,6 +196,10 @@ def _discard_output(code: int) -> int:
 
 def exit_code(error: TurnoutError) -> int:
     """Return the exit code for an error."""
+    from turnout.service.client import Unavailable  # not at the top: it imports much
+
+    if isinstance(error, Unavailable):
+        return EXIT_UNAVAILABLE
     for kind, code in _EXIT_CODES:
         if isinstance(error, kind):
             return code

@@ -1,59 +1,98 @@
-"""Acting on one run by its id or on every run that matches filters, for the commands that do.
+"""Acting on runs by their ids or on every run that matches filters, for the commands that do.
 
 A bulk action asks first, with the count. A refusal for one run does not stop the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from turnout.service.domain.errors import NotFound, Refused
 
-from .options import ask, chosen, run_async, states_of
+from .options import (
+    Command,
+    ask,
+    chosen,
+    run_async,
+    with_filters,
+    with_json,
+    with_settings,
+    yes_option,
+)
 from .output import complain, print_json, progress, say
 
 if TYPE_CHECKING:
-    from turnout.service.domain.run import Run, RunState
+    from turnout.service.domain.run import RunState
     from turnout.service.journal.records import Filter
+    from turnout.service.operate.verbs import Verb
     from turnout.service.settings import Settings
 
-    from .session import Session
 
-Act = Callable[["Session", str], Awaitable[Any]]
+def with_selection(command: Command) -> Command:
+    """Give a command the runs to act on, as `selection`: ids or filters, `--yes` and `--json`."""
 
-run_ids = click.argument("run_ids", nargs=-1, metavar="[RUN]...")
+    @click.argument("run_ids", nargs=-1, metavar="[RUN]...")
+    @with_filters
+    @yes_option
+    @with_json
+    @with_settings
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, settings: Settings, run_ids: tuple[str, ...], filters: dict[str, str],
+        yes: bool, as_json: bool, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        selection = Selection(settings, run_ids, filters, yes=yes, as_json=as_json)
+        return command(*args, selection=selection, **kwargs)
+
+    return wrapped
 
 
-def act_on_runs(
-    settings: Settings, verb: str, run_ids: tuple[str, ...], filters: dict[str, str],
-    states: frozenset[RunState] | None, act: Act,
-    check: Callable[[Sequence[str]], None] | None = None, *, yes: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Act on the named runs or on the matching ones; `states` None means dead letters.
+class Selection:
+    """The runs that a command acts on: the named ones, or those that match the filters."""
 
-    `check` gets their ids first and may ask the user.
-    """
-    if bool(run_ids) == bool(filters):
-        raise click.UsageError(
-            f"name the runs to {verb}, or select them with filters such as --flow"
-        )
-    if not filters:
-        ids = run_async(_full_ids(settings, run_ids))
-    else:
-        which = chosen(filters, dead=True if states is None else None)
-        ids = run_async(_matching(settings, which, states))
+    def __init__(
+        self, settings: Settings, run_ids: tuple[str, ...], filters: dict[str, str],
+        *, yes: bool, as_json: bool,
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._run_ids = run_ids
+        self._filters = filters
+        self._yes = yes
+        self._as_json = as_json
+
+    def ids(self, word: str, states: frozenset[RunState] | None) -> list[str]:
+        """Return the ids of the runs; asks first if filters select them.
+
+        `word` is what will be done to them, `states` which of the matching ones are meant: None
+        means dead letters.
+        """
+        if bool(self._run_ids) == bool(self._filters):
+            raise click.UsageError(
+                f"name the runs to {word}, or select them with filters such as --flow"
+            )
+        if not self._filters:
+            return run_async(_full_ids(self._settings, self._run_ids))
+        which = chosen(self._filters, dead=True if states is None else None)
+        ids = run_async(_matching(self._settings, which, states))
         if not ids:
             say("no runs match" if states is not None else "no dead letters match")
-            return
+            return []
         noun = "run" if states is not None else "dead letter"
-        ask(f"{verb} {len(ids)} {noun}{'s' * (len(ids) != 1)}?", yes=yes)
-    if check is not None:
-        check(ids)
-    if run_async(_act_on(settings, verb, ids, act, as_json=as_json)):
-        raise SystemExit(1)
+        ask(f"{word} {len(ids)} {noun}{'s' * (len(ids) != 1)}?", yes=self._yes)
+        return ids
+
+    def accepts_not_undone(self, ids: Sequence[str]) -> bool:
+        """Ask before runs are replayed that are not undone; returns whether there are any."""
+        return accept_not_undone(self._settings, ids, yes=self._yes)
+
+    def act(self, word: str, ids: Sequence[str], verb: Callable[[str], Verb[Any]]) -> None:
+        """Do the verb that `verb` makes of an id to each run; exits 1 if one is refused."""
+        if ids and run_async(_act(self._settings, word, ids, verb, as_json=self._as_json)):
+            raise SystemExit(1)
 
 
 async def _full_ids(settings: Settings, run_ids: Sequence[str]) -> list[str]:
@@ -74,65 +113,72 @@ async def _matching(
 
     from .session import open_journal_reader
 
-    selected = [None] if states is None else states_of(which.state, states)
+    selected = [which.state] if states is None or which.state else sorted(states)
     async with open_journal_reader(settings) as reader:
         return [
             run.id
             for state in selected
-            async for run in all_runs(reader, replace(which, state=state or which.state))
+            async for run in all_runs(reader, replace(which, state=state))
         ]
 
 
-async def not_undone(settings: Settings, run_ids: Sequence[str]) -> list[Run]:
-    """Return the runs whose effects are not undone."""
-    from turnout.service.operate.operator import is_not_undone
-
-    from .session import open_journal_reader
-
-    async with open_journal_reader(settings) as reader:
-        runs = [await reader.run(run_id) for run_id in run_ids]
-    return [run for run in runs if run is not None and is_not_undone(run)]
-
-
-def ask_of_not_undone(runs: Sequence[Run], *, yes: bool) -> bool:
-    """Ask before replaying runs that are not undone; returns whether there are any."""
-    if runs:
-        names = ", ".join(run.id for run in runs)
+def accept_not_undone(settings: Settings, run_ids: Sequence[str], *, yes: bool) -> bool:
+    """Ask before runs are replayed that are not undone; returns whether there are any."""
+    names = ", ".join(run_async(_not_undone(settings, run_ids)) if run_ids else ())
+    if names:
         ask(
             f"These runs are not undone, and a replay repeats their effects with new idempotency "
             f"keys: {names}. `turnout retry` finishes their undo. Replay anyway?",
             yes=yes,
         )
-    return bool(runs)
+    return bool(names)
 
 
-async def _act_on(settings: Settings, verb: str, ids: list[str], act: Act, *, as_json: bool) -> int:
+async def _not_undone(settings: Settings, run_ids: Sequence[str]) -> list[str]:
+    """Return the ids of the runs whose effects are not undone."""
+    from turnout.service.operate.replays import is_not_undone
+
+    from .session import open_journal_reader
+
+    async with open_journal_reader(settings) as reader:
+        runs = [await reader.run(run_id) for run_id in run_ids]
+    return [run.id for run in runs if run is not None and is_not_undone(run)]
+
+
+async def _act(
+    settings: Settings, word: str, ids: Sequence[str], verb: Callable[[str], Verb[Any]],
+    *, as_json: bool,
+) -> int:  # fmt: skip
+    """Do the verb to one run after the other; returns how many are refused."""
     from .session import open_session
 
     refused = 0
     async with open_session(settings) as session:
-        with progress(ids, verb) as turns:
+        with progress(ids, word) as turns:
             for run_id in turns:
                 try:
-                    done = await act(session, run_id)
+                    done = await session.do(verb(run_id))
                 except (NotFound, Refused) as error:
                     complain(str(error))
                     refused += 1
                     continue
                 _report(run_id, done, as_json=as_json, terse=len(ids) > 1)
     if len(ids) > 1:
-        complain(f"{verb}: {len(ids) - refused} done, {refused} refused")
+        complain(f"{word}: {len(ids) - refused} done, {refused} refused")
     return refused
 
 
-def _report(run_id: str, done: Any, *, as_json: bool, terse: bool) -> None:
-    if as_json:
-        print_json(done if isinstance(done, dict) else {"run": run_id, "runs": done})
-    elif isinstance(done, dict):
-        if not terse:
-            say(f"run {done['id']} of {done['flow']} is now {_state_of(done)}")
-    else:
-        say(f"run {run_id} replayed as {', '.join(done)}")
+def _report(run_id: str, done: dict[str, Any], *, as_json: bool, terse: bool) -> None:
+    """Print the run that a verb answers with, or the new runs of a replay."""
+    if "runs" in done:
+        if as_json:
+            print_json({"run": run_id, "runs": done["runs"]})
+        else:
+            say(f"run {run_id} replayed as {', '.join(done['runs'])}")
+    elif as_json:
+        print_json(done)
+    elif not terse:
+        say(f"run {done['id']} of {done['flow']} is now {_state_of(done)}")
 
 
 def _state_of(run: dict[str, Any]) -> str:

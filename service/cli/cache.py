@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import run_async, with_json, with_settings
+from .options import with_json, with_settings
 from .output import print_json, say
 
 if TYPE_CHECKING:
@@ -31,15 +31,13 @@ def cache_clear(settings: Settings, task: str | None, as_json: bool) -> None:
     turnout cache clear fetch
     turnout cache clear
     """
+    from turnout.service.operate.verbs import ClearCache
 
-    async def act() -> int:
-        from .session import open_session
+    from .session import do
 
-        async with open_session(settings) as session:
-            return await session.clear_cache(task)
-
-    count = run_async(act())
+    cleared = do(settings, ClearCache(task))
+    count = cleared["cleared"]
     if as_json:
-        print_json({"cleared": count})
+        print_json(cleared)
     else:
         say(f"{count} cached result{'s' * (count != 1)} cleared")

@@ -4,29 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from .bulk import act_on_runs, ask_of_not_undone, not_undone, run_ids
-from .options import (
-    all_option,
-    chosen,
-    limit_option,
-    run_async,
-    with_filters,
-    with_json,
-    with_settings,
-    yes_option,
-)
+from .bulk import Selection, with_selection
+from .options import chosen, run_async, with_list
 from .runs import list_runs
 from .show import show
 
 if TYPE_CHECKING:
     from turnout.service.settings import Settings
-
-    from .session import Session
 
 
 class _ListByDefault(click.Group):
@@ -55,67 +43,43 @@ dead.add_command(show)
 
 
 @dead.command("list")
-@with_filters
-@limit_option
-@all_option
-@with_json
-@with_settings
+@with_list
 def dead_list(
-    settings: Settings, filters: dict[str, str], limit: int, everything: bool, as_json: bool
+    settings: Settings, filters: dict[str, str], limit: int | None, as_json: bool
 ) -> None:
     """List dead letters, newest first.
 
     \b
     turnout dead list --flow bill --since 1d
     """
-    which = chosen(filters, dead=True)
-    run_async(list_runs(settings, which, None if everything else limit, as_json=as_json))
+    run_async(list_runs(settings, chosen(filters, dead=True), limit, as_json=as_json))
 
 
 @dead.command("replay")
-@run_ids
-@with_filters
-@yes_option
-@with_json
-@with_settings
-def dead_replay(
-    settings: Settings, run_ids: tuple[str, ...], filters: dict[str, str], yes: bool, as_json: bool
-) -> None:
+@with_selection
+def dead_replay(selection: Selection) -> None:
     """Run the flows of dead letters again, as new runs of the same events.
 
     \b
     turnout dead replay 0198c0de-…
     turnout dead replay --flow bill --since 2h --yes
     """
-    known = False
+    from turnout.service.operate.verbs import ReplayDead
 
-    def act(session: Session, run_id: str) -> Awaitable[Any]:
-        return session.replay_dead(run_id, not_undone=known)
-
-    def check(ids: Sequence[str]) -> None:
-        nonlocal known
-        known = ask_of_not_undone(run_async(not_undone(settings, ids)), yes=yes)
-
-    act_on_runs(settings, "replay", run_ids, filters, None, act, check, yes=yes, as_json=as_json)
+    ids = selection.ids("replay", None)
+    known = selection.accepts_not_undone(ids)
+    selection.act("replay", ids, lambda run_id: ReplayDead(run_id, known))
 
 
 @dead.command("drop")
-@run_ids
-@with_filters
-@yes_option
-@with_json
-@with_settings
-def dead_drop(
-    settings: Settings, run_ids: tuple[str, ...], filters: dict[str, str], yes: bool, as_json: bool
-) -> None:
+@with_selection
+def dead_drop(selection: Selection) -> None:
     """Remove dead letters from the list; their runs stay in the journal as failed.
 
     \b
     turnout dead drop 0198c0de-…
     turnout dead drop --flow bill --until 30d
     """
+    from turnout.service.operate.verbs import Drop
 
-    def act(session: Session, run_id: str) -> Awaitable[Any]:
-        return session.drop(run_id)
-
-    act_on_runs(settings, "drop", run_ids, filters, None, act, yes=yes, as_json=as_json)
+    selection.act("drop", selection.ids("drop", None), Drop)

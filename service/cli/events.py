@@ -10,19 +10,18 @@ import click
 
 from turnout.service.domain.errors import NotFound
 
-from .bulk import ask_of_not_undone, not_undone
-from .json_input import read_json
+from .bulk import accept_not_undone
 from .options import (
     chosen,
     limit_option,
+    read_json,
     run_async,
     with_filters,
     with_json,
     with_settings,
     yes_option,
 )
-from .output import clock, heading, print_facts, print_json, say, short, table
-from .receipts import send, show_receipt
+from .output import clock, heading, print_facts, print_json, say, short, show_receipt, table
 from .show import error_line
 
 if TYPE_CHECKING:
@@ -147,27 +146,25 @@ def replay(settings: Settings, event_id: str, source: str | None, yes: bool, as_
     turnout replay 0198c0de-…
     turnout replay order-7 --source /shop
     """
+    from turnout.service.operate.verbs import Replay
 
-    async def runs_of_event() -> list[str]:
-        from .session import open_journal_reader
+    from .session import do
 
-        async with open_journal_reader(settings) as reader:
-            found = await reader.event(event_id, source=source)
-        return [run for stored in found for run in stored.runs]
-
-    async def act() -> list[str]:
-        from .session import open_session
-
-        async with open_session(settings) as session:
-            return await session.replay(event_id, source, not_undone=known)
-
-    before = run_async(not_undone(settings, run_async(runs_of_event())))
-    known = ask_of_not_undone(before, yes=yes)
-    runs = run_async(act())
+    before = run_async(_runs_started(settings, event_id, source))
+    known = accept_not_undone(settings, before, yes=yes)
+    runs = do(settings, Replay(event_id, source, known))["runs"]
     if as_json:
         print_json({"event": event_id, "runs": runs})
     else:
         say(f"event {event_id} replayed as {', '.join(runs)}")
+
+
+async def _runs_started(settings: Settings, event_id: str, source: str | None) -> list[str]:
+    from .session import open_journal_reader
+
+    async with open_journal_reader(settings) as reader:
+        found = await reader.event(event_id, source=source)
+    return [run for stored in found for run in stored.runs]
 
 
 @click.command()
@@ -191,13 +188,16 @@ def emit(
     turnout emit event.json
     turnout emit --type order.placed --input '{"id": "7", "amount": 3}'
     """
-    from turnout.service.domain.cloudevents import STRUCTURED
+    from turnout.service.domain.cloudevents import structured
+    from turnout.service.domain.units import utc_now
+    from turnout.service.operate.verbs import Emit
+
+    from .session import do
 
     if (file is None) == (event_type is None):
         raise click.UsageError("give a FILE with one CloudEvent, or --type")
     body = _envelope(event_type, input_text, source, subject) if file is None else file.read()
-    receipt = run_async(send(settings, "POST", "/api/events", body, STRUCTURED))
-    show_receipt(receipt, as_json=as_json)
+    show_receipt(do(settings, Emit(structured(body, now=utc_now()))), as_json=as_json)
 
 
 def _envelope(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from turnout.service.domain.run import RunState
     from turnout.service.journal.records import Filter
 
 R = TypeVar("R")
@@ -21,7 +20,14 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 limit_option = click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most."
 )
-all_option = click.option("--all", "everything", is_flag=True, help="No limit.")
+data_option = click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    help="Folder of the journal.  [TURNOUT_DATA; default: turnout-data]",
+)  # fmt: skip
+config_option = click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Settings file.  [default: turnout.toml, if there is one]",
+)  # fmt: skip
 flow_paths = click.argument(
     "paths", nargs=-1, required=True, metavar="FLOWS...", type=click.Path(path_type=Path)
 )
@@ -30,14 +36,8 @@ flow_paths = click.argument(
 def with_settings(command: Command) -> Command:
     """Give a command `--data` and `--config`, and pass it the resulting `settings`."""
 
-    @click.option(
-        "--data", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-        help="Folder of the journal.  [TURNOUT_DATA; default: turnout-data]",
-    )  # fmt: skip
-    @click.option(
-        "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-        help="Settings file.  [default: turnout.toml, if there is one]",
-    )  # fmt: skip
+    @data_option
+    @config_option
     @functools.wraps(command)
     def wrapped(*args: Any, data: Path | None, config: Path | None, **kwargs: Any) -> Any:
         from turnout.service.settings import load
@@ -78,6 +78,21 @@ def with_filters(command: Command) -> Command:
     return wrapped
 
 
+def with_list(command: Command) -> Command:
+    """Give a command that lists runs its filters, `limit` (None with `--all`) and `--json`."""
+
+    @with_filters
+    @limit_option
+    @click.option("--all", "everything", is_flag=True, help="No limit.")
+    @with_json
+    @with_settings
+    @functools.wraps(command)
+    def wrapped(*args: Any, limit: int, everything: bool, **kwargs: Any) -> Any:
+        return command(*args, limit=None if everything else limit, **kwargs)
+
+    return wrapped
+
+
 def chosen(filters: dict[str, str], *, dead: bool | None = None) -> Filter:
     """Return the journal's filter; a value that cannot be read is a usage error."""
     from dataclasses import replace
@@ -108,6 +123,26 @@ def ask(question: str, *, yes: bool) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def states_of(state: RunState | None, default: frozenset[RunState]) -> list[RunState]:
-    """Return the states a bulk action selects."""
-    return sorted(default) if state is None else [state]
+def read_json(input_text: str) -> bytes:
+    """Return the bytes of `--input`, which is JSON; a usage error says where it is not."""
+    from turnout.service.domain.errors import InvalidData
+    from turnout.service.domain.payload import decode_json
+
+    data = read_input(input_text)
+    try:
+        decode_json(data)
+    except InvalidData as error:
+        raise click.UsageError(f"--input: {error}") from None
+    return data
+
+
+def read_input(input_text: str) -> bytes:
+    """Return the bytes of an option: JSON itself, `@FILE`, or `-` for standard input."""
+    if input_text == "-":
+        return sys.stdin.buffer.read()
+    if not input_text.startswith("@"):
+        return input_text.encode()
+    try:
+        return Path(input_text[1:]).read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"cannot read {input_text[1:]}: {error.strerror}") from None

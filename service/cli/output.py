@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from turnout.service.telemetry.unseen import IN_LINE, IN_TEXT, as_json, as_python
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -30,12 +28,15 @@ _COLOURS = {
 
 def safe(text: object) -> str:
     """Return text with the control characters of a terminal escaped."""
+    from turnout.service.telemetry.unseen import IN_TEXT, as_python
+
     return IN_TEXT.sub(as_python, str(text))
 
 
 def print_json(document: Any) -> None:
     """Print one document as one line of JSON, escaped for a terminal."""
     from turnout.service.operate.documents import encode
+    from turnout.service.telemetry.unseen import IN_LINE, as_json
 
     line = encode(document).decode("utf-8")
     click.echo(IN_LINE.sub(as_json, line))
@@ -121,3 +122,14 @@ def print_facts(*facts: tuple[str, object]) -> None:
     for name, value in facts:
         if value not in (None, ""):
             click.echo(click.style(f"{name:<9} ", dim=True) + safe(value))
+
+
+def show_receipt(receipt: dict[str, Any], *, as_json: bool) -> None:
+    """Print what became of an event."""
+    if as_json:
+        print_json(receipt)
+        return
+    runs = ", ".join(receipt["runs"]) or "none"
+    say(f"event {receipt['event']}{' (a duplicate)' * receipt['duplicate']}; runs: {runs}")
+    for flow, reason in receipt.get("refusals", {}).items():
+        complain(f"flow {flow} refused it: {reason}")

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .foreground import prepare_process, run_on_uvloop
-from .json_input import read_json
-from .options import with_json
+from .options import config_option, read_json, with_json
 from .output import complain, print_json, say
 
 if TYPE_CHECKING:
@@ -21,10 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("target", metavar="FILE.py:FLOW")
 @click.option("--input", "input_text", default="{}", metavar="JSON", help="Data, @FILE or -.")
-@click.option(
-    "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Settings file.  [default: turnout.toml, if there is one]",
-)  # fmt: skip
+@config_option
 @with_json
 def run(target: str, input_text: str, config: Path | None, as_json: bool) -> None:
     """Run one flow once, in the foreground.
@@ -39,6 +34,8 @@ def run(target: str, input_text: str, config: Path | None, as_json: bool) -> Non
     from asyncio import CancelledError
 
     from turnout.service.settings import load
+
+    from .foreground import prepare_process, run_on_uvloop
 
     file, _, flow_name = target.rpartition(":")
     if not file or not flow_name:

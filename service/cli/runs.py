@@ -1,26 +1,16 @@
-"""`turnout runs`, `retry` and `cancel`. Listing reads the journal, with or without a service."""
+"""`turnout runs`, `retry`, `cancel`, `approve`. Listing reads the journal, service or not."""
 
 # ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from .bulk import act_on_runs, run_ids
-from .options import (
-    all_option,
-    chosen,
-    limit_option,
-    run_async,
-    with_filters,
-    with_json,
-    with_settings,
-    yes_option,
-)
-from .output import clock, complain, print_json, short, table, took
+from .bulk import Selection, with_selection
+from .options import chosen, read_input, run_async, with_json, with_list, with_settings
+from .output import clock, complain, print_json, say, short, table, took
 from .show import undo_words
 
 if TYPE_CHECKING:
@@ -28,18 +18,10 @@ if TYPE_CHECKING:
     from turnout.service.journal.records import Filter
     from turnout.service.settings import Settings
 
-    from .session import Session
-
 
 @click.command()
-@with_filters
-@limit_option
-@all_option
-@with_json
-@with_settings
-def runs(
-    settings: Settings, filters: dict[str, str], limit: int, everything: bool, as_json: bool
-) -> None:
+@with_list
+def runs(settings: Settings, filters: dict[str, str], limit: int | None, as_json: bool) -> None:
     """List runs, newest first.
 
     \b
@@ -47,8 +29,7 @@ def runs(
     turnout runs --flow bill --state failed --since 1d
     turnout runs --all --json | jq -r .id
     """
-    which = chosen(filters)
-    run_async(list_runs(settings, which, None if everything else limit, as_json=as_json))
+    run_async(list_runs(settings, chosen(filters), limit, as_json=as_json))
 
 
 async def list_runs(settings: Settings, which: Filter, limit: int | None, *, as_json: bool) -> None:
@@ -95,16 +76,9 @@ def _run_row(run: Run) -> tuple[object, ...]:
 
 
 @click.command()
-@run_ids
 @click.option("--from", "from_step", metavar="STEP", help="Run again from this step on (its key).")
-@with_filters
-@yes_option
-@with_json
-@with_settings
-def retry(
-    settings: Settings, run_ids: tuple[str, ...], from_step: str | None,
-    filters: dict[str, str], yes: bool, as_json: bool,
-) -> None:  # fmt: skip
+@with_selection
+def retry(selection: Selection, from_step: str | None) -> None:
     """Queue finished runs again; a run that waits for its next try is tried now.
 
     Recorded steps are not run again. If the undo of a run failed, only the rest of the undo runs.
@@ -116,26 +90,17 @@ def retry(
     turnout retry --since 2h --yes           failed runs of the last two hours
     """
     from turnout.service.domain.run import RunState
+    from turnout.service.operate.verbs import Retry
 
-    def act(session: Session, run_id: str) -> Awaitable[Any]:
-        return session.retry(run_id, from_step)
-
-    default = frozenset({RunState.FAILED})
-    act_on_runs(settings, "retry", run_ids, filters, default, act, yes=yes, as_json=as_json)
+    ids = selection.ids("retry", frozenset({RunState.FAILED}))
+    selection.act("retry", ids, lambda run_id: Retry(run_id, from_step))
 
 
 @click.command()
-@run_ids
 @click.option("--reason", default="", metavar="WHY", help="Why; stored with the run.")
 @click.option("--by", metavar="NAME", help="Who cancels.  [default: your user name]")
-@with_filters
-@yes_option
-@with_json
-@with_settings
-def cancel(
-    settings: Settings, run_ids: tuple[str, ...], reason: str, by: str | None,
-    filters: dict[str, str], yes: bool, as_json: bool,
-) -> None:  # fmt: skip
+@with_selection
+def cancel(selection: Selection, reason: str, by: str | None) -> None:
     """Cancel unfinished runs and undo what they did.
 
     The flow stops, its registered compensations run, then the run ends as cancelled. A run that
@@ -149,8 +114,49 @@ def cancel(
     from getpass import getuser
 
     from turnout.service.domain.run import UNFINISHED
+    from turnout.service.operate.verbs import Cancel
 
-    def act(session: Session, run_id: str) -> Awaitable[Any]:
-        return session.cancel(run_id, reason=reason, by=by or getuser())
+    who = by or getuser()
+    ids = selection.ids("cancel", UNFINISHED)
+    selection.act("cancel", ids, lambda run_id: Cancel(run_id, reason, who))
 
-    act_on_runs(settings, "cancel", run_ids, filters, UNFINISHED, act, yes=yes, as_json=as_json)
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--fields", metavar="JSON", help="The fields the flow asks for: JSON, @FILE or -.")
+@click.option("--reject", "reason", metavar="REASON", help="Reject instead, and why.")
+@click.option("--step", metavar="STEP", help="Which approval, if the run waits for several.")
+@click.option("--by", metavar="NAME", help="Who answers.  [default: your user name]")
+@with_json
+@with_settings
+def approve(
+    settings: Settings, run_id: str, fields: str | None, reason: str | None, step: str | None,
+    by: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Answer the approval a run waits for.
+
+    \b
+    turnout approve 0198c0de-…
+    turnout approve 0198c0de-… --fields '{"budget": 500}'
+    turnout approve 0198c0de-… --reject "too expensive"
+    """
+    from getpass import getuser
+
+    from turnout.service.domain.payload import decode_json
+    from turnout.service.operate.verbs import Answer
+
+    from .session import do
+
+    verb = Answer(
+        run_id=run_id,
+        approved=reason is None,
+        fields=None if fields is None else decode_json(read_input(fields)),
+        reason=reason or "",
+        by=by or getuser(),
+        step=step,
+    )
+    run = do(settings, verb)
+    if as_json:
+        print_json(run)
+    else:
+        say(f"run {run['id']} of {run['flow']} is {'approved' if reason is None else 'rejected'}")

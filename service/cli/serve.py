@@ -5,29 +5,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from .foreground import prepare_process, run_on_uvloop
-from .options import flow_paths
-
-if TYPE_CHECKING:
-    pass
+from .options import config_option, data_option, flow_paths
 
 
 @click.command()
 @flow_paths
 @click.option("--host", metavar="ADDRESS", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, metavar="PORT", help="Port; 0 picks one.  [default: 8080]")
-@click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-    help="Folder of the journal.  [TURNOUT_DATA; default: turnout-data]",
-)  # fmt: skip
-@click.option(
-    "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Settings file.  [default: turnout.toml, if there is one]",
-)  # fmt: skip
+@data_option
+@config_option
 @click.option("--reload", is_flag=True, help="Reload flow files when they change.")
 def serve(
     paths: tuple[Path, ...], host: str | None, port: int | None, data: Path | None,
@@ -45,6 +34,8 @@ def serve(
     turnout serve flows.py --reload          while you edit it
     """
     from turnout.service.settings import load
+
+    from .foreground import prepare_process, run_on_uvloop
 
     settings = load(config, data=data, host=host, port=port)
     prepare_process(settings)

@@ -1,7 +1,7 @@
 """A command's session: with the running service if there is one, else with the journal itself.
 
-The lock file of the data folder tells which. Both sessions use the verbs of `Operator`, return the
-same documents and raise the same errors.
+The lock file of the data folder tells which. Both do the same verbs, return the same documents and
+raise the same errors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote
 
 from turnout.service.client import Client, Unavailable, connect
 from turnout.service.domain.errors import SetupError
@@ -18,6 +17,7 @@ from turnout.service.domain.errors import SetupError
 if TYPE_CHECKING:
     from turnout.service.journal.sqlite.reader import SqliteReader
     from turnout.service.operate.operator import Operator
+    from turnout.service.operate.verbs import Verb
     from turnout.service.project import Project
     from turnout.service.settings import Settings
 
@@ -26,31 +26,10 @@ _STARTING_PAUSE_SECONDS = 0.1
 
 
 class Session(Protocol):
-    """The verbs that work with and without a running service."""
+    """Where a verb is done; the document is the one that the HTTP API answers."""
 
-    async def retry(self, run_id: str, from_step: str | None) -> dict[str, Any]:
-        """Queue a finished run again."""
-
-    async def cancel(self, run_id: str, *, reason: str, by: str) -> dict[str, Any]:
-        """Cancel an unfinished run; `reason` and `by` are stored with it."""
-
-    async def drop(self, run_id: str) -> dict[str, Any]:
-        """Take a dead letter off the list."""
-
-    async def replay_dead(self, run_id: str, *, not_undone: bool) -> list[str]:
-        """Replay a dead letter, with `not_undone` even if its undo failed; returns the new runs."""
-
-    async def replay(self, event_id: str, source: str | None, *, not_undone: bool) -> list[str]:
-        """Replay an event, with `not_undone` even if an undo failed; returns the new runs."""
-
-    async def pause(self, name: str) -> str:
-        """Pause a flow or trigger; returns its full name."""
-
-    async def resume(self, name: str) -> str:
-        """Resume a paused flow or trigger."""
-
-    async def clear_cache(self, task: str | None) -> int:
-        """Clear cached results of one task or of all; returns how many."""
+    async def do(self, verb: Verb[Any]) -> dict[str, Any]:
+        """Do a verb and return the document it is answered with."""
 
 
 class ServiceSession:
@@ -59,56 +38,16 @@ class ServiceSession:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def retry(self, run_id: str, from_step: str | None) -> dict[str, Any]:
-        """Queue a finished run again."""
-        params = {} if from_step is None else {"from": from_step}
-        return await self._post(f"/api/runs/{quote(run_id, safe='')}/retry", params)
+    async def do(self, verb: Verb[Any]) -> dict[str, Any]:
+        """Send the request of the verb's route."""
+        from turnout.service.http.rest.routes import route_of
 
-    async def cancel(self, run_id: str, *, reason: str, by: str) -> dict[str, Any]:
-        """Cancel an unfinished run."""
-        path = f"/api/runs/{quote(run_id, safe='')}/cancel"
-        return await self._post(path, fields={"reason": reason, "by": by})
-
-    async def drop(self, run_id: str) -> dict[str, Any]:
-        """Take a dead letter off the list."""
-        return await self._post(f"/api/dead/{quote(run_id, safe='')}/drop")
-
-    async def replay_dead(self, run_id: str, *, not_undone: bool) -> list[str]:
-        """Replay a dead letter."""
-        path = f"/api/dead/{quote(run_id, safe='')}/replay"
-        return list((await self._post(path, fields={"not_undone": not_undone}))["runs"])
-
-    async def replay(self, event_id: str, source: str | None, *, not_undone: bool) -> list[str]:
-        """Replay an event."""
-        params = {} if source is None else {"source": source}
-        path = f"/api/events/{quote(event_id, safe='')}/replay"
-        return list((await self._post(path, params, {"not_undone": not_undone}))["runs"])
-
-    async def pause(self, name: str) -> str:
-        """Pause a flow or trigger."""
-        return str((await self._post("/api/pauses", fields={"name": name}))["name"])
-
-    async def resume(self, name: str) -> str:
-        """Resume a paused flow or trigger."""
-        path = f"/api/pauses/{quote(name, safe='')}"
-        return str((await self._client.call("DELETE", path))["name"])
-
-    async def clear_cache(self, task: str | None) -> int:
-        """Clear cached results of one task or of all."""
-        params = {} if task is None else {"task": task}
-        return int((await self._client.call("DELETE", "/api/cache", params=params))["cleared"])
-
-    async def _post(
-        self,
-        path: str,
-        params: dict[str, str] | None = None,
-        fields: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        from turnout.service.operate.documents import encode
-
-        body = None if fields is None else encode(fields)
-        answer: dict[str, Any] = await self._client.call("POST", path, params=params, body=body)
-        return answer
+        sent = route_of(verb).request(verb)
+        document: dict[str, Any] = await self._client.call(
+            sent.method, sent.path, params=sent.query, body=sent.body,
+            content_type=sent.content_type,
+        )  # fmt: skip
+        return document
 
 
 class JournalSession:
@@ -117,62 +56,60 @@ class JournalSession:
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
 
-    async def retry(self, run_id: str, from_step: str | None) -> dict[str, Any]:
-        """Queue a finished run again."""
-        return (await self._operator.retry(run_id, from_step)).as_dict()
+    async def do(self, verb: Verb[Any]) -> dict[str, Any]:
+        """Do the verb as the service would."""
+        from turnout.service.http.rest.routes import route_of
 
-    async def cancel(self, run_id: str, *, reason: str, by: str) -> dict[str, Any]:
-        """Cancel an unfinished run."""
-        return (await self._operator.cancel(run_id, reason=reason, by=by)).as_dict()
-
-    async def drop(self, run_id: str) -> dict[str, Any]:
-        """Take a dead letter off the list."""
-        return (await self._operator.drop(run_id)).as_dict()
-
-    async def replay_dead(self, run_id: str, *, not_undone: bool) -> list[str]:
-        """Replay a dead letter."""
-        return await self._operator.replay_dead(run_id, not_undone=not_undone)
-
-    async def replay(self, event_id: str, source: str | None, *, not_undone: bool) -> list[str]:
-        """Replay an event."""
-        return await self._operator.replay(event_id, source, not_undone=not_undone)
-
-    async def pause(self, name: str) -> str:
-        """Pause a flow or trigger."""
-        return await self._operator.pause(_full_name(name))
-
-    async def resume(self, name: str) -> str:
-        """Resume a paused flow or trigger."""
-        return await self._operator.resume(_full_name(name))
-
-    async def clear_cache(self, task: str | None) -> int:
-        """Clear cached results of one task or of all."""
-        return await self._operator.clear_cache(task)
+        document: dict[str, Any] = route_of(verb).document(verb, await self._operator.do(verb))
+        return document
 
 
-def _full_name(name: str) -> str:
-    """Tell flows from triggers without a project: a trigger's name starts with its kind."""
-    if name.startswith(("flow:", "trigger:")):
-        return name
-    return f"trigger:{name}" if ":" in name else f"flow:{name}"
+def do(
+    settings: Settings, verb: Verb[Any], *, project: Callable[[], Project] | None = None
+) -> dict[str, Any]:
+    """Do one verb in a session of its own; returns its document. See `open_session`."""
+
+    async def act() -> dict[str, Any]:
+        async with open_session(
+            settings, needs_service=verb.needs_service, project=project
+        ) as session:
+            return await session.do(verb)
+
+    return asyncio.run(act())
+
+
+def list_from_service(settings: Settings, path: str) -> list[dict[str, Any]]:
+    """Return the items of a list that only the running service knows."""
+
+    async def read() -> list[dict[str, Any]]:
+        async with open_service(settings) as client:
+            return list((await client.call("GET", path))["items"])
+
+    return asyncio.run(read())
 
 
 @asynccontextmanager
-async def open_session(settings: Settings) -> AsyncIterator[Session]:
-    """Open a session for a data folder; raises `Unavailable` or `SetupError`."""
-    url = await service_url(settings)
-    if url is not None:
-        async with _client(settings, url) as client:
-            yield ServiceSession(client)
+async def open_session(
+    settings: Settings,
+    *,
+    needs_service: bool = False,
+    project: Callable[[], Project] | None = None,
+) -> AsyncIterator[Session]:
+    """Open a session for a data folder; raises `Unavailable` or `SetupError`.
+
+    `project` loads the flow files where no service has them loaded.
+    """
+    if not needs_service and await service_url(settings) is None:
+        loaded = None if project is None else project()
+        async with _open_operator(settings, loaded) as operator:
+            yield JournalSession(operator)
         return
-    async with open_operator(settings) as operator:
-        yield JournalSession(operator)
+    async with open_service(settings) as client:
+        yield ServiceSession(client)
 
 
 @asynccontextmanager
-async def open_operator(
-    settings: Settings, project: Callable[[], Project] | None = None
-) -> AsyncIterator[Operator]:
+async def _open_operator(settings: Settings, project: Project | None) -> AsyncIterator[Operator]:
     """Open an operator on the journal, under its lock, while no service is running."""
     from turnout.service.domain.units import utc_now
     from turnout.service.journal.open import open_journal
@@ -181,6 +118,7 @@ async def open_operator(
     from turnout.service.telemetry.metrics import Metrics
 
     _require_folder(settings)
+    loaded = Project() if project is None else project
     journal = await open_journal(
         settings.data,
         metrics=Metrics(),
@@ -190,7 +128,7 @@ async def open_operator(
     )
     try:
         yield Operator(
-            journal, now=utc_now, project=project or Project, connection=settings.connection
+            journal=journal, now=utc_now, project=lambda: loaded, connection=settings.connection
         )
     finally:
         await journal.close()

@@ -10,18 +10,15 @@ files that declare the trigger.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
 import click
 
-from .json_input import read_json
-from .options import ask, run_async, with_json, with_settings
-from .output import complain, print_json, say, table
-from .receipts import send, show_receipt
-from .running_service import list_from_service
+from .options import ask, read_json, with_json, with_settings
+from .output import complain, print_json, say, show_receipt, table
 
 if TYPE_CHECKING:
+    from turnout.service.project import Project
     from turnout.service.settings import Settings
 
 
@@ -30,7 +27,9 @@ if TYPE_CHECKING:
 @with_settings
 def triggers(settings: Settings, as_json: bool) -> None:
     """List the triggers of the running service and whether they are up."""
-    rows = run_async(list_from_service(settings, "/api/triggers"))
+    from .session import list_from_service
+
+    rows = list_from_service(settings, "/api/triggers")
     if as_json:
         for row in rows:
             print_json(row)
@@ -63,9 +62,12 @@ def fire(settings: Settings, trigger: str, input_text: str | None, as_json: bool
     turnout fire 'cron:0 9 * * *'
     turnout fire webhook:/orders --input '{"id": "7", "amount": 3}'
     """
-    data = None if input_text is None else read_json(input_text)
-    path = f"/api/triggers/{quote(trigger, safe='')}/fire"
-    show_receipt(run_async(send(settings, "POST", path, data)), as_json=as_json)
+    from turnout.service.operate.verbs import Fire
+
+    from .session import do
+
+    verb = Fire(trigger) if input_text is None else Fire(trigger, read_json(input_text))
+    show_receipt(do(settings, verb), as_json=as_json)
 
 
 @click.group()
@@ -112,57 +114,29 @@ def seek(
     turnout trigger seek kafka:orders/billing --to 4711 --partition 3 --rerun --yes
     turnout trigger seek nightly --to now
     """
-    target = {"to": to, "partition": partition, "rerun": rerun}
-    plan = run_async(_seek(settings, name, target, flows, dry_run=True))
-    if dry_run:
-        _show(plan, as_json=as_json)
-        return
-    if not yes:
-        for sentence in plan["done"]:
-            complain(sentence)
-        ask(f"move trigger {name}?", yes=False)
-    _show(run_async(_seek(settings, name, target, flows, dry_run=False)), as_json=as_json)
-
-
-def _show(document: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(document)
-        return
-    for sentence in document["done"]:
-        say(f"{'would: ' if document['dry_run'] else ''}{sentence}")
-
-
-async def _seek(
-    settings: Settings, name: str, target: dict[str, Any], flows: tuple[Path, ...], *, dry_run: bool
-) -> dict[str, Any]:
-    from turnout.service.operate.documents import encode
-
-    from .session import open_service, service_url
-
-    if await service_url(settings) is None:
-        return await _seek_in_journal(settings, name, target, flows, dry_run=dry_run)
-    path = f"/api/triggers/{quote(name, safe='')}/seek"
-    async with open_service(settings) as client:
-        answer: dict[str, Any] = await client.call(
-            "POST", path, body=encode({**target, "dry_run": dry_run})
-        )
-    return answer
-
-
-async def _seek_in_journal(
-    settings: Settings, name: str, target: dict[str, Any], flows: tuple[Path, ...], *, dry_run: bool
-) -> dict[str, Any]:
     from turnout.service.domain.trigger import Seek
-    from turnout.service.operate.documents import seek_of
+    from turnout.service.operate.verbs import SeekTrigger
     from turnout.service.project.loader import load
 
-    from .session import open_operator
+    from .session import do
 
-    if not flows:
-        raise click.UsageError(
-            "no service is running: name the files that declare the trigger with --flows"
-        )
-    project = load(flows)
-    async with open_operator(settings, lambda: project) as operator:
-        plan = await operator.seek(name, Seek(**target), dry_run=dry_run)
-    return seek_of(name, plan, dry_run=dry_run)
+    def project() -> Project:
+        if not flows:
+            raise click.UsageError(
+                "no service is running: name the files that declare the trigger with --flows"
+            )
+        return load(flows)
+
+    target = Seek(to=to, partition=partition, rerun=rerun)
+    plan = do(settings, SeekTrigger(name, target, dry_run=True), project=project)
+    if not dry_run:
+        if not yes:
+            for sentence in plan["done"]:
+                complain(sentence)
+            ask(f"move trigger {name}?", yes=False)
+        plan = do(settings, SeekTrigger(name, target), project=project)
+    if as_json:
+        print_json(plan)
+        return
+    for sentence in plan["done"]:
+        say(f"{'would: ' if dry_run else ''}{sentence}")

@@ -1,6 +1,7 @@
 """CloudEvents 1.0 over HTTP: headers and body in, an `Event` or `InvalidData` with the field out.
 
-Reads the structured JSON mode and the binary mode (CloudEvents HTTP binding 1.0.2, section 3).
+Reads the structured JSON mode and the binary mode (CloudEvents HTTP binding 1.0.2, section 3), and
+writes the structured one.
 The payload keeps its bytes: in structured mode `data` is cut out of the document as it was
 written, so numbers and key order stay the sender's. Pure functions. Not here: the batched mode
 (refused by name), verification, and what the transport's own headers mean.
@@ -130,6 +131,30 @@ def structured(document: bytes, *, now: datetime) -> Event:
         if name not in ("data", "data_base64") and value is not None
     }
     return from_attributes(attributes, _payload(envelope, document), now=now)
+
+
+def as_document(event: Event) -> bytes:
+    """Return an event in the JSON format, for `structured` to read the same event from.
+
+    JSON data is written as it is; other data, as base64.
+    """
+    members = {
+        "specversion": event.specversion or "1.0",
+        "id": event.id,
+        "source": event.source,
+        "type": event.type,
+        "time": event.time.isoformat(),
+        **{name: getattr(event, name) for name in ("subject", "datacontenttype")},
+        **event.extensions,
+    }
+    if event.has_body and encoding_of(event.datacontenttype) != "json":
+        members["data_base64"] = base64.b64encode(event.body).decode("ascii")
+    document = json.dumps(
+        {name: text for name, text in members.items() if text is not None}, ensure_ascii=False
+    ).encode("utf-8")
+    if not event.has_body or "data_base64" in members:
+        return document
+    return document[:-1] + b', "data": ' + event.body + b"}"
 
 
 def _attribute_text(name: str, value: Any) -> str:

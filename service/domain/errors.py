@@ -75,6 +75,14 @@ class InvalidData(TurnoutError):
         self.field = field
 
 
+class RefusedByFlows(InvalidData):
+    """Raised when every flow refuses an event's data; `refusals` says why, by flow."""
+
+    def __init__(self, message: str, refusals: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.refusals = refusals
+
+
 class Expired(TurnoutError):
     """Raised for a link that was used, or is past its time: it will never be good again."""
 

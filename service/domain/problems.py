@@ -21,6 +21,7 @@ from .errors import (
     NotFound,
     Overloaded,
     Refused,
+    RefusedByFlows,
     SetupError,
     TriggerError,
     TurnoutError,
@@ -60,4 +61,6 @@ def of_error(error: TurnoutError) -> tuple[int, bytes, Mapping[str, str]]:
         headers["Retry-After"] = str(seconds)
     if isinstance(error, InvalidData) and error.field is not None:
         members["field"] = error.field
+    if isinstance(error, RefusedByFlows):
+        members["refusals"] = dict(error.refusals)
     return status, document(status, detail, **members), headers

@@ -2,8 +2,8 @@
 
 GET shows the page and answers nothing, because mail programs open links by themselves. POST
 answers: the page's form, or JSON `{"approve": true, "fields": {…}, "reason": "…"}`. The link is
-the permission, so no token is needed, unlike for `POST /api/runs/RUN/approve`. Not here: making
-links (`governance.links`).
+the permission, so no token is needed, unlike for `POST /api/runs/RUN/approve`, a verb of the API.
+Not here: making links (`governance.links`).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from turnout.service.domain.errors import Expired, InvalidData, NotFound, Refused
+from turnout.service.domain.errors import Expired, NotFound, Refused
 from turnout.service.domain.payload import decode, decode_json
 from turnout.service.domain.run import Run
 from turnout.service.governance.links import Question
 from turnout.service.journal.records import StepRecord, UsedLink
 from turnout.service.operate import documents
+from turnout.service.operate.verbs import Answer
 
 from .rest.authorization import Served, ServiceOf
-from .rest.bodies import read_request
-from .rest.router import api_router
+from .rest.bodies import read_answer
+from .rest.request_body import read_request
 
-api = api_router()
 router = APIRouter(prefix="/approvals", include_in_schema=False)
 
 _HEADERS = {
@@ -36,18 +36,6 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "X-Robots-Tag": "noindex",
 }
-
-
-@api.post("/runs/{run_id}/approve", tags=["runs"])
-async def approve_run(service: ServiceOf, request: Request, run_id: str) -> Response:
-    """Answer the approval a run waits for: the body is {"approve": true or false}.
-
-    It may also have `fields` (what the flow asks for), `reason`, `by`, and `step` if the run waits
-    for several approvals. 409 if no approval is open, 422 if the fields are invalid.
-    """
-    _, body = await read_request(request, service)
-    run = await _answer(service, run_id, decode_json(body), by="api")
-    return Response(documents.encode(run.as_dict()), media_type="application/json")
 
 
 @router.get("/{token}")
@@ -82,8 +70,9 @@ async def answer(service: ServiceOf, request: Request, token: str) -> Response:
     form = headers.get("content-type", [b""])[0].startswith(b"application/x-www-form-urlencoded")
     answered = _form(body) if form else decode_json(body)
     used = UsedLink(question.digest, question.until)
+    fields = read_answer(answered, by="link", step=question.key)
     try:
-        await _answer(service, run.id, answered, by="link", step=question.key, link=used)
+        await service.operator.do(Answer(run_id=run.id, link=used, **fields))
     except Refused as error:  # someone else answered first
         raise Expired(str(error)) from None
     word = "approved" if answered["approve"] else "rejected"
@@ -91,31 +80,6 @@ async def answer(service: ServiceOf, request: Request, token: str) -> Response:
         return _page(f"<h1>{word.capitalize()}</h1><p>Thank you; the run resumes.</p>")
     return Response(
         documents.encode({"run": run.id, "answer": word}), media_type="application/json"
-    )
-
-
-async def _answer(
-    service: Served,
-    run_id: str,
-    answered: Any,
-    *,
-    by: str,
-    step: str | None = None,
-    link: UsedLink | None = None,
-) -> Run:
-    if not isinstance(answered, dict) or not isinstance(answered.get("approve"), bool):
-        raise InvalidData('send {"approve": true} or {"approve": false}', field="approve")
-    step = step or answered.get("step")
-    if not isinstance(step, str | None):
-        raise InvalidData("step is the key of a step", field="step")
-    return await service.operator.answer(
-        run_id,
-        approved=answered["approve"],
-        fields=answered.get("fields"),
-        reason=str(answered.get("reason") or ""),
-        by=str(answered.get("by") or by),
-        step=step,
-        link=link,
     )
 
 

@@ -44,6 +44,18 @@ def read_filter(
     )
 
 
+def query_of(which: Filter) -> dict[str, str | None]:
+    """Return the filters of `which` by name, as `read_filter` reads them."""
+    return {
+        "flow": which.flow,
+        "state": which.state,
+        "trigger": which.trigger,
+        "event": which.event,
+        "since": None if which.since is None else which.since.isoformat(),
+        "until": None if which.until is None else which.until.isoformat(),
+    }
+
+
 def page_of(which: Filter, *, limit: int, cursor: str | None) -> Filter:
     """Return the filter for one page of `which`; raises `InvalidData`."""
     if not 1 <= limit <= MAX_LIMIT:

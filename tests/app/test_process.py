@@ -21,6 +21,7 @@ from turnout.service.domain.run import RunState
 from turnout.service.domain.trigger import Receipt
 from turnout.service.domain.units import utc_now
 from turnout.service.operate.operator import Operator
+from turnout.service.operate.verbs import Cancel, Drop, Pause, Replay, Resume, Retry
 from turnout.service.project import Project
 
 
@@ -156,9 +157,9 @@ async def test_a_flow_that_a_reload_brings_back_finds_its_keys_held(
             return run.state in (RunState.RETRYING, RunState.FAILED)
 
         await eventually(stands_still)
-        await service.process.operator.pause("bill")
+        await service.process.operator.do(Pause("bill"))
         await send(service, "webhook:/orders", {"key": "k", "n": 1})
-        await service.process.operator.resume("bill")
+        await service.process.operator.do(Resume("bill"))
     seen.clear()
     async with running(tmp_path, [other]) as service:  # started without it, so nothing is held
         await reload(service, other, bill)
@@ -174,9 +175,9 @@ async def test_a_flow_that_a_reload_brings_back_finds_its_keys_held(
         assert seen == ([("bill", 2)] if held else [("bill", 1), ("bill", 2)])
         if held:  # and let go by an operator, it goes on
             with suppress(Exception):
-                await service.process.operator.cancel(first.runs[0])
+                await service.process.operator.do(Cancel(first.runs[0]))
             with suppress(Exception):
-                await service.process.operator.drop(first.runs[0])
+                await service.process.operator.do(Drop(first.runs[0]))
             await eventually(second_ran)
 
 
@@ -313,7 +314,7 @@ def has_not_blocked(service: Running, dead: str, verb: str) -> Any:
     async def off() -> bool:
         run = await service.run(dead)
         if run.dead and verb == "retry":
-            await service.process.operator.drop(dead)
+            await service.process.operator.do(Drop(dead))
         return not run.dead and run.state is RunState.FAILED
 
     return off
@@ -335,7 +336,7 @@ async def test_a_key_that_is_let_go_while_its_flow_is_gone_is_free_when_it_is_ba
         await eventually(retrying)
         second = (await send(service, "webhook:/orders", {"key": "k", "n": 1})).runs
         await reload(service, other)
-        await service.process.operator.cancel(first[0])
+        await service.process.operator.do(Cancel(first[0]))
         await reload(service, other, bill)
         await service.finished(second[0])
     assert seen == [("bill", 0), ("bill", 1)]
@@ -351,9 +352,9 @@ async def test_runs_of_an_old_name_that_an_operator_starts_again_are_of_the_new_
         first = await send(service, "webhook:/orders", {"key": "k", "n": 0})
         await service.finished(first.runs[0])
         await reload(service, make_flow("new", seen, gate, was="old"))
-        await service.process.operator.retry(first.runs[0])
+        await service.process.operator.do(Retry(first.runs[0]))
         await service.all_finished()
-        assert len(await service.process.operator.replay(first.event)) == 1
+        assert len(await service.process.operator.do(Replay(first.event))) == 1
         runs = await service.all_finished()
         assert [(run.flow, run.order_key) for run in runs] == [("new", "k")] * 2
     assert seen == [("old", 0), ("new", 0), ("new", 0)]
@@ -366,5 +367,6 @@ async def test_a_replay_keeps_its_ordering_key_while_its_flow_is_not_served(tmp_
         first = await send(service, "webhook:/orders", {"key": "k", "n": 0})
         await service.finished(first.runs[0])
         await reload(service, make_flow("other", [], gate))
-        (again,) = await Operator(service.process.journal, now=utc_now).replay(first.event)
+        at_rest = Operator(journal=service.process.journal, now=utc_now)
+        (again,) = await at_rest.do(Replay(first.event))
         assert (await service.run(again)).order_key == "k"

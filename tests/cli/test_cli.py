@@ -31,6 +31,7 @@ from turnout.service.domain.run import Outcome, RunError, RunState, Undo
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.journal.records import REGISTERED, Decision, Entry, NewRun, StepRecord
+from turnout.service.operate.verbs import Emit
 from turnout.service.telemetry.metrics import Metrics
 
 R = TypeVar("R")
@@ -281,7 +282,9 @@ def test_why_has_a_reason_for_every_kind_of_end(terminal: Terminal) -> None:
         async with running(terminal.data, [bill, ship]) as service:
 
             async def place(event_id: str, data: Any, type: str = "order.placed") -> None:
-                await service.process.operator.emit(replace(make_event(data, event_id), type=type))
+                await service.process.operator.do(
+                    Emit(replace(make_event(data, event_id), type=type))
+                )
 
             await place("fine", {"amount": 3})
             await place("filtered", {"amount": 0})
@@ -293,7 +296,7 @@ def test_why_has_a_reason_for_every_kind_of_end(terminal: Terminal) -> None:
             await place("twice", {"amount": 3})
             await place("twice", {"amount": 4})
             around = replace(make_event({}, "around"), type="order.placed", hops=17)
-            await service.process.operator.emit(around)
+            await service.process.operator.do(Emit(around))
             await service.all_finished()
 
     asyncio.run(happen())

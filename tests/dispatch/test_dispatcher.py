@@ -21,6 +21,7 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter, Queued
+from turnout.service.operate.verbs import Cancel, Drop, Pause, ReplayDead, Resume, Retry
 
 
 async def test_an_event_becomes_a_succeeded_run(tmp_path: Path) -> None:
@@ -417,8 +418,8 @@ async def test_a_cancelled_run_stops_at_its_next_await(tmp_path: Path) -> None:
         await started.wait()
         second = await service.send("wait")  # queued behind it
         third = await service.send("go")
-        await service.process.operator.cancel(second.runs[0])
-        await service.process.operator.cancel(first.runs[0])
+        await service.process.operator.do(Cancel(second.runs[0]))
+        await service.process.operator.do(Cancel(first.runs[0]))
         await cancelled.wait()
         assert (await service.finished(third.runs[0])).state is RunState.SUCCEEDED
         for receipt in (first, second):
@@ -448,8 +449,8 @@ async def test_a_cancelled_run_finishes_its_cleanup_although_it_is_retried(tmp_p
     async with running(tmp_path, [clears_up]) as service:
         run_id = (await service.send()).runs[0]
         await begun.wait()
-        await service.process.operator.cancel(run_id)
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Cancel(run_id))
+        await service.process.operator.do(Retry(run_id))
         await eventually(lambda: waits_for_the_previous_attempt(service, run_id))
         gate.set()
         (run,) = await service.all_finished()
@@ -477,8 +478,8 @@ async def test_a_run_retried_before_its_cancelled_attempt_has_ended_begins_after
     async with running(tmp_path, [slow]) as service:
         run_id = (await service.send()).runs[0]
         await begun.wait()
-        await service.process.operator.cancel(run_id)
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Cancel(run_id))
+        await service.process.operator.do(Retry(run_id))
         await eventually(lambda: waits_for_the_previous_attempt(service, run_id))
         gate.set()
         (run,) = await service.all_finished()
@@ -515,12 +516,12 @@ async def test_a_paused_flow_takes_events_and_runs_them_when_resumed(tmp_path: P
     async def work() -> None: ...
 
     async with running(tmp_path, [work]) as service:
-        await service.process.operator.pause("work")
+        await service.process.operator.do(Pause("work"))
         receipt = await service.send()
         assert (await service.run(receipt.runs[0])).state is RunState.QUEUED
     async with running(tmp_path, [work]) as service:  # the pause outlives a restart
         assert (await service.run(receipt.runs[0])).state is RunState.QUEUED
-        await service.process.operator.resume("work")
+        await service.process.operator.do(Resume("work"))
         assert (await service.finished(receipt.runs[0])).state is RunState.SUCCEEDED
 
 
@@ -537,7 +538,7 @@ async def test_a_dead_letter_replays_as_a_new_run(tmp_path: Path) -> None:
         dead = await service.finished(receipt.runs[0])
         assert dead.dead
         fixed = True
-        replayed = await service.process.operator.replay_dead(dead.id)
+        replayed = await service.process.operator.do(ReplayDead(dead.id))
         again = await service.finished(replayed[0])
         assert (again.state, again.replay) == (RunState.SUCCEEDED, 1)
         assert not (await service.run(dead.id)).dead
@@ -556,7 +557,7 @@ async def test_a_failed_run_retried_by_an_operator_succeeds(tmp_path: Path) -> N
         receipt = await service.send()
         await service.finished(receipt.runs[0])
         fixed = True
-        await service.process.operator.retry(receipt.runs[0])
+        await service.process.operator.do(Retry(receipt.runs[0]))
         await service.all_finished()
         run = await service.run(receipt.runs[0])
         assert (run.state, run.dead) == (RunState.SUCCEEDED, False)
@@ -583,7 +584,7 @@ async def test_blocked_order_keeps_the_key_after_a_dead_head(tmp_path: Path) -> 
         await service.finished(head.runs[0])
         behind = await service.send(2)
         assert (await service.run(behind.runs[0])).state is RunState.QUEUED
-        await service.process.operator.drop(head.runs[0])
+        await service.process.operator.do(Drop(head.runs[0]))
         assert (await service.finished(behind.runs[0])).state is RunState.SUCCEEDED
 
 

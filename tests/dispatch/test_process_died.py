@@ -21,6 +21,7 @@ from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Filter
+from turnout.service.operate.verbs import Cancel, Drop, Pause, ReplayDead, Resume, Retry
 from turnout.service.project import Project
 from turnout.service.telemetry.metrics import Metrics
 
@@ -105,7 +106,7 @@ async def test_its_failure_hook_runs_and_it_is_a_dead_letter(tmp_path: Path, hoo
         assert 'turnout_runs_total{flow="trip",outcome="failed"} 1.0' in metrics
         stops["tell process_died"] = asyncio.Event()
         stops["tell process_died"].set()
-        again = await service.process.operator.retry(run_id)  # nothing was undone
+        again = await service.process.operator.do(Retry(run_id))  # nothing was undone
         assert again.state is RunState.QUEUED
         assert (await service.finished(run_id)).state is RunState.SUCCEEDED
         assert done[-1] == "ran e1"
@@ -115,7 +116,7 @@ async def test_it_replays_as_a_new_run(tmp_path: Path) -> None:
     run_id = await killed(tmp_path)
     async with running(tmp_path, [make_flow()]) as service:
         await ended(service, run_id)
-        (new,) = await service.process.operator.replay_dead(run_id)
+        (new,) = await service.process.operator.do(ReplayDead(run_id))
         assert (await service.finished(new)).state is RunState.SUCCEEDED
         assert not (await service.run(run_id)).dead
         assert done == ["tell process_died", "ran e1"]
@@ -127,7 +128,7 @@ async def test_without_its_flow_it_is_a_dead_letter_too(tmp_path: Path) -> None:
         assert is_dead(await service.run(run_id))
         assert service.process.journal.counts() == ({"queued": 0, "running": 0}, {"trip": 1})
     async with running(tmp_path, [make_flow()]) as service:
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         assert (await service.finished(run_id)).state is RunState.SUCCEEDED
     assert done == ["ran e1"]
 
@@ -146,12 +147,12 @@ async def test_a_flow_that_takes_over_ends_it(tmp_path: Path) -> None:
 
 async def test_a_paused_flow_ends_it_when_it_is_resumed(tmp_path: Path) -> None:
     async with running(tmp_path, [make_flow()]) as service:
-        await service.process.operator.pause("trip")
+        await service.process.operator.do(Pause("trip"))
     run_id = await killed(tmp_path)
     async with running(tmp_path, [make_flow()]) as service:
         assert (await service.run(run_id)).state is RunState.QUEUED
         assert done == []
-        await service.process.operator.resume("trip")
+        await service.process.operator.do(Resume("trip"))
         assert is_dead(await ended(service, run_id))
     assert done == ["tell process_died"]
 
@@ -187,7 +188,7 @@ async def test_its_key_is_released_after_its_ending_unless_it_blocks(
         await ended(service, run_id)
         if on_dead == "block":
             assert (await service.run(behind)).state is RunState.QUEUED
-            await service.process.operator.drop(run_id)
+            await service.process.operator.do(Drop(run_id))
         await service.finished(behind)
         assert done[0] == "tell process_died" and len(done) == 2
 
@@ -201,11 +202,11 @@ async def test_cancelled_during_its_failure_hook(tmp_path: Path) -> None:
             return bool(done)
 
         await eventually(told)
-        await service.process.operator.cancel(run_id)
+        await service.process.operator.do(Cancel(run_id))
         other = (await service.send()).runs[0]
         await service.finished(other)
         assert (await service.run(run_id)).state is RunState.CANCELLED
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         await service.finished(run_id)
         assert done[0] == "tell process_died" and done[2:] == ["ran e1"]
 
@@ -262,7 +263,7 @@ async def test_its_parent_gets_the_error_and_its_children_are_cancelled(tmp_path
         (child,) = await service.process.journal.runs(Filter(flow="below"))
         assert child.state is RunState.CANCELLED
         with pytest.raises(Refused, match="were undone"):
-            await service.process.operator.retry(run.id)
+            await service.process.operator.do(Retry(run.id))
     assert done == ["give back middle"]
 
 
@@ -297,9 +298,9 @@ async def test_an_isolated_run_of_a_paused_flow_blocks_no_other(tmp_path: Path) 
             return done == ["first"]
 
         await eventually(has_begun)
-        await service.process.operator.pause("paused")
+        await service.process.operator.do(Pause("paused"))
         stops["first"].set()
         await service.finished(runs[2].id)
-        await service.process.operator.resume("paused")
+        await service.process.operator.do(Resume("paused"))
         await service.all_finished()
     assert done == ["first", "third", "paused"]

@@ -16,6 +16,7 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Queued
+from turnout.service.operate.verbs import Cancel, Retry
 
 
 class Seen:
@@ -93,7 +94,7 @@ async def test_a_limit_passes_over_a_cancelled_run_that_lost_its_ordering_key(
     async with running(tmp_path, [ordered_and_limited(seen)]) as service:
         ids = await send(service, (0, "x", "A"), (1, "y", "A"), (2, "y", "B"), (3, "z", "A"))
         await seen.until(0)
-        await service.process.operator.cancel(ids[1])
+        await service.process.operator.do(Cancel(ids[1]))
         await seen.until(2)
         seen.gate(0).set()
         await seen.until(3)
@@ -117,7 +118,7 @@ async def test_a_retried_older_run_and_the_holder_of_its_key_do_not_deadlock(
             return service.process.dispatcher.holder("one", "x") is not None
 
         await eventually(holds_its_key)
-        await service.process.operator.retry(older)
+        await service.process.operator.do(Retry(older))
         seen.open(3)
         await service.all_finished()
     assert seen.started == [0, 1, 0, 2]
@@ -136,10 +137,10 @@ async def test_a_cancelled_run_holds_no_key_after_its_queue_is_reread(tmp_path: 
             return service.process.dispatcher.holder("one", "x") is not None
 
         await eventually(has_its_key)
-        await service.process.operator.cancel(cancelled)
+        await service.process.operator.do(Cancel(cancelled))
         await send(service, (3, "x"))
         await eventually(has_its_key)  # it takes the key again, since it is still in memory
-        await service.process.operator.retry(done)
+        await service.process.operator.do(Retry(done))
         seen.open(4)
         await service.all_finished()
     assert seen.started == [0, 1, 0, 3]

@@ -127,7 +127,7 @@ async def open_desk(tmp_path: Path) -> AsyncIterator[Desk]:
     chosen: dict[str, Any] = {"data": tmp_path, "api_token": TOKEN, "max_body_bytes": 2000}
     settings = Settings(**chosen)
     try:
-        desk = Desk(journal, Operator(journal, now=utc_now), settings)
+        desk = Desk(journal, Operator(journal=journal, now=utc_now), settings)
         transport = httpx.ASGITransport(await to_thread(create_rest, desk))
         async with httpx.AsyncClient(
             transport=transport,
@@ -544,7 +544,7 @@ async def test_brokers_that_a_seek_cannot_reach_are_named(tmp_path: Path) -> Non
         chosen: dict[str, Any] = {"kafka_bootstrap_servers": server}
         async with open_desk(tmp_path) as desk:
             desk.operator = Operator(
-                desk.journal,
+                journal=desk.journal,
                 now=utc_now,
                 project=lambda: Project.of([reads]),
                 connection=Settings(**chosen).connection,
@@ -560,7 +560,7 @@ async def test_a_timer_is_sought_to_now_from_a_tick_far_ahead(tmp_path: Path) ->
         ahead = {"tick": "2999-01-01T00:00:00Z", "ahead": "2999-01-01T00:00:00Z"}
         await desk.journal.append([], trigger="minutely", positions=ahead, now=utc_now())
         desk.operator = Operator(
-            desk.journal,
+            journal=desk.journal,
             now=utc_now,
             project=lambda: Project.of([flow]),
             connection=desk.settings.connection,

@@ -17,6 +17,7 @@ from turnout.service.journal.sqlite import blobs
 from turnout.service.journal.sqlite.blobs import name_of
 from turnout.service.journal.sqlite.examine import CHECKS
 from turnout.service.operate.maintenance import Maintenance
+from turnout.service.operate.verbs import Retry
 from turnout.service.steps import step
 from turnout.testing import serve
 from turnout.testing.service import Service
@@ -177,12 +178,12 @@ async def test_a_file_that_is_gone_is_a_miss_for_the_cache_and_named_for_a_step(
         assert failed.error is not None and failed.error.step == "fails_first#1"
         for file in files(service):
             file.unlink()
-        await service.process.operator.retry(failed.id)
+        await service.process.operator.do(Retry(failed.id))
         lost = await service.ended(failed.id)
         assert lost.error is not None and "results/" in lost.error.message
         problem = await service.journal.read(dict(CHECKS)["every large result has its file"])
         assert problem is not None and "cannot be read" in problem
-        await service.process.operator.retry(failed.id, "make")
+        await service.process.operator.do(Retry(failed.id, "make"))
         assert (await service.ended(failed.id)).result == 10_000
 
 

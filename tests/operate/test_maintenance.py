@@ -16,6 +16,7 @@ from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
 from turnout.service.operate.maintenance import Maintenance
+from turnout.service.operate.verbs import Emit
 
 
 @flow
@@ -87,7 +88,7 @@ async def test_what_an_unfinished_run_may_come_to_wait_for_is_kept(
         run_id = (await service.send({"order": "7"})).runs[0]
         at[0] += timedelta(days=1)
         for order in ("7", "8"):
-            await process.operator.emit(a_payment(order, at[0]))
+            await process.operator.do(Emit(a_payment(order, at[0])))
 
         async def all_booked() -> bool:
             done = await process.journal.runs(Filter(flow="books", state=RunState.SUCCEEDED))

@@ -13,6 +13,17 @@ from turnout.service.domain.errors import InvalidData, NotFound, Overloaded, Ref
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
+from turnout.service.operate.verbs import (
+    Cancel,
+    CancelAll,
+    Emit,
+    Fire,
+    Pause,
+    Replay,
+    ReplayDead,
+    Resume,
+    RetryAll,
+)
 
 
 @flow
@@ -26,7 +37,7 @@ async def test_bulk_retry_takes_only_what_failed(tmp_path: Path) -> None:
         for number in range(6):
             await service.send(number)
         await service.all_finished()
-        retried = await service.process.operator.retry_all(Filter(flow="odd"))
+        retried = await service.process.operator.do(RetryAll(Filter(flow="odd")))
         assert len(retried) == 3
         runs = await service.all_finished()
         assert sum(run.state is RunState.FAILED for run in runs) == 3
@@ -36,10 +47,10 @@ async def test_bulk_cancel_takes_only_what_is_unfinished(tmp_path: Path) -> None
     async with running(tmp_path, [odd]) as service:
         done = await service.send(2)
         await service.finished(done.runs[0])
-        await service.process.operator.pause("odd")
+        await service.process.operator.do(Pause("odd"))
         for number in range(3):
             await service.send(number)
-        cancelled = await service.process.operator.cancel_all(Filter(flow="odd"))
+        cancelled = await service.process.operator.do(CancelAll(Filter(flow="odd")))
         assert len(cancelled) == 3
         assert (await service.run(done.runs[0])).state is RunState.SUCCEEDED
 
@@ -48,7 +59,7 @@ async def test_replay_starts_the_event_s_flows_again(tmp_path: Path) -> None:
     async with running(tmp_path, [odd]) as service:
         receipt = await service.send(2)
         await service.finished(receipt.runs[0])
-        (again,) = await service.process.operator.replay(receipt.event)
+        (again,) = await service.process.operator.do(Replay(receipt.event))
         run = await service.finished(again)
         assert (run.state, run.replay, run.event_id) == (RunState.SUCCEEDED, 1, receipt.event)
 
@@ -59,8 +70,8 @@ async def test_an_event_id_of_two_sources_must_be_told_apart(tmp_path: Path) -> 
         await service.emitter([first])
         await service.emitter([replace(first, source="/other")])
         with pytest.raises(Refused, match="/other, /test"):
-            await service.process.operator.replay("same")
-        assert len(await service.process.operator.replay("same", "/other")) == 1
+            await service.process.operator.do(Replay("same"))
+        assert len(await service.process.operator.do(Replay("same", "/other"))) == 1
 
 
 async def test_what_does_not_exist_or_is_not_allowed_is_refused_by_name(tmp_path: Path) -> None:
@@ -69,17 +80,17 @@ async def test_what_does_not_exist_or_is_not_allowed_is_refused_by_name(tmp_path
         receipt = await service.send(2)
         await service.finished(receipt.runs[0])
         with pytest.raises(NotFound, match="nothing"):
-            await operator.cancel("nothing-like-it")
+            await operator.do(Cancel("nothing-like-it"))
         with pytest.raises(NotFound, match="no event"):
-            await operator.replay("nothing")
+            await operator.do(Replay("nothing"))
         with pytest.raises(Refused, match="succeeded"):
-            await operator.cancel(receipt.runs[0])
+            await operator.do(Cancel(receipt.runs[0]))
         with pytest.raises(Refused, match="not a dead letter"):
-            await operator.replay_dead(receipt.runs[0])
+            await operator.do(ReplayDead(receipt.runs[0]))
         with pytest.raises(NotFound, match="flows: odd"):
-            await operator.pause("even")
+            await operator.do(Pause("even"))
         with pytest.raises(NotFound, match="triggers: test"):
-            await operator.fire("cron:never")
+            await operator.do(Fire("cron:never"))
 
 
 async def test_firing_a_trigger_starts_its_flows(tmp_path: Path) -> None:
@@ -90,7 +101,7 @@ async def test_firing_a_trigger_starts_its_flows(tmp_path: Path) -> None:
         seen.append(event.type)
 
     async with running(tmp_path, [work]) as service:
-        receipt = await service.process.operator.fire("test")
+        receipt = await service.process.operator.do(Fire("test"))
         await service.finished(receipt.runs[0])
     assert seen == ["turnout.test.fired"]
 
@@ -102,7 +113,7 @@ async def test_a_replay_whose_key_raises_is_refused_by_name(tmp_path: Path) -> N
     async with running(tmp_path, [keyed]) as service:
         receipt = await service.send({})
         with pytest.raises(Refused, match=r"'keyed'.*KeyError"):
-            await service.process.operator.replay_dead(receipt.runs[0])
+            await service.process.operator.do(ReplayDead(receipt.runs[0]))
         assert (await service.run(receipt.runs[0])).dead
 
 
@@ -118,21 +129,21 @@ async def test_a_paused_trigger_says_afterwards_what_it_is(tmp_path: Path) -> No
         emitter = service.process.emitters["every:1h"]
         operator = service.process.operator
         emitter.down("the share is gone")
-        await operator.pause("every:1h")
+        await operator.do(Pause("every:1h"))
         assert metric(service, 0)
         with pytest.raises(Overloaded, match="paused") as refused:
             await emitter([make_event()])
         emitter.down(str(refused.value))  # as a trigger whose event was refused does
-        await operator.resume("every:1h")
+        await operator.do(Resume("every:1h"))
         assert metric(service, 0)  # it does not watch again because somebody has resumed it
         assert "trigger every:1h: the share is gone" in service.process.problems()
-        await operator.pause("every:1h")
+        await operator.do(Pause("every:1h"))
         emitter.up()
         assert metric(service, 0)
-        await operator.resume("every:1h")
+        await operator.do(Resume("every:1h"))
         assert metric(service, 1)
     async with running(tmp_path, [hourly]) as service:
-        await service.process.operator.pause("every:1h")
+        await service.process.operator.do(Pause("every:1h"))
     async with running(tmp_path, [hourly]) as service:
         service.process.emitters["every:1h"].up()
         assert metric(service, 0)  # still paused
@@ -146,16 +157,16 @@ async def test_only_what_exists_is_paused_and_whatever_is_paused_is_resumed(tmp_
         operator = service.process.operator
         for name in ("flow:even", "trigger:every:2h", "even"):
             with pytest.raises(NotFound, match=r"flows: hourly, odd; triggers: every:1h"):
-                await operator.pause(name)
+                await operator.do(Pause(name))
             with pytest.raises(NotFound):
-                await operator.resume(name)
+                await operator.do(Resume(name))
         assert await service.process.journal.paused() == {}
-        assert await operator.pause("flow:hourly") == "flow:hourly"
-        assert await operator.pause("every:1h") == "trigger:every:1h"
+        assert await operator.do(Pause("flow:hourly")) == "flow:hourly"
+        assert await operator.do(Pause("every:1h")) == "trigger:every:1h"
     async with running(tmp_path, [odd]) as service:  # both are gone now
         operator = service.process.operator
-        assert await operator.resume("hourly") == "flow:hourly"
-        assert await operator.resume("trigger:every:1h") == "trigger:every:1h"
+        assert await operator.do(Resume("hourly")) == "flow:hourly"
+        assert await operator.do(Resume("trigger:every:1h")) == "trigger:every:1h"
         assert await service.process.journal.paused() == {}
 
 
@@ -173,13 +184,13 @@ async def test_firing_with_what_no_flow_takes_stores_nothing_and_says_what_is_wa
     async with running(tmp_path / "data", [load, bill]) as service:
         operator = service.process.operator
         with pytest.raises(InvalidData, match=r"flow load: the flow wants a file.*turnout replay"):
-            await operator.fire(f"files:{tmp_path}/inbox/*")
+            await operator.do(Fire(f"files:{tmp_path}/inbox/*"))
         with pytest.raises(InvalidData, match=r"flow bill: KeyError: 'amount'.*--input"):
-            await operator.fire("webhook:/orders")
+            await operator.do(Fire("webhook:/orders"))
         assert await service.process.journal.events(Filter()) == []
-        filtered = await operator.fire("webhook:/orders", b'{"amount": -1}')
+        filtered = await operator.do(Fire("webhook:/orders", b'{"amount": -1}'))
         assert filtered.runs == ()
-        taken = await operator.fire("webhook:/orders", b'{"amount": 3}')
+        taken = await operator.do(Fire("webhook:/orders", b'{"amount": 3}'))
         assert (await service.finished(taken.runs[0])).result == b"3"
 
 
@@ -192,7 +203,7 @@ async def test_who_hands_in_what_every_flow_refuses_is_told_and_nothing_is_kept(
 
     async with running(tmp_path, [bill]) as service:
         placed = replace(make_event([1]), type="order.placed")
-        receipt = await service.process.operator.emit(placed)
+        receipt = await service.process.operator.do(Emit(placed))
         assert not receipt.stored
         assert list(receipt.refusals) == ["bill"]
         assert await service.process.journal.events(Filter()) == []

@@ -23,6 +23,17 @@ from turnout.service.domain.run import Run, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite import connection
+from turnout.service.operate.verbs import (
+    Cancel,
+    CancelAll,
+    Drop,
+    Pause,
+    Replay,
+    ReplayDead,
+    Resume,
+    Retry,
+    RetryAll,
+)
 from turnout.service.project import Project
 
 done: list[str] = []
@@ -151,22 +162,22 @@ async def test_a_clean_undo_says_so(tmp_path: Path) -> None:
         assert done[-1] == "told failed []"
         assert metric(service) == ""
         with pytest.raises(Refused, match="were undone"):
-            await service.process.operator.retry(run_id)
+            await service.process.operator.do(Retry(run_id))
 
 
 async def test_a_retry_goes_on_with_what_is_not_undone_and_only_that(tmp_path: Path) -> None:
     async with failed_undo(tmp_path, "a", "c") as (service, run_id):
         before = len(done)
         with pytest.raises(Refused, match="not undone yet"):
-            await service.process.operator.retry(run_id, "charge")
+            await service.process.operator.do(Retry(run_id, "charge"))
         broken.discard("refund c")
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         run = await ended(service, run_id)
         assert (run.state, run.undo, run.dead) == (RunState.FAILED, "failed", True)
         assert run.undo_failed == ("~undo[0]/refund#1",)
         assert metric(service).endswith(" 1.0")
         broken.clear()
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         run = await ended(service, run_id)
         assert done[before:] == ["refund c", "refund a", "refund a"]
         assert (run.state, run.undo, run.undo_failed) == (RunState.FAILED, "done", ())
@@ -183,7 +194,7 @@ async def test_it_stays_a_dead_letter_while_it_is_undone_again(tmp_path: Path) -
         done.clear()
         stops["refund a"] = asyncio.Event()
         operator = service.process.operator
-        await operator.retry(run_id)
+        await operator.do(Retry(run_id))
         await reached("refund a")
         assert await dead(service) == [run_id]
         assert (await service.run(run_id)).undo == "running"
@@ -201,7 +212,7 @@ async def test_handed_back_in_the_middle_it_is_a_dead_letter_still(tmp_path: Pat
     stops["refund a"] = asyncio.Event()
     done.clear()
     async with running(tmp_path, [order], grace=timedelta(milliseconds=20)) as service:
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         await reached("refund a")
     broken.clear()
     async with running(tmp_path, []) as service:
@@ -212,18 +223,18 @@ async def test_handed_back_in_the_middle_it_is_a_dead_letter_still(tmp_path: Pat
         assert service.process.journal.counts()[1] == {"order": 1}
     stops["refund a"].set()
     async with running(tmp_path, [order]) as service:
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         assert (await ended(service, run_id)).undo == "done"
         assert await dead(service) == []
 
 
 async def test_dropped_it_is_counted_no_more_and_can_still_be_undone(tmp_path: Path) -> None:
     async with failed_undo(tmp_path, "a") as (service, run_id):
-        await service.process.operator.drop(run_id)
+        await service.process.operator.do(Drop(run_id))
         assert await dead(service) == []
         assert metric(service) == ""
         broken.clear()
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         run = await ended(service, run_id)
         assert (run.undo, run.dead) == ("done", False)
         assert service.process.journal.counts()[1] == {}
@@ -234,13 +245,13 @@ async def test_a_replay_beside_what_is_not_undone_must_be_asked_for(tmp_path: Pa
         event_id = (await service.run(run_id)).event_id
         operator = service.process.operator
         with pytest.raises(Refused, match=r"not undone.*not_undone"):
-            await operator.replay(event_id)
+            await operator.do(Replay(event_id))
         with pytest.raises(Refused, match="not undone"):
-            await operator.replay_dead(run_id)
-        (again,) = await operator.replay_dead(run_id, not_undone=True)
+            await operator.do(ReplayDead(run_id))
+        (again,) = await operator.do(ReplayDead(run_id, not_undone=True))
         await service.finished(again)
         assert sorted(await dead(service)) == sorted([run_id, again])  # the first is open still
-        await operator.replay(event_id, not_undone=True)
+        await operator.do(Replay(event_id, not_undone=True))
 
 
 async def test_it_is_not_pruned_before_it_is_dropped(tmp_path: Path) -> None:
@@ -256,7 +267,7 @@ async def test_it_is_not_pruned_before_it_is_dropped(tmp_path: Path) -> None:
 
         await prune()
         assert await dead(service) == [run_id]
-        await service.process.operator.drop(run_id)
+        await service.process.operator.do(Drop(run_id))
         await prune()
         assert await service.process.journal.run(run_id) is None
 
@@ -273,7 +284,7 @@ async def test_one_whose_code_is_gone_goes_on_when_it_is_back(
             stops["order"].set()
             run = await service.finished(run_id)
             assert run.undo_failed == tuple(f"~undo[{number}]/refund#1" for number in range(3))
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         assert (await ended(service, run_id)).undo == "done"
         assert done[-3:] == ["refund c", "refund b", "refund a"]
 
@@ -289,7 +300,7 @@ async def test_in_a_worker_process_it_fails_and_goes_on_the_same(tmp_path: Path)
         run_id = (await service.send({"file": str(file)})).runs[0]
         assert (await service.finished(run_id)).undo_failed == ("~undo[0]/refund_in_process#1",)
         await asyncio.to_thread(Path(f"{file}.ok").touch)
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         assert (await ended(service, run_id)).undo == "done"
         assert len(await asyncio.to_thread(file.read_text)) == 32
 
@@ -305,14 +316,14 @@ async def test_one_that_times_out_has_failed(tmp_path: Path) -> None:
         run_id = (await service.send()).runs[0]
         assert (await service.finished(run_id)).undo == "failed"
         stops["refund x"].set()
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         assert (await ended(service, run_id)).undo == "done"
 
 
 async def test_bulk_retry_finishes_undos_too(tmp_path: Path) -> None:
     async with failed_undo(tmp_path, "a") as (service, run_id):
         broken.clear()
-        (retried,) = await service.process.operator.retry_all(Filter(flow="order"))
+        (retried,) = await service.process.operator.do(RetryAll(Filter(flow="order")))
         assert retried.id == run_id
         assert (await ended(service, run_id)).undo == "done"
 
@@ -325,7 +336,7 @@ async def test_dead_letters_that_are_not_undone_go_along_with_a_renamed_flow(
         await service.process.reload(Project.of([renamed]))
         assert metric(service) == 'turnout_undo_failed{flow="sale"} 1.0'
         broken.clear()
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         assert (await ended(service, run_id)).undo == "done"
         assert metric(service) == ""
 
@@ -337,7 +348,7 @@ async def cancelled_at(service: Running, what: str = "order") -> str:
     """Cancel a run that has come to `what`; return its id."""
     run_id = (await service.send()).runs[0]
     await reached(what)
-    await service.process.operator.cancel(run_id, reason="ordered twice", by="ada")
+    await service.process.operator.do(Cancel(run_id, reason="ordered twice", by="ada"))
     return run_id
 
 
@@ -349,7 +360,7 @@ async def test_cancelling_a_run_stops_it_and_undoes_what_it_did(tmp_path: Path) 
         run = await service.run(run_id)
         assert (run.state, run.undo) == (RunState.RUNNING, "running")
         with pytest.raises(Refused, match="being undone"):
-            await service.process.operator.cancel(run_id)
+            await service.process.operator.do(Cancel(run_id))
         stops["refund b"].set()
         run = await ended(service, run_id)
         assert (run.state, run.undo, run.dead) == (RunState.CANCELLED, "done", False)
@@ -359,7 +370,7 @@ async def test_cancelling_a_run_stops_it_and_undoes_what_it_did(tmp_path: Path) 
         attempts = await service.process.journal.attempts(run.seq)
         assert [attempt.state for attempt in attempts] == [RunState.CANCELLED]
         with pytest.raises(Refused, match="were undone"):
-            await service.process.operator.retry(run_id)
+            await service.process.operator.do(Retry(run_id))
         assert b'turnout_runs_total{flow="order",outcome="cancelled"} 1.0' in (
             service.process.metrics.render()
         )
@@ -373,7 +384,7 @@ async def test_a_run_that_has_nothing_to_undo_is_cancelled_at_once(tmp_path: Pat
         assert (run.state, run.undo, run.attempts) == (RunState.CANCELLED, None, 1)
         assert (run.reason, run.cancelled_by) == ("ordered twice", "ada")
         stops["charge a"].set()
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         run = await ended(service, run_id)
         assert (run.reason, run.cancelled_by, run.undo) == (None, None, "done")
 
@@ -393,7 +404,7 @@ async def test_a_cancelled_run_whose_undo_fails_has_failed_and_is_undone_by_retr
         )
         assert done[-1] == "told undo_failed ['~undo[1]/refund#1']"
         broken.clear()
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         run = await ended(service, run_id)
         assert (run.state, run.undo, run.dead) == (RunState.CANCELLED, "done", False)
         assert (run.reason, run.cancelled_by, run.error) == ("ordered twice", "ada", None)
@@ -426,7 +437,7 @@ async def test_a_run_that_waits_or_retries_is_undone_when_it_is_cancelled(tmp_pa
                 return (await service.run(run_id)).state in (RunState.WAITING, RunState.RETRYING)
 
             await eventually(is_suspended)
-            await service.process.operator.cancel(run_id)
+            await service.process.operator.do(Cancel(run_id))
             run = await ended(service, run_id)
             assert (run.state, run.undo) == (RunState.CANCELLED, "done")
             assert run.attempts == 1  # the one that had failed, or was cancelled amid its wait
@@ -439,14 +450,14 @@ async def test_cancelled_while_queued_it_is_undone_by_the_next_process(tmp_path:
         run_id = (await service.send()).runs[0]
         await reached("order")
     async with running(tmp_path, [order]) as service:
-        await service.process.operator.pause("order")
+        await service.process.operator.do(Pause("order"))
         await reached("order")
     before = len(done)
     async with running(tmp_path, [order]) as service:  # paused: it is cancelled before it goes on
-        run = await service.process.operator.cancel(run_id)
+        run = await service.process.operator.do(Cancel(run_id))
         assert (run.state, run.undo) == (RunState.QUEUED, "running")
     async with running(tmp_path, [order]) as service:
-        await service.process.operator.resume("order")
+        await service.process.operator.do(Resume("order"))
         assert (await ended(service, run_id)).state is RunState.CANCELLED
     assert done[before:] == ["refund c", "refund b", "refund a"]
 
@@ -463,7 +474,7 @@ async def test_a_key_is_held_until_the_run_is_undone(tmp_path: Path) -> None:
         first = (await service.send({"n": "1"})).runs[0]
         await reached("wait")
         behind = [(await service.send({"n": number})).runs[0] for number in "23"]
-        await service.process.operator.cancel(first)
+        await service.process.operator.do(Cancel(first))
         await reached("refund 1")
         assert "charge 2" not in done
         stops["refund 1"].set()
@@ -486,7 +497,7 @@ async def test_a_thread_ends_before_its_run_is_undone(tmp_path: Path) -> None:
     async with running(tmp_path, [threaded]) as service:
         run_id = (await service.send()).runs[0]
         await begun.wait()
-        await service.process.operator.cancel(run_id)
+        await service.process.operator.do(Cancel(run_id))
         go.set()
         await ended(service, run_id)
         assert done == ["the thread ended", "refund t"]
@@ -510,7 +521,7 @@ async def test_children_are_cancelled_and_undone_before_their_parent(tmp_path: P
         (receipt,) = await emitter([make_event()])
         await reached("hold x")
         await reached("hold y")
-        run = await service.process.operator.cancel(receipt.runs[0], reason="wrong", by="ada")
+        run = await service.process.operator.do(Cancel(receipt.runs[0], reason="wrong", by="ada"))
         assert run.undo == "running"
         await reached("refund y")
         await reached("refund x")
@@ -578,9 +589,9 @@ async def test_a_run_whose_undo_rests_long_is_tried_now_by_a_retry(tmp_path: Pat
         await eventually(rests)
         assert (await service.run(run_id)).undo == "running"
         with pytest.raises(Refused, match="being undone"):
-            await service.process.operator.cancel(run_id)
+            await service.process.operator.do(Cancel(run_id))
         broken.clear()
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         assert (await ended(service, run_id)).undo == "done"
         assert done == ["refund y", "refund x", "refund x"]
         assert len(keys["refund x"]) == 1
@@ -597,9 +608,11 @@ async def test_bulk_cancel_undoes_and_leaves_what_is_undone_alone(tmp_path: Path
 
         await eventually(all_begun)
         which: Any = Filter(flow="order")
-        cancelled = await service.process.operator.cancel_all(which, reason="sale over", by="ada")
+        cancelled = await service.process.operator.do(
+            CancelAll(which, reason="sale over", by="ada")
+        )
         assert len(cancelled) == 3
-        assert await service.process.operator.cancel_all(which) == []
+        assert await service.process.operator.do(CancelAll(which)) == []
         runs = await service.all_finished()
         assert [(run.state, run.reason) for run in runs] == [(RunState.CANCELLED, "sale over")] * 3
         assert sorted(done).count("refund a") == 3
@@ -617,6 +630,6 @@ async def test_an_undo_that_failed_under_an_older_turnout_can_be_finished(tmp_pa
     async with running(tmp_path, [order]) as service:
         run = await service.run(run_id)
         assert (run.seq, run.undo, run.undo_failed) == (failed, "failed", ("~undo[0]/refund#1",))
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Retry(run_id))
         assert (await ended(service, run_id)).undo == "done"
         assert done[-1] == "refund a"

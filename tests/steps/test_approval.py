@@ -18,6 +18,7 @@ from turnout.service.domain.errors import Expired, InvalidData, NotFound, Refuse
 from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.governance.links import Links, load_or_make_key
+from turnout.service.operate.verbs import Answer
 
 
 class Budget(BaseModel):
@@ -67,14 +68,14 @@ async def test_a_yes_with_fields_lets_the_run_go_on(tmp_path: Path) -> None:
         run_id = await asked(service)
         operator = service.process.operator
         with pytest.raises(InvalidData, match="euros"):
-            await operator.answer(run_id, approved=True, fields={"euros": "many"})
+            await operator.do(Answer(run_id, approved=True, fields={"euros": "many"}))
         with pytest.raises(InvalidData, match="cannot be checked: KeyError: 'odd'"):
-            await operator.answer(run_id, approved=True, fields={"euros": 5, "note": "odd"})
+            await operator.do(Answer(run_id, approved=True, fields={"euros": 5, "note": "odd"}))
         assert (await service.run(run_id)).state is RunState.WAITING
-        await operator.answer(run_id, approved=True, fields={"euros": 5}, by="buyer 1")
+        await operator.do(Answer(run_id, approved=True, fields={"euros": 5}, by="buyer 1"))
         run = await service.finished(run_id)
         with pytest.raises(Refused):
-            await operator.answer(run_id, approved=True, fields={"euros": 6})
+            await operator.do(Answer(run_id, approved=True, fields={"euros": 6}))
         steps = {step.key: step for step in await service.process.journal.steps(run.seq)}
     said = {"name": "buyer", "by": "buyer 1", "fields": {"euros": 5}}
     assert orjson.loads(steps["approval#1"].result or b"") == said, "for whoever asks later"
@@ -86,9 +87,9 @@ async def test_an_answer_is_given_once_and_kept_over_a_restart(tmp_path: Path) -
     async with running(tmp_path, [purchase]) as service:
         run_id = await asked(service)
         service.process.dispatcher.pause("purchase")
-        await service.process.operator.answer(run_id, approved=True, fields={"euros": 5})
+        await service.process.operator.do(Answer(run_id, approved=True, fields={"euros": 5}))
         with pytest.raises(Refused, match="answered already"):
-            await service.process.operator.answer(run_id, approved=False)
+            await service.process.operator.do(Answer(run_id, approved=False))
     async with running(tmp_path, [purchase]) as service:
         run = await service.finished(run_id)
     assert orjson.loads(run.result or b"")["euros"] == 5
@@ -97,7 +98,7 @@ async def test_an_answer_is_given_once_and_kept_over_a_restart(tmp_path: Path) -
 async def test_a_no_fails_the_run_with_the_reason(tmp_path: Path) -> None:
     async with running(tmp_path, [purchase]) as service:
         run_id = await asked(service)
-        await service.process.operator.answer(run_id, approved=False, reason="too dear")
+        await service.process.operator.do(Answer(run_id, approved=False, reason="too dear"))
         run = await service.finished(run_id)
     assert run.error is not None
     assert (run.error.type, run.error.message) == ("rejected", "buyer said no: too dear")
@@ -118,7 +119,7 @@ async def listens_twice() -> list[str]:
 async def test_an_answer_may_be_awaited_again(tmp_path: Path, yes: bool, heard: str) -> None:
     async with running(tmp_path, [listens_twice]) as service:
         run_id = await asked(service)
-        await service.process.operator.answer(run_id, approved=yes, by="me", reason="why")
+        await service.process.operator.do(Answer(run_id, approved=yes, by="me", reason="why"))
         run = await service.finished(run_id)
     assert orjson.loads(run.result or b"") == [heard, heard]
 

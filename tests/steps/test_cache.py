@@ -18,6 +18,7 @@ from pydantic import BaseModel, PrivateAttr
 
 from turnout import by_input, event, flow, gather, task
 from turnout.service.domain.errors import NotKept, SetupError
+from turnout.service.operate.verbs import ClearCache
 from turnout.service.steps.cache import key_of
 from turnout.testing import serve, typed_event
 from turnout.testing.events import hand_event
@@ -112,7 +113,7 @@ async def test_no_tenant_is_given_another_ones_result() -> None:
 async def test_cleared_results_are_asked_for_again() -> None:
     async with serve(both) as service:
         await service.run(both)
-        assert await service.process.operator.clear_cache("fetch") == 2
+        assert await service.process.operator.do(ClearCache("fetch")) == 2
         await service.run(both)
     assert len(asked) == 4
 

@@ -19,6 +19,7 @@ from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite import apply, rows
+from turnout.service.operate.verbs import Cancel, Retry
 from turnout.service.steps import children
 from turnout.service.telemetry import logs
 
@@ -466,7 +467,7 @@ async def test_a_cancel_reaches_children_and_their_children(tmp_path: Path) -> N
             return len([word for word in done if word.endswith("runs")]) == 2
 
         await eventually(both_run)
-        await service.process.operator.cancel(run_id)
+        await service.process.operator.do(Cancel(run_id))
         runs = await service.all_finished()
 
         async def both_told() -> bool:
@@ -500,7 +501,7 @@ async def test_a_cancelled_child_fails_its_parent(tmp_path: Path) -> None:
         run_id = (await service.send("x")).runs[0]
         await until_state(service, run_id, RunState.WAITING)
         (child,) = await runs_of(service, "forever")
-        await service.process.operator.cancel(child.id)
+        await service.process.operator.do(Cancel(child.id))
         parent = await service.finished(run_id)
     assert parent.error is not None and parent.error.type == "cancelled"
 
@@ -522,7 +523,7 @@ async def test_a_thread_is_told_that_it_was_cancelled(tmp_path: Path) -> None:
     async with running(tmp_path, [counts]) as service:
         run_id = (await service.send()).runs[0]
         assert await asyncio.to_thread(in_thread.wait, 5)
-        await service.process.operator.cancel(run_id)
+        await service.process.operator.do(Cancel(run_id))
 
         async def told() -> bool:
             return done == ["thread told"]
@@ -536,8 +537,8 @@ async def test_a_retried_parent_calls_its_cancelled_child_anew(tmp_path: Path) -
         start(service, patient)
         run_id = (await service.send()).runs[0]
         await until_state(service, run_id, RunState.WAITING)
-        await service.process.operator.cancel(run_id)
-        await service.process.operator.retry(run_id)
+        await service.process.operator.do(Cancel(run_id))
+        await service.process.operator.do(Retry(run_id))
         assert result(await service.finished(run_id)) == "child!"
         states = sorted(run.state for run in await runs_of(service, "slow"))
     assert states == [RunState.CANCELLED, RunState.SUCCEEDED]

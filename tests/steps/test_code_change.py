@@ -30,6 +30,7 @@ from turnout.service.domain.errors import MisplacedTask
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter, RecordedArguments
+from turnout.service.operate.verbs import Cancel, Retry
 from turnout.service.steps.recorded_arguments import arguments_of
 from turnout.testing import run as run_flow
 
@@ -436,7 +437,8 @@ async def test_a_child_of_a_map_is_not_given_to_another_item(tmp_path: Path) -> 
 
         await eventually(sleeps)
     async with running(tmp_path, [after, tells]) as service:
-        await service.process.operator.retry((await service.process.operator.cancel(run_id)).id)
+        cancelled = await service.process.operator.do(Cancel(run_id))
+        await service.process.operator.do(Retry(cancelled.id))
         run = await service.finished(run_id)
         assert run.error is not None and run.error.type == "code_changed"
         assert "is recorded for tells('second')" in run.error.message

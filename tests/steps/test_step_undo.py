@@ -14,6 +14,7 @@ from tests.support.running import eventually, running
 from turnout import Fail, by_input, current, flow, gather, retry, task
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.run import RunState
+from turnout.service.operate.verbs import Cancel
 
 done: list[str] = []
 keys: dict[str, str] = {}
@@ -154,7 +155,7 @@ async def test_a_step_that_a_cancel_cut_off_is_undone(tmp_path: Path) -> None:
     async with running(tmp_path, [trip]) as service:
         run_id = (await service.send()).runs[0]
         await hanging["hotel"].wait()
-        await service.process.operator.cancel(run_id)
+        await service.process.operator.do(Cancel(run_id))
 
         async def is_over() -> bool:
             return (await service.run(run_id)).state is RunState.CANCELLED

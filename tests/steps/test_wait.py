@@ -29,6 +29,7 @@ from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import RunState
 from turnout.service.domain.trigger import Receipt
 from turnout.service.domain.units import utc_now
+from turnout.service.operate.verbs import Emit
 from turnout.testing.clock import START, Clock
 
 done: list[str] = []
@@ -51,12 +52,12 @@ paid = event("order.paid")
 
 async def pay(service: Running, order: object, **more: Any) -> Receipt:
     data = {"order": order, **more}
-    return await service.process.operator.emit(
+    return await service.process.operator.do(Emit(
         Event(
             id=mint_id(), source="/bank", type="order.paid", time=utc_now(),
             body=orjson.dumps(data), trigger="api", minted=True,
         )
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 async def is_waiting(service: Running, run_id: str) -> None:

@@ -32,6 +32,16 @@ from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Filter
+from turnout.service.operate.verbs import (
+    Cancel,
+    Drop,
+    Emit,
+    Pause,
+    Replay,
+    ReplayDead,
+    Resume,
+    Retry,
+)
 from turnout.service.project import Project
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Metrics
@@ -240,7 +250,7 @@ class ServiceFuzzer:
             minted=True,
         )  # fmt: skip
         with suppress(Overloaded):
-            await self.process.operator.emit(event)
+            await self.process.operator.do(Emit(event))
 
     async def operate(self) -> None:
         """Run an operator command on some runs."""
@@ -266,18 +276,18 @@ class ServiceFuzzer:
                 self.checker.disordered.add((kind, run.order_key))
         with suppress(Refused, NotFound):
             if verb == "cancel":
-                await operator.cancel(run.id)
+                await operator.do(Cancel(run.id))
             elif verb == "again":
-                await operator.cancel(run.id)
-                await operator.retry(run.id)
+                await operator.do(Cancel(run.id))
+                await operator.do(Retry(run.id))
             elif verb == "retry":
-                await operator.retry(run.id)
+                await operator.do(Retry(run.id))
             elif verb == "drop":
-                await operator.drop(run.id)
+                await operator.do(Drop(run.id))
             elif run.dead:
-                await operator.replay_dead(run.id)
+                await operator.do(ReplayDead(run.id))
             elif await self.is_served(run.event_id):
-                await operator.replay(run.event_id)
+                await operator.do(Replay(run.event_id))
 
     async def is_served(self, event_id: str) -> bool:
         """Whether all flows of an event are served, under their current names."""
@@ -294,9 +304,9 @@ class ServiceFuzzer:
     async def pause(self) -> None:
         """Pause or resume a flow."""
         name = self.rng.choice(list(self.process.project.flows))
-        verb = self.rng.choice([self.process.operator.pause, self.process.operator.resume])
+        verb = self.rng.choice([Pause, Resume])
         with suppress(NotFound):
-            await verb(name)
+            await self.process.operator.do(verb(name))
 
     def change(self) -> None:
         """Change the flow files: names, limits, served or not."""
@@ -360,7 +370,7 @@ class ServiceFuzzer:
         }
         await self.reload()
         for name in await self.process.journal.paused():
-            await self.process.operator.resume(name)
+            await self.process.operator.do(Resume(name))
         await self.drained()
         for kind in KINDS:
             for _ in range(3):
@@ -377,7 +387,7 @@ class ServiceFuzzer:
             for run in dead:
                 self.checker.dropped.add(run.id)
                 with suppress(Refused, NotFound):
-                    await self.process.operator.drop(run.id)
+                    await self.process.operator.do(Drop(run.id))
             return ended and not dead  # in this order: the last run to end may be a dead letter
 
         loop, seen, since = asyncio.get_running_loop(), -1, 0.0

@@ -35,6 +35,7 @@ from turnout import (
     webhook,
 )
 from turnout.service.domain.run import RunState
+from turnout.service.operate.verbs import Pause
 from turnout.testing import (
     START,
     file_event,
@@ -329,7 +330,7 @@ async def test_timers_tick_while_time_passes_and_only_then() -> None:
         assert done == []
         await service.advance("3h")
         assert sorted(done) == ["at 02 12:00 12:00", "every 02 12:00 12:00"]
-        await service.process.operator.pause("every:6h")
+        await service.process.operator.do(Pause("every:6h"))
         done.clear()
         await service.advance("1d")
         assert done == ["cron 03 09:30 09:30"]

@@ -32,6 +32,7 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.operate.maintenance import INTERVAL_SECONDS, Maintenance
+from turnout.service.operate.verbs import Answer
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
 from turnout.service.steps.code_change import MARK_TASKS
@@ -125,8 +126,8 @@ class Service:
         step: str | None = None,
     ) -> Result:
         """Answer the approval a run waits for, as `turnout approve` does; go on as `ended` does."""
-        await self.process.operator.answer(
-            run_id, approved=approved, fields=fields, reason=reason, by=by, step=step
+        await self.process.operator.do(
+            Answer(run_id, approved=approved, fields=fields, reason=reason, by=by, step=step)
         )
         return await self.ended(run_id)
 

@@ -1,1 +1,1 @@
-"""The operators' API under `/api`: the application, and its calls in one module per noun."""
+"""The operators' API under `/api`: verbs by the table in `routes`, reads in a module per noun."""

@@ -1,16 +1,16 @@
 """The operators' HTTP API as one application: the calls, the OpenAPI document and its page.
 
 Every path under `/api` checks the bearer token first, before it reads the body. Every
-error is an RFC 9457 problem document. Not here: the calls (a module per noun), and webhooks,
-health and metrics (`ingest`, in front of this).
+error is an RFC 9457 problem document. Not here: the calls (verbs in `routes`, reads in a module per
+noun), and webhooks, health and metrics (`ingest`, in front of this).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
@@ -24,11 +24,22 @@ from turnout.service.http import approvals, docs
 from turnout.service.http.clients import Proxies
 from turnout.service.http.exchange import App, Message, Receive, Scope, Send
 
-from . import cache, dead_letters, events, flows, pauses, runs, triggers
+from . import dead_letters, events, flows, pauses, runs, triggers
 from .answers import refusal
 from .authorization import Served
+from .endpoints import verb_router
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
+
+_READS: Mapping[str, APIRouter] = {
+    "runs": runs.router,
+    "dead": dead_letters.router,
+    "events": events.router,
+    "flows": flows.router,
+    "triggers": triggers.router,
+    "pauses": pauses.router,
+}
+"""The reads, by the first segment of their paths."""
 
 _DESCRIPTION = """Read what happened and act on it: the HTTP face of the turnout command.
 
@@ -63,9 +74,10 @@ def create_rest(service: Served) -> FastAPI:
     app.state.guesses = Guesses()
     app.state.proxies = Proxies(service.settings.trusted_proxies)
     app.add_middleware(_Nosniff)
-    for nouns in (runs, dead_letters, events, flows, triggers, pauses, cache):
-        app.include_router(nouns.router)
-    app.include_router(approvals.api)
+    for noun, reads in _READS.items():
+        app.include_router(reads)
+        app.include_router(verb_router(noun))
+    app.include_router(verb_router("cache"))
     app.include_router(approvals.router)
     app.add_api_route("/docs", _docs, include_in_schema=False)
     for kind, handler in _HANDLERS:

@@ -1,49 +1,65 @@
-"""The bodies of calls: bounded, JSON, and without unknown fields."""
+"""The bodies of verbs: how fields of a verb are read from a body, and written into one.
+
+Without FastAPI, because commands write bodies too. A body that cannot be read raises `InvalidData`
+with the field. What `write` makes of a verb, `read` reads as the same fields.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from fastapi import Request
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-
+from turnout.service.domain import cloudevents
 from turnout.service.domain.errors import InvalidData
 from turnout.service.domain.payload import decode_json
-from turnout.service.http.exchange import Disconnected, TooLarge, by_name, read_body
-
-from .authorization import Served
+from turnout.service.domain.trigger import Seek
+from turnout.service.operate import documents
+from turnout.service.operate.verbs import Answer, Emit, Fire, SeekTrigger
 
 MAX_REASON_CHARACTERS = 2000
 
 
-async def read_request(request: Request, service: Served) -> tuple[dict[str, list[bytes]], bytes]:
-    """Return headers and body; a body past the limit is refused before it is read whole."""
-    headers = by_name(request.headers.raw)
-    limit = service.settings.max_body_bytes
-    try:
-        return headers, await read_body(headers, limit, request.receive)
-    except TooLarge:
-        raise HTTPException(413, f"a body is at most {limit} bytes here") from None
-    except Disconnected:
-        raise ClientDisconnect from None
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A body as it came, its headers by lower-case name, and when it was read."""
+
+    content: bytes
+    headers: Mapping[str, Sequence[bytes]]
+    at: datetime
 
 
-async def _fields(request: Request, service: Served, *known: str) -> dict[str, Any]:
-    """Return the fields of an optional body; refuses unknown fields."""
-    _, body = await read_request(request, service)
-    fields = decode_json(body) if body else {}
-    if not isinstance(fields, dict):
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A body: `read` returns fields of the verb by name, `write` makes the body of a verb."""
+
+    read: Callable[[Received], Mapping[str, Any]]
+    write: Callable[[Any], bytes]
+    content_type: str = "application/json"
+
+
+def _members(*names: str) -> Callable[[Any], bytes]:
+    """Write these fields of a verb as the members of an object."""
+    return lambda verb: documents.encode({name: getattr(verb, name) for name in names})
+
+
+def _known(received: Received, *known: str) -> dict[str, Any]:
+    """Return the members of an optional body; refuses unknown ones."""
+    members = decode_json(received.content) if received.content else {}
+    if not isinstance(members, dict):
         raise InvalidData(f"the body is an object with the fields {', '.join(known)}")
-    for name in fields:
+    for name in members:
         if name not in known:
             raise InvalidData(f"no field {name!r}; there are {', '.join(known)}", field=name)
-    return fields
+    return members
 
 
-async def text_fields(request: Request, service: Served, *known: str) -> dict[str, str]:
-    """Return the text fields of a body, such as `reason` and `by`."""
-    texts = {"by": "api"} | await _fields(request, service, *known)
+# ---------------------------------------------------------------- why, and who
+
+
+def _read_reason(received: Received) -> Mapping[str, Any]:
+    texts = {"by": "api"} | _known(received, "reason", "by")
     for name, text in texts.items():
         if not isinstance(text, str) or len(text) > MAX_REASON_CHARACTERS:
             raise InvalidData(
@@ -52,9 +68,129 @@ async def text_fields(request: Request, service: Served, *known: str) -> dict[st
     return texts
 
 
-async def accepts_not_undone(request: Request, service: Served) -> bool:
-    """Whether the caller accepts a replay of runs that are not undone."""
-    accepts = (await _fields(request, service, "not_undone")).get("not_undone", False)
+REASON = Body(_read_reason, _members("reason", "by"))
+"""Why an operator does it, and who: both may be left out."""
+
+
+# ---------------------------------------------------------------- replays
+
+
+def _read_not_undone(received: Received) -> Mapping[str, Any]:
+    accepts = _known(received, "not_undone").get("not_undone", False)
     if not isinstance(accepts, bool):
         raise InvalidData("not_undone is true or false", field="not_undone")
-    return accepts
+    return {"not_undone": accepts}
+
+
+NOT_UNDONE = Body(_read_not_undone, _members("not_undone"))
+"""Whether the caller accepts a replay of runs that are not undone."""
+
+
+# ---------------------------------------------------------------- approvals
+
+
+def read_answer(answered: Any, *, by: str, step: str | None = None) -> dict[str, Any]:
+    """Return the fields of `Answer` from a decoded body, or from the form behind a link.
+
+    `by` is who answers if it does not say, `step` the approval that the link is for.
+    """
+    if not isinstance(answered, dict) or not isinstance(answered.get("approve"), bool):
+        raise InvalidData('send {"approve": true} or {"approve": false}', field="approve")
+    step = step or answered.get("step")
+    if not isinstance(step, str | None):
+        raise InvalidData("step is the key of a step", field="step")
+    return {
+        "approved": answered["approve"],
+        "fields": answered.get("fields"),
+        "reason": str(answered.get("reason") or ""),
+        "by": str(answered.get("by") or by),
+        "step": step,
+    }
+
+
+def _write_answer(verb: Answer) -> bytes:
+    return documents.encode(
+        {
+            "approve": verb.approved,
+            "fields": verb.fields,
+            "reason": verb.reason,
+            "by": verb.by,
+            "step": verb.step,
+        }
+    )
+
+
+ANSWER = Body(lambda received: read_answer(decode_json(received.content), by="api"), _write_answer)
+
+
+# ---------------------------------------------------------------- pauses
+
+
+def _read_name(received: Received) -> Mapping[str, Any]:
+    asked = decode_json(received.content)
+    name = asked.get("name") if isinstance(asked, dict) else None
+    if not isinstance(name, str) or not name:
+        raise InvalidData('the body is {"name": FLOW or TRIGGER}', field="name")
+    return {"name": name}
+
+
+NAME = Body(_read_name, _members("name"))
+
+
+# ---------------------------------------------------------------- triggers
+
+
+def _read_data(received: Received) -> Mapping[str, Any]:
+    if not received.content:
+        return {}
+    decode_json(received.content)
+    return {"data": received.content}
+
+
+def _write_data(verb: Fire) -> bytes:
+    return verb.data
+
+
+DATA = Body(_read_data, _write_data)
+"""The data of an event as it is, in JSON, or none."""
+
+
+def _read_seek(received: Received) -> Mapping[str, Any]:
+    asked = decode_json(received.content)
+    if not isinstance(asked, dict) or not isinstance(asked.get("to"), str):
+        raise InvalidData(
+            'the body is {"to": "now", "start", "end", OFFSET or INSTANT}', field="to"
+        )
+    partition = asked.get("partition")
+    seek = Seek(
+        to=asked["to"],
+        partition=None if partition is None else str(partition),
+        rerun=asked.get("rerun") is True,
+        asked_at=received.at,
+    )
+    return {"seek": seek, "dry_run": asked.get("dry_run") is True}
+
+
+def _write_seek(verb: SeekTrigger) -> bytes:
+    seek = verb.seek
+    return documents.encode(
+        {"to": seek.to, "partition": seek.partition, "rerun": seek.rerun, "dry_run": verb.dry_run}
+    )
+
+
+SEEK = Body(_read_seek, _write_seek)
+
+
+# ---------------------------------------------------------------- events
+
+
+def _read_event(received: Received) -> Mapping[str, Any]:
+    return {"event": cloudevents.parse(received.headers, received.content, now=received.at)}
+
+
+def _write_event(verb: Emit) -> bytes:
+    return cloudevents.as_document(verb.event)
+
+
+EVENT = Body(_read_event, _write_event, cloudevents.STRUCTURED)
+"""A CloudEvent: structured or binary when it is read, structured when it is written."""

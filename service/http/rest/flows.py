@@ -1,4 +1,4 @@
-"""Calls about flows."""
+"""Lists flows."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from turnout import flow, retry
 from turnout.service.domain.event import Event, file_url
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
+from turnout.service.operate.verbs import Pause, Resume
 from turnout.service.project import AnyFlow
 from turnout.triggers.files.file_version import FileVersion, file_event
 from turnout.triggers.files.scan import Version
@@ -61,10 +62,10 @@ async def run_of(
     )
     async with running(folder / "data", [which]) as service:
         operator, journal = service.process.operator, service.process.journal
-        await operator.pause(which.name)
+        await operator.do(Pause(which.name))
         await service.process.emitters["test"]([event])
         change(file)
-        await operator.resume(which.name)
+        await operator.do(Resume(which.name))
 
         async def ended() -> bool:
             [run] = await journal.runs(Filter())

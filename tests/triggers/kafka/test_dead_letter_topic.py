@@ -12,6 +12,7 @@ from aiokafka import ConsumerRecord  # type: ignore[import-untyped]  # it carrie
 from tests.support.brokers import Broker, unique
 from tests.support.running import eventually
 from turnout.handlers.flow import flow
+from turnout.service.operate.verbs import Fire
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka.record import text_of
 
@@ -151,7 +152,7 @@ async def test_an_event_an_operator_fired_is_no_record(tmp_path: Path, kafka: Br
         raise ValueError("never")
 
     async with serving(tmp_path, kafka, keep) as process:
-        await process.process.operator.fire(trigger.name, b'{"id": 1}')
+        await process.process.operator.do(Fire(trigger.name, b'{"id": 1}'))
         await ended(process, 1)
 
         async def settled() -> bool:

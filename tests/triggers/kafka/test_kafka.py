@@ -37,6 +37,7 @@ from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter
+from turnout.service.operate.verbs import Replay, ReplayDead
 from turnout.service.settings import Settings, load
 from turnout.service.steps.context import current
 from turnout.triggers.kafka import KafkaTrigger
@@ -378,7 +379,7 @@ async def test_dead_replay_runs_poison_after_a_fix(tmp_path: Path, kafka: Broker
     async with serving(tmp_path, kafka, strict) as process:
         [dead] = await ended(process, 1)
     async with serving(tmp_path, kafka, lenient) as process:
-        [again] = await process.process.operator.replay_dead(dead.id)
+        [again] = await process.process.operator.do(ReplayDead(dead.id))
         assert (await process.finished(again)).result == b'"{oops"'
 
 
@@ -427,7 +428,7 @@ async def test_a_null_value_is_none_and_an_empty_one_is_empty_also_after_a_resta
         runs = await ended(process, 4)
         said = sorted((run.flow, orjson.loads(run.result or b"null")) for run in runs)
         assert said == [("either", "''"), ("either", "'default'"), ("raw", "None"), ("raw", "b''")]
-        again = [await process.process.operator.replay(run.event_id) for run in runs]
+        again = [await process.process.operator.do(Replay(run.event_id)) for run in runs]
         replayed = [await process.finished(each) for run in again for each in run]
     assert {run.result for run in replayed} == {run.result for run in runs}
 

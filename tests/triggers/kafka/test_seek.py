@@ -19,6 +19,7 @@ from turnout.service.domain.errors import Refused
 from turnout.service.domain.trigger import Seek
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.sqlite.journal import SqliteJournal
+from turnout.service.operate.verbs import SeekTrigger
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka.positions import Position
 
@@ -38,16 +39,16 @@ async def test_seek_says_what_it_does_and_does_it(tmp_path: Path, kafka: Broker)
         operator = process.process.operator
         await ended(process, 4)
         with pytest.raises(Refused, match="runs 4 records again"):
-            await operator.seek(trigger.name, Seek(to="start"))
-        plan = await operator.seek(trigger.name, Seek(to="1", rerun=True), dry_run=True)
+            await operator.do(SeekTrigger(trigger.name, Seek(to="start")))
+        plan = await operator.do(SeekTrigger(trigger.name, Seek(to="1", rerun=True), dry_run=True))
         assert "3 records will run again" in plan.sentences[0]
         assert len(await runs_of(process)) == 4
-        await operator.seek(trigger.name, Seek(to="1", rerun=True))
+        await operator.do(SeekTrigger(trigger.name, Seek(to="1", rerun=True)))
         runs = await ended(process, 7)
         assert [run.result for run in runs[4:]] == [b"1", b"2", b"3"]
         assert {run.event_id.split("/")[2] for run in runs[4:]} == {"2"}
         with pytest.raises(Refused, match="no offset 9"):
-            await operator.seek(trigger.name, Seek(to="9", rerun=True))
+            await operator.do(SeekTrigger(trigger.name, Seek(to="9", rerun=True)))
 
 
 async def test_seek_to_the_end_skips_what_nobody_read(tmp_path: Path, kafka: Broker) -> None:
@@ -63,7 +64,7 @@ async def test_seek_to_the_end_skips_what_nobody_read(tmp_path: Path, kafka: Bro
         await ended(process, 1)
     await kafka.send(topic, [b'{"id": 2}'])
     async with running(tmp_path, [keep], kafka_bootstrap_servers=kafka.bootstrap) as process:
-        plan = await process.process.operator.seek(trigger.name, Seek(to="end"))
+        plan = await process.process.operator.do(SeekTrigger(trigger.name, Seek(to="end")))
         assert "1 record will never be read" in plan.sentences[0]
     await kafka.send(topic, [b'{"id": 3}'])
     async with serving(tmp_path, kafka, keep) as process:
@@ -103,7 +104,7 @@ async def test_a_seek_comes_behind_what_is_on_its_way_into_the_journal(
         monkeypatch.setattr(operator, "_stopped", stopped)
         busy = inside.occupy_writer(journal, lambda: gate.wait(10))
         moved = journal.append([], trigger=trigger.name, positions=stored, now=utc_now())
-        plan = await operator.seek(trigger.name, Seek(to="end"))
+        plan = await operator.do(SeekTrigger(trigger.name, Seek(to="end")))
         await moved
         assert busy.done()
     assert plan.sentences == [f"{topic}/0: goes on from 7 to 9: 2 records will never be read"]
@@ -126,7 +127,7 @@ async def test_a_seek_takes_nothing_back_that_was_accepted(tmp_path: Path, kafka
             return len(await runs_of(process)) == 9
 
         await eventually(journaled)
-        plan = await process.process.operator.seek(trigger.name, Seek(to="end"))
+        plan = await process.process.operator.do(SeekTrigger(trigger.name, Seek(to="end")))
         gate.set()
         runs = await ended(process, 9)
     assert plan.sentences == [f"{topic}/0: stays at 9"]

@@ -1,0 +1,112 @@
+"""What verbs act on, and the registry of their handlers.
+
+A handler is a function of the parts and the verb, in the module of its subject. It writes to the
+journal first; then the local owner of the runs, if there is one, acts before the verb returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from turnout.service.domain.run import Run
+from turnout.service.journal.contract import Journal
+from turnout.service.project import Project
+
+from .verbs import Verb
+
+if TYPE_CHECKING:
+    from turnout.service.intake.emitter import TriggerEmitter
+
+R = TypeVar("R")
+
+
+class Owner(Protocol):
+    """The local owner of the runs: it acts on what a verb has written (`Dispatcher`)."""
+
+    def cancel(self, run: Run) -> None:
+        """Stop a run whose cancel is on disk."""
+
+    def release_key(self, run: Run) -> None:
+        """Release the ordering key of a run that is not running."""
+
+    def reread_queue(self, flow: str) -> None:
+        """Read a flow's queue from the journal again."""
+
+    def recheck_due(self) -> None:
+        """Check for due runs now."""
+
+    def pause(self, flow: str) -> None:
+        """Start no more runs of a flow."""
+
+    def resume(self, flow: str) -> None:
+        """Start runs of a paused flow again."""
+
+
+class NoOwner:
+    """Nobody owns the runs of a journal at rest: the next service reads what was written."""
+
+    def cancel(self, run: Run) -> None:
+        """Stop nothing."""
+
+    def release_key(self, run: Run) -> None:
+        """Release nothing."""
+
+    def reread_queue(self, flow: str) -> None:
+        """Read nothing."""
+
+    def recheck_due(self) -> None:
+        """Check nothing."""
+
+    def pause(self, flow: str) -> None:
+        """Pause nothing."""
+
+    def resume(self, flow: str) -> None:
+        """Resume nothing."""
+
+
+def _nothing_to_stop(_trigger: str) -> AbstractAsyncContextManager[None]:
+    """Stop no trigger, where none is running."""
+    return nullcontext()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The journal, and the parts of the running service if there is one.
+
+    `connection` gives the options of a client by its kind, `stopped` stops a trigger inside a
+    block.
+    """
+
+    journal: Journal
+    now: Callable[[], datetime]
+    owner: Owner = field(default_factory=NoOwner)
+    project: Callable[[], Project] = Project
+    emitters: Callable[[], Mapping[str, TriggerEmitter]] = dict
+    api: TriggerEmitter | None = None
+    connection: Callable[[str], Mapping[str, Any]] | None = None
+    stopped: Callable[[str], AbstractAsyncContextManager[None]] = _nothing_to_stop
+
+    def current_name(self, flow: str) -> str:
+        """Return the current name of a flow, which may have been renamed (`was=`)."""
+        names = (other.name for other in self.project().flows.values() if other.was == flow)
+        return next(names, flow)
+
+
+Handler = Callable[[Parts, Any], Awaitable[R]]
+
+HANDLERS: dict[type[Verb[Any]], Handler[Any]] = {}
+"""The handler of each verb; `handles` fills it."""
+
+
+def handles(verb: type[Verb[R]]) -> Callable[[Handler[R]], Handler[R]]:
+    """Make a function the handler of a verb."""
+
+    def register(handler: Handler[R]) -> Handler[R]:
+        HANDLERS[verb] = handler
+        return handler
+
+    return register

@@ -1,0 +1,118 @@
+"""Verbs that replay events and dead letters, or drop a dead letter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from turnout.service.domain.errors import NotFound, Refused, words_of
+from turnout.service.domain.event import mint_id
+from turnout.service.domain.run import Run, RunState
+from turnout.service.journal.records import NewRun, StoredEvent
+
+from .parts import Parts, handles
+from .verbs import Drop, Replay, ReplayDead
+
+
+@handles(Drop)
+async def drop(parts: Parts, verb: Drop) -> Run:
+    """Take the dead letter off the list; the runs behind it on its ordering key may start."""
+    run = await parts.journal.drop(verb.run_id, now=parts.now())
+    parts.owner.release_key(run)
+    return run
+
+
+@handles(ReplayDead)
+async def replay_dead(parts: Parts, verb: ReplayDead) -> list[str]:
+    """Add a run of the dead letter's flow and event."""
+    run = await parts.journal.run(verb.run_id)
+    if run is None:
+        raise NotFound(f"no run {verb.run_id!r}")
+    if not run.dead:
+        raise Refused(f"run {run.id} is not a dead letter; it is {run.state}")
+    if not verb.not_undone:
+        _refuse_not_undone([run])
+    stored = await parts.journal.event_of(run.seq)
+    if stored is None:
+        raise NotFound(f"the event of run {run.id} has been deleted")
+    runs = await _replay(parts, stored, {run.flow: run})
+    if not is_not_undone(run):
+        await drop(parts, Drop(run.id))
+    return runs
+
+
+@handles(Replay)
+async def replay(parts: Parts, verb: Replay) -> list[str]:
+    """Add a run of every flow that the event started or would start now."""
+    stored = await _event_of(parts, verb)
+    found = [await parts.journal.run(run_id) for run_id in stored.runs]
+    runs = [run for run in found if run is not None]
+    if not verb.not_undone:
+        _refuse_not_undone(runs)
+    flows: dict[str, Run | None] = {run.flow: run for run in runs}
+    project = parts.project()
+    for flow in (
+        *project.feeds.get(stored.event.trigger, ()),
+        *project.by_type.get(stored.event.type, ()),
+    ):
+        flows.setdefault(flow.name, None)
+    if not flows:
+        raise Refused(f"event {verb.event_id!r} starts no flow")
+    return await _replay(parts, stored, flows)
+
+
+async def _event_of(parts: Parts, verb: Replay) -> StoredEvent:
+    found = await parts.journal.event(verb.event_id, source=verb.source)
+    if not found:
+        raise NotFound(f"no event {verb.event_id!r}")
+    if len(found) > 1:
+        sources = ", ".join(sorted({stored.event.source for stored in found}))
+        raise Refused(f"event id {verb.event_id!r} has several sources; name one of: {sources}")
+    return found[0]
+
+
+async def _replay(parts: Parts, stored: StoredEvent, flows: Mapping[str, Run | None]) -> list[str]:
+    """Add a run for each flow; `flows` maps each to its last run of the event."""
+    current: dict[str, Run | None] = {}
+    for name, last in flows.items():
+        current.setdefault(parts.current_name(name), last)
+    runs = [_new_run(parts, stored, name, last) for name, last in current.items()]
+    ids = await parts.journal.replay(stored.seq, runs, now=parts.now())
+    for name in current:
+        parts.owner.reread_queue(name)
+    return ids
+
+
+def _new_run(parts: Parts, stored: StoredEvent, name: str, last: Run | None) -> NewRun:
+    """Return a new run of a flow; of one that is not loaded, with the keys of its last run."""
+    run = NewRun(id=mint_id(), flow=name, state=RunState.QUEUED)
+    if last is not None:
+        run.order_key, run.limit_key = last.order_key, last.limit_key
+    flow = parts.project().flows.get(name)
+    if flow is not None:
+        run.code_version = flow.code_version
+        try:
+            run.order_key = flow.order_key(stored.event)
+            run.limit_key = flow.limit_key(stored.event)
+        except Exception as error:
+            raise Refused(
+                f"flow {name!r} cannot take the event: {words_of(error)} "
+                f"(in ordered_by= or per=, {flow.file}:{flow.line})"
+            ) from error
+    return run
+
+
+def is_not_undone(run: Run) -> bool:
+    """Whether effects of a finished run may remain, because its undo is not done."""
+    return run.undo in ("running", "failed")
+
+
+def _refuse_not_undone(runs: Sequence[Run]) -> None:
+    """Raise `Refused` if effects of a run may remain, which a replay would repeat."""
+    for run in runs:
+        if is_not_undone(run):
+            raise Refused(
+                f"run {run.id} of flow {run.flow} is not undone (undo: {run.undo}), and a replay "
+                f"would repeat its effects with new idempotency keys: finish the undo first with "
+                f"turnout retry {run.id}, or confirm with --yes, over HTTP with the field "
+                f'{{"not_undone": true}}'
+            )

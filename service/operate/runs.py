@@ -1,0 +1,102 @@
+"""Verbs on runs: cancel, retry, and the answer to an approval."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import orjson
+
+from turnout.service.domain.errors import NotFound, Refused
+from turnout.service.domain.run import FINISHED, Run, RunState
+from turnout.service.journal.records import Filter
+from turnout.service.steps.approval import find_fields, read_fields
+
+from .filters import all_runs
+from .parts import Parts, handles
+from .verbs import Answer, Cancel, CancelAll, Retry, RetryAll
+
+
+@handles(Cancel)
+async def cancel(parts: Parts, verb: Cancel) -> Run:
+    """Cancel the run and the children it waits for; only the owner can stop one that runs."""
+    runs = await parts.journal.cancel(verb.run_id, now=parts.now(), reason=verb.reason, by=verb.by)
+    for run in runs:
+        parts.owner.cancel(run)
+    return runs[0]
+
+
+@handles(Retry)
+async def retry(parts: Parts, verb: Retry) -> Run:
+    """Queue the run again, under the current name of its flow."""
+    run = await parts.journal.retry(verb.run_id, verb.from_step, now=parts.now())
+    if run.state in (RunState.RETRYING, RunState.WAITING):
+        parts.owner.recheck_due()
+        return run
+    name = parts.current_name(run.flow)
+    if name != run.flow:
+        await parts.journal.rename_flow(run.flow, name)
+    parts.owner.reread_queue(name)
+    return run
+
+
+@handles(CancelAll)
+async def cancel_all(parts: Parts, verb: CancelAll) -> list[Run]:
+    """Cancel one run after the other."""
+    done = []
+    for run in await _matching(parts, verb.which):
+        if run.state not in FINISHED:
+            with suppress(Refused, NotFound):  # its state changed meanwhile
+                done.append(await cancel(parts, Cancel(run.id, verb.reason, verb.by)))
+    return done
+
+
+@handles(RetryAll)
+async def retry_all(parts: Parts, verb: RetryAll) -> list[Run]:
+    """Retry one run after the other."""
+    done = []
+    for run in await _matching(parts, verb.which):
+        if run.state in (RunState.FAILED, RunState.CANCELLED):
+            with suppress(Refused, NotFound):
+                done.append(await retry(parts, Retry(run.id)))
+    return done
+
+
+async def _matching(parts: Parts, which: Filter) -> list[Run]:
+    """Return every matching run, read before the first of them is acted on."""
+    return [run async for run in all_runs(parts.journal, which)]
+
+
+@handles(Answer)
+async def answer(parts: Parts, verb: Answer) -> Run:
+    """Store the answer; the run resumes with it."""
+    run = await parts.journal.run(verb.run_id)
+    if run is None:
+        raise NotFound(f"no run {verb.run_id!r}")
+    if verb.approved:
+        await _check_fields(parts, run, verb.step, verb.fields)
+    given = {
+        "approved": verb.approved, "fields": verb.fields, "reason": verb.reason, "by": verb.by
+    }  # fmt: skip
+    # Not orjson: it refuses integers past 64 bits.
+    text = json.dumps(given).encode()
+    await parts.journal.answer(run.id, verb.step, text, link=verb.link, now=parts.now())
+    parts.owner.recheck_due()
+    return run
+
+
+async def _check_fields(parts: Parts, run: Run, step: str | None, fields: Any) -> None:
+    waits = [wait.key for wait in await parts.journal.waits(run.seq, step)]
+    for record in await parts.journal.steps(run.seq):
+        if record.key in waits and record.task == "approval" and record.state == "waiting":
+            declared = orjson.loads(record.result or b"{}").get("fields")
+            read_fields(find_fields(declared), fields)
+
+
+async def cancel_children(parts: Parts, run_seq: int, run_id: str) -> None:
+    """Cancel the children that a finished run was waiting for."""
+    for step in await parts.journal.steps(run_seq):
+        if step.state == "waiting" and step.origin:
+            with suppress(Refused, NotFound):
+                await cancel(parts, Cancel(step.origin, f"run {run_id}, its parent, has ended"))

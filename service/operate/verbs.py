@@ -1,0 +1,198 @@
+"""What an operator may do: one value for each verb, with the type of what it returns.
+
+`Operator.do(verb)` carries a verb out, in the running service or on the journal of a stopped one;
+a command's session does the same, over HTTP if a service is running. Reads are no verbs: they go
+straight to the journal.
+
+A verb lives in four places. To add one:
+
+1. Its value, here: what the operator says, and nothing that the service knows by itself.
+2. Its handler, in this folder's module of its subject: a function under `@handles(…)`.
+3. Its row in `http/rest/routes.py`: method and path, which field of the value travels where, and
+   the document it is answered with. The service reads requests by it, the command writes them.
+4. Its command in `cli/`, which builds the value and prints the document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import Run
+from turnout.service.domain.trigger import Receipt, Seek, SeekPlan
+from turnout.service.journal.records import Filter, UsedLink
+
+R = TypeVar("R")
+
+
+class Verb(Generic[R]):
+    """Something an operator does; doing it returns an `R`."""
+
+    __slots__ = ()
+
+    needs_service: ClassVar[bool] = False
+    """Whether it works in a running service only."""
+
+
+# ---------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel(Verb[Run]):
+    """Cancel an unfinished run; a running one stops at its next await.
+
+    It ends as `cancelled` at once, or after its undo (`undo` is `running` until then). Children
+    it waits for are cancelled too and end first.
+    Raises `NotFound`, `Refused` (it has ended, or is already being undone).
+    """
+
+    run_id: str
+    reason: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAll(Verb[list[Run]]):
+    """Cancel every matching unfinished run; skips those that end meanwhile."""
+
+    which: Filter
+    reason: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry(Verb[Run]):
+    """Queue a finished run again; it resumes after its last recorded step or at `from_step`.
+
+    If its undo failed, only the remaining steps of the undo run. A run that waits for its next
+    try, or for that of a step, is tried now. Raises `NotFound`, `Refused`.
+    """
+
+    run_id: str
+    from_step: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAll(Verb[list[Run]]):
+    """Queue every matching failed or cancelled run again."""
+
+    which: Filter
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Verb[Run]):
+    """Answer the approval a run waits for; `step` is its key if there are several.
+
+    `link` is the link that was used, if it was answered through one. Raises `NotFound`, `Refused`
+    (none is open, or it was answered), `Expired` for a used link, `InvalidData` for fields other
+    than those the flow asks for.
+    """
+
+    needs_service: ClassVar[bool] = True  # only the loaded flow knows the fields
+
+    run_id: str
+    _: KW_ONLY
+    approved: bool
+    fields: Any = None
+    reason: str = ""
+    by: str = ""
+    step: str | None = None
+    link: UsedLink | None = None
+
+
+# ---------------------------------------------------------------- dead letters and events
+
+
+@dataclass(frozen=True, slots=True)
+class Drop(Verb[Run]):
+    """Remove a dead letter from the list; it stays in the journal as a failed run."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayDead(Verb[list[str]]):
+    """Run a dead letter's flow again, as a new run of its event, and drop the dead letter.
+
+    Returns the new run. A run that is not undone stays a dead letter; it is replayed only with
+    `not_undone`, else raises `Refused`.
+    """
+
+    run_id: str
+    not_undone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Replay(Verb[list[str]]):
+    """Run every flow of a stored event again; returns the new runs.
+
+    The flows are those that the event started and, in a service, those it would start now. `source`
+    is needed where several sources have sent the id, `not_undone` while a run of the event is not
+    undone. Raises `NotFound`, `Refused`.
+    """
+
+    event_id: str
+    source: str | None = None
+    not_undone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Emit(Verb[Receipt]):
+    """Store an event from outside and start the flows with `on=event(TYPE)`."""
+
+    needs_service: ClassVar[bool] = True
+
+    event: Event
+
+
+# ---------------------------------------------------------------- flows and triggers
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Verb[str]):
+    """Pause a flow or a trigger until `Resume`; returns `flow:NAME` or `trigger:NAME`.
+
+    A paused flow's events are accepted and its runs wait; a paused trigger accepts no events.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(Verb[str]):
+    """Undo a pause, also of a flow or trigger that is no longer loaded; returns as `Pause` does."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fire(Verb[Receipt]):
+    """Start a trigger's flows now, with an event of its kind that carries `data` (JSON).
+
+    Raises `InvalidData`, with nothing stored, if no flow accepts it.
+    """
+
+    needs_service: ClassVar[bool] = True
+
+    name: str
+    data: bytes = b"{}"
+
+
+@dataclass(frozen=True, slots=True)
+class SeekTrigger(Verb[SeekPlan]):
+    """Move a trigger's position; `dry_run` only returns what would happen.
+
+    The trigger is stopped meanwhile. Raises `NotFound`, and `Refused` for what is impossible.
+    """
+
+    name: str
+    seek: Seek
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClearCache(Verb[int]):
+    """Clear the cached results of one task, or of all with `cache=`; returns how many."""
+
+    task: str | None = None
