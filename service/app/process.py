@@ -1,26 +1,24 @@
-"""The parts of one process: wiring, start, stop and reload.
+"""The parts of one process: wiring, start and stop.
 
 Start: triggers and HTTP come last, so that no event is accepted before everything works. Stop:
 runs end within the grace time, the rest is queued again, and events are accepted until the end.
-Not here: HTTP, signals and settings (`serve`).
+Not here: HTTP, signals and settings (`serve`), new versions of the project (`reload`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any
 
-from turnout.service.dispatch.attempts import until_writable
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.dispatch.executor import Executor
 from turnout.service.dispatch.waiters import Waiters
-from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import Event
 from turnout.service.domain.resource import Resource, Resources
 from turnout.service.domain.run import Outcome, RunState
@@ -45,8 +43,6 @@ from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Counts, Metrics
 
 log = get_logger("turnout")
-
-WATCH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -213,13 +209,14 @@ class Process:
                 log.warning("runs.orphaned", flow=name, count=count - len(failed))
         for shape in await self.journal.shapes():
             self.awaited.watch(shape)
-        await self.resources.start(_resources(self.project))
-        self._apply(self.project, await self.journal.paused())
+        await self.resources.start(resources_of(self.project))
+        self.apply(self.project, await self.journal.paused())
         ready = asyncio.Event()
         self._tasks.create_task(self.dispatcher.run(ready.set))
         await ready.wait()
 
-    def _apply(self, project: Project, paused: Collection[str]) -> None:
+    def apply(self, project: Project, paused: Collection[str]) -> None:
+        """Serve a project; triggers that it changes or adds get new emitters."""
         self.project = project
         self.awaited.serve(project.flows.values())
         self.dispatcher.serve(
@@ -255,59 +252,6 @@ class Process:
             if not self.stopping and name in self.emitters:
                 self.supervisor.start(self.emitters[name])
 
-    async def reload(self, project: Project) -> None:
-        """Switch to a new version of the project; raises `SetupError` and keeps the old one.
-
-        Unchanged triggers never stop. Flows that are new, come back or take over a name (`was=`)
-        start runs once their held ordering keys are read from the journal. Resources of replaced
-        code stay open until the service stops, since runs may still use them.
-        """
-        await self.resources.start(_resources(project))
-        paused = await self.journal.paused()
-        fresh = {
-            f"flow:{flow.name}"
-            for flow in project.flows.values()
-            if flow.was is not None or flow.name not in self.project.flows
-        }
-        gone = [
-            name
-            for name, emitter in self.emitters.items()
-            if project.triggers.get(name) != emitter.trigger
-        ]
-        await self.supervisor.stop(*gone) if gone else None
-        for name in gone:
-            self.emitters.pop(name).retire()
-        known = set(self.emitters)
-        self._apply(project, {*paused, *fresh})
-        self.pools.renew()
-        await self._take_over(project)
-        paused = await self.journal.paused()  # an operator may have changed it meanwhile
-        for name in fresh - paused.keys():
-            self.dispatcher.resume(name.removeprefix("flow:"))
-        for name, emitter in self.emitters.items():
-            emitter.paused = f"trigger:{name}" in paused
-        for name in set(self.emitters) - known:
-            self.supervisor.start(self.emitters[name])
-
-    async def _take_over(self, project: Project) -> None:
-        """Move runs of old names (`was=`) to the new ones, and read the held ordering keys."""
-        renamed = {flow.name: flow.was for flow in project.flows.values() if flow.was is not None}
-        for name, was in renamed.items():
-            self.dispatcher.adopt(was, name)
-        await self._rename(renamed)
-        await self.dispatcher.hold_keys()
-        await self._rename(renamed)  # for what was routed to an old name meanwhile
-
-    async def _rename(self, renamed: Mapping[str, str]) -> None:
-        for name, was in renamed.items():
-            while True:
-                try:
-                    await self.journal.rename_flow(was, name)
-                    break
-                except JournalFull:
-                    await until_writable(self.journal)
-            self.dispatcher.reread_queue(name)
-
     def routes(self) -> list[tuple[CalledTrigger, TriggerEmitter]]:
         """Return the called triggers with their emitters, for `Ingest`."""
         return [
@@ -334,18 +278,6 @@ class Process:
         """Return what keeps runs from starting although events are accepted."""
         return list(self.pools.warnings().values())
 
-    async def watch_pools(self) -> None:
-        """Log when runs start to wait for a pool, and when none waits any more."""
-        reported: dict[str, str] = {}
-        while True:
-            now = self.pools.warnings()
-            for what in now.keys() - reported.keys() - {"timeouts"}:  # logged when they happen
-                log.warning("pool.exhausted", pool=what, why=now[what])
-            for what in reported.keys() - now.keys() - {"timeouts"}:
-                log.info("pool.recovered", pool=what)
-            reported = now
-            await asyncio.sleep(WATCH_SECONDS)
-
     async def stop(self) -> int:
         """Drain, queue the rest again, stop intake; returns the number of stuck threads' runs.
 
@@ -363,7 +295,8 @@ class Process:
         return stuck
 
 
-def _resources(project: Project) -> list[Resource[Any]]:
+def resources_of(project: Project) -> list[Resource[Any]]:
+    """Return the resources that the flows of a project use."""
     return [
         resource for flow in project.flows.values() for resource in flow.binding.resources.values()
     ]

@@ -1,4 +1,4 @@
-"""`turnout serve` and `turnout run`: from settings to exit code.
+"""`turnout serve`: from settings to exit code.
 
 The composition root. An unexpected error ends the process; a supervisor restarts it, and the
 journal makes that safe.
@@ -9,37 +9,31 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import shutil
-import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
-import anyio
-
 from turnout.service.domain.clock import WallClock
-from turnout.service.domain.errors import JournalBroken, NotFound, SetupError
-from turnout.service.domain.event import Event, mint_id
-from turnout.service.domain.run import Run
+from turnout.service.domain.errors import JournalBroken
 from turnout.service.governance.links import Links, load_or_make_key
 from turnout.service.governance.tokens import load_or_make_token
-from turnout.service.http.ingest import Ingest, check_exposure, unlock
+from turnout.service.http.ingest import Ingest, check_exposure
 from turnout.service.http.server.server import Server, listen
 from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.operate.maintenance import Maintenance
-from turnout.service.project.loader import load, loading
+from turnout.service.project.loader import load
 from turnout.service.settings import Settings
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
-from .process import ManualTrigger, Process
-from .watchdogs import watch_clock, watch_disk, watch_files, watch_loop
+from .process import Process
+from .reload import reload_files
+from .requests import on_signals, reload_on_change
+from .watchdogs import watch_clock, watch_disk, watch_files, watch_loop, watch_pools
 
 log = get_logger("turnout")
 
@@ -47,9 +41,6 @@ EXIT_OK = 0
 EXIT_IO = 74
 EXIT_CUT_OFF = 75
 """A stop that cut off steps which did not end; they run again at the next start."""
-EXIT_INTERRUPTED = 130
-UNWIND_SECONDS = 2.0
-"""How long a foreground run may take after Ctrl-C; a second one ends it at once."""
 
 
 async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool = False) -> int:
@@ -91,7 +82,7 @@ async def _live(
     *,
     reload: bool,
 ) -> None:
-    requests = _on_signals()
+    requests = on_signals()
     asyncio.get_running_loop().set_exception_handler(partial(_end_by_callback, process, tasks))
     settings = process.settings
     background = _watch(process, journal, tasks)
@@ -129,7 +120,7 @@ async def _live(
     background.append(tasks.create_task(maintenance.run()))
     tune_garbage_collector()
     if reload:
-        background.append(tasks.create_task(_ask_for_changes(requests, flow_paths)))
+        background.append(tasks.create_task(reload_on_change(requests, flow_paths)))
     log.info(
         "service.started",
         url=url,
@@ -139,7 +130,7 @@ async def _live(
     )
     while not await requests.to_stop():
         with requests.cancelling():
-            await _reload(process, ingest, flow_paths, requests.changes())
+            await reload_files(process, ingest, flow_paths, requests.changes())
     log.info("service.stopping", grace_seconds=settings.grace.total_seconds())
     stuck = await process.stop()
     server.stop()
@@ -165,78 +156,13 @@ def _watch(
         tasks.create_task(watch_disk(journal)),
         tasks.create_task(watch_files(journal)),
         tasks.create_task(watch_clock(clock, process.dispatcher.recheck_due)),
-        tasks.create_task(process.watch_pools()),
+        tasks.create_task(watch_pools(process.pools)),
     ]
 
 
 def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
-
-
-@dataclass
-class _Requests:
-    """What a running service is requests to do: reload flow files, or stop."""
-
-    _any: asyncio.Event = field(default_factory=asyncio.Event)
-    _scope: anyio.CancelScope | None = None
-    _stop: bool = False
-    _changed: list[str] = field(default_factory=list)
-
-    def stop(self, number: int) -> None:
-        """Ask to stop; the second time the process ends at once."""
-        if self._stop:
-            os._exit(128 + number)
-        self._stop = True
-        self._any.set()
-        if self._scope is not None:
-            self._scope.cancel()
-
-    @contextmanager
-    def cancelling(self) -> Iterator[anyio.CancelScope]:
-        """Cancel the body when the service is requests to stop."""
-        with anyio.CancelScope() as self._scope:
-            yield self._scope
-        self._scope = None
-
-    def reload(self, *changed: str) -> None:
-        """Ask to reload the flow files, with what changed."""
-        self._changed += changed
-        self._any.set()
-
-    async def to_stop(self) -> bool:
-        """Wait for a request; returns whether it is to stop."""
-        await self._any.wait()
-        self._any.clear()
-        return self._stop
-
-    def changes(self) -> list[str]:
-        """Return the changes since the last call."""
-        changed, self._changed = self._changed, []
-        return changed
-
-
-def _on_signals() -> _Requests:
-    """Stop at SIGTERM and SIGINT; reload at SIGHUP, or stop when a terminal closes."""
-    requests = _Requests()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, requests.stop, number)
-    if sys.stderr.isatty():
-        loop.add_signal_handler(signal.SIGHUP, requests.stop, signal.SIGHUP)
-    else:
-        loop.add_signal_handler(signal.SIGHUP, requests.reload, "SIGHUP")
-    return requests
-
-
-async def _ask_for_changes(requests: _Requests, flow_paths: Sequence[Path]) -> None:
-    from turnout.service.project.reload import changes
-
-    def warn(reason: str) -> None:
-        log.warning("reload.polled", reason=reason, limits="fs.inotify.max_user_*")
-
-    async for changed in changes(flow_paths, warn=warn):
-        requests.reload(*sorted(map(str, changed)))
 
 
 def _end_by_callback(
@@ -298,94 +224,8 @@ async def _load_rest(process: Process) -> Any:
     return await asyncio.to_thread(create)
 
 
-async def _reload(
-    process: Process, ingest: Ingest, flow_paths: Sequence[Path], changed: Sequence[str]
-) -> None:
-    """Load the flow files again; on an error log it and keep what is loaded.
-
-    Runs in the task that opens resources, because the same task must close them.
-    """
-    try:
-        with loading(flow_paths) as project:
-            check_exposure(project.triggers.values(), process.settings.host)
-            unlock(project.triggers.values())
-            await process.reload(project)
-    except SetupError as error:
-        log.error("reload.failed", error=str(error))  # noqa: TRY400  it names file and line
-    else:
-        ingest.replace(process.routes())
-        log.info("reload.done", flows=len(project.flows), changed=list(changed))
-
-
 def _url(settings: Settings, sock: socket.socket) -> str:
     scheme = "https" if settings.tls_certificate is not None else "http"
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme}://{shown}:{port}"
-
-
-def _cancel_on_signals(folder: str) -> None:
-    """Cancel this task at SIGINT or SIGTERM; end the process soon if a thread blocks that."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-
-    def end() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        sys.stderr.write("\nstopped\n")
-        sys.stderr.flush()
-        os._exit(EXIT_INTERRUPTED)
-
-    def signalled() -> None:
-        if task.cancelling():
-            end()
-        task.cancel()
-        loop.call_later(UNWIND_SECONDS, end)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled)
-
-
-async def run_once(settings: Settings, flow_path: Path, flow_name: str, data: bytes) -> Run:
-    """Run one flow once in the foreground, in a temporary journal, with `data` as JSON.
-
-    Raises `NotFound` when the file has no such flow.
-    """
-    project = load([flow_path])
-    if flow_name not in project.flows:
-        raise NotFound(
-            f"{flow_path} has no flow {flow_name!r}; it has: {', '.join(project.flows) or 'none'}"
-        )
-    flow = project.flows[flow_name]
-    metrics = Metrics()
-    with TemporaryDirectory(prefix="turnout-run-") as folder:
-        _cancel_on_signals(folder)
-        async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
-            journal = await open_journal(
-                Path(folder),
-                metrics=metrics,
-                synchronous="normal",
-                max_unfinished_runs=settings.max_unfinished_runs,
-                min_free_bytes=0,
-            )
-            stack.push_async_callback(journal.close)
-            process = Process(settings, project, journal, metrics, tasks)
-            stack.push_async_callback(process.resources.stop)
-            await process.start()
-            emit = process.emitter(ManualTrigger("cli", "cli"), lambda _event: (flow,))
-            event = Event(
-                id=mint_id(),
-                source="turnout:cli",
-                type="turnout.cli.run",
-                time=process.now(),
-                body=data,
-                datacontenttype="application/json",
-                trigger="cli",
-                minted=True,
-            )
-            run_id = (await emit([event]))[0].runs[0]
-            while await process.waiters.result(run_id, 3600) is None:
-                continue
-            run = await journal.run(run_id)
-            await process.stop()
-            assert run is not None  # it has just finished
-            return run

@@ -1,4 +1,4 @@
-"""Checks of a running service, once a second: event loop, journal files, disk and clock.
+"""Checks of a running service, once a second: event loop, journal files, disk, clock and pools.
 
 Each is its own loop, off the path of events and runs. A corrupt journal or a blocked event loop
 ends the process; a supervisor restarts it, and runs resume from the journal.
@@ -20,6 +20,7 @@ from turnout.service.domain.clock import WallClock
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.units import format_duration
 from turnout.service.journal.open import OpenJournal
+from turnout.service.pools import Pools
 from turnout.service.settings import Settings
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.streams import real_stderr
@@ -77,6 +78,19 @@ async def watch_clock(clock: WallClock, recheck: Callable[[], object]) -> None:
         if abs(now - before) > SET_BY:
             recheck()
         before = now
+
+
+async def watch_pools(pools: Pools) -> None:
+    """Log when runs start to wait for a pool, and when none waits any more."""
+    reported: dict[str, str] = {}
+    while True:
+        now = pools.warnings()
+        for what in now.keys() - reported.keys() - {"timeouts"}:  # logged when they happen
+            log.warning("pool.exhausted", pool=what, why=now[what])
+        for what in reported.keys() - now.keys() - {"timeouts"}:
+            log.info("pool.recovered", pool=what)
+        reported = now
+        await asyncio.sleep(CHECK_SECONDS)
 
 
 async def watch_loop(settings: Settings) -> None:

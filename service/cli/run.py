@@ -43,10 +43,10 @@ def run(target: str, input_text: str, config: Path | None, as_json: bool) -> Non
     data = read_json(input_text)
     settings = load(config)
     prepare_process(settings)
-    from turnout.service.app import serve
+    from turnout.service.app import run_once
 
     try:
-        ended = run_on_uvloop(serve.run_once(settings, Path(file), flow_name, data))
+        ended = run_on_uvloop(run_once.run_once(settings, Path(file), flow_name, data))
     except CancelledError:
         raise KeyboardInterrupt from None
     _report_run(ended, as_json)

@@ -14,6 +14,7 @@ import pytest
 from tests.support import inside
 from tests.support.running import Running, eventually, make_event, running
 from turnout import every, flow, limit, resource, retry, webhook
+from turnout.service.app.reload import reload_project
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
@@ -31,7 +32,7 @@ async def send(service: Running, trigger: str, data: Any) -> Receipt:
 
 
 async def reload(service: Running, *flows: Flow[..., Any]) -> None:
-    await service.process.reload(Project.of(flows))
+    await reload_project(service.process, Project.of(flows))
 
 
 happened: list[str] = []

@@ -16,6 +16,7 @@ from tests.support.journal_contract import NOW, claim_all, make_event, make_run,
 from tests.support.running import Running, eventually, running
 from turnout import Event, RunError, current, flow, task
 from turnout.service.app.process import ManualTrigger
+from turnout.service.app.reload import reload_project
 from turnout.service.domain.errors import Refused, StepFailed
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
@@ -220,7 +221,7 @@ async def test_stopped_and_reloaded_during_its_failure_hook(tmp_path: Path) -> N
 
     async with running(tmp_path, [make_flow()], grace=timedelta(milliseconds=20)) as service:
         await eventually(told)
-        await service.process.reload(Project.of([]))  # it keeps the code it began with
+        await reload_project(service.process, Project.of([]))  # it keeps the code it began with
         assert (await service.run(run_id)).state is RunState.RUNNING
     stops["tell process_died"].set()
     async with running(tmp_path, [make_flow()]) as service:

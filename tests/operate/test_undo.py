@@ -18,6 +18,7 @@ import pytest
 from tests.support.running import PATIENCE_SECONDS, Running, eventually, make_event, running
 from turnout import Event, Fail, RunError, current, flow, gather, retry, sleep, task
 from turnout.service.app.process import ManualTrigger
+from turnout.service.app.reload import reload_project
 from turnout.service.domain.errors import Refused
 from turnout.service.domain.run import Run, RunState
 from turnout.service.domain.units import utc_now
@@ -333,7 +334,7 @@ async def test_dead_letters_that_are_not_undone_go_along_with_a_renamed_flow(
 ) -> None:
     async with failed_undo(tmp_path, "a") as (service, run_id):
         renamed = flow(name="sale", was="order", on_failure=tell)(order.function)
-        await service.process.reload(Project.of([renamed]))
+        await reload_project(service.process, Project.of([renamed]))
         assert metric(service) == 'turnout_undo_failed{flow="sale"} 1.0'
         broken.clear()
         await service.process.operator.do(Retry(run_id))

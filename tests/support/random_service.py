@@ -24,6 +24,7 @@ from tests.support.random_flows import KINDS, RETRIES, StartChecker, act, act_in
 from tests.support.running import PATIENCE_SECONDS, eventually, make_event
 from turnout import flow, limit, retry, webhook
 from turnout.service.app.process import Process
+from turnout.service.app.reload import reload_project
 from turnout.service.dispatch import backpressure, dispatcher, due, queue, scheduling
 from turnout.service.domain.errors import NotFound, Overloaded, Refused
 from turnout.service.domain.event import Event, mint_id
@@ -328,7 +329,7 @@ class ServiceFuzzer:
 
     async def reload(self) -> None:
         """Reload the flow files."""
-        await self.process.reload(Project.of(self.flows()))
+        await reload_project(self.process, Project.of(self.flows()))
 
     async def step(self) -> None:
         """Do one random action; wait for it half of the time."""

@@ -1,0 +1,92 @@
+"""A new version of the flow files, taken on by the running process; one with a mistake is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from turnout.service.dispatch.attempts import until_writable
+from turnout.service.domain.errors import JournalFull, SetupError
+from turnout.service.http.ingest import Ingest, check_exposure, unlock
+from turnout.service.project import Project
+from turnout.service.project.loader import loading
+from turnout.service.telemetry.logs import get_logger
+
+from .process import Process, resources_of
+
+log = get_logger("turnout")
+
+
+async def reload_files(
+    process: Process, ingest: Ingest, flow_paths: Sequence[Path], changed: Sequence[str]
+) -> None:
+    """Load the flow files again; on an error log it and keep what is loaded.
+
+    Runs in the task that opens resources, because the same task must close them.
+    """
+    try:
+        with loading(flow_paths) as project:
+            check_exposure(project.triggers.values(), process.settings.host)
+            unlock(project.triggers.values())
+            await reload_project(process, project)
+    except SetupError as error:
+        log.error("reload.failed", error=str(error))  # noqa: TRY400  it names file and line
+    else:
+        ingest.replace(process.routes())
+        log.info("reload.done", flows=len(project.flows), changed=list(changed))
+
+
+async def reload_project(process: Process, project: Project) -> None:
+    """Switch to a new version of the project; raises `SetupError` and keeps the old one.
+
+    Unchanged triggers never stop. Flows that are new, come back or take over a name (`was=`)
+    start runs once their held ordering keys are read from the journal. Resources of replaced
+    code stay open until the service stops, since runs may still use them.
+    """
+    await process.resources.start(resources_of(project))
+    paused = await process.journal.paused()
+    fresh = {
+        f"flow:{flow.name}"
+        for flow in project.flows.values()
+        if flow.was is not None or flow.name not in process.project.flows
+    }
+    gone = [
+        name
+        for name, emitter in process.emitters.items()
+        if project.triggers.get(name) != emitter.trigger
+    ]
+    await process.supervisor.stop(*gone) if gone else None
+    for name in gone:
+        process.emitters.pop(name).retire()
+    known = set(process.emitters)
+    process.apply(project, {*paused, *fresh})
+    process.pools.renew()
+    await _take_over(process, project)
+    paused = await process.journal.paused()  # an operator may have changed it meanwhile
+    for name in fresh - paused.keys():
+        process.dispatcher.resume(name.removeprefix("flow:"))
+    for name, emitter in process.emitters.items():
+        emitter.paused = f"trigger:{name}" in paused
+    for name in set(process.emitters) - known:
+        process.supervisor.start(process.emitters[name])
+
+
+async def _take_over(process: Process, project: Project) -> None:
+    """Move runs of old names (`was=`) to the new ones, and read the held ordering keys."""
+    renamed = {flow.name: flow.was for flow in project.flows.values() if flow.was is not None}
+    for name, was in renamed.items():
+        process.dispatcher.adopt(was, name)
+    await _rename(process, renamed)
+    await process.dispatcher.hold_keys()
+    await _rename(process, renamed)  # for what was routed to an old name meanwhile
+
+
+async def _rename(process: Process, renamed: Mapping[str, str]) -> None:
+    for name, was in renamed.items():
+        while True:
+            try:
+                await process.journal.rename_flow(was, name)
+                break
+            except JournalFull:
+                await until_writable(process.journal)
+        process.dispatcher.reread_queue(name)
