@@ -91,7 +91,10 @@ class Selection:
 
     def act(self, word: str, ids: Sequence[str], verb: Callable[[str], Verb[Any]]) -> None:
         """Do the verb that `verb` makes of an id to each run; exits 1 if one is refused."""
-        if ids and run_async(_act(self._settings, word, ids, verb, as_json=self._as_json)):
+        if not ids:
+            return
+        refused = run_async(_act(self._settings, word, ids, verb, as_json=self._as_json))
+        if refused:
             raise SystemExit(1)
 
 
@@ -124,7 +127,7 @@ async def _matching(
 
 def accept_not_undone(settings: Settings, run_ids: Sequence[str], *, yes: bool) -> bool:
     """Ask before runs are replayed that are not undone; returns whether there are any."""
-    names = ", ".join(run_async(_not_undone(settings, run_ids)) if run_ids else ())
+    names = ", ".join(run_async(_not_undone(settings, run_ids))) if run_ids else ""
     if names:
         ask(
             f"These runs are not undone, and a replay repeats their effects with new idempotency "

@@ -23,7 +23,7 @@ from turnout.service.domain.run import Run
 from turnout.service.domain.trigger import Receipt, Seek, SeekPlan
 from turnout.service.journal.records import Filter, UsedLink
 
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 
 
 class Verb(Generic[R]):

@@ -34,6 +34,7 @@ from turnout.service.operate.verbs import (
     Resume,
     Retry,
     RetryAll,
+    Verb,
 )
 from turnout.service.project import Project
 
@@ -199,9 +200,15 @@ async def test_it_stays_a_dead_letter_while_it_is_undone_again(tmp_path: Path) -
         await reached("refund a")
         assert await dead(service) == [run_id]
         assert (await service.run(run_id)).undo == "running"
-        for verb in (operator.cancel, operator.drop, operator.retry, operator.replay_dead):
+        verbs: tuple[Verb[Any], ...] = (
+            Cancel(run_id),
+            Drop(run_id),
+            Retry(run_id),
+            ReplayDead(run_id),
+        )
+        for verb in verbs:
             with pytest.raises(Refused):
-                await verb(run_id)
+                await operator.do(verb)
         stops["refund a"].set()
         assert (await ended(service, run_id)).undo == "done"
         assert await dead(service) == []

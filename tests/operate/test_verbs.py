@@ -72,7 +72,7 @@ EXAMPLES: list[tuple[Verb[Any], Any]] = [
     (Retry("r"), RUN),
     (Retry("r", "~undo[0]/charge#1 &?"), RUN),
     (RetryAll(Filter(since=NOW)), [RUN, RUN]),
-    (Answer("r", approved=False), RUN),
+    (Answer("r", approved=False, by="ada"), RUN),
     (Answer("r", approved=True, fields={"n": 2**70}, reason="why", by="ada", step="a[1]#1"), RUN),
     (Drop("r"), RUN),
     (ReplayDead("r"), ["a"]),

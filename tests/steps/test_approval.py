@@ -143,11 +143,11 @@ async def _asks(name: str) -> str:
 async def test_of_several_approvals_one_is_named_and_one_may_time_out(tmp_path: Path) -> None:
     async with running(tmp_path, [asks_two]) as service:
         run_id = await asked(service)
-        answer = service.process.operator.answer
+        do = service.process.operator.do
         with pytest.raises(Refused, match="several"):
-            await answer(run_id, approved=True)
-        await answer(run_id, approved=True, step="gather#1[1]/approval#1")
-        await answer(run_id, approved=False, step="gather#1[0]/approval#1")
+            await do(Answer(run_id, approved=True))
+        await do(Answer(run_id, approved=True, step="gather#1[1]/approval#1"))
+        await do(Answer(run_id, approved=False, step="gather#1[0]/approval#1"))
         run = await service.finished(run_id)
     assert orjson.loads(run.result or b"") == ["not first", "second", "TimeoutError"]
 

@@ -29,6 +29,7 @@ from turnout.service.domain.errors import Refused
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run, RunState
 from turnout.service.domain.units import utc_now
+from turnout.service.operate import verbs
 from turnout.service.steps import backoff, step
 
 LONG = retry(3, delay="1h", factor=1, jitter=False)
@@ -142,7 +143,7 @@ async def test_its_slot_is_free_meanwhile_and_an_operator_may_try_at_once(
         assert timedelta(minutes=59) < run.due_at - began < timedelta(minutes=61)
         assert run.as_dict()["due_at"] is not None
         assert run.error is not None and run.error.message == "not now"
-        again = await service.process.operator.do(Retry(run_id))
+        again = await service.process.operator.do(verbs.Retry(run_id))
         assert again.state is RunState.RETRYING
         ended = await service.finished(run_id)
     assert ended.attempts == 1
@@ -191,7 +192,7 @@ async def test_it_keeps_its_ordering_key_and_a_stop_does_not_wait_for_it(tmp_pat
     assert time.monotonic() - began < 5
     async with running(tmp_path, [ordered]) as service:
         assert (await service.run(first)).state is RunState.RETRYING
-        await service.process.operator.do(Retry(first))
+        await service.process.operator.do(verbs.Retry(first))
         assert (await service.finished(first)).state is RunState.SUCCEEDED
         await state_of(service, second, RunState.RETRYING)
 
@@ -216,14 +217,14 @@ async def test_what_waits_for_something_else_cannot_be_tried_now(tmp_path: Path)
         nap, both, retrying = (await service.send()).runs
         await state_of(service, nap, RunState.WAITING)
         with pytest.raises(Refused, match="is waiting; only a finished run can be retried, or one"):
-            await service.process.operator.do(Retry(nap))
+            await service.process.operator.do(verbs.Retry(nap))
         await state_of(service, both, RunState.WAITING)
-        await service.process.operator.do(Retry(both))
+        await service.process.operator.do(verbs.Retry(both))
         await eventually(lambda: tried_twice())
         await state_of(service, retrying, RunState.RETRYING)
         with pytest.raises(Refused, match="from a step"):
-            await service.process.operator.do(Retry(retrying, "a"))
-        await service.process.operator.do(Retry(retrying))
+            await service.process.operator.do(verbs.Retry(retrying, "a"))
+        await service.process.operator.do(verbs.Retry(retrying))
         assert (await service.finished(retrying)).state is RunState.SUCCEEDED
 
 
@@ -249,7 +250,6 @@ async def test_a_short_wait_holds_the_slot(tmp_path: Path) -> None:
 
 SERVED = """
 from turnout import event, flow, retry, task
-from turnout.service.operate.verbs import Retry
 
 @task(retry=retry(5, delay="20s", jitter=False))
 def charge() -> None:
