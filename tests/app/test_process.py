@@ -267,9 +267,9 @@ async def test_a_limit_that_a_reload_raises_counts_for_the_runs_that_wait(tmp_pa
     assert seen == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("verb", ["drop", "retry"])
+@pytest.mark.parametrize("verb", [Drop, Retry])
 async def test_a_dead_letter_that_blocks_its_key_goes_with_the_flow_to_a_new_name(
-    tmp_path: Path, verb: str
+    tmp_path: Path, verb: type[Drop | Retry]
 ) -> None:
     seen: list[Any] = []
     gate = asyncio.Event()
@@ -285,7 +285,7 @@ async def test_a_dead_letter_that_blocks_its_key_goes_with_the_flow_to_a_new_nam
 
         await eventually(begun)
         renamed = make_flow("new", seen, gate, was="old", on_dead="block")
-        if verb == "drop":  # it fails under the new name, having begun under the old one
+        if verb is Drop:  # it fails under the new name, having begun under the old one
             await reload(service, renamed)
         gate.set()
 
@@ -297,10 +297,10 @@ async def test_a_dead_letter_that_blocks_its_key_goes_with_the_flow_to_a_new_nam
         assert (await service.run(dead)).flow == "new"
         assert service.process.journal.counts()[1] == {"new": 1}
         assert (await service.run(behind)).state is RunState.QUEUED
-        await getattr(service.process.operator, verb)(dead)
+        await service.process.operator.do(verb(dead))
 
         async def again() -> bool:
-            return verb == "drop" or seen[1:] == [("new", 0)]
+            return verb is Drop or seen[1:] == [("new", 0)]
 
         await eventually(again)
         await eventually(has_not_blocked(service, dead, verb))
@@ -309,12 +309,12 @@ async def test_a_dead_letter_that_blocks_its_key_goes_with_the_flow_to_a_new_nam
         assert service.process.journal.counts()[1] == {}
 
 
-def has_not_blocked(service: Running, dead: str, verb: str) -> Any:
+def has_not_blocked(service: Running, dead: str, verb: type[Drop | Retry]) -> Any:
     """Return whether a dead letter is off the list: dropped, also after a retry that failed."""
 
     async def off() -> bool:
         run = await service.run(dead)
-        if run.dead and verb == "retry":
+        if run.dead and verb is Retry:
             await service.process.operator.do(Drop(dead))
         return not run.dead and run.state is RunState.FAILED
 
