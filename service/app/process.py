@@ -62,7 +62,6 @@ class ApiTrigger(ManualTrigger):
 
     name: str = "api"
     kind: str = "api"
-    tells_sender: bool = True
 
 
 class Process:
@@ -161,6 +160,7 @@ class Process:
             connection=self.settings.connection,
             add_topics=self.awaited.add_topics,
             grace=self.settings.grace,
+            tells_sender=isinstance(trigger, CalledTrigger | ApiTrigger),
         )
 
     async def _run_ended(self, claim: Claim, outcome: Outcome) -> None:

@@ -240,22 +240,10 @@ class SeekPlan:
 
 
 @runtime_checkable
-class TellsSender(Protocol):
-    """A trigger whose sender waits for the receipt, as that of a called one does.
+class Seeker(Protocol):
+    """Moves a trigger's position for an operator (`turnout trigger seek`).
 
-    An event that every flow refuses is then not stored: the sender is told instead.
-    """
-
-    @property
-    def tells_sender(self) -> bool:
-        """Always true."""
-
-
-@runtime_checkable
-class Seekable(Protocol):
-    """A trigger whose position an operator may move (`turnout trigger seek`).
-
-    It is stopped meanwhile, and reads its stored positions when it starts again.
+    The trigger is stopped meanwhile, and reads its stored positions when it starts again.
     """
 
     async def plan(
@@ -265,16 +253,38 @@ class Seekable(Protocol):
 
 
 @runtime_checkable
-class ActsAfterRuns(Protocol):
-    """A trigger with an after-run action, for when the last run of an event has ended."""
-
-    @property
-    def acts_after_runs(self) -> bool:
-        """Whether this trigger's settings ask for an after-run action."""
+class AfterRun(Protocol):
+    """Acts once the last run of an event has ended: moves a file, publishes a dead letter."""
 
     async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:
-        """Carry out the action (move or delete the file); called at least once, so repeatable.
+        """Act on an ended event; called at least once, so repeatable.
 
         `failure` describes the first run that did not succeed, None if all did. Raises `TooEarly`
         to be called again. Returns the event to store from now on (a new path), None if unchanged.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerParts:
+    """The optional parts of a trigger, None for each that it does not have.
+
+    `unmatched_sample`: of the events that no flow matches, only one in this many is stored, to show
+    its decision, and the others are counted; None stores them all.
+    """
+
+    seeker: Seeker | None
+    after_run: AfterRun | None
+    unmatched_sample: int | None
+
+
+def parts_of(trigger: Trigger) -> TriggerParts:
+    """Return the optional parts of a trigger.
+
+    An attribute of the part's name holds it: an object, or None where the settings ask for none.
+    Without that attribute, a trigger that has the part's method is that part itself.
+    """
+    return TriggerParts(
+        seeker=getattr(trigger, "seeker", trigger if isinstance(trigger, Seeker) else None),
+        after_run=getattr(trigger, "after_run", trigger if isinstance(trigger, AfterRun) else None),
+        unmatched_sample=getattr(trigger, "unmatched_sample", None),
+    )

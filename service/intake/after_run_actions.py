@@ -1,7 +1,7 @@
 """After-run actions: what a trigger does once the last run of an event has ended.
 
 A file is moved or deleted, for example. The journal lists an action until it is recorded as done,
-so it happens at least once, whatever crashes; triggers make it repeatable (`ActsAfterRuns.ended`).
+so it happens at least once, whatever crashes; triggers make it repeatable (`AfterRun.ended`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from turnout.service.domain.errors import (
     words_of,
 )
 from turnout.service.domain.event import Event
-from turnout.service.domain.trigger import ActsAfterRuns
 from turnout.service.journal.contract import Journal
 from turnout.service.telemetry.logs import get_logger
 
@@ -74,10 +73,11 @@ class AfterRunActions:
 
     async def _carry_out(self, event_seq: int, event: Event, failure: str | None) -> bool:
         emitter = self._emitters().get(event.trigger)
-        if emitter is None or not isinstance(emitter.trigger, ActsAfterRuns):
+        if emitter is None:
             return False  # the trigger is gone: the action stays listed, in case it returns
+        action = emitter.parts.after_run  # None: its settings ask for none any more
         try:
-            changed = await emitter.trigger.ended(event, failure, emitter)
+            changed = None if action is None else await action.ended(event, failure, emitter)
             await self._journal.record_action(event_seq, changed)
         except JournalBroken:
             raise

@@ -26,15 +26,7 @@ from turnout.service.dispatch.waiters import Waiters
 from turnout.service.domain.errors import JournalError, Overloaded, SetupError
 from turnout.service.domain.event import NEVER, Event
 from turnout.service.domain.run import Outcome, RunState
-from turnout.service.domain.trigger import (
-    ActsAfterRuns,
-    Backlog,
-    CalledTrigger,
-    HandBack,
-    Receipt,
-    TellsSender,
-    Trigger,
-)
+from turnout.service.domain.trigger import Backlog, HandBack, Receipt, Trigger, parts_of
 from turnout.service.governance import secrets
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Appended, Entry
@@ -51,9 +43,6 @@ log = get_logger("turnout.triggers")
 _STARTING = "starting"
 _LOOK_SECONDS = 0.1
 _ANY = Event(id="", source="", type="", time=NEVER)
-
-UNMATCHED_PER_SAMPLE = 1000
-"""Of the unmatched events that are not stored, one in this many is, to show its decision."""
 
 
 class TriggerEmitter:
@@ -73,8 +62,10 @@ class TriggerEmitter:
         connection: Callable[[str], Mapping[str, Any]] | None = None,
         add_topics: Callable[[Entry], bool] | None = None,
         grace: timedelta = timedelta(0),
+        tells_sender: bool = False,
     ) -> None:
         self.trigger = trigger
+        self.parts = parts_of(trigger)
         self.flows = flows
         self.problem: str | None = _STARTING
         self.last_error: str | None = None
@@ -90,10 +81,10 @@ class TriggerEmitter:
         self._connection = connection
         self._add_topics = add_topics
         self._grace = grace
-        self._keeps_unmatched = getattr(trigger, "keeps_unmatched", True)
+        self._unmatched_sample = self.parts.unmatched_sample
         self._unmatched: Counter[str] = Counter()
-        self._tells_sender = isinstance(trigger, CalledTrigger | TellsSender)
-        self.acts_after_runs = isinstance(trigger, ActsAfterRuns) and trigger.acts_after_runs
+        self._tells_sender = tells_sender  # of an event that every flow refuses, instead of storing
+        self.acts_after_runs = self.parts.after_run is not None
         self._latest: Sequence[AnyFlow] = ()  # the flows of the latest event
         self._backpressure = dispatcher.backpressure()
         self._closed: str | None = None
@@ -122,8 +113,8 @@ class TriggerEmitter:
             ]
         if after is not None:
             await asyncio.shield(after)
-        if not self._keeps_unmatched:
-            return await self._store_matched(routed, positions or {})
+        if self._unmatched_sample is not None:
+            return await self._store_matched(routed, positions or {}, self._unmatched_sample)
         return await self._committed(routed, positions or {})
 
     def _route(self, event: Event) -> Routed:
@@ -135,15 +126,15 @@ class TriggerEmitter:
         return routed
 
     async def _store_matched(
-        self, routed: list[Routed], positions: Mapping[str, str | None]
+        self, routed: list[Routed], positions: Mapping[str, str | None], sample: int
     ) -> Sequence[Receipt]:
-        """Store events that start runs; count unmatched ones and store one in a thousand."""
+        """Store events that start runs; count unmatched ones and store one in `sample`."""
         unkept: dict[int, str] = {}
         for index, one in enumerate(routed):
             if not one.entry.runs and one.entry.awaited is None:
                 verdict = one.entry.decisions[0].verdict
                 self._unmatched[verdict] += 1
-                if self._unmatched[verdict] % UNMATCHED_PER_SAMPLE != 1:
+                if self._unmatched[verdict] % sample != 1:
                     unkept[index] = verdict
         if not unkept:
             return await self._committed(routed, positions)

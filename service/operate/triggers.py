@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from turnout.service.domain.errors import InvalidData, NotFound, Refused
 from turnout.service.domain.event import Event, mint_id
-from turnout.service.domain.trigger import Receipt, Seekable, SeekPlan
+from turnout.service.domain.trigger import Receipt, SeekPlan, parts_of
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.intake.router import route
 from turnout.service.telemetry.logs import get_logger
@@ -70,19 +70,20 @@ async def seek(parts: Parts, verb: SeekTrigger) -> SeekPlan:
     if trigger is None:
         known = ", ".join(sorted(parts.project().triggers)) or "none"
         raise NotFound(f"no trigger {name!r}; triggers: {known}")
-    if not isinstance(trigger, Seekable) or parts.connection is None:
+    seeker = parts_of(trigger).seeker
+    if seeker is None or parts.connection is None:
         raise Refused(f"trigger {name!r} has no position to move; timers and kafka have")
     now, journal = parts.now(), parts.journal
     to = now.isoformat() if verb.seek.to == "now" else verb.seek.to
     target = replace(verb.seek, to=to, asked_at=now)
     connection = parts.connection(trigger.kind)
-    plan = await trigger.plan(target, await journal.positions(name), connection)
+    plan = await seeker.plan(target, await journal.positions(name), connection)
     if verb.dry_run:
         return plan
     async with parts.stopped(name):
         # Wait for what the trigger was still writing when it stopped.
         await journal.append([], trigger=name, now=parts.now())
-        plan = await trigger.plan(target, await journal.positions(name), connection)
+        plan = await seeker.plan(target, await journal.positions(name), connection)
         await journal.append([], trigger=name, positions=plan.positions, now=parts.now())
     log.warning("trigger.sought", trigger=name, to=target.to, done=list(plan.sentences))
     return plan

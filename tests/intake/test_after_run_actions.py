@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.support.running import eventually, make_event, running
 from turnout import flow
 from turnout.service.domain.event import Event
-from turnout.service.domain.trigger import Emitter
+from turnout.service.domain.trigger import AfterRun, Emitter
 from turnout.service.journal.records import Filter
 
 ended: list[tuple[str, str | None]] = []
@@ -21,7 +21,6 @@ class Tidy:
 
     name: str = "tidy"
     kind: str = "tidy"
-    acts_after_runs: bool = True
     calls: list[str] = field(default_factory=list, compare=False)
 
     def check(self) -> None: ...
@@ -80,3 +79,32 @@ async def test_an_action_that_fails_is_carried_out_by_a_later_sweep(tmp_path: Pa
         service.process.emitters["tidy"] = service.process.emitter(Tidy(), lambda _event: (first,))
         assert await service.process.after_run_actions.sweep() == 1
         assert len(ended) == 1
+
+
+@dataclass(frozen=True)
+class Untidy(Tidy):
+    """The same trigger after its author has removed the action."""
+
+    after_run: AfterRun | None = None
+
+
+async def test_an_action_that_its_author_has_removed_is_not_carried_out_later(
+    tmp_path: Path,
+) -> None:
+    ended.clear()
+    async with running(tmp_path, [first]) as service:
+        emit = service.process.emitter(Tidy(), lambda _event: (first,))
+        service.process.emitters["tidy"] = emit
+        broken.append("the share is gone")
+        await emit([make_event()])
+
+        async def tried() -> bool:
+            return not broken
+
+        await eventually(tried)
+    async with running(tmp_path, [first]) as service:
+        for trigger, count in ((Untidy(), 1), (Tidy(), 0)):
+            emitter = service.process.emitter(trigger, lambda _event: (first,))
+            service.process.emitters["tidy"] = emitter
+            assert await service.process.after_run_actions.sweep() == count
+        assert not ended

@@ -35,7 +35,7 @@ from anyio import to_thread
 
 from turnout.service.domain.errors import InvalidData, SetupError
 from turnout.service.domain.event import Event, file_url
-from turnout.service.domain.trigger import Emitter
+from turnout.service.domain.trigger import AfterRun, Emitter
 from turnout.service.domain.units import parse_duration
 
 from .after_run_actions import AfterRunAction, Delete, Move, Subject, delete_file, move_file
@@ -183,9 +183,9 @@ class FilesTrigger:
     # ---- action
 
     @property
-    def acts_after_runs(self) -> bool:
-        """Whether a file is moved or deleted when its runs have ended."""
-        return self.then is not None or self.on_failure is not None
+    def after_run(self) -> AfterRun | None:
+        """Return this trigger if a file is to be moved or deleted when its runs have ended."""
+        return None if self.then is None and self.on_failure is None else self
 
     async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:
         """Move or delete the file if it is still the version that the event was about.

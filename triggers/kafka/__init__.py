@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from turnout.service.domain.errors import JournalFull, Overloaded, SetupError, TriggerError
 from turnout.service.domain.event import Event
-from turnout.service.domain.trigger import Emitter, Seek, SeekPlan
+from turnout.service.domain.trigger import AfterRun, Emitter, Seek, SeekPlan
 from turnout.service.domain.units import parse_duration, parse_size
 
 from .record import Data, Null, RecordDecoder
@@ -59,8 +59,8 @@ class KafkaTrigger:
     max_poll_seconds: float = 300.0
     kind: str = "kafka"
 
-    keeps_unmatched = False
-    """Records that no flow matches are counted, not stored; one in a thousand is sampled."""
+    unmatched_sample = 1000
+    """Of the records that no flow matches one in a thousand is stored; the others are counted."""
 
     def check(self) -> None:
         """Raise `SetupError` for names and settings that cannot work."""
@@ -164,7 +164,7 @@ class KafkaTrigger:
             data=self.data,
             null=self.null,
             max_record=self.max_record,
-            keeps_headers=self.acts_after_runs,
+            keeps_headers=self.dead_letter_topic is not None,
         )
 
     # ------------------------------------------------------------ an operator's seek
@@ -180,9 +180,9 @@ class KafkaTrigger:
     # ------------------------------------------------------------ the dead letter topic
 
     @property
-    def acts_after_runs(self) -> bool:
-        """Whether failed records go to a dead letter topic."""
-        return self.dead_letter_topic is not None
+    def after_run(self) -> AfterRun | None:
+        """Return this trigger if failed records go to a dead letter topic."""
+        return None if self.dead_letter_topic is None else self
 
     async def ended(self, event: Event, failure: str | None, emit: Emitter) -> Event | None:
         """Publish a record that a flow failed on to the dead letter topic, at least once."""

@@ -24,7 +24,7 @@ from tests.support import CHECKOUT
 from tests.support.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
-from turnout.service.domain.trigger import ActsAfterRuns, ReadTrigger
+from turnout.service.domain.trigger import ReadTrigger, parts_of
 from turnout.triggers import files as files_module
 from turnout.triggers.files import FilesTrigger, delete, files, move, settle_timer
 from turnout.triggers.files.notifications import UNWATCHED, Change, NotificationsLost
@@ -92,7 +92,8 @@ def test_equal_settings_are_one_trigger_and_the_name_is_the_pattern() -> None:
     assert files("/in/*.csv", settle="9s").name == one.name
     assert files("/in/*.csv", name="drops").name == "drops"
     assert isinstance(one, ReadTrigger)
-    assert isinstance(one, ActsAfterRuns)
+    assert parts_of(one).after_run is one
+    assert parts_of(files("/in/*.csv")).after_run is None
 
 
 @pytest.mark.parametrize(
@@ -720,7 +721,6 @@ async def ended(
 async def test_then_moves_closes_the_row_and_gives_the_new_path(tmp_path: Path) -> None:
     emit = RecordingEmitter()
     trigger = files(f"{tmp_path}/**/*.csv", settle="10ms", rescan="100ms", then=move("done/"))
-    assert trigger.acts_after_runs
     async with watch(trigger, emit):
         (tmp_path / "a.csv").write_text("a")
         await emit.stored(1)
