@@ -1,7 +1,7 @@
-"""What a request says of its own body: header values, media type, charset, content coding.
+"""Which bodies a webhook accepts, by the headers that describe them.
 
 Only forms that can be read safely are accepted; anything else is `Unsupported`, answered with 415.
-Not here: the decoding itself (`service/domain/payload`).
+Not here: what a media type means (`domain.media_type`) and the decoding (`domain.payload`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from turnout.service.domain.errors import InvalidData, TurnoutError
+from turnout.service.domain.media_type import UTF8, media_type
 from turnout.service.domain.payload import Encoding
 
 
@@ -37,9 +38,6 @@ def refuse_encodings(values: Sequence[bytes]) -> None:
             raise Unsupported("send the body as it is, without Content-Encoding")
 
 
-_UTF8 = frozenset({"", "utf-8", "utf8", "us-ascii", "ascii"})
-
-
 @lru_cache(maxsize=256)
 def encoding_for(content_type: str | None, declared: Encoding | None) -> Encoding:
     """Return how a body of this type is decoded; raises `Unsupported`.
@@ -48,10 +46,10 @@ def encoding_for(content_type: str | None, declared: Encoding | None) -> Encodin
     """
     if declared == "bytes" or content_type is None:
         return declared or "json"
-    essence, charset = media_type(content_type)
-    natural = _natural(essence)
-    if natural != "bytes" and charset not in _UTF8:
-        raise Unsupported(f"only UTF-8 is read here, not charset={charset[:40]}")
+    kind = media_type(content_type)
+    essence, natural = kind.essence, kind.encoding
+    if natural != "bytes" and kind.charset not in UTF8:
+        raise Unsupported(f"only UTF-8 is read here, not charset={kind.charset[:40]}")
     if declared == "text" and (natural in ("text", "json") or essence.endswith(("/xml", "+xml"))):
         return "text"
     if natural is None or declared not in (None, natural):
@@ -59,29 +57,3 @@ def encoding_for(content_type: str | None, declared: Encoding | None) -> Encodin
         taken = declared or "JSON, form, text, application/octet-stream or CloudEvents"
         raise Unsupported(f"{given} is not taken here, but {taken}")
     return natural
-
-
-@lru_cache(maxsize=256)
-def is_cloudevent(content_type: str | None) -> bool:
-    """Return whether a body of this type is a CloudEvent with its attributes inside."""
-    return media_type(content_type or "")[0].startswith("application/cloudevents")
-
-
-def media_type(content_type: str) -> tuple[str, str]:
-    """Return (essence, charset), both in lower case (RFC 9110 section 8.3)."""
-    essence, *parameters = content_type.lower().split(";")
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "charset":
-            return essence.strip(), value.strip().strip('"')
-    return essence.strip(), ""
-
-
-def _natural(essence: str) -> Encoding | None:
-    if essence.endswith(("/json", "+json")):
-        return "json"
-    if essence == "application/x-www-form-urlencoded":
-        return "form"
-    if essence.startswith("text/"):
-        return "text"
-    return "bytes" if essence == "application/octet-stream" else None

@@ -19,8 +19,6 @@ CREDENTIALS = frozenset(
 )
 """Fields that may hold a secret: never stored, whatever the scheme."""
 
-FORM = "application/x-www-form-urlencoded"
-
 
 @dataclass(frozen=True, slots=True)
 class ParsedQuery:

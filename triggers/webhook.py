@@ -17,17 +17,18 @@ from functools import cached_property
 from typing import get_args
 
 from turnout.service.domain import cloudevents
-from turnout.service.domain.cloudevents import Headers
+from turnout.service.domain.cloudevents import Headers, is_envelope
 from turnout.service.domain.errors import InvalidData, JournalError, Overloaded, SetupError
 from turnout.service.domain.event import NEVER, NO_BODY, Event, like, mint_id
+from turnout.service.domain.media_type import FORM, media_type
 from turnout.service.domain.payload import Encoding
 from turnout.service.domain.trigger import Emitter, Inbound, Receipt, Reply
 from turnout.service.domain.units import format_duration, parse_duration, parse_size
 from turnout.service.governance.secrets import Secret
 
 from . import replies
-from .content import Unsupported, encoding_for, is_cloudevent, media_type, only, refuse_encodings
-from .query import FORM, ParsedQuery, read_query
+from .content import Unsupported, encoding_for, only, refuse_encodings
+from .query import ParsedQuery, read_query
 from .signatures import Scheme, Unsigned, Unverified, Verifier, scheme_named
 
 _log = logging.getLogger("turnout.webhook")
@@ -205,7 +206,7 @@ class WebhookTrigger:
         if "content-encoding" in headers:
             refuse_encodings(headers["content-encoding"])
         content_type = only(headers, "content-type")
-        if self.data != "bytes" and ("ce-specversion" in headers or is_cloudevent(content_type)):
+        if self.data != "bytes" and ("ce-specversion" in headers or is_envelope(content_type)):
             return self._cloudevent(inbound, query)
         body = inbound.body
         if inbound.method == "GET" and not body and self.data in (None, "form"):
@@ -237,8 +238,8 @@ class WebhookTrigger:
 
     def _cloudevent(self, inbound: Inbound, query: ParsedQuery) -> Event:
         content_type = only(inbound.headers, "content-type")
-        essence = media_type(content_type or "")[0]
-        if essence.startswith("application/cloudevents") and essence != cloudevents.STRUCTURED:
+        essence = media_type(content_type or "").essence
+        if is_envelope(content_type) and essence != cloudevents.STRUCTURED:
             raise Unsupported(
                 f"{essence[:80]} is not taken here: send one event a request, "
                 f"as {cloudevents.STRUCTURED} or with ce- headers"

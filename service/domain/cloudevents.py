@@ -15,11 +15,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from .errors import InvalidData
 from .event import NO_BODY, OWN_EXTENSIONS, Event
+from .media_type import JSON, UTF8, media_type
 from .payload import Encoding, decode_json
 
 STRUCTURED = "application/cloudevents+json"
@@ -42,9 +44,13 @@ Headers = Mapping[str, Sequence[bytes]]
 
 def is_cloudevent(headers: Headers) -> bool:
     """Say whether a request claims to be a CloudEvent, in any mode."""
-    return _content_type(headers).startswith("application/cloudevents") or (
-        "ce-specversion" in headers
-    )
+    return "ce-specversion" in headers or is_envelope(_content_type(headers))
+
+
+@lru_cache(maxsize=256)
+def is_envelope(content_type: str | None) -> bool:
+    """Return whether a body of this type is a CloudEvent with its attributes inside."""
+    return media_type(content_type or "").essence.startswith("application/cloudevents")
 
 
 def parse(headers: Headers, body: bytes, *, now: datetime) -> Event:
@@ -55,7 +61,7 @@ def parse(headers: Headers, body: bytes, *, now: datetime) -> Event:
     content_type = _content_type(headers)
     if content_type == STRUCTURED:
         return structured(body, now=now)
-    if content_type.startswith("application/cloudevents"):
+    if is_envelope(content_type):
         raise InvalidData(
             f"{content_type} is not read here; send one event as {STRUCTURED} or with ce- headers",
             field="content-type",
@@ -71,17 +77,12 @@ def parse(headers: Headers, body: bytes, *, now: datetime) -> Event:
 
 def encoding_of(content_type: str | None) -> Encoding:
     """Return how a body of this media type is decoded; none at all means JSON."""
-    essence = (content_type or "application/json").partition(";")[0].strip().lower()
-    if essence == "application/json" or essence.endswith(("+json", "/json")):
-        return "json"
-    if essence == "application/x-www-form-urlencoded":
-        return "form"
-    return "text" if essence.startswith("text/") else "bytes"
+    return media_type(content_type or JSON).encoding or "bytes"
 
 
 def _content_type(headers: Headers) -> str:
     values = headers.get("content-type") or (b"",)
-    return values[0].decode("latin-1").partition(";")[0].strip().lower()
+    return media_type(values[0].decode("latin-1")).essence
 
 
 # ---------------------------------------------------------------- binary mode
@@ -130,7 +131,8 @@ def structured(document: bytes, *, now: datetime) -> Event:
         for name, value in envelope.items()
         if name not in ("data", "data_base64") and value is not None
     }
-    return from_attributes(attributes, _payload(envelope, document), now=now)
+    body = _payload(envelope, attributes.get("datacontenttype"), document)
+    return from_attributes(attributes, body, now=now)
 
 
 def as_document(event: Event) -> bytes:
@@ -158,16 +160,14 @@ def as_document(event: Event) -> bytes:
 
 
 def _attribute_text(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
     if isinstance(value, str):
         return value
     if isinstance(value, int) and name not in _KNOWN:
-        return str(value)
+        return str(value).lower()  # `true` and `false` too
     raise InvalidData(f"{name} must be a string, not {type(value).__name__}", field=name)
 
 
-def _payload(envelope: dict[str, Any], document: bytes) -> bytes:
+def _payload(envelope: dict[str, Any], content_type: str | None, document: bytes) -> bytes:
     """Return the bytes of `data` or `data_base64` (JSON format 1.0.2, section 3.1)."""
     if envelope.get("data_base64") is not None:
         if envelope.get("data") is not None:
@@ -176,22 +176,26 @@ def _payload(envelope: dict[str, Any], document: bytes) -> bytes:
             data = base64.b64decode(envelope["data_base64"], validate=True)
         except (binascii.Error, TypeError, ValueError):
             raise InvalidData("data_base64 is not base64", field="data_base64") from None
-        return _given(data, envelope.get("datacontenttype"))
+        return _given(data, content_type)
     if "data" not in envelope:
         return NO_BODY
-    if encoding_of(envelope.get("datacontenttype")) == "json":
+    if encoding_of(content_type) == "json":
         return _member(document.decode("utf-8"), "data").encode("utf-8")
     if not isinstance(envelope["data"], str):
-        raise InvalidData(
-            f"data of {envelope['datacontenttype']} must be a string, or data_base64", field="data"
-        )
+        raise InvalidData(f"data of {content_type} must be a string, or data_base64", field="data")
     return envelope["data"].encode("utf-8")
 
 
 def _given(data: bytes, content_type: str | None) -> bytes:
-    """Return data that is there; raises `InvalidData` where JSON is that is not even `null`."""
-    if not data and encoding_of(content_type) == "json":
+    """Return data that came as bytes; refuse JSON that is not even `null`, and other charsets."""
+    encoding = encoding_of(content_type)
+    if not data and encoding == "json":
         raise InvalidData("the body is empty where JSON was expected", field="data")
+    charset = media_type(content_type or JSON).charset
+    if encoding != "bytes" and charset not in UTF8:
+        raise InvalidData(
+            f"only UTF-8 is read here, not charset={charset[:40]}", field="datacontenttype"
+        )
     return data
 
 

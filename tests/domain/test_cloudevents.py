@@ -104,6 +104,13 @@ def test_structured_payload_forms(members: dict[str, Any], body: bytes, encoding
         ({"data": 1, "data_base64": "MQ=="}, "data_base64"),
         ({"data_base64": "not base64!"}, "data_base64"),
         ({"data_base64": 5}, "data_base64"),
+        ({"id": True}, "id"),
+        ({"datacontenttype": True, "data": "x"}, "datacontenttype"),
+        ({"datacontenttype": ["text/plain"], "data": "x"}, "datacontenttype"),
+        (
+            {"datacontenttype": "text/plain; charset=utf-16", "data_base64": "YQA="},
+            "datacontenttype",
+        ),
     ],
 )
 def test_structured_faults_name_the_field(members: dict[str, Any], field: str) -> None:
@@ -121,6 +128,21 @@ def test_binary_faults_name_the_field() -> None:
         binary(datacontenttype=b"text/plain")
     with pytest.raises(InvalidData, match="control character"):
         binary(subject=b"%1b[2J")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain; charset=utf-16le", "application/json; charset=latin-1"]
+)
+def test_bytes_in_another_charset_are_refused_not_guessed(content_type: str) -> None:
+    headers = BINARY | {"content-type": [content_type.encode()]}
+    with pytest.raises(InvalidData, match="only UTF-8") as caught:
+        parse(headers, '"é"'.encode("latin-1"), now=NOW)
+    assert caught.value.field == "datacontenttype"
+
+
+def test_text_inside_a_document_needs_no_charset() -> None:
+    event = structured(datacontenttype="text/plain; charset=latin-1", data="é")
+    assert event.data == "é"
 
 
 @pytest.mark.parametrize("document", [b"", b"[]", b"{", b'{"a": NaN}', b'"\\ud800"', b"\xff"])
