@@ -11,19 +11,12 @@ one interval, the clock is believed and ticks go on from now (`resume`). While t
 time never goes back: the trigger reports itself down until the clock has caught up, and an operator
 may seek it to now. A changed schedule does not make up for the time before the change.
 
-Missed ticks: when a trigger looks at the clock, it finds the instants that came due since the last
-tick. The latest is on time if it is at most a minute late; all others are missed. After a start, a
-sleep of the machine, a clock set forward or a full disk, `missed=` decides:
-
-* `run_once` (default): one tick, for the latest. It stands for all of them.
-* `skip`: only the latest, and only if it is on time.
-* `run_all`: every missed tick, at most the last `missed_limit` of them.
-
 A tick that stands for missed ones has their number as extension `missed`; missed instants without a
 tick are counted in `turnout_events_total{result="missed"}`. The very first start makes up for
 nothing.
 
-Not here: when something is due (`calendar`), and running what a tick starts.
+Not here: when something is due (`calendar`), what becomes of missed ticks (`missed_ticks`), and
+where a timer goes on after a start or a seek (`timer_positions`).
 """
 
 from __future__ import annotations
@@ -32,7 +25,6 @@ import asyncio
 import hashlib
 import random
 import shlex
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from datetime import datetime, timedelta, tzinfo
@@ -48,6 +40,7 @@ from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.telemetry.logs import get_logger
 
 from .calendar import Cron, Every, Once, Schedule, cron_fields, shortest_gap
+from .missed_ticks import MAX_MISSED, ON_TIME, Missed, came_due, decide
 from .timer_positions import (
     AHEAD,
     START,
@@ -60,18 +53,10 @@ from .timer_positions import (
     written_instant,
 )
 
-Missed = Literal["run_once", "skip", "run_all"]
-
 log = get_logger("turnout.timers")
 
 TYPE = "turnout.timer.tick"
 """The CloudEvents type of every tick."""
-
-ON_TIME = timedelta(seconds=60)
-"""How late a tick may be and still be on time."""
-
-MAX_MISSED = 10_000
-"""The largest `missed_limit`: that many ticks are one transaction."""
 
 _LOOK_SECONDS = 30.0
 """A waiting trigger looks at the clock at least this often, to notice a clock that was set."""
@@ -80,7 +65,6 @@ _LAST_STRETCH_SECONDS = 0.25
 """The last part of a wait is one sleep of at most this, too short for clocks to drift apart."""
 
 _RETRY_SECONDS = (0.1, 5.0)
-_YIELD_EVERY = 64  # instants counted before the event loop gets its turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,38 +224,6 @@ def at(
     )
 
 
-# ---------------------------------------------------------------- deciding
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """The instants that came due since the last tick: their number, and the latest, in order."""
-
-    count: int
-    latest: Sequence[datetime]
-
-
-@dataclass(frozen=True, slots=True)
-class Ticks:
-    """What to emit: (due, missed ticks it stands for); and how many missed ones have no tick."""
-
-    emitted: Sequence[tuple[datetime, int]]
-    dropped: int
-
-
-def decide(due: Due, *, latest_on_time: bool, missed: Missed, limit: int) -> Ticks:
-    """Return the ticks the policy asks for; see the module. `due.count` is at least 1."""
-    last = due.latest[-1]
-    overdue = due.count - latest_on_time
-    if missed == "run_once":
-        return Ticks([(last, overdue)], due.count - 1)
-    punctual = [(last, 0)] if latest_on_time else []
-    if missed == "skip":
-        return Ticks(punctual, overdue)
-    late = list(due.latest[: len(due.latest) - latest_on_time])[-limit:]
-    return Ticks([*((instant, 1) for instant in late), *punctual], overdue - len(late))
-
-
 # ---------------------------------------------------------------- watching
 
 
@@ -328,15 +280,17 @@ class _Watch:
         if self._ahead is not None and now >= self._ahead:
             await self._catch_up(self._ahead)
             return
-        due = await self._came_due(first, now)
+        timer = self._timer
+        keep = timer.missed_limit + 1 if timer.missed == "run_all" else 1
+        due = await came_due(self.schedule, timer.starts_at, first, now, keep)
         latest = due.latest[-1]
         ticks = decide(
             due,
-            latest_on_time=now - self._timer.starts_at(latest) <= ON_TIME,
-            missed=self._timer.missed,
-            limit=self._timer.missed_limit,
+            latest_on_time=now - timer.starts_at(latest) <= ON_TIME,
+            missed=timer.missed,
+            limit=timer.missed_limit,
         )
-        events = [self._timer.event(instant, missed) for instant, missed in ticks.emitted]
+        events = [timer.event(instant, missed) for instant, missed in ticks.emitted]
         await self.store(events, {TICK: written_instant(latest)})
         if ticks.dropped:
             self._emit.reject("missed", ticks.dropped)
@@ -346,29 +300,6 @@ class _Watch:
         """Go on after the tick that was not believed: the clock has reached it, so it was right."""
         await self.store([], {TICK: written_instant(ahead), AHEAD: None})
         self.last, self._ahead = ahead, None
-
-    async def _came_due(self, first: datetime, now: datetime) -> Due:
-        """Count the instants from `first` to `now`, giving way to other work."""
-        keep = self._timer.missed_limit + 1 if self._timer.missed == "run_all" else 1
-        if isinstance(self.schedule, Every):
-            return self._intervals_due(self.schedule.interval, first, now, keep)
-        latest, count = deque([first], keep), 1
-        while (due := self.schedule.next_after(latest[-1])) is not None and (
-            self._timer.starts_at(due) <= now
-        ):
-            latest.append(due)
-            count += 1
-            if count % _YIELD_EVERY == 0:
-                await asyncio.sleep(0)
-        return Due(count, tuple(latest))
-
-    def _intervals_due(self, interval: timedelta, first: datetime, now: datetime, keep: int) -> Due:
-        """Count intervals without a loop: after years there may be very many."""
-        count = max((now - first) // interval + 1, 1)
-        if count > 1 and self._timer.starts_at(first + (count - 1) * interval) > now:
-            count -= 1  # jitter is shorter than the interval: only the latest may wait
-        latest = range(max(count - keep, 0), count)
-        return Due(count, tuple(first + number * interval for number in latest))
 
     async def store(self, events: Sequence[Event], positions: Mapping[str, str | None]) -> None:
         """Emit until the journal takes it; any error but a full journal ends the trigger."""

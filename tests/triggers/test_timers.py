@@ -32,7 +32,8 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Appended, Entry
 from turnout.service.telemetry.metrics import Metrics
-from turnout.triggers.timers import Due, Missed, Timer, at, cron, decide, every
+from turnout.triggers.missed_ticks import Due, Missed, decide
+from turnout.triggers.timers import Timer, at, cron, every
 
 START = datetime(2026, 3, 2, 9, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

@@ -1,4 +1,4 @@
-"""Watches one folder: finds file versions, waits until they are at rest, emits each one once.
+"""Watches one folder: finds file versions, and notices when files are gone.
 
 A walk of the folder, compared with the stored positions, decides. It is made at start, at every
 rescan, and whenever notifications cannot be trusted (queue overflow, an error, a paused process).
@@ -6,7 +6,8 @@ Notifications only say where to look in between. There is one task, and one thre
 that touches the disk; walks are taken in slices, so a full folder blocks neither the event loop nor
 fills the memory.
 
-Not here: what happens to a file after its runs (`after_run_actions`).
+Not here: when a file that was found is emitted (`file_emitter`), and what happens to it after its
+runs (`after_run_actions`).
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from turnout.service.domain.errors import TriggerError
 from turnout.service.domain.trigger import Emitter
 from turnout.service.telemetry.logs import get_logger
 
-from .file_version import FileVersion, displayed
+from .file_emitter import FileEmitter
+from .file_version import displayed
 from .notifications import Change, Disk, Notifications, NotificationsLost, OpenNotifier
 from .plan import Plan
 from .positions import FilePositions
-from .recording import BATCH, Recorder
-from .removals import Removals
+from .recording import Recorder
+from .refused_names import RefusedNames
 from .renames import looks_renamed, stems
 from .scan import (
     Identity,
-    Inspection,
     Other,
     Version,
     Walk,
@@ -37,22 +38,16 @@ from .scan import (
     check_root,
     device_of,
     identity_of,
-    inspect,
     is_inside,
     look,
     topmost,
 )
-from .settle_timer import SettleTimer
-
-WAITING = "waiting files"
-"""The lag partition that counts files found and not yet emitted."""
 
 _SLICE_FILES = 1000
 _SLICE_SECONDS = 0.2
 _GATHER_SECONDS = 0.1  # new folders come in groups: how long to collect them
 _MISSING_SECONDS = 1.0
 _POLL_SECONDS = 2.0
-_NAMES_LOGGED = 3  # refused names that a log line shows
 _STEP_SECONDS = (0.004, 0.05)  # the pause of the notifier: while files wait; at most
 
 log = get_logger("turnout.files")
@@ -72,16 +67,14 @@ class Watching:
         self._disk = Disk()
         self._notifications = Notifications(self._root, emit, self._disk, open_notifier)
         self._recorder = Recorder(self._root, positions, emit)
-        self._settle_timer = SettleTimer(plan.settle_seconds, trust_stamps=not plan.poll)
+        self._refused = RefusedNames(plan, emit)
+        self._files = FileEmitter(plan, positions, emit, self._disk, self._recorder, self._refused)
         self._private: Identity | None = None
-        self._removals = Removals()
         self._new_folders: set[str] = set()
         self._extend_at: float | None = None
-        self._refused: set[str] = set()
         self._unread: set[str] = set()
         self._rescan_at = 0.0
         self._walk_seconds = 0.0
-        self._lag = 0
 
     async def run(self) -> None:
         """Watch until cancelled; a missing folder is reported and waited for."""
@@ -111,13 +104,13 @@ class Watching:
         await self._rescan()
         while True:
             await self._wait()
-            await self._settle()
+            await self._files.emit_settled()
             if self._extend_at is not None and self._now() >= self._extend_at:
                 await self._extend()
             if self._now() >= self._rescan_at:
                 await self._check_device()
                 await self._rescan()
-            self._report_lag()
+            self._files.report_lag()
 
     async def _find_private(self) -> None:
         """Find the service's own data folder, whose files change with every event."""
@@ -133,15 +126,15 @@ class Watching:
 
     async def _wait(self) -> None:
         """Wait for notifications, or until something else is due."""
-        moments = (self._rescan_at, self._settle_timer.next_due(), self._extend_at)
+        moments = (self._rescan_at, self._files.next_due(), self._extend_at)
         until = min(moment for moment in moments if moment is not None)
         quick, idle = _STEP_SECONDS
         step = quick
-        if not len(self._settle_timer):
+        if not len(self._files):
             step = min(idle, max(quick, self._plan.settle_seconds / 10))
         try:
             await self._take(await self._notifications.wait(until - self._now(), step))
-            self._removals.waited()
+            self._files.removals.waited()
         except NotificationsLost:
             self._rescan_soon()
             if not self._notifications.works:
@@ -169,18 +162,18 @@ class Watching:
                 elif found is Other.FOLDER:
                     self._new_folder(path)
                 elif found is Other.REFUSED:
-                    self._refuse({path})
+                    self._refused.add({path})
                 elif isinstance(found, Version) and self._pattern.matches(path):
                     known = path in left and path in self._positions
-                    if known and self._removals.is_back(path, found):
+                    if known and self._files.removals.is_back(path, found):
                         gone.append(path)
                         back.append((path, found))
                         continue
                     renamed = names[path] is Change.ADDED and looks_renamed(path, found, finished)
-                    self._see(path, found, renamed=renamed)
+                    self._files.see(path, found, renamed=renamed)
         await self._recorder.close(gone)
         for path, found in back:
-            self._see(path, found)
+            self._files.see(path, found)
 
     def _names(self, changes: list[tuple[Change, str]]) -> dict[str, Change]:
         """Return the last change of each name in a batch, relative to the root.
@@ -195,8 +188,8 @@ class Watching:
                 if self._notifications.forget(path):
                     self._rescan_soon()
                 names.setdefault(path, kind)
-            elif path and self._settle_timer.get(path) is not None:
-                self._settle_timer.touched(path, now=self._now(), wall_ns=self._wall_ns())
+            elif path in self._files:
+                self._files.touched(path)
             elif path:
                 names[path] = Change.ADDED if names.get(path) is Change.ADDED else kind
         return names
@@ -210,60 +203,6 @@ class Watching:
         if any(path == away or path.startswith(f"{away}/") for away in self._plan.avoid):
             return False
         return self._pattern.matches(path) or bool(self._pattern.state_of(path))
-
-    def _see(self, path: str, version: Version, *, renamed: bool = False) -> None:
-        if not self._positions.knows(path, version):
-            now, wall_ns = self._now(), self._wall_ns()
-            self._settle_timer.see(path, version, now=now, wall_ns=wall_ns, renamed=renamed)
-
-    # ---- from rest to event
-
-    async def _settle(self) -> None:
-        """Emit every file that is at rest by now."""
-        while due := self._settle_timer.due(self._now(), BATCH):
-            looks = await self._disk(inspect, self._root, due, ask_closed=self._any_renamed(due))
-            ready = [
-                found
-                for path, seen in zip(due, looks, strict=True)
-                if (found := self._judge(path, seen)) is not None
-            ]
-            if ready and await self._recorder.open(ready):
-                for found in ready:
-                    self._settle_timer.drop(found.path)
-                    self._removals.emitted(found.path, found.version)
-                self._count("unreadable", sum(found.error is not None for found in ready))
-
-    def _any_renamed(self, paths: list[str]) -> bool:
-        candidates = (self._settle_timer.get(path) for path in paths)
-        return any(candidate is not None and candidate.renamed for candidate in candidates)
-
-    def _judge(self, path: str, seen: Inspection) -> FileVersion | None:
-        """Decide from the last look whether the file becomes an event."""
-        candidate = self._settle_timer.get(path)
-        if candidate is None:
-            return None
-        if not isinstance(seen.found, Version):
-            # A folder that cannot be read now is retried, and after that left to the rescan.
-            if seen.found is not Other.UNKNOWN or not self._put_off(path):
-                self._settle_timer.drop(path)
-            if seen.found is Other.REFUSED:
-                self._refuse({path})
-            return None
-        if self._positions.knows(path, seen.found):
-            self._settle_timer.drop(path)
-            return None
-        if seen.found != candidate.version:
-            self._see(path, seen.found)
-            return None
-        if seen.error is not None:
-            return None if self._put_off(path) else FileVersion(path, seen.found, error=seen.error)
-        if candidate.renamed and not seen.closed:
-            self._settle_timer.touched(path, now=self._now(), wall_ns=self._wall_ns())
-            return None
-        return FileVersion(path, seen.found)
-
-    def _put_off(self, path: str) -> bool:
-        return self._settle_timer.unreadable(path, now=self._now())
 
     # ---- walks
 
@@ -279,8 +218,7 @@ class Watching:
         if report.unread - self._unread:
             log.warning("folder.unreadable", root=displayed(self._root), folders=len(report.unread))
         self._unread = report.unread
-        self._refused &= report.refused
-        self._refuse(report.refused)
+        self._refused.replace(report.refused)
         self._walk_seconds = self._now() - began
         self._new_folders |= report.folders.keys() - self._notifications.folders
         if not self._plan.poll and (
@@ -332,13 +270,12 @@ class Watching:
         try:
             while (part := await self._disk(self._slice, walker, seen)) is not None:
                 for path, version in part:
-                    self._see(path, version)
-                self._report_lag()
-                await self._settle()
+                    self._files.see(path, version)
+                self._files.report_lag()
+                await self._files.emit_settled()
         finally:
-            if (
-                getgeneratorstate(walker) != GEN_RUNNING
-            ):  # a cancelled slice is still running in its thread
+            # After a cancel the last slice may still be running in its thread.
+            if getgeneratorstate(walker) != GEN_RUNNING:
                 walker.close()
 
     def _walker(self, below: str, report: WalkReport) -> Walk:
@@ -375,7 +312,7 @@ class Watching:
                 report = WalkReport()
                 with suppress(FileNotFoundError):
                     await self._walk(folder, report, set())
-                self._refuse(report.refused)
+                self._refused.add(report.refused)
                 self._notifications.undecodable |= report.undecodable
                 self._new_folders |= report.folders.keys() - self._notifications.folders
             if not self._new_folders:
@@ -387,33 +324,5 @@ class Watching:
             if not self._notifications.is_complete:
                 self._rescan_at = min(self._rescan_at, self._now() + self._pause())
 
-    # ---- reports
-
-    def _refuse(self, paths: set[str]) -> None:
-        """Count and log what is no regular file or lies too deep, once each while it is there."""
-        if fresh := paths - self._refused:
-            log.warning(
-                "files.refused",
-                root=displayed(self._root),
-                count=len(fresh),
-                names=[displayed(path) for path in sorted(fresh)[:_NAMES_LOGGED]],
-                reason=f"not a regular file (a link, a pipe), or more than {self._plan.max_depth} "
-                "folders deep",
-            )
-            self._count("refused", len(fresh))
-            self._refused |= fresh
-
-    def _count(self, result: str, count: int) -> None:
-        if count:
-            self._emit.reject(result, count)
-
-    def _report_lag(self) -> None:
-        if len(self._settle_timer) != self._lag:
-            self._lag = len(self._settle_timer)
-            self._emit.lag(WAITING, self._lag)
-
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-    def _wall_ns(self) -> int:
-        return int(self._emit.now().timestamp() * 1e9)
