@@ -55,5 +55,5 @@ def encoding_for(content_type: str | None, declared: Encoding | None) -> Encodin
     if natural is None or declared not in (None, natural):
         given = essence[:80] or "a Content-Type without a value"
         taken = declared or "JSON, form, text, application/octet-stream or CloudEvents"
-        raise Unsupported(f"{given} is not taken here, but {taken}")
+        raise Unsupported(f"{given} is not accepted here; send {taken}")
     return natural

@@ -46,11 +46,11 @@ def refused(receipt: Receipt) -> Reply:
     if receipt.conflict:
         return problem(
             409,
-            "an event of this id was accepted before with other content",
+            "an event with this id was accepted before, with other content",
             event=receipt.event,
         )
     return problem(
-        422, "no flow takes this data; nothing was stored", refusals=dict(receipt.refusals)
+        422, "no flow accepts this data; nothing was stored", refusals=dict(receipt.refusals)
     )
 
 

@@ -149,7 +149,7 @@ class Hmac:
             (self.template, ("{body}", "{timestamp}.{body}", "{id}.{timestamp}.{body}")),
         ):
             if choice not in allowed:
-                raise SetupError(f"hmac: {choice!r} is none of {', '.join(allowed)}")
+                raise SetupError(f"hmac: {choice!r} is not one of {', '.join(allowed)}")
         for header in (self.header, self.timestamp_header, self.id_header, self.type_header):
             if header is not None and not _HEADER_NAME.fullmatch(header):
                 raise SetupError(f"hmac: {header!r} cannot be the name of a header")

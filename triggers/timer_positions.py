@@ -92,21 +92,24 @@ def plan_seek(name: str, seek: Seek, stored: Mapping[str, str]) -> SeekPlan:
     to = _instant(seek.to)
     if seek.partition is not None or to is None:
         raise Refused(
-            f"cannot seek timer {name!r} to {seek.to!r}: say now, or an instant with its zone such "
+            f"cannot seek timer {name!r} to {seek.to!r}: use now, or an instant with its zone such "
             "as 2026-01-31T09:00:00Z"
         )
     if to > now:
-        raise Refused(f"timer {name!r} cannot be ahead of the clock; pause it to leave ticks out")
+        raise Refused(
+            f"timer {name!r} cannot be moved ahead of the clock; to skip ticks, pause it, and "
+            "seek it to now before you resume it"
+        )
     if last is not None and to < min(last, now):
         raise Refused(
-            f"timer {name!r} has ticked up to {written_instant(last)}, and a tick is given once; "
-            "start the flows of an earlier one with `turnout replay EVENT`"
+            f"timer {name!r} has already ticked up to {written_instant(last)}; to run an earlier "
+            "tick again, use `turnout replay EVENT`"
         )
     before = "never ticked" if last is None else f"ticked up to {written_instant(last)}"
     return SeekPlan(
         positions={TICK: written_instant(to), AHEAD: None},
         sentences=[
-            f"{before}: goes on from {written_instant(to)}; what was due before that never comes"
+            f"{before}: continues from {written_instant(to)}; ticks due before that are dropped"
         ],
     )
 
@@ -121,7 +124,7 @@ def _read(name: str, stored: Mapping[str, str], partition: str) -> datetime | No
         return None
     instant = _instant(stored[partition])
     if instant is None:
-        raise TriggerError(f"{name}: the stored position {stored[partition]!r} is no instant")
+        raise TriggerError(f"{name}: the stored position {stored[partition]!r} is not an instant")
     return instant
 
 

@@ -92,7 +92,7 @@ class Timer:
                 f'{self.name}: missed={self.missed!r} is not one of "run_once", "skip", "run_all"'
             )
         if not 1 <= self.missed_limit <= MAX_MISSED:
-            raise SetupError(f"{self.name}: missed_limit is from 1 to {MAX_MISSED}")
+            raise SetupError(f"{self.name}: missed_limit must be from 1 to {MAX_MISSED}")
         gap = shortest_gap(self.schedule) if self.jitter else None
         if gap is not None and self.jitter >= gap:
             raise SetupError(
@@ -322,8 +322,8 @@ class _Watch:
         if is_down and not self._is_down:
             self._emit.down(
                 f"the clock shows {written_instant(now)}, but the last tick was due "
-                f"{written_instant(self.last)}, and no tick comes before that; set the clock "
-                "right or, if it is right now, restart the service or say: turnout trigger seek "
+                f"{written_instant(self.last)}, and no tick comes before that; correct the "
+                "clock or, if it is right now, restart the service or run: turnout trigger seek "
                 f"{shlex.quote(self._timer.name)} --to now"
             )
         elif self._is_down and not is_down:

@@ -150,7 +150,7 @@ class WebhookTrigger:
             )
         if self.data is not None and self.data not in get_args(Encoding):
             raise SetupError(
-                f"{self.name}: data={self.data!r} is none of {', '.join(get_args(Encoding))}"
+                f"{self.name}: data={self.data!r} is not one of {', '.join(get_args(Encoding))}"
             )
         if not self.methods or not set(self.methods) <= set(METHODS):
             raise SetupError(f"{self.name}: methods= takes some of {', '.join(METHODS)}")
@@ -241,7 +241,7 @@ class WebhookTrigger:
         essence = media_type(content_type or "").essence
         if is_envelope(content_type) and essence != cloudevents.STRUCTURED:
             raise Unsupported(
-                f"{essence[:80]} is not taken here: send one event a request, "
+                f"{essence[:80]} is not accepted here: send one event a request, "
                 f"as {cloudevents.STRUCTURED} or with ce- headers"
             )
         event = cloudevents.parse(inbound.headers, inbound.body, now=inbound.received_at)
@@ -279,7 +279,7 @@ class WebhookTrigger:
             return "turnout.webhook"
         word = only(headers, header) or ""
         if not word.isidentifier() or not word.isascii() or len(word) > 64:
-            raise InvalidData("the kind of event is not a word", field=header)
+            raise InvalidData("the event type must be one ASCII word", field=header)
         return self.scheme.type_prefix + word
 
     def _stored_headers(self, headers: Headers) -> dict[str, str]:

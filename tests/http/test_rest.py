@@ -574,7 +574,7 @@ async def test_a_timer_is_sought_to_now_from_a_tick_far_ahead(tmp_path: Path) ->
         stored = await desk.journal.positions("minutely")
         assert stored.keys() == {"tick"}
         assert before <= datetime.fromisoformat(stored["tick"]) <= utc_now()
-        assert_problem(await desk.http.post(path, json={"to": "end"}), 409, "say now")
+        assert_problem(await desk.http.post(path, json={"to": "end"}), 409, "use now")
 
 
 # ---------------------------------------------------------------- the page

@@ -97,7 +97,7 @@ def move(folder: str) -> Move:
     """
     mistake = find_mistake(folder)
     if mistake is None and ("\0" in folder or set("*?[") & set(folder)):
-        mistake = "a folder is wanted, not a pattern"
+        mistake = "it must be a folder, not a pattern"
     if mistake is not None:
         raise SetupError(f'move("{folder}"): {mistake}')
     return Move(folder)
@@ -130,9 +130,9 @@ class FilesTrigger:
     def check(self) -> None:
         """Raise `SetupError` for actions or intervals that cannot work; touches no disk."""
         if self.rescan < _SHORTEST_RESCAN:
-            raise SetupError(f"{self.name}: rescan= is at least 50ms")
+            raise SetupError(f"{self.name}: rescan= must be at least 50ms")
         if self.max_depth < 0:
-            raise SetupError(f"{self.name}: max_depth= counts folders, 0 or more")
+            raise SetupError(f"{self.name}: max_depth= is a number of folders, 0 or more")
         for word, action in (("then", self.then), ("on_failure", self.on_failure)):
             if action is not None and not isinstance(action, Move | Delete):
                 raise SetupError(
@@ -318,8 +318,8 @@ def _watcher(folders: Sequence[str]) -> RustNotify:
             raise OSError(str(error)) from None
         raise OSError(
             errno.EMFILE,
-            "no inotify instance is left: raise fs.inotify.max_user_instances, or the open files "
-            "of the process",
+            "no inotify instance is left: raise fs.inotify.max_user_instances, or the process's "
+            "limit on open files",
         ) from None
     except OSError as error:
         if "limit reached" not in str(error):  # it has no number

@@ -29,7 +29,7 @@ TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownloa
 _WILD = re.compile(r"[*?\[]")
 
 _NOT_EXPANDED = (
-    (re.compile(r"[A-Za-z][\w+.-]*://"), "a path is wanted, not a URL"),
+    (re.compile(r"[A-Za-z][\w+.-]*://"), "it must be a path, not a URL"),
     (re.compile(r"~"), '"~" is not expanded; write the folder, or use Path.home() in an f-string'),
     (
         re.compile(r"\$|.*\$\{"),
@@ -43,8 +43,11 @@ _NO_GLOB = (
         "braces are not expanded; give one trigger for each, as in on=[files(…), files(…)], or "
         'write "[{]" for the character',
     ),
-    (re.compile(r".*\[\^"), 'a class of other characters is written "[!…]"'),
-    (re.compile(r".*/\.?\Z"), 'it ends in a folder; add what files in it are called, such as "*"'),
+    (re.compile(r".*\[\^"), 'a negated class is written "[!…]"'),
+    (
+        re.compile(r".*/\.?\Z"),
+        'it ends in a folder; add a pattern for the files in it, such as "*"',
+    ),
 )
 
 
@@ -70,14 +73,16 @@ class Pattern:
         wild = next((n for n, part in enumerate(parts) if _WILD.search(part)), len(parts) - 1)
         literal, segments = parts[: max(wild, 0)], parts[max(wild, 0) :]
         if not segments or ".." in segments:
-            raise SetupError(f'files("{text}"): ".." may stand only in front of the first wildcard')
+            raise SetupError(f'files("{text}"): ".." is allowed only before the first wildcard')
         for segment in segments:
             if "**" in segment and segment != "**":
-                raise SetupError(f'files("{text}"): "**" must be a whole part, as in "inbox/**/*"')
+                raise SetupError(
+                    f'files("{text}"): "**" must stand alone between two "/", as in "inbox/**/*"'
+                )
             if not _has_closed_classes(segment):
                 raise SetupError(
-                    f'files("{text}"): {segment!r} has a "[" without characters and a "]" in the '
-                    'same part; a literal one is written "[[]"'
+                    f'files("{text}"): {segment!r} has a "[" that starts no class of '
+                    'characters; a literal one is written "[[]"'
                 )
         if segments[-1] == "**":
             segments.append("*")
@@ -131,7 +136,7 @@ class Pattern:
 def find_mistake(path: str) -> str | None:
     """Return what the author expects to be expanded but is not; None if nothing."""
     if path != path.strip():
-        return "it begins or ends with a blank"
+        return "it begins or ends with a space"
     return _find(_NOT_EXPANDED, path)
 
 
