@@ -37,7 +37,7 @@ Encoding = Literal["hex", "base64"]
 KeyEncoding = Literal["text", "hex", "base64"]
 Template = Literal["{body}", "{timestamp}.{body}", "{id}.{timestamp}.{body}"]
 
-_HEADER_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+HEADER_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _SECONDS = re.compile(r"[0-9]{1,12}")
 _MILLISECONDS = re.compile(r"[0-9]{13}")
 
@@ -151,7 +151,7 @@ class Hmac:
             if choice not in allowed:
                 raise SetupError(f"hmac: {choice!r} is not one of {', '.join(allowed)}")
         for header in (self.header, self.timestamp_header, self.id_header, self.type_header):
-            if header is not None and not _HEADER_NAME.fullmatch(header):
+            if header is not None and not HEADER_NAME.fullmatch(header):
                 raise SetupError(f"hmac: {header!r} cannot be the name of a header")
         if not self.prefix.isascii():
             raise SetupError(f"hmac: the prefix {self.prefix!r} must be ASCII")

@@ -29,7 +29,7 @@ from turnout.service.governance.secrets import Secret
 from . import replies
 from .content import Unsupported, encoding_for, only, refuse_encodings
 from .query import ParsedQuery, read_query
-from .signatures import Scheme, Unsigned, Unverified, Verifier, scheme_named
+from .signatures import HEADER_NAME, Scheme, Unsigned, Unverified, Verifier, scheme_named
 
 _log = logging.getLogger("turnout.webhook")
 
@@ -148,6 +148,8 @@ class WebhookTrigger:
                 f'{self.name}: a secret verifies nothing without verify=; write verify="github" '
                 'or verify=hmac("X-Signature")'
             )
+        if self.id_header is not None and not HEADER_NAME.fullmatch(self.id_header):
+            raise SetupError(f"{self.name}: id_header={self.id_header!r} is not a header's name")
         if self.data is not None and self.data not in get_args(Encoding):
             raise SetupError(
                 f"{self.name}: data={self.data!r} is not one of {', '.join(get_args(Encoding))}"

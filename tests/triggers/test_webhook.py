@@ -736,6 +736,8 @@ class TestDeclaring:
             (webhook("/a", methods=()), "methods"),
             (webhook("/a", methods=("BREW",)), "methods"),
             (webhook("/a", max_body=0), "max_body"),
+            (webhook("/a", id_header="X Delivery"), "not a header's name"),
+            (webhook("/a", id_header=""), "not a header's name"),
             (webhook("/a", respond="0s"), "at most"),
             (webhook("/a", respond="2m"), "at most"),
             (webhook("/a", verify=hmac("not a header"), secret=secret("A")), "header"),

@@ -45,7 +45,7 @@ _NO_GLOB = (
     ),
     (re.compile(r".*\[\^"), 'a negated class is written "[!…]"'),
     (
-        re.compile(r".*/\.?\Z"),
+        re.compile(r"(.*/)?\.{0,2}\Z"),
         'it ends in a folder; add a pattern for the files in it, such as "*"',
     ),
 )
@@ -136,7 +136,7 @@ class Pattern:
 def find_mistake(path: str) -> str | None:
     """Return what the author expects to be expanded but is not; None if nothing."""
     if path != path.strip():
-        return "it begins or ends with a space"
+        return "it begins or ends with whitespace"
     return _find(_NOT_EXPANDED, path)
 
 
