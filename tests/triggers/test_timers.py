@@ -557,7 +557,7 @@ async def test_seek_refuses_to_tick_twice_or_ahead(to: str, wish: dict[str, Any]
         await sought(to, "2026-03-02T08:00:00Z", **wish)
 
 
-# ---------------------------------------------------------------- a journal without room
+# ---------------------------------------------------------------- a journal on a full disk
 
 
 def test_a_tick_is_tried_until_it_is_stored_then_the_rest_is_missed() -> None:
