@@ -310,7 +310,7 @@ def test_a_clock_set_far_back_is_reported_and_again_when_it_is_right() -> None:
             wall.set_by -= 4 * 365 * DAY
             await passes(timedelta(seconds=31))
             assert not emit.is_up
-            assert emit.down_reason is not None and "set the clock right" in emit.down_reason
+            assert emit.down_reason is not None and "correct the clock" in emit.down_reason
             assert "turnout trigger seek every:1h --to now" in emit.down_reason
             wall.set_by += 4 * 365 * DAY
             await passes(timedelta(seconds=31))

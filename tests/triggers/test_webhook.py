@@ -282,7 +282,7 @@ class TestDecoding:
     ) -> None:
         trigger = webhook("/orders", data=declared)
         document = await refused(trigger, request(b"{}", {"content-type": content_type}), 415)
-        assert "taken here" in document["detail"] or "UTF-8" in document["detail"]
+        assert "accepted here" in document["detail"] or "UTF-8" in document["detail"]
         assert "no type" not in document["detail"]
 
     @pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "gzip, gzip", "identity, deflate"])

@@ -312,8 +312,10 @@ def write_and_rename(path: Path) -> None:
 
 async def test_rename_into_place_is_seen_at_once(tmp_path: Path) -> None:
     emit, loop = RecordingEmitter(), asyncio.get_running_loop()
+    (tmp_path / "link.csv").symlink_to("nowhere")
     async with watch(files(f"{tmp_path}/*.csv", settle="1h"), emit):
-        write_and_rename(tmp_path / "a.csv")
+        await emit.until(lambda: "refused" in emit.rejected)  # the first walk is over: it knows
+        write_and_rename(tmp_path / "a.csv")  # nothing of renames
         began = loop.time()
         await emit.stored(1)
         assert loop.time() - began < 2.0
