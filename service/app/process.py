@@ -32,12 +32,13 @@ from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.intake.run_host import ServiceHost
 from turnout.service.intake.supervisor import Supervisor
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import Claim
+from turnout.service.journal.records import ClaimedRun
 from turnout.service.operate.operator import Operator
 from turnout.service.operate.runs import cancel_children
 from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
+from turnout.service.steps.attempt_state import AttemptState
 from turnout.service.steps.context import Sleep
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Counts, Metrics
@@ -163,30 +164,30 @@ class Process:
             tells_sender=isinstance(trigger, CalledTrigger | ApiTrigger),
         )
 
-    async def _run_ended(self, claim: Claim, outcome: Outcome) -> None:
+    async def _run_ended(self, run: ClaimedRun, outcome: Outcome, state: AttemptState) -> None:
         if outcome.state in (RunState.RETRYING, RunState.WAITING, RunState.QUEUED):
             return
-        self._ended(claim.flow, outcome.state).inc()
-        if claim.dead and outcome.undo == "done":  # an operator resumed the undo
-            log.info("run.undone", flow=claim.flow, run=claim.run_id)
+        self._ended(run.flow, outcome.state).inc()
+        if run.dead and outcome.undo == "done":  # an operator resumed the undo
+            log.info("run.undone", flow=run.flow, run=run.claim.run_id)
         elif outcome.state is RunState.FAILED and outcome.error is not None:
             log.error(
                 "run.failed",
-                flow=claim.flow,
-                run=claim.run_id,
-                attempt=claim.attempt,
-                trigger=claim.event.trigger,
-                event=claim.event.id,
+                flow=run.flow,
+                run=run.claim.run_id,
+                attempt=run.attempt,
+                trigger=run.event.trigger,
+                event=run.event.id,
                 error=f"{outcome.error.type}: {outcome.error.message}",
                 step=outcome.error.step,
                 **({} if outcome.undo is None else {"undo": outcome.undo}),
             )
-        self.waiters.finished(claim.run_id, outcome)
-        if claim.waited:
-            await cancel_children(self.operator, claim.run_seq, claim.run_id)
-        emitter = self.emitters.get(claim.event.trigger)
+        self.waiters.finished(run.claim.run_id, outcome)
+        if state.has_waits:
+            await cancel_children(self.operator, run.claim.run_seq, run.claim.run_id)
+        emitter = self.emitters.get(run.event.trigger)
         if emitter is not None and emitter.acts_after_runs:
-            await self.after_run_actions.event_ended(claim.event_seq)
+            await self.after_run_actions.event_ended(run.event_seq)
 
     def _event_ended(self, event_seq: int) -> None:
         self._tasks.create_task(self.after_run_actions.event_ended(event_seq))

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 from turnout.service.domain.errors import ClaimLost, JournalFull
 from turnout.service.domain.run import FINISHED, Outcome, RunState
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import Claim
+from turnout.service.journal.records import ClaimedRun
 from turnout.service.project import AnyFlow
+from turnout.service.steps.attempt_state import AttemptState
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.meters import Counter, Histogram
 from turnout.service.telemetry.metrics import Metrics
@@ -31,14 +32,19 @@ log = get_logger("turnout.attempts")
 class Slots(Protocol):
     """Counts the slots that attempts hold; the dispatcher implements it."""
 
-    def release_early(self, claim: Claim) -> bool:
+    def release_early(self, run: ClaimedRun) -> bool:
         """Release the slot while the outcome is being written; False if it must be kept."""
 
-    def retake(self, claim: Claim) -> None:
+    def retake(self, run: ClaimedRun) -> None:
         """Take the slot back: the outcome could not be written."""
 
     def attempt_ended(
-        self, claim: Claim, flow: AnyFlow | None, outcome: Outcome | None, *, slot_released: bool
+        self,
+        run: ClaimedRun,
+        flow: AnyFlow | None,
+        outcome: Outcome | None,
+        *,
+        slot_released: bool,
     ) -> None:
         """Handle the end of an attempt, before anyone else; None: its claim was lost.
 
@@ -49,7 +55,7 @@ class Slots(Protocol):
         """Start nothing more: an unexpected error ends the process."""
 
 
-Ended = Callable[[Claim, Outcome], Awaitable[None]]
+Ended = Callable[[ClaimedRun, Outcome, AttemptState], Awaitable[None]]
 
 HANDED_BACK = Outcome(state=RunState.QUEUED, counts=False)
 PROBE_SECONDS = 1.0
@@ -62,10 +68,11 @@ class _RunningAttempt:
     `previous` is an earlier attempt of the same run that has not ended yet.
     """
 
-    __slots__ = ("cancelled", "claim", "executing", "previous", "slot_released", "task")
+    __slots__ = ("cancelled", "executing", "previous", "run", "slot_released", "state", "task")
 
-    def __init__(self, claim: Claim, previous: _RunningAttempt | None) -> None:
-        self.claim = claim
+    def __init__(self, run: ClaimedRun, previous: _RunningAttempt | None) -> None:
+        self.run = run
+        self.state = AttemptState(run)
         self.previous = previous
         self.task: asyncio.Task[None] | None = None
         self.executing = False
@@ -132,14 +139,14 @@ class Attempts:
     @property
     def seqs(self) -> set[int]:
         """The seqs of the runs with a running attempt."""
-        return {attempt.claim.run_seq for attempt in self._running.values()}
+        return {attempt.run.claim.run_seq for attempt in self._running.values()}
 
     def running_on_key(self, flow: str, order_key: str) -> int | None:
         """Return the seq of the run that is running with an ordering key, if there is one."""
         for attempt in self._running.values():
-            claim = attempt.claim
-            if claim.flow == flow and claim.order_key == order_key:
-                return claim.run_seq
+            run = attempt.run
+            if run.flow == flow and run.order_key == order_key:
+                return run.claim.run_seq
         return None
 
     def use_current_task(self) -> None:
@@ -149,18 +156,19 @@ class Attempts:
     def _is_ending(self) -> bool:
         return self._owner is None or self._owner.cancelling() > 0
 
-    def start(self, tasks: asyncio.TaskGroup, claim: Claim, flow: AnyFlow | None) -> None:
-        """Execute a claim; without a flow (a reload removed it) the run is handed back.
+    def start(self, tasks: asyncio.TaskGroup, run: ClaimedRun, flow: AnyFlow | None) -> None:
+        """Execute a claimed run; without a flow (a reload removed it) the run is handed back.
 
         A run that was cancelled and retried may still have an attempt in a thread or a `finally`:
         the new attempt waits for it. The task gets a fresh context, since another run's attempt
         may be the caller.
         """
-        previous = self._running.get(claim.run_id)
+        run_id = run.claim.run_id
+        previous = self._running.get(run_id)
         if previous is not None and not previous.cancelled:
             previous.cancel()
-        attempt = _RunningAttempt(claim, previous)
-        self._running[claim.run_id] = attempt
+        attempt = _RunningAttempt(run, previous)
+        self._running[run_id] = attempt
         attempt.task = tasks.create_task(self._run(attempt, flow), context=self._context.copy())
 
     def cancel(self, run_id: str) -> bool:
@@ -174,17 +182,17 @@ class Attempts:
     def cancel_all(self) -> None:
         """Cancel every attempt at its next await; each run is handed back."""
         for attempt in list(self._running.values()):
-            attempt.claim.released = True
+            attempt.state.handed_back = True
             attempt.cancel()
 
     async def abandon(self) -> int:
         """Hand back the runs of attempts that do not end; return how many there are."""
         for attempt in list(self._running.values()):
-            claim = attempt.claim
-            log.warning("run.abandoned", flow=claim.flow, run=claim.run_id)
+            run = attempt.run
+            log.warning("run.abandoned", flow=run.flow, run=run.claim.run_id)
             at = self._now()
             with suppress(ClaimLost, JournalFull):
-                await self._journal.record(claim, HANDED_BACK, started_at=at, now=at)
+                await self._journal.record(run, HANDED_BACK, started_at=at, now=at)
         return len(self._running)
 
     async def _run(self, attempt: _RunningAttempt, flow: AnyFlow | None) -> None:
@@ -198,7 +206,7 @@ class Attempts:
             raise
 
     async def _execute_and_record(self, attempt: _RunningAttempt, flow: AnyFlow | None) -> None:
-        claim = attempt.claim
+        run = attempt.run
         recorded: Outcome | None = None
         try:
             if attempt.previous is not None and attempt.previous.task is not None:
@@ -209,20 +217,20 @@ class Attempts:
             ended_at = await self._record(attempt, outcome, started_at)
             if ended_at is not None:
                 recorded = outcome
-            final = recorded or await self._outcome_without_claim(claim)
+            final = recorded or await self._outcome_without_claim(run.claim.run_id)
         finally:
-            if self._running.get(claim.run_id) is attempt:
-                del self._running[claim.run_id]
-            self._slots.attempt_ended(claim, flow, recorded, slot_released=attempt.slot_released)
-        self._observe(claim, final.state, started_at, ended_at or self._now())
-        await self._ended(claim, final)
+            if self._running.get(run.claim.run_id) is attempt:
+                del self._running[run.claim.run_id]
+            self._slots.attempt_ended(run, flow, recorded, slot_released=attempt.slot_released)
+        self._observe(run, final.state, started_at, ended_at or self._now())
+        await self._ended(run, final, attempt.state)
 
-    async def _outcome_without_claim(self, claim: Claim) -> Outcome:
+    async def _outcome_without_claim(self, run_id: str) -> Outcome:
         """Return the outcome of a run whose claim was lost.
 
         It was cancelled, but is not finished if it has steps to undo or was retried since.
         """
-        run = await self._journal.run(claim.run_id)
+        run = await self._journal.run(run_id)
         is_over = run is None or run.state in FINISHED
         return Outcome(state=RunState.CANCELLED) if is_over else HANDED_BACK
 
@@ -232,7 +240,7 @@ class Attempts:
         attempt.executing = True
         try:
             return await self._executor.execute(
-                attempt.claim, flow, lambda: attempt.cancelled or self._is_ending()
+                attempt.run, flow, attempt.state, lambda: attempt.cancelled or self._is_ending()
             )
         except ClaimLost:  # an operator cancelled the run during a step; `_record` finds out too
             return HANDED_BACK
@@ -249,30 +257,38 @@ class Attempts:
         self, attempt: _RunningAttempt, outcome: Outcome, started_at: datetime
     ) -> datetime | None:
         """Write the outcome to disk; return the recorded end, None if the claim was lost."""
-        claim = attempt.claim
+        run, state = attempt.run, attempt.state
         while True:
-            attempt.slot_released = self._slots.release_early(claim)
+            attempt.slot_released = self._slots.release_early(run)
             now = self._now()
             try:
-                await self._journal.record(claim, outcome, started_at=started_at, now=now)
+                await self._journal.record(
+                    run,
+                    outcome,
+                    started_at=started_at,
+                    now=now,
+                    has_waits=state.has_waits,
+                    changed=state.changed,
+                    progress=state.progress,
+                )
             except ClaimLost:
                 return None
             except JournalFull:
                 if attempt.slot_released:
-                    self._slots.retake(claim)
+                    self._slots.retake(run)
                 await until_writable(self._journal)
             else:
                 return now
 
     def _observe(
-        self, claim: Claim, state: RunState, started_at: datetime, ended_at: datetime
+        self, run: ClaimedRun, state: RunState, started_at: datetime, ended_at: datetime
     ) -> None:
-        meters = self._meters.get(claim.flow)
+        meters = self._meters.get(run.flow)
         if meters is None:
-            meters = self._meters[claim.flow] = _Meters(self._metrics, claim.flow)
+            meters = self._meters[run.flow] = _Meters(self._metrics, run.flow)
         meters.count(state)
         meters.run_seconds.observe((ended_at - started_at).total_seconds())
-        waited = started_at - claim.due_at
+        waited = started_at - run.due_at
         meters.wait_seconds.observe(waited.total_seconds() if waited > _NONE else 0.0)
 
 

@@ -21,7 +21,7 @@ from turnout.service.domain.event import CALLED, Event
 from turnout.service.domain.run import Outcome, Run, RunState
 from turnout.service.flowcontrol.admission import RUNNING, UNWRITTEN, Admission
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import Appended, Claim, NewRun, Queued
+from turnout.service.journal.records import Appended, Claim, ClaimedRun, NewRun, Queued
 from turnout.service.project import AnyFlow
 from turnout.service.telemetry.metrics import Metrics
 
@@ -177,7 +177,7 @@ class Dispatcher:
         if run.state is RunState.RUNNING:
             self._scheduler.queue(run.flow).starting -= 1
             self._scheduler.progressed.set()
-            self._start(_first_claim(run, event, stored, arguments, now))
+            self._start(_first_claimed(run, event, stored, arguments, now))
         elif run.state is RunState.QUEUED:
             queue = self._scheduler.queue(run.flow)
             in_memory = queue.accepts_new and len(event.body) <= MAX_BODY_BYTES_IN_MEMORY
@@ -190,7 +190,9 @@ class Dispatcher:
                     limit_key=run.limit_key,
                     due_at=None,
                     isolated=False,
-                    claim=_first_claim(run, event, stored, arguments, now) if in_memory else None,
+                    claimed=(
+                        _first_claimed(run, event, stored, arguments, now) if in_memory else None
+                    ),
                 )
             )
 
@@ -295,10 +297,10 @@ class Dispatcher:
         for run in chosen:
             self._scheduler.queue(run.flow).starting += 1
         try:
-            claims = await self._journal.claim(
+            claimed = await self._journal.claim(
                 [run.seq for run in chosen],
                 now=self._now(),
-                untouched={run.seq: run.claim for run in chosen if run.claim is not None},
+                untouched={run.seq: run.claimed for run in chosen if run.claimed is not None},
             )
         except JournalFull:
             for run in chosen:
@@ -316,9 +318,9 @@ class Dispatcher:
                 self._scheduler.queue(run.flow).starting -= 1
         for run in chosen:
             self._scheduler.known_due.discard(run.seq)
-        taken = {claim.run_seq for claim in claims}
-        for claim in claims:
-            self._start(claim)
+        taken = {run.claim.run_seq for run in claimed}
+        for each in claimed:
+            self._start(each)
         for run in chosen:
             if run.seq not in taken:  # cancelled meanwhile
                 self._scheduler.release(
@@ -327,14 +329,14 @@ class Dispatcher:
 
     # ------------------------------------------------------------ one attempt
 
-    def _start(self, claim: Claim) -> None:
+    def _start(self, run: ClaimedRun) -> None:
         if self._tasks is None:
             raise RuntimeError("the dispatcher is not running")
         if self._started_meanwhile is not None:
-            self._started_meanwhile.add(claim.run_seq)
-        self._attempts.start(self._tasks, claim, self._flows.get(claim.flow))
+            self._started_meanwhile.add(run.claim.run_seq)
+        self._attempts.start(self._tasks, run, self._flows.get(run.flow))
 
-    def release_early(self, claim: Claim) -> bool:
+    def release_early(self, run: ClaimedRun) -> bool:
         """Release the slot of an attempt whose outcome is being written; False if it is kept.
 
         The next run in the slot is written after that outcome, so no more runs are running on disk
@@ -342,15 +344,15 @@ class Dispatcher:
         kept with an ordering key, whose next run must not start before the outcome is on disk, and
         by an isolated run, which runs alone until its outcome is on disk.
         """
-        if claim.order_key is not None or claim.isolated:
+        if run.order_key is not None or run.isolated:
             return False
-        self._scheduler.release(claim.flow, None, claim.limit_key, isolated=claim.isolated)
+        self._scheduler.release(run.flow, None, run.limit_key, isolated=run.isolated)
         self._work.set()
         return True
 
-    def retake(self, claim: Claim) -> None:
+    def retake(self, run: ClaimedRun) -> None:
         """Take the slot back: the outcome could not be written."""
-        self._admission.retake(claim.flow, claim.limit_key, isolated=claim.isolated)
+        self._admission.retake(run.flow, run.limit_key, isolated=run.isolated)
 
     def stop_starting(self) -> None:
         """Start nothing more: an unexpected error is about to end the process.
@@ -360,7 +362,12 @@ class Dispatcher:
         self._stopping = True
 
     def attempt_ended(
-        self, claim: Claim, flow: AnyFlow | None, outcome: Outcome | None, *, slot_released: bool
+        self,
+        run: ClaimedRun,
+        flow: AnyFlow | None,
+        outcome: Outcome | None,
+        *,
+        slot_released: bool,
     ) -> None:
         """Release the slot of an attempt; a run that is not finished keeps its ordering key."""
         state = None if outcome is None else outcome.state
@@ -368,33 +375,31 @@ class Dispatcher:
         blocks = state is RunState.FAILED and flow is not None and flow.on_dead == "block"
         if not slot_released:
             self._scheduler.release(
-                claim.flow,
-                claim.order_key,
-                claim.limit_key,
-                isolated=claim.isolated,
-                keep_order_for=claim.run_seq if continues or blocks else None,
+                run.flow,
+                run.order_key,
+                run.limit_key,
+                isolated=run.isolated,
+                keep_order_for=run.claim.run_seq if continues or blocks else None,
             )
-        if continues or claim.event.type == CALLED:
+        if continues or run.event.type == CALLED:
             self._due.recheck()
         if state is RunState.QUEUED and not self._stopping:
-            self.reread_queue(claim.flow)
+            self.reread_queue(run.flow)
         self._work.set()
 
 
-def _first_claim(
+def _first_claimed(
     run: NewRun,
     event: Event,
     stored: Appended,
     arguments: Mapping[str, Any] | None,
     now: datetime,
-) -> Claim:
-    return Claim(
-        run_seq=run.seq,
-        run_id=run.id,
+) -> ClaimedRun:
+    return ClaimedRun(
+        claim=Claim(run.seq, run.id, 1),
         flow=run.flow,
         event_seq=stored.event_seq,
         event=event,
-        token=1,
         attempt=1,
         crashes=0,
         replay=run.replay,

@@ -28,10 +28,11 @@ from turnout.service.domain.retry import delay_after
 from turnout.service.domain.run import Outcome, RunError, RunState, Skip
 from turnout.service.governance import secrets
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import Claim
+from turnout.service.journal.records import ClaimedRun
 from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow
 from turnout.service.settings import Settings
+from turnout.service.steps.attempt_state import AttemptState
 from turnout.service.steps.branches import to_run_again
 from turnout.service.steps.codec import encode_returned
 from turnout.service.steps.compensation import conclude, ended_before
@@ -75,9 +76,13 @@ class Executor:
         self._services = replace(self._services, host=host)
 
     async def execute(
-        self, claim: Claim, flow: AnyFlow, is_stopped: Callable[[], bool] | None = None
+        self,
+        run: ClaimedRun,
+        flow: AnyFlow,
+        state: AttemptState | None = None,
+        is_stopped: Callable[[], bool] | None = None,
     ) -> Outcome:
-        """Run one attempt under `claim`; raises only `ClaimLost` and `JournalBroken`.
+        """Run one attempt; raises only `ClaimLost` and `JournalBroken`.
 
         `is_stopped` tells whether a cancel comes from outside; by default every requested cancel of
         the task does. Any other cancel is the flow's own and ends only its run.
@@ -85,8 +90,8 @@ class Executor:
         task = asyncio.current_task()
         assert task is not None
         is_stopped = is_stopped or (lambda: task.cancelling() > 0)
-        with open_attempt(claim, flow, self._services) as context:
-            known = ended_before(claim)
+        with open_attempt(run, state or AttemptState(run), flow, self._services) as context:
+            known = ended_before(run)
             if known is not None:
                 return _with_log(await _concluded(context, flow, known), context)
             try:
@@ -109,11 +114,11 @@ class Executor:
             return await _finished(context, flow, _suspended(context) or outcome)
 
     async def _call(self, context: RunContext, flow: AnyFlow) -> tuple[bytes | None, bytes | None]:
-        claim = context.claim
-        arguments = flow.bind(claim.event) if claim.arguments is None else claim.arguments
-        if claim.event.type in FILE_TYPES and flow.binding.hands_path:
-            has_begun = claim.attempt > 1 or claim.crashes > 0 or bool(claim.recorded)
-            await asyncio.to_thread(check_file_unchanged, claim.event, has_begun=has_begun)
+        run = context.claimed
+        arguments = flow.bind(run.event) if run.arguments is None else run.arguments
+        if run.event.type in FILE_TYPES and flow.binding.hands_path:
+            has_begun = run.attempt > 1 or run.crashes > 0 or bool(run.recorded)
+            await asyncio.to_thread(check_file_unchanged, run.event, has_begun=has_begun)
         if flow.binding.resources:
             arguments = {**arguments, **self._injected(flow)}
         try:
@@ -133,7 +138,7 @@ class Executor:
         return encode_returned(
             value,
             flow.binding.returns,
-            called=claim.event.type == CALLED,
+            called=run.event.type == CALLED,
             max_bytes=self._settings.max_result_bytes,
             name=flow.words,
         )

@@ -41,8 +41,8 @@ class Memory:
     def charge(self, run: Queued) -> None:
         """Charge the memory of a run until `give_back`."""
         run.weight = _RUN_BYTES
-        if run.claim is not None:
-            run.weight += _CLAIM_BYTES + _DECODED_BYTES * len(run.claim.event.body)
+        if run.claimed is not None:
+            run.weight += _CLAIM_BYTES + _DECODED_BYTES * len(run.claimed.event.body)
         self.left -= run.weight
 
     def give_back(self, run: Queued) -> None:
@@ -262,7 +262,7 @@ class Queue:
     def drop_claims(self) -> None:
         """Drop prepared claims: their arguments were bound by replaced code."""
         for row in self.rows():
-            row.claim = None
+            row.claimed = None
 
     def rows(self) -> Iterator[Queued]:
         """Yield every run held in memory."""

@@ -12,21 +12,23 @@ dispatcher).
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome, Run
 from turnout.service.domain.trigger import Backlog
 
 from .records import (
+    NOTHING,
     Appended,
     AttemptRecord,
     Cached,
     ChildEnd,
     Claim,
+    ClaimedRun,
     Entry,
     Filter,
     NewRun,
@@ -197,11 +199,16 @@ class Journal(JournalReader, Protocol):
         """
 
     async def claim(
-        self, seqs: Sequence[int], *, now: datetime, untouched: Mapping[int, Claim] | None = None
-    ) -> list[Claim]:
+        self,
+        seqs: Sequence[int],
+        *,
+        now: datetime,
+        untouched: Mapping[int, ClaimedRun] | None = None,
+    ) -> list[ClaimedRun]:
         """Make runs `running` under a new token; runs no longer claimable are left out.
 
-        `untouched` holds the first claims, by seq, of runs whose event is still in memory.
+        `untouched` holds, by seq, runs that were never claimed and whose event is in memory, as
+        their first claim finds them.
         """
 
     def record_step(self, claim: Claim, step: StepRecord) -> Future[None]:
@@ -214,9 +221,22 @@ class Journal(JournalReader, Protocol):
         """
 
     async def record(
-        self, claim: Claim, outcome: Outcome, *, started_at: datetime, now: datetime
+        self,
+        run: ClaimedRun,
+        outcome: Outcome,
+        *,
+        started_at: datetime,
+        now: datetime,
+        has_waits: bool = False,
+        changed: Collection[str] = (),
+        progress: Mapping[str, Any] = NOTHING,
     ) -> None:
-        """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter."""
+        """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter.
+
+        `has_waits` says that the attempt opened a wait: the waits of a run that ended are deleted.
+        The next claim of a waiting run may read only the `changed` steps, those this attempt
+        recorded, and then it finds `progress` again.
+        """
 
     async def record_with(
         self,

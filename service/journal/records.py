@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunError, RunState
@@ -207,27 +208,39 @@ class ChildEnd:
     returned: bytes | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class Claim:
-    """The right to run one attempt: every write of the attempt carries `token`.
+class Claim(NamedTuple):
+    """The right to write about a run: every write about it carries one.
 
-    `attempt` counts from 1. `recorded` holds the steps that earlier attempts recorded, by key, and
-    `recorded_bytes` the size of their results; `changed` are the keys this attempt records.
-    `arguments` are the flow's bound arguments if the router has validated them. `code_version` is
-    that of the flow file when the run was made, empty if it need not be compared. `waited` says
-    that the run may have open waits, which are deleted when it ends; `unwoken` are the steps whose
-    wait nothing has woken, `ended` the children that have ended (large results are read later).
-    `progress` is a note to the next attempt, which may not get it. `released` says that the run is
-    handed back, so this attempt starts no more steps. `dead` says that the run is a dead letter
-    whose undo is retried, `undo_failed` that it is counted as not undone.
+    It is lost when the run is cancelled or claimed anew; a write under it then raises `ClaimLost`.
     """
 
     run_seq: int
     run_id: str
+    token: int
+
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class ClaimedRun(NamedTuple):
+    """A run under a claim, and what it resumes from; the same for the whole attempt.
+
+    `attempt` counts from 1. `arguments` are the flow's bound arguments if the router has validated
+    them. `code_version` is that of the flow file when the run was made, empty if it need not be
+    compared. `dead` says that the run is a dead letter whose undo is retried, `undo_failed` that it
+    is counted as not undone.
+
+    From earlier attempts: `recorded` are their steps, by key, and `recorded_bytes` the size of the
+    results. `has_waits` says that the run may have open waits; `unwoken` are the steps whose wait
+    nothing has woken, `ended` the children that have ended (large results are read later).
+    `progress` is what the last attempt noted for this one, if it is still in memory.
+    """
+
+    # A named tuple, because one is made for each run and a frozen dataclass costs twice as much.
+    claim: Claim
     flow: str
     event_seq: int
     event: Event
-    token: int
     attempt: int
     crashes: int
     replay: int
@@ -235,24 +248,22 @@ class Claim:
     limit_key: str | None
     due_at: datetime
     isolated: bool = False
-    recorded: dict[str, StepRecord] = field(default_factory=dict)
     arguments: Mapping[str, Any] | None = None
     code_version: str = ""
-    waited: bool = False
-    unwoken: frozenset[str] = frozenset()
-    ended: dict[str, ChildEnd] = field(default_factory=dict)
-    changed: set[str] = field(default_factory=set)
-    progress: dict[str, Any] = field(default_factory=dict)
-    recorded_bytes: int = 0
-    released: bool = False
     dead: bool = False
     undo_failed: bool = False
+    recorded: Mapping[str, StepRecord] = NOTHING
+    recorded_bytes: int = 0
+    has_waits: bool = False
+    unwoken: frozenset[str] = frozenset()
+    ended: Mapping[str, ChildEnd] = NOTHING
+    progress: Mapping[str, Any] = NOTHING
 
     def log_fields(self) -> dict[str, Any]:
         """Return the fields that every log record of the attempt carries."""
         return {
             "flow": self.flow,
-            "run": self.run_id,
+            "run": self.claim.run_id,
             "attempt": self.attempt,
             "trigger": self.event.trigger,
             "event": self.event.id,
@@ -264,7 +275,8 @@ class Claim:
 class Queued:
     """What the dispatcher holds in memory of a run that is not running.
 
-    `claim` is the run's first claim while its event is in memory and need not be read again.
+    `claimed` is the run as its first claim finds it, while its event is in memory and need not be
+    read again.
     `is_due` says that the run was scheduled, retrying or waiting before, not queued. `weight` is
     its estimated memory in bytes.
     """
@@ -275,7 +287,7 @@ class Queued:
     limit_key: str | None
     due_at: datetime | None
     isolated: bool
-    claim: Claim | None = None
+    claimed: ClaimedRun | None = None
     is_due: bool = False
     weight: int = 0
 

@@ -60,7 +60,9 @@ class Asked(Generic[F]):
         """The address of a page where the answer can be given once, without an account."""
         call = self._call
         life = LINK_LIFE if self._timeout is None else self._timeout
-        return host_of(call).link(call.context.claim.run_id, call.key, call.services.now() + life)
+        return host_of(call).link(
+            call.context.claimed.claim.run_id, call.key, call.services.now() + life
+        )
 
     def __await__(self) -> Generator[Any, Any, Approval[F]]:
         """Wait for the answer, the same each time; raises `Rejected` or `TimeoutError`."""
@@ -78,7 +80,7 @@ class Asked(Generic[F]):
         if known is not None and known.state != "waiting":
             approval: Approval[F] = call.recall(known)
             return approval
-        claim = call.context.claim
+        claim = call.context.claimed.claim
         rows = [] if known is None else await call.services.journal.waits(claim.run_seq, call.key)
         if known is None or not rows:
             what = {"approval": self._name, "fields": _reference(self._fields)}

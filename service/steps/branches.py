@@ -64,7 +64,7 @@ class Branches:
 
     def recall(self) -> BaseException | None:
         """Return the recorded error that ended the branches and that the flow caught, or None."""
-        known = self._context.claim.recorded.get(self.key)
+        known = self._context.claimed.recorded.get(self.key)
         if known is None or known.superseded:
             return None
         error = failures.restore(known)

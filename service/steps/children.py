@@ -73,7 +73,7 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
     The run resumes here each time a child ends, so children that still run must cost nothing.
     """
     branches.raise_again()
-    claim = branches.scope.context.claim
+    context = branches.scope.context
     results: list[Any] = [_NOT_YET] * len(items)
     running, left = _what_is_left(flow, branches, items)
     scopes: list[Scope] = []
@@ -98,11 +98,11 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
     else:
         if running:
             noted = (_noted_for(branches, items), next(left, len(items)), tuple(running))
-            claim.progress[branches.key] = noted
+            context.state.progress[branches.key] = noted
             suspend_with(scopes, {f"{branches.key}[{index}]": 0 for index in running})
         for index, value in enumerate(results):
             if value is _NOT_YET:
-                known = claim.recorded[f"{branches.key}[{index}]"]
+                known = context.claimed.recorded[f"{branches.key}[{index}]"]
                 results[index] = _step_call(flow, branches.scope, known.key, (), {}).recall(known)
         return results
     raise branches.failed(errors)
@@ -125,19 +125,19 @@ def _what_is_left(
     Raises `CodeChanged`, before it starts more, if a child was started for another item.
     """
     context, key, count = branches.scope.context, branches.key, len(items)
-    claim = context.claim
-    known = claim.progress.pop(key, None)
+    run = context.claimed
+    known = context.state.progress.pop(key, None)
     if known is not None and known[0] == _noted_for(branches, items):
         _, first_new, open_items = known
-        running = [index for index in open_items if f"{key}[{index}]" in claim.unwoken]
+        running = [index for index in open_items if f"{key}[{index}]" in run.unwoken]
         woken = sorted(set(open_items).difference(running))
         return running, chain(woken, range(first_new, count))
     running, left = [], []
     for index in range(count):
-        step = claim.recorded.get(f"{key}[{index}]")
+        step = run.recorded.get(f"{key}[{index}]")
         if step is not None and context.sequence is not None and context.sequence.enforced:
             _step_call(flow, branches.scope, step.key, (items[index],), {}).recorded()
-        if step is not None and step.state == "waiting" and step.key in claim.unwoken:
+        if step is not None and step.state == "waiting" and step.key in run.unwoken:
             running.append(index)
         elif step is None or step.state != "succeeded":
             left.append(index)
@@ -164,10 +164,10 @@ async def _call(call: StepCall, flow: Flow[..., Any]) -> Any:
         suspend({call.key: 0})
     if known.state != "waiting":
         return call.recall(known)
-    claim = call.context.claim
-    if call.key in claim.unwoken:
+    run = call.context.claimed
+    if call.key in run.unwoken:
         suspend({call.key: 0})  # it has not ended, or its end makes the run due at once
-    child = claim.ended.get(call.key)
+    child = run.ended.get(call.key)
     if child is None:
         child = await call.services.journal.child(known.origin or "")
     if child is not None and child.state not in FINISHED:
@@ -176,7 +176,8 @@ async def _call(call: StepCall, flow: Flow[..., Any]) -> Any:
 
 
 async def _start(call: StepCall, flow: Flow[..., Any]) -> None:
-    cause = call.context.claim.event
+    run = call.context.claimed
+    cause = run.event
     if cause.hops >= MAX_HOPS:
         raise Fail(f"{call} would be the {MAX_HOPS + 1}th run in a chain: is it a cycle?")
     made = event_for(flow, call)
@@ -189,10 +190,10 @@ async def _start(call: StepCall, flow: Flow[..., Any]) -> None:
     event = replace(
         made,
         id=mint_id(),
-        source=f"/runs/{call.context.claim.run_id}",
+        source=f"/runs/{run.claim.run_id}",
         type=CALLED,
         time=call.services.now(),
-        trigger=f"flow:{call.context.claim.flow}",
+        trigger=f"flow:{run.flow}",
         tenant=cause.tenant,
         extensions=cause.trace | dict(made.extensions),
         hops=cause.hops + 1,
@@ -202,7 +203,8 @@ async def _start(call: StepCall, flow: Flow[..., Any]) -> None:
     child = mint_id()
     record = replace(begun(call, {"run": child}, None), origin=child)
     host = host_of(call)
-    await durable(call.context, lambda: host.start(call.context.claim, record, flow.name, event))
+    claim = call.context.writing(call.key, opens_wait=True)
+    await durable(call.context, lambda: host.start(claim, record, flow.name, event))
 
 
 async def _result(call: StepCall, known: StepRecord, run: ChildEnd | None) -> Any:

@@ -47,7 +47,7 @@ from turnout.service.domain.run import (
     RunError,
     RunState,
 )
-from turnout.service.journal.records import FAILED, REGISTERED, Claim, StepRecord
+from turnout.service.journal.records import FAILED, REGISTERED, ClaimedRun, StepRecord
 from turnout.service.project import AnyFlow
 from turnout.service.telemetry.logs import get_logger
 
@@ -66,14 +66,14 @@ RETRIES = RetryPolicy(
 _TIMEOUT_SECONDS = 300.0
 
 
-def ended_before(claim: Claim) -> Outcome | None:
+def ended_before(run: ClaimedRun) -> Outcome | None:
     """Return the recorded outcome of a run whose compensation is not finished, or None."""
-    known = claim.recorded.get(FAILED)
+    known = run.recorded.get(FAILED)
     if known is None:
         return None
     if known.error is not None and known.error.type == CANCELLED:  # the cancel counted the attempt
         return Outcome(state=RunState.CANCELLED, reason=known.error.message or None, counts=False)
-    return Outcome(state=RunState.FAILED, error=known.error, counts=not claim.dead)
+    return Outcome(state=RunState.FAILED, error=known.error, counts=not run.dead)
 
 
 async def conclude(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:
@@ -83,12 +83,12 @@ async def conclude(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outc
     compensation, or `undo_failed` if the run was cancelled and its undo failed. Raises only
     `ClaimLost`, `JournalBroken` and a cancel.
     """
-    claim = context.claim
-    if FAILED not in claim.recorded and flow.on_failure is None and not _registered(context):
+    known = FAILED in context.claimed.recorded
+    if not known and flow.on_failure is None and not _registered(context):
         return outcome
     try:
         undos, outcome, deaths = await _record_failure(context, outcome)
-        left = await _end_children(context) if undos and claim.waited else None
+        left = await _end_children(context) if undos and context.state.has_waits else None
     except (ClaimLost, JournalBroken):
         raise
     except JournalError as error:
@@ -108,7 +108,7 @@ async def _end_children(context: RunContext) -> list[str]:
     services = context.services
     if services is None or services.host is None:
         return []
-    return await services.host.end_children(context.claim)
+    return await services.host.end_children(context.claimed.claim)
 
 
 def _after_undo(outcome: Outcome, failed: Sequence[str]) -> Outcome:
@@ -132,7 +132,7 @@ async def _record_failure(context: RunContext, outcome: Outcome) -> tuple[list[U
     """
     services = context.services
     assert services is not None  # the executor gave them
-    known = context.claim.recorded.get(FAILED)
+    known = context.claimed.recorded.get(FAILED)
     if known is None:
         now = services.now()
         undos = _registered(context)
@@ -165,7 +165,7 @@ def _registered(context: RunContext) -> list[Undo]:
     Those of earlier attempts count too, unless this attempt registered the same undo elsewhere
     because the code changed.
     """
-    recorded = context.claim.recorded.items()
+    recorded = context.claimed.recorded.items()
     earlier = {
         key: Undo.unpack(it.result)
         for key, it in recorded
@@ -229,7 +229,7 @@ class _Compensation:
         error = outcome.error
         if error is not None and self.undo_failed:
             error = replace(error, undo_failed=tuple(self.undo_failed))
-        event = replace(self._context.claim.event)  # decoded again: the flow may have changed it
+        event = replace(self._context.claimed.event)  # decoded again: the flow may have changed it
         telling = partial(_telling, hook, error, event)
         try:
             part = _Part("~on_failure", _task(hook).name, telling)
@@ -242,7 +242,7 @@ class _Compensation:
 
     async def _do(self, part: _Part, outcome: Outcome) -> tuple[str, Outcome]:
         """Run one step unless it is recorded; return its state and the outcome of the run."""
-        known = _known(self._context.claim, part)
+        known = _known(self._context.claimed, part)
         if known is not None and known.state != "retrying":
             state = known.state
             died = known.error is not None and known.error.type == PROCESS_DIED
@@ -261,17 +261,17 @@ def _log_broken(error: JournalError) -> None:
     log.error("compensation.broken", error=str(error))
 
 
-def _known(claim: Claim, part: _Part) -> StepRecord | None:
+def _known(run: ClaimedRun, part: _Part) -> StepRecord | None:
     """Return the record of a step, found without the author's code."""
     beginning = f"{part.place}/"
-    found = (it for key, it in claim.recorded.items() if key.startswith(beginning))
+    found = (it for key, it in run.recorded.items() if key.startswith(beginning))
     return next(found, None)
 
 
 async def _steps(context: RunContext) -> Mapping[str, StepRecord]:
     """Return the run's recorded steps, including those of this attempt."""
     assert context.services is not None  # the executor gave them
-    steps = await context.services.journal.steps(context.claim.run_seq)
+    steps = await context.services.journal.steps(context.claimed.claim.run_seq)
     return {record.key: record for record in steps}
 
 

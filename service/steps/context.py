@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
@@ -30,11 +30,12 @@ from turnout.service.domain.resource import Resources
 from turnout.service.domain.run import RunError
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import REGISTERED, Claim, StepRecord
+from turnout.service.journal.records import REGISTERED, Claim, ClaimedRun, StepRecord
 from turnout.service.pools import Pools, worker
 from turnout.service.telemetry import logs
 
 from . import timeouts
+from .attempt_state import AttemptState
 from .backoff import Backoffs
 from .code_change import RecordedSequence
 from .durable_marks import DurableMarks, mark_record
@@ -139,7 +140,7 @@ class RunContext:
         "_backoffs",
         "_log",
         "broken",
-        "claim",
+        "claimed",
         "consumed",
         "durable_marks",
         "ended_by",
@@ -149,14 +150,20 @@ class RunContext:
         "root",
         "sequence",
         "services",
+        "state",
         "undelivered",
         "undos",
     )  # fmt: skip
 
     def __init__(
-        self, claim: Claim, services: Services | None, flow: Flow[..., Any] | None = None
+        self,
+        run: ClaimedRun,
+        state: AttemptState,
+        services: Services | None,
+        flow: Flow[..., Any] | None = None,
     ) -> None:
-        self.claim = claim
+        self.claimed = run
+        self.state = state
         self.flow = flow
         self.root: Scope | None = None
         self.consumed: set[tuple[str, str, str]] | None = None
@@ -170,30 +177,28 @@ class RunContext:
         self.over: tuple[str, ...] = ()  # key prefixes of branches whose error is recorded
         self.undos: dict[str, Undo] = {}  # what this attempt registered, by key
         self._backoffs: Backoffs | None = None  # made with the first branch or backoff
-        self._log = logs.RunLog(claim.log_fields)
+        self._log = logs.RunLog(run.log_fields)
 
     @property
     def run(self) -> RunView:
         """The run: id, flow, attempt, replay, crashes, when it was due."""
-        claim = self.claim
-        return RunView(
-            claim.run_id, claim.flow, claim.attempt, claim.replay, claim.crashes, claim.due_at
-        )
+        run = self.claimed
+        return RunView(run.claim.run_id, run.flow, run.attempt, run.replay, run.crashes, run.due_at)
 
     @property
     def event(self) -> Event:
         """The event this run is for."""
-        return self.claim.event
+        return self.claimed.event
 
     @property
     def attempt(self) -> int:
         """Which try of the run this is, from 1."""
-        return self.claim.attempt
+        return self.claimed.attempt
 
     @property
     def tenant(self) -> str:
         """Whose event it is."""
-        return self.claim.event.tenant
+        return self.claimed.event.tenant
 
     @property
     def log(self) -> logs.Logger:
@@ -211,7 +216,7 @@ class RunContext:
 
     def key_at(self, step: str, name: str = "") -> str:
         """Return what `key(name)` returns in the step with the key `step`."""
-        text = f"{self.claim.run_id}\n{step}\n{name}"
+        text = f"{self.claimed.claim.run_id}\n{step}\n{name}"
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
     def on_undo(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
@@ -251,7 +256,7 @@ class RunContext:
         registration counts.
         """
         mark = f"{key}{_UNDO}"
-        known = self.claim.recorded.get(mark)
+        known = self.claimed.recorded.get(mark)
         if known is not None and known.result is not None:
             self.undos[mark] = Undo.unpack(known.result)
         else:
@@ -267,7 +272,7 @@ class RunContext:
                 f"id instead"
             )
         self.undos[key] = undo
-        if key in self.claim.recorded:
+        if key in self.claimed.recorded:
             return None
         return self.leave_mark(mark_record(key, REGISTERED, undo.pack(), self.services.now()))
 
@@ -275,9 +280,23 @@ class RunContext:
         """Leave a durable mark after the steps so far; returns all that are not recorded yet."""
         if self.durable_marks is None:
             assert self.services is not None  # there are scopes only where steps can be recorded
-            self.durable_marks = DurableMarks(self.services.journal, self.claim)
+            flush = self.services.journal.flush if self.claimed.isolated else None
+            self.durable_marks = DurableMarks(self.record_step, flush)
         self.durable_marks.add(mark)
         return self.durable_marks
+
+    def record_step(self, step: StepRecord) -> asyncio.Future[None]:
+        """Submit a step to the journal at once; it is durable when the future is done."""
+        assert self.services is not None  # steps are recorded where there is a journal only
+        if self.claimed.recorded:
+            self.state.changed.add(step.key)
+        return self.services.journal.record_step(self.claimed.claim, step)
+
+    def writing(self, key: str, *, opens_wait: bool = False) -> Claim:
+        """Note that a step is about to be recorded, and return the claim to record it under."""
+        self.state.changed.add(key)
+        self.state.has_waits = self.state.has_waits or opens_wait
+        return self.claimed.claim
 
     @property
     def backoffs(self) -> Backoffs:
@@ -351,15 +370,17 @@ _open_attempts = 0
 
 
 class open_attempt:  # noqa: N801  used like a function, as `inside`
-    """Make `claim` the running attempt of the calling asyncio task, until the block ends."""
+    """Make an attempt of `run` the calling asyncio task's running one, until the block ends."""
 
     __slots__ = ("_context", "_running", "_scope")
 
-    def __init__(self, claim: Claim, flow: Flow[..., Any], services: Services) -> None:
-        self._context = context = RunContext(claim, services, flow)
-        if claim.recorded:
-            changed = claim.code_version not in ("", flow.code_version)
-            context.sequence = RecordedSequence(claim.recorded, enforced=changed)
+    def __init__(
+        self, run: ClaimedRun, state: AttemptState, flow: Flow[..., Any], services: Services
+    ) -> None:
+        self._context = context = RunContext(run, state, services, flow)
+        if run.recorded:
+            changed = run.code_version not in ("", flow.code_version)
+            context.sequence = RecordedSequence(run.recorded, enforced=changed)
 
     def __enter__(self) -> RunContext:
         global _open_attempts
@@ -387,13 +408,11 @@ def current() -> RunContext:
 def _detached() -> RunContext:
     now = utc_now()
     event = Event(id=DIRECT, source="turnout", type=DIRECT, time=now)
-    return RunContext(
-        Claim(
-            run_id=DIRECT, flow=DIRECT, event=event, attempt=1, due_at=now, run_seq=0, event_seq=0,
-            token=0, crashes=0, replay=0, order_key=None, limit_key=None,
-        ),
-        None,
+    run = ClaimedRun(
+        claim=Claim(0, DIRECT, 0), flow=DIRECT, event_seq=0, event=event, attempt=1, crashes=0,
+        replay=0, order_key=None, limit_key=None, due_at=now,
     )  # fmt: skip
+    return RunContext(run, AttemptState(run), None)
 
 
 # ---------------------------------------------------------------- scopes
@@ -446,7 +465,7 @@ def to_await(coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, An
         return called.add(coroutine, words)
     context = scope.context
     if context.pending_calls is None:
-        context.pending_calls = PendingCalls(f"flow {context.claim.flow!r}")
+        context.pending_calls = PendingCalls(f"flow {context.claimed.flow!r}")
     return context.pending_calls.add(coroutine, words)
 
 
@@ -529,12 +548,12 @@ def _snapshot() -> tuple[worker.Restore, tuple[Any, ...]] | None:
     scope = _scope.get()
     if scope is None:
         return None
-    claim = replace(scope.context.claim, recorded={}, arguments=None)
-    return _restore, (claim, scope.path, scope.step)
+    run = scope.context.claimed._replace(arguments=None, recorded={}, ended={}, progress={})
+    return _restore, (run, scope.path, scope.step)
 
 
-def _restore(claim: Claim, path: str, step: str | None) -> Callable[[], None]:
-    scope = Scope(RunContext(claim, None), path, step=step)
+def _restore(run: ClaimedRun, path: str, step: str | None) -> Callable[[], None]:
+    scope = Scope(RunContext(run, AttemptState(run), None), path, step=step)
     _scope.set(scope)
     return scope.refuse_left
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Future
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
 from turnout.service.domain.errors import TurnoutError
-from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import Claim, StepRecord
+from turnout.service.journal.records import StepRecord
 
 
 def mark_record(key: str, task: str, result: bytes, now: datetime) -> StepRecord:
@@ -34,11 +33,14 @@ def mark_record(key: str, task: str, result: bytes, now: datetime) -> StepRecord
 class DurableMarks:
     """The marks of an attempt that are not on disk yet."""
 
-    __slots__ = ("_claim", "_journal", "_open", "_writing")
+    __slots__ = ("_flush", "_open", "_record", "_writing")
 
-    def __init__(self, journal: Journal, claim: Claim) -> None:
-        self._journal = journal
-        self._claim = claim
+    def __init__(
+        self, record: Callable[[StepRecord], Future[None]], flush: Callable[[], None] | None
+    ) -> None:
+        """Write marks with `record`; `flush` blocks until they are on disk (an isolated run)."""
+        self._record = record
+        self._flush = flush
         self._open: dict[str, StepRecord] = {}
         self._writing: dict[str, Future[None]] = {}
 
@@ -58,8 +60,8 @@ class DurableMarks:
         """Start to record a mark now, on the loop only; an isolated run waits for the disk."""
         with suppress(TurnoutError):  # `write_all` tries again and raises
             self._write(key)
-            if self._claim.isolated:  # the process may end on the next line, as it did before
-                self._journal.flush()
+            if self._flush is not None:  # the process may end on the next line, as it did before
+                self._flush()
 
     async def write(self, key: str) -> None:
         """Record a mark now; returns once it is on disk or the write has failed."""
@@ -77,7 +79,7 @@ class DurableMarks:
             written.result()
 
     def _write(self, key: str) -> Future[None]:
-        writing = self._writing[key] = self._journal.record_step(self._claim, self._open[key])
+        writing = self._writing[key] = self._record(self._open[key])
         writing.add_done_callback(partial(self._written, key))
         return writing
 

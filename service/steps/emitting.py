@@ -58,10 +58,11 @@ async def _emit(
         if known.state == "succeeded" and known.result is not None and known.result[:1] == b"{":
             return str(orjson.loads(known.result)["event"])
         return str(call.recall(known))
-    cause = call.context.claim.event
+    run = call.context.claimed
+    cause = run.event
     event = Event(
         id=event_id or mint_id(),
-        source=f"/flows/{call.context.claim.flow}",
+        source=f"/flows/{run.flow}",
         type=event_type,
         time=call.services.now(),
         subject=subject,
@@ -79,7 +80,8 @@ async def _emit(
     record = call.succeeded(event.id)
     again = replace(record, result=orjson.dumps({"event": event.id, "duplicate": True}))
     try:
-        await durable(call.context, lambda: host.emit(call.context.claim, record, again, event))
+        claim = call.context.writing(call.key)
+        await durable(call.context, lambda: host.emit(claim, record, again, event))
     except Fail as error:
         await call.keep(call.failed(error))
         raise call.delivered() from None

@@ -27,7 +27,7 @@ def patched(name: str) -> bool:
         raise MisplacedTask("patched() is for the flow itself, not for its tasks")
     context = scope.context
     key = scope.next_key(f"{PATCHED}:{name}")
-    if key in context.claim.recorded:
+    if key in context.claimed.recorded:
         return True
     if context.sequence is not None and context.sequence.missed(scope.path) is not None:
         return False

@@ -151,20 +151,20 @@ class StepCall:
         self._line: str | None = None
         if self.context.sequence is not None:
             self.context.sequence.visit(key)
-            self._line = author_line() if key in self.context.claim.recorded else None
+            self._line = author_line() if key in self.context.claimed.recorded else None
 
     def __str__(self) -> str:
         """Return the step in words, for messages."""
-        return f"step {self.key!r} of flow {self.context.claim.flow!r}"
+        return f"step {self.key!r} of flow {self.context.claimed.flow!r}"
 
     def recorded(self) -> StepRecord | None:
         """Return what an earlier attempt recorded, or None if the task has to run."""
-        known = self.context.claim.recorded.get(self.key)
+        known = self.done or self.context.claimed.recorded.get(self.key)
         if self.key[0] != "~":  # compensation steps are found by what they undo
             self.arguments = arguments_of(
                 self.task.name, self.task.function, self.args, self.kwargs
             )
-        if self.context.over or self.context.claim.released:
+        if self.context.over or self.context.state.handed_back:
             self._stop_if_over(known)
         if known is None:
             if self.context.sequence is not None:
@@ -187,7 +187,7 @@ class StepCall:
     def _stop_if_over(self, known: StepRecord | None) -> None:
         """Raise `CancelledError` if no step may start any more."""
         if known is None or known.superseded or known.state in _OPEN:
-            if self.context.claim.released:  # a `finally` of the ending attempt
+            if self.context.state.handed_back:  # a `finally` of the ending attempt
                 raise asyncio.CancelledError("the run is handed back")
             stop_if_over(self.context)
 
@@ -268,7 +268,7 @@ class StepCall:
                 arguments=self.arguments,
             )
         )
-        flow = self.context.claim.flow
+        flow = self.context.claimed.flow
         self.services.metrics.steps.labels(flow, self.task.name, "cached").inc()
 
     def failed(self, error: Exception, *, again_in: float | None = None) -> StepRecord:
@@ -341,7 +341,7 @@ class StepCall:
 
     def _observe(self, outcome: str) -> None:
         seconds, count = self.services.metrics.of_step(
-            self.context.claim.flow, self.task.name, outcome
+            self.context.claimed.flow, self.task.name, outcome
         )
         seconds.observe(time.perf_counter() - self._clock)
         count.inc()
@@ -353,14 +353,14 @@ async def keep(context: RunContext, record: StepRecord) -> StepRecord:
     assert services is not None  # steps are recorded where there is a journal only
     journal = services.journal
     if record.result is None or len(record.result) <= services.settings.max_result_bytes:
-        await durable(context, partial(journal.record_step, context.claim, record))
+        await durable(context, partial(context.record_step, record))
         return record
     result = record.result
 
     async def store() -> StepRecord:
         async with journal.store_blob(result) as name:
             recorded = replace(record, result=None, blob=name)
-            await journal.record_step(context.claim, recorded)
+            await context.record_step(recorded)
             return recorded
 
     return await durable(context, store)
@@ -407,7 +407,7 @@ async def run(call: StepCall) -> Any:
 async def use_cache(call: StepCall, policy: CachePolicy) -> Any:
     """Return the cached result of a call with equal input, or do the work and cache it."""
     journal, task, now = call.services.journal, call.task, call.services.now
-    tenant = call.context.claim.event.tenant
+    tenant = call.context.claimed.event.tenant
     key = cache.key_of(task.function, task.name, call.args, call.kwargs, tenant=tenant)
     async with cache.alone(journal, key):
         hit = await journal.cached(key, now=now())
@@ -425,7 +425,7 @@ async def use_cache(call: StepCall, policy: CachePolicy) -> Any:
             cached = Cached(
                 key=key,
                 task=task.name,
-                run_id=call.context.claim.run_id,
+                run_id=call.context.claimed.claim.run_id,
                 encoding=call.done.encoding,
                 result=call.done.result,
                 blob=call.done.blob,

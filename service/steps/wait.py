@@ -108,7 +108,7 @@ async def end(
     ended = call.succeeded(value) if error is None else call.failed(error)
     ended = replace(ended, started_at=known.started_at, origin=known.origin)
     await record(call, ended)
-    call.context.claim.recorded[call.key] = ended  # an approval may be awaited again
+    call.done = ended  # an approval may be awaited again
     if error is not None:
         raise call.delivered()
     return value
@@ -116,7 +116,8 @@ async def end(
 
 async def record(call: StepCall, step: StepRecord, opening: Opening | None = None) -> None:
     """Record a wait and open it to what it waits for; without `opening` it is closed."""
-    services, claim = call.services, call.context.claim
+    services = call.services
+    claim = call.context.writing(call.key, opens_wait=opening is not None)
     await durable(
         call.context,
         lambda: services.journal.record_with(claim, step, opening=opening, now=services.now()),
@@ -231,20 +232,20 @@ async def _wait_for(
     if known is not None and known.state != "waiting":
         event: Event = call.recall(known)
         return event
-    claim, journal = call.context.claim, call.services.journal
+    run, journal = call.context.claimed, call.services.journal
     fields = {field: as_text(match[field]) for field in match} if isinstance(match, Mapping) else {}
     for field, text in fields.items():
         secrets.refuse_live(text, f"wait_for(match={field!r})")
     shape = (name, *sorted(fields))
-    rows = [] if known is None else await journal.waits(claim.run_seq, call.key)
-    after: int | None = claim.event_seq
+    rows = [] if known is None else await journal.waits(run.claim.run_seq, call.key)
+    after: int | None = run.event_seq
     seen = 0
     if known is None or not rows:
         what = {"event": name, "match": fields} if fields else {"event": name}
         known = known or begun(call, what, length)
         host_of(call).watch(shape)
         topic = event_topic(name, fields)
-        await record(call, known, Opening(topic=topic, shape=shape, since=claim.event_seq + 1))
+        await record(call, known, Opening(topic=topic, shape=shape, since=run.event_seq + 1))
     else:
         after = None if rows[0].woken is None else rows[0].woken - 1
         seen = rows[0].latest or 0
@@ -265,8 +266,9 @@ async def _find(
     Also returns the last event that was looked at.
     """
     taken = _taken(call)
+    journal, run_seq = call.services.journal, call.context.claimed.claim.run_seq
     while True:
-        page = await call.services.journal.awaited(name, call.context.claim.run_seq, after, _PAGE)
+        page = await journal.awaited(name, run_seq, after, _PAGE)
         for after, event in page:
             identity = (event.trigger, event.source, event.id)
             if identity in taken:
@@ -288,7 +290,7 @@ def _taken(call: StepCall) -> set[tuple[str, str, str]]:
     context = call.context
     if context.consumed is None:
         context.consumed = set()
-        for known in context.claim.recorded.values():
+        for known in context.claimed.recorded.values():
             if known.task == _WAIT_FOR.name and known.state == "succeeded":
                 event = StepCall(_WAIT_FOR, call.scope, known.key, (), {}).recall(known)
                 context.consumed.add((event.trigger, event.source, event.id))

@@ -22,7 +22,7 @@ import uvloop
 from turnout.service.domain.event import mint_id
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.journal.open import OpenJournal, open_journal
-from turnout.service.journal.records import Claim, Entry, NewRun
+from turnout.service.journal.records import Claim, ClaimedRun, Entry, NewRun
 from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.telemetry.metrics import Metrics
 
@@ -86,12 +86,12 @@ async def append(journal: OpenJournal, ready: Entry) -> None:
 async def append_and_record(journal: OpenJournal, ready: Entry) -> None:
     appended = (await journal.append([ready], now=NOW))[0]
     run = ready.runs[0]
-    claim = Claim(
-        run_seq=run.seq, run_id=run.id, flow=run.flow, event_seq=appended.event_seq,
-        event=ready.event, token=1, attempt=1, crashes=0, replay=0, order_key=None,
+    claimed = ClaimedRun(
+        claim=Claim(run.seq, run.id, 1), flow=run.flow, event_seq=appended.event_seq,
+        event=ready.event, attempt=1, crashes=0, replay=0, order_key=None,
         limit_key=None, due_at=NOW,
     )  # fmt: skip
-    await journal.record(claim, OUTCOME, started_at=NOW, now=NOW)
+    await journal.record(claimed, OUTCOME, started_at=NOW, now=NOW)
 
 
 async def measure(

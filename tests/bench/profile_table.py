@@ -52,11 +52,11 @@ ROOMS = tuple(
         ("insert", WRITER, "event and run", r"journal/sqlite/append\.py"),
         ("commit", WRITER, "COMMIT with its fsync; checkpoints", r"^Writer\._c(ommit|heckpoint) "),
         ("schedule", LOOP, "slots, keys, what runs next", r"service/dispatch/"),
-        ("claim", WRITER, "queued runs into slots", r"^Batch\.(_claim|_steps_of|_body)"),
+        ("claim", WRITER, "queued runs into slots", r"^Claims\."),
         ("look", READERS, "for queued runs and other reading", r"."),
         ("run", LOOP, "the attempt: context, arguments, the flow itself",
          r"flows\.py|service/(steps|pools)/|service/domain/binding\.py|dispatch/(attempts|executor)\.py"),
-        ("record", WRITER, "steps and outcome", r"^Batch\.(_record|record_with|_settle_waits)"),
+        ("record", WRITER, "steps and outcome", r"^Batch\.(_record|record_with|_update_waits)"),
     )
 )  # fmt: skip
 IDLE = re.compile(r"^(_worker \(concurrent/futures|Writer\._take |wait \(threading)")

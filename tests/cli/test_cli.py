@@ -99,21 +99,23 @@ class Terminal:
         async def work(journal: OpenJournal) -> None:
             run = await journal.run(run_id)
             assert run is not None
-            claim = (await journal.claim([run.seq], now=utc_now()))[0]
+            claimed = (await journal.claim([run.seq], now=utc_now()))[0]
             at = utc_now()
             step = StepRecord(
                 key="price#1", task="price", state="succeeded", tries=2, started_at=at,
                 finished_at=at + timedelta(seconds=1.5), result=b'{"net": 5}',
             )  # fmt: skip
-            await journal.record_step(claim, step)
+            await journal.record_step(claimed.claim, step)
             error = RunError("ValueError", message, "charge#1", "Traceback:\n  line 7")
             log = b'{"at":"2026-01-31T09:00:00Z","level":"info","message":"order.priced","n":1}\n'
             outcome = Outcome(state=RunState.FAILED, error=error, log=log, undo=undo)
             if undo is not None:
                 refund = replace(step, key="~undo[0]/refund#1", state="failed", error=error)
-                await journal.record_step(claim, refund)
-                await journal.record_step(claim, replace(step, key="on_undo#1", task=REGISTERED))
-            await journal.record(claim, outcome, started_at=at, now=utc_now())
+                await journal.record_step(claimed.claim, refund)
+                await journal.record_step(
+                    claimed.claim, replace(step, key="on_undo#1", task=REGISTERED)
+                )
+            await journal.record(claimed, outcome, started_at=at, now=utc_now())
 
         self.journal(work)
         return run_id

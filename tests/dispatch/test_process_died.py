@@ -70,12 +70,12 @@ async def killed(folder: Path, *, times: int = 4, **run: Any) -> str:
     event = make_event("e1")
     await put(journal, make_run("trip", **run), event=event)
     (item,) = await journal.queued("trip", 0, 1)
-    (claim,) = await claim_all(journal, [item.seq])
+    (claimed,) = await claim_all(journal, [item.seq])
     for _ in range(times):
         await journal.rescue(now=NOW)
-        (claim,) = await claim_all(journal, [item.seq])
+        (claimed,) = await claim_all(journal, [item.seq])
     await journal.close()
-    return claim.run_id
+    return claimed.claim.run_id
 
 
 def is_dead(run: Run, error: str = "process_died") -> bool:

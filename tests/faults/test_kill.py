@@ -46,10 +46,7 @@ from turnout.service.journal.sqlite.journal import SqliteJournal
 honest = SqliteJournal.claim
 
 async def forgetful(self, seqs, **named):
-    claims = await honest(self, seqs, **named)
-    for claim in claims:
-        claim.recorded = {}
-    return claims
+    return [run._replace(recorded={}) for run in await honest(self, seqs, **named)]
 
 SqliteJournal.claim = forgetful
 """

@@ -268,10 +268,10 @@ from turnout.service.dispatch.executor import Executor
 
 execute = Executor.execute
 
-async def broken(self, claim, flow, *args, **more):
-    if flow.name == "faulty" and claim.crashes < 5:  # the attempt after the fifth death ends it
+async def broken(self, run, flow, *args, **more):
+    if flow.name == "faulty" and run.crashes < 5:  # the attempt after the fifth death ends it
         raise RuntimeError("a fault of our own")
-    return await execute(self, claim, flow, *args, **more)
+    return await execute(self, run, flow, *args, **more)
 
 Executor.execute = broken
 """

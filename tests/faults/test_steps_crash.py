@@ -61,6 +61,7 @@ def passed(point):
 def watched(name, describe):
     honest = getattr(SqliteJournal, name)
     async def write(self, *arguments, **named):
+        known(named.get("entries", ()))
         answer = await honest(self, *arguments, **named)
         for point in describe(*arguments):
             passed(point)
@@ -69,15 +70,21 @@ def watched(name, describe):
         return asyncio.get_running_loop().create_task(write(self, *arguments, **named))
     setattr(SqliteJournal, name, begin)
 
+flows = {}  # by run
+
 def of_step(claim, step):
-    return [f"{claim.flow} {step.key} {step.state}"]
+    return [f"{flows[claim.run_id]} {step.key} {step.state}"]
+
+def known(entries):
+    flows.update((run.id, run.flow) for entry in entries for run in entry.runs)
 
 watched("record_step", of_step)
 watched("record_with", of_step)
-watched("record", lambda claim, outcome: [f"{claim.flow} {outcome.state}"])
+watched("record", lambda run, outcome: [f"{run.flow} {outcome.state}"])
 
 append = SqliteJournal.append
 def watched_append(self, entries, **named):
+    known(entries)
     def stored(future):
         if future.exception() is None:
             for entry in entries:
@@ -86,6 +93,13 @@ def watched_append(self, entries, **named):
     future.add_done_callback(stored)  # before the program's own: nobody knows of it yet
     return future
 SqliteJournal.append = watched_append
+
+claim = SqliteJournal.claim
+async def watched_claim(self, seqs, **named):
+    claimed = await claim(self, seqs, **named)
+    flows.update((run.claim.run_id, run.flow) for run in claimed)
+    return claimed
+SqliteJournal.claim = watched_claim
 
 builtins.turnout_test_passed = passed
 """
@@ -96,10 +110,10 @@ from turnout.service.journal.sqlite.journal import SqliteJournal
 honest_claim = SqliteJournal.claim
 
 async def forgetful(self, seqs, **named):
-    claims = await honest_claim(self, seqs, **named)
-    for claim in claims:
-        claim.recorded = {key: step for key, step in claim.recorded.items() if key != "fetch#1"}
-    return claims
+    return [
+        run._replace(recorded={key: step for key, step in run.recorded.items() if key != "fetch#1"})
+        for run in await honest_claim(self, seqs, **named)
+    ]
 
 SqliteJournal.claim = forgetful
 """

@@ -27,7 +27,7 @@ from turnout.service.http.clients import Proxies
 from turnout.service.http.rest.application import create_rest
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.open import OpenJournal, open_journal
-from turnout.service.journal.records import Claim, Decision, Entry, Filter, NewRun, StepRecord
+from turnout.service.journal.records import ClaimedRun, Decision, Entry, Filter, NewRun, StepRecord
 from turnout.service.journal.sqlite import reader
 from turnout.service.operate import documents
 from turnout.service.operate.operator import Operator
@@ -82,10 +82,10 @@ class Desk:
         run_id = await self.append()
         run = await self.journal.run(run_id)
         assert run is not None
-        claim: Claim = (await self.journal.claim([run.seq], now=utc_now()))[0]
+        claimed: ClaimedRun = (await self.journal.claim([run.seq], now=utc_now()))[0]
         at = utc_now()
         await self.journal.record_step(
-            claim,
+            claimed.claim,
             StepRecord(
                 key="price#1", task="price", state="succeeded", tries=1, started_at=at,
                 finished_at=at + timedelta(seconds=2), result=b'{"net": 5}',
@@ -97,16 +97,16 @@ class Desk:
             undo=undo,
             log=b'{"level":"info","message":"order.priced"}\n{"level":"error","message":"x"}\n',
         )
-        await self.journal.record(claim, outcome, started_at=at, now=utc_now())
+        await self.journal.record(claimed, outcome, started_at=at, now=utc_now())
         return run_id
 
     async def end(self, result: bytes) -> None:
         """Store a run that succeeded with a result."""
         run = await self.journal.run(await self.append())
         assert run is not None
-        claim: Claim = (await self.journal.claim([run.seq], now=utc_now()))[0]
+        claimed: ClaimedRun = (await self.journal.claim([run.seq], now=utc_now()))[0]
         outcome = Outcome(state=RunState.SUCCEEDED, result=result)
-        await self.journal.record(claim, outcome, started_at=utc_now(), now=utc_now())
+        await self.journal.record(claimed, outcome, started_at=utc_now(), now=utc_now())
 
     async def get(self, path: str, **params: str) -> Any:
         answer = await self.http.get(path, params=params)
@@ -285,13 +285,13 @@ async def test_a_run_leaves_out_results_of_steps_past_a_bound(
         run_id = await desk.append()
         run = await desk.journal.run(run_id)
         assert run is not None
-        claim = (await desk.journal.claim([run.seq], now=utc_now()))[0]
+        claimed = (await desk.journal.claim([run.seq], now=utc_now()))[0]
         for key, result in (("a#1", b'"1234"'), ("b#1", b"1234"), ("c#1", b"1")):
             step = StepRecord(
                 key=key, task="a", state="succeeded", tries=1, started_at=utc_now(),
                 finished_at=utc_now(), result=result,
             )  # fmt: skip
-            await desk.journal.record_step(claim, step)
+            await desk.journal.record_step(claimed.claim, step)
         steps = (await desk.get(f"/api/runs/{run_id}"))["steps"]
         assert [(step["result"], step["left_out"]) for step in steps] == [
             ("1234", False), (1234, False), (None, True),

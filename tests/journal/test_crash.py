@@ -25,7 +25,7 @@ from tests.support.journal_contract import NOW, claim_of, make_event, make_run, 
 from turnout.service.domain.errors import ClaimLost, Refused
 from turnout.service.domain.run import TRANSITIONS, UNFINISHED, Outcome, RunError, RunState
 from turnout.service.journal.open import open_journal
-from turnout.service.journal.records import FAILED, Appended, Claim, Entry, Filter, StepRecord
+from turnout.service.journal.records import FAILED, Appended, ClaimedRun, Entry, Filter, StepRecord
 from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.telemetry.metrics import Metrics
 
@@ -69,7 +69,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.runs: dict[str, KnownRun] = {}
         self.deliveries: dict[str, Appended] = {}
         self.bodies: dict[str, bytes] = {}
-        self.claims: list[Claim] = []
+        self.claims: list[ClaimedRun] = []
         self.positions: dict[str, str] = {}
         self.journal: SqliteJournal
 
@@ -165,36 +165,36 @@ class JournalMachine(RuleBasedStateMachine):
         self.take([item.seq for item in found])
 
     def take(self, seqs: list[int]) -> None:
-        for claim in self.do(self.journal.claim(seqs, now=self.clock)):
-            known = self.runs[claim.run_id]
-            assert claim.token > known.token
-            assert (claim.attempt, claim.crashes) == (known.attempts + 1, known.crashes)
-            assert {key: kept.result for key, kept in claim.recorded.items()} == known.steps
-            assert claim.isolated == (known.consecutive_crashes >= 2)
-            known.state, known.token, known.begun = S.RUNNING, claim.token, True
-            self.claims.append(claim)
+        for claimed in self.do(self.journal.claim(seqs, now=self.clock)):
+            known = self.runs[claimed.claim.run_id]
+            assert claimed.claim.token > known.token
+            assert (claimed.attempt, claimed.crashes) == (known.attempts + 1, known.crashes)
+            assert {key: kept.result for key, kept in claimed.recorded.items()} == known.steps
+            assert claimed.isolated == (known.consecutive_crashes >= 2)
+            known.state, known.token, known.begun = S.RUNNING, claimed.claim.token, True
+            self.claims.append(claimed)
 
     @precondition(lambda self: self.claims)
     @rule(number=NUMBERS, key=st.sampled_from(["s#1", "s#2"]), result=st.binary(max_size=3))
     def record_step(self, number: int, key: str, result: bytes) -> None:
-        claim = self.claims[number % len(self.claims)]
-        known = self.runs[claim.run_id]
-        if not self.holds(claim):
-            self.expect_lost(self.journal.record_step(claim, step(key, result=result)))
+        claimed = self.claims[number % len(self.claims)]
+        known = self.runs[claimed.claim.run_id]
+        if not self.holds(claimed):
+            self.expect_lost(self.journal.record_step(claimed.claim, step(key, result=result)))
             return
-        self.do(self.journal.record_step(claim, step(key, result=result)))
+        self.do(self.journal.record_step(claimed.claim, step(key, result=result)))
         known.steps.setdefault(key, result)  # a fact is never overwritten
-        if claim.isolated:
+        if claimed.isolated:
             known.consecutive_crashes = 0  # it makes progress
 
     @precondition(lambda self: self.claims)
     @rule(number=NUMBERS, state=st.sampled_from(sorted(TRANSITIONS[S.RUNNING])))
     def record(self, number: int, state: RunState) -> None:
-        claim = self.claims[number % len(self.claims)]
-        known = self.runs[claim.run_id]
+        claimed = self.claims[number % len(self.claims)]
+        known = self.runs[claimed.claim.run_id]
         outcome = self.outcome(state)
-        write = self.journal.record(claim, outcome, started_at=self.clock, now=self.clock)
-        if not self.holds(claim):
+        write = self.journal.record(claimed, outcome, started_at=self.clock, now=self.clock)
+        if not self.holds(claimed):
             self.expect_lost(write)
             return
         self.do(write)
@@ -211,9 +211,9 @@ class JournalMachine(RuleBasedStateMachine):
     def known(self, number: int) -> KnownRun:
         return list(self.runs.values())[number % len(self.runs)]
 
-    def holds(self, claim: Claim) -> bool:
-        known = self.runs[claim.run_id]
-        return known.state is S.RUNNING and known.token == claim.token
+    def holds(self, claimed: ClaimedRun) -> bool:
+        known = self.runs[claimed.claim.run_id]
+        return known.state is S.RUNNING and known.token == claimed.claim.token
 
     def expect_lost(self, write: Awaitable[None]) -> None:
         try:
@@ -296,15 +296,15 @@ class JournalMachine(RuleBasedStateMachine):
         for run in failed:
             run.state, run.dead = S.FAILED, True
 
-    async def copy_files(self, in_flight: bool) -> list[Claim]:
+    async def copy_files(self, in_flight: bool) -> list[ClaimedRun]:
         """Return claims whose outcome was being written while the files were copied."""
         following = self.root / str(self.generation + 1)
-        held = [claim for claim in self.claims if self.holds(claim)] if in_flight else []
+        held = [claimed for claimed in self.claims if self.holds(claimed)] if in_flight else []
         async with asyncio.TaskGroup() as group:
-            for claim in held:
+            for claimed in held:
                 group.create_task(
                     self.journal.record(
-                        claim, self.outcome(S.SUCCEEDED), started_at=self.clock, now=self.clock
+                        claimed, self.outcome(S.SUCCEEDED), started_at=self.clock, now=self.clock
                     )
                 )
             await asyncio.sleep(0)
@@ -315,11 +315,11 @@ class JournalMachine(RuleBasedStateMachine):
                     shutil.copyfile(self.folder / "journal" / name, following / "journal" / name)
         return held
 
-    def resolve(self, unacknowledged: list[Claim]) -> None:
+    def resolve(self, unacknowledged: list[ClaimedRun]) -> None:
         """Learn what became of writes nobody was told about: whole, or not at all."""
-        for claim in unacknowledged:
-            run = self.do(self.journal.run(claim.run_id))
-            known = self.runs[claim.run_id]
+        for claimed in unacknowledged:
+            run = self.do(self.journal.run(claimed.claim.run_id))
+            known = self.runs[claimed.claim.run_id]
             assert run is not None and run.state in (S.RUNNING, S.SUCCEEDED)
             assert run.attempts == known.attempts + (run.state is S.SUCCEEDED)
             known.state, known.attempts = run.state, run.attempts

@@ -42,7 +42,7 @@ from turnout.service.domain.errors import (
 from turnout.service.domain.run import RunState
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.open import open_journal
-from turnout.service.journal.records import Claim, Entry, Filter
+from turnout.service.journal.records import Claim, ClaimedRun, Entry, Filter
 from turnout.service.journal.sqlite import rescue, retention
 from turnout.service.journal.sqlite.append import Intake
 from turnout.service.journal.sqlite.apply import Batch
@@ -171,14 +171,14 @@ async def test_a_damaged_file_is_refused_and_the_folder_is_free_again(tmp_path: 
 
 async def test_doctor_names_what_is_wrong(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
-        claim = await start(journal)
+        claimed = await start(journal)
         await put(journal, make_run())
     _change(tmp_path, "DELETE FROM events WHERE seq = 1")
     _change(tmp_path, "UPDATE runs SET finished_at = 1 WHERE seq = 2")
     reader = await open_reader(tmp_path / "data")
     found = {name: problem async for name, problem in reader.examine()}
     await reader.close()
-    assert claim.run_id in str(found["every run has its event"])
+    assert claimed.claim.run_id in str(found["every run has its event"])
     assert "does not fit" in str(found["only ended runs have an end"])
     assert found["the file is whole"] is None
 
@@ -224,28 +224,32 @@ async def test_what_arrives_together_shares_a_commit(tmp_path: Path) -> None:
         appends = _commits(metrics)
         assert appends <= 5
         await asyncio.gather(
-            *(journal.record_step(claim, step(f"a#{n}")) for claim in claims for n in range(3))
+            *(
+                journal.record_step(claimed.claim, step(f"a#{n}"))
+                for claimed in claims
+                for n in range(3)
+            )
         )
         steps = _commits(metrics) - appends
         assert steps <= 5
-        await asyncio.gather(*(finish(journal, claim, ended()) for claim in claims))
+        await asyncio.gather(*(finish(journal, claimed, ended()) for claimed in claims))
         assert _commits(metrics) - appends - steps <= 5
 
 
 async def test_one_of_many_fails_alone_whatever_the_others_do(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
         claims = [await start(journal) for _ in range(4)]
-        await journal.cancel(claims[0].run_id, now=NOW)
+        await journal.cancel(claims[0].claim.run_id, now=NOW)
         queued = make_run(state=RunState.QUEUED)
         results = await asyncio.gather(
             put(journal, make_run()),
             put(journal, make_run(), event=make_event("broken", headers={"a": "\ud800"})),
             put(journal, make_run(), event=make_event("bro\ud800ken")),
             put(journal, queued),
-            journal.record_step(claims[1], step("a#1")),
+            journal.record_step(claims[1].claim, step("a#1")),
             finish(journal, claims[0], ended()),
             finish(journal, claims[1], ended()),
-            journal.cancel(claims[2].run_id, now=NOW),
+            journal.cancel(claims[2].claim.run_id, now=NOW),
             finish(journal, claims[2], ended()),
             journal.cancel("nobody", now=NOW),
             journal.probe(),
@@ -299,8 +303,8 @@ async def test_pruning_by_size_makes_room(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
         kept = await put(journal, make_run(), event=make_event(body=os.urandom(10**6)))
         for _ in range(6):
-            claim = await start(journal)
-            await finish(journal, claim, ended(RunState.FAILED))
+            claimed = await start(journal)
+            await finish(journal, claimed, ended(RunState.FAILED))
             await put(journal, event=make_event(body=os.urandom(10**6)))
         await journal.probe()
         before = journal.size_bytes()
@@ -391,9 +395,9 @@ def _write_costs(folder: Path) -> dict[str, int]:
             lambda connection, counters: retention.prune(connection, counters, **ages, limit=3)
         )
 
-    first = Claim(
-        run_seq=4, run_id="4", flow="f1", event_seq=4, event=make_event(), token=1, attempt=1,
-        crashes=0, replay=0, order_key=None, limit_key=None, due_at=NOW,
+    first = ClaimedRun(
+        claim=Claim(4, "4", 1), flow="f1", event_seq=4, event=make_event(), attempt=1, crashes=0,
+        replay=0, order_key=None, limit_key=None, due_at=NOW,
     )  # fmt: skip
     costs = {}
     connection.set_progress_handler(count, 1)
@@ -437,7 +441,7 @@ def _no_file_may_grow(size: int) -> Iterator[None]:
 
 async def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
-        claim = await start(journal)
+        claimed = await start(journal)
         await put(journal, make_run())
         log = tmp_path / "data" / "journal" / "journal.db-wal"
         big = make_event("big", body=os.urandom(2**20))
@@ -450,7 +454,7 @@ async def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
         assert not journal.broken.is_set()
         await journal.probe()
         assert journal.writable is None
-        await finish(journal, claim, ended())
+        await finish(journal, claimed, ended())
         await put(journal, make_run(), event=big)
     async with opened(tmp_path) as journal:
         assert journal.counts()[0] == {"queued": 2}

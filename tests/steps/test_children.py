@@ -18,7 +18,7 @@ from turnout.service.domain.errors import StepFailed
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
-from turnout.service.journal.sqlite import apply, rows
+from turnout.service.journal.sqlite import claims, rows
 from turnout.service.operate.verbs import Cancel, Retry
 from turnout.service.steps import children
 from turnout.service.telemetry import logs
@@ -343,7 +343,7 @@ async def test_a_wide_map_costs_each_child_the_same(
         looked_at.append("called")
         return call(*args)
 
-    monkeypatch.setattr(apply, "step_from", counted_read)
+    monkeypatch.setattr(claims, "step_from", counted_read)
     monkeypatch.setattr(children, "_step_call", counted_call)
     costs = []
     for width in (200, 800):

@@ -565,8 +565,8 @@ async def test_steps_of_an_earlier_version_of_turnout_are_not_compared(tmp_path:
     async with attempts(tmp_path) as run:
         await run.first(edition("old", asks_for_a_book))
         await run.reclaim()
-        assert run.claim is not None
-        for step in run.claim.recorded.values():
+        assert run.claimed is not None
+        for step in run.claimed.recorded.values():
             step.arguments = None
         outcome = await run.execute(edition("new", new))
         assert outcome.state is RunState.WAITING, outcome.error

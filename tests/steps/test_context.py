@@ -48,12 +48,12 @@ async def test_keys_differ_by_place_name_and_run_and_hold_over_replays_of_the_sa
 ) -> None:
     async with attempts(tmp_path) as run:
         first = await run.first(looks)
-        assert run.claim is not None and first.result is not None
+        assert run.claimed is not None and first.result is not None
         keys = first.result.decode().strip("[]").replace('"', "").split(",")
         assert len(set(keys)) == 7 and {len(key) for key in keys} == {32}
         replay = NewRun(id="replayed", flow="looks", state=RunState.QUEUED)
-        await run.journal.replay(run.claim.event_seq, [replay], now=run.claim.due_at)
-        (run.claim,) = await run.journal.claim([replay.seq], now=run.claim.due_at)
+        await run.journal.replay(run.claimed.event_seq, [replay], now=run.claimed.due_at)
+        (run.claimed,) = await run.journal.claim([replay.seq], now=run.claimed.due_at)
         again = await run.execute(looks)
         assert again.result is not None and again.state is RunState.SUCCEEDED
         assert not set(keys) & set(again.result.decode().strip("[]").replace('"', "").split(","))

@@ -18,9 +18,10 @@ from turnout.service.domain.resource import Resources
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.open import OpenJournal, open_journal
-from turnout.service.journal.records import Claim, Entry, NewRun, StepRecord
+from turnout.service.journal.records import Claim, ClaimedRun, Entry, NewRun, StepRecord
 from turnout.service.pools import Pools
 from turnout.service.settings import Settings
+from turnout.service.steps.attempt_state import AttemptState
 from turnout.service.steps.context import Sleep
 from turnout.service.telemetry.metrics import Metrics
 
@@ -44,14 +45,14 @@ class Attempts:
     settings: Settings
     now: Callable[[], datetime] = utc_now
     sleep: Sleep = asyncio.sleep
-    claim: Claim | None = None
+    claimed: ClaimedRun | None = None
 
     async def first(self, flow: Any, data: Any = None, **attributes: Any) -> Outcome:
         """Append an event and run the first attempt of its run."""
         await self.new_run(flow, data, **attributes)
         return await self.execute(flow)
 
-    async def new_run(self, flow: Any, data: Any = None, **attributes: Any) -> Claim:
+    async def new_run(self, flow: Any, data: Any = None, **attributes: Any) -> ClaimedRun:
         event = an_event(data, **attributes)
         run = NewRun(
             id=f"run-of-{event.id}",
@@ -60,21 +61,25 @@ class Attempts:
             code_version=flow.code_version,
         )
         appended = (await self.journal.append([Entry(event=event, runs=[run])], now=NOW))[0]
-        self.claim = Claim(
-            run_seq=run.seq, run_id=run.id, flow=run.flow, event_seq=appended.event_seq,
-            event=event, token=1, attempt=1, crashes=0, replay=0, order_key=None, limit_key=None,
+        self.claimed = ClaimedRun(
+            claim=Claim(run.seq, run.id, 1), flow=run.flow, event_seq=appended.event_seq,
+            event=event, attempt=1, crashes=0, replay=0, order_key=None, limit_key=None,
             due_at=NOW,
         )  # fmt: skip
-        return self.claim
+        return self.claimed
 
     async def execute(self, flow: Any) -> Outcome:
-        assert self.claim is not None
+        assert self.claimed is not None
         executor = Executor(
             self.journal, self.pools, self.resources, self.settings, self.metrics,
             now=self.now, sleep=self.sleep,
         )  # fmt: skip
-        outcome = await executor.execute(self.claim, flow)
-        await self.journal.record(self.claim, outcome, started_at=NOW, now=NOW)
+        state = AttemptState(self.claimed)
+        outcome = await executor.execute(self.claimed, flow, state)
+        await self.journal.record(
+            self.claimed, outcome, started_at=NOW, now=NOW, has_waits=state.has_waits,
+            changed=state.changed, progress=state.progress,
+        )  # fmt: skip
         return outcome
 
     async def again(self, flow: Any) -> Outcome:
@@ -82,13 +87,13 @@ class Attempts:
         await self.reclaim()
         return await self.execute(flow)
 
-    async def reclaim(self) -> Claim:
-        assert self.claim is not None
+    async def reclaim(self) -> ClaimedRun:
+        assert self.claimed is not None
         later = utc_now() + timedelta(days=365)
-        (self.claim,) = await self.journal.claim([self.claim.run_seq], now=later)
-        return self.claim
+        (self.claimed,) = await self.journal.claim([self.claimed.claim.run_seq], now=later)
+        return self.claimed
 
-    async def crash(self) -> Claim:
+    async def crash(self) -> ClaimedRun:
         """Do what a restart does to a run that was running: requeue and claim it again."""
         await self.journal.rescue(now=NOW)
         return await self.reclaim()
@@ -100,8 +105,8 @@ class Attempts:
                 await asyncio.sleep(0)
 
     async def steps(self) -> dict[str, StepRecord]:
-        assert self.claim is not None
-        return {step.key: step for step in await self.journal.steps(self.claim.run_seq)}
+        assert self.claimed is not None
+        return {step.key: step for step in await self.journal.steps(self.claimed.claim.run_seq)}
 
 
 @asynccontextmanager

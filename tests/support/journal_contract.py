@@ -27,6 +27,7 @@ from turnout.service.journal.records import (
     Cached,
     ChildEnd,
     Claim,
+    ClaimedRun,
     Decision,
     Entry,
     Filter,
@@ -57,12 +58,12 @@ def make_run(flow: str = "bill", state: RunState = S.QUEUED, **more: Any) -> New
     return NewRun(id=mint_id(), flow=flow, state=state, **more)
 
 
-def claim_of(entry: Entry, appended: Appended, index: int = 0) -> Claim:
-    """The claim the router prepares for a run that starts on insert."""
+def claim_of(entry: Entry, appended: Appended, index: int = 0) -> ClaimedRun:
+    """A run that starts on insert, as the router prepares it."""
     run = entry.runs[index]
-    return Claim(
-        run_seq=run.seq, run_id=run.id, flow=run.flow, event_seq=appended.event_seq,
-        event=entry.event, token=1, attempt=1, crashes=0, replay=0, order_key=run.order_key,
+    return ClaimedRun(
+        claim=Claim(run.seq, run.id, 1), flow=run.flow, event_seq=appended.event_seq,
+        event=entry.event, attempt=1, crashes=0, replay=0, order_key=run.order_key,
         limit_key=run.limit_key, due_at=NOW,
     )  # fmt: skip
 
@@ -81,17 +82,17 @@ async def put(journal: Journal, *runs: NewRun, event: Event | None = None, **mor
     return (await journal.append([entry], now=NOW))[0]
 
 
-async def start(journal: Journal, flow: str = "bill", **more: Any) -> Claim:
-    """Append one run that starts on insert and return its claim."""
+async def start(journal: Journal, flow: str = "bill", **more: Any) -> ClaimedRun:
+    """Append one run that starts on insert and return it."""
     entry = Entry(event=make_event(), runs=[make_run(flow, S.RUNNING, **more)])
     return claim_of(entry, (await journal.append([entry], now=NOW))[0])
 
 
-async def finish(journal: Journal, claim: Claim, outcome: Outcome) -> None:
-    await journal.record(claim, outcome, started_at=NOW, now=at(1))
+async def finish(journal: Journal, claimed: ClaimedRun, outcome: Outcome) -> None:
+    await journal.record(claimed, outcome, started_at=NOW, now=at(1))
 
 
-async def claim_all(journal: Journal, seqs: Sequence[int]) -> list[Claim]:
+async def claim_all(journal: Journal, seqs: Sequence[int]) -> list[ClaimedRun]:
     return await journal.claim(seqs, now=at(2))
 
 
@@ -122,7 +123,7 @@ class JournalContract:
             await put(journal, make_run(), event=plain)
             queued = await journal.queued("bill", 0, 10)
             claims = await claim_all(journal, [item.seq for item in queued])
-            assert [claim.event for claim in claims] == [strange, plain]
+            assert [claimed.event for claimed in claims] == [strange, plain]
             assert [stored.event for stored in await journal.event("é-1")] == [strange]
         async with self.open(tmp_path) as journal:
             assert [stored.event for stored in await journal.event("p")] == [plain]
@@ -135,7 +136,7 @@ class JournalContract:
             await put(journal, make_run(), event=empty)
             queued = await journal.queued("bill", 0, 10)
             claims = await claim_all(journal, [item.seq for item in queued])
-            assert [claim.event.has_body for claim in claims] == [False, True]
+            assert [claimed.event.has_body for claimed in claims] == [False, True]
         async with self.open(tmp_path) as journal:
             assert [stored.event.has_body for stored in await journal.event("n")] == [False]
             assert [stored.event.has_body for stored in await journal.event("e")] == [True]
@@ -148,7 +149,7 @@ class JournalContract:
             await put(journal, make_run(), event=last)
             await put(journal, make_run(), event=first)
             claims = await claim_all(journal, [1, 2])
-            assert [claim.event.time for claim in claims] == [
+            assert [claimed.event.time for claimed in claims] == [
                 datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC),
             ]  # fmt: skip
 
@@ -356,12 +357,12 @@ class JournalContract:
             await put(journal, make_run(order_key="k", limit_key="l", code_version="c1"))
             item = (await journal.queued("bill", 0, 1))[0]
             assert (item.order_key, item.limit_key, item.isolated) == ("k", "l", False)
-            claim = (await journal.claim([item.seq], now=at(1)))[0]
-            assert (claim.attempt, claim.crashes, claim.due_at) == (1, 0, NOW)
+            claimed = (await journal.claim([item.seq], now=at(1)))[0]
+            assert (claimed.attempt, claimed.crashes, claimed.due_at) == (1, 0, NOW)
             assert journal.counts()[0] == {"queued": 0, "running": 1}
             outcome = ended(result=b'{"a":1}', reason="fine")
-            await journal.record(claim, outcome, started_at=at(1), now=at(2))
-            run = await expect_run(journal, claim.run_id)
+            await journal.record(claimed, outcome, started_at=at(1), now=at(2))
+            run = await expect_run(journal, claimed.claim.run_id)
             assert (run.state, run.attempts, run.result) == ("succeeded", 1, b'{"a":1}')
             assert (run.reason, run.started_at, run.finished_at) == ("fine", at(1), at(2))
             assert run.code_version == "c1"
@@ -369,90 +370,98 @@ class JournalContract:
 
     async def test_a_run_born_running_is_recorded_under_token_1(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
-            await finish(journal, claim, ended())
-            assert (await expect_run(journal, claim.run_id)).state == "succeeded"
+            claimed = await start(journal)
+            await finish(journal, claimed, ended())
+            assert (await expect_run(journal, claimed.claim.run_id)).state == "succeeded"
 
     async def test_a_run_is_claimed_once(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             await put(journal, make_run(), make_run("ship"))
             results = await asyncio.gather(*(claim_all(journal, [1, 2, 99]) for _ in range(4)))
-            assert sorted(claim.run_seq for claims in results for claim in claims) == [1, 2]
+            assert sorted(claimed.claim.run_seq for claims in results for claimed in claims) == [
+                1,
+                2,
+            ]
 
     async def test_an_untouched_run_gets_the_claim_at_hand(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            firsts: dict[int, Claim] = {}
+            firsts: dict[int, ClaimedRun] = {}
             for _ in range(3):
                 entry = Entry(event=make_event(), runs=[make_run()])
                 first = claim_of(entry, (await journal.append([entry], now=NOW))[0])
-                firsts[first.run_seq] = first
+                firsts[first.claim.run_seq] = first
             untouched, cancelled, handed_back = firsts.values()
-            await journal.cancel(cancelled.run_id, now=NOW)
-            (claim,) = await claim_all(journal, [handed_back.run_seq])
-            await finish(journal, claim, ended(S.QUEUED, counts=False))
+            await journal.cancel(cancelled.claim.run_id, now=NOW)
+            (claimed,) = await claim_all(journal, [handed_back.claim.run_seq])
+            await finish(journal, claimed, ended(S.QUEUED, counts=False))
             claims = await journal.claim(list(firsts), now=at(3), untouched=firsts)
             assert claims[0] is untouched
-            assert (claims[1].run_seq, claims[1].token) == (handed_back.run_seq, 2)
+            assert (claims[1].claim.run_seq, claims[1].claim.token) == (
+                handed_back.claim.run_seq,
+                2,
+            )
             assert len(claims) == 2
             assert journal.counts()[0] == {"queued": 0, "running": 2}
             await asyncio.gather(*(finish(journal, each, ended()) for each in claims))
 
     async def test_a_stale_token_changes_nothing(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
+            claimed = await start(journal)
             others = [await start(journal) for _ in range(5)]
-            await finish(journal, claim, ended(S.QUEUED, counts=False))
-            fresh = (await claim_all(journal, [claim.run_seq]))[0]
-            assert fresh.token > claim.token and fresh.attempt == 1
+            await finish(journal, claimed, ended(S.QUEUED, counts=False))
+            fresh = (await claim_all(journal, [claimed.claim.run_seq]))[0]
+            assert fresh.claim.token > claimed.claim.token and fresh.attempt == 1
             results = await asyncio.gather(
                 *(finish(journal, other, ended()) for other in others),
-                finish(journal, claim, ended(S.FAILED)),
-                journal.record_step(claim, step("a")),
+                finish(journal, claimed, ended(S.FAILED)),
+                journal.record_step(claimed.claim, step("a")),
                 return_exceptions=True,
             )
             assert [type(result) for result in results] == [type(None)] * 5 + [ClaimLost] * 2
-            run = await expect_run(journal, claim.run_id)
+            run = await expect_run(journal, claimed.claim.run_id)
             assert run.state == "running" and not run.dead
-            assert await journal.steps(claim.run_seq) == []
+            assert await journal.steps(claimed.claim.run_seq) == []
             assert journal.counts() == ({"running": 1, "queued": 0}, {})
 
     async def test_an_outcome_is_recorded_once(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
+            claimed = await start(journal)
             results = await asyncio.gather(
-                finish(journal, claim, ended()),
-                finish(journal, claim, ended(S.FAILED)),
+                finish(journal, claimed, ended()),
+                finish(journal, claimed, ended(S.FAILED)),
                 return_exceptions=True,
             )
             assert [type(result) for result in results] == [type(None), ClaimLost]
-            assert (await expect_run(journal, claim.run_id)).state == "succeeded"
+            assert (await expect_run(journal, claimed.claim.run_id)).state == "succeeded"
 
     async def test_what_a_called_run_returned_is_read_until_it_is_retried(
         self, tmp_path: Path
     ) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
-            await finish(journal, claim, ended(result=b"null", returned=b"pickle"))
-            assert await journal.child(claim.run_id) == ChildEnd(
-                claim.run_id, S.SUCCEEDED, b"null", None, b"pickle"
+            claimed = await start(journal)
+            await finish(journal, claimed, ended(result=b"null", returned=b"pickle"))
+            assert await journal.child(claimed.claim.run_id) == ChildEnd(
+                claimed.claim.run_id, S.SUCCEEDED, b"null", None, b"pickle"
             )
-            await journal.retry(claim.run_id, None, now=NOW)
-            assert await journal.child(claim.run_id) == ChildEnd(claim.run_id, S.QUEUED, None, None)
+            await journal.retry(claimed.claim.run_id, None, now=NOW)
+            assert await journal.child(claimed.claim.run_id) == ChildEnd(
+                claimed.claim.run_id, S.QUEUED, None, None
+            )
             assert await journal.child("none") is None
 
     async def test_what_a_call_was_given_is_kept_with_its_event(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             run = make_run()
             await put(journal, run, event=make_event(exact=b"\x80pickle"))
-            (claim,) = await journal.claim([run.seq], now=NOW)
-            assert claim.event.exact == b"\x80pickle"
+            (claimed,) = await journal.claim([run.seq], now=NOW)
+            assert claimed.event.exact == b"\x80pickle"
 
     async def test_every_legal_outcome_is_counted(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             for state in sorted((FINISHED | UNFINISHED) - {S.SCHEDULED, S.RUNNING}):
-                claim = await start(journal)
-                await finish(journal, claim, ended(state, due_at=at(9)))
-                run = await expect_run(journal, claim.run_id)
+                claimed = await start(journal)
+                await finish(journal, claimed, ended(state, due_at=at(9)))
+                run = await expect_run(journal, claimed.claim.run_id)
                 assert run.state == state
                 assert (run.finished_at is not None) == (state in FINISHED)
                 assert run.dead == (state is S.FAILED)
@@ -465,15 +474,15 @@ class JournalContract:
     async def test_retrying_comes_due_and_spends_an_attempt(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             error = RunError("ValueError", "no", traceback="line 1")
-            claim = await start(journal)
+            claimed = await start(journal)
             outcome = ended(S.RETRYING, due_at=at(60), error=error, log=b'{"event":"x"}\n')
-            await finish(journal, claim, outcome)
+            await finish(journal, claimed, outcome)
             assert await journal.next_due_at() == at(60)
             assert await journal.due(at(59.999999), 10) == []
             assert (await claim_all(journal, [item.seq for item in await journal.due(at(60), 9)]))[
                 0
             ].attempt == 2
-            attempt = (await journal.attempts(claim.run_seq))[0]
+            attempt = (await journal.attempts(claimed.claim.run_seq))[0]
             assert (attempt.attempt, attempt.state, attempt.error) == (1, "retrying", error)
             assert attempt.log == b'{"event":"x"}\n'
 
@@ -487,20 +496,20 @@ class JournalContract:
 
     async def test_words_no_encoding_holds_do_not_stop_an_outcome(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
+            claimed = await start(journal)
             error = RunError("OSError", "no file 'a\udcff'", traceback="a\udcff")
-            await journal.record_step(claim, step("a#1", "failed", error=error))
-            await finish(journal, claim, ended(S.FAILED, error=error, reason="\udcff"))
-            run = await expect_run(journal, claim.run_id)
+            await journal.record_step(claimed.claim, step("a#1", "failed", error=error))
+            await finish(journal, claimed, ended(S.FAILED, error=error, reason="\udcff"))
+            run = await expect_run(journal, claimed.claim.run_id)
             assert run.error.message == "no file 'a\\udcff'"
 
     async def test_handing_back_spends_no_attempt(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
-            await finish(journal, claim, ended(S.QUEUED, counts=False))
-            run = await expect_run(journal, claim.run_id)
+            claimed = await start(journal)
+            await finish(journal, claimed, ended(S.QUEUED, counts=False))
+            run = await expect_run(journal, claimed.claim.run_id)
             assert (run.state, run.attempts) == ("queued", 0)
-            assert await journal.attempts(claim.run_seq) == []
+            assert await journal.attempts(claimed.claim.run_seq) == []
 
     async def test_queued_for_key(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -522,13 +531,13 @@ class JournalContract:
             states = (S.RETRYING, S.WAITING, S.FAILED, S.SUCCEEDED, S.QUEUED)
             claims = {state: await start(journal, order_key=state.value) for state in states}
             await start(journal)
-            for state, claim in claims.items():
-                await finish(journal, claim, ended(state, due_at=at(1)))
+            for state, claimed in claims.items():
+                await finish(journal, claimed, ended(state, due_at=at(1)))
             await put(journal, make_run(state=S.SCHEDULED, order_key="later", due_at=at(1)))
             assert await journal.held_keys() == [
-                ("bill", "retrying", claims[S.RETRYING].run_seq, False),
-                ("bill", "waiting", claims[S.WAITING].run_seq, False),
-                ("bill", "failed", claims[S.FAILED].run_seq, True),
+                ("bill", "retrying", claims[S.RETRYING].claim.run_seq, False),
+                ("bill", "waiting", claims[S.WAITING].claim.run_seq, False),
+                ("bill", "failed", claims[S.FAILED].claim.run_seq, True),
             ]
 
     # ---------------------------------------------------------------- steps
@@ -539,64 +548,64 @@ class JournalContract:
         caught = step("ship#1", "failed", error=RunError("ValueError", "no", traceback="t"))
         escaped = step("note#1", "failed", error=RunError("OSError", "no"))
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
-            await journal.record_step(claim, step("charge#1", "retrying"))
+            claimed = await start(journal)
+            await journal.record_step(claimed.claim, step("charge#1", "retrying"))
             await asyncio.gather(
-                journal.record_step(claim, kept),
-                journal.record_step(claim, caught),
-                journal.record_step(claim, escaped),
+                journal.record_step(claimed.claim, kept),
+                journal.record_step(claimed.claim, caught),
+                journal.record_step(claimed.claim, escaped),
             )
             outcome = ended(
                 S.RETRYING, due_at=at(1), error=RunError("OSError", "no", step="note#1")
             )
-            await finish(journal, claim, outcome)
+            await finish(journal, claimed, outcome)
         async with self.open(tmp_path) as journal:
-            again = (await claim_all(journal, [claim.run_seq]))[0]
+            again = (await claim_all(journal, [claimed.claim.run_seq]))[0]
             assert again.recorded == {"charge#1": kept, "ship#1": caught}
-            assert await journal.steps(claim.run_seq) == [
+            assert await journal.steps(claimed.claim.run_seq) == [
                 kept, caught, replace(escaped, superseded=True),
             ]  # fmt: skip
             redone = step("note#1", result=b"1")
-            await journal.record_step(again, redone)
-            assert await journal.steps(claim.run_seq) == [kept, caught, redone]
+            await journal.record_step(again.claim, redone)
+            assert await journal.steps(claimed.claim.run_seq) == [kept, caught, redone]
 
     async def test_a_recorded_step_is_never_overwritten(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
-            await journal.record_step(claim, step("a#1", result=b"1"))
-            await journal.record_step(claim, step("a#1", result=b"2"))
-            assert [kept.result for kept in await journal.steps(claim.run_seq)] == [b"1"]
+            claimed = await start(journal)
+            await journal.record_step(claimed.claim, step("a#1", result=b"1"))
+            await journal.record_step(claimed.claim, step("a#1", result=b"2"))
+            assert [kept.result for kept in await journal.steps(claimed.claim.run_seq)] == [b"1"]
 
     async def test_steps_of_one_run_keep_the_order_they_were_called_in(
         self, tmp_path: Path
     ) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
+            claimed = await start(journal)
 
             async def record(key: str) -> None:
-                await journal.record_step(claim, step(key))
+                await journal.record_step(claimed.claim, step(key))
 
             results = await asyncio.gather(
                 *(record(f"a#{number}") for number in range(100)),
-                finish(journal, claim, ended()),
+                finish(journal, claimed, ended()),
                 record("late#1"),
                 return_exceptions=True,
             )
             assert results[:-1] == [None] * 101 and isinstance(results[-1], ClaimLost)
-            keys = [kept.key for kept in await journal.steps(claim.run_seq)]
+            keys = [kept.key for kept in await journal.steps(claimed.claim.run_seq)]
             assert keys == [f"a#{number}" for number in range(100)]
 
     # ---------------------------------------------------------------- rescue
 
     async def test_rescue_requeues_isolates_and_fails(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
+            claimed = await start(journal)
             ended_well = await start(journal)
             await finish(journal, ended_well, ended())
         for crash in range(1, 6):
             async with self.open(tmp_path) as journal:
                 rescued = await journal.rescue(now=at(crash))
-                failed = (claim.run_id,) if crash == 5 else ()
+                failed = (claimed.claim.run_id,) if crash == 5 else ()
                 assert (rescued.requeued, rescued.failed) == (0 if failed else 1, failed)
                 item = (await journal.queued("bill", 0, 9))[0]
                 assert item.isolated == (crash >= 2)
@@ -608,25 +617,27 @@ class JournalContract:
 
     async def test_registering_an_undo_is_no_progress(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
+            claimed = await start(journal)
         for death in range(1, 6):
             async with self.open(tmp_path) as journal:
                 rescued = await journal.rescue(now=at(death))
                 assert bool(rescued.failed) == (death == 5)
-                (again,) = await claim_all(journal, [claim.run_seq])
-                await journal.record_step(again, step(f"on_undo#{death}", task=REGISTERED))
+                (again,) = await claim_all(journal, [claimed.claim.run_seq])
+                await journal.record_step(again.claim, step(f"on_undo#{death}", task=REGISTERED))
 
     async def test_crashes_during_an_undo_are_counted_on_the_failure(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
+            claimed = await start(journal)
             why = RunError("OSError", "no dinner")
-            await journal.record_step(claim, step(FAILED, "failed", error=why, result=b"[]"))
+            await journal.record_step(
+                claimed.claim, step(FAILED, "failed", error=why, result=b"[]")
+            )
         tries = []
         for death in range(1, 12):
             async with self.open(tmp_path) as journal:
                 rescued = await journal.rescue(now=at(death))
                 assert bool(rescued.failed) == (death in (5, 8, 11))
-                (again,) = await claim_all(journal, [claim.run_seq])
+                (again,) = await claim_all(journal, [claimed.claim.run_seq])
                 known = again.recorded[FAILED]
                 assert known.error == why and known.result == b"[]"
                 tries.append(known.tries)
@@ -639,42 +650,45 @@ class JournalContract:
             parent = await start(journal)
             failed = await start(journal, "gone", order_key="k")
             why = RunError("X", "y", "b#1")
-            await journal.record_step(failed, step("b#1", "failed", error=why))
-            await journal.record_step(failed, step(FAILED, "failed", error=why))
+            await journal.record_step(failed.claim, step("b#1", "failed", error=why))
+            await journal.record_step(failed.claim, step(FAILED, "failed", error=why))
             child = await start(journal, "below")
-            for claim, on in ((parent, failed), (failed, child)):
-                waiting = step(f"{on.flow}#1", "waiting", origin=on.run_id)
-                opening = Opening(topic=run_topic(on.run_id))
-                await journal.record_with(claim, waiting, opening=opening, now=NOW)
+            for claimed, on in ((parent, failed), (failed, child)):
+                waiting = step(f"{on.flow}#1", "waiting", origin=on.claim.run_id)
+                opening = Opening(topic=run_topic(on.claim.run_id))
+                await journal.record_with(claimed.claim, waiting, opening=opening, now=NOW)
             waits = Outcome(state=S.WAITING, counts=False, waits={"gone#1": 0})
             await finish(journal, parent, waits)
             other = await start(journal, "gone")
             served = await start(journal)
-            await journal.record_step(served, step(FAILED, "failed", error=RunError("X", "y")))
+            await journal.record_step(
+                served.claim, step(FAILED, "failed", error=RunError("X", "y"))
+            )
             await journal.rescue(now=at(1))
-            assert await journal.fail_orphaned_runs("gone", now=at(2)) == [failed.run_id]
+            assert await journal.fail_orphaned_runs("gone", now=at(2)) == [failed.claim.run_id]
             assert await journal.fail_orphaned_runs("gone", now=at(3)) == []
-            run = await expect_run(journal, failed.run_id)
+            run = await expect_run(journal, failed.claim.run_id)
             assert run.state == "failed" and run.dead and run.finished_at == at(2)
             assert run.error == why
-            steps = await journal.steps(failed.run_seq)
+            steps = await journal.steps(failed.claim.run_seq)
             assert [kept.key for kept in steps if kept.superseded] == ["b#1"]  # for a retry
             assert journal.counts() == ({"queued": 2, "running": 0, "waiting": 1}, {"gone": 1})
             states = [
-                (await expect_run(journal, each.run_id)).state for each in (other, served, child)
+                (await expect_run(journal, each.claim.run_id)).state
+                for each in (other, served, child)
             ]
             assert states == ["queued", "queued", "cancelled"]
-            assert await journal.waits(failed.run_seq) == []
-            assert [due.seq for due in await journal.due(at(3), 9)] == [parent.run_seq]
+            assert await journal.waits(failed.claim.run_seq) == []
+            assert [due.seq for due in await journal.due(at(3), 9)] == [parent.claim.run_seq]
 
     async def test_what_is_kept_for_undoing_is_not_listed(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
-            await journal.record_step(claim, step("on_undo#1", task=REGISTERED))
-            await journal.record_step(claim, step("a#1"))
-            assert [kept.key for kept in await journal.steps(claim.run_seq)] == ["a#1"]
+            claimed = await start(journal)
+            await journal.record_step(claimed.claim, step("on_undo#1", task=REGISTERED))
+            await journal.record_step(claimed.claim, step("a#1"))
+            assert [kept.key for kept in await journal.steps(claimed.claim.run_seq)] == ["a#1"]
             await journal.rescue(now=at(1))
-            (again,) = await claim_all(journal, [claim.run_seq])
+            (again,) = await claim_all(journal, [claimed.claim.run_seq])
             assert list(again.recorded) == ["on_undo#1", "a#1"]
 
     @pytest.mark.parametrize("how", ["step", "outcome"])
@@ -686,14 +700,14 @@ class JournalContract:
                 rescued = await journal.rescue(now=at(death))
                 assert rescued.failed == () and rescued.requeued == 1
                 item = (await journal.queued("bill", 0, 9))[0]
-                (claim,) = await claim_all(journal, [item.seq])
-                assert claim.crashes == death
+                (claimed,) = await claim_all(journal, [item.seq])
+                assert claimed.crashes == death
                 if how == "step":
-                    await journal.record_step(claim, step(f"a#{death}"))
+                    await journal.record_step(claimed.claim, step(f"a#{death}"))
                     continue
                 waits = Outcome(state=RunState.WAITING, due_at=NOW, counts=False)
-                await journal.record(claim, waits, started_at=NOW, now=at(death))
-                assert not (await claim_all(journal, [claim.run_seq]))[0].isolated
+                await journal.record(claimed, waits, started_at=NOW, now=at(death))
+                assert not (await claim_all(journal, [claimed.claim.run_seq]))[0].isolated
 
     # ---------------------------------------------------------------- after-run actions
 
@@ -724,14 +738,14 @@ class JournalContract:
 
     async def test_cancel(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
-            (run,) = await journal.cancel(claim.run_id, now=at(5), reason="twice", by="ada")
+            claimed = await start(journal)
+            (run,) = await journal.cancel(claimed.claim.run_id, now=at(5), reason="twice", by="ada")
             assert (run.state, run.finished_at) == ("cancelled", at(5))
             assert (run.reason, run.cancelled_by) == ("twice", "ada")
             with pytest.raises(ClaimLost):
-                await finish(journal, claim, ended())
+                await finish(journal, claimed, ended())
             with pytest.raises(Refused, match="already cancelled"):
-                await journal.cancel(claim.run_id, now=at(6))
+                await journal.cancel(claimed.claim.run_id, now=at(6))
             with pytest.raises(NotFound, match="nobody"):
                 await journal.cancel("nobody", now=at(6))
             assert journal.counts()[0]["running"] == 0
@@ -741,10 +755,14 @@ class JournalContract:
             killed, handed_back = await start(journal), await start(journal)
             await finish(journal, handed_back, Outcome(state=RunState.QUEUED, counts=False))
             await journal.rescue(now=at(5))
-            (again,) = await journal.claim([killed.run_seq], now=at(6))
+            (again,) = await journal.claim([killed.claim.run_seq], now=at(6))
             never = make_run()
             await put(journal, never)
-            for run_id, attempts in ((again.run_id, 1), (handed_back.run_id, 1), (never.id, 0)):
+            for run_id, attempts in (
+                (again.claim.run_id, 1),
+                (handed_back.claim.run_id, 1),
+                (never.id, 0),
+            ):
                 (run,) = await journal.cancel(run_id, now=at(7))
                 assert run.attempts == attempts
                 history = [kept.state for kept in await journal.attempts(run.seq)]
@@ -752,65 +770,65 @@ class JournalContract:
 
     async def test_what_is_registered_is_left_to_undo_by_a_cancel(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
-            await journal.record_step(claim, step("on_undo#1", task=REGISTERED))
-            (run,) = await journal.cancel(claim.run_id, now=at(5), reason="twice", by="ada")
+            claimed = await start(journal)
+            await journal.record_step(claimed.claim, step("on_undo#1", task=REGISTERED))
+            (run,) = await journal.cancel(claimed.claim.run_id, now=at(5), reason="twice", by="ada")
             assert (run.state, run.undo, run.finished_at) == ("queued", "running", None)
             with pytest.raises(Refused, match="being undone"):
-                await journal.cancel(claim.run_id, now=at(6))
+                await journal.cancel(claimed.claim.run_id, now=at(6))
             with pytest.raises(ClaimLost):
-                await journal.record_step(claim, step("a#1"))
-            (again,) = await journal.claim([claim.run_seq], now=at(7))
+                await journal.record_step(claimed.claim, step("a#1"))
+            (again,) = await journal.claim([claimed.claim.run_seq], now=at(7))
             error = again.recorded[FAILED].error
             assert error is not None and (error.type, error.message) == ("cancelled", "twice")
             outcome = Outcome(state=RunState.CANCELLED, reason="twice", undo="done", counts=False)
             await finish(journal, again, outcome)
-            run = await expect_run(journal, claim.run_id)
+            run = await expect_run(journal, claimed.claim.run_id)
             assert (run.state, run.undo, run.cancelled_by) == ("cancelled", "done", "ada")
             assert journal.not_undone() == {}
 
     async def test_an_undo_that_failed_is_counted_until_it_is_done(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
-            await journal.record_step(claim, step("~failed", state="failed"))
-            await journal.record_step(claim, step("~undo[0]/a#1", state="failed"))
-            await journal.record_step(claim, step("~undo[1]/b#1"))
+            claimed = await start(journal)
+            await journal.record_step(claimed.claim, step("~failed", state="failed"))
+            await journal.record_step(claimed.claim, step("~undo[0]/a#1", state="failed"))
+            await journal.record_step(claimed.claim, step("~undo[1]/b#1"))
             failed = Outcome(state=RunState.FAILED, error=RunError("E", "m"), undo="failed")
-            await finish(journal, claim, failed)
+            await finish(journal, claimed, failed)
             assert journal.not_undone() == {"bill": 1}
-            run = await journal.retry(claim.run_id, None, now=at(5))
+            run = await journal.retry(claimed.claim.run_id, None, now=at(5))
             assert (run.dead, run.undo_failed) == (True, ("~undo[0]/a#1",))
-            (again,) = await journal.claim([claim.run_seq], now=at(6))
+            (again,) = await journal.claim([claimed.claim.run_seq], now=at(6))
             assert (again.dead, again.undo_failed) == (True, True)
             assert list(again.recorded) == ["~failed", "~undo[1]/b#1"]
             await finish(journal, again, Outcome(state=RunState.QUEUED, counts=False))
-            assert (await expect_run(journal, claim.run_id)).dead and journal.not_undone() == {
-                "bill": 1
-            }
-            (again,) = await journal.claim([claim.run_seq], now=at(7))
+            assert (
+                await expect_run(journal, claimed.claim.run_id)
+            ).dead and journal.not_undone() == {"bill": 1}
+            (again,) = await journal.claim([claimed.claim.run_seq], now=at(7))
             await finish(journal, again, replace(failed, undo="done"))
             assert (journal.not_undone(), journal.counts()[1]) == ({}, {})
-            assert not (await expect_run(journal, claim.run_id)).dead
+            assert not (await expect_run(journal, claimed.claim.run_id)).dead
         async with self.open(tmp_path) as journal:
             assert (journal.not_undone(), journal.counts()[1]) == ({}, {})
 
     async def test_retry_starts_over_with_its_steps(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
+            claimed = await start(journal)
             for key in ("a#1", "b#1", "c#1"):
-                await journal.record_step(claim, step(key))
+                await journal.record_step(claimed.claim, step(key))
             with pytest.raises(Refused, match="finished"):
-                await journal.retry(claim.run_id, None, now=at(3))
-            await finish(journal, claim, ended(S.FAILED, error=RunError("E", "m")))
-            run = await journal.retry(claim.run_id, None, now=at(3))
+                await journal.retry(claimed.claim.run_id, None, now=at(3))
+            await finish(journal, claimed, ended(S.FAILED, error=RunError("E", "m")))
+            run = await journal.retry(claimed.claim.run_id, None, now=at(3))
             assert (run.state, run.attempts, run.dead, run.error) == ("queued", 0, False, None)
             assert journal.counts() == ({"running": 0, "queued": 1}, {})
             again = (await claim_all(journal, [run.seq]))[0]
             assert again.attempt == 1 and list(again.recorded) == ["a#1", "b#1", "c#1"]
             await finish(journal, again, ended())
             with pytest.raises(NotFound, match="no recorded step 'z'"):
-                await journal.retry(claim.run_id, "z", now=at(4))
-            await journal.retry(claim.run_id, "b#1", now=at(4))
+                await journal.retry(claimed.claim.run_id, "z", now=at(4))
+            await journal.retry(claimed.claim.run_id, "b#1", now=at(4))
             assert [kept.key for kept in await journal.steps(run.seq)] == ["a#1"]
 
     async def test_drop_a_dead_letter(self, tmp_path: Path) -> None:
@@ -860,7 +878,7 @@ class JournalContract:
             assert journal.counts()[1] == {"new": 2}
             assert await journal.orphans(["bill", "new"]) == {}
             assert [item.flow for item in await journal.queued("new", 0, 9)] == ["new"]
-            assert (await expect_run(journal, done.run_id)).flow == "old"
+            assert (await expect_run(journal, done.claim.run_id)).flow == "old"
 
     # ---------------------------------------------------------------- reading
 
@@ -952,9 +970,9 @@ class JournalContract:
     async def test_old_runs_go_with_all_that_hangs_on_them(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             for _ in range(10):
-                claim = await start(journal)
-                await journal.record_step(claim, step("a#1"))
-                await finish(journal, claim, ended(log=b"x"))
+                claimed = await start(journal)
+                await journal.record_step(claimed.claim, step("a#1"))
+                await finish(journal, claimed, ended(log=b"x"))
             failed = await start(journal)
             await finish(journal, failed, ended(S.FAILED))
             unfinished = await put(journal, make_run())
@@ -962,20 +980,22 @@ class JournalContract:
             assert await self.prune(journal, finished_before=at(9)) == 40
             assert [run.state for run in await journal.runs(Filter())] == ["queued", "failed"]
             assert len(await journal.events(Filter())) == 2
-            assert await journal.steps(claim.run_seq) == []
+            assert await journal.steps(claimed.claim.run_seq) == []
             assert await self.prune(journal, failed_before=at(9)) > 0
             assert journal.counts() == ({"running": 0, "queued": 1}, {})
             assert (await journal.event(unfinished.event))[0].runs == unfinished.runs
 
     async def test_a_seq_is_never_given_twice(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
-            await finish(journal, claim, ended())
+            claimed = await start(journal)
+            await finish(journal, claimed, ended())
             await self.prune(journal, finished_before=at(9))
             assert await journal.events(Filter()) == []
         async with self.open(tmp_path) as journal:
             again = await start(journal)
-            assert again.run_seq > claim.run_seq and again.event_seq > claim.event_seq
+            assert (
+                again.claim.run_seq > claimed.claim.run_seq and again.event_seq > claimed.event_seq
+            )
 
     async def test_unmatched_events_and_dedupe_have_ages_of_their_own(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -1000,19 +1020,19 @@ class JournalContract:
             entry = Entry(
                 event=make_event(), runs=[make_run(state=S.RUNNING)], after_run_action=True
             )
-            claim = claim_of(entry, (await journal.append([entry], now=NOW))[0])
-            await finish(journal, claim, ended())
+            claimed = claim_of(entry, (await journal.append([entry], now=NOW))[0])
+            await finish(journal, claimed, ended())
             assert await self.prune(journal, finished_before=at(9)) == 0
-            await journal.record_action(claim.event_seq, None)
+            await journal.record_action(claimed.event_seq, None)
             assert await self.prune(journal, finished_before=at(9)) == 2
 
     # ---------------------------------------------------------------- health
 
     async def test_doctor_finds_nothing_wrong(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            claim = await start(journal)
-            await journal.record_step(claim, step("a#1"))
-            await finish(journal, claim, ended(S.FAILED))
+            claimed = await start(journal)
+            await journal.record_step(claimed.claim, step("a#1"))
+            await finish(journal, claimed, ended(S.FAILED))
             await put(journal, decisions=[Decision("bill", "filtered")])
             await put(journal)
             found = [item async for item in journal.examine()]

@@ -194,7 +194,7 @@ async def test_a_run_s_lines_are_kept_with_its_attempt(tmp_path: Path, stream: i
         ]
         outcome = await run.first(talks_in_a_thread, id="e2")
         assert outcome.log is not None and outcome.log.count(b"\n") == 2
-        attempt = (await run.journal.attempts(run.claim.run_seq if run.claim else 0))[0]
+        attempt = (await run.journal.attempts(run.claimed.claim.run_seq if run.claimed else 0))[0]
         assert attempt.log == outcome.log
     undo()
     last = records(stream)[-1]

@@ -15,7 +15,7 @@ import apsw
 
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.run import Outcome
-from turnout.service.journal.records import Claim, Decision, Entry
+from turnout.service.journal.records import Claim, ClaimedRun, Decision, Entry
 
 from .counters import RunCounters
 from .rows import identity, micros, pack_decisions, pack_details
@@ -60,13 +60,16 @@ class StepJob(Job):
 
 
 class OutcomeJob(Job):
-    """Record an attempt's outcome."""
+    """Record an attempt's outcome; `has_waits` says that the run may have open waits."""
 
-    __slots__ = ("at", "claim", "outcome", "started_at")
+    __slots__ = ("at", "has_waits", "outcome", "run", "started_at")
 
-    def __init__(self, claim: Claim, outcome: Outcome, started_at: int, at: int) -> None:
+    def __init__(
+        self, run: ClaimedRun, outcome: Outcome, started_at: int, at: int, *, has_waits: bool
+    ) -> None:
         super().__init__()
-        self.claim = claim
+        self.run = run
+        self.has_waits = has_waits
         self.outcome = outcome
         self.started_at = started_at
         self.at = at
@@ -77,7 +80,7 @@ class ClaimJob(Job):
 
     __slots__ = ("at", "seqs", "untouched")
 
-    def __init__(self, seqs: Sequence[int], untouched: Mapping[int, Claim], at: int) -> None:
+    def __init__(self, seqs: Sequence[int], untouched: Mapping[int, ClaimedRun], at: int) -> None:
         super().__init__(rows=len(seqs))
         self.seqs = seqs
         self.untouched = untouched
@@ -118,7 +121,7 @@ class Groups:
                 and seq not in self._claimed
             )
         if isinstance(job, OutcomeJob):
-            seq = job.claim.run_seq
+            seq = job.run.claim.run_seq
             return seq not in self._ended and seq not in self._claimed
         if isinstance(job, ClaimJob):
             return self._claimed.isdisjoint(job.seqs)
@@ -133,7 +136,7 @@ class Groups:
             self._stepped.add((job.claim.run_seq, job.values[2]))
         elif isinstance(job, OutcomeJob):
             self.outcomes.append(job)
-            self._ended.add(job.claim.run_seq)
+            self._ended.add(job.run.claim.run_seq)
         elif isinstance(job, ClaimJob):
             self.claims.append(job)
             self._claimed.update(job.seqs)

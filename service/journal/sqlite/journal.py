@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -22,9 +22,11 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome, Run
 from turnout.service.domain.trigger import Backlog
 from turnout.service.journal.records import (
+    NOTHING,
     Appended,
     Cached,
     Claim,
+    ClaimedRun,
     Entry,
     NewRun,
     Opening,
@@ -213,17 +215,19 @@ class SqliteJournal(SqliteReader):
     # ---------------------------------------------------------------- a run's life
 
     async def claim(
-        self, seqs: Sequence[int], *, now: datetime, untouched: Mapping[int, Claim] | None = None
-    ) -> list[Claim]:
+        self,
+        seqs: Sequence[int],
+        *,
+        now: datetime,
+        untouched: Mapping[int, ClaimedRun] | None = None,
+    ) -> list[ClaimedRun]:
         """Make runs `running` under a new token; runs no longer claimable are left out."""
         job = ClaimJob(seqs, untouched or {}, micros(now))
-        claims: list[Claim] = await self._writer.submit(job)
-        return claims
+        claimed: list[ClaimedRun] = await self._writer.submit(job)
+        return claimed
 
     def record_step(self, claim: Claim, step: StepRecord) -> asyncio.Future[None]:
         """Record a step, durable when the future is done; raises `ClaimLost`."""
-        if claim.recorded:
-            claim.changed.add(step.key)
         values = (claim.run_seq, claim.token, *step_values(step))
         return self._writer.submit(StepJob(claim, values))
 
@@ -245,8 +249,6 @@ class SqliteJournal(SqliteReader):
         now: datetime,
     ) -> list[Appended]:
         """Record a step together with events it causes and the wait it opens, in one commit."""
-        claim.waited = claim.waited or opening is not None
-        claim.changed.add(step.key)
         recorded, repeated = (
             None if one is None else StepJob(claim, (claim.run_seq, claim.token, *step_values(one)))
             for one in (step, again)
@@ -261,12 +263,23 @@ class SqliteJournal(SqliteReader):
         return appended
 
     async def record(
-        self, claim: Claim, outcome: Outcome, *, started_at: datetime, now: datetime
+        self,
+        run: ClaimedRun,
+        outcome: Outcome,
+        *,
+        started_at: datetime,
+        now: datetime,
+        has_waits: bool = False,
+        changed: Collection[str] = (),
+        progress: Mapping[str, Any] = NOTHING,
     ) -> None:
         """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter."""
-        await self._writer.submit(OutcomeJob(claim, outcome, micros(started_at), micros(now)))
+        waits = has_waits or run.has_waits
+        await self._writer.submit(
+            OutcomeJob(run, outcome, micros(started_at), micros(now), has_waits=waits)
+        )
         if outcome.waits:
-            self._resume_cache.keep(claim)
+            self._resume_cache.keep(run, changed, progress)
 
     async def rescue(self, *, now: datetime) -> Rescued:
         """At start: requeue runs found running; this spends no attempt."""

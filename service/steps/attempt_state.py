@@ -1,0 +1,28 @@
+"""What an attempt notes while it runs, for its end and for the run's next attempt.
+
+The owner of the attempt makes it and sets `handed_back`; the steps write the rest. Not here: what
+the run was claimed with (`ClaimedRun`), which stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turnout.service.journal.records import ClaimedRun
+
+
+class AttemptState:
+    """The notes of one attempt.
+
+    `has_waits`: the run may have open waits. `changed` are the keys of the steps this attempt
+    records, noted where an attempt may follow that keeps the others. `progress` is for the next
+    attempt, which may not get it. `handed_back`: the attempt starts no more steps.
+    """
+
+    __slots__ = ("changed", "handed_back", "has_waits", "progress")
+
+    def __init__(self, run: ClaimedRun) -> None:
+        self.has_waits = run.has_waits
+        self.changed: set[str] = set()
+        self.progress: dict[str, Any] = dict(run.progress)
+        self.handed_back = False
