@@ -37,6 +37,29 @@ class JournalError(TurnoutError):
     """Raised when the journal cannot keep a promise; nothing of the refused write is stored."""
 
 
+class PositionsMoved(JournalError):
+    """Raised when a trigger's position is not what its mover last knew; nothing is stored.
+
+    Somebody else has moved it: read the positions again, and go on from there.
+    """
+
+    def __init__(
+        self, trigger: str, partition: str, expected: str | None, found: str | None
+    ) -> None:
+        super().__init__(
+            f"position {partition!r} of trigger {trigger!r} has moved: "
+            f"it is {_quoted(found)}, where {_quoted(expected)} was expected"
+        )
+        self.trigger = trigger
+        self.partition = partition
+        self.expected = expected
+        self.found = found
+
+
+def _quoted(position: str | None) -> str:
+    return "not stored" if position is None else repr(position)
+
+
 class JournalFull(JournalError):
     """Raised when the disk has no room; writing works again by itself once space returns."""
 

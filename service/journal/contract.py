@@ -15,7 +15,7 @@ from asyncio import Future
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome, Run
@@ -31,6 +31,7 @@ from .records import (
     ClaimedRun,
     Entry,
     Filter,
+    Move,
     NewRun,
     Opening,
     Queued,
@@ -40,6 +41,9 @@ from .records import (
     UsedLink,
     Wait,
 )
+
+Positions: TypeAlias = Mapping[str, Move | str | None]
+"""How a trigger's positions move, by partition; a bare value moves one whatever it is now."""
 
 
 class JournalReader(Protocol):
@@ -126,7 +130,7 @@ class Journal(JournalReader, Protocol):
         entries: Sequence[Entry],
         *,
         trigger: str = "",
-        positions: Mapping[str, str | None] | None = None,
+        positions: Positions = NOTHING,
         now: datetime,
     ) -> Future[list[Appended]]:
         """Write events, their runs and decisions, and the trigger's positions, in one transaction.
@@ -134,6 +138,9 @@ class Journal(JournalReader, Protocol):
         The call itself submits the write: a callback of the future is called even when the task
         that awaits it is cancelled. Where that may happen, await the future's result, not the
         future.
+
+        Raises `PositionsMoved` when a position is not the one expected, counting the writes
+        submitted before; then nothing of this call is stored.
 
         An event that is not `minted` is written once per (tenant, trigger, source, id) within the
         dedupe window. Raises `Overloaded` (too many unfinished runs, too little free disk space),
@@ -155,12 +162,11 @@ class Journal(JournalReader, Protocol):
         the flows from starting runs.
         """
 
-    async def withdraw(
-        self, seqs: Sequence[int], *, trigger: str, positions: Mapping[str, str | None]
-    ) -> None:
+    async def withdraw(self, seqs: Sequence[int], *, trigger: str, positions: Positions) -> None:
         """Delete events of `backlog` with their runs, as if they had never arrived.
 
-        There may be several transactions; the positions move in the first.
+        There may be several transactions; the positions move in the first, or nothing is deleted
+        and `PositionsMoved` is raised, as by `append`.
         """
 
     async def is_under_way(

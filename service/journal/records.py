@@ -146,6 +146,16 @@ class Cached:
     expires_at: datetime
 
 
+class Move(NamedTuple):
+    """How a position of a trigger moves: from the `expected` value, None if it was not stored.
+
+    To None: it is deleted.
+    """
+
+    expected: str | None
+    to: str | None
+
+
 # ---------------------------------------------------------------- what is waited for
 
 APPROVAL = "approval:"

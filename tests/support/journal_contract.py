@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from turnout.service.domain.errors import ClaimLost, NotFound, Overloaded, Refused
+from turnout.service.domain.errors import ClaimLost, NotFound, Overloaded, PositionsMoved, Refused
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import FINISHED, UNFINISHED, Outcome, RunError, RunState
 from turnout.service.journal.contract import Journal, JournalReader
@@ -31,6 +31,7 @@ from turnout.service.journal.records import (
     Decision,
     Entry,
     Filter,
+    Move,
     NewRun,
     Opening,
     RecordedArguments,
@@ -284,6 +285,59 @@ class JournalContract:
             last = max(one.seq for one in await journal.events(Filter(limit=99)))
             [new] = await journal.append([entry("z", make_run("of"))], trigger="t", now=NOW)
             assert new.event_seq > last
+
+    async def test_a_position_moves_only_from_the_value_its_mover_knows(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            await journal.append([], trigger="t", positions={"0": Move(None, "5")}, now=NOW)
+            for stale in (None, "4"):
+                entry = Entry(event=make_event("late"), runs=[make_run()])
+                moves = {"1": Move(None, "1"), "0": Move(stale, "9")}
+                with pytest.raises(PositionsMoved) as refused:
+                    await journal.append([entry], trigger="t", positions=moves, now=NOW)
+                error = refused.value
+                assert (error.trigger, error.partition) == ("t", "0")
+                assert (error.expected, error.found) == (stale, "5")
+            assert await journal.positions("t") == {"0": "5"}
+            assert await journal.event("late") == [], "a mismatch stores nothing of its write"
+            assert await journal.queued("bill", 0, 9) == []
+            await journal.append([], trigger="t", positions={"0": Move("5", None)}, now=NOW)
+            with pytest.raises(PositionsMoved):
+                await journal.append([], trigger="t", positions={"0": Move("5", "6")}, now=NOW)
+            assert await journal.positions("t") == {}
+
+    async def test_moves_count_the_writes_submitted_before_them(self, tmp_path: Path) -> None:
+        def moved(before: str | None, after: str) -> Any:
+            entry = Entry(event=make_event(after), runs=[make_run()])
+            return journal.append(
+                [entry], trigger="t", positions={"0": Move(before, after)}, now=NOW
+            )
+
+        async with self.open(tmp_path) as journal:
+            moves = ((None, "1"), ("1", "2"), ("1", "3"), ("2", "4"), (None, "5"))
+            results = await asyncio.gather(
+                *(moved(before, after) for before, after in moves), return_exceptions=True
+            )
+            refused = [isinstance(each, PositionsMoved) for each in results]
+            assert refused == [False, False, True, False, True]
+            assert await journal.positions("t") == {"0": "4"}
+            assert sum(1 for _ in await journal.events(Filter())) == 3
+
+    async def test_events_are_withdrawn_only_from_the_position_that_is_known(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            event = make_event("a", trigger="t")
+            entry = Entry(event=event, runs=[make_run("of")])
+            await journal.append([entry], trigger="t", positions={"0": Move(None, "1")}, now=NOW)
+            seqs = list((await journal.backlog("t", ["of"])).waiting.values())
+            with pytest.raises(PositionsMoved):
+                await journal.withdraw(seqs, trigger="t", positions={"0": Move("2", None)})
+            assert len((await journal.backlog("t", ["of"])).waiting) == 1
+            await journal.withdraw(seqs, trigger="t", positions={"0": Move("1", None)})
+            assert (await journal.backlog("t", ["of"])).waiting == {}
+            assert await journal.positions("t") == {}
 
     async def test_positions_move_with_events_and_alone(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

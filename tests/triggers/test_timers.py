@@ -833,7 +833,7 @@ class JournalEmitter(RecordingEmitter):
     ) -> Sequence[Receipt]:
         entries = [Entry(event=event) for event in events]
         stored = await self._journal.append(
-            entries, trigger=self._trigger, positions=positions, now=self.now()
+            entries, trigger=self._trigger, positions=positions or {}, now=self.now()
         )
         self.receipts += stored
         return [Receipt(event=one.event, duplicate=one.duplicate) for one in stored]

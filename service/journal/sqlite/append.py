@@ -22,6 +22,7 @@ from .bulk import BulkStatement
 from .counters import RunCounters
 from .disk_space import DiskSpace
 from .jobs import AppendJob
+from .positions import Moves
 from .rows import micros, pack_error
 from .waits import wake
 
@@ -38,11 +39,6 @@ _RUNS = BulkStatement(
     16,
 )
 _DEDUPE = BulkStatement("INSERT INTO dedupe (event_seq, key, body, accepted_at)", 4)
-_POSITIONS = BulkStatement(
-    "INSERT INTO positions (trigger, partition, value)",
-    3,
-    "ON CONFLICT (trigger, partition) DO UPDATE SET value = excluded.value",
-)
 
 # A first delivery: its event_seq, the digest of its content, its run ids if they are in memory.
 _First: TypeAlias = tuple[int, bytes, tuple[str, ...] | None]
@@ -74,8 +70,11 @@ class Intake:
     def append(self, jobs: Sequence[AppendJob], counters: RunCounters) -> None:
         """Write the entries and positions of all jobs with three or four statements."""
         rows = _Rows(known=self._known(jobs))
+        moves = Moves(self._connection, [(job.trigger, job.positions) for job in jobs])
         for job in jobs:
             job.error = self._refusal(job, counters)
+            if job.positions and job.error is None:
+                job.error = moves.add(job.trigger, job.positions)
             if job.error is not None:
                 continue
             job.result = [
@@ -91,9 +90,7 @@ class Intake:
             if not appended.runs:
                 appended.runs = self._first_runs(appended.event_seq)
             self._add_decisions(appended.event_seq, job.verdicts(entry, appended.conflict))
-        for job in jobs:
-            if job.positions and job.error is None:
-                self.move(job.trigger, job.positions)
+        moves.write()
 
     def _take(
         self,
@@ -171,19 +168,6 @@ class Intake:
             bytes.fromhex(key): (seq, bytes.fromhex(body), None)
             for key, seq, body in orjson.loads(found)
         }
-
-    def move(self, trigger: str, positions: Sequence[tuple[str, str | None]]) -> None:
-        """Store a trigger's positions; None deletes one."""
-        moved = [item for item in positions if item[1] is not None]
-        if moved:
-            values = [part for item in moved for part in (trigger, *item)]
-            _POSITIONS.run(self._connection, values)
-        for partition, value in positions:
-            if value is None:
-                self._connection.execute(
-                    "DELETE FROM positions WHERE trigger = ? AND partition = ?",
-                    (trigger, partition),
-                )
 
     def _add_decisions(self, event_seq: int, items: str | None) -> None:
         """Store decisions about a stored event, up to a bound per event."""

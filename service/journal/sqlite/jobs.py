@@ -15,7 +15,8 @@ import apsw
 
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.run import Outcome
-from turnout.service.journal.records import Claim, ClaimedRun, Decision, Entry
+from turnout.service.journal.contract import Positions
+from turnout.service.journal.records import NOTHING, Claim, ClaimedRun, Decision, Entry
 
 from .counters import RunCounters
 from .rows import identity, micros, pack_decisions, pack_details
@@ -35,7 +36,7 @@ class AppendJob(Job):
         verdicts: Callable[[Entry, bool], str | None],
         *,
         trigger: str,
-        positions: Sequence[tuple[str, str | None]],
+        positions: Positions,
         at: int,
     ) -> None:
         super().__init__(rows=2 * len(entries) + len(positions) + 1)
@@ -147,7 +148,7 @@ def append_job(
     now: datetime,
     *,
     trigger: str = "",
-    positions: Sequence[tuple[str, str | None]] = (),
+    positions: Positions = NOTHING,
 ) -> AppendJob:
     """Put entries into rows for the writer; raises `JournalError` for what no row can hold."""
     at = micros(now)

@@ -21,6 +21,7 @@ from turnout.service.domain.errors import JournalBroken, JournalError, SetupErro
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome, Run
 from turnout.service.domain.trigger import Backlog
+from turnout.service.journal.contract import Positions
 from turnout.service.journal.records import (
     NOTHING,
     Appended,
@@ -46,6 +47,7 @@ from .disk_space import DiskSpace
 from .files import WatchedFiles, journal_folder, last_change
 from .jobs import CallJob, ClaimJob, OutcomeJob, StepJob, append_job
 from .lock import FolderLock
+from .positions import move
 from .reader import SqliteReader
 from .resume_cache import ResumeCache
 from .rows import UNFINISHED_STATES, micros, pack_details, step_values
@@ -196,12 +198,11 @@ class SqliteJournal(SqliteReader):
         entries: Sequence[Entry],
         *,
         trigger: str = "",
-        positions: Mapping[str, str | None] | None = None,
+        positions: Positions = NOTHING,
         now: datetime,
     ) -> asyncio.Future[list[Appended]]:
         """Write events, their runs and decisions, and the trigger's positions, in one commit."""
-        moved = list(positions.items()) if positions else ()
-        return self._writer.submit(append_job(entries, now, trigger=trigger, positions=moved))
+        return self._writer.submit(append_job(entries, now, trigger=trigger, positions=positions))
 
     async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
         """Start new runs of a stored event; sets each run's `replay` to one above the highest."""
@@ -316,18 +317,17 @@ class SqliteJournal(SqliteReader):
         await self._call(lambda _connection, _counters: None)
         return await self.read(partial(withdrawal.backlog, trigger=trigger, flows=flows))
 
-    async def withdraw(
-        self, seqs: Sequence[int], *, trigger: str, positions: Mapping[str, str | None]
-    ) -> None:
+    async def withdraw(self, seqs: Sequence[int], *, trigger: str, positions: Positions) -> None:
         """Delete events of `backlog` with their runs, as if they had never arrived."""
-        moves = list(positions.items())
 
-        def write(part: Sequence[int], connection: apsw.Connection, counters: RunCounters) -> None:
-            withdrawal.withdraw(connection, counters, part)
-            self._intake.move(trigger, moves)
+        def first(connection: apsw.Connection, counters: RunCounters) -> None:
+            move(connection, trigger, positions)
+            withdrawal.withdraw(connection, counters, seqs[: withdrawal.BATCH])
 
-        for start in range(0, len(seqs), withdrawal.BATCH):
-            await self._call(partial(write, seqs[start : start + withdrawal.BATCH]))
+        await self._call(first)
+        for start in range(withdrawal.BATCH, len(seqs), withdrawal.BATCH):
+            part = seqs[start : start + withdrawal.BATCH]
+            await self._call(partial(withdrawal.withdraw, seqs=part))
 
     async def is_under_way(
         self,

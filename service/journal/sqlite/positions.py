@@ -1,0 +1,86 @@
+"""Positions of triggers move by compare-and-set: from the value their mover last knew.
+
+So a seek beside a reader, or two readers of one partition, cannot overwrite each other. Everything
+is checked before anything of the same write is stored. Not here: what a position means (its
+trigger).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import apsw
+import orjson
+
+from turnout.service.domain.errors import PositionsMoved
+from turnout.service.journal.contract import Positions
+from turnout.service.journal.records import Move
+
+from .bulk import BulkStatement
+
+_STORE = BulkStatement(
+    "INSERT INTO positions (trigger, partition, value)",
+    3,
+    "ON CONFLICT (trigger, partition) DO UPDATE SET value = excluded.value",
+)
+_READ = """
+SELECT json_group_array(json_array(p.trigger, p.partition, p.value))
+FROM json_each(?) AS k
+CROSS JOIN positions AS p ON p.trigger = k.value ->> 0 AND p.partition = k.value ->> 1
+"""
+
+
+class Moves:
+    """The moves of several writes in one transaction, each checked against those before it."""
+
+    __slots__ = ("_connection", "_found", "_moved")
+
+    def __init__(self, connection: apsw.Connection, asked: Sequence[tuple[str, Positions]]) -> None:
+        """Read the positions that the writes in `asked` expect something of."""
+        self._connection = connection
+        self._moved: dict[tuple[str, str], str | None] = {}
+        expected = [
+            (trigger, partition)
+            for trigger, positions in asked
+            if positions
+            for partition, to in positions.items()
+            if isinstance(to, Move)
+        ]
+        self._found = self._read(expected) if expected else {}
+
+    def _read(self, expected: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str | None]:
+        text = self._connection.execute(_READ, (orjson.dumps(expected).decode(),)).get
+        return {(trigger, partition): value for trigger, partition, value in orjson.loads(text)}
+
+    def add(self, trigger: str, positions: Positions) -> PositionsMoved | None:
+        """Add the moves of one write, or return why none of them may be made."""
+        for partition, to in positions.items():
+            found = self._found.get((trigger, partition))
+            if isinstance(to, Move) and to.expected != found:
+                return PositionsMoved(trigger, partition, to.expected, found)
+        for partition, to in positions.items():
+            value = to.to if isinstance(to, Move) else to
+            self._found[trigger, partition] = self._moved[trigger, partition] = value
+        return None
+
+    def write(self) -> None:
+        """Store where the positions have moved to."""
+        if not self._moved:
+            return
+        stored = [(*key, value) for key, value in self._moved.items() if value is not None]
+        if stored:
+            _STORE.run(self._connection, [part for row in stored for part in row])
+        for key, value in self._moved.items():
+            if value is None:
+                self._connection.execute(
+                    "DELETE FROM positions WHERE trigger = ? AND partition = ?", key
+                )
+
+
+def move(connection: apsw.Connection, trigger: str, positions: Positions) -> None:
+    """Move a trigger's positions inside the open transaction; raises `PositionsMoved`."""
+    moves = Moves(connection, [(trigger, positions)])
+    error = moves.add(trigger, positions)
+    if error is not None:
+        raise error
+    moves.write()
