@@ -117,10 +117,11 @@ class Dispatcher:
         self._scheduler.activate(queue)
 
     @contextmanager
-    def frozen(self, flows: Iterable[str]) -> Iterator[None]:
-        """Start no run of these flows inside the block, and reread their queues at its end.
+    def changing(self, flows: Iterable[str]) -> Iterator[None]:
+        """Start no run of these flows while their runs are changed in the journal inside the block.
 
-        A claim already on its way is written before any journal request made inside the block.
+        A claim already on its way is written before any journal request made inside. At the end the
+        queues are read again, so no newer run overtakes one that the block has queued.
         """
         queues = [self._scheduler.queue(flow) for flow in flows]
         for queue in queues:

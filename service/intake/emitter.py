@@ -262,7 +262,7 @@ class TriggerEmitter:
     @asynccontextmanager
     async def handing_back(self) -> AsyncIterator[HandBack]:
         """Start nothing of this trigger's flows inside, while what waits is given back."""
-        with self._dispatcher.frozen([flow.name for flow in self.flows(_ANY)]):
+        with self._dispatcher.changing([flow.name for flow in self.flows(_ANY)]):
             yield _HandBack(self._journal, self.trigger.name, self._ordered())
 
     async def until_ended(self, partitions: Sequence[str], seconds: float) -> None:

@@ -6,8 +6,8 @@ journal first; then the local owner of the runs, if there is one, acts before th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -33,11 +33,11 @@ class Owner(Protocol):
     def release_key(self, run: Run) -> None:
         """Release the ordering key of a run that is not running."""
 
-    def reread_queue(self, flow: str) -> None:
-        """Read a flow's queue from the journal again."""
-
     def recheck_due(self) -> None:
         """Check for due runs now."""
+
+    def changing(self, flows: Iterable[str]) -> AbstractContextManager[None]:
+        """Start no run of these flows inside the block, in which their runs are changed on disk."""
 
     def pause(self, flow: str) -> None:
         """Start no more runs of a flow."""
@@ -55,11 +55,12 @@ class NoOwner:
     def release_key(self, run: Run) -> None:
         """Release nothing."""
 
-    def reread_queue(self, flow: str) -> None:
-        """Read nothing."""
-
     def recheck_due(self) -> None:
         """Check nothing."""
+
+    def changing(self, flows: Iterable[str]) -> AbstractContextManager[None]:
+        """Hold nothing back."""
+        return nullcontext()
 
     def pause(self, flow: str) -> None:
         """Pause nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from turnout.service.domain.errors import NotFound
 
@@ -14,8 +14,10 @@ from .verbs import Pause, Resume
 async def pause(parts: Parts, verb: Pause) -> str:
     """Store the pause, and start nothing more."""
     full = _full_name(parts, verb.name)
-    await parts.journal.pause(full, now=parts.now())
-    _set_paused(parts, full, True)
+    # A run whose claim is on its way is running on disk before the pause is.
+    with parts.owner.changing(_loaded_flow(parts, full)):
+        await parts.journal.pause(full, now=parts.now())
+        _set_paused(parts, full, True)
     return full
 
 
@@ -30,11 +32,17 @@ async def resume(parts: Parts, verb: Resume) -> str:
 
 def _set_paused(parts: Parts, full: str, paused: bool) -> None:
     """Pause or resume it in the running service, if it is loaded there."""
-    kind, _, name = full.partition(":")
-    if kind == "flow" and name in parts.project().flows:
-        (parts.owner.pause if paused else parts.owner.resume)(name)
-    elif kind == "trigger" and name in parts.emitters():
-        parts.emitters()[name].paused = paused
+    for flow in _loaded_flow(parts, full):
+        (parts.owner.pause if paused else parts.owner.resume)(flow)
+    trigger = full.removeprefix("trigger:")
+    if trigger != full and trigger in parts.emitters():
+        parts.emitters()[trigger].paused = paused
+
+
+def _loaded_flow(parts: Parts, full: str) -> Sequence[str]:
+    """Return the flow that a full name is of, if it is loaded."""
+    flow = full.removeprefix("flow:")
+    return [flow] if flow != full and flow in parts.project().flows else []
 
 
 def _full_name(parts: Parts, name: str, paused: Collection[str] = ()) -> str:

@@ -76,10 +76,8 @@ async def _replay(parts: Parts, stored: StoredEvent, flows: Mapping[str, Run | N
     for name, last in flows.items():
         current.setdefault(parts.current_name(name), last)
     runs = [_new_run(parts, stored, name, last) for name, last in current.items()]
-    ids = await parts.journal.replay(stored.seq, runs, now=parts.now())
-    for name in current:
-        parts.owner.reread_queue(name)
-    return ids
+    with parts.owner.changing(current):
+        return await parts.journal.replay(stored.seq, runs, now=parts.now())
 
 
 def _new_run(parts: Parts, stored: StoredEvent, name: str, last: Run | None) -> NewRun:

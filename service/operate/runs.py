@@ -30,14 +30,15 @@ async def cancel(parts: Parts, verb: Cancel) -> Run:
 @handles(Retry)
 async def retry(parts: Parts, verb: Retry) -> Run:
     """Queue the run again, under the current name of its flow."""
-    run = await parts.journal.retry(verb.run_id, verb.from_step, now=parts.now())
+    before = await parts.journal.run(verb.run_id)
+    flows = [] if before is None else [parts.current_name(before.flow)]
+    with parts.owner.changing(flows):
+        run = await parts.journal.retry(verb.run_id, verb.from_step, now=parts.now())
+        name = parts.current_name(run.flow)
+        if name != run.flow and run.state is RunState.QUEUED:
+            await parts.journal.rename_flow(run.flow, name)
     if run.state in (RunState.RETRYING, RunState.WAITING):
         parts.owner.recheck_due()
-        return run
-    name = parts.current_name(run.flow)
-    if name != run.flow:
-        await parts.journal.rename_flow(run.flow, name)
-    parts.owner.reread_queue(name)
     return run
 
 
