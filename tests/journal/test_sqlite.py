@@ -547,3 +547,16 @@ async def test_damage_found_later_breaks_the_journal(tmp_path: Path) -> None:
                 await journal.probe()
     except SetupError as error:
         assert "damaged" in str(error)
+
+
+async def test_damage_that_a_reader_meets_when_it_opens_breaks_the_journal(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        await put(journal, make_run())
+    async with opened(tmp_path) as journal:  # no thread has read yet
+        path = tmp_path / "data" / "journal" / "journal.db"
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xa5" * (path.stat().st_size - 4096))
+        with pytest.raises(JournalBroken, match="damaged"):
+            await journal.runs(Filter(limit=10))
+        assert journal.broken.is_set()

@@ -42,6 +42,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 _STATEMENTS_KEPT = 400  # prepared statements: ten batch sizes of each hot one
 _WRITER_CACHE_KIB = 16_384
 _READER_CACHE_KIB = 2_048
+DAMAGE = (apsw.CorruptError, apsw.NotADBError)  # what reading a damaged file raises
 _BUSY_MILLISECONDS = 2_000  # only a reader that recovers the log after a kill holds a lock so long
 
 QUICKLY_CHECKED_BYTES = 64 * 2**20
@@ -135,7 +136,7 @@ def damage(connection: apsw.Connection) -> str | None:
     """Read the whole database; return what is damaged, or None."""
     try:
         found = connection.execute("PRAGMA quick_check(1)").get
-    except (apsw.CorruptError, apsw.NotADBError) as error:
+    except DAMAGE as error:
         return str(error)
     return None if found == "ok" else str(found)
 
@@ -249,7 +250,7 @@ def translate(error: apsw.Error, connection: apsw.Connection) -> JournalError:
         if code in _SPACE_CODES and (number in _NO_SPACE or code == apsw.SQLITE_IOERR_SHMSIZE):
             return JournalFull(f"the journal cannot grow: {os.strerror(number)}")
         return JournalBroken(f"the journal's disk failed: {error} ({os.strerror(number)})")
-    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+    if isinstance(error, DAMAGE):
         return JournalBroken(f"the journal is damaged: {error}; see `turnout doctor`")
     return JournalError(f"the journal refused a write: {error}")
 
@@ -305,7 +306,7 @@ def _unreadable(path: Path, error: apsw.Error, connection: apsw.Connection) -> T
         return SetupError(
             f"cannot use the journal {path}: {error}; run this as the user the service runs as"
         )
-    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+    if isinstance(error, DAMAGE):
         return SetupError(f"{path} is damaged ({error}); {_FIX}")
     return SetupError(f"cannot use the journal {path}: {error}")
 

@@ -41,7 +41,7 @@ from . import cache, operations, rescue, retention, withdrawal
 from .append import Intake
 from .apply import Batch
 from .blobs import BATCH, BlobStore, name_of
-from .connection import QUICKLY_CHECKED_BYTES, damage, open_for_writing, usable
+from .connection import DAMAGE, QUICKLY_CHECKED_BYTES, damage, open_for_writing, usable
 from .counters import RunCounters
 from .disk_space import DiskSpace
 from .files import WatchedFiles, journal_folder, last_change
@@ -146,8 +146,11 @@ class SqliteJournal(SqliteReader):
         except JournalBroken as error:
             self._give_up(str(error))
             raise
-        except SetupError as error:  # a thread that opens its connection finds no journal
+        except SetupError as error:  # a thread opens its connection and finds none, or damage
             problem = await self.look_at_files()
+            if problem is None and isinstance(error.__cause__, DAMAGE):
+                problem = f"the journal is damaged: {error.__cause__}; see `turnout doctor`"
+                self._give_up(problem)
             if problem is None:
                 raise
             raise JournalBroken(problem) from error
