@@ -1,4 +1,4 @@
-"""What all tests share: `--core`, `--full`, a printed seed, and a guard against blocked loops."""
+"""What all tests share: `--core`, `--full`, printed numbers and a seed, a guard of the loop."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.support.brokers", "turnout.testing.fixture"]
+pytest_plugins = ["tests.support.kafka", "tests.support.turns", "turnout.testing.fixture"]
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("turnout", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("turnout")
 
 Say = Callable[[str], None]
 
@@ -71,11 +76,33 @@ def say(request: pytest.FixtureRequest) -> Say:
     reporter = plugins.get_plugin("terminalreporter")
 
     def write(text: str) -> None:
-        if reporter is not None and capture is not None:
-            with capture.global_and_fixture_disabled():
-                reporter.write_line(f"\n  {request.node.name}: {text}")
+        line = f"\n  {request.node.name}: {text}"
+        if reporter is None or capture is None:  # a worker: its controller prints
+            request.node.user_properties.append(("said", line))
+            return
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(line)
 
     return write
+
+
+class Said:
+    """Prints what tests said in the workers."""
+
+    def __init__(self, reporter: pytest.TerminalReporter) -> None:
+        self.reporter = reporter
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":
+            for name, line in report.user_properties:
+                if name == "said":
+                    self.reporter.write_line(str(line))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if reporter := config.pluginmanager.get_plugin("terminalreporter"):
+        config.pluginmanager.register(Said(reporter))
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ import pytest
 
 from tests.support import CHECKOUT
 from tests.support.pages import PAGES, Block, blocks, parts, rewritten
-from tests.support.program import environment, free_port, turnout, until
+from tests.support.ports import free_port
+from tests.support.program import environment, turnout, until
 from turnout.service.domain.run import FINISHED, TRANSITIONS
 
 from .support import layers

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from tests.support.program import free_port
+from tests.support.ports import free_port
 
 from . import flows, stored
 from .load import client_seconds

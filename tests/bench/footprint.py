@@ -17,7 +17,8 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # no stubs among the project's dependencies
 
-from tests.support.program import Program, free_port, until
+from tests.support.ports import free_port
+from tests.support.program import Program, until
 
 from . import flows
 from .load import BODY

@@ -18,7 +18,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.support.program import free_port, until
+from tests.support.ports import free_port
+from tests.support.program import until
 
 from .durable import ORDER
 from .measure import Unavailable

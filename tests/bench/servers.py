@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.program import Program, free_port, until
+from tests.support.ports import free_port
+from tests.support.program import Program, until
 
 from .load import BODY, Load, post, processor_seconds
 

@@ -139,6 +139,7 @@ def flow_file(folder: Path, text: str) -> Path:
 # ---------------------------------------------------------------- help
 
 
+@pytest.mark.alone
 def test_help_is_instant_and_brings_in_nothing_heavy() -> None:
     heavy = ("rich", "pydantic", "fastapi", "apsw", "httpx", "uvloop", "orjson", "asyncio")
     code = f"import sys, turnout.service.cli; print([m for m in {heavy} if m in sys.modules])"

@@ -25,7 +25,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from tests.support import CHECKOUT
-from tests.support.program import environment, free_port, until
+from tests.support.ports import free_port
+from tests.support.program import environment, until
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Counts, Metrics
 

@@ -23,7 +23,7 @@ IDLE_RSS_MIB = 80.0
 IDLE_CPU_SHARE = 0.01
 HELP_SECONDS = 0.3
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(60)]
 
 
 @pytest.fixture

