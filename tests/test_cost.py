@@ -211,7 +211,7 @@ Writer._commit = dear
 """
 A_COMMIT_EACH = """
 from turnout.service.journal.sqlite import writer
-writer._BATCH_ROWS = 1
+writer.BATCH_ROWS = 1
 """
 TASK = "asyncio.get_running_loop().create_task(asyncio.sleep(0))"
 ROW = "INSERT INTO paused VALUES (hex(randomblob(8)), 0)"

@@ -22,9 +22,9 @@ from .scheduling import Scheduler
 MAX_CREDIT = 128
 """Most events asked for at once: with more, their data falls out of the processor's cache."""
 
-_MIN_SLOTS = 16  # with fewer, a batch for the free ones would be too small
+MIN_SLOTS = 16  # with fewer, a batch for the free ones would be too small
 _LOOP_TURNS = 3  # turns of the loop in which a run that awaits nothing starts and ends
-_PROBE_EVERY = 16  # refills of a queue before it is left to run empty: runs may be fast again
+PROBE_EVERY = 16  # refills of a queue before it is left to run empty: runs may be fast again
 _POLL_SECONDS = 0.02
 _MAX_WAIT_SECONDS = 0.2
 
@@ -70,11 +70,11 @@ class Backpressure:
         free, busy = self._admission.slots(queue.flow)
         free = min(free, self._admission.free // queue_count)
         queued = _queued(queue)
-        if not queued and free >= busy and free + busy >= _MIN_SLOTS:
+        if not queued and free >= busy and free + busy >= MIN_SLOTS:
             self._refills[queue.flow] = 0
             return min(free, MAX_CREDIT)
         if queued:
-            keeps_busy = queued <= (free + busy) // 2 and self._refills[queue.flow] % _PROBE_EVERY
+            keeps_busy = queued <= (free + busy) // 2 and self._refills[queue.flow] % PROBE_EVERY
         else:
             keeps_busy = not queue.starting
         if keeps_busy:

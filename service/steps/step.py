@@ -60,7 +60,7 @@ from .recorded_arguments import arguments_of, author_line
 R = TypeVar("R", covariant=True)
 T = TypeVar("T")
 
-_FULL_DISK_WAIT_SECONDS = 0.5
+FULL_DISK_WAIT_SECONDS = 0.5
 _OPEN = ("retrying", "waiting")
 _UNKNOWN = RunError("Exception", "a try of a step failed")
 NO_FALLBACK: Any = object()
@@ -374,7 +374,7 @@ async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
                 await context.durable_marks.write_all()
             return await write()
         except (JournalFull, Overloaded):
-            await asyncio.sleep(_FULL_DISK_WAIT_SECONDS)
+            await asyncio.sleep(FULL_DISK_WAIT_SECONDS)
         except (ClaimLost, JournalError) as error:
             # A flow that catches this must not run its next step on top of a lost one.
             context.broken = error

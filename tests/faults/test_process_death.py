@@ -20,13 +20,16 @@ FLOWS = Path(__file__).parent / "flows" / "deadly.py"
 COMPANY = 31
 
 NEVER_BLAME = """
+import sqlite3, sys
 from turnout.service.journal.sqlite.journal import SqliteJournal
 
 honest = SqliteJournal.rescue
 
 async def lenient(self, *, now):
     rescued = await honest(self, now=now)
-    await self._execute("DELETE FROM steps WHERE key = '~failed'", ())
+    data = sys.argv[sys.argv.index("--data") + 1]
+    with sqlite3.connect(f"{data}/journal/journal.db") as journal:
+        journal.execute("DELETE FROM steps WHERE key = '~failed'")
     return rescued
 
 SqliteJournal.rescue = lenient
@@ -278,14 +281,15 @@ Executor.execute = broken
 
 BESIDE = """
 import asyncio
-from turnout import event, flow
+from turnout import current, event, flow
 
 @flow(on=event("faulty"))
 async def faulty() -> None: ...
 
 @flow(on=event("innocent"))
 async def innocent() -> int:
-    await asyncio.sleep(4)
+    # Long enough to be running at the first two deaths; then isolated runs run one at a time.
+    await asyncio.sleep(10 if current().run.crashes < 2 else 0.02)
     return 1
 """
 

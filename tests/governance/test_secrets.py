@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.attempts import attempts
+from tests.support.inside import forget_secrets
 from tests.support.running import eventually, running
 from turnout import (
     Fail,
@@ -42,8 +43,7 @@ VALUE = 'hush "hush" \\ über'
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(secrets, "_revealed", {})
-    monkeypatch.setattr(secrets, "_forms", ())
+    forget_secrets(monkeypatch)
     yield
     secrets.configure(None)
 
@@ -431,8 +431,7 @@ def test_the_encodings_of_a_value_are_seen_wherever_it_stands(
         str(around),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(secrets, "_revealed", {})
-        patch.setattr(secrets, "_forms", ())
+        forget_secrets(patch)
         secrets.remember({value: "TOKEN"})
         for text in texts:
             assert secrets.find_live(text.encode()) == "TOKEN", text

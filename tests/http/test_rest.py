@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
@@ -28,7 +29,6 @@ from turnout.service.http.rest.application import create_rest
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.journal.records import ClaimedRun, Decision, Entry, Filter, NewRun, StepRecord
-from turnout.service.journal.sqlite import reader
 from turnout.service.operate import documents
 from turnout.service.operate.operator import Operator
 from turnout.service.pools import Pools
@@ -59,6 +59,7 @@ class Desk:
     now: Any = utc_now
     links: Links = field(default_factory=lambda: Links(b"k" * 32, "http://desk"))
     pools: Pools = field(default_factory=lambda: Pools(1, 1))
+    app: FastAPI = field(init=False)
     http: httpx.AsyncClient = field(init=False)
 
     async def append(
@@ -128,9 +129,9 @@ async def open_desk(tmp_path: Path) -> AsyncIterator[Desk]:
     settings = Settings(**chosen)
     try:
         desk = Desk(journal, Operator(journal=journal, now=utc_now), settings)
-        transport = httpx.ASGITransport(await to_thread(create_rest, desk))
+        desk.app = await to_thread(create_rest, desk)
         async with httpx.AsyncClient(
-            transport=transport,
+            transport=httpx.ASGITransport(desk.app),
             base_url="http://desk",
             headers={"Authorization": f"Bearer {TOKEN}"},
         ) as desk.http:
@@ -195,9 +196,8 @@ async def test_who_guesses_waits_and_nobody_else_does(
         await held.wait()
 
     async with open_desk(tmp_path) as desk:
-        app = desk.http._transport.app  # type: ignore[attr-defined]  # httpx's, for ASGI
-        app.state.guesses = guesses.Guesses(sleep=hold)
-        app.state.proxies = Proxies(["127.0.0.1"])
+        desk.app.state.guesses = guesses.Guesses(sleep=hold)
+        desk.app.state.proxies = Proxies(["127.0.0.1"])
 
         async def ask(client: str, token: str) -> httpx.Response:
             headers = {"Authorization": f"Bearer {token}", "X-Forwarded-For": client}
@@ -375,14 +375,12 @@ async def test_one_id_from_two_sources_asks_which(tmp_path: Path) -> None:
         assert (await desk.get("/api/events/7", source="/a"))["source"] == "/a"
 
 
-async def test_an_id_that_many_sources_share_fills_no_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reader, "_MOST_BODY_BYTES", 10)
+async def test_an_id_that_many_sources_share_fills_no_memory(tmp_path: Path) -> None:
+    large = b'"%s"' % (b"x" * 9 * 2**20)
     async with open_desk(tmp_path) as desk:
         runs = [
-            await desk.append(event_id="1", source=f"/s/{number}", body=b'"12345"')
-            for number in range(5)
+            await desk.append(event_id="1", source=f"/s/{number}", body=body)
+            for number, body in enumerate([b'"12345"', large, large])
         ]
         assert len(await desk.journal.event("1")) == 2
         assert_problem(await desk.http.get("/api/events/1"), 409, "several sources")

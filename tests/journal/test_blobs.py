@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import pytest
 from turnout import by_input, flow, sleep, task
 from turnout.service.domain.clock import WallClock
 from turnout.service.journal.records import Filter
-from turnout.service.journal.sqlite import blobs
 from turnout.service.journal.sqlite.blobs import name_of
 from turnout.service.journal.sqlite.examine import CHECKS
 from turnout.service.operate.maintenance import Maintenance
@@ -201,15 +201,15 @@ async def test_there_is_a_limit_and_it_is_named() -> None:
 async def test_a_full_disk_holds_the_step_until_there_is_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(step, "_FULL_DISK_WAIT_SECONDS", 0.001)
-    write, refusals = blobs._write, [errno.ENOSPC, errno.EDQUOT]
+    monkeypatch.setattr(step, "FULL_DISK_WAIT_SECONDS", 0.001)
+    honest, refusals = tempfile.mkstemp, [errno.ENOSPC, errno.EDQUOT]
 
-    def sometimes_full(path: Path, data: bytes) -> None:
+    def sometimes_full(*args: Any, **named: Any) -> tuple[int, str]:
         if refusals:
             raise OSError(refusals.pop(), "no room")
-        write(path, data)
+        return honest(*args, **named)
 
-    monkeypatch.setattr(blobs, "_write", sometimes_full)
+    monkeypatch.setattr(tempfile, "mkstemp", sometimes_full)
     async with serve(shares, **SMALL) as service:
         assert (await service.run(shares)).result == 10_000
         assert len(files(service)) == 1

@@ -17,10 +17,10 @@ from turnout import Event, Fail, current, emit, event, flow, gather, retry, slee
 from turnout.service.domain.errors import StepFailed
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
-from turnout.service.journal.records import Filter
+from turnout.service.journal.records import Filter, StepRecord
 from turnout.service.journal.sqlite import claims, rows
 from turnout.service.operate.verbs import Cancel, Retry
-from turnout.service.steps import children
+from turnout.service.steps.step import StepCall
 from turnout.service.telemetry import logs
 
 done: list[str] = []
@@ -333,18 +333,23 @@ async def test_a_wide_map_costs_each_child_the_same(
     """A map is woken for every few children; what it reads again must not grow with the others."""
     global width
     looked_at: list[str] = []
-    read, call = rows.step_from, children._step_call
+    read, recorded, recall = rows.step_from, StepCall.recorded, StepCall.recall
 
     def counted_read(row: Any) -> Any:
         looked_at.append("read")
         return read(row)
 
-    def counted_call(*args: Any) -> Any:
-        looked_at.append("called")
-        return call(*args)
+    def counted_look(call: StepCall) -> Any:
+        looked_at.append("looked")
+        return recorded(call)
+
+    def counted_recall(call: StepCall, known: StepRecord) -> Any:
+        looked_at.append("recalled")
+        return recall(call, known)
 
     monkeypatch.setattr(claims, "step_from", counted_read)
-    monkeypatch.setattr(children, "_step_call", counted_call)
+    monkeypatch.setattr(StepCall, "recorded", counted_look)
+    monkeypatch.setattr(StepCall, "recall", counted_recall)
     costs = []
     for width in (200, 800):
         looked_at.clear()

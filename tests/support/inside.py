@@ -1,4 +1,4 @@
-"""What has no public name in a dispatcher and a journal: tests reach into them here only."""
+"""What has no public name in a dispatcher, a journal and a process: reached into here only."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
+
 from turnout.service.app.process import Process
 from turnout.service.dispatch.queue import Memory, Queue
 from turnout.service.dispatch.scheduling import Scheduler
+from turnout.service.governance import secrets
 from turnout.service.journal.sqlite.jobs import CallJob
 from turnout.service.journal.sqlite.journal import SqliteJournal
 
@@ -47,3 +50,9 @@ def waits_for_previous_attempt(process: Process, run_id: str) -> bool:
 def occupy_writer(journal: SqliteJournal, work: Callable[[], object]) -> asyncio.Future[Any]:
     """Have the journal's thread do something before whatever is asked of it next."""
     return journal._writer.submit(CallJob(lambda _connection, _counters: work()))
+
+
+def forget_secrets(patch: pytest.MonkeyPatch) -> None:
+    """Be a process in which no secret was revealed yet, until `patch` is undone."""
+    patch.setattr(secrets, "_revealed", {})
+    patch.setattr(secrets, "_forms", ())

@@ -6,13 +6,15 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
-from turnout import current, event, sleep, wait_for
+from turnout import current, event, flow, limit, retry, sleep, wait_for, webhook
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
 
 RETRIES = 2
 
@@ -147,3 +149,75 @@ def act_in_thread(data: dict[str, Any]) -> None:
             raise ValueError("never")
         case "again" if current().attempt <= data["times"]:
             raise OSError("later")
+
+
+# ---------------------------------------------------------------- the project
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A flow as the project declares it now."""
+
+    name: str
+    was: str | None = None
+    count: int = 2
+    served: bool = True
+
+
+def declare(shapes: Mapping[str, Shape], checker: StartChecker) -> list[Flow[..., Any]]:
+    """Return the flows that are served, in their shapes; `checker` is told of every attempt."""
+    made = {kind: _flow(kind, shapes[kind], checker) for kind in KINDS if kind != "parent"}
+    made["parent"] = _parent(made["child"], shapes["parent"], checker)
+    return [made[kind] for kind in KINDS if shapes[kind].served]
+
+
+def _declared(kind: str, shape: Shape, checker: StartChecker) -> Any:
+    policy = KINDS[kind]
+    checker.counts[kind] = max(shape.count, checker.counts.get(kind, 0))
+    concurrency: Any = None
+    if policy.limited == "flow":
+        concurrency = limit(shape.count)
+    elif policy.limited == "key":
+        concurrency = limit(shape.count, per=lambda event: event.data["l"])
+    return flow(
+        name=shape.name,
+        was=shape.was,
+        on=() if kind == "child" else [webhook(f"/{kind}"), webhook("/many")],
+        awaits=() if policy.threaded else [go],
+        concurrency=concurrency,
+        ordered_by=(lambda event: event.data["k"]) if policy.ordered else None,
+        on_dead=policy.on_dead,
+        retry=retry(RETRIES, delay="3ms", on=OSError),
+    )
+
+
+def _flow(kind: str, shape: Shape, checker: StartChecker) -> Flow[..., Any]:
+    if KINDS[kind].threaded:
+
+        def work(event: Event) -> None:
+            with checker.attempt(kind, event.data):
+                act_in_thread(event.data)
+
+        return _declared(kind, shape, checker)(work)  # type: ignore[no-any-return]
+
+    if kind == "child":
+
+        async def child(data: dict[str, Any]) -> None:
+            with checker.attempt(kind, data):
+                await act(data)
+
+        return _declared(kind, shape, checker)(child)  # type: ignore[no-any-return]
+
+    async def works(event: Event) -> None:
+        with checker.attempt(kind, event.data):
+            await act(event.data)
+
+    return _declared(kind, shape, checker)(works)  # type: ignore[no-any-return]
+
+
+def _parent(child: Flow[..., Any], shape: Shape, checker: StartChecker) -> Flow[..., Any]:
+    async def parent(event: Event) -> None:
+        with checker.attempt("parent", event.data):
+            await child(event.data)
+
+    return _declared("parent", shape, checker)(parent)  # type: ignore[no-any-return]

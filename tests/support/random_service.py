@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ import orjson
 import pytest
 
 from tests.support import inside
-from tests.support.random_flows import KINDS, RETRIES, StartChecker, act, act_in_thread, go
+from tests.support.crashing_service import CrashingService
+from tests.support.random_flows import KINDS, RETRIES, Shape, StartChecker, declare
 from tests.support.running import PATIENCE_SECONDS, eventually, make_event
-from turnout import flow, limit, retry, webhook
 from turnout.service.app.process import Process
 from turnout.service.app.reload import reload_project
 from turnout.service.dispatch import backpressure, dispatcher, due, queue, scheduling
@@ -31,7 +30,6 @@ from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.domain.units import utc_now
-from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Filter
 from turnout.service.operate.verbs import (
     Cancel,
@@ -45,14 +43,9 @@ from turnout.service.operate.verbs import (
 )
 from turnout.service.project import Project
 from turnout.service.settings import Settings
-from turnout.service.telemetry.metrics import Metrics
 
 MEMORY_BYTES = 6000
 MAX_CRASHES = 4  # with one more, a run that always ran would be a dead letter
-
-
-class PowerCut(Exception):
-    """Ends a process without its stop."""
 
 
 def shrink_bounds(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
@@ -62,21 +55,11 @@ def shrink_bounds(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     monkeypatch.setattr(scheduling, "WINDOW", window)
     monkeypatch.setattr(scheduling, "Memory", lambda: queue.Memory(MEMORY_BYTES))
     monkeypatch.setattr(backpressure, "MAX_CREDIT", 8)
-    monkeypatch.setattr(backpressure, "_PROBE_EVERY", 2)
-    monkeypatch.setattr(backpressure, "_MIN_SLOTS", 1)
+    monkeypatch.setattr(backpressure, "PROBE_EVERY", 2)
+    monkeypatch.setattr(backpressure, "MIN_SLOTS", 1)
     monkeypatch.setattr(due, "BATCH", 3)
     monkeypatch.setattr(due, "MIN_PAUSE_SECONDS", 0.005)
     monkeypatch.setattr(dispatcher, "MAX_BODY_BYTES_IN_MEMORY", rng.choice([0, 60, 8192]))
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A flow as the project declares it now."""
-
-    name: str
-    was: str | None = None
-    count: int = 2
-    served: bool = True
 
 
 class ServiceFuzzer:
@@ -84,122 +67,38 @@ class ServiceFuzzer:
 
     def __init__(self, seed: int, folder: Path, tasks: asyncio.TaskGroup) -> None:
         self.rng = random.Random(seed)
-        self.folder = folder
         self.checker = StartChecker(slots=self.rng.randint(1, 6))
         self.shapes = {kind: Shape(kind, count=self.rng.randint(1, 3)) for kind in KINDS}
-        self.grace = timedelta(seconds=self.rng.choice([0.01, 2]))
+        chosen: dict[str, Any] = {
+            "concurrency": self.checker.slots,
+            "grace": timedelta(seconds=self.rng.choice([0.01, 2])),
+        }
+        settings = Settings(data=folder, min_free_bytes=0, **chosen)
+        self.service = CrashingService(settings, tasks)
         self.number = self.crashes = 0
         self.asked: dict[str, dict[str, Any]] = {}
-        self.process: Process
-        self.serving: asyncio.Task[None]
-        self.end: asyncio.Future[bool]
         self.group = tasks
         self.tasks: set[asyncio.Task[None]] = set()
         self.actions: list[str] = []
 
-    # ------------------------------------------------------------ flows
-
     def flows(self) -> list[Flow[..., Any]]:
         """Return the flows of the project as declared now."""
-        made = {kind: self._flow(kind) for kind in KINDS if kind != "parent"}
-        made["parent"] = self._parent(made["child"])
-        return [made[kind] for kind in KINDS if self.shapes[kind].served]
-
-    def _declared(self, kind: str) -> Any:
-        shape, policy = self.shapes[kind], KINDS[kind]
-        self.checker.counts[kind] = max(shape.count, self.checker.counts.get(kind, 0))
-        concurrency: Any = None
-        if policy.limited == "flow":
-            concurrency = limit(shape.count)
-        elif policy.limited == "key":
-            concurrency = limit(shape.count, per=lambda event: event.data["l"])
-        return flow(
-            name=shape.name,
-            was=shape.was,
-            on=() if kind == "child" else [webhook(f"/{kind}"), webhook("/many")],
-            awaits=() if policy.threaded else [go],
-            concurrency=concurrency,
-            ordered_by=(lambda event: event.data["k"]) if policy.ordered else None,
-            on_dead=policy.on_dead,
-            retry=retry(RETRIES, delay="3ms", on=OSError),
-        )
-
-    def _flow(self, kind: str) -> Flow[..., Any]:
-        checker = self.checker
-
-        if KINDS[kind].threaded:
-
-            def work(event: Event) -> None:
-                with checker.attempt(kind, event.data):
-                    act_in_thread(event.data)
-
-            return self._declared(kind)(work)  # type: ignore[no-any-return]
-
-        if kind == "child":
-
-            async def child(data: dict[str, Any]) -> None:
-                with checker.attempt(kind, data):
-                    await act(data)
-
-            return self._declared(kind)(child)  # type: ignore[no-any-return]
-
-        async def works(event: Event) -> None:
-            with checker.attempt(kind, event.data):
-                await act(event.data)
-
-        return self._declared(kind)(works)  # type: ignore[no-any-return]
-
-    def _parent(self, child: Flow[..., Any]) -> Flow[..., Any]:
-        checker = self.checker
-
-        async def parent(event: Event) -> None:
-            with checker.attempt("parent", event.data):
-                await child(event.data)
-
-        return self._declared("parent")(parent)  # type: ignore[no-any-return]
+        return declare(self.shapes, self.checker)
 
     # ------------------------------------------------------------ process
+
+    @property
+    def process(self) -> Process:
+        """Return the process that runs now, or ran last."""
+        return self.service.process
 
     async def start(self) -> None:
         """Start a process on the journal."""
         with self.checker.lock:
             self.checker.process_number += 1
             self.checker.running.clear()
-        loop = asyncio.get_running_loop()
-        self.end = loop.create_future()
-        ready = loop.create_future()
-        self.serving = self.group.create_task(self._serve(ready))
-        await asyncio.wait([ready, self.serving], return_when=asyncio.FIRST_COMPLETED)
+        await self.service.start(self.flows())
         self.check_alive()
-
-    async def _serve(self, ready: asyncio.Future[None]) -> None:
-        chosen: dict[str, Any] = {"concurrency": self.checker.slots, "grace": self.grace}
-        settings = Settings(data=self.folder, min_free_bytes=0, **chosen)
-        metrics = Metrics()
-        try:
-            async with AsyncExitStack() as stack:
-                journal = await open_journal(
-                    self.folder, metrics=metrics, synchronous="normal",
-                    max_unfinished_runs=100_000, min_free_bytes=0,
-                )  # fmt: skip
-                stack.push_async_callback(journal.close)
-                async with asyncio.TaskGroup() as tasks:
-                    project = Project.of(self.flows())
-                    process = self.process = Process(settings, project, journal, metrics, tasks)
-                    stack.push_async_callback(process.resources.stop)
-                    stack.callback(process.pools.close)
-                    await process.start()
-                    ready.set_result(None)
-                    if await self.end:
-                        raise PowerCut
-                    await process.stop()
-        except* PowerCut:
-            pass
-
-    def check_alive(self) -> None:
-        """Fail on a violation, or if the service has ended by itself."""
-        assert not self.checker.violations, "; ".join(self.checker.violations)
-        assert not self.serving.done(), "the service has ended"
 
     async def stop(self, *, cut: bool) -> None:
         """End the process, by a power cut or as on SIGTERM."""
@@ -207,8 +106,12 @@ class ServiceFuzzer:
         for task in list(self.tasks):
             task.cancel()
             await asyncio.wait([task])
-        self.end.set_result(cut)
-        await self.serving
+        await self.service.stop(cut=cut)
+
+    def check_alive(self) -> None:
+        """Fail on a violation, or if the service has ended by itself."""
+        assert not self.checker.violations, "; ".join(self.checker.violations)
+        assert not self.service.serving.done(), "the service has ended"
 
     # ------------------------------------------------------------ actions
 
@@ -357,7 +260,9 @@ class ServiceFuzzer:
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
             if self.rng.random() < 0.5:
-                await asyncio.wait([task, self.serving], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    [task, self.service.serving], return_when=asyncio.FIRST_COMPLETED
+                )
         self.check_alive()
 
     # ------------------------------------------------------------ the end
@@ -452,7 +357,7 @@ async def service_fuzzer(seed: int, folder: Path) -> AsyncIterator[ServiceFuzzer
         try:
             yield fuzzer
         finally:
-            if not fuzzer.serving.done():
+            if not fuzzer.service.serving.done():
                 fuzzer.checker.violations.clear()
                 await fuzzer.stop(cut=False)
 

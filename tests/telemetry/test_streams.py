@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.inside import forget_secrets
 from tests.support.program import Program, environment, turnout, until
 from turnout.service.governance import secrets
 
@@ -123,8 +124,7 @@ def test_output_into_a_file_is_whole(flows: Path, tmp_path: Path) -> None:
 def test_what_may_be_the_beginning_of_a_value_is_held_until_it_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(secrets, "_revealed", {})
-    monkeypatch.setattr(secrets, "_forms", ())
+    forget_secrets(monkeypatch)
     secrets.remember({VALUE: "TOKEN"})
     text = f"a {VALUE} supersecret b super{VALUE}\nsuper".encode()
     for size in (1, 2, 5, 7, 100):

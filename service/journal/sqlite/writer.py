@@ -24,7 +24,7 @@ from turnout.service.telemetry.metrics import Metrics
 from .connection import translate
 from .counters import RunCounters
 
-_BATCH_ROWS = 2_000
+BATCH_ROWS = 2_000
 _CHECKPOINT_PAGES = 4_000  # 16 MiB of log, then its pages go to the database file
 
 
@@ -136,7 +136,7 @@ class Writer:
             while job is not None:
                 batch.append(job)
                 rows += job.rows
-                if rows >= _BATCH_ROWS:
+                if rows >= BATCH_ROWS:
                     return batch, False
                 job = self._queue.get_nowait()
         except Empty:
