@@ -191,7 +191,7 @@ def test_a_recorded_step_that_runs_again_is_noticed(tmp_path: Path, seed: int) -
     with battery(tmp_path, seed, FORGET_STEPS) as test:
         load = Generator(port=test.program.port, seed=seed, pace=400)
         with load.running() as ledger:
-            for _ in range(5):
+            for _ in range(3):
                 test.round()
         broken = broken_promises(
             test.settle(timeout=30),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -16,25 +17,36 @@ FLOWS = Path(__file__).parent / "flows" / "work.py"
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.fixture
-def stopped(tmp_path: Path) -> Program:
-    """A program that has served, accepted and run something, and was stopped."""
-    program = Program(
+def program_in(folder: Path) -> Program:
+    return Program(
         flows=FLOWS,
-        data=tmp_path / "data",
-        log=tmp_path / "log",
+        data=folder / "data",
+        log=folder / "log",
         env={
-            "TURNOUT_TEST_WITNESS": str(tmp_path / "witness"),
-            "TURNOUT_TEST_GATE": str(tmp_path / "gate"),
+            "TURNOUT_TEST_WITNESS": str(folder / "witness"),
+            "TURNOUT_TEST_GATE": str(folder / "gate"),
         },
     )
-    with program:
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of a program that has served, accepted and run something, and was stopped."""
+    with program_in(tmp_path_factory.mktemp("served")) as program:
         program.start().ready()
         for _ in range(50):
             answer = program.ask("/hooks/minted", method="POST")
             assert answer is not None and answer.status == 202
         program.quiet(10)
         assert program.stop() == 0
+    return program.data
+
+
+@pytest.fixture
+def stopped(served: Path, tmp_path: Path) -> Program:
+    """A program that has served, accepted and run something, and was stopped."""
+    program = program_in(tmp_path)
+    shutil.copytree(served, program.data)
     return program
 
 

@@ -57,7 +57,7 @@ def lateness(program: Program, due: float) -> list[float]:
 
 
 def test_many_asleep_cost_nothing_and_wake_in_time(tmp_path: Path, full: bool, say: Say) -> None:
-    count, rest = (10_000, 10.0) if full else (500, 3.0)
+    count, rest = (10_000, 10.0) if full else (300, 2.0)
     program = Program(flows=FLOWS, data=tmp_path / "data", log=tmp_path / "log")
     with program.start():
         program.ready()
@@ -66,7 +66,7 @@ def test_many_asleep_cost_nothing_and_wake_in_time(tmp_path: Path, full: bool, s
         awake_cpu = cpu_of_an_idle_while(program, rest)
         memory = program.rss_mib()
 
-        due = time.time() + (60 if full else 12)  # noqa: TID251  an instant for the flow
+        due = time.time() + (60 if full else 10)  # noqa: TID251  an instant for the flow
         post(program, "/hooks/sleep", {"until": due}, count)
         until(lambda: asleep(program) == count, 60, "all are asleep")
         cpu = cpu_of_an_idle_while(program, rest)

@@ -43,12 +43,28 @@ def post(program: Program, count: int = 1) -> None:
         assert answer is not None and answer.status == 202
 
 
-def stopped(program: Program, count: int = 1) -> Program:
+def serve_and_stop(program: Program, count: int = 1) -> None:
     """Serve, accept, and stop."""
     program.start().ready()
     post(program, count)
     program.quiet(10)
     assert program.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of a service that has accepted one event, and has stopped."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "flows.py").write_text(FLOWS)
+    with Program(flows=folder / "flows.py", data=folder / "data", log=folder / "log") as program:
+        serve_and_stop(program)
+    return folder / "data"
+
+
+@pytest.fixture
+def stopped(program: Program, served: Path) -> Program:
+    """A program that was served, and has stopped."""
+    shutil.copytree(served, program.data)
     return program
 
 
@@ -114,7 +130,7 @@ def test_a_file_that_is_lost_just_before_the_stop_is_told_of(program: Program) -
 
 
 def test_a_reader_that_meets_damage_ends_the_service(program: Program) -> None:
-    stopped(program, 40)
+    serve_and_stop(program, 40)
     program.start().ready()
     database = program.data / "journal" / "journal.db"
     with database.open("r+b") as file:
@@ -130,7 +146,7 @@ def test_a_reader_that_meets_damage_ends_the_service(program: Program) -> None:
 
 
 def test_a_damaged_journal_is_not_served(program: Program) -> None:
-    stopped(program, 200)
+    serve_and_stop(program, 200)
     database = program.data / "journal" / "journal.db"
     size = database.stat().st_size
     with database.open("r+b") as file:  # somewhere behind what is read at the start
@@ -139,32 +155,31 @@ def test_a_damaged_journal_is_not_served(program: Program) -> None:
     assert "is damaged" in refusal(program, 74)
 
 
-def test_a_journal_that_is_gone_is_not_begun_anew(program: Program) -> None:
-    stopped(program)
-    database = program.data / "journal" / "journal.db"
+def test_a_journal_that_is_gone_is_not_begun_anew(stopped: Program) -> None:
+    database = stopped.data / "journal" / "journal.db"
     kept = database.read_bytes()
     database.unlink()
-    text = refusal(program)
+    text = refusal(stopped)
     assert f"the journal {database} is gone" in text and "restore it from a backup" in text
     database.write_bytes(b"")
-    text = refusal(program)
+    text = refusal(stopped)
     assert f"{database} is empty" in text and "restore it from a backup" in text
     database.write_bytes(kept)
     database.chmod(0o600)
-    program.start().ready()
-    assert len(program.api("/runs")["items"]) == 1
-    assert program.stop() == 0
-    for file in (database, program.data / "journal-id"):
+    stopped.start().ready()
+    assert len(stopped.api("/runs")["items"]) == 1
+    assert stopped.stop() == 0
+    for file in (database, stopped.data / "journal-id"):
         file.unlink()  # as the refusal says, to begin anew; the token and the key may stay
-    program.start().ready()
-    assert program.api("/runs")["items"] == []
+    stopped.start().ready()
+    assert stopped.api("/runs")["items"] == []
 
 
 def test_another_journal_than_the_last_is_refused(program: Program, tmp_path: Path) -> None:
-    stopped(program)
+    serve_and_stop(program)
     other = Program(flows=program.flows, data=tmp_path / "other", log=tmp_path / "log2")
     with other:
-        stopped(other)
+        serve_and_stop(other)
     shutil.copy(other.data / "journal" / "journal.db", program.data / "journal" / "journal.db")
     assert "is another journal than the one that was here" in refusal(program)
 
@@ -175,36 +190,33 @@ def test_another_journal_than_the_last_is_refused(program: Program, tmp_path: Pa
 def test_a_data_folder_that_all_may_write_has_a_journal_of_our_own(program: Program) -> None:
     program.data.mkdir()
     program.data.chmod(0o777)  # as the root of a volume often is
-    stopped(program)
+    serve_and_stop(program)
     assert (program.data / "journal").stat().st_mode & 0o777 == 0o700
     assert turnout("doctor", "--data", program.data).returncode == 0
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o606, 0o660, 0o777])
 @pytest.mark.parametrize("name", ["journal/journal.db", "api-token", "approval-key", "journal"])
-def test_what_others_may_write_is_refused(program: Program, name: str, mode: int) -> None:
-    stopped(program)
-    (program.data / name).chmod(mode | 0o100 * (name == "journal"))
-    text = refusal(program)
+def test_what_others_may_write_is_refused(stopped: Program, name: str, mode: int) -> None:
+    (stopped.data / name).chmod(mode | 0o100 * (name == "journal"))
+    text = refusal(stopped)
     assert "others may write" in text and "chmod go-w" in text
 
 
-def test_the_group_of_a_pod_is_not_others(program: Program) -> None:
-    stopped(program)
-    folders = [program.data, *(each for each in program.data.rglob("*") if each.is_dir())]
+def test_the_group_of_a_pod_is_not_others(stopped: Program) -> None:
+    folders = [stopped.data, *(each for each in stopped.data.rglob("*") if each.is_dir())]
     for folder in folders:  # what Kubernetes does to a volume with `fsGroup`
         for file in folder.iterdir():
             file.chmod(file.stat().st_mode | (0o2070 if file.is_dir() else 0o060))
         folder.chmod(0o2770)
-    program.start().ready()
+    stopped.start().ready()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 @pytest.mark.parametrize("name", ["journal/journal.db", "api-token", "approval-key", "journal"])
-def test_what_belongs_to_someone_else_is_refused(program: Program, name: str) -> None:
-    stopped(program)
-    os.chown(program.data / name, 12345, 12345)
-    assert "belongs to user 12345" in refusal(program)
+def test_what_belongs_to_someone_else_is_refused(stopped: Program, name: str) -> None:
+    os.chown(stopped.data / name, 12345, 12345)
+    assert "belongs to user 12345" in refusal(stopped)
 
 
 @pytest.mark.parametrize("key", ["", "00" * 31, "00" * 33, "zz" * 32])
@@ -239,33 +251,30 @@ def test_a_lock_that_is_a_link_is_not_followed(program: Program, tmp_path: Path)
 # ---------------------------------------------------------------- places
 
 
-def test_a_journal_at_the_place_of_earlier_versions_is_served_there(program: Program) -> None:
-    stopped(program)
-    for file in (program.data / "journal").iterdir():
-        file.rename(program.data / file.name)
-    (program.data / "journal").rmdir()
-    (program.data / "journal-id").unlink()
-    program.start().ready()
-    assert len(program.api("/runs")["items"]) == 1
-    assert len(turnout("runs", "--data", program.data, "--json").stdout.splitlines()) == 1
-    post(program, 2)
-    assert program.stop() == 0
-    assert not (program.data / "journal").exists()
-    program.check_journal()
+def test_a_journal_at_the_place_of_earlier_versions_is_served_there(stopped: Program) -> None:
+    for file in (stopped.data / "journal").iterdir():
+        file.rename(stopped.data / file.name)
+    (stopped.data / "journal").rmdir()
+    (stopped.data / "journal-id").unlink()
+    stopped.start().ready()
+    assert len(stopped.api("/runs")["items"]) == 1
+    assert len(turnout("runs", "--data", stopped.data, "--json").stdout.splitlines()) == 1
+    post(stopped, 2)
+    assert stopped.stop() == 0
+    assert not (stopped.data / "journal").exists()
+    stopped.check_journal()
 
 
-def test_two_journals_in_a_data_folder_are_refused(program: Program) -> None:
-    stopped(program)
-    shutil.copy(program.data / "journal" / "journal.db", program.data / "journal.db")
-    assert "has two journals" in refusal(program)
+def test_two_journals_in_a_data_folder_are_refused(stopped: Program) -> None:
+    shutil.copy(stopped.data / "journal" / "journal.db", stopped.data / "journal.db")
+    assert "has two journals" in refusal(stopped)
 
 
 @pytest.fixture
-def read_only(program: Program) -> Iterator[Path]:
+def read_only(stopped: Program) -> Iterator[Path]:
     """A stopped service's data folder, to be made read-only."""
-    stopped(program)
-    yield program.data
-    for folder in (program.data, program.data / "journal"):
+    yield stopped.data
+    for folder in (stopped.data, stopped.data / "journal"):
         folder.chmod(0o700)
 
 

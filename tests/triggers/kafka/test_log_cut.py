@@ -16,8 +16,9 @@ import pytest
 from aiokafka import TopicPartition  # type: ignore[import-untyped]  # it carries no types
 from aiokafka.admin import RecordsToDelete  # type: ignore[import-untyped]  # as above
 
-from tests.support.brokers import Broker, PrivateKafka, make_broker
-from tests.support.trigger_contract import watch
+from tests.support.brokers import Broker, make_broker
+from tests.support.trigger_contract import RecordingEmitter, watch
+from turnout.triggers.kafka import KafkaTrigger
 
 from .test_kafka import emitter_for
 from .test_topic_recreated import Alarms, alarms, delivered, reading, send
@@ -55,58 +56,66 @@ def only_apache(broker: Broker) -> None:
         pytest.skip("this broker keeps no log in files")
 
 
-@pytest.mark.parametrize("written_since", [0, 1, 5])
+async def read_to(broker: Broker, count: int) -> tuple[str, KafkaTrigger, RecordingEmitter]:
+    """Return a topic, and the trigger and the emitter that have read its `count` batches of one."""
+    topic = await broker.create_topic()
+    trigger, emit = reading(topic), emitter_for(broker)
+    await one_by_one(broker, topic, range(count))
+    async with watch(trigger, emit):
+        await emit.stored(count)
+    return topic, trigger, emit
+
+
 async def test_a_log_that_lost_its_last_record_is_read_on_behind_the_cut(
-    private_kafka: PrivateKafka, alarms: Alarms, written_since: int
+    lone_kafka: Broker, alarms: Alarms
 ) -> None:
-    async with private_kafka() as broker:
-        only_apache(broker)
-        topic = await broker.create_topic()
-        trigger, emit = reading(topic), emitter_for(broker)
-        await one_by_one(broker, topic, range(20))
+    """Whether nobody wrote since, or as much as was lost, or more."""
+    only_apache(lone_kafka)
+    cases = {since: await read_to(lone_kafka, 20) for since in (0, 1, 5)}
+
+    def cut() -> None:
+        for topic, _, _ in cases.values():
+            drop_bytes(lone_kafka, topic, 10)
+
+    await with_less_log(lone_kafka, cut)
+    for since, (topic, trigger, emit) in cases.items():
+        assert await lone_kafka.ends(topic) == {0: 19}
+        await one_by_one(lone_kafka, topic, range(100, 100 + since))
         async with watch(trigger, emit):
-            await emit.stored(20)
-        await with_less_log(broker, lambda: drop_bytes(broker, topic, 10))
-        assert await broker.ends(topic) == {0: 19}
-        await one_by_one(broker, topic, range(100, 100 + written_since))
-        async with watch(trigger, emit):
-            await one_by_one(broker, topic, range(200, 203))
-            await emit.stored(20 + written_since + 3)
+            await one_by_one(lone_kafka, topic, range(200, 203))
+            await emit.stored(20 + since + 3)
         [alarm] = alarms()
         assert (alarm["message"], alarm["ledger"]) == ("kafka.log_cut", 20)
         assert (alarm["reads_from"], alarm["epoch"]) == (19, 2)
         async with watch(trigger, emit):  # and it stays so
-            await one_by_one(broker, topic, range(300, 301))
-            await emit.stored(20 + written_since + 4)
-        assert await broker.committed(trigger.group, topic) == {0: 19 + written_since + 4}
-    assert delivered(emit) == [("1", "0", str(n)) for n in range(20)] + [
-        ("2", "0", str(n)) for n in range(19, 19 + written_since + 4)
-    ]
-    assert [event.data for event in emit.deliveries[20:]] == [
-        *range(100, 100 + written_since),
-        *range(200, 203),
-        300,
-    ]
+            await one_by_one(lone_kafka, topic, range(300, 301))
+            await emit.stored(20 + since + 4)
+        assert await lone_kafka.committed(trigger.group, topic) == {0: 19 + since + 4}
+        assert delivered(emit) == [("1", "0", str(n)) for n in range(20)] + [
+            ("2", "0", str(n)) for n in range(19, 19 + since + 4)
+        ]
+        assert [event.data for event in emit.deliveries[20:]] == [
+            *range(100, 100 + since),
+            *range(200, 203),
+            300,
+        ]
     assert alarms() == []
 
 
-async def test_a_cut_under_a_reading_member_is_noticed(
-    private_kafka: PrivateKafka, alarms: Alarms
-) -> None:
-    async with private_kafka() as broker:
-        only_apache(broker)
-        topic = await broker.create_topic(partitions=2)
-        trigger, emit = reading(topic), emitter_for(broker)
-        for partition in (0, 1):
-            await one_by_one(broker, topic, range(5), partition)
-        async with watch(trigger, emit):
-            await emit.stored(10)
-            await emit.until(lambda: '"leaders"' in emit.stored_positions[topic])
-            await with_less_log(broker, lambda: drop_bytes(broker, topic, 10, 1))
-            await one_by_one(broker, topic, range(5, 8), 0)
-            await one_by_one(broker, topic, range(100, 103), 1)
-            await emit.until(lambda: len(emit.deliveries) >= 16, 30)
-            await emit.until(lambda: emit.is_up)
+async def test_a_cut_under_a_reading_member_is_noticed(lone_kafka: Broker, alarms: Alarms) -> None:
+    only_apache(lone_kafka)
+    topic = await lone_kafka.create_topic(partitions=2)
+    trigger, emit = reading(topic), emitter_for(lone_kafka)
+    for partition in (0, 1):
+        await one_by_one(lone_kafka, topic, range(5), partition)
+    async with watch(trigger, emit):
+        await emit.stored(10)
+        await emit.until(lambda: '"leaders"' in emit.stored_positions[topic])
+        await with_less_log(lone_kafka, lambda: drop_bytes(lone_kafka, topic, 10, 1))
+        await one_by_one(lone_kafka, topic, range(5, 8), 0)
+        await one_by_one(lone_kafka, topic, range(100, 103), 1)
+        await emit.until(lambda: len(emit.deliveries) >= 16, 30)
+        await emit.until(lambda: emit.is_up)
     assert delivered(emit).count(("2", "1", "4")) == 1
     assert {one for one in delivered(emit) if one[1] == "0"} == {
         ("1", "0", str(n)) for n in range(8)
@@ -117,92 +126,91 @@ async def test_a_cut_under_a_reading_member_is_noticed(
     ]
 
 
-@pytest.mark.parametrize("kept", ["nothing", "one segment"])
 async def test_a_log_that_lost_whole_segments_is_read_on_behind_the_cut(
-    private_kafka: PrivateKafka, alarms: Alarms, kept: str
+    lone_kafka: Broker, alarms: Alarms
 ) -> None:
-    async with private_kafka() as broker:
-        only_apache(broker)
-        settings: dict[str, Any] = {"segment.bytes": "1048576"}
-        topic = await broker.create_topic(**settings)
-        trigger, emit = reading(topic), emitter_for(broker)
-        sent = 40
-        async with broker.producer(linger_ms=0) as producer:
+    """Whether one segment is left, or nothing."""
+    only_apache(lone_kafka)
+    settings: dict[str, Any] = {"segment.bytes": "1048576"}
+    sent = 40
+    cases = {}
+    for kept in ("one segment", "nothing"):
+        topic = await lone_kafka.create_topic(**settings)
+        cases[kept] = topic, reading(topic), emitter_for(lone_kafka)
+        async with lone_kafka.producer(linger_ms=0) as producer:
             for number in range(sent):
                 await producer.send_and_wait(topic, b'"%d%s"' % (number, b"x" * 100_000))
-        async with watch(trigger, emit):
-            await emit.stored(sent)
-        assert len(segments(broker, topic)) > 2
+        async with watch(*cases[kept][1:]):
+            await cases[kept][2].stored(sent)
+        assert len(segments(lone_kafka, topic)) > 2
 
-        def cut() -> None:
-            files = segments(broker, topic)
+    def cut() -> None:
+        for kept, (topic, _, _) in cases.items():
+            files = segments(lone_kafka, topic)
             for path in files[1:]:
                 for one in path.parent.glob(f"{path.stem}.*"):
                     one.unlink()
             if kept == "nothing":
                 os.truncate(files[0], 0)
 
-        await with_less_log(broker, cut)
-        [end] = (await broker.ends(topic)).values()
+    await with_less_log(lone_kafka, cut)
+    for kept, (topic, trigger, emit) in cases.items():
+        [end] = (await lone_kafka.ends(topic)).values()
         assert (end == 0) is (kept == "nothing") and end < sent - 5
         async with watch(trigger, emit):
-            await one_by_one(broker, topic, range(3))
+            await one_by_one(lone_kafka, topic, range(3))
             await emit.stored(sent + 3)
         assert delivered(emit)[sent:] == [("2", "0", str(n)) for n in range(end, end + 3)]
-    [alarm] = alarms()
-    assert (alarm["message"], alarm["reads_from"]) == ("kafka.log_cut", end)
+        [alarm] = alarms()
+        assert (alarm["message"], alarm["reads_from"]) == ("kafka.log_cut", end)
 
 
 async def test_a_member_of_another_journal_goes_on_where_others_are_behind_the_cut(
-    private_kafka: PrivateKafka, alarms: Alarms
+    lone_kafka: Broker, alarms: Alarms
 ) -> None:
-    async with private_kafka() as broker:
-        only_apache(broker)
-        topic = await broker.create_topic()
-        trigger = reading(topic)
-        early, late, fresh = (emitter_for(broker) for _ in range(3))
-        await one_by_one(broker, topic, range(10))
-        async with watch(trigger, early):
-            await early.stored(10)
-        late.stored_positions = dict(early.stored_positions)
-        await with_less_log(broker, lambda: drop_bytes(broker, topic, 10))
-        await one_by_one(broker, topic, range(100, 104))
-        async with watch(trigger, early):
-            await early.stored(14)
-        await one_by_one(broker, topic, range(200, 202))
-        async with watch(trigger, late):
-            await late.stored(2)
-        await one_by_one(broker, topic, range(300, 301))
-        async with watch(trigger, fresh):
-            await fresh.stored(1)
+    only_apache(lone_kafka)
+    topic = await lone_kafka.create_topic()
+    trigger = reading(topic)
+    early, late, fresh = (emitter_for(lone_kafka) for _ in range(3))
+    await one_by_one(lone_kafka, topic, range(10))
+    async with watch(trigger, early):
+        await early.stored(10)
+    late.stored_positions = dict(early.stored_positions)
+    await with_less_log(lone_kafka, lambda: drop_bytes(lone_kafka, topic, 10))
+    await one_by_one(lone_kafka, topic, range(100, 104))
+    async with watch(trigger, early):
+        await early.stored(14)
+    await one_by_one(lone_kafka, topic, range(200, 202))
+    async with watch(trigger, late):
+        await late.stored(2)
+    await one_by_one(lone_kafka, topic, range(300, 301))
+    async with watch(trigger, fresh):
+        await fresh.stored(1)
     assert delivered(early)[10:] == [("2", "0", str(n)) for n in range(9, 13)]
     assert delivered(late) == [("2", "0", "13"), ("2", "0", "14")]
     assert delivered(fresh) == [("2", "0", "15")]
 
 
-async def test_a_new_leader_of_a_whole_log_is_no_alarm(
-    private_kafka: PrivateKafka, alarms: Alarms
-) -> None:
+async def test_a_new_leader_of_a_whole_log_is_no_alarm(lone_kafka: Broker, alarms: Alarms) -> None:
     """Restarts raise the leader epoch, and nothing is lost; nor where records expired meanwhile."""
-    async with private_kafka() as broker:
-        only_apache(broker)
-        topic = await broker.create_topic()
-        trigger, emit = reading(topic), emitter_for(broker)
-        await one_by_one(broker, topic, range(5))
-        async with watch(trigger, emit):
-            await emit.stored(5)
-            await emit.until(lambda: '"leaders"' in emit.stored_positions[topic])
-            for turn in range(2):
-                await with_less_log(broker, lambda: None)
-                await one_by_one(broker, topic, range(5 + turn, 6 + turn))
-                await emit.until(lambda: len(emit.deliveries) >= 6 + turn, 30)  # noqa: B023  awaited here
-        await broker.stop()
-        await broker.start()
-        async with broker.admin() as admin:
-            await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(7)})
-        await one_by_one(broker, topic, range(7, 9))
-        async with watch(trigger, emit):
-            await emit.stored(9)
+    only_apache(lone_kafka)
+    topic = await lone_kafka.create_topic()
+    trigger, emit = reading(topic), emitter_for(lone_kafka)
+    await one_by_one(lone_kafka, topic, range(5))
+    async with watch(trigger, emit):
+        await emit.stored(5)
+        await emit.until(lambda: '"leaders"' in emit.stored_positions[topic])
+        for turn in range(2):
+            await with_less_log(lone_kafka, lambda: None)
+            await one_by_one(lone_kafka, topic, range(5 + turn, 6 + turn))
+            await emit.until(lambda: len(emit.deliveries) >= 6 + turn, 30)  # noqa: B023  awaited here
+    await lone_kafka.stop()
+    await lone_kafka.start()
+    async with lone_kafka.admin() as admin:
+        await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(7)})
+    await one_by_one(lone_kafka, topic, range(7, 9))
+    async with watch(trigger, emit):
+        await emit.stored(9)
     assert delivered(emit) == [("1", "0", str(n)) for n in range(9)]
     assert alarms() == []
 

@@ -71,29 +71,40 @@ def delivered(emit: RecordingEmitter) -> list[tuple[str, str, str]]:
     return [(epoch, partition, offset) for epoch, partition, offset in found]
 
 
-@pytest.mark.parametrize("refilled", [0, 1, 3, 10])
 async def test_a_recreated_topic_is_read_from_its_start_in_a_new_epoch(
-    kafka: Broker, alarms: Alarms, refilled: int
+    kafka: Broker, alarms: Alarms
 ) -> None:
-    topic, trigger, emit = await read_to(kafka, 3)
-    await recreate(kafka, topic)
-    if refilled:
-        await send(kafka, topic, 100, 100 + refilled)
-    async with watch(trigger, emit):
-        await emit.stored(3 + refilled)
-        await send(kafka, topic, 200, 205)
-        await emit.stored(3 + refilled + 5)
-    [alarm] = alarms()
-    assert (alarm["message"], alarm["partition"]) == ("kafka.topic_recreated", f"{topic}/0")
-    assert (alarm["ledger"], alarm["reads_from"], alarm["epoch"]) == (3, 0, 2)
-    assert await kafka.committed(trigger.group, topic) == {0: refilled + 5}
-    async with watch(trigger, emit):  # and it stays so: no further epoch
-        await send(kafka, topic, 300, 301)
-        await emit.stored(3 + refilled + 6)
-    assert delivered(emit) == [("1", "0", str(n)) for n in range(3)] + [
-        ("2", "0", str(n)) for n in range(refilled + 6)
-    ]
-    assert alarms() == []
+    """Whether it is empty, shorter than what was read, as long, or longer."""
+    read: dict[int, str] = {}
+
+    async def case(refilled: int) -> None:
+        topic, trigger, emit = await read_to(kafka, 3)
+        read[refilled] = topic
+        await recreate(kafka, topic)
+        if refilled:
+            await send(kafka, topic, 100, 100 + refilled)
+        async with watch(trigger, emit):
+            await emit.stored(3 + refilled)
+            await send(kafka, topic, 200, 205)
+            await emit.stored(3 + refilled + 5)
+        assert await kafka.committed(trigger.group, topic) == {0: refilled + 5}
+        async with watch(trigger, emit):  # and it stays so: no further epoch
+            await send(kafka, topic, 300, 301)
+            await emit.stored(3 + refilled + 6)
+        assert delivered(emit) == [("1", "0", str(n)) for n in range(3)] + [
+            ("2", "0", str(n)) for n in range(refilled + 6)
+        ]
+
+    async with asyncio.TaskGroup() as cases:
+        for refilled in (0, 1, 3, 10):
+            cases.create_task(case(refilled))
+    found = alarms()
+    assert {(alarm["message"], alarm["partition"]) for alarm in found} == {
+        ("kafka.topic_recreated", f"{topic}/0") for topic in read.values()
+    }
+    for alarm in found:
+        assert (alarm["ledger"], alarm["reads_from"], alarm["epoch"]) == (3, 0, 2)
+    assert len(found) == len(read) == 4
 
 
 async def test_a_recreated_topic_under_a_reading_member_is_noticed(
@@ -235,34 +246,43 @@ async def test_what_was_owed_of_the_old_topic_is_not_told_of_the_new_one(kafka: 
         await consumer.stop()
 
 
-@pytest.mark.parametrize("how", ["named", "pattern"])
 async def test_a_deleted_topic_stays_deleted_where_the_broker_makes_topics(
-    private_kafka: PrivateKafka, how: str
+    private_kafka: PrivateKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whether the trigger names it or has a pattern."""
+    honest = KafkaTrigger.consumer_options
+
+    def looks_often(self: KafkaTrigger) -> dict[str, Any]:
+        return honest(self) | {"metadata_max_age_ms": 1000}
+
+    monkeypatch.setattr(KafkaTrigger, "consumer_options", looks_often)
     async with private_kafka("auto.create.topics.enable=true") as broker:
         if broker.kind == "mesh":
             pytest.skip("asking for a deleted topic makes it here")
-        topic = await broker.create_topic(partitions=3)
-        named: tuple[str, ...] = (topic,) if how == "named" else ()
-        pattern = None if how == "named" else f"{topic}.*"
-        trigger = kafka(
-            *named, group=unique("group"), pattern=pattern, start="earliest", session="2s"
-        )
-        emit = emitter_for(broker)
-        await broker.send(topic, [b"1"], partition=0)
-        async with watch(trigger, emit), broker.admin() as admin:
-            await emit.stored(1)
-            await admin.delete_topics([topic])
-            if how == "named":
-                await emit.until(lambda: not emit.is_up, 15)
-            looks = 0.0
-            while looks < 4:  # of the trigger, every two seconds, and those of its client
-                await asyncio.sleep(0.5)
-                looks += 0.5
-                assert topic not in await admin.list_topics()
-            await broker.create_topic(topic, partitions=3)
-            await broker.send(topic, [b"2"], partition=2)
-            await emit.until(lambda: len(emit.deliveries) == 2, 45)
+        async with asyncio.TaskGroup() as cases:
+            for named in (True, False):
+                cases.create_task(_stays_deleted(broker, named=named))
+
+
+async def _stays_deleted(broker: Broker, *, named: bool) -> None:
+    topic = await broker.create_topic(partitions=3)
+    names, pattern = ((topic,), None) if named else ((), f"{topic}.*")
+    trigger = kafka(*names, group=unique("group"), pattern=pattern, start="earliest", session="2s")
+    emit = emitter_for(broker)
+    await broker.send(topic, [b"1"], partition=0)
+    async with watch(trigger, emit), broker.admin() as admin:
+        await emit.stored(1)
+        await admin.delete_topics([topic])
+        if named:
+            await emit.until(lambda: not emit.is_up, 15)
+        looks = 0.0
+        while looks < 4:  # of the trigger, every two seconds, and those of its client
+            await asyncio.sleep(0.5)
+            looks += 0.5
+            assert topic not in await admin.list_topics()
+        await broker.create_topic(topic, partitions=3)
+        await broker.send(topic, [b"2"], partition=2)
+        await emit.until(lambda: len(emit.deliveries) == 2, 45)
 
 
 async def test_an_alarm_is_said_once_however_often_the_journal_refuses_it(
