@@ -11,7 +11,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.support.kafka", "tests.support.turns", "turnout.testing.fixture"]
+pytest_plugins = ["tests.support.kafka", "tests.support.workers", "turnout.testing.fixture"]
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("turnout", deadline=None, suppress_health_check=[HealthCheck.too_slow])

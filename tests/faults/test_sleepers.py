@@ -19,7 +19,7 @@ FLOWS = Path(__file__).parent / "flows" / "sleepers.py"
 pytestmark = pytest.mark.timeout(300)
 
 MOST_MIB = 20.0
-MOST_RESTART_SECONDS = 2.0
+MOST_RESTART_SECONDS = 1.0  # longer than the start of an empty journal
 MOST_LATE_SECONDS = 5.0
 
 
@@ -60,7 +60,7 @@ def test_many_asleep_cost_nothing_and_wake_in_time(tmp_path: Path, full: bool, s
     count, rest = (10_000, 10.0) if full else (300, 2.0)
     program = Program(flows=FLOWS, data=tmp_path / "data", log=tmp_path / "log")
     with program.start():
-        program.ready()
+        start = program.ready()
         post(program, "/hooks/nothing", {}, count)
         program.quiet(60)
         awake_cpu = cpu_of_an_idle_while(program, rest)
@@ -83,13 +83,13 @@ def test_many_asleep_cost_nothing_and_wake_in_time(tmp_path: Path, full: bool, s
         late = lateness(program, due)
         say(
             f"{count} asleep: {grown:+.1f} MiB, idle {awake_cpu:.2f} % -> {cpu:.2f} % of a core, "
-            f"restart {restart:.2f} s to {memory_again:.0f} MiB, "
+            f"start {start:.2f} s, restart {restart:.2f} s to {memory_again:.0f} MiB, "
             f"awake {min(late):.2f} to {max(late):.2f} s after they were due"
         )
         assert len(late) == count and min(late) >= 0
         assert max(late) <= MOST_LATE_SECONDS
         assert grown <= MOST_MIB
         assert cpu <= awake_cpu + 0.5
-        assert restart <= MOST_RESTART_SECONDS
+        assert restart <= start + MOST_RESTART_SECONDS
         assert program.stop() == 0
         program.check_journal()
