@@ -7,7 +7,7 @@ ended, and they begin nothing before its own end. Waiting for that is not part o
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ DOOR, ROOM = Path(__file__), Path(__file__).with_name("__init__.py")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # outside the clock of pytest-timeout
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     with turn(alone=item.get_closest_marker("alone") is not None):
         return (yield)
 
@@ -41,7 +41,7 @@ def turn(*, alone: bool) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_report_to_serializable() -> Iterator[Any]:
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     return _as_utf8((yield))
 
 
