@@ -209,8 +209,8 @@ async def test_a_full_disk_holds_the_step_until_there_is_room(
             raise OSError(refusals.pop(), "no room")
         return honest(*args, **named)
 
-    monkeypatch.setattr(tempfile, "mkstemp", sometimes_full)
     async with serve(shares, **SMALL) as service:
+        monkeypatch.setattr(tempfile, "mkstemp", sometimes_full)
         assert (await service.run(shares)).result == 10_000
         assert len(files(service)) == 1
     assert refusals == [] and made == ["abcdefghij"], "written again, not computed again"

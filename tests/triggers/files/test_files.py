@@ -675,6 +675,7 @@ async def test_a_folder_closed_to_the_service_hides_only_itself_until_it_is_open
 # ---------------------------------------------------------------- many
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 async def test_a_full_folder_is_emitted_once_each(tmp_path: Path, full: bool) -> None:
     count = 100_000 if full else 5000
