@@ -90,9 +90,6 @@ than the number of times this work was given up because it killed the process.
 REGISTERED = "~on_undo"
 """The task of records that say how to undo a step; they are not listed as steps."""
 
-UNDO_STEPS = "key >= '~undo' AND key < '~undp'"
-"""The SQL condition on the keys of steps that undo a run."""
-
 
 @dataclass(frozen=True, slots=True)
 class RecordedArguments:

@@ -54,7 +54,7 @@ from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.journal.sqlite.lock import Holder, read_lock
 from turnout.service.journal.sqlite.reader import SqliteReader, open_reader
 from turnout.service.journal.sqlite.resume_cache import ResumeCache
-from turnout.service.journal.sqlite.rows import micros
+from turnout.service.journal.sqlite.values import micros
 from turnout.service.telemetry.metrics import Metrics
 
 _Value = TypeVar("_Value")

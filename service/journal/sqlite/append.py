@@ -18,27 +18,20 @@ from turnout.service.domain.duplicates import is_same
 from turnout.service.domain.errors import Overloaded
 from turnout.service.journal.records import Appended, Entry, NewRun
 
-from .bulk import BulkStatement
+from . import event_rows, run_rows
 from .counters import RunCounters
 from .disk_space import DiskSpace
 from .jobs import AppendJob
 from .positions import Moves
-from .rows import micros, pack_error
+from .statements import load
+from .values import dump
 from .waits import wake
 
 _DECISIONS_KEPT = 20  # per event: a sender that repeats it for ever must not fill the disk
 
-_EVENTS = BulkStatement(
-    "INSERT INTO events (seq, id, source, type, tenant, trigger, time, accepted_at, body, details,"
-    " decisions, by_id, unmatched, effect, awaited)",
-    15,
-)
-_RUNS = BulkStatement(
-    "INSERT INTO runs (seq, id, event_seq, flow, state, token, order_key, limit_key, due_at,"
-    " queued_at, started_at, finished_at, error, dead, replay, code_version)",
-    16,
-)
-_DEDUPE = BulkStatement("INSERT INTO dedupe (event_seq, key, body, accepted_at)", 4)
+_SQL = load("append")
+_FIRST_DELIVERIES, _FIRST_RUNS = _SQL["first_deliveries"], _SQL["first_runs"]
+_ADD_DECISIONS, _LAST_SEQS = _SQL["add_decisions"], _SQL["last_seqs"]
 
 # A first delivery: its event_seq, the digest of its content, its run ids if they are in memory.
 _First: TypeAlias = tuple[int, bytes, tuple[str, ...] | None]
@@ -81,9 +74,9 @@ class Intake:
                 self._take(rows, job, *parts, counters)
                 for parts in zip(job.entries, job.events, job.identities, strict=True)
             ]
-        _EVENTS.run(self._connection, rows.events)
-        _RUNS.run(self._connection, rows.runs)
-        _DEDUPE.run(self._connection, rows.dedupe)
+        event_rows.INSERT.run(self._connection, rows.events)
+        run_rows.INSERT.run(self._connection, rows.runs)
+        event_rows.INSERT_DELIVERIES.run(self._connection, rows.dedupe)
         for at, seq, topics in rows.awaited:
             wake(self._connection, topics, at, event_seq=seq)
         for job, entry, appended in rows.repeated:
@@ -97,7 +90,7 @@ class Intake:
         rows: _Rows,
         job: AppendJob,
         entry: Entry,
-        columns: tuple[Any, ...],
+        event: event_rows.EventRow,
         identity: tuple[bytes, bytes] | None,
         counters: RunCounters,
     ) -> Appended:
@@ -111,12 +104,12 @@ class Intake:
         self.last_event += 1
         seq = self.last_event
         rows.events.append(seq)
-        rows.events.extend(columns)
+        rows.events += event
         if entry.topics:
             rows.awaited.append((job.at, seq, entry.topics))
         run_ids = self.add_runs(rows.runs, entry.runs, seq, job.at, counters)
         if identity is not None:
-            rows.dedupe.extend((seq, *identity, job.at))
+            rows.dedupe += event_rows.DeliveryRow(seq, *identity, job.at)
             rows.known[identity[0]] = (seq, identity[1], run_ids)
         return Appended(event_seq=seq, event=entry.event.id, runs=run_ids)
 
@@ -133,37 +126,25 @@ class Intake:
         for run in runs:
             self.last_run += 1
             run.seq = self.last_run
-            state = run.state.value
-            running = state == "running"
-            dead = state == "failed"
-            values.extend(
-                (
-                    run.seq, run.id, event_seq, run.flow, state, int(running), run.order_key,
-                    run.limit_key, None if run.due_at is None else micros(run.due_at), at,
-                    at if running else None, at if dead else None, pack_error(run.error),
-                    int(dead), run.replay, run.code_version,
-                )
-            )  # fmt: skip
-            counters.move(None, state)
-            if dead:
+            row = run_rows.run_row(run, event_seq, at)
+            values += row
+            counters.move(None, row.state)
+            if row.dead:
                 counters.add_dead_letters(run.flow)
             ids.append(run.id)
         return tuple(ids)
 
     def insert_runs(self, values: list[Any]) -> None:
         """Insert the rows that `add_runs` added."""
-        _RUNS.run(self._connection, values)
+        run_rows.INSERT.run(self._connection, values)
 
     def _known(self, jobs: Sequence[AppendJob]) -> dict[bytes, _First]:
         """Return the first deliveries the jobs may repeat, by key."""
         keys = [pair[0] for job in jobs for pair in job.identities if pair is not None]
         if not keys:
             return {}
-        found = self._connection.execute(
-            "SELECT json_group_array(json_array(hex(d.key), d.event_seq, hex(d.body)))"
-            " FROM json_each(?) AS k JOIN dedupe AS d ON d.key = unhex(k.value)",
-            (orjson.dumps([key.hex() for key in keys]).decode(),),
-        ).get
+        listed = dump([key.hex() for key in keys])
+        found = self._connection.execute(_FIRST_DELIVERIES, (listed,)).get
         return {
             bytes.fromhex(key): (seq, bytes.fromhex(body), None)
             for key, seq, body in orjson.loads(found)
@@ -171,18 +152,10 @@ class Intake:
 
     def _add_decisions(self, event_seq: int, items: str | None) -> None:
         """Store decisions about a stored event, up to a bound per event."""
-        self._connection.execute(
-            "INSERT INTO decisions (event_seq, ordinal, items)"
-            " SELECT ?1, coalesce(max(ordinal), 0) + 1, ?2 FROM decisions WHERE event_seq = ?1"
-            " HAVING coalesce(max(ordinal), 0) < ?3 AND ?2 IS NOT NULL"
-            " AND EXISTS (SELECT 1 FROM events WHERE seq = ?1)",
-            (event_seq, items, _DECISIONS_KEPT),
-        )
+        self._connection.execute(_ADD_DECISIONS, (event_seq, items, _DECISIONS_KEPT))
 
     def _first_runs(self, event_seq: int) -> tuple[str, ...]:
-        found = self._connection.execute(
-            "SELECT id FROM runs WHERE event_seq = ? AND replay = 0 ORDER BY seq", (event_seq,)
-        )
+        found = self._connection.execute(_FIRST_RUNS, (event_seq,))
         return tuple(row[0] for row in found)
 
     def _refusal(self, job: AppendJob, counters: RunCounters) -> Overloaded | None:
@@ -208,10 +181,5 @@ def _duplicate(entry: Entry, digest: bytes, first: _First) -> Appended:
 
 def _last_seqs(connection: apsw.Connection) -> tuple[int, int]:
     """Return the highest seqs ever given to an event and a run, the pruned ones included."""
-    event, run = connection.execute(
-        "SELECT max(coalesce((SELECT max(seq) FROM events), 0),"
-        " coalesce((SELECT value FROM counters WHERE name = 'events'), 0)),"
-        " max(coalesce((SELECT max(seq) FROM runs), 0),"
-        " coalesce((SELECT value FROM counters WHERE name = 'runs'), 0))"
-    ).get
+    event, run = connection.execute(_LAST_SEQS).get
     return event, run

@@ -6,60 +6,33 @@ statement about a run compares the run's token itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import apsw
-import orjson
 
 from turnout.service.domain.errors import ClaimLost
 from turnout.service.domain.event import CALLED
 from turnout.service.domain.run import FINISHED, Undo
 from turnout.service.journal.records import REGISTERED, Appended, Claim, ClaimedRun, Opening
 
-from . import waits
+from . import step_rows, waits
 from .append import Intake
-from .bulk import BulkStatement
 from .claims import Claims
 from .counters import RunCounters
 from .disk_space import DiskSpace
 from .jobs import AppendJob, CallJob, Groups, OutcomeJob, StepJob
 from .resume_cache import ResumeCache
-from .rows import micros, pack_error, storable
+from .run_rows import INSERT_ATTEMPTS, RECORD_OUTCOME, AttemptRow, outcome_row
+from .statements import load
+from .step_rows import claimed_row
+from .values import dump_list
 from .writer import Job, Split
 
-_STEPS = BulkStatement(
-    "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding,"
-    " result, error, superseded, origin, spilled, aside, digest, called)"
-    " SELECT v.column1, v.column3, v.column4,"
-    " v.column5, v.column6, v.column7, v.column8, v.column9, v.column10, v.column11, v.column12,"
-    " v.column13, v.column14, v.column15, v.column16, v.column17 FROM",
-    17,
-    # CROSS JOIN fixes the order, so that rows are inserted in the order they were recorded. Only
-    # try numbers, waits and superseded errors are overwritten, never facts.
-    "AS v CROSS JOIN runs WHERE runs.seq = v.column1 AND runs.token = v.column2"
-    " AND runs.state = 'running'"
-    " ON CONFLICT (run_seq, key) DO UPDATE SET task = excluded.task, state = excluded.state,"
-    " tries = excluded.tries, started_at = excluded.started_at,"
-    " finished_at = excluded.finished_at, encoding = excluded.encoding,"
-    " result = excluded.result, error = excluded.error, superseded = excluded.superseded,"
-    " origin = excluded.origin, spilled = excluded.spilled, aside = excluded.aside,"
-    " digest = excluded.digest, called = excluded.called"
-    " WHERE steps.state IN ('retrying', 'waiting') OR steps.superseded = 1",
-)
-_OUTCOMES = BulkStatement(
-    "UPDATE runs SET state = v.column3, attempts = attempts + v.column4,"
-    " due_at = iif(v.column3 = 'waiting', v.column5, coalesce(v.column5, due_at)),"
-    " started_at = v.column6, finished_at = v.column7,"
-    " result = v.column8, error = v.column9, reason = v.column10, dead = v.column11,"
-    " blames = 0 FROM",
-    11,
-    "AS v WHERE runs.seq = v.column1 AND runs.token = v.column2 AND runs.state = 'running'",
-)
-_ATTEMPTS = BulkStatement(
-    "INSERT INTO attempts (run_seq, attempt, started_at, finished_at, state, error, log)", 7
-)
-_FINISHED = frozenset(state.value for state in FINISHED)
+_SQL = load("record")
+_HOLDS, _FLOW, _SHOW_PROGRESS = _SQL["holds"], _SQL["flow"], _SQL["show_progress"]
+_RETURNED, _UNDO, _SUPERSEDE = _SQL["returned"], _SQL["undo"], _SQL["supersede"]
+_DELETE_STEP = _SQL["delete_step"]
 
 
 class Batch:
@@ -106,8 +79,10 @@ class Batch:
             self._isolated.update(run.claim.run_seq for run in claimed if run.isolated)
 
     def _record_steps(self, jobs: Sequence[StepJob]) -> None:
-        values = [value for job in jobs for value in job.values]
-        if _STEPS.run(self._connection, values) != len(jobs):
+        values: list[Any] = []
+        for job in jobs:
+            values += claimed_row(job.claim, job.row)
+        if step_rows.RECORD.run(self._connection, values) != len(jobs):
             if len(jobs) > 1:
                 raise Split
             # Nothing changed: either the claim is lost, or the step is already a fact.
@@ -115,77 +90,56 @@ class Batch:
         for job in jobs if self._isolated else ():
             # The run makes progress, so its count of consecutive crashes starts again.
             seq = job.claim.run_seq
-            if seq in self._isolated and job.values[3] != REGISTERED:
-                self._connection.execute("UPDATE runs SET blames = 0 WHERE seq = ?", (seq,))
+            if seq in self._isolated and job.row.task != REGISTERED:
+                self._connection.execute(_SHOW_PROGRESS, (seq,))
 
     def _record(self, jobs: Sequence[OutcomeJob], counters: RunCounters) -> None:
         values: list[Any] = []
         attempts: list[Any] = []
         for job in jobs:
             run, outcome = job.run, job.outcome
-            state = outcome.state.value
-            finished = state in _FINISHED
-            was_dead = run.dead and not finished
-            due = micros(outcome.due_at) if outcome.due_at else None
-            error = pack_error(outcome.error) if outcome.error else None
-            reason = storable(outcome.reason) if outcome.reason else None
-            # A dead letter whose undo an operator has finished is no dead letter any more.
-            dead = state == "failed" and not (run.dead and outcome.undo == "done")
-            values.extend(
-                (
-                    run.claim.run_seq, run.claim.token, state, int(outcome.counts),
-                    job.at if state == "queued" else due, job.started_at,
-                    job.at if finished else None, outcome.result, error, reason,
-                    int(dead or was_dead),
-                )
-            )  # fmt: skip
-            if error or outcome.log or state in ("failed", "retrying"):
-                attempts.extend(
-                    (
-                        run.claim.run_seq, run.attempt, job.started_at, job.at, state, error,
-                        outcome.log,
-                    )
+            row = outcome_row(run, outcome, job.started_at, job.at)
+            values += row
+            if row.error or outcome.log or row.state in ("failed", "retrying"):
+                attempts += AttemptRow(
+                    run.claim.run_seq, run.attempt, job.started_at, job.at, row.state, row.error,
+                    outcome.log,
                 )  # fmt: skip
-            counters.move("running", state)
-            if dead != (run.dead and finished):
-                counters.add_dead_letters(self._flow_of(run), 1 if dead else -1)
-        if _OUTCOMES.run(self._connection, values) != len(jobs):
+            counters.move("running", row.state)
+            if row.finished_at is not None and row.dead != run.dead:
+                counters.add_dead_letters(self._flow_of(run), 1 if row.dead else -1)
+        if RECORD_OUTCOME.run(self._connection, values) != len(jobs):
             if len(jobs) > 1:
                 raise Split
             raise self._lost(jobs[0].run.claim)
-        _ATTEMPTS.run(self._connection, attempts)
+        INSERT_ATTEMPTS.run(self._connection, attempts)
         self._isolated.difference_update(job.run.claim.run_seq for job in jobs)
         self._update_waits(jobs)
         for job in jobs:
-            seq = job.run.claim.run_seq
-            if job.outcome.returned is not None:
-                self._connection.execute(
-                    "UPDATE runs SET returned = ? WHERE seq = ?", (job.outcome.returned, seq)
-                )
-            if job.outcome.undo is not None:
-                self._note_undo(job.run, job.outcome.undo, counters)
-            if job.outcome.error and (job.outcome.error.step or job.outcome.again):
-                self._connection.execute(
-                    "UPDATE steps SET superseded = 1 WHERE run_seq = ? AND state = 'failed'"
-                    " AND key IN (SELECT value FROM json_each(?))",
-                    (seq, _json((job.outcome.error.step, *job.outcome.again))),
-                )
+            self._record_rest(job, counters)
+
+    def _record_rest(self, job: OutcomeJob, counters: RunCounters) -> None:
+        """Write what few outcomes have."""
+        seq, outcome = job.run.claim.run_seq, job.outcome
+        if outcome.returned is not None:
+            self._connection.execute(_RETURNED, (outcome.returned, seq))
+        if outcome.undo is not None:
+            self._note_undo(job.run, outcome.undo, counters)
+        if outcome.error and (outcome.error.step or outcome.again):
+            keys = dump_list((outcome.error.step, *outcome.again))
+            self._connection.execute(_SUPERSEDE, (seq, keys))
 
     def _flow_of(self, run: ClaimedRun) -> str:
         """Return the flow of a run; it may have been renamed since the claim."""
         return self._current_flow(run.claim) or run.flow
 
     def _current_flow(self, claim: Claim) -> str | None:
-        found: str | None = self._connection.execute(
-            "SELECT flow FROM runs WHERE seq = ?", (claim.run_seq,)
-        ).get
+        found: str | None = self._connection.execute(_FLOW, (claim.run_seq,)).get
         return found
 
     def _note_undo(self, run: ClaimedRun, undo: Undo, counters: RunCounters) -> None:
         """Record how the undo of an ended run went."""
-        self._connection.execute(
-            "UPDATE runs SET undo = ?2 WHERE seq = ?1", (run.claim.run_seq, undo)
-        )
+        self._connection.execute(_UNDO, (run.claim.run_seq, undo))
         if (undo == "failed") != run.undo_failed:
             counters.add_not_undone(self._flow_of(run), -1 if run.undo_failed else 1)
 
@@ -219,16 +173,14 @@ class Batch:
         to another event, neither is.
         """
         self._record_steps([step])
-        claim, key = step.claim, step.values[2]
+        claim, key = step.claim, step.row.key
         if opening is None:
             waits.closed(self._connection, claim.run_seq, key)
         else:
             waits.opened(self._connection, claim.run_seq, key, opening)
         appended = self._append_caused(caused, counters)
         if again is not None and any(one.duplicate or one.conflict for one in appended):
-            self._connection.execute(
-                "DELETE FROM steps WHERE run_seq = ? AND key = ?", (claim.run_seq, key)
-            )
+            self._connection.execute(_DELETE_STEP, (claim.run_seq, key))
             if not any(one.conflict for one in appended):
                 self._record_steps([again])
         return appended
@@ -243,10 +195,7 @@ class Batch:
         return appended
 
     def _check_claim(self, claim: Claim) -> None:
-        held = self._connection.execute(
-            "SELECT 1 FROM runs WHERE seq = ? AND token = ? AND state = 'running'",
-            (claim.run_seq, claim.token),
-        ).get
+        held = self._connection.execute(_HOLDS, (claim.run_seq, claim.token)).get
         if held is None:
             raise self._lost(claim)
 
@@ -257,7 +206,3 @@ class Batch:
             f"run {claim.run_id}{'' if flow is None else f' of {flow}'} is no longer held by claim"
             f" {claim.token}: it was cancelled or claimed anew"
         )
-
-
-def _json(values: Iterable[int | str | None]) -> str:
-    return orjson.dumps(list(values)).decode()

@@ -22,6 +22,9 @@ import orjson
 
 from turnout.service.domain.errors import JournalBroken, JournalError, JournalFull
 
+from .statements import load
+from .values import dump
+
 FOLDER = "results"
 BATCH = 500
 """How many files are checked under one lock."""
@@ -98,7 +101,7 @@ class BlobStore:
         """
         with self._lock:
             free = [name for name in names if name not in self._held]
-            found = connection.execute(_NAMED, (orjson.dumps(free).decode(),)).get
+            found = connection.execute(_SQL["named_blobs"], (dump(free),)).get
             named = set(orjson.loads(found))
             freed = 0
             for path in (self._path(name) for name in free if name not in named):
@@ -112,10 +115,7 @@ class BlobStore:
         return self._folder / name[:2] / name
 
 
-_NAMED = """
-SELECT json_group_array(value) FROM json_each(?) WHERE EXISTS
-(SELECT 1 FROM steps WHERE spilled = value) OR EXISTS (SELECT 1 FROM cache WHERE spilled = value)
-"""
+_SQL = load("reads")
 
 
 def name_of(data: bytes) -> str:
@@ -127,10 +127,7 @@ def lost(connection: apsw.Connection) -> str | None:
     """Return which recorded results have lost their files, None when none has."""
     blobs = BlobStore(Path(connection.filename).parent)
     problems = []
-    for (name,) in connection.execute(
-        "SELECT spilled FROM steps WHERE spilled IS NOT NULL"
-        " UNION SELECT spilled FROM cache WHERE spilled IS NOT NULL"
-    ):
+    for (name,) in connection.execute(_SQL["all_blobs"]):
         try:
             blobs.read(name)
         except JournalError as error:

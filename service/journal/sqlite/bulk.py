@@ -3,51 +3,62 @@
 The driver releases the interpreter lock at every step of a statement. Under a busy event loop,
 taking it back costs up to the switch interval (5 ms), so up to 256 rows are written at a time.
 Up to 32 rows have a statement of exactly their number; more are written in multiples of 32, then
-the rest. So a table has at most 39 statements, and the connection keeps all of them prepared.
+the rest. So a table has at most 39 statements, and the connection keeps all of them prepared: the
+driver caches texts below 16 KiB.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import apsw
 
+LONGEST_CACHED = 16_383
+"""The longest text, in bytes, that the driver keeps prepared."""
+
 _MOST_ROWS = 256
 _EXACT_ROWS = 32
+_ROWS = "{rows}"
 
 
 class BulkStatement:
-    """One statement around `VALUES (…), (…)` rows of `width` values each."""
+    """A statement that writes any number of rows with the given fields.
 
-    def __init__(self, head: str, width: int, tail: str = "") -> None:
-        self._head = head
-        self._tail = tail
-        self._width = width
+    `{rows}` in its text stands for the rows: `VALUES (?,…),(?,…)`.
+    """
+
+    def __init__(self, text: str, fields: Sequence[str]) -> None:
+        self._before, _, self._after = " ".join(text.split()).partition(_ROWS)
+        self._width = len(fields)
+        self._row = f"({','.join('?' * self._width)})"
         self._texts: dict[int, str] = {}
 
     def run(self, connection: apsw.Connection, values: list[Any]) -> int:
         """Write all rows of the flat list `values`; return how many rows changed."""
-        width = self._width
-        left = len(values) // width
+        left = len(values) // self._width
+        if left <= _EXACT_ROWS:
+            return self._write(connection, left, values) if left else 0
         start = changed = 0
         while left:
-            rows = (
-                left if left <= _EXACT_ROWS else min(_MOST_ROWS, left // _EXACT_ROWS * _EXACT_ROWS)
-            )
-            end = start + rows * width
-            part = values if end - start == len(values) else values[start:end]
-            connection.execute(self._text(rows), part)
-            changed += connection.changes()
-            start = end
-            left -= rows
+            rows = left if left <= _EXACT_ROWS else min(_MOST_ROWS, left - left % _EXACT_ROWS)
+            end = start + rows * self._width
+            changed += self._write(connection, rows, values[start:end])
+            start, left = end, left - rows
         return changed
 
-    def _text(self, rows: int) -> str:
-        text = self._texts.get(rows)
-        if text is None:
-            row = f"({','.join('?' * self._width)})"
-            text = f"{self._head} (VALUES {','.join([row] * rows)}) {self._tail}"
-            if self._head.endswith(")"):  # a plain INSERT takes its rows without parentheses
-                text = f"{self._head} VALUES {','.join([row] * rows)} {self._tail}"
-            self._texts[rows] = text
+    def _write(self, connection: apsw.Connection, rows: int, values: list[Any]) -> int:
+        connection.execute(self._texts.get(rows) or self.text(rows), values)
+        return connection.changes()
+
+    def text(self, rows: int) -> str:
+        """Return the statement for so many rows."""
+        text = f"{self._before}VALUES {','.join([self._row] * rows)}{self._after}"
+        assert len(text.encode()) <= LONGEST_CACHED, f"not cached: {self._before}"
+        self._texts[rows] = text
         return text
+
+
+def insert(table: str, fields: Sequence[str]) -> BulkStatement:
+    """Return the statement that inserts rows of a table."""
+    return BulkStatement(f"INSERT INTO {table} ({', '.join(fields)}) {{rows}}", fields)

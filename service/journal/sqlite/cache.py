@@ -2,60 +2,73 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import apsw
 
 from turnout.service.journal.records import Cached
 
-from .rows import instant, micros
+from .columns import selected
+from .statements import load
+from .values import instant, micros
+
+_SQL = load("cache")
+
+
+class CacheRow(NamedTuple):
+    """The columns of the table `cache`."""
+
+    key: bytes
+    task: str
+    run_id: str
+    encoding: str
+    result: bytes | None
+    spilled: str | None
+    stored_at: int
+    expires_at: int
+
+
+_FIND = f"SELECT {selected(CacheRow._fields)} FROM cache WHERE key = ?1 AND expires_at > ?2"
+_STORE = (
+    f"INSERT OR REPLACE INTO cache ({selected(CacheRow._fields)})"
+    f" VALUES ({', '.join('?' * len(CacheRow._fields))})"
+)
 
 
 def find(connection: apsw.Connection, key: bytes, at: int) -> Cached | None:
     """Return the cached result of a key, unless it has expired at `at`."""
-    row = connection.execute(
-        "SELECT task, run_id, encoding, result, spilled, stored_at, expires_at FROM cache"
-        " WHERE key = ? AND expires_at > ?",
-        (key, at),
-    ).fetchone()
-    if row is None:
+    values: Any = connection.execute(_FIND, (key, at)).fetchone()
+    if values is None:
         return None
-    task, run_id, encoding, result, blob, stored_at, expires_at = row
+    row = CacheRow(*values)
     return Cached(
-        key=key,
-        task=task,
-        run_id=run_id,
-        encoding=encoding,
-        result=result,
-        blob=blob,
-        stored_at=instant(stored_at),
-        expires_at=instant(expires_at),
+        key=row.key,
+        task=row.task,
+        run_id=row.run_id,
+        encoding=row.encoding,  # type: ignore[arg-type]  # the table checks it
+        result=row.result,
+        blob=row.spilled,
+        stored_at=instant(row.stored_at),
+        expires_at=instant(row.expires_at),
     )
 
 
 def store(connection: apsw.Connection, cached: Cached) -> None:
     """Store a cached result in place of an older one."""
-    connection.execute(
-        "INSERT OR REPLACE INTO cache"
-        " (key, task, run_id, encoding, result, spilled, stored_at, expires_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            cached.key,
-            cached.task,
-            cached.run_id,
-            cached.encoding,
-            cached.result,
-            cached.blob,
-            micros(cached.stored_at),
-            micros(cached.expires_at),
-        ),
+    row = CacheRow(
+        key=cached.key,
+        task=cached.task,
+        run_id=cached.run_id,
+        encoding=cached.encoding,
+        result=cached.result,
+        spilled=cached.blob,
+        stored_at=micros(cached.stored_at),
+        expires_at=micros(cached.expires_at),
     )
+    connection.execute(_STORE, row)
 
 
 def clear(connection: apsw.Connection, task: str | None, over_by: int | None, limit: int) -> int:
     """Delete cached results: of one task or of all, expired by an instant or any."""
-    connection.execute(
-        "DELETE FROM cache WHERE seq IN (SELECT seq FROM cache"
-        " WHERE (?1 IS NULL OR task = ?1) AND (?2 IS NULL OR expires_at <= ?2)"
-        " ORDER BY expires_at LIMIT ?3)",
-        (task, over_by, limit),
-    )
+    connection.execute(_SQL["clear"], (task, over_by, limit))
     return connection.changes()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import apsw
 import orjson
@@ -17,14 +17,76 @@ import orjson
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import ChildEnd, Claim, ClaimedRun, StepRecord
 
+from .columns import selected
 from .counters import RunCounters
+from .event_rows import ReadEvent, event_from
 from .jobs import ClaimJob
 from .resume_cache import ResumeCache
-from .rows import STEP_COLUMNS, error_from, event_from, instant, is_isolated, step_from
+from .run_rows import is_isolated
+from .statements import load
+from .step_rows import StepRow, step_from
+from .values import dump_list, error_from, instant
 
 _INLINE_BODY_BYTES = 65_536
 _INLINE_RESULT_BYTES = 4096  # one query may return thousands of results
-_CLAIMABLE = "('queued', 'scheduled', 'retrying', 'waiting')"
+_SQL = load("claims")
+_CLAIM_UNTOUCHED, _CLAIMED_FIRST = _SQL["claim_untouched"], _SQL["claimed_first"]
+_CLAIM, _BODY, _RESULT = _SQL["claim"], _SQL["body"], _SQL["result"]
+_UNWOKEN, _ENDED_CHILDREN = _SQL["unwoken"], _SQL["ended_children"]
+
+
+class _ClaimableRow(NamedTuple):
+    """What is read of a run to claim it."""
+
+    seq: int
+    id: str
+    flow: str
+    state: str
+    token: int
+    attempts: int
+    crashes: int
+    blames: int
+    replay: int
+    order_key: str | None
+    limit_key: str | None
+    due_at: int
+    code_version: str
+    dead: int
+    undo_failed: int
+
+
+_RUN_FIELDS = len(_ClaimableRow._fields)
+_BODY_FIELD = ReadEvent._fields.index("body")
+
+# Large bodies have their own statement, so that one result stays small. The plus sign keeps the
+# planner from walking the whole backlog by state instead of looking up the few runs asked for.
+_RUN = selected(
+    _ClaimableRow._fields,
+    "r",
+    due_at="coalesce(r.due_at, r.queued_at)",
+    undo_failed="r.dead = 1 AND r.undo IS 'failed'",
+)
+_EVENT = selected(
+    ReadEvent._fields,
+    "e",
+    body=f"CASE WHEN length(e.body) <= {_INLINE_BODY_BYTES} THEN hex(e.body) END",
+)
+_CLAIMABLE = f"""
+SELECT json_group_array(json_array({_RUN}, {_EVENT}))
+FROM runs AS r JOIN events AS e ON e.seq = r.event_seq
+WHERE r.seq IN (SELECT value FROM json_each(?1))
+    AND +r.state IN ('queued', 'scheduled', 'retrying', 'waiting')
+"""
+_RESULT_FIELD = StepRow._fields.index("result")
+_STEP = selected(StepRow._fields, result="iif(large OR result IS NULL, NULL, hex(result))")
+_STEPS = f"""
+SELECT json_group_array(json_array(run_seq, seq, large, {_STEP}))
+FROM (SELECT *, coalesce(length(result), 0) > {_INLINE_RESULT_BYTES} AS large FROM steps WHERE
+"""
+_STEPS_OF_RUNS = f"""{_STEPS}
+    run_seq IN (SELECT value FROM json_each(?1)) AND superseded = 0 ORDER BY seq)"""
+_STEPS_OF_RUN = f"""{_STEPS}
+    run_seq = ?1 AND key IN (SELECT value FROM json_each(?2)) AND superseded = 0 ORDER BY seq)"""
 
 
 @dataclass(slots=True)
@@ -64,18 +126,10 @@ class Claims:
         runs = {seq: run for job in jobs for seq, run in job.untouched.items()}
         if not runs:
             return runs
-        seqs = _json(runs)
-        self._connection.execute(
-            "UPDATE runs SET state = 'running', token = 1, started_at = ?2"
-            " WHERE seq IN (SELECT value FROM json_each(?1)) AND +state = 'queued' AND token = 0",
-            (seqs, at),
-        )
+        seqs = dump_list(runs)
+        self._connection.execute(_CLAIM_UNTOUCHED, (seqs, at))
         if self._connection.changes() != len(runs):  # some were cancelled, or retried since
-            found = self._connection.execute(
-                "SELECT json_group_array(seq) FROM runs WHERE token = 1 AND +state = 'running'"
-                " AND seq IN (SELECT value FROM json_each(?))",
-                (seqs,),
-            ).get
+            found = self._connection.execute(_CLAIMED_FIRST, (seqs,)).get
             runs = {seq: runs[seq] for seq in orjson.loads(found)}
         counters.move(RunState.QUEUED.value, RunState.RUNNING.value, len(runs))
         return runs
@@ -84,38 +138,33 @@ class Claims:
         self, seqs: Sequence[int], at: int, counters: RunCounters
     ) -> dict[int, ClaimedRun]:
         execute = self._connection.execute
-        rows = orjson.loads(execute(_CLAIM_ROWS, (_json(seqs),)).get)
-        execute(
-            "UPDATE runs SET state = 'running', token = token + 1, started_at = ?2"
-            " WHERE seq IN (SELECT value FROM json_each(?1))",
-            (_json(row[0] for row in rows), at),
-        )
-        for row in rows:
-            counters.move(row[3], RunState.RUNNING.value)
-        resumed = {row[0]: (row[4], row[3]) for row in rows if row[4] > 0}
+        found = orjson.loads(execute(_CLAIMABLE, (dump_list(seqs),)).get)
+        rows = [(_ClaimableRow(*row[:_RUN_FIELDS]), row[_RUN_FIELDS:]) for row in found]
+        execute(_CLAIM, (dump_list(row.seq for row, _ in rows), at))
+        for row, _ in rows:
+            counters.move(row.state, RunState.RUNNING.value)
+        resumed = {row.seq: (row.token, row.state) for row, _ in rows if row.token > 0}
         past = self._past(resumed) if resumed else {}
-        return {row[0]: self._claimed(row, past.get(row[0])) for row in rows}
+        return {row.seq: self._claimed(row, event, past.get(row.seq)) for row, event in rows}
 
-    def _claimed(self, row: Sequence[Any], past: _Past | None) -> ClaimedRun:
-        (seq, run_id, flow, _, token, attempts, crashes, consecutive_crashes, replay, order_key,
-         limit_key, due_at, code_version, dead, undo_failed, *event_row, body) = row  # fmt: skip
-        content = bytes.fromhex(body) if body is not None else self._body(event_row[0])
-        event_row.insert(7, content)
+    def _claimed(self, row: _ClaimableRow, event: list[Any], past: _Past | None) -> ClaimedRun:
+        event_seq, body = event[0], event[_BODY_FIELD]
+        event[_BODY_FIELD] = self._read(_BODY, event_seq) if body is None else bytes.fromhex(body)
         run = ClaimedRun(
-            claim=Claim(seq, run_id, token + 1),
-            flow=flow,
-            event_seq=event_row[0],
-            event=event_from(event_row),
-            attempt=attempts + 1,
-            crashes=crashes,
-            replay=replay,
-            order_key=order_key,
-            limit_key=limit_key,
-            due_at=instant(due_at),
-            isolated=is_isolated(consecutive_crashes),
-            code_version=code_version,
-            dead=bool(dead),
-            undo_failed=bool(undo_failed),
+            claim=Claim(row.seq, row.id, row.token + 1),
+            flow=row.flow,
+            event_seq=event_seq,
+            event=event_from(event),
+            attempt=row.attempts + 1,
+            crashes=row.crashes,
+            replay=row.replay,
+            order_key=row.order_key,
+            limit_key=row.limit_key,
+            due_at=instant(row.due_at),
+            isolated=is_isolated(row.blames),
+            code_version=row.code_version,
+            dead=bool(row.dead),
+            undo_failed=bool(row.undo_failed),
         )
         if past is None:
             return run
@@ -128,11 +177,9 @@ class Claims:
             progress=past.progress,
         )
 
-    def _body(self, event_seq: int) -> bytes:
-        body: bytes = self._connection.execute(
-            "SELECT body FROM events WHERE seq = ?", (event_seq,)
-        ).get
-        return body
+    def _read(self, query: str, seq: int) -> bytes:
+        found: bytes = self._connection.execute(query, (seq,)).get
+        return found
 
     # ---------------------------------------------------------------- what earlier attempts left
 
@@ -153,19 +200,20 @@ class Claims:
             past[seq] = _Past(
                 cached.recorded, cached.recorded_bytes, has_waits=True, progress=cached.progress
             )
-            self._read_steps(past, _STEPS_OF_RUN, (seq, _json(cached.changed)))
+            self._read_steps(past, _STEPS_OF_RUN, (seq, dump_list(cached.changed)))
         if unread:
-            self._read_steps(past, _STEPS_OF_RUNS, (_json(unread),))
+            self._read_steps(past, _STEPS_OF_RUNS, (dump_list(unread),))
         waiting = [seq for seq, each in past.items() if each.has_waits]
         if waiting:
-            self._read_waits(past, _json(waiting))
+            self._read_waits(past, dump_list(waiting))
         return past
 
     def _read_waits(self, past: Mapping[int, _Past], seqs: str) -> None:
         execute = self._connection.execute
         for seq, keys in orjson.loads(execute(_UNWOKEN, (seqs,)).get):
             past[seq].unwoken = frozenset(keys)
-        for seq, key, run_id, state, *encoded, error in orjson.loads(execute(_ENDED, (seqs,)).get):
+        ended = orjson.loads(execute(_ENDED_CHILDREN, (seqs, _INLINE_RESULT_BYTES)).get)
+        for seq, key, run_id, state, *encoded, error in ended:
             result, returned = (None if data is None else bytes.fromhex(data) for data in encoded)
             past[seq].ended[key] = ChildEnd(
                 run_id, RunState(state), result, error_from(error), returned
@@ -173,62 +221,13 @@ class Claims:
 
     def _read_steps(self, past: Mapping[int, _Past], query: str, values: tuple[Any, ...]) -> None:
         for run_seq, seq, large, *row in orjson.loads(self._connection.execute(query, values).get):
-            result = row[_RESULT]
+            result = row[_RESULT_FIELD]
             if large:
-                row[_RESULT] = self._result(seq)
+                row[_RESULT_FIELD] = self._read(_RESULT, seq)
             elif result is not None:
-                row[_RESULT] = bytes.fromhex(result)
+                row[_RESULT_FIELD] = bytes.fromhex(result)
             step, of_run = step_from(row), past[run_seq]
             of_run.recorded[step.key] = step
             of_run.recorded_bytes += len(step.result or b"")
             if step.state == "waiting" and step.task != "sleep":
                 of_run.has_waits = True
-
-    def _result(self, step_seq: int) -> bytes:
-        result: bytes = self._connection.execute(
-            "SELECT result FROM steps WHERE seq = ?", (step_seq,)
-        ).get
-        return result
-
-
-# All rows in one step of the database, see `read_all`; large results have their own statements.
-_RESULT = STEP_COLUMNS.split(", ").index("result")
-_STEP_ROWS = f"""
-SELECT json_group_array(json_array(run_seq, seq, large,
-    {STEP_COLUMNS.replace(" result,", " iif(large OR result IS NULL, NULL, hex(result)),")}))
-FROM (SELECT *, coalesce(length(result), 0) > {_INLINE_RESULT_BYTES} AS large FROM steps WHERE
-"""
-_STEPS_OF_RUNS = f"""{_STEP_ROWS}
-    run_seq IN (SELECT value FROM json_each(?)) AND superseded = 0 ORDER BY seq)"""
-_STEPS_OF_RUN = f"""{_STEP_ROWS}
-    run_seq = ? AND key IN (SELECT value FROM json_each(?)) AND superseded = 0 ORDER BY seq)"""
-_UNWOKEN = """
-SELECT json_group_array(json_array(run_seq, json(keys))) FROM
-    (SELECT run_seq, json_group_array(key) AS keys FROM waits
-    WHERE run_seq IN (SELECT value FROM json_each(?)) AND woken IS NULL GROUP BY run_seq)
-"""
-_ENDED = f"""
-SELECT json_group_array(json_array(w.run_seq, w.key, r.id, r.state,
-    iif(r.result IS NULL, NULL, hex(r.result)),
-    iif(r.returned IS NULL, NULL, hex(r.returned)), r.error))
-FROM waits AS w CROSS JOIN runs AS r ON r.id = substr(w.topic, 5)
-WHERE w.run_seq IN (SELECT value FROM json_each(?)) AND w.topic LIKE 'run:%'
-    AND w.woken IS NOT NULL AND r.finished_at IS NOT NULL
-    AND coalesce(length(r.result), 0) + coalesce(length(r.returned), 0) <= {_INLINE_RESULT_BYTES}
-"""
-# Large bodies have their own statement, so that one result stays small. The plus signs keep the
-# planner from walking the whole backlog by state instead of looking up the few runs asked for.
-_CLAIM_ROWS = f"""
-SELECT json_group_array(json_array(
-    r.seq, r.id, r.flow, r.state, r.token, r.attempts, r.crashes, r.blames, r.replay, r.order_key,
-    r.limit_key, coalesce(r.due_at, r.queued_at), r.code_version, r.dead,
-    r.dead = 1 AND r.undo IS 'failed', e.seq, e.id, e.source, e.type, e.tenant, e.trigger, e.time,
-    e.details,
-    CASE WHEN length(e.body) <= {_INLINE_BODY_BYTES} THEN hex(e.body) END))
-FROM runs AS r JOIN events AS e ON e.seq = r.event_seq
-WHERE r.seq IN (SELECT value FROM json_each(?)) AND +r.state IN {_CLAIMABLE}
-"""
-
-
-def _json(values: Iterable[int | str]) -> str:
-    return orjson.dumps(list(values)).decode()

@@ -10,12 +10,10 @@ from functools import partial
 
 import apsw
 
-from turnout.service.domain.run import FINISHED, RunState
-
 from . import blobs
+from .statements import load
 
-_FINISHED = ", ".join(f"'{state}'" for state in sorted(FINISHED))
-_STATES = ", ".join(f"'{state}'" for state in sorted(RunState))
+_SQL = load("checks")
 _SHOWN = 5
 
 
@@ -24,9 +22,9 @@ def _integrity(connection: apsw.Connection) -> str | None:
     return None if found == ["ok"] else "; ".join(found)
 
 
-def _none_of(query: str, problem: str, connection: apsw.Connection) -> str | None:
-    """Return the problem with the first few names `query` finds, None when it finds nothing."""
-    found = connection.execute(f"{query} LIMIT {_SHOWN + 1}").fetchall()
+def _none_of(check: str, problem: str, connection: apsw.Connection) -> str | None:
+    """Return the problem with the first few names a check finds, None when it finds nothing."""
+    found = connection.execute(f"{_SQL[check]} LIMIT {_SHOWN + 1}").fetchall()
     if not found:
         return None
     names = ", ".join(str(row[0]) for row in found[:_SHOWN])
@@ -37,89 +35,34 @@ CHECKS: tuple[tuple[str, Callable[[apsw.Connection], str | None]], ...] = (
     ("the file is whole", _integrity),
     (
         "every run has its event",
-        partial(
-            _none_of,
-            "SELECT id FROM runs WHERE event_seq NOT IN (SELECT seq FROM events)",
-            "runs without their event",
-        ),
+        partial(_none_of, "runs_without_event", "runs without their event"),
     ),
     (
         "every event has a run or a decision",
-        partial(
-            _none_of,
-            "SELECT id FROM events AS e WHERE decisions IS NULL AND unmatched IS NULL"
-            " AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq)",
-            "events that lost their runs",
-        ),
+        partial(_none_of, "events_without_run", "events that lost their runs"),
     ),
     (
         "one run for an event, flow and replay",
-        partial(
-            _none_of,
-            "SELECT group_concat(id, ' = ') FROM runs GROUP BY event_seq, flow, replay"
-            " HAVING count(*) > 1",
-            "runs made twice",
-        ),
+        partial(_none_of, "runs_made_twice", "runs made twice"),
     ),
     (
         "one event for a delivery",
-        partial(
-            _none_of,
-            "SELECT group_concat(event_seq, ' = ') FROM dedupe GROUP BY key HAVING count(*) > 1",
-            "deliveries stored twice",
-        ),
+        partial(_none_of, "deliveries_stored_twice", "deliveries stored twice"),
     ),
     (
         "every event is found by its id",
-        partial(
-            _none_of,
-            "SELECT id FROM events AS e WHERE by_id IS NOT 1"
-            " AND NOT EXISTS (SELECT 1 FROM dedupe AS d WHERE d.event_seq = e.seq)",
-            "events nobody can find",
-        ),
+        partial(_none_of, "events_nobody_finds", "events nobody can find"),
     ),
-    (
-        "one record for a step",
-        partial(
-            _none_of,
-            "SELECT key FROM steps GROUP BY run_seq, key HAVING count(*) > 1",
-            "steps recorded twice",
-        ),
-    ),
-    (
-        "every step has its run",
-        partial(
-            _none_of,
-            "SELECT key FROM steps WHERE run_seq NOT IN (SELECT seq FROM runs)",
-            "steps without their run",
-        ),
-    ),
+    ("one record for a step", partial(_none_of, "steps_recorded_twice", "steps recorded twice")),
+    ("every step has its run", partial(_none_of, "steps_without_run", "steps without their run")),
     ("every large result has its file", blobs.lost),
     (
         "every wait has its unfinished run",
-        partial(
-            _none_of,
-            "SELECT w.key FROM waits AS w LEFT JOIN runs AS r ON r.seq = w.run_seq"
-            f" WHERE r.seq IS NULL OR r.state IN ({_FINISHED})",
-            "waits nobody waits at",
-        ),
+        partial(_none_of, "waits_without_run", "waits nobody waits at"),
     ),
-    (
-        "states are legal",
-        partial(
-            _none_of,
-            f"SELECT id FROM runs WHERE state NOT IN ({_STATES})",
-            "runs in an unknown state",
-        ),
-    ),
+    ("states are legal", partial(_none_of, "unknown_states", "runs in an unknown state")),
     (
         "only ended runs have an end",
-        partial(
-            _none_of,
-            "SELECT id FROM runs"
-            f" WHERE (finished_at IS NOT NULL) <> (state IN ({_FINISHED}))"
-            " OR (dead = 1 AND state <> 'failed' AND finished_at IS NOT NULL)",
-            "runs whose end does not fit their state",
-        ),
+        partial(_none_of, "ends_that_do_not_fit", "runs whose end does not fit their state"),
     ),
 )

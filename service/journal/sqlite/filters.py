@@ -14,7 +14,9 @@ import apsw
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
 
-from .rows import LISTED_RUN_COLUMNS, found_by_id, micros
+from .event_rows import found_by_id
+from .run_rows import LISTED_RUN_COLUMNS
+from .values import micros
 
 _MOST_PARTS = 200  # SQLite joins at most 500 selects in one statement
 

@@ -16,22 +16,24 @@ import apsw
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.run import Outcome
 from turnout.service.journal.contract import Positions
-from turnout.service.journal.records import NOTHING, Claim, ClaimedRun, Decision, Entry
+from turnout.service.journal.records import NOTHING, Claim, ClaimedRun, Decision, Entry, StepRecord
 
 from .counters import RunCounters
-from .rows import identity, micros, pack_decisions, pack_details
+from .event_rows import EventRow, event_row, identity, pack_decisions
+from .step_rows import step_row
+from .values import micros
 from .writer import Job
 
 
 class AppendJob(Job):
-    """Write entries and positions; `events` are the columns of the entries' events after `seq`."""
+    """Write entries and positions; `events` are the rows of the entries' events."""
 
     __slots__ = ("at", "entries", "events", "identities", "positions", "trigger", "verdicts")
 
     def __init__(
         self,
         entries: Sequence[Entry],
-        events: Sequence[tuple[Any, ...]],
+        events: Sequence[EventRow],
         identities: Sequence[tuple[bytes, bytes] | None],
         verdicts: Callable[[Entry, bool], str | None],
         *,
@@ -50,14 +52,14 @@ class AppendJob(Job):
 
 
 class StepJob(Job):
-    """Record a step: `values` is a row of the steps statement."""
+    """Record a step under a claim."""
 
-    __slots__ = ("claim", "values")
+    __slots__ = ("claim", "row")
 
-    def __init__(self, claim: Claim, values: tuple[Any, ...]) -> None:
+    def __init__(self, claim: Claim, step: StepRecord) -> None:
         super().__init__()
         self.claim = claim
-        self.values = values
+        self.row = step_row(step)
 
 
 class OutcomeJob(Job):
@@ -117,7 +119,7 @@ class Groups:
         if isinstance(job, StepJob):
             seq = job.claim.run_seq
             return (
-                (seq, job.values[2]) not in self._stepped
+                (seq, job.row.key) not in self._stepped
                 and seq not in self._ended
                 and seq not in self._claimed
             )
@@ -134,7 +136,7 @@ class Groups:
             self.appends.append(job)
         elif isinstance(job, StepJob):
             self.steps.append(job)
-            self._stepped.add((job.claim.run_seq, job.values[2]))
+            self._stepped.add((job.claim.run_seq, job.row.key))
         elif isinstance(job, OutcomeJob):
             self.outcomes.append(job)
             self._ended.add(job.run.claim.run_seq)
@@ -153,7 +155,7 @@ def append_job(
     """Put entries into rows for the writer; raises `JournalError` for what no row can hold."""
     at = micros(now)
     try:
-        events = [_event_values(entry, at, now) for entry in entries]
+        events = [event_row(entry, at, now) for entry in entries]
     except (TypeError, ValueError) as error:
         raise JournalError(f"this event cannot be stored: {error}") from error
     return AppendJob(
@@ -164,27 +166,6 @@ def append_job(
         trigger=trigger,
         positions=positions,
         at=at,
-    )
-
-
-def _event_values(entry: Entry, at: int, now: datetime) -> tuple[Any, ...]:
-    """Return an entry's row of the events table, without the seq."""
-    event = entry.event
-    return (
-        event.id,
-        event.source,
-        event.type,
-        event.tenant,
-        event.trigger,
-        micros(event.time),
-        at,
-        event.body,
-        pack_details(event),
-        pack_decisions(entry.decisions, now),
-        1 if event.minted else None,
-        None if entry.runs else 1 if entry.awaited is None else 2,
-        0 if entry.after_run_action else None,
-        entry.awaited,
     )
 
 

@@ -44,15 +44,19 @@ from .blobs import BATCH, BlobStore, name_of
 from .connection import DAMAGE, QUICKLY_CHECKED_BYTES, damage, open_for_writing, usable
 from .counters import RunCounters
 from .disk_space import DiskSpace
+from .event_rows import pack_details
 from .files import WatchedFiles, journal_folder, last_change
 from .jobs import CallJob, ClaimJob, OutcomeJob, StepJob, append_job
 from .lock import FolderLock
 from .positions import move
 from .reader import SqliteReader
 from .resume_cache import ResumeCache
-from .rows import UNFINISHED_STATES, micros, pack_details, step_values
+from .statements import load
+from .values import micros
 from .writer import Writer
 
+_SQL = load("operations")
+_READS = load("reads")
 _FLUSH_SECONDS = 0.5
 _Value = TypeVar("_Value")
 _Counts: TypeAlias = tuple[dict[str, int], dict[str, int], dict[str, int]]
@@ -232,8 +236,7 @@ class SqliteJournal(SqliteReader):
 
     def record_step(self, claim: Claim, step: StepRecord) -> asyncio.Future[None]:
         """Record a step, durable when the future is done; raises `ClaimLost`."""
-        values = (claim.run_seq, claim.token, *step_values(step))
-        return self._writer.submit(StepJob(claim, values))
+        return self._writer.submit(StepJob(claim, step))
 
     def flush(self) -> None:
         """Block the loop until submitted writes are durable or failed, for a second at most."""
@@ -253,11 +256,8 @@ class SqliteJournal(SqliteReader):
         now: datetime,
     ) -> list[Appended]:
         """Record a step together with events it causes and the wait it opens, in one commit."""
-        recorded, repeated = (
-            None if one is None else StepJob(claim, (claim.run_seq, claim.token, *step_values(one)))
-            for one in (step, again)
-        )
-        assert recorded is not None
+        recorded = StepJob(claim, step)
+        repeated = None if again is None else StepJob(claim, again)
         caused = append_job(entries, now) if entries else None
         appended: list[Appended] = await self._call(
             lambda connection, counters: self._batch.record_with(
@@ -357,10 +357,8 @@ class SqliteJournal(SqliteReader):
         details = None if event is None else pack_details(event)
 
         def write(connection: apsw.Connection, counters: RunCounters) -> None:
-            connection.execute(
-                "UPDATE events SET effect = 1, details = iif(?2, ?3, details) WHERE seq = ?1",
-                (event_seq, event is not None, details),
-            )
+            values = (event_seq, event is not None, details)
+            connection.execute(_SQL["record_action"], values)
 
         await self._call(write)
 
@@ -417,14 +415,11 @@ class SqliteJournal(SqliteReader):
 
     async def pause(self, name: str, *, now: datetime) -> None:
         """Store that `flow:NAME` or `trigger:NAME` is paused; the first pause counts."""
-        await self._execute(
-            "INSERT INTO paused (name, since) VALUES (?, ?) ON CONFLICT DO NOTHING",
-            (name, micros(now)),
-        )
+        await self._execute("pause", (name, micros(now)))
 
     async def resume(self, name: str) -> None:
         """Delete a pause."""
-        await self._execute("DELETE FROM paused WHERE name = ?", (name,))
+        await self._execute("resume", (name,))
 
     async def cache(self, cached: Cached) -> None:
         """Cache a result under its key, in place of an older one."""
@@ -528,10 +523,7 @@ class SqliteJournal(SqliteReader):
         """Try a durable write, to notice when a full disk has space again; raises as any write."""
 
         def write(connection: apsw.Connection, counters: RunCounters) -> None:
-            connection.execute(
-                "INSERT INTO counters (name, value) VALUES ('probe', 1)"
-                " ON CONFLICT (name) DO UPDATE SET value = value + 1"
-            )
+            connection.execute(_SQL["probe"])
             self._disk_space.measure()
 
         await self._call(write)
@@ -541,9 +533,9 @@ class SqliteJournal(SqliteReader):
     async def _call(self, write: Callable[[apsw.Connection, RunCounters], Any]) -> Any:
         return await self._writer.submit(CallJob(write))
 
-    async def _execute(self, statement: str, values: tuple[Any, ...]) -> None:
+    async def _execute(self, name: str, values: tuple[Any, ...]) -> None:
         def write(connection: apsw.Connection, counters: RunCounters) -> None:
-            connection.execute(statement, values)
+            connection.execute(_SQL[name], values)
 
         await self._call(write)
 
@@ -576,13 +568,8 @@ def _ignore_failure(future: asyncio.Future[Any]) -> None:
 
 def _counts(connection: apsw.Connection) -> _Counts:
     """Return unfinished runs by state, and dead letters by flow, all and not undone."""
-    unfinished: list[Any] = connection.execute(
-        f"SELECT state, count(*) FROM runs WHERE state IN {UNFINISHED_STATES} GROUP BY state"
-    ).fetchall()
-    dead: list[Any] = connection.execute(
-        "SELECT flow, count(*) FROM runs WHERE dead = 1 GROUP BY flow"
-    ).fetchall()
-    not_undone: list[Any] = connection.execute(
-        "SELECT flow, count(*) FROM runs WHERE dead = 1 AND undo = 'failed' GROUP BY flow"
-    ).fetchall()
-    return dict(unfinished), dict(dead), dict(not_undone)
+    unfinished, dead, not_undone = (
+        dict(connection.execute(_READS[name]).fetchall())
+        for name in ("unfinished", "dead", "not_undone")
+    )
+    return unfinished, dead, not_undone

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
 import apsw
 
@@ -23,12 +24,17 @@ from turnout.service.domain.run import (
     RunState,
     check_transition,
 )
-from turnout.service.journal.records import FAILED, REGISTERED, UNDO_STEPS, Claim, NewRun, UsedLink
+from turnout.service.journal.records import FAILED, REGISTERED, Claim, NewRun, UsedLink
 
 from . import waits
 from .append import Intake
 from .counters import RunCounters
-from .rows import RUN_COLUMNS, RUN_SOURCE, micros, pack_error, run_from, storable
+from .run_rows import INSERT_ATTEMPTS, RUN_COLUMNS, RUN_SOURCE, AttemptRow, run_from
+from .statements import load
+from .values import micros, pack_error, storable
+
+_SQL = load("operations")
+_RUN = f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE r.id = ?"
 
 
 def cancel(
@@ -59,10 +65,8 @@ def cancel(
     children = _cancel_children(connection, counters, run.seq, now, reason=because, by=by)
     if _is_amid_attempt(connection, run):
         _keep_attempt(connection, run, now)
-    connection.execute(
-        "UPDATE runs SET reason = ?2, cancelled_by = ?3 WHERE seq = ?1",
-        (run.seq, storable(reason) or None, storable(by) or None),
-    )
+    why = (run.seq, storable(reason) or None, storable(by) or None)
+    connection.execute(_SQL["say_why"], why)
     if undoes:
         _queue_undo(connection, counters, run, reason, micros(now))
     else:
@@ -80,8 +84,7 @@ def end_children(
     because = f"run {claim.run_id}, which waits for it, has failed"
     cancelled = _cancel_children(connection, counters, claim.run_seq, now, reason=because)
     waits.keep_only_children(connection, claim.run_seq)
-    left = connection.execute("SELECT key FROM waits WHERE run_seq = ?", (claim.run_seq,))
-    return cancelled, [str(row[0]) for row in left]
+    return cancelled, waits.keys(connection, claim.run_seq)
 
 
 def _cancel_children(
@@ -99,9 +102,7 @@ def _end(connection: apsw.Connection, counters: RunCounters, run: Run, at: int) 
     """End a run as cancelled."""
     waits.delete(connection, [run.seq])
     waits.run_ended(connection, run.id, at)
-    connection.execute(
-        "UPDATE runs SET state = 'cancelled', finished_at = ?2 WHERE seq = ?1", (run.seq, at)
-    )
+    connection.execute(_SQL["cancel"], (run.seq, at))
     counters.move(run.state, RunState.CANCELLED)
 
 
@@ -114,20 +115,16 @@ def _queue_undo(
     """
     _record_failure(connection, run.seq, RunError(CANCELLED, reason), at)
     waits.keep_only_children(connection, run.seq)
-    connection.execute(
-        "UPDATE runs SET state = 'queued', due_at = ?2 WHERE seq = ?1", (run.seq, at)
-    )
+    connection.execute(_SQL["queue"], (run.seq, at))
     counters.move(run.state, RunState.QUEUED)
 
 
 def _keep_attempt(connection: apsw.Connection, run: Run, now: datetime) -> None:
     """Count the attempt that a cancel ends, and record it."""
-    connection.execute("UPDATE runs SET attempts = attempts + 1 WHERE seq = ?", (run.seq,))
-    connection.execute(
-        "INSERT INTO attempts (run_seq, attempt, started_at, finished_at, state)"
-        " VALUES (?, ?, ?, ?, 'cancelled')",
-        (run.seq, run.attempts + 1, micros(run.started_at or now), micros(now)),
-    )
+    connection.execute(_SQL["count_attempt"], (run.seq,))
+    started_at, at = micros(run.started_at or now), micros(now)
+    row = AttemptRow(run.seq, run.attempts + 1, started_at, at, "cancelled", None, None)
+    INSERT_ATTEMPTS.run(connection, list(row))
 
 
 def retry(
@@ -151,16 +148,10 @@ def retry(
         _undo_again(connection, counters, run, from_step, micros(now))
         return _run(connection, run_id)
     _delete_failure(connection, run)
-    connection.execute("DELETE FROM steps WHERE run_seq = ? AND state = 'waiting'", (run.seq,))
+    connection.execute(_SQL["delete_waiting_steps"], (run.seq,))
     if from_step is not None:
         _drop_steps(connection, run, from_step)
-    connection.execute(
-        "UPDATE runs SET state = 'queued', attempts = 0, dead = 0, blames = 0, due_at = ?2,"
-        " started_at = NULL, finished_at = NULL, result = NULL, returned = NULL,"
-        " error = NULL, reason = NULL,"
-        " undo = NULL, cancelled_by = NULL WHERE seq = ?1",
-        (run.seq, micros(now)),
-    )
+    connection.execute(_SQL["queue_again"], (run.seq, micros(now)))
     counters.move(run.state, RunState.QUEUED)
     if run.dead:
         counters.add_dead_letters(run.flow, -1)
@@ -169,20 +160,14 @@ def retry(
 
 def _retry_now(connection: apsw.Connection, run: Run, from_step: str | None, at: int) -> Run:
     """Make a run due that waits for its next try."""
-    connection.execute(  # the time of the next try
-        "UPDATE steps SET result = NULL WHERE run_seq = ? AND state = 'retrying'"
-        " AND ? IN ('retrying', 'waiting')",
-        (run.seq, run.state),
-    )
+    connection.execute(_SQL["try_step_now"], (run.seq, run.state))
     waits_for_try = run.state is RunState.RETRYING or connection.changes() > 0
     if from_step is not None or not waits_for_try:
         raise Refused(
             f"run {run.id} is {run.state}; only a finished run can be retried"
             f"{' from a step' if waits_for_try else ', or one that waits for its next try'}"
         )
-    connection.execute(  # a new token makes the steps in the resume cache stale
-        "UPDATE runs SET due_at = ?2, token = token + 1 WHERE seq = ?1", (run.seq, at)
-    )
+    connection.execute(_SQL["make_due"], (run.seq, at))
     return _run(connection, run.id)
 
 
@@ -195,22 +180,10 @@ def _undo_again(
             f"run {run.id} is not undone yet, and its undo must be finished first: "
             f"turnout retry {run.id}"
         )
-    connection.execute(
-        f"UPDATE steps SET superseded = 1 WHERE run_seq = ? AND {UNDO_STEPS} AND state = 'failed'",
-        (run.seq,),
-    )
+    connection.execute(_SQL["undo_steps_again"], (run.seq,))
     _record_failure(connection, run.seq, run.error or RunError(CANCELLED, run.reason or ""), at)
-    connection.execute(  # one more than the steps that failed because the process died
-        "UPDATE steps SET tries = 1 + (SELECT count(*) FROM steps AS s WHERE s.run_seq = ?1"
-        " AND s.key > '~' AND s.key < '\x7f' AND s.key <> ?2 AND s.superseded = 0"
-        " AND s.error ->> '$.type' = ?3) WHERE run_seq = ?1 AND key = ?2",
-        (run.seq, FAILED, PROCESS_DIED),
-    )
-    connection.execute(
-        "UPDATE runs SET state = 'queued', dead = 1, blames = 0, due_at = ?2, started_at = NULL,"
-        " finished_at = NULL WHERE seq = ?1",
-        (run.seq, at),
-    )
+    connection.execute(_SQL["count_deaths"], (run.seq, FAILED, PROCESS_DIED))
+    connection.execute(_SQL["queue_undo"], (run.seq, at))
     counters.move(run.state, RunState.QUEUED)
     if not run.dead:  # it was dropped
         counters.add_dead_letters(run.flow)
@@ -219,11 +192,7 @@ def _undo_again(
 
 def _record_failure(connection: apsw.Connection, run_seq: int, error: RunError, at: int) -> None:
     """Record that a run has failed, so that only its undo and its hook are left."""
-    connection.execute(
-        "INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding,"
-        " error) VALUES (?1, ?2, ?2, 'failed', 1, ?3, ?3, 'json', ?4) ON CONFLICT DO NOTHING",
-        (run_seq, FAILED, at, pack_error(error)),
-    )
+    connection.execute(_SQL["record_failure"], (run_seq, FAILED, at, pack_error(error)))
 
 
 def answer(
@@ -237,11 +206,8 @@ def answer(
     """Store an approver's answer to the open approval, and that its link was used."""
     run = _run(connection, run_id)
     if link is not None:
-        connection.execute("DELETE FROM used_links WHERE until < ?", (micros(now),))
-        connection.execute(
-            "INSERT INTO used_links (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING",
-            (link.digest, micros(link.until)),
-        )
+        connection.execute(_SQL["delete_old_links"], (micros(now),))
+        connection.execute(_SQL["use_link"], (link.digest, micros(link.until)))
         if not connection.changes():
             raise Expired("this link was used already; ask for a new one")
     return waits.answer(connection, run.seq, run.id, key, said, micros(now))
@@ -254,7 +220,7 @@ def drop(connection: apsw.Connection, counters: RunCounters, run_id: str) -> Run
         raise Refused(f"run {run.id} is not a dead letter; it is {run.state}")
     if run.state not in FINISHED:
         raise Refused(f"run {run.id} is being undone now; drop it if that fails again")
-    connection.execute("UPDATE runs SET dead = 0 WHERE seq = ?", (run.seq,))
+    connection.execute(_SQL["drop"], (run.seq,))
     counters.add_dead_letters(run.flow, -1)
     if run.undo == "failed":
         counters.add_not_undone(run.flow, -1)
@@ -270,11 +236,7 @@ def replay(
     now: datetime,
 ) -> list[str]:
     """Start new runs of a stored event; their `replay` is one above its highest."""
-    found = connection.execute(
-        "SELECT coalesce(max(r.replay), 0) + 1 FROM events AS e"
-        " LEFT JOIN runs AS r ON r.event_seq = e.seq WHERE e.seq = ? GROUP BY e.seq",
-        (event_seq,),
-    ).get
+    found = connection.execute(_SQL["next_replay"], (event_seq,)).get
     if found is None:
         raise NotFound(f"there is no event {event_seq} in the journal; it may have been pruned")
     for run in runs:
@@ -282,66 +244,45 @@ def replay(
     values: list[object] = []
     ids = intake.add_runs(values, runs, event_seq, micros(now), counters)
     intake.insert_runs(values)
-    connection.execute("UPDATE events SET unmatched = NULL WHERE seq = ?", (event_seq,))
+    connection.execute(_SQL["match"], (event_seq,))
     return list(ids)
 
 
 def _delete_failure(connection: apsw.Connection, run: Run) -> None:
     """Delete the record that the run has failed; refuse when steps were undone."""
-    undone = connection.execute(
-        f"SELECT 1 FROM steps WHERE run_seq = ? AND {UNDO_STEPS}", (run.seq,)
-    ).get
-    if undone is not None:
+    if connection.execute(_SQL["is_undone"], (run.seq,)).get is not None:
         raise Refused(
             f"the steps of run {run.id} were undone when it ended, so it cannot be resumed; "
             f"replay its event instead: turnout replay {run.event_id}"
         )
-    connection.execute(
-        "DELETE FROM steps WHERE run_seq = ? AND key >= '~' AND key < '\x7f'", (run.seq,)
-    )
+    connection.execute(_SQL["delete_compensation"], (run.seq,))
 
 
 def _is_amid_attempt(connection: apsw.Connection, run: Run) -> bool:
     """Whether an attempt of an unfinished run has begun and has no outcome yet."""
     if run.state is RunState.RETRYING:  # the flow is retried, or a step in the middle of an attempt
-        found = connection.execute(
-            "SELECT 1 FROM steps WHERE run_seq = ? AND state = 'retrying'", (run.seq,)
-        ).get
-        return found is not None
+        return connection.execute(_SQL["has_retrying_step"], (run.seq,)).get is not None
     return run.started_at is not None
 
 
 def _has_failed(connection: apsw.Connection, run: Run) -> bool:
-    found = connection.execute(
-        "SELECT 1 FROM steps WHERE run_seq = ? AND key = ?", (run.seq, FAILED)
-    ).get
-    return found is not None
+    return connection.execute(_SQL["has_key"], (run.seq, FAILED)).get is not None
 
 
 def _has_undo(connection: apsw.Connection, run: Run) -> bool:
-    found = connection.execute(
-        "SELECT 1 FROM steps WHERE run_seq = ? AND task = ?", (run.seq, REGISTERED)
-    ).get
-    return found is not None
+    return connection.execute(_SQL["has_task"], (run.seq, REGISTERED)).get is not None
 
 
 def _drop_steps(connection: apsw.Connection, run: Run, step: str) -> None:
-    first = connection.execute(
-        "SELECT min(seq) FROM steps WHERE run_seq = ?1 AND key = ?2"
-        " UNION ALL SELECT min(seq) FROM steps WHERE run_seq = ?1 AND task = ?2",
-        (run.seq, step),
-    ).fetchall()
+    first = connection.execute(_SQL["first_step"], (run.seq, step)).fetchall()
     seqs = [row[0] for row in first if row[0] is not None]
     if not seqs:
         raise NotFound(f"run {run.id} has no recorded step {step!r}")
-    connection.execute("DELETE FROM steps WHERE run_seq = ? AND seq >= ?", (run.seq, seqs[0]))
+    connection.execute(_SQL["delete_steps_from"], (run.seq, seqs[0]))
 
 
 def _run(connection: apsw.Connection, run_id: str) -> Run:
-    row = connection.execute(
-        f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE r.id = ?",
-        (run_id,),
-    ).fetchone()
+    row: Any = connection.execute(_RUN, (run_id,)).fetchone()
     if row is None:
         raise NotFound(f"there is no run {run_id} in the journal")
     return run_from(row)

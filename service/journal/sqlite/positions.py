@@ -17,17 +17,19 @@ from turnout.service.journal.contract import Positions
 from turnout.service.journal.records import Move
 
 from .bulk import BulkStatement
+from .statements import load
+from .values import dump
 
-_STORE = BulkStatement(
-    "INSERT INTO positions (trigger, partition, value)",
-    3,
-    "ON CONFLICT (trigger, partition) DO UPDATE SET value = excluded.value",
+_FIELDS = ("trigger", "partition", "value")
+STORE = BulkStatement(
+    f"""
+    INSERT INTO positions ({", ".join(_FIELDS)}) {{rows}}
+    ON CONFLICT (trigger, partition) DO UPDATE SET value = excluded.value
+    """,
+    _FIELDS,
 )
-_READ = """
-SELECT json_group_array(json_array(p.trigger, p.partition, p.value))
-FROM json_each(?) AS k
-CROSS JOIN positions AS p ON p.trigger = k.value ->> 0 AND p.partition = k.value ->> 1
-"""
+_SQL = load("append")
+_READ, _DELETE = _SQL["positions"], _SQL["delete_position"]
 
 
 class Moves:
@@ -49,7 +51,7 @@ class Moves:
         self._found = self._read(expected) if expected else {}
 
     def _read(self, expected: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str | None]:
-        text = self._connection.execute(_READ, (orjson.dumps(expected).decode(),)).get
+        text = self._connection.execute(_READ, (dump(expected),)).get
         return {(trigger, partition): value for trigger, partition, value in orjson.loads(text)}
 
     def add(self, trigger: str, positions: Positions) -> PositionsMoved | None:
@@ -69,12 +71,10 @@ class Moves:
             return
         stored = [(*key, value) for key, value in self._moved.items() if value is not None]
         if stored:
-            _STORE.run(self._connection, [part for row in stored for part in row])
+            STORE.run(self._connection, [part for row in stored for part in row])
         for key, value in self._moved.items():
             if value is None:
-                self._connection.execute(
-                    "DELETE FROM positions WHERE trigger = ? AND partition = ?", key
-                )
+                self._connection.execute(_DELETE, key)
 
 
 def move(connection: apsw.Connection, trigger: str, positions: Positions) -> None:

@@ -35,29 +35,32 @@ from turnout.service.journal.records import (
 
 from . import cache
 from .blobs import BlobStore
+from .columns import selected
 from .connection import open_for_reading, read_all, translate
-from .examine import CHECKS
-from .files import journal_folder
-from .filters import events_where, runs_query
-from .rows import (
+from .event_rows import (
     EVENT_COLUMNS,
     LISTED_EVENT_COLUMNS,
-    RUN_COLUMNS,
-    RUN_SOURCE,
-    STEP_COLUMNS,
-    UNFINISHED_STATES,
-    attempt_from,
-    error_from,
     event_from,
     failure_from,
     found_by_id,
-    instant,
-    micros,
-    queued_from,
-    run_from,
-    step_from,
     stored_event_from,
 )
+from .examine import CHECKS
+from .files import journal_folder
+from .filters import events_where, runs_query
+from .run_rows import (
+    QUEUED_COLUMNS,
+    RUN_COLUMNS,
+    RUN_SOURCE,
+    UNFINISHED_STATES,
+    AttemptRow,
+    attempt_from,
+    queued_from,
+    run_from,
+)
+from .statements import load
+from .step_rows import StepRow, step_from
+from .values import dump_list, error_from, instant, micros
 
 _THREADS = 4
 _SHORTEST_PREFIX = 8
@@ -66,10 +69,13 @@ _MOST_BODY_BYTES = 16 * 2**20
 """How many events of one id, and how much of their bodies, are read at once."""
 _Value = TypeVar("_Value")
 
-_QUEUED_ITEM = "json_array(seq, flow, order_key, limit_key, due_at, blames) AS item"
+_SQL = load("reads")
 _UNENDED = (
     f"EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.state IN {UNFINISHED_STATES})"
 )
+_STEP = selected(StepRow._fields, result="CASE WHEN ?3 IS NULL OR seq <= ?3 THEN result END")
+_STEPS = f"SELECT {_STEP} FROM steps WHERE run_seq = ?1 AND task <> ?2 ORDER BY seq"
+_ATTEMPTS = f"SELECT {selected(AttemptRow._fields)} FROM attempts WHERE run_seq = ? ORDER BY seq"
 _FAILURE = (  # a skipped run counts as succeeded: there was nothing to do
     "(SELECT json_array(r.flow, r.state, r.error) FROM runs AS r WHERE r.event_seq = e.seq"
     " AND r.state NOT IN ('succeeded', 'skipped') ORDER BY r.seq LIMIT 1)"
@@ -148,9 +154,7 @@ class SqliteReader:
         """Return the state and result of a child run; None when it has been pruned."""
 
         def query(connection: apsw.Connection) -> ChildEnd | None:
-            row: Any = connection.execute(
-                "SELECT state, result, error, returned FROM runs WHERE id = ?", (run_id,)
-            ).fetchone()
+            row: Any = connection.execute(_SQL["child"], (run_id,)).fetchone()
             if row is None:
                 return None
             state, result, error, returned = row
@@ -176,11 +180,8 @@ class SqliteReader:
             last = (
                 None if at_most_bytes is None else _last_shown(connection, run_seq, at_most_bytes)
             )
-            columns = STEP_COLUMNS.replace(
-                " result,", " CASE WHEN ?3 IS NULL OR seq <= ?3 THEN result END,", 1
-            )
-            text = f"SELECT {columns} FROM steps WHERE run_seq = ?1 AND task <> ?2 ORDER BY seq"
-            return [step_from(row) for row in connection.execute(text, (run_seq, REGISTERED, last))]
+            rows = connection.execute(_STEPS, (run_seq, REGISTERED, last))
+            return [step_from(row) for row in rows]
 
         return await self.read(query)
 
@@ -188,12 +189,7 @@ class SqliteReader:
         """Return the recorded attempts of a run, in order; those before a retry come first."""
         return await self.read(
             lambda connection: [
-                attempt_from(row)
-                for row in connection.execute(
-                    "SELECT attempt, started_at, finished_at, state, error, log FROM attempts"
-                    " WHERE run_seq = ? ORDER BY seq",
-                    (run_seq,),
-                )
+                attempt_from(row) for row in connection.execute(_ATTEMPTS, (run_seq,))
             ]
         )
 
@@ -202,11 +198,7 @@ class SqliteReader:
     async def waits(self, run_seq: int, key: str | None = None) -> list[Wait]:
         """Return a run's open waits, or only that of the step `key`."""
         rows: list[Any] = await self.read(
-            lambda connection: connection.execute(
-                "SELECT key, topic, woken, latest, answer FROM waits"
-                " WHERE run_seq = ?1 AND (?2 IS NULL OR key = ?2) ORDER BY key",
-                (run_seq, key),
-            ).fetchall()
+            lambda connection: connection.execute(_SQL["waits"], (run_seq, key)).fetchall()
         )
         return [
             Wait(key=key, topic=topic, woken=woken, latest=latest, answer=said and said.encode())
@@ -215,11 +207,7 @@ class SqliteReader:
 
     async def is_used(self, link: bytes) -> bool:
         """Return whether the approval link with this digest was used."""
-        found = await self.read(
-            lambda connection: (
-                connection.execute("SELECT 1 FROM used_links WHERE digest = ?", (link,)).get
-            )
-        )
+        found = await self.read(lambda connection: connection.execute(_SQL["is_used"], (link,)).get)
         return found is not None
 
     async def awaited(
@@ -242,9 +230,7 @@ class SqliteReader:
     async def shapes(self) -> list[Sequence[str]]:
         """Return the distinct shapes of open waits for events."""
         rows: list[Any] = await self.read(
-            lambda connection: connection.execute(
-                "SELECT DISTINCT shape FROM waits WHERE shape IS NOT NULL"
-            ).fetchall()
+            lambda connection: connection.execute(_SQL["shapes"]).fetchall()
         )
         return [orjson.loads(row[0]) for row in rows]
 
@@ -296,11 +282,9 @@ class SqliteReader:
         """Return the stored positions of a trigger."""
 
         def query(connection: apsw.Connection) -> dict[str, str]:
-            text = connection.execute(
-                "SELECT json_group_object(partition, value) FROM positions WHERE trigger = ?",
-                (trigger,),
-            ).get
-            found: dict[str, str] = orjson.loads(text)
+            found: dict[str, str] = orjson.loads(
+                connection.execute(_SQL["positions"], (trigger,)).get
+            )
             return found
 
         return await self.read(query)
@@ -331,45 +315,26 @@ class SqliteReader:
         )
 
     async def _queued(self, where: str, values: tuple[Any, ...], index: str = "") -> list[Queued]:
-        text = f"SELECT {_QUEUED_ITEM} FROM runs {index} WHERE {where}"
+        text = f"SELECT json_array({QUEUED_COLUMNS}) AS item FROM runs {index} WHERE {where}"
         return await self.read(
             lambda connection: [queued_from(row) for row in read_all(connection, text, values)]
         )
 
     async def next_due_at(self) -> datetime | None:
         """Return when the next scheduled, retrying or waiting run is due."""
-        found = await self.read(
-            lambda connection: (
-                connection.execute(
-                    "SELECT min(due_at) FROM runs INDEXED BY runs_due"
-                    " WHERE state IN ('scheduled', 'retrying', 'waiting')"
-                ).get
-            )
-        )
+        found = await self.read(lambda connection: connection.execute(_SQL["next_due_at"]).get)
         return None if found is None else instant(found)
 
     async def held_keys(self) -> list[tuple[str, str, int, bool]]:
         """Return (flow, order_key, run_seq, dead) of runs that may hold their ordering key."""
-        text = (
-            "SELECT json_array(flow, order_key, seq, dead) AS item FROM ("
-            "SELECT flow, order_key, seq, dead FROM runs"
-            " WHERE state IN ('retrying', 'waiting') AND order_key IS NOT NULL"
-            " UNION ALL SELECT flow, order_key, seq, dead FROM runs"
-            " WHERE dead = 1 AND state = 'failed' AND order_key IS NOT NULL) ORDER BY seq"
-        )
-        rows = await self.read(lambda connection: read_all(connection, text))
-        return [(flow, key, seq, bool(dead)) for flow, key, seq, dead in rows]
+        found = await self.read(lambda connection: connection.execute(_SQL["held_keys"]).get)
+        return [(flow, key, seq, bool(dead)) for flow, key, seq, dead in orjson.loads(found)]
 
     async def orphans(self, flows: Sequence[str]) -> dict[str, int]:
         """Count unfinished runs of flows that are not in `flows`."""
-        text = (
-            "SELECT json_array(flow, count(*)) AS item FROM runs"
-            f" WHERE state IN {UNFINISHED_STATES}"
-            " AND flow NOT IN (SELECT value FROM json_each(?)) GROUP BY flow ORDER BY flow"
-        )
-        known = orjson.dumps(list(flows)).decode()
-        rows = await self.read(lambda connection: read_all(connection, text, (known,)))
-        return {flow: count for flow, count in rows}  # noqa: C416  pairs come as lists
+        known = (dump_list(flows),)
+        found = await self.read(lambda connection: connection.execute(_SQL["orphans"], known).get)
+        return dict(orjson.loads(found))
 
     async def due_actions(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
         """Return (event_seq, event, why a run failed) of events whose after-run action is due."""
@@ -407,9 +372,7 @@ class SqliteReader:
     async def paused(self) -> dict[str, datetime]:
         """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""
         rows: list[Any] = await self.read(
-            lambda connection: connection.execute(
-                "SELECT name, since FROM paused ORDER BY name"
-            ).fetchall()
+            lambda connection: connection.execute(_SQL["paused"]).fetchall()
         )
         return {name: instant(since) for name, since in rows}
 
@@ -428,10 +391,7 @@ class SqliteReader:
 def _last_shown(connection: apsw.Connection, run_seq: int, at_most_bytes: int) -> int:
     """Return the last step whose result fits a bound together with all before it."""
     last, left = 0, at_most_bytes
-    lengths = connection.execute(
-        "SELECT seq, coalesce(length(result), 0) FROM steps WHERE run_seq = ? ORDER BY seq",
-        (run_seq,),
-    )
+    lengths = connection.execute(_SQL["result_lengths"], (run_seq,))
     for seq, length in lengths:
         left -= length
         if left < 0:

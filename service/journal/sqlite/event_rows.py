@@ -1,0 +1,234 @@
+"""The rows of events: their columns, the statements that write them, and both conversions.
+
+Attributes without a column are JSON in `details`, which leaves out defaults. Not here: which
+events are stored (`append`).
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import orjson
+
+from turnout.service.domain.duplicates import digest
+from turnout.service.domain.event import NO_BODY, Event
+from turnout.service.journal.records import Decision, Entry, StoredEvent
+
+from .bulk import insert
+from .columns import selected
+from .values import dump, error_from, instant, micros, storable
+
+_HALF_KEY_BYTES = 10  # 80 bits: a sender cannot find another id with the same half
+
+_EMPTY_BODY = "empty_body"
+"""The detail of an event whose body is empty; without it an event of no bytes has no body."""
+
+
+# ---------------------------------------------------------------- writing
+
+
+class EventRow(NamedTuple):
+    """The columns of the table `events`, but for the seq it is given when it is written."""
+
+    id: str
+    source: str
+    type: str
+    tenant: str
+    trigger: str
+    time: int
+    accepted_at: int
+    body: bytes
+    details: str | None
+    decisions: str | None
+    by_id: int | None
+    unmatched: int | None
+    effect: int | None
+    awaited: str | None
+
+
+INSERT = insert("events", ("seq", *EventRow._fields))
+
+
+def event_row(entry: Entry, at: int, now: datetime) -> EventRow:
+    """Return an entry's event as a row."""
+    event = entry.event
+    return EventRow(
+        id=event.id,
+        source=event.source,
+        type=event.type,
+        tenant=event.tenant,
+        trigger=event.trigger,
+        time=micros(event.time),
+        accepted_at=at,
+        body=event.body,
+        details=pack_details(event),
+        decisions=pack_decisions(entry.decisions, now) if entry.decisions else None,
+        by_id=1 if event.minted else None,
+        unmatched=None if entry.runs else 1 if entry.awaited is None else 2,
+        effect=0 if entry.after_run_action else None,
+        awaited=entry.awaited,
+    )
+
+
+class DeliveryRow(NamedTuple):
+    """The columns of the table `dedupe`."""
+
+    event_seq: int
+    key: bytes
+    body: bytes
+    accepted_at: int
+
+
+INSERT_DELIVERIES = insert("dedupe", DeliveryRow._fields)
+
+
+def pack_details(event: Event) -> str | None:
+    """Return the attributes without a column as JSON, None when all are defaults."""
+    details: dict[str, Any] = {}
+    for name in ("subject", "datacontenttype", "specversion"):
+        if (text := getattr(event, name)) is not None:
+            details[name] = text
+    if event.encoding != "json":
+        details["encoding"] = event.encoding
+    for name in ("headers", "params", "query", "extensions"):
+        if given := getattr(event, name):
+            details[name] = dict(given)
+    if event.hops:
+        details["hops"] = event.hops
+    if event.minted:
+        details["minted"] = True
+    if not event.body and event.has_body:
+        details[_EMPTY_BODY] = True
+    if event.exact is not None:
+        details["exact"] = b64encode(event.exact).decode()
+    return dump(details) if details else None
+
+
+def pack_decisions(decisions: Sequence[Decision], at: datetime) -> str | None:
+    """Return decisions made at one time as a JSON array, None when there are none."""
+    if not decisions:
+        return None
+    return dump(
+        [
+            {
+                "flow": made.flow,
+                "verdict": made.verdict,
+                "detail": storable(made.detail),
+                "at": _text(at),
+            }
+            for made in decisions
+        ]
+    )
+
+
+def _text(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+# ---------------------------------------------------------------- identity
+
+
+def identity(event: Event) -> tuple[bytes, bytes]:
+    """Return the key that identifies a delivery, and the digest of its content.
+
+    The key starts with the digest of the id; see `found_by_id`.
+    """
+    key = _digest(event.id, _HALF_KEY_BYTES) + _origin(event.tenant, event.trigger, event.source)
+    return key, digest(event)
+
+
+def found_by_id(event_id: str) -> tuple[str, list[Any]]:
+    """Return the condition that finds the events with an id by index, and its values."""
+    low = _digest(event_id, _HALF_KEY_BYTES)
+    condition = (
+        "e.id = ? AND e.seq IN (SELECT seq FROM events WHERE by_id = 1 AND id = ?"
+        " UNION ALL SELECT event_seq FROM dedupe WHERE key BETWEEN ? AND ?)"
+    )
+    return condition, [event_id, event_id, low, low + b"\xff" * (_HALF_KEY_BYTES + 1)]
+
+
+@lru_cache(maxsize=1024)
+def _origin(tenant: str, trigger: str, source: str) -> bytes:
+    # The lengths keep ("a", "bc") and ("ab", "c") apart.
+    parts = (tenant, trigger, source)
+    return _digest("".join(f"{len(part)}:{part}" for part in parts), _HALF_KEY_BYTES)
+
+
+def _digest(text: str, size: int) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
+
+
+# ---------------------------------------------------------------- reading
+
+
+class ReadEvent(NamedTuple):
+    """What is read of an event."""
+
+    seq: int
+    id: str
+    source: str
+    type: str
+    tenant: str
+    trigger: str
+    time: int
+    body: bytes | None
+    details: str | None
+
+
+EVENT_COLUMNS = selected(ReadEvent._fields, "e")
+
+LISTED_EVENT_COLUMNS = selected(
+    ReadEvent._fields,
+    "e",
+    body="NULL",
+    details="CASE WHEN e.details IS NOT NULL THEN json_object('subject', e.details ->> 'subject',"
+    " 'datacontenttype', e.details ->> 'datacontenttype') END",
+)
+"""An event in a list: without its body and headers, which could fill the memory."""
+
+
+def event_from(values: Sequence[Any]) -> Event:
+    """Return the event of a row, given as the values of `EVENT_COLUMNS`."""
+    row = ReadEvent(*values)
+    others: dict[str, Any] = orjson.loads(row.details) if row.details else {}
+    exact = others.pop("exact", None)
+    is_empty = others.pop(_EMPTY_BODY, False)  # else no bytes mean no body, as in earlier versions
+    return Event(
+        id=row.id,
+        source=row.source,
+        type=row.type,
+        tenant=row.tenant,
+        trigger=row.trigger,
+        time=instant(row.time),
+        body=row.body or (b"" if is_empty else NO_BODY),
+        exact=None if exact is None else b64decode(exact),
+        **others,
+    )
+
+
+def stored_event_from(
+    values: Sequence[Any], accepted_at: int, runs: Sequence[str], occasions: Sequence[str | None]
+) -> StoredEvent:
+    """Return an event with its runs and all its decisions, oldest first."""
+    row = ReadEvent(*values)
+    return StoredEvent(
+        seq=row.seq,
+        event=event_from(row),
+        accepted_at=instant(accepted_at),
+        runs=tuple(runs),
+        decisions=[made for items in occasions if items for made in orjson.loads(items)],
+    )
+
+
+def failure_from(stored: str | None) -> str | None:
+    """Return as text the (flow, state, error) of a run that failed or was cancelled."""
+    if stored is None:
+        return None
+    flow, state, told = orjson.loads(stored)
+    error = error_from(told)
+    return f"{flow}: {state}" if error is None else f"{flow}: {error.type}: {error.message}"

@@ -1,0 +1,310 @@
+"""The rows of runs and attempts: their columns, the statements that write them, the conversions.
+
+A run is written three times: when it is made (`RunRow`), when it is claimed (`claims`), and when
+its attempt ends (`OutcomeRow`). What people see of it is a `StoredRun`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from turnout.service.domain.run import FINISHED, Outcome, Run, RunState
+from turnout.service.journal.records import (
+    FAILED,
+    REGISTERED,
+    AttemptRecord,
+    ClaimedRun,
+    NewRun,
+    Queued,
+)
+
+from .bulk import BulkStatement, insert
+from .columns import selected
+from .values import (
+    error_from,
+    instant,
+    instant_or_none,
+    micros,
+    micros_or_none,
+    pack_error,
+    storable,
+)
+
+CRASHES_BEFORE_ISOLATION = 2
+"""After this many consecutive crashes a run is resumed alone; see "Crash isolation"."""
+
+UNFINISHED_STATES = "('scheduled', 'queued', 'running', 'retrying', 'waiting')"
+"""The states of unfinished runs, for `IN`."""
+
+LISTED_RESULT_BYTES = 4096
+"""A larger result is left out of lists: a page of results of a MiB each would fill the memory."""
+
+_FINISHED = frozenset(state.value for state in FINISHED)
+
+
+# ---------------------------------------------------------------- a new run
+
+
+class RunRow(NamedTuple):
+    """The columns of the table `runs` that are written when a run is made."""
+
+    seq: int
+    id: str
+    event_seq: int
+    flow: str
+    state: str
+    token: int
+    order_key: str | None
+    limit_key: str | None
+    due_at: int | None
+    queued_at: int
+    started_at: int | None
+    finished_at: int | None
+    error: str | None
+    dead: int
+    replay: int
+    code_version: str
+
+
+INSERT = insert("runs", RunRow._fields)
+
+
+def run_row(run: NewRun, event_seq: int, at: int) -> RunRow:
+    """Return a new run as a row."""
+    state = run.state.value
+    running, dead = state == "running", state == "failed"
+    return RunRow(
+        seq=run.seq,
+        id=run.id,
+        event_seq=event_seq,
+        flow=run.flow,
+        state=state,
+        token=int(running),
+        order_key=run.order_key,
+        limit_key=run.limit_key,
+        due_at=None if run.due_at is None else micros(run.due_at),
+        queued_at=at,
+        started_at=at if running else None,
+        finished_at=at if dead else None,
+        error=None if run.error is None else pack_error(run.error),
+        dead=int(dead),
+        replay=run.replay,
+        code_version=run.code_version,
+    )
+
+
+# ---------------------------------------------------------------- the end of an attempt
+
+
+class OutcomeRow(NamedTuple):
+    """What the end of an attempt changes in a run that is held under a claim."""
+
+    run_seq: int
+    token: int
+    state: str
+    counts: int
+    due_at: int | None
+    started_at: int
+    finished_at: int | None
+    result: bytes | None
+    error: str | None
+    reason: str | None
+    dead: int
+
+
+RECORD_OUTCOME = BulkStatement(
+    f"""
+    WITH given ({", ".join(OutcomeRow._fields)}) AS ({{rows}})
+    UPDATE runs SET
+        state = given.state,
+        attempts = attempts + given.counts,
+        due_at = iif(given.state = 'waiting', given.due_at, coalesce(given.due_at, runs.due_at)),
+        started_at = given.started_at,
+        finished_at = given.finished_at,
+        result = given.result,
+        error = given.error,
+        reason = given.reason,
+        dead = given.dead,
+        blames = 0
+    FROM given
+    WHERE runs.seq = given.run_seq AND runs.token = given.token AND runs.state = 'running'
+    """,
+    OutcomeRow._fields,
+)
+
+
+def outcome_row(run: ClaimedRun, outcome: Outcome, started_at: int, at: int) -> OutcomeRow:
+    """Return how an outcome changes its run.
+
+    A dead letter whose undo an operator has retried stays one until that has succeeded.
+    """
+    state = outcome.state.value
+    finished = state in _FINISHED
+    failed = state == "failed" and not (run.dead and outcome.undo == "done")
+    due_at = at if state == "queued" else micros_or_none(outcome.due_at)
+    return OutcomeRow(
+        run_seq=run.claim.run_seq,
+        token=run.claim.token,
+        state=state,
+        counts=int(outcome.counts),
+        due_at=due_at,
+        started_at=started_at,
+        finished_at=at if finished else None,
+        result=outcome.result,
+        error=None if outcome.error is None else pack_error(outcome.error),
+        reason=storable(outcome.reason) if outcome.reason else None,
+        dead=int(failed or (run.dead and not finished)),
+    )
+
+
+class AttemptRow(NamedTuple):
+    """The columns of the table `attempts`."""
+
+    run_seq: int
+    attempt: int
+    started_at: int
+    finished_at: int | None
+    state: str
+    error: str | None
+    log: bytes | None
+
+
+INSERT_ATTEMPTS = insert("attempts", AttemptRow._fields)
+
+
+def attempt_from(values: Sequence[Any]) -> AttemptRecord:
+    """Return the attempt of a row, given as the values of its columns."""
+    row = AttemptRow(*values)
+    return AttemptRecord(
+        attempt=row.attempt,
+        started_at=instant(row.started_at),
+        finished_at=instant_or_none(row.finished_at),
+        state=RunState(row.state),
+        error=error_from(row.error),
+        log=row.log,
+    )
+
+
+# ---------------------------------------------------------------- what is read
+
+
+class StoredRun(NamedTuple):
+    """What is read of a run and its event."""
+
+    seq: int
+    id: str
+    flow: str
+    state: str
+    attempts: int
+    crashes: int
+    event_id: str
+    event_source: str
+    trigger: str
+    tenant: str
+    queued_at: int
+    due_at: int | None
+    started_at: int | None
+    finished_at: int | None
+    result: bytes | None
+    error: str | None
+    reason: str | None
+    dead: int
+    replay: int
+    order_key: str | None
+    limit_key: str | None
+    code_version: str
+    cancelled_by: str | None
+    undo: Any
+    undo_failed: str | None
+    result_bytes: int | None
+
+
+_EXPRESSIONS = {
+    "event_id": "e.id",
+    "event_source": "e.source",
+    "trigger": "e.trigger",
+    "tenant": "e.tenant",
+    # An unfinished run whose flow has failed is being undone if there is anything to undo.
+    "undo": "CASE WHEN r.finished_at IS NOT NULL THEN r.undo"
+    f" WHEN EXISTS (SELECT 1 FROM steps WHERE run_seq = r.seq AND key = '{FAILED}') AND EXISTS"
+    f" (SELECT 1 FROM steps WHERE run_seq = r.seq AND task = '{REGISTERED}') THEN 'running' END",
+    "undo_failed": "CASE WHEN r.undo = 'failed' THEN (SELECT json_group_array(key) FROM steps"
+    " WHERE run_seq = r.seq AND key >= '~undo' AND key < '~undp' AND state = 'failed') END",
+    "result_bytes": "length(r.result)",
+}
+RUN_COLUMNS = selected(StoredRun._fields, "r", **_EXPRESSIONS)
+LISTED_RUN_COLUMNS = selected(
+    StoredRun._fields,
+    "r",
+    **_EXPRESSIONS,
+    result=f"CASE WHEN length(r.result) <= {LISTED_RESULT_BYTES} THEN r.result END",
+)
+RUN_SOURCE = "runs AS r JOIN events AS e ON e.seq = r.event_seq"
+
+
+def run_from(values: Sequence[Any]) -> Run:
+    """Return the run of a row, given as the values of `RUN_COLUMNS`."""
+    row = StoredRun(*values)
+    return Run(
+        seq=row.seq,
+        id=row.id,
+        flow=row.flow,
+        state=RunState(row.state),
+        attempts=row.attempts,
+        crashes=row.crashes,
+        event_id=row.event_id,
+        event_source=row.event_source,
+        trigger=row.trigger,
+        tenant=row.tenant,
+        queued_at=instant(row.queued_at),
+        due_at=instant_or_none(row.due_at),
+        started_at=instant_or_none(row.started_at),
+        finished_at=instant_or_none(row.finished_at),
+        result=row.result,
+        error=error_from(row.error),
+        reason=row.reason,
+        dead=bool(row.dead),
+        replay=row.replay,
+        order_key=row.order_key,
+        limit_key=row.limit_key,
+        code_version=row.code_version,
+        cancelled_by=row.cancelled_by,
+        undo=row.undo,
+        undo_failed=tuple(orjson.loads(row.undo_failed)) if row.undo_failed else (),
+        result_bytes=row.result_bytes,
+    )
+
+
+class QueuedRow(NamedTuple):
+    """What the dispatcher holds of a run that is not running."""
+
+    seq: int
+    flow: str
+    order_key: str | None
+    limit_key: str | None
+    due_at: int | None
+    blames: int
+
+
+QUEUED_COLUMNS = selected(QueuedRow._fields)
+
+
+def queued_from(values: Sequence[Any]) -> Queued:
+    """Return the dispatcher's view of a run, given as the values of its columns."""
+    row = QueuedRow(*values)
+    return Queued(
+        seq=row.seq,
+        flow=row.flow,
+        order_key=row.order_key,
+        limit_key=row.limit_key,
+        due_at=instant_or_none(row.due_at),
+        isolated=is_isolated(row.blames),
+    )
+
+
+def is_isolated(consecutive_crashes: int) -> bool:
+    """Whether a run is resumed alone."""
+    return consecutive_crashes >= CRASHES_BEFORE_ISOLATION

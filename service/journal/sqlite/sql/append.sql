@@ -1,0 +1,35 @@
+-- Accepting events: what is read and written beside the bulk inserts.
+
+-- name: first_deliveries
+-- The first deliveries among keys, a JSON array of hexadecimal texts (?1).
+SELECT json_group_array(json_array(hex(d.key), d.event_seq, hex(d.body)))
+FROM json_each(?1) AS k JOIN dedupe AS d ON d.key = unhex(k.value);
+
+-- name: first_runs
+-- The runs an event (?1) has started, those of replays excepted.
+SELECT id FROM runs WHERE event_seq = ?1 AND replay = 0 ORDER BY seq;
+
+-- name: add_decisions
+-- Decisions (?2, a JSON array) about a stored event (?1), up to a number of occasions (?3).
+INSERT INTO decisions (event_seq, ordinal, items)
+SELECT ?1, coalesce(max(ordinal), 0) + 1, ?2 FROM decisions WHERE event_seq = ?1
+HAVING coalesce(max(ordinal), 0) < ?3 AND ?2 IS NOT NULL
+    AND EXISTS (SELECT 1 FROM events WHERE seq = ?1);
+
+-- name: last_seqs
+-- The highest seqs ever given to an event and a run, the pruned ones included.
+SELECT
+    max(coalesce((SELECT max(seq) FROM events), 0),
+        coalesce((SELECT value FROM counters WHERE name = 'events'), 0)),
+    max(coalesce((SELECT max(seq) FROM runs), 0),
+        coalesce((SELECT value FROM counters WHERE name = 'runs'), 0));
+
+-- name: positions
+-- The positions among (trigger, partition) pairs, a JSON array (?1).
+SELECT json_group_array(json_array(p.trigger, p.partition, p.value))
+FROM json_each(?1) AS k
+CROSS JOIN positions AS p ON p.trigger = k.value ->> 0 AND p.partition = k.value ->> 1;
+
+-- name: delete_position
+-- A position of a trigger (?1) in a partition (?2).
+DELETE FROM positions WHERE trigger = ?1 AND partition = ?2;

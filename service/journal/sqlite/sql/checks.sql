@@ -1,0 +1,39 @@
+-- The checks of `turnout doctor`: each statement finds what should not be there.
+
+-- name: runs_without_event
+SELECT id FROM runs WHERE event_seq NOT IN (SELECT seq FROM events);
+
+-- name: events_without_run
+SELECT id FROM events AS e
+WHERE decisions IS NULL AND unmatched IS NULL
+    AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq);
+
+-- name: runs_made_twice
+SELECT group_concat(id, ' = ') FROM runs GROUP BY event_seq, flow, replay HAVING count(*) > 1;
+
+-- name: deliveries_stored_twice
+SELECT group_concat(event_seq, ' = ') FROM dedupe GROUP BY key HAVING count(*) > 1;
+
+-- name: events_nobody_finds
+SELECT id FROM events AS e
+WHERE by_id IS NOT 1 AND NOT EXISTS (SELECT 1 FROM dedupe AS d WHERE d.event_seq = e.seq);
+
+-- name: steps_recorded_twice
+SELECT key FROM steps GROUP BY run_seq, key HAVING count(*) > 1;
+
+-- name: steps_without_run
+SELECT key FROM steps WHERE run_seq NOT IN (SELECT seq FROM runs);
+
+-- name: waits_without_run
+SELECT w.key FROM waits AS w LEFT JOIN runs AS r ON r.seq = w.run_seq
+WHERE r.seq IS NULL OR r.state IN ('cancelled', 'failed', 'skipped', 'succeeded');
+
+-- name: unknown_states
+SELECT id FROM runs
+WHERE state NOT IN ('scheduled', 'queued', 'running', 'retrying', 'waiting',
+    'succeeded', 'failed', 'cancelled', 'skipped');
+
+-- name: ends_that_do_not_fit
+SELECT id FROM runs
+WHERE (finished_at IS NOT NULL) <> (state IN ('cancelled', 'failed', 'skipped', 'succeeded'))
+    OR (dead = 1 AND state <> 'failed' AND finished_at IS NOT NULL);

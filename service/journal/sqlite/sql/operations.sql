@@ -1,0 +1,129 @@
+-- Operators' writes to single runs: cancel, retry, drop, replay, answer.
+
+-- name: say_why
+-- Why a run (?1) is cancelled (?2), and who cancels it (?3).
+UPDATE runs SET reason = ?2, cancelled_by = ?3 WHERE seq = ?1;
+
+-- name: cancel
+-- A run (?1) ends as cancelled at an instant (?2).
+UPDATE runs SET state = 'cancelled', finished_at = ?2 WHERE seq = ?1;
+
+-- name: queue
+-- A run (?1) is queued at an instant (?2).
+UPDATE runs SET state = 'queued', due_at = ?2 WHERE seq = ?1;
+
+-- name: count_attempt
+-- The attempt of a run (?1) that a cancel ends.
+UPDATE runs SET attempts = attempts + 1 WHERE seq = ?1;
+
+-- name: record_failure
+-- The step (?2) that says that a run (?1) has failed, at an instant (?3), with an error (?4).
+INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding, error)
+VALUES (?1, ?2, ?2, 'failed', 1, ?3, ?3, 'json', ?4) ON CONFLICT DO NOTHING;
+
+-- name: delete_waiting_steps
+-- The open waits of a run (?1) start again.
+DELETE FROM steps WHERE run_seq = ?1 AND state = 'waiting';
+
+-- name: queue_again
+-- An ended run (?1) is queued as if it were new, at an instant (?2).
+UPDATE runs SET state = 'queued', attempts = 0, dead = 0, blames = 0, due_at = ?2,
+    started_at = NULL, finished_at = NULL, result = NULL, returned = NULL, error = NULL,
+    reason = NULL, undo = NULL, cancelled_by = NULL
+WHERE seq = ?1;
+
+-- name: try_step_now
+-- The step of a run (?1) in a state (?2) that waits for its next try has it now.
+UPDATE steps SET result = NULL
+WHERE run_seq = ?1 AND state = 'retrying' AND ?2 IN ('retrying', 'waiting');
+
+-- name: make_due
+-- A run (?1) is due at an instant (?2). A new token makes the steps in the resume cache stale.
+UPDATE runs SET due_at = ?2, token = token + 1 WHERE seq = ?1;
+
+-- name: undo_steps_again
+-- The failed undo steps of a run (?1) run again.
+UPDATE steps SET superseded = 1
+WHERE run_seq = ?1 AND key >= '~undo' AND key < '~undp' AND state = 'failed';
+
+-- name: count_deaths
+-- The tries of the step (?2) that marks a run (?1) as failed: one more than the steps that failed
+-- because the process died, by the type of their error (?3). chr(127) follows '~'.
+UPDATE steps SET tries = 1 + (
+    SELECT count(*) FROM steps AS s
+    WHERE s.run_seq = ?1 AND s.key > '~' AND s.key < char(127) AND s.key <> ?2
+        AND s.superseded = 0 AND s.error ->> '$.type' = ?3)
+WHERE run_seq = ?1 AND key = ?2;
+
+-- name: queue_undo
+-- A run (?1) is queued to be undone further, at an instant (?2); it stays a dead letter.
+UPDATE runs SET state = 'queued', dead = 1, blames = 0, due_at = ?2, started_at = NULL,
+    finished_at = NULL
+WHERE seq = ?1;
+
+-- name: delete_old_links
+-- Used links that have expired by an instant (?1).
+DELETE FROM used_links WHERE until < ?1;
+
+-- name: use_link
+-- A link, by its digest (?1), is used; it would have expired at an instant (?2).
+INSERT INTO used_links (digest, until) VALUES (?1, ?2) ON CONFLICT DO NOTHING;
+
+-- name: drop
+-- A run (?1) is no dead letter any more.
+UPDATE runs SET dead = 0 WHERE seq = ?1;
+
+-- name: next_replay
+-- The number of the next replay of an event (?1); no row when there is no such event.
+SELECT coalesce(max(r.replay), 0) + 1
+FROM events AS e LEFT JOIN runs AS r ON r.event_seq = e.seq WHERE e.seq = ?1 GROUP BY e.seq;
+
+-- name: match
+-- An event (?1) has a run now.
+UPDATE events SET unmatched = NULL WHERE seq = ?1;
+
+-- name: is_undone
+-- Whether steps of a run (?1) were undone.
+SELECT 1 FROM steps WHERE run_seq = ?1 AND key >= '~undo' AND key < '~undp';
+
+-- name: delete_compensation
+-- The steps of a run (?1) that say it has failed and how it is undone. chr(127) follows '~'.
+DELETE FROM steps WHERE run_seq = ?1 AND key >= '~' AND key < char(127);
+
+-- name: has_retrying_step
+-- Whether a step of a run (?1) waits for its next try.
+SELECT 1 FROM steps WHERE run_seq = ?1 AND state = 'retrying';
+
+-- name: has_key
+-- Whether a run (?1) has a step with a key (?2).
+SELECT 1 FROM steps WHERE run_seq = ?1 AND key = ?2;
+
+-- name: has_task
+-- Whether a run (?1) has a step of a task (?2).
+SELECT 1 FROM steps WHERE run_seq = ?1 AND task = ?2;
+
+-- name: first_step
+-- The step of a run (?1) with a key, or the first of a task (both ?2).
+SELECT min(seq) FROM steps WHERE run_seq = ?1 AND key = ?2
+UNION ALL SELECT min(seq) FROM steps WHERE run_seq = ?1 AND task = ?2;
+
+-- name: delete_steps_from
+-- The steps of a run (?1) recorded at and after one (?2).
+DELETE FROM steps WHERE run_seq = ?1 AND seq >= ?2;
+
+-- name: record_action
+-- The after-run action of an event (?1) is done; its details change (?2) to these (?3).
+UPDATE events SET effect = 1, details = iif(?2, ?3, details) WHERE seq = ?1;
+
+-- name: pause
+-- A name (?1) is paused since an instant (?2); the first pause counts.
+INSERT INTO paused (name, since) VALUES (?1, ?2) ON CONFLICT DO NOTHING;
+
+-- name: resume
+-- A name (?1) is not paused any more.
+DELETE FROM paused WHERE name = ?1;
+
+-- name: probe
+-- A write that tells whether writing works.
+INSERT INTO counters (name, value) VALUES ('probe', 1)
+ON CONFLICT (name) DO UPDATE SET value = value + 1;

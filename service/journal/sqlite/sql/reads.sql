@@ -1,0 +1,78 @@
+-- Reads. Many rows come as one JSON array, through one step of the database: the driver releases
+-- the interpreter lock at every row, and a busy event loop then keeps it for milliseconds.
+
+-- name: child
+-- How a run (?1, its id) ended.
+SELECT state, result, error, returned FROM runs WHERE id = ?1;
+
+-- name: waits
+-- The open waits of a run (?1), or only that of a step (?2).
+SELECT key, topic, woken, latest, answer FROM waits
+WHERE run_seq = ?1 AND (?2 IS NULL OR key = ?2) ORDER BY key;
+
+-- name: is_used
+-- Whether a link (?1, its digest) was used.
+SELECT 1 FROM used_links WHERE digest = ?1;
+
+-- name: shapes
+-- The distinct shapes of open waits for events.
+SELECT DISTINCT shape FROM waits WHERE shape IS NOT NULL;
+
+-- name: result_lengths
+-- The lengths of the results of a run's (?1) steps, in order.
+SELECT seq, coalesce(length(result), 0) FROM steps WHERE run_seq = ?1 ORDER BY seq;
+
+-- name: positions
+-- The positions of a trigger (?1), an object.
+SELECT json_group_object(partition, value) FROM positions WHERE trigger = ?1;
+
+-- name: next_due_at
+-- When the next scheduled, retrying or waiting run is due.
+SELECT min(due_at) FROM runs INDEXED BY runs_due
+WHERE state IN ('scheduled', 'retrying', 'waiting');
+
+-- name: held_keys
+-- The runs that may hold their ordering key.
+SELECT json_group_array(json_array(flow, order_key, seq, dead)) FROM (
+    SELECT flow, order_key, seq, dead FROM runs
+    WHERE state IN ('retrying', 'waiting') AND order_key IS NOT NULL
+    UNION ALL
+    SELECT flow, order_key, seq, dead FROM runs
+    WHERE dead = 1 AND state = 'failed' AND order_key IS NOT NULL
+    ORDER BY seq);
+
+-- name: orphans
+-- How many unfinished runs there are of each flow that is not served (those are ?1).
+SELECT json_group_array(json_array(flow, count)) FROM (
+    SELECT flow, count(*) AS count FROM runs
+    WHERE state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting')
+        AND flow NOT IN (SELECT value FROM json_each(?1))
+    GROUP BY flow ORDER BY flow);
+
+-- name: paused
+-- What is paused, and since when.
+SELECT name, since FROM paused ORDER BY name;
+
+-- name: unfinished
+-- How many unfinished runs there are in each state.
+SELECT state, count(*) FROM runs
+WHERE state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting') GROUP BY state;
+
+-- name: dead
+-- How many dead letters each flow has.
+SELECT flow, count(*) FROM runs WHERE dead = 1 GROUP BY flow;
+
+-- name: not_undone
+-- How many of them have an undo that failed.
+SELECT flow, count(*) FROM runs WHERE dead = 1 AND undo = 'failed' GROUP BY flow;
+
+-- name: named_blobs
+-- The files, among these (?1, a JSON array), that a row names.
+SELECT json_group_array(value) FROM json_each(?1)
+WHERE EXISTS (SELECT 1 FROM steps WHERE spilled = value)
+    OR EXISTS (SELECT 1 FROM cache WHERE spilled = value);
+
+-- name: all_blobs
+-- The files that rows name.
+SELECT spilled FROM steps WHERE spilled IS NOT NULL
+UNION SELECT spilled FROM cache WHERE spilled IS NOT NULL;

@@ -1,0 +1,30 @@
+-- Steps and outcomes: what is written beside the bulk statements.
+
+-- name: holds
+-- Whether a run (?1) is still held under a token (?2).
+SELECT 1 FROM runs WHERE seq = ?1 AND token = ?2 AND state = 'running';
+
+-- name: flow
+-- The flow of a run (?1) now: it may have been renamed since the claim.
+SELECT flow FROM runs WHERE seq = ?1;
+
+-- name: show_progress
+-- A run (?1) makes progress: its count of consecutive crashes starts again.
+UPDATE runs SET blames = 0 WHERE seq = ?1;
+
+-- name: returned
+-- What a called run (?2) returned, a pickle (?1).
+UPDATE runs SET returned = ?1 WHERE seq = ?2;
+
+-- name: undo
+-- How the undo of a run (?1) went (?2).
+UPDATE runs SET undo = ?2 WHERE seq = ?1;
+
+-- name: supersede
+-- The failed steps of a run (?1) among keys (?2, a JSON array) run again.
+UPDATE steps SET superseded = 1
+WHERE run_seq = ?1 AND state = 'failed' AND key IN (SELECT value FROM json_each(?2));
+
+-- name: delete_step
+-- A step (?2) of a run (?1).
+DELETE FROM steps WHERE run_seq = ?1 AND key = ?2;

@@ -1,0 +1,64 @@
+-- Waits: opened with a step, woken by what ends them, deleted with their run.
+
+-- name: open
+-- A wait of a run (?1) at a step (?2) for a topic (?3) of a shape (?4); the first event to look
+-- at (?5).
+INSERT INTO waits (run_seq, key, topic, shape, woken) VALUES (?1, ?2, ?3, ?4, ?5)
+ON CONFLICT (run_seq, key) DO UPDATE SET topic = excluded.topic, shape = excluded.shape;
+
+-- name: close
+-- The wait of a run (?1) at a step (?2) that has a result.
+DELETE FROM waits WHERE run_seq = ?1 AND key = ?2;
+
+-- name: delete
+-- All waits of runs (?1, a JSON array).
+DELETE FROM waits WHERE run_seq IN (SELECT value FROM json_each(?1));
+
+-- name: keep_only_children
+-- The waits of a run (?1), except those for unfinished children.
+DELETE FROM waits WHERE run_seq = ?1 AND NOT (topic LIKE 'run:%' AND EXISTS
+    (SELECT 1 FROM runs AS r WHERE r.id = substr(topic, 5) AND r.finished_at IS NULL));
+
+-- name: wake
+-- The waits for topics (?1, a JSON array) get an event to look at (?2).
+UPDATE waits SET woken = coalesce(woken, ?2), latest = ?2
+WHERE topic IN (SELECT value FROM json_each(?1));
+
+-- name: make_due
+-- The waiting runs of these topics (?1) are due at an instant (?2), unless they are sooner.
+UPDATE runs SET due_at = min(coalesce(due_at, ?2), ?2)
+WHERE +state = 'waiting' AND seq IN (
+    SELECT run_seq FROM waits WHERE topic IN (SELECT value FROM json_each(?1)));
+
+-- name: looked
+-- The last event that waits of a run (?1) looked at, by step (?2, a JSON object).
+UPDATE waits SET
+    woken = iif(latest > j.value, max(woken, j.value + 1), NULL),
+    latest = iif(latest > j.value, latest, NULL)
+FROM json_each(?2) AS j
+WHERE run_seq = ?1 AND waits.key = j.key;
+
+-- name: make_due_if_woken
+-- A run (?1) is due at once (?3) if one of its waits (?2, by step) was woken meanwhile.
+UPDATE runs SET due_at = ?3
+WHERE seq = ?1 AND EXISTS (
+    SELECT 1 FROM waits
+    WHERE run_seq = ?1 AND woken IS NOT NULL AND key IN (SELECT key FROM json_each(?2)));
+
+-- name: children
+-- The unfinished runs a run (?1) waits for.
+SELECT r.seq, r.id FROM waits AS w JOIN runs AS r ON r.id = substr(w.topic, 5)
+WHERE w.run_seq = ?1 AND w.topic LIKE 'run:%' AND r.finished_at IS NULL;
+
+-- name: approvals
+-- The waits of a run (?1) for topics that begin so (?2), or only that of a step (?3).
+SELECT key, answer FROM waits
+WHERE run_seq = ?1 AND topic LIKE ?2 AND (?3 IS NULL OR key = ?3) ORDER BY key;
+
+-- name: answer
+-- An approver's answer (?3) to the wait of a run (?1) at a step (?2).
+UPDATE waits SET answer = ?3 WHERE run_seq = ?1 AND key = ?2;
+
+-- name: keys
+-- The steps at which a run (?1) waits.
+SELECT key FROM waits WHERE run_seq = ?1;

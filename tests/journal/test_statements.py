@@ -1,0 +1,70 @@
+"""Every statement of the journal compiles on a new one, and none is too long to stay prepared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from turnout.service.domain.run import UNFINISHED, RunState
+from turnout.service.journal import sqlite
+from turnout.service.journal.sqlite import event_rows, positions, run_rows, step_rows
+from turnout.service.journal.sqlite.bulk import LONGEST_CACHED, BulkStatement
+from turnout.service.journal.sqlite.connection import open_for_writing
+from turnout.service.journal.sqlite.statements import load
+
+ROOM = Path(str(sqlite.__file__)).parent
+FILES = sorted(path.stem for path in (ROOM / "sql").glob("*.sql"))
+NAMED = [(file, name) for file in FILES for name in load(file)]
+BULK = {
+    "events": event_rows.INSERT,
+    "deliveries": event_rows.INSERT_DELIVERIES,
+    "runs": run_rows.INSERT,
+    "attempts": run_rows.INSERT_ATTEMPTS,
+    "outcomes": run_rows.RECORD_OUTCOME,
+    "steps": step_rows.RECORD,
+    "positions": positions.STORE,
+}
+STATES = re.compile(r"state (?:NOT )?IN \(([^)?]*)\)")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[apsw.Connection]:
+    connection = open_for_writing(tmp_path, synchronous="normal")
+    yield connection
+    connection.close()
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED)
+def test_each_statement_compiles_and_is_used(
+    journal: apsw.Connection, file: str, name: str
+) -> None:
+    text = load(file)[name]
+    count = max((int(number) for number in re.findall(r"\?(\d+)", text)), default=0)
+    journal.execute(f"EXPLAIN {text}", (None,) * count)
+    assert len(text) <= LONGEST_CACHED
+    modules = [path.read_text("utf-8") for path in ROOM.glob("*.py")]
+    users = [text for text in modules if f'load("{file}")' in text]
+    assert any(f'"{name}"' in text for text in users), "nobody uses it"
+
+
+@pytest.mark.parametrize("name", BULK)
+def test_bulk_statements_of_any_size_compile_and_stay_prepared(
+    journal: apsw.Connection, name: str
+) -> None:
+    statement: BulkStatement = BULK[name]
+    for rows in (1, 32, 256):
+        text = statement.text(rows)
+        journal.execute(f"EXPLAIN {text}", (None,) * text.count("?"))
+        assert len(text.encode()) <= LONGEST_CACHED
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_states_in_statements_are_those_of_the_transition_table(file: str) -> None:
+    for text in load(file).values():
+        for listed in STATES.findall(text):
+            states = {RunState(state.strip(" '")) for state in listed.split(",")}
+            assert RunState.RUNNING not in states or states in (UNFINISHED, set(RunState)), text
