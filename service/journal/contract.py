@@ -244,7 +244,7 @@ class Journal(JournalReader, Protocol):
         recorded, and then it finds `progress` again.
         """
 
-    async def record_with(
+    def record_with(
         self,
         claim: Claim,
         step: StepRecord,
@@ -253,9 +253,10 @@ class Journal(JournalReader, Protocol):
         opening: Opening | None = None,
         again: StepRecord | None = None,
         now: datetime,
-    ) -> list[Appended]:
+    ) -> Future[list[Appended]]:
         """Record a step together with events it causes and the wait it opens, in one transaction.
 
+        The call itself submits the write, as `append` does.
         When an entry was stored before, `again` is recorded instead of `step`; when its id belongs
         to another event, no step is. Without `opening` the step's wait is closed. What wakes a
         wait (an awaited event, the end of a child run, `answer`) makes its waiting run due in the

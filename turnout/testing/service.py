@@ -395,9 +395,10 @@ class _Mortal:
             return asyncio.get_running_loop().create_future()
         return self._journal.record_step(claim, step)
 
-    async def record_with(self, claim: Claim, step: StepRecord, **kwargs: Any) -> Any:
-        await self._death.meet(step)
-        return await self._journal.record_with(claim, step, **kwargs)
+    def record_with(self, claim: Claim, step: StepRecord, **kwargs: Any) -> asyncio.Future[Any]:
+        if self._death.is_near(step):
+            return asyncio.get_running_loop().create_future()
+        return self._journal.record_with(claim, step, **kwargs)
 
     async def record(self, *args: Any, **kwargs: Any) -> None:
         await self._death.meet()

@@ -245,7 +245,7 @@ class SqliteJournal(SqliteReader):
             self._writer.submit(CallJob(_sets(passed))).add_done_callback(_ignore_failure)
             passed.wait(_FLUSH_SECONDS)
 
-    async def record_with(
+    def record_with(
         self,
         claim: Claim,
         step: StepRecord,
@@ -254,17 +254,18 @@ class SqliteJournal(SqliteReader):
         opening: Opening | None = None,
         again: StepRecord | None = None,
         now: datetime,
-    ) -> list[Appended]:
+    ) -> asyncio.Future[list[Appended]]:
         """Record a step together with events it causes and the wait it opens, in one commit."""
         recorded = StepJob(claim, step)
         repeated = None if again is None else StepJob(claim, again)
         caused = append_job(entries, now) if entries else None
-        appended: list[Appended] = await self._call(
-            lambda connection, counters: self._batch.record_with(
-                recorded, caused, opening, counters, again=repeated
+        return self._writer.submit(
+            CallJob(
+                lambda _connection, counters: self._batch.record_with(
+                    recorded, caused, opening, counters, again=repeated
+                )
             )
         )
-        return appended
 
     async def record(
         self,
