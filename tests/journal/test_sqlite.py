@@ -37,6 +37,7 @@ from turnout.service.domain.errors import (
     JournalError,
     JournalFull,
     NotFound,
+    Overloaded,
     SetupError,
 )
 from turnout.service.domain.run import RunState
@@ -75,6 +76,12 @@ async def opened(
 class TestSqliteJournal(JournalContract):
     def open(self, folder: Path, **bounds: int) -> AbstractAsyncContextManager[SqliteJournal]:
         return opened(folder, None, **bounds)
+
+    async def test_too_little_disk_is_refused(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path, min_free_bytes=2**60) as journal:
+            with pytest.raises(Overloaded, match="min_free_bytes"):
+                await put(journal, make_run())
+            await journal.append([], trigger="t", positions={"0": "1"}, now=NOW)
 
 
 def test_the_class_has_the_contract_s_shape() -> None:

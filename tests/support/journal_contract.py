@@ -1,7 +1,8 @@
 """What every journal must do, written against the contract and no database.
 
-A test module subclasses `JournalContract` and says how to open a journal on a folder; opening the
-same folder again must find what was written.
+To plug in a driver, a test module subclasses `JournalContract` and says how to `open` a journal on
+a folder; opening the same folder again must find what was written. No test knows a seq that it was
+not given, or a number of rows.
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from turnout.service.domain.errors import ClaimLost, NotFound, Overloaded, PositionsMoved, Refused
+from turnout.service.domain.errors import (
+    ClaimLost,
+    JournalError,
+    NotFound,
+    Overloaded,
+    PositionsMoved,
+    Refused,
+)
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import FINISHED, UNFINISHED, Outcome, RunError, RunState
 from turnout.service.journal.contract import Journal, JournalReader
@@ -97,6 +105,15 @@ async def claim_all(journal: Journal, seqs: Sequence[int]) -> list[ClaimedRun]:
     return await journal.claim(seqs, now=at(2))
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Unfinished runs by state, dead letters by flow, and those of them that are not undone."""
+
+    states: dict[str, int]
+    dead: dict[str, int] = field(default_factory=dict)
+    not_undone: dict[str, int] = field(default_factory=dict)
+
+
 async def expect_run(journal: JournalReader, run_id: str) -> Any:
     run = await journal.run(run_id)
     assert run is not None, f"run {run_id} is gone"
@@ -104,10 +121,16 @@ async def expect_run(journal: JournalReader, run_id: str) -> Any:
 
 
 class JournalContract:
-    """Subclass and give `open`."""
+    """Subclass and give `open`; a driver whose counts are not exact at once overrides `counts`."""
 
     def open(self, folder: Path, **bounds: int) -> AbstractAsyncContextManager[Journal]:
         raise NotImplementedError
+
+    async def counts(self, journal: Journal) -> Counts:
+        """Return the counts of a journal once they include every write that has returned."""
+        states, dead = journal.counts()
+        left = {state: count for state, count in states.items() if count}
+        return Counts(left, dict(dead), dict(journal.not_undone()))
 
     # ---------------------------------------------------------------- append
 
@@ -147,9 +170,10 @@ class JournalContract:
         last = make_event(time=datetime.max.replace(tzinfo=behind))
         first = make_event(time=datetime.min.replace(tzinfo=ahead))
         async with self.open(tmp_path) as journal:
-            await put(journal, make_run(), event=last)
-            await put(journal, make_run(), event=first)
-            claims = await claim_all(journal, [1, 2])
+            runs = [make_run(), make_run()]
+            await put(journal, runs[0], event=last)
+            await put(journal, runs[1], event=first)
+            claims = await claim_all(journal, [run.seq for run in runs])
             assert [claimed.event.time for claimed in claims] == [
                 datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC),
             ]  # fmt: skip
@@ -162,7 +186,7 @@ class JournalContract:
             run = await expect_run(journal, first.runs[0])
             assert (run.flow, run.state, run.attempts, run.queued_at) == ("bill", "queued", 0, NOW)
             assert run.event_id == first.event
-            assert journal.counts()[0]["queued"] == 2
+            assert (await self.counts(journal)).states["queued"] == 2
 
     async def test_seqs_grow_in_arrival_order(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -185,7 +209,7 @@ class JournalContract:
             assert (again.event_seq, again.event, again.runs) == (
                 first.event_seq, "d-1", first.runs,
             )  # fmt: skip
-            assert journal.counts()[0]["queued"] == 1
+            assert (await self.counts(journal)).states["queued"] == 1
             stored = (await journal.event("d-1"))[0]
             assert [made["verdict"] for made in stored.decisions] == ["duplicate"]
 
@@ -216,11 +240,12 @@ class JournalContract:
     @pytest.mark.parametrize("part", ["tenant", "trigger", "source"])
     async def test_the_same_id_elsewhere_is_another_event(self, tmp_path: Path, part: str) -> None:
         async with self.open(tmp_path) as journal:
-            await put(journal, make_run(), event=make_event("d-1"))
+            first = await put(journal, make_run(), event=make_event("d-1"))
             other: dict[str, Any] = {part: "elsewhere"}
             second = await put(journal, make_run(), event=make_event("d-1", **other))
             assert not second.duplicate
-            assert [stored.seq for stored in await journal.event("d-1")] == [second.event_seq, 1]
+            found = [stored.seq for stored in await journal.event("d-1")]
+            assert found == [second.event_seq, first.event_seq]
 
     async def test_decisions_are_kept_and_bounded(self, tmp_path: Path) -> None:
         event = make_event("d-1")
@@ -265,11 +290,11 @@ class JournalContract:
             assert list(found.begun) == ["d", "f", "g", "h"], "those behind the first that waits"
             assert await journal.is_under_way("t", ["of"], ["t/0"], due_by=None)
             assert not await journal.is_under_way("t", ["of"], ["t/1"], due_by=None)
-            before, _ = journal.counts()
+            before = (await self.counts(journal)).states
             seqs = list(found.waiting.values())
             await journal.withdraw(seqs, trigger="t", positions={"t/0": "2"})
             assert await journal.positions("t") == {"t/0": "2"}
-            after, _ = journal.counts()
+            after = (await self.counts(journal)).states
             assert after["queued"] == before["queued"] - 3
             assert (await journal.backlog("t", ["of"])).waiting == {}
             again = [entry("c", make_run("of"))]
@@ -362,11 +387,11 @@ class JournalContract:
             clash.id = taken.id
             good = Entry(event=make_event("good"), runs=[make_run()])
             bad = Entry(event=make_event("bad"), runs=[clash])
-            with pytest.raises(Exception, match="journal refused"):
+            with pytest.raises(JournalError):
                 await journal.append([good, bad], trigger="t", positions={"0": "1"}, now=NOW)
             assert await journal.event("good") == []
             assert await journal.positions("t") == {}
-            assert journal.counts()[0]["queued"] == 1
+            assert (await self.counts(journal)).states["queued"] == 1
 
     async def test_one_bad_write_fails_its_caller_only(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -383,7 +408,7 @@ class JournalContract:
             )
             assert [isinstance(result, Exception) for result in results].count(True) == 1
             assert isinstance(results[10], Exception)
-            assert journal.counts()[0]["queued"] == 21
+            assert (await self.counts(journal)).states["queued"] == 21
             assert len(await journal.queued("bill", 0, 99)) == 21
 
     async def test_too_many_unfinished_runs_are_refused(self, tmp_path: Path) -> None:
@@ -398,12 +423,6 @@ class JournalContract:
             await journal.cancel((await journal.runs(Filter()))[0].id, now=NOW)
             await put(journal, make_run())
 
-    async def test_too_little_disk_is_refused(self, tmp_path: Path) -> None:
-        async with self.open(tmp_path, min_free_bytes=2**60) as journal:
-            with pytest.raises(Overloaded, match="min_free_bytes"):
-                await put(journal, make_run())
-            await journal.append([], trigger="t", positions={"0": "1"}, now=NOW)
-
     # ---------------------------------------------------------------- a run's life
 
     async def test_claim_run_record(self, tmp_path: Path) -> None:
@@ -413,14 +432,14 @@ class JournalContract:
             assert (item.order_key, item.limit_key, item.isolated) == ("k", "l", False)
             claimed = (await journal.claim([item.seq], now=at(1)))[0]
             assert (claimed.attempt, claimed.crashes, claimed.due_at) == (1, 0, NOW)
-            assert journal.counts()[0] == {"queued": 0, "running": 1}
+            assert (await self.counts(journal)).states == {"running": 1}
             outcome = ended(result=b'{"a":1}', reason="fine")
             await journal.record(claimed, outcome, started_at=at(1), now=at(2))
             run = await expect_run(journal, claimed.claim.run_id)
             assert (run.state, run.attempts, run.result) == ("succeeded", 1, b'{"a":1}')
             assert (run.reason, run.started_at, run.finished_at) == ("fine", at(1), at(2))
             assert run.code_version == "c1"
-            assert journal.counts()[0]["running"] == 0
+            assert "running" not in (await self.counts(journal)).states
 
     async def test_a_run_born_running_is_recorded_under_token_1(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -430,12 +449,12 @@ class JournalContract:
 
     async def test_a_run_is_claimed_once(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            await put(journal, make_run(), make_run("ship"))
-            results = await asyncio.gather(*(claim_all(journal, [1, 2, 99]) for _ in range(4)))
-            assert sorted(claimed.claim.run_seq for claims in results for claimed in claims) == [
-                1,
-                2,
-            ]
+            runs = [make_run(), make_run("ship")]
+            await put(journal, *runs)
+            seqs = [run.seq for run in runs]
+            asked = [*seqs, seqs[-1] + 99]  # the last is no run's
+            results = await asyncio.gather(*(claim_all(journal, asked) for _ in range(4)))
+            assert sorted(run.claim.run_seq for claims in results for run in claims) == seqs
 
     async def test_an_untouched_run_gets_the_claim_at_hand(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -455,7 +474,7 @@ class JournalContract:
                 2,
             )
             assert len(claims) == 2
-            assert journal.counts()[0] == {"queued": 0, "running": 2}
+            assert (await self.counts(journal)).states == {"running": 2}
             await asyncio.gather(*(finish(journal, each, ended()) for each in claims))
 
     async def test_a_stale_token_changes_nothing(self, tmp_path: Path) -> None:
@@ -475,7 +494,7 @@ class JournalContract:
             run = await expect_run(journal, claimed.claim.run_id)
             assert run.state == "running" and not run.dead
             assert await journal.steps(claimed.claim.run_seq) == []
-            assert journal.counts() == ({"running": 1, "queued": 0}, {})
+            assert await self.counts(journal) == Counts({"running": 1})
 
     async def test_an_outcome_is_recorded_once(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -519,11 +538,8 @@ class JournalContract:
                 assert run.state == state
                 assert (run.finished_at is not None) == (state in FINISHED)
                 assert run.dead == (state is S.FAILED)
-            states, dead = journal.counts()
-            assert {name: count for name, count in states.items() if count} == {
-                "queued": 1, "retrying": 1, "waiting": 1,
-            }  # fmt: skip
-            assert dead == {"bill": 1}
+            left = {"queued": 1, "retrying": 1, "waiting": 1}
+            assert await self.counts(journal) == Counts(left, {"bill": 1})
 
     async def test_retrying_comes_due_and_spends_an_attempt(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -667,7 +683,7 @@ class JournalContract:
                 assert (again.crashes, again.attempt) == (crash, 1)
                 assert again.isolated == (crash >= 2)
                 assert (FAILED in again.recorded) == bool(failed)
-                assert journal.counts() == ({"running": 1, "queued": 0}, {})
+                assert await self.counts(journal) == Counts({"running": 1})
 
     async def test_registering_an_undo_is_no_progress(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -726,7 +742,7 @@ class JournalContract:
             assert run.error == why
             steps = await journal.steps(failed.claim.run_seq)
             assert [kept.key for kept in steps if kept.superseded] == ["b#1"]  # for a retry
-            assert journal.counts() == ({"queued": 2, "running": 0, "waiting": 1}, {"gone": 1})
+            assert await self.counts(journal) == Counts({"queued": 2, "waiting": 1}, {"gone": 1})
             states = [
                 (await expect_run(journal, each.claim.run_id)).state
                 for each in (other, served, child)
@@ -802,7 +818,7 @@ class JournalContract:
                 await journal.cancel(claimed.claim.run_id, now=at(6))
             with pytest.raises(NotFound, match="nobody"):
                 await journal.cancel("nobody", now=at(6))
-            assert journal.counts()[0]["running"] == 0
+            assert "running" not in (await self.counts(journal)).states
 
     async def test_a_cancel_counts_the_attempt_that_it_ends(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -839,7 +855,7 @@ class JournalContract:
             await finish(journal, again, outcome)
             run = await expect_run(journal, claimed.claim.run_id)
             assert (run.state, run.undo, run.cancelled_by) == ("cancelled", "done", "ada")
-            assert journal.not_undone() == {}
+            assert (await self.counts(journal)).not_undone == {}
 
     async def test_an_undo_that_failed_is_counted_until_it_is_done(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -849,22 +865,23 @@ class JournalContract:
             await journal.record_step(claimed.claim, step("~undo[1]/b#1"))
             failed = Outcome(state=RunState.FAILED, error=RunError("E", "m"), undo="failed")
             await finish(journal, claimed, failed)
-            assert journal.not_undone() == {"bill": 1}
+            assert (await self.counts(journal)).not_undone == {"bill": 1}
             run = await journal.retry(claimed.claim.run_id, None, now=at(5))
             assert (run.dead, run.undo_failed) == (True, ("~undo[0]/a#1",))
             (again,) = await journal.claim([claimed.claim.run_seq], now=at(6))
             assert (again.dead, again.undo_failed) == (True, True)
             assert list(again.recorded) == ["~failed", "~undo[1]/b#1"]
             await finish(journal, again, Outcome(state=RunState.QUEUED, counts=False))
-            assert (
-                await expect_run(journal, claimed.claim.run_id)
-            ).dead and journal.not_undone() == {"bill": 1}
+            assert (await expect_run(journal, claimed.claim.run_id)).dead
+            assert (await self.counts(journal)).not_undone == {"bill": 1}
             (again,) = await journal.claim([claimed.claim.run_seq], now=at(7))
             await finish(journal, again, replace(failed, undo="done"))
-            assert (journal.not_undone(), journal.counts()[1]) == ({}, {})
+            after = await self.counts(journal)
+            assert (after.not_undone, after.dead) == ({}, {})
             assert not (await expect_run(journal, claimed.claim.run_id)).dead
         async with self.open(tmp_path) as journal:
-            assert (journal.not_undone(), journal.counts()[1]) == ({}, {})
+            after = await self.counts(journal)
+            assert (after.not_undone, after.dead) == ({}, {})
 
     async def test_retry_starts_over_with_its_steps(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -876,7 +893,7 @@ class JournalContract:
             await finish(journal, claimed, ended(S.FAILED, error=RunError("E", "m")))
             run = await journal.retry(claimed.claim.run_id, None, now=at(3))
             assert (run.state, run.attempts, run.dead, run.error) == ("queued", 0, False, None)
-            assert journal.counts() == ({"running": 0, "queued": 1}, {})
+            assert await self.counts(journal) == Counts({"queued": 1})
             again = (await claim_all(journal, [run.seq]))[0]
             assert again.attempt == 1 and list(again.recorded) == ["a#1", "b#1", "c#1"]
             await finish(journal, again, ended())
@@ -889,11 +906,11 @@ class JournalContract:
         async with self.open(tmp_path) as journal:
             refused = make_run(state=S.FAILED, error=RunError("invalid", "amount"))
             await put(journal, refused)
-            assert journal.counts() == ({}, {"bill": 1})
+            assert await self.counts(journal) == Counts({}, {"bill": 1})
             assert [run.id for run in await journal.runs(Filter(dead=True))] == [refused.id]
             run = await journal.drop(refused.id, now=at(1))
             assert run.state == "failed" and not run.dead
-            assert journal.counts() == ({}, {})
+            assert await self.counts(journal) == Counts({})
             with pytest.raises(Refused, match="not a dead letter"):
                 await journal.drop(refused.id, now=at(1))
 
@@ -908,7 +925,7 @@ class JournalContract:
             stored = (await journal.event(first.event))[0]
             assert len(stored.runs) == 5
             with pytest.raises(NotFound):
-                await journal.replay(99, [make_run()], now=at(1))
+                await journal.replay(first.event_seq + 99, [make_run()], now=at(1))
 
     async def test_pause_and_resume(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -929,7 +946,7 @@ class JournalContract:
             assert await journal.orphans(["bill"]) == {"old": 2}
             assert await journal.rename_flow("old", "new") == 3
             await finish(journal, late, ended(S.FAILED))
-            assert journal.counts()[1] == {"new": 2}
+            assert (await self.counts(journal)).dead == {"new": 2}
             assert await journal.orphans(["bill", "new"]) == {}
             assert [item.flow for item in await journal.queued("new", 0, 9)] == ["new"]
             assert (await expect_run(journal, done.claim.run_id)).flow == "old"
@@ -946,29 +963,36 @@ class JournalContract:
                     state = (S.SUCCEEDED, S.FAILED)[number]
                     await finish(journal, claim_of(entry, appended, 1), ended(state))
 
-            async def seqs(**which: Any) -> list[int]:
-                return [run.seq for run in await journal.runs(Filter(**which))]
+            listed = sorted(run.seq for run in await journal.runs(Filter()))
 
-            assert await seqs() == [8, 7, 6, 5, 4, 3, 2, 1]
-            assert await seqs(limit=3) == [8, 7, 6]
-            assert await seqs(limit=3, cursor=6) == [5, 4, 3]
-            assert await seqs(flow="b") == [8, 6, 4, 2]
-            assert await seqs(flow="b", cursor=6, limit=1) == [4]
-            assert await seqs(state=S.QUEUED) == [7, 5, 3, 1]
-            assert await seqs(flow="b", state=S.SUCCEEDED) == [2]
-            assert await seqs(state=S.SUCCEEDED) == [2]
-            assert await seqs(dead=True) == [4]
-            assert await seqs(trigger="t1") == [8, 7, 4, 3]
-            assert await seqs(event="e-2") == [6, 5]
-            assert await seqs(since=at(1), until=at(3)) == [6, 5, 4, 3]
-            assert await seqs(flow="nobody") == []
+            async def numbers(**which: Any) -> list[int]:
+                """Return which runs are found, by their order of arrival, from 1."""
+                if "cursor" in which:
+                    which["cursor"] = listed[which["cursor"] - 1]
+                found = await journal.runs(Filter(**which))
+                return [listed.index(run.seq) + 1 for run in found]
+
+            assert await numbers() == [8, 7, 6, 5, 4, 3, 2, 1]
+            assert await numbers(limit=3) == [8, 7, 6]
+            assert await numbers(limit=3, cursor=6) == [5, 4, 3]
+            assert await numbers(flow="b") == [8, 6, 4, 2]
+            assert await numbers(flow="b", cursor=6, limit=1) == [4]
+            assert await numbers(state=S.QUEUED) == [7, 5, 3, 1]
+            assert await numbers(flow="b", state=S.SUCCEEDED) == [2]
+            assert await numbers(state=S.SUCCEEDED) == [2]
+            assert await numbers(dead=True) == [4]
+            assert await numbers(trigger="t1") == [8, 7, 4, 3]
+            assert await numbers(event="e-2") == [6, 5]
+            assert await numbers(since=at(1), until=at(3)) == [6, 5, 4, 3]
+            assert await numbers(flow="nobody") == []
 
             async def events(**which: Any) -> list[str]:
                 return [stored.event.id for stored in await journal.events(Filter(**which))]
 
             assert await events() == ["e-3", "e-2", "e-1", "e-0"]
             assert await events(trigger="t0", limit=1) == ["e-2"]
-            assert await events(cursor=3) == ["e-1", "e-0"]
+            third = (await journal.event("e-2"))[0].seq
+            assert await events(cursor=third) == ["e-1", "e-0"]
             assert await events(flow="b", state=S.FAILED) == ["e-1"]
             assert await events(since=at(2)) == ["e-3", "e-2"]
 
@@ -1031,12 +1055,12 @@ class JournalContract:
             await finish(journal, failed, ended(S.FAILED))
             unfinished = await put(journal, make_run())
             assert await self.prune(journal, finished_before=at(0)) == 0
-            assert await self.prune(journal, finished_before=at(9)) == 40
+            assert await self.prune(journal, finished_before=at(9)) > 0
             assert [run.state for run in await journal.runs(Filter())] == ["queued", "failed"]
             assert len(await journal.events(Filter())) == 2
             assert await journal.steps(claimed.claim.run_seq) == []
             assert await self.prune(journal, failed_before=at(9)) > 0
-            assert journal.counts() == ({"running": 0, "queued": 1}, {})
+            assert await self.counts(journal) == Counts({"queued": 1})
             assert (await journal.event(unfinished.event))[0].runs == unfinished.runs
 
     async def test_a_seq_is_never_given_twice(self, tmp_path: Path) -> None:
@@ -1078,7 +1102,7 @@ class JournalContract:
             await finish(journal, claimed, ended())
             assert await self.prune(journal, finished_before=at(9)) == 0
             await journal.record_action(claimed.event_seq, None)
-            assert await self.prune(journal, finished_before=at(9)) == 2
+            assert await self.prune(journal, finished_before=at(9)) > 0
 
     # ---------------------------------------------------------------- health
 
