@@ -47,15 +47,16 @@ from turnout.service.journal.records import Claim, ClaimedRun, Entry, Filter
 from turnout.service.journal.sqlite import rescue, retention
 from turnout.service.journal.sqlite.append import Intake
 from turnout.service.journal.sqlite.apply import Batch
+from turnout.service.journal.sqlite.claims import ClaimJob
 from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.journal.sqlite.counters import RunCounters
 from turnout.service.journal.sqlite.disk_space import DiskSpace
-from turnout.service.journal.sqlite.jobs import CallJob, ClaimJob
 from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.journal.sqlite.lock import Holder, read_lock
 from turnout.service.journal.sqlite.reader import SqliteReader, open_reader
 from turnout.service.journal.sqlite.resume_cache import ResumeCache
 from turnout.service.journal.sqlite.values import micros
+from turnout.service.journal.sqlite.writer import CallJob
 from turnout.service.telemetry.metrics import Metrics
 
 _Value = TypeVar("_Value")
@@ -385,7 +386,7 @@ def _write_costs(folder: Path) -> dict[str, int]:
     connection = open_for_writing(folder, synchronous="normal")
     disk_space = DiskSpace(connection, folder, 0)
     intake = Intake(connection, disk_space, max_unfinished_runs=10**6)
-    batch = Batch(connection, intake, disk_space, ResumeCache())
+    batch = Batch(connection, intake, ResumeCache())
     early, late = micros(NOW) - 1, micros(NOW) + 10**7
     steps = 0
 

@@ -11,7 +11,7 @@ import pytest
 
 from turnout.service.domain.run import UNFINISHED, RunState
 from turnout.service.journal import sqlite
-from turnout.service.journal.sqlite import event_rows, positions, run_rows, step_rows
+from turnout.service.journal.sqlite import events, outcomes, positions, runs, steps
 from turnout.service.journal.sqlite.bulk import LONGEST_CACHED, BulkStatement
 from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.journal.sqlite.statements import load
@@ -20,20 +20,22 @@ ROOM = Path(str(sqlite.__file__)).parent
 FILES = sorted(path.stem for path in (ROOM / "sql").glob("*.sql"))
 NAMED = [(file, name) for file in FILES for name in load(file)]
 BULK = {
-    "events": event_rows.INSERT,
-    "deliveries": event_rows.INSERT_DELIVERIES,
-    "runs": run_rows.INSERT,
-    "attempts": run_rows.INSERT_ATTEMPTS,
-    "outcomes": run_rows.RECORD_OUTCOME,
-    "steps": step_rows.RECORD,
+    "events": events.INSERT,
+    "deliveries": events.INSERT_DELIVERIES,
+    "runs": runs.INSERT,
+    "attempts": outcomes.INSERT_ATTEMPTS,
+    "outcomes": outcomes.RECORD,
+    "steps": steps.RECORD,
     "positions": positions.STORE,
 }
 STATES = re.compile(r"state (?:NOT )?IN \(([^)?]*)\)")
 
 
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[apsw.Connection]:
-    connection = open_for_writing(tmp_path, synchronous="normal")
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apsw.Connection]:
+    folder = tmp_path_factory.mktemp("statements")
+    (folder / "journal").mkdir(mode=0o700)
+    connection = open_for_writing(folder, synchronous="normal")
     yield connection
     connection.close()
 

@@ -18,7 +18,8 @@ from turnout.service.domain.errors import StepFailed
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter, StepRecord
-from turnout.service.journal.sqlite import claims, rows
+from turnout.service.journal.sqlite import claims
+from turnout.service.journal.sqlite.steps import step_from
 from turnout.service.operate.verbs import Cancel, Retry
 from turnout.service.steps.step import StepCall
 from turnout.service.telemetry import logs
@@ -333,7 +334,7 @@ async def test_a_wide_map_costs_each_child_the_same(
     """A map is woken for every few children; what it reads again must not grow with the others."""
     global width
     looked_at: list[str] = []
-    read, recorded, recall = rows.step_from, StepCall.recorded, StepCall.recall
+    read, recorded, recall = step_from, StepCall.recorded, StepCall.recall
 
     def counted_read(row: Any) -> Any:
         looked_at.append("read")

@@ -12,8 +12,8 @@ from turnout.service.app.process import Process
 from turnout.service.dispatch.queue import Memory, Queue
 from turnout.service.dispatch.scheduling import Scheduler
 from turnout.service.governance import secrets
-from turnout.service.journal.sqlite.jobs import CallJob
 from turnout.service.journal.sqlite.journal import SqliteJournal
+from turnout.service.journal.sqlite.writer import CallJob
 
 
 def scheduler(process: Process) -> Scheduler:

@@ -18,10 +18,10 @@ from turnout.service.domain.duplicates import is_same
 from turnout.service.domain.errors import Overloaded
 from turnout.service.journal.records import Appended, Entry, NewRun
 
-from . import event_rows, run_rows
+from . import events, runs
 from .counters import RunCounters
 from .disk_space import DiskSpace
-from .jobs import AppendJob
+from .events import AppendJob, DeliveryRow, EventRow
 from .positions import Moves
 from .statements import load
 from .values import dump
@@ -46,7 +46,7 @@ class _Rows:
     runs: list[Any] = field(default_factory=list)
     dedupe: list[Any] = field(default_factory=list)
     awaited: list[tuple[int, int, Sequence[str]]] = field(default_factory=list)
-    repeated: list[tuple[AppendJob, Entry, Appended]] = field(default_factory=list)
+    repeated: list[tuple[AppendJob, Appended]] = field(default_factory=list)
 
 
 class Intake:
@@ -63,34 +63,41 @@ class Intake:
     def append(self, jobs: Sequence[AppendJob], counters: RunCounters) -> None:
         """Write the entries and positions of all jobs with three or four statements."""
         rows = _Rows(known=self._known(jobs))
-        moves = Moves(self._connection, [(job.trigger, job.positions) for job in jobs])
+        no_space = self._disk_space.check()
+        moves: Moves | None = None
         for job in jobs:
-            job.error = self._refusal(job, counters)
+            if job.entries:
+                job.error = no_space or self._too_many(job, counters)
             if job.positions and job.error is None:
+                moves = moves or Moves(
+                    self._connection, [(each.trigger, each.positions) for each in jobs]
+                )
                 job.error = moves.add(job.trigger, job.positions)
-            if job.error is not None:
-                continue
-            job.result = [
-                self._take(rows, job, *parts, counters)
-                for parts in zip(job.entries, job.events, job.identities, strict=True)
-            ]
-        event_rows.INSERT.run(self._connection, rows.events)
-        run_rows.INSERT.run(self._connection, rows.runs)
-        event_rows.INSERT_DELIVERIES.run(self._connection, rows.dedupe)
+            if job.error is None:
+                job.result = [
+                    self._take(rows, job, *parts, counters)
+                    for parts in zip(job.entries, job.events, job.identities, strict=True)
+                ]
+        connection = self._connection
+        events.INSERT.run(connection, rows.events)
+        runs.INSERT.run(connection, rows.runs)
+        if rows.dedupe:
+            events.INSERT_DELIVERIES.run(connection, rows.dedupe)
         for at, seq, topics in rows.awaited:
-            wake(self._connection, topics, at, event_seq=seq)
-        for job, entry, appended in rows.repeated:
+            wake(connection, topics, at, event_seq=seq)
+        for job, appended in rows.repeated:
             if not appended.runs:
                 appended.runs = self._first_runs(appended.event_seq)
-            self._add_decisions(appended.event_seq, job.verdicts(entry, appended.conflict))
-        moves.write()
+            self._add_decisions(appended.event_seq, job.repeated(appended.conflict))
+        if moves is not None:
+            moves.write()
 
     def _take(
         self,
         rows: _Rows,
         job: AppendJob,
         entry: Entry,
-        event: event_rows.EventRow,
+        event: EventRow,
         identity: tuple[bytes, bytes] | None,
         counters: RunCounters,
     ) -> Appended:
@@ -99,7 +106,7 @@ class Intake:
             first = rows.known.get(identity[0])
             if first is not None:
                 appended = _duplicate(entry, identity[1], first)
-                rows.repeated.append((job, entry, appended))
+                rows.repeated.append((job, appended))
                 return appended
         self.last_event += 1
         seq = self.last_event
@@ -109,24 +116,24 @@ class Intake:
             rows.awaited.append((job.at, seq, entry.topics))
         run_ids = self.add_runs(rows.runs, entry.runs, seq, job.at, counters)
         if identity is not None:
-            rows.dedupe += event_rows.DeliveryRow(seq, *identity, job.at)
+            rows.dedupe += DeliveryRow(seq, *identity, job.at)
             rows.known[identity[0]] = (seq, identity[1], run_ids)
         return Appended(event_seq=seq, event=entry.event.id, runs=run_ids)
 
     def add_runs(
         self,
         values: list[Any],
-        runs: Iterable[NewRun],
+        new: Iterable[NewRun],
         event_seq: int,
         at: int,
         counters: RunCounters,
     ) -> tuple[str, ...]:
         """Give runs their seq, count them, and add their rows to `values`; returns their ids."""
         ids = []
-        for run in runs:
+        for run in new:
             self.last_run += 1
             run.seq = self.last_run
-            row = run_rows.run_row(run, event_seq, at)
+            row = runs.run_row(run, event_seq, at)
             values += row
             counters.move(None, row.state)
             if row.dead:
@@ -136,7 +143,7 @@ class Intake:
 
     def insert_runs(self, values: list[Any]) -> None:
         """Insert the rows that `add_runs` added."""
-        run_rows.INSERT.run(self._connection, values)
+        runs.INSERT.run(self._connection, values)
 
     def _known(self, jobs: Sequence[AppendJob]) -> dict[bytes, _First]:
         """Return the first deliveries the jobs may repeat, by key."""
@@ -158,12 +165,12 @@ class Intake:
         found = self._connection.execute(_FIRST_RUNS, (event_seq,))
         return tuple(row[0] for row in found)
 
-    def _refusal(self, job: AppendJob, counters: RunCounters) -> Overloaded | None:
-        if not job.entries:
+    def _too_many(self, job: AppendJob, counters: RunCounters) -> Overloaded | None:
+        if counters.unfinished < self._max_unfinished:
             return None
-        if counters.unfinished >= self._max_unfinished and any(entry.runs for entry in job.entries):
-            return Overloaded(f"{counters.unfinished} runs are unfinished, and no more are taken")
-        return self._disk_space.refusal()
+        if not any(entry.runs for entry in job.entries):
+            return None
+        return Overloaded(f"{counters.unfinished} runs are unfinished, and no more are taken")
 
 
 def _duplicate(entry: Entry, digest: bytes, first: _First) -> Appended:

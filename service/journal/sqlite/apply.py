@@ -1,7 +1,7 @@
 """Applies jobs that arrived together: events, steps, outcomes, claims, and rarer calls.
 
-Each kind is written with few statements, in an order that keeps the promises of `jobs.py`. Each
-statement about a run compares the run's token itself.
+Each kind is written with few statements. Each statement about a run compares the run's token
+itself.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from turnout.service.domain.event import CALLED
 from turnout.service.domain.run import FINISHED, Undo
 from turnout.service.journal.records import REGISTERED, Appended, Claim, ClaimedRun, Opening
 
-from . import step_rows, waits
+from . import outcomes, steps, waits
 from .append import Intake
-from .claims import Claims
+from .claims import ClaimJob, Claims
 from .counters import RunCounters
-from .disk_space import DiskSpace
-from .jobs import AppendJob, CallJob, Groups, OutcomeJob, StepJob
+from .events import AppendJob
+from .outcomes import OutcomeJob, attempt_row
 from .resume_cache import ResumeCache
-from .run_rows import INSERT_ATTEMPTS, RECORD_OUTCOME, AttemptRow, outcome_row
 from .statements import load
-from .step_rows import claimed_row
+from .steps import StepJob
 from .values import dump_list
-from .writer import Job, Split
+from .writer import CallJob, Job, Split
 
 _SQL = load("record")
 _HOLDS, _FLOW, _SHOW_PROGRESS = _SQL["holds"], _SQL["flow"], _SQL["show_progress"]
@@ -35,54 +34,93 @@ _RETURNED, _UNDO, _SUPERSEDE = _SQL["returned"], _SQL["undo"], _SQL["supersede"]
 _DELETE_STEP = _SQL["delete_step"]
 
 
+class _Group:
+    """Jobs written kind by kind: appends, steps, outcomes, claims.
+
+    It takes jobs as long as that order keeps the one in which jobs about a run were submitted.
+    """
+
+    __slots__ = ("_claimed", "_ended", "_stepped", "appends", "claims", "outcomes", "steps")
+
+    def __init__(self) -> None:
+        self.appends: list[AppendJob] = []
+        self.steps: list[StepJob] = []
+        self.outcomes: list[OutcomeJob] = []
+        self.claims: list[ClaimJob] = []
+        self._stepped: set[tuple[int, str]] = set()
+        self._ended: set[int] = set()
+        self._claimed: set[int] = set()
+
+    def takes(self, job: Job) -> bool:
+        """Add a job to the group, unless it would take effect out of its turn."""
+        if isinstance(job, AppendJob):
+            self.appends.append(job)
+            return True
+        if isinstance(job, StepJob):
+            seq = job.claim.run_seq
+            step = (seq, job.row.key)
+            if step in self._stepped or seq in self._ended or seq in self._claimed:
+                return False
+            self._stepped.add(step)
+            self.steps.append(job)
+            return True
+        if isinstance(job, OutcomeJob):
+            seq = job.row.run_seq
+            if seq in self._ended or seq in self._claimed:
+                return False
+            self._ended.add(seq)
+            self.outcomes.append(job)
+            return True
+        if isinstance(job, ClaimJob) and self._claimed.isdisjoint(job.seqs):
+            self._claimed.update(job.seqs)
+            self.claims.append(job)
+            return True
+        return False
+
+
 class Batch:
-    """Applies jobs to the journal, inside the transaction the writer opened."""
+    """Applies jobs to the journal, inside the transaction the writer opened.
+
+    Jobs about different runs commute, because nobody knows a run before its append has committed.
+    Jobs about one run take effect in the order they were submitted.
+    """
 
     def __init__(
-        self,
-        connection: apsw.Connection,
-        intake: Intake,
-        disk_space: DiskSpace,
-        resume_cache: ResumeCache,
+        self, connection: apsw.Connection, intake: Intake, resume_cache: ResumeCache
     ) -> None:
         self._connection = connection
-        self._disk_space = disk_space
         self._intake = intake
         self._claims = Claims(connection, resume_cache)
         self._isolated: set[int] = set()  # runs that have not shown progress since their claim
 
     def __call__(self, jobs: Sequence[Job], counters: RunCounters) -> None:
         """Write `jobs`; see `Apply` in the writer."""
-        self._disk_space.measure(at_once=False)
-        groups = Groups()
+        group = _Group()
         for job in jobs:
-            if not groups.accepts(job):
-                self._write(groups, counters)
-                groups = Groups()
-            if isinstance(job, CallJob):
-                self._write(groups, counters)
-                groups = Groups()
-                job.result = job.function(self._connection, counters)
-            else:
-                groups.add(job)
-        self._write(groups, counters)
+            if not group.takes(job):
+                self._write(group, counters)
+                group = _Group()
+                if not group.takes(job):
+                    assert isinstance(job, CallJob)
+                    job.result = job.function(self._connection, counters)
+        self._write(group, counters)
 
-    def _write(self, groups: Groups, counters: RunCounters) -> None:
-        if groups.appends:
-            self._intake.append(groups.appends, counters)
-        if groups.steps:
-            self._record_steps(groups.steps)
-        if groups.outcomes:
-            self._record(groups.outcomes, counters)
-        if groups.claims:
-            claimed = self._claims.claim(groups.claims, counters)
+    def _write(self, group: _Group, counters: RunCounters) -> None:
+        if group.appends:
+            self._intake.append(group.appends, counters)
+        if group.steps:
+            self._record_steps(group.steps)
+        if group.outcomes:
+            self._record(group.outcomes, counters)
+        if group.claims:
+            claimed = self._claims.claim(group.claims, counters)
             self._isolated.update(run.claim.run_seq for run in claimed if run.isolated)
 
     def _record_steps(self, jobs: Sequence[StepJob]) -> None:
         values: list[Any] = []
         for job in jobs:
-            values += claimed_row(job.claim, job.row)
-        if step_rows.RECORD.run(self._connection, values) != len(jobs):
+            values += (job.claim.run_seq, job.claim.token, *job.row)
+        if steps.RECORD.run(self._connection, values) != len(jobs):
             if len(jobs) > 1:
                 raise Split
             # Nothing changed: either the claim is lost, or the step is already a fact.
@@ -97,26 +135,25 @@ class Batch:
         values: list[Any] = []
         attempts: list[Any] = []
         for job in jobs:
-            run, outcome = job.run, job.outcome
-            row = outcome_row(run, outcome, job.started_at, job.at)
+            row, run = job.row, job.run
             values += row
-            if row.error or outcome.log or row.state in ("failed", "retrying"):
-                attempts += AttemptRow(
-                    run.claim.run_seq, run.attempt, job.started_at, job.at, row.state, row.error,
-                    outcome.log,
-                )  # fmt: skip
+            attempts += attempt_row(job) or ()
             counters.move("running", row.state)
             if row.finished_at is not None and row.dead != run.dead:
                 counters.add_dead_letters(self._flow_of(run), 1 if row.dead else -1)
-        if RECORD_OUTCOME.run(self._connection, values) != len(jobs):
+        if outcomes.RECORD.run(self._connection, values) != len(jobs):
             if len(jobs) > 1:
                 raise Split
             raise self._lost(jobs[0].run.claim)
-        INSERT_ATTEMPTS.run(self._connection, attempts)
-        self._isolated.difference_update(job.run.claim.run_seq for job in jobs)
+        if attempts:
+            outcomes.INSERT_ATTEMPTS.run(self._connection, attempts)
+        if self._isolated:
+            self._isolated.difference_update(job.row.run_seq for job in jobs)
         self._update_waits(jobs)
         for job in jobs:
-            self._record_rest(job, counters)
+            outcome = job.outcome
+            if outcome.error or outcome.undo or outcome.returned is not None:
+                self._record_rest(job, counters)
 
     def _record_rest(self, job: OutcomeJob, counters: RunCounters) -> None:
         """Write what few outcomes have."""

@@ -19,13 +19,13 @@ from turnout.service.journal.records import ChildEnd, Claim, ClaimedRun, StepRec
 
 from .columns import selected
 from .counters import RunCounters
-from .event_rows import ReadEvent, event_from
-from .jobs import ClaimJob
+from .events import ReadEvent, event_from
 from .resume_cache import ResumeCache
-from .run_rows import is_isolated
+from .runs import is_isolated
 from .statements import load
-from .step_rows import StepRow, step_from
+from .steps import StepRow, step_from
 from .values import dump_list, error_from, instant
+from .writer import Job
 
 _INLINE_BODY_BYTES = 65_536
 _INLINE_RESULT_BYTES = 4096  # one query may return thousands of results
@@ -87,6 +87,18 @@ _STEPS_OF_RUNS = f"""{_STEPS}
     run_seq IN (SELECT value FROM json_each(?1)) AND superseded = 0 ORDER BY seq)"""
 _STEPS_OF_RUN = f"""{_STEPS}
     run_seq = ?1 AND key IN (SELECT value FROM json_each(?2)) AND superseded = 0 ORDER BY seq)"""
+
+
+class ClaimJob(Job):
+    """Claim runs; `untouched` holds those that were never claimed and need not be read."""
+
+    __slots__ = ("at", "rows", "seqs", "untouched")
+
+    def __init__(self, seqs: Sequence[int], untouched: Mapping[int, ClaimedRun], at: int) -> None:
+        self.rows = len(seqs)
+        self.seqs = seqs
+        self.untouched = untouched
+        self.at = at
 
 
 @dataclass(slots=True)

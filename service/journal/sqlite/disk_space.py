@@ -45,6 +45,11 @@ class DiskSpace:
         disk = os.statvfs(self._folder)
         self._free_bytes = disk.f_bavail * disk.f_frsize + reusable
 
+    def check(self) -> Overloaded | None:
+        """Measure if the last measurement is old, and return `refusal`: for the writing thread."""
+        self.measure(at_once=False)
+        return self.refusal()
+
     def refusal(self) -> Overloaded | None:
         """Return the error that refuses new events, or None while there is enough free space."""
         if self._free_bytes >= self._min_free:

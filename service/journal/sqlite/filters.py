@@ -14,8 +14,8 @@ import apsw
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
 
-from .event_rows import found_by_id
-from .run_rows import LISTED_RUN_COLUMNS
+from .events import found_by_id
+from .runs import LISTED_RUN_COLUMNS
 from .values import micros
 
 _MOST_PARTS = 200  # SQLite joins at most 500 selects in one statement

@@ -41,19 +41,21 @@ from . import cache, operations, rescue, retention, withdrawal
 from .append import Intake
 from .apply import Batch
 from .blobs import BATCH, BlobStore, name_of
+from .claims import ClaimJob
 from .connection import DAMAGE, QUICKLY_CHECKED_BYTES, damage, open_for_writing, usable
 from .counters import RunCounters
 from .disk_space import DiskSpace
-from .event_rows import pack_details
+from .events import AppendJob, pack_details
 from .files import WatchedFiles, journal_folder, last_change
-from .jobs import CallJob, ClaimJob, OutcomeJob, StepJob, append_job
 from .lock import FolderLock
+from .outcomes import OutcomeJob
 from .positions import move
 from .reader import SqliteReader
 from .resume_cache import ResumeCache
 from .statements import load
+from .steps import StepJob
 from .values import micros
-from .writer import Writer
+from .writer import CallJob, Writer
 
 _SQL = load("operations")
 _READS = load("reads")
@@ -133,7 +135,7 @@ class SqliteJournal(SqliteReader):
         self._unfinished, self._dead, self._not_undone = counts
         self.broken = asyncio.Event()
         self._resume_cache = ResumeCache()
-        self._batch = Batch(connection, intake, disk_space, self._resume_cache)
+        self._batch = Batch(connection, intake, self._resume_cache)
         self._writer = Writer(
             connection,
             self._batch,
@@ -209,7 +211,7 @@ class SqliteJournal(SqliteReader):
         now: datetime,
     ) -> asyncio.Future[list[Appended]]:
         """Write events, their runs and decisions, and the trigger's positions, in one commit."""
-        return self._writer.submit(append_job(entries, now, trigger=trigger, positions=positions))
+        return self._writer.submit(AppendJob(entries, now, trigger, positions))
 
     async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
         """Start new runs of a stored event; sets each run's `replay` to one above the highest."""
@@ -258,7 +260,7 @@ class SqliteJournal(SqliteReader):
         """Record a step together with events it causes and the wait it opens, in one commit."""
         recorded = StepJob(claim, step)
         repeated = None if again is None else StepJob(claim, again)
-        caused = append_job(entries, now) if entries else None
+        caused = AppendJob(entries, now, "", NOTHING) if entries else None
         return self._writer.submit(
             CallJob(
                 lambda _connection, counters: self._batch.record_with(
@@ -569,8 +571,9 @@ def _ignore_failure(future: asyncio.Future[Any]) -> None:
 
 def _counts(connection: apsw.Connection) -> _Counts:
     """Return unfinished runs by state, and dead letters by flow, all and not undone."""
-    unfinished, dead, not_undone = (
-        dict(connection.execute(_READS[name]).fetchall())
-        for name in ("unfinished", "dead", "not_undone")
-    )
-    return unfinished, dead, not_undone
+
+    def counted(name: str) -> dict[str, int]:
+        rows: list[Any] = connection.execute(_READS[name]).fetchall()
+        return dict(rows)
+
+    return counted("unfinished"), counted("dead"), counted("not_undone")

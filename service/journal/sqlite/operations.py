@@ -29,7 +29,8 @@ from turnout.service.journal.records import FAILED, REGISTERED, Claim, NewRun, U
 from . import waits
 from .append import Intake
 from .counters import RunCounters
-from .run_rows import INSERT_ATTEMPTS, RUN_COLUMNS, RUN_SOURCE, AttemptRow, run_from
+from .outcomes import INSERT_ATTEMPTS, AttemptRow
+from .runs import RUN_COLUMNS, RUN_SOURCE, run_from
 from .statements import load
 from .values import micros, pack_error, storable
 

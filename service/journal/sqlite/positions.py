@@ -37,14 +37,15 @@ class Moves:
 
     __slots__ = ("_connection", "_found", "_moved")
 
-    def __init__(self, connection: apsw.Connection, asked: Sequence[tuple[str, Positions]]) -> None:
-        """Read the positions that the writes in `asked` expect something of."""
+    def __init__(
+        self, connection: apsw.Connection, writes: Sequence[tuple[str, Positions]]
+    ) -> None:
+        """Read the positions that some of the writes expect something of."""
         self._connection = connection
         self._moved: dict[tuple[str, str], str | None] = {}
         expected = [
             (trigger, partition)
-            for trigger, positions in asked
-            if positions
+            for trigger, positions in writes
             for partition, to in positions.items()
             if isinstance(to, Move)
         ]

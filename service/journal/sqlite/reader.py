@@ -37,7 +37,7 @@ from . import cache
 from .blobs import BlobStore
 from .columns import selected
 from .connection import open_for_reading, read_all, translate
-from .event_rows import (
+from .events import (
     EVENT_COLUMNS,
     LISTED_EVENT_COLUMNS,
     event_from,
@@ -48,18 +48,17 @@ from .event_rows import (
 from .examine import CHECKS
 from .files import journal_folder
 from .filters import events_where, runs_query
-from .run_rows import (
+from .outcomes import AttemptRow, attempt_from
+from .runs import (
     QUEUED_COLUMNS,
     RUN_COLUMNS,
     RUN_SOURCE,
     UNFINISHED_STATES,
-    AttemptRow,
-    attempt_from,
     queued_from,
     run_from,
 )
 from .statements import load
-from .step_rows import StepRow, step_from
+from .steps import StepRow, step_from
 from .values import dump_list, error_from, instant, micros
 
 _THREADS = 4

@@ -1,7 +1,7 @@
 """Rescue: runs that the last process left running are queued again, runs without a flow are failed.
 
 Each function writes inside the transaction it is called in. Here too: renaming a flow, which moves
-its unfinished runs. Not here: when runs are isolated (`run_rows.is_isolated`).
+its unfinished runs. Not here: when runs are isolated (`runs.is_isolated`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from turnout.service.journal.records import FAILED, REGISTERED, Rescued
 
 from . import operations, waits
 from .counters import RunCounters
-from .run_rows import CRASHES_BEFORE_ISOLATION
+from .runs import CRASHES_BEFORE_ISOLATION
 from .statements import load
 from .values import micros, pack_error
 

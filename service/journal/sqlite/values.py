@@ -14,15 +14,18 @@ import orjson
 
 from turnout.service.domain.run import RunError
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 _LOWEST = datetime.min.replace(tzinfo=UTC)
 _HIGHEST = datetime.max.replace(tzinfo=UTC)
 
 
 def micros(instant: datetime) -> int:
-    """Return an aware instant as microseconds since 1970 UTC, exactly."""
-    since = instant - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    """Return an aware instant as microseconds since 1970 UTC, exactly.
+
+    What is made for each event writes this expression out, since a call costs as much again.
+    """
+    return (instant - EPOCH) // MICROSECOND
 
 
 def instant(stored: int) -> datetime:
@@ -32,7 +35,7 @@ def instant(stored: int) -> datetime:
     one ahead. `datetime` cannot hold these in UTC, so the nearest instant is returned.
     """
     try:
-        return _EPOCH + timedelta(microseconds=stored)
+        return EPOCH + timedelta(microseconds=stored)
     except OverflowError:
         return _HIGHEST if stored > 0 else _LOWEST
 

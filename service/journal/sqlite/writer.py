@@ -29,15 +29,26 @@ _CHECKPOINT_PAGES = 4_000  # 16 MiB of log, then its pages go to the database fi
 
 
 class Job:
-    """One write whose caller waits; `rows` is about how many rows it writes."""
+    """One write whose caller waits; `rows` is about how many rows it writes.
 
-    __slots__ = ("error", "future", "result", "rows")
+    `submit` sets the future; whoever applies the job sets its `result`, or its `error`.
+    """
 
-    def __init__(self, rows: int = 1) -> None:
-        self.future: asyncio.Future[Any]
-        self.rows = rows
-        self.result: Any = None
-        self.error: Exception | None = None
+    __slots__ = ("error", "future", "result")
+
+    future: asyncio.Future[Any]
+    result: Any
+    error: Exception | None
+    rows: int = 1
+
+
+class CallJob(Job):
+    """A rarer write: a function of the open connection, called alone in its turn."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[apsw.Connection, RunCounters], Any]) -> None:
+        self.function = function
 
 
 class Split(Exception):
@@ -91,6 +102,7 @@ class Writer:
             raise JournalBroken(self.broken)
         if self._closed:
             raise JournalError("the journal is closed")
+        job.result = job.error = None
         job.future = future = self._loop.create_future()
         self._queue.put(job)
         return future
@@ -221,7 +233,8 @@ class Writer:
             self._loop.call_soon_threadsafe(self._wake, batch, counters)
 
     def _wake(self, batch: list[Job], counters: RunCounters) -> None:
-        self._committed(counters)
+        if counters.states or counters.dead or counters.not_undone:
+            self._committed(counters)
         for job in batch:
             future = job.future
             if future.done():

@@ -1,4 +1,4 @@
-"""The rows of steps: their columns, the statement that records them, and both conversions."""
+"""Steps: the job that records one, the statement and the rows it is written with."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from turnout.service.journal.records import Claim, RecordedArguments, StepRecord
 from .bulk import BulkStatement
 from .columns import overwritten, selected
 from .values import (
+    EPOCH,
+    MICROSECOND,
     error_from,
     instant,
     instant_or_none,
-    micros,
-    micros_or_none,
     pack_error,
     storable,
 )
+from .writer import Job
 
 
 class StepRow(NamedTuple):
@@ -60,31 +61,31 @@ RECORD = BulkStatement(
 )
 
 
-def step_row(step: StepRecord) -> StepRow:
-    """Return a step as a row."""
-    arguments = step.arguments
-    return StepRow(
-        key=step.key,
-        task=step.task,
-        state=step.state,
-        tries=step.tries,
-        started_at=micros(step.started_at),
-        finished_at=micros_or_none(step.finished_at),
-        encoding=step.encoding,
-        result=step.result,
-        error=None if step.error is None else pack_error(step.error),
-        superseded=int(step.superseded),
-        origin=step.origin,
-        spilled=step.blob,
-        aside=int(step.in_error_handler),
-        digest=None if arguments is None else arguments.digest,
-        called=None if arguments is None else storable(arguments.words),
-    )
+class StepJob(Job):
+    """Record a step under a claim."""
 
+    __slots__ = ("claim", "row")
 
-def claimed_row(claim: Claim, row: StepRow) -> tuple[Any, ...]:
-    """Return the values that record a step under a claim."""
-    return (claim.run_seq, claim.token, *row)
+    def __init__(self, claim: Claim, step: StepRecord) -> None:
+        self.claim = claim
+        arguments, finished_at = step.arguments, step.finished_at
+        self.row = StepRow(
+            key=step.key,
+            task=step.task,
+            state=step.state,
+            tries=step.tries,
+            started_at=(step.started_at - EPOCH) // MICROSECOND,
+            finished_at=None if finished_at is None else (finished_at - EPOCH) // MICROSECOND,
+            encoding=step.encoding,
+            result=step.result,
+            error=None if step.error is None else pack_error(step.error),
+            superseded=int(step.superseded),
+            origin=step.origin,
+            spilled=step.blob,
+            aside=int(step.in_error_handler),
+            digest=None if arguments is None else arguments.digest,
+            called=None if arguments is None else storable(arguments.words),
+        )
 
 
 def step_from(values: Sequence[Any]) -> StepRecord:

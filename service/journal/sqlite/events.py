@@ -1,4 +1,4 @@
-"""The rows of events: their columns, the statements that write them, and both conversions.
+"""Events: the job that appends them, the statements and the rows they are written with.
 
 Attributes without a column are JSON in `details`, which leaves out defaults. Not here: which
 events are stored (`append`).
@@ -16,12 +16,15 @@ from typing import Any, NamedTuple
 import orjson
 
 from turnout.service.domain.duplicates import digest
+from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import NO_BODY, Event
+from turnout.service.journal.contract import Positions
 from turnout.service.journal.records import Decision, Entry, StoredEvent
 
 from .bulk import insert
 from .columns import selected
-from .values import dump, error_from, instant, micros, storable
+from .values import EPOCH, MICROSECOND, dump, error_from, instant, storable
+from .writer import Job
 
 _HALF_KEY_BYTES = 10  # 80 bits: a sender cannot find another id with the same half
 
@@ -54,8 +57,7 @@ class EventRow(NamedTuple):
 INSERT = insert("events", ("seq", *EventRow._fields))
 
 
-def event_row(entry: Entry, at: int, now: datetime) -> EventRow:
-    """Return an entry's event as a row."""
+def _event_row(entry: Entry, at: int, now: datetime) -> EventRow:
     event = entry.event
     return EventRow(
         id=event.id,
@@ -63,7 +65,7 @@ def event_row(entry: Entry, at: int, now: datetime) -> EventRow:
         type=event.type,
         tenant=event.tenant,
         trigger=event.trigger,
-        time=micros(event.time),
+        time=(event.time - EPOCH) // MICROSECOND,
         accepted_at=at,
         body=event.body,
         details=pack_details(event),
@@ -87,6 +89,43 @@ class DeliveryRow(NamedTuple):
 INSERT_DELIVERIES = insert("dedupe", DeliveryRow._fields)
 
 
+class AppendJob(Job):
+    """Write entries and the moves of a trigger's positions.
+
+    `events` are the rows of the entries' events, `identities` those of their deliveries, None for
+    minted events.
+    """
+
+    __slots__ = ("at", "entries", "events", "identities", "now", "positions", "rows", "trigger")
+
+    def __init__(
+        self, entries: Sequence[Entry], now: datetime, trigger: str, positions: Positions
+    ) -> None:
+        """Put entries into rows; raises `JournalError` for what no row can hold."""
+        self.error = None
+        self.entries = entries
+        self.now = now
+        self.at = at = (now - EPOCH) // MICROSECOND
+        self.trigger = trigger
+        self.positions = positions
+        self.rows = 2 * len(entries) + len(positions) + 1
+        try:
+            self.events = [_event_row(entry, at, now) for entry in entries]
+        except (TypeError, ValueError) as error:
+            raise JournalError(f"this event cannot be stored: {error}") from error
+        self.identities = [
+            None if entry.event.minted else identity(entry.event) for entry in entries
+        ]
+
+    def repeated(self, conflict: bool) -> str | None:
+        """Return the decision stored when an event of this job was delivered before."""
+        if conflict:
+            made = Decision("", "conflict", "the same id came again with other content")
+        else:
+            made = Decision("", "duplicate", "the same event was delivered again")
+        return pack_decisions((made,), self.now)
+
+
 def pack_details(event: Event) -> str | None:
     """Return the attributes without a column as JSON, None when all are defaults."""
     details: dict[str, Any] = {}
@@ -106,7 +145,7 @@ def pack_details(event: Event) -> str | None:
         details[_EMPTY_BODY] = True
     if event.exact is not None:
         details["exact"] = b64encode(event.exact).decode()
-    return dump(details) if details else None
+    return orjson.dumps(details).decode() if details else None
 
 
 def pack_decisions(decisions: Sequence[Decision], at: datetime) -> str | None:

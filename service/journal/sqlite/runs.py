@@ -1,7 +1,7 @@
-"""The rows of runs and attempts: their columns, the statements that write them, the conversions.
+"""The rows of runs: their columns, the statement that inserts them, and the conversions.
 
 A run is written three times: when it is made (`RunRow`), when it is claimed (`claims`), and when
-its attempt ends (`OutcomeRow`). What people see of it is a `StoredRun`.
+its attempt ends (`outcomes`). What people see of it is a `StoredRun`.
 """
 
 from __future__ import annotations
@@ -11,26 +11,22 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from turnout.service.domain.run import FINISHED, Outcome, Run, RunState
+from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import (
     FAILED,
     REGISTERED,
-    AttemptRecord,
-    ClaimedRun,
     NewRun,
     Queued,
 )
 
-from .bulk import BulkStatement, insert
+from .bulk import insert
 from .columns import selected
 from .values import (
     error_from,
     instant,
     instant_or_none,
     micros,
-    micros_or_none,
     pack_error,
-    storable,
 )
 
 CRASHES_BEFORE_ISOLATION = 2
@@ -41,8 +37,6 @@ UNFINISHED_STATES = "('scheduled', 'queued', 'running', 'retrying', 'waiting')"
 
 LISTED_RESULT_BYTES = 4096
 """A larger result is left out of lists: a page of results of a MiB each would fill the memory."""
-
-_FINISHED = frozenset(state.value for state in FINISHED)
 
 
 # ---------------------------------------------------------------- a new run
@@ -93,98 +87,6 @@ def run_row(run: NewRun, event_seq: int, at: int) -> RunRow:
         dead=int(dead),
         replay=run.replay,
         code_version=run.code_version,
-    )
-
-
-# ---------------------------------------------------------------- the end of an attempt
-
-
-class OutcomeRow(NamedTuple):
-    """What the end of an attempt changes in a run that is held under a claim."""
-
-    run_seq: int
-    token: int
-    state: str
-    counts: int
-    due_at: int | None
-    started_at: int
-    finished_at: int | None
-    result: bytes | None
-    error: str | None
-    reason: str | None
-    dead: int
-
-
-RECORD_OUTCOME = BulkStatement(
-    f"""
-    WITH given ({", ".join(OutcomeRow._fields)}) AS ({{rows}})
-    UPDATE runs SET
-        state = given.state,
-        attempts = attempts + given.counts,
-        due_at = iif(given.state = 'waiting', given.due_at, coalesce(given.due_at, runs.due_at)),
-        started_at = given.started_at,
-        finished_at = given.finished_at,
-        result = given.result,
-        error = given.error,
-        reason = given.reason,
-        dead = given.dead,
-        blames = 0
-    FROM given
-    WHERE runs.seq = given.run_seq AND runs.token = given.token AND runs.state = 'running'
-    """,
-    OutcomeRow._fields,
-)
-
-
-def outcome_row(run: ClaimedRun, outcome: Outcome, started_at: int, at: int) -> OutcomeRow:
-    """Return how an outcome changes its run.
-
-    A dead letter whose undo an operator has retried stays one until that has succeeded.
-    """
-    state = outcome.state.value
-    finished = state in _FINISHED
-    failed = state == "failed" and not (run.dead and outcome.undo == "done")
-    due_at = at if state == "queued" else micros_or_none(outcome.due_at)
-    return OutcomeRow(
-        run_seq=run.claim.run_seq,
-        token=run.claim.token,
-        state=state,
-        counts=int(outcome.counts),
-        due_at=due_at,
-        started_at=started_at,
-        finished_at=at if finished else None,
-        result=outcome.result,
-        error=None if outcome.error is None else pack_error(outcome.error),
-        reason=storable(outcome.reason) if outcome.reason else None,
-        dead=int(failed or (run.dead and not finished)),
-    )
-
-
-class AttemptRow(NamedTuple):
-    """The columns of the table `attempts`."""
-
-    run_seq: int
-    attempt: int
-    started_at: int
-    finished_at: int | None
-    state: str
-    error: str | None
-    log: bytes | None
-
-
-INSERT_ATTEMPTS = insert("attempts", AttemptRow._fields)
-
-
-def attempt_from(values: Sequence[Any]) -> AttemptRecord:
-    """Return the attempt of a row, given as the values of its columns."""
-    row = AttemptRow(*values)
-    return AttemptRecord(
-        attempt=row.attempt,
-        started_at=instant(row.started_at),
-        finished_at=instant_or_none(row.finished_at),
-        state=RunState(row.state),
-        error=error_from(row.error),
-        log=row.log,
     )
 
 
