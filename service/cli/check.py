@@ -15,7 +15,7 @@ from .options import flow_paths, with_json
 from .output import complain, print_json, say, table
 
 if TYPE_CHECKING:
-    from turnout.service.project.loader import Findings
+    from turnout.service.project.check import Findings
 
 
 @click.command()
@@ -36,13 +36,13 @@ def check(paths: tuple[Path, ...], env: bool, config: Path | None, as_json: bool
     turnout check flows/
     turnout check flows.py --env             on the machine that will serve it
     """
-    from turnout.service.project import loader
+    from turnout.service.project.check import check as examine
     from turnout.service.settings import load
     from turnout.service.telemetry import streams
 
     settings = load(config)
     streams.protect()  # a file may reveal a secret as it is imported, and fail with it
-    findings = loader.check(list(paths), env=env, secrets_folder=settings.secrets_folder)
+    findings = examine(list(paths), env=env, secrets_folder=settings.secrets_folder)
     if as_json:
         _print_findings_json(findings)
     else:

@@ -28,18 +28,18 @@ _COLOURS = {
 
 def safe(text: object) -> str:
     """Return text with the control characters of a terminal escaped."""
-    from turnout.service.telemetry.unseen import IN_TEXT, as_python
+    from turnout.service.telemetry.unseen import IN_TEXT, python_escape
 
-    return IN_TEXT.sub(as_python, str(text))
+    return IN_TEXT.sub(python_escape, str(text))
 
 
 def print_json(document: Any) -> None:
     """Print one document as one line of JSON, escaped for a terminal."""
     from turnout.service.operate.documents import encode
-    from turnout.service.telemetry.unseen import IN_LINE, as_json
+    from turnout.service.telemetry.unseen import IN_LINE, json_escape
 
     line = encode(document).decode("utf-8")
-    click.echo(IN_LINE.sub(as_json, line))
+    click.echo(IN_LINE.sub(json_escape, line))
 
 
 def say(text: str) -> None:

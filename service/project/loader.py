@@ -10,9 +10,7 @@ watching files for changes (`reload`) and what makes flows one project (`project
 """
 
 from __future__ import annotations
-import __future__
 
-import ast
 import hashlib
 import importlib.util
 import re
@@ -20,17 +18,15 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from turnout.service.domain.errors import FOREIGN, SetupError
+from turnout.service.domain.errors import SetupError, message_of
 from turnout.service.domain.flow import CODE_VERSION, SOURCE, Flow
-from turnout.service.governance.secrets import has_value
+from turnout.service.domain.task import Task
 
-from . import AnyFlow, Project, problems
-from .unawaited import unawaited
+from . import AnyFlow, Project
 
 PACKAGE = "_turnout_flows"
 """The private package flow files live in."""
@@ -74,61 +70,16 @@ def loading(paths: Sequence[Path]) -> Iterator[Project]:
     All or nothing: after an error every module is as before, so that a failed reload keeps the
     current code.
     """
-    with _all_or_nothing():
+    with all_or_nothing():
         modules = [_execute(file) for file in flow_files(paths)]
         flows = flows_of(modules)
         if not flows:
             raise SetupError(
                 "no flow found; decorate a function with @flow", file=str(paths[0]), line=1
             )
-        for problem in _unreachable(flows, modules):
+        for problem in unreachable(flows, modules):
             raise problem
         yield Project.of(flows)
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What `check` found: flows that load, errors, and warnings."""
-
-    flows: tuple[AnyFlow, ...]
-    problems: tuple[SetupError, ...]
-    warnings: tuple[SetupError, ...]
-
-
-def check(
-    paths: Sequence[Path], *, env: bool = False, secrets_folder: Path | None = None
-) -> Findings:
-    """Find every problem of every file, not just the first; no flow runs.
-
-    With `env` a secret that has no value here is a problem, else a warning.
-    """
-    found: list[SetupError] = []
-    modules: list[ModuleType] = []
-    unknown: list[SetupError] = []
-    with _all_or_nothing(keep=False):
-        try:
-            files = flow_files(paths)
-        except SetupError as error:
-            return Findings((), (error,), ())
-        for file in files:
-            try:
-                modules.append(_examine(file, found))
-            except SetupError as error:
-                found.append(error)
-            unknown += _unknown_secrets(file, secrets_folder)
-        flows = flows_of(modules)
-        found += problems(flows)
-        found += _unreachable(flows, modules)
-        for module in modules:
-            found += unawaited(module)
-        if not flows and not found:
-            found.append(
-                SetupError("no flow found; decorate a function with @flow", file=str(files[0]))
-            )
-    if env:
-        found += unknown
-    found.sort(key=lambda problem: (problem.file or "", problem.line or 0))
-    return Findings(tuple(flows), tuple(found), () if env else tuple(unknown))
 
 
 def flow_files(paths: Sequence[Path]) -> list[Path]:
@@ -179,60 +130,15 @@ def flows_of(modules: Iterable[ModuleType]) -> list[AnyFlow]:
 
 def _execute(path: Path, source: bytes | None = None) -> ModuleType:
     """Run a flow file as a fresh module; on any failure the module it replaces stays."""
-    with _fresh_module(path, source) as (module, text):
+    with fresh_module(path, source) as (module, text):
         # Without the future statements of this module, which would change annotations.
         code = compile(text, str(module.__file__), "exec", dont_inherit=True)
         exec(code, module.__dict__)
     return module
 
 
-def _examine(path: Path, found: list[SetupError]) -> ModuleType:
-    """Run a flow file statement by statement, continuing after one that fails.
-
-    So every mistake is found at once. An error that follows from a reported one (a name that the
-    failed statement would have defined) is not reported again.
-    """
-    missing: set[str] = set()
-    with _fresh_module(path) as (module, source):
-        tree = ast.parse(source, str(module.__file__))
-        flags = __future__.annotations.compiler_flag if _postpones_annotations(tree) else 0
-        for statement in tree.body:
-            block = ast.Module([statement], [])
-            code = compile(block, str(module.__file__), "exec", flags, dont_inherit=True)
-            try:
-                exec(code, module.__dict__)
-            except BaseException as error:  # foreign code may raise anything
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                if not (isinstance(error, NameError) and error.name in missing):
-                    found.append(_explain(error, path.absolute()))
-                missing |= _names_defined(statement)
-    return module
-
-
-def _postpones_annotations(tree: ast.Module) -> bool:
-    return any(
-        isinstance(node, ast.ImportFrom)
-        and node.module == "__future__"
-        and any(alias.name == "annotations" for alias in node.names)
-        for node in tree.body
-    )
-
-
-def _names_defined(statement: ast.stmt) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.alias):
-            names.add(node.asname or node.name.partition(".")[0])
-    return names
-
-
 @contextmanager
-def _fresh_module(path: Path, source: bytes | None = None) -> Iterator[tuple[ModuleType, bytes]]:
+def fresh_module(path: Path, source: bytes | None = None) -> Iterator[tuple[ModuleType, bytes]]:
     """Register the module of a file while its source runs; errors become `SetupError`."""
     path = path.absolute()
     name = module_name(path)
@@ -263,7 +169,7 @@ def _fresh_module(path: Path, source: bytes | None = None) -> Iterator[tuple[Mod
             sys.modules[name] = old
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise _explain(error, path) from error
+        raise explain(error, path) from error
     finally:
         _imported.update(_own_modules(set(sys.modules) - before, path.parent))
 
@@ -281,7 +187,7 @@ def _own_modules(names: set[str], folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _all_or_nothing(*, keep: bool = True) -> Iterator[None]:
+def all_or_nothing(*, keep: bool = True) -> Iterator[None]:
     """Remove what flow files imported before, and restore it on failure."""
     global _imported
     ours = {name: module for name, module in sys.modules.items() if _is_ours(name)}
@@ -304,7 +210,7 @@ def _is_ours(name: str) -> bool:
     return name.startswith(f"{PACKAGE}.") or name in _imported
 
 
-def _explain(error: BaseException, path: Path) -> SetupError:
+def explain(error: BaseException, path: Path) -> SetupError:
     """Turn an error into a `SetupError` at the author's own line."""
     if isinstance(error, SyntaxError):
         file = error.filename or str(path)
@@ -321,7 +227,7 @@ def _explain(error: BaseException, path: Path) -> SetupError:
         return SetupError(
             f"{error.msg}; install it beside turnout or correct the name", file=file, line=line
         )
-    text = " ".join(str(error).split())
+    text = " ".join(message_of(error).split())
     return SetupError(f"{type(error).__name__}: {text}" if text else type(error).__name__,
                       file=file, line=line)  # fmt: skip
 
@@ -336,20 +242,16 @@ def _is_users(filename: str, path: Path) -> bool:
 # ---------------------------------------------------------------- what only a whole file shows
 
 
-def _unreachable(flows: Sequence[AnyFlow], modules: Sequence[ModuleType]) -> list[SetupError]:
+def unreachable(flows: Sequence[AnyFlow], modules: Sequence[ModuleType]) -> list[SetupError]:
     """Return the functions with `pool="process"` that a worker process could not import."""
     found: dict[int, SetupError] = {}
-    candidates: list[Any] = [*flows]
-    for module in modules:
-        candidates += [
-            value for value in vars(module).values() if not isinstance(value, type | ModuleType)
-        ]
-    for candidate in candidates:
-        # By its attributes: the class of tasks is in a higher layer, handlers.
-        function = _process_function(candidate)
-        if function is None or id(function) in found:
+    values = [value for module in modules for value in vars(module).values()]
+    for each in (*flows, *values):
+        # By type: other objects of a user's module may raise on attribute access.
+        if not issubclass(type(each), Flow | Task) or each.pool != "process":
             continue
-        if not _is_importable(function):
+        function = each.function
+        if id(function) not in found and not _is_importable(function):
             code = getattr(function, "__code__", None)
             found[id(function)] = SetupError(
                 f'pool="process" needs a function a worker can import by name, and '
@@ -360,47 +262,8 @@ def _unreachable(flows: Sequence[AnyFlow], modules: Sequence[ModuleType]) -> lis
     return list(found.values())
 
 
-def _process_function(candidate: object) -> Any:
-    """Return the function of a flow or task that runs in a worker process, else None."""
-    try:
-        if getattr(candidate, "pool", None) != "process":
-            return None
-        return getattr(candidate, "function", None)
-    except FOREIGN:  # foreign code: any object may raise on attribute access
-        return None
-
-
 def _is_importable(function: Any) -> bool:
     target: Any = sys.modules.get(function.__module__)
     for part in function.__qualname__.split("."):
         target = getattr(target, part, None)
     return target is function or getattr(target, "function", None) is function
-
-
-def _unknown_secrets(file: Path, secrets_folder: Path | None) -> list[SetupError]:
-    """Return each `secret("NAME")` of a file that has no value here, with its line.
-
-    Read from the syntax tree, so that secrets in the bodies of flows are found too.
-    """
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError, OSError):
-        return []
-    return [
-        SetupError(
-            f"secret {name!r} has no value here; set the environment variable {name}",
-            file=str(file),
-            line=line,
-        )
-        for name, line in _secret_names(tree)
-        if not has_value(name, secrets_folder)
-    ]
-
-
-def _secret_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args:
-            called, first = node.func, node.args[0]
-            name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
-            if name == "secret" and isinstance(first, ast.Constant):
-                yield str(first.value), node.lineno

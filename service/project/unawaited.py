@@ -17,6 +17,7 @@ from typing import Any
 
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.flow import SOURCE, Flow
+from turnout.service.domain.task import Task
 
 _AWAITED = ("Coroutine", "Awaitable", "Asked")
 """Prefixes of the return annotations of functions whose result is awaited."""
@@ -159,8 +160,8 @@ def _bound(function: _Function | ast.Lambda) -> Iterator[str]:
 
 
 def _is_step(value: Any) -> bool:
-    """Whether a value is a flow or a task; the class of tasks is in a higher layer."""
-    return issubclass(type(value), Flow) or type(value).__module__ == "turnout.handlers.task"
+    """Whether a value is a flow or a task."""
+    return issubclass(type(value), Flow | Task)
 
 
 def _is_async_step(value: Any) -> bool:

@@ -1,21 +1,18 @@
-"""Log lines: one record is one line and names its run; from `log`, `logging` and `print`.
+"""Logging: records from `log`, `logging`, `structlog` and `print`, each naming its run.
 
 A record is a noun.verb message (`order.charged`) and keyword fields; inside a run the fields
-`flow run attempt trigger event tenant` are added automatically. Records are written as JSON, or as
-readable text on a terminal. The records of a run are also stored with its attempts, up to a bound,
-as JSON Lines. Control characters are escaped and revealed secrets masked, so a record cannot forge
-a second line or a terminal sequence.
+`flow run attempt trigger event tenant` are added automatically. The records of a run are also
+stored with its attempts as JSON Lines, up to a bound; a last line says how many were dropped.
 
-Not here: log files, rotation, shipping. The supervisor of the process does that better.
+Not here: what a line looks like (`log_lines`); log files, rotation, shipping, which the supervisor
+of the process does better.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,35 +21,29 @@ from typing import Any, Literal, TextIO
 
 import orjson
 
-from turnout.service.domain.errors import FOREIGN
 from turnout.service.domain.units import utc_now
 from turnout.service.governance import secrets
 
+from .log_lines import MAX_FIELD, Fields, as_json, as_text, record_of
 from .streams import real_stderr
-from .unseen import IN_LINE, as_json, as_python
 
 Format = Literal["auto", "json", "console"]
 
 MAX_LINES = 200
 MAX_BYTES = 64 * 1024
-MAX_FIELD = 8192
-"""The most characters of one field; the rest is cut, so that one field cannot fill the log."""
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _NAMES = {number: name for name, number in _LEVELS.items()}
-_SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
-_BARE = re.compile(r"[\w.:/@+-]+")
-
-Fields = dict[str, Any]
 
 
 class RunLog:
     """The log of one attempt: the fields its records carry, and the lines stored with it."""
 
-    __slots__ = ("_bytes", "_lines", "dropped", "fields", "partial")
+    __slots__ = ("_bytes", "_lines", "dropped", "fields", "is_used", "partial")
 
     def __init__(self, fields: Callable[[], Fields]) -> None:
         self.fields = fields  # called for a record: most runs write none
+        self.is_used = False
         self.partial = ""
         self.dropped = 0
         self._lines: list[bytes] = []
@@ -62,6 +53,7 @@ class RunLog:
 
     def keep(self, line: bytes) -> None:
         """Store a line, or count it as dropped past the bound."""
+        self.is_used = True
         if len(self._lines) >= MAX_LINES or self._bytes + len(line) > MAX_BYTES:
             self.dropped += 1
             return
@@ -73,14 +65,11 @@ class RunLog:
         if self.partial:
             _write_print(self, self.partial)
             self.partial = ""
-        if not self._lines:
-            return None
+        lines = self._lines
         if self.dropped:
-            truncated = _json(
-                {"level": "warning", "message": "log.truncated", "dropped": self.dropped}
-            )
-            return b"".join([*self._lines, truncated])
-        return b"".join(self._lines)
+            truncated = {"level": "warning", "message": "log.truncated", "dropped": self.dropped}
+            lines = [*lines, as_json(truncated)]
+        return b"".join(lines) or None
 
 
 running: ContextVar[RunLog | None] = ContextVar("turnout_running_log", default=None)
@@ -151,9 +140,9 @@ class _Sink:
         self.adopts = False
 
     def write(self, level: str, message: str, fields: Fields) -> None:
-        record = _record(self.now(), level, message, fields)
+        record = record_of(self.now(), level, message, fields)
         if self.forward is not None:
-            self.forward(_json(record))
+            self.forward(as_json(record))
         else:
             self.emit(record)
 
@@ -170,16 +159,16 @@ class _Sink:
         except (ValueError, OSError):  # closed, or nobody reads it: a log must not stop a run
             pass
         if run is not None:
-            run.keep(_json(record))
+            run.keep(as_json(record))
 
     def _line(self, record: Fields, context: Fields, stream: TextIO) -> str:
         readable = self.format == "console" or (self.format == "auto" and stream.isatty())
         if readable:
-            return _readable(record, context)
+            return as_text(record, context)
         merged = {**record, **context}
         for name in context.keys() & record.keys():
             merged[f"{name}_"] = record[name]  # people search by the run's fields
-        return _json(merged).decode()
+        return as_json(merged).decode()
 
 
 _sink = _Sink()
@@ -296,7 +285,11 @@ class _PrintProxy(io.TextIOBase):
         run = running.get()
         if run is None:
             return self.raw.write(secrets.mask(text))
+        run.is_used = True
         *lines, run.partial = (run.partial + text).split("\n")
+        if len(run.partial) > MAX_FIELD:  # no line end in sight: memory is not for it
+            lines.append(run.partial)
+            run.partial = ""
         for line in lines:
             _write_print(run, line)
         return len(text)
@@ -328,94 +321,3 @@ def _write_print(run: RunLog, line: str) -> None:
 
 def _raw(stream: TextIO) -> TextIO:
     return stream.raw if isinstance(stream, _PrintProxy) else stream
-
-
-# ---------------------------------------------------------------- what a record looks like
-
-
-def _record(at: datetime, level: str, message: str, fields: Fields) -> Fields:
-    record: Fields = {
-        "at": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "level": level,
-        "message": message,
-    }
-    error = fields.pop("exc_info", None)
-    for name, value in fields.items():
-        record[f"{name}_" if name in record else name] = value
-    if error is True:
-        error = sys.exc_info()[1]
-    if isinstance(error, tuple):
-        error = error[1]
-    if isinstance(error, BaseException):
-        record.setdefault("error", _headline(error))
-        record["traceback"] = "".join(traceback.format_exception(error))
-    return record
-
-
-def _headline(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{text} (at {frames[-1].filename}:{frames[-1].lineno})" if frames else text
-
-
-def _json(record: Fields) -> bytes:
-    """Return a record as one line of JSON; a value that JSON cannot hold becomes text."""
-    options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
-    try:
-        line = orjson.dumps(_clean(record), default=_text, option=options)
-    except (TypeError, RecursionError):  # a nested lone surrogate, an integer past 64 bits, a cycle
-        plain = {name: _escape(_text(value)) for name, value in record.items()}
-        line = orjson.dumps(plain, option=options)
-    return _escape_line(line)
-
-
-def _clean(record: Fields) -> Fields:
-    """Mask and cut the text fields of a record; nested text is masked after encoding."""
-    return {
-        name: _cut(secrets.mask(value)) if isinstance(value, str) else value
-        for name, value in record.items()
-    }
-
-
-def _escape_line(line: bytes) -> bytes:
-    text = line.decode()[:-1]
-    if secrets.any_live():
-        text = secrets.mask(text)
-    return (IN_LINE.sub(as_json, text) + "\n").encode()
-
-
-def _readable(record: Fields, context: Fields) -> str:
-    """Return a record as a line for people: time, level, message, fields, then the run."""
-    shown = [
-        f"{name}={_shown(value)}"
-        for name, value in record.items()
-        if name not in ("at", "level", "message", "logger", "traceback")
-    ]
-    if context:
-        shown.append(f"[{context['flow']} {context['run']} #{context['attempt']}]")
-    head = f"{record['at'][11:23]} {record['level']:<7} {_escape(_mask(record['message']))}"
-    return "  ".join([head, *shown]) + "\n"
-
-
-def _shown(value: object) -> str:
-    text = _escape(_mask(_text(value)))
-    return text if _BARE.fullmatch(text) else f'"{text}"' if isinstance(value, str) else text
-
-
-def _mask(text: str) -> str:
-    return _cut(secrets.mask(text))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_FIELD else f"{text[:MAX_FIELD]}… ({len(text)} characters)"
-
-
-def _escape(text: str) -> str:
-    return IN_LINE.sub(lambda match: _SHORT.get(match[0]) or as_python(match), text)
-
-
-def _text(value: object) -> str:
-    try:
-        return str(value)
-    except FOREIGN as error:  # an author's __str__ may raise anything; a log must not
-        return f"<{type(value).__name__}: {type(error).__name__}>"

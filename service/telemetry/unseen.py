@@ -26,7 +26,7 @@ IN_LINE = re.compile(f"[{_LINES}{_UNSEEN}]")
 """The characters escaped where one line is one record."""
 
 
-def as_json(match: re.Match[str]) -> str:
+def json_escape(match: re.Match[str]) -> str:
     """Write a character as JSON does, so that a JSON text stays the same document."""
     code = ord(match[0])
     if code < 0x10000:
@@ -35,7 +35,7 @@ def as_json(match: re.Match[str]) -> str:
     return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
 
 
-def as_python(match: re.Match[str]) -> str:
+def python_escape(match: re.Match[str]) -> str:
     """Write a character as Python does."""
     code = ord(match[0])
     if code < 0x100:

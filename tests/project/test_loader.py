@@ -13,6 +13,7 @@ import pytest
 
 from turnout.service.domain.errors import SetupError
 from turnout.service.project import loader
+from turnout.service.project.check import check
 
 
 @pytest.fixture(autouse=True)
@@ -265,7 +266,7 @@ def test_check_finds_every_problem_of_every_file(
         """,
     )
     write(tmp_path / "c.py", "def broken(:\n")
-    findings = loader.check([tmp_path], env=True)
+    findings = check([tmp_path], env=True)
     told = [(Path(str(p.file)).name, p.line, p.message) for p in findings.problems]
     for name, lines, words in (
         ("a.py", (2,), "no_such_library_at_all"),
@@ -288,19 +289,19 @@ def test_an_unknown_secret_is_a_warning_until_the_machine_counts(
 ) -> None:
     path = flow_file(tmp_path / "a.py", body='from turnout import secret; secret("SOME_KEY")')
     monkeypatch.delenv("SOME_KEY", raising=False)
-    findings = loader.check([path])
+    findings = check([path])
     assert not findings.problems
     assert [warning.line for warning in findings.warnings] == [5]
-    assert loader.check([path], env=True).problems
+    assert check([path], env=True).problems
     (tmp_path / "SOME_KEY").write_text("from a file")
-    assert not loader.check([path], env=True, secrets_folder=tmp_path).problems
+    assert not check([path], env=True, secrets_folder=tmp_path).problems
     monkeypatch.setenv("SOME_KEY", "from the environment")
-    assert not loader.check([path], env=True).problems
+    assert not check([path], env=True).problems
 
 
 def test_check_leaves_no_module_behind(tmp_path: Path) -> None:
     path = flow_file(tmp_path / "a.py")
-    assert [flow.name for flow in loader.check([path]).flows] == ["bill"]
+    assert [flow.name for flow in check([path]).flows] == ["bill"]
     assert loader.module_name(path) not in sys.modules
 
 
@@ -401,7 +402,7 @@ def test_whatever_a_file_raises_is_a_problem_at_its_line(tmp_path: Path) -> None
     )
     error = refusal(path)
     assert (error.line, error.message) == (2, "Outcome: skipped")
-    assert [problem.message for problem in loader.check([path]).problems] == ["Outcome: skipped"]
+    assert [problem.message for problem in check([path]).problems] == ["Outcome: skipped"]
     path.write_text("raise KeyboardInterrupt\n")
     with pytest.raises(KeyboardInterrupt):
         loader.load([path])
@@ -452,7 +453,7 @@ def test_a_file_is_compiled_by_its_own_future_statements_only(tmp_path: Path) ->
     assert module.KIND is int
     assert list(module.REQUIRED) == ["id"]
     assert list(local.binding.fills)
-    assert not loader.check([plain]).problems
+    assert not check([plain]).problems
     loader.load([postponed])
     assert sys.modules[loader.module_name(postponed)].KIND == "int"
-    assert not loader.check([postponed]).problems
+    assert not check([postponed]).problems

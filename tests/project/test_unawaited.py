@@ -21,6 +21,7 @@ from turnout.service.domain.errors import SetupError
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
 from turnout.service.project import loader
+from turnout.service.project.check import check
 
 T = TypeVar("T")
 
@@ -522,11 +523,11 @@ def test_check_finds_what_the_text_shows_and_nothing_else(tmp_path: Path) -> Non
         for number, line in enumerate(text.splitlines(), 1)
         if "# bad: " in line
     }
-    found = {problem.line: problem.message for problem in loader.check([file]).problems}
+    found = {problem.line: problem.message for problem in check([file]).problems}
     assert found.keys() == expected.keys()
     for line, said in expected.items():
         assert found[line].startswith(said)
-    assert not loader.check([CHECKOUT / "handlers/examples"]).problems
+    assert not check([CHECKOUT / "handlers/examples"]).problems
     assert len(loader.load([file]).flows) == 2  # to serve it is no mistake of the text's
 
 

@@ -1,0 +1,140 @@
+"""`turnout check`: every problem of every flow file at once, with file and line; no flow runs.
+
+A file runs statement by statement, so that one mistake does not hide the next. Not here: what makes
+flows one project (`project`), and forgotten awaits (`unawaited`).
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from turnout.service.domain.errors import SetupError
+from turnout.service.governance.secrets import has_value
+
+from . import AnyFlow, problems
+from .loader import all_or_nothing, explain, flow_files, flows_of, fresh_module, unreachable
+from .unawaited import unawaited
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What `check` found: flows that load, errors, and warnings."""
+
+    flows: tuple[AnyFlow, ...]
+    problems: tuple[SetupError, ...]
+    warnings: tuple[SetupError, ...]
+
+
+def check(
+    paths: Sequence[Path], *, env: bool = False, secrets_folder: Path | None = None
+) -> Findings:
+    """Find every problem of every file, not just the first; no flow runs.
+
+    With `env` a secret that has no value here is a problem, else a warning.
+    """
+    found: list[SetupError] = []
+    modules: list[ModuleType] = []
+    unknown: list[SetupError] = []
+    with all_or_nothing(keep=False):
+        try:
+            files = flow_files(paths)
+        except SetupError as error:
+            return Findings((), (error,), ())
+        for file in files:
+            try:
+                modules.append(_examine(file, found))
+            except SetupError as error:
+                found.append(error)
+            unknown += _unknown_secrets(file, secrets_folder)
+        flows = flows_of(modules)
+        found += problems(flows)
+        found += unreachable(flows, modules)
+        for module in modules:
+            found += unawaited(module)
+        if not flows and not found:
+            found.append(
+                SetupError("no flow found; decorate a function with @flow", file=str(files[0]))
+            )
+    if env:
+        found += unknown
+    found.sort(key=lambda problem: (problem.file or "", problem.line or 0))
+    return Findings(tuple(flows), tuple(found), () if env else tuple(unknown))
+
+
+def _examine(path: Path, found: list[SetupError]) -> ModuleType:
+    """Run a flow file statement by statement, continuing after one that fails.
+
+    So every mistake is found at once. An error that follows from a reported one (a name that the
+    failed statement would have defined) is not reported again.
+    """
+    missing: set[str] = set()
+    with fresh_module(path) as (module, source):
+        tree = ast.parse(source, str(module.__file__))
+        flags = __future__.annotations.compiler_flag if _postpones_annotations(tree) else 0
+        for statement in tree.body:
+            block = ast.Module([statement], [])
+            code = compile(block, str(module.__file__), "exec", flags, dont_inherit=True)
+            try:
+                exec(code, module.__dict__)
+            except BaseException as error:  # foreign code may raise anything
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                if not (isinstance(error, NameError) and error.name in missing):
+                    found.append(explain(error, path.absolute()))
+                missing |= _names_defined(statement)
+    return module
+
+
+def _postpones_annotations(tree: ast.Module) -> bool:
+    return any(
+        isinstance(node, ast.ImportFrom)
+        and node.module == "__future__"
+        and any(alias.name == "annotations" for alias in node.names)
+        for node in tree.body
+    )
+
+
+def _names_defined(statement: ast.stmt) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name.partition(".")[0])
+    return names
+
+
+def _unknown_secrets(file: Path, secrets_folder: Path | None) -> list[SetupError]:
+    """Return each `secret("NAME")` of a file that has no value here, with its line.
+
+    Read from the syntax tree, so that secrets in the bodies of flows are found too.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return []
+    return [
+        SetupError(
+            f"secret {name!r} has no value here; set the environment variable {name}",
+            file=str(file),
+            line=line,
+        )
+        for name, line in _secret_names(tree)
+        if not has_value(name, secrets_folder)
+    ]
+
+
+def _secret_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args:
+            called, first = node.func, node.args[0]
+            name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
+            if name == "secret" and isinstance(first, ast.Constant):
+                yield str(first.value), node.lineno
