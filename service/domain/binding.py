@@ -4,10 +4,10 @@ Everything is decided once, when the flow is declared: a parameter that no event
 `SetupError` at the flow's file and line. Triggers decode, annotations validate: at run time data
 that does not fit is `InvalidData` naming the field, never retried.
 
-`Event` is the event itself, `Path` its file, `bytes` the raw body; anything else, `str` too, is
-made of the data. What does not fit as it is decoded is validated as JSON, or as a form: so strict
-models take what JSON has no type for, and lists what a form sends once. Where an event has no
-body `bytes` and `str` are empty, and what may be None is None.
+`Event` is the event itself, `Path` its file, `bytes` the raw body; anything else, `str` too, comes
+from the data. Data that does not fit as decoded is validated again as JSON, or as a form, so that a
+strict model takes a UUID from JSON and a list takes a form field that was sent once. Without a body
+`bytes` and `str` are empty, and what may be None is None.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Binding:
 
 @dataclass(slots=True)
 class _Parameter:
-    """A parameter with its source; `body`: made of the body, `data`: of the decoded body."""
+    """A parameter with its source; `body`: filled from the body, `data`: from the decoded body."""
 
     name: str
     annotation: Any
@@ -167,7 +167,7 @@ def _refuse_shape(parameter: inspect.Parameter) -> None:
 
 
 def _refuse_rivals(parameters: list[_Parameter]) -> None:
-    """Refuse two parameters made of one body: which gets what would be a guess."""
+    """Refuse two parameters filled from one body: which one gets it would be a guess."""
     rivals = [each.name for each in parameters if each.data and each.required]
     if not any(each.body and each.required for each in parameters):
         rivals = [each.name for each in parameters if each.body]
@@ -182,7 +182,7 @@ def _refuse_rivals(parameters: list[_Parameter]) -> None:
 def _optional(
     parameters: list[_Parameter],
 ) -> tuple[tuple[str, Fill, Callable[[Event], bool]], ...]:
-    """Parameters with a default: filled when the event has it, and no other one takes the body."""
+    """Return the parameters with a default, and when an event fills them instead."""
     taken = any(each.body and each.required for each in parameters)
     return tuple(
         (each.name, each.fill, _has_body if each.body else _has_path)
@@ -312,7 +312,7 @@ def _data_fill(name: str, annotation: Any) -> Fill:
         try:
             return checks.validate_python(data)
         except ValueError as error:
-            return _as_sent(event, checks, error)
+            return _validated_as_sent(event, checks, error)
 
     return fill
 
@@ -354,12 +354,12 @@ def _refusal(error: ValueError) -> Exception:
     return InvalidData(message, field=place)
 
 
-def _as_sent(event: Event, checks: TypeAdapter[Any], error: ValueError) -> Any:
-    """Validate again what was refused as it is decoded, knowing in what form it was sent."""
+def _validated_as_sent(event: Event, checks: TypeAdapter[Any], error: ValueError) -> Any:
+    """Validate refused data again in the form it was sent: as JSON, or as a form."""
     if event.encoding == "json" and event.body:
         return validated(checks.validate_json, event.body)
     if event.encoding == "form" and event.has_body:
-        read = _as_meant(event.data, error)
+        read = _corrected(event.data, error)
         is_flat = all(isinstance(value, str) for value in read.values())
         return validated(checks.validate_strings if is_flat else checks.validate_python, read)
     raise _refusal(error) from None
@@ -369,11 +369,11 @@ _LISTS = frozenset({"list_type", "tuple_type", "set_type", "frozen_set_type", "i
 _CHOICES = frozenset({"enum", "literal_error"})
 
 
-def _as_meant(data: Form, error: ValueError) -> Form:
-    """Return a form that was refused with its lists of one, and without what is not filled in.
+def _corrected(data: Form, error: ValueError) -> Form:
+    """Return a refused form with lists where lists are expected, and without unfilled fields.
 
-    A form cannot say what is a list. An empty field is text where text is wanted; elsewhere it is
-    one that nobody filled in, so that the default stands.
+    A form cannot say what is a list. An empty field is text where text is expected; elsewhere
+    nobody filled it in, so its default applies.
     """
     from pydantic import ValidationError
 

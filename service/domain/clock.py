@@ -1,7 +1,7 @@
 """Clock jumps: the wall clock is compared with the time that has really passed.
 
-A clock that is wrong for a moment must not make everything old. Retention asks before it deletes;
-everything else uses the clock as it is.
+A clock that is wrong for a moment must not make everything look old. Retention asks here before it
+deletes; everything else uses the clock as it is.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 JUMP = timedelta(days=1)
-"""How far ahead of the passed time a clock is no longer believed."""
+"""How far ahead of the elapsed time a clock is doubted."""
 
 PATIENCE = timedelta(hours=1)
-"""How long a clock must stay ahead to be believed again."""
+"""How long a clock must stay ahead to be trusted again."""
 
 
 def elapsed() -> float:
-    """Return seconds that no setting of the clock changes; a machine asleep counts where it can."""
+    """Return seconds that no setting of the clock changes; on Linux a machine asleep counts."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class WallClock:
-    """Compares a wall clock with the time that has passed since it was last believed."""
+    """Compares a wall clock with the time that has passed since it was last trusted."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class WallClock:
         """Begin at what the clock says, or at `known`: an instant that was once passed for sure."""
         self._now = now
         self._elapsed = elapsed
-        self._believed = self._offset() if known is None else known.timestamp() - elapsed()
+        self._trusted = self._offset() if known is None else known.timestamp() - elapsed()
         self._doubted_at: float | None = None
 
     def _offset(self) -> float:
@@ -43,13 +43,13 @@ class WallClock:
 
     @property
     def ahead(self) -> timedelta:
-        """How far the clock is ahead of what it was last believed at, and the time since."""
-        return timedelta(seconds=self._offset() - self._believed)
+        """How far the clock is ahead of its last trusted reading and the time since."""
+        return timedelta(seconds=self._offset() - self._trusted)
 
-    def is_believed(self) -> bool:
+    def is_trusted(self) -> bool:
         """Whether what is old by the clock may be deleted.
 
-        Not within an hour of a jump ahead by more than a day. Set back, it is believed at once:
+        Not within an hour of a jump ahead by more than a day. Set back, it is trusted at once:
         less is old then.
         """
         if self.ahead > JUMP:
@@ -57,6 +57,6 @@ class WallClock:
                 self._doubted_at = self._elapsed()
             if self._elapsed() - self._doubted_at < PATIENCE.total_seconds():
                 return False
-        self._believed = self._offset()
+        self._trusted = self._offset()
         self._doubted_at = None
         return True

@@ -61,7 +61,7 @@ def _quoted(position: str | None) -> str:
 
 
 class JournalFull(JournalError):
-    """Raised when the disk has no room; writing works again by itself once space returns."""
+    """Raised when the disk is full; writing works again once there is space."""
 
 
 class JournalBroken(JournalError):
@@ -107,7 +107,7 @@ class RefusedByFlows(InvalidData):
 
 
 class Expired(TurnoutError):
-    """Raised for a link that was used, or is past its time: it will never be good again."""
+    """Raised for a link that was used or has expired: it never works again."""
 
 
 class NotKept(TurnoutError):
@@ -127,18 +127,18 @@ class StepFailed(TurnoutError):
 
 
 FOREIGN = (Exception, SystemExit)
-"""What an author's code raises: `except FOREIGN` stands where it is called.
+"""The errors of an author's code: `except FOREIGN` stands where it is called.
 
 `sys.exit()` in it ends what called it, never the service; `KeyboardInterrupt` and a cancel pass.
 """
 
 
 TEXT = "__turnout_text__"
-"""The attribute of an error whose text was kept because its class could not tell it again."""
+"""The attribute that holds the text of a restored error whose class does not give it again."""
 
 
 def message_of(error: BaseException) -> str:
-    """Return an error's message, whatever its class makes of being asked for it."""
+    """Return an error's message, also where its class raises when asked for it."""
     try:
         return str(error)
     except FOREIGN as odd:  # an author's error class: its code is foreign too
@@ -147,7 +147,7 @@ def message_of(error: BaseException) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """Return an error in words: its type, or that of the one it stands for, and its message."""
+    """Return an error in words: its type (of a stand-in, the type it stands for) and message."""
     kind = getattr(error, "type", "") if isinstance(error, StepFailed) else ""
     return f"{kind or type(error).__name__}: {message_of(error)}"
 
@@ -163,9 +163,9 @@ def _remake(
 
 
 class Exited(StepFailed):
-    """Raised in the place of a `SystemExit` or another error that is no `Exception`.
+    """Stands in for a `SystemExit` or another error that is no `Exception`.
 
-    Those pass every task of asyncio and would end more than the author's code that raised them.
+    Those pass through every asyncio task and would end more than the code that raised them.
     """
 
     @classmethod
@@ -197,7 +197,7 @@ class TriggerError(TurnoutError):
 
 
 class TooEarly(TriggerError):
-    """Raised by a trigger's `ended` when the time has not come: it is asked again by and by."""
+    """Raised by an after-run action that cannot be carried out yet: it is asked again later."""
 
 
 class NotFound(TurnoutError):

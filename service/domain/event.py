@@ -1,9 +1,8 @@
 """An event: something happened. The value every trigger emits and every flow receives.
 
-The attributes are those of CloudEvents 1.0; `(tenant, trigger, source, id)` is what makes an
-event the same event. The raw body is kept as it came, and that there is none is told apart from an
-empty one; `data` decodes it on first use. What an author's code changes in an event is seen by
-nobody else: whoever gives it away gives an `own` one.
+The attributes are those of CloudEvents 1.0; `(tenant, trigger, source, id)` identifies an event.
+The raw body is kept as it came, and no body is not the same as an empty one; `data` decodes it on
+first use. Each reader gets a copy (`own`), so nobody sees what another one's code changes.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from .payload import Encoding, decode
 
 CALLED = "turnout.flow.called"
-"""The type of the event behind a child run, which only its parent starts."""
+"""The type of the event that starts a child run."""
 
 MAX_HOPS = 16
-"""Events an event may cause in a chain before turnout calls it a cycle."""
+"""The most events in a chain of causes; a longer one is taken for a cycle."""
 
 
 Query: TypeAlias = Mapping[str, str | list[str]]
-"""The fields of a request's query: a text, or a list where a name stands several times."""
+"""The query fields of a request: text, or a list where a field was sent several times."""
 
 TRACE = ("traceparent", "tracestate")
 """The attributes, and headers, of the W3C trace context."""
 
 OWN_EXTENSIONS = frozenset({"fileurl", "fileerror", "recorderror", "kafkarecord", "recordheaders"})
-"""Extension attributes only turnout sets: a sender who could would name files of this machine."""
+"""Extension attributes only turnout sets; with them a sender could name files of this machine."""
 
 
 class _NoBody(bytes):
-    """The empty bytes of an event without a body; one object, also when read from a pickle."""
+    """The body of an event that has none: empty bytes, one object, also when unpickled."""
 
     def __reduce__(self) -> str:
         return "NO_BODY"
@@ -52,13 +51,12 @@ NO_BODY: bytes = _NoBody()
 class Event:
     """Something happened, in the words of CloudEvents 1.0.
 
-    `body` is the raw payload and `encoding` says how `data` reads it; whoever makes an event
-    without a body leaves it out (`has_body`). `headers` are the transport's own (lower-case
-    names), `params` the parts of a webhook path, `query` the fields behind its `?`, `extensions`
-    the CloudEvents extension attributes; `specversion` is set on what came as a CloudEvent.
-    `minted` is true when turnout made the id, so that no sender can deliver it twice; `exact` is
-    turnout's own too, a pickle of the arguments of a call that the body would not give back the
-    same.
+    `body` is the raw payload and `encoding` says how `data` reads it; an event without a body
+    leaves it out (`has_body`). `headers` are the transport's own (lower-case names), `params` the
+    parts of a webhook path, `query` the fields behind its `?`, `extensions` the CloudEvents
+    extension attributes; `specversion` is set on what came as a CloudEvent. `minted` is true when
+    turnout made the id, so no sender can deliver it twice. `exact` is a pickle of those arguments
+    of a child run that the body would not give back exactly.
     """
 
     id: str
@@ -82,13 +80,13 @@ class Event:
 
     @property
     def trace(self) -> dict[str, str]:
-        """The W3C trace context the event came with: what follows from it belongs there too."""
+        """The W3C trace context of the event, passed on to the events it causes."""
         given = {**self.headers, **self.extensions}
         return {name: given[name] for name in TRACE if name in given}
 
     @property
     def has_body(self) -> bool:
-        """Whether the event came with a body, be it an empty one."""
+        """Whether the event came with a body, which may be empty."""
         return self.body is not NO_BODY
 
     @property
@@ -104,9 +102,9 @@ class Event:
         return kept["_data"]
 
     def own(self) -> Event:
-        """Return the event for one reader, who may change what is in it and nobody else sees it.
+        """Return a copy for one reader, whose changes nobody else sees.
 
-        What is decoded goes along with the first; for others, and here, it is decoded again.
+        The decoded data goes to the copy; whoever asks here decodes the body again.
         """
         made = like(
             self,
@@ -119,7 +117,7 @@ class Event:
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is decoded: whoever reads the pickle decodes the body."""
+        """Leave out the decoded data: the reader of the pickle decodes the body again."""
         return {name: value for name, value in self.__dict__.items() if name != "_data"}
 
     @property
@@ -130,14 +128,11 @@ class Event:
 
 
 NEVER = datetime.max.replace(tzinfo=UTC)
-"""The time of an event that only serves as a model for `like`."""
+"""The time of an event that is only a template for `like`."""
 
 
 def like(event: Event, **changes: Any) -> Event:
-    """Return an event with changed attributes.
-
-    Four times as fast as `replace`: for whoever makes many events of one kind.
-    """
+    """Return a copy of an event with other attributes, four times as fast as `replace`."""
     made = object.__new__(Event)
     made.__dict__.update(event.__dict__, **changes)
     return made

@@ -1,7 +1,7 @@
 """Errors over HTTP: RFC 9457 problem documents, one mapping from turnout's errors to statuses.
 
 `type` stays `about:blank` (section 4.2.1): the status says the kind, `detail` says what to do.
-Nothing here tells a caller about the inside: an error nobody expected is a bare 500.
+A caller learns nothing of the inside: an error nobody expected is a bare 500.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Resources:
                     if each not in self._open and each not in fresh:
                         fresh[each] = await _entered(each, opened)
             except BaseException:
-                await opened.aclose()  # not by the error: it is none of theirs
+                await opened.aclose()  # without the error, which is not theirs
                 raise
             self._stack.push_async_exit(opened)
             self._open |= fresh

@@ -1,7 +1,7 @@
 """When to try again: pure functions from (policy, retry number, error) to a delay.
 
-A retry of a flow is a fact in the journal, so nothing here sleeps. Not here: which errors no
-policy could change, which each caller knows for itself.
+A retry of a flow is a fact in the journal, so nothing here sleeps. Not here: which errors are
+final (`error_groups`).
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def delay_after(
 ) -> timedelta | None:
     """Return how long to wait after `error` before retry `retry_number`, or None for no retry.
 
-    `Retry(after=…)` says the delay itself, and asks for a retry whatever `on` is. A server that
+    `Retry(after=…)` sets the delay itself, and asks for a retry whatever `on` is. A server that
     asked for time (`Retry-After`, RFC 9110 section 10.2.3) gets it: the delay is never shorter.
-    A group is retried if each error in it is.
+    A group is retried if each of its errors is.
     """
     delay = next_delay(policy, retry_number)
     decides = deciding(error)
@@ -140,8 +140,8 @@ def next_delay(
 def asked_for(error: BaseException, *, now: datetime) -> timedelta:
     """Return the wait an error carries: its `retry_after`, or its response's `Retry-After`.
 
-    Both are seconds or, for the header, an HTTP date. Read by shape, so that the errors of any
-    HTTP client will do; nothing readable is no wait, and a day is the longest.
+    Both are in seconds; the header may be an HTTP date. They are read by name, so the errors of any
+    HTTP client will do. What cannot be read asks for no wait, and a day is the longest.
     """
     try:
         asked = _asked(error)

@@ -45,7 +45,7 @@ TRANSITIONS: Mapping[RunState | None, frozenset[RunState]] = {
     ),
     _S.RETRYING: frozenset({_S.RUNNING, _S.QUEUED, _S.CANCELLED}),
     _S.WAITING: frozenset({_S.RUNNING, _S.QUEUED, _S.CANCELLED, _S.FAILED}),
-    # an operator's retry is the only way out of an end.
+    # an operator's retry is the only way out of a final state.
     _S.SUCCEEDED: frozenset({_S.QUEUED}),
     _S.FAILED: frozenset({_S.QUEUED}),
     _S.CANCELLED: frozenset({_S.QUEUED}),

@@ -7,7 +7,9 @@ duration is longer than `LONGEST`, so that any clock reading plus or minus one i
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from .errors import SetupError
 
@@ -25,9 +27,8 @@ _BYTES = {
 }  # fmt: skip
 
 
-def utc_now() -> datetime:
-    """Return the wall clock in UTC; the default of every injected `now`."""
-    return datetime.now(UTC)
+utc_now: Callable[[], datetime] = partial(datetime.now, UTC)
+"""Returns the wall clock in UTC; the default of every injected `now`."""
 
 
 def parse_duration(value: str | timedelta) -> timedelta:
@@ -52,7 +53,7 @@ def parse_retention(value: str | timedelta) -> timedelta:
 
 
 def _read_duration(value: str | timedelta) -> timedelta | None:
-    """Return the duration that was written, None for one that no `timedelta` can hold."""
+    """Return a duration as written, None for one that no `timedelta` can hold."""
     if isinstance(value, timedelta):
         if value < timedelta(0):
             raise SetupError(f"a duration cannot be negative, got {value!r}")
@@ -82,7 +83,7 @@ def _words(value: object) -> str:
 
 
 def parse_timeout(value: str | timedelta | None) -> timedelta | None:
-    """Read a timeout, None for none; raises `SetupError` for one nothing could keep."""
+    """Read a timeout, None for none; raises `SetupError` for a timeout of zero."""
     timeout = None if value is None else parse_duration(value)
     if timeout == timedelta(0):
         raise SetupError(f"timeout={value!r}: nothing ends in no time; leave it out for no bound")

@@ -89,7 +89,7 @@ class Maintenance:
 
     def _is_clock_trusted(self) -> bool:
         ahead = self._clock.ahead
-        trusted = self._clock.is_believed()
+        trusted = self._clock.is_trusted()
         if not trusted and not self._deferred:
             log.error(
                 "pruning.deferred",

@@ -105,18 +105,18 @@ class Times:
         return WallClock(lambda: self.now, known=known, elapsed=lambda: self.passed)
 
 
-def test_a_clock_that_jumps_ahead_is_believed_after_an_hour() -> None:
+def test_a_clock_that_jumps_ahead_is_trusted_after_an_hour() -> None:
     times = Times()
     clock = times.clock()
     for _ in range(90):
         times.passes(timedelta(days=1))
-        assert clock.is_believed(), "an idle service still prunes"
+        assert clock.is_trusted(), "an idle service still prunes"
     times.now += timedelta(days=40)
     for _ in range(60):
-        assert not clock.is_believed()
+        assert not clock.is_trusted()
         times.passes(timedelta(minutes=1) - timedelta(seconds=0.1))
     times.passes(timedelta(seconds=10))
-    assert clock.is_believed()
+    assert clock.is_trusted()
     assert clock.ahead == timedelta(0)
 
 
@@ -124,27 +124,27 @@ def test_a_jump_that_is_taken_back_never_was() -> None:
     times = Times()
     clock = times.clock()
     times.now += timedelta(days=40)
-    assert not clock.is_believed()
+    assert not clock.is_trusted()
     times.now -= timedelta(days=40)
-    assert clock.is_believed()
+    assert clock.is_trusted()
     times.passes(timedelta(days=3))
-    assert clock.is_believed()
+    assert clock.is_trusted()
 
 
 @pytest.mark.parametrize("shift", [-40, -1, 0, 1])
-def test_a_smaller_jump_and_one_back_are_believed(shift: int) -> None:
+def test_a_smaller_jump_and_one_back_are_trusted(shift: int) -> None:
     times = Times()
     clock = times.clock()
     times.now += shift * JUMP
-    assert clock.is_believed()
+    assert clock.is_trusted()
 
 
 def test_a_start_long_after_the_last_write_waits_too() -> None:
     times = Times()
     clock = times.clock(known=times.now - timedelta(days=3))
-    assert not clock.is_believed()
+    assert not clock.is_trusted()
     times.passes(PATIENCE)
-    assert clock.is_believed()
+    assert clock.is_trusted()
 
 
 def faked(program: Program, offset: Path) -> Program:

@@ -382,7 +382,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("timer", "ahead"), WRONG)
-def test_at_a_start_the_clock_is_believed_and_not_a_tick_far_ahead(
+def test_at_a_start_the_clock_is_trusted_and_not_a_tick_far_ahead(
     timer: Timer, ahead: timedelta, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def story(wall: Wall, emit: RecordingEmitter) -> None:
