@@ -24,10 +24,23 @@ def prepare_process(settings: Settings) -> None:
 
 
 def run_on_uvloop(work: Any) -> Any:
-    """Run a coroutine to its end on uvloop."""
+    """Run a coroutine to its end on uvloop.
+
+    A `SystemExit` in an asyncio task that an author's code has made ends that task, and is raised
+    where the task is awaited; asyncio alone would end the whole loop.
+    """
     import asyncio
 
     import uvloop
 
+    async def finish() -> Any:
+        return await main
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+        main = runner.get_loop().create_task(work)
+        while True:
+            try:
+                return runner.run(finish())
+            except SystemExit:
+                if main.done():
+                    raise
