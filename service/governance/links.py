@@ -1,8 +1,8 @@
 """Signed links: whoever holds one can answer one approval until the link expires.
 
-Its token holds the run, the step and the expiry, signed (HMAC-SHA256) with a key that only this
-data folder has. That a link works once is the journal's promise. Not here: the page behind the
-link (`http.approvals`).
+Its token holds the run, the step, when the step asked and the expiry, signed (HMAC-SHA256) with a
+key that only this data folder has. That a link works once is the journal's promise. Not here: the
+page behind the link (`http.approvals`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import secrets
 import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import orjson
@@ -29,16 +29,23 @@ KEY_BYTES = 32
 PATH = "/approvals"
 
 _SIGNATURE_BYTES = 32
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The approval a link is for; `digest` identifies the link once it was used."""
+    """The approval a link is for; `digest` identifies the link once it was used.
+
+    A step may ask again, after a retry: the link is for the question of `asked_at` (None in links
+    of earlier versions).
+    """
 
     run_id: str
     key: str
     until: datetime
     digest: bytes
+    asked_at: datetime | None
 
 
 class Links:
@@ -48,9 +55,10 @@ class Links:
         self._secret = secret
         self._base_url = base_url.rstrip("/")
 
-    def address(self, run_id: str, key: str, until: datetime) -> str:
+    def address(self, run_id: str, key: str, until: datetime, asked_at: datetime) -> str:
         """Return the link for one approval."""
-        text = orjson.dumps([run_id, key, int(until.timestamp())])
+        asked = (asked_at - _EPOCH) // _MICROSECOND
+        text = orjson.dumps([run_id, key, int(until.timestamp()), asked])
         return f"{self._base_url}{PATH}/{_encode(text + self._sign(text))}"
 
     def read(self, token: str, *, now: datetime) -> Question:
@@ -59,12 +67,13 @@ class Links:
         text, signature = raw[:-_SIGNATURE_BYTES], raw[-_SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._sign(text)):
             raise NotFound("this link is not one of ours; ask for a new one")
-        run_id, key, until = orjson.loads(text)
+        run_id, key, until, *asked = orjson.loads(text)
         ends = datetime.fromtimestamp(until, UTC)
         if now >= ends:
             raise Expired("this link has expired; ask for a new one")
         digest = hashlib.blake2b(raw, digest_size=16).digest()
-        return Question(run_id, key, ends, digest)
+        asked_at = _EPOCH + asked[0] * _MICROSECOND if asked else None
+        return Question(run_id, key, ends, digest, asked_at)
 
     def _sign(self, text: bytes) -> bytes:
         return hmac.digest(self._secret, b"approval\n" + text, hashlib.sha256)

@@ -94,6 +94,8 @@ async def _open(service: Served, token: str) -> tuple[Question, Run, StepRecord]
     waits = await service.journal.waits(run.seq, question.key)
     for step in await service.journal.steps(run.seq):
         if step.key == question.key and waits and waits[0].answer is None:
+            if question.asked_at not in (None, step.started_at):
+                raise Expired("the run has asked anew since; use its new link")
             return question, run, step
     raise Expired("this approval was answered already, or is no longer open")
 

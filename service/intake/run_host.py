@@ -91,9 +91,9 @@ class ServiceHost:
         """Compare these fields of a trigger's events from now on: (trigger, field…)."""
         self._awaited.watch(shape)
 
-    def link(self, run_id: str, key: str, until: datetime) -> str:
+    def link(self, run_id: str, key: str, until: datetime, asked_at: datetime) -> str:
         """Return the signed address where a person answers an approval."""
-        return self._links().address(run_id, key, until)
+        return self._links().address(run_id, key, until, asked_at)
 
     async def _stored(
         self,

@@ -19,12 +19,13 @@ from turnout.service.domain.payload import read_json
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Rejected
 from turnout.service.domain.shape import adapter, explain
+from turnout.service.domain.task import Task
 from turnout.service.domain.units import parse_duration
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord, approval_topic
 
-from .context import to_await
-from .step import StepCall, Task
+from .step import StepCall
+from .unawaited import to_await
 from .wait import begun, end, host_of, record, scope_for, wait_on
 
 F = TypeVar("F")
@@ -52,17 +53,25 @@ class Asked(Generic[F]):
         self._name = secrets.mask(name)  # it is stored, and shown to people
         self._fields = fields
         self._timeout = timeout
+        self._question: StepRecord | None = None
         self._first: Coroutine[Any, Any, Approval[F]] | None
         self._first = to_await(self._answer(), f"approval {self._name!r}")
 
     @property
     def link(self) -> str:
-        """The address of a page where the answer can be given once, without an account."""
+        """The address of a page where the answer can be given once, without an account.
+
+        It is the same in every attempt, and another one if the step asks anew after a retry.
+        """
         call = self._call
-        life = LINK_LIFE if self._timeout is None else self._timeout
-        return host_of(call).link(
-            call.context.claimed.claim.run_id, call.key, call.services.now() + life
-        )
+        if self._question is None:
+            self._question = call.recorded()
+        if self._question is None:
+            self._question = self._ask()
+            call.context.leave_mark(self._question)  # before the step that sends it
+        asked_at = self._question.started_at
+        ends = asked_at + (LINK_LIFE if self._timeout is None else self._timeout)
+        return host_of(call).link(call.context.claimed.claim.run_id, call.key, ends, asked_at)
 
     def __await__(self) -> Generator[Any, Any, Approval[F]]:
         """Wait for the answer, the same each time; raises `Rejected` or `TimeoutError`."""
@@ -76,20 +85,23 @@ class Asked(Generic[F]):
 
     async def _answer(self) -> Approval[F]:
         call = self._call
-        known = call.recorded()
+        known = call.recorded() or self._question
         if known is not None and known.state != "waiting":
             approval: Approval[F] = call.recall(known)
             return approval
         claim = call.context.claimed.claim
         rows = [] if known is None else await call.services.journal.waits(claim.run_seq, call.key)
         if known is None or not rows:
-            what = {"approval": self._name, "fields": _reference(self._fields)}
-            known = known or begun(call, what, self._timeout)
+            known = known or self._ask()
             opening = Opening(topic=approval_topic(claim.run_id, call.key))
             await record(call, known, opening)
         elif rows[0].answer is not None:
             return await self._conclude(known, read_json(rows[0].answer))
         return await wait_on(call, known)  # type: ignore[no-any-return]  # it only raises, or ends with one
+
+    def _ask(self) -> StepRecord:
+        what = {"approval": self._name, "fields": _reference(self._fields)}
+        return begun(self._call, what, self._timeout)
 
     async def _conclude(self, known: StepRecord, said: dict[str, Any]) -> Approval[F]:
         if not said["approved"]:

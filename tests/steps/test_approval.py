@@ -105,6 +105,25 @@ async def test_a_no_fails_the_run_with_the_reason(tmp_path: Path) -> None:
 
 
 @flow
+async def tells_each_time() -> str:
+    question = approval("x")
+    sent.append(question.link)
+    await send(question.link)
+    return (await question).by
+
+
+async def test_a_link_is_the_same_in_every_attempt(tmp_path: Path) -> None:
+    async with running(tmp_path, [tells_each_time]) as service:
+        run_id = await asked(service)
+        await service.process.operator.do(Answer(run_id, approved=True, by="me"))
+        run = await service.finished(run_id)
+        attempts = await service.process.journal.attempts(run.seq)
+    assert run.result == b'"me"'
+    assert len(sent) == 3 and len({*sent}) == 1, "twice by the flow, once by the step"
+    assert not any(b"arguments_differ" in (attempt.log or b"") for attempt in attempts)
+
+
+@flow
 async def listens_twice() -> list[str]:
     question, answers = approval("x"), []
     for _ in range(2):
@@ -172,7 +191,7 @@ async def test_a_class_nobody_finds_again_is_refused_at_once(tmp_path: Path) -> 
 def test_a_link_is_read_back_and_nothing_else_is(tmp_path: Path) -> None:
     key = load_or_make_key(tmp_path)
     links, now = Links(key, "https://flows.example/base/"), utc_now()
-    link = links.address("run-1", "approval#1", now + timedelta(hours=1))
+    link = links.address("run-1", "approval#1", now + timedelta(hours=1), now)
     base, _, token = link.rpartition("/")
     assert base == "https://flows.example/base/approvals"
     question = links.read(token, now=now)
@@ -275,6 +294,13 @@ def test_the_command_and_the_link_answer_a_running_service(tmp_path: Path) -> No
         third = _buy(program, tmp_path)
         assert turnout("approve", third, "--reject", "no money", env=env).returncode == 0
         until(lambda: program.api(f"/runs/{third}")["state"] == "failed", 10, "the no")
+        unused = (tmp_path / "link").read_text().partition(f":{program.port}")[2]
+        again = turnout("retry", third, "--from", "send#1", "--yes", env=env)
+        assert again.returncode == 0, again.stderr
+        until(lambda: program.api(f"/runs/{third}")["state"] == "waiting", 10, "it asks again")
+        assert _post(program, unused, form) == 410, "it was for the question that was answered"
+        new = (tmp_path / "link").read_text().partition(f":{program.port}")[2]
+        assert _post(program, new, form) == 200
         program.check_journal()
 
 
