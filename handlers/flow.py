@@ -15,12 +15,12 @@ from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.trigger import Trigger
 from turnout.service.domain.units import parse_timeout
 from turnout.service.steps import children
-from turnout.service.steps.compensation import check_hook
-from turnout.service.steps.context import to_await
-from turnout.service.steps.unawaited import where
+from turnout.service.steps.author_code import where
+from turnout.service.steps.on_failure import check_hook
+from turnout.service.steps.unawaited import to_await
 from turnout.service.steps.wait import refuse_thread
 
-from .task import printable, refuse_unusable, retry_policy, wear
+from .task import checked_name, copy_metadata, refuse_unusable, retry_policy
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -165,7 +165,7 @@ def flow(
             kind = AsyncFlow if inspect.iscoroutinefunction(function) else SyncFlow
             made: Flow[..., Any] = kind(
                 function=function,
-                name=printable(name or function.__name__),
+                name=checked_name(name or function.__name__),
                 triggers=_triggers(on),
                 awaits=_triggers(awaits),
                 when=_asked(when, "when"),
@@ -176,7 +176,7 @@ def flow(
                 pool=pool,
                 on_dead=_on_dead(on_dead),
                 on_failure=_hook(on_failure),
-                was=None if was is None else printable(was),
+                was=None if was is None else checked_name(was),
                 version=_version(version),
                 file=code.co_filename,
                 line=code.co_firstlineno,
@@ -187,7 +187,7 @@ def flow(
                 file=error.file or code.co_filename,
                 line=error.line or code.co_firstlineno,
             ) from None
-        wear(made, function)
+        copy_metadata(made, function)
         return made
 
     return decorate if function is None else decorate(function)

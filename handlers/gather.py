@@ -15,7 +15,9 @@ from typing import Any, Literal, TypeVar, overload
 from turnout.service.domain.errors import Exited
 from turnout.service.steps.approval import Asked
 from turnout.service.steps.branches import Branches, rerun_branches
-from turnout.service.steps.context import Scope, Suspend, here, suspend_with, to_await
+from turnout.service.steps.scope import Scope, here
+from turnout.service.steps.suspension import Suspend, suspend_with
+from turnout.service.steps.unawaited import to_await
 
 T = TypeVar("T")
 T1 = TypeVar("T1")

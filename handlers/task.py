@@ -17,12 +17,13 @@ from turnout.service import pools
 from turnout.service.domain.errors import MisplacedTask, SetupError
 from turnout.service.domain.flow import Pool
 from turnout.service.domain.retry import RetryPolicy
+from turnout.service.domain.task import NO_FALLBACK, CachePolicy, Task
 from turnout.service.domain.units import parse_timeout
-from turnout.service.steps import in_thread, mapping, step
-from turnout.service.steps.cache import CachePolicy
-from turnout.service.steps.context import here, to_await
-from turnout.service.steps.step import NO_FALLBACK, StepCall, Task
-from turnout.service.steps.unawaited import where
+from turnout.service.steps import in_thread, mapping
+from turnout.service.steps.author_code import where
+from turnout.service.steps.scope import here
+from turnout.service.steps.step import StepCall, call_task
+from turnout.service.steps.unawaited import to_await
 from turnout.service.steps.undo import check as check_undo
 
 MAX_NAME_CHARACTERS = 200
@@ -39,16 +40,10 @@ class AsyncTask(Task[R], Generic[P, R]):
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         """Assign the step's key now; run the step when awaited."""
-        scope = here(self.name)
-        if scope is None:
+        step = call_task(self, args, kwargs)
+        if step is None:
             return to_await(self.function(*args, **kwargs), self.words)
-        if pools.in_thread():
-            raise MisplacedTask(
-                f"task {self.name!r}, called at {where()}, is async and the flow is not; write the "
-                f"flow with `async def`"
-            )
-        call = StepCall(self, scope, scope.next_key(self.name), args, kwargs)
-        return to_await(step.run(call), self.words)
+        return step
 
     def map(
         self: AsyncTask[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8
@@ -77,11 +72,10 @@ class SyncTask(Task[R], Generic[P, R]):
 
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         """Assign the step's key now; when awaited, run the step in its pool."""
-        scope = here(self.name)
-        if scope is None:
+        step = call_task(self, args, kwargs)
+        if step is None:
             return to_await(_call_plainly(self.function, args, kwargs), self.words)
-        call = StepCall(self, scope, scope.next_key(self.name), args, kwargs)
-        return to_await(step.run(call), self.words)
+        return step
 
     def map(self: SyncTask[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8) -> list[S]:
         """Run the task for every item in `def` flows: `limit` threads, a step each, in order.
@@ -207,7 +201,7 @@ def _make(
         limit = parse_timeout(timeout)
         made: Task[Any] = kind(
             function=function,
-            name=printable(name or function.__name__),
+            name=checked_name(name or function.__name__),
             retry=retry_policy(retry),
             timeout_seconds=None if limit is None else limit.total_seconds(),
             pool=pool,
@@ -223,11 +217,11 @@ def _make(
             file=code.co_filename,
             line=code.co_firstlineno,
         ) from None
-    wear(made, function)
+    copy_metadata(made, function)
     return made
 
 
-def wear(made: object, function: Callable[..., Any]) -> None:
+def copy_metadata(made: object, function: Callable[..., Any]) -> None:
     """Give a flow or task its function's name, text and signature, for `help()` and editors."""
     for attribute in functools.WRAPPER_ASSIGNMENTS:
         vars(made)[attribute] = getattr(function, attribute)
@@ -245,7 +239,7 @@ def retry_policy(retry: object) -> RetryPolicy:
     raise SetupError(f'retry={retry!r}: write retry=retry(3, delay="1s"), or a count')
 
 
-def printable(name: Any) -> str:
+def checked_name(name: Any) -> str:
     """Return the name of a flow or task; raises `SetupError` for one that cannot be shown."""
     if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
         raise SetupError(f"a name is at most {MAX_NAME_CHARACTERS} printable characters")

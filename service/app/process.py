@@ -39,7 +39,7 @@ from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
 from turnout.service.steps.attempt_state import AttemptState
-from turnout.service.steps.context import Sleep
+from turnout.service.steps.services import Sleep
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Counts, Metrics
 

@@ -36,16 +36,11 @@ from turnout.service.steps.attempt_state import AttemptState
 from turnout.service.steps.branches import to_run_again
 from turnout.service.steps.codec import encode_returned
 from turnout.service.steps.compensation import conclude, ended_before
-from turnout.service.steps.context import (
-    RunContext,
-    RunHost,
-    Services,
-    Sleep,
-    Suspend,
-    open_attempt,
-)
+from turnout.service.steps.context import RunContext, open_attempt
 from turnout.service.steps.failures import describe
-from turnout.service.steps.step import write_last_marks
+from turnout.service.steps.recording import write_last_marks
+from turnout.service.steps.services import RunHost, Services, Sleep
+from turnout.service.steps.suspension import Suspend
 from turnout.service.telemetry.metrics import Metrics
 
 from .file_check import FILE_TYPES, check_file_unchanged

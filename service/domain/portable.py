@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import reprlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -75,6 +76,18 @@ def portable(error: BaseException, *, mask: Callable[[str], str] | None = None) 
     if not isinstance(back, kind_of(error)):
         return None
     return Portable(data, pickler.is_whole and mask is None)
+
+
+def dumps(value: Any) -> bytes:
+    """Return the pickle of a value; the errors in it are read back with causes and notes.
+
+    Raises `ValueError` for an error that cannot be kept whole, and whatever pickling raises.
+    """
+    pickler = _Pickler(None)
+    data = pickler.dumped(value)
+    if not pickler.is_whole:
+        raise ValueError("an error in it holds what cannot be kept")
+    return data
 
 
 def kind_of(error: BaseException) -> type[BaseException]:
@@ -150,6 +163,10 @@ class _Pickler(pickle.Pickler):
         if self._mask is not None:
             attributes = {name: self._masked(name, held) for name, held in attributes.items()}
             return {"text": self._text(text), "attributes": attributes}
+        if isinstance(error, AttributeError) and attributes.get("obj") is not None:
+            # The object that lacks the attribute may be of any size, and says nothing more.
+            self.is_whole = False
+            attributes["obj"] = Unkept("obj", f"<{type(error.obj).__name__}>")
         kept = {name: self._kept(name, held, error) for name, held in attributes.items()}
         cause = error.__cause__
         return {
@@ -179,7 +196,7 @@ class _Pickler(pickle.Pickler):
         self.is_whole = False
         shown = "(not kept)"
         with suppress(*FOREIGN):  # the author's `__repr__`
-            shown = repr(held)[:_MAX_SHOWN]
+            shown = reprlib.repr(held)[:_MAX_SHOWN]  # not all of it: it may be large
         return Unkept(name, shown)
 
     def _is_kept(self, held: Any, error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
@@ -47,7 +48,7 @@ def explain(error: ValidationError) -> tuple[str, str | None]:
 
 
 def mentions(annotation: Any, kind: type) -> bool:
-    """Say whether data would be made into a `kind` somewhere inside what `annotation` describes."""
+    """Whether an annotation describes a `kind` anywhere inside."""
     return _mentions(adapter(annotation).core_schema, kind)
 
 
@@ -153,3 +154,67 @@ def _filled(hint: Any, given: Mapping[Any, Any]) -> Any:
     if not given or not parameters or isinstance(hint, type):
         return hint
     return hint[tuple(given.get(each, each) for each in parameters)]
+
+
+# ---------------------------------------------------------------- what reading depends on
+
+
+def reads_alike(annotation: Any) -> bool:
+    """Whether the same data is always read as the same value.
+
+    Not where reading asks the clock (`FutureDatetime`) or the disk (`FilePath`), or where a default
+    is computed (`default_factory=uuid4`) for a field that the data may leave out.
+    """
+    try:
+        known = _alike.get(annotation)
+    except TypeError:  # an unhashable annotation
+        return _is_alike(adapter(annotation).core_schema)
+    if known is None:
+        known = _alike[annotation] = _is_alike(adapter(annotation).core_schema)
+    return known
+
+
+_alike: dict[Any, bool] = {}
+
+_EMPTY = (list, dict, set, frozenset, tuple, str, bytes, int, float, bool, OrderedDict, deque)
+"""Factories of defaults that are always the same."""
+
+
+def _is_alike(schema: Any) -> bool:
+    """Whether a schema of pydantic's, or a part of one, has nothing that varies."""
+    if isinstance(schema, list | tuple):
+        return all(map(_is_alike, schema))
+    if not isinstance(schema, dict):
+        return True
+    kind = schema.get("type")
+    if "now_op" in schema or _asks_disk(schema.get("function")):
+        return False
+    if kind == "model" and not all(
+        _is_constant(private.default_factory)
+        for private in schema["cls"].__private_attributes__.values()
+    ):
+        return False
+    may_be_left_out = kind == "model-field" or (
+        kind == "dataclass-field" and schema.get("init") is False
+    )
+    if may_be_left_out and not _is_constant(_default_factory(schema["schema"])):
+        return False
+    return all(_is_alike(part) for name, part in schema.items() if name != "metadata")
+
+
+def _default_factory(schema: Any) -> Any:
+    while schema["type"].startswith("function-") and "schema" in schema:
+        schema = schema["schema"]  # below the field's own validators
+    return schema.get("default_factory")
+
+
+def _is_constant(factory: Any) -> bool:
+    """Whether a factory makes equal defaults; what a model's own fields hold is looked at there."""
+    is_model = isinstance(factory, type) and hasattr(factory, "__pydantic_fields__")
+    return factory is None or factory in _EMPTY or is_model
+
+
+def _asks_disk(validator: Any) -> bool:
+    """Whether a validator is that of pydantic's `FilePath`, `DirectoryPath` or the like."""
+    function = validator.get("function") if isinstance(validator, dict) else None
+    return getattr(function, "__qualname__", "").startswith("PathType.")

@@ -33,7 +33,7 @@ from typing import Any
 
 from turnout.service.domain.errors import FOREIGN, NotKept, TurnoutError
 from turnout.service.domain.flow import SOURCE
-from turnout.service.domain.portable import portable
+from turnout.service.domain.portable import dumps, portable
 from turnout.service.governance import secrets
 from turnout.service.project.loader import PACKAGE, load_file
 from turnout.service.telemetry import logs, streams
@@ -180,7 +180,7 @@ def request_of(
     try:
         along = [state for state in (snapshot() for snapshot in _travels) if state is not None]
         # Two layers: the worker must load the flow file before it can read the arguments.
-        inner = pickle.dumps((tuple(args), dict(kwargs), along), protocol=5)
+        inner = dumps((tuple(args), dict(kwargs), along))
     except FOREIGN as error:  # pickling runs the author's __reduce__
         raise NotKept(
             f"{name}: an argument cannot go to a worker process ({type(error).__name__}: {error}); "
@@ -312,7 +312,7 @@ def _perform(
         kept = portable(error)
         return "error", None if kept is None else kept.data, _described(error)
     try:
-        return "result", pickle.dumps(value, protocol=5), type(value).__qualname__
+        return "result", dumps(value), type(value).__qualname__
     except MemoryError:
         return _NO_MEMORY
     except FOREIGN as error:  # pickling runs the author's __reduce__

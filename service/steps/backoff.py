@@ -2,17 +2,50 @@
 
 A long backoff suspends the run once no branch works: the run holds no slot, and resumes when the
 try is due. While another branch works, the run holds its slot anyway, and the try starts on time.
-Not here: when a try is due (`step`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from turnout.service.domain.error_groups import is_final
+from turnout.service.domain.retry import delay_after
+from turnout.service.domain.run import RunError
+
+from .suspension import may_suspend, suspend
+
+if TYPE_CHECKING:
+    from .step import StepCall
 
 LONGEST_HELD_SECONDS = 5.0
 """The longest backoff during which the run holds its slot."""
+
+_UNKNOWN = RunError("Exception", "a try of a step failed")
+
+
+def next_try(call: StepCall, error: Exception) -> float | None:
+    """Return in how many seconds a failed step is tried again, None if it is not."""
+    if is_final(error):
+        return None
+    delay = delay_after(call.task.retry, call.tries, error, now=call.services.now())
+    return None if delay is None else delay.total_seconds()
+
+
+async def back_off(call: StepCall) -> None:
+    """Wait until the next try is due, also after a restart.
+
+    A long wait during which no branch works suspends the run, which gives its slot back.
+    """
+    if call.not_before is None:
+        return
+    left = (call.not_before - call.services.now()).total_seconds()
+    if left > LONGEST_HELD_SECONDS and may_suspend():
+        if not await call.context.backoffs.wait(left, call.services.sleep):
+            suspend({}, call.not_before, after=call.last_error or _UNKNOWN)
+    elif left > 0:
+        await call.services.sleep(left)
 
 
 class Backoffs:

@@ -16,7 +16,8 @@ from typing import Any
 from turnout.service.journal.records import StepRecord
 
 from . import failures
-from .context import RunContext, Scope, enter
+from .context import RunContext
+from .scope import Scope, enter
 
 _PATIENCE_SECONDS = 1.0
 
@@ -86,7 +87,7 @@ class Branches:
             return first
         context.undelivered.update(filter(None, map(failures.step_of, errors[1:])))
         described = failures.describe(first)
-        result, first = failures.keep(first, services.settings.max_result_bytes)
+        result, first = failures.pack(first, services.settings.max_result_bytes)
         context.ended_by.append((self.key, first))
         context.leave_mark(
             StepRecord(

@@ -16,27 +16,33 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import timedelta
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from turnout.service.domain.errors import FOREIGN, NotKept, SetupError
+from turnout.service.domain.errors import (
+    FOREIGN,
+    CodeChanged,
+    JournalError,
+    JournalFull,
+    NotKept,
+    SetupError,
+)
 from turnout.service.domain.flow import CODE_VERSION
+from turnout.service.domain.task import CachePolicy
 from turnout.service.domain.units import parse_duration
+from turnout.service.journal.records import Cached, StepRecord
 
+from . import codec
 from .digest import INPUT, encoded, join
+from .recording import store
+
+if TYPE_CHECKING:
+    from .step import StepCall
 
 _KEY_BYTES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class CachePolicy:
-    """How long a task's results are cached."""
-
-    ttl: timedelta
 
 
 def by_input(*, ttl: str | timedelta) -> CachePolicy:
@@ -105,3 +111,73 @@ async def alone(owner: object, key: bytes) -> AsyncIterator[None]:
         waiting.pop()
         if not waiting:
             del _flights[place]
+
+
+# ---------------------------------------------------------------- a step with cached results
+
+
+async def use_cache(
+    call: StepCall, policy: CachePolicy, perform: Callable[[StepCall], Awaitable[Any]]
+) -> Any:
+    """Return the cached result of a call with equal input, or `perform` it and cache the result."""
+    journal, task, now = call.services.journal, call.task, call.services.now
+    tenant = call.context.claimed.event.tenant
+    key = key_of(task.function, task.name, call.args, call.kwargs, tenant=tenant)
+    async with alone(journal, key):
+        hit = await journal.cached(key, now=now())
+        if hit is not None:
+            with nullcontext() if hit.blob is None else journal.hold_blob(hit.blob):
+                try:
+                    value = await _read(call, hit)
+                except (CodeChanged, JournalError):
+                    pass  # a miss: it no longer fits the code, or its file is gone
+                else:
+                    await _take(call, hit)
+                    return value
+        value = await perform(call)
+        if call.done is not None:
+            cached = Cached(
+                key=key,
+                task=task.name,
+                run_id=call.context.claimed.claim.run_id,
+                encoding=call.done.encoding,
+                result=call.done.result,
+                blob=call.done.blob,
+                stored_at=now(),
+                expires_at=now() + policy.ttl,
+            )
+            with suppress(JournalFull):  # it will be computed again
+                await journal.cache(cached)
+        return value
+
+
+async def _read(call: StepCall, hit: Cached) -> Any:
+    """Return the value of a cached result; raises an error if it cannot be used."""
+    data = hit.result
+    if hit.blob is not None:
+        data = await call.services.journal.read_blob(hit.blob)
+    return codec.decode(hit.encoding, data or b"", call.task.returns, name=call)
+
+
+async def _take(call: StepCall, hit: Cached) -> None:
+    """Record a cached result as this step's, with the run it comes from and zero tries."""
+    now = call.services.now()
+    await store(
+        call.context,
+        StepRecord(
+            key=call.key,
+            task=call.task.name,
+            state="succeeded",
+            tries=0,
+            started_at=now,
+            finished_at=now,
+            encoding=hit.encoding,
+            result=hit.result,
+            origin=hit.run_id,
+            blob=hit.blob,
+            in_error_handler=call.in_error_handler,
+            arguments=call.arguments,
+        ),
+    )
+    flow = call.context.claimed.flow
+    call.services.metrics.steps.labels(flow, call.task.name, "cached").inc()

@@ -10,7 +10,7 @@ Not here: starting the run (`children`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from turnout.service.domain.binding import validated
 from turnout.service.domain.errors import FOREIGN, InvalidData, NotKept, message_of, words_of
 from turnout.service.domain.event import Event, file_url
 from turnout.service.domain.flow import Flow
-from turnout.service.domain.shape import adapter
+from turnout.service.domain.shape import adapter, reads_alike
 
-from .exact import ATOMS, pickled, same
+from .exact import ATOMS, is_named_tuple, pickled, same
 from .step import StepCall
 
 
@@ -37,8 +37,9 @@ def event_for(flow: Flow[..., Any], call: StepCall) -> Event:
         if name not in flow.binding.resources  # the service injects its own
     }
     event = Event(id="", source="", type="", time=call.services.now())
-    for name, value in given.items():
-        event = _with(event, flow.binding.declared.get(name), value, call)
+    required = dict(flow.binding.fills)
+    for name in sorted(given, key=required.__contains__):  # last: keys and filters read its data
+        event = _with(event, flow.binding.declared.get(name), given[name], call)
     exact = _exact(flow, event, given, call)
     return event if not exact else replace(event, exact=_pickled(exact, call))
 
@@ -92,7 +93,11 @@ def _exact(
             expected = _taken(binding.declared.get(name, Any), value, call)
         except InvalidData as error:
             raise InvalidData(f"argument {name!r}: {error}", field=error.field or name) from None
-        if name not in fills or not _is_given_back(fills[name], event, expected):
+        if (
+            name not in fills
+            or not reads_alike(binding.declared.get(name, Any))
+            or not _is_given_back(fills[name], event, expected)
+        ):
             exact[name] = expected
     return exact
 
@@ -118,10 +123,14 @@ def _declared(annotation: Any, value: Any) -> Any:
         return value
     checked = adapter(annotation).validate_python(value)
     kind = type(checked)
+    if issubclass(kind, Iterator) and not isinstance(value, Iterator):
+        return value  # declared as an iterable, which pydantic checks as it is read
     if kind in ATOMS or kind is float:
-        return value if isinstance(value, kind) else checked
+        return value if isinstance(value, kind) and value == checked else checked
     if kind in (dict, list, set, frozenset, tuple) and isinstance(value, kind):
         return value if same(checked, kind(value)) else checked
+    if is_named_tuple(kind) and isinstance(value, kind):
+        return value if same((*checked,), (*value,)) else checked
     return checked
 
 

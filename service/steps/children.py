@@ -21,15 +21,19 @@ from turnout.service.domain.event import CALLED, MAX_HOPS, mint_id
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import FINISHED, Fail, RunState
+from turnout.service.domain.task import Task
 from turnout.service.governance import secrets
 from turnout.service.journal.records import ChildEnd, StepRecord
 
 from . import codec
 from .branches import Branches
 from .child_arguments import event_for
-from .context import Scope, Suspend, here, suspend, suspend_with, to_await
 from .mapping import MAX_BRANCHES
-from .step import StepCall, Task, durable
+from .recording import durable
+from .scope import Scope, here
+from .step import StepCall
+from .suspension import Suspend, suspend, suspend_with
+from .unawaited import to_await
 from .wait import begun, end, host_of, refuse_thread
 
 

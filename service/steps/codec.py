@@ -11,9 +11,10 @@ from __future__ import annotations
 import inspect
 from typing import Any, Literal
 
+from turnout.service.domain.binding import UNANNOTATED
 from turnout.service.domain.errors import FOREIGN, CodeChanged, NotKept
 from turnout.service.domain.payload import read_json
-from turnout.service.domain.shape import adapter
+from turnout.service.domain.shape import adapter, reads_alike
 from turnout.service.domain.unpickle import unpickle
 from turnout.service.governance import secrets
 from turnout.service.journal.records import ChildEnd
@@ -22,7 +23,6 @@ from .exact import pickled, plain_json, same, what_json_loses
 
 Encoding = Literal["json", "pickle"]
 
-UNANNOTATED: Any = inspect.Signature.empty
 _PLAIN = (str, int, bool)
 _UNTYPED = (UNANNOTATED, Any, object)
 
@@ -109,14 +109,15 @@ def decode_returned(end: ChildEnd, annotation: Any, *, name: object) -> Any:
 def _check(
     data: bytes, max_bytes: int, name: object, setting: str, words: Words = _RETURNED
 ) -> None:
-    what, verb = words
     if len(data) > max_bytes:
+        what, verb = words
         raise NotKept(
             f"{name}: {what} is {len(data):,} bytes and the limit is {max_bytes:,} "
             f"({setting}); write it to a file or a database and {verb} where it is"
         )
     found = secrets.find_live(data)
     if found is not None:
+        what, verb = words
         raise NotKept(
             f"{name}: {what} holds the value of secret {found!r}; {verb} something else, and "
             f"call reveal() only where the value is used"
@@ -127,14 +128,16 @@ def _check(
 
 
 def _exact_json(value: Any, annotation: Any, *, whole: bool = False) -> bytes | None:
-    """Return JSON that is read back as the very same value, or None.
+    """Return JSON that reads back as the very same value, or None.
 
-    If it must be `whole`, it has the fields of a model that nobody set, too.
+    With `whole` it also has the fields of a model that nobody set.
     """
     if annotation in _UNTYPED or annotation in _PLAIN or annotation is None:
         return plain_json(value)
     try:
         checks = adapter(annotation)
+        if not reads_alike(annotation):
+            return None
         for is_brief in (False,) if whole else (False, True):
             data = checks.dump_json(value, warnings="error", exclude_unset=is_brief)
             if same(checks.validate_json(data), value):
@@ -145,7 +148,7 @@ def _exact_json(value: Any, annotation: Any, *, whole: bool = False) -> bytes | 
 
 
 def _lossy_json(value: Any, annotation: Any, name: object, words: Words) -> bytes:
-    """Return the JSON of models, dataclasses, dates, sets, …: readable, not to be read back."""
+    """Return the JSON of models, dataclasses, dates, sets: for people, not to be read back."""
     from pydantic_core import to_json
 
     try:
@@ -165,7 +168,7 @@ def _lossy_json(value: Any, annotation: Any, name: object, words: Words) -> byte
 
 
 def _readable(data: bytes) -> bytes:
-    """Return JSON that can be read back; raises `ValueError`, as for an integer without end."""
+    """Return JSON that can be read; raises `ValueError`, as for an integer that is too long."""
     read_json(data)
     return data
 

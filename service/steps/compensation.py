@@ -19,8 +19,6 @@ Not here: runs that never started (refused data) have nothing to undo.
 from __future__ import annotations
 
 import asyncio
-import inspect
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -34,7 +32,6 @@ from turnout.service.domain.errors import (
     CodeChanged,
     JournalBroken,
     JournalError,
-    SetupError,
     message_of,
 )
 from turnout.service.domain.event import Event
@@ -47,13 +44,17 @@ from turnout.service.domain.run import (
     RunError,
     RunState,
 )
+from turnout.service.domain.task import Task
 from turnout.service.journal.records import FAILED, REGISTERED, ClaimedRun, StepRecord
 from turnout.service.project import AnyFlow
 from turnout.service.telemetry.logs import get_logger
 
 from . import codec, step
-from .context import RunContext, Scope, Suspend
-from .step import Task
+from .context import RunContext
+from .on_failure import hook_arguments
+from .recording import store
+from .scope import Scope
+from .suspension import Suspend
 from .undo import Undo, parameters_of_step
 
 log = get_logger("turnout.compensation")
@@ -148,7 +149,7 @@ async def _record_failure(context: RunContext, outcome: Outcome) -> tuple[list[U
             ),
             error=outcome.error,
         )
-        await step.keep(context, record)
+        await store(context, record)
         return undos, outcome, 0
     deaths = known.tries - 1
     kept = known.result if known.blob is None else await services.journal.read_blob(known.blob)
@@ -311,7 +312,7 @@ def _telling(
     hook: Callable[..., Any], error: RunError | None, event: Event
 ) -> tuple[Task[Any], tuple[Any, ...], Mapping[str, Any]]:
     task = _task(hook)
-    return task, (), _arguments(task.function, error, event)
+    return task, (), hook_arguments(task.function, error, event)
 
 
 def _raiser(error: Exception, name: str) -> Callable[[], None]:
@@ -363,7 +364,7 @@ async def _give_up(context: RunContext, part: _Part, known: StepRecord | None) -
         finished_at=now,
         error=error,
     )
-    await step.keep(context, record)
+    await store(context, record)
 
 
 def _report(part: _Part, error: str) -> None:
@@ -392,37 +393,3 @@ def _task(function: Callable[..., Any]) -> Task[Any]:
         retry=RETRIES,
         timeout_seconds=_TIMEOUT_SECONDS,
     )
-
-
-# ---------------------------------------------------------------- the hook's parameters
-
-
-def check_hook(function: object) -> None:
-    """Raise `SetupError` unless `function` can be a flow's `on_failure`."""
-    plain = function.function if isinstance(function, Task) else function
-    if not inspect.isfunction(plain):
-        raise SetupError(f"on_failure={function!r}: write a function or a @task")
-    _arguments(plain, None, None)
-
-
-def _arguments(
-    function: Callable[..., Any], error: RunError | None, event: Event | None
-) -> dict[str, Any]:
-    """Fill a hook's parameters: `RunError` and `Event` by annotation, or by the names for them."""
-    try:
-        hints = typing.get_type_hints(function)
-    except NameError:  # known to a type checker only: the names decide
-        hints = {}
-    filled: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        kind = hints.get(name)
-        if kind is RunError or (kind is None and name == "error"):
-            filled[name] = error
-        elif kind is Event or (kind is None and name == "event"):
-            filled[name] = event
-        elif parameter.default is inspect.Parameter.empty:
-            raise SetupError(
-                f"on_failure={function.__name__}: nothing fills parameter {name!r}; a hook takes "
-                f"`error: RunError` and `event: Event`, and `current()` has the rest"
-            )
-    return filled

@@ -16,11 +16,13 @@ from turnout.service.domain import foreign
 from turnout.service.domain.event import NO_BODY, Event, mint_id
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Fail
+from turnout.service.domain.task import Task
 from turnout.service.governance import secrets
 
 from . import codec
-from .context import to_await
-from .step import StepCall, Task, durable
+from .recording import durable, store
+from .step import StepCall
+from .unawaited import to_await
 from .wait import host_of, scope_for
 
 EMITTED = "emit"
@@ -83,7 +85,7 @@ async def _emit(
         claim = call.context.writing(call.key)
         await durable(call.context, lambda: host.emit(claim, record, again, event))
     except Fail as error:
-        await call.keep(call.failed(error))
+        await store(call.context, call.failed(error))
         raise call.delivered() from None
     return event.id
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Mapping
 from itertools import dropwhile
-from pathlib import Path
 
 from turnout.service.domain.error_groups import deciding, problems
 from turnout.service.domain.errors import (
@@ -27,11 +26,11 @@ from turnout.service.domain.unpickle import unpickle
 from turnout.service.governance import secrets
 from turnout.service.journal.records import StepRecord
 
+from .author_code import is_own, is_standard
+
 _MAX_MESSAGE = 4096
 _MAX_TRACEBACK = 32_768
 _STEP = "__turnout_step__"
-_OWN_FOLDER = Path(__file__).parent.parent.parent  # flow files are not loaded from in there
-_STANDARD_LIBRARY = Path(traceback.__file__).parent
 
 NAMES: Mapping[type[BaseException], str] = {
     Fail: "failed",
@@ -79,22 +78,16 @@ def _report(error: BaseException) -> str:
     at: traceback.TracebackException | None = report
     while at is not None:
         frames = dropwhile(_is_on_the_way, at.stack)
-        authors = [frame for frame in frames if not _is_own(frame)]
+        authors = [frame for frame in frames if not is_own(frame.filename)]
         if authors:
             at.stack = traceback.StackSummary.from_list(authors)
         at = at.__cause__ or at.__context__
     return "".join(report.format())
 
 
-def _is_own(frame: traceback.FrameSummary) -> bool:
-    return Path(frame.filename).is_relative_to(_OWN_FOLDER)
-
-
 def _is_on_the_way(frame: traceback.FrameSummary) -> bool:
     """Whether a frame leads to the author's code: ours, or the standard library's in between."""
-    file = Path(frame.filename)
-    is_standard = file.is_relative_to(_STANDARD_LIBRARY) and "site-packages" not in file.parts
-    return is_standard or _is_own(frame)
+    return is_own(frame.filename) or is_standard(frame.filename)
 
 
 def describe(error: BaseException) -> RunError:
@@ -119,7 +112,7 @@ def _type_of(error: BaseException) -> str:
     return NAMES.get(kind_of(error), type(error).__name__)
 
 
-def keep(error: Exception, max_bytes: int) -> tuple[bytes | None, Exception]:
+def pack(error: Exception, max_bytes: int) -> tuple[bytes | None, Exception]:
     """Return the stored form of an error, and the error to raise in the flow.
 
     It is the same error if it can be stored whole. Otherwise it is the one that later attempts will
@@ -132,8 +125,7 @@ def keep(error: Exception, max_bytes: int) -> tuple[bytes | None, Exception]:
         kept = None
     if kept is None:
         failed = StepFailed(_masked(message_of(error)), type=_type_of(error))
-        failed.__cause__ = error
-        return None, failed
+        return None, failed.with_traceback(error.__traceback__)
     if kept.is_whole:
         return kept.data, error
     restored: Exception = unpickle(kept.data)

@@ -9,10 +9,13 @@ import time
 from typing import Any
 
 from turnout.service import pools
-from turnout.service.domain.errors import FOREIGN, NotKept, as_exception
+from turnout.service.domain.errors import FOREIGN, as_exception
 
-from .context import inside
-from .step import StepCall, end, use_cache, write_marks
+from .backoff import back_off, next_try
+from .cache import use_cache
+from .recording import store, write_marks
+from .scope import inside
+from .step import StepCall, give_up, perform
 
 
 def run(call: StepCall) -> Any:
@@ -22,23 +25,21 @@ def run(call: StepCall) -> Any:
         has_blob = known.blob is not None
         return pools.on_loop(call.recall_blob(known)) if has_blob else call.recall(known)
     if call.task.cache is not None:
-        return pools.on_loop(use_cache(call, call.task.cache))
+        return pools.on_loop(use_cache(call, call.task.cache, perform))
     return _perform(call)
 
 
 def _perform(call: StepCall) -> Any:
     """Run a step by its task's policy and record the outcome."""
-    if call.task.undo is not None:
-        try:
-            call.register_undo(call.task.undo)
-        except NotKept as error:
-            call.begin()
-            return pools.on_loop(end(call, error))
+    undo = call.task.undo
+    if undo is not None and (refused := call.register_undo(undo)) is not None:
+        call.begin()
+        return pools.on_loop(give_up(call, refused))
     if call.context.durable_marks:
         pools.on_loop(write_marks(call.context))
     while True:
         if call.not_before is not None:
-            pools.on_loop(call.back_off())
+            pools.on_loop(back_off(call))
         call.begin()
         try:
             step_scope = inside(call.scope, call.key)
@@ -50,13 +51,13 @@ def _perform(call: StepCall) -> Any:
             record = call.succeeded(value)
         except FOREIGN as error:  # a task is the author's code
             failure = as_exception(error)
-            delay = call.delay(failure)
+            delay = next_try(call, failure)
         else:
-            pools.on_loop(call.keep(record))
+            pools.on_loop(store(call.context, record))
             return value
         if delay is None:
-            return pools.on_loop(end(call, failure))
-        pools.on_loop(call.keep(call.failed(failure, again_in=delay)))
+            return pools.on_loop(give_up(call, failure))
+        pools.on_loop(store(call.context, call.failed(failure, again_in=delay)))
 
 
 def _work(call: StepCall) -> Any:

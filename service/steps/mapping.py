@@ -9,9 +9,12 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+from turnout.service.domain.task import Task
+
 from .branches import Branches
-from .context import Scope, Suspend, here, suspend_with
-from .step import StepCall, Task, run
+from .scope import Scope, here
+from .step import StepCall, run
+from .suspension import Suspend, suspend_with
 
 MAX_BRANCHES = 10_000
 """Items of one `map`, each of which is a recorded step."""

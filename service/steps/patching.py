@@ -9,8 +9,9 @@ from __future__ import annotations
 from turnout.service.domain.errors import MisplacedTask
 
 from .code_change import PATCHED
-from .context import current, here
+from .context import current
 from .durable_marks import mark_record
+from .scope import here
 
 
 def patched(name: str) -> bool:

@@ -7,26 +7,21 @@ are recorded as such and not compared.
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 from turnout.service.domain.errors import FOREIGN
 from turnout.service.governance import secrets
 from turnout.service.journal.records import RecordedArguments
 
-from .digest import ARGUMENTS, encoded
+from .digest import ARGUMENTS, encoded_call
 
 UNKNOWN = "?"
 """Recorded in place of a digest for arguments that have none."""
 
 _MAX_TEXT = 40
 _MAX_SHOWN = 4
-_OWN_FOLDER = f"{Path(__file__).parent.parent.parent}/"
-_STANDARD_LIBRARY = f"{Path(os.__file__).parent}/"
 
 
 def arguments_of(
@@ -35,14 +30,17 @@ def arguments_of(
     """Return what is recorded of a call of `name`: `f(1)` and `f(x=1)` are the same call."""
     placed, named = _placed(function, args, kwargs) if kwargs else (args, {})
     try:
-        data = encoded([[*placed], named], ARGUMENTS)
+        data = encoded_call(placed, named, ARGUMENTS)
     except FOREIGN:  # a value without a digest, or an author's object that raises
         data = None
-    if data is None or secrets.find_live(data) is not None:
-        digest = UNKNOWN  # a digest on disk would help to guess a secret
-    else:
-        digest = blake2b(data, digest_size=8).hexdigest()
-    return RecordedArguments(digest, _words(name, placed, named))
+    shown = _shown
+    if secrets.any_live():
+        if data is not None and secrets.find_live(data) is not None:
+            data = None  # a digest on disk would help to guess it
+        if data is None:
+            shown = _masked
+    digest = UNKNOWN if data is None else blake2b(data, digest_size=8).hexdigest()
+    return RecordedArguments(digest, _words(name, placed, named, shown))
 
 
 def _placed(
@@ -58,12 +56,19 @@ def _placed(
     return placed, named
 
 
-def _words(name: str, args: Any, kwargs: Mapping[str, Any]) -> str:
-    shown = [_shown(value) for value in args[:_MAX_SHOWN]]
-    shown += [f"{key}={_shown(value)}" for key, value in kwargs.items()][:_MAX_SHOWN]
-    more = ", …" if len(args) + len(kwargs) > len(shown) else ""
-    words = f"{name}({', '.join(shown)}{more})"
-    return secrets.mask(words) if secrets.any_live() else words
+def _words(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], shown: Callable[[Any], str]
+) -> str:
+    words = [*map(shown, args[:_MAX_SHOWN])]
+    if kwargs:
+        words += [f"{key}={shown(kwargs[key])}" for key in [*kwargs][:_MAX_SHOWN]]
+    if len(args) + len(kwargs) > len(words):
+        words.append("…")
+    return f"{name}({', '.join(words)})"
+
+
+def _masked(value: Any) -> str:
+    return secrets.mask(_shown(secrets.mask(value) if type(value) is str else value))
 
 
 def _shown(value: Any) -> str:
@@ -75,16 +80,3 @@ def _shown(value: Any) -> str:
     if kind is int and -(2**63) <= value < 2**63:
         return repr(value)
     return f"{kind.__name__}(…)"
-
-
-def author_line() -> str | None:
-    """Return `FILE:LINE` in the author's code of the current call, None if turnout makes it."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file:
-            return None
-        if not file.startswith(_OWN_FOLDER):
-            return f"{file}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]  # None at the end
-    return None

@@ -14,87 +14,41 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-import typing
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import cached_property, partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
 from turnout.service.domain.error_groups import is_final
 from turnout.service.domain.errors import (
     FOREIGN,
-    ClaimLost,
-    CodeChanged,
-    JournalBroken,
-    JournalError,
-    JournalFull,
+    MisplacedTask,
     NotKept,
-    Overloaded,
     as_exception,
 )
-from turnout.service.domain.flow import Pool
-from turnout.service.domain.retry import RetryPolicy, delay_after
 from turnout.service.domain.run import RunError
-from turnout.service.journal.records import Cached, RecordedArguments, StepRecord
+from turnout.service.domain.task import NO_FALLBACK, Task
+from turnout.service.journal.records import RecordedArguments, StepRecord
 
-from . import cache, codec, failures
+from . import codec, failures
 from . import undo as undos
-from .backoff import LONGEST_HELD_SECONDS
-from .cache import CachePolicy
-from .context import (
-    RunContext,
-    Scope,
-    Services,
-    inside,
-    may_suspend,
-    stop_if_over,
-    suspend,
-)
+from .author_code import line_of_call, where
+from .backoff import back_off, next_try
+from .cache import use_cache
+from .context import RunContext
 from .failures import describe
-from .recorded_arguments import arguments_of, author_line
+from .recorded_arguments import arguments_of
+from .recording import store, write_marks
+from .scope import Scope, here, inside
+from .services import Services
+from .suspension import stop_if_over
+from .unawaited import to_await
 
-R = TypeVar("R", covariant=True)
-T = TypeVar("T")
+R = TypeVar("R")
 
-FULL_DISK_WAIT_SECONDS = 0.5
 _OPEN = ("retrying", "waiting")
-_UNKNOWN = RunError("Exception", "a try of a step failed")
-NO_FALLBACK: Any = object()
-"""The `fallback` of a task that has none; None is a valid fallback."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Task(Generic[R]):
-    """A function whose calls inside a run are steps, and the policy of each step."""
-
-    function: Callable[..., Any]
-    name: str
-    retry: RetryPolicy
-    timeout_seconds: float | None = None
-    pool: Pool = "thread"
-    fallback: Any = NO_FALLBACK
-    cache: CachePolicy | None = None
-    undo: Callable[..., Any] | None = None
-    file: str = ""
-    line: int = 0
-
-    @cached_property
-    def words(self) -> str:
-        """The task in words, for messages."""
-        return f"task {self.name!r}"
-
-    @cached_property
-    def returns(self) -> Any:
-        """The return annotation, by which results are encoded; unannotated if it cannot be read."""
-        try:
-            hints = typing.get_type_hints(self.function, include_extras=True)
-        except (NameError, TypeError, SyntaxError, AttributeError):
-            return codec.UNANNOTATED  # known to a type checker only
-        return hints.get("return", codec.UNANNOTATED)
 
 
 # ---------------------------------------------------------------- one step
@@ -151,7 +105,7 @@ class StepCall:
         self._line: str | None = None
         if self.context.sequence is not None:
             self.context.sequence.visit(key)
-            self._line = author_line() if key in self.context.claimed.recorded else None
+            self._line = line_of_call() if key in self.context.claimed.recorded else None
 
     def __str__(self) -> str:
         """Return the step in words, for messages."""
@@ -202,13 +156,17 @@ class StepCall:
         assert known.blob is not None
         return self.recall(replace(known, result=await self.services.journal.read_blob(known.blob)))
 
-    def register_undo(self, undo: Callable[..., Any]) -> None:
-        """Register the step's undo, for a run that fails for good; raises `NotKept`."""
+    def register_undo(self, undo: Callable[..., Any]) -> NotKept | None:
+        """Register the step's undo, for a run that fails for good; returns why it cannot."""
         given = undos.bound_arguments(self.task.function, self.args, self.kwargs)
         if given is not None:  # None: the arguments do not fit the task
-            self.context.undo_step(
-                self.key, lambda: undos.Undo.of_step(undo, self.task, self.key, given)
-            )
+            try:
+                self.context.undo_step(
+                    self.key, lambda: undos.Undo.of_step(undo, self.task, self.key, given)
+                )
+            except NotKept as error:
+                return error
+        return None
 
     def begin(self) -> None:
         """Note the start of a try."""
@@ -242,35 +200,6 @@ class StepCall:
             arguments=self.arguments,
         )
 
-    async def read(self, hit: Cached) -> Any:
-        """Return the value of a cached result; raises an error if it cannot be used."""
-        data = hit.result
-        if hit.blob is not None:
-            data = await self.services.journal.read_blob(hit.blob)
-        return codec.decode(hit.encoding, data or b"", self.task.returns, name=self)
-
-    async def take(self, hit: Cached) -> None:
-        """Record a cached result as this step's, with the run it comes from and zero tries."""
-        now = self.services.now()
-        await self.keep(
-            StepRecord(
-                key=self.key,
-                task=self.task.name,
-                state="succeeded",
-                tries=0,
-                started_at=now,
-                finished_at=now,
-                encoding=hit.encoding,
-                result=hit.result,
-                origin=hit.run_id,
-                blob=hit.blob,
-                in_error_handler=self.in_error_handler,
-                arguments=self.arguments,
-            )
-        )
-        flow = self.context.claimed.flow
-        self.services.metrics.steps.labels(flow, self.task.name, "cached").inc()
-
     def failed(self, error: Exception, *, again_in: float | None = None) -> StepRecord:
         """Return the record of a failed try, after which another one follows or the step ends.
 
@@ -294,7 +223,7 @@ class StepCall:
             )
         self._observe("failed")
         self.context.undelivered.add(self.key)
-        result, self._error = failures.keep(error, self.services.settings.max_result_bytes)
+        result, self._error = failures.pack(error, self.services.settings.max_result_bytes)
         return StepRecord(
             key=self.key,
             task=self.task.name,
@@ -314,31 +243,6 @@ class StepCall:
         self.context.undelivered.discard(self.key)
         return self._error
 
-    async def back_off(self) -> None:
-        """Wait until the next try is due, also after a restart.
-
-        A long wait during which no branch works suspends the run, which gives its slot back.
-        """
-        if self.not_before is None:
-            return
-        left = (self.not_before - self.services.now()).total_seconds()
-        if left > LONGEST_HELD_SECONDS and may_suspend():
-            if not await self.context.backoffs.wait(left, self.services.sleep):
-                suspend({}, self.not_before, after=self.last_error or _UNKNOWN)
-        elif left > 0:
-            await self.services.sleep(left)
-
-    def delay(self, error: Exception) -> float | None:
-        """Return how long to wait before the next try, or None when there is none."""
-        if is_final(error):
-            return None
-        delay = delay_after(self.task.retry, self.tries, error, now=self.services.now())
-        return None if delay is None else delay.total_seconds()
-
-    def keep(self, record: StepRecord) -> Coroutine[Any, Any, StepRecord]:
-        """Make a record durable; see `keep`."""
-        return keep(self.context, record)
-
     def _observe(self, outcome: str) -> None:
         seconds, count = self.services.metrics.of_step(
             self.context.claimed.flow, self.task.name, outcome
@@ -347,53 +251,24 @@ class StepCall:
         count.inc()
 
 
-async def keep(context: RunContext, record: StepRecord) -> StepRecord:
-    """Make a record durable, a large result in a file; see `durable`. Returns what is recorded."""
-    services = context.services
-    assert services is not None  # steps are recorded where there is a journal only
-    journal = services.journal
-    if record.result is None or len(record.result) <= services.settings.max_result_bytes:
-        await durable(context, partial(context.record_step, record))
-        return record
-    result = record.result
-
-    async def store() -> StepRecord:
-        async with journal.store_blob(result) as name:
-            recorded = replace(record, result=None, blob=name)
-            await context.record_step(recorded)
-            return recorded
-
-    return await durable(context, store)
+# ---------------------------------------------------------------- running it
 
 
-async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
-    """Write to the journal, waiting while the disk is full; other failures end the attempt."""
-    while True:
-        try:
-            if context.durable_marks:
-                await context.durable_marks.write_all()
-            return await write()
-        except (JournalFull, Overloaded):
-            await asyncio.sleep(FULL_DISK_WAIT_SECONDS)
-        except (ClaimLost, JournalError) as error:
-            # A flow that catches this must not run its next step on top of a lost one.
-            context.broken = error
-            raise
-
-
-async def write_marks(context: RunContext) -> None:
-    """Write the durable marks the flow left since its last step; the next step waits for them."""
-    await durable(context, partial(asyncio.sleep, 0))
-
-
-async def write_last_marks(context: RunContext) -> None:
-    """Write the durable marks the flow left since its last step, at the end of the attempt."""
-    try:
-        await write_marks(context)
-    except JournalBroken:
-        raise
-    except JournalError:
-        pass  # the next attempt leaves them again
+def call_task(
+    task: Task[R], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Coroutine[object, None, R] | None:
+    """Assign the key of a step and return what runs it when awaited; None for a plain call."""
+    scope = here(task.name)
+    if scope is None:
+        return None
+    flow = scope.context.flow
+    if flow is not None and not flow.is_async and task.is_async:
+        raise MisplacedTask(
+            f"task {task.name!r}, called at {where()}, is async and the flow is not; write the "
+            f"flow with `async def`"
+        )
+    call = StepCall(task, scope, scope.next_key(task.name), args, kwargs)
+    return to_await(run(call), task.words)
 
 
 async def run(call: StepCall) -> Any:
@@ -401,56 +276,22 @@ async def run(call: StepCall) -> Any:
     known = call.recorded()
     if known is not None:
         return call.recall(known) if known.blob is None else await call.recall_blob(known)
-    return await (_perform(call) if call.task.cache is None else use_cache(call, call.task.cache))
+    if call.task.cache is not None:
+        return await use_cache(call, call.task.cache, perform)
+    return await perform(call)
 
 
-async def use_cache(call: StepCall, policy: CachePolicy) -> Any:
-    """Return the cached result of a call with equal input, or do the work and cache it."""
-    journal, task, now = call.services.journal, call.task, call.services.now
-    tenant = call.context.claimed.event.tenant
-    key = cache.key_of(task.function, task.name, call.args, call.kwargs, tenant=tenant)
-    async with cache.alone(journal, key):
-        hit = await journal.cached(key, now=now())
-        if hit is not None:
-            with nullcontext() if hit.blob is None else journal.hold_blob(hit.blob):
-                try:
-                    value = await call.read(hit)
-                except (CodeChanged, JournalError):
-                    pass  # a miss: it no longer fits the code, or its file is gone
-                else:
-                    await call.take(hit)
-                    return value
-        value = await _perform(call)
-        if call.done is not None:
-            cached = Cached(
-                key=key,
-                task=task.name,
-                run_id=call.context.claimed.claim.run_id,
-                encoding=call.done.encoding,
-                result=call.done.result,
-                blob=call.done.blob,
-                stored_at=now(),
-                expires_at=now() + policy.ttl,
-            )
-            with suppress(JournalFull):  # it will be computed again
-                await journal.cache(cached)
-        return value
-
-
-async def _perform(call: StepCall) -> Any:
+async def perform(call: StepCall) -> Any:
     """Run a step by its task's policy and record the outcome."""
     task, pools = call.task, call.services.pools
-    if task.undo is not None:
-        try:
-            call.register_undo(task.undo)
-        except NotKept as error:
-            call.begin()
-            return await end(call, error)
+    if task.undo is not None and (refused := call.register_undo(task.undo)) is not None:
+        call.begin()
+        return await give_up(call, refused)
     if call.context.durable_marks:
         await write_marks(call.context)
     while True:
         if call.not_before is not None:
-            await call.back_off()
+            await back_off(call)
         call.begin()
         step_scope = inside(call.scope, call.key)
         pools.steps += 1
@@ -465,25 +306,26 @@ async def _perform(call: StepCall) -> Any:
                     name=task.words,
                     group="step",
                 )
-            step_scope.refuse_left()
+            if step_scope.pending_calls is not None:
+                step_scope.pending_calls.refuse_left()
             record = call.succeeded(value)
         except FOREIGN as error:  # a task is the author's code
             failure = as_exception(error)
-            delay = call.delay(failure)
+            delay = next_try(call, failure)
         else:
-            call.done = await call.keep(record)
+            call.done = await store(call.context, record)
             return value
         finally:
             pools.steps -= 1
             if step_scope.pending_calls is not None and step_scope.pending_calls.is_left:
                 await step_scope.pending_calls.end(patiently=False)
         if delay is None:
-            return await end(call, failure)
-        await call.keep(call.failed(failure, again_in=delay))
+            return await give_up(call, failure)
+        await store(call.context, call.failed(failure, again_in=delay))
 
 
-async def end(call: StepCall, failure: Exception) -> Any:
-    """End a step without tries left: return the task's fallback if it has one, else raise."""
+async def give_up(call: StepCall, failure: Exception) -> Any:
+    """End a step that has no tries left: return the task's fallback if it has one, else raise."""
     if call.task.fallback is not NO_FALLBACK and not is_final(failure):
         failures.set_step(failure, call.key)
         try:
@@ -493,9 +335,9 @@ async def end(call: StepCall, failure: Exception) -> Any:
             error.__context__ = error.__context__ or failure  # not set in a pool thread
             failure = as_exception(error)
         else:
-            await call.keep(record)
+            await store(call.context, record)
             return value
-    await call.keep(call.failed(failure))
+    await store(call.context, call.failed(failure))
     raise call.delivered()
 
 

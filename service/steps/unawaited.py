@@ -13,29 +13,35 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Coroutine, Iterable
-from pathlib import Path
-from types import CodeType, CoroutineType, FrameType
+from types import CodeType, CoroutineType
 from typing import Any, NamedTuple, TypeVar
 
 from turnout.service.domain.errors import NotAwaited
 
+from .author_code import OWN_FOLDER, calling_frame
+from .scope import current_scope
+
 T = TypeVar("T")
 
-_OWN_FOLDER = str(Path(__file__).parent.parent.parent)  # flow files are not loaded from in there
 _FEW = 64
 _NAMED = 3
 
 
-def where() -> str:
-    """Return `FILE:LINE` of the author's code that is calling turnout, for messages."""
-    frame = _authors(sys._getframe(1))
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def _authors(frame: FrameType) -> FrameType:
-    while frame.f_code.co_filename.startswith(_OWN_FOLDER) and frame.f_back is not None:
-        frame = frame.f_back
-    return frame
+def to_await(coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, Any, T]:
+    """Return `coroutine`; in a run it is remembered, named by `words`, until it has ended."""
+    scope = current_scope.get()
+    if scope is None:
+        return coroutine
+    if scope.step is not None:
+        pending = scope.pending_calls
+        if pending is None:
+            pending = scope.pending_calls = PendingCalls(f"step {scope.step!r}")
+        return pending.add(coroutine, words)
+    context = scope.context
+    pending = context.pending_calls
+    if pending is None:
+        pending = context.pending_calls = PendingCalls(f"flow {context.claimed.flow!r}")
+    return pending.add(coroutine, words)
 
 
 class _Pending(NamedTuple):
@@ -75,14 +81,19 @@ class PendingCalls:
         if len(self._calls) >= self._most:
             self._calls = [each for each in self._calls if each[0].cr_frame is not None]
             self._most = max(_FEW, 2 * len(self._calls))
-        frame = _authors(sys._getframe(3))  # above `to_await` and what the author calls
+        frame = sys._getframe(3)  # above `to_await` and what the author calls
+        if frame.f_code.co_filename.startswith(OWN_FOLDER):
+            frame = calling_frame(frame)
         self._calls.append((coroutine, words, frame.f_code, frame.f_lasti))
         return coroutine
 
     @property
     def is_left(self) -> bool:
         """Whether a call has not ended."""
-        return any(each[0].cr_frame is not None for each in self._calls)
+        for each in self._calls:  # noqa: SIM110  any() would cost a generator for each attempt
+            if each[0].cr_frame is not None:
+                return True
+        return False
 
     def _left(self) -> list[_Pending]:
         return [_Pending(*each) for each in self._calls if each[0].cr_frame is not None]
@@ -100,9 +111,9 @@ class PendingCalls:
 
     def refuse_left(self) -> None:
         """Raise `NotAwaited` for a call that was never awaited or still runs."""
-        left = self._left()
-        if not left:
+        if not self.is_left:
             return
+        left = self._left()
         owners = _owners(left)
         forgotten = [
             each for each in left if id(each.coroutine) not in owners and not each.is_begun

@@ -26,14 +26,19 @@ from turnout.service.domain.errors import InvalidData, MisplacedTask
 from turnout.service.domain.event import Event
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Fail
+from turnout.service.domain.task import Task
 from turnout.service.domain.trigger import Trigger
 from turnout.service.domain.units import parse_duration
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord
 
-from .context import RunHost, Scope, here, suspend, to_await
-from .step import StepCall, Task, durable
-from .unawaited import where
+from .author_code import where
+from .recording import durable, store
+from .scope import Scope, here
+from .services import RunHost
+from .step import StepCall
+from .suspension import suspend
+from .unawaited import to_await
 
 Match = Mapping[str, object] | Callable[[Event], bool]
 """Which events end a wait: fields that must be equal (fast with many runs), or a function."""
@@ -160,7 +165,7 @@ async def _sleep(call: StepCall, length: timedelta) -> None:
     known = call.recorded()
     if known is None:
         known = begun(call, {}, length)
-        await call.keep(known)
+        await store(call.context, known)
     elif known.state != "waiting":
         call.recall(known)
         return
@@ -168,7 +173,7 @@ async def _sleep(call: StepCall, length: timedelta) -> None:
     if at is not None and call.services.now() < at:
         suspend({}, at)
     call.begin()
-    await call.keep(replace(call.succeeded(None), started_at=known.started_at))
+    await store(call.context, replace(call.succeeded(None), started_at=known.started_at))
 
 
 # ---------------------------------------------------------------- events

@@ -18,7 +18,7 @@ from turnout.service.journal.sqlite.blobs import name_of
 from turnout.service.journal.sqlite.examine import CHECKS
 from turnout.service.operate.maintenance import Maintenance
 from turnout.service.operate.verbs import Retry
-from turnout.service.steps import step
+from turnout.service.steps import recording
 from turnout.testing import serve
 from turnout.testing.service import Service
 
@@ -201,7 +201,7 @@ async def test_there_is_a_limit_and_it_is_named() -> None:
 async def test_a_full_disk_holds_the_step_until_there_is_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(step, "FULL_DISK_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(recording, "FULL_DISK_WAIT_SECONDS", 0.001)
     honest, refusals = tempfile.mkstemp, [errno.ENOSPC, errno.EDQUOT]
 
     def sometimes_full(*args: Any, **named: Any) -> tuple[int, str]:

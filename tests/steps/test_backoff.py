@@ -30,7 +30,7 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.operate import verbs
-from turnout.service.steps import backoff, step
+from turnout.service.steps import backoff
 
 LONG = retry(3, delay="1h", factor=1, jitter=False)
 tries: dict[str, int] = {}
@@ -157,7 +157,7 @@ async def test_its_slot_is_free_meanwhile_and_an_operator_may_try_at_once(
 async def test_a_try_begins_on_time_beside_a_branch_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "LONGEST_HELD_SECONDS", 0.0)
+    monkeypatch.setattr(backoff, "LONGEST_HELD_SECONDS", 0.0)
     tried = asyncio.Event()
 
     @task(retry=retry(1, delay="30ms", jitter=False))

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Annotated, Any, Protocol, TypedDict
 from zoneinfo import ZoneInfo
 
 import orjson
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, computed_field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    computed_field,
+)
 
 from tests.steps.test_exact import VALUES, Colour, Login, Patch, Row, parts
 from tests.support.running import Running, running
-from turnout import Event, Skip, current, emit, event, flow, retry, secret, sleep, task
+from turnout import Event, Retry, Skip, current, emit, event, flow, retry, secret, sleep, task
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
@@ -133,10 +140,11 @@ async def test_a_result_comes_back_whatever_the_annotation_makes_of_it(
     child.__annotations__["return"] = annotation
     called = flow(name="child")(child)
 
-    @flow
+    @flow(retry=1)
     async def asks() -> bool:
         heard.append(await called())
-        await sleep("10ms")
+        if current().attempt == 1:
+            raise Retry("once more", after="1ms")
         return True
 
     async with running(tmp_path, [asks, called]) as service:
@@ -255,12 +263,19 @@ async def test_an_annotation_still_makes_what_it_says_of_data(tmp_path: Path) ->
         return f"{colours!r} {patch!r}"
 
     @flow
-    async def asks() -> str:
-        return await takes(["red"])  # type: ignore[list-item]  # as data has it
+    async def ships(code: Annotated[str, StringConstraints(to_upper=True)]) -> str:
+        return code
 
-    async with running(tmp_path, [asks, takes]) as service:
+    @flow
+    async def asks() -> list[str]:
+        return [
+            await takes(["red"]),  # type: ignore[list-item]  # as data has it
+            await ships("de"),
+        ]
+
+    async with running(tmp_path, [asks, takes, ships]) as service:
         run = await run_of(service, asks)
-    assert orjson.loads(run.result or b"") == "[<Colour.RED: 'red'>] None"
+    assert orjson.loads(run.result or b"") == ["[<Colour.RED: 'red'>] None", "DE"]
 
 
 async def test_a_child_gets_its_own_event_and_not_what_its_parent_was_given(tmp_path: Path) -> None:
@@ -353,6 +368,26 @@ async def test_an_argument_that_does_not_fit_is_refused_and_not_the_default(
         error = (await service.run(calls)).error
     assert error is not None and error.type == "invalid_data"
     assert message in error.message
+
+
+@flow(ordered_by=lambda event: event.data)
+async def of_many(order: str, tags: Iterable[int] = (), note: str = "") -> str:
+    return f"{order} {[*tags]} {note}"
+
+
+@flow
+async def calls_of_many() -> list[str]:
+    return [await of_many("a", [1, 2], note="n"), await of_many("b", tags=(3,))]
+
+
+async def test_a_child_is_ordered_by_what_it_reads_and_not_by_its_last_argument(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, [calls_of_many, of_many]) as service:
+        run = await run_of(service, calls_of_many)
+        runs = await service.process.journal.runs(Filter(flow="of_many"))
+    assert run.result == b'["a [1, 2] n","b [3] "]'
+    assert [each.order_key for each in runs] == ["b", "a"]
 
 
 # ---------------------------------------------------------------- emitted events

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import orjson
 import pytest
@@ -577,3 +579,34 @@ def test_no_secret_is_among_what_is_recorded_of_a_call(monkeypatch: pytest.Monke
     value = secret("GIVEN_TOKEN").reveal()
     given = arguments_of("price", price.function, (f"Bearer {value}",), {"currency": value})
     assert given == RecordedArguments("?", "price('Bearer ********', '********')")
+    monkeypatch.setenv("LONG_TOKEN", "long-token-" * 10)
+    value = secret("LONG_TOKEN").reveal()
+    given = arguments_of("price", price.function, (f"Bearer {value}", object()), {})
+    assert given == RecordedArguments("?", "price('Bearer ********', object(…))")
+
+
+def test_arguments_that_are_large_are_not_compared() -> None:
+    for large in ("x" * 2_000_000, b"x" * 2_000_000, ["x" * 20_000] * 100, {"a": b"x" * 1_100_000}):
+        assert arguments_of("price", price.function, (large,), {}).digest == "?"
+    assert arguments_of("price", price.function, ("x" * 200_000,), {}).digest != "?"
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "digest"),
+    [
+        ((1,), {}, "76e6c61180a747a9"), (("a",), {}, "178dd1e485a04922"),
+        ((1.5,), {}, "660d3114c24848ab"), ((None, True), {}, "bf780c9663bdc38e"),
+        ((), {}, "69184773449aa042"), ((), {"b": 1}, "185937c1a0104317"),
+        ((1,), {"b": [1, {"x": None}]}, "cfc9d277d3b7e48b"), ((2**70,), {}, "afbf8720591fcc62"),
+        ((b"ab",), {}, "43c7727a564332f4"), (((1, 2),), {}, "b40721ae96c2f8d5"),
+        (({1, 2},), {}, "c047b11231f75101"), (("\ud800",), {}, "8277b28e2283e5e1"),
+        ((datetime(2026, 1, 2, 3, 4, tzinfo=ZoneInfo("Europe/Berlin")),), {}, "9cb6f538bda993b2"),
+        ((Decimal("1.10"),), {}, "6c8f40683a847ec5"), ((Path("/a"),), {}, "e673c9ad4063db66"),
+    ],
+)  # fmt: skip
+def test_a_recorded_call_has_the_digest_it_had_in_earlier_versions(
+    args: tuple[Any, ...], kwargs: dict[str, Any], digest: str
+) -> None:
+    def call(a: Any = None, b: Any = None) -> None: ...
+
+    assert arguments_of("call", call, args, kwargs).digest == digest

@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from turnout.service.domain.binding import UNANNOTATED
 from turnout.service.domain.errors import CodeChanged, NotKept
-from turnout.service.steps.codec import UNANNOTATED, decode, encode, encode_result
+from turnout.service.steps.codec import decode, encode, encode_result
 
 LIMIT = 100_000
 

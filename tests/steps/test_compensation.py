@@ -334,7 +334,7 @@ async def test_many_large_registrations_outlive_a_crash(tmp_path: Path) -> None:
 async def test_registrations_of_branches_and_of_a_full_disk_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("turnout.service.steps.step.FULL_DISK_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("turnout.service.steps.recording.FULL_DISK_WAIT_SECONDS", 0.001)
 
     async def branch(what: str) -> None:
         current().on_undo(cancel, what)

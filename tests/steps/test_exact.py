@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
+import threading
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,11 +22,22 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, SecretStr, TypeAdapter
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FilePath,
+    FutureDatetime,
+    PrivateAttr,
+    RootModel,
+    SecretStr,
+    TypeAdapter,
+)
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from turnout.service.domain.binding import UNANNOTATED
 from turnout.service.domain.errors import NotKept
-from turnout.service.steps.codec import UNANNOTATED, decode, encode
+from turnout.service.steps.codec import decode, encode
 from turnout.service.steps.exact import is_plain
 from turnout.service.steps.undo import Undo
 
@@ -346,6 +359,67 @@ def test_a_pickle_that_gives_another_type_is_refused() -> None:
     class_of_int = type("Lazy", (), {"__reduce__": lambda _self: (int, ("3",))})
     with pytest.raises(NotKept, match="Lazy would come back as int"):
         encode(class_of_int(), UNANNOTATED, max_bytes=1000, name="step 'x#1'")
+
+
+def test_an_error_in_a_value_keeps_its_cause_and_notes_or_is_refused() -> None:
+    error = ValueError("no")
+    error.__cause__ = KeyError("k")
+    error.add_note("seen twice")
+    for value in ({"first": error, "rows": [error]}, [error], error, (1, error)):
+        encoding, data = encode(value, UNANNOTATED, max_bytes=10_000, name="x")
+        back = decode(encoding, data, UNANNOTATED, name="x")
+        found = back["rows"][0] if isinstance(back, dict) else back
+        found = found[-1] if isinstance(found, list | tuple) else found
+        assert repr(found) == repr(error) and repr(found.__cause__) == "KeyError('k')"
+        assert found.__notes__ == ["seen twice"]
+        assert not isinstance(back, dict) or back["first"] is found
+    error.connection = threading.Lock()  # type: ignore[attr-defined]  # as clients leave them
+    with pytest.raises(NotKept, match="an error in it holds what cannot be kept"):
+        encode([error], UNANNOTATED, max_bytes=10_000, name="x")
+
+
+ticks = itertools.count()
+
+
+class Meeting(BaseModel):
+    at: FutureDatetime
+
+
+class Report(BaseModel):
+    made_of: FilePath | None = None
+    number: int = Field(default_factory=ticks.__next__)
+
+
+class Ticket(BaseModel):
+    title: str
+    _number: int = PrivateAttr(default_factory=ticks.__next__)
+
+
+@dataclass
+class Visit:
+    place: str
+    number: int = field(init=False, default_factory=ticks.__next__)
+
+
+def test_a_value_is_read_back_though_the_clock_and_the_disk_have_moved_on(tmp_path: Path) -> None:
+    file = tmp_path / "report"
+    file.touch()
+    soon = datetime.now(UTC) + timedelta(milliseconds=50)
+    values: list[Any] = [
+        Meeting(at=soon), [Meeting(at=soon)], Report(made_of=file, number=7), Report(),
+        Ticket(title="x"), Visit("home"),
+    ]  # fmt: skip
+    annotations: list[Any] = [Meeting, list[Meeting], Report, Report, Ticket, Visit]
+    kept = [
+        encode(value, annotation, max_bytes=1000, name="x")
+        for value, annotation in zip(values, annotations, strict=True)
+    ]
+    file.unlink()
+    while datetime.now(UTC) <= soon:
+        pass
+    for value, annotation, (encoding, data) in zip(values, annotations, kept, strict=True):
+        back = decode(encoding, data, annotation, name="x")
+        assert parts(back) == parts(value)
 
 
 def test_plain_data_is_told_without_walking_it_twice() -> None:

@@ -339,7 +339,7 @@ def test_an_error_that_holds_a_secret_keeps_its_type(monkeypatch: pytest.MonkeyP
 
 
 def test_an_error_that_is_too_large_keeps_its_type() -> None:
-    data, error = failures.keep(ValueError("x" * 50_000), 10_000)
+    data, error = failures.pack(ValueError("x" * 50_000), 10_000)
     assert data is not None and type(error) is ValueError
     assert str(error) == str(pickle.loads(data)) == "x" * 4096
 

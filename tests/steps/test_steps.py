@@ -599,7 +599,7 @@ async def test_code_that_changed_under_a_recorded_step_is_refused_by_name(
 async def test_a_full_disk_holds_the_step_until_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("turnout.service.steps.step.FULL_DISK_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("turnout.service.steps.recording.FULL_DISK_WAIT_SECONDS", 0.001)
 
     @flow
     async def pays() -> None:

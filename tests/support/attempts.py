@@ -22,7 +22,7 @@ from turnout.service.journal.records import Claim, ClaimedRun, Entry, NewRun, St
 from turnout.service.pools import Pools
 from turnout.service.settings import Settings
 from turnout.service.steps.attempt_state import AttemptState
-from turnout.service.steps.context import Sleep
+from turnout.service.steps.services import Sleep
 from turnout.service.telemetry.metrics import Metrics
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)

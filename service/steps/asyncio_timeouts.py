@@ -31,8 +31,10 @@ _NAMES = frozenset({
     ("anyio", "fail_after"), ("anyio", "move_on_after"),
 })  # fmt: skip
 
-Bodies = tuple[tuple[int, int, ast.expr], ...]
+Bodies = tuple[tuple[int, int, ast.withitem], ...]
 """(first line, last line, what the `with` is on)"""
+
+_UNKNOWN: Any = object()
 
 
 def around() -> str | None:
@@ -41,9 +43,9 @@ def around() -> str | None:
     while frame is not None and frame.f_code.co_filename != _EXECUTOR:
         code = frame.f_code
         if not code.co_filename.startswith(_OWN_FOLDER):
-            for first, last, entered in _bodies(code, frame.f_globals.get(SOURCE)):
-                if first <= frame.f_lineno <= last and _is_timeout(entered, frame):
-                    return f"{code.co_filename}:{entered.lineno}"
+            for first, last, item in _bodies(code, frame.f_globals.get(SOURCE)):
+                if first <= frame.f_lineno <= last and _ends(item, frame):
+                    return f"{code.co_filename}:{item.context_expr.lineno}"
         frame = frame.f_back
     return None
 
@@ -66,31 +68,42 @@ def _bodies(code: CodeType, source: bytes | None) -> Bodies:
     return ()
 
 
-def _with_bodies(function: ast.AST) -> Iterator[tuple[int, int, ast.expr]]:
+def _with_bodies(function: ast.AST) -> Iterator[tuple[int, int, ast.withitem]]:
     for node in ast.iter_child_nodes(function):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
             continue  # code of its own
         if isinstance(node, ast.With | ast.AsyncWith):
             last = node.end_lineno or node.lineno
             for item in node.items:
-                yield node.body[0].lineno, last, item.context_expr
+                yield node.body[0].lineno, last, item
         yield from _with_bodies(node)
 
 
-def _is_timeout(entered: ast.expr, frame: FrameType) -> bool:
+def _ends(item: ast.withitem, frame: FrameType) -> bool:
+    """Whether a `with` is on a timeout that ends some day: not on `asyncio.timeout(None)`."""
+    entered = item.context_expr
     if isinstance(entered, ast.Call):
         made = _value(entered.func, frame)
-        return (getattr(made, "__module__", ""), getattr(made, "__name__", "")) in _NAMES
-    return isinstance(_value(entered, frame), asyncio.Timeout)
+        if (getattr(made, "__module__", ""), getattr(made, "__name__", "")) not in _NAMES:
+            return False
+    # The timeout itself where it has a name: it may be rescheduled.
+    timeout = _value(item.optional_vars or entered, frame)
+    if isinstance(timeout, asyncio.Timeout):
+        return timeout.when() is not None
+    if isinstance(entered, ast.Call):
+        given = [*entered.args, *(keyword.value for keyword in entered.keywords)]
+        return not given or _value(given[0], frame) is not None
+    return False
 
 
 def _value(expression: ast.expr, frame: FrameType) -> Any:
-    """Return what a dotted name stands for in a frame, None for anything else."""
+    """Return what a constant or a dotted name stands for in a frame, else `_UNKNOWN`."""
+    if isinstance(expression, ast.Constant):
+        return expression.value
     if isinstance(expression, ast.Attribute):
-        return getattr(_value(expression.value, frame), expression.attr, None)
-    if not isinstance(expression, ast.Name):
-        return None
-    for names in (frame.f_locals, frame.f_globals, vars(builtins)):
-        if expression.id in names:
-            return names[expression.id]
-    return None
+        return getattr(_value(expression.value, frame), expression.attr, _UNKNOWN)
+    if isinstance(expression, ast.Name):
+        for names in (frame.f_locals, frame.f_globals, vars(builtins)):
+            if expression.id in names:
+                return names[expression.id]
+    return _UNKNOWN

@@ -83,7 +83,14 @@ async def helped() -> None:
         await sleep("2s")
 
 
-REFUSED = [slept, waited, called, asked, moved_on, gathered, mapped]
+@flow
+async def rescheduled() -> None:
+    async with asyncio.timeout(None) as bound:
+        bound.reschedule(asyncio.get_running_loop().time() + 5)
+        await sleep("2s")
+
+
+REFUSED = [slept, waited, called, asked, moved_on, gathered, mapped, rescheduled]
 
 
 @pytest.mark.parametrize("chosen", REFUSED, ids=lambda chosen: chosen.name)
@@ -120,6 +127,27 @@ async def test_a_wait_behind_a_timeout_or_beside_one_is_none_of_its(tmp_path: Pa
         async with asyncio.timeout(20):
             run = await service.finished((await service.send()).runs[0])
     assert (run.state, run.result) == (RunState.SUCCEEDED, b'"grown"')
+
+
+NEVER = None
+
+
+@flow
+async def unbounded() -> str:
+    async with asyncio.timeout(None):
+        await sleep("10ms")
+    async with limit(NEVER), asyncio.timeout(5) as bound:
+        bound.reschedule(None)
+        await sleep("10ms")
+    with anyio.move_on_after(delay=NEVER):
+        await sleep("10ms")
+    return "slept"
+
+
+async def test_a_wait_inside_a_timeout_that_never_ends_is_allowed(tmp_path: Path) -> None:
+    async with running(tmp_path, [unbounded]) as service:
+        run = await service.finished((await service.send()).runs[0])
+    assert (run.error, run.result) == (None, b'"slept"')
 
 
 @flow

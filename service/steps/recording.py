@@ -1,0 +1,77 @@
+"""Makes what an attempt records durable, in its order, waiting while the disk is full.
+
+Not here: what is recorded (`step`, `wait`, `children`) and the marks between steps
+(`durable_marks`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+from turnout.service.domain.errors import (
+    ClaimLost,
+    JournalBroken,
+    JournalError,
+    JournalFull,
+    Overloaded,
+)
+from turnout.service.journal.records import StepRecord
+
+from .context import RunContext
+
+T = TypeVar("T")
+
+FULL_DISK_WAIT_SECONDS = 0.5
+
+
+async def store(context: RunContext, record: StepRecord) -> StepRecord:
+    """Make a record durable, a large result in a file; see `durable`. Returns what is recorded."""
+    services = context.services
+    assert services is not None  # steps are recorded where there is a journal only
+    journal = services.journal
+    if record.result is None or len(record.result) <= services.settings.max_result_bytes:
+        await durable(context, partial(context.record_step, record))
+        return record
+    result = record.result
+
+    async def with_blob() -> StepRecord:
+        async with journal.store_blob(result) as name:
+            recorded = replace(record, result=None, blob=name)
+            await context.record_step(recorded)
+            return recorded
+
+    return await durable(context, with_blob)
+
+
+async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
+    """Write to the journal, waiting while the disk is full; other failures end the attempt."""
+    while True:
+        try:
+            if context.durable_marks:
+                await context.durable_marks.write_all()
+            return await write()
+        except (JournalFull, Overloaded):
+            await asyncio.sleep(FULL_DISK_WAIT_SECONDS)
+        except (ClaimLost, JournalError) as error:
+            # A flow that catches this must not run its next step on top of a lost one.
+            context.broken = error
+            raise
+
+
+async def write_marks(context: RunContext) -> None:
+    """Write the durable marks the flow left since its last step; the next step waits for them."""
+    await durable(context, partial(asyncio.sleep, 0))
+
+
+async def write_last_marks(context: RunContext) -> None:
+    """Write the durable marks the flow left since its last step, at the end of the attempt."""
+    try:
+        await write_marks(context)
+    except JournalBroken:
+        raise
+    except JournalError:
+        pass  # the next attempt leaves them again

@@ -1,0 +1,62 @@
+"""What the service gives an attempt, to run and record its steps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from turnout.service.domain.event import Event
+from turnout.service.domain.resource import Resources
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Claim, StepRecord
+from turnout.service.pools import Pools
+
+if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
+    from turnout.service.settings import Settings
+    from turnout.service.telemetry.metrics import Metrics
+
+Sleep = Callable[[float], Coroutine[Any, Any, None]]
+"""How a step waits between its tries, in seconds; a test may replace it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What an attempt needs from the service to run and record its steps."""
+
+    journal: Journal
+    pools: Pools
+    settings: Settings
+    metrics: Metrics
+    now: Callable[[], datetime]
+    resources: Resources | None = None
+    sleep: Sleep = asyncio.sleep
+    host: RunHost | None = None
+
+
+class RunHost(Protocol):
+    """The service as a run sees it; what it does is stored together with the step that asks."""
+
+    async def start(self, claim: Claim, step: StepRecord, flow: str, event: Event) -> None:
+        """Start the child run `step.origin` of a flow for `event`, and wait for its end."""
+
+    async def emit(self, claim: Claim, step: StepRecord, again: StepRecord, event: Event) -> None:
+        """Store an event and start the flows that listen for its type.
+
+        `again` is recorded instead of `step` if the event was stored before. Raises `Fail`, and
+        records no step, if its id was used for another event.
+        """
+
+    async def end_children(self, claim: Claim) -> list[str]:
+        """Cancel the children that an ending run waits for.
+
+        Returns the steps of the children whose undo it has to await.
+        """
+
+    def watch(self, shape: tuple[str, ...]) -> None:
+        """Compare these fields of a trigger's events from now on: (trigger, field…)."""
+
+    def link(self, run_id: str, key: str, until: datetime, asked_at: datetime) -> str:
+        """Return the signed address where a person answers an approval."""
