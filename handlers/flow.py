@@ -201,6 +201,15 @@ def _triggers(on: Trigger | Iterable[Trigger]) -> tuple[Trigger, ...]:
                 f"on={each!r} is not a trigger; write on=webhook(…), files(…), cron(…), every(…), "
                 f"at(…) or event(…), or a list of them"
             )
+        try:
+            hash(each)
+        except TypeError as error:
+            raise SetupError(
+                f"on={each!r}: a trigger is a value that cannot change, so its class is a "
+                f"@dataclass(frozen=True) ({error})"
+            ) from None
+        if not isinstance(each.name, str):
+            raise SetupError(f"on={each!r}: the name of a trigger is a text, not {each.name!r}")
     return listed
 
 

@@ -190,6 +190,8 @@ class Once:
 
 def cron_fields(expression: str) -> str:
     """Return a cron expression in its one spelling: fields, upper case, single spaces."""
+    if not isinstance(expression, str):
+        raise SetupError(f'cron({expression!r}): write an expression, like "0 9 * * 1-5"')
     expression = ALIASES.get(expression.strip().lower(), expression)
     return " ".join(expression.upper().split())
 
@@ -211,7 +213,9 @@ def instant_from(text: str, zone: str | None) -> datetime:
     """Return the UTC instant of an ISO 8601 time with an offset, or of a local time in `zone`."""
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+    except ValueError as error:
+        if not str(error).startswith("Invalid isoformat"):  # such as the 30th of February
+            raise SetupError(f"the time {text!r} does not exist: {error}") from None
         raise SetupError(
             f"cannot read the time {text!r}; write it like 2026-12-01T09:00 with tz=, or with its "
             "offset, 2026-12-01T09:00+01:00"

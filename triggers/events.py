@@ -32,6 +32,8 @@ class EventTrigger:
 
     def check(self) -> None:
         """Refuse a type no event can carry."""
+        if not isinstance(self.event_type, str):
+            raise SetupError(f"event({self.event_type!r}): a type is a text")
         if not self.event_type or not self.event_type.isprintable() or " " in self.event_type:
             raise SetupError(
                 f"event({self.event_type!r}): a type is one word, as in event("

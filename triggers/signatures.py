@@ -331,7 +331,9 @@ def hmac(
 def scheme_named(verify: str | Scheme) -> Scheme:
     """Return the scheme that an author named; raises `SetupError` that lists the known ones."""
     if not isinstance(verify, str):
-        return verify
+        if hasattr(verify, "verifier"):
+            return verify
+        raise SetupError(f'verify={verify!r}: write "github", or hmac("X-Header")')
     scheme = SCHEMES.get(verify)
     if scheme is None:
         known = ", ".join(f'"{name}"' for name in SCHEMES)

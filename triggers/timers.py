@@ -91,7 +91,7 @@ class Timer:
             raise SetupError(
                 f'{self.name}: missed={self.missed!r} is not one of "run_once", "skip", "run_all"'
             )
-        if not 1 <= self.missed_limit <= MAX_MISSED:
+        if self.missed_limit not in range(1, MAX_MISSED + 1):
             raise SetupError(f"{self.name}: missed_limit must be from 1 to {MAX_MISSED}")
         gap = shortest_gap(self.schedule) if self.jitter else None
         if gap is not None and self.jitter >= gap:
@@ -101,7 +101,7 @@ class Timer:
                 "each other"
             )
         if not self.name.strip():
-            raise SetupError(f"{self.kind}(…, name=''): a name has at least one letter")
+            raise SetupError(f"{self.kind}(…, name={self.name!r}): a name has at least one letter")
 
     @property
     def written_schedule(self) -> str:
@@ -215,7 +215,9 @@ def at(
 
     An instant already past when the service first starts with it never ticks.
     """
-    text = _written(when) or ""
+    text = _written(when)
+    if text is None:
+        raise SetupError('at(None): write a time, like at("2026-12-01T09:00", tz="UTC")')
     return Timer(
         kind="at",
         name=name if name is not None else f"at:{text}",
@@ -333,7 +335,11 @@ class _Watch:
 
 
 def _written(moment: str | datetime | None) -> str | None:
-    return moment.isoformat() if isinstance(moment, datetime) else moment
+    if isinstance(moment, datetime):
+        return moment.isoformat()
+    if moment is None or isinstance(moment, str):
+        return moment
+    raise SetupError(f'{moment!r} is not a time; write it like "2026-12-01T09:00" with tz=')
 
 
 def _zone(tz: str | tzinfo | None) -> str | None:

@@ -79,9 +79,9 @@ def webhook(
         name=name or f"webhook:{path}",
         route=path,
         verify=verify,
-        secrets=(secret,) if isinstance(secret, Secret) else tuple(secret),
+        secrets=tuple(secret) if isinstance(secret, Sequence) else (secret,),
         data=data,
-        id_header=None if id_header is None else id_header.lower(),
+        id_header=id_header.lower() if isinstance(id_header, str) else id_header,
         max_body_bytes=None if max_body is None else parse_size(max_body),
         respond=respond is not False,
         respond_within=None if isinstance(respond, bool) else parse_duration(respond),
@@ -148,7 +148,7 @@ class WebhookTrigger:
                 f'{self.name}: a secret verifies nothing without verify=; write verify="github" '
                 'or verify=hmac("X-Signature")'
             )
-        if self.id_header is not None and not HEADER_NAME.fullmatch(self.id_header):
+        if self.id_header is not None and not HEADER_NAME.fullmatch(str(self.id_header)):
             raise SetupError(f"{self.name}: id_header={self.id_header!r} is not a header's name")
         if self.data is not None and self.data not in get_args(Encoding):
             raise SetupError(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from turnout.service.domain.errors import SetupError
+from turnout.service.domain.errors import FOREIGN, SetupError, words_of
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.trigger import CalledTrigger, StartsOnType, Trigger
 
@@ -115,9 +115,11 @@ def _trigger_problems(
 ) -> list[SetupError]:
     try:
         trigger.check()
+        known, owner = triggers.setdefault(trigger.name, (trigger, flow))
     except SetupError as error:
         return [_at(flow, error.message)]
-    known, owner = triggers.setdefault(trigger.name, (trigger, flow))
+    except FOREIGN as error:  # an author's own trigger, or an option of the wrong type
+        return [_at(flow, f"{type(trigger).__name__} cannot be checked: {words_of(error)}")]
     if known != trigger:
         return [
             _at(

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 import turnout
-from turnout import current, flow, gather, limit, retry, task
+from turnout import current, every, flow, gather, limit, retry, task
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.flow import Limit
 
@@ -76,6 +77,18 @@ def test_every_option_lands_on_the_flow() -> None:
     assert (weigh.name, weigh.retry.count, weigh.timeout_seconds) == ("weighing", 3, 30.0)
 
 
+@dataclass
+class _Mutable:
+    name: str = "mutable"
+    kind: str = "mutable"
+
+    def check(self) -> None: ...
+
+
+def timer_named(name: Any) -> Any:
+    return every("1m", name=name)
+
+
 def _flow_problem(options: dict[str, Any], function: Callable[..., Any] | None = None) -> str:
     def bill() -> None: ...
 
@@ -92,6 +105,8 @@ def test_a_flow_that_cannot_be_is_refused_at_its_line() -> None:
     async def asynchronous() -> None: ...
 
     assert "is not a trigger" in _flow_problem({"on": "inbox/*.csv"})
+    assert "frozen=True" in _flow_problem({"on": _Mutable()})
+    assert "the name of a trigger is a text" in _flow_problem({"on": timer_named(5)})
     assert "when=3" in _flow_problem({"when": 3})
     assert "0" in _flow_problem({"concurrency": 0})
     assert 'cannot read the duration "soon"' in _flow_problem({"timeout": "soon"}).replace("'", '"')

@@ -299,6 +299,35 @@ def test_an_unknown_secret_is_a_warning_until_the_machine_counts(
     assert not check([path], env=True).problems
 
 
+def test_a_trigger_of_the_author_may_refuse_its_settings_with_any_error(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.py",
+        """
+        from dataclasses import dataclass
+
+        from turnout import flow
+
+        @dataclass(frozen=True)
+        class Mailbox:
+            limit: int
+            kind: str = "mailbox"
+            name: str = "mailbox"
+
+            def check(self):
+                if self.limit > 10:
+                    raise ValueError("ten letters are the most")
+
+            async def run(self, emit): ...
+
+        @flow(on=Mailbox(limit=20))
+        def read() -> None: ...
+        """,
+    )
+    (problem,) = check([path]).problems
+    assert problem.message == "Mailbox cannot be checked: ValueError: ten letters are the most"
+    assert refusal(path).message == problem.message
+
+
 def test_check_leaves_no_module_behind(tmp_path: Path) -> None:
     path = flow_file(tmp_path / "a.py")
     assert [flow.name for flow in check([path]).flows] == ["bill"]

@@ -397,6 +397,7 @@ def test_once(when: str, zone: str | None, due: str) -> None:
         (Every(timedelta(days=1), "2026-12-01T09:00"), ["without a zone", "tz="]),
         (Once("2026-12-01T09:00"), ["without a zone", "tz="]),
         (Once("next tuesday"), ["cannot read the time", "2026-12-01T09:00"]),
+        (Once("2030-02-30T00:00", "UTC"), ["does not exist", "day is out of range"]),
         (Once("2026-12-01T09:00+01:00", "Europe/Berlin"), ["own offset"]),
         (Once("9999-12-31T23:59:59", "America/New_York"), ["years 1 to 9999"]),
         (Once("9999-12-31T23:59:59-05:00"), ["years 1 to 9999"]),

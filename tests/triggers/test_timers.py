@@ -752,6 +752,31 @@ def test_check_refuses_what_cannot_work(timer: Timer, reason: str) -> None:
     assert reason in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda wrong: cron(wrong),
+        lambda wrong: at(wrong),
+        lambda wrong: every(wrong),
+        lambda wrong: every("1m", start=wrong),
+        lambda wrong: every("1m", missed_limit=wrong),
+        lambda wrong: every("1m", tz=wrong, start="2026-12-01T09:00"),
+    ],
+)
+@pytest.mark.parametrize("wrong", [-5, b"x", ["x"]])
+def test_a_value_of_the_wrong_type_is_refused_by_name(
+    make: Callable[[Any], Timer], wrong: Any
+) -> None:
+    with pytest.raises(SetupError, match=r"-5|x|missed_limit"):
+        make(wrong).check()
+
+
+def test_at_needs_a_time() -> None:
+    nothing: Any = None
+    with pytest.raises(SetupError, match="write a time"):
+        at(nothing)
+
+
 @pytest.mark.parametrize("make", [lambda: every("soon"), lambda: cron("@daily", jitter="a bit")])
 def test_an_unreadable_duration_is_refused_where_it_is_written(make: Callable[[], Timer]) -> None:
     with pytest.raises(SetupError, match="cannot read the duration"):

@@ -738,6 +738,9 @@ class TestDeclaring:
             (webhook("/a", max_body=0), "max_body"),
             (webhook("/a", id_header="X Delivery"), "not a header's name"),
             (webhook("/a", id_header=""), "not a header's name"),
+            (webhook("/a", verify=5), '"github"'),  # type: ignore[arg-type]  # an author may
+            (webhook("/a", secret=None), "never the secret itself"),  # type: ignore[arg-type]
+            (webhook("/a", secret="s3cret"), "never the secret itself"),  # type: ignore[arg-type]
             (webhook("/a", respond="0s"), "at most"),
             (webhook("/a", respond="2m"), "at most"),
             (webhook("/a", verify=hmac("not a header"), secret=secret("A")), "header"),

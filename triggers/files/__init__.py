@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -76,6 +77,11 @@ def files(
     walks the folders every `rescan` (2 s by default, else 1 min), and does not trust the server's
     clock. Raises `SetupError`.
     """
+    if not isinstance(pattern, str):
+        raise SetupError(
+            f"files({pattern!r}): a pattern is a text; with a Path in `folder` it is "
+            'f"{folder}/*.csv"'
+        )
     every = _POLL if poll else _RESCAN
     return FilesTrigger(
         pattern=Pattern.of(pattern),
@@ -95,6 +101,8 @@ def move(folder: str) -> Move:
     A missing target is created; it may be on another file system. Nothing in it is overwritten.
     Raises `SetupError`.
     """
+    if not isinstance(folder, str):
+        raise SetupError(f"move({folder!r}): a folder is a text; write str(…) around a Path")
     mistake = find_mistake(folder)
     if mistake is None and ("\0" in folder or set("*?[") & set(folder)):
         mistake = "it must be a folder, not a pattern"
@@ -131,7 +139,7 @@ class FilesTrigger:
         """Raise `SetupError` for actions or intervals that cannot work; touches no disk."""
         if self.rescan < _SHORTEST_RESCAN:
             raise SetupError(f"{self.name}: rescan= must be at least 50ms")
-        if self.max_depth < 0:
+        if self.max_depth not in range(sys.maxsize):
             raise SetupError(f"{self.name}: max_depth= is a number of folders, 0 or more")
         for word, action in (("then", self.then), ("on_failure", self.on_failure)):
             if action is not None and not isinstance(action, Move | Delete):

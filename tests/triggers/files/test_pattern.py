@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.service.domain.errors import SetupError
-from turnout.triggers.files import move
+from turnout.triggers.files import files, move
 from turnout.triggers.files.pattern import Pattern
 
 
@@ -109,6 +109,13 @@ def test_what_can_only_be_a_mistake_is_refused_with_the_fix(pattern: str, hint: 
         Pattern.of(pattern)
     assert refused.value.message.startswith('files("')
     assert hint in refused.value.message
+
+
+def test_a_path_in_place_of_a_text_is_refused_with_the_fix() -> None:
+    with pytest.raises(SetupError, match=r'f"\{folder\}/'):
+        files(Path("in/*.csv"))  # type: ignore[arg-type]  # an author may
+    with pytest.raises(SetupError, match="str"):
+        move(Path("done"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
