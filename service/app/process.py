@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 from turnout.service.dispatch.dispatcher import Dispatcher
@@ -28,8 +28,9 @@ from turnout.service.flowcontrol.admission import Admission
 from turnout.service.governance.links import Links
 from turnout.service.intake.after_run_actions import AfterRunActions
 from turnout.service.intake.awaited import Awaited
-from turnout.service.intake.emitter import TriggerEmitter
+from turnout.service.intake.emitter import Intake, TriggerEmitter, fed_by
 from turnout.service.intake.run_host import ServiceHost
+from turnout.service.intake.submit import Submit
 from turnout.service.intake.supervisor import Supervisor
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import ClaimedRun
@@ -44,6 +45,8 @@ from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Counts, Metrics
 
 log = get_logger("turnout")
+
+STOPPING = "the service is stopping"
 
 
 @dataclass(frozen=True)
@@ -110,18 +113,31 @@ class Process:
             ended=self._run_ended,
         )
         self.waiters = Waiters(journal, settings.max_waiters)
+        submit = Submit(self.dispatcher, now=now)
         executor.set_host(
             ServiceHost(
                 journal,
                 self.dispatcher,
+                submit,
                 self.awaited,
                 project=lambda: self.project,
                 links=lambda: self.links,
-                tasks=tasks,
                 now=now,
             )
         )
         self.supervisor = Supervisor(tasks)
+        self.intake = Intake(
+            journal=journal,
+            dispatcher=self.dispatcher,
+            submit=submit,
+            awaited=self.awaited,
+            waiters=self.waiters,
+            metrics=metrics,
+            now=now,
+            event_ended=self._event_ended,
+            connection=settings.connection,
+            grace=settings.grace,
+        )
         self.api = self.emitter(
             ApiTrigger(), lambda event: self.project.by_type.get(event.type, ())
         )
@@ -152,15 +168,7 @@ class Process:
         return TriggerEmitter(
             trigger,
             flows,
-            journal=self.journal,
-            dispatcher=self.dispatcher,
-            metrics=self.metrics,
-            waiters=self.waiters,
-            now=self.now,
-            on_event_ended=self._event_ended,
-            connection=self.settings.connection,
-            add_topics=self.awaited.add_topics,
-            grace=self.settings.grace,
+            self.intake,
             tells_sender=isinstance(trigger, CalledTrigger | ApiTrigger),
         )
 
@@ -227,11 +235,8 @@ class Process:
         for name, trigger in project.triggers.items():
             known = self.emitters.get(name)
             if known is None or known.trigger != trigger:
-                self.emitters[name] = self.emitter(trigger, partial(self._flows_of, name))
-            self.emitters[name].paused = f"trigger:{name}" in paused
-
-    def _flows_of(self, trigger: str, _event: Event) -> Sequence[AnyFlow]:
-        return self.project.feeds.get(trigger, ())
+                self.emitters[name] = self.emitter(trigger, fed_by(name, self))
+            self.emitters[name].status.pause(f"trigger:{name}" in paused)
 
     async def start_triggers(self) -> None:
         """Start the triggers."""
@@ -243,13 +248,13 @@ class Process:
         """Stop one trigger while its positions are moved."""
         emitter = self.emitters.get(name)
         if emitter is not None:
-            emitter.stays = True
+            emitter.status.stays = True
         await self.supervisor.stop(name)
         try:
             yield
         finally:
             if emitter is not None:
-                emitter.stays = False
+                emitter.status.stays = False
             if not self.stopping and name in self.emitters:
                 self.supervisor.start(self.emitters[name])
 
@@ -263,15 +268,15 @@ class Process:
 
     def problems(self) -> list[str]:
         """Return why the service is not ready; empty if it is."""
-        found = ["the service is stopping"] if self.stopping else []
+        found = [STOPPING] if self.stopping else []
         if self.journal.writable is not None:
             found.append(f"the journal cannot be written: {self.journal.writable}")
         elif self.journal.short_of_space is not None:
             found.append(f"no new events are accepted: {self.journal.short_of_space}")
         found += [
-            f"trigger {name}: {emitter.problem}"
+            f"trigger {name}: {emitter.status.problem}"
             for name, emitter in self.emitters.items()
-            if emitter.problem is not None and not emitter.paused
+            if emitter.status.problem is not None and not emitter.status.paused
         ]
         return found
 
@@ -289,8 +294,8 @@ class Process:
         stuck = await self.dispatcher.stop(self.settings.grace)
         await self.supervisor.stop()
         for emitter in self.emitters.values():
-            emitter.close("the service is stopping")
-        self.api.close("the service is stopping")
+            emitter.status.closed = STOPPING
+        self.api.status.closed = STOPPING
         self.waiters.close()
         self.pools.close()
         return stuck

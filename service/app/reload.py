@@ -57,7 +57,7 @@ async def reload_project(process: Process, project: Project) -> None:
     ]
     await process.supervisor.stop(*gone) if gone else None
     for name in gone:
-        process.emitters.pop(name).retire()
+        process.emitters.pop(name).status.retire()
     known = set(process.emitters)
     process.apply(project, {*paused, *fresh})
     process.pools.renew()
@@ -66,7 +66,7 @@ async def reload_project(process: Process, project: Project) -> None:
     for name in fresh - paused.keys():
         process.dispatcher.resume(name.removeprefix("flow:"))
     for name, emitter in process.emitters.items():
-        emitter.paused = f"trigger:{name}" in paused
+        emitter.status.pause(f"trigger:{name}" in paused)
     for name in set(process.emitters) - known:
         process.supervisor.start(process.emitters[name])
 

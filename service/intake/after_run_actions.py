@@ -77,7 +77,8 @@ class AfterRunActions:
             return False  # the trigger is gone: the action stays listed, in case it returns
         action = emitter.parts.after_run  # None: its settings ask for none any more
         try:
-            changed = None if action is None else await action.ended(event, failure, emitter)
+            session = emitter.current
+            changed = None if action is None else await action.ended(event, failure, session)
             await self._journal.record_action(event_seq, changed)
         except JournalBroken:
             raise

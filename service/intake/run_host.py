@@ -1,27 +1,34 @@
 """The service as runs see it: starts a child, emits an event, links to an approval.
 
-The calling step and what it starts are written in one transaction. If the caller is cancelled
-meanwhile, the claimed runs are started all the same.
+The calling step and what it starts are written in one transaction (`submit`).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 from turnout.service.dispatch.deadlock import WaitGraph
 from turnout.service.dispatch.dispatcher import Dispatcher
-from turnout.service.domain.errors import TurnoutError
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Fail, RunState
 from turnout.service.governance.links import Links
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import Claim, Entry, NewRun, Opening, StepRecord, run_topic
+from turnout.service.journal.records import (
+    Appended,
+    Claim,
+    Entry,
+    NewRun,
+    Opening,
+    StepRecord,
+    run_topic,
+)
 from turnout.service.project import Project
 
 from .awaited import Awaited
 from .router import Routed, route
+from .submit import Submit
 
 
 class ServiceHost:
@@ -31,19 +38,19 @@ class ServiceHost:
         self,
         journal: Journal,
         dispatcher: Dispatcher,
+        submit: Submit,
         awaited: Awaited,
         *,
         project: Callable[[], Project],
         links: Callable[[], Links],
-        tasks: asyncio.TaskGroup,
         now: Callable[[], datetime],
     ) -> None:
         self._journal = journal
         self._dispatcher = dispatcher
+        self._submitter = submit
         self._awaited = awaited
         self._project = project
         self._links = links
-        self._tasks = tasks
         self._now = now
         self._wait_graph = WaitGraph(journal, dispatcher)
 
@@ -68,17 +75,17 @@ class ServiceHost:
         routed = Routed(Entry(event=event, runs=[run]), [child], [event], [child.bind(event)])
         opening = Opening(topic=run_topic(run.id))
         if order_key is None:
-            await self._stored(claim, step, routed, opening)
+            await self._submit(claim, step, routed, opening)
             return
         with self._wait_graph.pending_call(claim.run_seq, flow, order_key) as earlier:
             await self._wait_graph.refuse_deadlock(claim, flow, order_key, earlier)
-            await self._stored(claim, step, routed, opening)
+            await self._submit(claim, step, routed, opening)
 
     async def emit(self, claim: Claim, step: StepRecord, again: StepRecord, event: Event) -> None:
         """Store an event and start the flows that listen for its type; see `context.RunHost`."""
         routed = route(event, self._project().by_type.get(event.type, ()))
         self._awaited.add_topics(routed.entry)
-        await self._stored(claim, step, routed, None, again)
+        await self._submit(claim, step, routed, again=again)
 
     async def end_children(self, claim: Claim) -> list[str]:
         """Cancel the children that an ending run waits for; see `context.RunHost`."""
@@ -95,50 +102,33 @@ class ServiceHost:
         """Return the signed address where a person answers an approval."""
         return self._links().address(run_id, key, until, asked_at)
 
-    async def _stored(
+    async def _submit(
         self,
         claim: Claim,
         step: StepRecord,
         routed: Routed,
-        opening: Opening | None,
+        opening: Opening | None = None,
         again: StepRecord | None = None,
     ) -> None:
-        storing = self._tasks.create_task(self._store(claim, step, routed, opening, again))
-        error = await asyncio.shield(storing)
-        if error is not None:
-            raise error
-
-    async def _store(
-        self,
-        claim: Claim,
-        step: StepRecord,
-        routed: Routed,
-        opening: Opening | None,
-        again: StepRecord | None,
-    ) -> TurnoutError | Fail | None:
+        """Write the step together with what it starts; raises `Fail` if the event's id is taken."""
         entry = routed.entry
-        for run, flow in zip(entry.runs, routed.flows, strict=True):
-            self._dispatcher.reserve(run, flow)
-        try:
-            (stored,) = await self._journal.record_with(
-                claim, step, entries=[entry], opening=opening, again=again, now=self._now()
-            )
-        except TurnoutError as error:
-            for run in entry.runs:
-                self._dispatcher.unreserve(run)
-                run.state = RunState.QUEUED if run.error is None else run.state
-            return error
-        for run, event, arguments in zip(entry.runs, routed.events, routed.arguments, strict=True):
-            if stored.duplicate or stored.conflict:
-                self._dispatcher.unreserve(run)
-            else:
-                self._dispatcher.start_or_enqueue(run, event, stored, arguments, self._now())
-        if entry.topics:
-            self._dispatcher.recheck_due()
-        if stored.conflict:
+        write = partial(
+            self._journal.record_with,
+            claim,
+            step,
+            entries=[entry],
+            opening=opening,
+            again=again,
+            now=self._now(),
+        )
+        (has_conflict,) = await self._submitter([routed], write, _has_conflict)
+        if has_conflict:
             event = entry.event
-            return Fail(
+            raise Fail(
                 f"emit({event.type!r}, id={event.id!r}): this id was used before for an event of "
                 "another type, subject or data"
             )
-        return None
+
+
+def _has_conflict(_routed: Routed, stored: Appended) -> bool:
+    return stored.conflict

@@ -49,7 +49,7 @@ class Supervisor:
         while True:
             began = loop.time()
             try:
-                await trigger.run(emitter)
+                await trigger.run(emitter.session())
                 reason = "it stopped by itself"
             except JournalBroken:
                 raise

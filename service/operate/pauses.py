@@ -36,7 +36,7 @@ def _set_paused(parts: Parts, full: str, paused: bool) -> None:
         (parts.owner.pause if paused else parts.owner.resume)(flow)
     trigger = full.removeprefix("trigger:")
     if trigger != full and trigger in parts.emitters():
-        parts.emitters()[trigger].paused = paused
+        parts.emitters()[trigger].status.pause(paused)
 
 
 def _loaded_flow(parts: Parts, full: str) -> Sequence[str]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
-from turnout.service.domain.errors import InvalidData, NotFound, Refused
+from turnout.service.domain.errors import InvalidData, NotFound, PositionsMoved, Refused
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.trigger import Receipt, SeekPlan, parts_of
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.intake.router import route
+from turnout.service.journal.records import Move
 from turnout.service.telemetry.logs import get_logger
 
 from .parts import Parts, handles
 from .verbs import Emit, Fire, SeekTrigger
 
 log = get_logger("turnout.operator")
+
+MOST_PLANS = 5
+"""How often a seek is planned while something else moves the positions."""
 
 
 @handles(Emit)
@@ -81,9 +86,27 @@ async def seek(parts: Parts, verb: SeekTrigger) -> SeekPlan:
     if verb.dry_run:
         return plan
     async with parts.stopped(name):
-        # Wait for what the trigger was still writing when it stopped.
-        await journal.append([], trigger=name, now=parts.now())
-        plan = await seeker.plan(target, await journal.positions(name), connection)
-        await journal.append([], trigger=name, positions=plan.positions, now=parts.now())
+        plan = await _move(parts, name, lambda stored: seeker.plan(target, stored, connection))
     log.warning("trigger.sought", trigger=name, to=target.to, done=list(plan.sentences))
     return plan
+
+
+async def _move(
+    parts: Parts, name: str, plan_from: Callable[[Mapping[str, str]], Awaitable[SeekPlan]]
+) -> SeekPlan:
+    """Move a stopped trigger's positions by compare-and-set; returns the plan that was carried out.
+
+    What the trigger was still writing when it stopped counts; what comes later is refused.
+    """
+    journal = parts.journal
+    for _ in range(MOST_PLANS):
+        await journal.append([], trigger=name, now=parts.now())  # behind what it was writing
+        stored = await journal.positions(name)
+        plan = await plan_from(stored)
+        moves = {each: Move(stored.get(each), to) for each, to in plan.positions.items()}
+        try:
+            await journal.append([], trigger=name, positions=moves, now=parts.now())
+        except PositionsMoved:  # by a task of the trigger that has outlived its stop
+            continue
+        return plan
+    raise Refused(f"trigger {name!r} does not stop moving its positions; stop the service and seek")

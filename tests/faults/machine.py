@@ -44,13 +44,13 @@ def small_disk(place: Path, mebibytes: int) -> Iterator[Path]:
 
 
 class Ballast:
-    """A file that takes all the space there is, and gives it back."""
+    """A file that takes all the room there is, and gives it back."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "ballast"
 
     def fill(self) -> None:
-        """Write until the disk has no space for another page."""
+        """Write until the disk has no room for another page."""
         with self._file.open("ab", buffering=0) as file:
             for piece in (2**20, 4096):
                 try:
@@ -60,5 +60,5 @@ class Ballast:
                     continue
 
     def free(self) -> None:
-        """Give the space back."""
+        """Give the room back."""
         self._file.unlink()

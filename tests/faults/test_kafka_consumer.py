@@ -313,7 +313,7 @@ def test_nothing_is_committed_on_a_full_disk_and_nothing_lost(
         assert program.stop() == 0
         program.check_journal()
         verdict = judge(group.truth(), [snapshot(program.data)])
-    say(f"{len(group.truth())} records; reading again {recovered:.2f} s after there was space")
+    say(f"{len(group.truth())} records; reading again {recovered:.2f} s after there was room")
     assert (verdict.lost, verdict.doubled, verdict.wrong[:5], ahead) == ([], 0, [], [])
     assert recovered <= 10.0
 

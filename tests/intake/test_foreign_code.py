@@ -406,7 +406,7 @@ async def test_a_trigger_of_an_author_that_exits_is_down_and_started_again(
         await service.process.start_triggers()
 
         async def down() -> bool:
-            return service.process.emitters["own"].problem == "SystemExit: 3"
+            return service.process.emitters["own"].status.problem == "SystemExit: 3"
 
         await eventually(down)
         await service.send()

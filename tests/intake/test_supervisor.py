@@ -46,13 +46,13 @@ async def test_a_failing_trigger_is_reported_and_started_again(
         service.process.supervisor.start(emit)
 
         async def fails() -> bool:
-            return emit.problem == "OSError: the share is gone"
+            return emit.status.problem == "OSError: the share is gone"
 
         await eventually(fails)
         assert "trigger flaky: OSError: the share is gone" in service.process.problems()
 
         async def watches() -> bool:
-            return emit.problem is None
+            return emit.status.problem is None
 
         await eventually(watches)
         assert len(await service.all_finished()) == 1
@@ -87,7 +87,7 @@ async def test_a_trigger_that_errs_while_it_is_stopped_has_stopped(tmp_path: Pat
         service.process.supervisor.start(emit)
 
         async def watches() -> bool:
-            return emit.problem is None
+            return emit.status.problem is None
 
         await eventually(watches)
         async with asyncio.timeout(2):

@@ -35,7 +35,7 @@ class Ticks:
                 continue
             self._last[timer.name] = due
             emitter = emitters.get(timer.name)
-            if emitter is not None and not emitter.paused:
+            if emitter is not None and not emitter.status.paused:
                 await emitter([timer.event(due)])
 
     def _coming(self) -> list[tuple[datetime, datetime, Timer]]:

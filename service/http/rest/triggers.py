@@ -20,14 +20,15 @@ async def list_triggers(service: ServiceOf) -> Response:
     items = []
     for name, trigger in sorted(service.project.triggers.items()):
         emitter = service.emitters.get(name)
+        status = None if emitter is None else emitter.status
         items.append(
             documents.trigger_of(
                 trigger,
                 flows=service.project.feeds.get(name, ()),
-                problem="not started" if emitter is None else emitter.problem,
-                lag={} if emitter is None else emitter.lags,
-                figures={} if emitter is None else emitter.figures,
-                last_error=None if emitter is None else emitter.last_error,
+                problem="not started" if status is None else status.problem,
+                lag={} if status is None else status.lags,
+                figures={} if status is None else status.figures,
+                last_error=None if status is None else status.last_error,
                 paused_at=paused.get(f"trigger:{name}"),
             )
         )

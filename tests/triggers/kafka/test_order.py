@@ -80,7 +80,7 @@ async def fill(kafka: Broker, topic: str, partitions: int, first: int = 0) -> No
 
 
 async def has_partitions(process: Running, trigger: KafkaTrigger, count: int) -> None:
-    figures = process.process.emitters[trigger.name].figures
+    figures = process.process.emitters[trigger.name].status.figures
     await true(lambda: figures.get("partitions", 0) >= count)
 
 

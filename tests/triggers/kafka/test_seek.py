@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -81,7 +82,7 @@ async def test_a_pattern_seeks_no_topic_of_kafkas_own(kafka: Broker) -> None:
 
 
 async def test_a_seek_comes_behind_what_is_on_its_way_into_the_journal(
-    tmp_path: Path, kafka: Broker, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kafka: Broker
 ) -> None:
     topic = await kafka.create_topic()
     trigger = records_of(topic, group=unique("group"), start="earliest")
@@ -92,7 +93,7 @@ async def test_a_seek_comes_behind_what_is_on_its_way_into_the_journal(
 
     await kafka.send(topic, [orjson.dumps({"id": n}) for n in range(9)])
     async with running(tmp_path, [keep], kafka_bootstrap_servers=kafka.bootstrap) as app:
-        journal, operator, gate = app.process.journal, app.process.operator, threading.Event()
+        journal, gate = app.process.journal, threading.Event()
         assert isinstance(journal, SqliteJournal)
         stored = {f"{topic}/0": Position(7).text()}
 
@@ -101,7 +102,7 @@ async def test_a_seek_comes_behind_what_is_on_its_way_into_the_journal(
             asyncio.get_running_loop().call_later(0.3, gate.set)  # longer than it takes to plan
             yield
 
-        monkeypatch.setattr(operator, "_stopped", stopped)
+        operator = replace(app.process.operator, stopped=stopped)
         busy = inside.occupy_writer(journal, lambda: gate.wait(10))
         moved = journal.append([], trigger=trigger.name, positions=stored, now=utc_now())
         plan = await operator.do(SeekTrigger(trigger.name, Seek(to="end")))

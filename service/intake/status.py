@@ -1,0 +1,85 @@
+"""What operators see of a trigger: whether it is up, why not, its lag and its figures."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from turnout.service.governance import secrets
+from turnout.service.telemetry.logs import get_logger
+from turnout.service.telemetry.metrics import Metrics
+
+log = get_logger("turnout.triggers")
+
+_STARTING = "starting"
+
+
+class Status:
+    """The status of one trigger, in `/readyz`, the API and the metrics; all sessions share it.
+
+    `problem` is why it is not watching now, `last_error` the last one that it had; `closed` is why
+    it accepts nothing any more. `paused` says that an operator has paused it, `stays` that its
+    positions are being moved: what it has accepted runs here.
+    """
+
+    def __init__(self, trigger: str, metrics: Metrics) -> None:
+        self.trigger = trigger
+        self.problem: str | None = _STARTING
+        self.last_error: str | None = None
+        self.lags: dict[str, float] = {}
+        self.figures: dict[str, float] = {}
+        self.closed: str | None = None
+        self.paused = False
+        self.pause_words = f"trigger {trigger!r} is paused"
+        self.stays = False
+        self._metrics = metrics
+
+    def pause(self, paused: bool) -> None:
+        """Pause or resume the trigger for an operator; `problem` is not affected."""
+        self.paused = paused
+        self._show_up()
+
+    def up(self) -> None:
+        """Note that the trigger is watching."""
+        if self.problem not in (None, _STARTING):
+            log.info("trigger.up", trigger=self.trigger)
+        self.problem = None
+        self._show_up()
+
+    def down(self, reason: str) -> None:
+        """Note that the trigger cannot watch now, and why."""
+        reason = secrets.mask(reason)  # /readyz and the API show it
+        if reason == self.pause_words:
+            return  # it is paused, which is no problem of the trigger
+        if reason != self.problem:
+            log.warning("trigger.down", trigger=self.trigger, error=reason)
+        self.problem = self.last_error = reason
+        self._show_up()
+
+    def _show_up(self) -> None:
+        watches = self.problem is None and not self.paused
+        self._metrics.trigger_up.labels(self.trigger).set(watches)
+
+    def lag(self, partition: str, count: float) -> None:
+        """Note how much of `partition` is not read yet."""
+        self.lags[partition] = count
+        self._metrics.trigger_lag.labels(self.trigger, partition).set(count)
+
+    def show(self, figure: str, value: float) -> None:
+        """Note a figure of this trigger's own."""
+        self.figures[figure] = value
+        self._metrics.trigger_figures.labels(self.trigger, figure).set(value)
+
+    def reject(self, result: str, count: int = 1) -> None:
+        """Count input that became no event."""
+        self._metrics.events.labels(self.trigger, result).inc(count)
+
+    def retire(self) -> None:
+        """Remove the metrics of a trigger that is no longer served."""
+        with suppress(KeyError):
+            self._metrics.trigger_up.remove(self.trigger)
+        for partition in self.lags:
+            with suppress(KeyError):
+                self._metrics.trigger_lag.remove(self.trigger, partition)
+        for figure in self.figures:
+            with suppress(KeyError):
+                self._metrics.trigger_figures.remove(self.trigger, figure)

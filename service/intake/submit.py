@@ -1,0 +1,101 @@
+"""Submit once: reserve slots, write, start what was written; or take the reservations back.
+
+The one way in for events, of emitters and of running flows. The dispatcher decides before the write
+whether a run is inserted as running, in a slot, or as queued. A write that is on its way is not
+called back: if its caller is cancelled meanwhile, the runs are started all the same.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TypeAlias, TypeVar
+
+from turnout.service.dispatch.dispatcher import Dispatcher
+from turnout.service.domain.errors import JournalError
+from turnout.service.journal.records import Appended
+
+from .router import Routed
+
+Write: TypeAlias = "Callable[[], Future[list[Appended]]]"
+"""Submits the write of routed events, once their runs are reserved."""
+
+A = TypeVar("A")
+
+
+def _nothing(_error: BaseException) -> None:
+    """Do nothing about a write that failed, but raise its error."""
+
+
+class Submit:
+    """Submits routed events to the journal and to the dispatcher."""
+
+    def __init__(self, dispatcher: Dispatcher, *, now: Callable[[], datetime]) -> None:
+        self._dispatcher = dispatcher
+        self._now = now
+
+    def __call__(
+        self,
+        routed: Sequence[Routed],
+        write: Write,
+        answer: Callable[[Routed, Appended], A],
+        refused: Callable[[BaseException], None] = _nothing,
+    ) -> Future[list[A]]:
+        """Return the answers, once the events are on disk and their runs started or queued.
+
+        `answer` is called for each event that is written, or was before; `refused` with the error
+        when the write fails: both also if the caller is gone by then. Raises what `write` raises.
+        """
+        for one in routed:
+            for run, flow in zip(one.entry.runs, one.flows, strict=True):
+                self._dispatcher.reserve(run, flow)
+        try:
+            written = write()
+        except JournalError as error:
+            self._take_back(routed)
+            refused(error)
+            raise
+        answers: Future[list[A]] = written.get_loop().create_future()
+
+        def done(written: Future[list[Appended]]) -> None:
+            error = written.exception()
+            if error is not None:
+                self._take_back(routed)
+                refused(error)
+                if not answers.done():
+                    answers.set_exception(error)
+                return
+            made = self._start(routed, written.result(), answer)
+            if not answers.done():
+                answers.set_result(made)
+
+        written.add_done_callback(done)
+        return answers
+
+    def _start(
+        self,
+        routed: Sequence[Routed],
+        appended: Sequence[Appended],
+        answer: Callable[[Routed, Appended], A],
+    ) -> list[A]:
+        """Start what was written in a slot, queue the rest, and wake the runs that wait for it."""
+        now, woken, answers = self._now(), False, []
+        for one, stored in zip(routed, appended, strict=True):
+            if stored.duplicate or stored.conflict:
+                self._take_back((one,))
+            else:
+                for run, event, arguments in zip(
+                    one.entry.runs, one.events, one.arguments, strict=True
+                ):
+                    self._dispatcher.start_or_enqueue(run, event, stored, arguments, now)
+            woken = woken or bool(one.entry.topics)
+            answers.append(answer(one, stored))
+        if woken:
+            self._dispatcher.recheck_due()
+        return answers
+
+    def _take_back(self, routed: Sequence[Routed]) -> None:
+        for one in routed:
+            for run in one.entry.runs:
+                self._dispatcher.unreserve(run)
