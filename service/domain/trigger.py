@@ -44,10 +44,10 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What is journaled of a trigger's events: those no run has begun of, and those behind them.
+    """The journaled events of a trigger whose runs have not begun, and those that came after them.
 
-    `waiting` maps what their source calls them to their seq, in the order they came; `begun` are
-    those behind the first of them that have begun, or have ended.
+    `waiting` maps the name that the source has for an event to its seq, in order of arrival;
+    `begun` are the events after the first of these whose runs have begun or ended.
     """
 
     waiting: Mapping[str, int]
@@ -55,10 +55,10 @@ class Backlog:
 
 
 class HandBack(Protocol):
-    """Giving events back to their source of which no run has begun."""
+    """Hands events whose runs have not begun back to their source."""
 
     async def backlog(self) -> Backlog:
-        """Return what may be given back, and what behind the first of it has begun."""
+        """Return the events that may be handed back, and the later ones that have begun."""
 
     async def withdraw(self, seqs: Sequence[int], positions: Mapping[str, str | None]) -> None:
         """Forget these events and their runs, and move the positions in front of them.
@@ -105,8 +105,8 @@ class Emitter(Protocol):
     async def until_ended(self, partitions: Sequence[str], seconds: float) -> None:
         """Wait, so long and within the grace, until no run of these partitions is under way.
 
-        Runs that sleep, wait for something or are tried again later do not count. Events say in
-        extension `partition` which one they are of.
+        Runs that sleep, wait for something or will be retried later do not count. An event names
+        its partition in the extension `partition`.
         """
 
     async def result(self, receipt: Receipt, timeout_seconds: float) -> Outcome | None:
