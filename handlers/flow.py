@@ -10,10 +10,11 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Type
 from turnout.service import pools
 from turnout.service.domain.errors import MisplacedTask, SetupError
 from turnout.service.domain.event import Event
-from turnout.service.domain.flow import Flow, Limit, Pool, limit
+from turnout.service.domain.flow import Flow, Pool
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.trigger import Trigger
 from turnout.service.domain.units import parse_timeout
+from turnout.service.flowcontrol.limit import Limit, limit
 from turnout.service.steps import children
 from turnout.service.steps.author_code import where
 from turnout.service.steps.on_failure import check_hook

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from turnout.handlers.notify import notify as notify
     from turnout.handlers.task import task as task
     from turnout.service.domain.event import Event as Event
-    from turnout.service.domain.flow import limit as limit
     from turnout.service.domain.resource import resource as resource
     from turnout.service.domain.retry import retry as retry
     from turnout.service.domain.run import Fail as Fail
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from turnout.service.domain.run import Retry as Retry
     from turnout.service.domain.run import RunError as RunError
     from turnout.service.domain.run import Skip as Skip
+    from turnout.service.flowcontrol.limit import limit as limit
     from turnout.service.governance.secrets import secret as secret
     from turnout.service.steps.approval import approval as approval
     from turnout.service.steps.cache import by_input as by_input
@@ -53,7 +53,7 @@ _ROOMS = {
     "by_input": "service.steps.cache",
     "current": "service.steps.context",
     "Event": "service.domain.event",
-    "limit": "service.domain.flow",
+    "limit": "service.flowcontrol.limit",
     "secret": "service.governance.secrets",
     "resource": "service.domain.resource",
     "retry": "service.domain.retry",

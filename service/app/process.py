@@ -24,7 +24,6 @@ from turnout.service.domain.resource import Resource, Resources
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.trigger import CalledTrigger, Trigger
 from turnout.service.domain.units import utc_now
-from turnout.service.flowcontrol.admission import Admission
 from turnout.service.governance.links import Links
 from turnout.service.intake.after_run_actions import AfterRunActions
 from turnout.service.intake.awaited import Awaited
@@ -98,7 +97,6 @@ class Process:
             process_calls=settings.process_calls,
         )
         self.after_run_actions = AfterRunActions(journal, lambda: self.emitters)
-        self.admission = Admission(settings.concurrency)
         self.awaited = Awaited()
         self.links = Links(secrets.token_bytes(32), settings.address)  # `serve` sets the stored key
         executor = Executor(
@@ -107,7 +105,7 @@ class Process:
         self.dispatcher = Dispatcher(
             journal,
             executor,
-            self.admission,
+            settings.concurrency,
             metrics,
             now=now,
             ended=self._run_ended,
@@ -156,7 +154,7 @@ class Process:
             lambda: Counts(
                 *journal.counts(),
                 journal.not_undone(),
-                self.admission.held_slots(),
+                self.dispatcher.held_slots(),
                 self.pools.waiting,
             )
         )

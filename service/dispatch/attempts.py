@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from turnout.service.domain.errors import ClaimLost, JournalFull
 from turnout.service.domain.run import FINISHED, Outcome, RunState
+from turnout.service.flowcontrol.gate import Candidate
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import ClaimedRun
 from turnout.service.project import AnyFlow
@@ -29,27 +30,19 @@ from .executor import Executor
 log = get_logger("turnout.attempts")
 
 
-class Slots(Protocol):
-    """Counts the slots that attempts hold; the dispatcher implements it."""
+class Gates(Protocol):
+    """The gates that running attempts are inside; the dispatcher implements it."""
 
-    def release_early(self, run: ClaimedRun) -> bool:
-        """Release the slot while the outcome is being written; False if it must be kept."""
+    def leave_early(self, entered: Candidate) -> bool:
+        """Let a run leave while its outcome is being written; False if it must stay inside."""
 
-    def retake(self, run: ClaimedRun) -> None:
-        """Take the slot back: the outcome could not be written."""
+    def enter_again(self, entered: Candidate) -> None:
+        """Let a run that left early enter again: its outcome could not be written."""
 
     def attempt_ended(
-        self,
-        run: ClaimedRun,
-        flow: AnyFlow | None,
-        outcome: Outcome | None,
-        *,
-        slot_released: bool,
+        self, entered: Candidate, run: ClaimedRun, flow: AnyFlow | None, outcome: Outcome | None
     ) -> None:
-        """Handle the end of an attempt, before anyone else; None: its claim was lost.
-
-        `slot_released`: `release_early` has released its slot.
-        """
+        """Handle the end of an attempt, before anyone else; None: its claim was lost."""
 
     def stop_starting(self) -> None:
         """Start nothing more: an unexpected error ends the process."""
@@ -65,19 +58,22 @@ _NONE = timedelta(0)
 class _RunningAttempt:
     """One running attempt; it is `executing` while the flow's own code may run.
 
-    `previous` is an earlier attempt of the same run that has not ended yet.
+    `entered` is the run as it entered the gates. `previous` is an earlier attempt of the same run
+    that has not ended yet.
     """
 
-    __slots__ = ("cancelled", "executing", "previous", "run", "slot_released", "state", "task")
+    __slots__ = ("cancelled", "entered", "executing", "previous", "run", "state", "task")
 
-    def __init__(self, run: ClaimedRun, previous: _RunningAttempt | None) -> None:
+    def __init__(
+        self, entered: Candidate, run: ClaimedRun, previous: _RunningAttempt | None
+    ) -> None:
+        self.entered = entered
         self.run = run
         self.state = AttemptState(run)
         self.previous = previous
         self.task: asyncio.Task[None] | None = None
         self.executing = False
         self.cancelled = False
-        self.slot_released = False
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -105,14 +101,14 @@ class _Meters:
 
 
 class Attempts:
-    """Runs claims; when one ends, tells `slots`, then `ended`, which tells those who wait."""
+    """Runs claims; when one ends, tells `gates`, then `ended`, which tells those who wait."""
 
     def __init__(
         self,
         journal: Journal,
         executor: Executor,
         metrics: Metrics,
-        slots: Slots,
+        gates: Gates,
         *,
         now: Callable[[], datetime],
         ended: Ended,
@@ -121,7 +117,7 @@ class Attempts:
         self._executor = executor
         self._metrics = metrics
         self._now = now
-        self._slots = slots
+        self._gates = gates
         self._ended = ended
         self._owner: asyncio.Task[Any] | None = None
         self._context = Context()
@@ -136,19 +132,6 @@ class Attempts:
         """The ids of the runs with a running attempt."""
         return frozenset(self._running)
 
-    @property
-    def seqs(self) -> set[int]:
-        """The seqs of the runs with a running attempt."""
-        return {attempt.run.claim.run_seq for attempt in self._running.values()}
-
-    def running_on_key(self, flow: str, order_key: str) -> int | None:
-        """Return the seq of the run that is running with an ordering key, if there is one."""
-        for attempt in self._running.values():
-            run = attempt.run
-            if run.flow == flow and run.order_key == order_key:
-                return run.claim.run_seq
-        return None
-
     def use_current_task(self) -> None:
         """Run attempts in the context of the current task; its cancel ends the service."""
         self._owner, self._context = asyncio.current_task(), copy_context()
@@ -156,18 +139,20 @@ class Attempts:
     def _is_ending(self) -> bool:
         return self._owner is None or self._owner.cancelling() > 0
 
-    def start(self, tasks: asyncio.TaskGroup, run: ClaimedRun, flow: AnyFlow | None) -> None:
-        """Execute a claimed run; without a flow (a reload removed it) the run is handed back.
+    def start(
+        self, tasks: asyncio.TaskGroup, entered: Candidate, run: ClaimedRun, flow: AnyFlow | None
+    ) -> None:
+        """Execute a claimed run that is inside the gates.
 
-        A run that was cancelled and retried may still have an attempt in a thread or a `finally`:
-        the new attempt waits for it. The task gets a fresh context, since another run's attempt
-        may be the caller.
+        Without a flow (a reload removed it) the run is handed back. A run that was cancelled and
+        retried may still have an attempt in a thread or a `finally`: the new attempt waits for it.
+        The task gets a fresh context, since another run's attempt may be the caller.
         """
         run_id = run.claim.run_id
         previous = self._running.get(run_id)
         if previous is not None and not previous.cancelled:
             previous.cancel()
-        attempt = _RunningAttempt(run, previous)
+        attempt = _RunningAttempt(entered, run, previous)
         self._running[run_id] = attempt
         attempt.task = tasks.create_task(self._run(attempt, flow), context=self._context.copy())
 
@@ -202,7 +187,7 @@ class Attempts:
             raise
         except BaseException:
             # Before the slot is taken again: a run that starts now would count this crash too.
-            self._slots.stop_starting()
+            self._gates.stop_starting()
             raise
 
     async def _execute_and_record(self, attempt: _RunningAttempt, flow: AnyFlow | None) -> None:
@@ -221,7 +206,7 @@ class Attempts:
         finally:
             if self._running.get(run.claim.run_id) is attempt:
                 del self._running[run.claim.run_id]
-            self._slots.attempt_ended(run, flow, recorded, slot_released=attempt.slot_released)
+            self._gates.attempt_ended(attempt.entered, run, flow, recorded)
         self._observe(run, final.state, started_at, ended_at or self._now())
         await self._ended(run, final, attempt.state)
 
@@ -259,7 +244,7 @@ class Attempts:
         """Write the outcome to disk; return the recorded end, None if the claim was lost."""
         run, state = attempt.run, attempt.state
         while True:
-            attempt.slot_released = self._slots.release_early(run)
+            has_left = self._gates.leave_early(attempt.entered)
             now = self._now()
             try:
                 await self._journal.record(
@@ -274,8 +259,8 @@ class Attempts:
             except ClaimLost:
                 return None
             except JournalFull:
-                if attempt.slot_released:
-                    self._slots.retake(run)
+                if has_left:
+                    self._gates.enter_again(attempt.entered)
                 await until_writable(self._journal)
             else:
                 return now

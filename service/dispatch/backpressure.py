@@ -14,8 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
-from turnout.service.flowcontrol.admission import Admission
-
 from .queue import Queue
 from .scheduling import Scheduler
 
@@ -32,9 +30,8 @@ _MAX_WAIT_SECONDS = 0.2
 class Backpressure:
     """Paces one trigger by the progress of the flows it starts."""
 
-    def __init__(self, scheduler: Scheduler, admission: Admission) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._admission = admission
         self._taken = 0
         self._refills: Counter[str] = Counter()
 
@@ -49,7 +46,7 @@ class Backpressure:
             credit = self._credit(queues)
             if credit:
                 return credit
-            if taken == self._taken and any(map(_queued, queues)):
+            if taken == self._taken and any(queue.waiting for queue in queues):
                 break
             progressed = await self._wait_for_progress(_POLL_SECONDS)
             if not progressed or loop.time() - polled_at > _POLL_SECONDS:
@@ -67,9 +64,9 @@ class Backpressure:
 
     def _credit_of(self, queue: Queue, queue_count: int) -> int:
         """Return how many events one of `queue_count` queues can use now."""
-        free, busy = self._admission.slots(queue.flow)
-        free = min(free, self._admission.free // queue_count)
-        queued = _queued(queue)
+        busy = len(queue.gates.inside)
+        free = min(queue.gates.places(), self._scheduler.free_slots // queue_count)
+        queued = queue.waiting
         if not queued and free >= busy and free + busy >= MIN_SLOTS:
             self._refills[queue.flow] = 0
             return min(free, MAX_CREDIT)
@@ -92,10 +89,6 @@ class Backpressure:
                 await asyncio.sleep(0)
             return True
         return False
-
-
-def _queued(queue: Queue) -> int:
-    return queue.arriving + sum(map(len, (queue.window, queue.woken, queue.due, queue.woken_due)))
 
 
 def _taken(queues: Sequence[Queue]) -> int:

@@ -7,7 +7,7 @@ several calls at the same time each checks only earlier ones, so that one of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -20,8 +20,8 @@ from .dispatcher import Dispatcher
 MAX_RUNS_CHECKED = 1000
 """Runs checked at most in a search for a cycle."""
 
-PendingCall: TypeAlias = tuple[int, str, str]
-"""(the caller's seq, the child's flow, its ordering key)"""
+PendingCall: TypeAlias = tuple[str, str, str]
+"""(the caller's id, the child's flow, its ordering key)"""
 
 
 class WaitGraph:
@@ -34,11 +34,11 @@ class WaitGraph:
 
     @contextmanager
     def pending_call(
-        self, run_seq: int, flow: str, order_key: str
+        self, run_id: str, flow: str, order_key: str
     ) -> Iterator[Sequence[PendingCall]]:
         """Register a call until it is in the journal; yield the calls registered earlier."""
         earlier = tuple(self._pending_calls)
-        call = (run_seq, flow, order_key)
+        call = (run_id, flow, order_key)
         self._pending_calls.append(call)
         try:
             yield earlier
@@ -48,41 +48,44 @@ class WaitGraph:
     async def refuse_deadlock(
         self, claim: Claim, flow: str, order_key: str, earlier: Sequence[PendingCall]
     ) -> None:
-        """Raise `Fail` if the holder of the child's key waits for the caller."""
-        holder = self._dispatcher.holder(flow, order_key)
-        if holder is not None and await self._waits_for(holder, claim.run_seq, earlier):
-            whose = "this run" if holder == claim.run_seq else "a run that waits for this one"
+        """Raise `Fail` if a holder of the child's key waits for the caller."""
+        holders = self._dispatcher.holders(flow, order_key)
+        if holders and await self._wait_for(holders, claim.run_id, earlier):
+            whose = "this run" if claim.run_id in holders else "a run that waits for this one"
             raise Fail(
                 f"the child run would wait for ever: key {order_key!r} of flow {flow!r} is held "
                 f"until {whose} ends; give the child another key (ordered_by), or make it a task"
             )
 
-    async def _waits_for(self, seq: int, goal: int, earlier: Sequence[PendingCall]) -> bool:
-        """Whether a run waits, directly or through others, for the run `goal`."""
-        seen: set[int] = set()
-        ahead: list[int | None] = [seq]
+    async def _wait_for(
+        self, runs: Collection[str], goal: str, earlier: Sequence[PendingCall]
+    ) -> bool:
+        """Whether one of these runs waits, directly or through others, for the run `goal`."""
+        seen: set[str] = set()
+        ahead = list(runs)
         while ahead and len(seen) < MAX_RUNS_CHECKED:
-            run_seq = ahead.pop()
-            if run_seq == goal:
+            run_id = ahead.pop()
+            if run_id == goal:
                 return True
-            if run_seq is None or run_seq in seen:
+            if run_id in seen:
                 continue
-            seen.add(run_seq)
+            seen.add(run_id)
             for caller, flow, key in earlier:  # not in the journal yet
-                if caller == run_seq:
-                    ahead.append(self._dispatcher.holder(flow, key))
-            ahead += await self._children(run_seq)
+                if caller == run_id:
+                    ahead += self._dispatcher.holders(flow, key)
+            ahead += await self._children(run_id)
         return False
 
-    async def _children(self, run_seq: int) -> list[int | None]:
+    async def _children(self, run_id: str) -> list[str]:
         """Return the unfinished children a run waits for, and the holders of their keys."""
-        found: list[int | None] = []
-        for wait in await self._journal.waits(run_seq):
+        caller = await self._journal.run(run_id)
+        found: list[str] = []
+        for wait in [] if caller is None else await self._journal.waits(caller.seq):
             if not wait.topic.startswith(run_topic("")):
                 continue
             run = await self._journal.run(wait.topic.removeprefix(run_topic("")))
             if run is not None and run.state not in FINISHED:
-                found.append(run.seq)
+                found.append(run.id)
                 if run.order_key is not None:
-                    found.append(self._dispatcher.holder(run.flow, run.order_key))
+                    found += self._dispatcher.holders(run.flow, run.order_key)
         return found

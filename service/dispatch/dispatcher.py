@@ -9,7 +9,7 @@ are slots. On a full disk nothing is claimed until writing works again. Not here
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,7 +19,7 @@ import anyio
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import CALLED, Event
 from turnout.service.domain.run import Outcome, Run, RunState
-from turnout.service.flowcontrol.admission import RUNNING, UNWRITTEN, Admission
+from turnout.service.flowcontrol.gate import Candidate
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import Appended, Claim, ClaimedRun, NewRun, Queued
 from turnout.service.project import AnyFlow
@@ -44,22 +44,19 @@ class Dispatcher:
         self,
         journal: Journal,
         executor: Executor,
-        admission: Admission,
+        concurrency: int,
         metrics: Metrics,
         *,
         now: Callable[[], datetime],
         ended: Ended,
     ) -> None:
         self._journal = journal
-        self._admission = admission
         self._attempts = Attempts(journal, executor, metrics, self, now=now, ended=ended)
         self._now = now
         self._flows: dict[str, AnyFlow] = {}
-        self._scheduler = Scheduler(journal, admission)
+        self._scheduler = Scheduler(journal, concurrency)
         self._due = DueRuns(journal, self._scheduler, now=now)
         self._work = self._scheduler.work
-        self._claiming: set[int] = set()
-        self._started_meanwhile: set[int] | None = None  # see `hold_keys`
         self._stopping = False
         self._quiet = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -69,7 +66,7 @@ class Dispatcher:
     def serve(self, flows: Iterable[AnyFlow], paused: Iterable[str]) -> None:
         """Serve the flows of a (re)loaded project; running attempts keep the code they began."""
         self._flows = {flow.name: flow for flow in flows}
-        self._scheduler.serve(self._flows.values(), paused)
+        self._scheduler.serve(self._flows.values(), paused, self._now())
         self._due.adopt_orphans()
 
     def adopt(self, was: str, name: str) -> None:
@@ -77,43 +74,37 @@ class Dispatcher:
 
         The new queue must be paused while the journal renames the runs, and reread afterwards.
         """
-        self._scheduler.adopt(was, name)
+        self._scheduler.adopt(was, name, self._now())
         self._due.adopt_orphans()
 
     async def hold_keys(self) -> None:
         """Hold the ordering keys of runs that the journal names as holders and that do not run.
 
-        The journal is read twice, since a run may release its key after the first read. Re-read the
-        keys of runs that started during a read: its answer is stale for them.
+        The journal answers in its turn among the writes: what was written before it is done here
+        too, and what is written after it is done here afterwards, so no answer is stale.
         """
-        self._started_meanwhile = self._attempts.seqs
-        read = await self._journal.held_keys()
-        for flow, key, seq, dead in read:
+        for flow, key, run_id, dead in await self._read_held_keys():
             known = self._flows.get(flow)
             if known is not None and (not dead or known.on_dead == "block"):
-                self._scheduler.hold_key(flow, key, seq)
-            elif known is not None and seq not in self._started_meanwhile:
-                # A reload may have changed `on_dead`.
-                self._scheduler.release_key(flow, key, seq)
-        unsure = {(flow, key, seq) for flow, key, seq, _dead in read if flow in self._flows}
-        while unsure:
-            self._started_meanwhile = self._attempts.seqs
-            unsure -= {(flow, key, seq) for flow, key, seq, _ in await self._journal.held_keys()}
-            for flow, key, seq in unsure.copy():
-                if seq not in self._started_meanwhile:
-                    self._scheduler.release_key(flow, key, seq)
-                if self._admission.holder(flow, key) != seq:
-                    unsure.discard((flow, key, seq))
-        self._started_meanwhile = None
+                self._scheduler.add_holder(flow, key, run_id)
+            elif known is not None:  # a reload may have changed `on_dead`
+                self._scheduler.let_go(flow, key, run_id)
+
+    async def _read_held_keys(self) -> list[tuple[str, str, str, bool]]:
+        while True:
+            try:
+                return await self._journal.held_keys()
+            except JournalFull:
+                await until_writable(self._journal)
 
     def pause(self, flow: str) -> None:
         """Start no more runs of a flow; running ones continue."""
-        self._scheduler.queue(flow).paused = True
+        self._scheduler.queue(flow).pause()
 
     def resume(self, flow: str) -> None:
         """Start runs of a paused flow again."""
         queue = self._scheduler.queue(flow)
-        queue.paused = False
+        queue.resume()
         self._scheduler.activate(queue)
 
     @contextmanager
@@ -123,14 +114,14 @@ class Dispatcher:
         A claim already on its way is written before any journal request made inside. At the end the
         queues are read again, so no newer run overtakes one that the block has queued.
         """
-        queues = [self._scheduler.queue(flow) for flow in flows]
+        queues = [queue for flow in flows if (queue := self._scheduler.find(flow)) is not None]
         for queue in queues:
-            queue.freeze_count += 1
+            queue.begin_change()
         try:
             yield
         finally:
             for queue in queues:
-                queue.freeze_count -= 1
+                queue.end_change()
                 self.reread_queue(queue.flow)
 
     def starts(self, flow: str) -> bool:
@@ -139,32 +130,28 @@ class Dispatcher:
 
     # ------------------------------------------------------------ new runs
 
-    def reserve(self, run: NewRun, flow: AnyFlow) -> None:
-        """Decide whether a new run is inserted as running, with a slot, or as queued."""
+    def reserve(self, run: NewRun, flow: AnyFlow, now: datetime) -> None:
+        """Decide whether a new run is inserted as running, with a slot, or as queued.
+
+        The write must be submitted in the same turn of the loop: runs start in the order in which
+        they were reserved.
+        """
         if run.state is not RunState.QUEUED:
             return
         queue = self._scheduler.queue(flow.name)
-        run.flow = queue.flow  # the flow may have been renamed since the run was made
-        if (
-            not self._stopping
-            and queue.idle
-            and not queue.has_blocked(run.order_key, run.limit_key)
-            and self._admission.admit(flow.name, run.order_key, run.limit_key, UNWRITTEN, False)
-            is None
-        ):
+        if self._stopping:
+            queue.expect(run)
+        elif queue.reserve(run, now):
             run.state = RunState.RUNNING
-            queue.starting += 1
-        else:
-            queue.arriving += 1
 
-    def unreserve(self, run: NewRun) -> None:
+    def take_back(self, run: NewRun) -> None:
         """Cancel a reservation: the run was not written."""
         if run.state is RunState.RUNNING:
-            self._scheduler.queue(run.flow).starting -= 1
-            self._scheduler.release(run.flow, run.order_key, run.limit_key, isolated=False)
-            self._work.set()
+            self._scheduler.queue(run.flow).end_starting()
+            self._scheduler.leave(run)
+            self._tell_stop()
         elif run.state is RunState.QUEUED:
-            self._scheduler.queue(run.flow).arriving -= 1
+            self._scheduler.queue(run.flow).discard_arriving(run)
 
     def start_or_enqueue(
         self,
@@ -176,16 +163,17 @@ class Dispatcher:
     ) -> None:
         """Start a run inserted as running, or enqueue one inserted as queued."""
         if run.state is RunState.RUNNING:
-            self._scheduler.queue(run.flow).starting -= 1
+            self._scheduler.queue(run.flow).end_starting()
             self._scheduler.progressed.set()
-            self._start(_first_claimed(run, event, stored, arguments, now))
+            self._start(run, _first_claimed(run, event, stored, arguments, now))
         elif run.state is RunState.QUEUED:
             queue = self._scheduler.queue(run.flow)
-            in_memory = queue.accepts_new and len(event.body) <= MAX_BODY_BYTES_IN_MEMORY
-            queue.arriving -= 1
-            self._scheduler.enqueue(
+            in_memory = queue.keeps_new and len(event.body) <= MAX_BODY_BYTES_IN_MEMORY
+            self._scheduler.arrived(
+                run,
                 Queued(
                     seq=run.seq,
+                    id=run.id,
                     flow=run.flow,
                     order_key=run.order_key,
                     limit_key=run.limit_key,
@@ -194,22 +182,34 @@ class Dispatcher:
                     claimed=(
                         _first_claimed(run, event, stored, arguments, now) if in_memory else None
                     ),
-                )
+                ),
             )
 
     def backpressure(self) -> Backpressure:
         """Return the back-pressure for one trigger whose source keeps unread events."""
-        return Backpressure(self._scheduler, self._admission)
+        return Backpressure(self._scheduler)
 
     @property
     def running(self) -> frozenset[str]:
         """The ids of the runs with a running attempt."""
         return self._attempts.runs
 
-    def holder(self, flow: str, order_key: str) -> int | None:
-        """Return the seq of the run that holds an ordering key, if one does."""
-        held_by = self._admission.holder(flow, order_key)
-        return self._attempts.running_on_key(flow, order_key) if held_by == RUNNING else held_by
+    def holders(self, flow: str, order_key: str) -> Collection[str]:
+        """Return the ids of the runs that hold an ordering key; more than one after a rename."""
+        return self._scheduler.queue(flow).gates.order.holders(order_key)
+
+    def next_alarm_at(self) -> datetime | None:
+        """Return the next instant at which a run asks again that a gate has refused until then."""
+        return self._scheduler.next_alarm_at()
+
+    @property
+    def free_slots(self) -> int:
+        """How many more runs may run at once."""
+        return self._scheduler.free_slots
+
+    def held_slots(self) -> Mapping[str, int]:
+        """Return how many slots each flow holds."""
+        return self._scheduler.held_slots()
 
     def reread_queue(self, flow: str) -> None:
         """Read a flow's queue from the journal again: its runs were changed there."""
@@ -218,6 +218,7 @@ class Dispatcher:
 
     def recheck_due(self) -> None:
         """Check for due runs now: waiting runs were woken, or the clock was set."""
+        self._scheduler.ring()
         self._due.recheck()
 
     def cancel(self, run: Run) -> None:
@@ -234,8 +235,9 @@ class Dispatcher:
 
     def release_key(self, run: Run) -> None:
         """Release the ordering key of a run that is not running: it was cancelled or dropped."""
-        if run.order_key is not None and self._scheduler.find(run.flow) is not None:
-            self._scheduler.release_key(run.flow, run.order_key, run.seq)
+        self._scheduler.forget_due(run.seq)
+        if run.order_key is not None:
+            self._scheduler.let_go(run.flow, run.order_key, run.id)
 
     # ------------------------------------------------------------ the loop
 
@@ -255,6 +257,7 @@ class Dispatcher:
                 raise
             claiming.cancel()
             watching.cancel()
+            self._scheduler.close()
 
     async def stop(self, grace: timedelta) -> int:
         """Claim nothing more, let runs end within `grace`, and hand back the rest.
@@ -284,19 +287,18 @@ class Dispatcher:
             if self._stopping:
                 self._work.set()  # for `stop`, which may be waiting in `_until_idle`
                 return
-            await self._scheduler.refill(self._claiming)
+            await self._scheduler.refill()
             chosen = self._choose()
             if chosen:
                 await self._claim(chosen)
                 self._work.set()
 
     def _choose(self) -> list[Queued]:
-        return [] if self._stopping else self._scheduler.choose()
+        return [] if self._stopping else self._scheduler.choose(self._now())
 
     async def _claim(self, chosen: list[Queued]) -> None:
-        self._claiming.update(run.seq for run in chosen)
-        for run in chosen:
-            self._scheduler.queue(run.flow).starting += 1
+        for entered in chosen:
+            self._scheduler.queue(entered.flow).begin_starting()
         try:
             claimed = await self._journal.claim(
                 [run.seq for run in chosen],
@@ -304,56 +306,47 @@ class Dispatcher:
                 untouched={run.seq: run.claimed for run in chosen if run.claimed is not None},
             )
         except JournalFull:
-            for run in chosen:
-                self._scheduler.release(
-                    run.flow, run.order_key, run.limit_key, isolated=run.isolated
-                )
-                self._scheduler.known_due.discard(run.seq)
-            for flow in {run.flow for run in chosen}:
+            for entered in chosen:
+                self._scheduler.leave(entered)
+            for flow in {entered.flow for entered in chosen}:
                 self.reread_queue(flow)
             await until_writable(self._journal)
             return
         finally:
-            self._claiming.clear()
-            for run in chosen:
-                self._scheduler.queue(run.flow).starting -= 1
-        for run in chosen:
-            self._scheduler.known_due.discard(run.seq)
-        taken = {run.claim.run_seq for run in claimed}
-        for each in claimed:
-            self._start(each)
-        for run in chosen:
-            if run.seq not in taken:  # cancelled meanwhile
-                self._scheduler.release(
-                    run.flow, run.order_key, run.limit_key, isolated=run.isolated
-                )
+            for entered in chosen:
+                self._scheduler.forget_due(entered.seq)
+                self._scheduler.queue(entered.flow).end_starting()
+        taken = {run.claim.run_seq: run for run in claimed}
+        for entered in chosen:
+            run = taken.pop(entered.seq, None)
+            if run is None:  # cancelled meanwhile
+                self._scheduler.leave(entered)
+            else:
+                self._start(entered, run)
 
     # ------------------------------------------------------------ one attempt
 
-    def _start(self, run: ClaimedRun) -> None:
+    def _start(self, entered: Candidate, run: ClaimedRun) -> None:
         if self._tasks is None:
             raise RuntimeError("the dispatcher is not running")
-        if self._started_meanwhile is not None:
-            self._started_meanwhile.add(run.claim.run_seq)
-        self._attempts.start(self._tasks, run, self._flows.get(run.flow))
+        self._attempts.start(self._tasks, entered, run, self._flows.get(run.flow))
 
-    def release_early(self, run: ClaimedRun) -> bool:
-        """Release the slot of an attempt whose outcome is being written; False if it is kept.
+    def leave_early(self, entered: Candidate) -> bool:
+        """Let a run leave the gates while its outcome is being written; False if it stays inside.
 
         The next run in the slot is written after that outcome, so no more runs are running on disk
-        than there are slots, and a busy slot costs one commit per run instead of two. The slot is
-        kept with an ordering key, whose next run must not start before the outcome is on disk, and
-        by an isolated run, which runs alone until its outcome is on disk.
+        than there are slots, and a busy slot costs one commit per run instead of two. A run with an
+        ordering key stays inside, since the next run of the key must not start before the outcome
+        is on disk; so does an isolated run, which runs alone until then.
         """
-        if run.order_key is not None or run.isolated:
+        if entered.order_key is not None or entered.isolated:
             return False
-        self._scheduler.release(run.flow, None, run.limit_key, isolated=run.isolated)
-        self._work.set()
+        self._scheduler.leave(entered)
         return True
 
-    def retake(self, run: ClaimedRun) -> None:
-        """Take the slot back: the outcome could not be written."""
-        self._admission.retake(run.flow, run.limit_key, isolated=run.isolated)
+    def enter_again(self, entered: Candidate) -> None:
+        """Let a run that left early enter again: the outcome could not be written."""
+        self._scheduler.queue(entered.flow).gates.enter(entered, self._now())
 
     def stop_starting(self) -> None:
         """Start nothing more: an unexpected error is about to end the process.
@@ -363,30 +356,24 @@ class Dispatcher:
         self._stopping = True
 
     def attempt_ended(
-        self,
-        run: ClaimedRun,
-        flow: AnyFlow | None,
-        outcome: Outcome | None,
-        *,
-        slot_released: bool,
+        self, entered: Candidate, run: ClaimedRun, flow: AnyFlow | None, outcome: Outcome | None
     ) -> None:
-        """Release the slot of an attempt; a run that is not finished keeps its ordering key."""
+        """Let a run leave the gates, unless it left early; if it goes on, it keeps its key."""
         state = None if outcome is None else outcome.state
         continues = state in (RunState.RETRYING, RunState.WAITING)
         blocks = state is RunState.FAILED and flow is not None and flow.on_dead == "block"
-        if not slot_released:
-            self._scheduler.release(
-                run.flow,
-                run.order_key,
-                run.limit_key,
-                isolated=run.isolated,
-                keep_order_for=run.claim.run_seq if continues or blocks else None,
-            )
+        if entered.token:
+            self._scheduler.leave(entered, keeps_key=continues or blocks)
         if continues or run.event.type == CALLED:
             self._due.recheck()
         if state is RunState.QUEUED and not self._stopping:
             self.reread_queue(run.flow)
-        self._work.set()
+        self._tell_stop()
+
+    def _tell_stop(self) -> None:
+        """Let `stop` look again whether anything still runs."""
+        if self._stopping:
+            self._work.set()
 
 
 def _first_claimed(

@@ -39,7 +39,6 @@ class DueRuns:
 
     def adopt_orphans(self) -> None:
         """Check again for runs whose flow was not served: a reload may have restored it."""
-        self._scheduler.known_due -= self.orphans
         self.orphans.clear()
         self.recheck()
 
@@ -47,14 +46,14 @@ class DueRuns:
         """Add runs to their queues as they become due, until cancelled."""
         while True:
             self._recheck.clear()
-            known = self._scheduler.known_due
-            before = known.copy()  # a run claimed during the read is still in its answer
-            rows = await self._journal.due(self._now(), len(known) + BATCH)
-            fresh = [row for row in rows if row.seq not in known and row.seq not in before]
+            before = self._scheduler.known_due | self.orphans
+            rows = await self._journal.due(self._now(), len(before) + BATCH)
+            # A run claimed during the read is still in its answer.
+            known = self._scheduler.known_due | before
+            fresh = [row for row in rows if row.seq not in known]
             for row in fresh:
                 queue = self._scheduler.find(row.flow)
                 if queue is None:
-                    known.add(row.seq)
                     self.orphans.add(row.seq)
                 else:
                     self._scheduler.add_due(row, queue)

@@ -2,57 +2,70 @@
 
 Guarantees: runs of a flow start in arrival order, runs of an ordering key one after the other. A
 queue with nothing to start costs nothing until it is activated. Not here: how a queue keeps its
-rows (`queue`), counting slots (`flowcontrol`), and claiming the chosen runs (`dispatcher`).
+rows (`queue`), what a gate answers (`flowcontrol`), and claiming the chosen runs (`dispatcher`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
 
-from turnout.service.domain.flow import Flow
-from turnout.service.flowcontrol.admission import Admission, Block
+from turnout.service.flowcontrol.admission import Admission, FlowGates
+from turnout.service.flowcontrol.gate import Candidate, Refusal
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import Queued
+from turnout.service.journal.records import NewRun, Queued
+from turnout.service.project import AnyFlow
 
-from .queue import WINDOW, Key, Memory, Queue
+from . import memory
+from .alarms import Alarms
+from .blocked import Key
+from .queue import Queue
 
 
 class Scheduler:
     """The queues of all flows; `work` is set whenever a run may be able to start.
 
-    `progressed` is set whenever a run has started on insert or released its slot. `known_due` holds
-    the due runs in memory: the journal returns them as due until they are claimed. Only active
+    `progressed` is set whenever a run has started on insert or left the gates. `known_due` is the
+    set of due runs in memory: the journal returns them as due until they are claimed. Only active
     queues are asked for runs.
     """
 
-    def __init__(self, journal: Journal, admission: Admission) -> None:
+    def __init__(self, journal: Journal, concurrency: int) -> None:
         self.work = asyncio.Event()
         self.progressed = asyncio.Event()
-        self.known_due: set[int] = set()
+        self._known_due: set[int] = set()
         self._journal = journal
-        self._admission = admission
-        self._memory = Memory()
+        self._admission = Admission(concurrency)
+        self._slots = self._admission.slots
+        self._memory = memory.Memory()
+        self._alarms = Alarms(self._rung)
         self._queues: dict[str, Queue] = {}
         self._active: dict[str, Queue] = {}
 
     # ------------------------------------------------------------ flows
 
-    def serve(self, flows: Iterable[Flow[..., object]], paused: Iterable[str]) -> None:
-        """Serve the flows of a (re)loaded project; others keep their queue and start nothing."""
+    def serve(self, flows: Iterable[AnyFlow], paused: Iterable[str], now: datetime) -> None:
+        """Serve the flows of a (re)loaded project; others keep their queue and start nothing.
+
+        Queues are read again: runs may be blocked by a rule that has changed, and the arguments of
+        prepared claims were bound by replaced code.
+        """
         stopped = set(paused)
         names = set()
         for flow in flows:
             names.add(flow.name)
             queue = self._queue_for(flow.name)
-            if self._admission.declare(flow.name, flow.concurrency):
-                self.reread(flow.name)  # runs are blocked by the old limit
-            queue.drop_claims()
-            queue.paused = flow.name in stopped
-            self.activate(queue)
+            queue.gates.declare(flow, now)
+            self.reread(flow.name)
+            if flow.name in stopped:
+                queue.pause()
+            else:
+                queue.resume()
         for queue in self._queues.values():
             if queue.flow not in names:
-                queue.paused = True
+                queue.pause()
 
     def queue(self, flow: str) -> Queue:
         """Return the queue of a flow that was served."""
@@ -62,41 +75,55 @@ class Scheduler:
         """Return the queue of a flow, None if the flow was never served."""
         return self._queues.get(flow)
 
+    def queues(self) -> Iterator[Queue]:
+        """Yield each queue once; a renamed flow's queue has its old names too."""
+        for name, queue in self._queues.items():
+            if queue.flow == name:
+                yield queue
+
     def _queue_for(self, flow: str) -> Queue:
         queue = self._queues.get(flow)
         if queue is None or queue.flow != flow:  # a renamed flow's old name: see `adopt`
-            queue = self._queues[flow] = Queue(flow, self._memory)
+            gates = FlowGates(self._admission)
+            queue = self._queues[flow] = Queue(flow, self._memory, gates)
         return queue
 
-    def adopt(self, was: str, name: str) -> None:
+    def adopt(self, was: str, name: str, now: datetime) -> None:
         """Count what runs or waits under a flow's old name for its new name."""
         new = self._queue_for(name)
         old = self._queues.setdefault(was, new)  # a flow that was never served may have due runs
-        if old is not new:
-            self.reread(was)
-            self._active.pop(was, None)
-            new.arriving += old.arriving
-            new.starting += old.starting
-            for name_before, queue in self._queues.items():
-                if queue is old:  # also under still older names, whose runs may be running
-                    self._queues[name_before] = new
-        self._admission.adopt(was, name)
+        if old is new:
+            return
+        self.reread(was)
+        self._active.pop(old.flow, None)
+        new.take_over(old, now)
+        for name_before, queue in self._queues.items():
+            if queue is old:  # also under still older names, whose runs may be running
+                self._queues[name_before] = new
 
     def reread(self, flow: str) -> None:
         """Drop a flow's queue from memory and read it again from the journal."""
         queue = self._queues.get(flow)
-        if queue is not None:
-            for row in queue.rows():  # a cancelled run would never release its key
-                if row.order_key is not None and row.seq not in self.known_due:
-                    self._admission.release_key(queue.flow, row.order_key, row.seq)
-            self.known_due.difference_update(row.seq for row in queue.rows())
-            queue.clear()
-            self.activate(queue)
+        if queue is None:
+            return
+        rows = {row.seq for row in queue.rows()}
+        queue.clear(self._known_due)
+        self._known_due -= rows
+        self.activate(queue)
 
     @property
     def starting(self) -> int:
         """The number of runs that are being written as running."""
         return sum(queue.starting for queue in self._queues.values())
+
+    @property
+    def free_slots(self) -> int:
+        """How many slots are free."""
+        return self._slots.free
+
+    def held_slots(self) -> Mapping[str, int]:
+        """Return how many slots each flow holds."""
+        return {queue.flow: len(queue.gates.inside) for queue in self.queues()}
 
     # ------------------------------------------------------------ filling queues
 
@@ -105,183 +132,163 @@ class Scheduler:
         self._active[queue.flow] = queue
         self.work.set()
 
-    def enqueue(self, run: Queued) -> None:
+    def arrived(self, new: NewRun, run: Queued) -> None:
         """Add a run just written as queued; it starts as soon as a slot is free."""
-        queue = self._queues[run.flow]
-        queue.enqueue(run)
+        queue = self._queues[new.flow]
+        queue.arrived(new, run)
         self._active[queue.flow] = queue
-        if self._admission.free > 0:
+        if self._slots.free > 0:
             self.work.set()
+
+    @property
+    def known_due(self) -> frozenset[int]:
+        """The seqs of the due runs in memory."""
+        return frozenset(self._known_due)
+
+    def forget_due(self, seq: int) -> None:
+        """Take a run from the journal again if it is due: it was claimed, or changed there."""
+        self._known_due.discard(seq)
 
     def add_due(self, run: Queued, queue: Queue) -> None:
         """Add a run that is due."""
-        self.known_due.add(run.seq)
-        run.is_due = True
-        queue.due.append(run)
+        self._known_due.add(run.seq)
+        queue.add_due(run)
         self.activate(queue)
 
-    async def refill(self, claiming: set[int]) -> None:
+    async def refill(self) -> None:
         """Read from the journal what active queues lack in memory."""
         for queue in list(self._active.values()):
-            await self._refill(queue, claiming)
+            while queue.blocked.wakeups:
+                await self._fetch(queue)
+            if queue.lacks:
+                after, epoch = queue.start_reading()
+                rows = await self._journal.queued(queue.flow, after, memory.WINDOW)
+                queue.finish_reading(rows, more=len(rows) == memory.WINDOW, epoch=epoch)
 
-    async def _refill(self, queue: Queue, claiming: set[int]) -> None:
-        while queue.pending_wakeups:
-            await self._fetch(queue, *queue.pending_wakeups.popitem(), claiming)
-        if queue.stopped or not queue.unread or len(queue.window) > WINDOW // 2:
-            return
-        epoch = queue.start_reading()
-        rows = await self._journal.queued(queue.flow, queue.cursor, WINDOW)
-        queue.finish_reading(rows, more=len(rows) == WINDOW, epoch=epoch)
-
-    async def _fetch(self, queue: Queue, key: Key, wakeups: int, claiming: set[int]) -> None:
-        """Read runs blocked by an evicted key from the journal, enough for `wakeups`."""
-        count, after, more = WINDOW // 4, 0, True
+    async def _fetch(self, queue: Queue) -> None:
+        """Read runs blocked by an evicted key from the journal, enough to wake as many as may."""
+        key, wakeups, epoch = queue.start_fetching()
+        kind: Any = key[0]
+        count, after, more = memory.WINDOW // 4, 0, True
         found: list[Queued] = []
-        while more and len(found) < wakeups:
-            rows = await self._journal.queued_for_key(queue.flow, *key, count, after)
-            held = {run.seq for run in queue.rows()}.union(claiming)
-            for row in rows:
-                if row.seq in held:
-                    continue
-                if self._would_wait_for(queue, row, key):
-                    found.append(row)
-                elif key == ("order", row.order_key) and row.seq < queue.window_start:
-                    queue.woken.append(row)  # it holds the key, so nothing blocks it
+        while more and sum(queue.would_wait(row, key) for row in found) < wakeups:
+            rows = await self._journal.queued_for_key(queue.flow, kind, key[1], count, after)
+            held = {run.seq for run in queue.rows()}
+            found += [row for row in rows if row.seq not in held]
             after = rows[-1].seq if rows else after
             more = len(rows) == count and after < queue.window_start
-        queue.finish_fetching(key, found, more=more, wakeups=wakeups)
-
-    def _would_wait_for(self, queue: Queue, run: Queued, key: Key) -> bool:
-        """Whether a key blocks a run: a limit key blocks only the holder of its ordering key."""
-        if run.order_key is None:
-            return True
-        holds = self._admission.holder(queue.flow, run.order_key) == run.seq
-        return holds is (key[0] == "limit")
+        queue.finish_fetching(key, found, more=more, wakeups=wakeups, epoch=epoch)
 
     # ------------------------------------------------------------ choosing runs
 
-    def choose(self) -> list[Queued]:
-        """Choose runs for the free slots, one from each queue in turn, and take their slots."""
+    def choose(self, now: datetime) -> list[Queued]:
+        """Choose runs for the free slots, one from each queue in turn; they enter the gates."""
         chosen: list[Queued] = []
         queues = list(self._active.values())
-        while queues and self._admission.free > 0:
-            queues = [queue for queue in queues if self._choose_from(queue, chosen)]
+        while queues and self._slots.free > 0:
+            queues = [queue for queue in queues if self._choose_from(queue, chosen, now)]
         return chosen
 
     def _deactivate(self, queue: Queue) -> bool:
-        """Skip a queue that is empty, paused or at its flow's limit until it is activated."""
+        """Skip a queue that has nothing to start until it is activated."""
         self._active.pop(queue.flow, None)
         return False
 
-    def _choose_from(self, queue: Queue, chosen: list[Queued]) -> bool:
+    def _choose_from(self, queue: Queue, chosen: list[Queued], now: datetime) -> bool:
         """Choose or set aside the next run of a queue; False if the queue has none to start."""
         if queue.stopped or queue.empty:
             return self._deactivate(queue)
-        if not queue.source:
+        run = queue.first
+        if run is None:
             self.work.set()  # its runs must be read from the journal first
             return False
-        run, is_first_ask = queue.source[0], queue.is_first_ask
-        key_ahead = self._blocked_behind(queue, run) if is_first_ask else None
+        is_first_ask = queue.is_first_ask
+        key_ahead = queue.key_ahead(run) if is_first_ask else None
         if key_ahead is not None:
-            self._block(queue, queue.take(), key_ahead)
+            self._set_aside(queue, key_ahead)
             return True
-        block = self._admission.admit(
-            queue.flow, run.order_key, run.limit_key, run.seq, run.isolated
-        )
-        if block is None:
+        refusal = queue.gates.ask(run, now)
+        if refusal is None:
             chosen.append(queue.take_to_start())
-        elif block is Block.ISOLATED:
-            queue.isolated.append(queue.take())
-        elif block is Block.ORDER or block is Block.LIMIT:
-            queue.take()
-            key = run.order_key if block is Block.ORDER else run.limit_key
-            self._block(queue, run, ("order" if block is Block.ORDER else "limit", key or ""))
-            if block is Block.ORDER and not is_first_ask and run.limit_key is not None:
-                # The limit may have woken it: wake the next one instead.
-                queue.wake_next(("limit", run.limit_key))
-        elif block is Block.FLOW:
-            return self._deactivate(queue)
-        else:
-            return False
+            return True
+        return self._refused(queue, run, refusal, now, is_first_ask=is_first_ask)
+
+    def _refused(
+        self, queue: Queue, run: Queued, refusal: Refusal, now: datetime, *, is_first_ask: bool
+    ) -> bool:
+        """Let a refused run wait; False if its whole queue waits with it."""
+        gate, answer = refusal
+        at = answer if isinstance(answer, datetime) else None
+        text = gate.key(run)
+        key = None if text is None else (gate.name, text)
+        if at is not None:
+            self._alarms.set(queue.flow, key, at, now)
+        if key is None:
+            # At a shared gate it is asked again whenever a run leaves.
+            return False if gate.shared and at is None else self._deactivate(queue)
+        self._set_aside(queue, key, timed=at is not None)
+        if not is_first_ask:
+            for other in queue.gates.declared:
+                if other is not gate:  # it may have woken the run: wake the next one instead
+                    queue.wake_next(other, run)
         return True
 
-    def _blocked_behind(self, queue: Queue, run: Queued) -> Key | None:
-        """Return the key that blocks an older run and so this run too, if there is one.
+    def _set_aside(self, queue: Queue, key: Key, *, timed: bool = False) -> None:
+        """Set the next run of a queue aside behind a key."""
+        run = queue.take()
+        if not queue.blocked.add(run, key, timed=timed) and run.is_due:
+            self.forget_due(run.seq)
 
-        A run blocked by a limit takes its ordering key first, as in `admit`: nothing may overtake.
-        """
-        order, limit = run.order_key, run.limit_key
-        waits = order is not None and queue.has_blocked(order, None)
-        if order is not None and waits and self._admission.holder(queue.flow, order) != run.seq:
-            return "order", order  # else the blocked runs wait for this run
-        if limit is None or not queue.has_blocked(None, limit):
-            return None
-        if order is not None and not self._admission.hold_key(queue.flow, order, run.seq):
-            return "order", order
-        return "limit", limit
+    def _rung(self, flow: str, key: Key | None) -> None:
+        """Ask again what waited for an instant."""
+        queue = self._queues.get(flow)
+        if queue is not None:
+            if key is not None:
+                queue.wake_key(key)
+            self.activate(queue)
 
-    def _block(self, queue: Queue, run: Queued, key: Key) -> None:
-        if not queue.block(run, key):
-            self.known_due.discard(run.seq)
+    def ring(self) -> None:
+        """Ask everything again that waits for an instant: the clock may have been set."""
+        self._alarms.ring()
 
-    # ------------------------------------------------------------ releasing slots and keys
+    def next_alarm_at(self) -> datetime | None:
+        """Return the next instant for which something waits."""
+        return self._alarms.next_at()
 
-    def release(
-        self,
-        flow: str,
-        order_key: str | None,
-        limit_key: str | None,
-        *,
-        isolated: bool,
-        keep_order_for: int | None = None,
-    ) -> None:
-        """Release a slot and its keys; the run `keep_order_for`, if any, keeps the ordering key."""
-        self._admission.release(
-            flow, order_key, limit_key, isolated=isolated, keep_order_for=keep_order_for
-        )
-        if order_key is not None and keep_order_for is None:
-            self._key_freed(flow, ("order", order_key))
-        elif order_key is not None and keep_order_for is not None:
-            # It may have become due before this release.
-            self._wake_holder(flow, order_key, keep_order_for)
-        if limit_key is not None:
-            self._key_freed(flow, ("limit", limit_key))
-        if isolated:
+    def close(self) -> None:
+        """Wait for no instant any more."""
+        self._alarms.close()
+
+    # ------------------------------------------------------------ leaving the gates
+
+    def leave(self, run: Candidate, *, keeps_key: bool = False) -> None:
+        """Let a run leave the gates; with `keeps_key` it goes on holding its ordering key."""
+        queue = self._queues[run.flow]
+        queue.leave(run, keeps_key=keeps_key)
+        if run.isolated:
             self._wake_isolated()
         self.progressed.set()
-        queue = self._queues[flow]
         if not queue.empty:
             self.activate(queue)
-
-    def hold_key(self, flow: str, order_key: str, seq: int) -> None:
-        """Give an ordering key, if free, to a run that is not running, and wake that run."""
-        if self._admission.hold_key(flow, order_key, seq):
-            self._wake_holder(flow, order_key, seq)
-
-    def release_key(self, flow: str, order_key: str, seq: int) -> None:
-        """Release an ordering key if the run `seq`, which is not running, holds it."""
-        self.known_due.discard(seq)
-        if self._admission.release_key(flow, order_key, seq):
-            self._key_freed(flow, ("order", order_key))
-
-    def _wake_holder(self, flow: str, order_key: str, seq: int) -> None:
-        """Wake the new holder of an ordering key if the key blocked it."""
-        queue = self._queues[flow]
-        if queue.wake_holder(("order", order_key), seq):
-            self.activate(queue)
+        elif self._active:
+            self.work.set()
 
     def _wake_isolated(self) -> None:
         """Wake all waiting isolated runs: the flow of the first one may be paused."""
-        for queue in self._queues.values():
-            if queue.isolated:
-                for run in queue.isolated:
-                    queue.wake(run)
-                queue.isolated.clear()
+        gate = self._admission.isolation
+        for queue in self.queues():
+            if queue.wake_all((gate.name, "")):
                 self.activate(queue)
 
-    def _key_freed(self, flow: str, key: Key) -> None:
+    def add_holder(self, flow: str, key: str, run_id: str) -> None:
+        """Let a run that is not running hold an ordering key."""
         queue = self._queues[flow]
-        queue.wake_next(key)
-        if not queue.empty:
+        queue.add_holder(key, run_id)
+        self.activate(queue)
+
+    def let_go(self, flow: str, key: str, run_id: str) -> None:
+        """Release an ordering key if a run that is not running holds it."""
+        queue = self._queues.get(flow)
+        if queue is not None:
+            queue.let_go(key, run_id)
             self.activate(queue)

@@ -11,11 +11,10 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Generic, Literal, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar
 
 from . import foreign
 from .binding import Binding
-from .errors import SetupError
 from .event import Event
 from .retry import RetryPolicy
 from .trigger import Trigger
@@ -34,23 +33,14 @@ SOURCE = "__turnout_source__"
 """The name under which it leaves the file's bytes as loaded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """At most `count` runs of a flow at once; with `per`, at most that many for each key."""
+class Rule(Protocol):
+    """A rule of flow control that a flow declares; the rules are in `service/flowcontrol`.
 
-    count: int
-    per: Callable[[Event], Hashable] | None = None
-
-
-def limit(count: int, *, per: Callable[[Event], Hashable] | None = None) -> Limit:
-    """Declare a concurrency limit: `limit(8, per=lambda event: event.data["customer"])`.
-
-    `per` is asked once, when the event arrives; its answer is kept on the run as text.
-    Raises `SetupError` for a count below 1.
+    `per` returns the key by which the rule tells runs apart, None if all count alike.
     """
-    if count < 1:
-        raise SetupError(f"limit({count}): a flow that may never run is `turnout pause`, not 0")
-    return Limit(count, per)
+
+    @property
+    def per(self) -> Callable[[Event], Hashable] | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,7 +52,7 @@ class Flow(Generic[P, R]):
     triggers: tuple[Trigger, ...] = ()
     awaits: tuple[Trigger, ...] = ()
     when: Callable[[Event], bool] | None = None
-    concurrency: Limit | None = None
+    concurrency: Rule | None = None
     ordered_by: Callable[[Event], Hashable] | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: timedelta | None = None

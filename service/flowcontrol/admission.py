@@ -1,183 +1,108 @@
-"""Who may run now: slots over all flows, per flow, per key, and one at a time per ordering key.
+"""Admission: the gates of a flow, and the runs that are inside them.
 
-Counted in memory, rebuilt from the journal at start. Nothing here waits.
+A run that asks enters every gate or none. Which runs are inside is the only count: a gate that a
+reload declares counts them anew. Not here: whose turn it is, and who waits (`dispatch`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable
+from datetime import datetime
+from itertools import count
 
-from turnout.service.domain.flow import Limit
+from turnout.service.project import AnyFlow
 
-RUNNING = 0
-"""Holder of an ordering key while its run is running; otherwise the holder is a run's seq."""
+from .gate import Candidate, Gate, Refusal
+from .isolation import Isolation
+from .limit import limit_gate
+from .order import Order
+from .slots import Slots
 
-UNWRITTEN = -1
-"""Seq of a run that is not written yet: it takes an ordering key only together with a slot."""
-
-
-class Block(Enum):
-    """Why a run may not start."""
-
-    SLOT = "slot"
-    FLOW = "flow"
-    LIMIT = "limit"
-    ORDER = "order"
-    ISOLATED = "isolated"
-
-
-@dataclass(slots=True)
-class _Counts:
-    """What one flow holds: slots, slots per limit key, and the holder of each ordering key."""
-
-    flow: str
-    count: int | None
-    per_key: bool
-    running: int = 0
-    by_key: dict[str, int] = field(default_factory=dict)
-    holders: dict[str, int] = field(default_factory=dict)
+GATES: tuple[Callable[[AnyFlow], Gate | None], ...] = (limit_gate,)
+"""What makes the gates of a flow from its declaration; None where it declares nothing."""
 
 
 class Admission:
-    """Counts slots: `admit` takes one or says what blocks the run, `release` gives it back.
-
-    Isolated runs (the process died twice in a row while they ran) run one at a time over all
-    flows.
-    """
+    """The gates that the runs of all flows share."""
 
     def __init__(self, concurrency: int) -> None:
-        self.free = concurrency
-        self._isolated_runs = False
-        self._flows: dict[str, _Counts] = {}
+        self.slots = Slots(concurrency)
+        self.isolation = Isolation()
+        self.tokens = count(1)
 
-    def declare(self, flow: str, concurrency: Limit | None) -> bool:
-        """Set a flow's limit, keeping what it holds; True if a reload changed the limit."""
-        known = self._flows.get(flow)
-        count = None if concurrency is None else concurrency.count
-        per_key = concurrency is not None and concurrency.per is not None
-        if known is None or known.flow != flow:  # a renamed flow's old name: see `adopt`
-            self._flows[flow] = _Counts(flow, count, per_key)
-            return False
-        changes = (known.count, known.per_key) != (count, per_key)
-        known.count, known.per_key = count, per_key
-        return changes
 
-    def adopt(self, was: str, name: str) -> None:
-        """Count what a flow holds or releases under its old name for its new name."""
-        old, new = self._flows.setdefault(was, self._flows[name]), self._flows[name]
-        if old is new:
-            return
-        new.running += old.running
-        for key, count in old.by_key.items():
-            new.by_key[key] = new.by_key.get(key, 0) + count
-        for key, holder in old.holders.items():
-            new.holders.setdefault(key, holder)
-        for name_before, counts in self._flows.items():
-            if counts is old:  # also under still older names, whose runs may be running
-                self._flows[name_before] = new
+class FlowGates:
+    """The gates of one flow: `order`, those it has `declared`, and those all flows share.
 
-    def slots(self, flow: str) -> tuple[int, int]:
-        """Return how many more runs of a flow may start, keys apart, and how many are running."""
-        counts = self._flows[flow]
-        free = self.free
-        if counts.count is not None and not counts.per_key:
-            free = min(free, counts.count - counts.running)
-        return free, counts.running
+    `inside` holds the runs that have entered and not left, by token.
+    """
 
-    def held_slots(self) -> dict[str, int]:
-        """Return how many slots each flow holds."""
-        return {counts.flow: counts.running for counts in self._flows.values()}
+    def __init__(self, admission: Admission) -> None:
+        self.order = Order()
+        self.declared: tuple[Gate, ...] = ()
+        self.inside: dict[int, Candidate] = {}
+        self._admission = admission
+        self._gates: tuple[Gate, ...] = (admission.slots,)
+        self._gates_of_isolated: tuple[Gate, ...] = (admission.slots, admission.isolation)
 
-    def admit(
-        self, flow: str, order_key: str | None, limit_key: str | None, seq: int, isolated: bool
-    ) -> Block | None:
-        """Take a slot and keys for a run, or return what blocks it.
+    def declare(self, flow: AnyFlow, now: datetime) -> None:
+        """Use the rules a flow declares now; runs that are inside enter the gates of these."""
+        self.declared = tuple(gate for make in GATES if (gate := make(flow)) is not None)
+        for gate in self.declared:
+            for run in self.inside.values():
+                gate.enter(run, now)
+        slots, isolation = self._admission.slots, self._admission.isolation
+        self._gates = (slots, *self.declared)
+        self._gates_of_isolated = (slots, isolation, *self.declared)
 
-        The ordering key comes first: a run blocked by anything else keeps its key under its `seq`,
-        so that no later run of the key overtakes it.
-        """
-        counts = self._flows[flow]
-        if order_key is not None:
-            holder = counts.holders.get(order_key)
-            if holder is not None and holder != seq:
-                return Block.ORDER
-        block = self._block(counts, limit_key, isolated)
-        if order_key is not None:
-            if block is None:
-                counts.holders[order_key] = RUNNING
-            elif seq != UNWRITTEN:
-                counts.holders[order_key] = seq
-        if block is None:
-            self.free -= 1
-            counts.running += 1
-            if limit_key is not None:
-                counts.by_key[limit_key] = counts.by_key.get(limit_key, 0) + 1
-            if isolated:
-                self._isolated_runs = True
-        return block
-
-    def _block(self, counts: _Counts, limit_key: str | None, isolated: bool) -> Block | None:
-        if self.free <= 0:
-            return Block.SLOT
-        if isolated and self._isolated_runs:
-            return Block.ISOLATED
-        if counts.count is not None:
-            if counts.per_key:
-                if counts.by_key.get(limit_key or "", 0) >= counts.count:
-                    return Block.LIMIT
-            elif counts.running >= counts.count:
-                return Block.FLOW
+    def admit(self, run: Candidate, now: datetime) -> Refusal | None:
+        """Let a run enter every gate, or none and return the first refusal."""
+        if run.order_key is not None:
+            answer = self.order.check(run, now)
+            if answer is not None:
+                return Refusal(self.order, answer)
+        for gate in self._gates_of_isolated if run.isolated else self._gates:
+            answer = gate.check(run, now)
+            if answer is not None:
+                return Refusal(gate, answer)
+        self.enter(run, now)
         return None
 
-    def release(
-        self,
-        flow: str,
-        order_key: str | None,
-        limit_key: str | None,
-        *,
-        isolated: bool,
-        keep_order_for: int | None = None,
-    ) -> None:
-        """Release a slot and its keys; the run `keep_order_for`, if any, keeps the ordering key."""
-        counts = self._flows[flow]
-        self.free += 1
-        counts.running -= 1
-        if isolated:
-            self._isolated_runs = False
-        if limit_key is not None:
-            left = counts.by_key.get(limit_key, 0) - 1
-            if left > 0:
-                counts.by_key[limit_key] = left
-            else:
-                counts.by_key.pop(limit_key, None)
-        if order_key is not None:
-            if keep_order_for is not None:
-                counts.holders[order_key] = keep_order_for
-            else:
-                counts.holders.pop(order_key, None)
+    def ask(self, run: Candidate, now: datetime) -> Refusal | None:
+        """Do as `admit` for a run that is written: if it is refused, it holds its ordering key."""
+        refusal = self.admit(run, now)
+        if refusal is not None and run.order_key is not None:
+            self.order.hold(run)
+        return refusal
 
-    def retake(self, flow: str, limit_key: str | None, *, isolated: bool) -> None:
-        """Take back a slot that was released too early, even if none is free."""
-        counts = self._flows[flow]
-        self.free -= 1
-        counts.running += 1
-        if limit_key is not None:
-            counts.by_key[limit_key] = counts.by_key.get(limit_key, 0) + 1
-        self._isolated_runs = self._isolated_runs or isolated
+    def enter(self, run: Candidate, now: datetime) -> None:
+        """Let a run enter every gate, whatever they say: it runs."""
+        run.token = next(self._admission.tokens)
+        self.inside[run.token] = run
+        if run.order_key is not None:
+            self.order.enter(run, now)
+        for gate in self._gates_of_isolated if run.isolated else self._gates:
+            gate.enter(run, now)
 
-    def hold_key(self, flow: str, order_key: str, seq: int) -> bool:
-        """Give an ordering key to a run that is not running; False if another run holds it."""
-        return self._flows[flow].holders.setdefault(order_key, seq) == seq
+    def leave(self, run: Candidate, *, keeps_key: bool) -> None:
+        """Let a run leave every gate; with `keeps_key` it goes on holding its ordering key."""
+        for gate in self._gates_of_isolated if run.isolated else self._gates:
+            gate.leave(run)
+        if run.order_key is not None:
+            (self.order.suspend if keeps_key else self.order.leave)(run)
+        del self.inside[run.token]
+        run.token = 0
 
-    def holder(self, flow: str, order_key: str) -> int | None:
-        """Return the holder of an ordering key: a run's seq, `RUNNING`, or None."""
-        return self._flows[flow].holders.get(order_key)
+    def take_over(self, other: FlowGates, now: datetime) -> None:
+        """Take the runs and the held keys of a flow that has been renamed to this one."""
+        self.order.take_over(other.order)
+        for token, run in other.inside.items():
+            self.inside[token] = run
+            for gate in self.declared:
+                gate.enter(run, now)
+        other.inside = {}
 
-    def release_key(self, flow: str, order_key: str, seq: int) -> bool:
-        """Release the ordering key of a run that is not running; False if it is not the holder."""
-        counts = self._flows[flow]
-        if counts.holders.get(order_key) != seq:
-            return False
-        del counts.holders[order_key]
-        return True
+    def places(self) -> int:
+        """Return how many more runs of the flow may start, keys apart."""
+        places = [gate.places() for gate in self._gates]
+        return min(free for free in places if free is not None)

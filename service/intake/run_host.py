@@ -77,7 +77,7 @@ class ServiceHost:
         if order_key is None:
             await self._submit(claim, step, routed, opening)
             return
-        with self._wait_graph.pending_call(claim.run_seq, flow, order_key) as earlier:
+        with self._wait_graph.pending_call(claim.run_id, flow, order_key) as earlier:
             await self._wait_graph.refuse_deadlock(claim, flow, order_key, earlier)
             await self._submit(claim, step, routed, opening)
 

@@ -47,9 +47,10 @@ class Submit:
         `answer` is called for each event that is written, or was before; `refused` with the error
         when the write fails: both also if the caller is gone by then. Raises what `write` raises.
         """
+        now = self._now()
         for one in routed:
             for run, flow in zip(one.entry.runs, one.flows, strict=True):
-                self._dispatcher.reserve(run, flow)
+                self._dispatcher.reserve(run, flow, now)
         try:
             written = write()
         except JournalError as error:
@@ -98,4 +99,4 @@ class Submit:
     def _take_back(self, routed: Sequence[Routed]) -> None:
         for one in routed:
             for run in one.entry.runs:
-                self._dispatcher.unreserve(run)
+                self._dispatcher.take_back(run)

@@ -198,10 +198,11 @@ class Journal(JournalReader, Protocol):
     async def next_due_at(self) -> datetime | None:
         """Return when the next scheduled, retrying or waiting run is due."""
 
-    async def held_keys(self) -> list[tuple[str, str, int, bool]]:
-        """Return (flow, order_key, run_seq, dead) of runs that may hold their ordering key.
+    async def held_keys(self) -> list[tuple[str, str, str, bool]]:
+        """Return (flow, order_key, run_id, dead) of runs that may hold their ordering key.
 
-        Retrying and waiting runs do; a dead letter does when its flow says `on_dead="block"`.
+        Retrying and waiting runs do; a dead letter does when its flow says `on_dead="block"`. It is
+        read in its turn among the writes: after those submitted before, and before later ones.
         """
 
     async def claim(

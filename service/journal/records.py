@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunError, RunState
@@ -21,9 +21,11 @@ from turnout.service.domain.run import RunError, RunState
 class NewRun:
     """A run to insert with its event: queued, scheduled, already running, or a dead letter.
 
-    A run started on insert (`running`) has token 1. `append` sets `seq`, which grows in arrival
-    order.
+    A run started on insert (`running`) has claim token 1. `append` sets `seq`, which grows in
+    arrival order. `token` is the number of its admission while it is inside the gates, else 0.
     """
+
+    isolated: ClassVar[bool] = False
 
     id: str
     flow: str
@@ -35,6 +37,7 @@ class NewRun:
     code_version: str = ""
     replay: int = 0
     seq: int = 0
+    token: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,15 +283,16 @@ class ClaimedRun(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Queued:
-    """What the dispatcher holds in memory of a run that is not running.
+    """What the dispatcher holds in memory of a run that is queued or due, and of one it starts.
 
     `claimed` is the run as its first claim finds it, while its event is in memory and need not be
-    read again.
-    `is_due` says that the run was scheduled, retrying or waiting before, not queued. `weight` is
-    its estimated memory in bytes.
+    read again. `is_due` says that the run was scheduled, retrying or waiting before, not queued.
+    `weight` is its estimated memory in bytes. `token` is the number of its admission while it is
+    inside the gates, else 0.
     """
 
     seq: int
+    id: str
     flow: str
     order_key: str | None
     limit_key: str | None
@@ -297,6 +301,7 @@ class Queued:
     claimed: ClaimedRun | None = None
     is_due: bool = False
     weight: int = 0
+    token: int = 0
 
 
 # ---------------------------------------------------------------- what is read

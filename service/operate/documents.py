@@ -21,6 +21,7 @@ from turnout.service.domain.payload import read_json
 from turnout.service.domain.run import RunError
 from turnout.service.domain.trigger import Receipt, SeekPlan, Trigger
 from turnout.service.domain.units import format_duration
+from turnout.service.flowcontrol.limit import Limit
 from turnout.service.journal.contract import JournalReader
 from turnout.service.journal.records import AttemptRecord, StepRecord, StoredEvent
 from turnout.service.project import AnyFlow
@@ -159,7 +160,7 @@ def flow_of(flow: AnyFlow, *, paused_at: datetime | None = None) -> dict[str, An
         "line": flow.line,
         "triggers": [trigger.name for trigger in flow.triggers],
         "filtered": flow.when is not None,
-        "concurrency": None if flow.concurrency is None else flow.concurrency.count,
+        "concurrency": flow.concurrency.count if isinstance(flow.concurrency, Limit) else None,
         "per_key": flow.concurrency is not None and flow.concurrency.per is not None,
         "ordered": flow.ordered_by is not None,
         "retries": flow.retry.count,

@@ -112,8 +112,8 @@ async def test_a_reload_gives_the_runs_of_the_old_name_to_the_new_one(tmp_path: 
         assert [run.id for run in runs] == [receipt.runs[0] for receipt in receipts]
         assert {run.flow for run in runs} == {"new"}
         assert {run.state for run in runs} == {RunState.SUCCEEDED}
-        assert service.process.admission.free == service.process.settings.concurrency
-        slots = service.process.admission.held_slots()
+        assert service.process.dispatcher.free_slots == service.process.settings.concurrency
+        slots = service.process.dispatcher.held_slots()
         assert slots == {"new": 0}
 
 
@@ -135,7 +135,7 @@ async def test_a_run_that_outlasts_two_new_names_gives_its_slot_and_its_key_back
         gate.set()
         await service.all_finished()
         assert seen == [("first", 0), ("third", 1)]
-        assert service.process.admission.held_slots() == {"third": 0}
+        assert service.process.dispatcher.held_slots() == {"third": 0}
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ async def test_a_limit_that_a_reload_raises_counts_for_the_runs_that_wait(tmp_pa
         queue = inside.scheduler(service.process).queue("work")
 
         async def blocked() -> bool:
-            return queue.blocked_count == 3
+            return queue.blocked.count == 3
 
         await eventually(blocked)
         await reload(service, make(3))

@@ -90,7 +90,7 @@ async def test_longer_runs_are_fed_from_a_short_queue(tmp_path: Path, asks: bool
         nonlocal now, most, longest
         now += 1
         most = max(most, now)
-        longest = max(longest, len(queue_of(service, "longer").window))
+        longest = max(longest, inside.window(queue_of(service, "longer")))
         await asyncio.sleep(0.002)
         now -= 1
 
@@ -160,6 +160,6 @@ async def test_a_flow_with_nothing_to_do_does_not_wait_for_one_that_has_enough(
         await feed(service, 500, asks=False)
         await eventually(all_quick)
         for _ in range(3):
-            assert queue_of(service, "slow").window
+            assert inside.window(queue_of(service, "slow"))
             assert 20 <= await service.emitter.credit() <= 25
         gate.set()

@@ -16,7 +16,7 @@ import pytest
 from tests.support import inside
 from tests.support.running import Running, eventually, make_event, running
 from turnout import Fail, Skip, current, flow, gather, limit, retry, sleep, task
-from turnout.service.dispatch.queue import WINDOW
+from turnout.service.dispatch.memory import WINDOW
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import RunState
@@ -595,7 +595,7 @@ def keep_only_windows(service: Running) -> None:
 
 async def check_memory(service: Running) -> None:
     queue = inside.scheduler(service.process).queue("slow")
-    assert len(queue.window) + queue.blocked_count <= 2 * WINDOW
+    assert inside.window(queue) + queue.blocked.count <= 2 * WINDOW
 
 
 async def test_a_backlog_stays_in_the_journal(tmp_path: Path) -> None:

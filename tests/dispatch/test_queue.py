@@ -2,178 +2,249 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from turnout.service.dispatch.queue import WINDOW, Key, Memory, Queue
-from turnout.service.journal.records import Queued
+from tests.support.gates import declare
+from turnout.service.dispatch.blocked import Blocked, Key
+from turnout.service.dispatch.memory import WINDOW, Memory
+from turnout.service.dispatch.queue import Queue
+from turnout.service.domain.run import RunState
+from turnout.service.flowcontrol.admission import Admission, FlowGates
+from turnout.service.flowcontrol.limit import limit
+from turnout.service.journal.records import NewRun, Queued
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ORDER_X: Key = ("order", "x")
+LIMIT_X: Key = ("limit", "x")
 
 
-def queued(seq: int, order_key: str | None = None) -> Queued:
+def queued(seq: int, order_key: str | None = None, limit_key: str | None = None) -> Queued:
     return Queued(
-        seq=seq, flow="bill", order_key=order_key, limit_key=None, due_at=None, isolated=False
-    )
+        seq=seq, id=f"run{seq}", flow="bill", order_key=order_key, limit_key=limit_key,
+        due_at=None, isolated=False,
+    )  # fmt: skip
 
 
 def due(seq: int) -> Queued:
-    at = datetime.fromtimestamp(seq, UTC)
-    return Queued(
-        seq=seq, flow="bill", order_key=None, limit_key="x", due_at=at, isolated=False, is_due=True
-    )
+    run = queued(seq, limit_key="x")
+    run.due_at, run.is_due = datetime.fromtimestamp(seq, UTC), True
+    return run
 
 
-def fresh(memory: int = 0) -> Queue:
-    queue = Queue("bill", Memory(memory))
-    queue.finish_reading([], more=False, epoch=queue.start_reading())
+def new(seq: int) -> NewRun:
+    return NewRun(id=f"run{seq}", flow="bill", state=RunState.QUEUED, seq=seq)
+
+
+def fresh(memory: int = 0, slots: int = 1000) -> Queue:
+    gates = FlowGates(Admission(slots))
+    gates.declare(declare(concurrency=limit(1, per=lambda event: event.id)), NOW)
+    queue = Queue("bill", Memory(memory), gates)
+    read(queue, [])
     return queue
 
 
-def test_a_lane_is_idle_only_when_nothing_older_waits() -> None:
+def read(queue: Queue, rows: Iterable[Queued], *, more: bool = False) -> None:
+    """Answer a read of the journal."""
+    _, epoch = queue.start_reading()
+    queue.finish_reading(list(rows), more=more, epoch=epoch)
+
+
+def arrive(queue: Queue, *seqs: int, order_key: str | None = None) -> None:
+    for seq in seqs:
+        queue.arrived(new(seq), queued(seq, order_key))
+
+
+def take_all(queue: Queue) -> list[int]:
+    taken = []
+    while queue.first is not None:
+        taken.append(queue.take_to_start().seq)
+    return taken
+
+
+def test_a_new_run_starts_on_insert_only_when_nothing_older_waits() -> None:
     queue = fresh()
+    assert queue.reserve(new(1), NOW)
+    queue.end_starting()
+    waits = new(2)
+    queue.expect(waits)
+    assert not queue.idle
+    queue.discard_arriving(waits)
     assert queue.idle
-    queue.arriving = 1
-    assert not queue.idle
-    queue.arriving = 0
-    queue.enqueue(queued(1))
-    assert not queue.idle
+    arrive(queue, 3)
+    assert not queue.reserve(new(4), NOW)
+    assert queue.waiting == 2
+
+
+def test_a_new_run_never_waits_with_its_key_but_takes_it_with_a_slot() -> None:
+    queue = fresh(slots=1)
+    first, second = new(1), new(2)
+    first.order_key = second.order_key = "x"
+    assert queue.reserve(first, NOW)
+    assert not queue.reserve(second, NOW)
+    queue.discard_arriving(second)
+    queue.leave(first)
+    assert not queue.gates.order.held()
 
 
 def test_rows_beyond_the_window_stay_in_memory_within_its_bound_and_release_it() -> None:
     queue = fresh(memory=10_000)
-    for seq in range(1, WINDOW * 2):
-        queue.enqueue(queued(seq))
-    assert queue.memory.left <= 0
-    held = len(queue.window)
-    assert held == WINDOW
-    queue = fresh(memory=WINDOW * 1024 + 10_000)
-    for seq in range(1, WINDOW * 2):
-        queue.enqueue(queued(seq))
-    assert WINDOW < len(queue.window) < WINDOW + 20
-    assert queue.unread
+    arrive(queue, *range(1, WINDOW * 2))
+    assert queue.waiting == WINDOW
+    shared = Memory(WINDOW * 1024 + 10_000)
+    queue = Queue("bill", shared, FlowGates(Admission(1)))
+    read(queue, [])
+    arrive(queue, *range(1, WINDOW * 2))
+    assert WINDOW < queue.waiting < WINDOW + 20
+    assert not queue.keeps_new
     assert [queue.take().seq for _ in range(3)] == [1, 2, 3]
     assert queue.taken == 3
     queue.clear()
-    assert queue.memory.left == WINDOW * 1024 + 10_000
+    assert shared.left == WINDOW * 1024 + 10_000
 
 
 def test_rows_beyond_the_window_stay_in_the_journal_and_are_read_in_order() -> None:
     queue = fresh()
-    for seq in range(1, WINDOW + 10):
-        queue.enqueue(queued(seq))
-    assert len(queue.window) == WINDOW
-    assert queue.unread
-    queue.window.clear()
-    rows = [queued(seq) for seq in range(WINDOW + 1, WINDOW + 10)]
-    queue.finish_reading(rows, more=False, epoch=queue.start_reading())
-    assert [run.seq for run in queue.window] == list(range(WINDOW + 1, WINDOW + 10))
-    assert not queue.unread
+    arrive(queue, *range(1, WINDOW + 10))
+    assert take_all(queue) == list(range(1, WINDOW + 1))
+    assert queue.lacks
+    read(queue, (queued(seq) for seq in range(WINDOW + 1, WINDOW + 10)))
+    assert take_all(queue) == list(range(WINDOW + 1, WINDOW + 10))
+    assert not queue.lacks
 
 
 def test_a_run_that_arrives_while_the_journal_is_read_comes_once() -> None:
     queue = fresh()
-    epoch = queue.start_reading()
-    queue.enqueue(queued(1))
+    _, epoch = queue.start_reading()
+    arrive(queue, 1)
     queue.finish_reading([queued(1)], more=False, epoch=epoch)
-    assert queue.unread  # it may have been inserted after the read: read once more
-    queue.finish_reading([], more=False, epoch=queue.start_reading())
-    assert [run.seq for run in queue.window] == [1]
-
-
-def test_a_blocked_run_is_woken_when_its_key_is_free_and_blocks_no_other() -> None:
-    queue = fresh()
-    queue.block(queued(1, "x"), ("order", "x"))
-    queue.block(queued(2, "x"), ("order", "x"))
-    assert queue.has_blocked("x", None)
-    assert not queue.has_blocked("y", None)
-    queue.wake_next(("order", "x"))
-    assert [run.seq for run in queue.woken] == [1]
-    queue.wake_next(("order", "x"))
-    assert not queue.has_blocked("x", None)
-
-
-def test_a_woken_run_that_is_blocked_again_keeps_its_place() -> None:
-    queue = fresh()
-    key: Key = ("order", "x")
-    for seq in range(1, WINDOW + 2):
-        queue.block(queued(seq, "x"), key)
-    queue.wake_next(key)
-    queue.block(queue.take(), key)
-    assert queue.blocked_count == WINDOW
-    for _ in range(3):
-        queue.wake_next(key)
-    assert [run.seq for run in queue.woken] == [1, 2, 3]
-
-
-def test_blocked_runs_beyond_the_bound_are_evicted_and_their_wakeups_pend() -> None:
-    queue = fresh()
-    for seq in range(1, WINDOW + 2):
-        queue.enqueue(queued(seq, "x"))
-        queue.block(queue.take(), ("order", "x"))
-    assert queue.blocked_count == WINDOW
-    for _ in range(WINDOW):
-        queue.wake_next(("order", "x"))
-    assert queue.has_blocked("x", None)  # the evicted one
-    queue.wake_next(("order", "x"))
-    assert queue.pending_wakeups.pop(("order", "x")) == 1
-    assert queue.has_blocked("x", None)  # while it is read, nothing newer may overtake it
-    queue.finish_fetching(("order", "x"), [queued(WINDOW + 1, "x")], more=False, wakeups=1)
-    assert queue.woken[-1].seq == WINDOW + 1
-    assert not queue.has_blocked("x", None)
-
-
-def test_an_evicted_key_is_read_for_every_pending_wakeup_up_to_the_window() -> None:
-    queue = fresh()
-    key: Key = ("limit", "x")
-    for seq in range(1, WINDOW + 5):
-        queue.enqueue(queued(seq))
-        queue.block(queue.take(), key)
-    queue.enqueue(queued(WINDOW + 5))
-    for _ in range(WINDOW + 1):
-        queue.wake_next(key)
-    wakeups = queue.pending_wakeups.pop(key)
-    queue.wake_next(key)  # during the read
-    rows = [queued(seq) for seq in range(WINDOW + 1, WINDOW + 7)]  # two belong to the window
-    queue.finish_fetching(key, rows, more=True, wakeups=wakeups)
-    assert [run.seq for run in queue.woken] == list(range(1, WINDOW + 3))
-    assert [run.seq for run in queue.rows()] == [
-        *range(1, WINDOW + 3), WINDOW + 5, WINDOW + 3, WINDOW + 4,
-    ]  # fmt: skip
-    assert not queue.pending_wakeups
-    for _ in range(2):
-        queue.wake_next(key)
-    assert not queue.has_blocked(None, "x"), "runs of the window do not block the key"
+    assert queue.lacks  # it may have been inserted after the read: read once more
+    read(queue, [])
+    assert take_all(queue) == [1]
 
 
 def test_rows_read_before_a_clear_are_ignored() -> None:
     queue = fresh()
-    epoch = queue.start_reading()
+    _, epoch = queue.start_reading()
     queue.clear()
     queue.finish_reading([queued(5)], more=False, epoch=epoch)
-    assert not queue.window
-    assert queue.unread  # 1 to 4 may be there too
-    assert queue.cursor == 0
+    assert queue.first is None
+    assert queue.start_reading()[0] == 0  # 1 to 4 may be there too
+
+
+def test_runs_of_an_evicted_key_read_before_a_clear_are_ignored() -> None:
+    queue = fresh()
+    evict(queue, ORDER_X, WINDOW + 1)
+    wake(queue, ORDER_X, WINDOW + 1)
+    key, wakeups, epoch = queue.start_fetching()
+    queue.clear()
+    rows = [queued(WINDOW + 1, "x")]
+    queue.finish_fetching(key, rows, more=False, wakeups=wakeups, epoch=epoch)
+    assert not list(queue.rows())
+
+
+def evict(queue: Queue, key: Key, count: int) -> None:
+    """Block so many runs by a key; those beyond the window are evicted."""
+    for seq in range(1, count + 1):
+        arrive(queue, seq, order_key="x" if key[0] == "order" else None)
+        queue.blocked.add(queue.take(), key)
+
+
+def wake(queue: Queue, key: Key, count: int) -> None:
+    for _ in range(count):
+        queue.wake_key(key)
+
+
+def test_a_blocked_run_is_woken_when_its_key_is_free_and_blocks_no_other() -> None:
+    queue = fresh()
+    evict(queue, ORDER_X, 2)
+    assert ORDER_X in queue.blocked
+    assert ("order", "y") not in queue.blocked
+    wake(queue, ORDER_X, 1)
+    assert ORDER_X in queue.blocked
+    wake(queue, ORDER_X, 1)
+    assert ORDER_X not in queue.blocked
+    assert take_all(queue) == [1, 2]
+
+
+def test_a_woken_run_that_is_blocked_again_keeps_its_place() -> None:
+    queue = fresh()
+    evict(queue, ORDER_X, WINDOW + 1)
+    wake(queue, ORDER_X, 1)
+    queue.blocked.add(queue.take(), ORDER_X)
+    assert queue.blocked.count == WINDOW
+    wake(queue, ORDER_X, 3)
+    assert take_all(queue) == [1, 2, 3]
+
+
+def test_blocked_runs_beyond_the_bound_are_evicted_and_their_wakeups_pend() -> None:
+    queue = fresh()
+    evict(queue, ORDER_X, WINDOW + 1)
+    assert queue.blocked.count == WINDOW
+    wake(queue, ORDER_X, WINDOW)
+    assert ORDER_X in queue.blocked  # the evicted one
+    wake(queue, ORDER_X, 1)
+    key, wakeups, epoch = queue.start_fetching()
+    assert (key, wakeups) == (ORDER_X, 1)
+    assert ORDER_X in queue.blocked  # while it is read, nothing newer may overtake it
+    rows = [queued(WINDOW + 1, "x")]
+    queue.finish_fetching(key, rows, more=False, wakeups=wakeups, epoch=epoch)
+    assert take_all(queue)[-1] == WINDOW + 1
+    assert ORDER_X not in queue.blocked
+
+
+def test_an_evicted_key_is_read_for_every_pending_wakeup_up_to_the_window() -> None:
+    queue = fresh()
+    evict(queue, LIMIT_X, WINDOW + 4)
+    arrive(queue, WINDOW + 5)
+    wake(queue, LIMIT_X, WINDOW + 1)
+    key, wakeups, epoch = queue.start_fetching()
+    wake(queue, LIMIT_X, 1)  # during the read
+    rows = [queued(seq) for seq in range(WINDOW + 1, WINDOW + 7)]  # two belong to the window
+    queue.finish_fetching(key, rows, more=True, wakeups=wakeups, epoch=epoch)
+    assert not queue.blocked.wakeups
+    wake(queue, LIMIT_X, 2)
+    assert LIMIT_X not in queue.blocked, "runs of the window do not block the key"
+    assert take_all(queue) == list(range(1, WINDOW + 6))
 
 
 def test_due_and_queued_runs_take_turns_and_woken_ones_go_first_of_their_kind() -> None:
     queue = fresh()
-    for seq in (1, 2, 3):
-        queue.enqueue(queued(seq))
+    queue.blocked.add(queued(4), ORDER_X)
+    queue.blocked.add(due(9), LIMIT_X)
+    arrive(queue, 1, 2, 3)
     for seq in (7, 8):
-        queue.due.append(due(seq))
-    queue.wake(queued(4))
-    queue.wake(due(9))
-    assert [queue.take_to_start().seq for _ in range(7)] == [4, 9, 1, 7, 2, 8, 3]
+        queue.add_due(due(seq))
+    wake(queue, ORDER_X, 1)
+    wake(queue, LIMIT_X, 1)
+    assert take_all(queue) == [4, 9, 1, 7, 2, 8, 3]
     assert queue.empty
 
 
 def test_due_and_queued_runs_take_turns_at_a_limit_and_due_ones_are_never_evicted() -> None:
-    key: Key = ("limit", "x")
-    queue = fresh()
+    blocked = Blocked()
     for seq in range(1, WINDOW + 2):
-        queue.block(queued(seq), key)
-    assert key in queue.evicted
-    assert queue.block(due(1001), key)
-    assert queue.block(due(1000), key)
-    for _ in range(5):
-        queue.wake_next(key)
-    assert [run.seq for run in queue.woken] == [1, 2, 3]
-    assert [run.seq for run in queue.woken_due] == [1000, 1001]
+        blocked.add(queued(seq), LIMIT_X)
+    assert blocked.evicted == [LIMIT_X]
+    assert blocked.add(due(1001), LIMIT_X)
+    assert blocked.add(due(1000), LIMIT_X)
+    woken = [blocked.next(LIMIT_X) for _ in range(5)]
+    assert [run.seq for run in woken if run is not None] == [1, 1000, 2, 1001, 3]
+
+
+def test_a_rename_moves_what_runs_and_arrives_to_the_new_name() -> None:
+    admission = Admission(10)
+    old = Queue("old", Memory(), FlowGates(admission))
+    name = Queue("name", Memory(), FlowGates(admission))
+    for queue in (old, name):
+        read(queue, [])
+    running, arriving = new(1), new(2)
+    running.order_key = "x"
+    assert old.reserve(running, NOW)
+    old.expect(arriving)
+    name.take_over(old, NOW)
+    assert (running.flow, arriving.flow) == ("name", "name")
+    assert (name.starting, name.waiting, list(name.gates.order.holders("x"))) == (1, 1, ["run1"])
+    name.leave(running)
+    assert not name.gates.inside
+    assert admission.slots.free == 10

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import Say
 from tests.support.random_service import play, shrink_bounds
-from turnout.service.dispatch import scheduling
+from turnout.service.flowcontrol import order
 
 
 @pytest.mark.full  # a seed in fifty still finds a fault: no check of every change yet
@@ -31,12 +30,7 @@ async def test_the_fuzzer_finds_a_key_that_is_released_too_early(
 ) -> None:
     """The negative control: keys are released while their runs are unfinished."""
     shrink_bounds(monkeypatch, random.Random(1))
-    release = scheduling.Scheduler.release
-
-    def release_all(self: scheduling.Scheduler, *args: Any, **more: Any) -> None:
-        release(self, *args, **{**more, "keep_order_for": None})
-
-    monkeypatch.setattr(scheduling.Scheduler, "release", release_all)
+    monkeypatch.setattr(order.Order, "suspend", order.Order.leave)
     with pytest.raises(BaseException) as caught:
         for number in range(5):
             await play(number, tmp_path / str(number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 from tests.support import inside
 from tests.support.running import Running, eventually, make_event, running
 from turnout import current, flow, limit, retry
-from turnout.service.dispatch import queue, scheduling
+from turnout.service.dispatch import memory
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import RunState
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Queued
-from turnout.service.operate.verbs import Cancel, Retry
+from turnout.service.journal.sqlite.journal import SqliteJournal
+from turnout.service.operate.verbs import Cancel, Replay, Retry
 
 
 class Seen:
@@ -115,7 +118,7 @@ async def test_a_retried_older_run_and_the_holder_of_its_key_do_not_deadlock(
         await send(service, (2, "x"))
 
         async def holds_its_key() -> bool:
-            return service.process.dispatcher.holder("one", "x") is not None
+            return bool(service.process.dispatcher.holders("one", "x"))
 
         await eventually(holds_its_key)
         await service.process.operator.do(Retry(older))
@@ -134,7 +137,7 @@ async def test_a_cancelled_run_holds_no_key_after_its_queue_is_reread(tmp_path: 
         (cancelled,) = await send(service, (2, "x"))
 
         async def has_its_key() -> bool:
-            return service.process.dispatcher.holder("one", "x") is not None
+            return bool(service.process.dispatcher.holders("one", "x"))
 
         await eventually(has_its_key)
         await service.process.operator.do(Cancel(cancelled))
@@ -149,8 +152,7 @@ async def test_a_cancelled_run_holds_no_key_after_its_queue_is_reread(tmp_path: 
 async def test_keys_evicted_by_order_and_by_limit_lose_and_duplicate_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "WINDOW", 4)
-    monkeypatch.setattr(scheduling, "WINDOW", 4)
+    monkeypatch.setattr(memory, "WINDOW", 4)
     seen = Seen()
     count = 60
     seen.open(count)
@@ -165,78 +167,92 @@ async def test_keys_evicted_by_order_and_by_limit_lose_and_duplicate_no_run(
 
 
 async def test_a_run_that_is_due_before_its_attempt_has_ended_starts(tmp_path: Path) -> None:
-    """Its outcome is on disk, and read as due, before its key is kept for it."""
+    """Its outcome is on disk, and read as due, before it has left the gates."""
     seen = Seen()
     async with running(tmp_path, [ordered_and_limited(seen)]) as service:
-        await send(service, (0, "x", "A"))
+        (run_id,) = await send(service, (0, "x", "A"))
         await seen.until(0)
         scheduler = inside.scheduler(service.process)
+        (attempt,) = scheduler.queue("both").gates.inside.values()
         again = Queued(
-            seq=1, flow="both", order_key="x", limit_key="B", due_at=None, isolated=False
-        )
+            seq=1, id=run_id, flow="both", order_key="x", limit_key="B", due_at=None,
+            isolated=False,
+        )  # fmt: skip
         scheduler.add_due(again, scheduler.queue("both"))
-        assert scheduler.choose() == [], "its attempt holds the key"
-        scheduler.release("both", "x", "A", isolated=False, keep_order_for=1)
-        assert scheduler.choose() == [again]
-        scheduler.release("both", "x", "B", isolated=False)
-        service.process.admission.retake("both", "A", isolated=False)
+        assert scheduler.choose(utc_now()) == [], "its attempt holds the key"
+        scheduler.leave(attempt, keeps_key=True)
+        assert scheduler.choose(utc_now()) == [again]
+        scheduler.leave(again)
+        scheduler.queue("both").gates.enter(attempt, utc_now())
         seen.open(1)
 
 
-async def test_a_key_is_held_for_a_run_that_ran_while_keys_were_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The answer read while it ran is stale when it arrives."""
+async def test_held_keys_are_read_as_of_one_moment_among_the_writes(tmp_path: Path) -> None:
+    """A run ends and another begins to wait while they are read: both are known right."""
+    begun, gate = asyncio.Event(), asyncio.Event()
 
-    @flow(ordered_by=lambda event: "x", retry=retry(5, delay="50ms", factor=1000, jitter=False))
-    async def fails(event: Event) -> None:
-        raise OSError("not now")
-
-    async with running(tmp_path, [fails]) as service:
-        dispatcher = service.process.dispatcher
-        (run_id,) = await send(service, 0)
-
-        async def has_failed(times: int) -> bool:
-            run = await service.run(run_id)
-            held = dispatcher.holder("fails", "x") == run.seq
-            return held and (run.state, run.attempts) == (RunState.RETRYING, times)
-
-        await eventually(lambda: has_failed(1))
-        honest = service.process.journal.held_keys
-        answers = [await honest(), []]
-
-        async def held_keys() -> list[tuple[str, str, int, bool]]:
-            if len(answers) == 1:
-                await eventually(lambda: has_failed(2))
-            return answers.pop(0) if answers else await honest()
-
-        monkeypatch.setattr(service.process.journal, "held_keys", held_keys)
-        await dispatcher.hold_keys()
-        assert await has_failed(2)
-
-
-async def test_a_key_is_not_held_for_a_run_that_ended_while_keys_were_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @flow(ordered_by=lambda event: "x", retry=retry(1, delay="50ms", jitter=False))
-    async def recovers(event: Event) -> None:
-        if current().attempt == 1:
+    @flow(ordered_by=lambda event: event.data, retry=retry(1, delay="60s", jitter=False))
+    async def work(event: Event) -> None:
+        if event.data == "fails":
+            begun.set()
+            await gate.wait()
             raise OSError("not now")
+        if current().attempt == 1:
+            raise OSError("try again")
 
-    async with running(tmp_path, [recovers]) as service:
-        (run_id,) = await send(service, 0)
+    async with running(tmp_path, [work]) as service:
+        dispatcher, journal = service.process.dispatcher, service.process.journal
+        recovers, fails = await send(service, "recovers", "fails")
 
-        async def waits() -> bool:
+        async def is_retrying(run_id: str) -> bool:
             return (await service.run(run_id)).state is RunState.RETRYING
 
-        await eventually(waits)
-        honest = service.process.journal.held_keys
+        await eventually(lambda: is_retrying(recovers))
+        await begun.wait()
+        assert list(dispatcher.holders("work", "recovers")) == [recovers]
+        assert isinstance(journal, SqliteJournal)
+        busy = threading.Event()
+        inside.occupy_writer(journal, busy.wait)
+        gate.set()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(service.process.operator.do(Cancel(recovers)))
+            await asyncio.sleep(0)
+            tasks.create_task(dispatcher.hold_keys())
+            await asyncio.sleep(0)
+            busy.set()
+        assert not dispatcher.holders("work", "recovers")
+        await eventually(lambda: is_retrying(fails))
+        assert list(dispatcher.holders("work", "fails")) == [fails]
 
-        async def held_keys() -> list[tuple[str, str, int, bool]]:
-            answer = await honest()
-            await service.all_finished()
-            return answer
 
-        monkeypatch.setattr(service.process.journal, "held_keys", held_keys)
-        await service.process.dispatcher.hold_keys()
-        assert service.process.dispatcher.holder("recovers", "x") is None
+async def test_a_replayed_run_is_not_overtaken_by_an_event_that_arrives_meanwhile(
+    tmp_path: Path,
+) -> None:
+    """The replayed run is on disk before the dispatcher hears of it."""
+    seen: list[tuple[int, int]] = []
+
+    @flow(ordered_by=lambda event: "x")
+    async def work(event: Event) -> None:
+        seen.append((event.data, current().run.replay))
+
+    async with running(tmp_path, [work]) as service:
+        journal = service.process.journal
+        first = await service.send(1)
+        await service.finished(first.runs[0])
+        run = await service.run(first.runs[0])
+        assert isinstance(journal, SqliteJournal)
+        busy = threading.Event()
+        inside.occupy_writer(journal, busy.wait)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(service.process.operator.do(Replay(run.event_id)))
+            await eventually(lambda: is_changing(service))
+            tasks.create_task(service.send(2))
+            await asyncio.sleep(0)
+            busy.set()
+        await service.all_finished()
+    assert seen == [(1, 0), (1, 1), (2, 0)]
+
+
+async def is_changing(service: Running) -> bool:
+    """Whether a command is changing runs of the flow in the journal."""
+    return inside.scheduler(service.process).queue("work").stopped

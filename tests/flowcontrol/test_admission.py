@@ -1,100 +1,115 @@
-"""Slots, keys and isolated runs are counted: nothing overtakes, nothing is lost."""
+"""A run enters every gate or none, and leaves what it entered: limits hold, nothing leaks."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.service.domain.flow import limit
-from turnout.service.flowcontrol.admission import UNWRITTEN, Admission, Block
+from tests.support.gates import NOW, Asking, declare, gates, refused_by
+from turnout.service.domain.flow import Flow
+from turnout.service.flowcontrol.admission import Admission, FlowGates
+from turnout.service.flowcontrol.limit import limit
 
 
-def admission(concurrency: int = 10, **limits: object) -> Admission:
-    made = Admission(concurrency)
-    for flow, concurrency_limit in limits.items():
-        made.declare(flow, concurrency_limit)  # type: ignore[arg-type]  # keywords are Limits
-    return made
-
-
-def test_a_full_service_admits_nothing_until_a_slot_is_released() -> None:
-    slots = admission(1, bill=None)
-    assert slots.admit("bill", None, None, 1, False) is None
-    assert slots.admit("bill", None, None, 2, False) is Block.SLOT
-    slots.release("bill", None, None, isolated=False)
-    assert slots.admit("bill", None, None, 2, False) is None
+def test_a_full_service_admits_nothing_until_a_run_leaves() -> None:
+    flow = gates(Admission(1))
+    first = Asking("1")
+    assert refused_by(flow, first) is None
+    assert refused_by(flow, Asking("2")) == "slot"
+    flow.leave(first, keeps_key=False)
+    assert refused_by(flow, Asking("2")) is None
 
 
 def test_a_flow_limit_leaves_slots_to_other_flows() -> None:
-    slots = admission(10, bill=limit(1), load=None)
-    assert slots.admit("bill", None, None, 1, False) is None
-    assert slots.admit("bill", None, None, 2, False) is Block.FLOW
-    assert slots.admit("load", None, None, 3, False) is None
+    admission = Admission(10)
+    bill, load = gates(admission, concurrency=limit(1)), gates(admission)
+    assert refused_by(bill, Asking("1")) is None
+    assert refused_by(bill, Asking("2")) == "flow"
+    assert refused_by(load, Asking("3")) is None
+    assert (bill.places(), load.places()) == (0, 8)
 
 
-def test_a_key_limit_counts_each_key_apart() -> None:
-    slots = admission(10, bill=limit(1, per=lambda event: event.id))
-    assert slots.admit("bill", None, "a", 1, False) is None
-    assert slots.admit("bill", None, "a", 2, False) is Block.LIMIT
-    assert slots.admit("bill", None, "b", 3, False) is None
-
-
-def test_a_blocked_run_keeps_its_ordering_key_so_that_nothing_overtakes() -> None:
-    slots = admission(1, bill=None)
-    assert slots.admit("bill", "x", None, 1, False) is None
-    slots.release("bill", "x", None, isolated=False, keep_order_for=1)  # retrying
-    assert slots.admit("bill", "x", None, 2, False) is Block.ORDER
-    assert slots.admit("bill", "x", None, 1, False) is None
-    slots.release("bill", "x", None, isolated=False)
-    assert slots.admit("bill", "y", None, 5, False) is None
-    assert slots.admit("bill", "x", None, 6, False) is Block.SLOT
-    slots.release("bill", "y", None, isolated=False)
-    assert slots.admit("bill", "x", None, 7, False) is Block.ORDER  # 6 was first
-    assert slots.admit("bill", "x", None, 6, False) is None
-
-
-def test_an_unwritten_run_never_shares_a_key_and_holds_none_without_a_slot() -> None:
-    slots = admission(2, bill=None)
-    assert slots.admit("bill", "x", None, UNWRITTEN, False) is None
-    assert slots.admit("bill", "x", None, UNWRITTEN, False) is Block.ORDER
-    assert slots.admit("bill", "y", None, UNWRITTEN, False) is None
-    assert slots.admit("bill", "z", None, UNWRITTEN, False) is Block.SLOT
-    slots.release("bill", "y", None, isolated=False)
-    assert slots.admit("bill", "z", None, 5, False) is None
+def test_a_key_limit_counts_each_key_apart_and_no_key_waits_for_nobody() -> None:
+    flow = gates(concurrency=limit(1, per=lambda event: event.id))
+    assert refused_by(flow, Asking("1", limit_key="a")) is None
+    assert refused_by(flow, Asking("2", limit_key="a")) == "limit"
+    assert refused_by(flow, Asking("3", limit_key="b")) is None
+    for number in "456":
+        assert refused_by(flow, Asking(number)) is None
+    assert refused_by(flow, Asking("7", limit_key="")) is None, "no key is not the empty key"
 
 
 def test_isolated_runs_run_one_at_a_time_over_all_flows() -> None:
-    slots = admission(10, bill=None, load=None)
-    assert slots.admit("bill", None, None, 1, True) is None
-    assert slots.admit("load", None, None, 2, True) is Block.ISOLATED
-    assert slots.admit("load", None, None, 3, False) is None
-    slots.release("bill", None, None, isolated=True)
-    assert slots.admit("load", None, None, 2, True) is None
+    admission = Admission(10)
+    bill, load = gates(admission), gates(admission)
+    first = Asking("1", isolated=True)
+    assert refused_by(bill, first) is None
+    assert refused_by(load, Asking("2", isolated=True)) == "isolation"
+    assert refused_by(load, Asking("3")) is None
+    bill.leave(first, keeps_key=False)
+    assert refused_by(load, Asking("2", isolated=True)) is None
 
 
-def test_a_cancelled_waiting_run_releases_its_key_only_if_it_holds_it() -> None:
-    slots = admission(10, bill=None)
-    slots.hold_key("bill", "x", 7)
-    assert not slots.release_key("bill", "x", 8)
-    assert slots.release_key("bill", "x", 7)
-    assert slots.admit("bill", "x", None, 9, False) is None
+def test_a_refused_run_enters_no_gate() -> None:
+    admission = Admission(10)
+    flow = gates(admission, concurrency=limit(1, per=lambda event: event.id))
+    assert refused_by(flow, Asking("1", limit_key="a")) is None
+    assert refused_by(flow, Asking("2", "x", "a")) == "limit"
+    assert admission.slots.free == 9
+    assert len(flow.inside) == 1
+
+
+def test_a_limit_declared_by_a_reload_counts_what_runs_already() -> None:
+    flow = gates()
+    running = [Asking(str(number)) for number in range(3)]
+    assert [refused_by(flow, run) for run in running] == [None] * 3
+    flow.declare(declare(concurrency=limit(3)), NOW)
+    assert refused_by(flow, Asking("4")) == "flow"
+    flow.declare(declare(concurrency=limit(4)), NOW)
+    assert refused_by(flow, Asking("4")) is None
+    for run in running:
+        flow.leave(run, keeps_key=False)
+    assert flow.places() == 3
+
+
+def test_an_old_name_s_runs_count_for_the_new_name() -> None:
+    admission = Admission(10)
+    old, new = gates(admission), gates(admission, concurrency=limit(2))
+    run = Asking("1", "x")
+    assert refused_by(old, run) is None
+    new.take_over(old, NOW)
+    assert refused_by(new, Asking("2", "x")) == "order"
+    assert refused_by(new, Asking("3")) is None
+    assert refused_by(new, Asking("4")) == "flow"
+    new.leave(run, keeps_key=False)
+    assert refused_by(new, Asking("2", "x")) is None
+
+
+POLICIES: dict[str, Flow[..., object]] = {
+    "a": declare("a", concurrency=limit(2)),
+    "b": declare("b", concurrency=limit(1, per=lambda event: event.id)),
+}
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.booleans())))
-def test_bounds_hold_and_slots_are_released_in_any_order(
-    steps: list[tuple[str, str, bool]],
-) -> None:
-    slots = admission(3, a=limit(2), b=limit(1, per=lambda event: event.id))
-    running: list[tuple[str, str, str]] = []
-    for seq, (flow, key, finish) in enumerate(steps, 1):
+def test_limits_hold_and_runs_leave_in_any_order(steps: list[tuple[str, str, bool]]) -> None:
+    admission = Admission(3)
+    flows = {name: FlowGates(admission) for name in POLICIES}
+    for name, declared in POLICIES.items():
+        flows[name].declare(declared, NOW)
+    running: list[Asking] = []
+    for number, (name, key, finish) in enumerate(steps):
+        run = Asking(str(number), f"{key}{number}", key, flow=name)
         if finish and running:
-            flow, order_key, limit_key = running.pop(0)
-            slots.release(flow, order_key, limit_key, isolated=False)
-        elif slots.admit(flow, f"{key}{seq}", key, seq, False) is None:
-            running.append((flow, f"{key}{seq}", key))
-        assert len(running) == 3 - slots.free
-        assert sum(flow == "a" for flow, _, _ in running) <= 2
-        for name in "xyz":
-            assert sum(flow == "b" and key == name for flow, _, key in running) <= 1
-    for flow, order_key, limit_key in running:
-        slots.release(flow, order_key, limit_key, isolated=False)
-    assert slots.free == 3
+            ended = running.pop(0)
+            flows[ended.flow].leave(ended, keeps_key=False)
+        elif flows[name].admit(run, NOW) is None:
+            running.append(run)
+        assert len(running) == 3 - admission.slots.free
+        assert sum(run.flow == "a" for run in running) <= 2
+        for each in "xyz":
+            assert sum(run.flow == "b" and run.limit_key == each for run in running) <= 1
+    for run in running:
+        flows[run.flow].leave(run, keeps_key=False)
+    assert admission.slots.free == 3
+    assert not any(gates.inside or gates.order.held() for gates in flows.values())

@@ -17,7 +17,7 @@ import pytest
 import turnout
 from turnout import current, every, flow, gather, limit, retry, task
 from turnout.service.domain.errors import SetupError
-from turnout.service.domain.flow import Limit
+from turnout.service.flowcontrol.limit import Limit
 
 
 class Tick:

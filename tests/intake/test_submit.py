@@ -118,7 +118,7 @@ async def test_a_run_cancelled_while_it_starts_another_leaves_no_slot_taken(
 async def holds_nothing(service: Running) -> bool:
     """Whether no attempt runs, and no slot is taken."""
     return not (
-        service.process.dispatcher.running or any(service.process.admission.held_slots().values())
+        service.process.dispatcher.running or any(service.process.dispatcher.held_slots().values())
     )
 
 

@@ -138,7 +138,7 @@ async def test_its_slot_is_free_meanwhile_and_an_operator_may_try_at_once(
         (run_id, other_id) = (await service.send()).runs
         run = await state_of(service, run_id, RunState.RETRYING)
         assert (await service.finished(other_id)).state is RunState.SUCCEEDED
-        assert not any(service.process.admission.held_slots().values())
+        assert not any(service.process.dispatcher.held_slots().values())
         assert run.due_at is not None
         assert timedelta(minutes=59) < run.due_at - began < timedelta(minutes=61)
         assert run.as_dict()["due_at"] is not None

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from turnout.service.app.process import Process
-from turnout.service.dispatch.queue import Memory, Queue
+from turnout.service.dispatch.memory import Memory
+from turnout.service.dispatch.queue import Queue
 from turnout.service.dispatch.scheduling import Scheduler
 from turnout.service.governance import secrets
 from turnout.service.journal.sqlite.journal import SqliteJournal
@@ -23,7 +24,7 @@ def scheduler(process: Process) -> Scheduler:
 
 def queues(process: Process) -> Iterable[Queue]:
     """Return each queue once; a renamed flow's queue has two names."""
-    return {id(queue): queue for queue in scheduler(process)._queues.values()}.values()
+    return list(scheduler(process).queues())
 
 
 def memory(process: Process) -> Memory:
@@ -31,10 +32,14 @@ def memory(process: Process) -> Memory:
     return scheduler(process)._memory
 
 
-def held_keys(process: Process) -> dict[str, dict[str, int]]:
-    """Return the keys each flow holds: the ordering keys by run, the limit keys by count."""
-    flows = process.admission._flows
-    return {name: {**counts.holders, **counts.by_key} for name, counts in flows.items()}
+def held_keys(process: Process) -> dict[str, dict[str, dict[str, int]]]:
+    """Return the ordering keys each flow holds, with their holders."""
+    return {queue.flow: queue.gates.order.held() for queue in queues(process)}
+
+
+def window(queue: Queue) -> int:
+    """Return how many runs are in the window of a queue."""
+    return len(queue._window)
 
 
 def has_orphans(process: Process) -> bool:

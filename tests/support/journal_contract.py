@@ -605,9 +605,9 @@ class JournalContract:
                 await finish(journal, claimed, ended(state, due_at=at(1)))
             await put(journal, make_run(state=S.SCHEDULED, order_key="later", due_at=at(1)))
             assert await journal.held_keys() == [
-                ("bill", "retrying", claims[S.RETRYING].claim.run_seq, False),
-                ("bill", "waiting", claims[S.WAITING].claim.run_seq, False),
-                ("bill", "failed", claims[S.FAILED].claim.run_seq, True),
+                ("bill", "retrying", claims[S.RETRYING].claim.run_id, False),
+                ("bill", "waiting", claims[S.WAITING].claim.run_id, False),
+                ("bill", "failed", claims[S.FAILED].claim.run_id, True),
             ]
 
     # ---------------------------------------------------------------- steps

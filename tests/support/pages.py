@@ -30,6 +30,7 @@ PAGES = tuple(
         "handlers/README.md",
         "triggers/README.md",
         "service/README.md",
+        "service/flowcontrol/README.md",
         "deploy/README.md",
         "tests/README.md",
         ".github/CONTRIBUTING.md",

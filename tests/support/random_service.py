@@ -12,6 +12,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.support.random_flows import KINDS, RETRIES, Shape, StartChecker, decl
 from tests.support.running import PATIENCE_SECONDS, eventually, make_event
 from turnout.service.app.process import Process
 from turnout.service.app.reload import reload_project
-from turnout.service.dispatch import backpressure, dispatcher, due, queue, scheduling
+from turnout.service.dispatch import backpressure, dispatcher, due, memory
 from turnout.service.domain.errors import NotFound, Overloaded, Refused
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
@@ -51,9 +52,8 @@ MAX_CRASHES = 4  # with one more, a run that always ran would be a dead letter
 def shrink_bounds(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     """Make the bounds of the dispatcher small enough for a few runs to fill them."""
     window = rng.choice([4, 8, 16])
-    monkeypatch.setattr(queue, "WINDOW", window)
-    monkeypatch.setattr(scheduling, "WINDOW", window)
-    monkeypatch.setattr(scheduling, "Memory", lambda: queue.Memory(MEMORY_BYTES))
+    monkeypatch.setattr(memory, "WINDOW", window)
+    monkeypatch.setattr(memory, "Memory", partial(memory.Memory, MEMORY_BYTES))
     monkeypatch.setattr(backpressure, "MAX_CREDIT", 8)
     monkeypatch.setattr(backpressure, "PROBE_EVERY", 2)
     monkeypatch.setattr(backpressure, "MIN_SLOTS", 1)
@@ -330,20 +330,20 @@ class ServiceFuzzer:
 
     def left(self) -> dict[str, Any]:
         """Return what the dispatcher still counts or holds, empty when it is idle."""
-        admission = self.process.admission
+        owner = self.process.dispatcher
         found: dict[str, Any] = {
-            "slots": {name: held for name, held in admission.held_slots().items() if held},
-            "free": admission.free - self.checker.slots,
+            "slots": {name: held for name, held in owner.held_slots().items() if held},
+            "free": owner.free_slots - self.checker.slots,
             "known due": inside.scheduler(self.process).known_due,
             "memory": inside.memory(self.process).left - MEMORY_BYTES,
-            "attempts": self.process.dispatcher.running,
+            "attempts": owner.running,
         }
         for name, keys in inside.held_keys(self.process).items():
             found[f"{name} holds"] = keys
         for each in inside.queues(self.process):
             found[f"the queue of {each.flow}"] = [
-                *(run.seq for run in each.rows()), *each.evicted, *each.pending_wakeups,
-                *filter(None, (each.arriving, each.starting, each.blocked_count)),
+                *(run.seq for run in each.rows()), *each.blocked.evicted, *each.blocked.wakeups,
+                *filter(None, (each.waiting, each.starting, each.blocked.count)),
             ]  # fmt: skip
         return {what: value for what, value in found.items() if value}
 

@@ -224,7 +224,8 @@ class Service:
             dispatcher.recheck_due()
             return False
         begun = self.journal.counts()[0].get("running", 0) == len(dispatcher.running)
-        stuck = self._queued() and not dispatcher.running
+        waits_for_instant = dispatcher.next_alarm_at() is not None
+        stuck = self._queued() and not dispatcher.running and not waits_for_instant
         busy = awake or self._awake() or self.process.after_run_actions.at_work
         return not (busy or self._death.struck or stuck) and begun
 
@@ -233,7 +234,11 @@ class Service:
         return self.process.pools.steps > 0 or self.process.dispatcher.running != asleep
 
     async def _next_due(self) -> datetime | None:
-        instants = [self.clock.next_due(), await self.journal.next_due_at()]
+        instants = [
+            self.clock.next_due(),
+            await self.journal.next_due_at(),
+            self.process.dispatcher.next_alarm_at(),
+        ]
         return min((each for each in instants if each is not None), default=None)
 
     async def _set(self, instant: datetime) -> None:

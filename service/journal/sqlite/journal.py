@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import apsw
+import orjson
 
 from turnout.service.domain.errors import JournalBroken, JournalError, SetupError
 from turnout.service.domain.event import Event
@@ -235,6 +236,13 @@ class SqliteJournal(SqliteReader):
         job = ClaimJob(seqs, untouched or {}, micros(now))
         claimed: list[ClaimedRun] = await self._writer.submit(job)
         return claimed
+
+    async def held_keys(self) -> list[tuple[str, str, str, bool]]:
+        """Return (flow, order_key, run_id, dead) of runs that may hold their ordering key."""
+        found = await self._call(
+            lambda connection, _counters: connection.execute(_READS["held_keys"]).get
+        )
+        return [(flow, key, run_id, bool(dead)) for flow, key, run_id, dead in orjson.loads(found)]
 
     def record_step(self, claim: Claim, step: StepRecord) -> asyncio.Future[None]:
         """Record a step, durable when the future is done; raises `ClaimLost`."""

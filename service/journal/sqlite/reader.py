@@ -324,11 +324,6 @@ class SqliteReader:
         found = await self.read(lambda connection: connection.execute(_SQL["next_due_at"]).get)
         return None if found is None else instant(found)
 
-    async def held_keys(self) -> list[tuple[str, str, int, bool]]:
-        """Return (flow, order_key, run_seq, dead) of runs that may hold their ordering key."""
-        found = await self.read(lambda connection: connection.execute(_SQL["held_keys"]).get)
-        return [(flow, key, seq, bool(dead)) for flow, key, seq, dead in orjson.loads(found)]
-
     async def orphans(self, flows: Sequence[str]) -> dict[str, int]:
         """Count unfinished runs of flows that are not in `flows`."""
         known = (dump_list(flows),)

@@ -184,6 +184,7 @@ class QueuedRow(NamedTuple):
     """What the dispatcher holds of a run that is not running."""
 
     seq: int
+    id: str
     flow: str
     order_key: str | None
     limit_key: str | None
@@ -199,6 +200,7 @@ def queued_from(values: Sequence[Any]) -> Queued:
     row = QueuedRow(*values)
     return Queued(
         seq=row.seq,
+        id=row.id,
         flow=row.flow,
         order_key=row.order_key,
         limit_key=row.limit_key,

@@ -33,11 +33,11 @@ WHERE state IN ('scheduled', 'retrying', 'waiting');
 
 -- name: held_keys
 -- The runs that may hold their ordering key.
-SELECT json_group_array(json_array(flow, order_key, seq, dead)) FROM (
-    SELECT flow, order_key, seq, dead FROM runs
+SELECT json_group_array(json_array(flow, order_key, id, dead)) FROM (
+    SELECT flow, order_key, id, dead, seq FROM runs
     WHERE state IN ('retrying', 'waiting') AND order_key IS NOT NULL
     UNION ALL
-    SELECT flow, order_key, seq, dead FROM runs
+    SELECT flow, order_key, id, dead, seq FROM runs
     WHERE dead = 1 AND state = 'failed' AND order_key IS NOT NULL
     ORDER BY seq);
 

@@ -1,0 +1,49 @@
+"""Alarms: what a gate has refused until an instant is asked again at that instant."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+
+from .blocked import Key
+
+MAX_SECONDS = 60.0
+"""The clock may be set meanwhile: a gate that is asked too early names its instant again."""
+
+
+class Alarms:
+    """At most one alarm for each queue and key; the latest instant named counts."""
+
+    def __init__(self, rung: Callable[[str, Key | None], None]) -> None:
+        self._rung = rung
+        self._timers: dict[tuple[str, Key | None], tuple[datetime, asyncio.TimerHandle]] = {}
+
+    def set(self, flow: str, key: Key | None, at: datetime, now: datetime) -> None:
+        """Call `rung` at an instant, for a key or, with None, for the whole queue."""
+        seconds = min(max((at - now).total_seconds(), 0.0), MAX_SECONDS)
+        waiting = (flow, key)
+        known = self._timers.get(waiting)
+        if known is not None:
+            known[1].cancel()
+        timer = asyncio.get_running_loop().call_later(seconds, self._ring, waiting)
+        self._timers[waiting] = (at, timer)
+
+    def next_at(self) -> datetime | None:
+        """Return the earliest instant."""
+        return min((at for at, _ in self._timers.values()), default=None)
+
+    def ring(self) -> None:
+        """Ring every alarm now."""
+        for waiting in list(self._timers):
+            self._ring(waiting)
+
+    def close(self) -> None:
+        """Forget every alarm."""
+        for _, timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def _ring(self, waiting: tuple[str, Key | None]) -> None:
+        self._timers.pop(waiting)[1].cancel()
+        self._rung(*waiting)

@@ -1,0 +1,159 @@
+"""Runs set aside until a key is free, so that they block only the runs of that key.
+
+Under each key runs wait in arrival order; at a limit, queued runs and due ones take turns. Queued
+runs beyond a bound are evicted from memory and read again when their key is free.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeAlias
+
+from turnout.service.journal.records import Queued
+
+from . import memory
+
+Key: TypeAlias = tuple[str, str]
+"""The name of a gate, and the key of a run there."""
+
+ORDER = "order"
+_IN_JOURNAL = (ORDER, "limit")
+"""The gates whose keys the journal stores: it can read their runs again."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """The runs that one key blocks.
+
+    `due_turn`: the next turn belongs to a due run. `evicted`: more queued runs are only in the
+    journal. `timed`: the gate opens at an instant, so each run that passes wakes the next.
+    """
+
+    queued: deque[Queued] = field(default_factory=deque)
+    due: deque[Queued] = field(default_factory=deque)
+    due_turn: bool = False
+    evicted: bool = False
+    timed: bool = False
+
+
+class Blocked:
+    """The blocked runs of one flow, by key.
+
+    `wakeups` counts, for evicted keys, the runs to be read from the journal and woken.
+    """
+
+    __slots__ = ("_lines", "count", "wakeups")
+
+    def __init__(self) -> None:
+        self._lines: dict[Key, _Line] = {}
+        self.wakeups: dict[Key, int] = {}
+        self.count = 0
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._lines
+
+    def add(self, run: Queued, key: Key, *, timed: bool = False) -> bool:
+        """Set a run aside, in arrival order; False if it is evicted instead."""
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = _Line()
+        line.timed = line.timed or timed
+        if run.is_due and key[0] != ORDER:
+            insort(line.due, run, key=_by_due)
+            return True
+        if line.queued and run.seq < line.queued[-1].seq:
+            insort(line.queued, run, key=_by_seq)
+        elif (line.evicted or self.count >= memory.WINDOW) and key[0] in _IN_JOURNAL:
+            line.evicted = True
+            return False
+        else:
+            line.queued.append(run)
+        self.count += 1
+        return True
+
+    def next(self, key: Key) -> Queued | None:
+        """Take the run whose turn it is, now that a key is free; an evicted one is read later."""
+        line = self._lines.get(key)
+        if line is None:
+            return None
+        is_queued = bool(line.queued) or line.evicted
+        if line.due and (line.due_turn or not is_queued):
+            run = line.due.popleft()
+            line.due_turn = False
+        else:
+            line.due_turn = bool(line.due)
+            if not line.queued:
+                self.wakeups[key] = self.wakeups.get(key, 0) + 1
+                return None
+            run = line.queued.popleft()
+            self.count -= 1
+        self._drop_empty(key, line)
+        return run
+
+    def next_timed(self, key: Key) -> Queued | None:
+        """Take the next run of a key whose gate opens at an instant: another has just passed."""
+        line = self._lines.get(key)
+        return None if line is None or not line.timed else self.next(key)
+
+    def all(self, key: Key) -> list[Queued]:
+        """Take every run of a key that is in memory."""
+        line = self._lines.pop(key, None)
+        if line is None:
+            return []
+        self.count -= len(line.queued)
+        return [*line.queued, *line.due]
+
+    def take(self, key: Key, run_ids: Iterable[str]) -> list[Queued]:
+        """Take certain runs of an ordering key, where they are blocked."""
+        line = self._lines.get(key)
+        if line is None:
+            return []
+        found = [run for run in line.queued if run.id in run_ids]
+        for run in found:
+            line.queued.remove(run)
+            self.count -= 1
+        self._drop_empty(key, line)
+        return found
+
+    def read_again(self, key: Key, rows: Sequence[Queued], *, more: bool) -> None:
+        """Put back the first runs of an evicted key; until now the key counted as blocked."""
+        line = self._lines.get(key) or _Line()
+        line.evicted = more
+        line.queued.extend(rows)
+        self.count += len(rows)
+        self._lines[key] = line
+        self._drop_empty(key, line)
+
+    def runs(self) -> Iterator[Queued]:
+        """Yield every run in memory."""
+        for line in self._lines.values():
+            yield from line.queued
+            yield from line.due
+
+    @property
+    def evicted(self) -> list[Key]:
+        """The keys with blocked runs that are only in the journal."""
+        return [key for key, line in self._lines.items() if line.evicted]
+
+    def clear(self) -> None:
+        """Drop every run."""
+        self._lines.clear()
+        self.wakeups.clear()
+        self.count = 0
+
+    def _drop_empty(self, key: Key, line: _Line) -> None:
+        if not (line.queued or line.due or line.evicted):
+            del self._lines[key]
+
+
+def _by_seq(run: Queued) -> int:
+    return run.seq
+
+
+def _by_due(run: Queued) -> tuple[datetime, int]:
+    assert run.due_at is not None  # `Journal.due` returned it
+    return run.due_at, run.seq

@@ -1,0 +1,71 @@
+"""The contract of a gate: what a rule of flow control answers when a run asks to start.
+
+A gate decides by what it has counted and by the time it is given. It reads no journal and no
+clock, and waits for nothing: the same calls give the same answers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from datetime import datetime
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
+
+
+class Candidate(Protocol):
+    """A run that asks to start, or that has started.
+
+    `isolated`: the process died twice in a row while it ran. `token` is the number of its
+    admission, unique in this process, while the run is inside the gates; 0 means it is not running.
+    """
+
+    flow: str
+    token: int
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def order_key(self) -> str | None: ...  # noqa: D102
+    @property
+    def limit_key(self) -> str | None: ...  # noqa: D102
+    @property
+    def isolated(self) -> bool: ...  # noqa: D102
+
+
+Answer: TypeAlias = datetime | Literal["behind"] | None
+"""None: open. An instant: ask again then. "behind": ask again when a run has left the gate."""
+
+
+class Gate(ABC):
+    """One rule, for one flow or, if `shared`, for the runs of all flows.
+
+    `check` has no effect. A run that every gate lets pass enters them all, and leaves them all when
+    it no longer runs; a run that one gate refuses enters none.
+    """
+
+    name: ClassVar[str]
+    shared: ClassVar[bool] = False
+
+    def key(self, run: Candidate) -> str | None:
+        """Return the key under which a run waits here; None: its whole flow waits with it."""
+        return None
+
+    @abstractmethod
+    def check(self, run: Candidate, now: datetime) -> Answer:
+        """Say whether a run may start now, else when it asks again."""
+
+    def enter(self, run: Candidate, now: datetime) -> None:  # noqa: B027  not every gate counts
+        """Count a run that starts, or that was running before a reload declared this gate."""
+
+    def leave(self, run: Candidate) -> None:  # noqa: B027
+        """Count a run no more: it has ended, or waits for its next try."""
+
+    def places(self) -> int | None:
+        """Return how many more runs may enter, whatever their key; None without such a bound."""
+        return None
+
+
+class Refusal(NamedTuple):
+    """The first gate that refuses a run, and its answer."""
+
+    gate: Gate
+    answer: Answer
