@@ -63,10 +63,10 @@ class Blocked:
             line = self._lines[key] = _Line()
         line.timed = line.timed or timed
         if run.is_due and key[0] != ORDER:
-            insort(line.due, run, key=_by_due)
+            insort(line.due, run, key=by_due)
             return True
         if line.queued and run.seq < line.queued[-1].seq:
-            insort(line.queued, run, key=_by_seq)
+            insort(line.queued, run, key=by_seq)
         elif (line.evicted or self.count >= memory.WINDOW) and key[0] in _IN_JOURNAL:
             line.evicted = True
             return False
@@ -150,10 +150,12 @@ class Blocked:
             del self._lines[key]
 
 
-def _by_seq(run: Queued) -> int:
+def by_seq(run: Queued) -> int:
+    """Order queued runs: in arrival order."""
     return run.seq
 
 
-def _by_due(run: Queued) -> tuple[datetime, int]:
+def by_due(run: Queued) -> tuple[datetime, int]:
+    """Order due runs: longest due first."""
     assert run.due_at is not None  # `Journal.due` returned it
     return run.due_at, run.seq

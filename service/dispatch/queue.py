@@ -7,6 +7,7 @@ only. Not here: which queue is asked, and when (`scheduling`).
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from datetime import datetime
@@ -16,7 +17,7 @@ from turnout.service.flowcontrol.gate import Candidate, Gate
 from turnout.service.journal.records import NewRun, Queued
 
 from . import memory
-from .blocked import ORDER, Blocked, Key
+from .blocked import ORDER, Blocked, Key, by_due, by_seq
 from .memory import Memory
 
 
@@ -267,9 +268,13 @@ class Queue:
         return bool(found)
 
     def _wake(self, run: Queued | None) -> None:
-        """Let a run ask again, before those that have not asked yet."""
-        if run is not None:
-            (self._woken_due if run.is_due else self._woken).append(run)
+        """Let a run ask again, before those that have not asked yet, the oldest first."""
+        if run is None:
+            return
+        if run.is_due:
+            insort(self._woken_due, run, key=by_due)
+        else:
+            insort(self._woken, run, key=by_seq)
 
     # ------------------------------------------------------------ reading the journal
 
@@ -316,8 +321,9 @@ class Queue:
             return
         older = [row for row in rows if row.seq < self.window_start]
         blocked = [row for row in older if self.would_wait(row, key)]
-        if key[0] == ORDER:
-            self._woken.extend(row for row in older if row not in blocked)
+        for row in older if key[0] == ORDER else ():
+            if not self.would_wait(row, key):
+                self._wake(row)
         self.blocked.read_again(key, blocked, more=more and len(older) == len(rows))
         for _ in range(wakeups + self.blocked.wakeups.pop(key, 0)):  # others came during the read
             self._wake(self.blocked.next(key))

@@ -210,6 +210,7 @@ class Scheduler:
         refusal = queue.gates.ask(run, now)
         if refusal is None:
             chosen.append(queue.take_to_start())
+            self._active[queue.flow] = self._active.pop(queue.flow)  # the others' turn comes first
             return True
         return self._refused(queue, run, refusal, now, is_first_ask=is_first_ask)
 

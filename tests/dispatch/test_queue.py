@@ -221,6 +221,15 @@ def test_due_and_queued_runs_take_turns_and_woken_ones_go_first_of_their_kind() 
     assert queue.empty
 
 
+def test_runs_whose_keys_became_free_start_in_the_order_they_arrived() -> None:
+    queue = fresh()
+    for seq, key in ((5, "x"), (6, "y")):
+        queue.blocked.add(queued(seq), ("limit", key))
+    queue.wake_key(("limit", "y"))
+    queue.wake_key(("limit", "x"))
+    assert take_all(queue) == [5, 6]
+
+
 def test_due_and_queued_runs_take_turns_at_a_limit_and_due_ones_are_never_evicted() -> None:
     blocked = Blocked()
     for seq in range(1, WINDOW + 2):

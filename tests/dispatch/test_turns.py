@@ -151,3 +151,24 @@ async def test_a_retry_is_tried_though_new_events_never_end(tmp_path: Path) -> N
         assert ended[-1].attempts == 3
         waiting = await service.process.journal.runs(Filter(state=RunState.QUEUED, limit=10_000))
         assert waiting, "the retry had its turn though newer events waited"
+
+
+async def test_flows_take_turns_at_the_last_slot(tmp_path: Path) -> None:
+    started: list[str] = []
+
+    @flow
+    async def first() -> None:
+        started.append("first")
+        await asyncio.sleep(0.001)
+
+    @flow
+    async def second() -> None:
+        started.append("second")
+        await asyncio.sleep(0.001)
+
+    async with running(tmp_path, [first, second], concurrency=1) as service:
+        for _ in range(30):
+            await service.send()
+        await service.all_finished()
+    half = started[:30]
+    assert min(half.count("first"), half.count("second")) >= 10, started
