@@ -111,7 +111,9 @@ class KafkaTrigger:
 
     async def run(self, emit: Emitter) -> None:
         """Read until cancelled; waits for brokers and topics that are not there."""
-        from . import broker  # the client costs start-up time; `turnout check` does without
+        # The client costs start-up time; `turnout check` does without.
+        from .client import open_consumer
+        from .cluster import describe
         from .consumer import ConsumerSession
         from .start_offsets import store_initial_topics
 
@@ -119,7 +121,7 @@ class KafkaTrigger:
         delay, longest = _RETRY_SECONDS
         while True:
             try:
-                info = await broker.describe(connection, self.topics, create=self.create)
+                info = await describe(connection, self.topics, create=self.create)
                 await store_initial_topics(self, emit, info)
                 info.check()
             except (TriggerError, Overloaded, JournalFull) as error:
@@ -128,7 +130,8 @@ class KafkaTrigger:
                 delay = min(delay * 2, longest)
             else:
                 break
-        await ConsumerSession(self, emit, info.cluster).run(connection)
+        async with open_consumer(connection, **self.consumer_options()) as consumer:
+            await ConsumerSession(self, emit, info.cluster, consumer).run()
 
     def consumer_options(self) -> dict[str, Any]:
         """Return how the client is to read for this trigger."""

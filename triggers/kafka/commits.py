@@ -21,7 +21,8 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
 from turnout.service.domain.errors import TriggerError
 from turnout.service.telemetry.logs import get_logger
 
-from . import broker
+from .client import ANSWER_SECONDS, as_trigger_error
+from .commit_metadata import offset_and_metadata
 from .positions import Bounds, Position
 
 log = get_logger("turnout.triggers")
@@ -58,7 +59,7 @@ class Commits:
         async with self._turn:
             news = {one: at for one, at in positions.items() if limits[one].committed != at.next}
             if news:
-                await self._send(news, broker.ANSWER_SECONDS)
+                await self._send(news, ANSWER_SECONDS)
             for partition, position in positions.items():
                 self._due.pop(partition, None)
                 self._committed[partition] = position.next
@@ -109,8 +110,8 @@ class Commits:
             self._committed |= {one: at.next for one, at in news.items() if one in self._due}
 
     async def _send(self, news: Mapping[TopicPartition, Position], seconds: float) -> None:
-        offsets = {one: broker.offset_and_metadata(position) for one, position in news.items()}
-        with broker.as_trigger_error("cannot commit"):
+        offsets = {one: offset_and_metadata(position) for one, position in news.items()}
+        with as_trigger_error("cannot commit"):
             async with asyncio.timeout(seconds):
                 await self._consumer.commit(offsets)
 

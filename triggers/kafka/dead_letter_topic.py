@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]  # it carr
 from turnout.service.domain.event import OWN_EXTENSIONS, Event
 from turnout.service.domain.trigger import Emitter
 
-from . import broker
+from .client import as_trigger_error
 from .record import bytes_of, headers_of, is_structured
 
 _SECONDS = 30.0
@@ -29,7 +29,7 @@ async def post(topic: str, event: Event, failure: str, emit: Emitter) -> None:
     """
     # One at a time: each opens a connection, and there may be a flood of dead letters.
     async with _locks.setdefault(emit, asyncio.Lock()):
-        with broker.as_trigger_error(f"cannot write to dead letter topic {topic!r}"):
+        with as_trigger_error(f"cannot write to dead letter topic {topic!r}"):
             async with asyncio.timeout(_SECONDS):
                 producer = AIOKafkaProducer(**emit.connection("kafka"), acks="all")
                 try:

@@ -15,13 +15,22 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import orjson
 
 from turnout.service.domain.errors import TriggerError
 from turnout.service.domain.trigger import Emitter
+
+if TYPE_CHECKING:
+    from aiokafka import TopicPartition  # type: ignore[import-untyped]  # it carries no types
+
+
+def key_of(partition: TopicPartition) -> str:
+    """Return `topic/partition`, the name of a partition in positions and metrics."""
+    return f"{partition.topic}/{partition.partition}"
+
 
 Spans = tuple[tuple[int, int], ...]
 """Offsets, as the first and last of each unbroken run, in order."""

@@ -17,12 +17,15 @@ from turnout.service.domain.errors import Refused
 from turnout.service.domain.trigger import Seek, SeekPlan
 
 from . import broker
+from .client import as_trigger_error, open_consumer, started
+from .cluster import describe
 from .positions import (
     Bounds,
     KnownTopic,
     Position,
     is_different_log,
     is_same_topic,
+    key_of,
     read_by_group,
     read_known_topic,
     read_position,
@@ -40,19 +43,19 @@ async def plan(
     connection: Mapping[str, Any],
 ) -> SeekPlan:
     """Return the new positions and a sentence for each; raises `Refused`, `TriggerError`."""
-    info = (await broker.describe(connection, trigger.topics, create=None)).check()
+    info = (await describe(connection, trigger.topics, create=None)).check()
     partitions = _chosen(trigger, info.topics, seek)
-    async with broker.open_consumer(
+    async with open_consumer(
         connection, group_id=trigger.group, enable_auto_commit=False
     ) as consumer:
-        with broker.as_trigger_error("cannot reach Kafka"):
-            await broker.started(consumer)
+        with as_trigger_error("cannot reach Kafka"):
+            await started(consumer)
         limits = await broker.bounds(consumer, partitions)
         targets = await _targets(consumer, seek, limits)
     moved: dict[str, str | None] = {}
     sentences = []
     for partition in partitions:
-        key = broker.key_of(partition)
+        key = key_of(partition)
         known = read_known_topic(positions.get(partition.topic))
         if known is None or known.cluster != info.cluster:
             moved[partition.topic] = KnownTopic(info.cluster, info.topics[partition.topic]).text()
@@ -115,11 +118,9 @@ def _chosen(trigger: KafkaTrigger, topics: Mapping[str, int], seek: Seek) -> lis
         for number in range(count)
     ]
     if seek.partition is not None:
-        wanted = [
-            one for one in listed if seek.partition in (str(one.partition), broker.key_of(one))
-        ]
+        wanted = [one for one in listed if seek.partition in (str(one.partition), key_of(one))]
         if not wanted:
-            known = ", ".join(broker.key_of(one) for one in listed)
+            known = ", ".join(key_of(one) for one in listed)
             raise Refused(f"no partition {seek.partition!r}; partitions: {known}")
         listed = wanted
     if seek.to.isdecimal() and len(listed) > 1:

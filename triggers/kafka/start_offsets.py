@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]  # no types
 
@@ -20,7 +20,7 @@ from turnout.service.domain.trigger import Emitter
 from turnout.service.telemetry.logs import get_logger
 
 from . import broker
-from .broker import ClusterInfo
+from .cluster import ClusterInfo
 from .leaders import Leaders
 from .positions import (
     Bounds,
@@ -30,6 +30,7 @@ from .positions import (
     Start,
     choose_start,
     is_different_log,
+    key_of,
     read_known_topic,
 )
 
@@ -61,12 +62,37 @@ async def store_initial_topics(trigger: KafkaTrigger, emit: Emitter, info: Clust
     await emit([], {topic: KnownTopic(info.cluster, count).text() for topic, count in seen.items()})
 
 
+@dataclass(frozen=True, slots=True)
+class _Alarm:
+    """A partition whose log is not as it was left."""
+
+    partition: str
+    stored: Position | None
+    limits: Bounds
+    start: Start
+
+    def log(self, trigger: str) -> None:
+        """Log what was stored, what is there now, and where reading goes on."""
+        log.error(
+            self.start.alarm,
+            trigger=trigger,
+            partition=self.partition,
+            position=None if self.stored is None else self.stored.next,
+            first=self.limits.first,
+            end=self.limits.end,
+            reads_from=self.start.position.next,
+            epoch=self.start.position.epoch,
+            lost=self.start.lost,
+            topic_id=self.limits.topic,
+        )
+
+
 @dataclass(slots=True)
 class _StartPlan:
     """The positions to store, and the alarms to log once they are stored."""
 
     fresh: dict[str, str] = field(default_factory=dict)
-    alarms: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    alarms: list[_Alarm] = field(default_factory=list)
 
 
 class StartOffsets:
@@ -97,22 +123,22 @@ class StartOffsets:
             if plan.fresh:
                 await self._emit([], plan.fresh)
                 self._positions.load(plan.fresh)
-        for alarm, fields in plan.alarms:
-            log.error(alarm, trigger=self._trigger.name, **fields)
+        for alarm in plan.alarms:
+            alarm.log(self._trigger.name)
         return found
 
     def current(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
         """Return where each of these partitions is read on."""
-        return {one: self._positions.partitions[broker.key_of(one)] for one in partitions}
+        return {one: self._positions.partitions[key_of(one)] for one in partitions}
 
     async def commit_confirmed(self, positions: Mapping[TopicPartition, Position]) -> None:
         """Note that Kafka has the new offset: a sought position no longer has to override it."""
         async with self._positions.lock:
             confirmed = {
-                broker.key_of(one): replace(at, sought=False)
+                key_of(one): replace(at, sought=False)
                 for one, at in positions.items()
                 # Another member in this process may have the partition by now, and be past it.
-                if at.sought and self._positions.partitions[broker.key_of(one)] == at
+                if at.sought and self._positions.partitions[key_of(one)] == at
             }
             if confirmed:
                 await self._emit([], {key: at.text() for key, at in confirmed.items()})
@@ -128,7 +154,7 @@ class StartOffsets:
         """
         for _ in range(_SECOND_LOOKS):
             found = await self._bounds_now(consumer, partitions)
-            positions = {one: self._positions.partitions.get(broker.key_of(one)) for one in found}
+            positions = {one: self._positions.partitions.get(key_of(one)) for one in found}
             if not any(
                 at is not None and is_different_log(at, found[one]) for one, at in positions.items()
             ):
@@ -150,7 +176,7 @@ class StartOffsets:
 
     def _read_to(self, partition: TopicPartition, bounds: Bounds) -> int:
         """Return how far a partition is read, here or in the group."""
-        position = self._positions.partitions.get(broker.key_of(partition))
+        position = self._positions.partitions.get(key_of(partition))
         return max(0 if position is None else position.next, bounds.committed or 0)
 
     async def _choose_starts(
@@ -162,13 +188,13 @@ class StartOffsets:
         defaults = await self._default_starts(consumer, {**stored, **fresh}, found)
         plan = _StartPlan(fresh)
         for partition, limits in found.items():
-            key = broker.key_of(partition)
+            key = key_of(partition)
             before = self._positions.partitions.get(key)
             start = choose_start(before, limits, defaults.get(partition, limits.first))
             if start.position != before:
                 fresh[key] = start.position.text()
             if start.alarm is not None:
-                plan.alarms.append((start.alarm, _alarm_fields(key, before, limits, start)))
+                plan.alarms.append(_Alarm(key, before, limits, start))
             if limits.cut is not None:
                 topic = read_known_topic(fresh.get(partition.topic) or stored[partition.topic])
                 assert topic is not None  # its leader showed the cut
@@ -209,22 +235,6 @@ class StartOffsets:
         if start == "earliest":
             return {}
         if isinstance(start, datetime):
-            unknown = {at: it for at, it in old.items() if broker.key_of(at) not in stored}
+            unknown = {at: it for at, it in old.items() if key_of(at) not in stored}
             return await broker.offsets_at(consumer, start, unknown) if unknown else {}
         return {partition: limits.readable for partition, limits in old.items()}
-
-
-def _alarm_fields(
-    key: str, before: Position | None, limits: Bounds, start: Start
-) -> dict[str, Any]:
-    """Return the log fields of an alarm."""
-    return {
-        "partition": key,
-        "ledger": None if before is None else before.next,
-        "first": limits.first,
-        "end": limits.end,
-        "reads_from": start.position.next,
-        "epoch": start.position.epoch,
-        "lost": start.lost,
-        "topic_id": limits.topic,
-    }

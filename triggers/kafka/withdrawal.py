@@ -26,9 +26,8 @@ from turnout.service.domain.errors import JournalFull, Overloaded, TriggerError
 from turnout.service.domain.trigger import Backlog, Emitter, HandBack
 from turnout.service.telemetry.logs import get_logger
 
-from . import broker
 from .commits import Commits
-from .positions import Position, Positions, Spans, union
+from .positions import Position, Positions, Spans, key_of, union
 
 log = get_logger("turnout.triggers")
 
@@ -80,9 +79,9 @@ class Withdrawal:
         plans: dict[TopicPartition, PartitionWithdrawal],
         commits: Commits,
     ) -> None:
-        before = {one: self.positions.partitions[broker.key_of(one)] for one in plans}
+        before = {one: self.positions.partitions[key_of(one)] for one in plans}
         seqs = sorted(seq for it in plans.values() for seq in it.seqs)
-        positions = {broker.key_of(one): it.position for one, it in plans.items()}
+        positions = {key_of(one): it.position for one, it in plans.items()}
         try:
             await hand_back.withdraw(
                 seqs, {key: position.text() for key, position in positions.items()}

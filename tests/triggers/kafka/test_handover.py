@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Mapping, Sequence
 
 import pytest
 
@@ -11,6 +11,8 @@ from tests.support.brokers import Broker, unique
 from tests.support.running import eventually
 from tests.support.trigger_contract import RecordingEmitter, watch
 from turnout.service.domain.errors import JournalError
+from turnout.service.domain.event import Event
+from turnout.service.domain.trigger import Receipt
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka import writing
 from turnout.triggers.kafka.commits import Commits
@@ -100,22 +102,49 @@ async def test_a_member_that_stops_reading_shows_no_lag(kafka: Broker) -> None:
     assert emit.lags[f"{topic}/0"] == 0
 
 
+class CannotStore(RecordingEmitter):
+    """Stores positions, but no event."""
+
+    async def __call__(
+        self,
+        events: Sequence[Event],
+        positions: Mapping[str, str | None] | None = None,
+        *,
+        after: Awaitable[object] | None = None,
+    ) -> Sequence[Receipt]:
+        if events:
+            raise JournalError("this cannot be stored")
+        return await super().__call__(events, positions, after=after)
+
+
+def failing_emitter(kafka: Broker) -> CannotStore:
+    emit = CannotStore()
+    emit.connections = emitter_for(kafka).connections
+    return emit
+
+
 async def test_what_a_failing_trigger_has_not_read_shows_as_lag(kafka: Broker) -> None:
     topic = await kafka.create_topic(partitions=2)
     trigger = records_of(topic, group=unique("group"), start="earliest", session="2s")
-    emit: RecordingEmitter = emitter_for(kafka)
+    failing = failing_emitter(kafka)
     await kafka.send(topic, [b"1", b"2"], partition=1)
-    honest = type(emit).__call__
-
-    async def refuses(self: RecordingEmitter, events: Any, *rest: Any, **more: Any) -> Any:
-        if events:
-            raise JournalError("this cannot be stored")
-        return await honest(self, events, *rest, **more)
-
-    failing = type("Failing", (RecordingEmitter,), {"__call__": refuses})()
-    failing.connections = emit.connections
     async with watch(trigger, failing):
         for _ in range(3):  # it restarts each time, and fails before it has looked once
             await failing.until(lambda: failing.down_reason is not None)
             assert failing.lags == {f"{topic}/0": 0, f"{topic}/1": 2}
             failing.down_reason = None
+
+
+async def test_a_failing_trigger_shows_no_lag_of_what_another_member_reads(kafka: Broker) -> None:
+    topic = await kafka.create_topic(partitions=2)
+    trigger = records_of(topic, group=unique("group"), start="earliest", session="2s")
+    for partition in (0, 1):
+        await kafka.send(topic, [b"1", b"2"], partition=partition)
+    failing, other = failing_emitter(kafka), emitter_for(kafka)
+    with pytest.raises(JournalError):
+        await trigger.run(failing)
+    assert failing.lags == {f"{topic}/0": 2, f"{topic}/1": 2}
+    async with watch(trigger, other):
+        await other.stored(4)
+        async with watch(trigger, failing):  # it gets one of the two
+            await failing.until(lambda: failing.lags == {f"{topic}/0": 0, f"{topic}/1": 0})

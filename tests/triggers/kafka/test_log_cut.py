@@ -85,7 +85,7 @@ async def test_a_log_that_lost_its_last_record_is_read_on_behind_the_cut(
             await one_by_one(lone_kafka, topic, range(200, 203))
             await emit.stored(20 + since + 3)
         [alarm] = alarms()
-        assert (alarm["message"], alarm["ledger"]) == ("kafka.log_cut", 20)
+        assert (alarm["message"], alarm["position"]) == ("kafka.log_cut", 20)
         assert (alarm["reads_from"], alarm["epoch"]) == (19, 2)
         async with watch(trigger, emit):  # and it stays so
             await one_by_one(lone_kafka, topic, range(300, 301))

@@ -24,7 +24,7 @@ from turnout.service.domain.run import Retry
 from turnout.service.journal.records import Filter
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as records_of
-from turnout.triggers.kafka.broker import read_spans, spans_text
+from turnout.triggers.kafka.commit_metadata import read_spans, spans_text
 from turnout.triggers.kafka.positions import Position, read_position, union
 from turnout.triggers.kafka.withdrawal import METADATA_BYTES, plan_partition
 

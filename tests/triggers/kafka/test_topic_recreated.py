@@ -103,7 +103,7 @@ async def test_a_recreated_topic_is_read_from_its_start_in_a_new_epoch(
         ("kafka.topic_recreated", f"{topic}/0") for topic in read.values()
     }
     for alarm in found:
-        assert (alarm["ledger"], alarm["reads_from"], alarm["epoch"]) == (3, 0, 2)
+        assert (alarm["position"], alarm["reads_from"], alarm["epoch"]) == (3, 0, 2)
     assert len(found) == len(read) == 4
 
 

@@ -1,0 +1,115 @@
+"""Checks the cluster every two seconds: lag, brokers that are silent, logs that were cut.
+
+The client reports none of these, and reading alone may not notice them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]  # no types
+from aiokafka.errors import IllegalStateError  # type: ignore[import-untyped]  # as above
+
+from turnout.service.domain.errors import TriggerError
+from turnout.service.domain.trigger import Emitter
+
+from . import broker
+from .assignment import Assignment
+from .client import ANSWER_SECONDS, as_trigger_error
+from .leaders import Leaders
+from .positions import Bounds, is_different_log, key_of
+
+if TYPE_CHECKING:
+    from . import KafkaTrigger
+
+CHECK_SECONDS = 2.0
+_FINAL_CHECK_SECONDS = 0.3
+
+
+class TopicGone(TriggerError):
+    """Raised when a topic of the trigger no longer exists."""
+
+
+class ClusterCheck:
+    """Checks the cluster for one member; `is_down` while it does not answer."""
+
+    def __init__(
+        self,
+        trigger: KafkaTrigger,
+        emit: Emitter,
+        consumer: AIOKafkaConsumer,
+        assignment: Assignment,
+        leaders: Leaders,
+    ) -> None:
+        self._trigger = trigger
+        self._emit = emit
+        self._consumer = consumer
+        self._assignment = assignment
+        self._leaders = leaders
+        self.is_down = False
+
+    async def keep_checking(self) -> None:
+        """Check again and again, until cancelled; raises `TopicGone`."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            try:
+                await self._check()
+            except TopicGone:
+                raise  # the trigger restarts and waits for the topic
+            except TriggerError as error:
+                self.is_down = True
+                self._emit.down(str(error))
+            except IllegalStateError:
+                pass  # the assignment has changed
+            else:
+                if self.is_down:
+                    self.is_down = False
+                    self._emit.up()
+
+    async def _check(self) -> None:
+        await self._check_topics()
+        read_to = self._assignment.read_to()
+        if not read_to:
+            return
+        its = await broker.identities(self._consumer, read_to)
+        ends = await broker.ends(self._consumer, read_to)
+        cuts = await self._leaders.cuts(self._consumer, self._leaders.changed(its))
+        for partition, (readable, end) in ends.items():
+            if partition not in self._assignment.decoders:
+                continue
+            self.show_lag(partition, readable)
+            bounds = Bounds(0, end, None, its[partition].topic, cut=cuts.get(partition))
+            if is_different_log(self._assignment.position(partition), bounds):
+                self._assignment.without_start.add(partition)
+        if not self._assignment.without_start:
+            await self._leaders.store(self._consumer, its, read_to)
+
+    async def _check_topics(self) -> None:
+        with as_trigger_error("Kafka does not answer"):
+            async with asyncio.timeout(ANSWER_SECONDS / 3):
+                topics = await self._consumer.topics()
+        gone = set(self._trigger.topics) - topics
+        if gone:
+            raise TopicGone(f"topic {min(gone)!r} is gone")
+        if any(self._consumer.partitions_for_topic(one) is None for one in self._trigger.topics):
+            # It was recreated, and the client would not look again for half a minute.
+            self._consumer._client.force_metadata_update()
+
+    async def store_leaders(self) -> None:
+        """Store which leaders wrote what was read, before reading ends; waits only a moment."""
+        with suppress(TriggerError, TimeoutError, IllegalStateError):
+            async with asyncio.timeout(_FINAL_CHECK_SECONDS):
+                await self._leaders.store_now(self._consumer, self._assignment.read_to())
+
+    def show_lag(self, partition: TopicPartition, readable: int) -> None:
+        """Show how much of a partition is not read yet."""
+        lag = max(readable - self._assignment.position(partition).next, 0)
+        self._emit.lag(key_of(partition), lag)
+
+    def show_no_lag(self, keys: Iterable[str]) -> None:
+        """Show no lag of partitions that are not read here any more."""
+        for key in keys:
+            self._emit.lag(key, 0)
