@@ -8,12 +8,12 @@ commit can run twice at most the records that were journaled and not yet committ
 
 A record's identity is `cluster/topic/epoch/partition/offset`. The epoch rises when a topic was
 recreated, when it lost records that were read (then only for offsets behind the cut), or when an
-operator seeks back to run records again. The topic id tells a recreated topic from the old one: at
-each assignment, and within seconds while a member reads (the new topic is then read again from its
-start, in the new epoch). With `ordered_by`, records of a partition that are journaled and not begun
-go back to Kafka for the next member. A record that cannot be read (a null, broken JSON, too large,
-an unknown codec) is a dead letter with its offset and the reason, and its partition goes on. Not
-here: publishing (`handlers.kafka`) and the connection (settings).
+operator seeks back to run records again. A topic's id tells a recreated one, and the leader epochs
+of records a log that was cut: both are compared at each assignment, where the leader has changed,
+after each failed fetch and every two seconds. With `ordered_by`, records of a partition that are
+journaled and not begun go back to Kafka for the next member. A record that cannot be read (a null,
+broken JSON, too large, an unknown codec) is a dead letter with its offset and the reason, and its
+partition goes on. Not here: publishing (`handlers.kafka`) and the connection (settings).
 """
 
 from __future__ import annotations

@@ -28,11 +28,13 @@ from turnout.service.domain.errors import TriggerError
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import Emitter
 
+from . import broker
 from .assignment import Assignment
 from .client import reason
 from .commits import Commits
+from .fetch_notes import FetchNotes
 from .pause import Pause
-from .positions import Position, Positions, key_of
+from .positions import Position, Positions, is_another_topic, key_of
 from .record import RecordDecoder
 from .writing import Writing
 
@@ -83,6 +85,7 @@ class Batches:
         self._positions = positions
         self._commits = commits
         self._pause = pause
+        self._fetched = FetchNotes(consumer._client)
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -142,6 +145,8 @@ class Batches:
         end = asyncio.get_running_loop().time() + _TURN_SECONDS
         while batch and not assignment.leaving:
             fresh = self._new_records(batch, ends, submitted)
+            if not await self._continue_the_log(fresh, submitted):
+                return
             if fresh.positions:
                 submitted |= fresh.positions
                 self.idle.clear()
@@ -175,8 +180,41 @@ class Batches:
                 if position.done:
                     records = [one for one in records if not position.is_done(one.offset)]
                 fresh.records.append((decoder, records))
-                fresh.positions[partition] = position.read_to(following)
+                leader_epoch = self._fetched.epoch_at(partition, following - 1)
+                fresh.positions[partition] = position.read_to(following, leader_epoch)
         return fresh
+
+    async def _continue_the_log(
+        self, fresh: _NewRecords, submitted: Mapping[TopicPartition, Position]
+    ) -> bool:
+        """Whether new records follow those that were read before.
+
+        They do not if a later leader wrote them behind a cut, or if the topic was recreated: then
+        where to read on is found anew. Asked only after a failed fetch or where the leader changed.
+        """
+        doubtful = {}
+        for partition, position in fresh.positions.items():
+            before = submitted.get(partition) or self._assignment.position(partition)
+            changed = -1 < before.leader_epoch != position.leader_epoch
+            if changed or partition in self._fetched.interrupted:
+                doubtful[partition] = before
+        if not doubtful:
+            return True
+        generation = self._assignment.generation
+        its = await broker.identities(self._consumer, doubtful)
+        cuts = await broker.cuts(self._consumer, doubtful)
+        if generation != self._assignment.generation or self._assignment.leaving:
+            return False
+        self._fetched.interrupted -= doubtful.keys()
+        others = {
+            one
+            for one, before in doubtful.items()
+            if one in cuts or is_another_topic(before, its[one].topic)
+        }
+        self._assignment.without_start |= others
+        if others:
+            self._assignment.rewind()
+        return not others
 
     async def _write(self, fresh: _NewRecords, before: asyncio.Task[None] | None) -> None:
         """Emit records with their positions, after the batch before."""

@@ -9,7 +9,6 @@ import asyncio
 import copy
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
 
 from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
     AIOKafkaConsumer,
@@ -20,8 +19,8 @@ from aiokafka.protocol.fetch import FetchRequest  # type: ignore[import-untyped]
 from .client import ANSWER_SECONDS, as_trigger_error
 from .commit_metadata import with_committed
 from .leader_epochs import epoch_ends
-from .positions import Bounds, Leader
-from .topic_ids import FETCHING, Identity, ask_identities, by_leader
+from .positions import Bounds, Position
+from .topic_ids import Identity, ask_identities, by_leader
 
 _READ_UNCOMMITTED = 0
 
@@ -41,9 +40,18 @@ async def bounds(
             end = await _log_ends(consumer, listed)
             coordinator = consumer._coordinator  # `committed` asks for one partition at a time
             committed = await coordinator.fetch_committed_offsets(listed)
+            led = await epoch_ends(consumer, {one: it.leader_epoch for one, it in its.items()})
     return {
         one: with_committed(
-            Bounds(first[one], end[one], None, its[one].topic, stable=stable[one]),
+            Bounds(
+                first[one],
+                end[one],
+                None,
+                its[one].topic,
+                stable=stable[one],
+                # If another leader was elected meanwhile, its records may be below the end already.
+                leader_epoch=its[one].leader_epoch if led.get(one, -1) >= end[one] else -1,
+            ),
             committed.get(one),
         )
         for one in listed
@@ -51,23 +59,23 @@ async def bounds(
 
 
 async def cuts(
-    consumer: AIOKafkaConsumer, leaders: Mapping[TopicPartition, Leader], over: Any = FETCHING
+    consumer: AIOKafkaConsumer, positions: Mapping[TopicPartition, Position]
 ) -> dict[TopicPartition, int]:
-    """Return where logs end that were cut and then extended by another leader."""
+    """Return where logs end that were cut below a position and then extended by another leader."""
     with as_trigger_error("cannot read leader epochs"):
         async with asyncio.timeout(ANSWER_SECONDS):
-            epochs = {one: epoch for one, (epoch, _) in leaders.items()}
-            ends = await epoch_ends(consumer, epochs, over)
-    return {one: end for one, end in ends.items() if end < leaders[one][1]}
+            epochs = {one: at.leader_epoch for one, at in positions.items() if at.leader_epoch >= 0}
+            ends = await epoch_ends(consumer, epochs) if epochs else {}
+    return {one: end for one, end in ends.items() if end < positions[one].next}
 
 
 async def identities(
-    consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition], over: Any = FETCHING
+    consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
 ) -> dict[TopicPartition, Identity]:
     """Return the identity of each partition: its topic id and leader epoch."""
     with as_trigger_error("Kafka does not answer"):
         async with asyncio.timeout(ANSWER_SECONDS / 3):
-            return await ask_identities(consumer, partitions, over)
+            return await ask_identities(consumer, partitions)
 
 
 async def ends(

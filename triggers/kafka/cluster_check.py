@@ -6,8 +6,7 @@ The client reports none of these, and reading alone may not notice them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]  # no types
@@ -19,14 +18,13 @@ from turnout.service.domain.trigger import Emitter
 from . import broker
 from .assignment import Assignment
 from .client import ANSWER_SECONDS, as_trigger_error
-from .leaders import Leaders
 from .positions import Bounds, is_different_log, key_of
+from .topic_ids import Identity
 
 if TYPE_CHECKING:
     from . import KafkaTrigger
 
 CHECK_SECONDS = 2.0
-_FINAL_CHECK_SECONDS = 0.3
 
 
 class TopicGone(TriggerError):
@@ -42,13 +40,12 @@ class ClusterCheck:
         emit: Emitter,
         consumer: AIOKafkaConsumer,
         assignment: Assignment,
-        leaders: Leaders,
     ) -> None:
         self._trigger = trigger
         self._emit = emit
         self._consumer = consumer
         self._assignment = assignment
-        self._leaders = leaders
+        self._intact: dict[TopicPartition, int] = {}
         self.is_down = False
 
     async def keep_checking(self) -> None:
@@ -76,7 +73,7 @@ class ClusterCheck:
             return
         its = await broker.identities(self._consumer, read_to)
         ends = await broker.ends(self._consumer, read_to)
-        cuts = await self._leaders.cuts(self._consumer, self._leaders.changed(its))
+        cuts = await self._cuts(its)
         for partition, (readable, end) in ends.items():
             if partition not in self._assignment.decoders:
                 continue
@@ -84,8 +81,18 @@ class ClusterCheck:
             bounds = Bounds(0, end, None, its[partition].topic, cut=cuts.get(partition))
             if is_different_log(self._assignment.position(partition), bounds):
                 self._assignment.without_start.add(partition)
-        if not self._assignment.without_start:
-            await self._leaders.store(self._consumer, its, read_to)
+
+    async def _cuts(self, its: Mapping[TopicPartition, Identity]) -> dict[TopicPartition, int]:
+        """Return where logs were cut, looking at those whose leader has changed."""
+        changed = {
+            one: self._assignment.position(one)
+            for one, it in its.items()
+            if one in self._assignment.decoders and self._intact.get(one) != it.leader_epoch
+        }
+        asked = {one: at for one, at in changed.items() if at.leader_epoch < its[one].leader_epoch}
+        cuts = await broker.cuts(self._consumer, asked)
+        self._intact |= {one: its[one].leader_epoch for one in changed if one not in cuts}
+        return cuts
 
     async def _check_topics(self) -> None:
         with as_trigger_error("Kafka does not answer"):
@@ -97,12 +104,6 @@ class ClusterCheck:
         if any(self._consumer.partitions_for_topic(one) is None for one in self._trigger.topics):
             # It was recreated, and the client would not look again for half a minute.
             self._consumer._client.force_metadata_update()
-
-    async def store_leaders(self) -> None:
-        """Store which leaders wrote what was read, before reading ends; waits only a moment."""
-        with suppress(TriggerError, TimeoutError, IllegalStateError):
-            async with asyncio.timeout(_FINAL_CHECK_SECONDS):
-                await self._leaders.store_now(self._consumer, self._assignment.read_to())
 
     def show_lag(self, partition: TopicPartition, readable: int) -> None:
         """Show how much of a partition is not read yet."""

@@ -37,7 +37,6 @@ from .batches import Batches, CannotRead
 from .client import ANSWER_SECONDS, as_trigger_error, started
 from .cluster_check import ClusterCheck
 from .commits import FINAL_SECONDS, Commits
-from .leaders import Leaders
 from .pause import Pause
 from .positions import Positions, key_of, positions_of
 from .raw_batch import fetch_raw
@@ -72,8 +71,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the c
         )
         self._start_offsets = StartOffsets(trigger, emit, self._positions, cluster)
         self._withdrawal = Withdrawal(trigger.name, emit, self._positions, cluster)
-        leaders = Leaders(emit, self._positions)
-        self._check = ClusterCheck(trigger, emit, consumer, self._assignment, leaders)
+        self._check = ClusterCheck(trigger, emit, consumer, self._assignment)
         self._rebalances = 0
         self._assigned = asyncio.Event()
 
@@ -97,10 +95,9 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the c
                 await self._finish()
 
     async def _finish(self) -> None:
-        """Before leaving the group: commit the rest, hand back what waits, store the leaders."""
+        """Before leaving the group: commit the rest, and hand back what waits."""
         await self._commits.commit_remaining()
         await self._hand_back(FINAL_SECONDS)
-        await self._check.store_leaders()
 
     # ------------------------------------------------------------ the loop
 

@@ -20,13 +20,13 @@ from aiokafka.protocol.api import (  # type: ignore[import-untyped]  # as above
     Response,
 )
 
-from .topic_ids import FETCHING, by_leader
+from .topic_ids import by_leader
 
 _ANY_EPOCH = -1
 
 
 async def epoch_ends(
-    consumer: AIOKafkaConsumer, epochs: Mapping[TopicPartition, int], over: Any = FETCHING
+    consumer: AIOKafkaConsumer, epochs: Mapping[TopicPartition, int]
 ) -> dict[TopicPartition, int]:
     """Return where the records of these leader epochs, or earlier ones, end in each log.
 
@@ -39,7 +39,7 @@ async def epoch_ends(
         led = by_leader(client, epochs)
         for leader, partitions in led.items():
             asked = _Ask({one: epochs[one] for one in partitions})
-            answer = await client.send(leader, asked, group=over)
+            answer = await client.send(leader, asked)
             for topic, partition_ends in answer.topics:
                 for code, number, _epoch, end in partition_ends:
                     if code == 0 and end >= 0:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -43,7 +43,8 @@ class Position:
     `sought` marks a position that an operator or an alarm put below Kafka's committed offset: that
     offset is ignored until it is moved back too. `topic` is the topic's id, empty where the broker
     knows none. `done` are offsets behind `next` that are not read again: their runs had begun, here
-    or elsewhere, when the records before them were handed back.
+    or elsewhere, when the records before them were handed back. `leader_epoch` tells a log that was
+    cut and has grown again: no record below `next` is of a later leader; -1 where that is unknown.
     """
 
     next: int
@@ -51,6 +52,7 @@ class Position:
     sought: bool = False
     topic: str = ""
     done: Spans = ()
+    leader_epoch: int = -1
 
     def text(self) -> str:
         """Return what is stored."""
@@ -58,12 +60,13 @@ class Position:
         sought = ', "sought": true' if self.sought else ""
         spans = ", ".join(f"[{first}, {last}]" for first, last in self.done)
         done = f', "done": [{spans}]' if spans else ""
-        return f'{{"next": {self.next}, "epoch": {self.epoch}{topic}{sought}{done}}}'
+        leader = f', "leader_epoch": {self.leader_epoch}' if self.leader_epoch >= 0 else ""
+        return f'{{"next": {self.next}, "epoch": {self.epoch}{topic}{sought}{done}{leader}}}'
 
-    def read_to(self, offset: int) -> Position:
-        """Return the position after reading up to `offset`."""
+    def read_to(self, offset: int, leader_epoch: int = -1) -> Position:
+        """Return the position after reading up to `offset`, where a leader of that epoch wrote."""
         done = spans_from(self.done, offset) if self.done else ()
-        return Position(offset, self.epoch, topic=self.topic, done=done)
+        return Position(offset, self.epoch, topic=self.topic, done=done, leader_epoch=leader_epoch)
 
     def is_done(self, offset: int) -> bool:
         """Whether the record at `offset`, at or behind `next`, is not read again."""
@@ -99,13 +102,10 @@ def read_position(text: str | None) -> Position | None:
             bool(found.get("sought", False)),
             str(found.get("topic", "")),
             tuple((int(first), int(last)) for first, last in found.get("done", ())),
+            int(found.get("leader_epoch", -1)),
         )
     except (ValueError, KeyError, TypeError):
         raise TriggerError(f"the stored position {text!r} is no position in a partition") from None
-
-
-Leader = tuple[int, int]
-"""A leader epoch, and an offset: no record below that has a later epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +113,12 @@ class KnownTopic:
     """What the trigger knew of a topic at first sight: its cluster, partition count and id.
 
     A partition added later is read from its first record, whatever `start=` says, and so is each
-    partition of a recreated topic: none of its records is older than the trigger. `leaders` maps
-    partitions to the leader that wrote what was read; it tells a log that was cut and has grown.
+    partition of a recreated topic: none of its records is older than the trigger.
     """
 
     cluster: str
     partitions: int
     id: str = ""
-    leaders: Mapping[int, Leader] = field(default_factory=dict)
 
     def text(self) -> str:
         """Return what is stored."""
@@ -129,10 +127,6 @@ class KnownTopic:
             "partitions": self.partitions,
             "id": self.id,
         }
-        if self.leaders:
-            fields["leaders"] = {
-                str(number): self.leaders[number] for number in sorted(self.leaders)
-            }
         return orjson.dumps(fields).decode()
 
 
@@ -146,7 +140,6 @@ def read_known_topic(text: str | None) -> KnownTopic | None:
             str(found["cluster"]),
             int(found["partitions"]),
             str(found.get("id", "")),
-            {int(one): (int(e), int(at)) for one, (e, at) in found.get("leaders", {}).items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         raise TriggerError(f"the stored position {text!r} describes no topic") from None
@@ -159,8 +152,9 @@ class Bounds:
     `topic` is the topic's id, or empty. `committed` is None when the offset is known to belong to
     another topic of this name; `topic_confirmed` says that it is known to belong to this one.
     `epoch` and `done` are those of the member that committed it. `stable` is where open
-    transactions begin: nothing behind it can be read yet. `cut` is where the log that was read ends
-    when another leader has written other records from there on.
+    transactions begin: nothing behind it can be read yet. `leader_epoch` is that of the leader, -1
+    if unknown. `cut` is where the log that was read ends when another leader has written other
+    records from there on.
     """
 
     first: int
@@ -172,6 +166,7 @@ class Bounds:
     epoch: int = 1
     cut: int | None = None
     done: Spans = ()
+    leader_epoch: int = -1
 
     @property
     def readable(self) -> int:
@@ -203,6 +198,14 @@ def choose_start(stored: Position | None, bounds: Bounds, default_start: int) ->
     is below the cut was read and keeps its identity. A first offset above the stored one means that
     retention deleted records that nobody read.
     """
+    start = _choose_start(stored, bounds, default_start)
+    stays = stored is not None and start.alarm is None and start.position.next == stored.next
+    if stays and start.position.leader_epoch >= 0:
+        return start
+    return replace(start, position=replace(start.position, leader_epoch=bounds.leader_epoch))
+
+
+def _choose_start(stored: Position | None, bounds: Bounds, default_start: int) -> Start:
     if stored is None:
         return _first_start(bounds, default_start)
     if is_different_log(stored, bounds):
@@ -254,7 +257,7 @@ def _first_start(bounds: Bounds, default_start: int) -> Start:
 
 def is_different_log(stored: Position, bounds: Bounds) -> bool:
     """Whether the log is not the one that was read: the topic was recreated, or the log was cut."""
-    if _is_another(stored, bounds) or stored.next > bounds.end:
+    if is_another_topic(stored, bounds.topic) or stored.next > bounds.end:
         return True
     return bounds.cut is not None and bounds.cut < stored.next
 
@@ -269,13 +272,14 @@ def read_by_group(stored: Position, bounds: Bounds) -> int | None:
     if not bounds.topic_confirmed or (bounds.committed or 0) > bounds.end:
         return None
     # In the same topic, cut, an offset may be older than the cut; one of a later epoch is not.
-    if _is_another(stored, bounds) or bounds.epoch > stored.epoch:
+    if is_another_topic(stored, bounds.topic) or bounds.epoch > stored.epoch:
         return bounds.committed
     return None
 
 
-def _is_another(stored: Position, bounds: Bounds) -> bool:
-    return bool(stored.topic and bounds.topic) and stored.topic != bounds.topic
+def is_another_topic(stored: Position, topic_id: str) -> bool:
+    """Whether the topic is known to be another one than was read."""
+    return bool(stored.topic and topic_id) and stored.topic != topic_id
 
 
 class Positions:

@@ -21,7 +21,6 @@ from turnout.service.telemetry.logs import get_logger
 
 from . import broker
 from .cluster import ClusterInfo
-from .leaders import Leaders
 from .positions import (
     Bounds,
     KnownTopic,
@@ -74,7 +73,7 @@ class _Alarm:
     def log(self, trigger: str) -> None:
         """Log what was stored, what is there now, and where reading goes on."""
         log.error(
-            self.start.alarm,
+            self.start.alarm or "",
             trigger=trigger,
             partition=self.partition,
             position=None if self.stored is None else self.stored.next,
@@ -109,7 +108,6 @@ class StartOffsets:
         self._emit = emit
         self._positions = positions
         self._cluster = cluster
-        self._leaders = Leaders(emit, positions)
 
     async def choose(
         self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
@@ -171,8 +169,17 @@ class StartOffsets:
         if short:
             reached = await broker.reaching(consumer, short)
             found |= {one: replace(found[one], end=at) for one, at in reached.items()}
-        cuts = await self._leaders.cuts(consumer, [(one, it.topic) for one, it in found.items()])
+        cuts = await broker.cuts(consumer, self._stored_of(found))
         return found | {one: replace(found[one], cut=cut) for one, cut in cuts.items()}
+
+    def _stored_of(self, found: Limits) -> dict[TopicPartition, Position]:
+        """Return the stored positions in these very topics."""
+        stored = {one: self._positions.partitions.get(key_of(one)) for one in found}
+        return {
+            one: position
+            for one, position in stored.items()
+            if position is not None and position.topic == found[one].topic
+        }
 
     def _read_to(self, partition: TopicPartition, bounds: Bounds) -> int:
         """Return how far a partition is read, here or in the group."""
@@ -195,12 +202,6 @@ class StartOffsets:
                 fresh[key] = start.position.text()
             if start.alarm is not None:
                 plan.alarms.append(_Alarm(key, before, limits, start))
-            if limits.cut is not None:
-                topic = read_known_topic(fresh.get(partition.topic) or stored[partition.topic])
-                assert topic is not None  # its leader showed the cut
-                epoch, _ = topic.leaders[partition.partition]
-                leaders = {**topic.leaders, partition.partition: (epoch, limits.cut)}
-                fresh[partition.topic] = replace(topic, leaders=leaders).text()
         return plan
 
     def _new_topics(self, stored: Mapping[str, str], topics: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,6 @@ from io import BytesIO
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]  # no types
-from aiokafka.client import ConnectionGroup  # type: ignore[import-untyped]  # as above
 from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     KafkaError,
     LeaderNotAvailableError,
@@ -32,12 +31,6 @@ from aiokafka.protocol.api import (  # type: ignore[import-untyped]  # as above
 
 _RETRY_SECONDS = 0.1
 
-FETCHING = ConnectionGroup.DEFAULT
-"""Connections on which a request waits behind a fetch, for half a second at most."""
-
-COORDINATING = ConnectionGroup.COORDINATION
-"""Connections on which a request waits behind the group's rebalance, however long that takes."""
-
 _NONE = bytes(16)
 
 
@@ -50,7 +43,7 @@ class Identity:
 
 
 async def ask_identities(
-    consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition], over: Any = FETCHING
+    consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
 ) -> dict[TopicPartition, Identity]:
     """Return the identity of each partition, with ids written as Kafka's tools do.
 
@@ -60,7 +53,7 @@ async def ask_identities(
     client = consumer._client  # its public API has no such request
     while True:
         try:
-            return await _ask_leaders(client, listed, over)
+            return await _ask_leaders(client, listed)
         except KafkaError as error:
             if not error.retriable:
                 raise
@@ -80,20 +73,20 @@ def by_leader(client: Any, partitions: Iterable[TopicPartition]) -> dict[int, li
 
 
 async def _ask_leaders(
-    client: Any, partitions: list[TopicPartition], over: Any
+    client: Any, partitions: list[TopicPartition]
 ) -> dict[TopicPartition, Identity]:
     found: dict[TopicPartition, Identity] = {}
     for leader, its in by_leader(client, partitions).items():
-        answers = await _ask_leader(client, leader, sorted({one.topic for one in its}), over)
+        answers = await _ask_leader(client, leader, sorted({one.topic for one in its}))
         found |= {one: answers.get(one, Identity()) for one in its}
     return found
 
 
 async def _ask_leader(
-    client: Any, leader: int, topics: list[str], over: Any
+    client: Any, leader: int, topics: list[str]
 ) -> Mapping[TopicPartition, Identity]:
     try:
-        answer = await client.send(leader, _Ask(topics), group=over)
+        answer = await client.send(leader, _Ask(topics))
     except NotImplementedError:  # the broker is older
         return {}
     found = {}

@@ -130,7 +130,7 @@ def plan_partition(
         return None
     done = union(began_at.done, tuple((offset, offset) for offset in begun))
     first, spans = _fitting(offsets, done, METADATA_BYTES)
-    back = replace(began_at, next=first, sought=False, done=spans)
+    back = replace(began_at, next=first, sought=False, done=spans, leader_epoch=-1)
     return PartitionWithdrawal(back, [waiting[offset] for offset in offsets if offset >= first])
 
 

@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import TopicPartition  # type: ignore[import-untyped]  # it carries no types
-from aiokafka.admin import RecordsToDelete  # type: ignore[import-untyped]  # as above
+from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
+    AIOKafkaProducer,
+    TopicPartition,
+)
+from aiokafka.admin import (  # type: ignore[import-untyped]  # as above
+    AIOKafkaAdminClient,
+    NewTopic,
+    RecordsToDelete,
+)
 
-from tests.support.brokers import Broker, make_broker
+from tests.support.brokers import Broker, PrivateKafka, make_broker, unique
 from tests.support.trigger_contract import RecordingEmitter, watch
-from turnout.triggers.kafka import KafkaTrigger
+from turnout.triggers.kafka import KafkaTrigger, cluster_check
+from turnout.triggers.kafka import kafka as records_of
+from turnout.triggers.kafka.fetch_notes import batch_epochs
+from turnout.triggers.kafka.positions import read_position
 
 from .test_kafka import emitter_for
 from .test_topic_recreated import Alarms, alarms, delivered, reading, send
@@ -110,7 +122,6 @@ async def test_a_cut_under_a_reading_member_is_noticed(lone_kafka: Broker, alarm
         await one_by_one(lone_kafka, topic, range(5), partition)
     async with watch(trigger, emit):
         await emit.stored(10)
-        await emit.until(lambda: '"leaders"' in emit.stored_positions[topic])
         await with_less_log(lone_kafka, lambda: drop_bytes(lone_kafka, topic, 10, 1))
         await one_by_one(lone_kafka, topic, range(5, 8), 0)
         await one_by_one(lone_kafka, topic, range(100, 103), 1)
@@ -165,6 +176,71 @@ async def test_a_log_that_lost_whole_segments_is_read_on_behind_the_cut(
         assert (alarm["message"], alarm["reads_from"]) == ("kafka.log_cut", end)
 
 
+def past_the_proxy(broker: Broker) -> dict[str, Any]:
+    """Return the options of a client that reaches the broker while its members do not."""
+    login = broker.sasl
+    assert login is not None
+    return {
+        "bootstrap_servers": login.bootstrap,
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "PLAIN",
+        "sasl_plain_username": login.user,
+        "sasl_plain_password": login.password,
+    }
+
+
+async def recreate_past_the_proxy(broker: Broker, topic: str) -> None:
+    admin = AIOKafkaAdminClient(**past_the_proxy(broker))
+    await admin.start()
+    try:
+        await admin.delete_topics([topic])
+        while (await admin.create_topics([NewTopic(topic, 1, 1)])).topic_errors[0][1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
+
+
+async def fill_past_the_proxy(broker: Broker, topic: str, numbers: range) -> None:
+    producer = AIOKafkaProducer(**past_the_proxy(broker), acks="all")
+    await producer.start()
+    try:
+        for number in numbers:
+            await producer.send_and_wait(topic, b"%d" % number, partition=0)
+    finally:
+        await producer.stop()
+
+
+@pytest.mark.parametrize("what", ["cut", "recreated"])
+async def test_a_log_that_has_grown_past_what_was_read_before_anybody_looked_is_noticed(
+    private_kafka: PrivateKafka, alarms: Alarms, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Reading goes on at an offset that holds a record of the other log: nothing looks wrong."""
+    monkeypatch.setattr(cluster_check, "CHECK_SECONDS", 1000)
+    async with private_kafka(proxied=True) as broker:
+        only_apache(broker)
+        assert broker.proxy is not None
+        topic = await broker.create_topic()
+        # The session outlasts this: a rebalance would look for itself.
+        trigger = records_of(topic, group=unique("group"), start="earliest", session="30s")
+        emit = emitter_for(broker)
+        await one_by_one(broker, topic, range(20))
+        async with watch(trigger, emit):
+            await emit.stored(20)
+            broker.proxy.cut()
+            if what == "cut":
+                await with_less_log(broker, lambda: drop_bytes(broker, topic, 10))
+            else:
+                await recreate_past_the_proxy(broker, topic)
+            await fill_past_the_proxy(broker, topic, range(100, 130))
+            await broker.proxy.heal()
+            await emit.until(lambda: len(emit.deliveries) >= 50, 30)
+    first = 19 if what == "cut" else 0
+    assert delivered(emit)[20:] == [("2", "0", str(n)) for n in range(first, first + 30)]
+    assert [event.data for event in emit.deliveries] == [*range(20), *range(100, 130)]
+    [alarm] = alarms()
+    assert alarm["message"] == {"cut": "kafka.log_cut", "recreated": "kafka.topic_recreated"}[what]
+
+
 async def test_a_member_of_another_journal_goes_on_where_others_are_behind_the_cut(
     lone_kafka: Broker, alarms: Alarms
 ) -> None:
@@ -199,7 +275,6 @@ async def test_a_new_leader_of_a_whole_log_is_no_alarm(lone_kafka: Broker, alarm
     await one_by_one(lone_kafka, topic, range(5))
     async with watch(trigger, emit):
         await emit.stored(5)
-        await emit.until(lambda: '"leaders"' in emit.stored_positions[topic])
         for turn in range(2):
             await with_less_log(lone_kafka, lambda: None)
             await one_by_one(lone_kafka, topic, range(5 + turn, 6 + turn))
@@ -215,14 +290,18 @@ async def test_a_new_leader_of_a_whole_log_is_no_alarm(lone_kafka: Broker, alarm
     assert alarms() == []
 
 
-async def test_positions_without_leaders_are_read(kafka: Broker, alarms: Alarms) -> None:
+async def test_positions_without_a_leader_epoch_are_read(kafka: Broker, alarms: Alarms) -> None:
     topic = await kafka.create_topic()
     trigger, emit = reading(topic), emitter_for(kafka)
     await send(kafka, topic, 0, 3)
     async with watch(trigger, emit):
         await emit.stored(3)
-    text = emit.stored_positions[topic]
-    emit.stored_positions[topic] = text.partition(',"leaders"')[0].rstrip("}") + "}"
+    key = f"{topic}/0"
+    if kafka.kind == "apache":
+        assert '"leader_epoch": 0' in emit.stored_positions[key]
+    stored = read_position(emit.stored_positions[key])
+    assert stored is not None
+    emit.stored_positions[key] = replace(stored, leader_epoch=-1).text()
     async with watch(trigger, emit):
         await send(kafka, topic, 3, 4)
         await emit.stored(4)
@@ -245,9 +324,22 @@ async def test_an_end_that_is_told_too_low_is_no_cut(tmp_path: Path, alarms: Ala
         for _ in range(2):
             async with watch(trigger, emit):
                 await emit.stored(500)
-                kept = emit.stored_positions
-                await emit.until(lambda: '"leaders":{"0":[0,500]}' in kept[topic])  # noqa: B023  awaited here
+                emit.lags.clear()
+                await emit.until(lambda: f"{topic}/0" in emit.lags)  # it has looked at the cluster
     finally:
         broker.kill()
     assert len(emit.deliveries) == 500
     assert alarms() == []
+
+
+def test_the_leader_epoch_of_each_batch_is_read_also_where_the_last_is_cut_off() -> None:
+    batches = [(7, 3, b"abc"), (9, 3, b""), (10, 5, b"x" * 40)]
+    data = b"".join(
+        struct.pack(">qiib", base, 5 + len(rest), epoch, 2) + rest for base, epoch, rest in batches
+    )
+    assert list(batch_epochs(data)) == [(7, 3), (9, 3), (10, 5)]
+    assert list(batch_epochs(data[:-30])) == [(7, 3), (9, 3), (10, 5)], "its head is all there"
+    assert list(batch_epochs(data[:45])) == [(7, 3), (9, 3)]
+    old = struct.pack(">qiib", 0, 40, 12345, 1) + b"x" * 35
+    assert list(batch_epochs(old)) == [], "format 1 has a checksum in that place"
+    assert list(batch_epochs(struct.pack(">qiib", 0, -12, 1, 2))) == []
