@@ -127,6 +127,10 @@ class Emitter(Protocol):
     def lag(self, partition: str, count: float) -> None:
         """Report how much of `partition` is not read yet."""
 
+    @property
+    def lags(self) -> Mapping[str, float]:
+        """What was last reported of each partition, also before the trigger was restarted."""
+
     def reject(self, result: str, count: int = 1) -> None:
         """Count input that became no event: `turnout_events_total{trigger,result}`."""
 

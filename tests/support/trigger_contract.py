@@ -23,7 +23,12 @@ from typing import Any, Protocol
 
 import pytest
 
-from turnout.service.domain.errors import JournalFull, Overloaded, TurnoutError
+from turnout.service.domain.errors import (
+    JournalFull,
+    Overloaded,
+    PositionsMoved,
+    TurnoutError,
+)
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome
 from turnout.service.domain.trigger import HandBack, ReadTrigger, Receipt
@@ -78,10 +83,15 @@ class RecordingEmitter:
         if self._failure is not None:
             self.refused += 1
             raise self._failure
+        return self._commit(events, positions or {})
+
+    def _commit(
+        self, events: Sequence[Event], positions: Mapping[str, str | None]
+    ) -> Sequence[Receipt]:
         receipts = [self._store(event) for event in events]
         if positions:
             self._before.append(dict(self.stored_positions))
-        for partition, value in (positions or {}).items():
+        for partition, value in positions.items():
             if value is None:
                 self.stored_positions.pop(partition, None)
             else:
@@ -177,6 +187,34 @@ class RecordingEmitter:
     async def stored(self, count: int) -> None:
         """Wait until this many different events are stored."""
         await self.until(lambda: len(self.by_identity) >= count)
+
+
+class RecordingSession(RecordingEmitter):
+    """One of several sessions on one journal: it moves only positions that are as it knows them."""
+
+    def __init__(self, journal: RecordingEmitter) -> None:
+        super().__init__()
+        self.connections = journal.connections
+        self.by_identity = journal.by_identity
+        self.deliveries = journal.deliveries
+        self.stored_positions = journal.stored_positions
+        self._known: dict[str, str | None] = {}
+        self.moved = 0
+
+    async def positions(self) -> dict[str, str]:
+        self._known = dict(self.stored_positions)
+        return dict(self.stored_positions)
+
+    def _commit(
+        self, events: Sequence[Event], positions: Mapping[str, str | None]
+    ) -> Sequence[Receipt]:
+        for partition in positions:
+            found, expected = self.stored_positions.get(partition), self._known.get(partition)
+            if found != expected:
+                self.moved += 1
+                raise PositionsMoved("", partition, expected, found)
+        self._known |= positions
+        return super()._commit(events, positions)
 
 
 class TriggerCase(Protocol):

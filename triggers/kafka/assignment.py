@@ -52,6 +52,10 @@ class Assignment:
         self.decoders[partition] = decoder
         self._consumer.seek(partition, position.next)
 
+    def find_starts_again(self) -> None:
+        """Read nothing more before the start of every partition is chosen again."""
+        self.without_start |= self.decoders.keys()
+
     def position(self, partition: TopicPartition) -> Position:
         """Return the stored position of a partition whose start is known."""
         return self._positions.partitions[key_of(partition)]

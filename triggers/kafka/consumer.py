@@ -28,7 +28,12 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     OffsetOutOfRangeError,
 )
 
-from turnout.service.domain.errors import JournalFull, Overloaded, TriggerError
+from turnout.service.domain.errors import (
+    JournalFull,
+    Overloaded,
+    PositionsMoved,
+    TriggerError,
+)
 from turnout.service.domain.trigger import Emitter
 from turnout.service.telemetry.logs import get_logger
 
@@ -38,7 +43,7 @@ from .client import ANSWER_SECONDS, as_trigger_error, started
 from .cluster_check import ClusterCheck
 from .commits import FINAL_SECONDS, Commits
 from .pause import Pause
-from .positions import Positions, key_of, positions_of
+from .positions import Positions, key_of
 from .raw_batch import fetch_raw
 from .start_offsets import StartOffsets
 from .withdrawal import Withdrawal
@@ -62,7 +67,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the c
         self._emit = emit
         self._cluster = cluster
         self._consumer = consumer
-        self._positions: Positions = positions_of(emit)
+        self._positions = Positions()
         self._assignment = Assignment(consumer, self._positions)
         self._commits = Commits(consumer, trigger.name)
         self._pause = Pause(trigger.name, emit, consumer, self._assignment)
@@ -86,9 +91,6 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the c
             await self._read_checked()
         except asyncio.CancelledError:
             self._check.show_no_lag(self._assignment.keys())  # another member may have them
-            raise
-        except Exception:
-            self._positions.unread |= self._assignment.keys()  # and their lag stays visible
             raise
         finally:
             if not self._check.is_down:
@@ -124,6 +126,9 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the c
                     await self._batches.write(batch)
             except (Overloaded, JournalFull) as refusal:
                 self._pause.begin(refusal)
+            except PositionsMoved as moved:
+                log.info("kafka.positions_moved", trigger=self._trigger.name, error=str(moved))
+                self._assignment.find_starts_again()
             except CannotRead as failure:
                 await self._recover(failure.__cause__)
 
@@ -131,7 +136,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the c
         """Go on behind what the client could not read."""
         self._assignment.rewind()
         if isinstance(error, OffsetOutOfRangeError):
-            self._assignment.without_start |= set(self._assignment.decoders)
+            self._assignment.find_starts_again()
             return
         try:
             await self._skip_unreadable(error)
@@ -171,6 +176,8 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the c
             await self._start_offsets.commit_confirmed(starts)
         except (IllegalStateError, CommitFailedError):
             return  # the assignment has changed; the listener gets the new one
+        except PositionsMoved:
+            return  # between reading and storing them: chosen again from what is stored now
         except (Overloaded, JournalFull) as refusal:
             self._pause.begin(refusal)
             return
@@ -222,9 +229,8 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the c
         """Find the start of the new partitions before anything of them is emitted."""
         self._assignment.assign(assigned)
         self._rebalances += 1
-        # Partitions left unread by an error may belong to another member now.
-        self._check.show_no_lag(self._positions.unread - set(map(key_of, assigned)))
-        self._positions.unread.clear()
+        # What an error left unread shows its lag until another member may have it.
+        self._check.show_no_lag(self._emit.lags.keys() - set(map(key_of, assigned)))
         self._emit.show("rebalances", self._rebalances)
         self._emit.show("partitions", len(assigned))
         self._assigned.set()

@@ -16,12 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import orjson
 
 from turnout.service.domain.errors import TriggerError
-from turnout.service.domain.trigger import Emitter
 
 if TYPE_CHECKING:
     from aiokafka import TopicPartition  # type: ignore[import-untyped]  # it carries no types
@@ -283,34 +281,25 @@ def is_another_topic(stored: Position, topic_id: str) -> bool:
 
 
 class Positions:
-    """The positions of one trigger in this process, shared by all its consumers.
+    """The positions of one consumer's session, as they are stored.
 
-    Whoever emits holds `lock` from choosing what is new until the journal has answered. `unread`
-    are the partitions whose lag still shows after reading ended in an error.
+    Whoever emits holds `lock` from choosing what is new until the journal has answered. Another
+    session of the trigger, or an operator's seek, may move them too: the journal then refuses the
+    write that did not know of it (`PositionsMoved`), and they are loaded again.
     """
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.partitions: dict[str, Position] = {}
-        self.topics: dict[str, KnownTopic] = {}
-        self.unread: set[str] = set()
 
     def load(self, stored: Mapping[str, str]) -> None:
-        """Load what the journal holds."""
-        for name, text in stored.items():
-            if "/" in name:
-                position = read_position(text)
-                if position is not None:
-                    self.partitions[name] = position
-            else:
-                topic = read_known_topic(text)
-                if topic is not None:
-                    self.topics[name] = topic
+        """Load what the journal holds, in place of what was known."""
+        self.partitions.clear()
+        self.update(stored)
 
-
-_by_emitter: WeakKeyDictionary[Any, Positions] = WeakKeyDictionary()
-
-
-def positions_of(emit: Emitter) -> Positions:
-    """Return the one `Positions` of a trigger's emitter."""
-    return _by_emitter.setdefault(emit, Positions())
+    def update(self, moved: Mapping[str, str]) -> None:
+        """Note what is stored of some partitions, and of topics, which have no position."""
+        for name, text in moved.items():
+            position = read_position(text) if "/" in name else None
+            if position is not None:
+                self.partitions[name] = position

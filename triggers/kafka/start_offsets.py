@@ -120,7 +120,7 @@ class StartOffsets:
             plan = await self._choose_starts(consumer, stored, found)
             if plan.fresh:
                 await self._emit([], plan.fresh)
-                self._positions.load(plan.fresh)
+                self._positions.update(plan.fresh)
         for alarm in plan.alarms:
             alarm.log(self._trigger.name)
         return found

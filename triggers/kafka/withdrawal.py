@@ -22,7 +22,12 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     IllegalStateError,
 )
 
-from turnout.service.domain.errors import JournalFull, Overloaded, TriggerError
+from turnout.service.domain.errors import (
+    JournalFull,
+    Overloaded,
+    PositionsMoved,
+    TriggerError,
+)
 from turnout.service.domain.trigger import Backlog, Emitter, HandBack
 from turnout.service.telemetry.logs import get_logger
 
@@ -86,7 +91,7 @@ class Withdrawal:
             await hand_back.withdraw(
                 seqs, {key: position.text() for key, position in positions.items()}
             )
-        except (JournalFull, Overloaded) as refusal:
+        except (JournalFull, Overloaded, PositionsMoved) as refusal:
             log.warning("kafka.not_handed_back", trigger=self.trigger, error=str(refusal))
             await commits.hand_back(before)
             return

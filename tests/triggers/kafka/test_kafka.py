@@ -28,7 +28,13 @@ from pydantic import BaseModel
 
 from tests.support.brokers import Broker, PrivateKafka, unique
 from tests.support.running import Running, eventually, running
-from tests.support.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract, watch
+from tests.support.trigger_contract import (
+    RecordingEmitter,
+    RecordingSession,
+    TriggerCase,
+    TriggerContract,
+    watch,
+)
 from turnout.handlers.flow import flow
 from turnout.handlers.kafka import NotPublished, Producer, publish
 from turnout.service.domain.errors import JournalFull, SetupError
@@ -619,13 +625,13 @@ async def test_members_with_one_journal_never_emit_a_record_twice(kafka: Broker)
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
     emit = emitter_for(kafka)
     async with kafka.producer() as producer, asyncio.TaskGroup() as tasks:
-        members = [tasks.create_task(trigger.run(emit)) for _ in range(3)]
+        members = [tasks.create_task(trigger.run(RecordingSession(emit))) for _ in range(3)]
         for turn in range(6):
             for n in range(100):
                 await producer.send(topic, b"%d" % n, partition=n % 6)
             await producer.flush()
             members.pop(0).cancel()  # the oldest: one that has long joined
-            members.append(tasks.create_task(trigger.run(emit)))
+            members.append(tasks.create_task(trigger.run(RecordingSession(emit))))
             await emit.until(lambda: len(emit.deliveries) >= (turn + 1) * 60, 15)  # noqa: B023  awaited here
         await emit.until(lambda: len(emit.deliveries) >= 600, 15)
         for member in members:

@@ -216,7 +216,7 @@ async def test_positions_from_before_topic_ids_are_continued(kafka: Broker, alar
     known = dict(emit.stored_positions)
     for key, text in known.items():
         emit.stored_positions[key] = re.sub(r', ?"(topic|id)": ?"[^"]+"', "", text)
-    assert emit.stored_positions[f"{topic}/0"] == '{"next": 3, "epoch": 1}'
+    assert emit.stored_positions[f"{topic}/0"].startswith('{"next": 3, "epoch": 1')
     async with watch(trigger, emit):
         await emit.until(lambda: emit.stored_positions == known)
         await send(kafka, topic, 3, 5)
