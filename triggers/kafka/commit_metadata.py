@@ -13,7 +13,9 @@ from typing import Any
 from .positions import Bounds, Position, Spans
 
 _FIELDS = {"topic", "epoch", "done"}
-_SPANS = re.compile(r"\d+\+[1-9]\d*(,\d+\+[1-9]\d*)*")
+# Anybody may commit for the group: numbers that a position cannot hold are nobody's.
+_EPOCH = re.compile(r"[0-9]{1,9}")
+_SPANS = re.compile(r"[0-9]{1,15}\+[1-9][0-9]{0,14}(,[0-9]{1,15}\+[1-9][0-9]{0,14})*")
 
 
 def offset_and_metadata(position: Position) -> tuple[int, str]:
@@ -66,7 +68,7 @@ def with_committed(limits: Bounds, committed: Any) -> Bounds:
     if topic and limits.topic and topic != limits.topic:
         return limits
     confirmed = bool(topic and limits.topic)
-    epoch = int(metadata["epoch"]) if metadata.get("epoch", "").isdecimal() else 1
+    epoch = int(metadata["epoch"]) if _EPOCH.fullmatch(metadata.get("epoch", "")) else 1
     done = read_spans(metadata.get("done", ""), committed.offset)
     return replace(
         limits, committed=committed.offset, topic_confirmed=confirmed, epoch=epoch, done=done

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from aiokafka.structs import OffsetAndMetadata  # type: ignore[import-untyped]  # no types
 from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.service.domain.errors import Refused, TriggerError
+from turnout.triggers.kafka.commit_metadata import with_committed
 from turnout.triggers.kafka.positions import (
     Bounds,
     KnownTopic,
@@ -51,6 +55,17 @@ def test_positions_of_before_topics_had_ids_are_read() -> None:
     assert read_known_topic(KnownTopic("c", 3, OLD).text()) == KnownTopic("c", 3, OLD)
     with pytest.raises(TriggerError, match="no position"):
         read_position('{"next": "x"}')
+
+
+@pytest.mark.parametrize("number", ["9" * 4000, "9" * 20, "-1", "x", "\u0663", ""])
+def test_what_others_commit_with_an_offset_never_makes_a_position_unreadable(number: str) -> None:
+    """Anybody who may read the topic may commit for the group, with any metadata."""
+    for words in (f"epoch:{number}", f"done:{number}+1", f"done:0+{number}", f"epoch:1 {number}"):
+        committed = OffsetAndMetadata(2, words)
+        limits = with_committed(Bounds(0, 9, None), committed)
+        assert limits == replace(limits, committed=2, epoch=1, done=())
+        position = choose_start(None, limits, default_start=0).position
+        assert read_position(position.text()) == position
 
 
 CASES: dict[str, tuple[Position | None, Bounds, Start]] = {
