@@ -294,14 +294,40 @@ def test_the_command_and_the_link_answer_a_running_service(tmp_path: Path) -> No
         third = _buy(program, tmp_path)
         assert turnout("approve", third, "--reject", "no money", env=env).returncode == 0
         until(lambda: program.api(f"/runs/{third}")["state"] == "failed", 10, "the no")
-        unused = (tmp_path / "link").read_text().partition(f":{program.port}")[2]
-        again = turnout("retry", third, "--from", "send#1", "--yes", env=env)
-        assert again.returncode == 0, again.stderr
-        until(lambda: program.api(f"/runs/{third}")["state"] == "waiting", 10, "it asks again")
-        assert _post(program, unused, form) == 410, "it was for the question that was answered"
-        new = (tmp_path / "link").read_text().partition(f":{program.port}")[2]
-        assert _post(program, new, form) == 200
         program.check_journal()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.slow
+def test_an_unused_link_is_for_the_question_it_was_sent_with(tmp_path: Path) -> None:
+    flows = tmp_path / "flows.py"
+    flows.write_text(FLOWS)
+    program = Program(flows=flows, data=tmp_path / "data", log=tmp_path / "log")
+    form = {"approve": "true", "fields": '{"euros": 7}'}
+    with program.start():
+        program.ready()
+        run_id = _buy(program, tmp_path)
+        first = _link(program, tmp_path)
+        assert _api(program, f"/runs/{run_id}/approve", b'{"approve": false}') == 200
+        until(lambda: program.api(f"/runs/{run_id}")["state"] == "failed", 10, "the no")
+        assert _api(program, f"/runs/{run_id}/retry?from=send%231", b"") == 200
+        until(lambda: program.api(f"/runs/{run_id}")["state"] == "waiting", 10, "it asks anew")
+        assert _link(program, tmp_path) != first
+        assert _post(program, first, form) == 410
+        assert _post(program, _link(program, tmp_path), form) == 200
+        _has_result(program, run_id, 7)
+
+
+def _link(program: Program, folder: Path) -> str:
+    return (folder / "link").read_text().partition(f":{program.port}")[2]
+
+
+def _api(program: Program, path: str, body: bytes) -> int:
+    token = (program.data / "api-token").read_text().strip()
+    headers = {"authorization": f"Bearer {token}"}
+    answer = program.ask(f"/api{path}", method="POST", body=body, headers=headers)
+    assert answer is not None
+    return answer.status
 
 
 def _buy(program: Program, folder: Path) -> str:
