@@ -86,7 +86,7 @@ class Executor:
         assert task is not None
         is_stopped = is_stopped or (lambda: task.cancelling() > 0)
         with open_attempt(run, state or AttemptState(run), flow, self._services) as context:
-            known = ended_before(run)
+            known = ended_before(run) if run.recorded else None
             if known is not None:
                 return _with_log(await _concluded(context, flow, known), context)
             try:

@@ -41,8 +41,11 @@ class _Form:
 
 _revealed: Mapping[str, str] = {}
 """Every value revealed in this service, with its secret's name."""
-_forms: tuple[_Form, ...] = ()
-"""All forms of all values, the longest first: one value may be a prefix of another."""
+live_forms: tuple[_Form, ...] = ()
+"""All forms of all values, the longest first: one value may be a prefix of another.
+
+Empty until a secret is revealed, so that checking costs nothing where there is none.
+"""
 _listeners: list[Callable[[Mapping[str, str]], object]] = []
 _changing = (
     threading.Lock()
@@ -115,17 +118,17 @@ def revealed() -> Mapping[str, str]:
 
 def remember(values: Mapping[str, str]) -> None:
     """Mask and refuse these values from now on, and call all listeners with the new ones."""
-    global _revealed, _forms
+    global _revealed, live_forms
     with _changing:
         new = {value: name for value, name in values.items() if value not in _revealed}
         if not new:
             return
-        known = {form.text: form for form in _forms}
+        known = {form.text: form for form in live_forms}
         for value, name in new.items():
             for text in forms_of(value):
                 stored = text.encode("utf-8", "surrogateescape")
                 known.setdefault(text, _Form(text, stored, name))
-        _forms = tuple(sorted(known.values(), key=lambda form: len(form.text), reverse=True))
+        live_forms = tuple(sorted(known.values(), key=lambda form: len(form.text), reverse=True))
         _revealed = {**_revealed, **new}
     for listener in _listeners:
         listener(new)
@@ -138,7 +141,7 @@ def listen(listener: Callable[[Mapping[str, str]], object]) -> None:
 
 def find_live(data: bytes) -> str | None:
     """Return the name of a revealed secret whose value `data` contains, in any of its forms."""
-    for form in _forms:
+    for form in live_forms:
         if form.stored in data:
             return form.name
     return None
@@ -146,7 +149,7 @@ def find_live(data: bytes) -> str | None:
 
 def mask(text: str) -> str:
     """Return `text` with revealed values masked; for errors and log lines, never for results."""
-    for form in _forms:
+    for form in live_forms:
         if form.text in text:
             text = text.replace(form.text, MASK)
     return text
@@ -154,10 +157,10 @@ def mask(text: str) -> str:
 
 def mask_bytes(data: bytes) -> tuple[bytes, bytes]:
     """Return masked bytes of a stream, and the rest that may be the beginning of a value."""
-    for form in _forms:
+    for form in live_forms:
         if form.stored in data:
             data = data.replace(form.stored, MASK.encode())
-    rest = max((_begins(form.stored, data) for form in _forms), default=0)
+    rest = max((_begins(form.stored, data) for form in live_forms), default=0)
     return data[: len(data) - rest], data[len(data) - rest :]
 
 
@@ -167,14 +170,9 @@ def _begins(value: bytes, data: bytes) -> int:
     return next((size for size in range(longest, 0, -1) if data.endswith(value[:size])), 0)
 
 
-def any_live() -> bool:
-    """Whether any secret was revealed, so that checking is worth its cost."""
-    return bool(_forms)
-
-
 def refuse_live(text: str | None, what: str) -> str | None:
     """Return a text that must not be masked, such as a key; raises `NotKept` if it has a value."""
-    found = find_live(text.encode("utf-8", "surrogatepass")) if text and _forms else None
+    found = find_live(text.encode("utf-8", "surrogatepass")) if text and live_forms else None
     if found is not None:
         raise NotKept(f"{what} holds the value of secret {found!r}; use something else, or a hash")
     return text

@@ -115,7 +115,7 @@ def _check(
             f"{name}: {what} is {len(data):,} bytes and the limit is {max_bytes:,} "
             f"({setting}); write it to a file or a database and {verb} where it is"
         )
-    found = secrets.find_live(data)
+    found = secrets.find_live(data) if secrets.live_forms else None
     if found is not None:
         what, verb = words
         raise NotKept(

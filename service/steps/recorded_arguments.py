@@ -34,7 +34,7 @@ def arguments_of(
     except FOREIGN:  # a value without a digest, or an author's object that raises
         data = None
     shown = _shown
-    if secrets.any_live():
+    if secrets.live_forms:
         if data is not None and secrets.find_live(data) is not None:
             data = None  # a digest on disk would help to guess it
         if data is None:

@@ -41,7 +41,7 @@ from .context import RunContext
 from .failures import describe
 from .recorded_arguments import arguments_of
 from .recording import store, write_marks
-from .scope import Scope, here, inside
+from .scope import Scope, current_scope, here, inside
 from .services import Services
 from .suspension import stop_if_over
 from .unawaited import to_await
@@ -268,7 +268,7 @@ def call_task(
             f"flow with `async def`"
         )
     call = StepCall(task, scope, scope.next_key(task.name), args, kwargs)
-    return to_await(run(call), task.words)
+    return to_await(run(call), task.words, frames=3)
 
 
 async def run(call: StepCall) -> Any:
@@ -294,18 +294,18 @@ async def perform(call: StepCall) -> Any:
             await back_off(call)
         call.begin()
         step_scope = inside(call.scope, call.key)
+        outer = current_scope.set(step_scope)
         pools.steps += 1
         try:
-            with step_scope:
-                value = await pools.call(
-                    task.function,
-                    call.args,
-                    call.kwargs,
-                    pool=task.pool,
-                    timeout_seconds=task.timeout_seconds,
-                    name=task.words,
-                    group="step",
-                )
+            value = await pools.call(
+                task.function,
+                call.args,
+                call.kwargs,
+                pool=task.pool,
+                timeout_seconds=task.timeout_seconds,
+                name=task.words,
+                group="step",
+            )
             if step_scope.pending_calls is not None:
                 step_scope.pending_calls.refuse_left()
             record = call.succeeded(value)
@@ -317,6 +317,7 @@ async def perform(call: StepCall) -> Any:
             return value
         finally:
             pools.steps -= 1
+            current_scope.reset(outer)
             if step_scope.pending_calls is not None and step_scope.pending_calls.is_left:
                 await step_scope.pending_calls.end(patiently=False)
         if delay is None:

@@ -27,8 +27,13 @@ _FEW = 64
 _NAMED = 3
 
 
-def to_await(coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, Any, T]:
-    """Return `coroutine`; in a run it is remembered, named by `words`, until it has ended."""
+def to_await(
+    coroutine: Coroutine[Any, Any, T], words: str, *, frames: int = 2
+) -> Coroutine[Any, Any, T]:
+    """Return `coroutine`; in a run it is remembered, named by `words`, until it has ended.
+
+    The author's code is this many frames up, or further.
+    """
     scope = current_scope.get()
     if scope is None:
         return coroutine
@@ -36,12 +41,12 @@ def to_await(coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, An
         pending = scope.pending_calls
         if pending is None:
             pending = scope.pending_calls = PendingCalls(f"step {scope.step!r}")
-        return pending.add(coroutine, words)
+        return pending.add(coroutine, words, frames + 1)
     context = scope.context
     pending = context.pending_calls
     if pending is None:
         pending = context.pending_calls = PendingCalls(f"flow {context.claimed.flow!r}")
-    return pending.add(coroutine, words)
+    return pending.add(coroutine, words, frames + 1)
 
 
 class _Pending(NamedTuple):
@@ -74,14 +79,16 @@ class PendingCalls:
         self._calls: list[tuple[Any, str, CodeType, int]] = []
         self._most = _FEW
 
-    def add(self, coroutine: Coroutine[Any, Any, T], words: str) -> Coroutine[Any, Any, T]:
+    def add(
+        self, coroutine: Coroutine[Any, Any, T], words: str, frames: int
+    ) -> Coroutine[Any, Any, T]:
         """Remember the coroutine of a call, named by `words`, and return it."""
         if type(coroutine) is not CoroutineType:
             return coroutine  # not a native coroutine: it has no state
         if len(self._calls) >= self._most:
             self._calls = [each for each in self._calls if each[0].cr_frame is not None]
             self._most = max(_FEW, 2 * len(self._calls))
-        frame = sys._getframe(3)  # above `to_await` and what the author calls
+        frame = sys._getframe(frames)
         if frame.f_code.co_filename.startswith(OWN_FOLDER):
             frame = calling_frame(frame)
         self._calls.append((coroutine, words, frame.f_code, frame.f_lasti))

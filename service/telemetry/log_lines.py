@@ -75,7 +75,7 @@ def _clean(record: Fields) -> Fields:
 
 def _escape_line(line: bytes) -> bytes:
     text = line.decode()[:-1]
-    if secrets.any_live():
+    if secrets.live_forms:
         text = secrets.mask(text)
     return (IN_LINE.sub(json_escape, text) + "\n").encode()
 

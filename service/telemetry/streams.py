@@ -98,7 +98,7 @@ def protect() -> None:
     sys.stderr = _MaskedStream(sys.stderr)
     secrets.listen(_divert)
     atexit.register(_restore)
-    if secrets.any_live():
+    if secrets.live_forms:
         _divert({})
 
 

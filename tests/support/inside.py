@@ -60,4 +60,4 @@ def occupy_writer(journal: SqliteJournal, work: Callable[[], object]) -> asyncio
 def forget_secrets(patch: pytest.MonkeyPatch) -> None:
     """Be a process in which no secret was revealed yet, until `patch` is undone."""
     patch.setattr(secrets, "_revealed", {})
-    patch.setattr(secrets, "_forms", ())
+    patch.setattr(secrets, "live_forms", ())
