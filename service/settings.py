@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+import warnings
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -111,7 +112,7 @@ class Settings(BaseSettings):
     max_result_bytes: Size = Field(
         2**20, description="Largest result of a run; a larger one of a step is stored in a file."
     )
-    max_spilled_bytes: Size = Field(64 * 2**20, description="Largest result of a step.")
+    max_blob_bytes: Size = Field(64 * 2**20, description="Largest result of a step.")
     max_waiters: int = Field(1000, ge=0, description="Requests waiting with ?wait= at once.")
     min_free_bytes: Size = Field(64 * 2**20, description="Free disk below which intake stops.")
 
@@ -222,8 +223,10 @@ def load(config: Path | None = None, **chosen: Any) -> Settings:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise SetupError(f"cannot read the settings: {error}", file=str(file)) from None
     _refuse_unknown(values, file)
+    renamed = _renamed(values, file)
     in_environment = {name for name in Settings.model_fields if _variable(name) in os.environ}
     merged = {key: value for key, value in values.items() if key not in in_environment}
+    merged |= {key: value for key, value in renamed.items() if key not in in_environment}
     merged |= {key: value for key, value in chosen.items() if value is not None}
     try:
         settings = Settings(**merged)
@@ -239,6 +242,25 @@ def load(config: Path | None = None, **chosen: Any) -> Settings:
     return settings.model_copy(
         update={name: folder.absolute() for name, folder in folders.items() if folder is not None}
     )
+
+
+_RENAMED = {"max_spilled_bytes": "max_blob_bytes"}
+"""Settings by their old names, which are taken until the next minor version."""
+
+
+def _renamed(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Take settings with an old name out of `values` and the environment, with a warning."""
+    found: dict[str, Any] = {}
+    for old, name in _RENAMED.items():
+        for place, given in ((str(file), values.pop(old, None)), (_variable(old), _asked(old))):
+            if given is not None:
+                warnings.warn(f"{place}: {old} is now {name}", FutureWarning, stacklevel=3)
+                found[name] = given
+    return found
+
+
+def _asked(name: str) -> str | None:
+    return os.environ.get(_variable(name)) or None
 
 
 def _kafka_problem(settings: Settings) -> str | None:
@@ -306,7 +328,7 @@ _NOT_SETTINGS = frozenset({"TURNOUT_CONFIG", "TURNOUT_KAFKA_CACHE"})
 def _refuse_unknown(values: dict[str, Any], file: Path) -> None:
     from difflib import get_close_matches
 
-    known = list(Settings.model_fields)
+    known = [*Settings.model_fields, *_RENAMED]
     unknown = [(key, str(file), key) for key in values if key not in known]
     unknown += [
         (variable.removeprefix("TURNOUT_").lower(), "the environment", variable)

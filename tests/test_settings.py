@@ -38,6 +38,22 @@ def test_a_misspelt_key_is_refused_with_a_guess(
         load(config)
 
 
+def test_a_setting_is_taken_by_its_old_name_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "turnout.toml"
+    config.write_text('max_spilled_bytes = "1MiB"\n')
+    with pytest.warns(FutureWarning, match="max_spilled_bytes is now max_blob_bytes"):
+        assert load(config).max_blob_bytes == 2**20
+    config.write_text("")
+    monkeypatch.setenv("TURNOUT_MAX_SPILLED_BYTES", "2MiB")
+    with pytest.warns(FutureWarning, match="TURNOUT_MAX_SPILLED_BYTES: max_spilled_bytes is now"):
+        assert load(config).max_blob_bytes == 2 * 2**20
+    monkeypatch.setenv("TURNOUT_MAX_BLOB_BYTES", "3MiB")
+    with pytest.warns(FutureWarning):
+        assert load(config).max_blob_bytes == 3 * 2**20
+
+
 def test_a_bad_value_names_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "turnout.toml"
     config.write_text('grace = "soon"\n')

@@ -144,10 +144,10 @@ def _pickled(exact: Mapping[str, Any], call: StepCall) -> bytes:
                 f"JSON nor as a pickle ({words_of(error)}); pass plain data, a dataclass or a model"
             ) from None
     data = pickled(dict(exact))  # at once: a part may stand in two of them
-    most = call.services.settings.max_spilled_bytes
+    most = call.services.settings.max_blob_bytes
     if len(data) > most:
         raise NotKept(
             f"{call}: the arguments are {len(data):,} bytes and the limit is {most:,} "
-            f"(max_spilled_bytes); write them to a file and pass where it is"
+            f"(max_blob_bytes); write them to a file and pass where it is"
         )
     return data

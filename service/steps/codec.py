@@ -38,7 +38,7 @@ def encode(value: Any, annotation: Any, *, max_bytes: int, name: object) -> tupl
     encoding: Encoding = "json"
     if data is None:
         encoding, data = "pickle", _pickled(value, name)
-    _check(data, max_bytes, name, "max_spilled_bytes")
+    _check(data, max_bytes, name, "max_blob_bytes")
     return encoding, data
 
 

@@ -183,7 +183,7 @@ class StepCall:
         encoding, result = codec.encode(
             value,
             self.task.returns,
-            max_bytes=self.services.settings.max_spilled_bytes,
+            max_bytes=self.services.settings.max_blob_bytes,
             name=self,
         )
         return StepRecord(

@@ -22,7 +22,7 @@ from turnout.service.steps import recording
 from turnout.testing import serve
 from turnout.testing.service import Service
 
-SMALL: dict[str, Any] = {"max_result_bytes": 1000, "max_spilled_bytes": 100_000}
+SMALL: dict[str, Any] = {"max_result_bytes": 1000, "max_blob_bytes": 100_000}
 LETTERS = "abcdefghij" * 1000
 made: list[str] = []
 
@@ -195,7 +195,7 @@ async def test_there_is_a_limit_and_it_is_named() -> None:
     async with serve(huge, **SMALL) as service:
         error = (await service.run(huge)).error
         assert error is not None and error.type == "not_kept"
-        assert "the limit is 100,000 (max_spilled_bytes)" in error.message
+        assert "the limit is 100,000 (max_blob_bytes)" in error.message
 
 
 async def test_a_full_disk_holds_the_step_until_there_is_room(

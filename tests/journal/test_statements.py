@@ -40,13 +40,18 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apsw.Connectio
     connection.close()
 
 
+def values_of(text: str) -> int:
+    """Return how many values a statement takes."""
+    numbers = [int(number) for number in re.findall(r"\?(\d+)", text)]
+    return max(numbers, default=text.count("?"))
+
+
 @pytest.mark.parametrize(("file", "name"), NAMED)
 def test_each_statement_compiles_and_is_used(
     journal: apsw.Connection, file: str, name: str
 ) -> None:
     text = load(file)[name]
-    count = max((int(number) for number in re.findall(r"\?(\d+)", text)), default=0)
-    journal.execute(f"EXPLAIN {text}", (None,) * count)
+    journal.execute(f"EXPLAIN {text}", (None,) * values_of(text))
     assert len(text) <= LONGEST_CACHED
     modules = [path.read_text("utf-8") for path in ROOM.glob("*.py")]
     users = [text for text in modules if f'load("{file}")' in text]
@@ -60,7 +65,7 @@ def test_bulk_statements_of_any_size_compile_and_stay_prepared(
     statement: BulkStatement = BULK[name]
     for rows in (1, 32, 256):
         text = statement.text(rows)
-        journal.execute(f"EXPLAIN {text}", (None,) * text.count("?"))
+        journal.execute(f"EXPLAIN {text}", (None,) * values_of(text))
         assert len(text.encode()) <= LONGEST_CACHED
 
 

@@ -137,7 +137,7 @@ def test_what_cannot_be_kept_names_the_step_and_the_fix(value: Any) -> None:
 
 
 def test_a_result_too_large_names_its_size_and_the_setting() -> None:
-    with pytest.raises(NotKept, match=r"12 bytes and the limit is 10 \(max_spilled_bytes\)"):
+    with pytest.raises(NotKept, match=r"12 bytes and the limit is 10 \(max_blob_bytes\)"):
         encode("0123456789", str, max_bytes=10, name="step 'x#1'")
     with pytest.raises(NotKept, match="flow 'f'"):
         encode_result("0123456789", str, max_bytes=10, name="flow 'f'")

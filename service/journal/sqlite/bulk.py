@@ -9,6 +9,7 @@ driver caches texts below 16 KiB.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,40 +26,63 @@ _ROWS = "{rows}"
 class BulkStatement:
     """A statement that writes any number of rows with the given fields.
 
-    `{rows}` in its text stands for the rows: `VALUES (?,…),(?,…)`.
+    `{rows}` in its text stands for the rows: `VALUES (?,…),(?,…)`. A single row may be written by
+    another text, `alone`.
     """
 
-    def __init__(self, text: str, fields: Sequence[str]) -> None:
+    def __init__(self, text: str, fields: Sequence[str], alone: str | None = None) -> None:
         self._before, _, self._after = " ".join(text.split()).partition(_ROWS)
         self._width = len(fields)
         self._row = f"({','.join('?' * self._width)})"
         self._texts: dict[int, str] = {}
+        if alone is not None:
+            self._texts[1] = alone
 
     def run(self, connection: apsw.Connection, values: list[Any]) -> int:
         """Write all rows of the flat list `values`; return how many rows changed."""
         left = len(values) // self._width
         if left <= _EXACT_ROWS:
-            return self._write(connection, left, values) if left else 0
+            if not left:
+                return 0
+            connection.execute(self._texts.get(left) or self.text(left), values)
+            return connection.changes()
         start = changed = 0
         while left:
             rows = left if left <= _EXACT_ROWS else min(_MOST_ROWS, left - left % _EXACT_ROWS)
             end = start + rows * self._width
-            changed += self._write(connection, rows, values[start:end])
+            connection.execute(self._texts.get(rows) or self.text(rows), values[start:end])
+            changed += connection.changes()
             start, left = end, left - rows
         return changed
 
-    def _write(self, connection: apsw.Connection, rows: int, values: list[Any]) -> int:
-        connection.execute(self._texts.get(rows) or self.text(rows), values)
-        return connection.changes()
-
     def text(self, rows: int) -> str:
         """Return the statement for so many rows."""
-        text = f"{self._before}VALUES {','.join([self._row] * rows)}{self._after}"
-        assert len(text.encode()) <= LONGEST_CACHED, f"not cached: {self._before}"
-        self._texts[rows] = text
+        text = self._texts.get(rows)
+        if text is None:
+            text = f"{self._before}VALUES {','.join([self._row] * rows)}{self._after}"
+            assert len(text.encode()) <= LONGEST_CACHED, f"not cached: {self._before}"
+            self._texts[rows] = text
         return text
 
 
 def insert(table: str, fields: Sequence[str]) -> BulkStatement:
     """Return the statement that inserts rows of a table."""
     return BulkStatement(f"INSERT INTO {table} ({', '.join(fields)}) {{rows}}", fields)
+
+
+def for_each(text: str, fields: Sequence[str]) -> BulkStatement:
+    """Return the statement that does something for each row of a table `given` with these fields.
+
+    For a single row its values take the place of the table, which SQLite would build each time.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        return f"?{fields.index(match[1]) + 1}"
+
+    text = " ".join(text.split())
+    alone = re.sub(r"\bgiven\.(\w+)", value, text)
+    alone = alone.replace("FROM given CROSS JOIN runs", "FROM runs").replace(
+        "FROM given WHERE", "WHERE"
+    )
+    assert "given" not in alone
+    return BulkStatement(f"WITH given ({', '.join(fields)}) AS ({{rows}}) {text}", fields, alone)

@@ -23,7 +23,7 @@ class CacheRow(NamedTuple):
     run_id: str
     encoding: str
     result: bytes | None
-    spilled: str | None
+    blob: str | None
     stored_at: int
     expires_at: int
 
@@ -47,7 +47,7 @@ def find(connection: apsw.Connection, key: bytes, at: int) -> Cached | None:
         run_id=row.run_id,
         encoding=row.encoding,  # type: ignore[arg-type]  # the table checks it
         result=row.result,
-        blob=row.spilled,
+        blob=row.blob,
         stored_at=instant(row.stored_at),
         expires_at=instant(row.expires_at),
     )
@@ -61,7 +61,7 @@ def store(connection: apsw.Connection, cached: Cached) -> None:
         run_id=cached.run_id,
         encoding=cached.encoding,
         result=cached.result,
-        spilled=cached.blob,
+        blob=cached.blob,
         stored_at=micros(cached.stored_at),
         expires_at=micros(cached.expires_at),
     )

@@ -45,7 +45,7 @@ class _ClaimableRow(NamedTuple):
     token: int
     attempts: int
     crashes: int
-    blames: int
+    consecutive_crashes: int
     replay: int
     order_key: str | None
     limit_key: str | None
@@ -58,7 +58,7 @@ class _ClaimableRow(NamedTuple):
 _RUN_FIELDS = len(_ClaimableRow._fields)
 _BODY_FIELD = ReadEvent._fields.index("body")
 
-# Large bodies have their own statement, so that one result stays small. The plus sign keeps the
+# Large bodies have their own statement, so that one result stays small. The plus signs keep the
 # planner from walking the whole backlog by state instead of looking up the few runs asked for.
 _RUN = selected(
     _ClaimableRow._fields,
@@ -75,7 +75,8 @@ _CLAIMABLE = f"""
 SELECT json_group_array(json_array({_RUN}, {_EVENT}))
 FROM runs AS r JOIN events AS e ON e.seq = r.event_seq
 WHERE r.seq IN (SELECT value FROM json_each(?1))
-    AND +r.state IN ('queued', 'scheduled', 'retrying', 'waiting')
+    AND (+r.state = 'queued' OR +r.state = 'scheduled' OR +r.state = 'retrying'
+        OR +r.state = 'waiting')
 """
 _RESULT_FIELD = StepRow._fields.index("result")
 _STEP = selected(StepRow._fields, result="iif(large OR result IS NULL, NULL, hex(result))")
@@ -173,7 +174,7 @@ class Claims:
             order_key=row.order_key,
             limit_key=row.limit_key,
             due_at=instant(row.due_at),
-            isolated=is_isolated(row.blames),
+            isolated=is_isolated(row.consecutive_crashes),
             code_version=row.code_version,
             dead=bool(row.dead),
             undo_failed=bool(row.undo_failed),

@@ -36,9 +36,8 @@ from .files import (
     refuse_other,
     write_marker,
 )
+from .migrations import migrate, newest_version, sync, version_of
 
-APPLICATION_ID = 0x7475726E  # "turn": the database of another program is never migrated
-_MIGRATIONS = Path(__file__).parent / "migrations"
 _STATEMENTS_KEPT = 400  # prepared statements: ten batch sizes of each hot one
 _WRITER_CACHE_KIB = 16_384
 _READER_CACHE_KIB = 2_048
@@ -53,8 +52,12 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _SPACE_CODES = frozenset({apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_SHMSIZE})
 
 
-def open_for_writing(data: Path, *, synchronous: Literal["full", "normal"]) -> apsw.Connection:
+def open_for_writing(
+    data: Path, *, synchronous: Literal["full", "normal"], min_free_bytes: int = 0
+) -> apsw.Connection:
     """Open the journal of a data folder, made if missing, migrated to the newest version.
+
+    A migration leaves at least `min_free_bytes` free, or is refused.
 
     Raises `SetupError` when others may write it, when it cannot be read, or when another journal
     was here before, and `JournalBroken` when its content is damaged.
@@ -68,9 +71,11 @@ def open_for_writing(data: Path, *, synchronous: Literal["full", "normal"]) -> a
     connection = _open(path, apsw.SQLITE_OPEN_READWRITE)
     try:
         _configure(connection, _WRITER_CACHE_KIB)
-        _migrate(connection, path)
+        if version_of(connection, path) == 0:  # a database without tables
+            migrate(connection, path)
         _check_quickly(connection, path)
-        _name(connection, data, path)
+        _name(connection, data, path)  # first, so that the snapshot of a migration has the id
+        migrate(connection, path, min_free_bytes=min_free_bytes)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", synchronous)
         if sys.platform == "darwin":
@@ -111,17 +116,17 @@ def _create(path: Path) -> None:
             "journal_mode", "memory"
         )  # after a crash the next start deletes the draft
         connection.pragma("synchronous", "off")
-        _migrate(connection, draft)
+        migrate(connection, draft)
     except apsw.Error as error:
         raise _unreadable(path, error, connection) from error
     finally:
         connection.close()
-    _sync(draft)
+    sync(draft)
     draft.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
     for folder in path.parents[1:3]:  # they may be as new as the journal
         with suppress(PermissionError):  # a folder that may not be listed is not ours to sync
-            _sync(folder)
+            sync(folder)
 
 
 def _check_quickly(connection: apsw.Connection, path: Path) -> None:
@@ -208,7 +213,7 @@ def _open_to_read(path: Path, *, immutable: bool = False) -> tuple[apsw.Connecti
     try:
         _configure(connection, _READER_CACHE_KIB)
         connection.pragma("query_only", True)
-        return connection, _version(connection, path)
+        return connection, version_of(connection, path)
     except apsw.Error as error:
         reason = _unreadable(path, error, connection)
         connection.close()
@@ -221,11 +226,6 @@ def _open_to_read(path: Path, *, immutable: bool = False) -> tuple[apsw.Connecti
 def _has_log(path: Path) -> bool:
     log = path.with_name(f"{path.name}-wal")
     return log.exists() and log.stat().st_size > 0
-
-
-def newest_version() -> int:
-    """Return the journal version this program writes: the number of the last migration."""
-    return max(int(file.name[:4]) for file in _MIGRATIONS.glob("*.sql"))
 
 
 def read_all(connection: apsw.Connection, query: str, values: Any = ()) -> list[list[Any]]:
@@ -270,35 +270,6 @@ def _configure(connection: apsw.Connection, cache_kib: int) -> None:
     connection.pragma("temp_store", 2)
 
 
-def _version(connection: apsw.Connection, path: Path) -> int:
-    """Return the journal version, 0 for an empty file; refuse foreign and newer files."""
-    found = int(connection.pragma("user_version"))
-    owner = int(connection.pragma("application_id"))
-    empty = connection.execute("SELECT count(*) FROM sqlite_schema").get == 0
-    if owner != APPLICATION_ID and not empty:
-        raise SetupError(
-            f"{path} is another program's database; point TURNOUT_DATA at turnout's own folder"
-        )
-    if found > newest_version():
-        raise SetupError(
-            f"{path} has journal version {found} and this turnout knows {newest_version()}: "
-            "upgrade turnout, or point TURNOUT_DATA at another folder"
-        )
-    return found
-
-
-def _migrate(connection: apsw.Connection, path: Path) -> None:
-    found = _version(connection, path)
-    for file in sorted(_MIGRATIONS.glob("*.sql")):
-        number = int(file.name[:4])
-        if number <= found:
-            continue
-        with connection:
-            connection.execute(file.read_text("utf-8"))
-            connection.pragma("application_id", APPLICATION_ID)
-            connection.pragma("user_version", number)
-
-
 def _unreadable(path: Path, error: apsw.Error, connection: apsw.Connection) -> TurnoutError:
     if isinstance(error, apsw.FullError | apsw.IOError):  # worth another start by the supervisor
         return translate(error, connection)
@@ -309,12 +280,3 @@ def _unreadable(path: Path, error: apsw.Error, connection: apsw.Connection) -> T
     if isinstance(error, DAMAGE):
         return SetupError(f"{path} is damaged ({error}); {_FIX}")
     return SetupError(f"cannot use the journal {path}: {error}")
-
-
-def _sync(path: Path) -> None:
-    """Sync a file, or the names in a folder; SQLite syncs its log itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -50,7 +50,7 @@ class EventRow(NamedTuple):
     decisions: str | None
     by_id: int | None
     unmatched: int | None
-    effect: int | None
+    after_run_action: int | None
     awaited: str | None
 
 
@@ -72,7 +72,7 @@ def _event_row(entry: Entry, at: int, now: datetime) -> EventRow:
         decisions=pack_decisions(entry.decisions, now) if entry.decisions else None,
         by_id=1 if event.minted else None,
         unmatched=None if entry.runs else 1 if entry.awaited is None else 2,
-        effect=0 if entry.after_run_action else None,
+        after_run_action=0 if entry.after_run_action else None,
         awaited=entry.awaited,
     )
 

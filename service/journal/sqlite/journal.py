@@ -94,7 +94,9 @@ async def open_journal(
                 raise
 
     def parts() -> _Parts:
-        connection = open_for_writing(folder, synchronous=synchronous)
+        connection = open_for_writing(
+            folder, synchronous=synchronous, min_free_bytes=min_free_bytes
+        )
         place = journal_folder(folder)
         blobs = BlobStore(place)
         blobs.open()

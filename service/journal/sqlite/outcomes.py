@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from turnout.service.domain.run import FINISHED, Outcome, RunState
 from turnout.service.journal.records import AttemptRecord, ClaimedRun
 
-from .bulk import BulkStatement, insert
+from .bulk import for_each, insert
 from .values import EPOCH, MICROSECOND, error_from, instant, instant_or_none, pack_error, storable
 from .writer import Job
 
@@ -31,9 +31,8 @@ class OutcomeRow(NamedTuple):
     dead: int
 
 
-RECORD = BulkStatement(
-    f"""
-    WITH given ({", ".join(OutcomeRow._fields)}) AS ({{rows}})
+RECORD = for_each(
+    """
     UPDATE runs SET
         state = given.state,
         attempts = attempts + given.counts,
@@ -44,7 +43,7 @@ RECORD = BulkStatement(
         error = given.error,
         reason = given.reason,
         dead = given.dead,
-        blames = 0
+        consecutive_crashes = 0
     FROM given
     WHERE runs.seq = given.run_seq AND runs.token = given.token AND runs.state = 'running'
     """,

@@ -94,7 +94,7 @@ async def open_reader(folder: Path) -> SqliteReader:
 
 
 class SqliteReader:
-    """Implements `JournalReader`, and the reads of `Journal` that start the dispatcher's work."""
+    """Implements `Reads`, and the reads of `Journal` that start the dispatcher's work."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -307,7 +307,7 @@ class SqliteReader:
     async def due(self, before: datetime, limit: int) -> list[Queued]:
         """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""
         return await self._queued(
-            "state IN ('scheduled', 'retrying', 'waiting') AND due_at <= ?"
+            "(state = 'scheduled' OR state = 'retrying' OR state = 'waiting') AND due_at <= ?"
             " ORDER BY due_at, seq LIMIT ?",
             (micros(before), limit),
             index="INDEXED BY runs_due",
@@ -336,8 +336,9 @@ class SqliteReader:
             lambda connection: [
                 (row[0], event_from(row[:-1]), failure_from(row[-1]))
                 for row in connection.execute(
-                    f"SELECT {EVENT_COLUMNS}, {_FAILURE} FROM events AS e WHERE e.effect = 0"
-                    f" AND e.seq > ? AND NOT {_UNENDED} ORDER BY e.seq LIMIT ?",
+                    f"SELECT {EVENT_COLUMNS}, {_FAILURE} FROM events AS e"
+                    f" WHERE e.after_run_action = 0 AND e.seq > ? AND NOT {_UNENDED}"
+                    " ORDER BY e.seq LIMIT ?",
                     (after_seq, limit),
                 )
             ]
@@ -348,7 +349,7 @@ class SqliteReader:
         row = await self.read(
             lambda connection: connection.execute(
                 f"SELECT {EVENT_COLUMNS}, {_FAILURE} FROM events AS e"
-                f" WHERE e.seq = ? AND e.effect = 0 AND NOT {_UNENDED}",
+                f" WHERE e.seq = ? AND e.after_run_action = 0 AND NOT {_UNENDED}",
                 (event_seq,),
             ).fetchone()
         )

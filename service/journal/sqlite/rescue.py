@@ -30,7 +30,7 @@ _MOST_CRASHES = 5
 def rescue(connection: apsw.Connection, counters: RunCounters, now: datetime) -> Rescued:
     """Requeue runs found running; a run that keeps killing the process has failed.
 
-    The column `blames` counts consecutive crashes. From the second crash on the run is isolated;
+    From the second of `consecutive_crashes` on the run is isolated;
     the fifth, the third of it alone, is the last. An attempt that ends, or a step that an isolated
     run records, shows progress and resets the count, so a long run survives any number of
     restarts. The undo of a run that has failed here starts isolated.

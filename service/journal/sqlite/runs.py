@@ -189,7 +189,7 @@ class QueuedRow(NamedTuple):
     order_key: str | None
     limit_key: str | None
     due_at: int | None
-    blames: int
+    consecutive_crashes: int
 
 
 QUEUED_COLUMNS = selected(QueuedRow._fields)
@@ -205,7 +205,7 @@ def queued_from(values: Sequence[Any]) -> Queued:
         order_key=row.order_key,
         limit_key=row.limit_key,
         due_at=instant_or_none(row.due_at),
-        isolated=is_isolated(row.blames),
+        isolated=is_isolated(row.consecutive_crashes),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from turnout.service.journal.records import Claim, RecordedArguments, StepRecord
 
-from .bulk import BulkStatement
+from .bulk import for_each
 from .columns import overwritten, selected
 from .values import (
     EPOCH,
@@ -35,21 +35,20 @@ class StepRow(NamedTuple):
     error: str | None
     superseded: int
     origin: str | None
-    spilled: str | None
-    aside: int
-    digest: str | None
-    called: str | None
+    blob: str | None
+    in_error_handler: int
+    arguments_digest: str | None
+    arguments: str | None
 
 
 COLUMNS = StepRow._fields
 _CLAIMED = ("run_seq", "token", *COLUMNS)
 """What is written: a step and the claim it is recorded under."""
 
-RECORD = BulkStatement(
+RECORD = for_each(
     # CROSS JOIN fixes the order, so that rows are inserted in the order they were recorded. Only
     # try numbers, waits and superseded errors are overwritten, never facts.
     f"""
-    WITH given ({", ".join(_CLAIMED)}) AS ({{rows}})
     INSERT INTO steps (run_seq, {", ".join(COLUMNS)})
     SELECT given.run_seq, {selected(COLUMNS, "given")}
     FROM given CROSS JOIN runs
@@ -81,10 +80,10 @@ class StepJob(Job):
             error=None if step.error is None else pack_error(step.error),
             superseded=int(step.superseded),
             origin=step.origin,
-            spilled=step.blob,
-            aside=int(step.in_error_handler),
-            digest=None if arguments is None else arguments.digest,
-            called=None if arguments is None else storable(arguments.words),
+            blob=step.blob,
+            in_error_handler=int(step.in_error_handler),
+            arguments_digest=None if arguments is None else arguments.digest,
+            arguments=None if arguments is None else storable(arguments.words),
         )
 
 
@@ -103,7 +102,11 @@ def step_from(values: Sequence[Any]) -> StepRecord:
         error=error_from(row.error),
         superseded=bool(row.superseded),
         origin=row.origin,
-        blob=row.spilled,
-        in_error_handler=bool(row.aside),
-        arguments=None if row.digest is None else RecordedArguments(row.digest, row.called or ""),
+        blob=row.blob,
+        in_error_handler=bool(row.in_error_handler),
+        arguments=(
+            None
+            if row.arguments_digest is None
+            else RecordedArguments(row.arguments_digest, row.arguments or "")
+        ),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.program import Program, turnout, until
-from turnout.service.journal.sqlite.connection import newest_version
+from turnout.service.journal.sqlite.migrations import newest_version
 
 HERE = Path(__file__).parent
 TOKEN = "a-token-for-tests-alone"

@@ -27,7 +27,7 @@ DELETE FROM steps WHERE run_seq = ?1 AND state = 'waiting';
 
 -- name: queue_again
 -- An ended run (?1) is queued as if it were new, at an instant (?2).
-UPDATE runs SET state = 'queued', attempts = 0, dead = 0, blames = 0, due_at = ?2,
+UPDATE runs SET state = 'queued', attempts = 0, dead = 0, consecutive_crashes = 0, due_at = ?2,
     started_at = NULL, finished_at = NULL, result = NULL, returned = NULL, error = NULL,
     reason = NULL, undo = NULL, cancelled_by = NULL
 WHERE seq = ?1;
@@ -57,7 +57,7 @@ WHERE run_seq = ?1 AND key = ?2;
 
 -- name: queue_undo
 -- A run (?1) is queued to be undone further, at an instant (?2); it stays a dead letter.
-UPDATE runs SET state = 'queued', dead = 1, blames = 0, due_at = ?2, started_at = NULL,
+UPDATE runs SET state = 'queued', dead = 1, consecutive_crashes = 0, due_at = ?2, started_at = NULL,
     finished_at = NULL
 WHERE seq = ?1;
 
@@ -113,7 +113,7 @@ DELETE FROM steps WHERE run_seq = ?1 AND seq >= ?2;
 
 -- name: record_action
 -- The after-run action of an event (?1) is done; its details change (?2) to these (?3).
-UPDATE events SET effect = 1, details = iif(?2, ?3, details) WHERE seq = ?1;
+UPDATE events SET after_run_action = 1, details = iif(?2, ?3, details) WHERE seq = ?1;
 
 -- name: pause
 -- A name (?1) is paused since an instant (?2); the first pause counts.

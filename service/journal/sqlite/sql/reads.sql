@@ -29,7 +29,7 @@ SELECT json_group_object(partition, value) FROM positions WHERE trigger = ?1;
 -- name: next_due_at
 -- When the next scheduled, retrying or waiting run is due.
 SELECT min(due_at) FROM runs INDEXED BY runs_due
-WHERE state IN ('scheduled', 'retrying', 'waiting');
+WHERE state = 'scheduled' OR state = 'retrying' OR state = 'waiting';
 
 -- name: held_keys
 -- The runs that may hold their ordering key.
@@ -69,10 +69,10 @@ SELECT flow, count(*) FROM runs WHERE dead = 1 AND undo = 'failed' GROUP BY flow
 -- name: named_blobs
 -- The files, among these (?1, a JSON array), that a row names.
 SELECT json_group_array(value) FROM json_each(?1)
-WHERE EXISTS (SELECT 1 FROM steps WHERE spilled = value)
-    OR EXISTS (SELECT 1 FROM cache WHERE spilled = value);
+WHERE EXISTS (SELECT 1 FROM steps WHERE blob = value)
+    OR EXISTS (SELECT 1 FROM cache WHERE blob = value);
 
 -- name: all_blobs
 -- The files that rows name.
-SELECT spilled FROM steps WHERE spilled IS NOT NULL
-UNION SELECT spilled FROM cache WHERE spilled IS NOT NULL;
+SELECT blob FROM steps WHERE blob IS NOT NULL
+UNION SELECT blob FROM cache WHERE blob IS NOT NULL;

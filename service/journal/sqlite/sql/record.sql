@@ -10,7 +10,7 @@ SELECT flow FROM runs WHERE seq = ?1;
 
 -- name: show_progress
 -- A run (?1) makes progress: its count of consecutive crashes starts again.
-UPDATE runs SET blames = 0 WHERE seq = ?1;
+UPDATE runs SET consecutive_crashes = 0 WHERE seq = ?1;
 
 -- name: returned
 -- What a called run (?2) returned, a pickle (?1).

@@ -2,7 +2,7 @@
 
 -- name: given_up
 -- Runs found running that have killed the process so many times in a row (?1) with this one.
-SELECT seq, id FROM runs WHERE state = 'running' AND blames + 1 >= ?1;
+SELECT seq, id FROM runs WHERE state = 'running' AND consecutive_crashes + 1 >= ?1;
 
 -- name: mark_failed
 -- The step (?2) that says that a run (?1) has failed, at an instant (?3), with an error (?4). If
@@ -15,7 +15,7 @@ ON CONFLICT (run_seq, key) DO UPDATE SET tries = tries + 1;
 -- Runs found running, at an instant (?1). At the bound (?2) the undo starts isolated (?3).
 UPDATE runs SET
     state = 'queued',
-    blames = iif(blames + 1 >= ?2, ?3, blames + 1),
+    consecutive_crashes = iif(consecutive_crashes + 1 >= ?2, ?3, consecutive_crashes + 1),
     crashes = crashes + 1,
     due_at = ?1
 WHERE state = 'running';

@@ -8,29 +8,29 @@
 -- name: ended_runs
 SELECT r.finished_at, r.event_seq, r.seq, r.flow, r.dead
 FROM runs AS r INDEXED BY runs_ended CROSS JOIN events AS e ON e.seq = r.event_seq
-WHERE r.state IN ('succeeded', 'cancelled', 'skipped')
-    AND r.finished_at < ?1 AND e.effect IS NOT 0 ORDER BY r.finished_at LIMIT ?2;
+WHERE (r.state = 'succeeded' OR r.state = 'cancelled' OR r.state = 'skipped')
+    AND r.finished_at < ?1 AND e.after_run_action IS NOT 0 ORDER BY r.finished_at LIMIT ?2;
 
 -- name: failed_runs
 -- A dead letter whose undo has failed stays until an operator has dealt with it.
 SELECT r.finished_at, r.event_seq, r.seq, r.flow, r.dead
 FROM runs AS r INDEXED BY runs_failed CROSS JOIN events AS e ON e.seq = r.event_seq
 WHERE r.state = 'failed' AND NOT (r.dead = 1 AND r.undo IS 'failed')
-    AND r.finished_at < ?1 AND e.effect IS NOT 0 ORDER BY r.finished_at LIMIT ?2;
+    AND r.finished_at < ?1 AND e.after_run_action IS NOT 0 ORDER BY r.finished_at LIMIT ?2;
 
 -- name: unmatched_events
 SELECT accepted_at, seq, 0, '', 0 FROM events INDEXED BY events_unmatched
-WHERE unmatched = 1 AND accepted_at < ?1 AND effect IS NOT 0 ORDER BY accepted_at LIMIT ?2;
+WHERE unmatched = 1 AND accepted_at < ?1 AND after_run_action IS NOT 0 ORDER BY accepted_at LIMIT ?2;
 
 -- name: awaited_events
 -- Events without runs that others may still wait for: none since the oldest of these (?3).
-SELECT accepted_at, seq, 0, '', 0 FROM events INDEXED BY events_heard
-WHERE unmatched = 2 AND accepted_at < min(?1, ?3) AND effect IS NOT 0
+SELECT accepted_at, seq, 0, '', 0 FROM events INDEXED BY events_kept_for_waits
+WHERE unmatched = 2 AND accepted_at < min(?1, ?3) AND after_run_action IS NOT 0
 ORDER BY accepted_at LIMIT ?2;
 
 -- name: is_awaited
 -- Whether any event is kept for runs that may wait for it.
-SELECT 1 FROM events INDEXED BY events_heard WHERE unmatched = 2 LIMIT 1;
+SELECT 1 FROM events INDEXED BY events_kept_for_waits WHERE unmatched = 2 LIMIT 1;
 
 -- name: oldest_unfinished
 -- When the oldest unfinished run was queued; a bound (?1) if there is none.

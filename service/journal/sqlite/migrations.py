@@ -1,0 +1,118 @@
+"""Brings a journal of an earlier version up to date, after a snapshot of it.
+
+Each migration is one transaction together with the version it leads to, so a crash leaves the
+journal at a version, and the next start goes on from there. Before the first one the whole
+database is copied beside itself, as `journal-vN.db`, N being the version it has: with that file
+and the program that wrote it one can go back. It needs as much free space as the journal takes.
+
+The snapshot of an earlier upgrade is deleted then, and this one at the first start after a week.
+Not here: large results, which migrations leave alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.units import utc_now
+from turnout.service.telemetry.logs import get_logger
+
+APPLICATION_ID = 0x7475726E  # "turn": the database of another program is never migrated
+KEPT_SECONDS = 7 * 86_400
+"""How long the snapshot of an upgrade is kept at least."""
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_SNAPSHOTS = "journal-v*.db"
+_SPARE_BYTES = 16 * 2**20  # at least, for what the migrations write
+_COPIED_PAGES = 4096
+
+log = get_logger("turnout.journal")
+
+
+def newest_version() -> int:
+    """Return the journal version this program writes: the number of the last migration."""
+    return max(int(file.name[:4]) for file in _MIGRATIONS.glob("*.sql"))
+
+
+def version_of(connection: apsw.Connection, path: Path) -> int:
+    """Return the journal version, 0 for an empty file; refuse foreign and newer files."""
+    found = int(connection.pragma("user_version"))
+    owner = int(connection.pragma("application_id"))
+    empty = connection.execute("SELECT count(*) FROM sqlite_schema").get == 0
+    if owner != APPLICATION_ID and not empty:
+        raise SetupError(
+            f"{path} is another program's database; point TURNOUT_DATA at turnout's own folder"
+        )
+    if found > newest_version():
+        raise SetupError(
+            f"{path} has journal version {found} and this turnout knows {newest_version()}: "
+            "upgrade turnout, or point TURNOUT_DATA at another folder"
+        )
+    return found
+
+
+def migrate(connection: apsw.Connection, path: Path, *, min_free_bytes: int = 0) -> None:
+    """Bring a journal to the newest version; raises `SetupError` when there is no space for it."""
+    found, newest = version_of(connection, path), newest_version()
+    if found == newest:
+        _delete_snapshots(path.parent, older_than=utc_now().timestamp() - KEPT_SECONDS)
+        return
+    if found > 0:
+        snapshot = _make_snapshot(connection, path, found, max(min_free_bytes, _SPARE_BYTES))
+        _delete_snapshots(path.parent, older_than=snapshot.stat().st_mtime)
+    for file in sorted(_MIGRATIONS.glob("*.sql")):
+        number = int(file.name[:4])
+        if number <= found:
+            continue
+        with connection:
+            connection.execute(file.read_text("utf-8"))
+            connection.pragma("application_id", APPLICATION_ID)
+            connection.pragma("user_version", number)
+    if found > 0:
+        log.info("journal.upgraded", version=newest, before=found, snapshot=str(snapshot))
+
+
+def _make_snapshot(connection: apsw.Connection, path: Path, version: int, spare_bytes: int) -> Path:
+    """Copy the database as it is beside itself, durably; an older copy of the name is replaced."""
+    size = int(connection.pragma("page_count")) * int(connection.pragma("page_size"))
+    snapshot = path.with_name(f"journal-v{version}.db")
+    draft = path.with_name(f"{snapshot.name}.part")
+    draft.unlink(missing_ok=True)  # a crash left it
+    needed, free = size + spare_bytes, shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise SetupError(
+            f"the journal {path} must be upgraded from version {version} to {newest_version()}, "
+            f"and the snapshot made before that needs {needed} bytes free; the disk has {free}: "
+            "free some"
+        )
+    os.close(os.open(draft, os.O_RDWR | os.O_CREAT, 0o600))
+    with closing(apsw.Connection(str(draft))) as copy:
+        copy.pragma("journal_mode", "memory")
+        copy.pragma("synchronous", "off")  # it is synced as a whole
+        with copy.backup("main", connection, "main") as backup:
+            while not backup.done:
+                backup.step(_COPIED_PAGES)
+    sync(draft)
+    draft.replace(snapshot)
+    sync(path.parent)
+    return snapshot
+
+
+def _delete_snapshots(folder: Path, *, older_than: float) -> None:
+    for snapshot in (*folder.glob(_SNAPSHOTS), *folder.glob(f"{_SNAPSHOTS}.part")):
+        if snapshot.stat().st_mtime < older_than:
+            snapshot.unlink()
+
+
+def sync(path: Path) -> None:
+    """Sync a file, or the names in a folder; SQLite syncs its log itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
