@@ -86,7 +86,10 @@ class Queue:
     @property
     def empty(self) -> bool:
         """Whether there is no run to start, in memory or, as far as is known, in the journal."""
-        return not (self._source or self._unread or self.blocked.wakeups)
+        return not (
+            self._window or self._woken or self._due or self._woken_due or self._unread
+            or self.blocked.wakeups
+        )  # fmt: skip
 
     @property
     def waiting(self) -> int:
