@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from turnout.service.project import Project
 
 SESSIONS: list[Emitter] = []
 """The emitters that the reader was run with, in order: its test writes through them."""
+
+DURING_PLAN: list[Awaitable[object]] = []
+"""What happens while a seek is planned."""
 
 GATES: list[asyncio.Event] = []
 """Set while runs may end."""
@@ -51,7 +54,10 @@ class Reader:
     async def plan(
         self, seek: Seek, positions: Mapping[str, str], connection: Mapping[str, Any]
     ) -> SeekPlan:
-        return SeekPlan(positions={"0": seek.to}, sentences=[f"0: to {seek.to}"])
+        if DURING_PLAN:
+            await DURING_PLAN.pop()
+        sentence = f"0: from {positions.get('0')} to {seek.to}"
+        return SeekPlan(positions={"0": seek.to}, sentences=[sentence])
 
 
 @asynccontextmanager
@@ -117,8 +123,24 @@ async def test_a_seek_counts_what_a_reader_was_still_writing(tmp_path: Path) -> 
             seeking = tasks.create_task(service.process.operator.do(seek))
             await asyncio.sleep(0)
             gate.set()
-        assert seeking.result().sentences == ["0: to 2"]
+        assert seeking.result().sentences == ["0: from 5 to 2"]
         assert await stored(service) == ({"0": "2"}, 1)
+
+
+async def test_a_seek_is_planned_again_when_something_moves_the_positions_meanwhile(
+    tmp_path: Path,
+) -> None:
+    async with reading(tmp_path) as service:
+        old = SESSIONS[0]
+        await old([make_event()], {"0": "5"})
+        seek = SeekTrigger("reader", Seek(to="2"), dry_run=True)
+        assert (await service.process.operator.do(seek)).sentences == ["0: from 5 to 2"]
+        DURING_PLAN.extend([old([make_event()], {"0": "6"}), asyncio.sleep(0)])
+        plan = await service.process.operator.do(replace(seek, dry_run=False))
+        assert plan.sentences == ["0: from 6 to 2"]
+        assert await stored(service) == ({"0": "2"}, 2)
+        with pytest.raises(PositionsMoved):
+            await old([make_event()], {"0": "7"})
 
 
 async def test_writes_that_follow_each_other_do_not_wait_for_each_other(tmp_path: Path) -> None:

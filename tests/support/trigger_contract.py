@@ -302,8 +302,12 @@ class TriggerContract:
 
     @pytest.mark.parametrize(
         "failure",
-        [Overloaded("too many unfinished runs", retry_after_seconds=1), JournalFull("disk full")],
-        ids=["overloaded", "disk-full"],
+        [
+            Overloaded("too many unfinished runs", retry_after_seconds=1),
+            JournalFull("disk full"),
+            PositionsMoved("trigger", "0", "5", "2"),
+        ],
+        ids=["overloaded", "disk-full", "overtaken"],
     )
     async def test_does_not_acknowledge_when_emit_fails(
         self, case: TriggerCase, failure: TurnoutError
