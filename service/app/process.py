@@ -21,7 +21,7 @@ from turnout.service.dispatch.executor import Executor
 from turnout.service.dispatch.waiters import Waiters
 from turnout.service.domain.event import Event
 from turnout.service.domain.resource import Resource, Resources
-from turnout.service.domain.run import Outcome, RunState
+from turnout.service.domain.run import FINISHED, Outcome, RunState
 from turnout.service.domain.trigger import CalledTrigger, Trigger
 from turnout.service.domain.units import utc_now
 from turnout.service.governance.links import Links
@@ -171,7 +171,7 @@ class Process:
         )
 
     async def _run_ended(self, run: ClaimedRun, outcome: Outcome, state: AttemptState) -> None:
-        if outcome.state in (RunState.RETRYING, RunState.WAITING, RunState.QUEUED):
+        if outcome.state not in FINISHED:
             return
         self._ended(run.flow, outcome.state).inc()
         if run.dead and outcome.undo == "done":  # an operator resumed the undo
@@ -292,8 +292,8 @@ class Process:
         stuck = await self.dispatcher.stop(self.settings.grace)
         await self.supervisor.stop()
         for emitter in self.emitters.values():
-            emitter.status.closed = STOPPING
-        self.api.status.closed = STOPPING
+            emitter.status.close(STOPPING)
+        self.api.status.close(STOPPING)
         self.waiters.close()
         self.pools.close()
         return stuck

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.dispatch.waiters import Waiters
-from turnout.service.domain.errors import JournalError, Overloaded
+from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import NEVER, Event
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.trigger import Backlog, HandBack, Receipt, Trigger, parts_of
@@ -91,7 +91,7 @@ class TriggerEmitter:
         self._unmatched_sample = self.parts.unmatched_sample
         self._unmatched: Counter[str] = Counter()
         self._tells_sender = tells_sender  # of an event that every flow refuses, instead of storing
-        self._latest: Sequence[AnyFlow] = ()  # the flows of the latest event
+        self._latest: Sequence[NewRun] = ()  # of the latest event that started any
         self._backpressure = intake.dispatcher.backpressure()
         self._accepted = intake.metrics.events.labels(trigger.name, "accepted")
 
@@ -118,11 +118,8 @@ class TriggerEmitter:
         after: Awaitable[object] | None = None,
     ) -> Sequence[Receipt]:
         """Store events and positions in one transaction; see `domain.trigger.Emitter`."""
-        status = self.status
-        if status.closed is not None:
-            raise Overloaded(status.closed)
-        if status.paused:
-            raise Overloaded(status.pause_words, retry_after_seconds=60)
+        if not self.status.accepts:
+            raise self.status.refusal()
         routed = [self._route(event) for event in events]
         if self._tells_sender and _is_refused(routed):
             self.reject("invalid", len(routed))
@@ -172,14 +169,14 @@ class TriggerEmitter:
     ) -> asyncio.Future[list[Receipt]]:
         """Submit routed events; the future is done when they are on disk."""
         for one in routed:
-            self._latest = one.flows or self._latest
+            if one.runs:
+                self._latest = one.entry.runs
         moves = self._positions.move(positions) if positions else NOTHING
         write = partial(
             self._intake.journal.append,
             [one.entry for one in routed],
             trigger=self.trigger.name,
             positions=moves,
-            now=self.now(),
         )
         return self._intake.submit(
             routed, write, self._receipt, partial(self._refused, len(routed), moves)
@@ -210,7 +207,7 @@ class TriggerEmitter:
 
     async def credit(self) -> int:
         """Return how many events to fetch next; see `Emitter.credit` in `domain/trigger.py`."""
-        return await self._backpressure.credit([flow.name for flow in self._latest])
+        return await self._backpressure.credit([run.flow for run in self._latest])
 
     async def positions(self) -> dict[str, str]:
         """Return every stored position of this trigger; from now on this session moves these."""

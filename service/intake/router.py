@@ -8,8 +8,8 @@ its data is invisible to the journal and the other flows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from turnout.service.domain.errors import InvalidData, words_of
 from turnout.service.domain.event import MAX_HOPS, Event, mint_id
@@ -18,60 +18,70 @@ from turnout.service.governance import secrets
 from turnout.service.journal.records import Decision, Entry, NewRun
 from turnout.service.project import AnyFlow
 
+RoutedRun: TypeAlias = "tuple[NewRun, AnyFlow, Event, Mapping[str, Any] | None]"
+"""A run with its flow, and what it is called with: its own event, and the bound arguments."""
+
 
 @dataclass(slots=True)
 class Routed:
-    """The result of routing: the entry for the journal, and the arguments of the runs.
+    """The result of routing: the entry for the journal, and each of its runs with its arguments.
 
-    `flows[i]`, `events[i]` and `arguments[i]` belong to `entry.runs[i]`. `refusals` says per flow
-    why it cannot take the data; each refusal is also a dead letter among the runs.
+    `refusals` says per flow why it cannot take the data; each refusal is also a dead letter among
+    the runs.
     """
 
     entry: Entry
-    flows: list[AnyFlow] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    arguments: list[Mapping[str, Any] | None] = field(default_factory=list)
-    refusals: dict[str, str] = field(default_factory=dict)
+    runs: list[RoutedRun]
+    refusals: dict[str, str]
 
     @property
     def refused_by_all(self) -> bool:
         """Whether every flow refuses the data, so that the sender can be told instead."""
-        return bool(self.refusals) and len(self.refusals) == len(self.entry.runs)
+        return bool(self.refusals) and len(self.refusals) == len(self.runs)
 
 
 def route(event: Event, flows: Sequence[AnyFlow], *, after_run_action: bool = False) -> Routed:
     """Ask every flow about the event; each one ends as a run, a dead letter or a decision."""
     decisions: list[Decision] = []
-    routed = Routed(Entry(event=event, decisions=decisions, after_run_action=after_run_action))
+    entry = Entry(event=event, runs=[], decisions=decisions, after_run_action=after_run_action)
+    routed = Routed(entry, [], {})
     if event.hops > MAX_HOPS:
         decisions.append(Decision("", "cycle", f"the event is {event.hops} hops from its origin"))
         return routed
+    problem = _problem_of(event) if event.extensions else None
     is_shared = len(flows) > 1
     for flow in flows:
-        _ask(flow, event, is_shared, routed, decisions)
-    if not routed.entry.runs and not decisions:
+        own = event.own() if is_shared else event
+        _ask(flow, event, own, problem, routed, decisions)
+    if not routed.runs and not decisions:
         decisions.append(Decision("", "unmatched", "no flow listens to this event"))
     return routed
 
 
 def _ask(
-    flow: AnyFlow, event: Event, is_shared: bool, routed: Routed, decisions: list[Decision]
+    flow: AnyFlow,
+    event: Event,
+    own: Event,
+    unreadable: str | None,
+    routed: Routed,
+    decisions: list[Decision],
 ) -> None:
+    """Ask one flow; its run gets `own`, the event or a copy of it."""
     run = NewRun(
         id=mint_id(), flow=flow.name, state=RunState.QUEUED, code_version=flow.code_version
     )
     asked = event.own() if flow.asks else event
-    own = event.own() if is_shared else event
     arguments: Mapping[str, Any] | None = None
-    problem = _FILTER
+    where = _FILTER
     try:
-        _refuse_unreadable(event)
-        if not flow.wants(asked):
+        if unreadable is not None:
+            raise InvalidData(unreadable)
+        if flow.when is not None and not flow.wants(asked):
             decisions.append(Decision(flow.name, "filtered", f"when= at {flow.file}:{flow.line}"))
             return
-        problem = _BINDING
+        where = _BINDING
         arguments = flow.bind(own)
-        problem = _FILTER
+        where = _FILTER
         if flow.ordered_by is not None:
             run.order_key = secrets.refuse_live(flow.order_key(asked), "the ordering key")
         if flow.concurrency is not None:
@@ -82,26 +92,24 @@ def _ask(
         run.error = RunError("invalid_data", message)
         routed.refusals[flow.name] = message
     except Exception as error:  # noqa: BLE001  the author's code: a dead letter, replayable after a fix
-        kind, where = problem
+        kind, place = where
         run.state = RunState.FAILED
-        run.error = RunError(kind, secrets.mask(f"{words_of(error)} ({where})"))
+        run.error = RunError(kind, secrets.mask(f"{words_of(error)} ({place})"))
     routed.entry.runs.append(run)
-    routed.flows.append(flow)
-    routed.events.append(own)
-    routed.arguments.append(arguments)
+    routed.runs.append((run, flow, own, arguments))
 
 
 _FILTER = ("filter_error", "in when=, per= or ordered_by=")
 _BINDING = ("binding_error", "in the code of a parameter's type")
 
 
-def _refuse_unreadable(event: Event) -> None:
+def _problem_of(event: Event) -> str | None:
+    """Return why an event cannot be read, if its trigger says so."""
     if _UNREADABLE.isdisjoint(event.extensions):
-        return
-    for name, thing in _UNREADABLE_THINGS:
-        problem = event.extensions.get(name)
-        if problem is not None:
-            raise InvalidData(f"the {thing} cannot be read: {problem}")
+        return None
+    found = ((thing, event.extensions.get(name)) for name, thing in _UNREADABLE_THINGS)
+    problems = (f"the {thing} cannot be read: {said}" for thing, said in found if said is not None)
+    return next(problems, None)
 
 
 _UNREADABLE_THINGS = (("fileerror", "file"), ("recorderror", "record"))

@@ -72,7 +72,9 @@ class ServiceHost:
             limit_key=child.limit_key(asked),
             code_version=child.code_version,
         )
-        routed = Routed(Entry(event=event, runs=[run]), [child], [event], [child.bind(event)])
+        routed = Routed(
+            Entry(event=event, runs=[run]), [(run, child, event, child.bind(event))], {}
+        )
         opening = Opening(topic=run_topic(run.id))
         if order_key is None:
             await self._submit(claim, step, routed, opening)
@@ -119,7 +121,6 @@ class ServiceHost:
             entries=[entry],
             opening=opening,
             again=again,
-            now=self._now(),
         )
         (has_conflict,) = await self._submitter([routed], write, _has_conflict)
         if has_conflict:

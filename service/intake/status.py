@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from turnout.service.domain.errors import Overloaded
 from turnout.service.governance import secrets
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
@@ -16,9 +17,9 @@ _STARTING = "starting"
 class Status:
     """The status of one trigger, in `/readyz`, the API and the metrics; all sessions share it.
 
-    `problem` is why it is not watching now, `last_error` the last one that it had; `closed` is why
-    it accepts nothing any more. `paused` says that an operator has paused it, `stays` that its
-    positions are being moved: what it has accepted runs here.
+    `problem` is why it is not watching now, `last_error` the last one that it had. `paused` says
+    that an operator has paused it, `accepts` that it takes events now, `stays` that its positions
+    are being moved: what it has accepted runs here.
     """
 
     def __init__(self, trigger: str, metrics: Metrics) -> None:
@@ -27,16 +28,28 @@ class Status:
         self.last_error: str | None = None
         self.lags: dict[str, float] = {}
         self.figures: dict[str, float] = {}
-        self.closed: str | None = None
         self.paused = False
-        self.pause_words = f"trigger {trigger!r} is paused"
+        self.accepts = True
+        self._closed: str | None = None
+        self._pause_words = f"trigger {trigger!r} is paused"
         self.stays = False
         self._metrics = metrics
 
     def pause(self, paused: bool) -> None:
         """Pause or resume the trigger for an operator; `problem` is not affected."""
         self.paused = paused
+        self.accepts = not paused and self._closed is None
         self._show_up()
+
+    def close(self, reason: str) -> None:
+        """Accept nothing any more."""
+        self._closed, self.accepts = reason, False
+
+    def refusal(self) -> Overloaded:
+        """Return the error for events that are not accepted now."""
+        if self._closed is not None:
+            return Overloaded(self._closed)
+        return Overloaded(self._pause_words, retry_after_seconds=60)
 
     def up(self) -> None:
         """Note that the trigger is watching."""
@@ -48,7 +61,7 @@ class Status:
     def down(self, reason: str) -> None:
         """Note that the trigger cannot watch now, and why."""
         reason = secrets.mask(reason)  # /readyz and the API show it
-        if reason == self.pause_words:
+        if reason == self._pause_words:
             return  # it is paused, which is no problem of the trigger
         if reason != self.problem:
             log.warning("trigger.down", trigger=self.trigger, error=reason)

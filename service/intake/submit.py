@@ -10,7 +10,8 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TypeAlias, TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.errors import JournalError
@@ -18,10 +19,14 @@ from turnout.service.journal.records import Appended
 
 from .router import Routed
 
-Write: TypeAlias = "Callable[[], Future[list[Appended]]]"
-"""Submits the write of routed events, once their runs are reserved."""
-
 A = TypeVar("A")
+
+
+class Write(Protocol):
+    """Submits the write of routed events, once their runs are reserved."""
+
+    def __call__(self, *, now: datetime) -> Future[list[Appended]]:
+        """Return the future of the journal, which resolves after the commit."""
 
 
 def _nothing(_error: BaseException) -> None:
@@ -49,54 +54,50 @@ class Submit:
         """
         now = self._now()
         for one in routed:
-            for run, flow in zip(one.entry.runs, one.flows, strict=True):
+            for run, flow, _, _ in one.runs:
                 self._dispatcher.reserve(run, flow, now)
         try:
-            written = write()
+            written = write(now=now)
         except JournalError as error:
             self._take_back(routed)
             refused(error)
             raise
         answers: Future[list[A]] = written.get_loop().create_future()
-
-        def done(written: Future[list[Appended]]) -> None:
-            error = written.exception()
-            if error is not None:
-                self._take_back(routed)
-                refused(error)
-                if not answers.done():
-                    answers.set_exception(error)
-                return
-            made = self._start(routed, written.result(), answer)
-            if not answers.done():
-                answers.set_result(made)
-
-        written.add_done_callback(done)
+        written.add_done_callback(partial(self._done, routed, answer, refused, answers))
         return answers
 
-    def _start(
+    def _done(
         self,
         routed: Sequence[Routed],
-        appended: Sequence[Appended],
         answer: Callable[[Routed, Appended], A],
-    ) -> list[A]:
+        refused: Callable[[BaseException], None],
+        answers: Future[list[A]],
+        written: Future[list[Appended]],
+    ) -> None:
         """Start what was written in a slot, queue the rest, and wake the runs that wait for it."""
-        now, woken, answers = self._now(), False, []
-        for one, stored in zip(routed, appended, strict=True):
+        error = written.exception()
+        if error is not None:
+            self._take_back(routed)
+            refused(error)
+            if not answers.done():
+                answers.set_exception(error)
+            return
+        now, made, woken = self._now(), [], False
+        for one, stored in zip(routed, written.result(), strict=True):
             if stored.duplicate or stored.conflict:
                 self._take_back((one,))
             else:
-                for run, event, arguments in zip(
-                    one.entry.runs, one.events, one.arguments, strict=True
-                ):
+                for run, _, event, arguments in one.runs:
                     self._dispatcher.start_or_enqueue(run, event, stored, arguments, now)
-            woken = woken or bool(one.entry.topics)
-            answers.append(answer(one, stored))
+            if one.entry.topics:
+                woken = True
+            made.append(answer(one, stored))
         if woken:
             self._dispatcher.recheck_due()
-        return answers
+        if not answers.done():
+            answers.set_result(made)
 
     def _take_back(self, routed: Sequence[Routed]) -> None:
         for one in routed:
-            for run in one.entry.runs:
+            for run, *_ in one.runs:
                 self._dispatcher.take_back(run)

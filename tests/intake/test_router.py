@@ -40,7 +40,8 @@ def test_a_matching_flow_gets_a_queued_run_with_its_arguments_and_keys() -> None
     routed = route(make_event({"id": "a", "amount": 5}), [bill, keyed])
     assert [run.flow for run in routed.entry.runs] == ["bill", "keyed"]
     assert {run.state for run in routed.entry.runs} == {RunState.QUEUED}
-    assert routed.arguments[0] == {"order": Order(id="a", amount=5)}
+    _, _, _, arguments = routed.runs[0]
+    assert arguments == {"order": Order(id="a", amount=5)}
     assert (routed.entry.runs[1].order_key, routed.entry.runs[1].limit_key) == ("a", "5")
 
 
@@ -140,14 +141,14 @@ def test_what_a_filter_changes_no_flow_no_other_filter_and_no_journal_sees(
     _ = event.data  # as a trigger has decoded it
     routed = route(event, flows)
     assert [run.state for run in routed.entry.runs] == [RunState.QUEUED] * len(flows)
-    for arguments in routed.arguments:
+    for _, _, _, arguments in routed.runs:
         assert arguments is not None
         (value,) = arguments.values()
         data = value.data if isinstance(value, Event) else value
         assert data == {"card": {"number": "4111"}}
         data["card"]["number"] = "****"  # and what this flow's run does the next does not see
     assert routed.entry.event.headers == {}
-    assert len({id(each) for each in routed.events}) == len(flows)
+    assert len({id(own) for _, _, own, _ in routed.runs}) == len(flows)
 
 
 @flow(ordered_by="key")
@@ -159,5 +160,6 @@ def test_the_only_flow_is_given_what_the_trigger_has_decoded(only: AnyFlow) -> N
     event = make_event({"a": 1})
     data = event.data
     routed = route(event, [only])
-    assert routed.events == [event] and routed.events[0] is event
-    assert routed.arguments[0] is not None and routed.arguments[0]["data"] is data
+    [(_, flow, own, arguments)] = routed.runs
+    assert flow is only and own is event
+    assert arguments is not None and arguments["data"] is data
