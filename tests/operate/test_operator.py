@@ -22,6 +22,7 @@ from turnout.service.operate.verbs import (
     Replay,
     ReplayDead,
     Resume,
+    Retry,
     RetryAll,
 )
 
@@ -210,3 +211,24 @@ async def test_who_hands_in_what_every_flow_refuses_is_told_and_nothing_is_kept(
         assert b'turnout_events_total{result="invalid",trigger="api"} 1.0' in (
             service.process.metrics.render()
         )
+
+
+async def test_a_run_whose_flow_is_not_served_is_retried_and_replayed_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    @flow
+    async def other() -> None: ...
+
+    async with running(tmp_path, [odd]) as service:
+        receipt = await service.send(1)
+        await service.finished(receipt.runs[0])
+    async with running(tmp_path, [other]) as service:
+        operator = service.process.operator
+        retried = await operator.do(Retry(receipt.runs[0]))
+        replayed = await operator.do(Replay(receipt.event))
+        assert retried.state is RunState.QUEUED
+        assert len(replayed) == 1
+        await operator.do(Pause("other"))
+    async with running(tmp_path, [odd]) as service:
+        runs = await service.all_finished()
+        assert [run.state for run in runs] == [RunState.FAILED] * 2
