@@ -25,7 +25,7 @@ from .output import clock, heading, print_facts, print_json, say, short, show_re
 from .show import error_line
 
 if TYPE_CHECKING:
-    from turnout.service.journal.contract import JournalReader
+    from turnout.service.journal.reads import Reads
     from turnout.service.journal.records import StoredEvent
     from turnout.service.settings import Settings
 
@@ -107,7 +107,7 @@ async def _reasons(settings: Settings, event_id: str) -> list[dict[str, Any]]:
         ]
 
 
-async def _runs_of(reader: JournalReader, stored: StoredEvent) -> list[dict[str, Any]]:
+async def _runs_of(reader: Reads, stored: StoredEvent) -> list[dict[str, Any]]:
     read = [await reader.run(run_id) for run_id in stored.runs]
     return [run.as_dict() for run in read if run is not None]
 

@@ -5,14 +5,16 @@ token; a stale token changes nothing and raises `ClaimLost`. Writes that arrive 
 commit and are applied in the order they were called; a bad write fails only its caller. The suite
 `tests/support/journal_contract.py` tests these promises, not SQLite.
 
-Not here: what is written (the router and the executor decide) and when a run starts (the
-dispatcher).
+Each user is typed against the smallest part it needs: `Intake`, `Work`, `Steps`, `Operations`,
+`Reads`, `Upkeep`, `Lifecycle`. Not here: what is written (the router and the executor decide) and
+when a run starts (the dispatcher).
 """
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import Future
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeAlias
@@ -21,109 +23,40 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome, Run
 from turnout.service.domain.trigger import Backlog
 
+from .reads import Reads, RunReads
 from .records import (
     NOTHING,
     Appended,
-    AttemptRecord,
     Cached,
-    ChildEnd,
     Claim,
     ClaimedRun,
     Entry,
-    Filter,
     Move,
     NewRun,
     Opening,
     Queued,
     Rescued,
     StepRecord,
-    StoredEvent,
     UsedLink,
-    Wait,
 )
 
-Positions: TypeAlias = Mapping[str, Move | str | None]
-"""How a trigger's positions move, by partition; a bare value moves one whatever it is now."""
+Positions: TypeAlias = Mapping[str, Move]
+"""How a trigger's positions move, by partition."""
 
 
-class JournalReader(Protocol):
-    """Reads of the journal: they never wait for a writer, and work while the service is down."""
+class Writable(Protocol):
+    """Whether writes work."""
 
-    async def run(self, run_id: str) -> Run | None:
-        """Return one run by its id, or by 8 or more first characters that no other id has."""
+    @property
+    def writable(self) -> str | None:
+        """None while writes work, else the reason (disk full, broken)."""
 
-    async def child(self, run_id: str) -> ChildEnd | None:
-        """Return the state and result of a child run; None when it has been pruned."""
-
-    async def runs(self, which: Filter) -> list[Run]:
-        """Return matching runs, newest first, without results of more than 4 KiB."""
-
-    async def event(self, event_id: str, *, source: str | None = None) -> list[StoredEvent]:
-        """Return the events with this id, newest first: several when sources share it.
-
-        Older ones are left out past a bound on memory; `source` selects among them.
-        """
-
-    async def event_of(self, run_seq: int) -> StoredEvent | None:
-        """Return the event of a run."""
-
-    async def events(self, which: Filter) -> list[StoredEvent]:
-        """Return matching events, newest first; `flow` and `state` select by their runs.
-
-        Bodies, headers, parameters and extensions are left out.
-        """
-
-    async def steps(self, run_seq: int, *, at_most_bytes: int | None = None) -> list[StepRecord]:
-        """Return a run's steps in the order they were first recorded, superseded ones too.
-
-        Records of what would undo a step are left out. With `at_most_bytes`, results are left out
-        once those before them come to so many bytes.
-        """
-
-    async def is_used(self, link: bytes) -> bool:
-        """Return whether the approval link with this digest was used."""
-
-    async def attempts(self, run_seq: int) -> list[AttemptRecord]:
-        """Return the recorded attempts of a run, in order."""
-
-    async def waits(self, run_seq: int, key: str | None = None) -> list[Wait]:
-        """Return a run's open waits, or only that of the step `key`."""
-
-    async def awaited(
-        self, name: str, run_seq: int, after_seq: int, limit: int
-    ) -> list[tuple[int, Event]]:
-        """Return the first events after `after_seq` that are awaited under `name`, with their seq.
-
-        Events accepted before the run was queued are left out.
-        """
-
-    async def shapes(self) -> list[Sequence[str]]:
-        """Return the distinct shapes of open waits for events."""
-
-    async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
-        """Return the cached result of a key, unless it has expired."""
-
-    async def read_blob(self, name: str) -> bytes:
-        """Return a large result; raises `JournalError` when it is gone or damaged."""
-
-    async def paused(self) -> dict[str, datetime]:
-        """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""
-
-    def examine(self) -> AsyncIterator[tuple[str, str | None]]:
-        """Yield (check, problem or None) pairs for `turnout doctor`, as each check ends.
-
-        Checks the file's integrity, that no event misses its runs, that no (event, flow, replay)
-        has two runs, that no step is recorded twice, and that all states are legal.
-        """
-
-    async def close(self) -> None:
-        """Release files."""
+    async def probe(self) -> None:
+        """Try a durable write, to notice when a full disk has space again; raises as any write."""
 
 
-class Journal(JournalReader, Protocol):
-    """The one writer of a data folder."""
-
-    # ---- accepting events
+class Intake(Protocol):
+    """Accepting events, and giving them back."""
 
     def append(
         self,
@@ -146,9 +79,6 @@ class Journal(JournalReader, Protocol):
         dedupe window. Raises `Overloaded` (too many unfinished runs, too little free disk space),
         `JournalFull`, `JournalBroken`.
         """
-
-    async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
-        """Start new runs of a stored event; sets each run's `replay` to one above the highest."""
 
     async def positions(self, trigger: str) -> dict[str, str]:
         """Return the stored positions of a trigger."""
@@ -184,6 +114,27 @@ class Journal(JournalReader, Protocol):
 
     # ---- a run's life
 
+    async def shapes(self) -> list[Sequence[str]]:
+        """Return the distinct shapes of open waits for events."""
+
+    async def due_actions(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
+        """Return (event_seq, event, why a run failed) of events whose after-run action is due.
+
+        The reason is None when all runs succeeded or were skipped, else the first failure in words.
+        """
+
+    async def record_action(self, event_seq: int, event: Event | None) -> None:
+        """Record an event's after-run action as done, with the event's new extensions if given."""
+
+    async def event_ended(self, event_seq: int) -> tuple[Event, str | None] | None:
+        """Return the event and why a run failed if its after-run action is due now, else None."""
+
+    # ---- operators
+
+
+class Work(RunReads, Writable, Protocol):
+    """The life of runs: what is queued and due, claims, outcomes."""
+
     async def queued(self, flow: str, after_seq: int, limit: int) -> list[Queued]:
         """Return queued runs of a flow in arrival order, after `after_seq`."""
 
@@ -218,15 +169,6 @@ class Journal(JournalReader, Protocol):
         their first claim finds them.
         """
 
-    def record_step(self, claim: Claim, step: StepRecord) -> Future[None]:
-        """Submit a step at once; it is durable when the future is done. Raises `ClaimLost`."""
-
-    def flush(self) -> None:
-        """Block the loop until submitted writes are durable or have failed, for a second at most.
-
-        For a write after which the process may end at once.
-        """
-
     async def record(
         self,
         run: ClaimedRun,
@@ -244,6 +186,36 @@ class Journal(JournalReader, Protocol):
         The next claim of a waiting run may read only the `changed` steps, those this attempt
         recorded, and then it finds `progress` again.
         """
+
+    async def rescue(self, *, now: datetime) -> Rescued:
+        """At start: requeue runs found running; this spends no attempt (see "Crash isolation").
+
+        A run that has killed the process too often fails as `process_died`: that is recorded as
+        the step `FAILED`, and only its undo and its hook are left to do. If these kill the process
+        as often again, `tries` of that step rises, and the step they were about to do is skipped.
+        """
+
+    async def fail_orphaned_runs(self, flow: str, *, now: datetime) -> list[str]:
+        """Make dead letters of a flow's queued runs that have failed; returns their ids.
+
+        For a flow that is no longer served: neither their undo nor their hook is called. The
+        children they wait for are cancelled.
+        """
+
+    async def rename_flow(self, was: str, name: str) -> int:
+        """Give a flow's unfinished runs and dead letters to its new name; returns how many."""
+
+    async def orphans(self, flows: Sequence[str]) -> dict[str, int]:
+        """Count unfinished runs of flows that are not in `flows`."""
+
+    # ---- retention
+
+
+class Steps(RunReads, Protocol):
+    """What an attempt writes before its end."""
+
+    def record_step(self, claim: Claim, step: StepRecord) -> Future[None]:
+        """Submit a step at once; it is durable when the future is done. Raises `ClaimLost`."""
 
     def record_with(
         self,
@@ -264,19 +236,17 @@ class Journal(JournalReader, Protocol):
         transaction that stores it. Raises what `record_step` and `append` raise.
         """
 
-    async def rescue(self, *, now: datetime) -> Rescued:
-        """At start: requeue runs found running; this spends no attempt (see "Crash isolation").
+    def flush(self) -> None:
+        """Block the loop until submitted writes are durable or have failed, for a second at most.
 
-        A run that has killed the process too often fails as `process_died`: that is recorded as
-        the step `FAILED`, and only its undo and its hook are left to do. If these kill the process
-        as often again, `tries` of that step rises, and the step they were about to do is skipped.
+        For a write after which the process may end at once.
         """
 
-    async def fail_orphaned_runs(self, flow: str, *, now: datetime) -> list[str]:
-        """Make dead letters of a flow's queued runs that have failed; returns their ids.
+    async def end_children(self, claim: Claim, *, now: datetime) -> tuple[list[Run], list[str]]:
+        """Cancel the children a failed run waits for, as `cancel` does.
 
-        For a flow that is no longer served: neither their undo nor their hook is called. The
-        children they wait for are cancelled.
+        Returns them, and the keys of the steps whose children are still being undone: the only
+        waits the run keeps.
         """
 
     async def cache(self, cached: Cached) -> None:
@@ -294,19 +264,12 @@ class Journal(JournalReader, Protocol):
 
     # ---- after the last run of an event
 
-    async def due_actions(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
-        """Return (event_seq, event, why a run failed) of events whose after-run action is due.
 
-        The reason is None when all runs succeeded or were skipped, else the first failure in words.
-        """
+class Operations(Reads, Protocol):
+    """Operators' writes."""
 
-    async def record_action(self, event_seq: int, event: Event | None) -> None:
-        """Record an event's after-run action as done, with the event's new extensions if given."""
-
-    async def event_ended(self, event_seq: int) -> tuple[Event, str | None] | None:
-        """Return the event and why a run failed if its after-run action is due now, else None."""
-
-    # ---- operators
+    async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
+        """Start new runs of a stored event; sets each run's `replay` to one above the highest."""
 
     async def cancel(
         self, run_id: str, *, now: datetime, reason: str = "", by: str = ""
@@ -316,13 +279,6 @@ class Journal(JournalReader, Protocol):
         Returns the run and those children. A run with something to undo is queued for that, after
         its children, with the step `FAILED`; it then ends as `cancelled`. Raises `NotFound`,
         `Refused` (it has ended, or it is being undone).
-        """
-
-    async def end_children(self, claim: Claim, *, now: datetime) -> tuple[list[Run], list[str]]:
-        """Cancel the children a failed run waits for, as `cancel` does.
-
-        Returns them, and the keys of the steps whose children are still being undone: the only
-        waits the run keeps.
         """
 
     async def answer(
@@ -361,13 +317,9 @@ class Journal(JournalReader, Protocol):
     ) -> int:
         """Clear cached results, of one task or those expired by `over_by`; returns how many."""
 
-    async def rename_flow(self, was: str, name: str) -> int:
-        """Give a flow's unfinished runs and dead letters to its new name; returns how many."""
 
-    async def orphans(self, flows: Sequence[str]) -> dict[str, int]:
-        """Count unfinished runs of flows that are not in `flows`."""
-
-    # ---- retention
+class Upkeep(Writable, Protocol):
+    """Retention, counts, and the space on disk."""
 
     async def prune(
         self,
@@ -400,12 +352,34 @@ class Journal(JournalReader, Protocol):
         """Return the journal's size on disk, its log and large results included."""
 
     @property
-    def writable(self) -> str | None:
-        """None while writes work, else the reason (disk full, broken)."""
-
-    async def probe(self) -> None:
-        """Try a durable write, to notice when a full disk has space again; raises as any write."""
-
-    @property
     def short_of_space(self) -> str | None:
         """None while the disk has enough free space for new events, else how much is missing."""
+
+
+class Lifecycle(Protocol):
+    """What the process around a journal needs of it, from opening it to its end."""
+
+    broken: asyncio.Event
+    """Set once the disk failed for good, or the files are lost: end the process (exit 74)."""
+
+    last_written_at: datetime | None
+    """When the files were last changed before they were opened."""
+
+    async def look_at_files(self) -> str | None:
+        """Return what happened to the files of the open journal, None when nothing did.
+
+        Otherwise the journal is given up: `broken` is set.
+        """
+
+    async def check(self) -> None:
+        """Check a large journal for damage, which opening it did not."""
+
+    def write_url(self, url: str) -> None:
+        """Publish the address of this process, for the command line."""
+
+    async def close(self) -> None:
+        """Finish queued writes and release everything; may be called twice."""
+
+
+class Journal(Intake, Work, Steps, Operations, Upkeep, Protocol):
+    """The one writer of a data folder."""

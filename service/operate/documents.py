@@ -22,7 +22,7 @@ from turnout.service.domain.run import RunError
 from turnout.service.domain.trigger import Receipt, SeekPlan, Trigger
 from turnout.service.domain.units import format_duration
 from turnout.service.flowcontrol.limit import Limit
-from turnout.service.journal.contract import JournalReader
+from turnout.service.journal.reads import Reads
 from turnout.service.journal.records import AttemptRecord, StepRecord, StoredEvent
 from turnout.service.project import AnyFlow
 
@@ -75,7 +75,7 @@ def _payload(event: Event) -> dict[str, Any]:
     return {"data": data}
 
 
-async def post_mortem(reader: JournalReader, run_id: str) -> dict[str, Any]:
+async def post_mortem(reader: Reads, run_id: str) -> dict[str, Any]:
     """Return everything the journal stores about a run; raises `NotFound`.
 
     `waits_for` is None here; a running service fills in what a running run waits for.

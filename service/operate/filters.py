@@ -16,7 +16,7 @@ from turnout.service.domain.units import is_duration, parse_duration
 from turnout.service.journal.records import Filter
 
 if TYPE_CHECKING:
-    from turnout.service.journal.contract import JournalReader
+    from turnout.service.journal.reads import Reads
 
 MAX_LIMIT = 1000
 
@@ -84,7 +84,7 @@ def read_instant(text: str, *, now: datetime, field: str) -> datetime:
 
 
 async def all_runs(
-    reader: JournalReader, which: Filter, *, at_most: int | None = None
+    reader: Reads, which: Filter, *, at_most: int | None = None
 ) -> AsyncIterator[Run]:
     """Yield every matching run, or the first `at_most`, newest first, a page at a time."""
     left = at_most

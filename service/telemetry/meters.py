@@ -62,6 +62,17 @@ class Histogram:
         ]
 
 
+def observe_together(
+    first: Histogram, amount: float, second: Histogram, other_amount: float
+) -> None:
+    """Count amounts in two histograms that are observed together only, at the cost of one."""
+    with first._lock:
+        first.counts[bisect_left(first._bounds, amount)] += 1
+        first.total += amount
+        second.counts[bisect_left(second._bounds, other_amount)] += 1
+        second.total += other_amount
+
+
 class _Family(Collector, Generic[M]):
     """One meter for each combination of label values, made on first use."""
 

@@ -28,7 +28,15 @@ from turnout.service.http.clients import Proxies
 from turnout.service.http.rest.application import create_rest
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.open import OpenJournal, open_journal
-from turnout.service.journal.records import ClaimedRun, Decision, Entry, Filter, NewRun, StepRecord
+from turnout.service.journal.records import (
+    ClaimedRun,
+    Decision,
+    Entry,
+    Filter,
+    Move,
+    NewRun,
+    StepRecord,
+)
 from turnout.service.operate import documents
 from turnout.service.operate.operator import Operator
 from turnout.service.pools import Pools
@@ -556,7 +564,8 @@ async def test_a_timer_is_sought_to_now_from_a_tick_far_ahead(tmp_path: Path) ->
     flow = Flow(function=bill, name="bill", file=__file__, line=30, triggers=(timer,))
     async with open_desk(tmp_path) as desk:
         ahead = {"tick": "2999-01-01T00:00:00Z", "ahead": "2999-01-01T00:00:00Z"}
-        await desk.journal.append([], trigger="minutely", positions=ahead, now=utc_now())
+        moves = {each: Move(None, to) for each, to in ahead.items()}
+        await desk.journal.append([], trigger="minutely", positions=moves, now=utc_now())
         desk.operator = Operator(
             journal=desk.journal,
             now=utc_now,

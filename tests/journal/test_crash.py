@@ -25,7 +25,15 @@ from tests.support.journal_contract import NOW, claim_of, make_event, make_run, 
 from turnout.service.domain.errors import ClaimLost, Refused
 from turnout.service.domain.run import TRANSITIONS, UNFINISHED, Outcome, RunError, RunState
 from turnout.service.journal.open import open_journal
-from turnout.service.journal.records import FAILED, Appended, ClaimedRun, Entry, Filter, StepRecord
+from turnout.service.journal.records import (
+    FAILED,
+    Appended,
+    ClaimedRun,
+    Entry,
+    Filter,
+    Move,
+    StepRecord,
+)
 from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.telemetry.metrics import Metrics
 
@@ -110,8 +118,9 @@ class JournalMachine(RuleBasedStateMachine):
         runs = [make_run(flow, state, due_at=due) for flow in flows]
         entry = Entry(event=make_event(), runs=runs)
         positions = {"0": str(position)}
+        moves = {"0": Move(self.positions.get("0"), str(position))}
         appended = self.do(
-            self.journal.append([entry], trigger="t", positions=positions, now=self.clock)
+            self.journal.append([entry], trigger="t", positions=moves, now=self.clock)
         )[0]
         assert appended.runs == tuple(run.id for run in runs)
         self.positions |= positions

@@ -43,7 +43,7 @@ from turnout.service.domain.errors import (
 from turnout.service.domain.run import RunState
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.open import open_journal
-from turnout.service.journal.records import Claim, ClaimedRun, Entry, Filter
+from turnout.service.journal.records import Claim, ClaimedRun, Entry, Filter, Move
 from turnout.service.journal.sqlite import rescue, retention
 from turnout.service.journal.sqlite.append import Intake
 from turnout.service.journal.sqlite.apply import Batch
@@ -82,7 +82,7 @@ class TestSqliteJournal(JournalContract):
         async with self.open(tmp_path, min_free_bytes=2**60) as journal:
             with pytest.raises(Overloaded, match="min_free_bytes"):
                 await put(journal, make_run())
-            await journal.append([], trigger="t", positions={"0": "1"}, now=NOW)
+            await journal.append([], trigger="t", positions={"0": Move(None, "1")}, now=NOW)
 
 
 def test_the_class_has_the_contract_s_shape() -> None:

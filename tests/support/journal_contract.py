@@ -27,7 +27,8 @@ from turnout.service.domain.errors import (
 )
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import FINISHED, UNFINISHED, Outcome, RunError, RunState
-from turnout.service.journal.contract import Journal, JournalReader
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.reads import Reads
 from turnout.service.journal.records import (
     FAILED,
     REGISTERED,
@@ -114,7 +115,7 @@ class Counts:
     not_undone: dict[str, int] = field(default_factory=dict)
 
 
-async def expect_run(journal: JournalReader, run_id: str) -> Any:
+async def expect_run(journal: Reads, run_id: str) -> Any:
     run = await journal.run(run_id)
     assert run is not None, f"run {run_id} is gone"
     return run
@@ -280,7 +281,7 @@ class JournalContract:
             }
             entries = [entry(name, *runs) for name, runs in fates.items()]
             entries[-1].awaited = "somebody"
-            await journal.append(entries, trigger="t", positions={"t/0": "8"}, now=NOW)
+            await journal.append(entries, trigger="t", positions={"t/0": Move(None, "8")}, now=NOW)
             other = make_event(trigger="u")
             await journal.append([Entry(event=other, runs=[make_run("of")])], trigger="u", now=NOW)
             [claimed] = await journal.queued("of", 0, 1)
@@ -292,13 +293,13 @@ class JournalContract:
             assert not await journal.is_under_way("t", ["of"], ["t/1"], due_by=None)
             before = (await self.counts(journal)).states
             seqs = list(found.waiting.values())
-            await journal.withdraw(seqs, trigger="t", positions={"t/0": "2"})
+            await journal.withdraw(seqs, trigger="t", positions={"t/0": Move("8", "2")})
             assert await journal.positions("t") == {"t/0": "2"}
             after = (await self.counts(journal)).states
             assert after["queued"] == before["queued"] - 3
             assert (await journal.backlog("t", ["of"])).waiting == {}
             again = [entry("c", make_run("of"))]
-            await journal.append(again, trigger="t", positions={"t/0": "8"}, now=NOW)
+            await journal.append(again, trigger="t", positions={"t/0": Move("2", "8")}, now=NOW)
             assert list((await journal.backlog("t", ["of"])).waiting) == ["c"]
             # What has begun since it was listed is not withdrawn.
             listed = await journal.backlog("t", ["of"])
@@ -368,13 +369,15 @@ class JournalContract:
         async with self.open(tmp_path) as journal:
             event = make_event("d-1")
             entry = Entry(event=event, runs=[make_run()])
-            await journal.append([entry], trigger="t", positions={"0": "5", "1": "6"}, now=NOW)
+            moves = {"0": Move(None, "5"), "1": Move(None, "6")}
+            await journal.append([entry], trigger="t", positions=moves, now=NOW)
             assert await journal.positions("t") == {"0": "5", "1": "6"}
             # a duplicate's positions are written all the same
             repeat = Entry(event=event, runs=[make_run()])
-            await journal.append([repeat], trigger="t", positions={"0": "7"}, now=NOW)
-            await journal.append([], trigger="t", positions={"1": None, "2": "x"}, now=NOW)
-            await journal.append([], trigger="u", positions={"0": "1"}, now=NOW)
+            await journal.append([repeat], trigger="t", positions={"0": Move("5", "7")}, now=NOW)
+            moves = {"1": Move("6", None), "2": Move(None, "x")}
+            await journal.append([], trigger="t", positions=moves, now=NOW)
+            await journal.append([], trigger="u", positions={"0": Move(None, "1")}, now=NOW)
         async with self.open(tmp_path) as journal:
             assert await journal.positions("t") == {"0": "7", "2": "x"}
             assert await journal.positions("nobody") == {}
@@ -388,7 +391,8 @@ class JournalContract:
             good = Entry(event=make_event("good"), runs=[make_run()])
             bad = Entry(event=make_event("bad"), runs=[clash])
             with pytest.raises(JournalError):
-                await journal.append([good, bad], trigger="t", positions={"0": "1"}, now=NOW)
+                moves = {"0": Move(None, "1")}
+                await journal.append([good, bad], trigger="t", positions=moves, now=NOW)
             assert await journal.event("good") == []
             assert await journal.positions("t") == {}
             assert (await self.counts(journal)).states["queued"] == 1

@@ -30,7 +30,7 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import ReadTrigger, Receipt, Seek
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.open import open_journal
-from turnout.service.journal.records import Appended, Entry
+from turnout.service.journal.records import Appended, Entry, Move
 from turnout.service.telemetry.metrics import Metrics
 from turnout.triggers.missed_ticks import Due, Missed, decide
 from turnout.triggers.timers import Timer, at, cron, every
@@ -857,8 +857,10 @@ class JournalEmitter(RecordingEmitter):
         **_more: Any,
     ) -> Sequence[Receipt]:
         entries = [Entry(event=event) for event in events]
+        known = await self.positions()
+        moves = {each: Move(known.get(each), to) for each, to in (positions or {}).items()}
         stored = await self._journal.append(
-            entries, trigger=self._trigger, positions=positions or {}, now=self.now()
+            entries, trigger=self._trigger, positions=moves, now=self.now()
         )
         self.receipts += stored
         return [Receipt(event=one.event, duplicate=one.duplicate) for one in stored]
@@ -894,8 +896,9 @@ async def test_the_real_journal_keeps_ticks_and_refuses_one_fired_twice(tmp_path
     journal = await open_journal(
         tmp_path, metrics=Metrics(), max_unfinished_runs=100, min_free_bytes=0
     )
+    tick = (await journal.positions(timer.name)).get("tick")
     await journal.append(
-        [], trigger=timer.name, positions={"tick": START.isoformat()}, now=now
+        [], trigger=timer.name, positions={"tick": Move(tick, START.isoformat())}, now=now
     )  # as after a restored position
     await journal.close()
     await sitting(lambda emit: len(emit.receipts) == 4)

@@ -19,7 +19,7 @@ from turnout.service.governance.tokens import is_token
 from turnout.service.http.clients import Proxies, client_network
 from turnout.service.http.exchange import by_name
 from turnout.service.intake.emitter import TriggerEmitter
-from turnout.service.journal.contract import JournalReader
+from turnout.service.journal.reads import Reads
 from turnout.service.operate.operator import Operator
 from turnout.service.pools import Pools
 from turnout.service.project import Project
@@ -38,7 +38,7 @@ class Served(Protocol):
         """The current project; a reload replaces it."""
 
     @property
-    def journal(self) -> JournalReader:
+    def journal(self) -> Reads:
         """The journal, for reading."""
 
     @property

@@ -8,7 +8,6 @@ What happens to runs later is written by `apply.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import apsw
@@ -37,16 +36,18 @@ _ADD_DECISIONS, _LAST_SEQS = _SQL["add_decisions"], _SQL["last_seqs"]
 _First: TypeAlias = tuple[int, bytes, tuple[str, ...] | None]
 
 
-@dataclass(slots=True)
 class _Rows:
-    """The rows of a batch of appends, as flat lists of values for the statements above."""
+    """The rows of a batch of appends, as flat lists of values for the bulk statements."""
 
-    known: dict[bytes, _First]
-    events: list[Any] = field(default_factory=list)
-    runs: list[Any] = field(default_factory=list)
-    dedupe: list[Any] = field(default_factory=list)
-    awaited: list[tuple[int, int, Sequence[str]]] = field(default_factory=list)
-    repeated: list[tuple[AppendJob, Appended]] = field(default_factory=list)
+    __slots__ = ("awaited", "dedupe", "events", "known", "repeated", "runs")
+
+    def __init__(self, known: dict[bytes, _First]) -> None:
+        self.known = known
+        self.events: list[Any] = []
+        self.runs: list[Any] = []
+        self.dedupe: list[Any] = []
+        self.awaited: list[tuple[int, int, Sequence[str]]] = []
+        self.repeated: list[tuple[AppendJob, Appended]] = []
 
 
 class Intake:
@@ -62,7 +63,7 @@ class Intake:
 
     def append(self, jobs: Sequence[AppendJob], counters: RunCounters) -> None:
         """Write the entries and positions of all jobs with three or four statements."""
-        rows = _Rows(known=self._known(jobs))
+        rows = _Rows(self._known(jobs))
         no_space = self._disk_space.check()
         moves: Moves | None = None
         for job in jobs:

@@ -95,6 +95,9 @@ class Batch:
 
     def __call__(self, jobs: Sequence[Job], counters: RunCounters) -> None:
         """Write `jobs`; see `Apply` in the writer."""
+        if len(jobs) == 1:
+            self._write_alone(jobs[0], counters)
+            return
         group = _Group()
         for job in jobs:
             if not group.takes(job):
@@ -105,6 +108,18 @@ class Batch:
                     job.result = job.function(self._connection, counters)
         self._write(group, counters)
 
+    def _write_alone(self, job: Job, counters: RunCounters) -> None:
+        if isinstance(job, StepJob):
+            self._record_steps((job,))
+        elif isinstance(job, OutcomeJob):
+            self._record((job,), counters)
+        elif isinstance(job, AppendJob):
+            self._intake.append((job,), counters)
+        elif isinstance(job, ClaimJob):
+            self._claim((job,), counters)
+        elif isinstance(job, CallJob):
+            job.result = job.function(self._connection, counters)
+
     def _write(self, group: _Group, counters: RunCounters) -> None:
         if group.appends:
             self._intake.append(group.appends, counters)
@@ -113,8 +128,11 @@ class Batch:
         if group.outcomes:
             self._record(group.outcomes, counters)
         if group.claims:
-            claimed = self._claims.claim(group.claims, counters)
-            self._isolated.update(run.claim.run_seq for run in claimed if run.isolated)
+            self._claim(group.claims, counters)
+
+    def _claim(self, jobs: Sequence[ClaimJob], counters: RunCounters) -> None:
+        claimed = self._claims.claim(jobs, counters)
+        self._isolated.update(run.claim.run_seq for run in claimed if run.isolated)
 
     def _record_steps(self, jobs: Sequence[StepJob]) -> None:
         values: list[Any] = []

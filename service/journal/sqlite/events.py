@@ -129,13 +129,22 @@ class AppendJob(Job):
 def pack_details(event: Event) -> str | None:
     """Return the attributes without a column as JSON, None when all are defaults."""
     details: dict[str, Any] = {}
-    for name in ("subject", "datacontenttype", "specversion"):
-        if (text := getattr(event, name)) is not None:
-            details[name] = text
+    for name, value in (
+        ("subject", event.subject),
+        ("datacontenttype", event.datacontenttype),
+        ("specversion", event.specversion),
+    ):
+        if value is not None:
+            details[name] = value
     if event.encoding != "json":
         details["encoding"] = event.encoding
-    for name in ("headers", "params", "query", "extensions"):
-        if given := getattr(event, name):
+    for name, given in (
+        ("headers", event.headers),
+        ("params", event.params),
+        ("query", event.query),
+        ("extensions", event.extensions),
+    ):
+        if given:
             details[name] = dict(given)
     if event.hops:
         details["hops"] = event.hops

@@ -20,13 +20,12 @@ import orjson
 
 from turnout.service.domain.errors import JournalBroken, JournalError, SetupError
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Outcome, Run
+from turnout.service.domain.run import Outcome
 from turnout.service.domain.trigger import Backlog
 from turnout.service.journal.contract import Positions
 from turnout.service.journal.records import (
     NOTHING,
     Appended,
-    Cached,
     Claim,
     ClaimedRun,
     Entry,
@@ -34,14 +33,13 @@ from turnout.service.journal.records import (
     Opening,
     Rescued,
     StepRecord,
-    UsedLink,
 )
 from turnout.service.telemetry.metrics import Metrics
 
-from . import cache, operations, rescue, retention, withdrawal
+from . import operations, rescue, withdrawal
 from .append import Intake
 from .apply import Batch
-from .blobs import BATCH, BlobStore, name_of
+from .blobs import BlobStore, name_of
 from .claims import ClaimJob
 from .connection import DAMAGE, QUICKLY_CHECKED_BYTES, damage, open_for_writing, usable
 from .counters import RunCounters
@@ -49,12 +47,13 @@ from .disk_space import DiskSpace
 from .events import AppendJob, pack_details
 from .files import WatchedFiles, journal_folder, last_change
 from .lock import FolderLock
+from .operating import Operating
 from .outcomes import OutcomeJob
 from .positions import move
-from .reader import SqliteReader
 from .resume_cache import ResumeCache
 from .statements import load
 from .steps import StepJob
+from .upkeep import Counted, Keeping
 from .values import micros
 from .writer import CallJob, Writer
 
@@ -62,8 +61,7 @@ _SQL = load("operations")
 _READS = load("reads")
 _FLUSH_SECONDS = 0.5
 _Value = TypeVar("_Value")
-_Counts: TypeAlias = tuple[dict[str, int], dict[str, int], dict[str, int]]
-_Parts: TypeAlias = tuple[WatchedFiles, apsw.Connection, BlobStore, DiskSpace, Intake, _Counts]
+_Parts: TypeAlias = tuple[WatchedFiles, apsw.Connection, BlobStore, DiskSpace, Intake, Counted]
 
 
 async def open_journal(
@@ -102,15 +100,15 @@ async def open_journal(
         blobs.open()
         disk_space = DiskSpace(connection, place, min_free_bytes)
         intake = Intake(connection, disk_space, max_unfinished_runs=max_unfinished_runs)
-        counts = _counts(connection)  # a read, so that the log exists and can be watched
-        return WatchedFiles(place), connection, blobs, disk_space, intake, counts
+        counted = Counted(connection)  # a read, so that the log exists and can be watched
+        return WatchedFiles(place), connection, blobs, disk_space, intake, counted
 
     # Shielded, so that a cancelled opening does not leave the folder locked by nobody.
     opened = await asyncio.get_running_loop().run_in_executor(None, prepare)
     return SqliteJournal(*opened, metrics)
 
 
-class SqliteJournal(SqliteReader):
+class SqliteJournal(Operating, Keeping):
     """Implements `Journal`. `broken` is set once the disk failed for good: end the process (74).
 
     `last_written_at` is when the files were last changed before they were opened.
@@ -125,7 +123,7 @@ class SqliteJournal(SqliteReader):
         blobs: BlobStore,
         disk_space: DiskSpace,
         intake: Intake,
-        counts: _Counts,
+        counted: Counted,
         metrics: Metrics,
     ) -> None:
         super().__init__(files.folder)
@@ -135,7 +133,7 @@ class SqliteJournal(SqliteReader):
         self._lock = lock
         self._disk_space = disk_space
         self._intake = intake
-        self._unfinished, self._dead, self._not_undone = counts
+        self._counted = counted
         self.broken = asyncio.Event()
         self._resume_cache = ResumeCache()
         self._batch = Batch(connection, intake, self._resume_cache)
@@ -143,8 +141,8 @@ class SqliteJournal(SqliteReader):
             connection,
             self._batch,
             metrics=metrics,
-            unfinished=sum(self._unfinished.values()),
-            committed=self._count,
+            unfinished=sum(counted.unfinished.values()),
+            committed=counted.add,
             broke=self.broken.set,
         )
 
@@ -292,9 +290,7 @@ class SqliteJournal(SqliteReader):
     ) -> None:
         """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter."""
         waits = has_waits or run.has_waits
-        await self._writer.submit(
-            OutcomeJob(run, outcome, micros(started_at), micros(now), has_waits=waits)
-        )
+        await self._writer.submit(OutcomeJob(run, outcome, started_at, now, has_waits=waits))
         if outcome.waits:
             self._resume_cache.keep(run, changed, progress)
 
@@ -375,199 +371,6 @@ class SqliteJournal(SqliteReader):
 
         await self._call(write)
 
-    # ---------------------------------------------------------------- operators
-
-    async def cancel(
-        self, run_id: str, *, now: datetime, reason: str = "", by: str = ""
-    ) -> list[Run]:
-        """Cancel the children an unfinished run waits for, then the run; returns all of them."""
-        runs: list[Run] = await self._call(
-            lambda connection, counters: operations.cancel(
-                connection, counters, run_id, now, reason=reason, by=by
-            )
-        )
-        return runs
-
-    async def end_children(self, claim: Claim, *, now: datetime) -> tuple[list[Run], list[str]]:
-        """Cancel the children a failed run waits for; returns them, and steps with some left."""
-        ended: tuple[list[Run], list[str]] = await self._call(
-            lambda connection, counters: operations.end_children(connection, counters, claim, now)
-        )
-        return ended
-
-    async def answer(
-        self,
-        run_id: str,
-        key: str | None,
-        said: bytes,
-        *,
-        link: UsedLink | None = None,
-        now: datetime,
-    ) -> str:
-        """Store an approver's answer to a run's open approval; returns the step's key."""
-        answered: str = await self._call(
-            lambda connection, counters: operations.answer(connection, run_id, key, said, link, now)
-        )
-        return answered
-
-    async def retry(self, run_id: str, from_step: str | None, *, now: datetime) -> Run:
-        """Queue a finished run again; `from_step` drops the steps recorded at and after it."""
-        run: Run = await self._call(
-            lambda connection, counters: operations.retry(
-                connection, counters, run_id, from_step, now
-            )
-        )
-        return run
-
-    async def drop(self, run_id: str, *, now: datetime) -> Run:
-        """Take a dead letter off the list; the run stays `failed`. Raises `NotFound`, `Refused`."""
-        run: Run = await self._call(
-            lambda connection, counters: operations.drop(connection, counters, run_id)
-        )
-        return run
-
-    async def pause(self, name: str, *, now: datetime) -> None:
-        """Store that `flow:NAME` or `trigger:NAME` is paused; the first pause counts."""
-        await self._execute("pause", (name, micros(now)))
-
-    async def resume(self, name: str) -> None:
-        """Delete a pause."""
-        await self._execute("resume", (name,))
-
-    async def cache(self, cached: Cached) -> None:
-        """Cache a result under its key, in place of an older one."""
-        await self._call(lambda connection, counters: cache.store(connection, cached))
-
-    async def clear_cache(
-        self, *, task: str | None = None, over_by: datetime | None = None, limit: int = 1_000_000
-    ) -> int:
-        """Clear cached results, of one task or those expired by `over_by`; returns how many."""
-        over = None if over_by is None else micros(over_by)
-        count: int = await self._call(
-            lambda connection, counters: cache.clear(connection, task, over, limit)
-        )
-        return count
-
-    async def rename_flow(self, was: str, name: str) -> int:
-        """Give a flow's unfinished runs and dead letters to its new name; returns how many."""
-        count: int = await self._call(
-            lambda connection, counters: rescue.rename_flow(connection, counters, was, name)
-        )
-        return count
-
-    # ---------------------------------------------------------------- retention
-
-    async def prune(
-        self,
-        *,
-        finished_before: datetime,
-        failed_before: datetime,
-        unmatched_before: datetime,
-        dedupe_before: datetime,
-        limit: int,
-    ) -> int:
-        """Delete up to `limit` old runs with their steps, then events left without runs."""
-        before = {
-            "finished_before": micros(finished_before),
-            "failed_before": micros(failed_before),
-            "unmatched_before": micros(unmatched_before),
-            "dedupe_before": micros(dedupe_before),
-        }
-
-        def write(connection: apsw.Connection, counters: RunCounters) -> int:
-            deleted = retention.prune(connection, counters, **before, limit=limit)
-            self._disk_space.measure()
-            return deleted
-
-        deleted: int = await self._call(write)
-        return deleted
-
-    async def prune_oldest(self, limit: int) -> int:
-        """Delete up to `limit` runs and unmatched events, the first ended first; returns rows.
-
-        For `max_journal_bytes`: call until `size_bytes` is low enough or it returns 0.
-        """
-
-        def write(connection: apsw.Connection, counters: RunCounters) -> int:
-            deleted = retention.prune_oldest(connection, counters, limit)
-            self._disk_space.measure()
-            return deleted
-
-        deleted: int = await self._call(write)
-        return deleted
-
-    async def prune_blobs(self) -> int:
-        """Delete large results that no row names any more; returns how many bytes."""
-        names = await asyncio.get_running_loop().run_in_executor(None, self._blobs.names)
-        freed = 0
-        for start in range(0, len(names), BATCH):
-            sweep = partial(self._blobs.sweep, names=names[start : start + BATCH])
-            freed += await self.read(sweep)
-        return freed
-
-    def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        """Return (unfinished runs by state, dead letters by flow); exact, from memory."""
-        return dict(self._unfinished), dict(self._dead)
-
-    def not_undone(self) -> Mapping[str, int]:
-        """Return how many dead letters, by flow, have an undo that failed; exact, from memory."""
-        return dict(self._not_undone)
-
-    def size_bytes(self) -> int:
-        """Return the journal's size on disk, its log and large results included.
-
-        Pages free for reuse do not count. Writes measure it, at most every quarter of a second,
-        and so do pruning and `probe`.
-        """
-        return self._disk_space.used_bytes + self._blobs.used_bytes
-
-    @property
-    def writable(self) -> str | None:
-        """None while writes work, else the reason (disk full, broken)."""
-        return self._writer.broken or self._writer.full
-
-    @property
-    def short_of_space(self) -> str | None:
-        """None while the disk has enough free space for new events, else how much is missing."""
-        refusal = self._disk_space.refusal()
-        return None if refusal is None else str(refusal)
-
-    async def probe(self) -> None:
-        """Try a durable write, to notice when a full disk has space again; raises as any write."""
-
-        def write(connection: apsw.Connection, counters: RunCounters) -> None:
-            connection.execute(_SQL["probe"])
-            self._disk_space.measure()
-
-        await self._call(write)
-
-    # ---------------------------------------------------------------- helpers
-
-    async def _call(self, write: Callable[[apsw.Connection, RunCounters], Any]) -> Any:
-        return await self._writer.submit(CallJob(write))
-
-    async def _execute(self, name: str, values: tuple[Any, ...]) -> None:
-        def write(connection: apsw.Connection, counters: RunCounters) -> None:
-            connection.execute(_SQL[name], values)
-
-        await self._call(write)
-
-    def _count(self, counters: RunCounters) -> None:
-        """Add the changes of a commit, in the same step of the loop that wakes its callers."""
-        for state, change in counters.states.items():
-            self._unfinished[state] = self._unfinished.get(state, 0) + change
-        _add(self._dead, counters.dead)
-        _add(self._not_undone, counters.not_undone)
-
-
-def _add(counted: dict[str, int], changes: Mapping[str, int]) -> None:
-    for flow, change in changes.items():
-        left = counted.get(flow, 0) + change
-        if left:
-            counted[flow] = left
-        else:
-            counted.pop(flow, None)
-
 
 def _sets(passed: threading.Event) -> Callable[[apsw.Connection, RunCounters], None]:
     return lambda _connection, _counters: passed.set()
@@ -577,13 +380,3 @@ def _ignore_failure(future: asyncio.Future[Any]) -> None:
     """Retrieve the failure of a write, which its own caller gets anyway."""
     if not future.cancelled():
         future.exception()
-
-
-def _counts(connection: apsw.Connection) -> _Counts:
-    """Return unfinished runs by state, and dead letters by flow, all and not undone."""
-
-    def counted(name: str) -> dict[str, int]:
-        rows: list[Any] = connection.execute(_READS[name]).fetchall()
-        return dict(rows)
-
-    return counted("unfinished"), counted("dead"), counted("not_undone")

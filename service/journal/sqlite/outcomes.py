@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from turnout.service.domain.run import FINISHED, Outcome, RunState
@@ -57,11 +58,17 @@ class OutcomeJob(Job):
     __slots__ = ("at", "has_waits", "outcome", "row", "run")
 
     def __init__(
-        self, run: ClaimedRun, outcome: Outcome, started_at: int, at: int, *, has_waits: bool
+        self,
+        run: ClaimedRun,
+        outcome: Outcome,
+        started_at: datetime,
+        now: datetime,
+        *,
+        has_waits: bool,
     ) -> None:
         self.run = run
         self.outcome = outcome
-        self.at = at
+        self.at = at = (now - EPOCH) // MICROSECOND
         self.has_waits = has_waits
         state = outcome.state.value
         finished = state in _FINISHED
@@ -74,7 +81,7 @@ class OutcomeJob(Job):
             state=state,
             counts=int(outcome.counts),
             due_at=at if state == "queued" else due_at,
-            started_at=started_at,
+            started_at=(started_at - EPOCH) // MICROSECOND,
             finished_at=at if finished else None,
             result=outcome.result,
             error=None if outcome.error is None else pack_error(outcome.error),

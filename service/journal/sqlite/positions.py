@@ -14,7 +14,6 @@ import orjson
 
 from turnout.service.domain.errors import PositionsMoved
 from turnout.service.journal.contract import Positions
-from turnout.service.journal.records import Move
 
 from .bulk import BulkStatement
 from .statements import load
@@ -40,30 +39,24 @@ class Moves:
     def __init__(
         self, connection: apsw.Connection, writes: Sequence[tuple[str, Positions]]
     ) -> None:
-        """Read the positions that some of the writes expect something of."""
+        """Read the positions that the writes move."""
         self._connection = connection
         self._moved: dict[tuple[str, str], str | None] = {}
-        expected = [
-            (trigger, partition)
-            for trigger, positions in writes
-            for partition, to in positions.items()
-            if isinstance(to, Move)
-        ]
-        self._found = self._read(expected) if expected else {}
+        keys = [(trigger, each) for trigger, positions in writes for each in positions]
+        self._found = self._read(keys) if keys else {}
 
-    def _read(self, expected: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str | None]:
-        text = self._connection.execute(_READ, (dump(expected),)).get
+    def _read(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str | None]:
+        text = self._connection.execute(_READ, (dump(keys),)).get
         return {(trigger, partition): value for trigger, partition, value in orjson.loads(text)}
 
     def add(self, trigger: str, positions: Positions) -> PositionsMoved | None:
         """Add the moves of one write, or return why none of them may be made."""
-        for partition, to in positions.items():
+        for partition, (expected, _) in positions.items():
             found = self._found.get((trigger, partition))
-            if isinstance(to, Move) and to.expected != found:
-                return PositionsMoved(trigger, partition, to.expected, found)
-        for partition, to in positions.items():
-            value = to.to if isinstance(to, Move) else to
-            self._found[trigger, partition] = self._moved[trigger, partition] = value
+            if expected != found:
+                return PositionsMoved(trigger, partition, expected, found)
+        for partition, (_, to) in positions.items():
+            self._found[trigger, partition] = self._moved[trigger, partition] = to
         return None
 
     def write(self) -> None:

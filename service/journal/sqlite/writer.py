@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import apsw
 
 from turnout.service.domain.errors import JournalBroken, JournalError, JournalFull, TurnoutError
+from turnout.service.telemetry.meters import observe_together
 from turnout.service.telemetry.metrics import Metrics
 
 from .connection import translate
@@ -89,6 +90,8 @@ class Writer:
         self._commit_seconds = metrics.journal_commit_seconds
         self._batch_rows = metrics.journal_batch_rows
         self._in_progress: list[Job] = []
+        self._rows = 0  # of the batch in progress
+        self._took: float | None = None  # to commit it, in seconds
         self._closed = False
         self.always_checkpoints = False  # however short the log is
         self.full: str | None = None
@@ -142,24 +145,21 @@ class Writer:
     def _take(self) -> tuple[list[Job], bool]:
         """Wait for a job and take all that are queued, up to a bound; returns whether to end."""
         batch: list[Job] = []
-        rows = 0
-        job = self._queue.get()
-        try:
-            while job is not None:
-                batch.append(job)
-                rows += job.rows
-                if rows >= BATCH_ROWS:
-                    return batch, False
-                job = self._queue.get_nowait()
-        except Empty:
-            return batch, False
+        rows, queue = 0, self._queue
+        while (job := queue.get()) is not None:
+            batch.append(job)
+            rows += job.rows
+            if rows >= BATCH_ROWS or queue.empty():  # nobody else takes from it
+                self._rows = rows
+                return batch, False
+        self._rows = rows
         return batch, True
 
     def _write(self, batch: list[Job]) -> None:
         counters = RunCounters(self._unfinished)
-        execute = self._connection.execute
+        self._took = None
         try:
-            execute("BEGIN IMMEDIATE")
+            self._connection.execute("BEGIN IMMEDIATE")
             self._apply(batch, counters)
             self._commit()
         except (apsw.Error, TurnoutError, Split, ValueError, TypeError) as error:
@@ -174,7 +174,10 @@ class Writer:
         else:
             self.full = None
         self._unfinished = counters.unfinished
-        self._batch_rows.observe(sum(job.rows for job in batch))
+        if self._took is None:
+            self._batch_rows.observe(self._rows)
+        else:
+            observe_together(self._commit_seconds, self._took, self._batch_rows, self._rows)
         self._resolve(batch, counters)
 
     def _write_singly(self, batch: list[Job]) -> RunCounters:
@@ -209,7 +212,7 @@ class Writer:
     def _commit(self) -> None:
         started = time.perf_counter()
         self._connection.execute("COMMIT")
-        self._commit_seconds.observe(time.perf_counter() - started)
+        self._took = time.perf_counter() - started
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:  # SQLite already rolled back after some errors

@@ -19,6 +19,7 @@ from turnout.handlers.flow import flow
 from turnout.service.domain.errors import Refused
 from turnout.service.domain.trigger import Seek
 from turnout.service.domain.units import utc_now
+from turnout.service.journal.records import Move
 from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.operate.verbs import SeekTrigger
 from turnout.triggers.kafka import kafka as records_of
@@ -95,7 +96,7 @@ async def test_a_seek_comes_behind_what_is_on_its_way_into_the_journal(
     async with running(tmp_path, [keep], kafka_bootstrap_servers=kafka.bootstrap) as app:
         journal, gate = app.process.journal, threading.Event()
         assert isinstance(journal, SqliteJournal)
-        stored = {f"{topic}/0": Position(7).text()}
+        partition = f"{topic}/0"
 
         @asynccontextmanager
         async def stopped(name: str) -> AsyncIterator[None]:
@@ -103,8 +104,10 @@ async def test_a_seek_comes_behind_what_is_on_its_way_into_the_journal(
             yield
 
         operator = replace(app.process.operator, stopped=stopped)
+        known = (await journal.positions(trigger.name)).get(partition)
         busy = inside.occupy_writer(journal, lambda: gate.wait(10))
-        moved = journal.append([], trigger=trigger.name, positions=stored, now=utc_now())
+        moves = {partition: Move(known, Position(7).text())}
+        moved = journal.append([], trigger=trigger.name, positions=moves, now=utc_now())
         plan = await operator.do(SeekTrigger(trigger.name, Seek(to="end")))
         await moved
         assert busy.done()

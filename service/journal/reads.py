@@ -1,0 +1,91 @@
+"""What a journal promises to those who only read it.
+
+Reads never wait for a writer, see whole transactions, and work while the service is down. Two reads
+may see different moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Protocol
+
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import Run
+
+from .records import AttemptRecord, Cached, ChildEnd, Filter, StepRecord, StoredEvent, Wait
+
+
+class RunReads(Protocol):
+    """What steps and attempts read of runs."""
+
+    async def run(self, run_id: str) -> Run | None:
+        """Return one run by its id, or by 8 or more first characters that no other id has."""
+
+    async def child(self, run_id: str) -> ChildEnd | None:
+        """Return the state and result of a child run; None when it has been pruned."""
+
+    async def steps(self, run_seq: int, *, at_most_bytes: int | None = None) -> list[StepRecord]:
+        """Return a run's steps in the order they were first recorded, superseded ones too.
+
+        Records of what would undo a step are left out. With `at_most_bytes`, results are left out
+        once those before them come to so many bytes.
+        """
+
+    async def waits(self, run_seq: int, key: str | None = None) -> list[Wait]:
+        """Return a run's open waits, or only that of the step `key`."""
+
+    async def awaited(
+        self, name: str, run_seq: int, after_seq: int, limit: int
+    ) -> list[tuple[int, Event]]:
+        """Return the first events after `after_seq` that are awaited under `name`, with their seq.
+
+        Events accepted before the run was queued are left out.
+        """
+
+    async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
+        """Return the cached result of a key, unless it has expired."""
+
+    async def read_blob(self, name: str) -> bytes:
+        """Return a large result; raises `JournalError` when it is gone or damaged."""
+
+
+class Reads(RunReads, Protocol):
+    """What people see of events and runs."""
+
+    async def runs(self, which: Filter) -> list[Run]:
+        """Return matching runs, newest first, without results of more than 4 KiB."""
+
+    async def event(self, event_id: str, *, source: str | None = None) -> list[StoredEvent]:
+        """Return the events with this id, newest first: several when sources share it.
+
+        Older ones are left out past a bound on memory; `source` selects among them.
+        """
+
+    async def event_of(self, run_seq: int) -> StoredEvent | None:
+        """Return the event of a run."""
+
+    async def events(self, which: Filter) -> list[StoredEvent]:
+        """Return matching events, newest first; `flow` and `state` select by their runs.
+
+        Bodies, headers, parameters and extensions are left out.
+        """
+
+    async def attempts(self, run_seq: int) -> list[AttemptRecord]:
+        """Return the recorded attempts of a run, in order."""
+
+    async def is_used(self, link: bytes) -> bool:
+        """Return whether the approval link with this digest was used."""
+
+    async def paused(self) -> dict[str, datetime]:
+        """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""
+
+    def examine(self) -> AsyncIterator[tuple[str, str | None]]:
+        """Yield (check, problem or None) pairs for `turnout doctor`, as each check ends.
+
+        Checks the file's integrity, that no event misses its runs, that no (event, flow, replay)
+        has two runs, that no step is recorded twice, and that all states are legal.
+        """
+
+    async def close(self) -> None:
+        """Release files."""

@@ -1,0 +1,110 @@
+"""The part of the journal that operators write through: `Operations` in the contract.
+
+Each method is one job for the writing thread. Not here: what it writes (`operations`, `rescue`).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import apsw
+
+from turnout.service.domain.run import Run
+from turnout.service.journal.records import Cached, Claim, UsedLink
+
+from . import cache, operations, rescue
+from .calls import Calls
+from .counters import RunCounters
+from .statements import load
+from .values import micros
+
+_SQL = load("operations")
+
+
+class Operating(Calls):
+    """Writes of operators, and of what acts for them."""
+
+    async def cancel(
+        self, run_id: str, *, now: datetime, reason: str = "", by: str = ""
+    ) -> list[Run]:
+        """Cancel the children an unfinished run waits for, then the run; returns all of them."""
+        runs: list[Run] = await self._call(
+            lambda connection, counters: operations.cancel(
+                connection, counters, run_id, now, reason=reason, by=by
+            )
+        )
+        return runs
+
+    async def end_children(self, claim: Claim, *, now: datetime) -> tuple[list[Run], list[str]]:
+        """Cancel the children a failed run waits for; returns them, and steps with some left."""
+        ended: tuple[list[Run], list[str]] = await self._call(
+            lambda connection, counters: operations.end_children(connection, counters, claim, now)
+        )
+        return ended
+
+    async def answer(
+        self,
+        run_id: str,
+        key: str | None,
+        said: bytes,
+        *,
+        link: UsedLink | None = None,
+        now: datetime,
+    ) -> str:
+        """Store an approver's answer to a run's open approval; returns the step's key."""
+        answered: str = await self._call(
+            lambda connection, counters: operations.answer(connection, run_id, key, said, link, now)
+        )
+        return answered
+
+    async def retry(self, run_id: str, from_step: str | None, *, now: datetime) -> Run:
+        """Queue a finished run again; `from_step` drops the steps recorded at and after it."""
+        run: Run = await self._call(
+            lambda connection, counters: operations.retry(
+                connection, counters, run_id, from_step, now
+            )
+        )
+        return run
+
+    async def drop(self, run_id: str, *, now: datetime) -> Run:
+        """Take a dead letter off the list; the run stays `failed`. Raises `NotFound`, `Refused`."""
+        run: Run = await self._call(
+            lambda connection, counters: operations.drop(connection, counters, run_id)
+        )
+        return run
+
+    async def pause(self, name: str, *, now: datetime) -> None:
+        """Store that `flow:NAME` or `trigger:NAME` is paused; the first pause counts."""
+        await self._execute("pause", (name, micros(now)))
+
+    async def resume(self, name: str) -> None:
+        """Delete a pause."""
+        await self._execute("resume", (name,))
+
+    async def cache(self, cached: Cached) -> None:
+        """Cache a result under its key, in place of an older one."""
+        await self._call(lambda connection, counters: cache.store(connection, cached))
+
+    async def clear_cache(
+        self, *, task: str | None = None, over_by: datetime | None = None, limit: int = 1_000_000
+    ) -> int:
+        """Clear cached results, of one task or those expired by `over_by`; returns how many."""
+        over = None if over_by is None else micros(over_by)
+        count: int = await self._call(
+            lambda connection, counters: cache.clear(connection, task, over, limit)
+        )
+        return count
+
+    async def rename_flow(self, was: str, name: str) -> int:
+        """Give a flow's unfinished runs and dead letters to its new name; returns how many."""
+        count: int = await self._call(
+            lambda connection, counters: rescue.rename_flow(connection, counters, was, name)
+        )
+        return count
+
+    async def _execute(self, name: str, values: tuple[Any, ...]) -> None:
+        def write(connection: apsw.Connection, counters: RunCounters) -> None:
+            connection.execute(_SQL[name], values)
+
+        await self._call(write)
