@@ -155,7 +155,7 @@ def _watch(
         tasks.create_task(_end_when_broken(journal)),
         tasks.create_task(watch_disk(journal)),
         tasks.create_task(watch_files(journal)),
-        tasks.create_task(watch_clock(clock, process.dispatcher.recheck_due)),
+        tasks.create_task(watch_clock(clock, process.dispatcher.clock_set)),
         tasks.create_task(watch_pools(process.pools)),
     ]
 

@@ -217,7 +217,11 @@ class Dispatcher:
         self._due.recheck()
 
     def recheck_due(self) -> None:
-        """Check for due runs now: waiting runs were woken, or the clock was set."""
+        """Check for due runs now: waiting runs were woken."""
+        self._due.recheck()
+
+    def clock_set(self) -> None:
+        """Ask again, now that the clock was set, what waits for an instant or is due."""
         self._scheduler.ring()
         self._due.recheck()
 

@@ -163,6 +163,6 @@ async def test_a_gate_is_asked_again_when_the_clock_is_set(
 
         await eventually(waits)
         ahead = timedelta(hours=2)
-        service.process.dispatcher.recheck_due()
+        service.process.dispatcher.clock_set()
         await service.all_finished()
     assert len(gate.entered) == 2

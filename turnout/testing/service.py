@@ -245,7 +245,7 @@ class Service:
         self.clock.set(instant)
         if (self.clock.now() - self._kept_up_at).total_seconds() >= INTERVAL_SECONDS:
             await self._keep_up()
-        self.process.dispatcher.recheck_due()
+        self.process.dispatcher.clock_set()
 
     async def _keep_up(self) -> None:
         """Run the maintenance that is due by now, which may prune what a test asks for."""
