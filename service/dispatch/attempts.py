@@ -22,7 +22,7 @@ from turnout.service.journal.records import ClaimedRun
 from turnout.service.project import AnyFlow
 from turnout.service.steps.attempt_state import AttemptState
 from turnout.service.telemetry.logs import get_logger
-from turnout.service.telemetry.meters import Counter, Histogram
+from turnout.service.telemetry.meters import Counter, Histogram, observe_together
 from turnout.service.telemetry.metrics import Metrics
 
 from .executor import Executor
@@ -272,9 +272,10 @@ class Attempts:
         if meters is None:
             meters = self._meters[run.flow] = _Meters(self._metrics, run.flow)
         meters.count(state)
-        meters.run_seconds.observe((ended_at - started_at).total_seconds())
-        waited = started_at - run.due_at
-        meters.wait_seconds.observe(waited.total_seconds() if waited > _NONE else 0.0)
+        took, waited = ended_at - started_at, max(started_at - run.due_at, _NONE)
+        observe_together(
+            meters.run_seconds, took.total_seconds(), meters.wait_seconds, waited.total_seconds()
+        )
 
 
 async def until_writable(journal: Journal) -> None:
