@@ -23,6 +23,7 @@ from turnout.service.governance.links import Links, load_or_make_key
 from turnout.service.governance.tokens import load_or_make_token
 from turnout.service.http.ingest import Ingest, check_exposure
 from turnout.service.http.server.server import Server, listen
+from turnout.service.journal.contract import Lifecycle
 from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.operate.maintenance import Maintenance
 from turnout.service.project.loader import load
@@ -190,7 +191,7 @@ async def _end_when_broken(journal: OpenJournal) -> None:
     _end_broken(journal.writable or "the journal's disk failed")
 
 
-async def _end_if_lost(journal: OpenJournal) -> None:
+async def _end_if_lost(journal: Lifecycle) -> None:
     """Check once more at the end that no journal file was lost."""
     lost = await journal.look_at_files()
     if lost is not None:

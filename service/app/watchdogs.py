@@ -19,7 +19,7 @@ from typing import NoReturn
 from turnout.service.domain.clock import WallClock
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.units import format_duration
-from turnout.service.journal.open import OpenJournal
+from turnout.service.journal.contract import Lifecycle, Upkeep
 from turnout.service.pools import Pools
 from turnout.service.settings import Settings
 from turnout.service.telemetry.logs import get_logger
@@ -36,7 +36,7 @@ _PROCESSORS = 4
 _LONGEST_TIMER = 10.0**8
 
 
-async def watch_files(journal: OpenJournal) -> None:
+async def watch_files(journal: Lifecycle) -> None:
     """Declare the journal broken when its files are removed, replaced or truncated.
 
     Anything written after that would be lost at the next start.
@@ -49,7 +49,7 @@ async def watch_files(journal: OpenJournal) -> None:
             await asyncio.sleep(CHECK_SECONDS)
 
 
-async def watch_disk(journal: OpenJournal) -> None:
+async def watch_disk(journal: Upkeep) -> None:
     """Log when the disk is full, and detect within two seconds that it has space again.
 
     Also while nothing is written: a service removed from rotation by `/readyz` 503 gets no

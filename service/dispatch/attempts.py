@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from turnout.service.domain.errors import ClaimLost, JournalFull
 from turnout.service.domain.run import FINISHED, Outcome, RunState
 from turnout.service.flowcontrol.gate import Candidate
-from turnout.service.journal.contract import Journal
+from turnout.service.journal.contract import Work
 from turnout.service.journal.records import ClaimedRun
 from turnout.service.project import AnyFlow
 from turnout.service.steps.attempt_state import AttemptState
@@ -105,7 +105,7 @@ class Attempts:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Work,
         executor: Executor,
         metrics: Metrics,
         gates: Gates,
@@ -278,7 +278,7 @@ class Attempts:
         )
 
 
-async def until_writable(journal: Journal) -> None:
+async def until_writable(journal: Work) -> None:
     """Wait until the journal accepts writes again; raise `JournalBroken` if it never will."""
     while True:
         try:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from turnout.service.domain.run import FINISHED, Fail
-from turnout.service.journal.contract import Journal
+from turnout.service.journal.reads import RunReads
 from turnout.service.journal.records import Claim, run_topic
 
 from .dispatcher import Dispatcher
@@ -27,7 +27,7 @@ PendingCall: TypeAlias = tuple[str, str, str]
 class WaitGraph:
     """Which run waits for which: by the journal, by ordering keys, and by pending calls."""
 
-    def __init__(self, journal: Journal, dispatcher: Dispatcher) -> None:
+    def __init__(self, journal: RunReads, dispatcher: Dispatcher) -> None:
         self._journal = journal
         self._dispatcher = dispatcher
         self._pending_calls: list[PendingCall] = []

@@ -20,7 +20,7 @@ from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import CALLED, Event
 from turnout.service.domain.run import Outcome, Run, RunState
 from turnout.service.flowcontrol.gate import Candidate
-from turnout.service.journal.contract import Journal
+from turnout.service.journal.contract import Work
 from turnout.service.journal.records import Appended, Claim, ClaimedRun, NewRun, Queued
 from turnout.service.project import AnyFlow
 from turnout.service.telemetry.metrics import Metrics
@@ -42,7 +42,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Work,
         executor: Executor,
         concurrency: int,
         metrics: Metrics,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
-from turnout.service.journal.contract import Journal
+from turnout.service.journal.contract import Work
 
 from .scheduling import Scheduler
 
@@ -24,9 +24,7 @@ MIN_PAUSE_SECONDS = 0.05
 class DueRuns:
     """Puts due runs into the queues of their flows; `orphans` are due runs of unserved flows."""
 
-    def __init__(
-        self, journal: Journal, scheduler: Scheduler, *, now: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, journal: Work, scheduler: Scheduler, *, now: Callable[[], datetime]) -> None:
         self._journal = journal
         self._scheduler = scheduler
         self._now = now

@@ -27,7 +27,7 @@ from turnout.service.domain.resource import Resources
 from turnout.service.domain.retry import delay_after
 from turnout.service.domain.run import Outcome, RunError, RunState, Skip
 from turnout.service.governance import secrets
-from turnout.service.journal.contract import Journal
+from turnout.service.journal.contract import Steps
 from turnout.service.journal.records import ClaimedRun
 from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow
@@ -51,7 +51,7 @@ class Executor:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Steps,
         pools: Pools,
         resources: Resources,
         settings: Settings,

@@ -14,7 +14,7 @@ from typing import Any
 
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 from turnout.service.flowcontrol.gate import Candidate, Refusal
-from turnout.service.journal.contract import Journal
+from turnout.service.journal.contract import Work
 from turnout.service.journal.records import NewRun, Queued
 from turnout.service.project import AnyFlow
 
@@ -32,7 +32,7 @@ class Scheduler:
     queues are asked for runs.
     """
 
-    def __init__(self, journal: Journal, concurrency: int) -> None:
+    def __init__(self, journal: Work, concurrency: int) -> None:
         self.work = asyncio.Event()
         self.progressed = asyncio.Event()
         self._known_due: set[int] = set()

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from turnout.service.domain.errors import Overloaded
 from turnout.service.domain.run import FINISHED, Outcome
-from turnout.service.journal.contract import Journal
+from turnout.service.journal.reads import RunReads
 
 _Finished: TypeAlias = "asyncio.Future[Outcome | None]"
 
@@ -22,7 +22,7 @@ class Waiters:
     the wait began.
     """
 
-    def __init__(self, journal: Journal, limit: int) -> None:
+    def __init__(self, journal: RunReads, limit: int) -> None:
         self._journal = journal
         self._limit = limit
         self._waiting: dict[str, list[_Finished]] = {}

@@ -17,7 +17,7 @@ from turnout.service.domain.errors import (
     words_of,
 )
 from turnout.service.domain.event import Event
-from turnout.service.journal.contract import Journal
+from turnout.service.journal.contract import Intake
 from turnout.service.telemetry.logs import get_logger
 
 from .emitter import TriggerEmitter
@@ -31,7 +31,7 @@ class AfterRunActions:
     """Calls the trigger of each ended event and records the action as done."""
 
     def __init__(
-        self, journal: Journal, emitters: Callable[[], Mapping[str, TriggerEmitter]]
+        self, journal: Intake, emitters: Callable[[], Mapping[str, TriggerEmitter]]
     ) -> None:
         self._journal = journal
         self._emitters = emitters

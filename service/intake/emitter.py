@@ -23,7 +23,7 @@ from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import NEVER, Event
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.trigger import Backlog, HandBack, Receipt, Trigger, parts_of
-from turnout.service.journal.contract import Journal
+from turnout.service.journal import contract
 from turnout.service.journal.records import NOTHING, Appended, Move, NewRun
 from turnout.service.project import AnyFlow, Project
 from turnout.service.telemetry.metrics import Metrics
@@ -59,7 +59,7 @@ class Intake:
     `connection` gives the options of a client by the kind of trigger.
     """
 
-    journal: Journal
+    journal: contract.Intake
     dispatcher: Dispatcher
     submit: Submit
     awaited: Awaited
@@ -270,7 +270,11 @@ class _HandBack:
     """Implements `domain.trigger.HandBack`."""
 
     def __init__(
-        self, journal: Journal, trigger: str, flows: Sequence[str], positions: SessionPositions
+        self,
+        journal: contract.Intake,
+        trigger: str,
+        flows: Sequence[str],
+        positions: SessionPositions,
     ) -> None:
         self._journal = journal
         self._trigger = trigger

@@ -14,7 +14,7 @@ from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Fail, RunState
 from turnout.service.governance.links import Links
-from turnout.service.journal.contract import Journal
+from turnout.service.journal.contract import Steps
 from turnout.service.journal.records import (
     Appended,
     Claim,
@@ -36,7 +36,7 @@ class ServiceHost:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Steps,
         dispatcher: Dispatcher,
         submit: Submit,
         awaited: Awaited,

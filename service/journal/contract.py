@@ -265,7 +265,16 @@ class Steps(RunReads, Protocol):
     # ---- after the last run of an event
 
 
-class Operations(Reads, Protocol):
+class Clearing(Protocol):
+    """Clearing the cache of results, for operators and when they have expired."""
+
+    async def clear_cache(
+        self, *, task: str | None = None, over_by: datetime | None = None, limit: int = 1_000_000
+    ) -> int:
+        """Clear cached results, of one task or those expired by `over_by`; returns how many."""
+
+
+class Operations(Reads, Clearing, Protocol):
     """Operators' writes."""
 
     async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
@@ -312,13 +321,8 @@ class Operations(Reads, Protocol):
     async def resume(self, name: str) -> None:
         """Delete a pause."""
 
-    async def clear_cache(
-        self, *, task: str | None = None, over_by: datetime | None = None, limit: int = 1_000_000
-    ) -> int:
-        """Clear cached results, of one task or those expired by `over_by`; returns how many."""
 
-
-class Upkeep(Writable, Protocol):
+class Upkeep(Writable, Clearing, Protocol):
     """Retention, counts, and the space on disk."""
 
     async def prune(
@@ -356,7 +360,7 @@ class Upkeep(Writable, Protocol):
         """None while the disk has enough free space for new events, else how much is missing."""
 
 
-class Lifecycle(Protocol):
+class Lifecycle(Writable, Protocol):
     """What the process around a journal needs of it, from opening it to its end."""
 
     broken: asyncio.Event

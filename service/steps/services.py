@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.resource import Resources
-from turnout.service.journal.contract import Journal
+from turnout.service.journal.contract import Steps
 from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.pools import Pools
 
@@ -26,7 +26,7 @@ Sleep = Callable[[float], Coroutine[Any, Any, None]]
 class Services:
     """What an attempt needs from the service to run and record its steps."""
 
-    journal: Journal
+    journal: Steps
     pools: Pools
     settings: Settings
     metrics: Metrics

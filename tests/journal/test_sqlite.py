@@ -41,7 +41,7 @@ from turnout.service.domain.errors import (
     SetupError,
 )
 from turnout.service.domain.run import RunState
-from turnout.service.journal.contract import Journal
+from turnout.service.journal.contract import Journal, Lifecycle
 from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Claim, ClaimedRun, Entry, Filter, Move
 from turnout.service.journal.sqlite import rescue, retention
@@ -87,7 +87,8 @@ class TestSqliteJournal(JournalContract):
 
 def test_the_class_has_the_contract_s_shape() -> None:
     kind: type[Journal] = SqliteJournal  # the type checker is the test
-    assert kind.__name__ == "SqliteJournal"
+    around: type[Lifecycle] = SqliteJournal
+    assert {kind.__name__, around.__name__} == {"SqliteJournal"}
 
 
 # ---------------------------------------------------------------- the folder
