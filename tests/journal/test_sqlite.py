@@ -53,9 +53,10 @@ from turnout.service.journal.sqlite.counters import RunCounters
 from turnout.service.journal.sqlite.disk_space import DiskSpace
 from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.journal.sqlite.lock import Holder, read_lock
-from turnout.service.journal.sqlite.reader import SqliteReader, open_reader
+from turnout.service.journal.sqlite.reader import open_reader
 from turnout.service.journal.sqlite.resume_cache import ResumeCache
 from turnout.service.journal.sqlite.values import micros
+from turnout.service.journal.sqlite.work_reads import WorkReads
 from turnout.service.journal.sqlite.writer import CallJob
 from turnout.service.telemetry.metrics import Metrics
 
@@ -327,7 +328,7 @@ async def test_pruning_by_size_makes_room(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- cost
 
 
-class CountingReader(SqliteReader):
+class CountingReader(WorkReads):
     """Counts the steps of the database's own machine, which no other load on this box changes."""
 
     counted = 0

@@ -8,11 +8,11 @@ from typing import Any
 import apsw
 
 from .counters import RunCounters
-from .reader import SqliteReader
+from .work_reads import WorkReads
 from .writer import CallJob, Writer
 
 
-class Calls(SqliteReader):
+class Calls(WorkReads):
     """Has rarer writes done by the writing thread."""
 
     _writer: Writer

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import apsw
 import orjson
@@ -27,7 +27,6 @@ from turnout.service.journal.records import (
     Cached,
     ChildEnd,
     Filter,
-    Queued,
     StepRecord,
     StoredEvent,
     Wait,
@@ -36,12 +35,11 @@ from turnout.service.journal.records import (
 from . import cache
 from .blobs import BlobStore
 from .columns import selected
-from .connection import open_for_reading, read_all, translate
+from .connection import open_for_reading, translate
 from .events import (
     EVENT_COLUMNS,
     LISTED_EVENT_COLUMNS,
     event_from,
-    failure_from,
     found_by_id,
     stored_event_from,
 )
@@ -50,16 +48,13 @@ from .files import journal_folder
 from .filters import events_where, runs_query
 from .outcomes import AttemptRow, attempt_from
 from .runs import (
-    QUEUED_COLUMNS,
     RUN_COLUMNS,
     RUN_SOURCE,
-    UNFINISHED_STATES,
-    queued_from,
     run_from,
 )
 from .statements import load
 from .steps import StepRow, step_from
-from .values import dump_list, error_from, instant, micros
+from .values import error_from, instant, micros
 
 _THREADS = 4
 _SHORTEST_PREFIX = 8
@@ -69,16 +64,9 @@ _MOST_BODY_BYTES = 16 * 2**20
 _Value = TypeVar("_Value")
 
 _SQL = load("reads")
-_UNENDED = (
-    f"EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.state IN {UNFINISHED_STATES})"
-)
 _STEP = selected(StepRow._fields, result="CASE WHEN ?3 IS NULL OR seq <= ?3 THEN result END")
 _STEPS = f"SELECT {_STEP} FROM steps WHERE run_seq = ?1 AND task <> ?2 ORDER BY seq"
 _ATTEMPTS = f"SELECT {selected(AttemptRow._fields)} FROM attempts WHERE run_seq = ? ORDER BY seq"
-_FAILURE = (  # a skipped run counts as succeeded: there was nothing to do
-    "(SELECT json_array(r.flow, r.state, r.error) FROM runs AS r WHERE r.event_seq = e.seq"
-    " AND r.state NOT IN ('succeeded', 'skipped') ORDER BY r.seq LIMIT 1)"
-)
 
 
 async def open_reader(folder: Path) -> SqliteReader:
@@ -94,7 +82,7 @@ async def open_reader(folder: Path) -> SqliteReader:
 
 
 class SqliteReader:
-    """Implements `Reads`, and the reads of `Journal` that start the dispatcher's work."""
+    """Implements `Reads`: what may be read with the service running or down."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -275,85 +263,7 @@ class SqliteReader:
             )
         )
 
-    # ---------------------------------------------------------------- what to do next
-
-    async def positions(self, trigger: str) -> dict[str, str]:
-        """Return the stored positions of a trigger."""
-
-        def query(connection: apsw.Connection) -> dict[str, str]:
-            found: dict[str, str] = orjson.loads(
-                connection.execute(_SQL["positions"], (trigger,)).get
-            )
-            return found
-
-        return await self.read(query)
-
-    async def queued(self, flow: str, after_seq: int, limit: int) -> list[Queued]:
-        """Return queued runs of a flow in arrival order, after `after_seq`."""
-        return await self._queued(
-            "state = 'queued' AND flow = ? AND seq > ? ORDER BY seq LIMIT ?",
-            (flow, after_seq, limit),
-        )
-
-    async def queued_for_key(
-        self, flow: str, kind: Literal["order", "limit"], key: str, limit: int, after_seq: int = 0
-    ) -> list[Queued]:
-        """Return queued runs with this key in arrival order, after `after_seq`."""
-        return await self._queued(
-            f"state = 'queued' AND flow = ? AND {kind}_key = ? AND seq > ? ORDER BY seq LIMIT ?",
-            (flow, key, after_seq, limit),
-        )
-
-    async def due(self, before: datetime, limit: int) -> list[Queued]:
-        """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""
-        return await self._queued(
-            "(state = 'scheduled' OR state = 'retrying' OR state = 'waiting') AND due_at <= ?"
-            " ORDER BY due_at, seq LIMIT ?",
-            (micros(before), limit),
-            index="INDEXED BY runs_due",
-        )
-
-    async def _queued(self, where: str, values: tuple[Any, ...], index: str = "") -> list[Queued]:
-        text = f"SELECT json_array({QUEUED_COLUMNS}) AS item FROM runs {index} WHERE {where}"
-        return await self.read(
-            lambda connection: [queued_from(row) for row in read_all(connection, text, values)]
-        )
-
-    async def next_due_at(self) -> datetime | None:
-        """Return when the next scheduled, retrying or waiting run is due."""
-        found = await self.read(lambda connection: connection.execute(_SQL["next_due_at"]).get)
-        return None if found is None else instant(found)
-
-    async def orphans(self, flows: Sequence[str]) -> dict[str, int]:
-        """Count unfinished runs of flows that are not in `flows`."""
-        known = (dump_list(flows),)
-        found = await self.read(lambda connection: connection.execute(_SQL["orphans"], known).get)
-        return dict(orjson.loads(found))
-
-    async def due_actions(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
-        """Return (event_seq, event, why a run failed) of events whose after-run action is due."""
-        return await self.read(
-            lambda connection: [
-                (row[0], event_from(row[:-1]), failure_from(row[-1]))
-                for row in connection.execute(
-                    f"SELECT {EVENT_COLUMNS}, {_FAILURE} FROM events AS e"
-                    f" WHERE e.after_run_action = 0 AND e.seq > ? AND NOT {_UNENDED}"
-                    " ORDER BY e.seq LIMIT ?",
-                    (after_seq, limit),
-                )
-            ]
-        )
-
-    async def event_ended(self, event_seq: int) -> tuple[Event, str | None] | None:
-        """Return the event and why a run failed if its after-run action is due now, else None."""
-        row = await self.read(
-            lambda connection: connection.execute(
-                f"SELECT {EVENT_COLUMNS}, {_FAILURE} FROM events AS e"
-                f" WHERE e.seq = ? AND e.after_run_action = 0 AND NOT {_UNENDED}",
-                (event_seq,),
-            ).fetchone()
-        )
-        return None if row is None else (event_from(row[:-1]), failure_from(row[-1]))
+    # ---------------------------------------------------------------- the cache, pauses
 
     async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
         """Return the cached result of a key, unless it has expired."""

@@ -1,0 +1,115 @@
+"""Reads for the running service: what is queued, due, waited for, and ready for its action.
+
+Each is one statement, and many rows come through one step of the database. Not here: what people
+see (`reader`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import apsw
+import orjson
+
+from turnout.service.domain.event import Event
+from turnout.service.journal.records import Queued
+
+from .connection import read_all
+from .events import EVENT_COLUMNS, event_from, failure_from
+from .reader import SqliteReader
+from .runs import QUEUED_COLUMNS, UNFINISHED_STATES, queued_from
+from .statements import load
+from .values import dump_list, instant, micros
+
+_SQL = load("reads")
+_UNENDED = (
+    f"EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.state IN {UNFINISHED_STATES})"
+)
+_FAILURE = (  # a skipped run counts as succeeded: there was nothing to do
+    "(SELECT json_array(r.flow, r.state, r.error) FROM runs AS r WHERE r.event_seq = e.seq"
+    " AND r.state NOT IN ('succeeded', 'skipped') ORDER BY r.seq LIMIT 1)"
+)
+
+
+class WorkReads(SqliteReader):
+    """What the dispatcher and the way in read to go on."""
+
+    async def positions(self, trigger: str) -> dict[str, str]:
+        """Return the stored positions of a trigger."""
+
+        def query(connection: apsw.Connection) -> dict[str, str]:
+            found: dict[str, str] = orjson.loads(
+                connection.execute(_SQL["positions"], (trigger,)).get
+            )
+            return found
+
+        return await self.read(query)
+
+    async def queued(self, flow: str, after_seq: int, limit: int) -> list[Queued]:
+        """Return queued runs of a flow in arrival order, after `after_seq`."""
+        return await self._queued(
+            "state = 'queued' AND flow = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (flow, after_seq, limit),
+        )
+
+    async def queued_for_key(
+        self, flow: str, kind: Literal["order", "limit"], key: str, limit: int, after_seq: int = 0
+    ) -> list[Queued]:
+        """Return queued runs with this key in arrival order, after `after_seq`."""
+        return await self._queued(
+            f"state = 'queued' AND flow = ? AND {kind}_key = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (flow, key, after_seq, limit),
+        )
+
+    async def due(self, before: datetime, limit: int) -> list[Queued]:
+        """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""
+        return await self._queued(
+            "(state = 'scheduled' OR state = 'retrying' OR state = 'waiting') AND due_at <= ?"
+            " ORDER BY due_at, seq LIMIT ?",
+            (micros(before), limit),
+            index="INDEXED BY runs_due",
+        )
+
+    async def _queued(self, where: str, values: tuple[Any, ...], index: str = "") -> list[Queued]:
+        text = f"SELECT json_array({QUEUED_COLUMNS}) AS item FROM runs {index} WHERE {where}"
+        return await self.read(
+            lambda connection: [queued_from(row) for row in read_all(connection, text, values)]
+        )
+
+    async def next_due_at(self) -> datetime | None:
+        """Return when the next scheduled, retrying or waiting run is due."""
+        found = await self.read(lambda connection: connection.execute(_SQL["next_due_at"]).get)
+        return None if found is None else instant(found)
+
+    async def orphans(self, flows: Sequence[str]) -> dict[str, int]:
+        """Count unfinished runs of flows that are not in `flows`."""
+        known = (dump_list(flows),)
+        found = await self.read(lambda connection: connection.execute(_SQL["orphans"], known).get)
+        return dict(orjson.loads(found))
+
+    async def due_actions(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
+        """Return (event_seq, event, why a run failed) of events whose after-run action is due."""
+        return await self.read(
+            lambda connection: [
+                (row[0], event_from(row[:-1]), failure_from(row[-1]))
+                for row in connection.execute(
+                    f"SELECT {EVENT_COLUMNS}, {_FAILURE} FROM events AS e"
+                    f" WHERE e.after_run_action = 0 AND e.seq > ? AND NOT {_UNENDED}"
+                    " ORDER BY e.seq LIMIT ?",
+                    (after_seq, limit),
+                )
+            ]
+        )
+
+    async def event_ended(self, event_seq: int) -> tuple[Event, str | None] | None:
+        """Return the event and why a run failed if its after-run action is due now, else None."""
+        row = await self.read(
+            lambda connection: connection.execute(
+                f"SELECT {EVENT_COLUMNS}, {_FAILURE} FROM events AS e"
+                f" WHERE e.seq = ? AND e.after_run_action = 0 AND NOT {_UNENDED}",
+                (event_seq,),
+            ).fetchone()
+        )
+        return None if row is None else (event_from(row[:-1]), failure_from(row[-1]))
