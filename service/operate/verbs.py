@@ -10,7 +10,10 @@ A verb lives in four places. To add one:
 2. Its handler, in this folder's module of its subject: a function under `@handles(…)`.
 3. Its row in `http/rest/routes.py`: method and path, which field of the value travels where, and
    the document it is answered with. The service reads requests by it, the command writes them.
-4. Its command in `cli/`, which builds the value and prints the document.
+4. Its command in `cli/`, which builds the value and prints the document (listed in
+   `cli/__init__.py`).
+
+`tests/operate/test_verbs.py` fails until there is all of it, and an example that travels.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from tests.support.program import Program, turnout, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
-ROUNDS = 12
+ROUNDS = 8
 
 FLOWS = """
 import asyncio
@@ -31,7 +31,7 @@ def note(name, what):
 @flow(on=webhook("/orders"), concurrency=limit(8))
 async def bill(data: dict) -> None:
     note("bill", current().run.id)
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.03)
 
 @flow(on=webhook("/endless"), concurrency=limit(50))
 async def endless(data: dict) -> None:
