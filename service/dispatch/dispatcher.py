@@ -149,7 +149,8 @@ class Dispatcher:
         if run.state is RunState.RUNNING:
             self._scheduler.queue(run.flow).end_starting()
             self._scheduler.leave(run)
-            self._tell_stop()
+            if self._stopping:
+                self._work.set()
         elif run.state is RunState.QUEUED:
             self._scheduler.queue(run.flow).discard_arriving(run)
 
@@ -372,12 +373,8 @@ class Dispatcher:
             self._due.recheck()
         if state is RunState.QUEUED and not self._stopping:
             self.reread_queue(run.flow)
-        self._tell_stop()
-
-    def _tell_stop(self) -> None:
-        """Let `stop` look again whether anything still runs."""
         if self._stopping:
-            self._work.set()
+            self._work.set()  # `stop` looks again whether anything still runs
 
 
 def _first_claimed(
