@@ -27,7 +27,7 @@ from turnout.service.domain.units import utc_now
 from turnout.service.governance.links import Links
 from turnout.service.intake.after_run_actions import AfterRunActions
 from turnout.service.intake.awaited import Awaited
-from turnout.service.intake.emitter import Intake, TriggerEmitter, fed_by
+from turnout.service.intake.emitter import EmitterParts, TriggerEmitter, fed_by
 from turnout.service.intake.run_host import ServiceHost
 from turnout.service.intake.submit import Submit
 from turnout.service.intake.supervisor import Supervisor
@@ -124,7 +124,7 @@ class Process:
             )
         )
         self.supervisor = Supervisor(tasks)
-        self.intake = Intake(
+        self.emitter_parts = EmitterParts(
             journal=journal,
             dispatcher=self.dispatcher,
             submit=submit,
@@ -166,7 +166,7 @@ class Process:
         return TriggerEmitter(
             trigger,
             flows,
-            self.intake,
+            self.emitter_parts,
             tells_sender=isinstance(trigger, CalledTrigger | ApiTrigger),
         )
 

@@ -23,7 +23,7 @@ from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import NEVER, Event
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.trigger import Backlog, HandBack, Receipt, Trigger, parts_of
-from turnout.service.journal import contract
+from turnout.service.journal.contract import Intake
 from turnout.service.journal.records import NOTHING, Appended, Move, NewRun
 from turnout.service.project import AnyFlow, Project
 from turnout.service.telemetry.metrics import Metrics
@@ -52,14 +52,14 @@ def fed_by(trigger: str, served: HasProject) -> FlowsOf:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intake:
+class EmitterParts:
     """What all emitters of a process share.
 
     `event_ended` is called with the seq of an event all of whose runs ended when they were made;
     `connection` gives the options of a client by the kind of trigger.
     """
 
-    journal: contract.Intake
+    journal: Intake
     dispatcher: Dispatcher
     submit: Submit
     awaited: Awaited
@@ -75,25 +75,25 @@ class TriggerEmitter:
     """Implements `domain.trigger.Emitter` for one trigger."""
 
     def __init__(
-        self, trigger: Trigger, flows: FlowsOf, intake: Intake, *, tells_sender: bool = False
+        self, trigger: Trigger, flows: FlowsOf, shared: EmitterParts, *, tells_sender: bool = False
     ) -> None:
         self.trigger = trigger
         self.parts = parts_of(trigger)
         self.flows = flows
-        self.status = status = Status(trigger.name, intake.metrics)
+        self.status = status = Status(trigger.name, shared.metrics)
         self.up, self.down, self.reject = status.up, status.down, status.reject
         self.lag, self.lags, self.show = status.lag, status.lags, status.show
-        self.now, self.connection = intake.now, intake.connection
+        self.now, self.connection = shared.now, shared.connection
         self.acts_after_runs = self.parts.after_run is not None
-        self._intake = intake
+        self._shared = shared
         self._current = self
         self._positions = SessionPositions()
         self._unmatched_sample = self.parts.unmatched_sample
         self._unmatched: Counter[str] = Counter()
         self._tells_sender = tells_sender  # of an event that every flow refuses, instead of storing
         self._latest: Sequence[NewRun] = ()  # of the latest event that started any
-        self._backpressure = intake.dispatcher.backpressure()
-        self._accepted = intake.metrics.events.labels(trigger.name, "accepted")
+        self._backpressure = shared.dispatcher.backpressure()
+        self._accepted = shared.metrics.events.labels(trigger.name, "accepted")
 
     def session(self) -> TriggerEmitter:
         """Return the emitter for one run of the trigger; it knows the positions it reads and moves.
@@ -139,7 +139,7 @@ class TriggerEmitter:
         if event.trigger != self.trigger.name:
             event = replace(event, trigger=self.trigger.name)
         routed = route(event, self.flows(event), after_run_action=self.acts_after_runs)
-        self._intake.awaited.add_topics(routed.entry)
+        self._shared.awaited.add_topics(routed.entry)
         return routed
 
     async def _store_matched(
@@ -173,12 +173,12 @@ class TriggerEmitter:
                 self._latest = one.entry.runs
         moves = self._positions.move(positions) if positions else NOTHING
         write = partial(
-            self._intake.journal.append,
+            self._shared.journal.append,
             [one.entry for one in routed],
             trigger=self.trigger.name,
             positions=moves,
         )
-        return self._intake.submit(
+        return self._shared.submit(
             routed, write, self._receipt, partial(self._refused, len(routed), moves)
         )
 
@@ -195,7 +195,7 @@ class TriggerEmitter:
         else:
             self._accepted.inc()
             if self.acts_after_runs and has_ended and _have_failed(runs):
-                self._intake.event_ended(stored.event_seq)
+                self._shared.event_ended(stored.event_seq)
         return Receipt(
             event=stored.event,
             runs=stored.runs,
@@ -211,13 +211,13 @@ class TriggerEmitter:
 
     async def positions(self) -> dict[str, str]:
         """Return every stored position of this trigger; from now on this session moves these."""
-        stored = await self._intake.journal.positions(self.trigger.name)
+        stored = await self._shared.journal.positions(self.trigger.name)
         self._positions.read(stored)
         return stored
 
     async def _read_positions(self) -> None:
         """Read the positions of a session that writes before it has read them."""
-        stored = await self._intake.journal.positions(self.trigger.name)
+        stored = await self._shared.journal.positions(self.trigger.name)
         if self._positions.unread:  # else another write of this session has read them meanwhile
             self._positions.read(stored)
 
@@ -234,14 +234,14 @@ class TriggerEmitter:
         """Start nothing of this trigger's flows inside, while what waits is given back."""
         if self._positions.unread:
             await self._read_positions()
-        with self._intake.dispatcher.changing([flow.name for flow in self.flows(_ANY)]):
+        with self._shared.dispatcher.changing([flow.name for flow in self.flows(_ANY)]):
             yield _HandBack(
-                self._intake.journal, self.trigger.name, self._ordered(), self._positions
+                self._shared.journal, self.trigger.name, self._ordered(), self._positions
             )
 
     async def until_ended(self, partitions: Sequence[str], seconds: float) -> None:
         """Wait, so long and within the grace, until no run of these partitions is under way."""
-        seconds = min(seconds, self._intake.grace.total_seconds())
+        seconds = min(seconds, self._shared.grace.total_seconds())
         end = self.now() + timedelta(seconds=seconds)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -251,9 +251,9 @@ class TriggerEmitter:
     async def _is_under_way(self, partitions: Sequence[str], end: datetime) -> bool:
         """Whether a run of these partitions runs, or will before `end`."""
         name, ordered = self.trigger.name, self._ordered()
-        starting = [flow for flow in ordered if self._intake.dispatcher.starts(flow)]
+        starting = [flow for flow in ordered if self._shared.dispatcher.starts(flow)]
         others = [flow for flow in ordered if flow not in starting]
-        ask = self._intake.journal.is_under_way
+        ask = self._shared.journal.is_under_way
         return (bool(starting) and await ask(name, starting, partitions, due_by=end)) or (
             bool(others) and await ask(name, others, partitions, due_by=None)
         )
@@ -263,7 +263,7 @@ class TriggerEmitter:
     ) -> Coroutine[Any, Any, Outcome | None]:
         """Wait for the first run's outcome; None at the timeout. Raises `Overloaded`."""
         is_new = not receipt.duplicate and not receipt.ended
-        return self._intake.waiters.result(receipt.runs[0], timeout_seconds, is_new=is_new)
+        return self._shared.waiters.result(receipt.runs[0], timeout_seconds, is_new=is_new)
 
 
 class _HandBack:
@@ -271,7 +271,7 @@ class _HandBack:
 
     def __init__(
         self,
-        journal: contract.Intake,
+        journal: Intake,
         trigger: str,
         flows: Sequence[str],
         positions: SessionPositions,

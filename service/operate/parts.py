@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from turnout.service.domain.run import Run
-from turnout.service.journal.contract import Journal
+from turnout.service.journal.contract import Intake, Operations, Work
 from turnout.service.project import Project
 
 from .verbs import Verb
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from turnout.service.intake.emitter import TriggerEmitter
 
 R = TypeVar("R")
+
+
+class VerbJournal(Operations, Intake, Work, Protocol):
+    """What verbs need: an operator's writes, positions that move, runs of a renamed flow."""
 
 
 class Owner(Protocol):
@@ -82,7 +86,7 @@ class Parts:
     block.
     """
 
-    journal: Journal
+    journal: VerbJournal
     now: Callable[[], datetime]
     owner: Owner = field(default_factory=NoOwner)
     project: Callable[[], Project] = Project

@@ -208,7 +208,7 @@ async def test_a_trigger_that_was_overtaken_starts_again_from_what_is_stored(
 ) -> None:
     async with reading(tmp_path, Overtaken()) as service:
         process = service.process
-        other = TriggerEmitter(Overtaken(), lambda _event: (), process.intake).session()
+        other = TriggerEmitter(Overtaken(), lambda _event: (), process.emitter_parts).session()
 
         async def overtake() -> bool:
             moved = 1000 + int((await other.positions()).get("0", "0"))
