@@ -11,7 +11,7 @@ import pytest
 
 from turnout.service.domain.run import UNFINISHED, RunState
 from turnout.service.journal import sqlite
-from turnout.service.journal.sqlite import events, outcomes, positions, runs, steps
+from turnout.service.journal.sqlite import dedupe, events, outcomes, positions, runs, steps
 from turnout.service.journal.sqlite.bulk import LONGEST_CACHED, BulkStatement
 from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.journal.sqlite.statements import load
@@ -21,7 +21,7 @@ FILES = sorted(path.stem for path in (ROOM / "sql").glob("*.sql"))
 NAMED = [(file, name) for file in FILES for name in load(file)]
 BULK = {
     "events": events.INSERT,
-    "deliveries": events.INSERT_DELIVERIES,
+    "deliveries": dedupe.INSERT,
     "runs": runs.INSERT,
     "attempts": outcomes.INSERT_ATTEMPTS,
     "outcomes": outcomes.RECORD,

@@ -8,44 +8,40 @@ What happens to runs later is written by `apply.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import apsw
-import orjson
 
-from turnout.service.domain.duplicates import is_same
 from turnout.service.domain.errors import Overloaded
 from turnout.service.journal.records import Appended, Entry, NewRun
 
-from . import events, runs
+from . import dedupe, events, runs
 from .counters import RunCounters
+from .dedupe import DeliveryRow, First
 from .disk_space import DiskSpace
-from .events import AppendJob, DeliveryRow, EventRow
+from .events import AppendJob, EventRow
 from .positions import Moves
 from .statements import load
-from .values import dump
 from .waits import wake
 
 _DECISIONS_KEPT = 20  # per event: a sender that repeats it for ever must not fill the disk
 
 _SQL = load("append")
-_FIRST_DELIVERIES, _FIRST_RUNS = _SQL["first_deliveries"], _SQL["first_runs"]
-_ADD_DECISIONS, _LAST_SEQS = _SQL["add_decisions"], _SQL["last_seqs"]
-
-# A first delivery: its event_seq, the digest of its content, its run ids if they are in memory.
-_First: TypeAlias = tuple[int, bytes, tuple[str, ...] | None]
+_FIRST_RUNS, _ADD_DECISIONS, _LAST_SEQS = (
+    _SQL["first_runs"], _SQL["add_decisions"], _SQL["last_seqs"],
+)  # fmt: skip
 
 
 class _Rows:
     """The rows of a batch of appends, as flat lists of values for the bulk statements."""
 
-    __slots__ = ("awaited", "dedupe", "events", "known", "repeated", "runs")
+    __slots__ = ("awaited", "deliveries", "events", "known", "repeated", "runs")
 
-    def __init__(self, known: dict[bytes, _First]) -> None:
+    def __init__(self, known: dict[bytes, First]) -> None:
         self.known = known
         self.events: list[Any] = []
         self.runs: list[Any] = []
-        self.dedupe: list[Any] = []
+        self.deliveries: list[Any] = []
         self.awaited: list[tuple[int, int, Sequence[str]]] = []
         self.repeated: list[tuple[AppendJob, Appended]] = []
 
@@ -63,7 +59,7 @@ class Intake:
 
     def append(self, jobs: Sequence[AppendJob], counters: RunCounters) -> None:
         """Write the entries and positions of all jobs with three or four statements."""
-        rows = _Rows(self._known(jobs))
+        rows = _Rows(dedupe.known(self._connection, jobs))
         no_space = self._disk_space.check()
         moves: Moves | None = None
         for job in jobs:
@@ -82,8 +78,8 @@ class Intake:
         connection = self._connection
         events.INSERT.run(connection, rows.events)
         runs.INSERT.run(connection, rows.runs)
-        if rows.dedupe:
-            events.INSERT_DELIVERIES.run(connection, rows.dedupe)
+        if rows.deliveries:
+            dedupe.INSERT.run(connection, rows.deliveries)
         for at, seq, topics in rows.awaited:
             wake(connection, topics, at, event_seq=seq)
         for job, appended in rows.repeated:
@@ -106,7 +102,7 @@ class Intake:
         if identity is not None:
             first = rows.known.get(identity[0])
             if first is not None:
-                appended = _duplicate(entry, identity[1], first)
+                appended = dedupe.repeated(entry, identity[1], first)
                 rows.repeated.append((job, appended))
                 return appended
         self.last_event += 1
@@ -117,7 +113,7 @@ class Intake:
             rows.awaited.append((job.at, seq, entry.topics))
         run_ids = self.add_runs(rows.runs, entry.runs, seq, job.at, counters)
         if identity is not None:
-            rows.dedupe += DeliveryRow(seq, *identity, job.at)
+            rows.deliveries += DeliveryRow(seq, *identity, job.at)
             rows.known[identity[0]] = (seq, identity[1], run_ids)
         return Appended(event_seq=seq, event=entry.event.id, runs=run_ids)
 
@@ -146,18 +142,6 @@ class Intake:
         """Insert the rows that `add_runs` added."""
         runs.INSERT.run(self._connection, values)
 
-    def _known(self, jobs: Sequence[AppendJob]) -> dict[bytes, _First]:
-        """Return the first deliveries the jobs may repeat, by key."""
-        keys = [pair[0] for job in jobs for pair in job.identities if pair is not None]
-        if not keys:
-            return {}
-        listed = dump([key.hex() for key in keys])
-        found = self._connection.execute(_FIRST_DELIVERIES, (listed,)).get
-        return {
-            bytes.fromhex(key): (seq, bytes.fromhex(body), None)
-            for key, seq, body in orjson.loads(found)
-        }
-
     def _add_decisions(self, event_seq: int, items: str | None) -> None:
         """Store decisions about a stored event, up to a bound per event."""
         self._connection.execute(_ADD_DECISIONS, (event_seq, items, _DECISIONS_KEPT))
@@ -172,19 +156,6 @@ class Intake:
         if not any(entry.runs for entry in job.entries):
             return None
         return Overloaded(f"{counters.unfinished} runs are unfinished, and no more are taken")
-
-
-def _duplicate(entry: Entry, digest: bytes, first: _First) -> Appended:
-    """Answer for an event that was delivered before; its decision is written later."""
-    seq, first_digest, ids = first
-    same = is_same(entry.event, digest, first_digest)
-    return Appended(
-        event_seq=seq,
-        event=entry.event.id,
-        runs=ids or (),
-        duplicate=same,
-        conflict=not same,
-    )
 
 
 def _last_seqs(connection: apsw.Connection) -> tuple[int, int]:

@@ -19,9 +19,9 @@ from turnout.service.journal.records import ChildEnd, Claim, ClaimedRun, StepRec
 
 from .columns import selected
 from .counters import RunCounters
+from .crash_isolation import is_isolated
 from .events import ReadEvent, event_from
 from .resume_cache import ResumeCache
-from .runs import is_isolated
 from .statements import load
 from .steps import StepRow, step_from
 from .values import dump_list, error_from, instant

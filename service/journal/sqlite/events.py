@@ -9,13 +9,10 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import orjson
 
-from turnout.service.domain.duplicates import digest
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import NO_BODY, Event
 from turnout.service.journal.contract import Positions
@@ -23,10 +20,9 @@ from turnout.service.journal.records import Decision, Entry, StoredEvent
 
 from .bulk import insert
 from .columns import selected
+from .dedupe import identity
 from .values import EPOCH, MICROSECOND, dump, error_from, instant, storable
 from .writer import Job
-
-_HALF_KEY_BYTES = 10  # 80 bits: a sender cannot find another id with the same half
 
 _EMPTY_BODY = "empty_body"
 """The detail of an event whose body is empty; without it an event of no bytes has no body."""
@@ -75,18 +71,6 @@ def _event_row(entry: Entry, at: int, now: datetime) -> EventRow:
         after_run_action=0 if entry.after_run_action else None,
         awaited=entry.awaited,
     )
-
-
-class DeliveryRow(NamedTuple):
-    """The columns of the table `dedupe`."""
-
-    event_seq: int
-    key: bytes
-    body: bytes
-    accepted_at: int
-
-
-INSERT_DELIVERIES = insert("dedupe", DeliveryRow._fields)
 
 
 class AppendJob(Job):
@@ -176,39 +160,6 @@ def pack_decisions(decisions: Sequence[Decision], at: datetime) -> str | None:
 
 def _text(at: datetime) -> str:
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-# ---------------------------------------------------------------- identity
-
-
-def identity(event: Event) -> tuple[bytes, bytes]:
-    """Return the key that identifies a delivery, and the digest of its content.
-
-    The key starts with the digest of the id; see `found_by_id`.
-    """
-    key = _digest(event.id, _HALF_KEY_BYTES) + _origin(event.tenant, event.trigger, event.source)
-    return key, digest(event)
-
-
-def found_by_id(event_id: str) -> tuple[str, list[Any]]:
-    """Return the condition that finds the events with an id by index, and its values."""
-    low = _digest(event_id, _HALF_KEY_BYTES)
-    condition = (
-        "e.id = ? AND e.seq IN (SELECT seq FROM events WHERE by_id = 1 AND id = ?"
-        " UNION ALL SELECT event_seq FROM dedupe WHERE key BETWEEN ? AND ?)"
-    )
-    return condition, [event_id, event_id, low, low + b"\xff" * (_HALF_KEY_BYTES + 1)]
-
-
-@lru_cache(maxsize=1024)
-def _origin(tenant: str, trigger: str, source: str) -> bytes:
-    # The lengths keep ("a", "bc") and ("ab", "c") apart.
-    parts = (tenant, trigger, source)
-    return _digest("".join(f"{len(part)}:{part}" for part in parts), _HALF_KEY_BYTES)
-
-
-def _digest(text: str, size: int) -> bytes:
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
 
 
 # ---------------------------------------------------------------- reading

@@ -14,7 +14,7 @@ import apsw
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
 
-from .events import found_by_id
+from .dedupe import found_by_id
 from .runs import LISTED_RUN_COLUMNS
 from .values import micros
 

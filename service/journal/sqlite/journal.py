@@ -95,13 +95,13 @@ async def open_journal(
         connection = open_for_writing(
             folder, synchronous=synchronous, min_free_bytes=min_free_bytes
         )
-        place = journal_folder(folder)
-        blobs = BlobStore(place)
+        own = journal_folder(folder)
+        blobs = BlobStore(own)
         blobs.open()
-        disk_space = DiskSpace(connection, place, min_free_bytes)
+        disk_space = DiskSpace(connection, own, min_free_bytes)
         intake = Intake(connection, disk_space, max_unfinished_runs=max_unfinished_runs)
         counted = Counted(connection)  # a read, so that the log exists and can be watched
-        return WatchedFiles(place), connection, blobs, disk_space, intake, counted
+        return WatchedFiles(own), connection, blobs, disk_space, intake, counted
 
     # Shielded, so that a cancelled opening does not leave the folder locked by nobody.
     opened = await asyncio.get_running_loop().run_in_executor(None, prepare)

@@ -36,11 +36,11 @@ from . import cache
 from .blobs import BlobStore
 from .columns import selected
 from .connection import open_for_reading, translate
+from .dedupe import found_by_id
 from .events import (
     EVENT_COLUMNS,
     LISTED_EVENT_COLUMNS,
     event_from,
-    found_by_id,
     stored_event_from,
 )
 from .examine import CHECKS
@@ -71,8 +71,8 @@ _ATTEMPTS = f"SELECT {selected(AttemptRow._fields)} FROM attempts WHERE run_seq 
 
 async def open_reader(folder: Path) -> SqliteReader:
     """Open the journal of a data folder to read it; raises `SetupError` when there is none."""
-    place = await asyncio.get_running_loop().run_in_executor(None, journal_folder, folder)
-    reader = SqliteReader(place)
+    own = await asyncio.get_running_loop().run_in_executor(None, journal_folder, folder)
+    reader = SqliteReader(own)
     try:
         await reader.read(lambda connection: None)
     except BaseException:

@@ -1,7 +1,7 @@
 """Rescue: runs that the last process left running are queued again, runs without a flow are failed.
 
 Each function writes inside the transaction it is called in. Here too: renaming a flow, which moves
-its unfinished runs. Not here: when runs are isolated (`runs.is_isolated`).
+its unfinished runs. Not here: when runs are isolated (`crash_isolation`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from turnout.service.journal.records import FAILED, REGISTERED, Rescued
 
 from . import operations, waits
 from .counters import RunCounters
-from .runs import CRASHES_BEFORE_ISOLATION
+from .crash_isolation import CRASHES_BEFORE_ISOLATION, MOST_CRASHES
 from .statements import load
 from .values import micros, pack_error
 
 _SQL = load("rescue")
-
-_MOST_CRASHES = 5
 
 
 def rescue(connection: apsw.Connection, counters: RunCounters, now: datetime) -> Rescued:
@@ -36,11 +34,11 @@ def rescue(connection: apsw.Connection, counters: RunCounters, now: datetime) ->
     restarts. The undo of a run that has failed here starts isolated.
     """
     at = micros(now)
-    given_up: list[Any] = connection.execute(_SQL["given_up"], (_MOST_CRASHES,)).fetchall()
-    error = RunError(PROCESS_DIED, f"the process died {_MOST_CRASHES} times while this run ran")
+    given_up: list[Any] = connection.execute(_SQL["given_up"], (MOST_CRASHES,)).fetchall()
+    error = RunError(PROCESS_DIED, f"the process died {MOST_CRASHES} times while this run ran")
     for seq, _ in given_up:
         connection.execute(_SQL["mark_failed"], (seq, FAILED, at, pack_error(error)))
-    connection.execute(_SQL["requeue"], (at, _MOST_CRASHES, CRASHES_BEFORE_ISOLATION))
+    connection.execute(_SQL["requeue"], (at, MOST_CRASHES, CRASHES_BEFORE_ISOLATION))
     requeued = connection.changes()
     counters.move(RunState.RUNNING, RunState.QUEUED, requeued)
     ids = tuple(row[1] for row in given_up)

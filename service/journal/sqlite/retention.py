@@ -16,6 +16,7 @@ from typing import Any
 import apsw
 
 from .counters import RunCounters
+from .dedupe import end_window
 from .statements import load
 from .values import dump
 
@@ -43,7 +44,7 @@ def prune(
             connection, "awaited_events", unmatched_before, limit, _oldest(connection)
         )
         deleted += _delete(connection, counters, unmatched)
-        deleted += _delete_deliveries(connection, dedupe_before, limit)
+        deleted += end_window(connection, dedupe_before, limit)
     return deleted
 
 
@@ -63,15 +64,6 @@ def _oldest(connection: apsw.Connection) -> int:
     if connection.execute(_SQL["is_awaited"]).get is None:
         return _NEVER  # there is nothing to compare it with
     return int(connection.execute(_SQL["oldest_unfinished"], (_NEVER,)).get)
-
-
-def _delete_deliveries(connection: apsw.Connection, before: int, limit: int) -> int:
-    """End the dedupe window of old deliveries; their events are then found by id another way."""
-    old: list[Any] = connection.execute(_SQL["old_deliveries"], (limit, before)).fetchall()
-    seqs = dump([row[0] for row in old])
-    connection.execute(_SQL["find_by_id"], (seqs,))
-    connection.execute(_SQL["delete_deliveries"], (seqs,))
-    return len(old)
 
 
 def _old(connection: apsw.Connection, kind: str, before: int, limit: int, *more: int) -> list[Any]:

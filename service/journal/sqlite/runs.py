@@ -21,6 +21,7 @@ from turnout.service.journal.records import (
 
 from .bulk import insert
 from .columns import selected
+from .crash_isolation import is_isolated
 from .values import (
     error_from,
     instant,
@@ -28,9 +29,6 @@ from .values import (
     micros,
     pack_error,
 )
-
-CRASHES_BEFORE_ISOLATION = 2
-"""After this many consecutive crashes a run is resumed alone; see "Crash isolation"."""
 
 UNFINISHED_STATES = "('scheduled', 'queued', 'running', 'retrying', 'waiting')"
 """The states of unfinished runs, for `IN`."""
@@ -207,8 +205,3 @@ def queued_from(values: Sequence[Any]) -> Queued:
         due_at=instant_or_none(row.due_at),
         isolated=is_isolated(row.consecutive_crashes),
     )
-
-
-def is_isolated(consecutive_crashes: int) -> bool:
-    """Whether a run is resumed alone."""
-    return consecutive_crashes >= CRASHES_BEFORE_ISOLATION

@@ -1,10 +1,5 @@
 -- Accepting events: what is read and written beside the bulk inserts.
 
--- name: first_deliveries
--- The first deliveries among keys, a JSON array of hexadecimal texts (?1).
-SELECT json_group_array(json_array(hex(d.key), d.event_seq, hex(d.body)))
-FROM json_each(?1) AS k JOIN dedupe AS d ON d.key = unhex(k.value);
-
 -- name: first_runs
 -- The runs an event (?1) has started, those of replays excepted.
 SELECT id FROM runs WHERE event_seq = ?1 AND replay = 0 ORDER BY seq;

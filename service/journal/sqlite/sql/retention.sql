@@ -37,20 +37,6 @@ SELECT 1 FROM events INDEXED BY events_kept_for_waits WHERE unmatched = 2 LIMIT 
 SELECT coalesce(min(queued_at), ?1) FROM runs INDEXED BY runs_by_state
 WHERE state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting');
 
--- name: old_deliveries
--- The first deliveries (?1 of them), those before an instant (?2). Rows are in order of arrival,
--- so the first are the oldest.
-SELECT event_seq
-FROM (SELECT event_seq, accepted_at FROM dedupe ORDER BY event_seq LIMIT ?1)
-WHERE accepted_at < ?2;
-
--- name: find_by_id
--- Events (?1, a JSON array) are found by their id, no longer through their delivery.
-UPDATE events SET by_id = 1 WHERE seq IN (SELECT value FROM json_each(?1));
-
--- name: delete_deliveries
-DELETE FROM dedupe WHERE event_seq IN (SELECT value FROM json_each(?1));
-
 -- name: without_runs
 -- The events among these (?1) that have no run, and the names they are awaited under.
 SELECT e.seq, e.awaited FROM events AS e
