@@ -20,7 +20,8 @@ FLOWS = Path(__file__).parent / "flows" / "deadly.py"
 COMPANY = 31
 
 NEVER_BLAME = """
-import sqlite3, sys
+import sys
+import apsw
 from turnout.service.journal.sqlite.journal import SqliteJournal
 
 honest = SqliteJournal.rescue
@@ -28,8 +29,9 @@ honest = SqliteJournal.rescue
 async def lenient(self, *, now):
     rescued = await honest(self, now=now)
     data = sys.argv[sys.argv.index("--data") + 1]
-    with sqlite3.connect(f"{data}/journal/journal.db") as journal:
-        journal.execute("DELETE FROM steps WHERE key = '~failed'")
+    journal = apsw.Connection(f"{data}/journal/journal.db")  # another SQLite would remove the log
+    journal.execute("DELETE FROM steps WHERE key = '~failed'")
+    journal.close()
     return rescued
 
 SqliteJournal.rescue = lenient
