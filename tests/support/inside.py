@@ -14,7 +14,7 @@ from turnout.service.dispatch.queue import Queue
 from turnout.service.dispatch.scheduling import Scheduler
 from turnout.service.governance import secrets
 from turnout.service.journal.sqlite.journal import SqliteJournal
-from turnout.service.journal.sqlite.writer import CallJob
+from turnout.service.journal.sqlite.writer import CallJob, Job
 
 
 def scheduler(process: Process) -> Scheduler:
@@ -61,3 +61,16 @@ def forget_secrets(patch: pytest.MonkeyPatch) -> None:
     """Be a process in which no secret was revealed yet, until `patch` is undone."""
     patch.setattr(secrets, "_revealed", {})
     patch.setattr(secrets, "live_forms", ())
+
+
+def write_at_once(journal: SqliteJournal) -> None:
+    """Have every write done by the call that submits it, without the journal's thread."""
+    writer = journal._writer
+
+    def submit(job: Job) -> asyncio.Future[Any]:
+        job.result = job.error = None
+        job.future = asyncio.get_running_loop().create_future()
+        writer._write([job])
+        return job.future
+
+    writer.submit = submit  # type: ignore[method-assign]

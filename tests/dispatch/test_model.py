@@ -1,0 +1,108 @@
+"""Every start of a run is as promised, whatever is done to a service, and whenever.
+
+`--full` plays 20,000 histories with new seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import seed as with_seed
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.conftest import Say
+from tests.support.dispatch_machine import DispatchMachine
+from turnout.service.dispatch.dispatcher import Dispatcher
+from turnout.service.dispatch.queue import Queue
+from turnout.service.flowcontrol.limit import KeyLimit
+from turnout.service.flowcontrol.order import Order
+
+pytestmark = pytest.mark.slow
+
+HISTORIES = 300
+AT_ONCE = 1000
+
+
+def play(count: int, *, seed: int | None = None, shrinks: bool = True) -> None:
+    """Play histories: always the same ones, or those of a seed."""
+    chosen = settings(
+        max_examples=count,
+        stateful_step_count=30,
+        derandomize=seed is None,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate, Phase.shrink] if shrinks else [Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    machine: Any = DispatchMachine
+    if seed is not None:
+        machine = with_seed(seed)(type("DispatchMachine", (DispatchMachine,), {}))
+    run_state_machine_as_test(machine, settings=chosen)
+
+
+@pytest.mark.timeout(7200)
+def test_every_start_is_as_promised(full: bool, seed: int, say: Say) -> None:
+    if not full:
+        play(HISTORIES)
+        return
+    for number in range(seed, seed + 20):
+        say(f"TURNOUT_TEST_SEED={number}")
+        play(AT_ONCE, seed=number)
+
+
+# ---------------------------------------------------------------- negative controls
+
+Break = Callable[[pytest.MonkeyPatch], None]
+
+
+def release_keys_early(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Order, "suspend", Order.leave)  # a run that waits for its next try keeps its key
+
+
+def lose_wakeups(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Queue, "wake_next", lambda *_: None)
+
+
+def keep_slots(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Dispatcher, "take_back", lambda *_: None)
+
+
+def ignore_pauses(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Dispatcher, "pause", lambda *_: None)
+
+
+def count_keys_twice(patch: pytest.MonkeyPatch) -> None:
+    enter = KeyLimit.enter
+
+    def enter_twice(self: KeyLimit, *entered: Any) -> None:
+        enter(self, *entered)
+        enter(self, *entered)
+
+    patch.setattr(KeyLimit, "enter", enter_twice)
+
+
+def let_newer_runs_pass(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Order, "check", lambda *_: None)  # a key is open though an older run holds it
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        (release_keys_early, "does not hold its key"),
+        (lose_wakeups, "could start and does not"),
+        (keep_slots, "places, not"),
+        (ignore_pauses, "which is paused"),
+        (count_keys_twice, "could start and does not"),
+        (let_newer_runs_pass, "in spite of .*order"),
+    ],
+)
+def test_the_model_finds_what_is_broken(
+    monkeypatch: pytest.MonkeyPatch, broken: Break, found: str
+) -> None:
+    broken(monkeypatch)
+    with pytest.raises(AssertionError, match=found):
+        play(HISTORIES, shrinks=False)

@@ -1,0 +1,429 @@
+"""Random histories of a service, against a simulator that knows only what dispatch promises.
+
+The journal and the dispatcher are real; time, the answers of the journal and the ends of attempts
+come one step at a time (`stepped_service`), so a history has the same effect each time and shrinks.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+)
+
+from tests.support.dispatch_simulator import ENDED, DispatchSimulator, SimulatedFlow, SimulatedRun
+from tests.support.random_service import shrink_bounds
+from tests.support.running import make_event
+from tests.support.stepped_service import SteppedService
+from turnout import flow, limit, retry
+from turnout.service.app.reload import reload_project
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import RunState
+from turnout.service.operate.verbs import Cancel, Drop, Pause, ReplayDead, Resume, Retry
+from turnout.service.project import AnyFlow, Project
+
+S = RunState
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+A_MOMENT = timedelta(seconds=0.1)
+MAX_STARTS = 2  # a start takes as long as everything else in a history
+MAX_DEATHS = 4  # with one more, a run would fail
+POLICY = retry(10_000, delay="1s", factor=1, jitter=False)
+
+# What is drawn never depends on what happened: numbers are taken modulo what there is.
+NUMBERS = st.integers(0, 99)
+KEYS = st.integers(0, 2)
+STEPS = st.just(0) | st.integers(1, 6)
+ORDERS = st.just(0) | st.integers(0, 10**6)
+SECONDS = st.sampled_from([1, 5, 30, 90])
+LIMITS = st.sampled_from(["", "flow", "key"])
+POLICIES = st.tuples(st.booleans(), LIMITS, st.integers(1, 2), st.booleans())
+
+
+class DispatchMachine(RuleBasedStateMachine):
+    """What is done to a service, and the simulator that is told of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(dir=MEMORY))
+        self.patch = pytest.MonkeyPatch()
+        self.names: list[str] = []
+        self.was: dict[int, str] = {}
+        self.numbers: dict[str, int] = {}
+        self.sent: list[Event] = []
+        self.count = self.starts = 0
+        self.service: SteppedService
+        self.simulator: DispatchSimulator
+
+    # ------------------------------------------------------------ the service
+
+    @initialize(
+        slots=st.integers(1, 4),
+        policies=st.lists(POLICIES, min_size=1, max_size=3),
+        bounds=st.integers(0, 5),
+    )
+    def begin(self, slots: int, policies: list[tuple[bool, str, int, bool]], bounds: int) -> None:
+        if bounds:
+            shrink_bounds(self.patch, random.Random(bounds))
+        self.service = service = SteppedService(self.folder / "data", slots, self)
+        flows = [SimulatedFlow(number, *policy) for number, policy in enumerate(policies)]
+        self.simulator = DispatchSimulator(slots, flows, lambda: service.now)
+        self.names = [f"flow{number}" for number in range(len(flows))]
+        self.numbers = {name: number for number, name in enumerate(self.names)}
+        service.start(self.declared())
+        self.check()
+
+    def declared(self, renamed: int | None = None) -> list[AnyFlow]:
+        """Return the flows as they are declared now, one of them under a new name."""
+        flows = []
+        for each in self.simulator.flows:
+            if each.number == renamed:
+                self.was[each.number] = self.names[each.number]
+                self.count += 1
+                name = self.names[each.number] = f"flow{each.number}_{self.count}"
+                self.numbers[name] = each.number
+            if each.served:
+                flows.append(self.declare(each))
+        return flows
+
+    def declare(self, each: SimulatedFlow) -> AnyFlow:
+        concurrency: Any = None
+        if each.limited == "flow":
+            concurrency = limit(each.count)
+        elif each.limited == "key":
+            concurrency = limit(each.count, per=lambda event: event.data["limit"])
+        service = self.service
+
+        @flow(
+            name=self.names[each.number],
+            was=self.was.get(each.number),
+            concurrency=concurrency,
+            ordered_by=(lambda event: event.data["order"]) if each.ordered else None,
+            on_dead="block" if each.blocks else "continue",
+            retry=POLICY,
+        )
+        async def works(event: Event) -> None:
+            await service.attempt(event)
+
+        return works
+
+    # ------------------------------------------------------------ what the simulator is told
+
+    def told(self, what: str, call: Any) -> None:
+        """Hear of a call of the journal, when it is asked and when it has taken effect."""
+        hears = getattr(self, f"told_{call.name}_{what}", None)
+        if hears is not None:
+            hears(*call.arguments, result=None if call.outcome is None else call.outcome.result())
+
+    def told_append_asked(self, entries: Sequence[Any], result: None) -> None:
+        for entry in entries:
+            for run in entry.runs:
+                if run.state is S.RUNNING:
+                    self.simulator.chosen(self.flow_of(run))
+
+    def told_append_done(self, entries: Sequence[Any], result: Sequence[Any]) -> None:
+        for entry, stored in zip(entries, result, strict=True):
+            if not (stored.duplicate or stored.conflict):
+                self.told_replay_done(0, entry.runs, result)
+
+    def told_replay_done(self, _event: int, runs: Sequence[Any], result: object) -> None:
+        for run in runs:
+            known = SimulatedRun(run.id, run.seq, self.flow_of(run), run.order_key, run.limit_key)
+            self.simulator.stored(known, running=run.state is S.RUNNING)
+
+    def told_claim_asked(self, seqs: Sequence[int], result: None) -> None:
+        for run in self.simulator.runs.values():
+            if run.seq in seqs:
+                self.simulator.chosen(run.flow)
+
+    def told_claim_done(self, _seqs: Sequence[int], result: Sequence[Any]) -> None:
+        self.simulator.claimed([run.claim.run_id for run in result])
+
+    def told_record_done(self, run: Any, outcome: Any, result: None) -> None:
+        self.simulator.recorded(run.claim.run_id, outcome.state, outcome.due_at)
+
+    def told_cancel_done(self, _run_id: str, result: Sequence[Any]) -> None:
+        for run in result:
+            self.simulator.cancelled(run.id)
+
+    def told_retry_done(self, _run_id: str, _step: None, result: Any) -> None:
+        self.simulator.retried(result.id)
+
+    def told_drop_done(self, _run_id: str, result: Any) -> None:
+        self.simulator.dropped(result.id)
+
+    def told_rescue_done(self, result: object) -> None:
+        self.simulator.rescued()
+
+    def code_began(self, run_id: str) -> int:
+        """Hear that the code of an attempt begins."""
+        return self.simulator.code_began(run_id)
+
+    def code_ended(self, run_id: str, mark: int) -> None:
+        """Hear that the code of an attempt has ended."""
+        self.simulator.code_ended(run_id, mark)
+
+    def flow_of(self, run: Any) -> SimulatedFlow:
+        return self.simulator.flows[self.numbers[run.flow]]
+
+    # ------------------------------------------------------------ steps and checks
+
+    def go(self, steps: int = 0, order: int = 0) -> None:
+        """Go on for so many steps, or with 0 to rest, where nothing that may start is left."""
+        self.service.go(steps or None, order)
+        if self.service.at_rest:
+            self.simulator.settle()
+            if any(run.is_due for run in self.simulator.missed()):
+                self.service.advance(A_MOMENT)  # what was due in the past is looked at again
+                self.service.go()
+            self.simulator.rest(self.held(), self.holders)
+        self.check()
+
+    def check(self) -> None:
+        if self.simulator.faults:
+            raise AssertionError("; ".join(self.simulator.faults))
+
+    def held(self) -> dict[int, int]:
+        held: Counter[int] = Counter()
+        for name, count in self.service.process.dispatcher.held_slots().items():
+            held[self.numbers[name]] += count
+        return dict(held)
+
+    def holders(self, run: SimulatedRun) -> Collection[str]:
+        assert run.order_key is not None
+        return self.service.process.dispatcher.holders(self.names[run.flow.number], run.order_key)
+
+    # ------------------------------------------------------------ senders and flows
+
+    @rule(
+        number=NUMBERS,
+        keys=st.lists(st.tuples(KEYS, KEYS, st.booleans()), min_size=1, max_size=3),
+        again=st.booleans(),
+        steps=STEPS,
+        order=ORDERS,
+    )
+    def send(
+        self,
+        number: int,
+        keys: list[tuple[int, int, bool]],
+        again: bool,
+        steps: int,
+        order: int,
+    ) -> None:
+        """Emit events to a flow, and one that was sent before."""
+        self.emit(number % len(self.names), keys, again=again)
+        self.go(steps, order)
+
+    def emit(self, number: int, keys: list[tuple[int, int, bool]], *, again: bool = False) -> None:
+        events = []
+        for order_key, limit_key, lingers in keys:
+            self.count += 1
+            data = {
+                "order": ("a", "b", None)[order_key],
+                "limit": "xyz"[limit_key],
+                "lingers": lingers,
+            }
+            events.append(make_event(data, f"event-{self.count}"))
+        if again:
+            events.append((self.sent or events)[-1])
+        self.sent += events[: len(keys)]
+        self.service.send(self.names[number], events)
+
+    def waiting_attempts(self) -> list[Any]:
+        return [
+            attempt
+            for attempt in self.service.attempts
+            if not attempt.command.done() and attempt.let_go is None
+        ]
+
+    @precondition(lambda self: self.waiting_attempts())
+    @rule(
+        number=NUMBERS,
+        how=st.sampled_from(["succeed", "fail", "retry", "sleep", "skip"]),
+        seconds=SECONDS,
+        steps=STEPS,
+        order=ORDERS,
+    )
+    def end(self, number: int, how: str, seconds: int, steps: int, order: int) -> None:
+        """End an attempt."""
+        attempts = self.waiting_attempts()
+        attempts[number % len(attempts)].command.set_result((how, seconds))
+        self.go(steps, order)
+
+    def lingering(self) -> list[Any]:
+        return [
+            attempt.let_go
+            for attempt in self.service.attempts
+            if attempt.let_go is not None and not attempt.let_go.done()
+        ]
+
+    @precondition(lambda self: self.lingering())
+    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    def let_go(self, number: int, steps: int, order: int) -> None:
+        """End the code of an attempt that was cancelled."""
+        lingering = self.lingering()
+        lingering[number % len(lingering)].set_result(None)
+        self.go(steps, order)
+
+    @rule(seconds=SECONDS, steps=STEPS, order=ORDERS)
+    def advance(self, seconds: int, steps: int, order: int) -> None:
+        """Let time pass."""
+        self.service.advance(timedelta(seconds=seconds))
+        self.go(steps, order)
+
+    # ------------------------------------------------------------ operators
+
+    def some_run(self, number: int, which: Callable[[SimulatedRun], bool]) -> str | None:
+        found = [run.id for run in self.simulator.runs.values() if which(run)]
+        return found[number % len(found)] if found else None
+
+    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    def cancel(self, number: int, steps: int, order: int) -> None:
+        run_id = self.some_run(number, lambda run: run.state not in ENDED)
+        if run_id is not None:
+            self.service.operate(Cancel(run_id))
+            self.go(steps, order)
+
+    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    def retry(self, number: int, steps: int, order: int) -> None:
+        may = {*ENDED, S.RETRYING}
+        run_id = self.some_run(number, lambda run: run.state in may)
+        if run_id is not None:
+            self.service.operate(Retry(run_id))
+            self.go(steps, order)
+
+    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    def drop(self, number: int, steps: int, order: int) -> None:
+        run_id = self.some_run(number, lambda run: run.dead)
+        if run_id is not None:
+            self.service.operate(Drop(run_id))
+            self.go(steps, order)
+
+    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    def replay(self, number: int, steps: int, order: int) -> None:
+        run_id = self.some_run(number, lambda run: run.dead)
+        if run_id is not None:
+            self.service.operate(ReplayDead(run_id))
+            self.go(steps, order)
+
+    @rule(number=NUMBERS, pauses=st.booleans(), steps=STEPS, order=ORDERS)
+    def pause(self, number: int, pauses: bool, steps: int, order: int) -> None:
+        """Pause or resume a flow."""
+        self.set_paused(self.simulator.flows[number % len(self.names)], pauses)
+        self.go(steps, order)
+
+    def set_paused(self, each: SimulatedFlow, paused: bool) -> None:
+        verb = (Pause if paused else Resume)(self.names[each.number])
+
+        def answered() -> None:
+            each.paused = paused
+
+        self.service.operate(verb, answered)
+
+    @rule(
+        number=NUMBERS,
+        change=st.sampled_from(["count", "rename", "serve"]),
+        steps=STEPS,
+        order=ORDERS,
+    )
+    def reload(self, number: int, change: str, steps: int, order: int) -> None:
+        """Change a limit or a name, or whether a flow is served; one reload at a time."""
+        self.go()
+        each, renamed = self.simulator.flows[number % len(self.names)], None
+        if change == "count":
+            each.count = 3 - each.count
+        elif change == "serve":
+            each.served = not each.served
+        elif each.served and not each.paused:  # a pause is of a name
+            renamed = each.number
+        self.change(renamed)
+        self.go(steps, order)
+
+    def change(self, renamed: int | None = None) -> None:
+        project = Project.of(self.declared(renamed))
+        self.service.do(partial(reload_project, self.service.process, project))
+
+    @precondition(lambda self: self.may_die())
+    @rule()
+    def crash(self) -> None:
+        """Kill the process, whatever it is at, and start another."""
+        self.service.cut()
+        self.start()
+
+    def may_die(self) -> bool:
+        deaths = [run.deaths for run in self.simulator.runs.values()]
+        return self.starts < MAX_STARTS and all(count < MAX_DEATHS for count in deaths)
+
+    @precondition(lambda self: self.may_die())
+    @rule(order=ORDERS)
+    def stop(self, order: int) -> None:
+        """Stop the process, and start another."""
+        self.service.stop(order)
+        self.start()
+
+    def start(self) -> None:
+        self.starts += 1
+        self.simulator.ended_process()
+        self.service.start(self.declared())
+        self.go()
+
+    # ------------------------------------------------------------ the end
+
+    def teardown(self) -> None:
+        try:
+            if sys.exc_info()[0] is None and hasattr(self, "simulator"):  # it has not failed
+                self.finish()
+        finally:
+            self.patch.undo()
+            if hasattr(self, "service"):
+                self.service.close()
+            shutil.rmtree(self.folder)
+
+    def finish(self) -> None:
+        """Let every run end; then as many start at once as each limit allows, and all ends."""
+        self.go()
+        for each in self.simulator.flows:
+            each.served = True
+        self.change()
+        self.go()
+        for each in self.simulator.flows:
+            self.set_paused(each, False)
+        self.go()
+        self.all_end()
+        for each in self.simulator.flows:
+            for key in range(2):
+                self.emit(each.number, [(2, key, False)] * each.count)
+        self.all_end()
+        assert not self.simulator.used()
+
+    def all_end(self) -> None:
+        for _ in range(1000):
+            if not self.simulator.live:
+                return
+            before = [run.state for run in self.simulator.runs.values()]
+            for let_go in self.lingering():
+                let_go.set_result(None)
+            for attempt in self.waiting_attempts():
+                attempt.command.set_result(("succeed", 0))
+            for run in self.simulator.runs.values():
+                if run.dead:
+                    self.service.operate(Drop(run.id))
+            self.go()
+            if before == [run.state for run in self.simulator.runs.values()]:
+                self.service.advance(timedelta(seconds=90))
+                self.go()
+        raise AssertionError("the runs do not end")

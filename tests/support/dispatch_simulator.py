@@ -1,0 +1,344 @@
+"""What dispatch promises, in plain Python: an oracle without queues, locks or a journal.
+
+It is told what becomes durable, in that order, and when the code of an attempt begins and ends.
+It says which start was wrong, and, when the service rests, which run should have started. It asks
+every question of all runs anew: what is in use is counted from the states of the runs.
+
+Not promised, so not checked: the place in order of a run an operator has retried, which run of an
+ordering key goes first after that, and whose turn an isolated run takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from turnout.service.domain.run import RunState
+
+S = RunState
+ENDED = {S.SUCCEEDED, S.FAILED, S.CANCELLED, S.SKIPPED}
+DEATHS_UNTIL_ISOLATED = 2
+
+
+@dataclass(eq=False)
+class SimulatedFlow:
+    """The policy of a flow. What a change under way replaces still counts until the next rest."""
+
+    number: int
+    ordered: bool
+    limited: str
+    count: int
+    blocks: bool
+    served: bool = True
+    paused: bool = False
+    passed: int = 0
+    count_at_rest: int = 0
+    served_at_rest: bool = True
+
+
+@dataclass(eq=False)
+class SimulatedRun:
+    """A run as the journal has it, and the attempts of it whose code runs (by claim).
+
+    `holds`: it has begun and is not over, so its ordering key is its own. `retried`: an operator
+    has queued it again. `ready`: since the last rest it could have started, but for a slot.
+    """
+
+    id: str
+    seq: int
+    flow: SimulatedFlow
+    order_key: str | None
+    limit_key: str | None
+    state: RunState = S.QUEUED
+    due_at: datetime | None = None
+    claim: int = 0
+    code: list[int] = field(default_factory=list)
+    stranded: int = 0
+    deaths: int = 0
+    holds: bool = False
+    dead: bool = False
+    retried: bool = False
+    ready: bool = False
+    passed: int = 0
+
+    @property
+    def leftovers(self) -> int:
+        """Attempts that lost their claim and still work."""
+        return sum(claim != self.claim or self.state is not S.RUNNING for claim in self.code)
+
+    @property
+    def places(self) -> int:
+        """Places in use."""
+        return (self.state is S.RUNNING) + self.leftovers
+
+    @property
+    def is_due(self) -> bool:
+        return self.state is not S.QUEUED
+
+    @property
+    def turn(self) -> tuple[datetime | None, int]:
+        return (self.due_at if self.is_due else None), self.seq
+
+
+class DispatchSimulator:
+    """`faults` says what was not as promised."""
+
+    def __init__(self, slots: int, flows: list[SimulatedFlow], now: Callable[[], datetime]) -> None:
+        self.slots = slots
+        self.flows = flows
+        self.now = now
+        self.runs: dict[str, SimulatedRun] = {}
+        self.live: list[SimulatedRun] = []
+        self.faults: list[str] = []
+
+    # ------------------------------------------------------------ what becomes durable
+
+    def chosen(self, flow: SimulatedFlow) -> None:
+        """Learn that a run is about to start: none is chosen once a pause has answered."""
+        if flow.paused:
+            self.faults.append(f"a run of flow {flow.number} is started, which is paused")
+
+    def stored(self, run: SimulatedRun, *, running: bool) -> None:
+        """Learn of a new run, queued or started on insert."""
+        self.runs[run.id] = run
+        self._refresh()
+        if running:
+            self.claimed([run.id])
+
+    def claimed(self, ids: list[str]) -> None:
+        """Learn of runs that start together, in turn."""
+        for run in (self.runs[id_] for id_ in ids):
+            self._check_start(run, ids)
+            self._count_turns(run)
+            run.state, run.claim, run.ready = S.RUNNING, run.claim + 1, False
+            run.holds = self._has_order(run)
+            self._refresh()
+
+    def recorded(self, id_: str, state: RunState, due_at: datetime | None) -> None:
+        """Learn of the outcome of the attempt that holds the claim."""
+        run = self.runs[id_]
+        run.state, run.due_at, run.dead, run.deaths = state, due_at, state is S.FAILED, 0
+        keeps = state in (S.RETRYING, S.WAITING) or (run.dead and run.flow.blocks)
+        run.holds = run.holds and keeps
+        self._refresh()
+
+    def cancelled(self, id_: str) -> None:
+        """Learn of a cancel: whatever still works for the run has lost its claim."""
+        run = self.runs[id_]
+        if run.state is S.RUNNING and run.code and run.claim not in run.code:
+            run.stranded += 1
+        run.state, run.holds, run.dead = S.CANCELLED, False, False
+        self._refresh()
+
+    def retried(self, id_: str) -> None:
+        """Learn of an operator's retry, or that the next try is due now."""
+        run = self.runs[id_]
+        run.ready = False
+        if run.state not in ENDED:
+            run.due_at = self.now()
+            return
+        run.retried = run.retried or not run.holds  # a dead letter that blocks its key goes first
+        run.state, run.dead, run.deaths, run.due_at = S.QUEUED, False, 0, None
+        self._refresh()
+
+    def dropped(self, id_: str) -> None:
+        """Learn that a dead letter was dropped."""
+        self.runs[id_].dead = self.runs[id_].holds = False
+        self._refresh()
+
+    def ended_process(self) -> None:
+        """Learn that the process is gone: no code runs, nobody knows who is next but the rows."""
+        for flow in self.flows:
+            flow.passed = 0
+        for run in self.runs.values():
+            run.code.clear()
+            run.stranded, run.ready, run.passed = 0, False, 0
+            run.holds = run.holds and (run.dead or run.state in (S.RETRYING, S.WAITING))
+        self._refresh()
+
+    def rescued(self) -> None:
+        """Learn that the next process has queued again what was running."""
+        for run in self.runs.values():
+            if run.state is S.RUNNING:
+                run.state, run.deaths = S.QUEUED, run.deaths + 1
+        self._refresh()
+
+    # ------------------------------------------------------------ the code of attempts
+
+    def code_began(self, id_: str) -> int:
+        """Learn that the code of an attempt runs; returns its claim."""
+        run = self.runs[id_]
+        if run.state is not S.RUNNING:
+            self._fault(run, f"runs though it is {run.state}")
+        if run.code:
+            self._fault(run, "is in two attempts at once")
+        run.code.append(run.claim)
+        return run.claim
+
+    def code_ended(self, id_: str, claim: int) -> None:
+        """Learn that the code of an attempt has ended."""
+        run = self.runs[id_]
+        run.code.remove(claim)
+        run.stranded = run.stranded if run.code else 0
+        self._refresh()
+
+    # ------------------------------------------------------------ who may start
+
+    def why_not(self, run: SimulatedRun) -> set[str]:
+        """Return what keeps a run from starting now."""
+        why = set()
+        if run.state is S.RUNNING or run.state in ENDED:
+            return {str(run.state)}
+        if run.is_due and not (run.due_at and run.due_at <= self.now()):
+            why.add("not due")
+        if run.flow.paused or not (run.flow.served or run.flow.served_at_rest):
+            why.add("stopped")
+        if self._has_order(run) and any(self._goes_before(o, run) for o in self.same_key(run)):
+            why.add("order")
+        isolated = [other for other in self.live if self._is_isolated(other)]
+        if self._is_isolated(run) and any(other.places for other in isolated):
+            why.add("isolated")
+        return why | self._full(run)
+
+    def _full(self, run: SimulatedRun) -> set[str]:
+        """Return which limits are reached."""
+        flow, full = run.flow, set()
+        count = max(flow.count, flow.count_at_rest)
+        if self.used() >= self.slots:
+            full.add("slots")
+        if flow.limited == "flow" and self.used(flow) >= count:
+            full.add("flow")
+        keyed = flow.limited == "key" and run.limit_key is not None
+        if keyed and self.used(flow, run.limit_key) >= count:
+            full.add("limit")
+        return full
+
+    def used(self, flow: SimulatedFlow | None = None, limit_key: str | None = None) -> int:
+        """Count places in use: of all flows, of a flow, or of one of its limit keys."""
+        return sum(
+            run.places
+            for run in self.live
+            if (flow is None or run.flow is flow)
+            and (limit_key is None or run.limit_key == limit_key)
+        )
+
+    def same_key(self, run: SimulatedRun) -> Iterator[SimulatedRun]:
+        """Yield the other runs of an ordering key."""
+        for other in self.live:
+            if (other.flow, other.order_key) == (run.flow, run.order_key) and other is not run:
+                yield other
+
+    def _goes_before(self, other: SimulatedRun, run: SimulatedRun) -> bool:
+        if other.holds or other.leftovers:
+            return True
+        is_older = other.seq < run.seq and not (run.retried or other.retried or run.holds)
+        return other.state is S.QUEUED and is_older
+
+    @staticmethod
+    def _has_order(run: SimulatedRun) -> bool:
+        return run.flow.ordered and run.order_key is not None
+
+    @staticmethod
+    def _is_isolated(run: SimulatedRun) -> bool:
+        return run.deaths >= DEATHS_UNTIL_ISOLATED
+
+    def _is_certain(self, run: SimulatedRun) -> bool:
+        """Whether it is promised that this run, and no other of its key, is next."""
+        others = self.same_key(run) if self._has_order(run) else ()
+        rivals = [run, *(other for other in others if other.state not in ENDED)]
+        return not (run.leftovers or any(rival.retried for rival in rivals))
+
+    def _should_start(self, run: SimulatedRun) -> bool:
+        """Whether a run that may start has to: none that may go before it is kept from starting."""
+        if run.leftovers or any(other.stranded for other in self.live):
+            return False
+        if not self._has_order(run):
+            return True
+        rivals = [other for other in self.same_key(run) if other.state is S.QUEUED]
+        return all(not why or "order" in why for why in map(self.why_not, rivals))
+
+    # ------------------------------------------------------------ starts and turns
+
+    def _check_start(self, run: SimulatedRun, together: list[str]) -> None:
+        why = self.why_not(run)
+        if why:
+            self._fault(run, f"starts in spite of {sorted(why)}")
+        if self._is_isolated(run) or not self._is_certain(run):
+            return
+        for other in self.live:
+            same = other.ready and other.flow is run.flow and other.is_due == run.is_due
+            if same and other.turn < run.turn and other.id not in together:
+                self._fault(run, f"overtakes run {other.seq}")
+
+    def _count_turns(self, run: SimulatedRun) -> None:
+        """Count how often what was ready has seen others go first: neither kind may starve."""
+        for other in self.live:
+            if other.ready and other.flow is run.flow and other is not run:
+                other.passed = 0 if other.is_due == run.is_due else other.passed + 1
+                if other.passed > 1:
+                    self._fault(run, f"takes the turn of run {other.seq}")
+        run.passed = run.flow.passed = 0
+        for flow in {run.flow for run in self.live if self._lacks_a_slot(run)} - {run.flow}:
+            flow.passed += 1
+            if flow.passed > self.slots + 2 * len(self.flows):
+                self._fault(run, f"takes the turn of flow {flow.number}")
+
+    def _lacks_a_slot(self, run: SimulatedRun) -> bool:
+        return run.ready and "flow" not in self.why_not(run)
+
+    def _refresh(self) -> None:
+        self.live = [
+            run for run in self.runs.values() if run.state not in ENDED or run.holds or run.code
+        ]
+        for run in self.live:
+            if run.ready and self.why_not(run) - {"slots", "flow"}:
+                run.ready, run.passed = False, 0
+
+    # ------------------------------------------------------------ at rest
+
+    def settle(self) -> None:
+        """Learn that no change is under way any more."""
+        for flow in self.flows:
+            flow.count_at_rest, flow.served_at_rest = flow.count, flow.served
+
+    def rest(
+        self, held: Mapping[int, int], holders: Callable[[SimulatedRun], Collection[str]]
+    ) -> None:
+        """Check a service that has nothing left to do: what could start has started.
+
+        `held` is how many places each flow uses, as the service says; `holders` who holds the
+        ordering key of a run.
+        """
+        for flow in self.flows:
+            least = self.used(flow)
+            most = least + sum(run.stranded for run in self.runs.values() if run.flow is flow)
+            if not least <= held.get(flow.number, 0) <= most:
+                self.faults.append(f"flow {flow.number} uses {held} places, not {least}")
+        for run in self.missed():
+            self._fault(run, "could start and does not")
+        for run in self.runs.values():
+            why = self.why_not(run)
+            certain = self._is_certain(run)
+            run.ready = not why - {"slots", "flow"} and certain and not self._is_isolated(run)
+            run.passed = run.passed if run.ready else 0
+            if run.flow.served and self._has_order(run):  # also of runs that are over
+                self._check_holder(run, holders(run))
+        lacking = {run.flow for run in self.live if self._lacks_a_slot(run)}
+        for flow in self.flows:
+            flow.passed = flow.passed if flow in lacking else 0
+
+    def missed(self) -> list[SimulatedRun]:
+        """Return the runs that should have started."""
+        return [run for run in self.live if not self.why_not(run) and self._should_start(run)]
+
+    def _check_holder(self, run: SimulatedRun, holders: Collection[str]) -> None:
+        is_queued = run.state is S.QUEUED  # again: it takes its key when it asks
+        if run.holds and not is_queued and run.id not in holders:
+            self._fault(run, f"does not hold its key; {holders} do")
+
+    def _fault(self, run: SimulatedRun, what: str) -> None:
+        self.faults.append(
+            f"run {run.seq} of flow {run.flow.number} "
+            f"({run.state}, order {run.order_key}, limit {run.limit_key}) {what}"
+        )
