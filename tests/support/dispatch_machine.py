@@ -160,6 +160,10 @@ class DispatchMachine(RuleBasedStateMachine):
         for run in result:
             self.simulator.cancelled(run.id)
 
+    def told_cancel_answered(self, _run_id: str, result: Sequence[Any]) -> None:
+        for run in result:
+            self.simulator.cancel_answered(run.id)
+
     def told_retry_done(self, _run_id: str, _step: None, result: Any) -> None:
         self.simulator.retried(result.id)
 

@@ -58,6 +58,7 @@ class SimulatedRun:
     deaths: int = 0
     holds: bool = False
     dead: bool = False
+    is_stopped: bool = False
     retried: bool = False
     ready: bool = False
     passed: int = 0
@@ -131,6 +132,10 @@ class DispatchSimulator:
         run.state, run.holds, run.dead = S.CANCELLED, False, False
         self._refresh()
 
+    def cancel_answered(self, id_: str) -> None:
+        """Learn that a cancel has answered: from now on no code of the run begins."""
+        self.runs[id_].is_stopped = self.runs[id_].state is S.CANCELLED
+
     def retried(self, id_: str) -> None:
         """Learn of an operator's retry, or that the next try is due now."""
         run = self.runs[id_]
@@ -169,7 +174,7 @@ class DispatchSimulator:
     def code_began(self, id_: str) -> int:
         """Learn that the code of an attempt runs; returns its claim."""
         run = self.runs[id_]
-        if run.state is not S.RUNNING:
+        if run.state is not S.RUNNING and run.is_stopped:
             self._fault(run, f"runs though it is {run.state}")
         if run.code:
             self._fault(run, "is in two attempts at once")

@@ -179,6 +179,7 @@ class SteppedJournal:
             call.answer.set_exception(error)
         else:
             call.answer.set_result(call.outcome.result())
+            self._told("answered", call)
 
 
 # ---------------------------------------------------------------- attempts
@@ -205,7 +206,7 @@ class Listener(Protocol):
     """Hears what happens, when it happens."""
 
     def told(self, what: str, call: Any) -> None:
-        """Hear of a call of the journal: `asked`, or `done` once it has taken effect."""
+        """Hear of a call of the journal: `asked`, `done` (it has taken effect) or `answered`."""
 
     def code_began(self, run_id: str) -> Any:
         """Hear that the code of an attempt begins; what this returns goes to `code_ended`."""
