@@ -113,7 +113,7 @@ class DispatchSimulator:
             self._check_start(run, ids)
             self._count_turns(run)
             run.state, run.claim, run.ready = S.RUNNING, run.claim + 1, False
-            run.holds = self._has_order(run)
+            run.holds, run.is_stopped = self._has_order(run), False
             self._refresh()
 
     def recorded(self, id_: str, state: RunState, due_at: datetime | None) -> None:
