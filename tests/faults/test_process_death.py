@@ -30,6 +30,7 @@ async def lenient(self, *, now):
     rescued = await honest(self, now=now)
     data = sys.argv[sys.argv.index("--data") + 1]
     journal = apsw.Connection(f"{data}/journal/journal.db")  # another SQLite would remove the log
+    journal.set_busy_timeout(5000)
     journal.execute("DELETE FROM steps WHERE key = '~failed'")
     journal.close()
     return rescued

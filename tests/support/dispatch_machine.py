@@ -65,6 +65,7 @@ class DispatchMachine(RuleBasedStateMachine):
         self.was: dict[int, str] = {}
         self.numbers: dict[str, int] = {}
         self.sent: list[Event] = []
+        self.paused: set[str] = set()  # on disk: what a process that starts reads
         self.count = self.starts = 0
         self.service: SteppedService
         self.simulator: DispatchSimulator
@@ -169,6 +170,12 @@ class DispatchMachine(RuleBasedStateMachine):
 
     def told_drop_done(self, _run_id: str, result: Any) -> None:
         self.simulator.dropped(result.id)
+
+    def told_pause_done(self, name: str, result: None) -> None:
+        self.paused.add(name)
+
+    def told_resume_done(self, name: str, result: None) -> None:
+        self.paused.discard(name)
 
     def told_rescue_done(self, result: object) -> None:
         self.simulator.rescued()
@@ -382,6 +389,8 @@ class DispatchMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.starts += 1
         self.simulator.ended_process()
+        for each in self.simulator.flows:  # an answer may have been cut off
+            each.paused = f"flow:{self.names[each.number]}" in self.paused
         self.service.start(self.declared())
         self.go()
 

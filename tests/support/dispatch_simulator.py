@@ -179,6 +179,7 @@ class DispatchSimulator:
         if run.code:
             self._fault(run, "is in two attempts at once")
         run.code.append(run.claim)
+        self._refresh()
         return run.claim
 
     def code_ended(self, id_: str, claim: int) -> None:
