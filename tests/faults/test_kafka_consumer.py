@@ -20,7 +20,7 @@ from tests.support.brokers import Broker, unique
 from tests.support.program import Program, until
 from tests.support.running import Running, running
 from turnout import Event, flow
-from turnout.service.domain.errors import TriggerError
+from turnout.service.domain.errors import PositionsMoved, TriggerError
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as records_of
 
@@ -264,9 +264,9 @@ async def _come_and_go(
     """Be a second member in the same process, for some seconds, again and again."""
     while True:
         joined.append(dice.uniform(0.5, 3))
-        with suppress(TimeoutError, TriggerError):
+        with suppress(TimeoutError, TriggerError, PositionsMoved):  # its supervisor begins anew
             async with asyncio.timeout(joined[-1]):
-                await trigger.run(app.process.emitters[trigger.name])
+                await trigger.run(app.process.emitters[trigger.name].session())
         await asyncio.sleep(dice.uniform(0, 2))
 
 

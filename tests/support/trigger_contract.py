@@ -34,7 +34,7 @@ from turnout.service.domain.run import Outcome
 from turnout.service.domain.trigger import HandBack, ReadTrigger, Receipt
 from turnout.service.domain.units import utc_now
 
-PATIENCE_SECONDS = 8.0
+PATIENCE_SECONDS = 30.0
 """How long a test waits for a fact before it fails."""
 
 
