@@ -64,6 +64,7 @@ class DispatchMachine(RuleBasedStateMachine):
         self.names: list[str] = []
         self.was: dict[int, str] = {}
         self.numbers: dict[str, int] = {}
+        self.named: dict[str, str] = {}  # the name of its flow that each run has
         self.sent: list[Event] = []
         self.paused: set[str] = set()  # on disk: what a process that starts reads
         self.count = self.starts = 0
@@ -143,6 +144,7 @@ class DispatchMachine(RuleBasedStateMachine):
 
     def told_replay_done(self, _event: int, runs: Sequence[Any], result: object) -> None:
         for run in runs:
+            self.named[run.id] = run.flow
             known = SimulatedRun(run.id, run.seq, self.flow_of(run), run.order_key, run.limit_key)
             self.simulator.stored(known, running=run.state is S.RUNNING)
 
@@ -170,6 +172,11 @@ class DispatchMachine(RuleBasedStateMachine):
 
     def told_drop_done(self, _run_id: str, result: Any) -> None:
         self.simulator.dropped(result.id)
+
+    def told_rename_flow_done(self, was: str, name: str, result: int) -> None:
+        for run in self.simulator.runs.values():
+            if self.named[run.id] == was and (run.state not in ENDED or run.dead):
+                self.named[run.id] = name
 
     def told_pause_done(self, name: str, result: None) -> None:
         self.paused.add(name)
@@ -312,10 +319,15 @@ class DispatchMachine(RuleBasedStateMachine):
     @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
     def retry(self, number: int, steps: int, order: int) -> None:
         may = {*ENDED, S.RETRYING}
-        run_id = self.some_run(number, lambda run: run.state in may)
+        run_id = self.some_run(number, lambda run: run.state in may and self.has_flow(run))
         if run_id is not None:
             self.service.operate(Retry(run_id))
             self.go(steps, order)
+
+    def has_flow(self, run: SimulatedRun) -> bool:
+        """Whether a flow says that it is, or was, called what the run's flow is called."""
+        number = run.flow.number
+        return self.named[run.id] in (self.names[number], self.was.get(number))
 
     @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
     def drop(self, number: int, steps: int, order: int) -> None:
