@@ -111,7 +111,7 @@ class Process:
             ended=self._run_ended,
         )
         self.waiters = Waiters(journal, settings.max_waiters)
-        submit = Submit(self.dispatcher, now=now)
+        submit = Submit(self.dispatcher, metrics, now=now)
         executor.set_host(
             ServiceHost(
                 journal,

@@ -126,7 +126,7 @@ def _print_reasons(event: dict[str, Any]) -> None:
         subject = decision.get("flow") or "the event"
         detail, at = decision.get("detail"), decision.get("at")
         why = f" ({detail})" if detail else ""
-        say(f"  {subject}: {decision.get('verdict')}{why}{f' at {at}' if at else ''}")
+        say(f"  {subject}: {decision['reason']}{why}{f' at {at}' if at else ''}")
     if not event["runs"] and not event["decisions"]:
         say("  no flow listens for it")
 

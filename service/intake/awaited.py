@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from turnout.service.domain.decisions import Reason
 from turnout.service.domain.trigger import StartsOnType
 from turnout.service.journal.records import Decision, Entry
 from turnout.service.project import AnyFlow
@@ -53,7 +54,12 @@ class Awaited:
         entry.awaited, entry.topics = name, topics
         if not entry.runs:
             entry.decisions = [
-                *(made for made in entry.decisions if made.verdict != "unmatched"),
-                Decision("", "awaited", "no flow starts on it; runs may wait for it"),
+                _awaited(name) if made.reason is Reason.UNMATCHED else made
+                for made in entry.decisions
             ]
         return True
+
+
+def _awaited(name: str) -> Decision:
+    detail = "no flow starts on it; runs may wait for it"
+    return Decision("", Reason.UNMATCHED, detail, {"awaited": name})

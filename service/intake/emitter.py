@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.dispatch.waiters import Waiters
+from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import NEVER, Event
 from turnout.service.domain.run import Outcome, RunState
@@ -146,19 +147,21 @@ class TriggerEmitter:
         self, routed: list[Routed], positions: Mapping[str, str | None] | None, sample: int
     ) -> Sequence[Receipt]:
         """Store events that start runs; count unmatched ones and store one in `sample`."""
-        unkept: dict[int, str] = {}
+        unkept: dict[int, Reason] = {}
         for index, one in enumerate(routed):
             if not one.entry.runs and one.entry.awaited is None:
-                verdict = one.entry.decisions[0].verdict
-                self._unmatched[verdict] += 1
-                if self._unmatched[verdict] % sample != 1:
-                    unkept[index] = verdict
+                reason = one.entry.decisions[0].reason
+                self._unmatched[reason] += 1
+                if self._unmatched[reason] % sample != 1:
+                    unkept[index] = reason
         if not unkept:
             return await self._submitted(routed, positions)
         kept = [one for index, one in enumerate(routed) if index not in unkept]
         receipts = iter(await self._submitted(kept, positions))
-        for verdict, count in Counter(unkept.values()).items():
-            self.reject(verdict, count)
+        for reason, count in Counter(unkept.values()).items():
+            self.reject(reason, count)
+        for index in unkept:
+            self._shared.submit.count(routed[index].entry.decisions)
         return [
             Receipt(event=one.entry.event.id, stored=False) if index in unkept else next(receipts)
             for index, one in enumerate(routed)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.errors import InvalidData, words_of
 from turnout.service.domain.event import MAX_HOPS, Event, mint_id
 from turnout.service.domain.run import RunError, RunState
@@ -46,7 +47,7 @@ def route(event: Event, flows: Sequence[AnyFlow], *, after_run_action: bool = Fa
     entry = Entry(event=event, runs=[], decisions=decisions, after_run_action=after_run_action)
     routed = Routed(entry, [], {})
     if event.hops > MAX_HOPS:
-        decisions.append(Decision("", "cycle", f"the event is {event.hops} hops from its origin"))
+        decisions.append(_cycle(event.hops))
         return routed
     problem = _problem_of(event) if event.extensions else None
     is_shared = len(flows) > 1
@@ -54,7 +55,7 @@ def route(event: Event, flows: Sequence[AnyFlow], *, after_run_action: bool = Fa
         own = event.own() if is_shared else event
         _ask(flow, event, own, problem, routed, decisions)
     if not routed.runs and not decisions:
-        decisions.append(Decision("", "unmatched", "no flow listens to this event"))
+        decisions.append(_UNMATCHED)
     return routed
 
 
@@ -77,7 +78,7 @@ def _ask(
         if unreadable is not None:
             raise InvalidData(unreadable)
         if flow.when is not None and not flow.wants(asked):
-            decisions.append(Decision(flow.name, "filtered", f"when= at {flow.file}:{flow.line}"))
+            decisions.append(_filtered(flow))
             return
         where = _BINDING
         arguments = flow.bind(own)
@@ -97,6 +98,19 @@ def _ask(
         run.error = RunError(kind, secrets.mask(f"{words_of(error)} ({place})"))
     routed.entry.runs.append(run)
     routed.runs.append((run, flow, own, arguments))
+
+
+_UNMATCHED = Decision("", Reason.UNMATCHED, "no flow listens to this event")
+
+
+def _cycle(hops: int) -> Decision:
+    facts = {"count": hops, "limit": MAX_HOPS}
+    return Decision("", Reason.CYCLE, f"the event is {hops} hops from its origin", facts)
+
+
+def _filtered(flow: AnyFlow) -> Decision:
+    facts: dict[str, Fact] = {"condition": "when=", "file": flow.file, "line": flow.line}
+    return Decision(flow.name, Reason.FILTERED, f"when= at {flow.file}:{flow.line}", facts)
 
 
 _FILTER = ("filter_error", "in when=, per= or ordered_by=")

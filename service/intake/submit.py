@@ -8,14 +8,16 @@ called back: if its caller is cancelled meanwhile, the runs are started all the 
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Protocol, TypeVar
 
 from turnout.service.dispatch.dispatcher import Dispatcher
+from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import JournalError
-from turnout.service.journal.records import Appended
+from turnout.service.journal.records import Appended, Decision
+from turnout.service.telemetry.metrics import Metrics
 
 from .router import Routed
 
@@ -36,8 +38,11 @@ def _nothing(_error: BaseException) -> None:
 class Submit:
     """Submits routed events to the journal and to the dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, *, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, metrics: Metrics, *, now: Callable[[], datetime]
+    ) -> None:
         self._dispatcher = dispatcher
+        self._decisions = metrics.decisions
         self._now = now
 
     def __call__(
@@ -86,7 +91,11 @@ class Submit:
         for one, stored in zip(routed, written.result(), strict=True):
             if stored.duplicate or stored.conflict:
                 self._take_back((one,))
+                repeated = Reason.CONFLICT if stored.conflict else Reason.DUPLICATE
+                self._decisions.labels("", repeated).inc()
             else:
+                if one.entry.decisions:
+                    self.count(one.entry.decisions)
                 for run, _, event, arguments in one.runs:
                     self._dispatcher.start_or_enqueue(run, event, stored, arguments, now)
             if one.entry.topics:
@@ -96,6 +105,11 @@ class Submit:
             self._dispatcher.recheck_due()
         if not answers.done():
             answers.set_result(made)
+
+    def count(self, decisions: Iterable[Decision]) -> None:
+        """Count decisions by flow and reason, once they are made for good."""
+        for made in decisions:
+            self._decisions.labels(made.flow, made.reason).inc()
 
     def _take_back(self, routed: Sequence[Routed]) -> None:
         for one in routed:

@@ -11,6 +11,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunError, RunState
 
@@ -42,14 +43,16 @@ class NewRun:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Why an event started no run of a flow, such as `filtered`, `duplicate` or `unmatched`.
+    """Why an event did not simply start a run of a flow; see `domain.decisions`.
 
-    `flow` is empty when the decision is about the event itself.
+    `flow` is empty when the decision is about the event itself. `detail` is a sentence for people,
+    `facts` what was asked and its answer.
     """
 
     flow: str
-    verdict: str
+    reason: Reason
     detail: str = ""
+    facts: Mapping[str, Fact] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -324,13 +327,17 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEvent:
-    """An event with its seq in the journal, its runs and its decisions."""
+    """An event with its seq in the journal, its runs and its decisions.
+
+    A decision has the fields `flow`, `reason`, `detail`, `facts` and `at`; its reason is text, for
+    an earlier version may have had others.
+    """
 
     seq: int
     event: Event
     accepted_at: datetime
     runs: tuple[str, ...] = ()
-    decisions: Sequence[Mapping[str, str]] = ()
+    decisions: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

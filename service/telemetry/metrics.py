@@ -47,6 +47,9 @@ class Metrics:
             return Gauge(f"turnout_{name}", text, labels, registry=registry)
 
         self.events = counter("events", "Events by what became of them.", "trigger", "result")
+        self.decisions = counter(
+            "decisions", "Events that did not simply start a run, by reason.", "flow", "reason"
+        )
         self.runs_ended = counter("runs", "Runs that ended, by outcome.", "flow", "outcome")
         self.attempts = counter("attempts", "Attempts by outcome.", "flow", "outcome")
         self.run_seconds = histogram("run_seconds", "How long an attempt ran.", "flow")

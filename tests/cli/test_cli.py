@@ -26,6 +26,7 @@ from tests.support.program import Program, environment, turnout, until
 from tests.support.running import make_event, running
 from turnout import event, flow
 from turnout.service.cli import main, writing_all
+from turnout.service.domain.decisions import Reason
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import Outcome, RunError, RunState, Undo
 from turnout.service.domain.units import utc_now
@@ -85,7 +86,7 @@ class Terminal:
             body=body, trigger="webhook:/orders", minted=not event,
         )  # fmt: skip
         entry = Entry(
-            event=stored, runs=[run], decisions=[Decision("audit", "filtered", "amount is 0")]
+            event=stored, runs=[run], decisions=[Decision("audit", Reason.FILTERED, "amount is 0")]
         )
         self.journal(lambda journal: journal.append([entry], now=utc_now()))
         return run.id
@@ -268,7 +269,7 @@ def test_why_names_runs_and_reasons(terminal: Terminal) -> None:
     assert "audit: filtered (amount is 0)" in text
     [document] = terminal.lines("why", "order-7")
     assert document["runs"][0]["id"] == run_id
-    assert document["decisions"][0]["verdict"] == "filtered"
+    assert document["decisions"][0]["reason"] == "filtered"
     terminal.type("why", "nope", code=1)
 
 

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from turnout.service.domain.decisions import Reason
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Outcome, RunError, RunState, Undo
@@ -81,7 +82,13 @@ class Desk:
             body=body, trigger="webhook:/orders", minted=not event_id,
         )  # fmt: skip
         await self.journal.append(
-            [Entry(event=event, runs=[run], decisions=[Decision("audit", "filtered", "amount")])],
+            [
+                Entry(
+                    event=event,
+                    runs=[run],
+                    decisions=[Decision("audit", Reason.FILTERED, "amount")],
+                )
+            ],
             now=utc_now(),
         )
         return run.id
@@ -363,7 +370,7 @@ async def test_an_event_has_its_payload_runs_and_reasons(tmp_path: Path) -> None
         assert event["runs"] == [run_id]
         assert event["data"] == {"n": 2**64}
         assert event["decisions"][0]["flow"] == "audit"
-        assert event["decisions"][0]["verdict"] == "filtered"
+        assert event["decisions"][0]["reason"] == "filtered"
         listed = (await desk.get("/api/events"))["items"]
         assert [one["id"] for one in listed] == ["orders/7"]
         assert "data" not in listed[0]

@@ -192,7 +192,7 @@ async def test_another_event_under_a_used_id_fails_the_step_by_name(
         (stored,) = await service.process.journal.event("o-1")
     assert [run.flow for run in runs].count("paid") == 1
     assert "sent" not in [run.flow for run in runs]
-    assert [made["verdict"] for made in stored.decisions] == ["conflict"]
+    assert [made["reason"] for made in stored.decisions] == ["conflict"]
 
 
 async def test_a_flow_may_go_on_after_it_and_does_so_again_when_it_is_resumed(

@@ -49,8 +49,9 @@ def test_a_filter_that_says_no_is_a_decision_naming_it() -> None:
     routed = route(make_event({"amount": 0}), [paid])
     assert not routed.entry.runs
     decision = routed.entry.decisions[0]
-    assert (decision.flow, decision.verdict) == ("paid", "filtered")
+    assert (decision.flow, decision.reason) == ("paid", "filtered")
     assert "test_router.py:" in decision.detail
+    assert decision.facts["line"] == paid.line
 
 
 def test_a_filter_that_raises_is_a_dead_letter() -> None:
@@ -90,7 +91,7 @@ def test_an_event_nobody_wants_and_an_event_that_goes_in_circles_say_so() -> Non
         route(make_event({}), []).entry.decisions,
         route(replace(make_event({}), hops=MAX_HOPS + 1), [bill]).entry.decisions,
     ]
-    assert [decisions[0].verdict for decisions in verdicts] == ["unmatched", "cycle"]
+    assert [decisions[0].reason for decisions in verdicts] == ["unmatched", "cycle"]
 
 
 class Odd(BaseModel):

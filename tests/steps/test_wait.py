@@ -220,7 +220,9 @@ async def test_an_event_wakes_the_run_it_is_for_and_no_other(tmp_path: Path) -> 
         assert orjson.loads((await service.finished(runs[0])).result or b"") == {"paid": 10}
         (stored,) = await service.process.journal.event(receipt.event)
     assert token.state == "succeeded" and done == ["order 1", "order 2"]
-    assert [decision["verdict"] for decision in stored.decisions] == ["awaited"]
+    (decision,) = stored.decisions
+    assert decision["reason"] == "unmatched"
+    assert decision["facts"] == {"awaited": "webhook:/paid/{order}"}
 
 
 proceed = asyncio.Event()
@@ -440,7 +442,7 @@ async def test_events_that_cause_each_other_end_as_a_cycle(tmp_path: Path) -> No
         runs = await service.all_finished()
         (last,) = await service.process.journal.event(orjson.loads(runs[-1].result or b""))
     assert len(runs) == 17
-    assert [decision["verdict"] for decision in last.decisions] == ["cycle"]
+    assert [decision["reason"] for decision in last.decisions] == ["cycle"]
 
 
 # ---------------------------------------------------------------- many

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.errors import (
     ClaimLost,
     JournalError,
@@ -212,7 +213,7 @@ class JournalContract:
             )  # fmt: skip
             assert (await self.counts(journal)).states["queued"] == 1
             stored = (await journal.event("d-1"))[0]
-            assert [made["verdict"] for made in stored.decisions] == ["duplicate"]
+            assert [made["reason"] for made in stored.decisions] == ["duplicate"]
 
     async def test_a_duplicate_in_the_same_batch_makes_no_run(self, tmp_path: Path) -> None:
         event = make_event("d-1")
@@ -236,7 +237,7 @@ class JournalContract:
             other = await put(journal, make_run(), event=make_event("d-1", body=b"[]"))
             assert other.conflict and not other.duplicate and other.runs == first.runs
             stored = (await journal.event("d-1"))[0]
-            assert [made["verdict"] for made in stored.decisions] == ["conflict"]
+            assert [made["reason"] for made in stored.decisions] == ["conflict"]
 
     @pytest.mark.parametrize("part", ["tenant", "trigger", "source"])
     async def test_the_same_id_elsewhere_is_another_event(self, tmp_path: Path, part: str) -> None:
@@ -251,13 +252,19 @@ class JournalContract:
     async def test_decisions_are_kept_and_bounded(self, tmp_path: Path) -> None:
         event = make_event("d-1")
         async with self.open(tmp_path) as journal:
-            await put(journal, event=event, decisions=[Decision("bill", "filtered", "amount")])
+            facts: dict[str, Fact] = {"condition": "x" * 300, "next_free": NOW, "count": 3}
+            made = Decision("bill", Reason.FILTERED, "amount", facts)
+            await put(journal, event=event, decisions=[made])
             for _ in range(50):
                 await put(journal, event=event)
             stored = (await journal.event("d-1"))[0]
             assert stored.decisions[0] == {
-                "flow": "bill", "verdict": "filtered", "detail": "amount",
+                "flow": "bill", "reason": "filtered", "detail": "amount",
                 "at": "2025-03-01T12:00:00.123456Z",
+                "facts": {
+                    "condition": "x" * 199 + "…", "count": 3,
+                    "next_free": "2025-03-01T12:00:00.123456Z",
+                },
             }  # fmt: skip
             assert 2 <= len(stored.decisions) <= 21
 
@@ -423,7 +430,7 @@ class JournalContract:
             )
             assert [isinstance(result, Overloaded) for result in results].count(True) == 3
             # what needs no run is taken, and so is a run once one has ended
-            await put(journal, decisions=[Decision("bill", "filtered")])
+            await put(journal, decisions=[Decision("bill", Reason.FILTERED)])
             await journal.cancel((await journal.runs(Filter()))[0].id, now=NOW)
             await put(journal, make_run())
 
@@ -1082,7 +1089,7 @@ class JournalContract:
     async def test_unmatched_events_and_dedupe_have_ages_of_their_own(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             event = make_event("d-1")
-            await put(journal, event=event, decisions=[Decision("bill", "filtered")])
+            await put(journal, event=event, decisions=[Decision("bill", Reason.FILTERED)])
             await self.prune(journal, unmatched_before=at(1))
             assert await journal.event("d-1") == []
             again = await put(journal, make_run(), event=event)
@@ -1115,7 +1122,7 @@ class JournalContract:
             claimed = await start(journal)
             await journal.record_step(claimed.claim, step("a#1"))
             await finish(journal, claimed, ended(S.FAILED))
-            await put(journal, decisions=[Decision("bill", "filtered")])
+            await put(journal, decisions=[Decision("bill", Reason.FILTERED)])
             await put(journal)
             found = [item async for item in journal.examine()]
             assert len(found) > 5

@@ -17,6 +17,7 @@ from turnout.service.journal.records import Appended, Entry, NewRun
 
 from . import dedupe, events, runs
 from .counters import RunCounters
+from .decisions import REPEATS_KEPT, add_decisions
 from .dedupe import DeliveryRow, First
 from .disk_space import DiskSpace
 from .events import AppendJob, EventRow
@@ -24,12 +25,8 @@ from .positions import Moves
 from .statements import load
 from .waits import wake
 
-_DECISIONS_KEPT = 20  # per event: a sender that repeats it for ever must not fill the disk
-
 _SQL = load("append")
-_FIRST_RUNS, _ADD_DECISIONS, _LAST_SEQS = (
-    _SQL["first_runs"], _SQL["add_decisions"], _SQL["last_seqs"],
-)  # fmt: skip
+_FIRST_RUNS, _LAST_SEQS = _SQL["first_runs"], _SQL["last_seqs"]
 
 
 class _Rows:
@@ -85,7 +82,8 @@ class Intake:
         for job, appended in rows.repeated:
             if not appended.runs:
                 appended.runs = self._first_runs(appended.event_seq)
-            self._add_decisions(appended.event_seq, job.repeated(appended.conflict))
+            made = job.repeated(appended.conflict)
+            add_decisions(connection, appended.event_seq, (made,), job.at, kept=REPEATS_KEPT)
         if moves is not None:
             moves.write()
 
@@ -141,10 +139,6 @@ class Intake:
     def insert_runs(self, values: list[Any]) -> None:
         """Insert the rows that `add_runs` added."""
         runs.INSERT.run(self._connection, values)
-
-    def _add_decisions(self, event_seq: int, items: str | None) -> None:
-        """Store decisions about a stored event, up to a bound per event."""
-        self._connection.execute(_ADD_DECISIONS, (event_seq, items, _DECISIONS_KEPT))
 
     def _first_runs(self, event_seq: int) -> tuple[str, ...]:
         found = self._connection.execute(_FIRST_RUNS, (event_seq,))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
 
+from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import NO_BODY, Event
 from turnout.service.journal.contract import Positions
@@ -20,8 +21,9 @@ from turnout.service.journal.records import Decision, Entry, StoredEvent
 
 from .bulk import insert
 from .columns import selected
+from .decisions import pack_decisions, unpack_decisions
 from .dedupe import identity
-from .values import EPOCH, MICROSECOND, dump, error_from, instant, storable
+from .values import EPOCH, MICROSECOND, error_from, instant
 from .writer import Job
 
 _EMPTY_BODY = "empty_body"
@@ -53,7 +55,7 @@ class EventRow(NamedTuple):
 INSERT = insert("events", ("seq", *EventRow._fields))
 
 
-def _event_row(entry: Entry, at: int, now: datetime) -> EventRow:
+def _event_row(entry: Entry, at: int) -> EventRow:
     event = entry.event
     return EventRow(
         id=event.id,
@@ -65,7 +67,7 @@ def _event_row(entry: Entry, at: int, now: datetime) -> EventRow:
         accepted_at=at,
         body=event.body,
         details=pack_details(event),
-        decisions=pack_decisions(entry.decisions, now) if entry.decisions else None,
+        decisions=pack_decisions(entry.decisions, at) if entry.decisions else None,
         by_id=1 if event.minted else None,
         unmatched=None if entry.runs else 1 if entry.awaited is None else 2,
         after_run_action=0 if entry.after_run_action else None,
@@ -80,7 +82,7 @@ class AppendJob(Job):
     minted events.
     """
 
-    __slots__ = ("at", "entries", "events", "identities", "now", "positions", "rows", "trigger")
+    __slots__ = ("at", "entries", "events", "identities", "positions", "rows", "trigger")
 
     def __init__(
         self, entries: Sequence[Entry], now: datetime, trigger: str, positions: Positions
@@ -88,26 +90,25 @@ class AppendJob(Job):
         """Put entries into rows; raises `JournalError` for what no row can hold."""
         self.error = None
         self.entries = entries
-        self.now = now
         self.at = at = (now - EPOCH) // MICROSECOND
         self.trigger = trigger
         self.positions = positions
         self.rows = 2 * len(entries) + len(positions) + 1
         try:
-            self.events = [_event_row(entry, at, now) for entry in entries]
+            self.events = [_event_row(entry, at) for entry in entries]
         except (TypeError, ValueError) as error:
             raise JournalError(f"this event cannot be stored: {error}") from error
         self.identities = [
             None if entry.event.minted else identity(entry.event) for entry in entries
         ]
 
-    def repeated(self, conflict: bool) -> str | None:
-        """Return the decision stored when an event of this job was delivered before."""
+    def repeated(self, conflict: bool) -> Decision:
+        """Return the decision made when an event of this job was delivered before."""
         if conflict:
-            made = Decision("", "conflict", "the same id came again with other content")
+            made = Decision("", Reason.CONFLICT, "the same id came again with other content")
         else:
-            made = Decision("", "duplicate", "the same event was delivered again")
-        return pack_decisions((made,), self.now)
+            made = Decision("", Reason.DUPLICATE, "the same event was delivered again")
+        return made
 
 
 def pack_details(event: Event) -> str | None:
@@ -139,27 +140,6 @@ def pack_details(event: Event) -> str | None:
     if event.exact is not None:
         details["exact"] = b64encode(event.exact).decode()
     return orjson.dumps(details).decode() if details else None
-
-
-def pack_decisions(decisions: Sequence[Decision], at: datetime) -> str | None:
-    """Return decisions made at one time as a JSON array, None when there are none."""
-    if not decisions:
-        return None
-    return dump(
-        [
-            {
-                "flow": made.flow,
-                "verdict": made.verdict,
-                "detail": storable(made.detail),
-                "at": _text(at),
-            }
-            for made in decisions
-        ]
-    )
-
-
-def _text(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 # ---------------------------------------------------------------- reading
@@ -220,7 +200,7 @@ def stored_event_from(
         event=event_from(row),
         accepted_at=instant(accepted_at),
         runs=tuple(runs),
-        decisions=[made for items in occasions if items for made in orjson.loads(items)],
+        decisions=[made for items in occasions if items for made in unpack_decisions(items)],
     )
 
 

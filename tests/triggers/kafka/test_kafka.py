@@ -498,7 +498,7 @@ async def test_what_no_flow_wants_is_counted_and_one_is_kept(tmp_path: Path, kaf
         events = [(await journal.event(stored.event.id))[0] for stored in listed]
         assert counted.value == 48
     assert [stored.event.data["id"] for stored in events] == [49, 0]
-    assert listed[1].decisions[0]["verdict"] == "filtered"
+    assert listed[1].decisions[0]["reason"] == "filtered"
 
 
 async def test_a_missing_topic_is_named_waited_for_and_read_from_its_start(

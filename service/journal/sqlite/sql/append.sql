@@ -8,7 +8,7 @@ SELECT id FROM runs WHERE event_seq = ?1 AND replay = 0 ORDER BY seq;
 -- Decisions (?2, a JSON array) about a stored event (?1), up to a number of occasions (?3).
 INSERT INTO decisions (event_seq, ordinal, items)
 SELECT ?1, coalesce(max(ordinal), 0) + 1, ?2 FROM decisions WHERE event_seq = ?1
-HAVING coalesce(max(ordinal), 0) < ?3 AND ?2 IS NOT NULL
+HAVING coalesce(max(ordinal), 0) < ?3
     AND EXISTS (SELECT 1 FROM events WHERE seq = ?1);
 
 -- name: last_seqs
