@@ -222,7 +222,7 @@ async def test_an_event_wakes_the_run_it_is_for_and_no_other(tmp_path: Path) -> 
     assert token.state == "succeeded" and done == ["order 1", "order 2"]
     (decision,) = stored.decisions
     assert decision["reason"] == "unmatched"
-    assert decision["facts"] == {"awaited": "webhook:/paid/{order}"}
+    assert decision["facts"] == {"awaited": "event:order.paid"}
 
 
 proceed = asyncio.Event()
