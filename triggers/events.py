@@ -1,7 +1,8 @@
 """The event trigger: flows that start on events somebody emits, by CloudEvents type.
 
 It watches nothing. `POST /api/events`, `turnout emit` and a flow's own `emit()` put the event into
-the journal; the router starts every flow whose `event("type")` is the event's type, exactly.
+the journal; the router starts every flow whose `event("type")` is the event's type, or a pattern of
+types that it matches.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from turnout.service.domain.errors import SetupError
+from turnout.service.domain.event_types import event_name, problem_of
 
 MAX_TYPE_CHARACTERS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class EventTrigger:
-    """Starts its flows for every emitted event of one type."""
+    """Starts its flows for every emitted event of one type, or of each that a pattern matches."""
 
     event_type: str
 
@@ -28,7 +30,7 @@ class EventTrigger:
     @property
     def name(self) -> str:
         """`event:` and the type."""
-        return f"event:{self.event_type}"
+        return event_name(self.event_type)
 
     def check(self) -> None:
         """Refuse a type no event can carry."""
@@ -44,8 +46,16 @@ class EventTrigger:
                 f"event({self.event_type[:32]!r}…): a type has at most "
                 f"{MAX_TYPE_CHARACTERS} characters"
             )
+        problem = problem_of(self.event_type)
+        if problem is not None:
+            raise SetupError(f"event({self.event_type!r}): {problem}")
 
 
 def event(type: str) -> EventTrigger:
-    """Start a flow when an event of this CloudEvents type is emitted: `@flow(on=event("…"))`."""
+    """Start a flow when an event of this CloudEvents type is emitted: `@flow(on=event("…"))`.
+
+    A `*` stands for characters of one part between dots, `**` for one or more parts:
+    `event("order.*")`, `event("com.example.**")`. A flow starts once for each event, however many
+    of its triggers match.
+    """
     return EventTrigger(type)

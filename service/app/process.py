@@ -136,9 +136,7 @@ class Process:
             connection=settings.connection,
             grace=settings.grace,
         )
-        self.api = self.emitter(
-            ApiTrigger(), lambda event: self.project.by_type.get(event.type, ())
-        )
+        self.api = self.emitter(ApiTrigger(), lambda event: self.project.by_type.of(event.type))
         self.operator = Operator(
             journal=journal,
             now=now,

@@ -217,7 +217,7 @@ class StartsOnType(Trigger, Protocol):
 
     @property
     def event_type(self) -> str:
-        """The CloudEvents `type` that starts the flows naming this trigger."""
+        """The CloudEvents `type`, or pattern of types, that starts flows with this trigger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,7 +85,7 @@ class ServiceHost:
 
     async def emit(self, claim: Claim, step: StepRecord, again: StepRecord, event: Event) -> None:
         """Store an event and start the flows that listen for its type; see `context.RunHost`."""
-        routed = route(event, self._project().by_type.get(event.type, ()))
+        routed = route(event, self._project().by_type.of(event.type))
         self._awaited.add_topics(routed.entry)
         await self._submit(claim, step, routed, again=again)
 

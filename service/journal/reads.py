@@ -36,11 +36,12 @@ class RunReads(Protocol):
         """Return a run's open waits, or only that of the step `key`."""
 
     async def awaited(
-        self, name: str, run_seq: int, after_seq: int, limit: int
+        self, name: str, run_seq: int, after_seq: int, limit: int, *, is_pattern: bool = False
     ) -> list[tuple[int, Event]]:
         """Return the first events after `after_seq` that are awaited under `name`, with their seq.
 
-        Events accepted before the run was queued are left out.
+        Events accepted before the run was queued are left out. With `is_pattern`, a `*` in the name
+        stands for any characters.
         """
 
     async def cached(self, key: bytes, *, now: datetime) -> Cached | None:

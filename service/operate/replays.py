@@ -52,7 +52,7 @@ async def replay(parts: Parts, verb: Replay) -> list[str]:
     project = parts.project()
     for flow in (
         *project.feeds.get(stored.event.trigger, ()),
-        *project.by_type.get(stored.event.type, ()),
+        *project.by_type.of(stored.event.type),
     ):
         flows.setdefault(flow.name, None)
     if not flows:

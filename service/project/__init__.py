@@ -13,6 +13,8 @@ from turnout.service.domain.errors import FOREIGN, SetupError, words_of
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.trigger import CalledTrigger, StartsOnType, Trigger
 
+from .listeners import Listeners
+
 AnyFlow = Flow[..., Any]
 
 
@@ -23,7 +25,7 @@ class Project:
     flows: Mapping[str, AnyFlow] = field(default_factory=dict)
     triggers: Mapping[str, Trigger] = field(default_factory=dict)
     feeds: Mapping[str, tuple[AnyFlow, ...]] = field(default_factory=dict)
-    by_type: Mapping[str, tuple[AnyFlow, ...]] = field(default_factory=dict)
+    by_type: Listeners = field(default_factory=Listeners)
 
     @classmethod
     def of(cls, flows: Iterable[AnyFlow]) -> Project:
@@ -33,7 +35,7 @@ class Project:
             raise problem
         triggers: dict[str, Trigger] = {}
         feeds: dict[str, list[AnyFlow]] = {}
-        by_type: dict[str, list[AnyFlow]] = {}
+        heard: list[tuple[str, AnyFlow]] = []
         for flow in listed:
             for trigger in flow.awaits:
                 triggers.setdefault(trigger.name, trigger)
@@ -41,12 +43,12 @@ class Project:
                 triggers.setdefault(trigger.name, trigger)
                 feeds.setdefault(trigger.name, []).append(flow)
                 if isinstance(trigger, StartsOnType):
-                    by_type.setdefault(trigger.event_type, []).append(flow)
+                    heard.append((trigger.event_type, flow))
         return cls(
             flows={flow.name: flow for flow in listed},
             triggers=triggers,
             feeds={name: tuple(fed) for name, fed in feeds.items()},
-            by_type={name: tuple(fed) for name, fed in by_type.items()},
+            by_type=Listeners(heard),
         )
 
 

@@ -24,6 +24,7 @@ from turnout.service import pools
 from turnout.service.domain import foreign
 from turnout.service.domain.errors import InvalidData, MisplacedTask
 from turnout.service.domain.event import Event
+from turnout.service.domain.event_types import matches, pattern_of
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Fail
 from turnout.service.domain.task import Task
@@ -272,9 +273,12 @@ async def _find(
     """
     taken = _taken(call)
     journal, run_seq = call.services.journal, call.context.claimed.claim.run_seq
+    pattern = pattern_of(name)
     while True:
-        page = await journal.awaited(name, run_seq, after, _PAGE)
+        page = await journal.awaited(name, run_seq, after, _PAGE, is_pattern=pattern is not None)
         for after, event in page:
+            if pattern is not None and event.trigger != name and not matches(pattern, event.type):
+                continue
             identity = (event.trigger, event.source, event.id)
             if identity in taken:
                 continue

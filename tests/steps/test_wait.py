@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.running import Running, eventually, running
+from tests.support.running import Running, eventually, make_event, running
 from turnout import (
     approval,
     current,
@@ -223,6 +224,34 @@ async def test_an_event_wakes_the_run_it_is_for_and_no_other(tmp_path: Path) -> 
     (decision,) = stored.decisions
     assert decision["reason"] == "unmatched"
     assert decision["facts"] == {"awaited": "event:order.paid"}
+
+
+any_of_order = event("order.*")
+
+
+@flow(awaits=[any_of_order, paid])
+async def follower(data: dict[str, Any]) -> list[str]:
+    first = await wait_for(any_of_order, match={"order": data["id"]})
+    second = await wait_for(paid, match={"order": data["id"]})
+    third = await wait_for(any_of_order, match=lambda event: event.data["order"] == data["id"])
+    return [first.type, second.type, third.type]
+
+
+async def test_a_run_waits_for_any_type_that_a_pattern_matches(tmp_path: Path) -> None:
+    async with running(tmp_path, [follower]) as service:
+        run_id = (await service.send({"id": 1})).runs[0]
+        await is_waiting(service, run_id)
+        for event_type in (
+            "order.paid.late",
+            "shop.order",
+            "order.seen",
+            "order.paid",
+            "order.sent",
+        ):
+            emitted = replace(make_event({"order": 1}), type=event_type, trigger="api")
+            await service.process.operator.do(Emit(emitted))
+        run = await service.finished(run_id)
+    assert orjson.loads(run.result or b"") == ["order.seen", "order.paid", "order.sent"]
 
 
 proceed = asyncio.Event()

@@ -25,3 +25,13 @@ def test_an_event_trigger_is_its_type() -> None:
 def test_a_type_no_event_can_carry_is_refused(type: Any) -> None:
     with pytest.raises(SetupError, match="a type"):
         event(type).check()
+
+
+def test_two_stars_are_a_part_of_their_own() -> None:
+    event("order.**").check()
+    with pytest.raises(SetupError) as refused:
+        event("order.**paid").check()
+    assert str(refused.value) == (
+        "event('order.**paid'): ** stands for whole parts, so write it between dots, not as "
+        "'**paid'"
+    )

@@ -198,15 +198,17 @@ class SqliteReader:
         return found is not None
 
     async def awaited(
-        self, name: str, run_seq: int, after_seq: int, limit: int
+        self, name: str, run_seq: int, after_seq: int, limit: int, *, is_pattern: bool = False
     ) -> list[tuple[int, Event]]:
         """Return the first events after `after_seq` awaited under `name`, with their seq."""
+        compare = "=" if not is_pattern else "GLOB"
+        name = name if not is_pattern else name.replace("[", "[[]").replace("?", "[?]")
         return await self.read(
             lambda connection: [
                 (row[0], event_from(row))
                 for row in connection.execute(
                     f"SELECT {EVENT_COLUMNS} FROM events AS e INDEXED BY events_awaited"
-                    " WHERE e.awaited = ? AND e.seq > ?"
+                    f" WHERE e.awaited IS NOT NULL AND e.awaited {compare} ? AND e.seq > ?"
                     " AND e.accepted_at >= (SELECT queued_at FROM runs WHERE seq = ?)"
                     " ORDER BY e.seq LIMIT ?",
                     (name, after_seq, run_seq, limit),

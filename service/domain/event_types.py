@@ -1,0 +1,78 @@
+"""Types of events by pattern: `order.*` and `com.example.**`.
+
+A type is parts between dots. `*` stands for any characters within one part, or for a whole part;
+`**` is a part of its own and stands for one or more whole parts. Matching takes time in proportion
+to pattern times type, whatever a sender sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+
+def event_name(event_type: str) -> str:
+    """Return the name of the trigger `event(event_type)`."""
+    return f"event:{event_type}"
+
+
+def pattern_of(name: str) -> str | None:
+    """Return the pattern of types in a trigger's name; None for one type, or another trigger."""
+    kind, _, heard = name.partition(":")
+    return heard if kind == "event" and is_pattern(heard) else None
+
+
+def is_pattern(event_type: str) -> bool:
+    """Whether the text stands for several types."""
+    return "*" in event_type
+
+
+def problem_of(pattern: str) -> str | None:
+    """Return what is wrong with a pattern, None if nothing is."""
+    for part in pattern.split("."):
+        if "**" in part and part != "**":
+            return f"** stands for whole parts, so write it between dots, not as {part!r}"
+    return None
+
+
+def matches(pattern: str, event_type: str) -> bool:
+    """Whether a type is the one, or one of those, that the pattern stands for."""
+    if "*" not in pattern:
+        return pattern == event_type
+    return _fits(_parts(pattern), event_type.split("."), "**", _part_fits)
+
+
+@lru_cache(maxsize=1024)
+def _parts(pattern: str) -> tuple[str, ...]:
+    """Return the parts; `**` as a whole part and any number of others."""
+    parts: list[str] = []
+    for part in pattern.split("."):
+        parts += ("*", "**") if part == "**" else (part,)
+    return tuple(parts)
+
+
+def _part_fits(pattern: str, part: str) -> bool:
+    if "*" not in pattern:
+        return pattern == part
+    return bool(part) and _fits(pattern, part, "*", str.__eq__)
+
+
+def _fits(
+    pattern: Sequence[str], text: Sequence[str], star: str, fits: Callable[[str, str], bool]
+) -> bool:
+    """Match item by item, `star` with any number; on a mismatch the last star takes one more."""
+    at = done = 0
+    star_at: int | None = None
+    taken_to = 0
+    while done < len(text):
+        if at < len(pattern) and pattern[at] == star:
+            star_at, taken_to = at, done
+            at += 1
+        elif at < len(pattern) and fits(pattern[at], text[done]):
+            at, done = at + 1, done + 1
+        elif star_at is not None:
+            taken_to += 1
+            at, done = star_at + 1, taken_to
+        else:
+            return False
+    return all(item == star for item in pattern[at:])

@@ -1,0 +1,70 @@
+"""Patterns of event types: `*` within a part, `**` over parts, in bounded time."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turnout.service.domain.event_types import matches
+
+
+@pytest.mark.parametrize(
+    ("pattern", "event_type", "answer"),
+    [
+        ("order.*", "order.paid", True),
+        ("order.*", "order.paid.late", False),
+        ("order.*", "order", False),
+        ("order.*", "order.", False),
+        ("order.pa*", "order.paid", True),
+        ("order.pa*", "order.pa", True),
+        ("*.paid", "order.paid", True),
+        ("*.paid", "shop.order.paid", False),
+        ("**.paid", "shop.order.paid", True),
+        ("**.paid", "paid", False),
+        ("order.**", "order.paid.late", True),
+        ("order.**", "order", False),
+        ("com.**.order.*", "com.example.shop.order.paid", True),
+        ("com.**.order.*", "com.order.paid", False),
+        ("**", "anything.at.all", True),
+        ("order.paid", "order.paid", True),
+        ("order.paid", "order-paid", False),
+    ],
+)
+def test_a_star_stays_within_a_part_and_two_go_over_parts(
+    pattern: str, event_type: str, answer: bool
+) -> None:
+    assert matches(pattern, event_type) is answer
+
+
+def as_expression(pattern: str) -> str:
+    """Say the same as a regular expression, which takes exponential time."""
+    parts = []
+    for part in pattern.split("."):
+        if part == "**":
+            parts.append(r"[^.]+(?:\.[^.]*)*")
+        elif "*" in part:
+            parts.append(r"(?!(?:\.|$))" + re.escape(part).replace(r"\*", "[^.]*"))
+        else:
+            parts.append(re.escape(part))
+    return r"\.".join(parts)
+
+
+part = st.sampled_from(["a", "b", "ab", "*", "a*", "*b", "*a*", "**"])
+word = st.sampled_from(["a", "b", "ab", "ba", "aab"])
+
+
+@given(st.lists(part, min_size=1, max_size=5), st.lists(word, min_size=1, max_size=6))
+def test_patterns_match_as_the_regular_expression_does(parts: list[str], words: list[str]) -> None:
+    pattern, event_type = ".".join(parts), ".".join(words)
+    expected = re.fullmatch(as_expression(pattern), event_type) is not None
+    assert matches(pattern, event_type) is expected
+
+
+def test_a_hostile_type_takes_no_time() -> None:
+    began = time.process_time()
+    assert not matches("**.*a*a*a*a*a*b." * 3 + "x", ".".join(["a" * 40] * 40))
+    assert time.process_time() - began < 1
