@@ -79,6 +79,7 @@ class Process:
         tasks: asyncio.TaskGroup,
         *,
         now: Callable[[], datetime] = utc_now,
+        wall: Callable[[], datetime] | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.settings = settings
@@ -86,6 +87,7 @@ class Process:
         self.journal = journal
         self.metrics = metrics
         self.now = now
+        self.wall = wall = wall or now
         self.emitters: dict[str, TriggerEmitter] = {}
         self.stopping = False
         self._tasks = tasks
@@ -100,7 +102,7 @@ class Process:
         self.awaited = Awaited()
         self.links = Links(secrets.token_bytes(32), settings.address)  # `serve` sets the stored key
         executor = Executor(
-            journal, self.pools, self.resources, settings, metrics, now=now, sleep=sleep
+            journal, self.pools, self.resources, settings, metrics, now=now, wall=wall, sleep=sleep
         )
         self.dispatcher = Dispatcher(
             journal,
@@ -132,6 +134,7 @@ class Process:
             waiters=self.waiters,
             metrics=metrics,
             now=now,
+            wall=wall,
             event_ended=self._event_ended,
             connection=settings.connection,
             grace=settings.grace,
@@ -140,6 +143,7 @@ class Process:
         self.operator = Operator(
             journal=journal,
             now=now,
+            wall=wall,
             owner=self.dispatcher,
             project=lambda: self.project,
             emitters=lambda: self.emitters,

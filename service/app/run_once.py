@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from turnout.service.domain.clock import EngineClock, wall_clock
 from turnout.service.domain.errors import NotFound
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import Run
@@ -49,7 +50,10 @@ async def run_once(settings: Settings, flow_path: Path, flow_name: str, data: by
                 min_free_bytes=0,
             )
             stack.push_async_callback(journal.close)
-            process = Process(settings, project, journal, metrics, tasks)
+            clock = EngineClock(wall_clock())
+            process = Process(
+                settings, project, journal, metrics, tasks, now=clock.now, wall=clock.wall
+            )
             stack.push_async_callback(process.resources.stop)
             await process.start()
             emit = process.emitter(ManualTrigger("cli", "cli"), lambda _event: (flow,))

@@ -17,13 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from turnout.service.domain.clock import WallClock
+from turnout.service.domain.clock import STEP, EngineClock, WallClock, wall_clock
 from turnout.service.domain.errors import JournalBroken
+from turnout.service.domain.units import format_duration
 from turnout.service.governance.links import Links, load_or_make_key
 from turnout.service.governance.tokens import load_or_make_token
 from turnout.service.http.ingest import Ingest, check_exposure
 from turnout.service.http.server.server import Server, listen
-from turnout.service.journal.contract import Lifecycle
+from turnout.service.journal.contract import Lifecycle, Upkeep
 from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.operate.maintenance import Maintenance
 from turnout.service.project.loader import load
@@ -64,19 +65,39 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
         stack.push_async_callback(journal.close)
         sock = listen(settings)
         stack.callback(sock.close)
+        clock = await _start_clock(journal)
         try:
             async with asyncio.TaskGroup() as tasks:
-                process = Process(settings, project, journal, metrics, tasks)
+                process = Process(
+                    settings, project, journal, metrics, tasks, now=clock.now, wall=clock.wall
+                )
                 stack.push_async_callback(process.resources.stop)
-                await _live(process, journal, sock, flow_paths, tasks, reload=reload)
+                await _live(process, journal, clock, sock, flow_paths, tasks, reload=reload)
         except* JournalBroken as broken:
             _end_broken(str(broken.exceptions[0]))
     return EXIT_OK
 
 
+async def _start_clock(journal: Upkeep) -> EngineClock:
+    """Return the engine's time; report a wall clock that shows less than the journal holds."""
+    recorded = await journal.last_recorded_at()
+    clock = EngineClock(wall_clock(), recorded=recorded)
+    behind = clock.behind()
+    if recorded is not None and behind > STEP:
+        log.error(
+            "clock.behind",
+            by=format_duration(behind),
+            recorded=recorded.isoformat(),
+            error="the clock shows an earlier time than the journal; it is believed, and what is "
+            "due, paused or limited until a later instant waits for that instant",
+        )
+    return clock
+
+
 async def _live(
     process: Process,
     journal: OpenJournal,
+    clock: EngineClock,
     sock: socket.socket,
     flow_paths: Sequence[Path],
     tasks: asyncio.TaskGroup,
@@ -86,7 +107,7 @@ async def _live(
     requests = on_signals()
     asyncio.get_running_loop().set_exception_handler(partial(_end_by_callback, process, tasks))
     settings = process.settings
-    background = _watch(process, journal, tasks)
+    background = _watch(process, journal, clock, tasks)
     with requests.cancelling() as starting:
         await process.start()
     if starting.cancelled_caught:  # a resource may never start
@@ -101,7 +122,7 @@ async def _live(
         problems=process.problems,
         warnings=process.warnings,
         rest=lambda: _load_rest(process),
-        now=process.now,
+        now=process.wall,
     )
     server = Server(ingest, sock, settings)
     serving = tasks.create_task(server.run())
@@ -115,8 +136,8 @@ async def _live(
         process.after_run_actions,
         settings,
         process.metrics,
-        now=process.now,
-        clock=WallClock(process.now, known=journal.last_written_at),
+        now=process.wall,
+        clock=WallClock(process.wall, known=journal.last_written_at),
     )
     background.append(tasks.create_task(maintenance.run()))
     tune_garbage_collector()
@@ -148,15 +169,14 @@ async def _live(
 
 
 def _watch(
-    process: Process, journal: OpenJournal, tasks: asyncio.TaskGroup
+    process: Process, journal: OpenJournal, clock: EngineClock, tasks: asyncio.TaskGroup
 ) -> list[asyncio.Task[None]]:
-    clock = WallClock(process.now)
     return [
         tasks.create_task(watch_loop(process.settings)),
         tasks.create_task(_end_when_broken(journal)),
         tasks.create_task(watch_disk(journal)),
         tasks.create_task(watch_files(journal)),
-        tasks.create_task(watch_clock(clock, process.dispatcher.clock_set)),
+        tasks.create_task(watch_clock(clock, process.metrics, process.dispatcher.clock_set)),
         tasks.create_task(watch_pools(process.pools)),
     ]
 

@@ -16,20 +16,19 @@ from datetime import timedelta
 from threading import Event, Thread
 from typing import NoReturn
 
-from turnout.service.domain.clock import WallClock
+from turnout.service.domain.clock import STEP, EngineClock
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.units import format_duration
 from turnout.service.journal.contract import Lifecycle, Upkeep
 from turnout.service.pools import Pools
 from turnout.service.settings import Settings
 from turnout.service.telemetry.logs import get_logger
+from turnout.service.telemetry.metrics import Metrics
 from turnout.service.telemetry.streams import real_stderr
 
 log = get_logger("turnout")
 
 CHECK_SECONDS = 1.0
-SET_BY = timedelta(seconds=0.5)
-"""A clock that jumps by more was set; small adjustments are not reported."""
 
 _SLICES = 10
 _PROCESSORS = 4
@@ -69,15 +68,17 @@ async def watch_disk(journal: Upkeep) -> None:
         reported = why
 
 
-async def watch_clock(clock: WallClock, recheck: Callable[[], object]) -> None:
-    """Call `recheck` when the wall clock was set, since due times have changed."""
-    before = clock.ahead
+async def watch_clock(clock: EngineClock, metrics: Metrics, recheck: Callable[[], object]) -> None:
+    """Report when the wall clock was set, and call `recheck`: more may be due now."""
+    metrics.clock_behind_seconds.set_function(lambda: clock.behind().total_seconds())
     while True:
         await asyncio.sleep(CHECK_SECONDS)
-        now = clock.ahead
-        if abs(now - before) > SET_BY:
+        step = clock.step()
+        if abs(step) > STEP:
+            direction = "ahead" if step > STEP else "back"
+            log.warning("clock.stepped", direction=direction, by=format_duration(abs(step)))
+            metrics.clock_steps.labels(direction).inc()
             recheck()
-        before = now
 
 
 async def watch_pools(pools: Pools) -> None:

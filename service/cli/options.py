@@ -97,12 +97,12 @@ def chosen(filters: dict[str, str], *, dead: bool | None = None) -> Filter:
     """Return the journal's filter; a value that cannot be read is a usage error."""
     from dataclasses import replace
 
+    from turnout.service.domain.clock import wall_clock
     from turnout.service.domain.errors import InvalidData
-    from turnout.service.domain.units import utc_now
     from turnout.service.operate.filters import read_filter
 
     try:
-        return replace(read_filter(now=utc_now(), **filters), dead=dead)
+        return replace(read_filter(now=wall_clock()(), **filters), dead=dead)
     except InvalidData as error:
         raise click.UsageError(str(error)) from None
 

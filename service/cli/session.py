@@ -111,7 +111,7 @@ async def open_session(
 @asynccontextmanager
 async def _open_operator(settings: Settings, project: Project | None) -> AsyncIterator[Operator]:
     """Open an operator on the journal, under its lock, while no service is running."""
-    from turnout.service.domain.units import utc_now
+    from turnout.service.domain.clock import wall_clock
     from turnout.service.journal.open import open_journal
     from turnout.service.operate.operator import Operator
     from turnout.service.project import Project
@@ -127,8 +127,13 @@ async def _open_operator(settings: Settings, project: Project | None) -> AsyncIt
         min_free_bytes=settings.min_free_bytes,
     )
     try:
+        now = wall_clock()  # what follows is over before a clock could be set
         yield Operator(
-            journal=journal, now=utc_now, project=lambda: loaded, connection=settings.connection
+            journal=journal,
+            now=now,
+            wall=now,
+            project=lambda: loaded,
+            connection=settings.connection,
         )
     finally:
         await journal.close()

@@ -58,13 +58,16 @@ class Executor:
         metrics: Metrics,
         *,
         now: Callable[[], datetime],
+        wall: Callable[[], datetime] | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._pools = pools
         self._resources = resources
         self._settings = settings
         self._now = now
-        self._services = Services(journal, pools, settings, metrics, now, resources, sleep)
+        self._services = Services(
+            journal, pools, settings, metrics, now, wall or now, resources, sleep
+        )
 
     def set_host(self, host: RunHost) -> None:
         """Give runs access to the service: child runs, events, approval links."""
@@ -164,7 +167,7 @@ class Executor:
         )
         if is_final(error):
             return outcome
-        delay = delay_after(flow.retry, context.attempt, error, now=self._now())
+        delay = delay_after(flow.retry, context.attempt, error, now=self._services.wall())
         if delay is not None:
             outcome.state, outcome.due_at = RunState.RETRYING, self._now() + delay
         return outcome

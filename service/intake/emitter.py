@@ -67,6 +67,7 @@ class EmitterParts:
     waiters: Waiters
     metrics: Metrics
     now: Callable[[], datetime]
+    wall: Callable[[], datetime]
     event_ended: Callable[[int], None]
     connection: Callable[[str], Mapping[str, Any]]
     grace: timedelta
@@ -84,7 +85,7 @@ class TriggerEmitter:
         self.status = status = Status(trigger.name, shared.metrics)
         self.up, self.down, self.reject = status.up, status.down, status.reject
         self.lag, self.lags, self.show = status.lag, status.lags, status.show
-        self.now, self.connection = shared.now, shared.connection
+        self.now, self.connection = shared.wall, shared.connection
         self.acts_after_runs = self.parts.after_run is not None
         self._shared = shared
         self._current = self
@@ -245,7 +246,7 @@ class TriggerEmitter:
     async def until_ended(self, partitions: Sequence[str], seconds: float) -> None:
         """Wait, so long and within the grace, until no run of these partitions is under way."""
         seconds = min(seconds, self._shared.grace.total_seconds())
-        end = self.now() + timedelta(seconds=seconds)
+        end = self._shared.now() + timedelta(seconds=seconds)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while await self._is_under_way(partitions, end):  # noqa: ASYNC110  the journal tells

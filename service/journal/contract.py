@@ -352,6 +352,9 @@ class Upkeep(Writable, Clearing, Protocol):
     def not_undone(self) -> Mapping[str, int]:
         """Return how many dead letters, by flow, have an undo that failed; exact, from memory."""
 
+    async def last_recorded_at(self) -> datetime | None:
+        """Return the latest instant among the newest event and runs; None in an empty journal."""
+
     def size_bytes(self) -> int:
         """Return the journal's size on disk, its log and large results included."""
 

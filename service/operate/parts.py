@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from turnout.service.domain.run import Run
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Intake, Operations, Work
 from turnout.service.project import Project
 
@@ -82,12 +83,14 @@ def _nothing_to_stop(_trigger: str) -> AbstractAsyncContextManager[None]:
 class Parts:
     """The journal, and the parts of the running service if there is one.
 
+    `wall` is the wall clock, which timers follow, and `now` the engine's time.
     `connection` gives the options of a client by its kind, `stopped` stops a trigger inside a
     block.
     """
 
     journal: VerbJournal
     now: Callable[[], datetime]
+    wall: Callable[[], datetime] = utc_now
     owner: Owner = field(default_factory=NoOwner)
     project: Callable[[], Project] = Project
     emitters: Callable[[], Mapping[str, TriggerEmitter]] = dict

@@ -78,7 +78,7 @@ async def seek(parts: Parts, verb: SeekTrigger) -> SeekPlan:
     seeker = parts_of(trigger).seeker
     if seeker is None or parts.connection is None:
         raise Refused(f"trigger {name!r} has no position to move; timers and kafka have")
-    now, journal = parts.now(), parts.journal
+    now, journal = parts.wall(), parts.journal
     to = now.isoformat() if verb.seek.to == "now" else verb.seek.to
     target = replace(verb.seek, to=to, asked_at=now)
     connection = parts.connection(trigger.kind)

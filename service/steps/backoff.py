@@ -29,7 +29,7 @@ def next_try(call: StepCall, error: Exception) -> float | None:
     """Return in how many seconds a failed step is tried again, None if it is not."""
     if is_final(error):
         return None
-    delay = delay_after(call.task.retry, call.tries, error, now=call.services.now())
+    delay = delay_after(call.task.retry, call.tries, error, now=call.services.wall())
     return None if delay is None else delay.total_seconds()
 
 

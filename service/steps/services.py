@@ -24,13 +24,17 @@ Sleep = Callable[[float], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What an attempt needs from the service to run and record its steps."""
+    """What an attempt needs from the service to run and record its steps.
+
+    `now` is the engine's time, and `wall` the wall clock, which others' dates mean.
+    """
 
     journal: Steps
     pools: Pools
     settings: Settings
     metrics: Metrics
     now: Callable[[], datetime]
+    wall: Callable[[], datetime]
     resources: Resources | None = None
     sleep: Sleep = asyncio.sleep
     host: RunHost | None = None

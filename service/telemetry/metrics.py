@@ -67,6 +67,12 @@ class Metrics:
         self.journal_batch_rows = histogram(
             "journal_batch_rows", "Rows written in one commit.", bounds=_ROWS
         ).labels()
+        self.clock_steps = counter(
+            "clock_steps", "Times the wall clock was set, by more than a second.", "direction"
+        )
+        self.clock_behind_seconds = gauge(
+            "clock_behind_seconds", "How far the wall clock is behind what was recorded."
+        )
         self.journal_size_bytes = gauge("journal_size_bytes", "Size of the journal on disk.")
 
     @lru_cache(maxsize=4096)  # noqa: B019  one registry lives as long as its process

@@ -452,6 +452,17 @@ class JournalContract:
             assert run.code_version == "c1"
             assert "running" not in (await self.counts(journal)).states
 
+    async def test_the_latest_instant_of_the_newest_rows_is_known(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            assert await journal.last_recorded_at() is None
+            claimed = await start(journal)
+            assert await journal.last_recorded_at() == NOW
+            await journal.record(claimed, ended(), started_at=NOW, now=at(7))
+        async with self.open(tmp_path) as journal:
+            assert await journal.last_recorded_at() == at(7)
+            await journal.append([Entry(event=make_event(), runs=[])], now=at(60))
+            assert await journal.last_recorded_at() == at(60)
+
     async def test_a_run_born_running_is_recorded_under_token_1(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             claimed = await start(journal)

@@ -83,6 +83,11 @@ class WorkReads(SqliteReader):
         found = await self.read(lambda connection: connection.execute(_SQL["next_due_at"]).get)
         return None if found is None else instant(found)
 
+    async def last_recorded_at(self) -> datetime | None:
+        """Return the latest instant among the newest event and runs; None in an empty journal."""
+        found = await self.read(lambda connection: connection.execute(_SQL["last_recorded_at"]).get)
+        return instant(found) if found else None
+
     async def orphans(self, flows: Sequence[str]) -> dict[str, int]:
         """Count unfinished runs of flows that are not in `flows`."""
         known = (dump_list(flows),)

@@ -26,6 +26,12 @@ SELECT seq, coalesce(length(result), 0) FROM steps WHERE run_seq = ?1 ORDER BY s
 -- The positions of a trigger (?1), an object.
 SELECT json_group_object(partition, value) FROM positions WHERE trigger = ?1;
 
+-- name: last_recorded_at
+-- The latest instant among the newest event and the newest runs; 0 in an empty journal.
+SELECT max(coalesce((SELECT accepted_at FROM events ORDER BY seq DESC LIMIT 1), 0),
+    coalesce((SELECT max(max(queued_at, coalesce(started_at, 0), coalesce(finished_at, 0)))
+        FROM (SELECT queued_at, started_at, finished_at FROM runs ORDER BY seq DESC LIMIT 1000)), 0));
+
 -- name: next_due_at
 -- When the next scheduled, retrying or waiting run is due.
 SELECT min(due_at) FROM runs INDEXED BY runs_due
