@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import io
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,21 @@ def say(request: pytest.FixtureRequest) -> Say:
             reporter.write_line(line)
 
     return write
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to the report of a test that timed out where each of its asyncio tasks waits."""
+    report = yield
+    if call.excinfo is not None and "pytest-timeout" in str(call.excinfo.value):
+        waiting = io.StringIO()
+        for task in gc.get_objects():
+            if isinstance(task, asyncio.Task) and not task.done():
+                task.print_stack(file=waiting)
+        report.sections.append(("asyncio tasks", waiting.getvalue()))
+    return report
 
 
 class Said:

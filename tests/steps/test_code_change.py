@@ -369,7 +369,7 @@ def other_calls(ask: Any) -> tuple[Any, Any]:
         await ask("second")
 
     async def nap() -> None:
-        await sleep("500ms")
+        await sleep("1h")
 
     async def old() -> None:
         await gather(once(), nap())
@@ -413,7 +413,8 @@ async def test_whatever_is_recorded_is_for_one_call(tmp_path: Path, ask: Any, wh
             return (await service.run(run_id)).state is RunState.WAITING
 
         await eventually(waits)
-    async with running(tmp_path, [new, tells]) as service:
+    an_hour = timedelta(hours=1)
+    async with running(tmp_path, [new, tells], now=lambda: utc_now() + an_hour) as service:
         run = await service.finished(run_id)
     assert run.error is not None and run.error.type == "code_changed"
     assert f"is recorded for {what}" in run.error.message

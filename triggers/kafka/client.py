@@ -74,8 +74,15 @@ async def started(client: Any) -> None:
             await asyncio.wait([starting], timeout=_START_SECONDS)
         finally:
             starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        starting.add_done_callback(_retrieved)
+        await asyncio.wait([starting], timeout=_START_SECONDS)  # the client may swallow a cancel
         raise
+
+
+def _retrieved(task: asyncio.Task[None]) -> None:
+    """Mark the error of an abandoned task as retrieved."""
+    if not task.cancelled():
+        task.exception()
 
 
 @asynccontextmanager
