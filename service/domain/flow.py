@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar
 
 from . import foreign
 from .binding import Binding
+from .condition import Condition, condition_of
 from .event import Event
 from .retry import RetryPolicy
 from .trigger import Trigger
@@ -28,9 +29,6 @@ Pool = Literal["thread", "process"]
 
 CODE_VERSION = "__turnout_code_version__"
 """The name under which the loader leaves a flow file's hash in its module."""
-
-SOURCE = "__turnout_source__"
-"""The name under which it leaves the file's bytes as loaded."""
 
 
 class Rule(Protocol):
@@ -93,6 +91,13 @@ class Flow(Generic[P, R]):
             return self.version
         module = sys.modules.get(self.function.__module__)
         return getattr(module, CODE_VERSION, "")
+
+    @cached_property
+    def condition(self) -> Condition | None:
+        """What `when=` says, in words, and where; None without it."""
+        if self.when is None:
+            return None
+        return condition_of("when", self.when, self.file, self.line)
 
     @cached_property
     def asks(self) -> bool:

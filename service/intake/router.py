@@ -19,6 +19,8 @@ from turnout.service.governance import secrets
 from turnout.service.journal.records import Decision, Entry, NewRun
 from turnout.service.project import AnyFlow
 
+from .questions import failed
+
 RoutedRun: TypeAlias = "tuple[NewRun, AnyFlow, Event, Mapping[str, Any] | None]"
 """A run with its flow, and what it is called with: its own event, and the bound arguments."""
 
@@ -73,16 +75,16 @@ def _ask(
     )
     asked = event.own() if flow.asks else event
     arguments: Mapping[str, Any] | None = None
-    where = _FILTER
+    binds = False
     try:
         if unreadable is not None:
             raise InvalidData(unreadable)
         if flow.when is not None and not flow.wants(asked):
             decisions.append(_filtered(flow))
             return
-        where = _BINDING
+        binds = True
         arguments = flow.bind(own)
-        where = _FILTER
+        binds = False
         if flow.ordered_by is not None:
             run.order_key = secrets.refuse_live(flow.order_key(asked), "the ordering key")
         if flow.concurrency is not None:
@@ -93,9 +95,8 @@ def _ask(
         run.error = RunError("invalid_data", message)
         routed.refusals[flow.name] = message
     except Exception as error:  # noqa: BLE001  the author's code: a dead letter, replayable after a fix
-        kind, place = where
         run.state = RunState.FAILED
-        run.error = RunError(kind, secrets.mask(f"{words_of(error)} ({place})"))
+        run.error = _unbound(error) if binds else failed(flow, event, error)
     routed.entry.runs.append(run)
     routed.runs.append((run, flow, own, arguments))
 
@@ -109,12 +110,15 @@ def _cycle(hops: int) -> Decision:
 
 
 def _filtered(flow: AnyFlow) -> Decision:
-    facts: dict[str, Fact] = {"condition": "when=", "file": flow.file, "line": flow.line}
-    return Decision(flow.name, Reason.FILTERED, f"when= at {flow.file}:{flow.line}", facts)
+    asked = flow.condition
+    assert asked is not None  # it has said no
+    facts: dict[str, Fact] = {"condition": asked.words, "file": asked.file, "line": asked.line}
+    return Decision(flow.name, Reason.FILTERED, f"{asked.words} at {asked.place}", facts)
 
 
-_FILTER = ("filter_error", "in when=, per= or ordered_by=")
-_BINDING = ("binding_error", "in the code of a parameter's type")
+def _unbound(error: Exception) -> RunError:
+    message = f"{words_of(error)} (in the code of a parameter's type)"
+    return RunError("binding_error", secrets.mask(message))
 
 
 def _problem_of(event: Event) -> str | None:

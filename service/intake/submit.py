@@ -16,10 +16,16 @@ from typing import Protocol, TypeVar
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import JournalError
-from turnout.service.journal.records import Appended, Decision
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import RunError
+from turnout.service.journal.records import Appended, Decision, NewRun
+from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
+from .questions import FILTER_ERROR
 from .router import Routed
+
+log = get_logger("turnout")
 
 A = TypeVar("A")
 
@@ -43,6 +49,7 @@ class Submit:
     ) -> None:
         self._dispatcher = dispatcher
         self._decisions = metrics.decisions
+        self._filter_errors = metrics.filter_errors
         self._now = now
 
     def __call__(
@@ -90,14 +97,9 @@ class Submit:
         now, made, woken = self._now(), [], False
         for one, stored in zip(routed, written.result(), strict=True):
             if stored.duplicate or stored.conflict:
-                self._take_back((one,))
-                repeated = Reason.CONFLICT if stored.conflict else Reason.DUPLICATE
-                self._decisions.labels("", repeated).inc()
+                self._was_delivered_before(one, stored)
             else:
-                if one.entry.decisions:
-                    self.count(one.entry.decisions)
-                for run, _, event, arguments in one.runs:
-                    self._dispatcher.start_or_enqueue(run, event, stored, arguments, now)
+                self._begin(one, stored, now)
             if one.entry.topics:
                 woken = True
             made.append(answer(one, stored))
@@ -105,6 +107,33 @@ class Submit:
             self._dispatcher.recheck_due()
         if not answers.done():
             answers.set_result(made)
+
+    def _begin(self, one: Routed, stored: Appended, now: datetime) -> None:
+        """Start what was written in a slot, queue the rest, and count what was decided."""
+        for run, _, event, arguments in one.runs:
+            if run.error is not None:
+                self._tell_failed(run, event, run.error)
+            self._dispatcher.start_or_enqueue(run, event, stored, arguments, now)
+        if one.entry.decisions:
+            self.count(one.entry.decisions)
+
+    def _was_delivered_before(self, one: Routed, stored: Appended) -> None:
+        self._take_back((one,))
+        reason = Reason.CONFLICT if stored.conflict else Reason.DUPLICATE
+        self._decisions.labels("", reason).inc()
+
+    def _tell_failed(self, run: NewRun, event: Event, error: RunError) -> None:
+        """Log and count a dead letter of an author's question that raised."""
+        if error.type == FILTER_ERROR:
+            self._filter_errors.labels(run.flow).inc()
+            log.error(
+                "filter.failed",
+                flow=run.flow,
+                run=run.id,
+                trigger=event.trigger,
+                event=event.id,
+                error=error.message,
+            )
 
     def count(self, decisions: Iterable[Decision]) -> None:
         """Count decisions by flow and reason, once they are made for good."""

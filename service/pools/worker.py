@@ -31,8 +31,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from turnout.service.domain.condition import SOURCE
 from turnout.service.domain.errors import FOREIGN, NotKept, TurnoutError
-from turnout.service.domain.flow import SOURCE
 from turnout.service.domain.portable import dumps, portable
 from turnout.service.governance import secrets
 from turnout.service.project.loader import PACKAGE, load_file

@@ -22,8 +22,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from turnout.service.domain.condition import SOURCE
 from turnout.service.domain.errors import SetupError, message_of
-from turnout.service.domain.flow import CODE_VERSION, SOURCE, Flow
+from turnout.service.domain.flow import CODE_VERSION, Flow
 from turnout.service.domain.task import Task
 
 from . import AnyFlow, Project

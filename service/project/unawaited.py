@@ -15,8 +15,9 @@ from contextlib import suppress
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+from turnout.service.domain.condition import SOURCE
 from turnout.service.domain.errors import SetupError
-from turnout.service.domain.flow import SOURCE, Flow
+from turnout.service.domain.flow import Flow
 from turnout.service.domain.task import Task
 
 _AWAITED = ("Coroutine", "Awaitable", "Asked")

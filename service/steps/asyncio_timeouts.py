@@ -19,7 +19,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from turnout.service.domain.flow import SOURCE
+from turnout.service.domain.condition import SOURCE
 
 _OWN_FOLDER = str(Path(__file__).parents[1])
 _EXECUTOR = str(Path(__file__).parents[1] / "dispatch" / "executor.py")

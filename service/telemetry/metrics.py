@@ -50,6 +50,9 @@ class Metrics:
         self.decisions = counter(
             "decisions", "Events that did not simply start a run, by reason.", "flow", "reason"
         )
+        self.filter_errors = counter(
+            "filter_errors", "Dead letters because when=, per= or ordered_by= raised.", "flow"
+        )
         self.runs_ended = counter("runs", "Runs that ended, by outcome.", "flow", "outcome")
         self.attempts = counter("attempts", "Attempts by outcome.", "flow", "outcome")
         self.run_seconds = histogram("run_seconds", "How long an attempt ran.", "flow")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, model_validator
 
-from tests.support.running import make_event
+from tests.support.running import make_event, running
 from turnout import flow, limit
 from turnout.service.domain.event import MAX_HOPS, Event
 from turnout.service.domain.run import RunState
+from turnout.service.governance import secrets
 from turnout.service.intake.router import route
 from turnout.service.project import AnyFlow
 
@@ -51,7 +54,11 @@ def test_a_filter_that_says_no_is_a_decision_naming_it() -> None:
     decision = routed.entry.decisions[0]
     assert (decision.flow, decision.reason) == ("paid", "filtered")
     assert "test_router.py:" in decision.detail
-    assert decision.facts["line"] == paid.line
+    assert decision.facts == {
+        "condition": 'when=lambda event: event.data["amount"] > 0',
+        "file": __file__,
+        "line": paid.condition and paid.condition.line,
+    }
 
 
 def test_a_filter_that_raises_is_a_dead_letter() -> None:
@@ -62,6 +69,67 @@ def test_a_filter_that_raises_is_a_dead_letter() -> None:
     assert run.error.type == "filter_error"
     assert "KeyError: 'amount'" in run.error.message
     assert not routed.refused_by_all  # a bug of ours is not the sender's
+
+
+def is_large(event: Event) -> bool:
+    limit = int(event.data["limit"])
+    return bool(event.data["amount"] > limit)
+
+
+@flow(when=lambda event: is_large(event))
+async def large(event: Event) -> None: ...
+
+
+@flow(when=lambda event: True, ordered_by=lambda event: event.data["customer"]["id"])
+async def by_customer(event: Event) -> None: ...
+
+
+def test_a_dead_letter_of_a_filter_shows_file_line_and_the_values_it_read() -> None:
+    data = {"limit": 100, "amount": "much", "note": "not read"}
+    routed = route(make_event(data), [large, by_customer])
+    first, second = (run.error for run in routed.entry.runs)
+    assert first is not None and second is not None
+    line = is_large.__code__.co_firstlineno + 2
+    assert first.message == (
+        "TypeError: '>' not supported between instances of 'str' and 'int' (in when=, per= or "
+        f"ordered_by=, at {__file__}:{line}, which read data.limit = 100; data.amount = 'much')"
+    )
+    assert "return bool(event.data" in (first.traceback or "")
+    assert second.message == (
+        "KeyError: 'customer' (in when=, per= or ordered_by=, at "
+        f"{__file__}:{by_customer.line}, which read data.customer = missing)"
+    )
+
+
+def test_a_dead_letter_of_a_filter_shows_no_secret() -> None:
+    secrets.remember({"s3cr3t-t0ken": "TOKEN"})
+    data = {"limit": "s3cr3t-t0ken", "amount": 1}
+    (run,) = route(make_event(data), [large]).entry.runs
+    assert run.error is not None
+    assert "data.limit = '********'" in run.error.message
+    assert "s3cr3t" not in run.error.message + (run.error.traceback or "")
+
+
+async def test_a_filter_that_raises_is_logged_and_counted_and_holds_up_no_other_flow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running(tmp_path, [large, whole]) as service:
+        receipt = await service.send({"limit": "none"})
+        runs = {run.flow: run for run in await service.all_finished()}
+        shown = service.process.metrics.render()
+    assert (runs["large"].dead, runs["whole"].state) == (True, RunState.SUCCEEDED)
+    (line,) = [line for line in lines_of(capsys) if line["message"] == "filter.failed"]
+    assert (line["flow"], line["event"], line["run"]) == ("large", receipt.event, runs["large"].id)
+    assert "data.limit = 'none'" in line["error"]
+    assert b'turnout_filter_errors_total{flow="large"} 1.0' in shown
+
+
+@flow
+async def whole(event: Event) -> None: ...
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
 def test_data_a_flow_cannot_take_is_a_dead_letter_naming_the_field() -> None:

@@ -1,0 +1,55 @@
+"""What an author's `when=`, `per=` and `ordered_by=` were asked, and what came of it, in words.
+
+A question that has raised is asked once more, of a watched copy of the event, so that its dead
+letter shows the values that it read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from turnout.service.domain.errors import words_of
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import RunError
+from turnout.service.domain.watched import watched
+from turnout.service.governance import secrets
+from turnout.service.project import AnyFlow
+from turnout.service.steps.author_code import is_own, is_standard
+from turnout.service.steps.failures import describe
+
+FILTER_ERROR = "filter_error"
+"""The type of the error of a dead letter whose flow could not be asked about its event."""
+
+
+def failed(flow: AnyFlow, event: Event, error: Exception) -> RunError:
+    """Return the error of a dead letter: the error, its file and line, and the values read."""
+    read = values_read((flow.wants, flow.order_key, flow.limit_key), event)
+    values = "; ".join(f"{path} = {text}" for path, text in read.items())
+    message = f"{words_of(error)} (in when=, per= or ordered_by=, at {_place_of(error, flow)}"
+    message += f", which read {values})" if values else ")"
+    return RunError(FILTER_ERROR, secrets.mask(message), traceback=describe(error).traceback)
+
+
+def values_read(
+    questions: tuple[Callable[[Event], object], ...], event: Event
+) -> Mapping[str, str]:
+    """Return what the first of these questions that raises, or else the last, reads of an event."""
+    reads = None
+    for question in questions:
+        copy, reads = watched(event)
+        try:
+            question(copy)
+        except Exception:  # noqa: BLE001  the author's code: that it raises is known
+            break
+    return {} if reads is None else reads.shown(secrets.mask)
+
+
+def _place_of(error: BaseException, flow: AnyFlow) -> str:
+    """Return `FILE:LINE` of the author's code that raised, else of the flow."""
+    place, at = f"{flow.file}:{flow.line}", error.__traceback__
+    while at is not None:
+        file = at.tb_frame.f_code.co_filename
+        if not (is_own(file) or is_standard(file)):
+            place = f"{file}:{at.tb_lineno}"
+        at = at.tb_next
+    return place
