@@ -214,17 +214,17 @@ def _triggers(on: Trigger | Iterable[Trigger]) -> tuple[Trigger, ...]:
     return listed
 
 
-def _concurrency(concurrency: Any) -> Limit | None:
+def _concurrency(concurrency: Any) -> tuple[Limit, ...]:
     if isinstance(concurrency, int) and not isinstance(concurrency, bool):
-        return limit(concurrency)
+        return (limit(concurrency),)
     if concurrency is None:
-        return None
+        return ()
     if not isinstance(concurrency, Limit):
         raise SetupError(
             f"concurrency={concurrency!r}: write a count, or limit(8, per=lambda event: …)"
         )
     _asked(concurrency.per, "per")
-    return concurrency
+    return (concurrency,)
 
 
 def _asked(question: Any, option: str) -> Any:

@@ -13,16 +13,21 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias
 
-from turnout.service.journal.records import Queued
+from turnout.service.flowcontrol.gate import Candidate, Gate
+from turnout.service.journal.records import ORDER_PLACE, Queued
 
 from . import memory
 
 Key: TypeAlias = tuple[str, str]
-"""The name of a gate, and the key of a run there."""
+"""The place of a gate, or its name, and the key of a run there."""
 
-ORDER = "order"
-_IN_JOURNAL = (ORDER, "limit")
-"""The gates whose keys the journal stores: it can read their runs again."""
+ORDER = ORDER_PLACE
+
+
+def blocked_at(gate: Gate, run: Candidate) -> Key | None:
+    """Return the key under which a run waits at a gate, if it waits under one."""
+    text = gate.key(run)
+    return None if text is None else (gate.place or gate.name, text)
 
 
 @dataclass(slots=True)
@@ -67,7 +72,7 @@ class Blocked:
             return True
         if line.queued and run.seq < line.queued[-1].seq:
             insort(line.queued, run, key=by_seq)
-        elif (line.evicted or self.count >= memory.WINDOW) and key[0] in _IN_JOURNAL:
+        elif (line.evicted or self.count >= memory.WINDOW) and _is_stored(run, key):
             line.evicted = True
             return False
         else:
@@ -148,6 +153,11 @@ class Blocked:
     def _drop_empty(self, key: Key, line: _Line) -> None:
         if not (line.queued or line.due or line.evicted):
             del self._lines[key]
+
+
+def _is_stored(run: Queued, key: Key) -> bool:
+    """Whether the journal finds the run by this key."""
+    return key[0] == ORDER or (run.keys is not None and key[0] in run.keys)
 
 
 def by_seq(run: Queued) -> int:

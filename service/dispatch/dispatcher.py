@@ -177,8 +177,10 @@ class Dispatcher:
                     id=run.id,
                     flow=run.flow,
                     order_key=run.order_key,
-                    limit_key=run.limit_key,
+                    keys=run.keys,
+                    priority=run.priority,
                     due_at=None,
+                    queued_at=now,
                     isolated=False,
                     claimed=(
                         _first_claimed(run, event, stored, arguments, now) if in_memory else None
@@ -393,7 +395,7 @@ def _first_claimed(
         crashes=0,
         replay=run.replay,
         order_key=run.order_key,
-        limit_key=run.limit_key,
+        keys=run.keys,
         due_at=now,
         arguments=arguments,
     )

@@ -17,7 +17,7 @@ from turnout.service.flowcontrol.gate import Candidate, Gate
 from turnout.service.journal.records import NewRun, Queued
 
 from . import memory
-from .blocked import ORDER, Blocked, Key, by_due, by_seq
+from .blocked import ORDER, Blocked, Key, blocked_at, by_due, by_seq
 from .memory import Memory
 
 
@@ -128,8 +128,8 @@ class Queue:
         if run.order_key is not None and (ORDER, run.order_key) in blocked:
             return True
         for gate in self.gates.declared:
-            key = gate.key(run)
-            if key is not None and (gate.name, key) in blocked:
+            key = blocked_at(gate, run)
+            if key is not None and key in blocked:
                 return True
         return False
 
@@ -204,9 +204,9 @@ class Queue:
         run.flow = self.flow  # the journal may know it under an old name
         self._due_next = not run.is_due
         for gate in self.gates.declared:
-            key = gate.key(run)
+            key = blocked_at(gate, run)
             if key is not None:
-                self._wake(self.blocked.next_timed((gate.name, key)))
+                self._wake(self.blocked.next_timed(key))
         return run
 
     def key_ahead(self, run: Queued) -> Key | None:
@@ -218,11 +218,11 @@ class Queue:
         if order_key is not None and (ORDER, order_key) in blocked and not order.is_held_by(run):
             return ORDER, order_key  # if it holds the key, the blocked runs wait for this run
         for gate in self.gates.declared:
-            key = gate.key(run)
-            if key is not None and (gate.name, key) in blocked:
+            key = blocked_at(gate, run)
+            if key is not None and key in blocked:
                 if order_key is not None and not order.hold(run):
                     return ORDER, order_key
-                return gate.name, key
+                return key
         return None
 
     # ------------------------------------------------------------ leaving the gates
@@ -255,9 +255,9 @@ class Queue:
 
     def wake_next(self, gate: Gate, run: Candidate) -> None:
         """Wake the next run behind the key of a run that left a gate, or did not use its turn."""
-        key = gate.key(run)
+        key = blocked_at(gate, run)
         if key is not None:
-            self._wake(self.blocked.next((gate.name, key)))
+            self._wake(self.blocked.next(key))
 
     def wake_key(self, key: Key) -> None:
         """Wake the next run behind a key."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
 
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 from turnout.service.flowcontrol.gate import Candidate, Refusal
@@ -20,7 +19,7 @@ from turnout.service.project import AnyFlow
 
 from . import memory
 from .alarms import Alarms
-from .blocked import Key
+from .blocked import Key, blocked_at
 from .queue import Queue
 
 
@@ -168,11 +167,10 @@ class Scheduler:
     async def _fetch(self, queue: Queue) -> None:
         """Read runs blocked by an evicted key from the journal, enough to wake as many as may."""
         key, wakeups, epoch = queue.start_fetching()
-        kind: Any = key[0]
         count, after, more = memory.WINDOW // 4, 0, True
         found: list[Queued] = []
         while more and sum(queue.would_wait(row, key) for row in found) < wakeups:
-            rows = await self._journal.queued_for_key(queue.flow, kind, key[1], count, after)
+            rows = await self._journal.queued_for_key(queue.flow, *key, count, after)
             held = {run.seq for run in queue.rows()}
             found += [row for row in rows if row.seq not in held]
             after = rows[-1].seq if rows else after
@@ -220,8 +218,7 @@ class Scheduler:
         """Let a refused run wait; False if its whole queue waits with it."""
         gate, answer = refusal
         at = answer if isinstance(answer, datetime) else None
-        text = gate.key(run)
-        key = None if text is None else (gate.name, text)
+        key = blocked_at(gate, run)
         if at is not None:
             self._alarms.set(queue.flow, key, at, now)
         if key is None:

@@ -34,11 +34,22 @@ CODE_VERSION = "__turnout_code_version__"
 class Rule(Protocol):
     """A rule of flow control that a flow declares; the rules are in `service/flowcontrol`.
 
-    `per` returns the key by which the rule tells runs apart, None if all count alike.
+    `per` returns the key by which the rule tells runs apart, None if all count alike. `place` is
+    the name under which a run keeps that key, `option` how an author writes it, such as `per=`.
     """
 
     @property
     def per(self) -> Callable[[Event], Hashable] | None: ...  # noqa: D102
+    @property
+    def place(self) -> str: ...  # noqa: D102
+    @property
+    def option(self) -> str: ...  # noqa: D102
+
+
+def key_of(rule: Rule, event: Event) -> str | None:
+    """Return the key of a rule for an event, as text; None if the rule or the event has none."""
+    key = None if rule.per is None else foreign.ask(rule.per, event)
+    return None if key is None else foreign.as_key(rule.option, key)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,7 +61,7 @@ class Flow(Generic[P, R]):
     triggers: tuple[Trigger, ...] = ()
     awaits: tuple[Trigger, ...] = ()
     when: Callable[[Event], bool] | None = None
-    concurrency: Rule | None = None
+    concurrency: tuple[Rule, ...] = ()
     ordered_by: Callable[[Event], Hashable] | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: timedelta | None = None
@@ -100,10 +111,19 @@ class Flow(Generic[P, R]):
         return condition_of("when", self.when, self.file, self.line)
 
     @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """Every rule of flow control that it declares."""
+        return self.concurrency
+
+    @cached_property
+    def keyed(self) -> tuple[Rule, ...]:
+        """The rules that tell its runs apart by a key."""
+        return tuple(rule for rule in self.rules if rule.per is not None)
+
+    @cached_property
     def asks(self) -> bool:
         """Whether code of the author's is asked about an event before it starts a run."""
-        per = None if self.concurrency is None else self.concurrency.per
-        asked = (self.when, self.ordered_by, per)
+        asked = (self.when, self.ordered_by, *(rule.per for rule in self.keyed))
         # What `ordered_by="key"` stands for is turnout's own, and changes nothing.
         return any(each is not None and each.__module__ != _OWN for each in asked)
 
@@ -117,12 +137,6 @@ class Flow(Generic[P, R]):
             return None
         key = foreign.ask(self.ordered_by, event)
         return None if key is None else foreign.as_key("ordered_by=", key)
-
-    def limit_key(self, event: Event) -> str | None:
-        """Return the key the concurrency limit counts by, as text, or None."""
-        if self.concurrency is None or self.concurrency.per is None:
-            return None
-        return foreign.as_key("per=", foreign.ask(self.concurrency.per, event))
 
     def bind(self, event: Event) -> Mapping[str, Any]:
         """Return the arguments for `event`; raises `InvalidData` naming the field."""

@@ -8,6 +8,7 @@ own, such as the result of a cancelled task, and is treated like any other error
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,6 +16,9 @@ from typing import Any, TypeVar
 from .errors import Exited
 
 T = TypeVar("T")
+
+MAX_KEY_BYTES = 256
+"""The longest text that is a key as it is; of a longer one the hash is."""
 
 _SHOWN = 80
 
@@ -36,11 +40,22 @@ def is_true(option: str, answer: object) -> bool:
 
 
 def as_key(option: str, answer: object) -> str:
-    """Return an answer as text for the journal; raises an error that names the option."""
+    """Return an answer as text for the journal; raises an error that names the option.
+
+    A text over `MAX_KEY_BYTES` becomes its hash.
+    """
     _refuse_awaitable(option, answer)
     key = ask(str, answer)
     refuse_unstorable(option, key)
-    return key
+    return short_key(key)
+
+
+def short_key(key: str) -> str:
+    """Return a key as it is stored: as it is, or the hash of a long one."""
+    if len(key) <= MAX_KEY_BYTES // 4:  # a character has at most four bytes
+        return key
+    data = key.encode()
+    return key if len(data) <= MAX_KEY_BYTES else f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def refuse_unstorable(what: str, text: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from .errors import Refused
 from .units import is_duration, parse_duration
@@ -74,6 +74,9 @@ CANCELLED = "cancelled"
 
 UNDO_FAILED = "undo_failed"
 """The error type of a run that was cancelled and could not be undone."""
+
+Keys: TypeAlias = Mapping[str, str | None]
+"""The keys of a run by place; None under a place: it shares nothing there and waits for nobody."""
 
 Undo = Literal["running", "done", "failed"]
 """How far a run is undone: `failed` means that a step of the undo used up its tries."""
@@ -153,7 +156,7 @@ class Run:
     dead: bool
     replay: int
     order_key: str | None
-    limit_key: str | None
+    keys: Keys | None
     code_version: str
     cancelled_by: str | None = None
     undo: Undo | None = None

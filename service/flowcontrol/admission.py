@@ -6,20 +6,23 @@ reload declares counts them anew. Not here: whose turn it is, and who waits (`di
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from itertools import count
 
 from turnout.service.project import AnyFlow
 
-from .gate import Candidate, Gate, Refusal
+from .gate import Candidate, Gate, NamedGates, Refusal
 from .isolation import Isolation
-from .limit import limit_gate
+from .limit import limit_gates
 from .order import Order
 from .slots import Slots
 
-GATES: tuple[Callable[[AnyFlow], Gate | None], ...] = (limit_gate,)
-"""What makes the gates of a flow from its declaration; None where it declares nothing."""
+GATES: tuple[Callable[[AnyFlow, NamedGates], Iterable[Gate]], ...] = (limit_gates,)
+"""What makes the gates of a flow from its declaration, in the order in which they are asked.
+
+A gate with a name is made once and shared by all flows that name it.
+"""
 
 
 class Admission:
@@ -28,6 +31,7 @@ class Admission:
     def __init__(self, concurrency: int) -> None:
         self.slots = Slots(concurrency)
         self.isolation = Isolation()
+        self.named: NamedGates = {}
         self.tokens = count(1)
 
 
@@ -47,10 +51,15 @@ class FlowGates:
 
     def declare(self, flow: AnyFlow, now: datetime) -> None:
         """Use the rules a flow declares now; runs that are inside enter the gates of these."""
-        self.declared = tuple(gate for make in GATES if (gate := make(flow)) is not None)
-        for gate in self.declared:
-            for run in self.inside.values():
-                gate.enter(run, now)
+        before, named = self.declared, self._admission.named
+        self.declared = tuple(gate for make in GATES for gate in make(flow, named))
+        for run in self.inside.values():
+            for gate in self.declared:
+                if gate not in before:
+                    gate.enter(run, now)
+            for gate in before:
+                if gate not in self.declared:
+                    gate.leave(run)
         slots, isolation = self._admission.slots, self._admission.isolation
         self._gates = (slots, *self.declared)
         self._gates_of_isolated = (slots, isolation, *self.declared)
@@ -99,7 +108,11 @@ class FlowGates:
         for token, run in other.inside.items():
             self.inside[token] = run
             for gate in self.declared:
-                gate.enter(run, now)
+                if gate not in other.declared:
+                    gate.enter(run, now)
+            for gate in other.declared:
+                if gate not in self.declared:
+                    gate.leave(run)
         other.inside = {}
 
     def places(self) -> int:

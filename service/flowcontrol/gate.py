@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from datetime import datetime
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
+from turnout.service.domain.run import Keys
+
 
 class Candidate(Protocol):
     """A run that asks to start, or that has started.
@@ -26,7 +28,7 @@ class Candidate(Protocol):
     @property
     def order_key(self) -> str | None: ...  # noqa: D102
     @property
-    def limit_key(self) -> str | None: ...  # noqa: D102
+    def keys(self) -> Keys | None: ...  # noqa: D102
     @property
     def isolated(self) -> bool: ...  # noqa: D102
 
@@ -44,10 +46,12 @@ class Gate(ABC):
 
     name: ClassVar[str]
     shared: ClassVar[bool] = False
+    place: str = ""
+    """Where a run keeps its key for this gate; empty: it keeps none."""
 
     def key(self, run: Candidate) -> str | None:
         """Return the key under which a run waits here; None: its whole flow waits with it."""
-        return None
+        return run.keys.get(self.place) if self.place and run.keys is not None else None
 
     @abstractmethod
     def check(self, run: Candidate, now: datetime) -> Answer:
@@ -62,6 +66,10 @@ class Gate(ABC):
     def places(self) -> int | None:
         """Return how many more runs may enter, whatever their key; None without such a bound."""
         return None
+
+
+NamedGates: TypeAlias = dict[tuple[str, str], Gate]
+"""The gates that flows share by a name, by kind and name."""
 
 
 class Refusal(NamedTuple):

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import ClassVar
 
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.project import AnyFlow
 
-from .gate import Answer, Candidate, Gate
+from .gate import Answer, Candidate, Gate, NamedGates
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Limit:
 
     count: int
     per: Callable[[Event], Hashable] | None = None
+    place: str = "limit"
+    option: ClassVar[str] = "per="
 
 
 def limit(count: int, *, per: Callable[[Event], Hashable] | None = None) -> Limit:
@@ -35,12 +38,13 @@ def limit(count: int, *, per: Callable[[Event], Hashable] | None = None) -> Limi
     return Limit(count, per)
 
 
-def limit_gate(flow: AnyFlow) -> Gate | None:
-    """Return the gate of a flow's declared limit, None if it declares none."""
-    declared = flow.concurrency
-    if not isinstance(declared, Limit):
-        return None
-    return FlowLimit(declared.count) if declared.per is None else KeyLimit(declared.count)
+def limit_gates(flow: AnyFlow, named: NamedGates) -> list[Gate]:
+    """Return the gates of a flow's declared limits."""
+    limits = [rule for rule in flow.concurrency if isinstance(rule, Limit)]
+    return [
+        FlowLimit(each.count) if each.per is None else KeyLimit(each.count, each.place)
+        for each in limits
+    ]
 
 
 class FlowLimit(Gate):
@@ -74,31 +78,29 @@ class KeyLimit(Gate):
 
     name = "limit"
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, place: str = "limit") -> None:
         self._count = count
+        self.place = place
         self._running: dict[str, int] = {}
-
-    def key(self, run: Candidate) -> str | None:
-        """Return the run's limit key."""
-        return run.limit_key
 
     def check(self, run: Candidate, now: datetime) -> Answer:
         """Let a run pass while fewer than `count` runs of its key run."""
-        if run.limit_key is None or self._running.get(run.limit_key, 0) < self._count:
-            return None
-        return "behind"
+        key = self.key(run)
+        return None if key is None or self._running.get(key, 0) < self._count else "behind"
 
     def enter(self, run: Candidate, now: datetime) -> None:
         """Count a running run under its key."""
-        if run.limit_key is not None:
-            self._running[run.limit_key] = self._running.get(run.limit_key, 0) + 1
+        key = self.key(run)
+        if key is not None:
+            self._running[key] = self._running.get(key, 0) + 1
 
     def leave(self, run: Candidate) -> None:
         """Count a run no more; a key that no run holds is forgotten."""
-        if run.limit_key is None:
+        key = self.key(run)
+        if key is None:
             return
-        left = self._running[run.limit_key] - 1
+        left = self._running[key] - 1
         if left:
-            self._running[run.limit_key] = left
+            self._running[key] = left
         else:
-            del self._running[run.limit_key]
+            del self._running[key]

@@ -15,6 +15,7 @@ from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.errors import InvalidData, words_of
 from turnout.service.domain.event import MAX_HOPS, Event, mint_id
 from turnout.service.domain.run import RunError, RunState
+from turnout.service.flowcontrol.keys import keys_of
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Decision, Entry, NewRun
 from turnout.service.project import AnyFlow
@@ -87,8 +88,8 @@ def _ask(
         binds = False
         if flow.ordered_by is not None:
             run.order_key = secrets.refuse_live(flow.order_key(asked), "the ordering key")
-        if flow.concurrency is not None:
-            run.limit_key = secrets.refuse_live(flow.limit_key(asked), "the key of the limit")
+        if flow.keyed:
+            run.keys = keys_of(flow, asked)
     except InvalidData as error:
         run.state = RunState.FAILED
         message = secrets.mask(str(error))

@@ -13,6 +13,7 @@ from turnout.service.dispatch.deadlock import WaitGraph
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Fail, RunState
+from turnout.service.flowcontrol.keys import keys_of
 from turnout.service.governance.links import Links
 from turnout.service.journal.contract import Steps
 from turnout.service.journal.records import (
@@ -69,7 +70,7 @@ class ServiceHost:
             flow=flow,
             state=RunState.QUEUED,
             order_key=order_key,
-            limit_key=child.limit_key(asked),
+            keys=keys_of(child, asked),
             code_version=child.code_version,
         )
         routed = Routed(

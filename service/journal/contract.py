@@ -17,10 +17,10 @@ from asyncio import Future
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Outcome, Run
+from turnout.service.domain.run import Keys, Outcome, Run
 from turnout.service.domain.trigger import Backlog
 
 from .reads import Reads, RunReads
@@ -139,9 +139,15 @@ class Work(RunReads, Writable, Protocol):
         """Return queued runs of a flow in arrival order, after `after_seq`."""
 
     async def queued_for_key(
-        self, flow: str, kind: Literal["order", "limit"], key: str, limit: int, after_seq: int = 0
+        self, flow: str, place: str, key: str, limit: int, after_seq: int = 0
     ) -> list[Queued]:
-        """Return queued runs with this key in arrival order, after `after_seq`."""
+        """Return queued runs with this key at a place in arrival order, after `after_seq`.
+
+        The place `order` is that of ordering keys.
+        """
+
+    async def set_keys(self, keys: Mapping[int, Keys]) -> None:
+        """Give queued runs, by seq, the keys of rules that were declared after they were queued."""
 
     async def due(self, before: datetime, limit: int) -> list[Queued]:
         """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""

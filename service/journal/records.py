@@ -13,9 +13,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import RunError, RunState
+from turnout.service.domain.run import Keys, RunError, RunState
 
 # ---------------------------------------------------------------- what is written
+
+
+ORDER_PLACE = "order"
+"""The place of ordering keys, which are in a field of their own."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,6 +28,7 @@ class NewRun:
 
     A run started on insert (`running`) has claim token 1. `append` sets `seq`, which grows in
     arrival order. `token` is the number of its admission while it is inside the gates, else 0.
+    `keys` are those of its flow's keyed rules, None if it has none; `priority` is its class.
     """
 
     isolated: ClassVar[bool] = False
@@ -32,7 +37,8 @@ class NewRun:
     flow: str
     state: RunState
     order_key: str | None = None
-    limit_key: str | None = None
+    keys: Keys | None = None
+    priority: int | None = None
     due_at: datetime | None = None
     error: RunError | None = None
     code_version: str = ""
@@ -258,7 +264,7 @@ class ClaimedRun(NamedTuple):
     crashes: int
     replay: int
     order_key: str | None
-    limit_key: str | None
+    keys: Keys | None
     due_at: datetime
     isolated: bool = False
     arguments: Mapping[str, Any] | None = None
@@ -290,6 +296,7 @@ class Queued:
 
     `claimed` is the run as its first claim finds it, while its event is in memory and need not be
     read again. `is_due` says that the run was scheduled, retrying or waiting before, not queued.
+    `begun` says that it was claimed before, `resumes` that it comes back from a wait.
     `weight` is its estimated memory in bytes. `token` is the number of its admission while it is
     inside the gates, else 0.
     """
@@ -298,9 +305,13 @@ class Queued:
     id: str
     flow: str
     order_key: str | None
-    limit_key: str | None
+    keys: Keys | None
     due_at: datetime | None
     isolated: bool
+    queued_at: datetime
+    priority: int | None = None
+    begun: bool = False
+    resumes: bool = False
     claimed: ClaimedRun | None = None
     is_due: bool = False
     weight: int = 0

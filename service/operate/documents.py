@@ -94,7 +94,8 @@ async def post_mortem(reader: Reads, run_id: str) -> dict[str, Any]:
         "dead": run.dead,
         "reason": run.reason,
         "order_key": run.order_key,
-        "limit_key": run.limit_key,
+        "limit_key": None if run.keys is None else run.keys.get("limit"),
+        "keys": None if run.keys is None else dict(run.keys),
         "code_version": run.code_version,
         "event": None if event is None else event_of(event, payload=True),
         "steps": [
@@ -154,14 +155,15 @@ def _json(raw: bytes) -> Any:
 
 def flow_of(flow: AnyFlow, *, paused_at: datetime | None = None) -> dict[str, Any]:
     """Return what a flow declares."""
+    limits = [rule for rule in flow.concurrency if isinstance(rule, Limit)]
     return {
         "name": flow.name,
         "file": flow.file,
         "line": flow.line,
         "triggers": [trigger.name for trigger in flow.triggers],
         "filtered": flow.when is not None,
-        "concurrency": flow.concurrency.count if isinstance(flow.concurrency, Limit) else None,
-        "per_key": flow.concurrency is not None and flow.concurrency.per is not None,
+        "concurrency": limits[0].count if limits else None,
+        "per_key": bool(limits) and limits[0].per is not None,
         "ordered": flow.ordered_by is not None,
         "retries": flow.retry.count,
         "timeout": None if flow.timeout is None else format_duration(flow.timeout),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from turnout.service.domain.errors import NotFound, Refused, words_of
 from turnout.service.domain.event import mint_id
 from turnout.service.domain.run import Run, RunState
+from turnout.service.flowcontrol.keys import keys_of
 from turnout.service.journal.records import NewRun, StoredEvent
 
 from .parts import Parts, handles
@@ -84,13 +85,13 @@ def _new_run(parts: Parts, stored: StoredEvent, name: str, last: Run | None) -> 
     """Return a new run of a flow; of one that is not loaded, with the keys of its last run."""
     run = NewRun(id=mint_id(), flow=name, state=RunState.QUEUED)
     if last is not None:
-        run.order_key, run.limit_key = last.order_key, last.limit_key
+        run.order_key, run.keys = last.order_key, last.keys
     flow = parts.project().flows.get(name)
     if flow is not None:
         run.code_version = flow.code_version
         try:
             run.order_key = flow.order_key(stored.event)
-            run.limit_key = flow.limit_key(stored.event)
+            run.keys = keys_of(flow, stored.event)
         except Exception as error:
             raise Refused(
                 f"flow {name!r} cannot take the event: {words_of(error)} "

@@ -274,7 +274,7 @@ def _detached() -> RunContext:
     event = Event(id=DIRECT, source="turnout", type=DIRECT, time=now)
     run = ClaimedRun(
         claim=Claim(0, DIRECT, 0), flow=DIRECT, event_seq=0, event=event, attempt=1, crashes=0,
-        replay=0, order_key=None, limit_key=None, due_at=now,
+        replay=0, order_key=None, keys=None, due_at=now,
     )  # fmt: skip
     return RunContext(run, AttemptState(run), None)
 

@@ -89,7 +89,7 @@ async def append_and_record(journal: OpenJournal, ready: Entry) -> None:
     claimed = ClaimedRun(
         claim=Claim(run.seq, run.id, 1), flow=run.flow, event_seq=appended.event_seq,
         event=ready.event, attempt=1, crashes=0, replay=0, order_key=None,
-        limit_key=None, due_at=NOW,
+        keys=None, due_at=NOW,
     )  # fmt: skip
     await journal.record(claimed, OUTCOME, started_at=NOW, now=NOW)
 

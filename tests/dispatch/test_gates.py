@@ -32,7 +32,7 @@ class OneAnInterval(Gate):
         self.entered: list[datetime] = []
 
     def key(self, run: Candidate) -> str | None:
-        return run.limit_key if self.by_key else None
+        return run.keys["limit"] if self.by_key and run.keys else None
 
     def check(self, run: Candidate, now: datetime) -> Answer:
         free_at = self.free_at.get(self.key(run))
@@ -66,7 +66,8 @@ class OneATime(Gate):
 
 def register(monkeypatch: pytest.MonkeyPatch, make: Callable[[AnyFlow], Gate | None]) -> None:
     """Add a gate, as a contributor would with one line."""
-    monkeypatch.setattr(admission, "GATES", (*admission.GATES, make))
+    gates = (*admission.GATES, lambda flow, _named: filter(None, [make(flow)]))
+    monkeypatch.setattr(admission, "GATES", gates)
 
 
 async def send(service: Running, *data: Any) -> None:

@@ -21,7 +21,8 @@ LIMIT_X: Key = ("limit", "x")
 
 def queued(seq: int, order_key: str | None = None, limit_key: str | None = None) -> Queued:
     return Queued(
-        seq=seq, id=f"run{seq}", flow="bill", order_key=order_key, limit_key=limit_key,
+        seq=seq, id=f"run{seq}", flow="bill", order_key=order_key,
+        keys=None if limit_key is None else {"limit": limit_key}, queued_at=NOW,
         due_at=None, isolated=False,
     )  # fmt: skip
 
@@ -50,9 +51,9 @@ def read(queue: Queue, rows: Iterable[Queued], *, more: bool = False) -> None:
     queue.finish_reading(list(rows), more=more, epoch=epoch)
 
 
-def arrive(queue: Queue, *seqs: int, order_key: str | None = None) -> None:
+def arrive(queue: Queue, *seqs: int, **keys: str) -> None:
     for seq in seqs:
-        queue.arrived(new(seq), queued(seq, order_key))
+        queue.arrived(new(seq), queued(seq, **keys))
 
 
 def take_all(queue: Queue) -> list[int]:
@@ -146,7 +147,8 @@ def test_runs_of_an_evicted_key_read_before_a_clear_are_ignored() -> None:
 def evict(queue: Queue, key: Key, count: int) -> None:
     """Block so many runs by a key; those beyond the window are evicted."""
     for seq in range(1, count + 1):
-        arrive(queue, seq, order_key="x" if key[0] == "order" else None)
+        keys = {"order_key": "x"} if key[0] == "order" else {"limit_key": "x"}
+        arrive(queue, seq, **keys)
         queue.blocked.add(queue.take(), key)
 
 
@@ -233,7 +235,7 @@ def test_runs_whose_keys_became_free_start_in_the_order_they_arrived() -> None:
 def test_due_and_queued_runs_take_turns_at_a_limit_and_due_ones_are_never_evicted() -> None:
     blocked = Blocked()
     for seq in range(1, WINDOW + 2):
-        blocked.add(queued(seq), LIMIT_X)
+        blocked.add(queued(seq, limit_key="x"), LIMIT_X)
     assert blocked.evicted == [LIMIT_X]
     assert blocked.add(due(1001), LIMIT_X)
     assert blocked.add(due(1000), LIMIT_X)

@@ -175,8 +175,8 @@ async def test_a_run_that_is_due_before_its_attempt_has_ended_starts(tmp_path: P
         scheduler = inside.scheduler(service.process)
         (attempt,) = scheduler.queue("both").gates.inside.values()
         again = Queued(
-            seq=1, id=run_id, flow="both", order_key="x", limit_key="B",
-            due_at=utc_now(), isolated=False,
+            seq=1, id=run_id, flow="both", order_key="x", keys={"limit": "B"},
+            due_at=utc_now(), queued_at=utc_now(), isolated=False,
         )  # fmt: skip
         scheduler.add_due(again, scheduler.queue("both"))
         assert scheduler.choose(utc_now()) == [], "its attempt holds the key"

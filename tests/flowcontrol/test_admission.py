@@ -31,12 +31,12 @@ def test_a_flow_limit_leaves_slots_to_other_flows() -> None:
 
 def test_a_key_limit_counts_each_key_apart_and_no_key_waits_for_nobody() -> None:
     flow = gates(concurrency=limit(1, per=lambda event: event.id))
-    assert refused_by(flow, Asking("1", limit_key="a")) is None
-    assert refused_by(flow, Asking("2", limit_key="a")) == "limit"
-    assert refused_by(flow, Asking("3", limit_key="b")) is None
+    assert refused_by(flow, Asking("1", keys={"limit": "a"})) is None
+    assert refused_by(flow, Asking("2", keys={"limit": "a"})) == "limit"
+    assert refused_by(flow, Asking("3", keys={"limit": "b"})) is None
     for number in "456":
         assert refused_by(flow, Asking(number)) is None
-    assert refused_by(flow, Asking("7", limit_key="")) is None, "no key is not the empty key"
+    assert refused_by(flow, Asking("7", keys={"limit": ""})) is None, "no key is not the empty key"
 
 
 def test_isolated_runs_run_one_at_a_time_over_all_flows() -> None:
@@ -53,8 +53,8 @@ def test_isolated_runs_run_one_at_a_time_over_all_flows() -> None:
 def test_a_refused_run_enters_no_gate() -> None:
     admission = Admission(10)
     flow = gates(admission, concurrency=limit(1, per=lambda event: event.id))
-    assert refused_by(flow, Asking("1", limit_key="a")) is None
-    assert refused_by(flow, Asking("2", "x", "a")) == "limit"
+    assert refused_by(flow, Asking("1", keys={"limit": "a"})) is None
+    assert refused_by(flow, Asking("2", "x", {"limit": "a"})) == "limit"
     assert admission.slots.free == 9
     assert len(flow.inside) == 1
 
@@ -99,7 +99,7 @@ def test_limits_hold_and_runs_leave_in_any_order(steps: list[tuple[str, str, boo
         flows[name].declare(declared, NOW)
     running: list[Asking] = []
     for number, (name, key, finish) in enumerate(steps):
-        run = Asking(str(number), f"{key}{number}", key, flow=name)
+        run = Asking(str(number), f"{key}{number}", {"limit": key}, flow=name)
         if finish and running:
             ended = running.pop(0)
             flows[ended.flow].leave(ended, keeps_key=False)
@@ -108,7 +108,7 @@ def test_limits_hold_and_runs_leave_in_any_order(steps: list[tuple[str, str, boo
         assert len(running) == 3 - admission.slots.free
         assert sum(run.flow == "a" for run in running) <= 2
         for each in "xyz":
-            assert sum(run.flow == "b" and run.limit_key == each for run in running) <= 1
+            assert sum(run.flow == "b" and run.keys == {"limit": each} for run in running) <= 1
     for run in running:
         flows[run.flow].leave(run, keeps_key=False)
     assert admission.slots.free == 3

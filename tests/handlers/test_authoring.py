@@ -46,7 +46,7 @@ def test_a_plain_flow_has_the_documented_defaults() -> None:
     assert (bill.pool, bill.on_dead, bill.concurrency, bill.was) == (
         "thread",
         "continue",
-        None,
+        (),
         None,
     )
     assert bill.file == __file__
@@ -72,7 +72,7 @@ def test_every_option_lands_on_the_flow() -> None:
     )
     assert (bill.retry.count, bill.timeout) == (5, timedelta(minutes=5))
     assert bill.__doc__ == "Bill an order." and not bill.is_async
-    assert flow(on=tick, concurrency=3)(bill.function).concurrency == Limit(3)
+    assert flow(on=tick, concurrency=3)(bill.function).concurrency == (Limit(3),)
     assert inspect.signature(weigh) == inspect.signature(weigh.function)
     assert (weigh.name, weigh.retry.count, weigh.timeout_seconds) == ("weighing", 3, 30.0)
 

@@ -45,7 +45,31 @@ def test_a_matching_flow_gets_a_queued_run_with_its_arguments_and_keys() -> None
     assert {run.state for run in routed.entry.runs} == {RunState.QUEUED}
     _, _, _, arguments = routed.runs[0]
     assert arguments == {"order": Order(id="a", amount=5)}
-    assert (routed.entry.runs[1].order_key, routed.entry.runs[1].limit_key) == ("a", "5")
+    assert (routed.entry.runs[1].order_key, routed.entry.runs[1].keys) == ("a", {"limit": "5"})
+
+
+def test_a_run_without_a_key_has_none_and_a_long_key_is_stored_as_its_hash() -> None:
+    def key(data: object) -> str | None:
+        (run,) = route(make_event(data), [per_data]).entry.runs
+        assert run.keys is not None
+        return run.keys["limit"]
+
+    asked: list[object] = []
+
+    def data_of(event: Event) -> Any:
+        asked.append(event.data)
+        return event.data
+
+    @flow(concurrency=limit(1, per=data_of))
+    async def per_data(event: Event) -> None: ...
+
+    assert key(None) is None, "it shares nothing and waits for nobody"
+    assert key("None") == "None"
+    assert key("ä" * 128) == "ä" * 128, "256 bytes"
+    hashed = key("ä" * 129)
+    assert hashed is not None and hashed.startswith("sha256:") and len(hashed) == 71
+    assert key("ä" * 129) == hashed != key("ä" * 130)
+    assert len(asked) == 6, "once for each event"
 
 
 def test_a_filter_that_says_no_is_a_decision_naming_it() -> None:

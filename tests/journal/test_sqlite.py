@@ -407,7 +407,7 @@ def _write_costs(folder: Path) -> dict[str, int]:
 
     first = ClaimedRun(
         claim=Claim(4, "4", 1), flow="f1", event_seq=4, event=make_event(), attempt=1, crashes=0,
-        replay=0, order_key=None, limit_key=None, due_at=NOW,
+        replay=0, order_key=None, keys=None, due_at=NOW,
     )  # fmt: skip
     costs = {}
     connection.set_progress_handler(count, 1)

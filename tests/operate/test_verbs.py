@@ -51,7 +51,7 @@ RUN = Run(
     seq=1, id="r", flow="bill", state=RunState.QUEUED, attempts=0, crashes=0, event_id="e",
     event_source="/s", trigger="t", tenant="default", queued_at=NOW, due_at=None, started_at=None,
     finished_at=None, result=None, error=None, reason=None, dead=False, replay=0, order_key=None,
-    limit_key=None, code_version="",
+    keys=None, code_version="",
 )  # fmt: skip
 
 

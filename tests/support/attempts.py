@@ -63,7 +63,7 @@ class Attempts:
         appended = (await self.journal.append([Entry(event=event, runs=[run])], now=NOW))[0]
         self.claimed = ClaimedRun(
             claim=Claim(run.seq, run.id, 1), flow=run.flow, event_seq=appended.event_seq,
-            event=event, attempt=1, crashes=0, replay=0, order_key=None, limit_key=None,
+            event=event, attempt=1, crashes=0, replay=0, order_key=None, keys=None,
             due_at=NOW,
         )  # fmt: skip
         return self.claimed

@@ -145,7 +145,8 @@ class DispatchMachine(RuleBasedStateMachine):
     def told_replay_done(self, _event: int, runs: Sequence[Any], result: object) -> None:
         for run in runs:
             self.named[run.id] = run.flow
-            known = SimulatedRun(run.id, run.seq, self.flow_of(run), run.order_key, run.limit_key)
+            limit_key = run.keys["limit"] if run.keys else None
+            known = SimulatedRun(run.id, run.seq, self.flow_of(run), run.order_key, limit_key)
             self.simulator.stored(known, running=run.state is S.RUNNING)
 
     def told_claim_asked(self, seqs: Sequence[int], result: None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from turnout import flow
 from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import Keys
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -19,7 +20,7 @@ class Asking:
 
     id: str
     order_key: str | None = None
-    limit_key: str | None = None
+    keys: Keys | None = None
     isolated: bool = False
     flow: str = "bill"
     token: int = 0

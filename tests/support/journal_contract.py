@@ -75,7 +75,7 @@ def claim_of(entry: Entry, appended: Appended, index: int = 0) -> ClaimedRun:
     return ClaimedRun(
         claim=Claim(run.seq, run.id, 1), flow=run.flow, event_seq=appended.event_seq,
         event=entry.event, attempt=1, crashes=0, replay=0, order_key=run.order_key,
-        limit_key=run.limit_key, due_at=NOW,
+        keys=run.keys, due_at=NOW,
     )  # fmt: skip
 
 
@@ -438,9 +438,9 @@ class JournalContract:
 
     async def test_claim_run_record(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            await put(journal, make_run(order_key="k", limit_key="l", code_version="c1"))
+            await put(journal, make_run(order_key="k", keys={"limit": "l"}, code_version="c1"))
             item = (await journal.queued("bill", 0, 1))[0]
-            assert (item.order_key, item.limit_key, item.isolated) == ("k", "l", False)
+            assert (item.order_key, item.keys, item.isolated) == ("k", {"limit": "l"}, False)
             claimed = (await journal.claim([item.seq], now=at(1)))[0]
             assert (claimed.attempt, claimed.crashes, claimed.due_at) == (1, 0, NOW)
             assert (await self.counts(journal)).states == {"running": 1}
@@ -605,18 +605,78 @@ class JournalContract:
 
     async def test_queued_for_key(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            runs = [make_run(order_key=key, limit_key="all") for key in ("a", "b", "a")]
+            runs = [make_run(order_key=key, keys={"limit": "all"}) for key in ("a", "b", "a")]
             for run in runs:
                 await put(journal, run)
             await put(journal, make_run("ship", order_key="a"))
             first = await journal.queued_for_key("bill", "order", "a", 9)
             assert [item.seq for item in first] == [runs[0].seq, runs[2].seq]
+            assert [item.keys for item in first] == [{"limit": "all"}] * 2
             assert len(await journal.queued_for_key("bill", "limit", "all", 2)) == 2
             later = await journal.queued_for_key("bill", "limit", "all", 2, first[0].seq)
             assert [item.seq for item in later] == [run.seq for run in runs[1:]]
             await claim_all(journal, [runs[0].seq])
             first = await journal.queued_for_key("bill", "order", "a", 9)
             assert [item.seq for item in first] == [runs[2].seq]
+
+    async def test_a_run_is_found_by_its_keys_while_it_is_queued(self, tmp_path: Path) -> None:
+        async def found(flow: str, place: str, key: str) -> list[int]:
+            return [item.seq for item in await journal.queued_for_key(flow, place, key, 9)]
+
+        async with self.open(tmp_path) as journal:
+            runs = [make_run(keys={"limit": "a", "limit.2": key}) for key in ("x", None)]
+            for run in runs:
+                await put(journal, run)
+            both = [run.seq for run in runs]
+            assert await found("bill", "limit", "a") == both
+            assert await found("bill", "limit.2", "x") == both[:1]
+            assert await found("bill", "limit", "x") == [], "another place has other keys"
+            await journal.rename_flow("bill", "invoice")
+            assert await found("bill", "limit", "a") == []
+            assert await found("invoice", "limit", "a") == both
+            (claimed,) = await claim_all(journal, both[:1])
+            assert claimed.keys == {"limit": "a", "limit.2": "x"}
+            assert await found("invoice", "limit", "a") == both[1:]
+            await finish(journal, claimed, ended())
+            await journal.retry(runs[0].id, None, now=at(2))
+            assert await found("invoice", "limit", "a") == both, "an operator queued it again"
+            await journal.cancel(runs[1].id, now=at(3))
+            assert await found("invoice", "limit", "a") == both[:1]
+
+    async def test_queued_runs_get_the_keys_of_a_rule_that_is_new(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            old, keyed, begun = make_run(), make_run(keys={"limit": "a"}), make_run()
+            for run in (old, keyed, begun):
+                await put(journal, run)
+            (claimed,) = await claim_all(journal, [begun.seq])
+            given = {"limit": "b", "limit.2": None}
+            await journal.set_keys({run.seq: given for run in (old, keyed, begun)})
+            found = await journal.queued_for_key("bill", "limit", "b", 9)
+            assert [(item.seq, item.keys) for item in found] == [
+                (old.seq, given), (keyed.seq, given),
+            ]  # fmt: skip
+            assert await journal.queued_for_key("bill", "limit", "a", 9) == []
+            assert (await expect_run(journal, begun.id)).keys is None, "it runs already"
+            await finish(journal, claimed, ended())
+
+    async def test_a_queued_run_says_since_when_and_whether_it_was_claimed(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            fresh, waits = make_run(priority=1), await start(journal)
+            await put(journal, fresh)
+            await finish(journal, waits, ended(S.WAITING, due_at=at(1)))
+            again = await start(journal)
+            await finish(journal, again, ended(S.QUEUED, counts=False))
+            found = await journal.queued("bill", 0, 9) + await journal.due(at(2), 9)
+            assert [
+                (item.seq, item.queued_at, item.priority, item.begun, item.resumes)
+                for item in found
+            ] == [
+                (fresh.seq, NOW, 1, False, False),
+                (again.claim.run_seq, NOW, None, True, False),
+                (waits.claim.run_seq, NOW, None, True, True),
+            ]
 
     async def test_held_keys(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

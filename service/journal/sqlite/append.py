@@ -15,7 +15,7 @@ import apsw
 from turnout.service.domain.errors import Overloaded
 from turnout.service.journal.records import Appended, Entry, NewRun
 
-from . import dedupe, events, runs
+from . import dedupe, events, run_keys, runs
 from .counters import RunCounters
 from .decisions import REPEATS_KEPT, add_decisions
 from .dedupe import DeliveryRow, First
@@ -32,12 +32,13 @@ _FIRST_RUNS, _LAST_SEQS = _SQL["first_runs"], _SQL["last_seqs"]
 class _Rows:
     """The rows of a batch of appends, as flat lists of values for the bulk statements."""
 
-    __slots__ = ("awaited", "deliveries", "events", "known", "repeated", "runs")
+    __slots__ = ("awaited", "deliveries", "events", "keys", "known", "repeated", "runs")
 
     def __init__(self, known: dict[bytes, First]) -> None:
         self.known = known
         self.events: list[Any] = []
         self.runs: list[Any] = []
+        self.keys: list[Any] = []
         self.deliveries: list[Any] = []
         self.awaited: list[tuple[int, int, Sequence[str]]] = []
         self.repeated: list[tuple[AppendJob, Appended]] = []
@@ -74,7 +75,7 @@ class Intake:
                 ]
         connection = self._connection
         events.INSERT.run(connection, rows.events)
-        runs.INSERT.run(connection, rows.runs)
+        self.insert_runs(rows.runs, rows.keys)
         if rows.deliveries:
             dedupe.INSERT.run(connection, rows.deliveries)
         for at, seq, topics in rows.awaited:
@@ -109,7 +110,7 @@ class Intake:
         rows.events += event
         if entry.topics:
             rows.awaited.append((job.at, seq, entry.topics))
-        run_ids = self.add_runs(rows.runs, entry.runs, seq, job.at, counters)
+        run_ids = self.add_runs(rows.runs, rows.keys, entry.runs, seq, job.at, counters)
         if identity is not None:
             rows.deliveries += DeliveryRow(seq, *identity, job.at)
             rows.known[identity[0]] = (seq, identity[1], run_ids)
@@ -118,12 +119,16 @@ class Intake:
     def add_runs(
         self,
         values: list[Any],
+        keys: list[Any],
         new: Iterable[NewRun],
         event_seq: int,
         at: int,
         counters: RunCounters,
     ) -> tuple[str, ...]:
-        """Give runs their seq, count them, and add their rows to `values`; returns their ids."""
+        """Give runs their seq, count them, and add their rows to `values`; returns their ids.
+
+        The rows of their keys are added to `keys`.
+        """
         ids = []
         for run in new:
             self.last_run += 1
@@ -133,12 +138,16 @@ class Intake:
             counters.move(None, row.state)
             if row.dead:
                 counters.add_dead_letters(run.flow)
+            elif run.keys is not None:
+                run_keys.add_rows(keys, run.flow, run.keys, run.seq)
             ids.append(run.id)
         return tuple(ids)
 
-    def insert_runs(self, values: list[Any]) -> None:
+    def insert_runs(self, values: list[Any], keys: list[Any]) -> None:
         """Insert the rows that `add_runs` added."""
         runs.INSERT.run(self._connection, values)
+        if keys:
+            run_keys.INSERT.run(self._connection, keys)
 
     def _first_runs(self, event_seq: int) -> tuple[str, ...]:
         found = self._connection.execute(_FIRST_RUNS, (event_seq,))

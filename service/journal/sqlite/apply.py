@@ -16,7 +16,7 @@ from turnout.service.domain.event import CALLED
 from turnout.service.domain.run import FINISHED, Undo
 from turnout.service.journal.records import REGISTERED, Appended, Claim, ClaimedRun, Opening
 
-from . import outcomes, steps, waits
+from . import outcomes, run_keys, steps, waits
 from .append import Intake
 from .claims import ClaimJob, Claims
 from .counters import RunCounters
@@ -165,6 +165,9 @@ class Batch:
             raise self._lost(jobs[0].run.claim)
         if attempts:
             outcomes.INSERT_ATTEMPTS.run(self._connection, attempts)
+        ended = [job.row.run_seq for job in jobs if job.run.keys and job.row.finished_at]
+        if ended:
+            run_keys.remove(self._connection, ended)
         if self._isolated:
             self._isolated.difference_update(job.row.run_seq for job in jobs)
         self._update_waits(jobs)

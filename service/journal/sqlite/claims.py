@@ -22,6 +22,7 @@ from .counters import RunCounters
 from .crash_isolation import is_isolated
 from .events import ReadEvent, event_from
 from .resume_cache import ResumeCache
+from .runs import keys_from
 from .statements import load
 from .steps import StepRow, step_from
 from .values import dump_list, error_from, instant
@@ -48,7 +49,7 @@ class _ClaimableRow(NamedTuple):
     consecutive_crashes: int
     replay: int
     order_key: str | None
-    limit_key: str | None
+    keys: str | None
     due_at: int
     code_version: str
     dead: int
@@ -172,7 +173,7 @@ class Claims:
             crashes=row.crashes,
             replay=row.replay,
             order_key=row.order_key,
-            limit_key=row.limit_key,
+            keys=keys_from(row.keys),
             due_at=instant(row.due_at),
             isolated=is_isolated(row.consecutive_crashes),
             code_version=row.code_version,

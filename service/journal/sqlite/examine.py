@@ -60,6 +60,10 @@ CHECKS: tuple[tuple[str, Callable[[apsw.Connection], str | None]], ...] = (
         "every wait has its unfinished run",
         partial(_none_of, "waits_without_run", "waits nobody waits at"),
     ),
+    (
+        "every unfinished run is found by its keys",
+        partial(_none_of, "runs_not_found_by_keys", "runs whose keys are missing, or left over"),
+    ),
     ("states are legal", partial(_none_of, "unknown_states", "runs in an unknown state")),
     (
         "only ended runs have an end",

@@ -20,7 +20,7 @@ import orjson
 
 from turnout.service.domain.errors import JournalBroken, JournalError, SetupError
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Outcome
+from turnout.service.domain.run import Keys, Outcome
 from turnout.service.domain.trigger import Backlog
 from turnout.service.journal.contract import Positions
 from turnout.service.journal.records import (
@@ -36,7 +36,7 @@ from turnout.service.journal.records import (
 )
 from turnout.service.telemetry.metrics import Metrics
 
-from . import operations, rescue, withdrawal
+from . import operations, rescue, run_keys, withdrawal
 from .append import Intake
 from .apply import Batch
 from .blobs import BlobStore, name_of
@@ -243,6 +243,10 @@ class SqliteJournal(Operating, Keeping):
             lambda connection, _counters: connection.execute(_READS["held_keys"]).get
         )
         return [(flow, key, run_id, bool(dead)) for flow, key, run_id, dead in orjson.loads(found)]
+
+    async def set_keys(self, keys: Mapping[int, Keys]) -> None:
+        """Give queued runs, by seq, the keys of rules that were declared after they were queued."""
+        await self._call(lambda connection, _counters: run_keys.set_keys(connection, keys))
 
     def record_step(self, claim: Claim, step: StepRecord) -> asyncio.Future[None]:
         """Record a step, durable when the future is done; raises `ClaimLost`."""

@@ -15,10 +15,12 @@ import os
 import shutil
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
 
 from turnout.service.domain.errors import SetupError
+from turnout.service.domain.foreign import short_key
 from turnout.service.domain.units import utc_now
 from turnout.service.telemetry.logs import get_logger
 
@@ -65,6 +67,7 @@ def migrate(connection: apsw.Connection, path: Path, *, min_free_bytes: int = 0)
     if found > 0:
         snapshot = _make_snapshot(connection, path, found, max(min_free_bytes, _SPARE_BYTES))
         _delete_snapshots(path.parent, older_than=snapshot.stat().st_mtime)
+    connection.create_scalar_function("short_key", _short_key, 1, deterministic=True)
     for file in sorted(_MIGRATIONS.glob("*.sql")):
         number = int(file.name[:4])
         if number <= found:
@@ -75,6 +78,12 @@ def migrate(connection: apsw.Connection, path: Path, *, min_free_bytes: int = 0)
             connection.pragma("user_version", number)
     if found > 0:
         log.info("journal.upgraded", version=newest, before=found, snapshot=str(snapshot))
+
+
+def _short_key(*given: Any) -> str | None:
+    """Return a key of an earlier version as it is stored now."""
+    (stored,) = given
+    return None if stored is None else short_key(stored)
 
 
 def _make_snapshot(connection: apsw.Connection, path: Path, version: int, spare_bytes: int) -> Path:

@@ -26,7 +26,7 @@ from turnout.service.domain.run import (
 )
 from turnout.service.journal.records import FAILED, REGISTERED, Claim, NewRun, UsedLink
 
-from . import waits
+from . import run_keys, waits
 from .append import Intake
 from .counters import RunCounters
 from .outcomes import INSERT_ATTEMPTS, AttemptRow
@@ -104,6 +104,8 @@ def _end(connection: apsw.Connection, counters: RunCounters, run: Run, at: int) 
     waits.delete(connection, [run.seq])
     waits.run_ended(connection, run.id, at)
     connection.execute(_SQL["cancel"], (run.seq, at))
+    if run.keys is not None:
+        run_keys.remove(connection, [run.seq])
     counters.move(run.state, RunState.CANCELLED)
 
 
@@ -153,6 +155,7 @@ def retry(
     if from_step is not None:
         _drop_steps(connection, run, from_step)
     connection.execute(_SQL["queue_again"], (run.seq, micros(now)))
+    run_keys.add(connection, [run.seq])
     counters.move(run.state, RunState.QUEUED)
     if run.dead:
         counters.add_dead_letters(run.flow, -1)
@@ -185,6 +188,7 @@ def _undo_again(
     _record_failure(connection, run.seq, run.error or RunError(CANCELLED, run.reason or ""), at)
     connection.execute(_SQL["count_deaths"], (run.seq, FAILED, PROCESS_DIED))
     connection.execute(_SQL["queue_undo"], (run.seq, at))
+    run_keys.add(connection, [run.seq])
     counters.move(run.state, RunState.QUEUED)
     if not run.dead:  # it was dropped
         counters.add_dead_letters(run.flow)
@@ -243,8 +247,9 @@ def replay(
     for run in runs:
         run.replay = found
     values: list[object] = []
-    ids = intake.add_runs(values, runs, event_seq, micros(now), counters)
-    intake.insert_runs(values)
+    keys: list[object] = []
+    ids = intake.add_runs(values, keys, runs, event_seq, micros(now), counters)
+    intake.insert_runs(values, keys)
     connection.execute(_SQL["match"], (event_seq,))
     return list(ids)
 

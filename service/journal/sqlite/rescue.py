@@ -16,7 +16,7 @@ from turnout.service.domain.errors import Refused
 from turnout.service.domain.run import PROCESS_DIED, RunError, RunState
 from turnout.service.journal.records import FAILED, REGISTERED, Rescued
 
-from . import operations, waits
+from . import operations, run_keys, waits
 from .counters import RunCounters
 from .crash_isolation import CRASHES_BEFORE_ISOLATION, MOST_CRASHES
 from .statements import load
@@ -61,6 +61,7 @@ def fail_orphaned_runs(
         waits.delete(connection, [seq])
         waits.run_ended(connection, run_id, at)
         connection.execute(_SQL["fail"], (seq, at, error, undoes))
+        run_keys.remove(connection, [seq])
         connection.execute(_SQL["supersede_step_of"], (seq, error))
         counters.move(RunState.QUEUED, RunState.FAILED)
         if not was_dead:
@@ -80,6 +81,7 @@ def rename_flow(connection: apsw.Connection, counters: RunCounters, was: str, na
     for which in ("rename_dead", "rename_unfinished"):
         connection.execute(_SQL[which], (was, name))
         renamed += connection.changes()
+    run_keys.rename(connection, was, name)
     if dead:
         dead_left, not_undone_left = _dead_letters(connection, was)
         for flow, sign in ((was, -1), (name, 1)):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from turnout.service.domain.run import Run, RunState
+from turnout.service.domain.run import Keys, Run, RunState
 from turnout.service.journal.records import (
     FAILED,
     REGISTERED,
@@ -23,6 +23,7 @@ from .bulk import insert
 from .columns import selected
 from .crash_isolation import is_isolated
 from .values import (
+    dump,
     error_from,
     instant,
     instant_or_none,
@@ -50,7 +51,8 @@ class RunRow(NamedTuple):
     state: str
     token: int
     order_key: str | None
-    limit_key: str | None
+    keys: str | None
+    priority: int | None
     due_at: int | None
     queued_at: int
     started_at: int | None
@@ -76,7 +78,8 @@ def run_row(run: NewRun, event_seq: int, at: int) -> RunRow:
         state=state,
         token=int(running),
         order_key=run.order_key,
-        limit_key=run.limit_key,
+        keys=None if run.keys is None else dump(run.keys),
+        priority=run.priority,
         due_at=None if run.due_at is None else micros(run.due_at),
         queued_at=at,
         started_at=at if running else None,
@@ -89,6 +92,11 @@ def run_row(run: NewRun, event_seq: int, at: int) -> RunRow:
 
 
 # ---------------------------------------------------------------- what is read
+
+
+def keys_from(stored: str | None) -> Keys | None:
+    """Return the keys of a run by place, as they were stored."""
+    return None if stored is None else orjson.loads(stored)
 
 
 class StoredRun(NamedTuple):
@@ -114,7 +122,7 @@ class StoredRun(NamedTuple):
     dead: int
     replay: int
     order_key: str | None
-    limit_key: str | None
+    keys: str | None
     code_version: str
     cancelled_by: str | None
     undo: Any
@@ -169,7 +177,7 @@ def run_from(values: Sequence[Any]) -> Run:
         dead=bool(row.dead),
         replay=row.replay,
         order_key=row.order_key,
-        limit_key=row.limit_key,
+        keys=keys_from(row.keys),
         code_version=row.code_version,
         cancelled_by=row.cancelled_by,
         undo=row.undo,
@@ -185,12 +193,16 @@ class QueuedRow(NamedTuple):
     id: str
     flow: str
     order_key: str | None
-    limit_key: str | None
+    keys: str | None
+    priority: int | None
     due_at: int | None
+    queued_at: int
+    state: str
+    token: int
     consecutive_crashes: int
 
 
-QUEUED_COLUMNS = selected(QueuedRow._fields)
+QUEUED_COLUMNS = selected(QueuedRow._fields, "r")
 
 
 def queued_from(values: Sequence[Any]) -> Queued:
@@ -201,7 +213,11 @@ def queued_from(values: Sequence[Any]) -> Queued:
         id=row.id,
         flow=row.flow,
         order_key=row.order_key,
-        limit_key=row.limit_key,
+        keys=keys_from(row.keys),
+        priority=row.priority,
         due_at=instant_or_none(row.due_at),
+        queued_at=instant(row.queued_at),
+        begun=row.token > 0,
+        resumes=row.state == "waiting",
         isolated=is_isolated(row.consecutive_crashes),
     )

@@ -15,6 +15,7 @@ import apsw
 
 from turnout.service.domain.trigger import Backlog
 
+from . import run_keys
 from .counters import RunCounters
 from .retention import delete_events, delete_runs, keep_highest
 from .statements import load
@@ -42,7 +43,9 @@ def withdraw(connection: apsw.Connection, counters: RunCounters, seqs: Sequence[
     """Delete events with their runs, except events that have a begun run by now."""
     keep_highest(connection)
     runs: list[Any] = connection.execute(_SQL["withdrawn"], (dump(seqs),)).fetchall()
-    delete_runs(connection, [seq for seq, _ in runs])
+    seqs_of_runs = [seq for seq, _ in runs]
+    run_keys.remove(connection, seqs_of_runs)
+    delete_runs(connection, seqs_of_runs)
     delete_events(connection, sorted({event for _, event in runs}))
     counters.move("queued", None, len(runs))
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import apsw
 import orjson
 
 from turnout.service.domain.event import Event
-from turnout.service.journal.records import Queued
+from turnout.service.journal.records import ORDER_PLACE, Queued
 
 from .connection import read_all
 from .events import EVENT_COLUMNS, event_from, failure_from
@@ -50,30 +50,40 @@ class WorkReads(SqliteReader):
     async def queued(self, flow: str, after_seq: int, limit: int) -> list[Queued]:
         """Return queued runs of a flow in arrival order, after `after_seq`."""
         return await self._queued(
-            "state = 'queued' AND flow = ? AND seq > ? ORDER BY seq LIMIT ?",
+            "r.state = 'queued' AND r.flow = ? AND r.seq > ? ORDER BY r.seq LIMIT ?",
             (flow, after_seq, limit),
         )
 
     async def queued_for_key(
-        self, flow: str, kind: Literal["order", "limit"], key: str, limit: int, after_seq: int = 0
+        self, flow: str, place: str, key: str, limit: int, after_seq: int = 0
     ) -> list[Queued]:
-        """Return queued runs with this key in arrival order, after `after_seq`."""
+        """Return queued runs with this key at a place in arrival order, after `after_seq`."""
+        if place == ORDER_PLACE:
+            return await self._queued(
+                "r.state = 'queued' AND r.flow = ? AND r.order_key = ? AND r.seq > ?"
+                " ORDER BY r.seq LIMIT ?",
+                (flow, key, after_seq, limit),
+            )
         return await self._queued(
-            f"state = 'queued' AND flow = ? AND {kind}_key = ? AND seq > ? ORDER BY seq LIMIT ?",
-            (flow, key, after_seq, limit),
+            "k.flow = ? AND k.place = ? AND k.key = ? AND k.run_seq > ? AND +r.state = 'queued'"
+            " ORDER BY k.run_seq LIMIT ?",
+            (flow, place, key, after_seq, limit),
+            source="run_keys AS k CROSS JOIN runs AS r ON r.seq = k.run_seq",
         )
 
     async def due(self, before: datetime, limit: int) -> list[Queued]:
         """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""
         return await self._queued(
-            "(state = 'scheduled' OR state = 'retrying' OR state = 'waiting') AND due_at <= ?"
-            " ORDER BY due_at, seq LIMIT ?",
+            "(r.state = 'scheduled' OR r.state = 'retrying' OR r.state = 'waiting')"
+            " AND r.due_at <= ? ORDER BY r.due_at, r.seq LIMIT ?",
             (micros(before), limit),
-            index="INDEXED BY runs_due",
+            source="runs AS r INDEXED BY runs_due",
         )
 
-    async def _queued(self, where: str, values: tuple[Any, ...], index: str = "") -> list[Queued]:
-        text = f"SELECT json_array({QUEUED_COLUMNS}) AS item FROM runs {index} WHERE {where}"
+    async def _queued(
+        self, where: str, values: tuple[Any, ...], source: str = "runs AS r"
+    ) -> list[Queued]:
+        text = f"SELECT json_array({QUEUED_COLUMNS}) AS item FROM {source} WHERE {where}"
         return await self.read(
             lambda connection: [queued_from(row) for row in read_all(connection, text, values)]
         )

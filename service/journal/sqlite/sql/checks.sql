@@ -37,3 +37,15 @@ WHERE state NOT IN ('scheduled', 'queued', 'running', 'retrying', 'waiting',
 SELECT id FROM runs
 WHERE (finished_at IS NOT NULL) <> (state IN ('cancelled', 'failed', 'skipped', 'succeeded'))
     OR (dead = 1 AND state <> 'failed' AND finished_at IS NOT NULL);
+
+-- name: runs_not_found_by_keys
+SELECT coalesce((SELECT id FROM runs WHERE seq = run_seq), run_seq) FROM (
+    SELECT * FROM (
+        SELECT r.flow, k.key, k.value, r.seq AS run_seq FROM runs AS r, json_each(r.keys) AS k
+        WHERE k.value IS NOT NULL
+            AND r.state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting')
+        EXCEPT SELECT flow, place, key, run_seq FROM run_keys)
+    UNION SELECT * FROM (
+        SELECT flow, place, key, run_seq FROM run_keys
+        EXCEPT SELECT r.flow, k.key, k.value, r.seq FROM runs AS r, json_each(r.keys) AS k
+        WHERE r.state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting')));

@@ -1,0 +1,22 @@
+"""The keys of a run: what the rules of its flow answer about the event, asked once, at submit."""
+
+from __future__ import annotations
+
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import key_of
+from turnout.service.domain.run import Keys
+from turnout.service.governance import secrets
+from turnout.service.project import AnyFlow
+
+
+def keys_of(flow: AnyFlow, event: Event) -> Keys | None:
+    """Return the key of every keyed rule of a flow, by place; None if it has no such rule.
+
+    Raises what the author's function raises, and `NotKept` for a key that holds a secret.
+    """
+    if not flow.keyed:
+        return None
+    return {
+        rule.place: secrets.refuse_live(key_of(rule, event), f"the key of {rule.option}")
+        for rule in flow.keyed
+    }
