@@ -7,9 +7,11 @@ letter shows the values that it read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from turnout.service.domain.errors import words_of
 from turnout.service.domain.event import Event
+from turnout.service.domain.flow import key_of
 from turnout.service.domain.run import RunError
 from turnout.service.domain.watched import watched
 from turnout.service.governance import secrets
@@ -23,7 +25,8 @@ FILTER_ERROR = "filter_error"
 
 def failed(flow: AnyFlow, event: Event, error: Exception) -> RunError:
     """Return the error of a dead letter: the error, its file and line, and the values read."""
-    read = values_read((flow.wants, flow.order_key, flow.limit_key), event)
+    keys = (partial(key_of, rule) for rule in flow.keyed)
+    read = values_read((flow.wants, flow.order_key, *keys), event)
     values = "; ".join(f"{path} = {text}" for path, text in read.items())
     message = f"{words_of(error)} (in when=, per= or ordered_by=, at {_place_of(error, flow)}"
     message += f", which read {values})" if values else ")"
