@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,6 +43,8 @@ EXIT_OK = 0
 EXIT_IO = 74
 EXIT_CUT_OFF = 75
 """A stop that cut off steps which did not end; they run again at the next start."""
+
+_LOOK_SECONDS = 1.0
 
 
 async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool = False) -> int:
@@ -208,7 +210,11 @@ def _end_by_callback(
 async def _end_when_broken(journal: OpenJournal) -> None:
     # At once: an exception would wait for runs, and a thread may never return.
     await journal.broken.wait()
-    _end_broken(journal.writable or "the journal's disk failed")
+    reason = journal.writable or "the journal's disk failed"
+    with suppress(TimeoutError):  # a disk that hangs
+        async with asyncio.timeout(_LOOK_SECONDS):
+            reason = await journal.look_at_files() or reason  # rather the cause than its symptom
+    _end_broken(reason)
 
 
 async def _end_if_lost(journal: Lifecycle) -> None:
