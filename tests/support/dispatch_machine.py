@@ -11,11 +11,11 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import strategies as st
@@ -26,7 +26,13 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tests.support.dispatch_simulator import ENDED, DispatchSimulator, SimulatedFlow, SimulatedRun
+from tests.support.dispatch_simulator import (
+    ENDED,
+    DispatchSimulator,
+    SimulatedFlow,
+    SimulatedLimit,
+    SimulatedRun,
+)
 from tests.support.random_service import shrink_bounds
 from tests.support.running import make_event
 from tests.support.stepped_service import SteppedService
@@ -40,9 +46,13 @@ from turnout.service.project import AnyFlow, Project
 S = RunState
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 A_MOMENT = timedelta(seconds=0.1)
-MAX_STARTS = 2  # a start takes as long as everything else in a history
 MAX_DEATHS = 4  # with one more, a run would fail
 POLICY = retry(10_000, delay="1s", factor=1, jitter=False)
+
+KINDS = {"flow": "", "key": "limit"}
+"""The kinds of limits, and by which part of the event they count."""
+
+MOST_LIMITS = 1
 
 # What is drawn never depends on what happened: numbers are taken modulo what there is.
 NUMBERS = st.integers(0, 99)
@@ -50,12 +60,19 @@ KEYS = st.integers(0, 2)
 STEPS = st.just(0) | st.integers(1, 6)
 ORDERS = st.just(0) | st.integers(0, 10**6)
 SECONDS = st.sampled_from([1, 5, 30, 90])
-LIMITS = st.sampled_from(["", "flow", "key"])
-POLICIES = st.tuples(st.booleans(), LIMITS, st.integers(1, 2), st.booleans())
+LIMITS = st.tuples(st.sampled_from(sorted(KINDS)), st.integers(1, 2))
+Policy: TypeAlias = tuple[bool, list[tuple[str, int]], bool]
+"""Whether a flow is ordered, its limits (kind, count), and whether a dead letter blocks its key."""
+
+POLICIES: st.SearchStrategy[Policy] = st.tuples(
+    st.booleans(), st.lists(LIMITS, max_size=MOST_LIMITS), st.booleans()
+)
 
 
 class DispatchMachine(RuleBasedStateMachine):
     """What is done to a service, and the simulator that is told of it."""
+
+    max_starts = 2  # a start takes as long as everything else in a history
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,6 +83,7 @@ class DispatchMachine(RuleBasedStateMachine):
         self.numbers: dict[str, int] = {}
         self.named: dict[str, str] = {}  # the name of its flow that each run has
         self.sent: list[Event] = []
+        self.data: dict[int, Mapping[str, str | None]] = {}  # of each event that is stored
         self.paused: set[str] = set()  # on disk: what a process that starts reads
         self.count = self.starts = 0
         self.service: SteppedService
@@ -78,11 +96,15 @@ class DispatchMachine(RuleBasedStateMachine):
         policies=st.lists(POLICIES, min_size=1, max_size=3),
         bounds=st.integers(0, 5),
     )
-    def begin(self, slots: int, policies: list[tuple[bool, str, int, bool]], bounds: int) -> None:
+    def begin(self, slots: int, policies: list[Policy], bounds: int) -> None:
         if bounds:
             shrink_bounds(self.patch, random.Random(bounds))
         self.service = service = SteppedService(self.folder / "data", slots, self)
-        flows = [SimulatedFlow(number, *policy) for number, policy in enumerate(policies)]
+        named = SimulatedLimit(policies[0][1][0][1] if policies[0][1] else 1, name="db")
+        flows = [
+            SimulatedFlow(number, ordered, self.limits(drawn, named), blocks)
+            for number, (ordered, drawn, blocks) in enumerate(policies)
+        ]
         self.simulator = DispatchSimulator(slots, flows, lambda: service.now)
         self.names = [f"flow{number}" for number in range(len(flows))]
         self.numbers = {name: number for number, name in enumerate(self.names)}
@@ -103,17 +125,12 @@ class DispatchMachine(RuleBasedStateMachine):
         return flows
 
     def declare(self, each: SimulatedFlow) -> AnyFlow:
-        concurrency: Any = None
-        if each.limited == "flow":
-            concurrency = limit(each.count)
-        elif each.limited == "key":
-            concurrency = limit(each.count, per=lambda event: event.data["limit"])
         service = self.service
 
         @flow(
             name=self.names[each.number],
             was=self.was.get(each.number),
-            concurrency=concurrency,
+            concurrency=self.declared_limits(each),
             ordered_by=(lambda event: event.data["order"]) if each.ordered else None,
             on_dead="block" if each.blocks else "continue",
             retry=POLICY,
@@ -122,6 +139,24 @@ class DispatchMachine(RuleBasedStateMachine):
             await service.attempt(event)
 
         return works
+
+    @staticmethod
+    def limits(drawn: list[tuple[str, int]], named: SimulatedLimit) -> list[SimulatedLimit]:
+        """Return the limits of a flow: at most one of each kind."""
+        made: dict[str, SimulatedLimit] = {}
+        for kind, count in drawn:
+            own = SimulatedLimit(count, KINDS[kind], holds=kind == "account")
+            made[kind] = named if kind == "named" else own
+        return list(made.values())
+
+    def declared_limits(self, flow: SimulatedFlow) -> Any:
+        limits = [self.declare_limit(each) for each in flow.limits]
+        return limits[0] if limits else None
+
+    @staticmethod
+    def declare_limit(each: SimulatedLimit) -> Any:
+        per = (lambda event: event.data[each.per]) if each.per else None
+        return limit(each.count, per=per)
 
     # ------------------------------------------------------------ what the simulator is told
 
@@ -140,13 +175,13 @@ class DispatchMachine(RuleBasedStateMachine):
     def told_append_done(self, entries: Sequence[Any], result: Sequence[Any]) -> None:
         for entry, stored in zip(entries, result, strict=True):
             if not (stored.duplicate or stored.conflict):
-                self.told_replay_done(0, entry.runs, result)
+                self.data[stored.event_seq] = entry.event.data
+                self.told_replay_done(stored.event_seq, entry.runs, result)
 
-    def told_replay_done(self, _event: int, runs: Sequence[Any], result: object) -> None:
+    def told_replay_done(self, event: int, runs: Sequence[Any], result: object) -> None:
         for run in runs:
             self.named[run.id] = run.flow
-            limit_key = run.keys["limit"] if run.keys else None
-            known = SimulatedRun(run.id, run.seq, self.flow_of(run), run.order_key, limit_key)
+            known = SimulatedRun(run.id, run.seq, self.flow_of(run), self.data[event])
             self.simulator.stored(known, running=run.state is S.RUNNING)
 
     def told_claim_asked(self, seqs: Sequence[int], result: None) -> None:
@@ -253,7 +288,8 @@ class DispatchMachine(RuleBasedStateMachine):
             self.count += 1
             data = {
                 "order": ("a", "b", None)[order_key],
-                "limit": "xyz"[limit_key],
+                "limit": ("x", "y", None)[limit_key],
+                "account": "mn"[(order_key + limit_key) % 2],
                 "lingers": lingers,
             }
             events.append(make_event(data, f"event-{self.count}"))
@@ -369,7 +405,8 @@ class DispatchMachine(RuleBasedStateMachine):
         self.go()
         each, renamed = self.simulator.flows[number % len(self.names)], None
         if change == "count":
-            each.count = 3 - each.count
+            for changed in each.limits[:1]:
+                changed.count = 3 - changed.count
         elif change == "serve":
             each.served = not each.served
         elif each.served and not each.paused:  # a pause is of a name
@@ -390,7 +427,7 @@ class DispatchMachine(RuleBasedStateMachine):
 
     def may_die(self) -> bool:
         deaths = [run.deaths for run in self.simulator.runs.values()]
-        return self.starts < MAX_STARTS and all(count < MAX_DEATHS for count in deaths)
+        return self.starts < self.max_starts and all(count < MAX_DEATHS for count in deaths)
 
     @precondition(lambda self: self.may_die())
     @rule(order=ORDERS)
@@ -414,10 +451,14 @@ class DispatchMachine(RuleBasedStateMachine):
             if sys.exc_info()[0] is None and hasattr(self, "simulator"):  # it has not failed
                 self.finish()
         finally:
-            self.patch.undo()
-            if hasattr(self, "service"):
-                self.service.close()
-            shutil.rmtree(self.folder)
+            self.clear()
+
+    def clear(self) -> None:
+        """End the service and remove its folder."""
+        self.patch.undo()
+        if hasattr(self, "service"):
+            self.service.close()
+        shutil.rmtree(self.folder)
 
     def finish(self) -> None:
         """Let every run end; then as many start at once as each limit allows, and all ends."""
@@ -432,7 +473,7 @@ class DispatchMachine(RuleBasedStateMachine):
         self.all_end()
         for each in self.simulator.flows:
             for key in range(2):
-                self.emit(each.number, [(2, key, False)] * each.count)
+                self.emit(each.number, [(2, key, False)] * 2)
         self.all_end()
         assert not self.simulator.used()
 

@@ -22,24 +22,43 @@ DEATHS_UNTIL_ISOLATED = 2
 
 
 @dataclass(eq=False)
+class SimulatedLimit:
+    """At most `count` places; what a change under way replaces still counts until the next rest.
+
+    `per` is the part of the event that is its key. `holds`: a run keeps its place until it ends,
+    also while it waits. A limit with a name is one object in the limits of several flows.
+    """
+
+    count: int
+    per: str = ""
+    holds: bool = False
+    name: str = ""
+    count_at_rest: int = 0
+
+    @property
+    def allowed(self) -> int:
+        return max(self.count, self.count_at_rest)
+
+
+@dataclass(eq=False)
 class SimulatedFlow:
     """The policy of a flow. What a change under way replaces still counts until the next rest."""
 
     number: int
     ordered: bool
-    limited: str
-    count: int
+    limits: list[SimulatedLimit]
     blocks: bool
     served: bool = True
     paused: bool = False
     passed: int = 0
-    count_at_rest: int = 0
     served_at_rest: bool = True
 
 
 @dataclass(eq=False)
 class SimulatedRun:
     """A run as the journal has it, and the attempts of it whose code runs (by claim).
+
+    `data` is that of its event: its keys are parts of it.
 
     `holds`: it has begun and is not over, so its ordering key is its own. `retried`: an operator
     has queued it again. `ready`: since the last rest it could have started, but for a slot.
@@ -48,8 +67,7 @@ class SimulatedRun:
     id: str
     seq: int
     flow: SimulatedFlow
-    order_key: str | None
-    limit_key: str | None
+    data: Mapping[str, str | None]
     state: RunState = S.QUEUED
     due_at: datetime | None = None
     claim: int = 0
@@ -64,14 +82,26 @@ class SimulatedRun:
     passed: int = 0
 
     @property
+    def order_key(self) -> str | None:
+        return self.data["order"]
+
+    @property
     def leftovers(self) -> int:
         """Attempts that lost their claim and still work."""
         return sum(claim != self.claim or self.state is not S.RUNNING for claim in self.code)
 
     @property
     def places(self) -> int:
-        """Places in use."""
+        """Places in use: of the process, and of a limit that no waiting run holds."""
         return (self.state is S.RUNNING) + self.leftovers
+
+    def places_of(self, limit: SimulatedLimit) -> int:
+        """Places of a limit in use."""
+        keeps = limit.holds and self.state in (S.RETRYING, S.WAITING)
+        return self.places + keeps
+
+    def key_of(self, limit: SimulatedLimit) -> str | None:
+        return self.data[limit.per] if limit.per else ""
 
     @property
     def is_due(self) -> bool:
@@ -83,7 +113,11 @@ class SimulatedRun:
 
 
 class DispatchSimulator:
-    """`faults` says what was not as promised."""
+    """`faults` says what was not as promised.
+
+    `counts_turns`: neither new nor due runs, and no flow, wait for more than their turn. That is
+    so while a queue fits into memory: a longer one is read in parts.
+    """
 
     def __init__(self, slots: int, flows: list[SimulatedFlow], now: Callable[[], datetime]) -> None:
         self.slots = slots
@@ -92,6 +126,7 @@ class DispatchSimulator:
         self.runs: dict[str, SimulatedRun] = {}
         self.live: list[SimulatedRun] = []
         self.faults: list[str] = []
+        self.counts_turns = True
 
     # ------------------------------------------------------------ what becomes durable
 
@@ -209,24 +244,24 @@ class DispatchSimulator:
 
     def _full(self, run: SimulatedRun) -> set[str]:
         """Return which limits are reached."""
-        flow, full = run.flow, set()
-        count = max(flow.count, flow.count_at_rest)
-        if self.used() >= self.slots:
-            full.add("slots")
-        if flow.limited == "flow" and self.used(flow) >= count:
-            full.add("flow")
-        keyed = flow.limited == "key" and run.limit_key is not None
-        if keyed and self.used(flow, run.limit_key) >= count:
-            full.add("limit")
+        full = {"slots"} if self.used() >= self.slots else set()
+        for limit in run.flow.limits:
+            key = run.key_of(limit)
+            others = 0 if key is None else self.used_of(limit, key) - run.places_of(limit)
+            if key is not None and others >= limit.allowed:
+                full.add("limit" if limit.per else "flow")
         return full
 
-    def used(self, flow: SimulatedFlow | None = None, limit_key: str | None = None) -> int:
-        """Count places in use: of all flows, of a flow, or of one of its limit keys."""
+    def used(self, flow: SimulatedFlow | None = None) -> int:
+        """Count places in use: of all flows, or of one."""
+        return sum(run.places for run in self.live if flow is None or run.flow is flow)
+
+    def used_of(self, limit: SimulatedLimit, key: str = "") -> int:
+        """Count places of a limit in use, for one of its keys if it is keyed."""
         return sum(
-            run.places
+            run.places_of(limit)
             for run in self.live
-            if (flow is None or run.flow is flow)
-            and (limit_key is None or run.limit_key == limit_key)
+            if limit in run.flow.limits and run.key_of(limit) == key
         )
 
     def same_key(self, run: SimulatedRun) -> Iterator[SimulatedRun]:
@@ -279,6 +314,8 @@ class DispatchSimulator:
 
     def _count_turns(self, run: SimulatedRun) -> None:
         """Count how often what was ready has seen others go first: neither kind may starve."""
+        if not self.counts_turns:
+            return
         for other in self.live:
             if other.ready and other.flow is run.flow and other is not run:
                 other.passed = 0 if other.is_due == run.is_due else other.passed + 1
@@ -306,7 +343,9 @@ class DispatchSimulator:
     def settle(self) -> None:
         """Learn that no change is under way any more."""
         for flow in self.flows:
-            flow.count_at_rest, flow.served_at_rest = flow.count, flow.served
+            flow.served_at_rest = flow.served
+            for limit in flow.limits:
+                limit.count_at_rest = limit.count
 
     def rest(
         self, held: Mapping[int, int], holders: Callable[[SimulatedRun], Collection[str]]
@@ -345,6 +384,5 @@ class DispatchSimulator:
 
     def _fault(self, run: SimulatedRun, what: str) -> None:
         self.faults.append(
-            f"run {run.seq} of flow {run.flow.number} "
-            f"({run.state}, order {run.order_key}, limit {run.limit_key}) {what}"
+            f"run {run.seq} of flow {run.flow.number} ({run.state}, {dict(run.data)}) {what}"
         )
