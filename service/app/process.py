@@ -21,9 +21,10 @@ from turnout.service.dispatch.executor import Executor
 from turnout.service.dispatch.waiters import Waiters
 from turnout.service.domain.event import Event
 from turnout.service.domain.resource import Resource, Resources
-from turnout.service.domain.run import FINISHED, Outcome, RunState
+from turnout.service.domain.run import FINISHED, Outcome, Run, RunState
 from turnout.service.domain.trigger import CalledTrigger, Trigger
 from turnout.service.domain.units import utc_now
+from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.governance.links import Links
 from turnout.service.intake.after_run_actions import AfterRunActions
 from turnout.service.intake.awaited import Awaited
@@ -265,6 +266,16 @@ class Process:
             for emitter in self.emitters.values()
             if isinstance(emitter.trigger, CalledTrigger)
         ]
+
+    def waits_for(self, run: Run) -> Waiting | None:
+        """Return what keeps a run from starting, or a running one from going on; None if nothing.
+
+        What a run has asked for itself, such as an event, is in the journal.
+        """
+        if run.state is RunState.RUNNING:
+            pool = self.pools.waits_for(run.id)
+            return None if pool is None else Waiting(Cause.POOL, pool)
+        return self.dispatcher.waits_for(run)
 
     def problems(self) -> list[str]:
         """Return why the service is not ready; empty if it is."""

@@ -28,7 +28,20 @@ from turnout.service.domain.errors import (
     TurnoutError,
 )
 
-from . import cache, check, dead_letters, doctor, events, flows, run, runs, serve, show, triggers
+from . import (
+    cache,
+    check,
+    dead_letters,
+    doctor,
+    events,
+    flows,
+    run,
+    runs,
+    serve,
+    show,
+    triggers,
+    why,
+)
 from .output import complain
 
 EXIT_PROBLEM = 1
@@ -92,7 +105,7 @@ def cli() -> None:
 
 for _command in (
     serve.serve, check.check, run.run, doctor.doctor,
-    runs.runs, show.show, events.why, events.events, flows.flows, triggers.triggers,
+    runs.runs, show.show, why.why, events.events, flows.flows, triggers.triggers,
     runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
     cache.cache, flows.pause, flows.resume, triggers.fire, events.emit, triggers.trigger,
 ):  # fmt: skip

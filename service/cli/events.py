@@ -1,14 +1,12 @@
-"""`turnout events`, `why`, `replay` and `emit`. Reading works with and without a service."""
+"""`turnout events`, `replay` and `emit`. Reading works with and without a service."""
 
 # ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import click
-
-from turnout.service.domain.errors import NotFound
 
 from .bulk import accept_not_undone
 from .options import (
@@ -21,11 +19,9 @@ from .options import (
     with_settings,
     yes_option,
 )
-from .output import clock, heading, print_facts, print_json, say, short, show_receipt, table
-from .show import error_line
+from .output import clock, print_json, say, short, show_receipt, table
 
 if TYPE_CHECKING:
-    from turnout.service.journal.reads import Reads
     from turnout.service.journal.records import StoredEvent
     from turnout.service.settings import Settings
 
@@ -72,63 +68,6 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
         ),
         empty="no events match",
     )  # fmt: skip
-
-
-@click.command()
-@click.argument("event_id", metavar="EVENT")
-@with_json
-@with_settings
-def why(settings: Settings, event_id: str, as_json: bool) -> None:
-    """Explain which runs an event started, or why it started none.
-
-    \b
-    turnout why 0198c0de-…
-    """
-    found = run_async(_reasons(settings, event_id))
-    for document in found:
-        if as_json:
-            print_json(document)
-        else:
-            _print_reasons(document)
-
-
-async def _reasons(settings: Settings, event_id: str) -> list[dict[str, Any]]:
-    from turnout.service.operate.documents import event_of
-
-    from .session import open_journal_reader
-
-    async with open_journal_reader(settings) as reader:
-        found = await reader.event(event_id)
-        if not found:
-            raise NotFound(f"no event {event_id!r}; `turnout events` lists them")
-        return [
-            event_of(stored, payload=True) | {"runs": await _runs_of(reader, stored)}
-            for stored in found
-        ]
-
-
-async def _runs_of(reader: Reads, stored: StoredEvent) -> list[dict[str, Any]]:
-    read = [await reader.run(run_id) for run_id in stored.runs]
-    return [run.as_dict() for run in read if run is not None]
-
-
-def _print_reasons(event: dict[str, Any]) -> None:
-    heading(f"event {event['id']}")
-    print_facts(
-        ("trigger", event["trigger"]),
-        ("type", event["type"]),
-        ("source", event["source"]),
-        ("accepted", event["accepted_at"]),
-    )
-    for run in event["runs"]:
-        say(f"  {run['flow']}: run {run['id']} {run['state']}  {error_line(run['error'])}".rstrip())
-    for decision in event["decisions"]:
-        subject = decision.get("flow") or "the event"
-        detail, at = decision.get("detail"), decision.get("at")
-        why = f" ({detail})" if detail else ""
-        say(f"  {subject}: {decision['reason']}{why}{f' at {at}' if at else ''}")
-    if not event["runs"] and not event["decisions"]:
-        say("  no flow listens for it")
 
 
 @click.command()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +16,7 @@ from .show import undo_words
 
 if TYPE_CHECKING:
     from turnout.service.domain.run import Run
+    from turnout.service.journal.reads import Reads
     from turnout.service.journal.records import Filter
     from turnout.service.settings import Settings
 
@@ -34,24 +36,26 @@ def runs(settings: Settings, filters: dict[str, str], limit: int | None, as_json
 
 async def list_runs(settings: Settings, which: Filter, limit: int | None, *, as_json: bool) -> None:
     """Print matching runs or dead letters, newest first."""
-    from turnout.service.operate.filters import all_runs
+    from turnout.service.operate.filters import pages_of_runs
 
     from .session import open_journal_reader
 
-    found: list[Run] = []
+    found: list[tuple[Run, str | None]] = []
     count = 0
     async with open_journal_reader(settings) as reader:
-        async for run in all_runs(reader, which, at_most=limit):
-            count += 1
-            if as_json:
-                print_json(run.as_dict())
-            else:
-                found.append(run)
+        async for page in pages_of_runs(reader, which, at_most=limit):
+            waits = await _waits_of(settings, reader, page)
+            count += len(page)
+            for run in page:
+                if as_json:
+                    print_json(run.as_dict() | {"waits_for": waits.get(run.id)})
+                else:
+                    found.append((run, waits.get(run.id)))
     if not as_json:
         noun = "dead letter" if which.dead else "run"
         table(
-            ("run", "flow", "state", "attempts", "queued (UTC)", "took", "error"),
-            (_run_row(run) for run in found),
+            ("run", "flow", "state", "attempts", "queued (UTC)", "took", "why"),
+            (_run_row(run, waits_for) for run, waits_for in found),
             empty=f"no {noun}s match",
         )
         if count == limit:
@@ -63,8 +67,23 @@ def _state(run: Run) -> str:
     return str(run.state) if due is None else f"{run.state} until {clock(due)}"
 
 
-def _run_row(run: Run) -> tuple[object, ...]:
-    why = run.reason or ""
+async def _waits_of(settings: Settings, reader: Reads, runs: Sequence[Run]) -> Mapping[str, str]:
+    """Return in words what each of these runs waits for, by its id."""
+    from turnout.service.domain.run import UNFINISHED
+    from turnout.service.operate.waits import waits_of
+
+    from .session import waits_from_service
+
+    unfinished = [run for run in runs if run.state in UNFINISHED]
+    told = await waits_from_service(settings, [run.id for run in unfinished])
+    if told is not None:
+        return {run_id: waiting["detail"] for run_id, waiting in told.items()}
+    waits = await waits_of(reader, unfinished, None)
+    return {run_id: waiting.detail for run_id, waiting in waits.items()}
+
+
+def _run_row(run: Run, waits_for: str | None) -> tuple[object, ...]:
+    why = run.reason or (f"waits {waits_for}" if waits_for else "")
     if run.error is not None:
         why = f"{run.error.type}: {run.error.message}"
     if run.undo in ("running", "failed"):

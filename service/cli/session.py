@@ -7,7 +7,7 @@ raise the same errors.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _STARTING_TRIES = 30
 _STARTING_PAUSE_SECONDS = 0.1
+_WAITS_AT_ONCE = 100
 
 
 class Session(Protocol):
@@ -86,6 +87,24 @@ def list_from_service(settings: Settings, path: str) -> list[dict[str, Any]]:
             return list((await client.call("GET", path))["items"])
 
     return asyncio.run(read())
+
+
+async def waits_from_service(
+    settings: Settings, run_ids: Sequence[str]
+) -> dict[str, dict[str, Any]] | None:
+    """Return what runs wait for, by id; None where no service runs: only it knows all of it."""
+    from turnout.service.domain.errors import TurnoutError
+
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        async with open_service(settings) as client:
+            for first in range(0, len(run_ids), _WAITS_AT_ONCE):
+                asked = run_ids[first : first + _WAITS_AT_ONCE]
+                answer = await client.call("GET", "/api/waits", params={"run": asked})
+                found |= {item.pop("run"): item for item in answer["items"]}
+    except TurnoutError:
+        return None
+    return found
 
 
 @asynccontextmanager

@@ -43,27 +43,16 @@ def show(settings: Settings, run_id: str, as_json: bool) -> None:
 async def _post_mortem(settings: Settings, run_id: str) -> dict[str, Any]:
     from turnout.service.operate.documents import post_mortem
 
-    from .session import open_journal_reader
+    from .session import open_journal_reader, waits_from_service
 
     async with open_journal_reader(settings) as reader:
         document = await post_mortem(reader, run_id)
-    if document["state"] == "running":
-        document["waits_for"] = await _waits_for(settings, document["id"])
+    if document["finished_at"] is None:
+        waits = await waits_from_service(settings, [document["id"]])
+        if waits is not None:
+            document["waiting"] = waits.get(document["id"])
+            document["waits_for"] = (document["waiting"] or {}).get("detail")
     return document
-
-
-async def _waits_for(settings: Settings, run_id: str) -> str | None:
-    """Return what a running run waits for; only a running service knows."""
-    from turnout.service.domain.errors import TurnoutError
-
-    from .session import open_service
-
-    try:
-        async with open_service(settings) as client:
-            answer: dict[str, str | None] = await client.call("GET", f"/api/runs/{run_id}")
-    except TurnoutError:
-        return None
-    return answer.get("waits_for")
 
 
 def _print_run(run: dict[str, Any]) -> None:

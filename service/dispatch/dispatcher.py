@@ -19,6 +19,7 @@ import anyio
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import CALLED, Event
 from turnout.service.domain.run import Outcome, Run, RunState
+from turnout.service.domain.waiting import Waiting
 from turnout.service.flowcontrol.gate import Candidate
 from turnout.service.journal.contract import Work
 from turnout.service.journal.records import Appended, Claim, ClaimedRun, NewRun, Queued
@@ -187,6 +188,10 @@ class Dispatcher:
                     ),
                 ),
             )
+
+    def waits_for(self, run: Run) -> Waiting | None:
+        """Return what keeps a run from starting; None if it could not start now anyway."""
+        return self._scheduler.waits_for(run)
 
     def backpressure(self) -> Backpressure:
         """Return the back-pressure for one trigger whose source keeps unread events."""

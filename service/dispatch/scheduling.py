@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
+from turnout.service.domain.run import Run, RunState
+from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 from turnout.service.flowcontrol.gate import Candidate, Refusal
 from turnout.service.journal.contract import Work
@@ -256,6 +258,19 @@ class Scheduler:
     def close(self) -> None:
         """Wait for no instant any more."""
         self._alarms.close()
+
+    # ------------------------------------------------------------ what runs wait for
+
+    def waits_for(self, run: Run) -> Waiting | None:
+        """Return what keeps a run from starting; None if it is not due yet."""
+        if run.state is not RunState.QUEUED and run.seq not in self._known_due:
+            return None
+        queue = self._queues.get(run.flow)
+        if queue is None:
+            return Waiting(Cause.SERVICE, f"for a service that serves flow {run.flow!r}")
+        if queue.paused:
+            return Waiting(Cause.PAUSE, f"for flow {queue.flow!r} to be resumed")
+        return Waiting(Cause.TURN, "for its turn")
 
     # ------------------------------------------------------------ leaving the gates
 

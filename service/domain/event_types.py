@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+EMITTERS = frozenset({"api", "emit"})
+"""The triggers of emitted events, which start flows by their type: the API, and running flows."""
+
 
 def event_name(event_type: str) -> str:
     """Return the name of the trigger `event(event_type)`."""

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Sequence
 
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.event import Event
-from turnout.service.domain.event_types import event_name, matches
+from turnout.service.domain.event_types import EMITTERS, event_name, matches
 from turnout.service.domain.trigger import StartsOnType
 from turnout.service.journal.records import Decision, Entry
 from turnout.service.project import AnyFlow
-from turnout.service.steps.emitting import EMITTED
 from turnout.service.steps.wait import event_topic, field_of
 
 
@@ -41,7 +40,7 @@ class Awaited:
     def add_topics(self, entry: Entry) -> bool:
         """Add to an entry the topics it wakes; False if no run can wait for it."""
         name = entry.event.trigger
-        if name not in ("api", EMITTED):
+        if name not in EMITTERS:
             if name not in self._shapes:
                 return False
             entry.awaited, entry.topics = name, self._topics(name, entry.event)

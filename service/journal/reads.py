@@ -6,14 +6,23 @@ may see different moments.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Protocol
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run
 
-from .records import AttemptRecord, Cached, ChildEnd, Filter, StepRecord, StoredEvent, Wait
+from .records import (
+    AttemptRecord,
+    Cached,
+    ChildEnd,
+    Filter,
+    OpenStep,
+    StepRecord,
+    StoredEvent,
+    Wait,
+)
 
 
 class RunReads(Protocol):
@@ -31,6 +40,9 @@ class RunReads(Protocol):
         Records of what would undo a step are left out. With `at_most_bytes`, results are left out
         once those before them come to so many bytes.
         """
+
+    async def open_steps(self, run_seqs: Sequence[int]) -> list[OpenStep]:
+        """Return the steps at which these runs wait, up to a bound for all of them."""
 
     async def waits(self, run_seq: int, key: str | None = None) -> list[Wait]:
         """Return a run's open waits, or only that of the step `key`."""

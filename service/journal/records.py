@@ -336,6 +336,20 @@ class AttemptRecord:
     log: bytes | None
 
 
+class OpenStep(NamedTuple):
+    """A step at which a run waits: for an event, a person, a child run (`origin`) or its next try.
+
+    `note` is what its record says: the fields `event` and `match`, `approval`, or `until`.
+    """
+
+    run_seq: int
+    key: str
+    task: str
+    state: str
+    origin: str | None
+    note: Mapping[str, Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEvent:
     """An event with its seq in the journal, its runs and its decisions.

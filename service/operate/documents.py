@@ -1,6 +1,6 @@
 """JSON documents for operators: the same from `turnout … --json` and from the HTTP API.
 
-A run in a list is exactly `Run.as_dict()`; every other document is built here. Documents are
+They are built here, from `Run.as_dict()` where they show a run. Documents are
 bounded: lists omit large results (`result_bytes` is their size), and a run omits results of its
 steps past a total (`left_out`).
 """
@@ -18,13 +18,16 @@ import orjson
 from turnout.service.domain.errors import InvalidData, NotFound
 from turnout.service.domain.event import Event
 from turnout.service.domain.payload import read_json
-from turnout.service.domain.run import RunError
+from turnout.service.domain.run import Run, RunError
 from turnout.service.domain.trigger import Receipt, SeekPlan, Trigger
 from turnout.service.domain.units import format_duration
+from turnout.service.domain.waiting import Waiting
 from turnout.service.flowcontrol.limit import Limit
 from turnout.service.journal.reads import Reads
 from turnout.service.journal.records import AttemptRecord, StepRecord, StoredEvent
 from turnout.service.project import AnyFlow
+
+from .waits import WaitsFor, waits_of
 
 SHOWN_STEPS_BYTES = 4 * 2**20
 """The most bytes of step results that a run's document shows in total."""
@@ -75,20 +78,28 @@ def _payload(event: Event) -> dict[str, Any]:
     return {"data": data}
 
 
-async def post_mortem(reader: Reads, run_id: str) -> dict[str, Any]:
+def listed_run(run: Run, waits: Mapping[str, Waiting]) -> dict[str, Any]:
+    """Return a run as lists show it: what the journal says, and what it waits for, as text."""
+    waiting = waits.get(run.id)
+    return run.as_dict() | {"waits_for": None if waiting is None else waiting.detail}
+
+
+async def post_mortem(
+    reader: Reads, run_id: str, waits_for: WaitsFor | None = None
+) -> dict[str, Any]:
     """Return everything the journal stores about a run; raises `NotFound`.
 
-    `waits_for` is None here; a running service fills in what a running run waits for.
+    `waits_for` says what it waits for, as text, and `waiting` the same with a cause and facts.
     """
     run = await reader.run(run_id)
     if run is None:
         raise NotFound(f"no run {run_id!r}")
     event = await reader.event_of(run.seq)
-    document = run.as_dict()
-    return document | {
+    waits = await waits_of(reader, [run], waits_for)
+    return listed_run(run, waits) | {
         "error": _error(run.error),
         "due_at": instant(run.due_at),
-        "waits_for": None,
+        "waiting": waiting_of(waits[run.id]) if run.id in waits else None,
         "crashes": run.crashes,
         "replay": run.replay,
         "dead": run.dead,
@@ -103,6 +114,15 @@ async def post_mortem(reader: Reads, run_id: str) -> dict[str, Any]:
         ],
         "history": [_attempt(attempt) for attempt in await reader.attempts(run.seq)],
     }
+
+
+def waiting_of(waiting: Waiting) -> dict[str, Any]:
+    """Return what a run waits for."""
+    facts = {
+        name: instant(value) if isinstance(value, datetime) else value
+        for name, value in waiting.facts.items()
+    }
+    return {"cause": waiting.cause, "detail": waiting.detail, "facts": facts}
 
 
 def _error(error: RunError | None) -> dict[str, str | None] | None:

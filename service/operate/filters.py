@@ -87,13 +87,22 @@ async def all_runs(
     reader: Reads, which: Filter, *, at_most: int | None = None
 ) -> AsyncIterator[Run]:
     """Yield every matching run, or the first `at_most`, newest first, a page at a time."""
+    async for page in pages_of_runs(reader, which, at_most=at_most):
+        for run in page:
+            yield run
+
+
+async def pages_of_runs(
+    reader: Reads, which: Filter, *, at_most: int | None = None
+) -> AsyncIterator[list[Run]]:
+    """Yield every matching run, or the first `at_most`, newest first, in pages."""
     left = at_most
     cursor = None
     while left is None or left > 0:
         size = MAX_LIMIT if left is None else min(left, MAX_LIMIT)
         runs = await reader.runs(replace(which, limit=size, cursor=cursor))
-        for run in runs:
-            yield run
+        if runs:
+            yield runs
         if len(runs) < size:
             return
         cursor = runs[-1].seq

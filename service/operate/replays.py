@@ -50,11 +50,7 @@ async def replay(parts: Parts, verb: Replay) -> list[str]:
     if not verb.not_undone:
         _refuse_not_undone(runs)
     flows: dict[str, Run | None] = {run.flow: run for run in runs}
-    project = parts.project()
-    for flow in (
-        *project.feeds.get(stored.event.trigger, ()),
-        *project.by_type.of(stored.event.type),
-    ):
+    for flow in parts.project().started_by(stored.event):
         flows.setdefault(flow.name, None)
     if not flows:
         raise Refused(f"event {verb.event_id!r} starts no flow")

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turnout.service.domain.errors import FOREIGN, SetupError, words_of
+from turnout.service.domain.event import Event
+from turnout.service.domain.event_types import EMITTERS
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.trigger import CalledTrigger, StartsOnType, Trigger
 
@@ -50,6 +52,12 @@ class Project:
             feeds={name: tuple(fed) for name, fed in feeds.items()},
             by_type=Listeners(heard),
         )
+
+    def started_by(self, event: Event) -> tuple[AnyFlow, ...]:
+        """Return the flows that listen to an event, by its trigger or, if emitted, by its type."""
+        if event.trigger in EMITTERS:
+            return self.by_type.of(event.type)
+        return self.feeds.get(event.trigger, ())
 
 
 def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:

@@ -216,7 +216,7 @@ def test_runs_are_a_table_for_people_and_lines_for_programs(terminal: Terminal) 
     assert set(documents[0]) == {
         "id", "flow", "state", "attempts", "event_id", "event_source", "trigger", "tenant",
         "queued_at", "started_at", "finished_at", "due_at", "result", "result_bytes", "error",
-        "reason", "cancelled_by", "undo", "undo_failed",
+        "reason", "cancelled_by", "undo", "undo_failed", "waits_for",
     }  # fmt: skip
     assert [run["id"] for run in terminal.lines("runs", "--state", "failed")] == [failed]
     assert terminal.lines("runs", "--flow", "nope") == []
@@ -271,6 +271,28 @@ def test_why_names_runs_and_reasons(terminal: Terminal) -> None:
     assert document["runs"][0]["id"] == run_id
     assert document["decisions"][0]["reason"] == "filtered"
     terminal.type("why", "nope", code=1)
+
+
+def test_why_asks_flow_files_again_and_explains_runs(terminal: Terminal, tmp_path: Path) -> None:
+    run_id = terminal.append(event="order-8")
+    flows = tmp_path / "flows.py"
+    flows.write_text(
+        "from turnout import flow, webhook\n"
+        "orders = webhook('/orders')\n"
+        "@flow(on=orders, when=lambda event: event.data['amount'] > 5)\n"
+        "def audit(order: dict[str, int]) -> None: ...\n"
+    )
+    text = terminal.type("why", "order-8", str(flows))
+    assert (
+        "asked again with today's code: it would be filtered, "
+        "when=lambda event: event.data['amount'] > 5 reads data.amount = 3"
+    ) in text
+    text = terminal.type("why", run_id)
+    assert "it waits: for a service: none is running" in text
+    [document] = terminal.lines("why", run_id)
+    assert document["waiting"]["cause"] == "service"
+    assert "waits for a service: none is running" in terminal.type("runs")
+    assert "for a service" in terminal.type("show", run_id)
 
 
 @flow(on=event("order.placed"), when=lambda event: event.data["amount"] > 0)

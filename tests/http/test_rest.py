@@ -21,8 +21,9 @@ from fastapi import FastAPI
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
-from turnout.service.domain.run import Outcome, RunError, RunState, Undo
+from turnout.service.domain.run import Outcome, Run, RunError, RunState, Undo
 from turnout.service.domain.units import utc_now
+from turnout.service.domain.waiting import Waiting
 from turnout.service.governance import guesses
 from turnout.service.governance.links import Links
 from turnout.service.http.clients import Proxies
@@ -40,7 +41,6 @@ from turnout.service.journal.records import (
 )
 from turnout.service.operate import documents
 from turnout.service.operate.operator import Operator
-from turnout.service.pools import Pools
 from turnout.service.project import Project
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Metrics
@@ -67,9 +67,11 @@ class Desk:
     emitters: Mapping[str, TriggerEmitter] = field(default_factory=dict)
     now: Any = utc_now
     links: Links = field(default_factory=lambda: Links(b"k" * 32, "http://desk"))
-    pools: Pools = field(default_factory=lambda: Pools(1, 1))
     app: FastAPI = field(init=False)
     http: httpx.AsyncClient = field(init=False)
+
+    def waits_for(self, run: Run) -> Waiting | None:
+        """No service runs here."""
 
     async def append(
         self, state: RunState = RunState.QUEUED, *, flow: str = "bill", body: bytes = b"{}",
@@ -262,11 +264,23 @@ async def test_runs_come_newest_first_page_by_page(tmp_path: Path) -> None:
         assert pages == 3
 
 
+async def test_an_event_and_a_run_are_explained(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        run_id = await desk.append(event_id="order-9")
+        (event,) = (await desk.get("/api/why/order-9"))["items"]
+        (run,) = (await desk.get(f"/api/why/{run_id}"))["items"]
+        assert (await desk.get("/api/waits", run=run_id))["items"] == []
+        assert (await desk.http.get("/api/why/none")).status_code == 404
+    answers = {flow["flow"]: flow["answer"] for flow in event["flows"]}
+    assert answers == {"bill": "started", "audit": "filtered"}
+    assert (run["id"], run["because"]) == (run_id, "it is queued")
+
+
 async def test_a_run_in_a_list_is_the_public_object(tmp_path: Path) -> None:
     async with open_desk(tmp_path) as desk:
         run = await desk.journal.run(await desk.fail())
         assert run is not None
-        assert (await desk.get("/api/runs"))["items"] == [run.as_dict()]
+        assert (await desk.get("/api/runs"))["items"] == [run.as_dict() | {"waits_for": None}]
 
 
 async def test_a_list_leaves_out_large_results_and_says_how_large(tmp_path: Path) -> None:

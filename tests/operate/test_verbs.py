@@ -41,7 +41,6 @@ from turnout.service.operate.verbs import (
     SeekTrigger,
     Verb,
 )
-from turnout.service.pools import Pools
 from turnout.service.project import Project
 from turnout.service.settings import Settings
 
@@ -139,7 +138,7 @@ class Served:
     journal: Any = None
     emitters: Mapping[str, TriggerEmitter] = field(default_factory=dict)
     links: Links = field(default_factory=lambda: Links(b"k" * 32, "http://desk"))
-    pools: Pools = field(default_factory=lambda: Pools(1, 1))
+    waits_for: Any = None
 
 
 async def test_the_service_reads_the_verb_that_the_command_sends(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def daily() -> int:
     return 1
 """
 
-FREE = {"data", "extensions", "figures", "headers", "lag", "log", "params", "query", "result"}
+FREE = {"data", "extensions", "facts", "figures", "headers", "lag", "log", "params", "query"}
+FREE |= {"read", "result"}
 """What is below these is the author's, or differs from trigger to trigger."""
 
 
@@ -155,6 +156,9 @@ def _by_http(session: Session) -> None:
         ask(f"GET /api/{listed}")
     event = session.run(failed)["event"]["id"]
     ask("GET /api/events/{event_id}", f"/api/events/{event}?source=/desk")
+    ask("GET /api/why/{name}", f"/api/why/{event}")
+    ask("GET /api/why/{name}", f"/api/why/{failed}")
+    ask("GET /api/waits", f"/api/waits?run={session.started('asked', 'waiting')}")
     known = "source=/desk&not_undone=true"
     ask("POST /api/events/{event_id}/replay", f"/api/events/{event}/replay?{known}")
     ask("POST /api/dead/{run_id}/replay", f"/api/dead/{failed}/replay?not_undone=true")
@@ -186,6 +190,7 @@ def _by_command(session: Session, flows: Path) -> None:
     command("dead", "list", named=2)
     command("show", failed)
     command("why", event)
+    command("why", waiting)
     command("emit", "--type", "asked")
     command("fire", "daily")
     command("approve", approved, "--fields", '{"euros": 5}')

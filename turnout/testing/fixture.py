@@ -7,7 +7,7 @@ In `conftest.py`: `pytest_plugins = ["turnout.testing.fixture"]`. Then
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
@@ -52,6 +52,12 @@ class Bench:
     def ended(self, run_id: str) -> Result:
         """Go on until a run has ended; see `Service.ended`."""
         return self._runner.run(self._service.ended(run_id))
+
+    def assert_decided(
+        self, event: Event | str, reason: str, *, flow: AnyFlow | str | None = None, **facts: Any
+    ) -> Mapping[str, Any]:
+        """Assert that an event was decided for this reason; see `Service.assert_decided`."""
+        return self._runner.run(self._service.assert_decided(event, reason, flow=flow, **facts))
 
     def advance(self, duration: str | timedelta) -> None:
         """Let time pass; see `Service.advance`."""

@@ -39,6 +39,7 @@ from turnout.service.steps.code_change import MARK_TASKS
 from turnout.service.telemetry.metrics import Metrics
 
 from .clock import START, Clock
+from .decisions import find_decided
 from .events import hand_event
 from .timers import Ticks
 
@@ -185,6 +186,17 @@ class Service:
             steps={step.key: step for step in await self.journal.steps(run.seq)},
             took=(run.finished_at or self.clock.now()) - run.queued_at,
         )
+
+    async def assert_decided(
+        self, event: Event | str, reason: str, *, flow: AnyFlow | str | None = None, **facts: Any
+    ) -> Mapping[str, Any]:
+        """Assert that an event was decided for this reason; returns the decision.
+
+        `await service.assert_decided(event, "filtered", flow=bill)`. Facts that are named must be
+        those of the decision: `other=run.id`. Fails with all that was decided about the event.
+        """
+        stored = await self.journal.event(event if isinstance(event, str) else event.id)
+        return find_decided(stored, reason, flow, facts)
 
     # ------------------------------------------------------------ when to go on
 

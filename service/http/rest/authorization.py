@@ -13,6 +13,8 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
+from turnout.service.domain.run import Run
+from turnout.service.domain.waiting import Waiting
 from turnout.service.governance.guesses import Guesses
 from turnout.service.governance.links import Links
 from turnout.service.governance.tokens import is_token
@@ -21,7 +23,6 @@ from turnout.service.http.exchange import by_name
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.reads import Reads
 from turnout.service.operate.operator import Operator
-from turnout.service.pools import Pools
 from turnout.service.project import Project
 from turnout.service.settings import Settings
 
@@ -49,9 +50,8 @@ class Served(Protocol):
     def emitters(self) -> Mapping[str, TriggerEmitter]:
         """The emitter of each trigger, which knows why the trigger is down."""
 
-    @property
-    def pools(self) -> Pools:
-        """The pools, which know what a run waits for."""
+    def waits_for(self, run: Run) -> Waiting | None:
+        """Return what keeps a run from starting, or a running one from going on."""
 
     @property
     def links(self) -> Links:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from fastapi import Response
+from typing import Annotated
+
+from fastapi import Query, Response
 
 from turnout.service.operate import documents
+from turnout.service.operate.waits import waits_of
 
 from .answers import json_answer, next_cursor, page_answer
 from .authorization import ServiceOf
 from .parameters import Paged
 from .router import api_router
+
+Named = Annotated[list[str], Query(description="ids of runs", min_length=1, max_length=200)]
 
 router = api_router()
 
@@ -18,7 +23,9 @@ router = api_router()
 async def list_runs(service: ServiceOf, which: Paged) -> Response:
     """List runs, newest first."""
     runs = await service.journal.runs(which)
-    return page_answer([run.as_dict() for run in runs], next_cursor(runs, which))
+    waits = await waits_of(service.journal, runs, service.waits_for)
+    items = [documents.listed_run(run, waits) for run in runs]
+    return page_answer(items, next_cursor(runs, which))
 
 
 @router.get("/runs/{run_id}", tags=["runs"])
@@ -27,6 +34,17 @@ async def show_run(service: ServiceOf, run_id: str) -> Response:
 
     The id may be shortened to 8 or more leading characters if they are unique.
     """
-    document = await documents.post_mortem(service.journal, run_id)
-    document["waits_for"] = service.pools.waits_for(document["id"])
-    return json_answer(document)
+    return json_answer(await documents.post_mortem(service.journal, run_id, service.waits_for))
+
+
+@router.get("/waits", tags=["runs"])
+async def show_waits(service: ServiceOf, run: Named) -> Response:
+    """Return what each of these runs waits for: a cause, a sentence, and facts.
+
+    A run that waits for nothing, or has ended, is left out.
+    """
+    runs = [found for run_id in run if (found := await service.journal.run(run_id)) is not None]
+    waits = await waits_of(service.journal, runs, service.waits_for)
+    return page_answer(
+        [{"run": name, **documents.waiting_of(waiting)} for name, waiting in waits.items()]
+    )

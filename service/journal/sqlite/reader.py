@@ -27,6 +27,7 @@ from turnout.service.journal.records import (
     Cached,
     ChildEnd,
     Filter,
+    OpenStep,
     StepRecord,
     StoredEvent,
     Wait,
@@ -54,13 +55,14 @@ from .runs import (
 )
 from .statements import load
 from .steps import StepRow, step_from
-from .values import error_from, instant, micros
+from .values import dump_list, error_from, instant, micros
 
 _THREADS = 4
 _SHORTEST_PREFIX = 8
 _MOST_EVENTS = 1000
 _MOST_BODY_BYTES = 16 * 2**20
 """How many events of one id, and how much of their bodies, are read at once."""
+_MOST_OPEN_STEPS = 2000
 _Value = TypeVar("_Value")
 
 _SQL = load("reads")
@@ -190,6 +192,17 @@ class SqliteReader:
         return [
             Wait(key=key, topic=topic, woken=woken, latest=latest, answer=said and said.encode())
             for key, topic, woken, latest, said in rows
+        ]
+
+    async def open_steps(self, run_seqs: Sequence[int]) -> list[OpenStep]:
+        """Return the steps at which these runs wait, up to a bound for all of them."""
+        asked = (dump_list(run_seqs), _MOST_OPEN_STEPS)
+        found: str = await self.read(
+            lambda connection: connection.execute(_SQL["open_steps"], asked).get
+        )
+        return [
+            OpenStep(run_seq, key, task, state, origin, orjson.loads(note or "{}"))
+            for run_seq, key, task, state, origin, note in orjson.loads(found)
         ]
 
     async def is_used(self, link: bytes) -> bool:

@@ -10,6 +10,13 @@ SELECT state, result, error, returned FROM runs WHERE id = ?1;
 SELECT key, topic, woken, latest, answer FROM waits
 WHERE run_seq = ?1 AND (?2 IS NULL OR key = ?2) ORDER BY key;
 
+-- name: open_steps
+-- The steps at which runs (?1, a JSON array) wait, at most so many (?2).
+SELECT json_group_array(json_array(run_seq, key, task, state, origin, CAST(result AS TEXT)))
+FROM (
+    SELECT s.* FROM json_each(?1) AS v JOIN steps AS s ON s.run_seq = v.value
+    WHERE s.state = 'waiting' OR s.state = 'retrying' ORDER BY s.run_seq, s.seq LIMIT ?2);
+
 -- name: is_used
 -- Whether a link (?1, its digest) was used.
 SELECT 1 FROM used_links WHERE digest = ?1;

@@ -1,0 +1,84 @@
+"""What runs that have not ended wait for: from the journal, and from the running service.
+
+The journal tells what a run has asked for: an instant, an event, a person, a child run. What keeps
+a run from starting that could start now, only the service knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+from turnout.service.domain.decisions import Fact
+from turnout.service.domain.run import UNFINISHED, Run, RunState
+from turnout.service.domain.waiting import Cause, Waiting
+from turnout.service.journal.reads import RunReads
+from turnout.service.journal.records import OpenStep
+
+WaitsFor: TypeAlias = Callable[[Run], Waiting | None]
+"""Tells what keeps a run from starting, or a running one from going on."""
+
+
+async def waits_of(
+    reads: RunReads, runs: Iterable[Run], waits_for: WaitsFor | None
+) -> Mapping[str, Waiting]:
+    """Return what each of these runs waits for, by its id; nothing of those that wait for nothing.
+
+    `waits_for` is the running service's; without it nothing starts.
+    """
+    unfinished = [run for run in runs if run.state in UNFINISHED]
+    waiting = [run.seq for run in unfinished if run.state is RunState.WAITING]
+    steps: dict[int, list[OpenStep]] = {}
+    for step in await reads.open_steps(waiting) if waiting else ():
+        steps.setdefault(step.run_seq, []).append(step)
+    found: dict[str, Waiting] = {}
+    for run in unfinished:
+        known = None if waits_for is None else waits_for(run)
+        if known is None:
+            known = _journaled(run, steps.get(run.seq, ()), is_served=waits_for is not None)
+        if known is not None:
+            found[run.id] = known
+    return found
+
+
+def _journaled(run: Run, steps: Sequence[OpenStep], *, is_served: bool) -> Waiting | None:
+    """Return what a run has asked for itself."""
+    if run.state is RunState.WAITING and steps:
+        return _at_step(steps[0], others=len(steps) - 1)
+    if run.state in (RunState.SCHEDULED, RunState.RETRYING, RunState.WAITING) and run.due_at:
+        what = "its next try" if run.state is RunState.RETRYING else "its time"
+        until = _words(run.due_at)
+        return Waiting(Cause.INSTANT, f"for {what}, at {until}", {"until": run.due_at})
+    if is_served:
+        return None
+    return Waiting(Cause.SERVICE, "for a service: none is running")
+
+
+def _at_step(step: OpenStep, *, others: int) -> Waiting:
+    """Return what the first open step of a run waits for."""
+    facts: dict[str, Fact] = {"step": step.key}
+    until = step.note.get("until")
+    if until is not None:
+        facts["until"] = datetime.fromisoformat(until)
+    if step.origin is not None:
+        facts["other"] = step.origin
+        cause, detail = Cause.CHILD, f"for its child run {step.origin} of {step.task}"
+    elif "event" in step.note:
+        fields = ", ".join(f"{name}={text}" for name, text in step.note.get("match", {}).items())
+        facts["event"] = step.note["event"]
+        cause = Cause.EVENT
+        detail = f"for an event of {step.note['event']}{f' with {fields}' if fields else ''}"
+    elif "approval" in step.note:
+        cause, detail = Cause.APPROVAL, f"for the approval of {step.note['approval']}"
+    elif step.state == "retrying":
+        cause, detail = Cause.INSTANT, f"for the next try of {step.task}"
+    else:
+        cause, detail = Cause.INSTANT, "for its time"
+    if until is not None:
+        detail += f", until {_words(datetime.fromisoformat(until))}"
+    return Waiting(cause, f"{detail}{f' (and {others} more)' if others else ''}", facts)
+
+
+def _words(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
