@@ -214,7 +214,7 @@ from turnout.service.journal.sqlite import writer
 writer.BATCH_ROWS = 1
 """
 TASK = "asyncio.get_running_loop().create_task(asyncio.sleep(0))"
-ROW = "INSERT INTO paused VALUES (hex(randomblob(8)), 0)"
+ROW = "INSERT INTO paused (name, since) VALUES (hex(randomblob(8)), 0)"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +29,7 @@ from turnout.service.governance.links import Links
 from turnout.service.intake.after_run_actions import AfterRunActions
 from turnout.service.intake.awaited import Awaited
 from turnout.service.intake.emitter import EmitterParts, TriggerEmitter, fed_by
+from turnout.service.intake.pauses import Pauses
 from turnout.service.intake.run_host import ServiceHost
 from turnout.service.intake.submit import Submit
 from turnout.service.intake.supervisor import Supervisor
@@ -113,6 +114,7 @@ class Process:
             now=now,
             ended=self._run_ended,
         )
+        self.pauses = Pauses(journal, self.dispatcher, self, self.emitters, tasks, now=now)
         self.waiters = Waiters(journal, settings.max_waiters)
         submit = Submit(self.dispatcher, metrics, now=now)
         executor.set_host(
@@ -148,6 +150,7 @@ class Process:
             owner=self.dispatcher,
             project=lambda: self.project,
             emitters=lambda: self.emitters,
+            refresh_pauses=self.pauses.refresh,
             api=self.api,
             connection=self.settings.connection,
             stopped=self._trigger_stopped,
@@ -220,24 +223,22 @@ class Process:
         for shape in await self.journal.shapes():
             self.awaited.watch(shape)
         await self.resources.start(resources_of(self.project))
-        self.apply(self.project, await self.journal.paused())
+        await self.pauses.open()
+        self.apply(self.project)
         ready = asyncio.Event()
         self._tasks.create_task(self.dispatcher.run(ready.set))
         await ready.wait()
 
-    def apply(self, project: Project, paused: Collection[str]) -> None:
+    def apply(self, project: Project) -> None:
         """Serve a project; triggers that it changes or adds get new emitters."""
         self.project = project
         self.awaited.serve(project.flows.values())
-        self.dispatcher.serve(
-            project.flows.values(),
-            [name.removeprefix("flow:") for name in paused if name.startswith("flow:")],
-        )
+        self.dispatcher.serve(project.flows.values(), self.pauses.stopped(project.flows))
         for name, trigger in project.triggers.items():
             known = self.emitters.get(name)
             if known is None or known.trigger != trigger:
                 self.emitters[name] = self.emitter(trigger, fed_by(name, self))
-            self.emitters[name].status.pause(f"trigger:{name}" in paused)
+        self.pauses.apply_to_triggers()
 
     async def start_triggers(self) -> None:
         """Start the triggers."""
@@ -293,7 +294,15 @@ class Process:
 
     def warnings(self) -> list[str]:
         """Return what keeps runs from starting although events are accepted."""
-        return list(self.pools.warnings().values())
+        found = list(self.pools.warnings().values())
+        if self.pauses.of_everything is not None:
+            found.append("everything is paused: no run starts until `turnout resume --all`")
+        return found
+
+    def clock_set(self) -> None:
+        """Look again at what waits for an instant: the clock was set."""
+        self.dispatcher.clock_set()
+        self.pauses.recheck()
 
     async def stop(self) -> int:
         """Drain, queue the rest again, stop intake; returns the number of stuck threads' runs.
@@ -307,6 +316,7 @@ class Process:
         for emitter in self.emitters.values():
             emitter.status.close(STOPPING)
         self.api.status.close(STOPPING)
+        self.pauses.close()
         self.waiters.close()
         self.pools.close()
         return stuck

@@ -44,9 +44,8 @@ async def reload_project(process: Process, project: Project) -> None:
     code stay open until the service stops, since runs may still use them.
     """
     await process.resources.start(resources_of(project))
-    paused = await process.journal.paused()
     fresh = {
-        f"flow:{flow.name}"
+        flow.name
         for flow in project.flows.values()
         if flow.was is not None or flow.name not in process.project.flows
     }
@@ -59,14 +58,12 @@ async def reload_project(process: Process, project: Project) -> None:
     for name in gone:
         process.emitters.pop(name).status.retire()
     known = set(process.emitters)
-    process.apply(project, {*paused, *fresh})
+    process.pauses.hold(fresh)
+    process.apply(project)
     process.pools.renew()
     await _take_over(process, project)
-    paused = await process.journal.paused()  # an operator may have changed it meanwhile
-    for name in fresh - paused.keys():
-        process.dispatcher.resume(name.removeprefix("flow:"))
-    for name, emitter in process.emitters.items():
-        emitter.status.pause(f"trigger:{name}" in paused)
+    process.pauses.hold(())
+    process.pauses.apply()
     for name in set(process.emitters) - known:
         process.supervisor.start(process.emitters[name])
 

@@ -178,7 +178,7 @@ def _watch(
         tasks.create_task(_end_when_broken(journal)),
         tasks.create_task(watch_disk(journal)),
         tasks.create_task(watch_files(journal)),
-        tasks.create_task(watch_clock(clock, process.metrics, process.dispatcher.clock_set)),
+        tasks.create_task(watch_clock(clock, process.metrics, process.clock_set)),
         tasks.create_task(watch_pools(process.pools)),
     ]
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from turnout.service.journal.records import Filter
 
 R = TypeVar("R")
@@ -105,6 +107,20 @@ def chosen(filters: dict[str, str], *, dead: bool | None = None) -> Filter:
         return replace(read_filter(now=wall_clock()(), **filters), dead=dead)
     except InvalidData as error:
         raise click.UsageError(str(error)) from None
+
+
+def read_duration(option: str, text: str) -> timedelta:
+    """Return a duration such as 2h; one that cannot be read, and 0, are usage errors."""
+    from turnout.service.domain.errors import SetupError
+    from turnout.service.domain.units import parse_duration
+
+    try:
+        length = parse_duration(text)
+    except SetupError as error:
+        raise click.UsageError(f"{option}: {error}") from None
+    if not length:
+        raise click.UsageError(f"{option}: it must be longer than 0s")
+    return length
 
 
 def run_async(work: Coroutine[Any, Any, R]) -> R:

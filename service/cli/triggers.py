@@ -16,6 +16,7 @@ import click
 
 from .options import ask, read_json, with_json, with_settings
 from .output import complain, print_json, say, show_receipt, table
+from .pauses import state_of
 
 if TYPE_CHECKING:
     from turnout.service.project import Project
@@ -38,7 +39,7 @@ def triggers(settings: Settings, as_json: bool) -> None:
         ("trigger", "state", "flows", "problem"),
         (
             (
-                row["name"], "paused" if row["paused_at"] else "up" if row["up"] else "down",
+                row["name"], state_of(row, "up" if row["up"] else "down"),
                 ", ".join(row["flows"]), row["problem"] or "",
             )
             for row in rows

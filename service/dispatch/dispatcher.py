@@ -9,13 +9,14 @@ are slots. On a full disk nothing is claimed until writing works again. Not here
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
 
+from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import CALLED, Event
 from turnout.service.domain.run import Outcome, Run, RunState
@@ -53,6 +54,7 @@ class Dispatcher:
     ) -> None:
         self._journal = journal
         self._attempts = Attempts(journal, executor, metrics, self, now=now, ended=ended)
+        self._decisions = metrics.decisions
         self._now = now
         self._flows: dict[str, AnyFlow] = {}
         self._scheduler = Scheduler(journal, concurrency)
@@ -250,6 +252,13 @@ class Dispatcher:
         self._scheduler.forget_due(run.seq)
         if run.order_key is not None:
             self._scheduler.let_go(run.flow, run.order_key, run.id)
+
+    def discarded(self, runs: Sequence[Run]) -> None:
+        """Forget runs that were ended before they began, and count the decisions about them."""
+        for run in runs:
+            self.release_key(run)
+            self._decisions.labels(run.flow, Reason.DROPPED.value).inc()
+        self._due.recheck()  # a parent may wait for one
 
     # ------------------------------------------------------------ the loop
 

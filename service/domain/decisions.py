@@ -10,6 +10,7 @@ are the same everywhere:
 * `count`, `limit`, `period`, `next_free`: how many there are, how many may be, in how many seconds,
   and the next free instant
 * `condition`, `file`, `line`: the condition that was false, and where it stands
+* `by`: who decided it, of an operator
 """
 
 from __future__ import annotations

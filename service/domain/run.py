@@ -37,8 +37,9 @@ TRANSITIONS: Mapping[RunState | None, frozenset[RunState]] = {
     # event's data (a dead letter).
     None: frozenset({_S.SCHEDULED, _S.QUEUED, _S.RUNNING, _S.FAILED}),
     _S.SCHEDULED: frozenset({_S.QUEUED, _S.RUNNING, _S.CANCELLED}),
-    # failed: it has failed already, and nobody serves its flow any more.
-    _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED, _S.FAILED}),
+    # failed: it has failed already, and nobody serves its flow any more. skipped: it was dropped
+    # before it began.
+    _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED, _S.FAILED, _S.SKIPPED}),
     # back to queued: the process ended under it (rescue) or handed it back (drain).
     _S.RUNNING: frozenset(
         {_S.SUCCEEDED, _S.FAILED, _S.CANCELLED, _S.SKIPPED, _S.RETRYING, _S.WAITING, _S.QUEUED}

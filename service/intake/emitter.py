@@ -121,7 +121,7 @@ class TriggerEmitter:
     ) -> Sequence[Receipt]:
         """Store events and positions in one transaction; see `domain.trigger.Emitter`."""
         if not self.status.accepts:
-            raise self.status.refusal()
+            raise self.status.refusal(self.now())
         routed = [self._route(event) for event in events]
         if self._tells_sender and _is_refused(routed):
             self.reject("invalid", len(routed))

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
+from datetime import datetime
 
 from turnout.service.domain.errors import Overloaded
 from turnout.service.governance import secrets
+from turnout.service.journal.records import StoredPause
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
 log = get_logger("turnout.triggers")
 
 _STARTING = "starting"
+_RETRY_SECONDS = 60
+_LONGEST_RETRY_SECONDS = 300
 
 
 class Status:
     """The status of one trigger, in `/readyz`, the API and the metrics; all sessions share it.
 
-    `problem` is why it is not watching now, `last_error` the last one that it had. `paused` says
-    that an operator has paused it, `accepts` that it takes events now, `stays` that its positions
-    are being moved: what it has accepted runs here.
+    `problem` is why it is not watching now, `last_error` the last one that it had. `accepts` says
+    that it takes events now, `stays` that its positions are being moved: what it has accepted runs
+    here.
     """
 
     def __init__(self, trigger: str, metrics: Metrics) -> None:
@@ -28,28 +33,42 @@ class Status:
         self.last_error: str | None = None
         self.lags: dict[str, float] = {}
         self.figures: dict[str, float] = {}
-        self.paused = False
+        self._pause: StoredPause | None = None
         self.accepts = True
         self._closed: str | None = None
         self._pause_words = f"trigger {trigger!r} is paused"
         self.stays = False
         self._metrics = metrics
 
-    def pause(self, paused: bool) -> None:
-        """Pause or resume the trigger for an operator; `problem` is not affected."""
-        self.paused = paused
-        self.accepts = not paused and self._closed is None
+    @property
+    def paused(self) -> bool:
+        """Whether an operator has paused the trigger."""
+        return self._pause is not None
+
+    def pause(self, pause: StoredPause | None) -> None:
+        """Pause the trigger for an operator, or resume it; `problem` is not affected."""
+        self._pause = pause
+        self.accepts = pause is None and self._closed is None
         self._show_up()
 
     def close(self, reason: str) -> None:
         """Accept nothing any more."""
         self._closed, self.accepts = reason, False
 
-    def refusal(self) -> Overloaded:
-        """Return the error for events that are not accepted now."""
+    def refusal(self, now: datetime) -> Overloaded:
+        """Return the error for events that are not accepted now.
+
+        A sender is told to come again when the pause ends, within 5 minutes; without an end in a
+        minute.
+        """
         if self._closed is not None:
             return Overloaded(self._closed)
-        return Overloaded(self._pause_words, retry_after_seconds=60)
+        left = _RETRY_SECONDS
+        if self._pause is not None and self._pause.until is not None:
+            left = math.ceil((self._pause.until - now).total_seconds())
+        return Overloaded(
+            self._pause_words, retry_after_seconds=min(max(left, 1), _LONGEST_RETRY_SECONDS)
+        )
 
     def up(self) -> None:
         """Note that the trigger is watching."""

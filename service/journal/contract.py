@@ -30,6 +30,7 @@ from .records import (
     Cached,
     Claim,
     ClaimedRun,
+    Discarded,
     Entry,
     Move,
     NewRun,
@@ -37,6 +38,7 @@ from .records import (
     Queued,
     Rescued,
     StepRecord,
+    StoredPause,
     UsedLink,
 )
 
@@ -321,11 +323,31 @@ class Operations(Reads, Clearing, Protocol):
     async def drop(self, run_id: str, *, now: datetime) -> Run:
         """Take a dead letter off the list; the run stays `failed`. Raises `NotFound`, `Refused`."""
 
-    async def pause(self, name: str, *, now: datetime) -> None:
-        """Store that `flow:NAME` or `trigger:NAME` is paused."""
+    async def pause(self, pause: StoredPause) -> None:
+        """Store a pause, in place of one of the same name; if that has not ended, it began then."""
 
     async def resume(self, name: str) -> None:
         """Delete a pause."""
+
+    async def end_pauses(self, *, now: datetime) -> list[StoredPause]:
+        """Delete and return the pauses that end by `now`."""
+
+    async def discard(
+        self,
+        flow: str,
+        *,
+        now: datetime,
+        detail: str = "",
+        by: str = "",
+        after: int = 0,
+        up_to: int | None = None,
+    ) -> Discarded:
+        """End some queued runs of a flow that were never claimed, as `skipped`, reason `dropped`.
+
+        Those after one seq and up to another, by default the last there is now. Each leaves a
+        decision with `detail` and `by`; whoever waits for such a run is woken; the after-run action
+        of its event is not carried out.
+        """
 
 
 class Upkeep(Writable, Clearing, Protocol):

@@ -21,7 +21,9 @@ from .records import (
     OpenStep,
     StepRecord,
     StoredEvent,
+    StoredPause,
     Wait,
+    WaitingRuns,
 )
 
 
@@ -90,8 +92,11 @@ class Reads(RunReads, Protocol):
     async def is_used(self, link: bytes) -> bool:
         """Return whether the approval link with this digest was used."""
 
-    async def paused(self) -> dict[str, datetime]:
-        """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""
+    async def pauses(self, *, now: datetime) -> dict[str, StoredPause]:
+        """Return the pauses that have not ended by `now`, by name."""
+
+    async def waiting(self, *, now: datetime) -> list[WaitingRuns]:
+        """Return, for each flow that has any, its runs that are queued, or due by `now`."""
 
     def examine(self) -> AsyncIterator[tuple[str, str | None]]:
         """Yield (check, problem or None) pairs for `turnout doctor`, as each check ends.

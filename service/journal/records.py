@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Keys, RunError, RunState
+from turnout.service.domain.run import Keys, Run, RunError, RunState
 
 # ---------------------------------------------------------------- what is written
 
@@ -363,6 +363,47 @@ class StoredEvent:
     accepted_at: datetime
     runs: tuple[str, ...] = ()
     decisions: Sequence[Mapping[str, Any]] = ()
+
+
+EVERYTHING = "*"
+"""The name under which everything is paused: no flow starts a run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPause:
+    """A pause: of `flow:NAME`, of `trigger:NAME`, or of `EVERYTHING`.
+
+    It ends at `until`, or with None when somebody ends it. `by` is who paused it, `note` says why.
+    """
+
+    name: str
+    since: datetime
+    until: datetime | None = None
+    note: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRuns:
+    """How many runs of a flow could start if it were not paused; `oldest` is since when."""
+
+    flow: str
+    count: int
+    oldest: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """Runs that were ended before they began; if `more`, there may be others up to `up_to`."""
+
+    runs: Sequence[Run]
+    up_to: int
+    more: bool
+
+    @property
+    def last(self) -> int:
+        """The seq of the last of them."""
+        return self.runs[-1].seq if self.runs else self.up_to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,9 +24,17 @@ from turnout.service.domain.units import format_duration
 from turnout.service.domain.waiting import Waiting
 from turnout.service.flowcontrol.limit import Limit
 from turnout.service.journal.reads import Reads
-from turnout.service.journal.records import AttemptRecord, StepRecord, StoredEvent
+from turnout.service.journal.records import (
+    EVERYTHING,
+    NOTHING,
+    AttemptRecord,
+    StepRecord,
+    StoredEvent,
+    StoredPause,
+)
 from turnout.service.project import AnyFlow
 
+from .verbs import Resumed
 from .waits import WaitsFor, waits_of
 
 SHOWN_STEPS_BYTES = 4 * 2**20
@@ -173,8 +181,33 @@ def _json(raw: bytes) -> Any:
         return raw.decode("utf-8", "replace")
 
 
-def flow_of(flow: AnyFlow, *, paused_at: datetime | None = None) -> dict[str, Any]:
-    """Return what a flow declares."""
+def pause_of(pause: StoredPause) -> dict[str, Any]:
+    """Return a pause: since when, until when (None: until it is resumed), who, and why."""
+    return {
+        "name": pause.name,
+        "paused_at": instant(pause.since),
+        "until": instant(pause.until),
+        "note": pause.note,
+        "by": pause.by,
+    }
+
+
+def resumed_of(resumed: Resumed) -> dict[str, Any]:
+    """Return what was resumed, what waited behind it, and which pauses are still in force."""
+    return {
+        "name": resumed.name,
+        "paused": False,
+        "was_paused": resumed.was_paused,
+        "waiting": resumed.waiting,
+        "oldest": instant(resumed.oldest),
+        "discarded": resumed.discarded,
+        "still": [pause_of(pause) for pause in resumed.still],
+    }
+
+
+def flow_of(flow: AnyFlow, *, pauses: Mapping[str, StoredPause] = NOTHING) -> dict[str, Any]:
+    """Return what a flow declares, and the pause for which it starts no run, if there is one."""
+    pause = pauses.get(f"flow:{flow.name}") or pauses.get(EVERYTHING)
     limits = [rule for rule in flow.concurrency if isinstance(rule, Limit)]
     return {
         "name": flow.name,
@@ -189,7 +222,8 @@ def flow_of(flow: AnyFlow, *, paused_at: datetime | None = None) -> dict[str, An
         "timeout": None if flow.timeout is None else format_duration(flow.timeout),
         "pool": "loop" if flow.is_async else flow.pool,
         "code_version": flow.code_version,
-        "paused_at": instant(paused_at),
+        "paused_at": None if pause is None else instant(pause.since),
+        "pause": None if pause is None else pause_of(pause),
     }
 
 
@@ -201,19 +235,20 @@ def trigger_of(
     lag: Mapping[str, float],
     figures: Mapping[str, float],
     last_error: str | None,
-    paused_at: datetime | None,
+    pause: StoredPause | None,
 ) -> dict[str, Any]:
     """Return a trigger, the flows it starts, and why it is down, if it is."""
     return {
         "name": trigger.name,
         "kind": trigger.kind,
         "flows": [flow.name for flow in flows],
-        "up": problem is None and paused_at is None,
+        "up": problem is None and pause is None,
         "problem": problem,
         "last_error": last_error,
         "lag": dict(lag),
         "figures": dict(figures),
-        "paused_at": instant(paused_at),
+        "paused_at": None if pause is None else instant(pause.since),
+        "pause": None if pause is None else pause_of(pause),
     }
 
 

@@ -6,7 +6,7 @@ journal first; then the local owner of the runs, if there is one, acts before th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -38,17 +38,14 @@ class Owner(Protocol):
     def release_key(self, run: Run) -> None:
         """Release the ordering key of a run that is not running."""
 
+    def discarded(self, runs: Sequence[Run]) -> None:
+        """Forget runs that were ended before they began, and count the decisions about them."""
+
     def recheck_due(self) -> None:
         """Check for due runs now."""
 
     def changing(self, flows: Iterable[str]) -> AbstractContextManager[None]:
         """Start no run of these flows inside the block, in which their runs are changed on disk."""
-
-    def pause(self, flow: str) -> None:
-        """Start no more runs of a flow."""
-
-    def resume(self, flow: str) -> None:
-        """Start runs of a paused flow again."""
 
 
 class NoOwner:
@@ -60,6 +57,9 @@ class NoOwner:
     def release_key(self, run: Run) -> None:
         """Release nothing."""
 
+    def discarded(self, runs: Sequence[Run]) -> None:
+        """Forget nothing."""
+
     def recheck_due(self) -> None:
         """Check nothing."""
 
@@ -67,11 +67,9 @@ class NoOwner:
         """Hold nothing back."""
         return nullcontext()
 
-    def pause(self, flow: str) -> None:
-        """Pause nothing."""
 
-    def resume(self, flow: str) -> None:
-        """Resume nothing."""
+async def _nothing_to_refresh() -> None:
+    """Apply no pause, where nothing runs."""
 
 
 def _nothing_to_stop(_trigger: str) -> AbstractAsyncContextManager[None]:
@@ -85,7 +83,7 @@ class Parts:
 
     `wall` is the wall clock, which timers follow, and `now` the engine's time.
     `connection` gives the options of a client by its kind, `stopped` stops a trigger inside a
-    block.
+    block, `refresh_pauses` has the service do what the journal says is paused.
     """
 
     journal: VerbJournal
@@ -97,6 +95,7 @@ class Parts:
     api: TriggerEmitter | None = None
     connection: Callable[[str], Mapping[str, Any]] | None = None
     stopped: Callable[[str], AbstractAsyncContextManager[None]] = _nothing_to_stop
+    refresh_pauses: Callable[[], Awaitable[None]] = _nothing_to_refresh
 
     def current_name(self, flow: str) -> str:
         """Return the current name of a flow, which may have been renamed (`was=`)."""

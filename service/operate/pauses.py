@@ -1,52 +1,139 @@
-"""Verbs that pause and resume flows and triggers."""
+"""Verbs that pause and resume flows, triggers and everything, and discard what waited."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 
-from turnout.service.domain.errors import NotFound
+from turnout.service.domain.errors import InvalidData, NotFound, Refused
+from turnout.service.intake.pauses import log_fields
+from turnout.service.journal.records import EVERYTHING, StoredPause, WaitingRuns
+from turnout.service.telemetry.logs import get_logger
 
 from .parts import Parts, handles
-from .verbs import Pause, Resume
+from .verbs import Pause, Resume, Resumed
+
+log = get_logger("turnout")
 
 
 @handles(Pause)
-async def pause(parts: Parts, verb: Pause) -> str:
+async def pause(parts: Parts, verb: Pause) -> StoredPause:
     """Store the pause, and start nothing more."""
-    full = _full_name(parts, verb.name)
+    full, now = _full_name(parts, verb.name), parts.now()
+    if verb.lasts is not None and verb.lasts <= timedelta(0):
+        raise InvalidData("a pause lasts longer than 0s", field="for")
+    until = None if verb.lasts is None else now + verb.lasts
+    made = StoredPause(name=full, since=now, until=until, note=verb.note, by=verb.by)
     # A run whose claim is on its way is running on disk before the pause is.
-    with parts.owner.changing(_loaded_flow(parts, full)):
-        await parts.journal.pause(full, now=parts.now())
-        _set_paused(parts, full, True)
-    return full
+    with parts.owner.changing(_loaded_flows(parts, full)):
+        await parts.journal.pause(made)
+        await parts.refresh_pauses()
+    log.info("pause.began", **log_fields(made))
+    return (await parts.journal.pauses(now=now)).get(full, made)
 
 
 @handles(Resume)
-async def resume(parts: Parts, verb: Resume) -> str:
-    """Delete the pause, and start what waited."""
-    full = _full_name(parts, verb.name, await parts.journal.paused())
+async def resume(parts: Parts, verb: Resume) -> Resumed:
+    """Delete the pause, and start what waited, or end it first."""
+    now = parts.now()
+    pauses = await parts.journal.pauses(now=now)
+    full = _full_name(parts, verb.name, pauses)
+    was_paused = pauses.pop(full, None) is not None
+    if verb.discard:
+        _check_discard(full, was_paused=was_paused)
+    waiting = [] if not was_paused else await _waiting(parts, full, pauses, now)
+    discarded = 0
+    if verb.discard:
+        for each in waiting:
+            discarded += await _discard(parts, each.flow, verb, now)
     await parts.journal.resume(full)
-    _set_paused(parts, full, False)
-    return full
+    await parts.refresh_pauses()
+    if was_paused:
+        log.info("pause.ended", name=full, by=verb.by)
+    return Resumed(
+        name=full,
+        was_paused=was_paused,
+        waiting=sum(each.count for each in waiting),
+        oldest=min((each.oldest for each in waiting), default=None),
+        discarded=discarded,
+        still=_still_paused(full, pauses),
+    )
 
 
-def _set_paused(parts: Parts, full: str, paused: bool) -> None:
-    """Pause or resume it in the running service, if it is loaded there."""
-    for flow in _loaded_flow(parts, full):
-        (parts.owner.pause if paused else parts.owner.resume)(flow)
-    trigger = full.removeprefix("trigger:")
-    if trigger != full and trigger in parts.emitters():
-        parts.emitters()[trigger].status.pause(paused)
+# ---------------------------------------------------------------- what waited
 
 
-def _loaded_flow(parts: Parts, full: str) -> Sequence[str]:
-    """Return the flow that a full name is of, if it is loaded."""
+async def _waiting(
+    parts: Parts, full: str, others: Mapping[str, StoredPause], now: datetime
+) -> list[WaitingRuns]:
+    """Return the runs that a pause keeps waiting, by flow; those that another keeps are left out.
+
+    Only the pause of everything does not count: under it `resume FLOW` says what waits all the
+    same, and may discard it.
+    """
+    found = await parts.journal.waiting(now=now)
+    if full != EVERYTHING:
+        return [each for each in found if f"flow:{each.flow}" == full]
+    known = parts.project().flows if parts.api is not None else [each.flow for each in found]
+    return [each for each in found if each.flow in known and f"flow:{each.flow}" not in others]
+
+
+def _still_paused(full: str, others: Mapping[str, StoredPause]) -> tuple[StoredPause, ...]:
+    """Return the pauses under which something of what is resumed waits on."""
+    if full == EVERYTHING:
+        return tuple(others.values())
+    everything = others.get(EVERYTHING) if full.startswith("flow:") else None
+    return () if everything is None else (everything,)
+
+
+def _check_discard(full: str, *, was_paused: bool) -> None:
+    """Raise `Refused` where there is nothing that a discard could end."""
+    kind, _, name = full.partition(":")
+    if kind == "trigger":
+        raise Refused(
+            f"trigger {name!r} keeps nothing that could be discarded: what came while it was "
+            "paused was refused, or its source keeps it; turnout trigger seek skips ticks of "
+            "timers and records of Kafka"
+        )
+    if not was_paused:
+        what = "everything" if full == EVERYTHING else f"flow {name}"
+        raise Refused(f"{what} is not paused, so nothing was discarded")
+
+
+async def _discard(parts: Parts, flow: str, verb: Resume, now: datetime) -> int:
+    """End the runs of a flow that have not begun, of those that there are now."""
+    count, after, more = 0, 0, True
+    up_to: int | None = None
+    detail = "an operator discarded what waited"
+    with parts.owner.changing([flow]):
+        while more:
+            ended = await parts.journal.discard(
+                flow, now=now, detail=detail, by=verb.by, after=after, up_to=up_to
+            )
+            parts.owner.discarded(ended.runs)
+            count += len(ended.runs)
+            after, up_to, more = ended.last, ended.up_to, ended.more
+    if count:
+        log.warning("runs.discarded", flow=flow, count=count, by=verb.by)
+    return count
+
+
+# ---------------------------------------------------------------- names
+
+
+def _loaded_flows(parts: Parts, full: str) -> Sequence[str]:
+    """Return the flows that a full name is of, of those that are loaded."""
+    flows = parts.project().flows
+    if full == EVERYTHING:
+        return list(flows)
     flow = full.removeprefix("flow:")
-    return [flow] if flow != full and flow in parts.project().flows else []
+    return [flow] if flow != full and flow in flows else []
 
 
 def _full_name(parts: Parts, name: str, paused: Collection[str] = ()) -> str:
     """Return `flow:NAME` or `trigger:NAME`; raises `NotFound` unless it is served or paused."""
+    if name == EVERYTHING:
+        return name
     if parts.api is None:  # without a service neither flows nor triggers are known
         return _guess(name)
     project = parts.project()

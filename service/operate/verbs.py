@@ -19,12 +19,13 @@ A verb lives in four places. To add one:
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, Generic, TypeVar
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run
 from turnout.service.domain.trigger import Receipt, Seek, SeekPlan
-from turnout.service.journal.records import Filter, UsedLink
+from turnout.service.journal.records import Filter, StoredPause, UsedLink
 
 R = TypeVar("R", covariant=True)
 
@@ -153,20 +154,49 @@ class Emit(Verb[Receipt]):
 
 
 @dataclass(frozen=True, slots=True)
-class Pause(Verb[str]):
-    """Pause a flow or a trigger until `Resume`; returns `flow:NAME` or `trigger:NAME`.
+class Pause(Verb[StoredPause]):
+    """Pause a flow, a trigger or `EVERYTHING`, until `Resume` or for as long as it `lasts`.
 
-    A paused flow's events are accepted and its runs wait; a paused trigger accepts no events.
+    A paused flow's events are accepted and its runs wait; a paused trigger accepts no events. Under
+    the pause of everything no flow starts a run and all events are accepted. One that is paused
+    already gets the new end, note and author. Raises `NotFound`.
     """
 
     name: str
+    lasts: timedelta | None = None
+    note: str = ""
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Resume(Verb[str]):
-    """Undo a pause, also of a flow or trigger that is no longer loaded; returns as `Pause` does."""
+class Resumed:
+    """What was resumed: `flow:NAME`, `trigger:NAME` or `EVERYTHING`, and what waited behind it.
+
+    `waiting` runs could start now but for the pause, the `oldest` since then; `discarded` of them
+    were ended. `still` are the pauses under which something waits on.
+    """
 
     name: str
+    was_paused: bool = True
+    waiting: int = 0
+    oldest: datetime | None = None
+    discarded: int = 0
+    still: tuple[StoredPause, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(Verb[Resumed]):
+    """End the pause of a flow, a trigger or `EVERYTHING`; also of what is no longer loaded.
+
+    What waited runs; with `discard`, runs that have not begun end as `skipped`, reason `dropped`.
+    To resume everything ends the pause of everything, not those of single flows and triggers.
+    Raises `NotFound`; with `discard` also `Refused`, for what is not paused and for a trigger: what
+    waits there is kept by its source.
+    """
+
+    name: str
+    discard: bool = False
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

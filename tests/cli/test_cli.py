@@ -462,11 +462,11 @@ def test_pauses_outlive_the_command(terminal: Terminal) -> None:
     terminal.append()
     assert "flow bill paused" in terminal.type("pause", "bill")
     terminal.type("pause", "webhook:/orders")
-    paused = terminal.journal(lambda journal: journal.paused())
+    paused = terminal.journal(lambda journal: journal.pauses(now=utc_now()))
     assert set(paused) == {"flow:bill", "trigger:webhook:/orders"}
     terminal.type("resume", "bill")
     terminal.type("resume", "webhook:/orders")
-    assert terminal.journal(lambda journal: journal.paused()) == {}
+    assert terminal.journal(lambda journal: journal.pauses(now=utc_now())) == {}
 
 
 def test_what_needs_a_service_says_how_to_start_one(terminal: Terminal) -> None:

@@ -519,12 +519,39 @@ async def test_an_event_is_replayed(tmp_path: Path) -> None:
 async def test_pauses_are_made_listed_and_undone(tmp_path: Path) -> None:
     async with open_desk(tmp_path) as desk:
         name = "trigger:webhook:/orders"
-        assert (await desk.http.post("/api/pauses", json={"name": name})).json() == {"name": name}
-        assert [one["name"] for one in (await desk.get("/api/pauses"))["items"]] == [name]
-        assert (await desk.http.delete(f"/api/pauses/{name}")).json() == {"name": name}
+        asked = {"name": name, "for": "1h", "note": "why", "by": "ada"}
+        paused = (await desk.http.post("/api/pauses", json=asked)).json()
+        assert paused.pop("paused") is True
+        assert (await desk.get("/api/pauses"))["items"] == [paused]
+        assert (paused["name"], paused["note"], paused["by"]) == (name, "why", "ada")
+        length = datetime.fromisoformat(paused["until"]) - datetime.fromisoformat(
+            paused["paused_at"]
+        )
+        assert length == timedelta(hours=1)
+        resumed = (await desk.http.delete(f"/api/pauses/{name}")).json()
+        assert (resumed["name"], resumed["was_paused"], resumed["waiting"]) == (name, True, 0)
         assert (await desk.get("/api/pauses"))["items"] == []
         assert_problem(await desk.http.post("/api/pauses", content=b"[]"), 422, "name")
         assert_problem(await desk.http.post("/api/pauses", content=b"{"), 422, "not JSON")
+        for odd, words in (
+            ({"name": name, "for": "soon"}, "cannot read the duration"),
+            ({"name": name, "for": 3600}, 'for is a duration such as "1h"'),
+            ({"name": name, "for": "0s"}, "longer than 0s"),
+            ({"name": name, "until": "1h"}, "there are name, for, note, by"),
+            ({"name": name, "note": 7}, "note is text"),
+        ):
+            assert_problem(await desk.http.post("/api/pauses", json=odd), 422, words)
+
+
+async def test_everything_is_paused_and_what_waited_is_discarded(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.http.post("/api/pauses", json={"name": "*"})
+        [flow] = (await desk.get("/api/flows"))["items"]
+        assert flow["pause"]["name"] == "*"
+        run_id = await desk.append()
+        resumed = (await desk.http.delete("/api/pauses/*", params={"discard": "true"})).json()
+        assert (resumed["waiting"], resumed["discarded"], resumed["still"]) == (1, 1, [])
+        assert (await desk.get(f"/api/runs/{run_id}"))["reason"] == "dropped"
 
 
 async def test_what_needs_the_service_says_so(tmp_path: Path) -> None:

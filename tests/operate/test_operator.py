@@ -12,6 +12,7 @@ from turnout import event, every, files, flow, webhook
 from turnout.service.domain.errors import InvalidData, NotFound, Overloaded, Refused
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter
 from turnout.service.operate.verbs import (
     Cancel,
@@ -161,14 +162,14 @@ async def test_only_what_exists_is_paused_and_whatever_is_paused_is_resumed(tmp_
                 await operator.do(Pause(name))
             with pytest.raises(NotFound):
                 await operator.do(Resume(name))
-        assert await service.process.journal.paused() == {}
-        assert await operator.do(Pause("flow:hourly")) == "flow:hourly"
-        assert await operator.do(Pause("every:1h")) == "trigger:every:1h"
+        assert await service.process.journal.pauses(now=utc_now()) == {}
+        assert (await operator.do(Pause("flow:hourly"))).name == "flow:hourly"
+        assert (await operator.do(Pause("every:1h"))).name == "trigger:every:1h"
     async with running(tmp_path, [odd]) as service:  # both are gone now
         operator = service.process.operator
-        assert await operator.do(Resume("hourly")) == "flow:hourly"
-        assert await operator.do(Resume("trigger:every:1h")) == "trigger:every:1h"
-        assert await service.process.journal.paused() == {}
+        assert (await operator.do(Resume("hourly"))).name == "flow:hourly"
+        assert (await operator.do(Resume("trigger:every:1h"))).name == "trigger:every:1h"
+        assert await service.process.journal.pauses(now=utc_now()) == {}
 
 
 async def test_firing_with_what_no_flow_takes_stores_nothing_and_says_what_is_wanted(

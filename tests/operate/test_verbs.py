@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import to_thread
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from turnout.service.governance.links import Links
 from turnout.service.http.rest.application import create_rest
 from turnout.service.http.rest.routes import ROUTES, route_of
 from turnout.service.intake.emitter import TriggerEmitter
-from turnout.service.journal.records import Filter
+from turnout.service.journal.records import Filter, StoredPause
 from turnout.service.operate import operator, verbs
 from turnout.service.operate.operator import Operator
 from turnout.service.operate.parts import HANDLERS
@@ -36,6 +36,7 @@ from turnout.service.operate.verbs import (
     Replay,
     ReplayDead,
     Resume,
+    Resumed,
     Retry,
     RetryAll,
     SeekTrigger,
@@ -52,6 +53,8 @@ RUN = Run(
     finished_at=None, result=None, error=None, reason=None, dead=False, replay=0, order_key=None,
     keys=None, code_version="",
 )  # fmt: skip
+
+PAUSED = StoredPause(name="flow:bill", since=NOW, until=NOW, note="why", by="ada")
 
 
 def an_event(**changed: Any) -> Event:
@@ -86,8 +89,11 @@ EXAMPLES: list[tuple[Verb[Any], Any]] = [
         Receipt(event="e"),
     ),
     (Emit(an_event(extensions={}, body=b"null")), Receipt(event="e", duplicate=True)),
-    (Pause("trigger:webhook:/orders/{id}"), "trigger:webhook:/orders/{id}"),
-    (Resume("webhook:/orders/{id}"), "trigger:webhook:/orders/{id}"),
+    (Pause("trigger:webhook:/orders/{id}", by="api"), PAUSED),
+    (Pause("*", timedelta(hours=1, milliseconds=1), "why ä & so", "ada"), PAUSED),
+    (Resume("webhook:/orders/{id}", by="api"), Resumed("trigger:webhook:/orders/{id}")),
+    (Resume("*", discard=True, by="ada & bob"), Resumed("*", True, 3, NOW, 2, (PAUSED,))),
+    (Resume("bill", by=""), Resumed("flow:bill", was_paused=False)),
     (Fire("cron:0 9 * * *"), Receipt(event="e")),
     (Fire("webhook:/orders", b'{"n": 1.0e5}'), Receipt(event="e")),
     (SeekTrigger("kafka:orders/billing", Seek(to="end", asked_at=NOW)), SeekPlan(

@@ -26,7 +26,7 @@ from turnout.service.domain.errors import (
     PositionsMoved,
     Refused,
 )
-from turnout.service.domain.event import Event, mint_id
+from turnout.service.domain.event import CALLED, Event, mint_id
 from turnout.service.domain.run import FINISHED, UNFINISHED, Outcome, RunError, RunState
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.reads import Reads
@@ -46,6 +46,8 @@ from turnout.service.journal.records import (
     Opening,
     RecordedArguments,
     StepRecord,
+    StoredPause,
+    WaitingRuns,
     run_topic,
 )
 
@@ -1011,12 +1013,108 @@ class JournalContract:
 
     async def test_pause_and_resume(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            await journal.pause("flow:bill", now=NOW)
-            await journal.pause("flow:bill", now=at(9))
-            await journal.pause("trigger:t", now=NOW)
+            await journal.pause(StoredPause(name="flow:bill", since=NOW))
+            again = StoredPause(name="flow:bill", since=at(9), until=at(60), note="why ä", by="ada")
+            await journal.pause(again)
+            await journal.pause(StoredPause(name="trigger:t", since=NOW))
             await journal.resume("trigger:t")
         async with self.open(tmp_path) as journal:
-            assert await journal.paused() == {"flow:bill": NOW}
+            assert await journal.pauses(now=at(59)) == {"flow:bill": replace(again, since=NOW)}
+
+    async def test_a_pause_ends_by_itself_and_one_made_later_begins_anew(
+        self, tmp_path: Path
+    ) -> None:
+        short = StoredPause(name="flow:bill", since=NOW, until=at(60))
+        endless = StoredPause(name="*", since=NOW)
+        async with self.open(tmp_path) as journal:
+            await journal.pause(short)
+            await journal.pause(endless)
+            assert await journal.pauses(now=at(60)) == {"*": endless}
+            later = StoredPause(name="flow:bill", since=at(90), until=at(120))
+            await journal.pause(later)
+            assert await journal.pauses(now=at(90)) == {"flow:bill": later, "*": endless}
+            assert await journal.end_pauses(now=at(119)) == []
+            assert await journal.end_pauses(now=at(120)) == [later]
+        async with self.open(tmp_path) as journal:
+            assert await journal.pauses(now=NOW) == {"*": endless}  # also if the clock goes back
+
+    async def test_waiting_runs_are_counted_by_flow_with_the_oldest(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            assert await journal.waiting(now=NOW) == []
+            await put(journal, make_run("bill"), make_run("ship"))
+            entry = Entry(event=make_event(), runs=[make_run("bill")])
+            await journal.append([entry], trigger="webhook:/orders", now=at(5))
+            retrying = await start(journal, "nap")
+            await finish(journal, retrying, ended(S.RETRYING, due_at=at(9)))
+            await start(journal, "runs")
+            queued = [WaitingRuns("bill", 2, NOW), WaitingRuns("ship", 1, NOW)]
+            assert await journal.waiting(now=at(8)) == queued
+            due = [queued[0], WaitingRuns("nap", 1, at(9)), queued[1]]
+            assert await journal.waiting(now=at(9)) == due
+
+    async def test_discarded_are_queued_runs_that_never_began(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            begun = await start(journal, "bill")
+            await finish(journal, begun, ended(S.QUEUED, counts=False))
+            entries = [Entry(event=make_event(), runs=[make_run("bill")]) for _ in range(1200)]
+            await journal.append(entries, trigger="webhook:/orders", now=NOW)
+            await put(journal, make_run("ship"))
+            first = await journal.discard("bill", now=at(3), detail="why", by="ada")
+            late = await put(journal, make_run("bill"))
+            assert first.more
+            rest = await journal.discard(
+                "bill", now=at(3), detail="why", by="ada", after=first.last, up_to=first.up_to
+            )
+            assert not rest.more
+            assert [run.id for run in (*first.runs, *rest.runs)] == [e.runs[0].id for e in entries]
+            assert journal.counts()[0]["queued"] == 3
+            assert await self._states(journal, [begun.claim.run_id, late.runs[0]]) == ["queued"] * 2
+            run = rest.runs[-1]
+            assert (run.state, run.reason, run.finished_at) == (S.SKIPPED, "dropped", at(3))
+            assert run == await journal.run(run.id)
+            stored = await journal.event_of(run.seq)
+            assert stored is not None
+            (decision,) = stored.decisions
+            assert (decision["flow"], decision["reason"]) == ("bill", "dropped")
+            assert (decision["detail"], decision["facts"]) == ("why", {"run": run.id, "by": "ada"})
+            assert await journal.claim([run.seq], now=at(4)) == []
+
+    async def _states(self, journal: Journal, run_ids: Sequence[str]) -> list[str]:
+        found = [await journal.run(run_id) for run_id in run_ids]
+        return [str(run.state) for run in found if run is not None]
+
+    async def test_the_parent_of_a_discarded_child_is_woken(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            parent = await start(journal, "parent")
+            child = make_run("child")
+            called = Entry(event=make_event(type=CALLED), runs=[child])
+            waits = step("child#1", "waiting", result=b"{}", origin=child.id)
+            opening = Opening(topic=run_topic(child.id))
+            await journal.record_with(
+                parent.claim, waits, entries=[called], opening=opening, now=NOW
+            )
+            await finish(journal, parent, ended(S.WAITING, waits={"child#1": 0}))
+            assert await journal.next_due_at() is None
+            await journal.discard("child", now=at(3))
+            assert [due.id for due in await journal.due(at(3), 9)] == [parent.claim.run_id]
+            found = await journal.child(child.id)
+            assert found is not None and found.state is S.SKIPPED
+
+    async def test_the_after_run_action_of_a_discarded_run_is_not_carried_out(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            entry = Entry(
+                event=make_event(), runs=[make_run("bill"), make_run("ship")], after_run_action=True
+            )
+            other = Entry(event=make_event(), runs=[make_run("ship")], after_run_action=True)
+            [stored, kept] = await journal.append([entry, other], trigger="files:/inbox", now=NOW)
+            await journal.discard("bill", now=at(1))
+            for run in await journal.queued("ship", 0, 9):
+                [claimed] = await journal.claim([run.seq], now=at(2))
+                await finish(journal, claimed, ended())
+            assert await journal.event_ended(stored.event_seq) is None
+            assert [seq for seq, *_ in await journal.due_actions(0, 9)] == [kept.event_seq]
 
     async def test_orphans_and_renaming(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

@@ -275,7 +275,7 @@ class ServiceFuzzer:
             kind: Shape(shape.name, shape.was, shape.count) for kind, shape in self.shapes.items()
         }
         await self.reload()
-        for name in await self.process.journal.paused():
+        for name in await self.process.journal.pauses(now=self.process.now()):
             await self.process.operator.do(Resume(name))
         await self.drained()
         for kind in KINDS:

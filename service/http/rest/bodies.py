@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from turnout.service.domain import cloudevents
-from turnout.service.domain.errors import InvalidData
+from turnout.service.domain.errors import InvalidData, SetupError
 from turnout.service.domain.payload import decode_json
 from turnout.service.domain.trigger import Seek
+from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.operate import documents
-from turnout.service.operate.verbs import Answer, Emit, Fire, SeekTrigger
+from turnout.service.operate.verbs import Answer, Emit, Fire, Pause, SeekTrigger
 
 MAX_REASON_CHARACTERS = 2000
 
@@ -60,12 +61,17 @@ def _known(received: Received, *known: str) -> dict[str, Any]:
 
 def _read_reason(received: Received) -> Mapping[str, Any]:
     texts = {"by": "api"} | _known(received, "reason", "by")
+    _check_texts(texts)
+    return texts
+
+
+def _check_texts(texts: Mapping[str, Any]) -> None:
+    """Refuse what is no text, or a very long one."""
     for name, text in texts.items():
         if not isinstance(text, str) or len(text) > MAX_REASON_CHARACTERS:
             raise InvalidData(
                 f"{name} is text of at most {MAX_REASON_CHARACTERS} characters", field=name
             )
-    return texts
 
 
 REASON = Body(_read_reason, _members("reason", "by"))
@@ -126,15 +132,34 @@ ANSWER = Body(lambda received: read_answer(decode_json(received.content), by="ap
 # ---------------------------------------------------------------- pauses
 
 
-def _read_name(received: Received) -> Mapping[str, Any]:
-    asked = decode_json(received.content)
-    name = asked.get("name") if isinstance(asked, dict) else None
+def _read_pause(received: Received) -> Mapping[str, Any]:
+    asked = _known(received, "name", "for", "note", "by")
+    name = asked.get("name")
     if not isinstance(name, str) or not name:
-        raise InvalidData('the body is {"name": FLOW or TRIGGER}', field="name")
-    return {"name": name}
+        raise InvalidData('the body is {"name": FLOW, TRIGGER or "*"}', field="name")
+    texts = {"note": "", "by": "api"} | {key: asked[key] for key in ("note", "by") if key in asked}
+    _check_texts(texts)
+    return {"name": name, "lasts": read_lasts(asked.get("for")), **texts}
 
 
-NAME = Body(_read_name, _members("name"))
+def read_lasts(asked: Any) -> timedelta | None:
+    """Return how long something lasts, None for no end; refuses what is no duration."""
+    if asked is None:
+        return None
+    if not isinstance(asked, str):
+        raise InvalidData('for is a duration such as "1h"', field="for")
+    try:
+        return parse_duration(asked)
+    except SetupError as error:
+        raise InvalidData(str(error), field="for") from None
+
+
+def _write_pause(verb: Pause) -> bytes:
+    lasts = None if verb.lasts is None else format_duration(verb.lasts)
+    return documents.encode({"name": verb.name, "for": lasts, "note": verb.note, "by": verb.by})
+
+
+PAUSE = Body(_read_pause, _write_pause)
 
 
 # ---------------------------------------------------------------- triggers

@@ -63,9 +63,9 @@ def _signature(route: Route[Any]) -> Signature:
         Argument(
             each.field,
             Argument.KEYWORD_ONLY,
-            default=None,
+            default=each.default,
             annotation=Annotated[
-                str | None,
+                bool if each.default is False else str | None if each.default is None else str,
                 Query(
                     alias=each.name if each.name != each.field else None,
                     description=each.description,

@@ -19,12 +19,10 @@ router = api_router()
 @router.get("/flows", tags=["flows and triggers"])
 async def list_flows(service: ServiceOf) -> Response:
     """List the flows and what each declares."""
-    paused = await service.journal.paused()
+    pauses = await service.journal.pauses(now=service.now())
     flows = sorted(service.project.flows.values(), key=lambda flow: flow.name)
 
     def describe() -> list[dict[str, Any]]:
-        return [
-            documents.flow_of(flow, paused_at=paused.get(f"flow:{flow.name}")) for flow in flows
-        ]
+        return [documents.flow_of(flow, pauses=pauses) for flow in flows]
 
     return page_answer(await to_thread(describe))  # a flow's code version is read from its file

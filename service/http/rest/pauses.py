@@ -15,8 +15,6 @@ router = api_router()
 
 @router.get("/pauses", tags=["flows and triggers"])
 async def list_pauses(service: ServiceOf) -> Response:
-    """List what is paused, and since when."""
-    paused = await service.journal.paused()
-    return page_answer(
-        [{"name": name, "paused_at": documents.instant(at)} for name, at in sorted(paused.items())]
-    )
+    """List what is paused: since when, until when, by whom and why; `*` stands for everything."""
+    pauses = await service.journal.pauses(now=service.now())
+    return page_answer([documents.pause_of(pause) for pause in pauses.values()])

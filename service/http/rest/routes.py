@@ -16,6 +16,7 @@ from urllib.parse import quote
 from turnout.service.domain.errors import Refused, RefusedByFlows
 from turnout.service.domain.run import Run
 from turnout.service.domain.trigger import Receipt
+from turnout.service.journal.records import StoredPause
 from turnout.service.operate import documents
 from turnout.service.operate.filters import query_of
 from turnout.service.operate.verbs import (
@@ -30,13 +31,14 @@ from turnout.service.operate.verbs import (
     Replay,
     ReplayDead,
     Resume,
+    Resumed,
     Retry,
     RetryAll,
     SeekTrigger,
     Verb,
 )
 
-from .bodies import ANSWER, DATA, EVENT, NAME, NOT_UNDONE, REASON, SEEK, Body
+from .bodies import ANSWER, DATA, EVENT, NOT_UNDONE, PAUSE, REASON, SEEK, Body
 
 V = TypeVar("V", bound=Verb[Any])
 
@@ -48,11 +50,15 @@ _IN_PATH = re.compile(r"\{(\w+)(?::path)?\}")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A field of a verb that travels as the query parameter `name`, when it is not None."""
+    """A field of a verb that travels as the query parameter `name`, when it is not its `default`.
+
+    It is text, or a flag if its default is False.
+    """
 
     field: str
     name: str
     description: str | None = None
+    default: str | bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +99,11 @@ class Route(Generic[V]):
 
     def request(self, verb: V) -> Sent:
         """Return the request that asks for a verb."""
-        query = {each.name: getattr(verb, each.field) for each in self.query}
+        query = {
+            each.name: "true" if each.default is False else getattr(verb, each.field)
+            for each in self.query
+            if getattr(verb, each.field) != each.default
+        }
         if self.filtered:
             query |= query_of(getattr(verb, FILTERED))
         return Sent(
@@ -121,8 +131,12 @@ def _new_runs(_verb: Verb[list[str]], runs: list[str]) -> dict[str, Any]:
     return {"runs": runs}
 
 
-def _name(_verb: Verb[str], name: str) -> dict[str, Any]:
-    return {"name": name}
+def _paused(_verb: Pause, pause: StoredPause) -> dict[str, Any]:
+    return documents.pause_of(pause) | {"paused": True}
+
+
+def _resumed(_verb: Resume, resumed: Resumed) -> dict[str, Any]:
+    return documents.resumed_of(resumed)
 
 
 def _receipt(_verb: Verb[Receipt], receipt: Receipt) -> dict[str, Any]:
@@ -278,11 +292,13 @@ ROUTES: tuple[Route[Any], ...] = (
         method="POST",
         path="/pauses",
         tag=FLOWS,
-        text='Pause a flow or a trigger: the body is {"name": NAME}.\n\n'
+        text='Pause a flow or a trigger: the body is {"name": NAME}. "*" pauses everything.\n\n'
         "A paused flow's events are accepted and its runs wait; a paused trigger accepts no "
-        "events.",
-        body=NAME,
-        document=_name,
+        "events.\nUnder the pause of everything all events are accepted and no run starts. "
+        'With "for" (a duration\nsuch as "1h") the pause ends by itself; "note" says why, "by" '
+        "who pauses.",
+        body=PAUSE,
+        document=_paused,
     ),
     Route(
         verb=Resume,
@@ -290,8 +306,14 @@ ROUTES: tuple[Route[Any], ...] = (
         method="DELETE",
         path="/pauses/{name:path}",
         tag=FLOWS,
-        text="Resume a paused flow or trigger.",
-        document=_name,
+        text="Resume a paused flow or trigger; `*` ends the pause of everything.\n\n"
+        "The answer says how many runs waited. They run; with `discard` those that have not begun "
+        "end as\nskipped, for the reason `dropped`.",
+        query=(
+            Parameter("discard", "discard", "end what waited instead of running it", default=False),
+            Parameter("by", "by", "who resumes", default="api"),
+        ),
+        document=_resumed,
     ),
     Route(
         verb=ClearCache,

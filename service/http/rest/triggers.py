@@ -16,7 +16,7 @@ router = api_router()
 @router.get("/triggers", tags=["flows and triggers"])
 async def list_triggers(service: ServiceOf) -> Response:
     """List the triggers, the flows each starts, and whether it is up."""
-    paused = await service.journal.paused()
+    pauses = await service.journal.pauses(now=service.now())
     items = []
     for name, trigger in sorted(service.project.triggers.items()):
         emitter = service.emitters.get(name)
@@ -29,7 +29,7 @@ async def list_triggers(service: ServiceOf) -> Response:
                 lag={} if status is None else status.lags,
                 figures={} if status is None else status.figures,
                 last_error=None if status is None else status.last_error,
-                paused_at=paused.get(f"trigger:{name}"),
+                pause=pauses.get(f"trigger:{name}"),
             )
         )
     return page_answer(items)

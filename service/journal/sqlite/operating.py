@@ -11,9 +11,9 @@ from typing import Any
 import apsw
 
 from turnout.service.domain.run import Run
-from turnout.service.journal.records import Cached, Claim, UsedLink
+from turnout.service.journal.records import Cached, Claim, Discarded, StoredPause, UsedLink
 
-from . import cache, operations, rescue
+from . import cache, operations, pauses, rescue
 from .calls import Calls
 from .counters import RunCounters
 from .statements import load
@@ -74,13 +74,38 @@ class Operating(Calls):
         )
         return run
 
-    async def pause(self, name: str, *, now: datetime) -> None:
-        """Store that `flow:NAME` or `trigger:NAME` is paused; the first pause counts."""
-        await self._execute("pause", (name, micros(now)))
+    async def pause(self, pause: StoredPause) -> None:
+        """Store a pause, in place of one of the same name; if that has not ended, it began then."""
+        await self._call(lambda connection, counters: pauses.pause(connection, pause))
 
     async def resume(self, name: str) -> None:
         """Delete a pause."""
         await self._execute("resume", (name,))
+
+    async def end_pauses(self, *, now: datetime) -> list[StoredPause]:
+        """Delete and return the pauses that end by `now`."""
+        ended: list[StoredPause] = await self._call(
+            lambda connection, counters: pauses.end_pauses(connection, now)
+        )
+        return ended
+
+    async def discard(
+        self,
+        flow: str,
+        *,
+        now: datetime,
+        detail: str = "",
+        by: str = "",
+        after: int = 0,
+        up_to: int | None = None,
+    ) -> Discarded:
+        """End some queued runs of a flow that were never claimed, as `skipped`."""
+        ended: Discarded = await self._call(
+            lambda connection, counters: pauses.discard(
+                connection, counters, flow, now, detail=detail, by=by, after=after, up_to=up_to
+            )
+        )
+        return ended
 
     async def cache(self, cached: Cached) -> None:
         """Cache a result under its key, in place of an older one."""

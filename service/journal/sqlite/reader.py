@@ -30,7 +30,9 @@ from turnout.service.journal.records import (
     OpenStep,
     StepRecord,
     StoredEvent,
+    StoredPause,
     Wait,
+    WaitingRuns,
 )
 
 from . import cache
@@ -48,6 +50,7 @@ from .examine import CHECKS
 from .files import journal_folder
 from .filters import events_where, runs_query
 from .outcomes import AttemptRow, attempt_from
+from .pauses import pause_from
 from .runs import (
     RUN_COLUMNS,
     RUN_SOURCE,
@@ -289,12 +292,19 @@ class SqliteReader:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._blobs.read, name)
 
-    async def paused(self) -> dict[str, datetime]:
-        """Return paused names (`flow:NAME`, `trigger:NAME`) and since when."""
+    async def pauses(self, *, now: datetime) -> dict[str, StoredPause]:
+        """Return the pauses that have not ended by `now`, by name."""
         rows: list[Any] = await self.read(
-            lambda connection: connection.execute(_SQL["paused"]).fetchall()
+            lambda connection: connection.execute(_SQL["pauses"], (micros(now),)).fetchall()
         )
-        return {name: instant(since) for name, since in rows}
+        return {row[0]: pause_from(row) for row in rows}
+
+    async def waiting(self, *, now: datetime) -> list[WaitingRuns]:
+        """Return, for each flow that has any, its runs that are queued, or due by `now`."""
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(_SQL["waiting"], (micros(now),)).fetchall()
+        )
+        return [WaitingRuns(flow, count, instant(oldest)) for flow, count, oldest in rows]
 
     # ---------------------------------------------------------------- doctor
 

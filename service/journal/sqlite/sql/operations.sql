@@ -116,12 +116,42 @@ DELETE FROM steps WHERE run_seq = ?1 AND seq >= ?2;
 UPDATE events SET after_run_action = 1, details = iif(?2, ?3, details) WHERE seq = ?1;
 
 -- name: pause
--- A name (?1) is paused since an instant (?2); the first pause counts.
-INSERT INTO paused (name, since) VALUES (?1, ?2) ON CONFLICT DO NOTHING;
+-- A name (?1) is paused from an instant (?2) to another (?3), with a note (?4), by somebody (?5). One
+-- that is paused already stays so; a pause that has ended counts no more.
+INSERT INTO paused (name, since, until, note, by) VALUES (?1, ?2, ?3, ?4, ?5)
+ON CONFLICT (name) DO UPDATE SET
+    since = iif(until <= excluded.since, excluded.since, since),
+    until = excluded.until, note = excluded.note, by = excluded.by;
+
+-- name: end_pauses
+-- The pauses that end by an instant (?1).
+DELETE FROM paused WHERE until <= ?1 RETURNING name, since, until, note, by;
 
 -- name: resume
 -- A name (?1) is not paused any more.
 DELETE FROM paused WHERE name = ?1;
+
+-- name: last_run
+-- The last run there is.
+SELECT coalesce(max(seq), 0) FROM runs;
+
+-- name: not_begun
+-- Queued runs of a flow (?1) that were never claimed, after a seq (?2) and up to another (?3), at most
+-- so many (?4): each with its event, and whether another run waits for it.
+SELECT r.seq, r.id, r.event_seq, e.type = ?5
+FROM runs AS r INDEXED BY runs_by_state JOIN events AS e ON e.seq = r.event_seq
+WHERE r.state = 'queued' AND r.flow = ?1 AND r.seq > ?2 AND r.seq <= ?3 AND r.token = 0
+ORDER BY r.seq LIMIT ?4;
+
+-- name: skip
+-- Runs (?1, a JSON array) end as skipped at an instant (?2), for a reason (?3).
+UPDATE runs SET state = 'skipped', finished_at = ?2, reason = ?3
+WHERE seq IN (SELECT value FROM json_each(?1));
+
+-- name: close_actions
+-- The after-run actions of events (?1, a JSON array) are not carried out.
+UPDATE events SET after_run_action = 1
+WHERE seq IN (SELECT value FROM json_each(?1)) AND after_run_action = 0;
 
 -- name: probe
 -- A write that tells whether writing works.

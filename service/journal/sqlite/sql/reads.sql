@@ -62,9 +62,23 @@ SELECT json_group_array(json_array(flow, count)) FROM (
         AND flow NOT IN (SELECT value FROM json_each(?1))
     GROUP BY flow ORDER BY flow);
 
--- name: paused
--- What is paused, and since when.
-SELECT name, since FROM paused ORDER BY name;
+-- name: pauses
+-- What is paused at an instant (?1).
+SELECT name, since, until, note, by FROM paused WHERE until IS NULL OR until > ?1 ORDER BY name;
+
+-- name: waiting
+-- How many runs of each flow are queued, or due by an instant (?1), and the oldest of them. The first
+-- queued run is found by the index, so that a million of them are counted without reading any.
+SELECT flow, sum(count), min(oldest) FROM (
+    SELECT flow, count(*) AS count, (
+        SELECT coalesce(r.due_at, r.queued_at) FROM runs AS r INDEXED BY runs_by_state
+        WHERE r.state = 'queued' AND r.flow = q.flow ORDER BY r.seq LIMIT 1) AS oldest
+    FROM runs AS q INDEXED BY runs_by_state WHERE state = 'queued' GROUP BY flow
+    UNION ALL
+    SELECT flow, count(*), min(due_at) FROM runs INDEXED BY runs_due
+    WHERE (state = 'scheduled' OR state = 'retrying' OR state = 'waiting') AND due_at <= ?1
+    GROUP BY flow)
+GROUP BY flow ORDER BY flow;
 
 -- name: unfinished
 -- How many unfinished runs there are in each state.

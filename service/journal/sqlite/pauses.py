@@ -1,0 +1,80 @@
+"""Pauses, and the end of runs that waited behind one: written inside a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import apsw
+
+from turnout.service.domain.decisions import Reason
+from turnout.service.domain.event import CALLED
+from turnout.service.domain.run import RunState, check_transition
+from turnout.service.journal.records import Decision, Discarded, StoredPause
+
+from . import run_keys, waits
+from .counters import RunCounters
+from .decisions import add_decisions
+from .runs import RUN_COLUMNS, RUN_SOURCE, run_from
+from .statements import load
+from .values import dump_list, instant, instant_or_none, micros, micros_or_none, storable
+
+BATCH = 1_000
+"""How many runs one transaction discards: more would keep other writes waiting."""
+
+_SQL = load("operations")
+_RUNS = (
+    f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE}"
+    " WHERE r.seq IN (SELECT value FROM json_each(?1)) ORDER BY r.seq"
+)
+
+
+def pause(connection: apsw.Connection, made: StoredPause) -> None:
+    """Store a pause; one of the same name that has not ended keeps its beginning."""
+    until, note, by = micros_or_none(made.until), storable(made.note), storable(made.by)
+    connection.execute(_SQL["pause"], (made.name, micros(made.since), until, note, by))
+
+
+def end_pauses(connection: apsw.Connection, now: datetime) -> list[StoredPause]:
+    """Delete and return the pauses that end by `now`."""
+    return [pause_from(row) for row in connection.execute(_SQL["end_pauses"], (micros(now),))]
+
+
+def pause_from(row: Sequence[Any]) -> StoredPause:
+    """Return the pause of a row."""
+    name, since, until, note, by = row
+    return StoredPause(
+        name=name, since=instant(since), until=instant_or_none(until), note=note, by=by
+    )
+
+
+def discard(
+    connection: apsw.Connection,
+    counters: RunCounters,
+    flow: str,
+    now: datetime,
+    *,
+    detail: str,
+    by: str,
+    after: int,
+    up_to: int | None,
+) -> Discarded:
+    """End a batch of queued runs that were never claimed, as skipped."""
+    at = micros(now)
+    last: int = connection.execute(_SQL["last_run"]).get if up_to is None else up_to
+    asked = (flow, after, last, BATCH, CALLED)
+    found: list[Any] = connection.execute(_SQL["not_begun"], asked).fetchall()
+    seqs = dump_list(row[0] for row in found)
+    for _, run_id, event_seq, is_child in found:
+        check_transition(run_id, RunState.QUEUED, RunState.SKIPPED)
+        made = Decision(flow, Reason.DROPPED, detail, {"run": run_id, "by": by})
+        add_decisions(connection, event_seq, (made,), at)
+        if is_child:
+            waits.run_ended(connection, run_id, at)
+    run_keys.remove(connection, [row[0] for row in found])
+    connection.execute(_SQL["skip"], (seqs, at, Reason.DROPPED.value))
+    connection.execute(_SQL["close_actions"], (dump_list(row[2] for row in found),))
+    counters.move("queued", "skipped", len(found))
+    runs = [run_from(row) for row in connection.execute(_RUNS, (seqs,))]
+    return Discarded(runs, last, more=len(found) == BATCH)
