@@ -8,13 +8,18 @@ from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from turnout.service import pools
+from turnout.service.domain.conditions import Conditions, Mode
 from turnout.service.domain.errors import MisplacedTask, SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow, Pool
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.trigger import Trigger
 from turnout.service.domain.units import parse_timeout
+from turnout.service.flowcontrol.bound import checked_max_queued
+from turnout.service.flowcontrol.cancel_on import CancelOn, Match, checked_cancel_on
 from turnout.service.flowcontrol.limit import Limit, limit
+from turnout.service.flowcontrol.mode import checked_mode
+from turnout.service.flowcontrol.unique import Unique
 from turnout.service.steps import children
 from turnout.service.steps.author_code import where
 from turnout.service.steps.on_failure import check_hook
@@ -116,6 +121,12 @@ def flow(
     when: Callable[[Event], bool] | None = ...,
     concurrency: Limit | int | None = ...,
     ordered_by: Order | None = ...,
+    key: Callable[[Event], Hashable] | None = ...,
+    mode: Mode | None = ...,
+    unique: Unique | None = ...,
+    cancel_on: Trigger | None = ...,
+    match: Match | None = ...,
+    max_queued: int | None = ...,
     retry: RetryPolicy | int | None = ...,
     timeout: str | timedelta | None = ...,
     pool: Pool = ...,
@@ -134,6 +145,12 @@ def flow(
     when: Callable[[Event], bool] | None = None,
     concurrency: Limit | int | None = None,
     ordered_by: Order | None = None,
+    key: Callable[[Event], Hashable] | None = None,
+    mode: Mode | None = None,
+    unique: Unique | None = None,
+    cancel_on: Trigger | None = None,
+    match: Match | None = None,
+    max_queued: int | None = None,
     retry: RetryPolicy | int | None = None,
     timeout: str | timedelta | None = None,
     pool: Pool = "thread",
@@ -172,6 +189,8 @@ def flow(
                 when=_asked(when, "when"),
                 concurrency=_concurrency(concurrency),
                 ordered_by=_order(ordered_by),
+                **_conditions(key, mode, unique, max_queued),
+                cancel_on=_cancel_on(cancel_on, match),
                 retry=retry_policy(retry),
                 timeout=parse_timeout(timeout),
                 pool=pool,
@@ -194,23 +213,26 @@ def flow(
     return decorate if function is None else decorate(function)
 
 
-def _triggers(on: Trigger | Iterable[Trigger]) -> tuple[Trigger, ...]:
+def _triggers(on: Trigger | Iterable[Trigger], option: str = "on") -> tuple[Trigger, ...]:
     listed = tuple(on) if isinstance(on, Iterable) else (on,)
     for each in listed:
         if not (hasattr(each, "name") and hasattr(each, "check")):
             raise SetupError(
-                f"on={each!r} is not a trigger; write on=webhook(…), files(…), cron(…), every(…), "
-                f"at(…) or event(…), or a list of them"
+                f"{option}={each!r} is not a trigger; write {option}=webhook(…), files(…), "
+                "cron(…), every(…), at(…) or event(…)"
+                + (", or a list of them" if option == "on" else "")
             )
         try:
             hash(each)
         except TypeError as error:
             raise SetupError(
-                f"on={each!r}: a trigger is a value that cannot change, so its class is a "
+                f"{option}={each!r}: a trigger is a value that cannot change, so its class is a "
                 f"@dataclass(frozen=True) ({error})"
             ) from None
         if not isinstance(each.name, str):
-            raise SetupError(f"on={each!r}: the name of a trigger is a text, not {each.name!r}")
+            raise SetupError(
+                f"{option}={each!r}: the name of a trigger is a text, not {each.name!r}"
+            )
     return listed
 
 
@@ -245,6 +267,34 @@ def _order(ordered_by: Any) -> Any:
             )
         return _ORDERS[ordered_by]
     return _asked(ordered_by, "ordered_by")
+
+
+def _conditions(key: Any, mode: Any, unique: Any, max_queued: Any) -> dict[str, Any]:
+    """Return the fields of a flow that say what is decided before a run is stored."""
+    chosen = checked_mode(mode, _asked(key, "key"))
+    if unique is not None and not isinstance(unique, Unique):
+        raise SetupError(
+            f"unique={unique!r}: write unique=unique(lambda event: …), with until= if the work is "
+            "not to be done again for a time"
+        )
+    if unique is not None:
+        _asked(unique.per, "unique")
+    asked = Conditions(
+        unique=None if unique is None else unique.until,
+        mode=None if chosen is None else chosen.kind,
+        max_queued=checked_max_queued(max_queued),
+    )
+    conditions = None if asked == Conditions() else asked
+    return {"unique": unique, "mode": chosen, "conditions": conditions}
+
+
+def _cancel_on(trigger: Any, match: Any) -> CancelOn | None:
+    if trigger is not None:
+        given = _triggers(trigger, "cancel_on")
+        if len(given) != 1:
+            raise SetupError(f"cancel_on={trigger!r}: name one trigger")
+        (trigger,) = given
+    return checked_cancel_on(trigger, match)
 
 
 def _by_key(event: Event) -> str | None:

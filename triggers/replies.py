@@ -8,7 +8,7 @@ from dataclasses import replace
 import orjson
 
 from turnout.service.domain import problems
-from turnout.service.domain.errors import InvalidData, JournalError, Overloaded
+from turnout.service.domain.errors import InvalidData, JournalError, Overloaded, QueueFull
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.trigger import Receipt, Reply
 
@@ -57,8 +57,9 @@ def refused(receipt: Receipt) -> Reply:
 def busy(error: Overloaded | JournalError) -> Reply:
     """Ask the sender to retry later, with jitter so that many senders do not return at once."""
     seconds = error.retry_after_seconds if isinstance(error, Overloaded) else 5
-    jittered = min(60, max(1, round(seconds * random.uniform(0.75, 1.5))))
-    reply = problem(503, "nothing was stored; send the same request again later")
+    jittered = min(max(60, seconds), max(1, round(seconds * random.uniform(0.75, 1.5))))
+    status = 429 if isinstance(error, QueueFull) else 503
+    reply = problem(status, "nothing was stored; send the same request again later")
     return replace(reply, headers=(("retry-after", str(jittered)),))
 
 

@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from turnout.handlers.gather import gather as gather
     from turnout.handlers.notify import notify as notify
     from turnout.handlers.task import task as task
+    from turnout.service.domain.errors import Overloaded as Overloaded
     from turnout.service.domain.event import Event as Event
     from turnout.service.domain.resource import resource as resource
     from turnout.service.domain.retry import retry as retry
     from turnout.service.domain.run import Fail as Fail
+    from turnout.service.domain.run import Refused as Refused
     from turnout.service.domain.run import Rejected as Rejected
     from turnout.service.domain.run import Retry as Retry
     from turnout.service.domain.run import RunError as RunError
     from turnout.service.domain.run import Skip as Skip
     from turnout.service.flowcontrol.limit import limit as limit
+    from turnout.service.flowcontrol.unique import unique as unique
     from turnout.service.governance.secrets import secret as secret
     from turnout.service.steps.approval import approval as approval
     from turnout.service.steps.cache import by_input as by_input
@@ -54,6 +57,9 @@ _ROOMS = {
     "current": "service.steps.context",
     "Event": "service.domain.event",
     "limit": "service.flowcontrol.limit",
+    "unique": "service.flowcontrol.unique",
+    "Overloaded": "service.domain.errors",
+    "Refused": "service.domain.run",
     "secret": "service.governance.secrets",
     "resource": "service.domain.resource",
     "retry": "service.domain.retry",

@@ -28,6 +28,7 @@ from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.governance.links import Links
 from turnout.service.intake.after_run_actions import AfterRunActions
 from turnout.service.intake.awaited import Awaited
+from turnout.service.intake.cancels import CancellingEvents
 from turnout.service.intake.emitter import EmitterParts, TriggerEmitter, fed_by
 from turnout.service.intake.pauses import Pauses
 from turnout.service.intake.run_host import ServiceHost
@@ -102,6 +103,7 @@ class Process:
         )
         self.after_run_actions = AfterRunActions(journal, lambda: self.emitters)
         self.awaited = Awaited()
+        self.cancelling = CancellingEvents()
         self.links = Links(secrets.token_bytes(32), settings.address)  # `serve` sets the stored key
         executor = Executor(
             journal, self.pools, self.resources, settings, metrics, now=now, wall=wall, sleep=sleep
@@ -113,6 +115,7 @@ class Process:
             metrics,
             now=now,
             ended=self._run_ended,
+            skipped=self._run_skipped,
         )
         self.pauses = Pauses(journal, self.dispatcher, self, self.emitters, tasks, now=now)
         self.waiters = Waiters(journal, settings.max_waiters)
@@ -123,6 +126,7 @@ class Process:
                 self.dispatcher,
                 submit,
                 self.awaited,
+                self.cancelling,
                 project=lambda: self.project,
                 links=lambda: self.links,
                 now=now,
@@ -134,6 +138,7 @@ class Process:
             dispatcher=self.dispatcher,
             submit=submit,
             awaited=self.awaited,
+            cancelling=self.cancelling,
             waiters=self.waiters,
             metrics=metrics,
             now=now,
@@ -201,6 +206,19 @@ class Process:
         if emitter is not None and emitter.acts_after_runs:
             await self.after_run_actions.event_ended(run.event_seq)
 
+    def _run_skipped(self, run: Run) -> None:
+        """Tell those who wait for a queued run that it has ended without an attempt."""
+        self._ended(run.flow, run.state).inc()
+        self.waiters.finished(run.id, Outcome(state=run.state, reason=run.reason))
+        emitter = self.emitters.get(run.trigger)
+        if emitter is not None and emitter.acts_after_runs:
+            self._tasks.create_task(self._act_after(run))
+
+    async def _act_after(self, run: Run) -> None:
+        stored = await self.journal.event_of(run.seq)
+        if stored is not None:
+            await self.after_run_actions.event_ended(stored.seq)
+
     def _event_ended(self, event_seq: int) -> None:
         self._tasks.create_task(self.after_run_actions.event_ended(event_seq))
 
@@ -233,6 +251,7 @@ class Process:
         """Serve a project; triggers that it changes or adds get new emitters."""
         self.project = project
         self.awaited.serve(project.flows.values())
+        self.cancelling.serve(project.flows.values())
         self.dispatcher.serve(project.flows.values(), self.pauses.stopped(project.flows))
         for name, trigger in project.triggers.items():
             known = self.emitters.get(name)

@@ -51,8 +51,10 @@ class Dispatcher:
         *,
         now: Callable[[], datetime],
         ended: Ended,
+        skipped: Callable[[Run], None],
     ) -> None:
         self._journal = journal
+        self._skipped = skipped
         self._attempts = Attempts(journal, executor, metrics, self, now=now, ended=ended)
         self._decisions = metrics.decisions
         self._now = now
@@ -246,6 +248,23 @@ class Dispatcher:
             self.reread_queue(run.flow)
         elif not stopped:
             self.release_key(run)
+
+    def ended_for(self, appended: Appended) -> None:
+        """Stop the older runs that new ones have ended on disk: cancelled, or skipped."""
+        for run in appended.cancelled:
+            self.cancel(run)
+        self.skipped(appended.skipped)
+
+    def skipped(self, runs: Sequence[Run]) -> None:
+        """Let go of queued runs that were never claimed and have ended as skipped on disk.
+
+        What memory holds of them is left out when it is claimed.
+        """
+        for run in runs:
+            self.release_key(run)
+            self._skipped(run)
+        if runs:
+            self._due.recheck()  # a parent may wait for one
 
     def release_key(self, run: Run) -> None:
         """Release the ordering key of a run that is not running: it was cancelled or dropped."""

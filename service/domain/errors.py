@@ -87,6 +87,14 @@ class Overloaded(TurnoutError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class TooManyRuns(Overloaded):
+    """Raised when as many runs are unfinished as may be; `QueueFull` when it is those of a flow."""
+
+
+class QueueFull(TooManyRuns):
+    """Raised when the queue of a flow that a delivery starts is full (`max_queued=`)."""
+
+
 class InvalidData(TurnoutError):
     """Raised when an event's data cannot be what a flow declared; `field` names the place.
 

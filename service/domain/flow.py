@@ -16,11 +16,12 @@ from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar
 from . import foreign
 from .binding import Binding
 from .condition import Condition, condition_of
+from .conditions import Conditions
 from .event import Event
 from .retry import RetryPolicy
 from .trigger import Trigger
 
-_OWN = "turnout.handlers.flow"
+_OWN = frozenset({"turnout.handlers.flow", "turnout.service.flowcontrol.mode"})
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
@@ -46,6 +47,16 @@ class Rule(Protocol):
     def option(self) -> str: ...  # noqa: D102
 
 
+class Cancels(Rule, Protocol):
+    """A rule that cancels runs by the events of a trigger."""
+
+    @property
+    def trigger(self) -> Trigger: ...  # noqa: D102
+
+    def key(self, event: Event) -> str | None:
+        """Return the key of the runs that an event cancels, None for none."""
+
+
 def key_of(rule: Rule, event: Event) -> str | None:
     """Return the key of a rule for an event, as text; None if the rule or the event has none."""
     key = None if rule.per is None else foreign.ask(rule.per, event)
@@ -63,6 +74,10 @@ class Flow(Generic[P, R]):
     when: Callable[[Event], bool] | None = None
     concurrency: tuple[Rule, ...] = ()
     ordered_by: Callable[[Event], Hashable] | None = None
+    unique: Rule | None = None
+    mode: Rule | None = None
+    cancel_on: Cancels | None = None
+    conditions: Conditions | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: timedelta | None = None
     pool: Pool = "thread"
@@ -113,7 +128,8 @@ class Flow(Generic[P, R]):
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
         """Every rule of flow control that it declares."""
-        return self.concurrency
+        more = (self.unique, self.mode, self.cancel_on)
+        return (*self.concurrency, *(rule for rule in more if rule is not None))
 
     @cached_property
     def keyed(self) -> tuple[Rule, ...]:
@@ -121,11 +137,16 @@ class Flow(Generic[P, R]):
         return tuple(rule for rule in self.rules if rule.per is not None)
 
     @cached_property
+    def watched(self) -> tuple[Trigger, ...]:
+        """The triggers whose events do not start it: those it may wait for, and of `cancel_on=`."""
+        return self.awaits if self.cancel_on is None else (*self.awaits, self.cancel_on.trigger)
+
+    @cached_property
     def asks(self) -> bool:
         """Whether code of the author's is asked about an event before it starts a run."""
         asked = (self.when, self.ordered_by, *(rule.per for rule in self.keyed))
         # What `ordered_by="key"` stands for is turnout's own, and changes nothing.
-        return any(each is not None and each.__module__ != _OWN for each in asked)
+        return any(each is not None and each.__module__ not in _OWN for each in asked)
 
     def wants(self, event: Event) -> bool:
         """Whether `when=` lets the event start a run."""

@@ -20,6 +20,7 @@ from .errors import (
     JournalError,
     NotFound,
     Overloaded,
+    QueueFull,
     Refused,
     RefusedByFlows,
     SetupError,
@@ -36,6 +37,7 @@ _STATUSES: tuple[tuple[type[TurnoutError], int], ...] = (
     (ClaimLost, 409),
     (InvalidData, 422),
     (SetupError, 422),
+    (QueueFull, 429),
     (Overloaded, 503),
     (TriggerError, 503),
     (JournalBroken, 503),
@@ -56,7 +58,7 @@ def of_error(error: TurnoutError) -> tuple[int, bytes, Mapping[str, str]]:
     detail = str(error) if status < 500 or status == 503 else "an unexpected error; see the log"
     headers: dict[str, str] = {}
     members: dict[str, Any] = {}
-    if status == 503:
+    if status in (429, 503):
         seconds = error.retry_after_seconds if isinstance(error, Overloaded) else 5
         headers["Retry-After"] = str(seconds)
     if isinstance(error, InvalidData) and error.field is not None:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
-from .errors import Refused
+from . import errors
 from .units import is_duration, parse_duration
 
 
@@ -34,11 +34,11 @@ _S = RunState
 
 TRANSITIONS: Mapping[RunState | None, frozenset[RunState]] = {
     # None is the insert: running if a slot is free, queued if not, failed if the flow refuses the
-    # event's data (a dead letter).
-    None: frozenset({_S.SCHEDULED, _S.QUEUED, _S.RUNNING, _S.FAILED}),
+    # event's data (a dead letter), skipped if a rule of the flow refuses the run.
+    None: frozenset({_S.SCHEDULED, _S.QUEUED, _S.RUNNING, _S.FAILED, _S.SKIPPED}),
     _S.SCHEDULED: frozenset({_S.QUEUED, _S.RUNNING, _S.CANCELLED}),
-    # failed: it has failed already, and nobody serves its flow any more. skipped: it was dropped
-    # before it began.
+    # failed: it has failed already, and nobody serves its flow any more. skipped: before it began,
+    # a rule of the flow refused it, or it was dropped.
     _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED, _S.FAILED, _S.SKIPPED}),
     # back to queued: the process ended under it (rescue) or handed it back (drain).
     _S.RUNNING: frozenset(
@@ -59,10 +59,10 @@ _DUE = frozenset({_S.SCHEDULED, _S.RETRYING, _S.WAITING})
 
 
 def check_transition(run_id: str, current: RunState | None, target: RunState) -> None:
-    """Raise `Refused`, naming run, state and what is allowed, unless `target` may follow."""
+    """Raise `errors.Refused`, naming run, state and what is allowed, unless `target` may follow."""
     if target not in TRANSITIONS[current]:
         allowed = ", ".join(sorted(TRANSITIONS[current])) or "nothing"
-        raise Refused(
+        raise errors.Refused(
             f"run {run_id} is {current or 'new'} and cannot become {target}; allowed: {allowed}"
         )
 
@@ -217,6 +217,26 @@ class Fail(Exception):
 
 class Rejected(Fail):
     """Raised when a person said no to an `approval`; the run fails with the reason, unretried."""
+
+
+class Refused(Fail):
+    """Raised at the `await` of a child run that a rule of its flow has refused; never retried.
+
+    `reason` is that of the decision: `unique`, `skip`, `latest`, `rate_limit` or `start_timeout`.
+    `run` is the id of the run that goes on instead, None if there is none. The child itself is
+    `skipped`; one that its flow's code skips (`raise Skip`) raises nothing.
+    """
+
+    def __init__(self, reason: str, run: str | None = None) -> None:
+        super().__init__(reason)
+        self.args = (reason, run)
+        self.reason = reason
+        self.run = run
+
+    def __str__(self) -> str:
+        """Return why the child run did not start."""
+        instead = "" if self.run is None else f"; run {self.run} goes on instead"
+        return f"the child run was refused ({self.reason}){instead}"
 
 
 class Skip(Exception):

@@ -27,10 +27,11 @@ class Receipt:
     """What became of one emitted event, now that it is on disk.
 
     `event` is the accepted event's id (the first delivery's, for a duplicate) and `runs` the runs
-    it started; `ended` is true when the first of them is a dead letter from the start. `conflict`
-    is true when the same id came with other content: nothing was stored but the decision.
-    `refusals` maps a flow to why it refuses the data; when `stored` is false
-    every flow refused and nothing was kept.
+    it started; `ended` is true when the first of them has ended already: it is a dead letter, or a
+    rule has refused it. Where `unique` has refused a run, `runs` has the first one. `conflict` is
+    true when the same id came with other content: nothing was stored but the decision. `refusals`
+    maps a flow to why it refuses the data; when `stored` is false every flow refused and nothing
+    was kept.
     """
 
     event: str

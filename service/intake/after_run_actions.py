@@ -16,8 +16,8 @@ from turnout.service.domain.errors import (
     TooEarly,
     words_of,
 )
-from turnout.service.domain.event import Event
 from turnout.service.journal.contract import Intake
+from turnout.service.journal.records import EndedEvent
 from turnout.service.telemetry.logs import get_logger
 
 from .emitter import TriggerEmitter
@@ -56,7 +56,7 @@ class AfterRunActions:
             while self._asked[event_seq]:
                 self._asked[event_seq] = False
                 ended = await self._journal.event_ended(event_seq)
-                if ended is not None and await self._carry_out(event_seq, *ended):
+                if ended is not None and await self._carry_out(ended):
                     return
         finally:
             del self._asked[event_seq]
@@ -65,21 +65,25 @@ class AfterRunActions:
         """Carry out every due action; returns how many were carried out."""
         done = after = 0
         while batch := await self._journal.due_actions(after, BATCH):
-            for event_seq, event, failure in batch:
-                after = event_seq
-                if event_seq not in self._asked:
-                    done += await self._carry_out(event_seq, event, failure)
+            for ended in batch:
+                after = ended.seq
+                if ended.seq not in self._asked:
+                    done += await self._carry_out(ended)
         return done
 
-    async def _carry_out(self, event_seq: int, event: Event, failure: str | None) -> bool:
+    async def _carry_out(self, ended: EndedEvent) -> bool:
+        """Carry out an event's action; none if a rule has refused a run and no other has failed."""
+        event, failure = ended.event, ended.failure
         emitter = self._emitters().get(event.trigger)
         if emitter is None:
             return False  # the trigger is gone: the action stays listed, in case it returns
         action = emitter.parts.after_run  # None: its settings ask for none any more
+        if ended.is_refused and failure is None:
+            action = None  # not everything that was to be done is done: a file stays
         try:
             session = emitter.current
             changed = None if action is None else await action.ended(event, failure, session)
-            await self._journal.record_action(event_seq, changed)
+            await self._journal.record_action(ended.seq, changed)
         except JournalBroken:
             raise
         except (JournalFull, TooEarly, Overloaded):  # the disk is full, paused, or stopping

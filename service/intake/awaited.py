@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.event import Event
 from turnout.service.domain.event_types import EMITTERS, event_name, matches
+from turnout.service.domain.match import field_of
 from turnout.service.domain.trigger import StartsOnType
 from turnout.service.journal.records import Decision, Entry
 from turnout.service.project import AnyFlow
-from turnout.service.steps.wait import event_topic, field_of
+from turnout.service.steps.wait import event_topic
 
 
 class Awaited:

@@ -30,6 +30,7 @@ from turnout.service.project import AnyFlow, Project
 from turnout.service.telemetry.metrics import Metrics
 
 from .awaited import Awaited
+from .cancels import CancellingEvents
 from .positions import SessionPositions
 from .router import Routed, route
 from .status import Status
@@ -64,6 +65,7 @@ class EmitterParts:
     dispatcher: Dispatcher
     submit: Submit
     awaited: Awaited
+    cancelling: CancellingEvents
     waiters: Waiters
     metrics: Metrics
     now: Callable[[], datetime]
@@ -141,6 +143,7 @@ class TriggerEmitter:
         if event.trigger != self.trigger.name:
             event = replace(event, trigger=self.trigger.name)
         routed = route(event, self.flows(event), after_run_action=self.acts_after_runs)
+        self._shared.cancelling.add_to(routed.entry)
         self._shared.awaited.add_topics(routed.entry)
         return routed
 
@@ -150,7 +153,7 @@ class TriggerEmitter:
         """Store events that start runs; count unmatched ones and store one in `sample`."""
         unkept: dict[int, Reason] = {}
         for index, one in enumerate(routed):
-            if not one.entry.runs and one.entry.awaited is None:
+            if one.entry.is_idle:
                 reason = one.entry.decisions[0].reason
                 self._unmatched[reason] += 1
                 if self._unmatched[reason] % sample != 1:
@@ -193,12 +196,12 @@ class TriggerEmitter:
 
     def _receipt(self, routed: Routed, stored: Appended) -> Receipt:
         runs = routed.entry.runs
-        has_ended = bool(runs) and runs[0].state is RunState.FAILED
+        has_ended = bool(runs) and _has_ended(runs[0], stored)
         if stored.duplicate or stored.conflict:
             self.reject("conflict" if stored.conflict else "duplicate")
         else:
             self._accepted.inc()
-            if self.acts_after_runs and has_ended and _have_failed(runs):
+            if self.acts_after_runs and has_ended and _have_ended(runs, stored):
                 self._shared.event_ended(stored.event_seq)
         return Receipt(
             event=stored.event,
@@ -304,5 +307,10 @@ def _is_refused(routed: Sequence[Routed]) -> bool:
     return bool(routed) and all(one.refused_by_all for one in routed)
 
 
-def _have_failed(runs: Sequence[NewRun]) -> bool:
-    return all(run.state is RunState.FAILED for run in runs)
+def _has_ended(run: NewRun, stored: Appended) -> bool:
+    """Whether a run has ended where it was stored: as a dead letter, or refused."""
+    return run.state is RunState.FAILED or run.id in stored.refused
+
+
+def _have_ended(runs: Sequence[NewRun], stored: Appended) -> bool:
+    return all(_has_ended(run, stored) for run in runs)

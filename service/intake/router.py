@@ -72,8 +72,9 @@ def _ask(
 ) -> None:
     """Ask one flow; its run gets `own`, the event or a copy of it."""
     run = NewRun(
-        id=mint_id(), flow=flow.name, state=RunState.QUEUED, code_version=flow.code_version
-    )
+        id=mint_id(), flow=flow.name, state=RunState.QUEUED, code_version=flow.code_version,
+        conditions=flow.conditions,
+    )  # fmt: skip
     asked = event.own() if flow.asks else event
     arguments: Mapping[str, Any] | None = None
     binds = False

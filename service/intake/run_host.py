@@ -28,6 +28,7 @@ from turnout.service.journal.records import (
 from turnout.service.project import Project
 
 from .awaited import Awaited
+from .cancels import CancellingEvents
 from .router import Routed, route
 from .submit import Submit
 
@@ -41,6 +42,7 @@ class ServiceHost:
         dispatcher: Dispatcher,
         submit: Submit,
         awaited: Awaited,
+        cancelling: CancellingEvents,
         *,
         project: Callable[[], Project],
         links: Callable[[], Links],
@@ -50,6 +52,7 @@ class ServiceHost:
         self._dispatcher = dispatcher
         self._submitter = submit
         self._awaited = awaited
+        self._cancelling = cancelling
         self._project = project
         self._links = links
         self._now = now
@@ -71,6 +74,7 @@ class ServiceHost:
             state=RunState.QUEUED,
             order_key=order_key,
             keys=keys_of(child, asked),
+            conditions=None if child.conditions is None else child.conditions.of_child(),
             code_version=child.code_version,
         )
         routed = Routed(
@@ -87,6 +91,7 @@ class ServiceHost:
     async def emit(self, claim: Claim, step: StepRecord, again: StepRecord, event: Event) -> None:
         """Store an event and start the flows that listen for its type; see `context.RunHost`."""
         routed = route(event, self._project().by_type.of(event.type))
+        self._cancelling.add_to(routed.entry)
         self._awaited.add_topics(routed.entry)
         await self._submit(claim, step, routed, again=again)
 

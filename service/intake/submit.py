@@ -17,7 +17,7 @@ from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import RunError
+from turnout.service.domain.run import RunError, RunState
 from turnout.service.journal.records import Appended, Decision, NewRun
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
@@ -50,6 +50,7 @@ class Submit:
         self._dispatcher = dispatcher
         self._decisions = metrics.decisions
         self._filter_errors = metrics.filter_errors
+        self._runs_ended = metrics.runs_ended
         self._now = now
 
     def __call__(
@@ -109,13 +110,24 @@ class Submit:
             answers.set_result(made)
 
     def _begin(self, one: Routed, stored: Appended, now: datetime) -> None:
-        """Start what was written in a slot, queue the rest, and count what was decided."""
+        """Start what was written in a slot, queue the rest, and count what was decided.
+
+        What conditions have refused is taken back; older runs that new ones have ended are stopped.
+        """
         for run, _, event, arguments in one.runs:
             if run.error is not None:
                 self._tell_failed(run, event, run.error)
-            self._dispatcher.start_or_enqueue(run, event, stored, arguments, now)
+            if stored.refused and run.id in stored.refused:
+                self._dispatcher.take_back(run)
+                self._runs_ended.labels(run.flow, RunState.SKIPPED).inc()
+            else:
+                self._dispatcher.start_or_enqueue(run, event, stored, arguments, now)
         if one.entry.decisions:
             self.count(one.entry.decisions)
+        if stored.decided:
+            self.count(stored.decided)
+        if stored.cancelled or stored.skipped:
+            self._dispatcher.ended_for(stored)
 
     def _was_delivered_before(self, one: Routed, stored: Appended) -> None:
         self._take_back((one,))

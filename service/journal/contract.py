@@ -31,6 +31,7 @@ from .records import (
     Claim,
     ClaimedRun,
     Discarded,
+    EndedEvent,
     Entry,
     Move,
     NewRun,
@@ -78,7 +79,11 @@ class Intake(Protocol):
         submitted before; then nothing of this call is stored.
 
         An event that is not `minted` is written once per (tenant, trigger, source, id) within the
-        dedupe window. Raises `Overloaded` (too many unfinished runs, too little free disk space),
+        dedupe window. Then the `conditions` of each new run are decided, with every write that was
+        submitted before in effect: unique, mode, rate limits, the bound. A run that is refused is
+        stored as skipped with a decision, see `Appended`; if the queue of a flow is full, nothing
+        of the call is stored (`QueueFull`). An event that `cancels` does so before its own runs
+        are stored. Raises `Overloaded` (too many unfinished runs, too little free disk space),
         `JournalFull`, `JournalBroken`.
         """
 
@@ -119,17 +124,14 @@ class Intake(Protocol):
     async def shapes(self) -> list[Sequence[str]]:
         """Return the distinct shapes of open waits for events."""
 
-    async def due_actions(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
-        """Return (event_seq, event, why a run failed) of events whose after-run action is due.
-
-        The reason is None when all runs succeeded or were skipped, else the first failure in words.
-        """
+    async def due_actions(self, after_seq: int, limit: int) -> list[EndedEvent]:
+        """Return events whose after-run action is due, in order of arrival."""
 
     async def record_action(self, event_seq: int, event: Event | None) -> None:
         """Record an event's after-run action as done, with the event's new extensions if given."""
 
-    async def event_ended(self, event_seq: int) -> tuple[Event, str | None] | None:
-        """Return the event and why a run failed if its after-run action is due now, else None."""
+    async def event_ended(self, event_seq: int) -> EndedEvent | None:
+        """Return the event if its after-run action is due now, else None."""
 
     # ---- operators
 
@@ -239,7 +241,8 @@ class Steps(RunReads, Protocol):
 
         The call itself submits the write, as `append` does.
         When an entry was stored before, `again` is recorded instead of `step`; when its id belongs
-        to another event, no step is. Without `opening` the step's wait is closed. What wakes a
+        to another event, no step is. Without `opening` the step's wait is closed. A child run that
+        `unique` refuses is another one's work: the step then waits for that run. What wakes a
         wait (an awaited event, the end of a child run, `answer`) makes its waiting run due in the
         transaction that stores it. Raises what `record_step` and `append` raise.
         """
@@ -285,8 +288,11 @@ class Clearing(Protocol):
 class Operations(Reads, Clearing, Protocol):
     """Operators' writes."""
 
-    async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
-        """Start new runs of a stored event; sets each run's `replay` to one above the highest."""
+    async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> Appended:
+        """Start new runs of a stored event; sets each run's `replay` to one above the highest.
+
+        Their conditions are decided as by `append`.
+        """
 
     async def cancel(
         self, run_id: str, *, now: datetime, reason: str = "", by: str = ""
@@ -360,6 +366,7 @@ class Upkeep(Writable, Clearing, Protocol):
         failed_before: datetime,
         unmatched_before: datetime,
         dedupe_before: datetime,
+        now: datetime,
         limit: int,
     ) -> int:
         """Delete up to `limit` old runs with steps, then events left without runs; returns rows.

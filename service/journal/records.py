@@ -11,9 +11,12 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from turnout.service.domain.conditions import Conditions
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Keys, Run, RunError, RunState
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # ---------------------------------------------------------------- what is written
 
@@ -29,6 +32,7 @@ class NewRun:
     A run started on insert (`running`) has claim token 1. `append` sets `seq`, which grows in
     arrival order. `token` is the number of its admission while it is inside the gates, else 0.
     `keys` are those of its flow's keyed rules, None if it has none; `priority` is its class.
+    `conditions` are decided where it is stored; None for a flow that declares none.
     """
 
     isolated: ClassVar[bool] = False
@@ -39,6 +43,7 @@ class NewRun:
     order_key: str | None = None
     keys: Keys | None = None
     priority: int | None = None
+    conditions: Conditions | None = None
     due_at: datetime | None = None
     error: RunError | None = None
     code_version: str = ""
@@ -67,6 +72,7 @@ class Entry:
 
     With `after_run_action` the event is listed by `due_actions()` once all its runs have ended.
     `awaited` is the name under which runs wait for such events, `topics` wakes those runs.
+    `cancels` are the (flow, key) of earlier runs that the event cancels.
     """
 
     event: Event
@@ -75,6 +81,12 @@ class Entry:
     after_run_action: bool = False
     awaited: str | None = None
     topics: Sequence[str] = ()
+    cancels: Sequence[tuple[str, str]] = ()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the event starts nothing, and no run can wait for it or be cancelled by it."""
+        return not self.runs and self.awaited is None and not self.cancels
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,6 +95,11 @@ class Appended:
 
     For a duplicate only a decision is stored; `event_seq`, `event` and `runs` are those of the
     first delivery (no runs once they are pruned). `conflict`: same identity, another body.
+
+    `refused` are the runs that conditions have refused, by id: they are stored as skipped. In
+    `runs` the first run that was asked for the same stands for one that `unique` has refused.
+    `cancelled` and `skipped` are older runs that the entry has ended; a cancelled one with steps to
+    undo is queued for that. `decided` are the decisions about all of them.
     """
 
     event_seq: int
@@ -90,6 +107,10 @@ class Appended:
     runs: tuple[str, ...] = ()
     duplicate: bool = False
     conflict: bool = False
+    refused: Mapping[str, Decision] = field(default_factory=lambda: NOTHING)
+    cancelled: Sequence[Run] = ()
+    skipped: Sequence[Run] = ()
+    decided: Sequence[Decision] = ()
 
 
 FAILED = "~failed"
@@ -218,13 +239,18 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class ChildEnd:
-    """How a child run ended; `returned` is a pickle where JSON (`result`) cannot hold the value."""
+    """How a child run ended; `returned` is a pickle where JSON (`result`) cannot hold the value.
+
+    `refused` says that a rule of its flow has refused it: the reason, and the run that goes on
+    instead.
+    """
 
     id: str
     state: RunState
     result: bytes | None
     error: RunError | None
     returned: bytes | None = None
+    refused: tuple[str, str | None] | None = None
 
 
 class Claim(NamedTuple):
@@ -236,9 +262,6 @@ class Claim(NamedTuple):
     run_seq: int
     run_id: str
     token: int
-
-
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class ClaimedRun(NamedTuple):
@@ -319,6 +342,19 @@ class Queued:
 
 
 # ---------------------------------------------------------------- what is read
+
+
+class EndedEvent(NamedTuple):
+    """An event whose runs have all ended, and whose after-run action is due.
+
+    `failure` is the first failure in words, None when all runs succeeded or were skipped;
+    `is_refused` says that a rule of its flow has refused one of them.
+    """
+
+    seq: int
+    event: Event
+    failure: str | None
+    is_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

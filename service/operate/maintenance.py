@@ -80,6 +80,7 @@ class Maintenance:
                 failed_before=now - settings.keep_failed,
                 unmatched_before=now - settings.keep_unmatched,
                 dedupe_before=now - settings.dedupe,
+                now=now,
                 limit=BATCH_ROWS,
             )
             pruned += rows

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from turnout.service.domain.run import Run
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Intake, Operations, Work
+from turnout.service.journal.records import Appended
 from turnout.service.project import Project
 
 from .verbs import Verb
@@ -41,6 +42,9 @@ class Owner(Protocol):
     def discarded(self, runs: Sequence[Run]) -> None:
         """Forget runs that were ended before they began, and count the decisions about them."""
 
+    def ended_for(self, appended: Appended) -> None:
+        """Stop the older runs that new ones have ended on disk."""
+
     def recheck_due(self) -> None:
         """Check for due runs now."""
 
@@ -59,6 +63,9 @@ class NoOwner:
 
     def discarded(self, runs: Sequence[Run]) -> None:
         """Forget nothing."""
+
+    def ended_for(self, appended: Appended) -> None:
+        """Stop nothing."""
 
     def recheck_due(self) -> None:
         """Check nothing."""

@@ -74,7 +74,9 @@ async def _replay(parts: Parts, stored: StoredEvent, flows: Mapping[str, Run | N
         current.setdefault(parts.current_name(name), last)
     runs = [_new_run(parts, stored, name, last) for name, last in current.items()]
     with parts.owner.changing(current):
-        return await parts.journal.replay(stored.seq, runs, now=parts.now())
+        replayed = await parts.journal.replay(stored.seq, runs, now=parts.now())
+        parts.owner.ended_for(replayed)
+    return list(replayed.runs)
 
 
 def _new_run(parts: Parts, stored: StoredEvent, name: str, last: Run | None) -> NewRun:
@@ -85,6 +87,7 @@ def _new_run(parts: Parts, stored: StoredEvent, name: str, last: Run | None) -> 
     flow = parts.project().flows.get(name)
     if flow is not None:
         run.code_version = flow.code_version
+        run.conditions = None if flow.conditions is None else flow.conditions.of_replay()
         try:
             run.order_key = flow.order_key(stored.event)
             run.keys = keys_of(flow, stored.event)

@@ -39,7 +39,7 @@ class Project:
         feeds: dict[str, list[AnyFlow]] = {}
         heard: list[tuple[str, AnyFlow]] = []
         for flow in listed:
-            for trigger in flow.awaits:
+            for trigger in flow.watched:
                 triggers.setdefault(trigger.name, trigger)
             for trigger in dict.fromkeys(flow.triggers):
                 triggers.setdefault(trigger.name, trigger)
@@ -85,7 +85,7 @@ def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
                     "remove that flow, or was=",
                 )
             )
-        for trigger in dict.fromkeys((*flow.triggers, *flow.awaits)):
+        for trigger in dict.fromkeys((*flow.triggers, *flow.watched)):
             found += _trigger_problems(flow, trigger, triggers, routes)
     return found
 

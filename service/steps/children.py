@@ -16,11 +16,11 @@ from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from turnout.service.domain.errors import NotKept, StepFailed
+from turnout.service.domain.errors import NotKept, StepFailed, TooManyRuns
 from turnout.service.domain.event import CALLED, MAX_HOPS, mint_id
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.retry import RetryPolicy
-from turnout.service.domain.run import FINISHED, Fail, RunState
+from turnout.service.domain.run import FINISHED, Fail, Refused, RunState
 from turnout.service.domain.task import Task
 from turnout.service.governance import secrets
 from turnout.service.journal.records import ChildEnd, StepRecord
@@ -29,7 +29,7 @@ from . import codec
 from .branches import Branches
 from .child_arguments import event_for
 from .mapping import MAX_BRANCHES
-from .recording import durable
+from .recording import durable, store
 from .scope import Scope, here
 from .step import StepCall
 from .suspension import Suspend, suspend, suspend_with
@@ -164,7 +164,12 @@ def _step_call(
 async def _call(call: StepCall, flow: Flow[..., Any]) -> Any:
     known = call.recorded()
     if known is None:
-        await _start(call, flow)
+        try:
+            await _start(call, flow)
+        except TooManyRuns as error:
+            call.begin()
+            await store(call.context, call.failed(error))
+            raise call.delivered() from None
         suspend({call.key: 0})
     if known.state != "waiting":
         return call.recall(known)
@@ -215,6 +220,8 @@ async def _result(call: StepCall, known: StepRecord, run: ChildEnd | None) -> An
     if run is None:
         gone = StepFailed("the child run is no longer kept", type="pruned")
         return await end(call, known, error=gone)
+    if run.refused is not None:
+        return await end(call, known, error=Refused(*run.refused))
     if run.state in (RunState.SUCCEEDED, RunState.SKIPPED):
         value = codec.decode_returned(run, call.task.returns, name=call)
         return await end(call, known, value=value)

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from turnout.service.domain import foreign
+from turnout.service.domain.errors import TooManyRuns
 from turnout.service.domain.event import NO_BODY, Event, mint_id
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Fail
@@ -38,7 +39,9 @@ def emit(
     one hop further from the origin than this run's event. Without `data` the event has no body.
     With an `id` of your own the same event emitted again starts nothing, which the step's result
     says; another type, subject or data under an id that was used raises `Fail`. Data is JSON;
-    raises `NotKept` where that would say less: NaN, a masked secret, an excluded field.
+    raises `NotKept` where that would say less: NaN, a masked secret, an excluded field. Raises
+    `Overloaded` when the queue of a flow it starts (`max_queued=`), or that of all, is full for 10
+    seconds.
     """
     scope = scope_for("emit")
     texts: dict[str, object] = {"event_type": event_type, "subject": subject, "id": id}
@@ -84,7 +87,7 @@ async def _emit(
     try:
         claim = call.context.writing(call.key)
         await durable(call.context, lambda: host.emit(claim, record, again, event))
-    except Fail as error:
+    except (Fail, TooManyRuns) as error:
         await store(call.context, call.failed(error))
         raise call.delivered() from None
     return event.id

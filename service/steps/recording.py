@@ -18,6 +18,7 @@ from turnout.service.domain.errors import (
     JournalError,
     JournalFull,
     Overloaded,
+    TooManyRuns,
 )
 from turnout.service.journal.records import StepRecord
 
@@ -47,13 +48,27 @@ async def store(context: RunContext, record: StepRecord) -> StepRecord:
     return await durable(context, with_blob)
 
 
+FULL_QUEUE_WAIT_SECONDS = 0.25
+MOST_SECONDS_OVERLOADED = 10.0
+"""How long a run waits for a place in a full queue for what it starts."""
+
+
 async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
-    """Write to the journal, waiting while the disk is full; other failures end the attempt."""
+    """Write to the journal, waiting while the disk is full; other failures end the attempt.
+
+    Raises `TooManyRuns` when what is written starts runs that have found no place for 10 s.
+    """
+    waited = 0.0
     while True:
         try:
             if context.durable_marks:
                 await context.durable_marks.write_all()
             return await write()
+        except TooManyRuns:
+            if waited >= MOST_SECONDS_OVERLOADED or context.services is None:
+                raise
+            waited += FULL_QUEUE_WAIT_SECONDS
+            await context.services.sleep(FULL_QUEUE_WAIT_SECONDS)
         except (JournalFull, Overloaded):
             await asyncio.sleep(FULL_DISK_WAIT_SECONDS)
         except (ClaimLost, JournalError) as error:

@@ -22,9 +22,10 @@ import orjson
 
 from turnout.service import pools
 from turnout.service.domain import foreign
-from turnout.service.domain.errors import InvalidData, MisplacedTask
+from turnout.service.domain.errors import MisplacedTask
 from turnout.service.domain.event import Event
 from turnout.service.domain.event_types import matches, pattern_of
+from turnout.service.domain.match import as_text, field_of
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Fail
 from turnout.service.domain.task import Task
@@ -183,22 +184,6 @@ async def _sleep(call: StepCall, length: timedelta) -> None:
 def event_topic(name: str, fields: Mapping[str, str]) -> str:
     """Return the topic of events awaited under `name` whose fields have these values."""
     return "event:" + orjson.dumps([name, sorted(fields.items())]).decode()
-
-
-def field_of(event: Event, name: str) -> str | None:
-    """Return an event's path parameter, or top-level field of its data, as text."""
-    if name in event.params:
-        return event.params[name]
-    try:
-        data = event.data
-    except InvalidData:
-        return None
-    return as_text(data[name]) if isinstance(data, dict) and name in data else None
-
-
-def as_text(value: object) -> str:
-    """Return a value as `match` compares it: `7` and `"7"` are the same."""
-    return value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
 
 
 def wait_for(

@@ -399,7 +399,7 @@ def _write_costs(folder: Path) -> dict[str, int]:
 
     def prune(before: int) -> CallJob:
         ages = dict.fromkeys(
-            ("finished_before", "failed_before", "unmatched_before", "dedupe_before"), before
+            ("finished_before", "failed_before", "unmatched_before", "dedupe_before", "now"), before
         )
         return CallJob(
             lambda connection, counters: retention.prune(connection, counters, **ages, limit=3)

@@ -269,7 +269,7 @@ async def test_it_is_not_pruned_before_it_is_dropped(tmp_path: Path) -> None:
         async def prune() -> None:
             await service.process.journal.prune(
                 finished_before=later, failed_before=later, unmatched_before=later,
-                dedupe_before=later, limit=100,
+                dedupe_before=later, now=later, limit=100,
             )  # fmt: skip
             await service.process.journal.prune_oldest(100)
 

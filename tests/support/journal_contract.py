@@ -39,6 +39,7 @@ from turnout.service.journal.records import (
     Claim,
     ClaimedRun,
     Decision,
+    EndedEvent,
     Entry,
     Filter,
     Move,
@@ -878,9 +879,9 @@ class JournalContract:
             assert await journal.event_ended(appended.event_seq) is None
             assert await journal.due_actions(0, 9) == []
             await finish(journal, second, ended(S.FAILED, error=RunError("Busy", "not now")))
-            failure = "b: Busy: not now"
-            assert await journal.event_ended(appended.event_seq) == (entry.event, failure)
-            assert await journal.due_actions(0, 9) == [(appended.event_seq, entry.event, failure)]
+            due = EndedEvent(appended.event_seq, entry.event, "b: Busy: not now")
+            assert await journal.event_ended(appended.event_seq) == due
+            assert await journal.due_actions(0, 9) == [due]
             assert await journal.due_actions(appended.event_seq, 9) == []
             moved = replace(entry.event, extensions={"fileurl": "file:///done/a"})
             await journal.record_action(appended.event_seq, moved)
@@ -1003,8 +1004,8 @@ class JournalContract:
             first = await put(journal, make_run())
             for number in (1, 2):
                 runs = [make_run(), make_run("ship")]
-                ids = await journal.replay(first.event_seq, runs, now=at(1))
-                assert ids == [run.id for run in runs]
+                ids = (await journal.replay(first.event_seq, runs, now=at(1))).runs
+                assert ids == tuple(run.id for run in runs)
                 assert [run.replay for run in runs] == [number, number]
             stored = (await journal.event(first.event))[0]
             assert len(stored.runs) == 5
@@ -1220,7 +1221,7 @@ class JournalContract:
 
     async def prune(self, journal: Journal, **before: datetime) -> int:
         bounds = dict.fromkeys(
-            ("finished_before", "failed_before", "unmatched_before", "dedupe_before"), at(-9)
+            ("finished_before", "failed_before", "unmatched_before", "dedupe_before", "now"), at(-9)
         )
         deleted = await journal.prune(**(bounds | before), limit=3)
         return deleted and deleted + await self.prune(journal, **before)

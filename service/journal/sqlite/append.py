@@ -1,8 +1,9 @@
 """Appends events with their runs, decisions and positions.
 
 Guarantees that a delivery is stored once within the dedupe window, even when it comes twice in one
-batch, and that seqs only rise. Past a bound, new events are refused before anything is written.
-What happens to runs later is written by `apply.py`.
+batch, and that seqs only rise. Past a bound, new events are refused, with nothing of them written.
+Not here: what the conditions of a flow decide (`conditions`), and what happens to runs later
+(`apply`).
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ from typing import Any
 
 import apsw
 
-from turnout.service.domain.errors import Overloaded
-from turnout.service.journal.records import Appended, Entry, NewRun
+from turnout.service.domain.decisions import Reason
+from turnout.service.domain.errors import Overloaded, PositionsMoved, QueueFull
+from turnout.service.domain.run import RunState
+from turnout.service.journal.records import Appended, Decision, Entry, NewRun
 
 from . import dedupe, events, run_keys, runs
+from .bounds import Bounds
+from .conditions import Conditions
 from .counters import RunCounters
 from .decisions import REPEATS_KEPT, add_decisions
 from .dedupe import DeliveryRow, First
 from .disk_space import DiskSpace
 from .events import AppendJob, EventRow
+from .older_runs import OlderRuns
 from .positions import Moves
+from .skip import store_refusal
 from .statements import load
 from .waits import wake
 
@@ -29,7 +36,7 @@ _SQL = load("append")
 _FIRST_RUNS, _LAST_SEQS = _SQL["first_runs"], _SQL["last_seqs"]
 
 
-class _Rows:
+class Rows:
     """The rows of a batch of appends, as flat lists of values for the bulk statements."""
 
     __slots__ = ("awaited", "deliveries", "events", "keys", "known", "repeated", "runs")
@@ -43,6 +50,22 @@ class _Rows:
         self.awaited: list[tuple[int, int, Sequence[str]]] = []
         self.repeated: list[tuple[AppendJob, Appended]] = []
 
+    def clear(self) -> None:
+        """Forget the rows that were inserted."""
+        for some in (self.events, self.runs, self.keys, self.deliveries, self.awaited):
+            some.clear()
+
+    def forget(self, job: AppendJob, last_event: int) -> None:
+        """Forget a job of which nothing is stored; `last_event` was stored before it."""
+        self.clear()
+        self.repeated = [each for each in self.repeated if each[0] is not job]
+        for identity in job.identities:
+            if identity is not None and self.known.get(identity[0], _BEFORE)[0] > last_event:
+                del self.known[identity[0]]
+
+
+_BEFORE: First = (0, b"", None)
+
 
 class Intake:
     """Appends entries inside the transaction the writer opened."""
@@ -52,45 +75,95 @@ class Intake:
     ) -> None:
         self._connection = connection
         self._disk_space = disk_space
-        self._max_unfinished = max_unfinished_runs
+        self._bounds = Bounds(connection, max_unfinished_runs)
+        self.conditions = Conditions(connection, self._bounds)
         self.last_event, self.last_run = _last_seqs(connection)
 
     def append(self, jobs: Sequence[AppendJob], counters: RunCounters) -> None:
-        """Write the entries and positions of all jobs with three or four statements."""
-        rows = _Rows(dedupe.known(self._connection, jobs))
+        """Write the entries and positions of all jobs with three or four statements.
+
+        A job with conditions, or with runs to cancel, is written by itself, in its turn.
+        """
+        rows = Rows(dedupe.known(self._connection, jobs))
+        self._bounds.begin(jobs[0].at, counters.unfinished, self.last_run)
         no_space = self._disk_space.check()
         moves: Moves | None = None
         for job in jobs:
             if job.entries:
                 job.error = no_space or self._too_many(job, counters)
-            if job.positions and job.error is None:
-                moves = moves or Moves(
-                    self._connection, [(each.trigger, each.positions) for each in jobs]
-                )
-                job.error = moves.add(job.trigger, job.positions)
-            if job.error is None:
-                job.result = [
-                    self._take(rows, job, *parts, counters)
-                    for parts in zip(job.entries, job.events, job.identities, strict=True)
-                ]
+            if job.positions and moves is None:
+                moves = Moves(self._connection, [(each.trigger, each.positions) for each in jobs])
+            if job.error is None and job.is_decided:
+                self._append_decided(rows, job, moves, counters)
+            elif job.error is None:
+                if moves is not None and job.positions:
+                    job.error = moves.add(job.trigger, job.positions)
+                if job.error is None:
+                    job.result = self._take_all(rows, job, counters)
+        self._insert(rows)
+        self._add_repeated(rows)
+        if moves is not None:
+            moves.write()
+
+    def _append_decided(
+        self, rows: Rows, job: AppendJob, moves: Moves | None, counters: RunCounters
+    ) -> None:
+        """Append a job whose runs are decided one by one; nothing of it if a queue is full."""
+        self.insert(rows)
+        last_event, part = self.last_event, counters.child()
+        self._bounds.begin_delivery()
+        execute = self._connection.execute
+        execute("SAVEPOINT decided")
+        try:
+            job.result = self._take_all(rows, job, part)
+            self.insert(rows)
+            moved = None
+            if moves is not None and job.positions:
+                moved = moves.add(job.trigger, job.positions)
+            if moved is not None:
+                raise moved
+        except (QueueFull, PositionsMoved) as error:
+            execute("ROLLBACK TO decided")
+            self._bounds.take_back_delivery()
+            rows.forget(job, last_event)
+            job.error = error
+        else:
+            counters.add(part)
+        execute("RELEASE decided")
+
+    def insert(self, rows: Rows) -> None:
+        """Insert the rows so far, so that the next run is decided with them in the tables."""
+        self._insert(rows)
+        rows.clear()
+
+    def _insert(self, rows: Rows) -> None:
         connection = self._connection
         events.INSERT.run(connection, rows.events)
-        self.insert_runs(rows.runs, rows.keys)
+        runs.INSERT.run(connection, rows.runs)
+        if rows.keys:
+            run_keys.INSERT.run(connection, rows.keys)
         if rows.deliveries:
             dedupe.INSERT.run(connection, rows.deliveries)
         for at, seq, topics in rows.awaited:
             wake(connection, topics, at, event_seq=seq)
+
+    def _add_repeated(self, rows: Rows) -> None:
+        """Store the decisions about events that were delivered before."""
         for job, appended in rows.repeated:
             if not appended.runs:
                 appended.runs = self._first_runs(appended.event_seq)
             made = job.repeated(appended.conflict)
-            add_decisions(connection, appended.event_seq, (made,), job.at, kept=REPEATS_KEPT)
-        if moves is not None:
-            moves.write()
+            add_decisions(self._connection, appended.event_seq, (made,), job.at, kept=REPEATS_KEPT)
+
+    def _take_all(self, rows: Rows, job: AppendJob, counters: RunCounters) -> list[Appended]:
+        return [
+            self._take(rows, job, *parts, counters)
+            for parts in zip(job.entries, job.events, job.identities, strict=True)
+        ]
 
     def _take(
         self,
-        rows: _Rows,
+        rows: Rows,
         job: AppendJob,
         entry: Entry,
         event: EventRow,
@@ -110,55 +183,114 @@ class Intake:
         rows.events += event
         if entry.topics:
             rows.awaited.append((job.at, seq, entry.topics))
-        run_ids = self.add_runs(rows.runs, rows.keys, entry.runs, seq, job.at, counters)
+        appended = Appended(event_seq=seq, event=entry.event.id)
+        if entry.cancels:
+            self._cancel(rows, entry, appended, job.at, counters)
+        appended.runs = self.add_runs(rows, entry.runs, appended, job.at, counters, job.caller)
         if identity is not None:
             rows.deliveries += DeliveryRow(seq, *identity, job.at)
-            rows.known[identity[0]] = (seq, identity[1], run_ids)
-        return Appended(event_seq=seq, event=entry.event.id, runs=run_ids)
+            rows.known[identity[0]] = (seq, identity[1], appended.runs)
+        return appended
 
     def add_runs(
         self,
-        values: list[Any],
-        keys: list[Any],
+        rows: Rows,
         new: Iterable[NewRun],
-        event_seq: int,
+        appended: Appended,
         at: int,
         counters: RunCounters,
+        caller: int | None = None,
     ) -> tuple[str, ...]:
-        """Give runs their seq, count them, and add their rows to `values`; returns their ids.
+        """Give an event's runs their seq, count them, and add their rows; returns their ids.
 
-        The rows of their keys are added to `keys`.
+        What conditions decide is noted in `appended`; `caller` is the run that awaits a run. Raises
+        `QueueFull`.
         """
         ids = []
         for run in new:
-            self.last_run += 1
-            run.seq = self.last_run
-            row = runs.run_row(run, event_seq, at)
-            values += row
-            counters.move(None, row.state)
-            if row.dead:
-                counters.add_dead_letters(run.flow)
-            elif run.keys is not None:
-                run_keys.add_rows(keys, run.flow, run.keys, run.seq)
+            if run.conditions is not None and run.state is not RunState.FAILED:
+                ids.append(self._add_decided(rows, run, appended, at, counters, caller))
+                continue
+            self._add_run(rows, run, appended.event_seq, at, counters)
             ids.append(run.id)
         return tuple(ids)
 
-    def insert_runs(self, values: list[Any], keys: list[Any]) -> None:
-        """Insert the rows that `add_runs` added."""
-        runs.INSERT.run(self._connection, values)
-        if keys:
-            run_keys.INSERT.run(self._connection, keys)
+    def replay(
+        self, event_seq: int, new: Iterable[NewRun], at: int, counters: RunCounters
+    ) -> Appended:
+        """Append new runs of a stored event."""
+        rows, appended = Rows({}), Appended(event_seq=event_seq, event="")
+        appended.runs = self.add_runs(rows, new, appended, at, counters)
+        self._insert(rows)
+        return appended
+
+    def _add_run(
+        self, rows: Rows, run: NewRun, event_seq: int, at: int, counters: RunCounters
+    ) -> None:
+        self.last_run += 1
+        run.seq = self.last_run
+        row = runs.run_row(run, event_seq, at)
+        rows.runs += row
+        counters.move(None, row.state)
+        if row.dead:
+            counters.add_dead_letters(run.flow)
+        elif run.keys is not None:
+            run_keys.add_rows(rows.keys, run.flow, run.keys, run.seq)
+
+    # ---------------------------------------------------------------- conditions
+
+    def _add_decided(
+        self,
+        rows: Rows,
+        run: NewRun,
+        appended: Appended,
+        at: int,
+        counters: RunCounters,
+        caller: int | None,
+    ) -> str:
+        """Add a run that its conditions let pass, and end older ones for it; else a skipped one.
+
+        Returns the id of the run that the event has now: the first one, if `unique` refuses it.
+        """
+        self.insert(rows)
+        verdict = self.conditions.decide(run, at, caller=caller)
+        if verdict.refused is not None:
+            self._add_refused(rows, run, verdict.refused, appended, at)
+            is_first = verdict.refused.reason is Reason.UNIQUE
+            return str(verdict.refused.facts["other"]) if is_first else run.id
+        if verdict.replaces or verdict.outdates:
+            OlderRuns(self._connection, counters, appended, at).end_for(run, verdict)
+        self._add_run(rows, run, appended.event_seq, at, counters)
+        self.conditions.accepted(run, at)
+        return run.id
+
+    def _add_refused(
+        self, rows: Rows, run: NewRun, refused: Decision, appended: Appended, at: int
+    ) -> None:
+        """Store a run that is refused as skipped, with the decision."""
+        self.last_run += 1
+        run.seq = self.last_run
+        rows.runs += runs.refused_row(run, appended.event_seq, at)
+        self.insert(rows)
+        store_refusal(self._connection, run.seq, run.id, appended.event_seq, refused, at)
+        appended.refused = {**appended.refused, run.id: refused}
+        appended.decided = (*appended.decided, refused)
+
+    def _cancel(
+        self, rows: Rows, entry: Entry, appended: Appended, at: int, counters: RunCounters
+    ) -> None:
+        """Cancel the earlier runs that an event cancels."""
+        self.insert(rows)
+        older = OlderRuns(self._connection, counters, appended, at)
+        older.cancel_by(entry.event, entry.cancels)
 
     def _first_runs(self, event_seq: int) -> tuple[str, ...]:
         found = self._connection.execute(_FIRST_RUNS, (event_seq,))
         return tuple(row[0] for row in found)
 
     def _too_many(self, job: AppendJob, counters: RunCounters) -> Overloaded | None:
-        if counters.unfinished < self._max_unfinished:
-            return None
-        if not any(entry.runs for entry in job.entries):
-            return None
-        return Overloaded(f"{counters.unfinished} runs are unfinished, and no more are taken")
+        too_many = self._bounds.total(job.at, counters.unfinished, self.last_run)
+        return too_many if too_many and any(entry.runs for entry in job.entries) else None
 
 
 def _last_seqs(connection: apsw.Connection) -> tuple[int, int]:

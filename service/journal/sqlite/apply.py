@@ -11,6 +11,7 @@ from typing import Any
 
 import apsw
 
+from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import ClaimLost
 from turnout.service.domain.event import CALLED
 from turnout.service.domain.run import FINISHED, Undo
@@ -25,13 +26,16 @@ from .outcomes import OutcomeJob, attempt_row
 from .resume_cache import ResumeCache
 from .statements import load
 from .steps import StepJob
-from .values import dump_list
+from .values import dump, dump_list
 from .writer import CallJob, Job, Split
 
 _SQL = load("record")
 _HOLDS, _FLOW, _SHOW_PROGRESS = _SQL["holds"], _SQL["flow"], _SQL["show_progress"]
 _RETURNED, _UNDO, _SUPERSEDE = _SQL["returned"], _SQL["undo"], _SQL["supersede"]
 _DELETE_STEP = _SQL["delete_step"]
+_AWAIT_INSTEAD, _IS_FINISHED = (
+    load("conditions")["await_instead"], load("conditions")["is_finished"],
+)  # fmt: skip
 
 
 class _Group:
@@ -54,6 +58,8 @@ class _Group:
     def takes(self, job: Job) -> bool:
         """Add a job to the group, unless it would take effect out of its turn."""
         if isinstance(job, AppendJob):
+            if job.is_decided and (self.steps or self.outcomes or self.claims):
+                return False  # what it decides depends on the states of other runs
             self.appends.append(job)
             return True
         if isinstance(job, StepJob):
@@ -237,11 +243,26 @@ class Batch:
         else:
             waits.opened(self._connection, claim.run_seq, key, opening)
         appended = self._append_caused(caused, counters)
+        if opening is not None and caused is not None:
+            self._await_first(step, appended, caused.at)
         if again is not None and any(one.duplicate or one.conflict for one in appended):
             self._connection.execute(_DELETE_STEP, (claim.run_seq, key))
             if not any(one.conflict for one in appended):
                 self._record_steps([again])
         return appended
+
+    def _await_first(self, step: StepJob, appended: Sequence[Appended], at: int) -> None:
+        """Let a step whose child is not unique wait for the first run, unless that waits for it."""
+        seq, key = step.claim.run_seq, step.row.key
+        for made in appended[0].refused.values():
+            first = str(made.facts["other"])
+            if made.reason is not Reason.UNIQUE or self._intake.conditions.awaits(first, seq):
+                continue
+            note = dump({"run": first, "shared": True}).encode()
+            self._connection.execute(_AWAIT_INSTEAD, (seq, key, first, note))
+            waits.shared(self._connection, seq, key, first)
+            if self._connection.execute(_IS_FINISHED, (first,)).get:
+                waits.run_ended(self._connection, first, at)
 
     def _append_caused(self, caused: AppendJob | None, counters: RunCounters) -> list[Appended]:
         if caused is None:

@@ -22,7 +22,7 @@ from .counters import RunCounters
 from .crash_isolation import is_isolated
 from .events import ReadEvent, event_from
 from .resume_cache import ResumeCache
-from .runs import keys_from
+from .runs import keys_from, refused_from
 from .statements import load
 from .steps import StepRow, step_from
 from .values import dump_list, error_from, instant
@@ -227,10 +227,10 @@ class Claims:
         for seq, keys in orjson.loads(execute(_UNWOKEN, (seqs,)).get):
             past[seq].unwoken = frozenset(keys)
         ended = orjson.loads(execute(_ENDED_CHILDREN, (seqs, _INLINE_RESULT_BYTES)).get)
-        for seq, key, run_id, state, *encoded, error in ended:
+        for seq, key, run_id, state, *encoded, error, refused in ended:
             result, returned = (None if data is None else bytes.fromhex(data) for data in encoded)
             past[seq].ended[key] = ChildEnd(
-                run_id, RunState(state), result, error_from(error), returned
+                run_id, RunState(state), result, error_from(error), returned, refused_from(refused)
             )
 
     def _read_steps(self, past: Mapping[int, _Past], query: str, values: tuple[Any, ...]) -> None:

@@ -79,13 +79,23 @@ class AppendJob(Job):
     """Write entries and the moves of a trigger's positions.
 
     `events` are the rows of the entries' events, `identities` those of their deliveries, None for
-    minted events.
+    minted events. `is_decided`: conditions of runs are to be decided, or runs to be cancelled.
+    `caller` is the seq of the run that awaits the run of the entries.
     """
 
-    __slots__ = ("at", "entries", "events", "identities", "positions", "rows", "trigger")
+    __slots__ = (
+        "at", "caller", "entries", "events", "identities", "is_decided", "positions", "rows",
+        "trigger",
+    )  # fmt: skip
 
     def __init__(
-        self, entries: Sequence[Entry], now: datetime, trigger: str, positions: Positions
+        self,
+        entries: Sequence[Entry],
+        now: datetime,
+        trigger: str,
+        positions: Positions,
+        *,
+        caller: int | None = None,
     ) -> None:
         """Put entries into rows; raises `JournalError` for what no row can hold."""
         self.error = None
@@ -93,6 +103,8 @@ class AppendJob(Job):
         self.at = at = (now - EPOCH) // MICROSECOND
         self.trigger = trigger
         self.positions = positions
+        self.caller = caller
+        self.is_decided = any(map(_is_decided, entries))
         self.rows = 2 * len(entries) + len(positions) + 1
         try:
             self.events = [_event_row(entry, at) for entry in entries]
@@ -109,6 +121,13 @@ class AppendJob(Job):
         else:
             made = Decision("", Reason.DUPLICATE, "the same event was delivered again")
         return made
+
+
+def _is_decided(entry: Entry) -> bool:
+    for run in entry.runs:
+        if run.conditions is not None:
+            return True
+    return bool(entry.cancels)
 
 
 def pack_details(event: Event) -> str | None:

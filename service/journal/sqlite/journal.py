@@ -214,14 +214,14 @@ class SqliteJournal(Operating, Keeping):
         """Write events, their runs and decisions, and the trigger's positions, in one commit."""
         return self._writer.submit(AppendJob(entries, now, trigger, positions))
 
-    async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> list[str]:
+    async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> Appended:
         """Start new runs of a stored event; sets each run's `replay` to one above the highest."""
-        ids: list[str] = await self._call(
+        replayed: Appended = await self._call(
             lambda connection, counters: operations.replay(
                 connection, counters, self._intake, event_seq, runs, now
             )
         )
-        return ids
+        return replayed
 
     # ---------------------------------------------------------------- a run's life
 
@@ -272,7 +272,8 @@ class SqliteJournal(Operating, Keeping):
         """Record a step together with events it causes and the wait it opens, in one commit."""
         recorded = StepJob(claim, step)
         repeated = None if again is None else StepJob(claim, again)
-        caused = AppendJob(entries, now, "", NOTHING) if entries else None
+        caller = claim.run_seq if opening is not None else None
+        caused = AppendJob(entries, now, "", NOTHING, caller=caller) if entries else None
         return self._writer.submit(
             CallJob(
                 lambda _connection, counters: self._batch.record_with(

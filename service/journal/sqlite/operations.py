@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apsw
 
@@ -24,15 +24,17 @@ from turnout.service.domain.run import (
     RunState,
     check_transition,
 )
-from turnout.service.journal.records import FAILED, REGISTERED, Claim, NewRun, UsedLink
+from turnout.service.journal.records import FAILED, REGISTERED, Appended, Claim, NewRun, UsedLink
 
 from . import run_keys, waits
-from .append import Intake
 from .counters import RunCounters
 from .outcomes import INSERT_ATTEMPTS, AttemptRow
 from .runs import RUN_COLUMNS, RUN_SOURCE, run_from
 from .statements import load
 from .values import micros, pack_error, storable
+
+if TYPE_CHECKING:  # it cancels runs, by `cancel`
+    from .append import Intake
 
 _SQL = load("operations")
 _RUN = f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE r.id = ?"
@@ -239,19 +241,16 @@ def replay(
     event_seq: int,
     runs: Sequence[NewRun],
     now: datetime,
-) -> list[str]:
+) -> Appended:
     """Start new runs of a stored event; their `replay` is one above its highest."""
     found = connection.execute(_SQL["next_replay"], (event_seq,)).get
     if found is None:
         raise NotFound(f"there is no event {event_seq} in the journal; it may have been pruned")
     for run in runs:
         run.replay = found
-    values: list[object] = []
-    keys: list[object] = []
-    ids = intake.add_runs(values, keys, runs, event_seq, micros(now), counters)
-    intake.insert_runs(values, keys)
+    appended = intake.replay(event_seq, runs, micros(now), counters)
     connection.execute(_SQL["match"], (event_seq,))
-    return list(ids)
+    return appended
 
 
 def _delete_failure(connection: apsw.Connection, run: Run) -> None:

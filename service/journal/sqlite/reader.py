@@ -54,6 +54,7 @@ from .pauses import pause_from
 from .runs import (
     RUN_COLUMNS,
     RUN_SOURCE,
+    refused_from,
     run_from,
 )
 from .statements import load
@@ -149,8 +150,10 @@ class SqliteReader:
             row: Any = connection.execute(_SQL["child"], (run_id,)).fetchone()
             if row is None:
                 return None
-            state, result, error, returned = row
-            return ChildEnd(run_id, RunState(state), result, error_from(error), returned)
+            state, result, error, returned, refused = row
+            return ChildEnd(
+                run_id, RunState(state), result, error_from(error), returned, refused_from(refused)
+            )
 
         return await self.read(query)
 

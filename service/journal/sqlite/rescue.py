@@ -23,6 +23,7 @@ from .statements import load
 from .values import micros, pack_error
 
 _SQL = load("rescue")
+_CONDITIONS = load("conditions")
 
 
 def rescue(connection: apsw.Connection, counters: RunCounters, now: datetime) -> Rescued:
@@ -82,6 +83,7 @@ def rename_flow(connection: apsw.Connection, counters: RunCounters, was: str, na
         connection.execute(_SQL[which], (was, name))
         renamed += connection.changes()
     run_keys.rename(connection, was, name)
+    connection.execute(_CONDITIONS["rename_unique"], (was, name))
     if dead:
         dead_left, not_undone_left = _dead_letters(connection, was)
         for flow, sign in ((was, -1), (name, 1)):

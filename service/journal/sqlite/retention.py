@@ -21,6 +21,7 @@ from .statements import load
 from .values import dump
 
 _SQL = load("retention")
+_CONDITIONS = load("conditions")
 _NEVER = 2**62  # later than any instant
 
 
@@ -32,6 +33,7 @@ def prune(
     failed_before: int,
     unmatched_before: int,
     dedupe_before: int,
+    now: int,
     limit: int,
 ) -> int:
     """Delete up to `limit` old runs with their steps and attempts, or else other old rows."""
@@ -45,6 +47,7 @@ def prune(
         )
         deleted += _delete(connection, counters, unmatched)
         deleted += end_window(connection, dedupe_before, limit)
+        deleted += _end_unique(connection, now, limit)
     return deleted
 
 
@@ -69,6 +72,12 @@ def _oldest(connection: apsw.Connection) -> int:
 def _old(connection: apsw.Connection, kind: str, before: int, limit: int, *more: int) -> list[Any]:
     found: list[Any] = connection.execute(_SQL[kind], (before, limit, *more)).fetchall()
     return found
+
+
+def _end_unique(connection: apsw.Connection, before: int, limit: int) -> int:
+    """Delete unique keys whose time has passed; returns rows."""
+    connection.execute(_CONDITIONS["end_unique"], (before, limit))
+    return connection.changes()
 
 
 def _delete(connection: apsw.Connection, counters: RunCounters, rows: Sequence[Any]) -> int:
@@ -97,6 +106,7 @@ def _without_runs(connection: apsw.Connection, seqs: Sequence[int]) -> list[Any]
 
 def delete_runs(connection: apsw.Connection, seqs: Sequence[int]) -> int:
     """Delete runs with their steps and attempts; returns rows."""
+    connection.execute(_CONDITIONS["release_unique"], (dump(seqs),))
     deleted = 0
     for part in ("delete_steps", "delete_attempts", "delete_runs"):
         connection.execute(_SQL[part], (dump(seqs),))

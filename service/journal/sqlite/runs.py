@@ -91,12 +91,28 @@ def run_row(run: NewRun, event_seq: int, at: int) -> RunRow:
     )
 
 
+def refused_row(run: NewRun, event_seq: int, at: int) -> RunRow:
+    """Return a new run that its conditions refuse as a row: it has ended already."""
+    row = run_row(run, event_seq, at)
+    return row._replace(
+        state=RunState.SKIPPED.value, token=0, due_at=None, started_at=None, finished_at=at
+    )
+
+
 # ---------------------------------------------------------------- what is read
 
 
 def keys_from(stored: str | None) -> Keys | None:
     """Return the keys of a run by place, as they were stored."""
     return None if stored is None else orjson.loads(stored)
+
+
+def refused_from(stored: str | None) -> tuple[str, str | None] | None:
+    """Return why a rule has refused a run, and the run that goes on instead, as stored."""
+    if stored is None:
+        return None
+    refused = orjson.loads(stored)
+    return refused["reason"], refused["run"]
 
 
 class StoredRun(NamedTuple):

@@ -73,6 +73,7 @@ class Keeping(Calls):
         failed_before: datetime,
         unmatched_before: datetime,
         dedupe_before: datetime,
+        now: datetime,
         limit: int,
     ) -> int:
         """Delete up to `limit` old runs with their steps, then events left without runs."""
@@ -81,6 +82,7 @@ class Keeping(Calls):
             "failed_before": micros(failed_before),
             "unmatched_before": micros(unmatched_before),
             "dedupe_before": micros(dedupe_before),
+            "now": micros(now),
         }
 
         def write(connection: apsw.Connection, counters: RunCounters) -> int:

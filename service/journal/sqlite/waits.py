@@ -28,6 +28,11 @@ def opened(connection: apsw.Connection, run_seq: int, key: str, opening: Opening
     connection.execute(_SQL["open"], (run_seq, key, opening.topic, shape, opening.since))
 
 
+def shared(connection: apsw.Connection, run_seq: int, key: str, run_id: str) -> None:
+    """Let an open wait be for a run that is the work of somebody else."""
+    connection.execute(_SQL["share"], (run_seq, key, run_topic(run_id)))
+
+
 def closed(connection: apsw.Connection, run_seq: int, key: str) -> None:
     """Delete a wait whose step has a result."""
     connection.execute(_SQL["close"], (run_seq, key))

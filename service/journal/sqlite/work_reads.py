@@ -13,8 +13,7 @@ from typing import Any
 import apsw
 import orjson
 
-from turnout.service.domain.event import Event
-from turnout.service.journal.records import ORDER_PLACE, Queued
+from turnout.service.journal.records import ORDER_PLACE, EndedEvent, Queued
 
 from .connection import read_all
 from .events import EVENT_COLUMNS, event_from, failure_from
@@ -31,6 +30,8 @@ _FAILURE = (  # a skipped run counts as succeeded: there was nothing to do
     "(SELECT json_array(r.flow, r.state, r.error) FROM runs AS r WHERE r.event_seq = e.seq"
     " AND r.state NOT IN ('succeeded', 'skipped') ORDER BY r.seq LIMIT 1)"
 )
+
+_IS_REFUSED = "EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.refused IS NOT NULL)"
 
 
 class WorkReads(SqliteReader):
@@ -104,13 +105,13 @@ class WorkReads(SqliteReader):
         found = await self.read(lambda connection: connection.execute(_SQL["orphans"], known).get)
         return dict(orjson.loads(found))
 
-    async def due_actions(self, after_seq: int, limit: int) -> list[tuple[int, Event, str | None]]:
-        """Return (event_seq, event, why a run failed) of events whose after-run action is due."""
+    async def due_actions(self, after_seq: int, limit: int) -> list[EndedEvent]:
+        """Return events whose after-run action is due, in order of arrival."""
         return await self.read(
             lambda connection: [
-                (row[0], event_from(row[:-1]), failure_from(row[-1]))
+                _ended_event(row)
                 for row in connection.execute(
-                    f"SELECT {EVENT_COLUMNS}, {_FAILURE} FROM events AS e"
+                    f"SELECT {EVENT_COLUMNS}, {_FAILURE}, {_IS_REFUSED} FROM events AS e"
                     f" WHERE e.after_run_action = 0 AND e.seq > ? AND NOT {_UNENDED}"
                     " ORDER BY e.seq LIMIT ?",
                     (after_seq, limit),
@@ -118,13 +119,18 @@ class WorkReads(SqliteReader):
             ]
         )
 
-    async def event_ended(self, event_seq: int) -> tuple[Event, str | None] | None:
-        """Return the event and why a run failed if its after-run action is due now, else None."""
+    async def event_ended(self, event_seq: int) -> EndedEvent | None:
+        """Return the event if its after-run action is due now, else None."""
         row = await self.read(
             lambda connection: connection.execute(
-                f"SELECT {EVENT_COLUMNS}, {_FAILURE} FROM events AS e"
+                f"SELECT {EVENT_COLUMNS}, {_FAILURE}, {_IS_REFUSED} FROM events AS e"
                 f" WHERE e.seq = ? AND e.after_run_action = 0 AND NOT {_UNENDED}",
                 (event_seq,),
             ).fetchone()
         )
-        return None if row is None else (event_from(row[:-1]), failure_from(row[-1]))
+        return None if row is None else _ended_event(row)
+
+
+def _ended_event(row: Sequence[Any]) -> EndedEvent:
+    *event, failure, is_refused = row
+    return EndedEvent(row[0], event_from(event), failure_from(failure), bool(is_refused))

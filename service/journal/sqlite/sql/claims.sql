@@ -34,7 +34,7 @@ SELECT json_group_array(json_array(run_seq, json(keys))) FROM (
 -- The children of runs (?1) that have ended, results of at most so many bytes (?2).
 SELECT json_group_array(json_array(w.run_seq, w.key, r.id, r.state,
     iif(r.result IS NULL, NULL, hex(r.result)),
-    iif(r.returned IS NULL, NULL, hex(r.returned)), r.error))
+    iif(r.returned IS NULL, NULL, hex(r.returned)), r.error, r.refused))
 FROM waits AS w CROSS JOIN runs AS r ON r.id = substr(w.topic, 5)
 WHERE w.run_seq IN (SELECT value FROM json_each(?1)) AND w.topic LIKE 'run:%'
     AND w.woken IS NOT NULL AND r.finished_at IS NOT NULL

@@ -29,7 +29,7 @@ DELETE FROM steps WHERE run_seq = ?1 AND state = 'waiting';
 -- An ended run (?1) is queued as if it were new, at an instant (?2).
 UPDATE runs SET state = 'queued', attempts = 0, dead = 0, consecutive_crashes = 0, due_at = ?2,
     started_at = NULL, finished_at = NULL, result = NULL, returned = NULL, error = NULL,
-    reason = NULL, undo = NULL, cancelled_by = NULL
+    reason = NULL, undo = NULL, cancelled_by = NULL, refused = NULL
 WHERE seq = ?1;
 
 -- name: try_step_now

@@ -3,7 +3,7 @@
 
 -- name: child
 -- How a run (?1, its id) ended.
-SELECT state, result, error, returned FROM runs WHERE id = ?1;
+SELECT state, result, error, returned, refused FROM runs WHERE id = ?1;
 
 -- name: waits
 -- The open waits of a run (?1), or only that of a step (?2).

@@ -4,7 +4,8 @@
 -- A wait of a run (?1) at a step (?2) for a topic (?3) of a shape (?4); the first event to look
 -- at (?5).
 INSERT INTO waits (run_seq, key, topic, shape, woken) VALUES (?1, ?2, ?3, ?4, ?5)
-ON CONFLICT (run_seq, key) DO UPDATE SET topic = excluded.topic, shape = excluded.shape;
+ON CONFLICT (run_seq, key) DO UPDATE SET topic = excluded.topic, shape = excluded.shape,
+    shared = NULL;
 
 -- name: close
 -- The wait of a run (?1) at a step (?2) that has a result.
@@ -15,8 +16,8 @@ DELETE FROM waits WHERE run_seq = ?1 AND key = ?2;
 DELETE FROM waits WHERE run_seq IN (SELECT value FROM json_each(?1));
 
 -- name: keep_only_children
--- The waits of a run (?1), except those for unfinished children.
-DELETE FROM waits WHERE run_seq = ?1 AND NOT (topic LIKE 'run:%' AND EXISTS
+-- The waits of a run (?1), except those for unfinished children of its own.
+DELETE FROM waits WHERE run_seq = ?1 AND NOT (topic LIKE 'run:%' AND shared IS NULL AND EXISTS
     (SELECT 1 FROM runs AS r WHERE r.id = substr(topic, 5) AND r.finished_at IS NULL));
 
 -- name: wake
@@ -46,9 +47,14 @@ WHERE seq = ?1 AND EXISTS (
     WHERE run_seq = ?1 AND woken IS NOT NULL AND key IN (SELECT key FROM json_each(?2)));
 
 -- name: children
--- The unfinished runs a run (?1) waits for.
+-- The unfinished children of its own that a run (?1) waits for.
 SELECT r.seq, r.id FROM waits AS w JOIN runs AS r ON r.id = substr(w.topic, 5)
-WHERE w.run_seq = ?1 AND w.topic LIKE 'run:%' AND r.finished_at IS NULL;
+WHERE w.run_seq = ?1 AND w.topic LIKE 'run:%' AND w.shared IS NULL AND r.finished_at IS NULL;
+
+-- name: share
+-- The wait of a run (?1) at a step (?2) is for a run that is the work of somebody else: its topic
+-- (?3).
+UPDATE waits SET topic = ?3, shared = 1 WHERE run_seq = ?1 AND key = ?2;
 
 -- name: approvals
 -- The waits of a run (?1) for topics that begin so (?2), or only that of a step (?3).

@@ -1,0 +1,62 @@
+"""Conditions: what a flow asks of a new run before it is stored, as plain data for the journal.
+
+The journal decides them in the transaction that would store the run, in the order of arrival and in
+this order: `unique`, `mode`, rate limits, the bound. The keys are those of the run itself, by place
+(`NewRun.keys`). What each means is in `service/flowcontrol`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Literal, TypeAlias
+
+Mode: TypeAlias = Literal["skip", "replace", "latest"]
+"""What happens to a new run while another one of its key is under way."""
+
+Until: TypeAlias = Literal["done"] | timedelta
+"""How long a run keeps its unique key: until it has ended, or so long since it was accepted."""
+
+UNIQUE_PLACE = "unique"
+MODE_PLACE = "mode"
+CANCEL_PLACE = "cancel_on"
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitRule:
+    """At most `count` accepted runs in any `period`.
+
+    `place` is where a run keeps its key, None if the rule has none; `log` names the log of accepted
+    runs that is counted, which flows may share; `words` is the rule as the author wrote it.
+    """
+
+    place: str | None
+    log: str
+    count: int
+    period: timedelta
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What a flow asks of a new run; None or empty for what it does not declare."""
+
+    unique: Until | None = None
+    mode: Mode | None = None
+    rate_limits: tuple[RateLimitRule, ...] = ()
+    max_queued: int | None = None
+
+    def of_child(self) -> Conditions | None:
+        """Return what is asked of a run that another run awaits: no rate limit counts it."""
+        return _some(replace(self, rate_limits=()))
+
+    def of_replay(self) -> Conditions | None:
+        """Return what is asked of a replay: the mode alone."""
+        return _some(Conditions(mode=self.mode))
+
+
+_NONE = Conditions()
+
+
+def _some(conditions: Conditions) -> Conditions | None:
+    return None if conditions == _NONE else conditions

@@ -1,0 +1,49 @@
+"""Mode: what happens to a new run while another one of its key is under way.
+
+`mode="skip"` ends the new one; `"replace"` cancels every older one, and the new one starts when
+they have ended; `"latest"` lets the one under way end, and of those that wait only the newest
+stays. Without `key=` the flow has one key. The journal decides this where it stores the run; the
+gate here keeps the runs of a key from overlapping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+from turnout.service.domain.conditions import MODE_PLACE
+from turnout.service.domain.conditions import Mode as Kind
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.event import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What happens to a new run while another one of its key is under way."""
+
+    kind: Kind
+    per: Callable[[Event], Hashable]
+    place: ClassVar[str] = MODE_PLACE
+    option: ClassVar[str] = "key="
+
+
+def whole_flow(event: Event) -> str:
+    """Return the one key of a flow without `key=`."""
+    return ""
+
+
+def checked_mode(mode: object, key: object) -> Mode | None:
+    """Return what `mode=` and `key=` declare; raises `SetupError` for what they cannot mean."""
+    if mode is None:
+        if key is None:
+            return None
+        raise SetupError(
+            'key= says which runs mode= is about; write mode="skip", "replace" or "latest" with '
+            "it, or limit(1, per=…) for one run of a key at a time"
+        )
+    if mode not in get_args(Kind):
+        raise SetupError(f'mode={mode!r}: write "skip", "replace" or "latest"')
+    if key is not None and not callable(key):
+        raise SetupError(f"key={key!r}: write a function, key=lambda event: …")
+    return Mode(mode, whole_flow if key is None else key)  # type: ignore[arg-type]  # checked above

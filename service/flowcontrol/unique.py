@@ -1,0 +1,56 @@
+"""Unique: has somebody asked for this work? `unique=unique(lambda event: …, until="7d")`.
+
+The second to ask gets the id of the first run, and a decision; its own run is skipped. That is
+another question than identity (is this the same delivery?) and mode (is such work under way?). It
+is asked once, when the event arrives: a replay and a retry are not asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import ClassVar
+
+from turnout.service.domain.conditions import UNIQUE_PLACE, Until
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.event import Event
+from turnout.service.domain.units import parse_duration
+
+MAX_UNTIL = timedelta(days=366)
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """One run for each key, until it has ended, or within a time of its acceptance."""
+
+    per: Callable[[Event], Hashable]
+    until: Until = "done"
+    place: ClassVar[str] = UNIQUE_PLACE
+    option: ClassVar[str] = "unique="
+
+
+def unique(key: Callable[[Event], Hashable], *, until: str | timedelta = "done") -> Unique:
+    """Declare that work is asked for once: `unique(lambda event: event.data["invoice"])`.
+
+    With `until="done"` a run has its key from its acceptance until it has ended, however it ends.
+    With a duration such as `"7d"`, a year at most, it has its key for that long after its
+    acceptance; a run that has failed, was cancelled or was refused by another rule gives it up at
+    once. `key` is asked once, when the event arrives; None means that the event has no key and
+    starts its own run. Raises `SetupError` for what cannot be a key or a duration.
+    """
+    if not callable(key):
+        raise SetupError(f"unique({key!r}): write a function, unique(lambda event: …)")
+    return Unique(key, "done" if until == "done" else _duration(until))
+
+
+def _duration(until: str | timedelta) -> timedelta:
+    try:
+        length = parse_duration(until)
+    except SetupError:
+        raise SetupError(
+            f'unique(until={until!r}): write until="done", or a duration such as "7d"'
+        ) from None
+    if not timedelta(0) < length <= MAX_UNTIL:
+        raise SetupError(f"unique(until={until!r}): a duration is above 0 and a year at most")
+    return length
