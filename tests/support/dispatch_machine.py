@@ -40,6 +40,7 @@ from turnout import flow, limit, retry
 from turnout.service.app.reload import reload_project
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
+from turnout.service.journal.records import StoredPause
 from turnout.service.operate.verbs import Cancel, Drop, Pause, ReplayDead, Resume, Retry
 from turnout.service.project import AnyFlow, Project
 
@@ -214,8 +215,8 @@ class DispatchMachine(RuleBasedStateMachine):
             if self.named[run.id] == was and (run.state not in ENDED or run.dead):
                 self.named[run.id] = name
 
-    def told_pause_done(self, name: str, result: None) -> None:
-        self.paused.add(name)
+    def told_pause_done(self, pause: StoredPause, result: None) -> None:
+        self.paused.add(pause.name)
 
     def told_resume_done(self, name: str, result: None) -> None:
         self.paused.discard(name)

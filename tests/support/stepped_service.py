@@ -39,7 +39,7 @@ PATIENCE_SECONDS = 60.0
 READS = {
     "child", "due", "due_actions", "event", "event_ended", "event_of", "events",
     "next_due_at", "orphans", "pauses", "positions", "queued", "queued_for_key", "run", "runs",
-    "shapes", "steps", "waits",
+    "shapes", "steps", "waiting", "waits",
 }  # fmt: skip
 SUBMITTED = {"append", "record_step", "record_with"}  # the call itself asks, and returns a future
 
