@@ -46,6 +46,8 @@ from turnout.service.steps.services import Sleep
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Counts, Metrics
 
+from .due_metrics import DueMetrics
+
 log = get_logger("turnout")
 
 STOPPING = "the service is stopping"
@@ -118,6 +120,9 @@ class Process:
             skipped=self._run_skipped,
         )
         self.pauses = Pauses(journal, self.dispatcher, self, self.emitters, tasks, now=now)
+        self.due_metrics = DueMetrics(
+            journal, self.dispatcher, metrics, project=lambda: self.project, now=now
+        )
         self.waiters = Waiters(journal, settings.max_waiters)
         submit = Submit(self.dispatcher, metrics, now=now)
         executor.set_host(

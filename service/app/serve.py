@@ -124,6 +124,7 @@ async def _live(
         problems=process.problems,
         warnings=process.warnings,
         rest=lambda: _load_rest(process),
+        count=process.due_metrics.refresh,
         now=process.wall,
     )
     server = Server(ingest, sock, settings)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from turnout.service.domain.errors import ClaimLost, JournalFull
 from turnout.service.domain.run import FINISHED, Outcome, RunState
+from turnout.service.domain.waiting import Cause
 from turnout.service.flowcontrol.gate import Candidate
 from turnout.service.journal.contract import Work
 from turnout.service.journal.records import ClaimedRun
@@ -84,14 +85,21 @@ class _RunningAttempt:
 class _Meters:
     """The metrics of one flow, with its label looked up once."""
 
-    __slots__ = ("_attempts", "_by_state", "flow", "run_seconds", "wait_seconds")
+    __slots__ = ("_attempts", "_by_state", "_waits", "_waits_by_cause", "flow", "run_seconds")
 
     def __init__(self, metrics: Metrics, flow: str) -> None:
         self.flow = flow
         self.run_seconds: Histogram = metrics.run_seconds.labels(flow)
-        self.wait_seconds: Histogram = metrics.run_wait_seconds.labels(flow)
+        self._waits = metrics.run_wait_seconds
+        self._waits_by_cause: dict[Cause, Histogram] = {}
         self._attempts = metrics.attempts
         self._by_state: dict[RunState, Counter] = {}
+
+    def wait_seconds(self, cause: Cause) -> Histogram:
+        histogram = self._waits_by_cause.get(cause)
+        if histogram is None:
+            histogram = self._waits_by_cause[cause] = self._waits.labels(self.flow, cause)
+        return histogram
 
     def count(self, state: RunState) -> None:
         counter = self._by_state.get(state)
@@ -207,7 +215,7 @@ class Attempts:
             if self._running.get(run.claim.run_id) is attempt:
                 del self._running[run.claim.run_id]
             self._gates.attempt_ended(attempt.entered, run, flow, recorded)
-        self._observe(run, final.state, started_at, ended_at or self._now())
+        self._observe(attempt, final.state, started_at, ended_at or self._now())
         await self._ended(run, final, attempt.state)
 
     async def _outcome_without_claim(self, run_id: str) -> Outcome:
@@ -266,16 +274,16 @@ class Attempts:
                 return now
 
     def _observe(
-        self, run: ClaimedRun, state: RunState, started_at: datetime, ended_at: datetime
+        self, attempt: _RunningAttempt, state: RunState, started_at: datetime, ended_at: datetime
     ) -> None:
+        run = attempt.run
         meters = self._meters.get(run.flow)
         if meters is None:
             meters = self._meters[run.flow] = _Meters(self._metrics, run.flow)
         meters.count(state)
         took, waited = ended_at - started_at, max(started_at - run.due_at, _NONE)
-        observe_together(
-            meters.run_seconds, took.total_seconds(), meters.wait_seconds, waited.total_seconds()
-        )
+        waits = meters.wait_seconds(attempt.entered.cause or Cause.TURN)
+        observe_together(meters.run_seconds, took.total_seconds(), waits, waited.total_seconds())
 
 
 async def until_writable(journal: Work) -> None:

@@ -133,6 +133,11 @@ class Dispatcher:
         """Whether queued runs may start: the flow is not paused, the service not stopping."""
         return not (self._stopping or self._scheduler.queue(flow).paused)
 
+    def may_start(self, flow: str) -> bool:
+        """Whether runs of a flow may start: it is served and not paused."""
+        queue = self._scheduler.find(flow)
+        return queue is not None and not queue.paused
+
     # ------------------------------------------------------------ new runs
 
     def reserve(self, run: NewRun, flow: AnyFlow, now: datetime) -> None:

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 from turnout.service.domain.run import Keys
+from turnout.service.domain.waiting import Cause
 
 
 class Candidate(Protocol):
@@ -31,6 +32,8 @@ class Candidate(Protocol):
     def keys(self) -> Keys | None: ...  # noqa: D102
     @property
     def isolated(self) -> bool: ...  # noqa: D102
+    @property
+    def cause(self) -> Cause | None: ...  # noqa: D102
 
 
 Answer: TypeAlias = datetime | Literal["behind"] | None

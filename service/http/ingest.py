@@ -131,6 +131,7 @@ class Ingest:
         problems: Callable[[], Sequence[str]],
         warnings: Callable[[], Sequence[str]] = tuple,
         rest: Callable[[], Awaitable[App]],
+        count: Callable[[], Awaitable[None]] | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._settings = settings
@@ -138,6 +139,7 @@ class Ingest:
         self._reasons = problems
         self._warnings = warnings
         self._load_rest = rest
+        self._count = count
         self._rest: App | None = None
         self._rest_lock = asyncio.Lock()
         self._now = now
@@ -228,6 +230,8 @@ class Ingest:
                 scope = {**scope, "method": "GET"}
             await app(self._under_root(scope), receive, send)
         elif scope["method"] in ("GET", "HEAD"):
+            if path == b"/metrics" and self._count is not None:
+                await self._count()
             await answer(page(), send, with_body=scope["method"] == "GET")
         else:
             await refuse(_PAGE_METHODS, scope, receive, send)

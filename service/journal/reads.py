@@ -17,7 +17,9 @@ from .records import (
     AttemptRecord,
     Cached,
     ChildEnd,
+    DueCount,
     Filter,
+    InLine,
     OpenStep,
     StepRecord,
     StoredEvent,
@@ -42,6 +44,15 @@ class RunReads(Protocol):
         Records of what would undo a step are left out. With `at_most_bytes`, results are left out
         once those before them come to so many bytes.
         """
+
+    async def places_in_line(self, runs: Sequence[InLine]) -> list[int]:
+        """Return for each run its place among the queued ones of its line, from 1 to a bound.
+
+        Runs are counted in order of arrival.
+        """
+
+    async def due_counts(self, now: datetime) -> list[DueCount]:
+        """Return for each flow with unfinished runs how many are due, or will be."""
 
     async def open_steps(self, run_seqs: Sequence[int]) -> list[OpenStep]:
         """Return the steps at which these runs wait, up to a bound for all of them."""

@@ -15,6 +15,7 @@ from turnout.service.domain.conditions import Conditions
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Keys, Run, RunError, RunState
+from turnout.service.domain.waiting import Cause
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -36,6 +37,7 @@ class NewRun:
     """
 
     isolated: ClassVar[bool] = False
+    cause: ClassVar[Cause] = Cause.NONE
 
     id: str
     flow: str
@@ -321,7 +323,7 @@ class Queued:
     read again. `is_due` says that the run was scheduled, retrying or waiting before, not queued.
     `begun` says that it was claimed before, `resumes` that it comes back from a wait.
     `weight` is its estimated memory in bytes. `token` is the number of its admission while it is
-    inside the gates, else 0.
+    inside the gates, else 0. `cause` is what first kept it from starting.
     """
 
     seq: int
@@ -339,6 +341,7 @@ class Queued:
     is_due: bool = False
     weight: int = 0
     token: int = 0
+    cause: Cause | None = None
 
 
 # ---------------------------------------------------------------- what is read
@@ -370,6 +373,27 @@ class AttemptRecord:
     state: RunState
     error: RunError | None
     log: bytes | None
+
+
+class DueCount(NamedTuple):
+    """How many runs of a flow are due and not started, since when, and how many are due later.
+
+    `scheduled` are those that wait for a time that has been set, or for their next try.
+    """
+
+    flow: str
+    due: int
+    oldest: datetime | None
+    scheduled: int
+
+
+class InLine(NamedTuple):
+    """A queued run in a line: of its flow or, with a place, of those with its key there."""
+
+    run_seq: int
+    flow: str
+    place: str | None
+    key: str | None
 
 
 class OpenStep(NamedTuple):

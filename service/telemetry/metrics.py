@@ -56,7 +56,19 @@ class Metrics:
         self.runs_ended = counter("runs", "Runs that ended, by outcome.", "flow", "outcome")
         self.attempts = counter("attempts", "Attempts by outcome.", "flow", "outcome")
         self.run_seconds = histogram("run_seconds", "How long an attempt ran.", "flow")
-        self.run_wait_seconds = histogram("run_wait_seconds", "From due to started.", "flow")
+        self.run_wait_seconds = histogram(
+            "run_wait_seconds", "From due to started, by what kept it waiting.", "flow", "cause"
+        )
+        self.due_runs = gauge("due_runs", "Runs that could start now, and have not.", "flow")
+        self.oldest_due_seconds = gauge(
+            "oldest_due_seconds", "How long the first of them has been due; 0 without one.", "flow"
+        )
+        self.scheduled_runs = gauge(
+            "scheduled_runs", "Runs whose time, or next try, has not come.", "flow"
+        )
+        self.limit_used = gauge("limit_used", "Places in use at a named limit.", "limit")
+        self.limit_max = gauge("limit_max", "Places of a named limit.", "limit")
+        self.limit_due = gauge("limit_due", "Due runs of the flows that share it.", "limit")
         self.steps = counter("steps", "Tries of steps by outcome.", "flow", "task", "outcome")
         self.step_seconds = histogram("step_seconds", "How long a step ran.", "flow", "task")
         self.trigger_up = gauge("trigger_up", "1 while the trigger watches.", "trigger")

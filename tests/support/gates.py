@@ -9,6 +9,7 @@ from typing import Any
 from turnout import flow
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Keys
+from turnout.service.domain.waiting import Cause
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -24,6 +25,7 @@ class Asking:
     isolated: bool = False
     flow: str = "bill"
     token: int = 0
+    cause: Cause | None = None
 
 
 def declare(name: str = "bill", **policy: Any) -> Flow[..., Any]:

@@ -39,9 +39,11 @@ from turnout.service.journal.records import (
     Claim,
     ClaimedRun,
     Decision,
+    DueCount,
     EndedEvent,
     Entry,
     Filter,
+    InLine,
     Move,
     NewRun,
     Opening,
@@ -1188,6 +1190,43 @@ class JournalContract:
             assert await journal.run("aaaaaaaa") is None
             assert await journal.run("bbbbbbb") is None
             assert await journal.run("cccccccc") is None
+
+    # ---------------------------------------------------------------- lines
+
+    async def test_a_queued_run_has_a_place_in_each_of_its_lines(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            other, *runs = [
+                make_run(flow, order_key=key, keys={"limit": key})
+                for flow, key in (("ship", "a"), ("bill", "a"), ("bill", "b"), ("bill", "a"))
+            ]
+            for run in (other, *runs):
+                await put(journal, run)
+            asked = [
+                InLine(runs[2].seq, "bill", place, key)
+                for place, key in ((None, None), ("order", "a"), ("limit", "a"), ("limit", "b"))
+            ]
+            assert await journal.places_in_line(asked) == [3, 2, 2, 1]
+            await claim_all(journal, [runs[0].seq])
+            assert await journal.places_in_line(asked) == [2, 1, 1, 1]
+
+    async def test_runs_are_counted_as_due_or_scheduled_by_flow(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            for flow in ("bill", "bill", "ship"):
+                await put(journal, make_run(flow))
+            for flow, due in (("bill", 5), ("bill", 50), ("rest", 60)):
+                claimed = await start(journal, flow)
+                await finish(journal, claimed, ended(S.RETRYING, due_at=at(due)))
+            sleeping = await start(journal, "nap")
+            await finish(journal, sleeping, ended(S.WAITING, due_at=at(20)))
+            counts = {each.flow: each for each in await journal.due_counts(at(10))}
+            assert counts == {
+                "bill": DueCount("bill", 3, NOW, 1),
+                "ship": DueCount("ship", 1, NOW, 0),
+                "rest": DueCount("rest", 0, None, 1),
+            }
+            counts = {each.flow: each for each in await journal.due_counts(at(55))}
+            assert counts["bill"] == DueCount("bill", 4, NOW, 0)
+            assert counts["nap"] == DueCount("nap", 1, at(20), 0)
 
     # ---------------------------------------------------------------- cache
 

@@ -26,7 +26,9 @@ from turnout.service.journal.records import (
     AttemptRecord,
     Cached,
     ChildEnd,
+    DueCount,
     Filter,
+    InLine,
     OpenStep,
     StepRecord,
     StoredEvent,
@@ -35,7 +37,7 @@ from turnout.service.journal.records import (
     WaitingRuns,
 )
 
-from . import cache
+from . import cache, lines
 from .blobs import BlobStore
 from .columns import selected
 from .connection import open_for_reading, translate
@@ -199,6 +201,14 @@ class SqliteReader:
             Wait(key=key, topic=topic, woken=woken, latest=latest, answer=said and said.encode())
             for key, topic, woken, latest, said in rows
         ]
+
+    async def places_in_line(self, runs: Sequence[InLine]) -> list[int]:
+        """Return for each run its place among the queued ones of its line, from 1 to a bound."""
+        return await self.read(lambda connection: lines.places_in_line(connection, runs))
+
+    async def due_counts(self, now: datetime) -> list[DueCount]:
+        """Return for each flow with unfinished runs how many are due, or will be."""
+        return await self.read(lambda connection: lines.due_counts(connection, now))
 
     async def open_steps(self, run_seqs: Sequence[int]) -> list[OpenStep]:
         """Return the steps at which these runs wait, up to a bound for all of them."""

@@ -10,6 +10,43 @@ SELECT state, result, error, returned, refused FROM runs WHERE id = ?1;
 SELECT key, topic, woken, latest, answer FROM waits
 WHERE run_seq = ?1 AND (?2 IS NULL OR key = ?2) ORDER BY key;
 
+-- name: place_in_flow
+-- How many queued runs of a flow (?1) are there up to one (?2), at most so many (?3).
+SELECT count(*) FROM (
+    SELECT 1 FROM runs INDEXED BY runs_by_state
+    WHERE state = 'queued' AND flow = ?1 AND seq <= ?2 LIMIT ?3);
+
+-- name: place_in_order
+-- How many queued runs of a flow (?1) and an ordering key (?4) are there up to one (?2).
+SELECT count(*) FROM (
+    SELECT 1 FROM runs INDEXED BY runs_by_order
+    WHERE state = 'queued' AND flow = ?1 AND order_key = ?4 AND seq <= ?2 LIMIT ?3);
+
+-- name: place_at_key
+-- How many queued runs of a flow (?1) with a key (?4) at a place (?5) are there up to one (?2).
+SELECT count(*) FROM (
+    SELECT 1 FROM run_keys AS k CROSS JOIN runs AS r ON r.seq = k.run_seq
+    WHERE k.flow = ?1 AND k.place = ?5 AND k.key = ?4 AND k.run_seq <= ?2 AND r.state = 'queued'
+    LIMIT ?3);
+
+-- name: queued_by_flow
+-- How many runs of each flow are queued, and since when the first.
+SELECT q.flow, q.number, (SELECT queued_at FROM runs WHERE seq = q.first) FROM (
+    SELECT flow, count(*) AS number, min(seq) AS first FROM runs INDEXED BY runs_by_state
+    WHERE state = 'queued' GROUP BY flow) AS q;
+
+-- name: due_by_flow
+-- How many runs of each flow that waited for their time (?1) are due, and since when the first;
+-- of them that were scheduled or retrying.
+SELECT flow, count(*), min(due_at), sum(state != 'waiting') FROM runs INDEXED BY runs_due
+WHERE (state = 'scheduled' OR state = 'retrying' OR state = 'waiting') AND due_at <= ?1
+GROUP BY flow;
+
+-- name: scheduled_by_flow
+-- How many runs of each flow are scheduled or retrying, due or not.
+SELECT flow, count(*) FROM runs INDEXED BY runs_by_state
+WHERE state = 'scheduled' OR state = 'retrying' GROUP BY flow;
+
 -- name: open_steps
 -- The steps at which runs (?1, a JSON array) wait, at most so many (?2).
 SELECT json_group_array(json_array(run_seq, key, task, state, origin, CAST(result AS TEXT)))

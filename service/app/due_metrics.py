@@ -1,0 +1,67 @@
+"""The metrics of what waits: due and scheduled runs of each flow, and the places of named limits.
+
+They are counted in the journal when somebody asks for metrics, on a reading thread: counting a
+million queued runs takes about a tenth of a second, so a count is used again for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+
+from turnout.service.dispatch.dispatcher import Dispatcher
+from turnout.service.domain.errors import JournalError
+from turnout.service.journal.reads import Reads
+from turnout.service.journal.records import DueCount
+from turnout.service.project import Project
+from turnout.service.telemetry.metrics import Metrics
+
+_USED_AGAIN_SECONDS = 2.0
+
+
+class DueMetrics:
+    """Sets the gauges of what waits."""
+
+    def __init__(
+        self,
+        journal: Reads,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        *,
+        project: Callable[[], Project],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._journal = journal
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._project = project
+        self._now = now
+        self._lock = asyncio.Lock()
+        self._counted_at = float("-inf")
+
+    async def refresh(self) -> None:
+        """Count anew, unless that was done just now; if the disk fails the last count stays."""
+        async with self._lock:
+            loop = asyncio.get_running_loop()
+            if loop.time() - self._counted_at < _USED_AGAIN_SECONDS:
+                return
+            with suppress(JournalError):
+                now = self._now()
+                counts = {each.flow: each for each in await self._journal.due_counts(now)}
+                self._show(counts, now)
+                self._counted_at = loop.time()
+
+    def _show(self, counts: Mapping[str, DueCount], now: datetime) -> None:
+        """Show each flow that is served or has runs; a paused one has none that could start."""
+        metrics = self._metrics
+        for gauge in (metrics.due_runs, metrics.oldest_due_seconds, metrics.scheduled_runs):
+            gauge.clear()
+        for flow in {*self._project().flows, *counts}:
+            count = counts.get(flow, DueCount(flow, 0, None, 0))
+            is_due = count.oldest is not None and self._dispatcher.may_start(flow)
+            metrics.scheduled_runs.labels(flow).set(count.scheduled)
+            metrics.due_runs.labels(flow).set(count.due if is_due else 0)
+            seconds = (now - count.oldest).total_seconds() if is_due and count.oldest else 0
+            metrics.oldest_due_seconds.labels(flow).set(max(seconds, 0))

@@ -1,0 +1,75 @@
+"""What waits is seen in the metrics: runs that could start, since when, and those of later."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.support.program import Program
+from tests.support.running import Running, eventually, make_event, running
+from turnout import flow, retry
+from turnout.service.domain.run import RunState
+from turnout.service.operate.verbs import Pause
+
+PROCEED = asyncio.Event()
+
+
+@flow(concurrency=1)
+async def work() -> None:
+    await PROCEED.wait()
+
+
+@flow(retry=retry(1, delay="1h"))
+async def retries() -> None:
+    raise ConnectionError("no answer")
+
+
+@flow
+async def paused() -> None: ...
+
+
+async def gauges(service: Running, name: str) -> dict[str, float]:
+    """Return the values of a gauge, by flow."""
+    await service.process.due_metrics.refresh()
+    lines = service.process.metrics.render().decode().splitlines()
+    found = [line for line in lines if line.startswith(f"turnout_{name}{{")]
+    return {line.split('"')[1]: float(line.split()[-1]) for line in found}
+
+
+async def test_due_and_scheduled_runs_of_each_flow_are_counted(tmp_path: Path) -> None:
+    PROCEED.clear()
+    async with running(tmp_path, [work, retries, paused]) as service:
+        await service.process.operator.do(Pause("paused"))
+        receipts = [await service.emitter([make_event(number)]) for number in range(3)]
+        runs = receipts[0][0].runs
+
+        async def retrying() -> bool:
+            states = [(await service.run(run)).state for run in runs]
+            return RunState.RETRYING in states
+
+        await eventually(retrying)
+        counted = await gauges(service, "due_runs")
+        oldest = await gauges(service, "oldest_due_seconds")
+        scheduled = await gauges(service, "scheduled_runs")
+        PROCEED.set()
+    assert (counted["work"], counted["paused"]) == (2, 0)
+    assert oldest["work"] > 0 and oldest["paused"] == 0
+    assert scheduled["retries"] >= 1
+    assert scheduled["work"] == 0
+
+
+@pytest.mark.timeout(60)
+def test_a_scrape_counts_anew(tmp_path: Path) -> None:
+    flows = tmp_path / "flows.py"
+    flows.write_text(
+        "from turnout import flow, webhook\n@flow(on=webhook('/order'))\ndef order() -> None: ...\n"
+    )
+    with Program(flows=flows, data=tmp_path / "data", log=tmp_path / "log").start() as program:
+        program.ready()
+        answer = program.ask("/metrics")
+    assert answer is not None
+    text = answer.body.decode()
+    assert 'turnout_due_runs{flow="order"} 0.0' in text
+    assert 'turnout_scheduled_runs{flow="order"} 0.0' in text
