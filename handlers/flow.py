@@ -17,6 +17,7 @@ from turnout.service.domain.trigger import Trigger
 from turnout.service.domain.units import parse_timeout
 from turnout.service.flowcontrol.bound import checked_max_queued
 from turnout.service.flowcontrol.cancel_on import CancelOn, Match, checked_cancel_on
+from turnout.service.flowcontrol.dependency import Dependency
 from turnout.service.flowcontrol.limit import Limit, limit
 from turnout.service.flowcontrol.mode import checked_mode
 from turnout.service.flowcontrol.unique import Unique
@@ -127,6 +128,7 @@ def flow(
     cancel_on: Trigger | None = ...,
     match: Match | None = ...,
     max_queued: int | None = ...,
+    needs: Dependency | Iterable[Dependency] = ...,
     retry: RetryPolicy | int | None = ...,
     timeout: str | timedelta | None = ...,
     pool: Pool = ...,
@@ -151,6 +153,7 @@ def flow(
     cancel_on: Trigger | None = None,
     match: Match | None = None,
     max_queued: int | None = None,
+    needs: Dependency | Iterable[Dependency] = (),
     retry: RetryPolicy | int | None = None,
     timeout: str | timedelta | None = None,
     pool: Pool = "thread",
@@ -166,7 +169,8 @@ def flow(
     `concurrency` bounds runs at once (a count, or `limit(8, per=…)`);
     `ordered_by` runs events of one key strictly one after the other (`"key"` and `"partition"` are
     a Kafka record's own; a key of None is not ordered), and `on_dead="block"` holds a key behind
-    its dead letter. `retry` gives the slot back while it waits; the default is none.
+    its dead letter. `needs=dependency("crm")`, or a list, makes runs wait while what they need is
+    down. `retry` gives the slot back while it waits; the default is none.
     `timeout` bounds one attempt. `on_failure` is called once when a run has failed for good (also
     as `process_died`), with the error and the event if it asks for them (`error: RunError, event:
     Event`). `was` is the
@@ -191,6 +195,7 @@ def flow(
                 ordered_by=_order(ordered_by),
                 **_conditions(key, mode, unique, max_queued),
                 cancel_on=_cancel_on(cancel_on, match),
+                needs=_needs(needs),
                 retry=retry_policy(retry),
                 timeout=parse_timeout(timeout),
                 pool=pool,
@@ -306,6 +311,19 @@ def _by_partition(event: Event) -> str | None:
 
 
 _ORDERS = {"key": _by_key, "partition": _by_partition}
+
+
+def _needs(needs: Any) -> tuple[Dependency, ...]:
+    several = isinstance(needs, Iterable) and not isinstance(needs, str)
+    listed = tuple(needs) if several else (needs,)
+    for each in listed:
+        if not isinstance(each, Dependency):
+            raise SetupError(f'needs={each!r}: write needs=dependency("crm"), or a list of them')
+    names = [each.name for each in listed]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SetupError(f"needs= names dependency {twice!r} twice")
+    return listed
 
 
 def _hook(on_failure: Any) -> Any:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from turnout.service.domain.run import Retry as Retry
     from turnout.service.domain.run import RunError as RunError
     from turnout.service.domain.run import Skip as Skip
+    from turnout.service.flowcontrol.dependency import dependency as dependency
     from turnout.service.flowcontrol.limit import limit as limit
     from turnout.service.flowcontrol.unique import unique as unique
     from turnout.service.governance.secrets import secret as secret
@@ -56,6 +57,7 @@ _ROOMS = {
     "by_input": "service.steps.cache",
     "current": "service.steps.context",
     "Event": "service.domain.event",
+    "dependency": "service.flowcontrol.dependency",
     "limit": "service.flowcontrol.limit",
     "unique": "service.flowcontrol.unique",
     "Overloaded": "service.domain.errors",

@@ -19,6 +19,7 @@ from typing import Any
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.dispatch.executor import Executor
 from turnout.service.dispatch.waiters import Waiters
+from turnout.service.domain.breaker import BreakerState
 from turnout.service.domain.event import Event
 from turnout.service.domain.resource import Resource, Resources
 from turnout.service.domain.run import FINISHED, Outcome, Run, RunState
@@ -172,6 +173,7 @@ class Process:
                 journal.not_undone(),
                 self.dispatcher.held_slots(),
                 self.pools.waiting,
+                self._breaker_states(),
             )
         )
 
@@ -227,6 +229,14 @@ class Process:
     def _event_ended(self, event_seq: int) -> None:
         self._tasks.create_task(self.after_run_actions.event_ended(event_seq))
 
+    def _breaker_states(self) -> dict[str, int]:
+        """Return the states of the breakers in use as numbers: 0 closed, 1 probing, 2 open."""
+        order = (BreakerState.CLOSED, BreakerState.PROBING, BreakerState.OPEN)
+        return {
+            each.stored.name: order.index(each.stored.state)
+            for each in self.dispatcher.breakers.standings()
+        }
+
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
@@ -246,6 +256,7 @@ class Process:
         for shape in await self.journal.shapes():
             self.awaited.watch(shape)
         await self.resources.start(resources_of(self.project))
+        self.dispatcher.breakers.restore(await self.journal.breakers(), self.now())
         await self.pauses.open()
         self.apply(self.project)
         ready = asyncio.Event()

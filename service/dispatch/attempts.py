@@ -8,7 +8,7 @@ and when (`dispatcher`), what a run does (`executor`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from contextvars import Context, copy_context
 from datetime import datetime, timedelta
@@ -44,6 +44,12 @@ class Gates(Protocol):
         self, entered: Candidate, run: ClaimedRun, flow: AnyFlow | None, outcome: Outcome | None
     ) -> None:
         """Handle the end of an attempt, before anyone else; None: its claim was lost."""
+
+    def probes(self, entered: Candidate, flow: AnyFlow) -> Collection[str]:
+        """Return what a flow needs for which this attempt goes alone."""
+
+    def judge(self, entered: Candidate, flow: AnyFlow, outcome: Outcome) -> None:
+        """Take what an outcome says about what the flow needs, before it is recorded."""
 
     def stop_starting(self) -> None:
         """Start nothing more: an unexpected error ends the process."""
@@ -205,8 +211,12 @@ class Attempts:
             if attempt.previous is not None and attempt.previous.task is not None:
                 await asyncio.wait([attempt.previous.task])
                 attempt.previous = None
+            if flow is not None and flow.needs:
+                attempt.state.probes = self._gates.probes(attempt.entered, flow)
             started_at = self._now()
             outcome = await self._execute(attempt, flow)
+            if flow is not None and flow.needs:
+                self._gates.judge(attempt.entered, flow, outcome)
             ended_at = await self._record(attempt, outcome, started_at)
             if ended_at is not None:
                 recorded = outcome

@@ -21,6 +21,7 @@ from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import CALLED, Event
 from turnout.service.domain.run import Outcome, Run, RunState
 from turnout.service.domain.waiting import Waiting
+from turnout.service.flowcontrol.dependency import Breakers
 from turnout.service.flowcontrol.gate import Candidate
 from turnout.service.journal.contract import Work
 from turnout.service.journal.records import Appended, Claim, ClaimedRun, NewRun, Queued
@@ -29,6 +30,7 @@ from turnout.service.telemetry.metrics import Metrics
 
 from .attempts import Attempts, Ended, until_writable
 from .backpressure import Backpressure
+from .breakers import WrittenBreakers
 from .due import DueRuns
 from .executor import Executor
 from .scheduling import Scheduler
@@ -60,6 +62,7 @@ class Dispatcher:
         self._now = now
         self._flows: dict[str, AnyFlow] = {}
         self._scheduler = Scheduler(journal, concurrency)
+        self._written_breakers = WrittenBreakers(journal, self._scheduler.breakers)
         self._due = DueRuns(journal, self._scheduler, now=now)
         self._work = self._scheduler.work
         self._stopping = False
@@ -202,6 +205,11 @@ class Dispatcher:
         """Return what keeps a run from starting; None if it could not start now anyway."""
         return self._scheduler.waits_for(run)
 
+    @property
+    def breakers(self) -> Breakers:
+        """The breakers of what flows need."""
+        return self._scheduler.breakers
+
     def backpressure(self) -> Backpressure:
         """Return the back-pressure for one trigger whose source keeps unread events."""
         return Backpressure(self._scheduler)
@@ -214,6 +222,11 @@ class Dispatcher:
     def holders(self, flow: str, order_key: str) -> Collection[str]:
         """Return the ids of the runs that hold an ordering key; more than one after a rename."""
         return self._scheduler.queue(flow).gates.order.holders(order_key)
+
+    @property
+    def known_due(self) -> frozenset[int]:
+        """The seqs of the due runs in memory: a gate refuses them, or they are about to start."""
+        return self._scheduler.known_due
 
     def next_alarm_at(self) -> datetime | None:
         """Return the next instant at which a run asks again that a gate has refused until then."""
@@ -392,6 +405,14 @@ class Dispatcher:
     def enter_again(self, entered: Candidate) -> None:
         """Let a run that left early enter again: the outcome could not be written."""
         self._scheduler.queue(entered.flow).gates.enter(entered, self._now())
+
+    def probes(self, entered: Candidate, flow: AnyFlow) -> Collection[str]:
+        """Return what a flow needs for which this attempt goes alone."""
+        return self._scheduler.breakers.probed_by(entered, flow.needs, self._now())
+
+    def judge(self, entered: Candidate, flow: AnyFlow, outcome: Outcome) -> None:
+        """Tell the breakers of what a flow needs how an attempt has ended."""
+        self._scheduler.breakers.ended(entered, flow.needs, outcome, self._now())
 
     def stop_starting(self) -> None:
         """Start nothing more: an unexpected error is about to end the process.

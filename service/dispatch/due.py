@@ -18,7 +18,8 @@ from .scheduling import Scheduler
 BATCH = 500
 MAX_PAUSE_SECONDS = 60.0
 MIN_PAUSE_SECONDS = 0.05
-"""Due runs already in memory are due in the past: check again soon, not at once."""
+KNOWN_PAUSE_SECONDS = 1.0
+"""Due runs in memory wait for a gate, which asks them itself: look again, but not often."""
 
 
 class DueRuns:
@@ -45,7 +46,8 @@ class DueRuns:
         while True:
             self._recheck.clear()
             before = self._scheduler.known_due | self.orphans
-            rows = await self._journal.due(self._now(), len(before) + BATCH)
+            read_at = self._now()
+            rows = await self._journal.due(read_at, len(before) + BATCH)
             # A run claimed during the read is still in its answer.
             known = self._scheduler.known_due | before
             fresh = [row for row in rows if row.seq not in known]
@@ -57,15 +59,14 @@ class DueRuns:
                     self._scheduler.add_due(row, queue)
             if fresh:
                 continue
-            seconds = await self._seconds_until_next()
+            seconds = await self._seconds_until_next(read_at, KNOWN_PAUSE_SECONDS if rows else None)
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):  # before 3.12, wait_for may swallow a cancel
                     await self._recheck.wait()
 
-    async def _seconds_until_next(self) -> float:
-        due_at = await self._journal.next_due_at()
+    async def _seconds_until_next(self, read_at: datetime, at_most: float | None) -> float:
+        due_at = await self._journal.next_due_at(read_at)
+        longest = MAX_PAUSE_SECONDS if at_most is None else at_most
         if due_at is None:
-            return MAX_PAUSE_SECONDS
-        return min(
-            max((due_at - self._now()).total_seconds(), MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS
-        )
+            return longest
+        return min(max((due_at - self._now()).total_seconds(), MIN_PAUSE_SECONDS), longest)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from turnout.service.domain.error_groups import deciding, is_final, leaves
+from turnout.service.domain.error_groups import asked_pause, deciding, is_final, leaves
 from turnout.service.domain.errors import (
     FOREIGN,
     ClaimLost,
@@ -44,6 +44,7 @@ from turnout.service.steps.suspension import Suspend
 from turnout.service.telemetry.metrics import Metrics
 
 from .file_check import FILE_TYPES, check_file_unchanged
+from .spared import spared
 
 
 class Executor:
@@ -162,8 +163,15 @@ class Executor:
             return Outcome(state=RunState.QUEUED, counts=False)
         if isinstance(decides, Skip):
             return Outcome(state=RunState.SKIPPED, reason=secrets.mask(message_of(decides)))
+        if flow.needs or asked_pause(error) is not None:
+            not_spent = spared(context, flow, error)
+            if not_spent is not None:
+                return not_spent
         outcome = Outcome(
-            state=RunState.FAILED, error=describe(error), again=to_run_again(context, error)
+            state=RunState.FAILED,
+            error=describe(error),
+            again=to_run_again(context, error),
+            blames=context.blamed(error),
         )
         if is_final(error):
             return outcome
@@ -179,7 +187,9 @@ async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Out
         context.durable_marks.drop(outcome.again)
         await write_last_marks(context)
     if outcome.state is RunState.FAILED:
+        blames = outcome.blames
         outcome = await _concluded(context, flow, outcome)
+        outcome.blames = blames
     return _with_log(outcome, context)
 
 
@@ -217,6 +227,7 @@ def _suspended(context: RunContext) -> Outcome | None:
         due_at=suspend.due_at,
         waits=suspend.waits,
         counts=False,
+        blames=suspend.blames,
     )
 
 

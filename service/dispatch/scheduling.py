@@ -40,6 +40,8 @@ class Scheduler:
         self._journal = journal
         self._admission = Admission(concurrency)
         self._slots = self._admission.slots
+        self.breakers = self._admission.breakers
+        self.breakers.freed = self._freed
         self._memory = memory.Memory()
         self._alarms = Alarms(self._rung)
         self._queues: dict[str, Queue] = {}
@@ -53,6 +55,8 @@ class Scheduler:
         Queues are read again: runs may be blocked by a rule that has changed, and the arguments of
         prepared claims were bound by replaced code.
         """
+        flows = list(flows)
+        self.breakers.serve(flows, now)
         stopped = set(paused)
         names = set()
         for flow in flows:
@@ -246,6 +250,12 @@ class Scheduler:
             if key is not None:
                 queue.wake_key(key)
             self.activate(queue)
+
+    def _freed(self, dependency: str) -> None:
+        """Ask again the flows that wait for a dependency."""
+        for queue in self.queues():
+            if any(need.dependency == dependency for need in queue.gates.needs):
+                self.activate(queue)
 
     def ring(self) -> None:
         """Ask everything again that waits for an instant: the clock may have been set."""

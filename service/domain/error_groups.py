@@ -67,3 +67,12 @@ def asked_wait(error: Retry) -> timedelta | None:
     with suppress(*FOREIGN):  # it may also be a property of the author's
         return None if error.after is None else parse_duration(error.after)
     return None
+
+
+def asked_pause(error: BaseException) -> str | None:
+    """Return the dependency that an error asks to leave alone: that of its deciding `Retry`."""
+    decides = deciding(error)
+    with suppress(*FOREIGN):  # as in `asked_wait`
+        pause = decides.pause if isinstance(decides, Retry) else None
+        return pause if isinstance(pause, str) else None
+    return None

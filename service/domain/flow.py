@@ -63,6 +63,17 @@ def key_of(rule: Rule, event: Event) -> str | None:
     return None if key is None else foreign.as_key(rule.option, key)
 
 
+class Need(Protocol):
+    """A dependency that a flow declares by `needs=`; its breaker is in `service/flowcontrol`."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def probe(self) -> timedelta: ...  # noqa: D102
+    def blames(self, error: BaseException) -> bool:
+        """Whether an error that ends an attempt counts as a failure of the dependency."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Flow(Generic[P, R]):
     """A function, what starts it, and the policy it runs under."""
@@ -78,6 +89,7 @@ class Flow(Generic[P, R]):
     mode: Rule | None = None
     cancel_on: Cancels | None = None
     conditions: Conditions | None = None
+    needs: tuple[Need, ...] = ()
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: timedelta | None = None
     pool: Pool = "thread"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from . import errors
 from .units import is_duration, parse_duration
@@ -101,6 +101,13 @@ class RunError:
         return {"type": self.type, "message": self.message, "step": self.step}
 
 
+class DependencyPause(NamedTuple):
+    """A run asks that nothing that needs a dependency starts until an instant."""
+
+    dependency: str
+    until: datetime
+
+
 @dataclass(slots=True, kw_only=True)  # not frozen: one is made for each run, at half the cost
 class Outcome:
     """What one attempt came to: the executor returns it, the journal records it.
@@ -113,7 +120,8 @@ class Outcome:
     so are those of the steps `again`.
     `waits` are the steps a waiting run waits at, with the last event each has looked at (0 if
     none): what was woken behind that makes it due at once. `undo` says how the undo of a run that
-    ended went, if there was one.
+    ended went, if there was one. `blames` names the dependencies that failed the attempt, `pause`
+    one that its run asks to leave alone.
     """
 
     state: RunState
@@ -127,6 +135,8 @@ class Outcome:
     waits: Mapping[str, int] = field(default_factory=dict)
     again: Sequence[str] = ()
     undo: Undo | None = None
+    blames: Sequence[str] = ()
+    pause: DependencyPause | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,14 +208,28 @@ class Retry(Exception):
     """Raised by an author to end this attempt and try again after `after`, if the policy allows.
 
     `Retry("not paid yet", after="10m")`: the reason comes first, as in `Fail` and `Skip`.
+
+    With `pause="crm"`, a dependency that the flow needs, all runs that need it wait until then (an
+    hour at most; without `after` as long as its `probe`). That spends no attempt and asks no
+    policy, 20 times in a run; from then on it is a retry like any other.
     """
 
-    def __init__(self, reason: str = "", *, after: str | timedelta | None = None) -> None:
+    def __init__(
+        self,
+        reason: str = "",
+        *,
+        after: str | timedelta | None = None,
+        pause: str | None = None,
+    ) -> None:
         given: object = reason  # also where no type checker looks
         if not isinstance(given, str) or is_duration(given):
             raise TypeError(f"Retry({reason!r}): the reason comes first; write Retry(after=…)")
         super().__init__(reason or "the flow asked for a retry")
         self.after = None if after is None else parse_duration(after)
+        asked: object = pause
+        if asked is not None and not isinstance(asked, str):
+            raise TypeError(f'Retry(pause={pause!r}): write the dependency\'s name, pause="crm"')
+        self.pause = pause
 
 
 class Fail(Exception):

@@ -12,6 +12,7 @@ from itertools import count
 
 from turnout.service.project import AnyFlow
 
+from .dependency import Breaker, Breakers
 from .gate import Candidate, Gate, NamedGates, Refusal
 from .isolation import Isolation
 from .limit import limit_gates
@@ -32,18 +33,21 @@ class Admission:
         self.slots = Slots(concurrency)
         self.isolation = Isolation()
         self.named: NamedGates = {}
+        self.breakers = Breakers()
         self.tokens = count(1)
 
 
 class FlowGates:
     """The gates of one flow: `order`, those it has `declared`, and those all flows share.
 
+    `needs` are the breakers of what it needs; a run waits for them together with its whole flow.
     `inside` holds the runs that have entered and not left, by token.
     """
 
     def __init__(self, admission: Admission) -> None:
         self.order = Order()
         self.declared: tuple[Gate, ...] = ()
+        self.needs: tuple[Breaker, ...] = ()
         self.inside: dict[int, Candidate] = {}
         self._admission = admission
         self._gates: tuple[Gate, ...] = (admission.slots,)
@@ -53,16 +57,13 @@ class FlowGates:
         """Use the rules a flow declares now; runs that are inside enter the gates of these."""
         before, named = self.declared, self._admission.named
         self.declared = tuple(gate for make in GATES for gate in make(flow, named))
-        for run in self.inside.values():
-            for gate in self.declared:
-                if gate not in before:
-                    gate.enter(run, now)
-            for gate in before:
-                if gate not in self.declared:
-                    gate.leave(run)
+        _exchange(before, self.declared, self.inside.values(), now)
+        needs = self._admission.breakers.of(flow, now)
+        _exchange(self.needs, needs, self.inside.values(), now)
+        self.needs = needs
         slots, isolation = self._admission.slots, self._admission.isolation
-        self._gates = (slots, *self.declared)
-        self._gates_of_isolated = (slots, isolation, *self.declared)
+        self._gates = (*needs, slots, *self.declared)
+        self._gates_of_isolated = (*needs, slots, isolation, *self.declared)
 
     def admit(self, run: Candidate, now: datetime) -> Refusal | None:
         """Let a run enter every gate, or none and return the first refusal."""
@@ -105,17 +106,25 @@ class FlowGates:
     def take_over(self, other: FlowGates, now: datetime) -> None:
         """Take the runs and the held keys of a flow that has been renamed to this one."""
         self.order.take_over(other.order)
-        for token, run in other.inside.items():
-            self.inside[token] = run
-            for gate in self.declared:
-                if gate not in other.declared:
-                    gate.enter(run, now)
-            for gate in other.declared:
-                if gate not in self.declared:
-                    gate.leave(run)
+        self.inside.update(other.inside)
+        _exchange(other.declared, self.declared, other.inside.values(), now)
+        _exchange(other.needs, self.needs, other.inside.values(), now)
         other.inside = {}
 
     def places(self) -> int:
         """Return how many more runs of the flow may start, keys apart."""
         places = [gate.places() for gate in self._gates]
         return min(free for free in places if free is not None)
+
+
+def _exchange(
+    before: Iterable[Gate], after: Iterable[Gate], runs: Iterable[Candidate], now: datetime
+) -> None:
+    """Let runs that are inside go over from some gates to others; a shared one may be in both."""
+    for run in runs:
+        for gate in after:
+            if gate not in before:
+                gate.enter(run, now)
+        for gate in before:
+            if gate not in after:
+                gate.leave(run)

@@ -19,6 +19,8 @@ class Candidate(Protocol):
 
     `isolated`: the process died twice in a row while it ran. `token` is the number of its
     admission, unique in this process, while the run is inside the gates; 0 means it is not running.
+    `queued_at` is when the run was accepted, None if it is being accepted now; `due_at` when it was
+    due, None if it was at once.
     """
 
     flow: str
@@ -34,6 +36,10 @@ class Candidate(Protocol):
     def isolated(self) -> bool: ...  # noqa: D102
     @property
     def cause(self) -> Cause | None: ...  # noqa: D102
+    @property
+    def queued_at(self) -> datetime | None: ...  # noqa: D102
+    @property
+    def due_at(self) -> datetime | None: ...  # noqa: D102
 
 
 Answer: TypeAlias = datetime | Literal["behind"] | None

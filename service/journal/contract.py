@@ -19,6 +19,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
+from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Keys, Outcome, Run
 from turnout.service.domain.trigger import Backlog
@@ -156,8 +157,8 @@ class Work(RunReads, Writable, Protocol):
     async def due(self, before: datetime, limit: int) -> list[Queued]:
         """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""
 
-    async def next_due_at(self) -> datetime | None:
-        """Return when the next scheduled, retrying or waiting run is due."""
+    async def next_due_at(self, after: datetime | None = None) -> datetime | None:
+        """Return when the next scheduled, retrying or waiting run is due, `after` an instant."""
 
     async def held_keys(self) -> list[tuple[str, str, str, bool]]:
         """Return (flow, order_key, run_id, dead) of runs that may hold their ordering key.
@@ -196,6 +197,9 @@ class Work(RunReads, Writable, Protocol):
         The next claim of a waiting run may read only the `changed` steps, those this attempt
         recorded, and then it finds `progress` again.
         """
+
+    def record_breaker(self, breaker: StoredBreaker) -> Future[None]:
+        """Submit a change of a breaker at once, in place of an earlier generation."""
 
     async def rescue(self, *, now: datetime) -> Rescued:
         """At start: requeue runs found running; this spends no attempt (see "Crash isolation").

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run
 
@@ -71,6 +72,9 @@ class RunReads(Protocol):
 
     async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
         """Return the cached result of a key, unless it has expired."""
+
+    async def breakers(self) -> list[StoredBreaker]:
+        """Return the breakers of dependencies as they last changed, by name."""
 
     async def read_blob(self, name: str) -> bytes:
         """Return a large result; raises `JournalError` when it is gone or damaged."""

@@ -38,6 +38,7 @@ class NewRun:
 
     isolated: ClassVar[bool] = False
     cause: ClassVar[Cause] = Cause.NONE
+    queued_at: ClassVar[datetime | None] = None
 
     id: str
     flow: str
@@ -124,6 +125,9 @@ than the number of times this work was given up because it killed the process.
 
 REGISTERED = "~on_undo"
 """The task of records that say how to undo a step; they are not listed as steps."""
+
+PAUSED = "~pause"
+"""The task of records that say that the run has paused a dependency; they are not listed either."""
 
 
 @dataclass(frozen=True, slots=True)

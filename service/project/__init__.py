@@ -12,7 +12,7 @@ from typing import Any
 from turnout.service.domain.errors import FOREIGN, SetupError, words_of
 from turnout.service.domain.event import Event
 from turnout.service.domain.event_types import EMITTERS
-from turnout.service.domain.flow import Flow
+from turnout.service.domain.flow import Flow, Need
 from turnout.service.domain.trigger import CalledTrigger, StartsOnType, Trigger
 
 from .listeners import Listeners
@@ -66,6 +66,7 @@ def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
     names: dict[str, AnyFlow] = {}
     triggers: dict[str, tuple[Trigger, AnyFlow]] = {}
     routes: dict[str, tuple[Trigger, AnyFlow]] = {}
+    needs: dict[str, tuple[Need, AnyFlow]] = {}
     for flow in flows:
         first = names.setdefault(flow.name, flow)
         if first is not flow:
@@ -85,6 +86,7 @@ def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
                     "remove that flow, or was=",
                 )
             )
+        found += _need_problems(flow, needs)
         for trigger in dict.fromkeys((*flow.triggers, *flow.watched)):
             found += _trigger_problems(flow, trigger, triggers, routes)
     return found
@@ -115,6 +117,23 @@ def _flow_problems(flow: AnyFlow) -> list[SetupError]:
     except SetupError as error:
         return [error]
     return []
+
+
+def _need_problems(flow: AnyFlow, needs: dict[str, tuple[Need, AnyFlow]]) -> list[SetupError]:
+    """Return the dependencies of a flow of which an earlier one says something else."""
+    found = []
+    for need in flow.needs:
+        known, owner = needs.setdefault(need.name, (need, flow))
+        if known != need:
+            found.append(
+                _at(
+                    flow,
+                    f"flow {flow.name!r} needs {need}, and flow {owner.name!r} "
+                    f"({owner.file}:{owner.line}) needs {known}; say it once and give both flows "
+                    f"the same value",
+                )
+            )
+    return found
 
 
 def _trigger_problems(

@@ -6,6 +6,7 @@ the run was claimed with (`ClaimedRun`), which stays as it is.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from turnout.service.journal.records import ClaimedRun
@@ -16,13 +17,16 @@ class AttemptState:
 
     `has_waits`: the run may have open waits. `changed` are the keys of the steps this attempt
     records, noted where an attempt may follow that keeps the others. `progress` is for the next
-    attempt, which may not get it. `handed_back`: the attempt starts no more steps.
+    attempt, which may not get it. `handed_back`: the attempt starts no more steps. `probes` are the
+    dependencies for which the attempt goes alone, to find out whether they are back: if they are
+    not, it is not spent.
     """
 
-    __slots__ = ("changed", "handed_back", "has_waits", "progress")
+    __slots__ = ("changed", "handed_back", "has_waits", "probes", "progress")
 
     def __init__(self, run: ClaimedRun) -> None:
         self.has_waits = run.has_waits
         self.changed: set[str] = set()
         self.progress: dict[str, Any] = dict(run.progress)
         self.handed_back = False
+        self.probes: Collection[str] = ()

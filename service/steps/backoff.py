@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from turnout.service.domain.error_groups import is_final
+from turnout.service.domain.error_groups import asked_pause, is_final
 from turnout.service.domain.retry import delay_after
 from turnout.service.domain.run import RunError
 
@@ -26,11 +26,27 @@ _UNKNOWN = RunError("Exception", "a try of a step failed")
 
 
 def next_try(call: StepCall, error: Exception) -> float | None:
-    """Return in how many seconds a failed step is tried again, None if it is not."""
-    if is_final(error):
+    """Return in how many seconds a failed step is tried again, None if it is not.
+
+    One that fails for a dependency may end the attempt instead, which is then not spent.
+    """
+    if is_final(error) or ends_attempt(call, error):
         return None
     delay = delay_after(call.task.retry, call.tries, error, now=call.services.wall())
     return None if delay is None else delay.total_seconds()
+
+
+def ends_attempt(call: StepCall, error: BaseException) -> bool:
+    """Whether a step that fails is not tried again now, since its run waits for a dependency.
+
+    The undo of a run follows its own policy.
+    """
+    flow = call.context.flow
+    if flow is None or call.key.startswith("~"):
+        return False
+    pause = asked_pause(error)
+    is_unknown = pause is not None and all(need.name != pause for need in flow.needs)
+    return is_unknown or call.context.spares(error) is not None
 
 
 async def back_off(call: StepCall) -> None:
@@ -43,7 +59,7 @@ async def back_off(call: StepCall) -> None:
     left = (call.not_before - call.services.now()).total_seconds()
     if left > LONGEST_HELD_SECONDS and may_suspend():
         if not await call.context.backoffs.wait(left, call.services.sleep):
-            suspend({}, call.not_before, after=call.last_error or _UNKNOWN)
+            suspend({}, call.not_before, after=call.last_error or _UNKNOWN, blames=call.blames)
     elif left > 0:
         await call.services.sleep(left)
 

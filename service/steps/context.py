@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from asyncio import Future
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,12 +17,13 @@ from typing import Any
 from turnout.service import pools
 from turnout.service.domain.errors import MisplacedTask, NotKept
 from turnout.service.domain.event import Event
-from turnout.service.domain.flow import Flow
+from turnout.service.domain.flow import Flow, Need
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import REGISTERED, Claim, ClaimedRun, StepRecord
 from turnout.service.pools import worker
 from turnout.service.telemetry import logs
 
+from . import needs
 from .attempt_state import AttemptState
 from .backoff import Backoffs
 from .code_change import RecordedSequence
@@ -204,6 +205,16 @@ class RunContext:
             self.durable_marks = DurableMarks(self.record_step, flush)
         self.durable_marks.add(mark)
         return self.durable_marks
+
+    def blamed(self, error: BaseException) -> Sequence[str]:
+        """Return the dependencies of the flow that have failed, by an error that ends a try."""
+        return () if self.flow is None else needs.blamed(self.flow.needs, error)
+
+    def spares(self, error: BaseException) -> Need | None:
+        """Return the dependency for which an attempt that ends by `error` is not spent, if any."""
+        if self.flow is None:
+            return None
+        return needs.spares(self.flow.needs, self.claimed.recorded, self.state.probes, error)
 
     def record_step(self, step: StepRecord) -> Future[None]:
         """Submit a step to the journal at once; it is durable when the future is done."""

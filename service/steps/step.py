@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -35,7 +35,7 @@ from turnout.service.journal.records import RecordedArguments, StepRecord
 from . import codec, failures
 from . import undo as undos
 from .author_code import line_of_call, where
-from .backoff import back_off, next_try
+from .backoff import back_off, ends_attempt, next_try
 from .cache import use_cache
 from .context import RunContext
 from .failures import describe
@@ -64,6 +64,7 @@ class StepCall:
         "_started_at",
         "args",
         "arguments",
+        "blames",
         "context",
         "done",
         "in_error_handler",
@@ -97,6 +98,7 @@ class StepCall:
         self.tries = 0
         self.not_before: datetime | None = None
         self.last_error: RunError | None = None
+        self.blames: Sequence[str] = ()
         self.done: StepRecord | None = None
         self.in_error_handler = sys.exc_info()[0] is not None
         if self.context.pending_calls is not None and (args or kwargs):
@@ -210,6 +212,7 @@ class StepCall:
             self._observe("retried")
             self.not_before = self.services.now() + timedelta(seconds=again_in)
             self.last_error = describe(error)
+            self.blames = self.context.blamed(error)
             return StepRecord(
                 key=self.key,
                 task=self.task.name,
@@ -327,7 +330,9 @@ async def perform(call: StepCall) -> Any:
 
 async def give_up(call: StepCall, failure: Exception) -> Any:
     """End a step that has no tries left: return the task's fallback if it has one, else raise."""
-    if call.task.fallback is not NO_FALLBACK and not is_final(failure):
+    if call.task.fallback is not NO_FALLBACK and not (
+        is_final(failure) or ends_attempt(call, failure)
+    ):
         failures.set_step(failure, call.key)
         try:
             value = await _fallback(call, failure)

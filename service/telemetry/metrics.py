@@ -106,13 +106,14 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Gauges whose values are kept elsewhere: runs, dead letters, slots, waiting calls."""
+    """Gauges whose values are kept elsewhere: runs, dead letters, slots, calls, breakers."""
 
     runs_by_state: Mapping[str, int]
     dead_letters_by_flow: Mapping[str, int]
     not_undone_by_flow: Mapping[str, int]
     slots_by_flow: Mapping[str, int]
     waiting_by_pool: Mapping[str, int]
+    breakers_by_dependency: Mapping[str, int]
 
 
 class _Observed(Collector):
@@ -136,6 +137,12 @@ class _Observed(Collector):
                 "Calls that wait for a thread or a worker process.",
                 "pool",
                 counts.waiting_by_pool,
+            ),
+            (
+                "breaker_state",
+                "0 while runs that need it may start, 1 while one tries it, 2 while they wait.",
+                "dependency",
+                counts.breakers_by_dependency,
             ),
         ):
             family = GaugeMetricFamily(f"turnout_{name}", text, labels=[label])

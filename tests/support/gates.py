@@ -26,6 +26,8 @@ class Asking:
     flow: str = "bill"
     token: int = 0
     cause: Cause | None = None
+    queued_at: datetime | None = None
+    due_at: datetime | None = None
 
 
 def declare(name: str = "bill", **policy: Any) -> Flow[..., Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from turnout.service.domain.breaker import BreakerState, StoredBreaker
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.errors import (
     ClaimLost,
@@ -1013,6 +1014,33 @@ class JournalContract:
             assert len(stored.runs) == 5
             with pytest.raises(NotFound):
                 await journal.replay(first.event_seq + 99, [make_run()], now=at(1))
+
+    async def test_a_breaker_is_kept_as_it_last_changed(self, tmp_path: Path) -> None:
+        closed = StoredBreaker(
+            name="mail", state=BreakerState.CLOSED, generation=4, changed_at=at(1)
+        )
+        opened = StoredBreaker(
+            name="crm",
+            state=BreakerState.OPEN,
+            generation=1,
+            changed_at=at(2),
+            until=at(32),
+            down_since=at(2),
+            reason="10 of the last 12 failed",
+        )
+        async with self.open(tmp_path) as journal:
+            assert await journal.breakers() == []
+            await journal.record_breaker(closed)
+            await journal.record_breaker(opened)
+            longer = replace(opened, until=at(60))
+            probing = replace(opened, state=BreakerState.PROBING, generation=2, until=None)
+            await journal.record_breaker(longer)
+            assert await journal.breakers() == [longer, closed]
+            later = journal.record_breaker(probing)
+            await journal.record_breaker(opened)  # written late: it was overtaken
+            await later
+        async with self.open(tmp_path) as journal:
+            assert await journal.breakers() == [probing, closed]
 
     async def test_pause_and_resume(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

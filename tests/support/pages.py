@@ -28,6 +28,7 @@ PAGES = tuple(
     for name in (
         "README.md",
         "handlers/README.md",
+        "handlers/FLOW_CONTROL.md",
         "triggers/README.md",
         "service/README.md",
         "service/flowcontrol/README.md",
@@ -117,7 +118,7 @@ def metrics_table() -> str:
 
 def _metrics() -> Iterator[tuple[str, str, str]]:
     metrics = Metrics()
-    metrics.observe_counts(lambda: Counts({}, {}, {}, {}, {}))
+    metrics.observe_counts(lambda: Counts({}, {}, {}, {}, {}, {}))
     wrappers = [each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)]
     # The labels' names are public in the exposition only, once a child exists.
     named: dict[str, tuple[str, ...]] = {

@@ -59,6 +59,7 @@ def shrink_bounds(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     monkeypatch.setattr(backpressure, "MIN_SLOTS", 1)
     monkeypatch.setattr(due, "BATCH", 3)
     monkeypatch.setattr(due, "MIN_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(due, "KNOWN_PAUSE_SECONDS", 0.005)
     monkeypatch.setattr(dispatcher, "MAX_BODY_BYTES_IN_MEMORY", rng.choice([0, 60, 8192]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, reveal_type
 
-from turnout import Event, current, flow, gather, limit, resource, retry, task
+from turnout import Event, current, dependency, flow, gather, limit, resource, retry, task
 
 
 @dataclass
@@ -42,6 +42,7 @@ def crunch(numbers: list[int]) -> int:
 @flow(
     when=lambda event: event.data["amount"] > 0,
     concurrency=limit(8, per=lambda event: event.data["customer"]),
+    needs=[dependency("bank", errors=OSError), dependency("crm", probe="1m")],
     retry=2,
     timeout="5m",
 )

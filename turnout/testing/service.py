@@ -47,6 +47,7 @@ _MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 _HAND = "testing"
 _LOOK_SECONDS = 0.0005
 _PATIENCE_SECONDS = 30.0
+_MOST_DUE = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,13 +232,14 @@ class Service:
         await asyncio.sleep(_LOOK_SECONDS)
         await self.journal.probe()  # behind every write that is on its way
         dispatcher, awake = self.process.dispatcher, self._awake()
-        due = await self.journal.next_due_at()
-        if due is not None and due <= self.clock.now():
+        due = {run.seq for run in await self.journal.due(self.clock.now(), _MOST_DUE)}
+        if not due <= dispatcher.known_due:
             dispatcher.recheck_due()
             return False
         begun = self.journal.counts()[0].get("running", 0) == len(dispatcher.running)
         waits_for_instant = dispatcher.next_alarm_at() is not None
-        stuck = self._queued() and not dispatcher.running and not waits_for_instant
+        waits = bool(due or self._queued())
+        stuck = waits and not dispatcher.running and not waits_for_instant
         busy = awake or self._awake() or self.process.after_run_actions.at_work
         return not (busy or self._death.struck or stuck) and begun
 
@@ -248,7 +250,7 @@ class Service:
     async def _next_due(self) -> datetime | None:
         instants = [
             self.clock.next_due(),
-            await self.journal.next_due_at(),
+            await self.journal.next_due_at(self.clock.now()),
             self.process.dispatcher.next_alarm_at(),
         ]
         return min((each for each in instants if each is not None), default=None)

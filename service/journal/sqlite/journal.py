@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import apsw
 import orjson
 
+from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.errors import JournalBroken, JournalError, SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Keys, Outcome
@@ -36,7 +37,7 @@ from turnout.service.journal.records import (
 )
 from turnout.service.telemetry.metrics import Metrics
 
-from . import operations, rescue, run_keys, withdrawal
+from . import breakers, operations, rescue, run_keys, withdrawal
 from .append import Intake
 from .apply import Batch
 from .blobs import BlobStore, name_of
@@ -298,6 +299,12 @@ class SqliteJournal(Operating, Keeping):
         await self._writer.submit(OutcomeJob(run, outcome, started_at, now, has_waits=waits))
         if outcome.waits:
             self._resume_cache.keep(run, changed, progress)
+
+    def record_breaker(self, breaker: StoredBreaker) -> asyncio.Future[None]:
+        """Submit a change of a breaker at once, in place of an earlier generation."""
+        return self._writer.submit(
+            CallJob(lambda connection, _counters: breakers.write(connection, breaker))
+        )
 
     async def rescue(self, *, now: datetime) -> Rescued:
         """At start: requeue runs found running; this spends no attempt."""

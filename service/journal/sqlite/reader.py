@@ -18,10 +18,12 @@ from typing import Any, TypeVar
 import apsw
 import orjson
 
+from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import (
+    PAUSED,
     REGISTERED,
     AttemptRecord,
     Cached,
@@ -37,7 +39,7 @@ from turnout.service.journal.records import (
     WaitingRuns,
 )
 
-from . import cache, lines
+from . import breakers, cache, lines
 from .blobs import BlobStore
 from .columns import selected
 from .connection import open_for_reading, translate
@@ -73,7 +75,7 @@ _Value = TypeVar("_Value")
 
 _SQL = load("reads")
 _STEP = selected(StepRow._fields, result="CASE WHEN ?3 IS NULL OR seq <= ?3 THEN result END")
-_STEPS = f"SELECT {_STEP} FROM steps WHERE run_seq = ?1 AND task <> ?2 ORDER BY seq"
+_STEPS = f"SELECT {_STEP} FROM steps WHERE run_seq = ?1 AND task <> ?2 AND task <> ?4 ORDER BY seq"
 _ATTEMPTS = f"SELECT {selected(AttemptRow._fields)} FROM attempts WHERE run_seq = ? ORDER BY seq"
 
 
@@ -177,10 +179,14 @@ class SqliteReader:
             last = (
                 None if at_most_bytes is None else _last_shown(connection, run_seq, at_most_bytes)
             )
-            rows = connection.execute(_STEPS, (run_seq, REGISTERED, last))
+            rows = connection.execute(_STEPS, (run_seq, REGISTERED, last, PAUSED))
             return [step_from(row) for row in rows]
 
         return await self.read(query)
+
+    async def breakers(self) -> list[StoredBreaker]:
+        """Return the breakers of dependencies as they last changed, by name."""
+        return await self.read(breakers.read)
 
     async def attempts(self, run_seq: int) -> list[AttemptRecord]:
         """Return the recorded attempts of a run, in order; those before a retry come first."""

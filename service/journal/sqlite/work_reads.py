@@ -89,9 +89,12 @@ class WorkReads(SqliteReader):
             lambda connection: [queued_from(row) for row in read_all(connection, text, values)]
         )
 
-    async def next_due_at(self) -> datetime | None:
-        """Return when the next scheduled, retrying or waiting run is due."""
-        found = await self.read(lambda connection: connection.execute(_SQL["next_due_at"]).get)
+    async def next_due_at(self, after: datetime | None = None) -> datetime | None:
+        """Return when the next scheduled, retrying or waiting run is due, `after` an instant."""
+        values = (-1 if after is None else micros(after),)
+        found = await self.read(
+            lambda connection: connection.execute(_SQL["next_due_at"], values).get
+        )
         return None if found is None else instant(found)
 
     async def last_recorded_at(self) -> datetime | None:

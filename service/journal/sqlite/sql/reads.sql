@@ -77,9 +77,9 @@ SELECT max(coalesce((SELECT accepted_at FROM events ORDER BY seq DESC LIMIT 1), 
         FROM (SELECT queued_at, started_at, finished_at FROM runs ORDER BY seq DESC LIMIT 1000)), 0));
 
 -- name: next_due_at
--- When the next scheduled, retrying or waiting run is due.
+-- When the next scheduled, retrying or waiting run is due, after an instant (?1).
 SELECT min(due_at) FROM runs INDEXED BY runs_due
-WHERE state = 'scheduled' OR state = 'retrying' OR state = 'waiting';
+WHERE (state = 'scheduled' OR state = 'retrying' OR state = 'waiting') AND due_at > ?1;
 
 -- name: held_keys
 -- The runs that may hold their ordering key.
