@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
@@ -20,6 +20,8 @@ from turnout.service.flowcontrol.cancel_on import CancelOn, Match, checked_cance
 from turnout.service.flowcontrol.dependency import Dependency
 from turnout.service.flowcontrol.limit import Limit, limit
 from turnout.service.flowcontrol.mode import checked_mode
+from turnout.service.flowcontrol.rate_limit import RateLimit
+from turnout.service.flowcontrol.throttle import Throttle, numbered
 from turnout.service.flowcontrol.unique import Unique
 from turnout.service.steps import children
 from turnout.service.steps.author_code import where
@@ -38,6 +40,10 @@ R = TypeVar("R", covariant=True)
 
 Order = Callable[[Event], Hashable] | Literal["key", "partition"]
 """What events are put in order by: a key of their own, or that of their source."""
+
+
+Rates = Throttle | RateLimit | Sequence[Throttle | RateLimit]
+"""How often runs start, or are accepted: one rule, or several."""
 
 
 class AsyncFlow(Flow[P, Coroutine[Any, Any, S]], Generic[P, S]):
@@ -121,6 +127,7 @@ def flow(
     awaits: Trigger | Iterable[Trigger] = ...,
     when: Callable[[Event], bool] | None = ...,
     concurrency: Limit | int | None = ...,
+    rate: Rates | None = ...,
     ordered_by: Order | None = ...,
     key: Callable[[Event], Hashable] | None = ...,
     mode: Mode | None = ...,
@@ -146,6 +153,7 @@ def flow(
     awaits: Trigger | Iterable[Trigger] = (),
     when: Callable[[Event], bool] | None = None,
     concurrency: Limit | int | None = None,
+    rate: Rates | None = None,
     ordered_by: Order | None = None,
     key: Callable[[Event], Hashable] | None = None,
     mode: Mode | None = None,
@@ -166,17 +174,18 @@ def flow(
     """Declare a flow: `@flow(on=every("15m"))`; without `on` it is started by hand or by API.
 
     `awaits` names the triggers it may `wait_for`. `when` filters events;
-    `concurrency` bounds runs at once (a count, or `limit(8, per=…)`);
+    `concurrency` bounds runs at once (a count, or `limit(8, per=…)`); `rate` bounds how many start
+    (`throttle("100/m")`) or are accepted (`rate_limit("10/s")`) in a stretch of time, or a list;
     `ordered_by` runs events of one key strictly one after the other (`"key"` and `"partition"` are
     a Kafka record's own; a key of None is not ordered), and `on_dead="block"` holds a key behind
     its dead letter. `needs=dependency("crm")`, or a list, makes runs wait while what they need is
     down. `retry` gives the slot back while it waits; the default is none.
     `timeout` bounds one attempt. `on_failure` is called once when a run has failed for good (also
     as `process_died`), with the error and the event if it asks for them (`error: RunError, event:
-    Event`). `was` is the
-    flow's old name, whose waiting runs it adopts. `version` names the sequence of its steps: runs
-    that wait go on over any change of the code while it is the same (without it, while the file
-    is); under another one a sequence that differs fails them as `code_changed`.
+    Event`). `was` is the flow's old name, whose waiting runs it adopts. `version` names the
+    sequence of its steps: runs that wait go on over any change of the code while it is the same
+    (without it, while the file is); under another one a sequence that differs fails them as
+    `code_changed`.
     Raises `SetupError`, at the file and line of the function, for what cannot be a flow.
     """
 
@@ -192,6 +201,7 @@ def flow(
                 awaits=_triggers(awaits),
                 when=_asked(when, "when"),
                 concurrency=_concurrency(concurrency),
+                rate=_rates(rate),
                 ordered_by=_order(ordered_by),
                 **_conditions(key, mode, unique, max_queued),
                 cancel_on=_cancel_on(cancel_on, match),
@@ -252,6 +262,21 @@ def _concurrency(concurrency: Any) -> tuple[Limit, ...]:
         )
     _asked(concurrency.per, "per")
     return (concurrency,)
+
+
+def _rates(rate: Any) -> tuple[Throttle | RateLimit, ...]:
+    if rate is None:
+        return ()
+    listed = list(rate) if isinstance(rate, list | tuple) else [rate]
+    for each in listed:
+        if not isinstance(each, Throttle | RateLimit):
+            example = repr(each) if isinstance(each, str) else '"100/m"'
+            raise SetupError(
+                f"rate={each!r}: write throttle({example}), which lets runs wait, or "
+                f"rate_limit({example}), which skips them, or a list of these"
+            )
+        _asked(each.per, "per")
+    return numbered(listed)
 
 
 def _asked(question: Any, option: str) -> Any:

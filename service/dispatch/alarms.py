@@ -13,7 +13,7 @@ MAX_SECONDS = 60.0
 
 
 class Alarms:
-    """At most one alarm for each queue and key; the latest instant named counts."""
+    """At most one alarm for each queue and key; the earliest instant named counts."""
 
     def __init__(self, rung: Callable[[str, Key | None], None]) -> None:
         self._rung = rung
@@ -21,13 +21,20 @@ class Alarms:
 
     def set(self, flow: str, key: Key | None, at: datetime, now: datetime) -> None:
         """Call `rung` at an instant, for a key or, with None, for the whole queue."""
-        seconds = min(max((at - now).total_seconds(), 0.0), MAX_SECONDS)
         waiting = (flow, key)
         known = self._timers.get(waiting)
         if known is not None:
+            if known[0] <= at:
+                return
             known[1].cancel()
+        seconds = min(max((at - now).total_seconds(), 0.0), MAX_SECONDS)
         timer = asyncio.get_running_loop().call_later(seconds, self._ring, waiting)
         self._timers[waiting] = (at, timer)
+
+    def ring_early(self, flow: str, key: Key | None) -> None:
+        """Ring one alarm now, if it is set."""
+        if (flow, key) in self._timers:
+            self._ring((flow, key))
 
     def next_at(self) -> datetime | None:
         """Return the earliest instant."""

@@ -161,7 +161,7 @@ class Dispatcher:
         """Cancel a reservation: the run was not written."""
         if run.state is RunState.RUNNING:
             self._scheduler.queue(run.flow).end_starting()
-            self._scheduler.leave(run)
+            self._scheduler.leave_unstarted(run)
             if self._stopping:
                 self._work.set()
         elif run.state is RunState.QUEUED:
@@ -302,6 +302,7 @@ class Dispatcher:
     async def run(self, started: Callable[[], None]) -> None:
         """Dispatch until `stop`; raise `JournalBroken` when outcomes can no longer be written."""
         await self.hold_keys()
+        self._scheduler.recall(await self._journal.starts())
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             self._attempts.use_current_task()
@@ -362,10 +363,11 @@ class Dispatcher:
                 [run.seq for run in chosen],
                 now=self._now(),
                 untouched={run.seq: run.claimed for run in chosen if run.claimed is not None},
+                starts={run.seq: run.starts for run in chosen if run.starts},
             )
         except JournalFull:
             for entered in chosen:
-                self._scheduler.leave(entered)
+                self._scheduler.leave_unstarted(entered)
             for flow in {entered.flow for entered in chosen}:
                 self.reread_queue(flow)
             await until_writable(self._journal)
@@ -378,7 +380,7 @@ class Dispatcher:
         for entered in chosen:
             run = taken.pop(entered.seq, None)
             if run is None:  # cancelled meanwhile
-                self._scheduler.leave(entered)
+                self._scheduler.leave_unstarted(entered)
             else:
                 self._start(entered, run)
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
-from turnout.service.domain.run import Run, RunState
+from turnout.service.domain.run import Run, RunState, Start
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 from turnout.service.flowcontrol.gate import Candidate, Refusal
@@ -71,6 +71,10 @@ class Scheduler:
         for queue in self._queues.values():
             if queue.flow not in names:
                 queue.pause()
+
+    def recall(self, starts: Iterable[Start]) -> None:
+        """Count for throttles what was started before this process."""
+        self._admission.recall(starts)
 
     def queue(self, flow: str) -> Queue:
         """Return the queue of a flow that was served."""
@@ -283,6 +287,17 @@ class Scheduler:
         return Waiting(Cause.TURN, "for its turn")
 
     # ------------------------------------------------------------ leaving the gates
+
+    def leave_unstarted(self, run: Candidate) -> None:
+        """Let a run leave the gates that was not written as running: nothing has started."""
+        queue = self._queues[run.flow]
+        if run.starts:
+            for gate in queue.gates.give_back(run):
+                key = blocked_at(gate, run)
+                for each in self.queues():
+                    if gate in each.gates.declared:
+                        self._alarms.ring_early(each.flow, key)
+        self.leave(run)
 
     def leave(self, run: Candidate, *, keeps_key: bool = False) -> None:
         """Let a run leave the gates; with `keeps_key` it goes on holding its ordering key."""

@@ -47,6 +47,15 @@ class Rule(Protocol):
     def option(self) -> str: ...  # noqa: D102
 
 
+class NamedRule(Rule, Protocol):
+    """A rule that flows share if it has a `name`; `words` is the rule as it is written."""
+
+    @property
+    def name(self) -> str | None: ...  # noqa: D102
+    @property
+    def words(self) -> str: ...  # noqa: D102
+
+
 class Cancels(Rule, Protocol):
     """A rule that cancels runs by the events of a trigger."""
 
@@ -83,7 +92,8 @@ class Flow(Generic[P, R]):
     triggers: tuple[Trigger, ...] = ()
     awaits: tuple[Trigger, ...] = ()
     when: Callable[[Event], bool] | None = None
-    concurrency: tuple[Rule, ...] = ()
+    concurrency: tuple[NamedRule, ...] = ()
+    rate: tuple[NamedRule, ...] = ()
     ordered_by: Callable[[Event], Hashable] | None = None
     unique: Rule | None = None
     mode: Rule | None = None
@@ -141,7 +151,7 @@ class Flow(Generic[P, R]):
     def rules(self) -> tuple[Rule, ...]:
         """Every rule of flow control that it declares."""
         more = (self.unique, self.mode, self.cancel_on)
-        return (*self.concurrency, *(rule for rule in more if rule is not None))
+        return (*self.concurrency, *self.rate, *(rule for rule in more if rule is not None))
 
     @cached_property
     def keyed(self) -> tuple[Rule, ...]:

@@ -79,6 +79,20 @@ UNDO_FAILED = "undo_failed"
 Keys: TypeAlias = Mapping[str, str | None]
 """The keys of a run by place; None under a place: it shares nothing there and waits for nobody."""
 
+
+class Start(NamedTuple):
+    """A start that a throttle counts, from the instant at which it was decided to `until`.
+
+    `flow` is empty for a throttle that flows share by its name; `key` for one without keys.
+    """
+
+    flow: str
+    place: str
+    key: str
+    at: datetime
+    until: datetime
+
+
 Undo = Literal["running", "done", "failed"]
 """How far a run is undone: `failed` means that a step of the undo used up its tries."""
 

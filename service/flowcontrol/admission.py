@@ -6,10 +6,11 @@ reload declares counts them anew. Not here: whose turn it is, and who waits (`di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from itertools import count
+from itertools import count, product
 
+from turnout.service.domain.run import Start
 from turnout.service.project import AnyFlow
 
 from .dependency import Breaker, Breakers
@@ -18,8 +19,9 @@ from .isolation import Isolation
 from .limit import limit_gates
 from .order import Order
 from .slots import Slots
+from .throttle import ThrottleGate, throttle_gates
 
-GATES: tuple[Callable[[AnyFlow, NamedGates], Iterable[Gate]], ...] = (limit_gates,)
+GATES: tuple[Callable[[AnyFlow, NamedGates], Iterable[Gate]], ...] = (limit_gates, throttle_gates)
 """What makes the gates of a flow from its declaration, in the order in which they are asked.
 
 A gate with a name is made once and shared by all flows that name it.
@@ -36,6 +38,14 @@ class Admission:
         self.breakers = Breakers()
         self.tokens = count(1)
 
+    def recall(self, starts: Iterable[Start]) -> None:
+        """Count for the declared throttles what the journal has recorded, in order of time."""
+        gates = {gate.owns: gate for gate in self.named.values() if isinstance(gate, ThrottleGate)}
+        for start in starts:
+            gate = gates.get((start.flow, start.place))
+            if gate is not None:
+                gate.log.add(start.key, start.at)
+
 
 class FlowGates:
     """The gates of one flow: `order`, those it has `declared`, and those all flows share.
@@ -51,6 +61,7 @@ class FlowGates:
         self.inside: dict[int, Candidate] = {}
         self._admission = admission
         self._gates: tuple[Gate, ...] = (admission.slots,)
+        self._counting: tuple[Gate, ...] = ()
         self._gates_of_isolated: tuple[Gate, ...] = (admission.slots, admission.isolation)
 
     def declare(self, flow: AnyFlow, now: datetime) -> None:
@@ -64,6 +75,7 @@ class FlowGates:
         slots, isolation = self._admission.slots, self._admission.isolation
         self._gates = (*needs, slots, *self.declared)
         self._gates_of_isolated = (*needs, slots, isolation, *self.declared)
+        self._counting = tuple(gate for gate in self.declared if gate.counts_starts)
 
     def admit(self, run: Candidate, now: datetime) -> Refusal | None:
         """Let a run enter every gate, or none and return the first refusal."""
@@ -76,7 +88,16 @@ class FlowGates:
             if answer is not None:
                 return Refusal(gate, answer)
         self.enter(run, now)
+        if self._counting:
+            run.starts = [start for gate in self._counting if (start := gate.start(run, now))]
         return None
+
+    def give_back(self, run: Candidate) -> Sequence[Gate]:
+        """Forget that a run has started; return the gates that may let another one pass now."""
+        for gate in self._counting:
+            gate.give_back(run)
+        run.starts = ()
+        return self._counting
 
     def ask(self, run: Candidate, now: datetime) -> Refusal | None:
         """Do as `admit` for a run that is written: if it is refused, it holds its ordering key."""
@@ -109,6 +130,8 @@ class FlowGates:
         self.inside.update(other.inside)
         _exchange(other.declared, self.declared, other.inside.values(), now)
         _exchange(other.needs, self.needs, other.inside.values(), now)
+        for gate, theirs in product(self._counting, other._counting):
+            gate.inherit(theirs)
         other.inside = {}
 
     def places(self) -> int:

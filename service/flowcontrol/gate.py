@@ -7,24 +7,27 @@ clock, and waits for nothing: the same calls give the same answers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from datetime import datetime
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
-from turnout.service.domain.run import Keys
+from turnout.service.domain.run import Keys, Start
 from turnout.service.domain.waiting import Cause
 
 
 class Candidate(Protocol):
     """A run that asks to start, or that has started.
 
-    `isolated`: the process died twice in a row while it ran. `token` is the number of its
-    admission, unique in this process, while the run is inside the gates; 0 means it is not running.
-    `queued_at` is when the run was accepted, None if it is being accepted now; `due_at` when it was
-    due, None if it was at once.
+    `isolated`: the process died twice in a row while it ran. `resumes`: it comes back from a wait,
+    or for the next try of a task. `token` is the number of its admission, unique in this process,
+    while the run is inside the gates; 0 means it is not running. `starts` are what throttles have
+    counted at its last admission. `queued_at` is when the run was
+    accepted, None if it is being accepted now; `due_at` when it was due, None if it was at once.
     """
 
     flow: str
     token: int
+    starts: Sequence[Start]
 
     @property
     def id(self) -> str: ...  # noqa: D102
@@ -40,6 +43,8 @@ class Candidate(Protocol):
     def queued_at(self) -> datetime | None: ...  # noqa: D102
     @property
     def due_at(self) -> datetime | None: ...  # noqa: D102
+    @property
+    def resumes(self) -> bool: ...  # noqa: D102
 
 
 Answer: TypeAlias = datetime | Literal["behind"] | None
@@ -50,13 +55,15 @@ class Gate(ABC):
     """One rule, for one flow or, if `shared`, for the runs of all flows.
 
     `check` has no effect. A run that every gate lets pass enters them all, and leaves them all when
-    it no longer runs; a run that one gate refuses enters none.
+    it no longer runs; a run that one gate refuses enters none. A gate that `counts_starts` counts
+    what has started and not what runs: nothing changes when a run leaves it.
     """
 
     name: ClassVar[str]
     shared: ClassVar[bool] = False
     place: str = ""
     """Where a run keeps its key for this gate; empty: it keeps none."""
+    counts_starts: ClassVar[bool] = False
 
     def key(self, run: Candidate) -> str | None:
         """Return the key under which a run waits here; None: its whole flow waits with it."""
@@ -71,6 +78,16 @@ class Gate(ABC):
 
     def leave(self, run: Candidate) -> None:  # noqa: B027
         """Count a run no more: it has ended, or waits for its next try."""
+
+    def start(self, run: Candidate, now: datetime) -> Start | None:
+        """Count the start of a run that has entered; return what the journal records of it."""
+        return None
+
+    def give_back(self, run: Candidate) -> None:  # noqa: B027
+        """Forget `run.starts`: the run was not started after all."""
+
+    def inherit(self, other: Gate) -> None:  # noqa: B027
+        """Count what a flow that has been renamed has started at its gate of the same kind."""
 
     def places(self) -> int | None:
         """Return how many more runs may enter, whatever their key; None without such a bound."""

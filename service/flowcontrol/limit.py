@@ -24,7 +24,13 @@ class Limit:
     count: int
     per: Callable[[Event], Hashable] | None = None
     place: str = "limit"
+    name: ClassVar[str | None] = None
     option: ClassVar[str] = "per="
+
+    @property
+    def words(self) -> str:
+        """The rule as it is written."""
+        return f"limit({self.count}{', per=…' if self.per else ''})"
 
 
 def limit(count: int, *, per: Callable[[Event], Hashable] | None = None) -> Limit:

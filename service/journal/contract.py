@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeAlias
 
 from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Keys, Outcome, Run
+from turnout.service.domain.run import Keys, Outcome, Run, Start
 from turnout.service.domain.trigger import Backlog
 
 from .reads import Reads, RunReads
@@ -173,12 +173,18 @@ class Work(RunReads, Writable, Protocol):
         *,
         now: datetime,
         untouched: Mapping[int, ClaimedRun] | None = None,
+        starts: Mapping[int, Sequence[Start]] | None = None,
     ) -> list[ClaimedRun]:
         """Make runs `running` under a new token; runs no longer claimable are left out.
 
+        `starts` holds, by seq, what throttles count of those that are claimed; it is written in
+        the same transaction.
         `untouched` holds, by seq, runs that were never claimed and whose event is in memory, as
         their first claim finds them.
         """
+
+    async def starts(self) -> list[Start]:
+        """Return the starts that throttles count, in their order; some may count no more."""
 
     async def record(
         self,
@@ -375,6 +381,7 @@ class Upkeep(Writable, Clearing, Protocol):
     ) -> int:
         """Delete up to `limit` old runs with steps, then events left without runs; returns rows.
 
+        What rates count no more at `now` goes too.
         Call it until it returns 0. It never prunes unfinished runs, their events, positions, or
         dead letters whose undo has failed.
         """

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from turnout.service.domain.conditions import Conditions
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Keys, Run, RunError, RunState
+from turnout.service.domain.run import Keys, Run, RunError, RunState, Start
 from turnout.service.domain.waiting import Cause
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -34,11 +34,13 @@ class NewRun:
     arrival order. `token` is the number of its admission while it is inside the gates, else 0.
     `keys` are those of its flow's keyed rules, None if it has none; `priority` is its class.
     `conditions` are decided where it is stored; None for a flow that declares none.
+    `starts` are written with a run that starts on insert: the throttles that count it.
     """
 
     isolated: ClassVar[bool] = False
     cause: ClassVar[Cause] = Cause.NONE
     queued_at: ClassVar[datetime | None] = None
+    resumes: ClassVar[bool] = False
 
     id: str
     flow: str
@@ -53,6 +55,7 @@ class NewRun:
     replay: int = 0
     seq: int = 0
     token: int = 0
+    starts: Sequence[Start] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,9 +328,11 @@ class Queued:
 
     `claimed` is the run as its first claim finds it, while its event is in memory and need not be
     read again. `is_due` says that the run was scheduled, retrying or waiting before, not queued.
-    `begun` says that it was claimed before, `resumes` that it comes back from a wait.
+    `begun` says that it was claimed before, `resumes` that it comes back from a wait, or for the
+    next try of a task.
     `weight` is its estimated memory in bytes. `token` is the number of its admission while it is
-    inside the gates, else 0. `cause` is what first kept it from starting.
+    inside the gates, else 0. `cause` is what first kept it from starting, `starts` is what
+    throttles have counted: nothing of a run that resumes.
     """
 
     seq: int
@@ -346,6 +351,7 @@ class Queued:
     weight: int = 0
     token: int = 0
     cause: Cause | None = None
+    starts: Sequence[Start] = ()
 
 
 # ---------------------------------------------------------------- what is read

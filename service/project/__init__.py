@@ -12,7 +12,7 @@ from typing import Any
 from turnout.service.domain.errors import FOREIGN, SetupError, words_of
 from turnout.service.domain.event import Event
 from turnout.service.domain.event_types import EMITTERS
-from turnout.service.domain.flow import Flow, Need
+from turnout.service.domain.flow import Flow, NamedRule, Need
 from turnout.service.domain.trigger import CalledTrigger, StartsOnType, Trigger
 
 from .listeners import Listeners
@@ -67,6 +67,7 @@ def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
     triggers: dict[str, tuple[Trigger, AnyFlow]] = {}
     routes: dict[str, tuple[Trigger, AnyFlow]] = {}
     needs: dict[str, tuple[Need, AnyFlow]] = {}
+    shared: dict[str, tuple[NamedRule, AnyFlow]] = {}
     for flow in flows:
         first = names.setdefault(flow.name, flow)
         if first is not flow:
@@ -87,6 +88,7 @@ def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
                 )
             )
         found += _need_problems(flow, needs)
+        found += _shared_rule_problems(flow, shared)
         for trigger in dict.fromkeys((*flow.triggers, *flow.watched)):
             found += _trigger_problems(flow, trigger, triggers, routes)
     return found
@@ -131,6 +133,27 @@ def _need_problems(flow: AnyFlow, needs: dict[str, tuple[Need, AnyFlow]]) -> lis
                     f"flow {flow.name!r} needs {need}, and flow {owner.name!r} "
                     f"({owner.file}:{owner.line}) needs {known}; say it once and give both flows "
                     f"the same value",
+                )
+            )
+    return found
+
+
+def _shared_rule_problems(
+    flow: AnyFlow, shared: dict[str, tuple[NamedRule, AnyFlow]]
+) -> list[SetupError]:
+    """Return the rules with a name that say something else than in a flow before."""
+    found = []
+    for rule in (*flow.concurrency, *flow.rate):
+        if rule.name is None:
+            continue
+        known, owner = shared.setdefault(rule.place, (rule, flow))
+        if known.words != rule.words:
+            found.append(
+                _at(
+                    flow,
+                    f"{rule.words} is {known.words} in flow {owner.name!r} "
+                    f"({owner.file}:{owner.line}); a name has one meaning: write the rule once "
+                    "and use it in both flows",
                 )
             )
     return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from turnout import flow
 from turnout.service.domain.flow import Flow
-from turnout.service.domain.run import Keys
+from turnout.service.domain.run import Keys, Start
 from turnout.service.domain.waiting import Cause
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 
@@ -23,6 +24,8 @@ class Asking:
     order_key: str | None = None
     keys: Keys | None = None
     isolated: bool = False
+    resumes: bool = False
+    starts: Sequence[Start] = ()
     flow: str = "bill"
     token: int = 0
     cause: Cause | None = None

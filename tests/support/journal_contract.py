@@ -28,7 +28,7 @@ from turnout.service.domain.errors import (
     Refused,
 )
 from turnout.service.domain.event import CALLED, Event, mint_id
-from turnout.service.domain.run import FINISHED, UNFINISHED, Outcome, RunError, RunState
+from turnout.service.domain.run import FINISHED, UNFINISHED, Outcome, RunError, RunState, Start
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.reads import Reads
 from turnout.service.journal.records import (
@@ -83,6 +83,11 @@ def claim_of(entry: Entry, appended: Appended, index: int = 0) -> ClaimedRun:
         event=entry.event, attempt=1, crashes=0, replay=0, order_key=run.order_key,
         keys=run.keys, due_at=NOW,
     )  # fmt: skip
+
+
+def counted(seconds: float, *, flow: str = "bill", place: str = "throttle", key: str = "") -> Start:
+    """Return a start that counts for ten seconds."""
+    return Start(flow, place, key, at(seconds), at(seconds + 10))
 
 
 def step(key: str, state: Any = "succeeded", **more: Any) -> StepRecord:
@@ -608,6 +613,59 @@ class JournalContract:
             run = await expect_run(journal, claimed.claim.run_id)
             assert (run.state, run.attempts) == ("queued", 0)
             assert await journal.attempts(claimed.claim.run_seq) == []
+
+    # ---------------------------------------------------------------- rates
+
+    async def test_starts_are_written_with_what_starts_them(self, tmp_path: Path) -> None:
+        first, claimed, gone = (counted(seconds) for seconds in (0, 1, 2))
+        async with self.open(tmp_path) as journal:
+            event = make_event("a")
+            await put(journal, make_run(state=S.RUNNING, starts=[first]), event=event)
+            await put(journal, make_run(state=S.RUNNING, starts=[gone]), event=event)
+            kept, cancelled = make_run(), make_run()
+            for run in (kept, cancelled):
+                await put(journal, run)
+            await journal.cancel(cancelled.id, now=NOW)
+            runs = await journal.claim(
+                [kept.seq, cancelled.seq],
+                now=at(1),
+                starts={kept.seq: [claimed], cancelled.seq: [gone]},
+            )
+            assert [run.claim.run_id for run in runs] == [kept.id]
+            assert await journal.starts() == [first, claimed]
+        async with self.open(tmp_path) as journal:
+            assert await journal.starts() == [first, claimed]
+
+    async def test_starts_follow_their_flow_and_go_when_they_count_no_more(
+        self, tmp_path: Path
+    ) -> None:
+        shared = counted(5, flow="", place="throttle:crm", key="acme")
+        async with self.open(tmp_path) as journal:
+            for start in (counted(0), counted(5), shared):
+                await put(journal, make_run(state=S.RUNNING, starts=[start]))
+            await journal.rename_flow("bill", "charge")
+            await self.prune(journal, now=at(12))
+            assert await journal.starts() == [counted(5, flow="charge"), shared]
+
+    async def test_a_queued_run_is_known_by_what_it_waited_for(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            backs_off, sleeps, retries = [await start(journal) for _ in range(3)]
+            await put(journal, make_run(state=S.SCHEDULED, due_at=at(1)))
+            await journal.record_step(backs_off.claim, step("fetch", "retrying"))
+            for run, state in (
+                (backs_off, S.RETRYING),
+                (sleeps, S.WAITING),
+                (retries, S.RETRYING),
+            ):
+                await finish(journal, run, ended(state, due_at=at(1), counts=run is retries))
+            due = await journal.due(at(1), 10)
+            assert [(run.begun, run.resumes) for run in due] == [
+                (True, True),
+                (True, True),
+                (True, False),
+                (False, False),
+            ]
+            assert all(run.queued_at == NOW for run in due)
 
     async def test_queued_for_key(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

@@ -15,10 +15,10 @@ import apsw
 
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import Overloaded, PositionsMoved, QueueFull
-from turnout.service.domain.run import RunState
+from turnout.service.domain.run import RunState, Start
 from turnout.service.journal.records import Appended, Decision, Entry, NewRun
 
-from . import dedupe, events, run_keys, runs
+from . import dedupe, events, run_keys, runs, starts
 from .bounds import Bounds
 from .conditions import Conditions
 from .counters import RunCounters
@@ -39,20 +39,24 @@ _FIRST_RUNS, _LAST_SEQS = _SQL["first_runs"], _SQL["last_seqs"]
 class Rows:
     """The rows of a batch of appends, as flat lists of values for the bulk statements."""
 
-    __slots__ = ("awaited", "deliveries", "events", "keys", "known", "repeated", "runs")
+    __slots__ = ("awaited", "deliveries", "events", "keys", "known", "repeated", "runs", "starts")
 
     def __init__(self, known: dict[bytes, First]) -> None:
         self.known = known
         self.events: list[Any] = []
         self.runs: list[Any] = []
         self.keys: list[Any] = []
+        self.starts: list[Start] = []
         self.deliveries: list[Any] = []
         self.awaited: list[tuple[int, int, Sequence[str]]] = []
         self.repeated: list[tuple[AppendJob, Appended]] = []
 
     def clear(self) -> None:
         """Forget the rows that were inserted."""
-        for some in (self.events, self.runs, self.keys, self.deliveries, self.awaited):
+        some: list[Any]
+        for some in (
+            self.events, self.runs, self.keys, self.starts, self.deliveries, self.awaited,
+        ):  # fmt: skip
             some.clear()
 
     def forget(self, job: AppendJob, last_event: int) -> None:
@@ -142,6 +146,8 @@ class Intake:
         runs.INSERT.run(connection, rows.runs)
         if rows.keys:
             run_keys.INSERT.run(connection, rows.keys)
+        if rows.starts:
+            starts.add(connection, rows.starts)
         if rows.deliveries:
             dedupe.INSERT.run(connection, rows.deliveries)
         for at, seq, topics in rows.awaited:
@@ -236,6 +242,8 @@ class Intake:
             counters.add_dead_letters(run.flow)
         elif run.keys is not None:
             run_keys.add_rows(rows.keys, run.flow, run.keys, run.seq)
+        if run.starts:
+            rows.starts += run.starts
 
     # ---------------------------------------------------------------- conditions
 

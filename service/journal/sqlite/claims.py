@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import apsw
 import orjson
 
-from turnout.service.domain.run import RunState
+from turnout.service.domain.run import RunState, Start
 from turnout.service.journal.records import ChildEnd, Claim, ClaimedRun, StepRecord
 
+from . import starts
 from .columns import selected
 from .counters import RunCounters
 from .crash_isolation import is_isolated
@@ -92,15 +94,25 @@ _STEPS_OF_RUN = f"""{_STEPS}
 
 
 class ClaimJob(Job):
-    """Claim runs; `untouched` holds those that were never claimed and need not be read."""
+    """Claim runs; `untouched` holds those that were never claimed and need not be read.
 
-    __slots__ = ("at", "rows", "seqs", "untouched")
+    `starts` holds what throttles count of them.
+    """
 
-    def __init__(self, seqs: Sequence[int], untouched: Mapping[int, ClaimedRun], at: int) -> None:
+    __slots__ = ("at", "rows", "seqs", "starts", "untouched")
+
+    def __init__(
+        self,
+        seqs: Sequence[int],
+        untouched: Mapping[int, ClaimedRun],
+        at: int,
+        starts: Mapping[int, Sequence[Start]] | None = None,
+    ) -> None:
         self.rows = len(seqs)
         self.seqs = seqs
         self.untouched = untouched
         self.at = at
+        self.starts = starts
 
 
 @dataclass(slots=True)
@@ -131,6 +143,9 @@ class Claims:
             claimed |= self._claim_read(unread, at, counters)
         for job in jobs:
             job.result = [claimed[seq] for seq in job.seqs if seq in claimed]
+            if job.starts:
+                counted = [job.starts[seq] for seq in job.starts if seq in claimed]
+                starts.add(self._connection, chain.from_iterable(counted))
         return claimed.values()
 
     def _claim_untouched(

@@ -21,7 +21,7 @@ import orjson
 from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.errors import JournalBroken, JournalError, SetupError
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Keys, Outcome
+from turnout.service.domain.run import Keys, Outcome, Start
 from turnout.service.domain.trigger import Backlog
 from turnout.service.journal.contract import Positions
 from turnout.service.journal.records import (
@@ -232,9 +232,10 @@ class SqliteJournal(Operating, Keeping):
         *,
         now: datetime,
         untouched: Mapping[int, ClaimedRun] | None = None,
+        starts: Mapping[int, Sequence[Start]] | None = None,
     ) -> list[ClaimedRun]:
         """Make runs `running` under a new token; runs no longer claimable are left out."""
-        job = ClaimJob(seqs, untouched or {}, micros(now))
+        job = ClaimJob(seqs, untouched or {}, micros(now), starts)
         claimed: list[ClaimedRun] = await self._writer.submit(job)
         return claimed
 

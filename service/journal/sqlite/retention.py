@@ -15,6 +15,7 @@ from typing import Any
 
 import apsw
 
+from . import starts
 from .counters import RunCounters
 from .dedupe import end_window
 from .statements import load
@@ -48,6 +49,7 @@ def prune(
         deleted += _delete(connection, counters, unmatched)
         deleted += end_window(connection, dedupe_before, limit)
         deleted += _end_unique(connection, now, limit)
+        deleted += starts.prune(connection, now, limit)
     return deleted
 
 

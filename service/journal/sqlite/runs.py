@@ -216,9 +216,15 @@ class QueuedRow(NamedTuple):
     state: str
     token: int
     consecutive_crashes: int
+    retries_step: int
 
 
-QUEUED_COLUMNS = selected(QueuedRow._fields, "r")
+QUEUED_COLUMNS = selected(
+    QueuedRow._fields,
+    "r",
+    retries_step="r.state = 'retrying' AND EXISTS"
+    " (SELECT 1 FROM steps WHERE run_seq = r.seq AND state = 'retrying')",
+)
 
 
 def queued_from(values: Sequence[Any]) -> Queued:
@@ -234,6 +240,6 @@ def queued_from(values: Sequence[Any]) -> Queued:
         due_at=instant_or_none(row.due_at),
         queued_at=instant(row.queued_at),
         begun=row.token > 0,
-        resumes=row.state == "waiting",
+        resumes=row.state == "waiting" or bool(row.retries_step),
         isolated=is_isolated(row.consecutive_crashes),
     )

@@ -13,8 +13,10 @@ from typing import Any
 import apsw
 import orjson
 
+from turnout.service.domain.run import Start
 from turnout.service.journal.records import ORDER_PLACE, EndedEvent, Queued
 
+from . import starts
 from .connection import read_all
 from .events import EVENT_COLUMNS, event_from, failure_from
 from .reader import SqliteReader
@@ -88,6 +90,10 @@ class WorkReads(SqliteReader):
         return await self.read(
             lambda connection: [queued_from(row) for row in read_all(connection, text, values)]
         )
+
+    async def starts(self) -> list[Start]:
+        """Return the starts that throttles count, in their order; some may count no more."""
+        return await self.read(starts.read)
 
     async def next_due_at(self, after: datetime | None = None) -> datetime | None:
         """Return when the next scheduled, retrying or waiting run is due, `after` an instant."""

@@ -1,0 +1,43 @@
+"""Rate limits: `rate=rate_limit("10/s")` accepts 10 runs in any second and skips what is over it.
+
+Decided when an event is accepted, in the journal's transaction (`journal/sqlite/rate_limits`): what
+is refused ends as `skipped` with a decision. Retries, replays, resumed runs and awaited children do
+not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from turnout.service.domain.event import Event
+
+from .rate import Rate, parse_rate
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """Accept at most so many runs in any stretch of a period; with `per`, of each key."""
+
+    rate: Rate
+    per: Callable[[Event], Hashable] | None = None
+    place: str = "rate_limit"
+    name: ClassVar[str | None] = None
+    option: ClassVar[str] = "per="
+
+    @property
+    def words(self) -> str:
+        """The rule as it is written."""
+        return f'rate_limit("{self.rate}"{", per=…" if self.per else ""})'
+
+
+def rate_limit(rate: str, /, *, per: Callable[[Event], Hashable] | None = None) -> RateLimit:
+    """Skip runs that are over a rate: `rate=rate_limit("10/s")`.
+
+    In any stretch of a second at most 10 runs are accepted; another one ends at once as `skipped`,
+    with a decision that says when the next is accepted. Its sender still gets 202. With
+    `per=lambda event: …` each key has the rate to itself; None as a key is never refused.
+    The longest period is a day. Raises `SetupError` for what is no rate.
+    """
+    return RateLimit(parse_rate(rate), per)

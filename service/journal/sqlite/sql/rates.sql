@@ -1,0 +1,25 @@
+-- What rates count: starts of throttles, accepted runs of rate limits. An index leads to what may
+-- go; it is deleted a bounded number at a time.
+
+-- name: starts
+-- All starts that are kept, in their order.
+SELECT json_group_array(json_array(flow, place, key, at, until) ORDER BY at) FROM starts;
+
+-- name: delete_starts
+-- Up to so many (?2) starts that count no more at an instant (?1).
+DELETE FROM starts WHERE rowid IN (
+    SELECT rowid FROM starts INDEXED BY starts_by_until WHERE until <= ?1 LIMIT ?2);
+
+-- name: delete_accepted
+-- Up to so many (?2) accepted runs that count no more at an instant (?1).
+DELETE FROM accepted_runs WHERE (flow, place, key, n) IN (
+    SELECT flow, place, key, n FROM accepted_runs INDEXED BY accepted_runs_by_until
+    WHERE until <= ?1 LIMIT ?2);
+
+-- name: rename_starts
+-- What a flow (?1) has started counts for its new name (?2).
+UPDATE starts SET flow = ?2 WHERE flow = ?1;
+
+-- name: rename_accepted
+-- What was accepted for a flow (?1) counts for its new name (?2), unless that has counted already.
+UPDATE OR IGNORE accepted_runs SET flow = ?2 WHERE flow = ?1;
