@@ -220,6 +220,8 @@ class DispatchMachine(RuleBasedStateMachine):
 
     def told_resume_done(self, name: str, result: None) -> None:
         self.paused.discard(name)
+        for each in self.simulator.flows:  # what is written may be known before it is answered
+            each.paused = each.paused and name != f"flow:{self.names[each.number]}"
 
     def told_rescue_done(self, result: object) -> None:
         self.simulator.rescued()
@@ -391,9 +393,9 @@ class DispatchMachine(RuleBasedStateMachine):
         verb = (Pause if paused else Resume)(self.names[each.number])
 
         def answered() -> None:
-            each.paused = paused
+            each.paused = True
 
-        self.service.operate(verb, answered)
+        self.service.operate(verb, answered if paused else None)
 
     @rule(
         number=NUMBERS,
