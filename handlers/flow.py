@@ -201,9 +201,8 @@ def flow(
                 awaits=_triggers(awaits),
                 when=_asked(when, "when"),
                 concurrency=_concurrency(concurrency),
-                rate=_rates(rate),
                 ordered_by=_order(ordered_by),
-                **_conditions(key, mode, unique, max_queued),
+                **_conditions(key, mode, unique, _rates(rate), max_queued),
                 cancel_on=_cancel_on(cancel_on, match),
                 needs=_needs(needs),
                 retry=retry_policy(retry),
@@ -299,7 +298,9 @@ def _order(ordered_by: Any) -> Any:
     return _asked(ordered_by, "ordered_by")
 
 
-def _conditions(key: Any, mode: Any, unique: Any, max_queued: Any) -> dict[str, Any]:
+def _conditions(
+    key: Any, mode: Any, unique: Any, rates: tuple[Throttle | RateLimit, ...], max_queued: Any
+) -> dict[str, Any]:
     """Return the fields of a flow that say what is decided before a run is stored."""
     chosen = checked_mode(mode, _asked(key, "key"))
     if unique is not None and not isinstance(unique, Unique):
@@ -312,10 +313,11 @@ def _conditions(key: Any, mode: Any, unique: Any, max_queued: Any) -> dict[str, 
     asked = Conditions(
         unique=None if unique is None else unique.until,
         mode=None if chosen is None else chosen.kind,
+        rate_limits=tuple(each.condition for each in rates if isinstance(each, RateLimit)),
         max_queued=checked_max_queued(max_queued),
     )
     conditions = None if asked == Conditions() else asked
-    return {"unique": unique, "mode": chosen, "conditions": conditions}
+    return {"unique": unique, "mode": chosen, "rate": rates, "conditions": conditions}
 
 
 def _cancel_on(trigger: Any, match: Any) -> CancelOn | None:

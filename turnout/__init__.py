@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from turnout.service.domain.run import Skip as Skip
     from turnout.service.flowcontrol.dependency import dependency as dependency
     from turnout.service.flowcontrol.limit import limit as limit
+    from turnout.service.flowcontrol.rate_limit import rate_limit as rate_limit
     from turnout.service.flowcontrol.throttle import throttle as throttle
     from turnout.service.flowcontrol.unique import unique as unique
     from turnout.service.governance.secrets import secret as secret
@@ -63,6 +64,7 @@ _ROOMS = {
     "unique": "service.flowcontrol.unique",
     "Overloaded": "service.domain.errors",
     "Refused": "service.domain.run",
+    "rate_limit": "service.flowcontrol.rate_limit",
     "throttle": "service.flowcontrol.throttle",
     "secret": "service.governance.secrets",
     "resource": "service.domain.resource",

@@ -26,12 +26,12 @@ CANCEL_PLACE = "cancel_on"
 class RateLimitRule:
     """At most `count` accepted runs in any `period`.
 
-    `place` is where a run keeps its key, None if the rule has none; `log` names the log of accepted
-    runs that is counted, which flows may share; `words` is the rule as the author wrote it.
+    `place` names its log of accepted runs, and where a run keeps its key if the rule has keys;
+    `words` is the rule as the author wrote it.
     """
 
-    place: str | None
-    log: str
+    place: str
+    has_keys: bool
     count: int
     period: timedelta
     words: str

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from turnout.service.domain.conditions import RateLimitRule
 from turnout.service.domain.event import Event
 
 from .rate import Rate, parse_rate
@@ -30,6 +31,13 @@ class RateLimit:
     def words(self) -> str:
         """The rule as it is written."""
         return f'rate_limit("{self.rate}"{", per=…" if self.per else ""})'
+
+    @property
+    def condition(self) -> RateLimitRule:
+        """What the journal asks of a new run."""
+        return RateLimitRule(
+            self.place, self.per is not None, self.rate.count, self.rate.period, self.words
+        )
 
 
 def rate_limit(rate: str, /, *, per: Callable[[Event], Hashable] | None = None) -> RateLimit:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from turnout.service.domain.breaker import BreakerState, StoredBreaker
+from turnout.service.domain.conditions import Conditions, RateLimitRule
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.errors import (
     ClaimLost,
@@ -646,6 +647,29 @@ class JournalContract:
             await journal.rename_flow("bill", "charge")
             await self.prune(journal, now=at(12))
             assert await journal.starts() == [counted(5, flow="charge"), shared]
+
+    async def test_a_rate_limit_refuses_what_is_over_it_and_forgets_old_runs(
+        self, tmp_path: Path
+    ) -> None:
+        rule = RateLimitRule("rate_limit", True, 2, timedelta(seconds=10), 'rate_limit("2/10s")')
+
+        async def accepts(journal: Journal, seconds: float, key: str | None = "a") -> bool:
+            run = make_run(keys={"rate_limit": key}, conditions=Conditions(rate_limits=(rule,)))
+            (stored,) = await journal.append(
+                [Entry(event=make_event(), runs=[run])], now=at(seconds)
+            )
+            assert (run.id in stored.refused) is bool(stored.decided)
+            return run.id not in stored.refused
+
+        async with self.open(tmp_path) as journal:
+            assert [await accepts(journal, seconds) for seconds in (0, 5, 9)] == [True, True, False]
+            assert await accepts(journal, 9, "b")
+            assert await accepts(journal, 9, None)
+        async with self.open(tmp_path) as journal:
+            await self.prune(journal, now=at(12))
+            assert [await accepts(journal, seconds) for seconds in (12, 12)] == [True, False]
+            await journal.rename_flow("bill", "charge")
+            assert await accepts(journal, 12), "the old name has counted nothing"
 
     async def test_a_queued_run_is_known_by_what_it_waited_for(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

@@ -20,6 +20,7 @@ from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Decision, NewRun
 
+from . import rate_limits
 from .bounds import Bounds
 from .statements import load
 from .values import MICROSECOND
@@ -71,6 +72,9 @@ class Conditions:
         verdict = Verdict(refused)
         if asked.mode is not None and refused is None:
             verdict = self._mode(run, asked.mode, caller)
+        if asked.rate_limits and verdict.refused is None:
+            over = rate_limits.refusal(self._connection, run, asked.rate_limits, at)
+            verdict = verdict if over is None else Verdict(over)
         if verdict.refused is None and asked.max_queued is not None and _is_queued(run):
             ended = (*verdict.replaces, *verdict.outdates)
             freed = sum(each.is_waiting for each in ended)
@@ -85,6 +89,8 @@ class Conditions:
             until = at + asked.unique // MICROSECOND
             values = (run.flow, key, run.seq, run.id, at, until)
             self._connection.execute(_HOLD_UNIQUE, values)
+        if asked is not None and asked.rate_limits:
+            rate_limits.accept(self._connection, run, asked.rate_limits, at)
 
     # ---------------------------------------------------------------- unique
 

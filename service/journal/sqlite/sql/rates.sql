@@ -5,6 +5,19 @@
 -- All starts that are kept, in their order.
 SELECT json_group_array(json_array(flow, place, key, at, until) ORDER BY at) FROM starts;
 
+-- name: nth_latest
+-- When the run of a key (?1, ?2, ?3) was accepted that has so many (?4) after it, or is the latest
+-- for 0; nothing if there are not so many.
+SELECT at FROM accepted_runs
+WHERE flow = ?1 AND place = ?2 AND key = ?3 AND n = (
+    SELECT max(n) FROM accepted_runs WHERE flow = ?1 AND place = ?2 AND key = ?3) - ?4;
+
+-- name: accept
+-- Count one more accepted run of a key (?1, ?2, ?3) at an instant (?4) until another (?5).
+INSERT INTO accepted_runs (flow, place, key, n, at, until)
+SELECT ?1, ?2, ?3, coalesce(max(n), 0) + 1, ?4, ?5 FROM accepted_runs
+WHERE flow = ?1 AND place = ?2 AND key = ?3;
+
 -- name: delete_starts
 -- Up to so many (?2) starts that count no more at an instant (?1).
 DELETE FROM starts WHERE rowid IN (

@@ -1,0 +1,72 @@
+"""Rate limits on the way in: the log of accepted runs, and what it answers for one more.
+
+Both write and read inside the transaction that stores the run, so that runs of one batch count for
+each other. Not here: the order of the conditions (`conditions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import apsw
+
+from turnout.service.domain.conditions import RateLimitRule
+from turnout.service.domain.decisions import Reason
+from turnout.service.domain.units import format_duration
+from turnout.service.journal.records import Decision, NewRun
+
+from .statements import load
+from .values import MICROSECOND, instant
+
+_SQL = load("rates")
+
+
+def refusal(
+    connection: apsw.Connection, run: NewRun, rules: Sequence[RateLimitRule], at: int
+) -> Decision | None:
+    """Return why the first of these rules refuses a run now, None if all accept it; no effect."""
+    for rule, key in _asked(run, rules):
+        earlier = connection.execute(
+            _SQL["nth_latest"], (run.flow, rule.place, key, rule.count - 1)
+        ).get
+        # One further away than the period, before or after, is of a clock that was wrong.
+        if earlier is not None and abs(at - earlier) < rule.period // MICROSECOND:
+            return _decision(run, rule, key, earlier)
+    return None
+
+
+def accept(
+    connection: apsw.Connection, run: NewRun, rules: Sequence[RateLimitRule], at: int
+) -> None:
+    """Count a run as accepted."""
+    for rule, key in _asked(run, rules):
+        until = at + rule.period // MICROSECOND
+        connection.execute(_SQL["accept"], (run.flow, rule.place, key, at, until))
+
+
+def _asked(run: NewRun, rules: Sequence[RateLimitRule]) -> Iterator[tuple[RateLimitRule, str]]:
+    """Yield the rules that count a run, with the key under which they do."""
+    for rule in rules:
+        key = (run.keys or {}).get(rule.place) if rule.has_keys else ""
+        if key is not None:
+            yield rule, key
+
+
+def _decision(run: NewRun, rule: RateLimitRule, key: str, earlier: int) -> Decision:
+    next_free = instant(earlier) + rule.period
+    whose = f" of the key {key!r}" if rule.has_keys else ""
+    return Decision(
+        run.flow,
+        Reason.RATE_LIMIT,
+        f"{rule.count} runs{whose} were accepted within {format_duration(rule.period)} "
+        f"({rule.words}); the next is accepted from {next_free.isoformat()} on",
+        {
+            "run": run.id,
+            "rule": rule.words,
+            "key": key if rule.has_keys else None,
+            "count": rule.count,
+            "limit": rule.count,
+            "period": rule.period.total_seconds(),
+            "next_free": next_free,
+        },
+    )
