@@ -8,10 +8,12 @@ types that it matches.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Never
 
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event_types import event_name, problem_of
+
+from .identity import refuse_options
 
 MAX_TYPE_CHARACTERS = 256
 
@@ -51,11 +53,16 @@ class EventTrigger:
             raise SetupError(f"event({self.event_type!r}): {problem}")
 
 
-def event(type: str) -> EventTrigger:
+def event(type: str, **options: Never) -> EventTrigger:
     """Start a flow when an event of this CloudEvents type is emitted: `@flow(on=event("…"))`.
 
     A `*` stands for characters of one part between dots, `**` for one or more parts:
     `event("order.*")`, `event("com.example.**")`. A flow starts once for each event, however many
     of its triggers match.
     """
+    refuse_options(
+        "event",
+        options,
+        "whoever emits an event says its id: the CloudEvents attribute `id`, or emit(…, id=…)",
+    )
     return EventTrigger(type)

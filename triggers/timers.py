@@ -28,7 +28,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from datetime import datetime, timedelta, tzinfo
-from typing import Any, Literal
+from typing import Any, Literal, Never
 from urllib.parse import quote
 
 import orjson
@@ -40,6 +40,7 @@ from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.telemetry.logs import get_logger
 
 from .calendar import Cron, Every, Once, Schedule, cron_fields, shortest_gap
+from .identity import refuse_options
 from .missed_ticks import MAX_MISSED, ON_TIME, Missed, came_due, decide
 from .timer_positions import (
     AHEAD,
@@ -65,6 +66,8 @@ _LAST_STRETCH_SECONDS = 0.25
 """The last part of a wait is one sleep of at most this, too short for clocks to drift apart."""
 
 _RETRY_SECONDS = (0.1, 5.0)
+
+_IDENTITY = "a tick is its due instant, which comes once; leave it out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,11 +163,13 @@ def cron(
     missed_limit: int = 100,
     jitter: str | timedelta = timedelta(0),
     name: str | None = None,
+    **options: Never,
 ) -> Timer:
     """Tick when the clock of `tz` matches: 5 fields, 6 with seconds first, or names like `@daily`.
 
     Daylight saving follows the rules of `calendar`: a fixed local time runs once a day.
     """
+    refuse_options("cron", options, _IDENTITY)
     fields = cron_fields(expression)
     return Timer(
         kind="cron",
@@ -185,12 +190,14 @@ def every(
     missed_limit: int = 100,
     jitter: str | timedelta = timedelta(0),
     name: str | None = None,
+    **options: Never,
 ) -> Timer:
     """Tick after each `interval` of elapsed time, at whole ones in UTC: `15m` is each quarter hour.
 
     `start="now"` counts from the first start of the service instead (remembered over restarts);
     `start="2026-12-01T09:00"`, read in `tz`, counts from that instant.
     """
+    refuse_options("every", options, _IDENTITY)
     length = parse_duration(interval)
     from_start = start == "now"
     return Timer(
@@ -210,11 +217,13 @@ def at(
     tz: str | tzinfo | None = None,
     missed: Literal["run_once", "skip"] = "run_once",
     name: str | None = None,
+    **options: Never,
 ) -> Timer:
     """Tick once, at an instant: `at("2026-12-01T09:00", tz="Europe/Berlin")` or an aware datetime.
 
     An instant already past when the service first starts with it never ticks.
     """
+    refuse_options("at", options, _IDENTITY)
     text = _written(when)
     if text is None:
         raise SetupError('at(None): write a time, like at("2026-12-01T09:00", tz="UTC")')

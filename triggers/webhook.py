@@ -28,6 +28,7 @@ from turnout.service.governance.secrets import Secret
 
 from . import replies
 from .content import Unsupported, encoding_for, only, refuse_encodings
+from .identity import EventId, check_function, check_window, identified, window
 from .query import ParsedQuery, read_query
 from .signatures import HEADER_NAME, Scheme, Unsigned, Unverified, Verifier, scheme_named
 
@@ -57,7 +58,9 @@ def webhook(
     verify: str | Scheme | None = None,
     secret: Secret | Sequence[Secret] = (),
     data: Encoding | None = None,
+    id: EventId | str | None = None,
     id_header: str | None = None,
+    dedupe: str | timedelta | None = None,
     max_body: str | int | None = None,
     respond: bool | str | timedelta = False,
     methods: Sequence[str] = ("POST",),
@@ -68,7 +71,9 @@ def webhook(
     `path` lies under `/hooks` and may hold parameters: `/t/{tenant}/ingest`. Several secrets are
     all valid (rotation). Without `verify=` the service listens on loopback only. `data` says how
     the body is decoded; by default the request's Content-Type does. The query is the data of a GET
-    without a body. `respond=True` lets a caller ask for the run's result with `?wait=10s`, and
+    without a body. `id` is what the sender calls the event: a function of it, or the name of a
+    header (`id_header`); the same id within `dedupe` (by default the setting) is the same event.
+    `respond=True` lets a caller ask for the run's result with `?wait=10s`, and
     answers a GET with it; `respond="10s"` answers every request with it, or with 202 after that
     time. Without `?wait=` a text is answered as it is, as handshakes need it, everything else as
     JSON. `check` checks everything, at load.
@@ -81,7 +86,9 @@ def webhook(
         verify=verify,
         secrets=tuple(secret) if isinstance(secret, Sequence) else (secret,),
         data=data,
+        id=id.lower() if isinstance(id, str) else id,
         id_header=id_header.lower() if isinstance(id_header, str) else id_header,
+        dedupe=window(dedupe),
         max_body_bytes=None if max_body is None else parse_size(max_body),
         respond=respond is not False,
         respond_within=None if isinstance(respond, bool) else parse_duration(respond),
@@ -98,7 +105,9 @@ class WebhookTrigger:
     verify: str | Scheme | None
     secrets: tuple[Secret, ...]
     data: Encoding | None
+    id: EventId | str | None
     id_header: str | None
+    dedupe: timedelta | None
     max_body_bytes: int | None
     respond: bool
     respond_within: timedelta | None
@@ -148,8 +157,7 @@ class WebhookTrigger:
                 f'{self.name}: a secret verifies nothing without verify=; write verify="github" '
                 'or verify=hmac("X-Signature")'
             )
-        if self.id_header is not None and not HEADER_NAME.fullmatch(str(self.id_header)):
-            raise SetupError(f"{self.name}: id_header={self.id_header!r} is not a header's name")
+        self._check_id()
         if self.data is not None and self.data not in get_args(Encoding):
             raise SetupError(
                 f"{self.name}: data={self.data!r} is not one of {', '.join(get_args(Encoding))}"
@@ -163,6 +171,18 @@ class WebhookTrigger:
             )
         if self.max_body_bytes == 0:
             raise SetupError(f'{self.name}: max_body= takes at least a byte, such as "1MiB"')
+
+    def _check_id(self) -> None:
+        for option, header in (("id_header", self.id_header), ("id", self.id)):
+            if header is None or (option == "id" and not isinstance(header, str)):
+                continue
+            if not HEADER_NAME.fullmatch(str(header)):
+                raise SetupError(f"{self.name}: {option}={header!r} is not a header's name")
+        if self.id is not None and not isinstance(self.id, str):
+            check_function(self.name, self.id)
+        if self.id is not None and self.id_header is not None:
+            raise SetupError(f"{self.name}: id= and id_header= say the same; write id= alone")
+        check_window(self.name, self.dedupe)
 
     async def receive(self, inbound: Inbound, emit: Emitter) -> Reply:
         """Verify, decode, emit, and only then answer 202; see the module for the statuses."""
@@ -202,6 +222,13 @@ class WebhookTrigger:
 
     def event(self, inbound: Inbound, query: ParsedQuery | None = None) -> Event:
         """Return the event of a verified request; raises `InvalidData` or `Unsupported`."""
+        event = self._event(inbound, query)
+        if self.id is None or isinstance(self.id, str):
+            return event
+        _ = event.data  # what cannot be decoded is refused before anybody is asked about it
+        return identified(event, self.id)
+
+    def _event(self, inbound: Inbound, query: ParsedQuery | None) -> Event:
         if query is None:
             query = read_query(inbound.query, answers=self.respond)
         headers = inbound.headers
@@ -272,7 +299,8 @@ class WebhookTrigger:
 
     @cached_property
     def _id_headers(self) -> tuple[str, ...]:
-        named = (self.id_header, self.scheme.id_header, "idempotency-key")
+        given = self.id if isinstance(self.id, str) else self.id_header
+        named = (given, self.scheme.id_header, "idempotency-key")
         return tuple(dict.fromkeys(header for header in named if header is not None))
 
     def _type(self, headers: Headers) -> str:

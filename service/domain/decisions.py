@@ -11,6 +11,8 @@ are the same everywhere:
   and the next free instant
 * `condition`, `file`, `line`: the condition that was false, and where it stands
 * `by`: who decided it, of an operator
+* `type`, `bytes`, `record`, `path`: the delivery that came again: its type and size, and the record
+  or file it came in
 """
 
 from __future__ import annotations

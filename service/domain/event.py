@@ -32,7 +32,16 @@ Query: TypeAlias = Mapping[str, str | list[str]]
 TRACE = ("traceparent", "tracestate")
 """The attributes, and headers, of the W3C trace context."""
 
-OWN_EXTENSIONS = frozenset({"fileurl", "fileerror", "recorderror", "kafkarecord", "recordheaders"})
+ID_ERROR = "iderror"
+"""The extension in which a trigger says why its `id=` gave no id; every flow gets a dead letter."""
+
+FILE_CONTENT = "filecontent"
+"""The extension with what is compared when a file comes again under the same id, not its name."""
+
+OWN_EXTENSIONS = frozenset(
+    {"fileurl", "fileerror", "fileversion", "recorderror", "kafkarecord", "recordheaders"}
+    | {FILE_CONTENT, ID_ERROR}
+)
 """Extension attributes only turnout sets; with them a sender could name files of this machine."""
 
 

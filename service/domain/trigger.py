@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol, runtime_checkable
 
 from .event import Event
@@ -274,12 +274,14 @@ class TriggerParts:
     """The optional parts of a trigger, None for each that it does not have.
 
     `unmatched_sample`: of the events that no flow matches, only one in this many is stored, to show
-    its decision, and the others are counted; None stores them all.
+    its decision, and the others are counted; None stores them all. `dedupe` is how long the ids of
+    its events are remembered, None for as long as the setting says.
     """
 
     seeker: Seeker | None
     after_run: AfterRun | None
     unmatched_sample: int | None
+    dedupe: timedelta | None
 
 
 def parts_of(trigger: Trigger) -> TriggerParts:
@@ -288,8 +290,10 @@ def parts_of(trigger: Trigger) -> TriggerParts:
     An attribute of the part's name holds it: an object, or None where the settings ask for none.
     Without that attribute, a trigger that has the part's method is that part itself.
     """
+    window = getattr(trigger, "dedupe", None)
     return TriggerParts(
         seeker=getattr(trigger, "seeker", trigger if isinstance(trigger, Seeker) else None),
         after_run=getattr(trigger, "after_run", trigger if isinstance(trigger, AfterRun) else None),
         unmatched_sample=getattr(trigger, "unmatched_sample", None),
+        dedupe=window if isinstance(window, timedelta) else None,
     )

@@ -27,6 +27,7 @@ from turnout.service.domain.trigger import Backlog, HandBack, Receipt, Trigger, 
 from turnout.service.journal.contract import Intake
 from turnout.service.journal.records import NOTHING, Appended, Move, NewRun
 from turnout.service.project import AnyFlow, Project
+from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
 from .awaited import Awaited
@@ -35,6 +36,8 @@ from .positions import SessionPositions
 from .router import Routed, route
 from .status import Status
 from .submit import Submit
+
+log = get_logger("turnout.intake")
 
 FlowsOf = Callable[[Event], Sequence[AnyFlow]]
 
@@ -184,6 +187,7 @@ class TriggerEmitter:
             [one.entry for one in routed],
             trigger=self.trigger.name,
             positions=moves,
+            dedupe=self.parts.dedupe,
         )
         return self._shared.submit(
             routed, write, self._receipt, partial(self._refused, len(routed), moves)
@@ -199,6 +203,8 @@ class TriggerEmitter:
         has_ended = bool(runs) and _has_ended(runs[0], stored)
         if stored.duplicate or stored.conflict:
             self.reject("conflict" if stored.conflict else "duplicate")
+            if stored.conflict:
+                _warn_of_conflict(routed.entry.event)
         else:
             self._accepted.inc()
             if self.acts_after_runs and has_ended and _have_ended(runs, stored):
@@ -314,3 +320,16 @@ def _has_ended(run: NewRun, stored: Appended) -> bool:
 
 def _have_ended(runs: Sequence[NewRun], stored: Appended) -> bool:
     return all(_has_ended(run, stored) for run in runs)
+
+
+def _warn_of_conflict(event: Event) -> None:
+    """Log that an event was not stored, and where it is: nobody may be told otherwise."""
+    log.warning(
+        "event.conflict",
+        trigger=event.trigger,
+        event=event.id,
+        source=event.source,
+        record=event.extensions.get("kafkarecord"),
+        path=None if event.path is None else str(event.path),
+        bytes=len(event.body),
+    )

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.errors import InvalidData, words_of
-from turnout.service.domain.event import MAX_HOPS, Event, mint_id
+from turnout.service.domain.event import ID_ERROR, MAX_HOPS, Event, mint_id
 from turnout.service.domain.run import RunError, RunState
 from turnout.service.flowcontrol.keys import keys_of
 from turnout.service.governance import secrets
@@ -84,6 +84,8 @@ def _ask(
         if flow.when is not None and not flow.wants(asked):
             decisions.append(_filtered(flow))
             return
+        if event.extensions and ID_ERROR in event.extensions:
+            raise _NoId(event.extensions[ID_ERROR])
         binds = True
         arguments = flow.bind(own)
         binds = False
@@ -91,6 +93,9 @@ def _ask(
             run.order_key = secrets.refuse_live(flow.order_key(asked), "the ordering key")
         if flow.keyed:
             run.keys = keys_of(flow, asked)
+    except _NoId as error:
+        run.state = RunState.FAILED
+        run.error = RunError("id_error", str(error))
     except InvalidData as error:
         run.state = RunState.FAILED
         message = secrets.mask(str(error))
@@ -101,6 +106,10 @@ def _ask(
         run.error = _unbound(error) if binds else failed(flow, event, error)
     routed.entry.runs.append(run)
     routed.runs.append((run, flow, own, arguments))
+
+
+class _NoId(Exception):
+    """Raised for an event whose trigger could not ask for its id (`id=`); says why."""
 
 
 _UNMATCHED = Decision("", Reason.UNMATCHED, "no flow listens to this event")

@@ -16,7 +16,7 @@ import asyncio
 from asyncio import Future
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeAlias
 
 from turnout.service.domain.breaker import StoredBreaker
@@ -69,6 +69,7 @@ class Intake(Protocol):
         trigger: str = "",
         positions: Positions = NOTHING,
         now: datetime,
+        dedupe: timedelta | None = None,
     ) -> Future[list[Appended]]:
         """Write events, their runs and decisions, and the trigger's positions, in one transaction.
 
@@ -80,12 +81,12 @@ class Intake(Protocol):
         submitted before; then nothing of this call is stored.
 
         An event that is not `minted` is written once per (tenant, trigger, source, id) within the
-        dedupe window. Then the `conditions` of each new run are decided, with every write that was
-        submitted before in effect: unique, mode, rate limits, the bound. A run that is refused is
-        stored as skipped with a decision, see `Appended`; if the queue of a flow is full, nothing
-        of the call is stored (`QueueFull`). An event that `cancels` does so before its own runs
-        are stored. Raises `Overloaded` (too many unfinished runs, too little free disk space),
-        `JournalFull`, `JournalBroken`.
+        window `dedupe`, by default the one that `prune` is told. Then the `conditions` of each new
+        run are decided, with every write that was submitted before in effect: unique, mode, rate
+        limits, the bound. A run that is refused is stored as skipped with a decision, see
+        `Appended`; if the queue of a flow is full, nothing of the call is stored (`QueueFull`). An
+        event that `cancels` does so before its own runs are stored. Raises `Overloaded` (too many
+        unfinished runs, too little free disk space), `JournalFull`, `JournalBroken`.
         """
 
     async def positions(self, trigger: str) -> dict[str, str]:
@@ -381,7 +382,8 @@ class Upkeep(Writable, Clearing, Protocol):
     ) -> int:
         """Delete up to `limit` old runs with steps, then events left without runs; returns rows.
 
-        What rates count no more at `now` goes too.
+        The window of events that have one of their own ends at `now`, whatever `dedupe_before` is,
+        and what rates count no more at `now` goes too.
         Call it until it returns 0. It never prunes unfinished runs, their events, positions, or
         dead letters whose undo has failed.
         """

@@ -44,12 +44,13 @@ from turnout.service.domain.run import RunState
 from turnout.service.journal.contract import Journal, Lifecycle
 from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Claim, ClaimedRun, Entry, Filter, Move
-from turnout.service.journal.sqlite import rescue, retention
+from turnout.service.journal.sqlite import dedupe, rescue, retention
 from turnout.service.journal.sqlite.append import Intake
 from turnout.service.journal.sqlite.apply import Batch
 from turnout.service.journal.sqlite.claims import ClaimJob
 from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.journal.sqlite.counters import RunCounters
+from turnout.service.journal.sqlite.dedupe import DeliveryRow
 from turnout.service.journal.sqlite.disk_space import DiskSpace
 from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.journal.sqlite.lock import Holder, read_lock
@@ -433,6 +434,40 @@ async def test_nothing_costs_more_beside_a_backlog(tmp_path: Path) -> None:
     large = await _costs(tmp_path / "large", 1000)
     grown = {name: (small[name], cost) for name, cost in large.items() if cost > 2 * small[name]}
     assert grown == {}
+
+
+def _prune_costs(folder: Path, deliveries: int) -> tuple[int, int]:
+    """Store deliveries with a long window of their own; return what two prunings cost."""
+    (folder / "journal").mkdir(parents=True, mode=0o700)
+    connection = open_for_writing(folder, synchronous="normal")
+    at, steps = micros(NOW), 0
+    rows: list[Any] = []
+    for seq in range(1, deliveries + 1):
+        rows += DeliveryRow(seq, seq.to_bytes(20), b"", at, at + 10**12)
+    dedupe.INSERT.run(connection, rows)
+
+    def count() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    ages = dict.fromkeys(
+        ("finished_before", "failed_before", "unmatched_before", "dedupe_before", "now"), at + 9
+    )
+    costs = []
+    connection.set_progress_handler(count, 1)
+    for _ in range(2):
+        steps = 0
+        retention.prune(connection, RunCounters(0), **ages, limit=3)
+        costs.append(steps)
+    connection.close()
+    return costs[0], costs[1]
+
+
+def test_deliveries_that_are_kept_for_longer_are_passed_once(tmp_path: Path) -> None:
+    _, few = _prune_costs(tmp_path / "few", 10)
+    first, second = _prune_costs(tmp_path / "many", 5000)
+    assert first > 5000 and second <= 2 * few
 
 
 # ---------------------------------------------------------------- a disk that fails

@@ -1421,6 +1421,50 @@ class JournalContract:
             assert [stored.runs for stored in found] == [kept.runs]
             assert [run.id for run in await journal.runs(Filter(event="d-2"))] == [*kept.runs]
 
+    async def test_deliveries_with_a_window_of_their_own_are_forgotten_at_its_end(
+        self, tmp_path: Path
+    ) -> None:
+        windows = {"long": 100, "short": 2, "plain": None}
+
+        async with self.open(tmp_path) as journal:
+
+            async def new(kind: str, second: int) -> list[int]:
+                """Deliver nine events of a kind again; return those that are new by now."""
+                entries = [
+                    Entry(event=make_event(f"{kind}-{n}"), runs=[make_run()]) for n in range(9)
+                ]
+                window = windows[kind]
+                dedupe = None if window is None else timedelta(seconds=window)
+                done = [
+                    (await journal.append([entry], now=at(second + n), dedupe=dedupe))[0]
+                    for n, entry in enumerate(entries)
+                ]
+                return [n for n, appended in enumerate(done) if not appended.duplicate]
+
+            everything = [*range(9)]
+            # Long ones in front of the others, and more of them than one call prunes.
+            assert [await new(kind, 0) for kind in windows] == [everything] * 3
+            await self.prune(journal, dedupe_before=at(4), now=at(7))
+            assert await new("short", 20) == [*range(6)]
+            assert await new("plain", 20) == [*range(4)]
+            assert await new("long", 20) == []
+            await self.prune(journal, dedupe_before=at(10), now=at(105))
+            assert await new("long", 200) == [*range(6)]
+            assert await new("short", 200) == everything
+            assert await new("plain", 200) == [*range(4, 9)]
+            await self.prune(journal, dedupe_before=at(300), now=at(400))
+            assert [await new(kind, 400) for kind in windows] == [everything] * 3
+            found = await journal.event("short-8")  # each of them is still found by its id
+            assert len(found) == 3
+
+    async def test_what_is_withdrawn_may_come_again(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            event = make_event("a", trigger="t")
+            [first] = await journal.append([Entry(event=event, runs=[make_run()])], now=NOW)
+            await journal.withdraw([first.event_seq], trigger="t", positions={})
+            [again] = await journal.append([Entry(event=event, runs=[make_run()])], now=NOW)
+            assert not again.duplicate and again.event_seq > first.event_seq
+
     async def test_an_event_whose_after_run_action_is_due_is_not_pruned(
         self, tmp_path: Path
     ) -> None:

@@ -13,7 +13,9 @@ everything else that is not a regular file are refused and counted. A file that 
 retried for some seconds and then emitted with the extension `fileerror`, which makes its runs dead
 letters.
 
-A file that disappears and comes back is a new event, even with the same content. The actions of
+A file that disappears and comes back is a new event, even with the same content, unless `id=` says
+what makes two files the same: then the second one within the window starts nothing, and stays where
+it is, since turnout moves and deletes only what a run was given. The actions of
 `then=` and `on_failure=` happen after the last run of the event; their target folders are not
 watched.
 
@@ -27,19 +29,21 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from anyio import to_thread
 
 from turnout.service.domain.errors import InvalidData, SetupError
-from turnout.service.domain.event import Event, file_url
+from turnout.service.domain.event import Event, file_url, like
 from turnout.service.domain.trigger import AfterRun, Emitter
 from turnout.service.domain.units import parse_duration
+from turnout.triggers.identity import EventId, check_function, check_window, window
 
 from .after_run_actions import AfterRunAction, Delete, Move, Subject, delete_file, move_file
+from .file_version import FileVersion, file_event, named
 from .notifications import Change, NotificationsLost
 from .pattern import Pattern, find_mistake
 from .plan import Plan
@@ -68,6 +72,8 @@ def files(
     poll: bool = False,
     rescan: str | timedelta | None = None,
     max_depth: int = MAX_DEPTH,
+    id: Literal["content"] | EventId | None = None,
+    dedupe: str | timedelta | None = None,
     name: str | None = None,
 ) -> FilesTrigger:
     """Start a flow for every file that matches `pattern`, a path with wildcards.
@@ -75,7 +81,9 @@ def files(
     A relative pattern starts at the working directory. `settle` is how long a file must not change
     before it counts as finished. `poll=True` is for network file systems: it uses no notifications,
     walks the folders every `rescan` (2 s by default, else 1 min), and does not trust the server's
-    clock. Raises `SetupError`.
+    clock. `id="content"` makes files with the same bytes one event, whatever their names, and a
+    function what it answers with, within `dedupe` (by default the setting); such a second file
+    starts nothing and stays where it is. Raises `SetupError`.
     """
     if not isinstance(pattern, str):
         raise SetupError(
@@ -91,6 +99,8 @@ def files(
         poll=poll,
         rescan=every if rescan is None else parse_duration(rescan),
         max_depth=max_depth,
+        id=id,
+        dedupe=window(dedupe),
         name=name or f"files:{pattern}",
     )
 
@@ -127,6 +137,8 @@ class FilesTrigger:
     poll: bool
     rescan: timedelta
     max_depth: int
+    id: Literal["content"] | EventId | None
+    dedupe: timedelta | None
     name: str
     positions: FilePositions = field(default_factory=FilePositions, compare=False, repr=False)
 
@@ -141,6 +153,7 @@ class FilesTrigger:
             raise SetupError(f"{self.name}: rescan= must be at least 50ms")
         if self.max_depth not in range(sys.maxsize):
             raise SetupError(f"{self.name}: max_depth= is a number of folders, 0 or more")
+        self._check_id()
         for word, action in (("then", self.then), ("on_failure", self.on_failure)):
             if action is not None and not isinstance(action, Move | Delete):
                 raise SetupError(
@@ -148,6 +161,20 @@ class FilesTrigger:
                 )
             if isinstance(action, Move):
                 self._check_target(word, self._target(action))
+
+    def _check_id(self) -> None:
+        if isinstance(self.id, str) and self.id != "content":
+            raise SetupError(
+                f'{self.name}: id={self.id!r}: write id="content", or id=lambda event: …'
+            )
+        if self.id is not None and self.id != "content":
+            check_function(self.name, self.id)
+        if self.dedupe is not None and self.id is None:
+            raise SetupError(
+                f"{self.name}: dedupe= needs id=; without it each version of a file is an event "
+                "once, for as long as it lies there"
+            )
+        check_window(self.name, self.dedupe)
 
     def _check_target(self, word: str, target: str) -> None:
         root = self.pattern.root
@@ -172,8 +199,20 @@ class FilesTrigger:
             avoid=self._targets_inside(),
             private=emit.connection("files").get("data"),
             targets=tuple(self._targets()),
+            by_content=self.id == "content",
         )
-        await Watching(plan, self.positions, emit, Notifier).run()
+        await Watching(plan, self.event, self.positions, emit, Notifier).run()
+
+    def event(self, file: FileVersion, time: datetime) -> Event:
+        """Return the event of a file version, under the id that `id=` gives it."""
+        event = like(file_event(self.pattern.root, file, time=time), trigger=self.name)
+        return self.identified(event, file.version)
+
+    def identified(self, event: Event, version: Version) -> Event:
+        """Ask `id=` about the event of a file version, if it is a function."""
+        if self.id is None or isinstance(self.id, str):
+            return event
+        return named(event, self.id, version)
 
     def _targets_inside(self) -> frozenset[str]:
         prefix = f"{self.pattern.root}/"
@@ -209,7 +248,8 @@ class FilesTrigger:
         if isinstance(action, Delete):
             await to_thread.run_sync(delete_file, subject)
         elif (target := self._target(action)) != subject.root:
-            moved = await to_thread.run_sync(move_file, subject, target, event.id[:_TAG_CHARACTERS])
+            version = event.extensions.get("fileversion", event.id)
+            moved = await to_thread.run_sync(move_file, subject, target, version[:_TAG_CHARACTERS])
         await self._close(subject, emit)
         if moved is None:
             return None

@@ -10,6 +10,7 @@ import asyncio
 
 from turnout.service.domain.trigger import Emitter
 
+from .file_content import Content, ContentReader
 from .file_version import FileVersion
 from .notifications import Disk
 from .plan import Plan
@@ -19,6 +20,8 @@ from .refused_names import RefusedNames
 from .removals import Removals
 from .scan import Inspection, Other, Version, inspect
 from .settle_timer import SettleTimer
+
+_READING_SECONDS = 0.5
 
 WAITING = "waiting files"
 """The lag partition that counts files found and not yet emitted."""
@@ -43,6 +46,7 @@ class FileEmitter:
         self._recorder = recorder
         self._refused = refused
         self._settle_timer = SettleTimer(plan.settle_seconds, trust_stamps=not plan.poll)
+        self._by_content = plan.by_content
         self._lag = 0
         self.removals = Removals()
 
@@ -75,6 +79,8 @@ class FileEmitter:
                 for path, seen in zip(due, looks, strict=True)
                 if (found := self._judge(path, seen)) is not None
             ]
+            if self._by_content:
+                ready = await self._read(ready)
             if ready and await self._recorder.open(ready):
                 for found in ready:
                     self._settle_timer.drop(found.path)
@@ -116,6 +122,26 @@ class FileEmitter:
             self.touched(path)
             return None
         return FileVersion(path, seen.found)
+
+    async def _read(self, files: list[FileVersion]) -> list[FileVersion]:
+        """Read files to their end, as many as a moment allows; the others stay due.
+
+        Leaves out those that have changed meanwhile: they are looked at again.
+        """
+        ready: list[FileVersion] = []
+        until = self._now() + _READING_SECONDS
+        for file in files:
+            if ready and self._now() > until:
+                break
+            content = None if file.error is None else Content(error=file.error)
+            reader = ContentReader(self._root, file.path, file.version)
+            while content is None:
+                content = await self._disk(reader.step)
+            if content.digest is not None:
+                ready.append(file._replace(content=content.digest))
+            elif content.error is not None and (file.error or not self._put_off(file.path)):
+                ready.append(file._replace(error=content.error))
+        return ready
 
     def _put_off(self, path: str) -> bool:
         return self._settle_timer.unreadable(path, now=self._now())

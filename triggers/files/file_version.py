@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import orjson
 
-from turnout.service.domain.event import Event, file_url
+from turnout.service.domain.event import FILE_CONTENT, Event, file_url, like
+from turnout.triggers.identity import EventId, identified
 
 from .scan import Version
 
@@ -23,7 +24,7 @@ class FileVersion(NamedTuple):
     """A version of a file that becomes an event.
 
     `changed` says that an earlier version of the path was emitted. `error` says why the file cannot
-    be read.
+    be read. `content` is the digest of its bytes, where that is its identity.
     """
 
     path: str
@@ -31,12 +32,14 @@ class FileVersion(NamedTuple):
     generation: int = 0
     changed: bool = False
     error: str | None = None
+    content: str | None = None
 
 
 def file_event(root: str, file: FileVersion, *, time: datetime) -> Event:
     """Return the event: exact bytes in extension `fileurl`, printable names in the data.
 
-    Extension `fileerror` marks a file that could not be read; every flow refuses it.
+    Extension `fileerror` marks a file that could not be read; every flow refuses it. The id is that
+    of the version or, if it was read, of the content.
     """
     path, version = file.path, file.version
     url = file_url(f"{root}/{path}")
@@ -51,8 +54,10 @@ def file_event(root: str, file: FileVersion, *, time: datetime) -> Event:
     extensions = {"fileurl": url}
     if file.error is not None:
         extensions["fileerror"] = file.error
+    if file.content is not None:
+        extensions |= {FILE_CONTENT: f"sha256:{file.content}", "fileversion": _identity(file)}
     return Event(
-        id=_identity(file),
+        id=file.content or _identity(file),
         source=file_url(root),
         type=CHANGED if file.changed else CREATED,
         time=time,
@@ -61,6 +66,20 @@ def file_event(root: str, file: FileVersion, *, time: datetime) -> Event:
         body=_json(body),
         extensions=extensions,
     )
+
+
+def named(event: Event, ask: EventId, version: Version) -> Event:
+    """Return a file's event with the id that an author's function answers with.
+
+    Its content is then compared by its size; the id of its version is kept beside it.
+    """
+    if "fileerror" in event.extensions:
+        return event
+    answered = identified(event, ask)
+    if answered.id == event.id:
+        return answered
+    own = {FILE_CONTENT: f"{version.size} bytes", "fileversion": event.id}
+    return like(answered, extensions={**answered.extensions, **own})
 
 
 def _json(body: Mapping[str, object]) -> bytes:

@@ -13,7 +13,7 @@ class Plan:
     """What to watch and how; `avoid` holds folders below the root that are left alone.
 
     `private` is the service's own data folder, left alone wherever the pattern meets it; `targets`
-    are the folders that files are moved to.
+    are the folders that files are moved to. `by_content`: files are read before they are emitted.
     """
 
     pattern: Pattern
@@ -24,6 +24,7 @@ class Plan:
     avoid: frozenset[str]
     private: str | None = None
     targets: tuple[str, ...] = ()
+    by_content: bool = False
 
     def walk(self, report: WalkReport, *, below: str, private: Identity | None) -> Walk:
         """Walk at and below a folder; see `scan.walk`."""

@@ -7,14 +7,18 @@ down and waits here; nothing is lost and nothing piles up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 
 from turnout.service.domain.errors import JournalFull, Overloaded
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import Emitter
+from turnout.service.telemetry.logs import get_logger
 
-from .file_version import FileVersion, file_event
+from .file_version import FileVersion
 from .positions import DEVICE, FilePositions, PositionChanges
+
+log = get_logger("turnout.files")
 
 BATCH = 500
 """Files in one transaction."""
@@ -22,12 +26,16 @@ BATCH = 500
 _RETRY_SECONDS = (0.1, 5.0)
 
 
+MakeEvent = Callable[[FileVersion, datetime], Event]
+"""Makes the event of a file version."""
+
+
 class Recorder:
     """Writes one folder's files to the journal; the positions follow what was stored."""
 
-    def __init__(self, root: str, positions: FilePositions, emit: Emitter) -> None:
+    def __init__(self, make_event: MakeEvent, positions: FilePositions, emit: Emitter) -> None:
         self.device = ""
-        self._root = root
+        self._make_event = make_event
         self._positions = positions
         self._emit = emit
         self._is_down = False
@@ -42,7 +50,7 @@ class Recorder:
             generation, rows = self._positions.opening(file.path, file.version)
             positions |= rows
             event_file = file._replace(generation=generation, changed=changed)
-            events.append(file_event(self._root, event_file, time=time))
+            events.append(self._make_event(event_file, time))
         if self._positions.device != self.device:
             positions[DEVICE] = self.device
         return await self._store(events, positions)
@@ -62,7 +70,7 @@ class Recorder:
 
     async def _store(self, events: Sequence[Event], positions: PositionChanges) -> bool:
         try:
-            await self._emit(events, positions)
+            receipts = await self._emit(events, positions)
         except (Overloaded, JournalFull) as error:
             self._emit.down(str(error))
             self._is_down = True
@@ -71,6 +79,9 @@ class Recorder:
             await asyncio.sleep(min(max(wait, shortest), longest))
             return False
         self._positions.apply(positions)
+        for event, receipt in zip(events, receipts, strict=True):
+            if receipt.duplicate:  # it starts nothing, so `then=` leaves it where it is
+                log.info("file.duplicate", path=event.subject, event=receipt.event)
         if self._is_down:
             self._is_down = False
             self._emit.up()

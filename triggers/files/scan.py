@@ -26,7 +26,7 @@ from .pattern import Pattern, PatternState
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: should the name be a FIFO by now, opening it must not wait for a writer.
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 _SHARES = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "fuse")
 
@@ -283,7 +283,7 @@ def _inspect(folders: _Folders, path: str, ask_closed: bool) -> Inspection:
     if isinstance(found, Other):
         return Inspection(found)
     try:
-        descriptor = os.open(name, _FILE, dir_fd=parent)
+        descriptor = os.open(name, FILE_FLAGS, dir_fd=parent)
     except FileNotFoundError:
         return Inspection(Other.GONE)
     except OSError as error:
@@ -318,7 +318,7 @@ def is_written(folder: int, name: str) -> bool:
     On a network share the kernel refuses the lease for other reasons too: unknown counts as no.
     """
     try:
-        descriptor = os.open(name, _FILE, dir_fd=folder)
+        descriptor = os.open(name, FILE_FLAGS, dir_fd=folder)
     except OSError:
         return False
     try:

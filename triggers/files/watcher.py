@@ -26,7 +26,7 @@ from .file_version import displayed
 from .notifications import Change, Disk, Notifications, NotificationsLost, OpenNotifier
 from .plan import Plan
 from .positions import FilePositions
-from .recording import Recorder
+from .recording import MakeEvent, Recorder
 from .refused_names import RefusedNames
 from .renames import looks_renamed, stems
 from .scan import (
@@ -57,7 +57,12 @@ class Watching:
     """One trigger's watch over its folder, from start to cancel."""
 
     def __init__(
-        self, plan: Plan, positions: FilePositions, emit: Emitter, open_notifier: OpenNotifier
+        self,
+        plan: Plan,
+        make_event: MakeEvent,
+        positions: FilePositions,
+        emit: Emitter,
+        open_notifier: OpenNotifier,
     ) -> None:
         self._plan = plan
         self._pattern = plan.pattern
@@ -66,7 +71,7 @@ class Watching:
         self._emit = emit
         self._disk = Disk()
         self._notifications = Notifications(self._root, emit, self._disk, open_notifier)
-        self._recorder = Recorder(self._root, positions, emit)
+        self._recorder = Recorder(make_event, positions, emit)
         self._refused = RefusedNames(plan, emit)
         self._files = FileEmitter(plan, positions, emit, self._disk, self._recorder, self._refused)
         self._private: Identity | None = None

@@ -6,14 +6,16 @@ record that Kafka delivers again never starts a second run. Kafka's committed of
 Kafka's own tools. Members that have a journal each share the work; a kill between journal and
 commit can run twice at most the records that were journaled and not yet committed.
 
-A record's identity is `cluster/topic/epoch/partition/offset`. The epoch rises when a topic was
-recreated, when it lost records that were read (then only for offsets behind the cut), or when an
-operator seeks back to run records again. A topic's id tells a recreated one, and the leader epochs
-of records a log that was cut: both are compared at each assignment, where the leader has changed,
-after each failed fetch and every two seconds. With `ordered_by`, records of a partition that are
-journaled and not begun go back to Kafka for the next member. A record that cannot be read (a null,
-broken JSON, too large, an unknown codec) is a dead letter with its offset and the reason, and its
-partition goes on. Not here: publishing (`handlers.kafka`) and the connection (settings).
+A record's identity is `cluster/topic/epoch/partition/offset`, or with `id=` what its sender calls
+it: then records at different offsets may be one event, which the journal tells. The epoch rises
+when a topic was recreated, when it lost records that were read (then only for offsets behind the
+cut), or when an operator seeks back to run records again. A topic's id tells a recreated one, and
+the leader epochs of records a log that was cut: both are compared at each assignment, where the
+leader has changed, after each failed fetch and every two seconds. With `ordered_by`, records of a
+partition that are journaled and not begun go back to Kafka for the next member. A record that
+cannot be read (a null, broken JSON, too large, an unknown codec) is a dead letter with its offset
+and the reason, and its partition goes on. Not here: publishing (`handlers.kafka`) and the
+connection (settings).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from turnout.service.domain.errors import JournalFull, Overloaded, SetupError, T
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import AfterRun, Emitter, Seek, SeekPlan
 from turnout.service.domain.units import parse_duration, parse_size
+from turnout.triggers.identity import EventId, check_function, check_window, window
 
 from .record import Data, Null, RecordDecoder
 
@@ -57,6 +60,8 @@ class KafkaTrigger:
     create: int | None = None
     session_seconds: float = 6.0
     max_poll_seconds: float = 300.0
+    id: EventId | str | None = None
+    dedupe: timedelta | None = None
     kind: str = "kafka"
 
     unmatched_sample = 1000
@@ -79,6 +84,23 @@ class KafkaTrigger:
         if not self.group:
             raise SetupError('kafka(…): group="" joins no group; name it after what reads')
         self._check_choices()
+        self._check_id()
+
+    def _check_id(self) -> None:
+        if self.id == "key":
+            raise SetupError(
+                'kafka(id="key"): a text is the name of a header, and a key is no id: every later '
+                "record of a key would be dropped; write id=lambda event: …"
+            )
+        if self.id == "" or (isinstance(self.id, str) and not self.id.isprintable()):
+            raise SetupError(f"kafka(id={self.id!r}) is not a header's name")
+        if self.id is not None and not isinstance(self.id, str):
+            check_function("kafka(…)", self.id)
+        if self.dedupe is not None and self.id is None:
+            raise SetupError(
+                "kafka(dedupe=…): needs id=; without it each offset is read once, whatever it holds"
+            )
+        check_window("kafka(…)", self.dedupe)
 
     def _check_choices(self) -> None:
         if isinstance(self.start, datetime):
@@ -168,6 +190,7 @@ class KafkaTrigger:
             null=self.null,
             max_record=self.max_record,
             keeps_headers=self.dead_letter_topic is not None,
+            id=_in_header(self.id) if isinstance(self.id, str) else self.id,
         )
 
     # ------------------------------------------------------------ an operator's seek
@@ -209,6 +232,8 @@ def kafka(
     create: int | None = None,
     session: str | timedelta = "6s",
     max_poll: str | timedelta = "5m",
+    id: EventId | str | None = None,
+    dedupe: str | timedelta | None = None,
     name: str | None = None,
 ) -> KafkaTrigger:
     """Start flows with the records of topics: `kafka("orders", group="billing")`.
@@ -221,7 +246,9 @@ def kafka(
     dead letter, or skipped, or run without a body (`null=`); a parameter of type `bytes | None` is
     None then. `dead_letter_topic` gets the bytes of each record that a flow failed on. `create`
     creates missing topics with that many partitions. A member that the group has not heard from for
-    `session` loses its partitions; `max_poll` is how long it may go without polling.
+    `session` loses its partitions; `max_poll` is how long it may go without polling. `id` is what
+    the sender calls the event: a function of it, or the name of a header; the same id within
+    `dedupe` (by default the setting) is the same event, whatever its offset.
     """
     named = ",".join(sorted(set(topics))) if pattern is None else f"~{pattern}"
     return KafkaTrigger(
@@ -237,7 +264,13 @@ def kafka(
         create=create,
         session_seconds=parse_duration(session).total_seconds(),
         max_poll_seconds=parse_duration(max_poll).total_seconds(),
+        id=id,
+        dedupe=window(dedupe),
     )
+
+
+def _in_header(name: str) -> EventId:
+    return lambda event: event.headers.get(name.lower()) or None
 
 
 def _start(start: str | datetime) -> str | datetime:

@@ -20,6 +20,7 @@ import orjson
 from turnout.service.domain import cloudevents
 from turnout.service.domain.errors import InvalidData
 from turnout.service.domain.event import NEVER, NO_BODY, Event, like
+from turnout.triggers.identity import EventId, identified
 
 Data = Literal["json", "text", "bytes"]
 Null = Literal["dead", "skip", "run"]
@@ -64,6 +65,7 @@ class RecordDecoder:
     null: Null
     max_record: int
     keeps_headers: bool = False
+    id: EventId | None = None
     _model: Event = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -104,7 +106,13 @@ class RecordDecoder:
                 _ = event.data  # decoded once, here; the event keeps it
             except InvalidData as error:
                 problem = str(error)
-        return event if problem is None else self._unreadable(event, record.offset, problem)
+        if problem is not None:
+            return self._unreadable(event, record.offset, problem)
+        if self.id is None:
+            return event
+        # Under its sender's id; its record stays known by the offset.
+        record_name = f"{self._model.id}{record.offset}"
+        return _extended(identified(event, self.id), "kafkarecord", record_name)
 
     def _apply_headers(self, event: Event, record: Any) -> tuple[Event, str | None]:
         """Return the event with its headers applied, and what is wrong with it."""

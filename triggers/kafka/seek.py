@@ -63,8 +63,17 @@ async def plan(
             read_position(positions.get(key)), limits[partition], targets[partition], seek.rerun
         )
         moved[key] = position.text()
-        sentences.append(f"{key}: {sentence}")
+        sentences.append(f"{key}: {sentence}{_remark(trigger, seek)}")
     return SeekPlan(positions=moved, sentences=sentences)
+
+
+def _remark(trigger: KafkaTrigger, seek: Seek) -> str:
+    if trigger.id is None or not seek.rerun:
+        return ""
+    return (
+        "; an id that was accepted within the dedupe window stays one event and does not run "
+        "again: replay it with turnout replay EVENT"
+    )
 
 
 def decide(

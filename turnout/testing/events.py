@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,8 +77,10 @@ def file_event(of: AnyFlow | Trigger, path: Path, *, at: datetime = START) -> Ev
     version = Version.of(path.stat())
     path, root = path.absolute(), Path(trigger.pattern.root)
     root = root if path.is_relative_to(root) else path.parent
-    event = event_of_file(str(root), FileVersion(str(path.relative_to(root)), version), time=at)
-    return _of(trigger.name, event)
+    digest = sha256(path.read_bytes()).hexdigest() if trigger.id == "content" else None
+    file = FileVersion(str(path.relative_to(root)), version, content=digest)
+    event = event_of_file(str(root), file, time=at)
+    return trigger.identified(_of(trigger.name, event), version)
 
 
 def timer_event(of: AnyFlow | Trigger, due: datetime = START) -> Event:

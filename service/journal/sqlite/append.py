@@ -25,7 +25,7 @@ from .counters import RunCounters
 from .decisions import REPEATS_KEPT, add_decisions
 from .dedupe import DeliveryRow, First
 from .disk_space import DiskSpace
-from .events import AppendJob, EventRow
+from .events import AppendJob, EventRow, repeated_decision
 from .older_runs import OlderRuns
 from .positions import Moves
 from .skip import store_refusal
@@ -49,7 +49,7 @@ class Rows:
         self.starts: list[Start] = []
         self.deliveries: list[Any] = []
         self.awaited: list[tuple[int, int, Sequence[str]]] = []
-        self.repeated: list[tuple[AppendJob, Appended]] = []
+        self.repeated: list[tuple[AppendJob, Entry, Appended]] = []
 
     def clear(self) -> None:
         """Forget the rows that were inserted."""
@@ -155,10 +155,10 @@ class Intake:
 
     def _add_repeated(self, rows: Rows) -> None:
         """Store the decisions about events that were delivered before."""
-        for job, appended in rows.repeated:
+        for job, entry, appended in rows.repeated:
             if not appended.runs:
                 appended.runs = self._first_runs(appended.event_seq)
-            made = job.repeated(appended.conflict)
+            made = repeated_decision(entry.event, conflict=appended.conflict)
             add_decisions(self._connection, appended.event_seq, (made,), job.at, kept=REPEATS_KEPT)
 
     def _take_all(self, rows: Rows, job: AppendJob, counters: RunCounters) -> list[Appended]:
@@ -181,7 +181,7 @@ class Intake:
             first = rows.known.get(identity[0])
             if first is not None:
                 appended = dedupe.repeated(entry, identity[1], first)
-                rows.repeated.append((job, appended))
+                rows.repeated.append((job, entry, appended))
                 return appended
         self.last_event += 1
         seq = self.last_event
@@ -194,7 +194,7 @@ class Intake:
             self._cancel(rows, entry, appended, job.at, counters)
         appended.runs = self.add_runs(rows, entry.runs, appended, job.at, counters, job.caller)
         if identity is not None:
-            rows.deliveries += DeliveryRow(seq, *identity, job.at)
+            rows.deliveries += DeliveryRow(seq, *identity, job.at, job.expires_at)
             rows.known[identity[0]] = (seq, identity[1], appended.runs)
         return appended
 

@@ -37,6 +37,7 @@ class DeliveryRow(NamedTuple):
     key: bytes
     body: bytes
     accepted_at: int
+    expires_at: int | None
 
 
 INSERT = insert("dedupe", DeliveryRow._fields)
@@ -105,10 +106,36 @@ def repeated(entry: Entry, content: bytes, first: First) -> Appended:
     )
 
 
-def end_window(connection: apsw.Connection, before: int, limit: int) -> int:
-    """End the dedupe window of old deliveries; their events are then found by id another way."""
-    old: list[Any] = connection.execute(_SQL["old_deliveries"], (limit, before)).fetchall()
-    seqs = dump([row[0] for row in old])
-    connection.execute(_SQL["find_by_id"], (seqs,))
-    connection.execute(_SQL["delete_deliveries"], (seqs,))
+def end_window(connection: apsw.Connection, before: int, now: int, limit: int) -> int:
+    """End the dedupe window of old deliveries; their events are then found by id another way.
+
+    Old are those whose own window ends by `now`, and of the others those accepted before `before`.
+    """
+    expired: list[Any] = connection.execute(_SQL["expired_deliveries"], (now, limit)).fetchall()
+    old = [row[0] for row in expired] + _old(connection, before, limit)
+    if old:
+        connection.execute(_SQL["find_by_id"], (dump(old),))
+        forget(connection, old)
     return len(old)
+
+
+def _old(connection: apsw.Connection, before: int, limit: int) -> list[int]:
+    """Return the first deliveries without a window of their own that are old.
+
+    Those that have a longer window may lie before them, so where to look next is remembered.
+    """
+    first: list[Any] = connection.execute(_SQL["first_without_window"], (limit,)).fetchall()
+    young = next((seq for seq, at in first if at >= before), None)
+    if young is not None:
+        passed = young - 1
+    elif len(first) == limit:
+        passed = first[-1][0]
+    else:
+        passed = None
+    connection.execute(_SQL["passed"], (passed,))
+    return [seq for seq, at in first if at < before]
+
+
+def forget(connection: apsw.Connection, seqs: Sequence[int]) -> None:
+    """Forget the deliveries of events: they may come again."""
+    connection.execute(_SQL["delete_deliveries"], (dump(seqs),))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import orjson
 
-from turnout.service.domain.decisions import Reason
+from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import NO_BODY, Event
 from turnout.service.journal.contract import Positions
@@ -79,13 +79,14 @@ class AppendJob(Job):
     """Write entries and the moves of a trigger's positions.
 
     `events` are the rows of the entries' events, `identities` those of their deliveries, None for
-    minted events. `is_decided`: conditions of runs are to be decided, or runs to be cancelled.
-    `caller` is the seq of the run that awaits the run of the entries.
+    minted events. `expires_at` is when the deliveries' own dedupe window ends, if they have one.
+    `is_decided`: conditions of runs are to be decided, or runs to be cancelled. `caller` is the seq
+    of the run that awaits the run of the entries.
     """
 
     __slots__ = (
-        "at", "caller", "entries", "events", "identities", "is_decided", "positions", "rows",
-        "trigger",
+        "at", "caller", "entries", "events", "expires_at", "identities", "is_decided", "positions",
+        "rows", "trigger",
     )  # fmt: skip
 
     def __init__(
@@ -96,11 +97,13 @@ class AppendJob(Job):
         positions: Positions,
         *,
         caller: int | None = None,
+        dedupe: timedelta | None = None,
     ) -> None:
         """Put entries into rows; raises `JournalError` for what no row can hold."""
         self.error = None
         self.entries = entries
         self.at = at = (now - EPOCH) // MICROSECOND
+        self.expires_at = None if dedupe is None else at + dedupe // MICROSECOND
         self.trigger = trigger
         self.positions = positions
         self.caller = caller
@@ -114,13 +117,18 @@ class AppendJob(Job):
             None if entry.event.minted else identity(entry.event) for entry in entries
         ]
 
-    def repeated(self, conflict: bool) -> Decision:
-        """Return the decision made when an event of this job was delivered before."""
-        if conflict:
-            made = Decision("", Reason.CONFLICT, "the same id came again with other content")
-        else:
-            made = Decision("", Reason.DUPLICATE, "the same event was delivered again")
-        return made
+
+def repeated_decision(event: Event, *, conflict: bool) -> Decision:
+    """Return the decision about an event when another delivery, `event`, came under its id."""
+    facts: dict[str, Fact] = {"type": event.type, "bytes": len(event.body)}
+    if (record := event.extensions.get("kafkarecord")) is not None:
+        facts["record"] = record
+    if event.path is not None:
+        facts["path"] = str(event.path)
+    if conflict:
+        detail = "the same id came again with other content"
+        return Decision("", Reason.CONFLICT, detail, facts)
+    return Decision("", Reason.DUPLICATE, "the same event was delivered again", facts)
 
 
 def _is_decided(entry: Entry) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -211,9 +211,10 @@ class SqliteJournal(Operating, Keeping):
         trigger: str = "",
         positions: Positions = NOTHING,
         now: datetime,
+        dedupe: timedelta | None = None,
     ) -> asyncio.Future[list[Appended]]:
         """Write events, their runs and decisions, and the trigger's positions, in one commit."""
-        return self._writer.submit(AppendJob(entries, now, trigger, positions))
+        return self._writer.submit(AppendJob(entries, now, trigger, positions, dedupe=dedupe))
 
     async def replay(self, event_seq: int, runs: Sequence[NewRun], *, now: datetime) -> Appended:
         """Start new runs of a stored event; sets each run's `replay` to one above the highest."""

@@ -47,7 +47,7 @@ def prune(
             connection, "awaited_events", unmatched_before, limit, _oldest(connection)
         )
         deleted += _delete(connection, counters, unmatched)
-        deleted += end_window(connection, dedupe_before, limit)
+        deleted += end_window(connection, dedupe_before, now, limit)
         deleted += _end_unique(connection, now, limit)
         deleted += starts.prune(connection, now, limit)
     return deleted

@@ -17,6 +17,7 @@ from turnout.service.domain.trigger import Backlog
 
 from . import run_keys
 from .counters import RunCounters
+from .dedupe import forget
 from .retention import delete_events, delete_runs, keep_highest
 from .statements import load
 from .values import dump, micros
@@ -46,7 +47,9 @@ def withdraw(connection: apsw.Connection, counters: RunCounters, seqs: Sequence[
     seqs_of_runs = [seq for seq, _ in runs]
     run_keys.remove(connection, seqs_of_runs)
     delete_runs(connection, seqs_of_runs)
-    delete_events(connection, sorted({event for _, event in runs}))
+    events = sorted({event for _, event in runs})
+    delete_events(connection, events)
+    forget(connection, events)
     counters.move("queued", None, len(runs))
 
 
