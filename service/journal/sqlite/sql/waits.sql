@@ -52,9 +52,9 @@ SELECT r.seq, r.id FROM waits AS w JOIN runs AS r ON r.id = substr(w.topic, 5)
 WHERE w.run_seq = ?1 AND w.topic LIKE 'run:%' AND w.shared IS NULL AND r.finished_at IS NULL;
 
 -- name: share
--- The wait of a run (?1) at a step (?2) is for a run that is the work of somebody else: its topic
+-- The wait of a run (?1) at a step (?2) is now for a run that is the work of somebody else: its topic
 -- (?3).
-UPDATE waits SET topic = ?3, shared = 1 WHERE run_seq = ?1 AND key = ?2;
+UPDATE waits SET topic = ?3, shared = 1, woken = NULL, latest = NULL WHERE run_seq = ?1 AND key = ?2;
 
 -- name: approvals
 -- The waits of a run (?1) for topics that begin so (?2), or only that of a step (?3).
