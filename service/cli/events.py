@@ -11,6 +11,7 @@ import click
 from .bulk import accept_not_undone
 from .options import (
     chosen,
+    force_option,
     limit_option,
     read_json,
     run_async,
@@ -73,13 +74,17 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
 @click.command()
 @click.argument("event_id", metavar="EVENT")
 @click.option("--source", metavar="SOURCE", help="Which source, if several sent this id.")
+@force_option
 @yes_option
 @with_json
 @with_settings
-def replay(settings: Settings, event_id: str, source: str | None, yes: bool, as_json: bool) -> None:
+def replay(
+    settings: Settings, event_id: str, source: str | None, force: bool, yes: bool, as_json: bool
+) -> None:
     """Run an event's flows again, as new runs.
 
-    Asks first if a run of the event is not undone.
+    Asks first if a run of the event is not undone. The mode of a flow (mode="skip") counts as for
+    a new event, unless it is forced.
 
     \b
     turnout replay 0198c0de-…
@@ -91,7 +96,7 @@ def replay(settings: Settings, event_id: str, source: str | None, yes: bool, as_
 
     before = run_async(_runs_started(settings, event_id, source))
     known = accept_not_undone(settings, before, yes=yes)
-    runs = do(settings, Replay(event_id, source, known))["runs"]
+    runs = do(settings, Replay(event_id, source, known, force))["runs"]
     if as_json:
         print_json({"event": event_id, "runs": runs})
     else:

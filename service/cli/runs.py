@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import click
 
 from .bulk import Selection, with_selection
-from .options import chosen, read_input, run_async, with_json, with_list, with_settings
+from .options import (
+    chosen,
+    force_option,
+    read_input,
+    run_async,
+    with_json,
+    with_list,
+    with_settings,
+)
 from .output import clock, complain, print_json, say, short, table, took
 from .show import undo_words
 
@@ -96,11 +104,13 @@ def _run_row(run: Run, waits_for: str | None) -> tuple[object, ...]:
 
 @click.command()
 @click.option("--from", "from_step", metavar="STEP", help="Run again from this step on (its key).")
+@force_option
 @with_selection
-def retry(selection: Selection, from_step: str | None) -> None:
+def retry(selection: Selection, from_step: str | None, force: bool) -> None:
     """Queue finished runs again; a run that waits for its next try is tried now.
 
     Recorded steps are not run again. If the undo of a run failed, only the rest of the undo runs.
+    The mode of the flow (mode="skip") counts as for a new run, unless it is forced.
 
     \b
     turnout retry 0198c0de-…                 one run
@@ -112,7 +122,7 @@ def retry(selection: Selection, from_step: str | None) -> None:
     from turnout.service.operate.verbs import Retry
 
     ids = selection.ids("retry", frozenset({RunState.FAILED}))
-    selection.act("retry", ids, lambda run_id: Retry(run_id, from_step))
+    selection.act("retry", ids, lambda run_id: Retry(run_id, from_step, force))
 
 
 @click.command()

@@ -62,6 +62,7 @@ def _print_run(run: dict[str, Any]) -> None:
         ("state", f"{run['state']}{'   (a dead letter)' * run['dead']}"),
         ("waits for", run["waits_for"]),
         ("reason", run["reason"]),
+        ("forced", "past the mode of its flow" if run["forced"] else None),
         ("cancelled", f"by {run['cancelled_by']}" if run["cancelled_by"] else None),
         ("undo", undo_words(run["undo"], run["undo_failed"])),
         ("attempts", f"{run['attempts']}{_counted(', crashes ', run['crashes'])}"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import ask, read_json, with_json, with_settings
+from .options import ask, force_option, read_json, with_json, with_settings
 from .output import complain, print_json, say, show_receipt, table
 from .pauses import state_of
 
@@ -51,9 +51,12 @@ def triggers(settings: Settings, as_json: bool) -> None:
 @click.command()
 @click.argument("trigger", metavar="TRIGGER")
 @click.option("--input", "input_text", metavar="JSON", help="The event's data: JSON, @FILE or -.")
+@force_option
 @with_json
 @with_settings
-def fire(settings: Settings, trigger: str, input_text: str | None, as_json: bool) -> None:
+def fire(
+    settings: Settings, trigger: str, input_text: str | None, force: bool, as_json: bool
+) -> None:
     """Start the flows of a trigger now.
 
     The event carries the data of --input, or none. If no flow accepts it, nothing is stored.
@@ -67,7 +70,8 @@ def fire(settings: Settings, trigger: str, input_text: str | None, as_json: bool
 
     from .session import do
 
-    verb = Fire(trigger) if input_text is None else Fire(trigger, read_json(input_text))
+    data = {} if input_text is None else {"data": read_json(input_text)}
+    verb = Fire(trigger, **data, force=force)
     show_receipt(do(settings, verb), as_json=as_json)
 
 

@@ -24,7 +24,7 @@ from turnout.service.domain.waiting import Waiting
 from turnout.service.flowcontrol.dependency import Breakers
 from turnout.service.flowcontrol.gate import Candidate
 from turnout.service.journal.contract import Work
-from turnout.service.journal.records import Appended, Claim, ClaimedRun, NewRun, Queued
+from turnout.service.journal.records import Appended, Claim, ClaimedRun, NewRun, Queued, Retried
 from turnout.service.project import AnyFlow
 from turnout.service.telemetry.metrics import Metrics
 
@@ -267,11 +267,13 @@ class Dispatcher:
         elif not stopped:
             self.release_key(run)
 
-    def ended_for(self, appended: Appended) -> None:
-        """Stop the older runs that new ones have ended on disk: cancelled, or skipped."""
-        for run in appended.cancelled:
+    def ended_for(self, ended: Appended | Retried) -> None:
+        """Stop the older runs that new ones have ended on disk; count what was decided."""
+        for made in ended.decided:
+            self._decisions.labels(made.flow, made.reason).inc()
+        for run in ended.cancelled:
             self.cancel(run)
-        self.skipped(appended.skipped)
+        self.skipped(ended.skipped)
 
     def skipped(self, runs: Sequence[Run]) -> None:
         """Let go of queued runs that were never claimed and have ended as skipped on disk.

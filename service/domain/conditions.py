@@ -39,12 +39,16 @@ class RateLimitRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """What a flow asks of a new run; None or empty for what it does not declare."""
+    """What a flow asks of a new run; None or empty for what it does not declare.
+
+    `forced`: an operator starts it past the mode, which is recorded.
+    """
 
     unique: Until | None = None
     mode: Mode | None = None
     rate_limits: tuple[RateLimitRule, ...] = ()
     max_queued: int | None = None
+    forced: bool = False
 
     def of_child(self) -> Conditions | None:
         """Return what is asked of a run that another run awaits: no rate limit counts it."""
@@ -52,7 +56,11 @@ class Conditions:
 
     def of_replay(self) -> Conditions | None:
         """Return what is asked of a replay: the mode alone."""
-        return _some(Conditions(mode=self.mode))
+        return _some(Conditions(mode=self.mode, forced=self.forced))
+
+    def past_mode(self) -> Conditions:
+        """Return what is asked of a run that an operator starts past the mode."""
+        return self if self.mode is None else replace(self, mode=None, forced=True)
 
 
 _NONE = Conditions()

@@ -157,6 +157,7 @@ class Outcome:
 class Run:
     """A run as the journal knows it and the world sees it.
 
+    `forced` says that an operator has started it past the mode of its flow.
     `undo_failed` are the steps of its undo that failed for good and were not done since. In a
     list a large `result` is left out; `result_bytes` tells its size.
     """
@@ -184,6 +185,7 @@ class Run:
     keys: Keys | None
     code_version: str
     cancelled_by: str | None = None
+    forced: bool = False
     undo: Undo | None = None
     undo_failed: tuple[str, ...] = ()
     result_bytes: int | None = None

@@ -142,6 +142,15 @@ class TriggerEmitter:
             return await self._store_matched(routed, positions, self._unmatched_sample)
         return await self._submitted(routed, positions)
 
+    async def forced(self, event: Event) -> Sequence[Receipt]:
+        """Store an operator's event; its runs start past the mode of their flows."""
+        if not self.status.accepts:
+            raise self.status.refusal(self.now())
+        routed = self._route(event)
+        for run in routed.entry.runs:
+            run.start_past_mode()
+        return await self._submitted([routed], None)
+
     def _route(self, event: Event) -> Routed:
         if event.trigger != self.trigger.name:
             event = replace(event, trigger=self.trigger.name)

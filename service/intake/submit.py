@@ -124,9 +124,7 @@ class Submit:
                 self._dispatcher.start_or_enqueue(run, event, stored, arguments, now)
         if one.entry.decisions:
             self.count(one.entry.decisions)
-        if stored.decided:
-            self.count(stored.decided)
-        if stored.cancelled or stored.skipped:
+        if stored.decided or stored.cancelled:
             self._dispatcher.ended_for(stored)
 
     def _was_delivered_before(self, one: Routed, stored: Appended) -> None:

@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeAlias
 
 from turnout.service.domain.breaker import StoredBreaker
+from turnout.service.domain.conditions import Mode
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Keys, Outcome, Run, Start
 from turnout.service.domain.trigger import Backlog
@@ -39,6 +40,7 @@ from .records import (
     Opening,
     Queued,
     Rescued,
+    Retried,
     StepRecord,
     StoredPause,
     UsedLink,
@@ -330,8 +332,19 @@ class Operations(Reads, Clearing, Protocol):
         `Expired` for a `link` that was used before.
         """
 
-    async def retry(self, run_id: str, from_step: str | None, *, now: datetime) -> Run:
+    async def retry(
+        self,
+        run_id: str,
+        from_step: str | None,
+        *,
+        mode: Mode | None = None,
+        force: bool = False,
+        now: datetime,
+    ) -> Retried:
         """Queue a finished run again; `from_step` drops the steps recorded at and after it.
+
+        It is asked under the `mode` of its flow as a new run is: `Refused` where `skip` would end
+        it. With `force` it is not, and has no key of the mode from now on.
 
         Raises `NotFound`, `Refused`. Attempts count from 0 again, and the run is no dead letter any
         more. A run whose undo has failed only continues its undo, and is a dead letter until done.

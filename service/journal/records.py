@@ -11,7 +11,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from turnout.service.domain.conditions import Conditions
+from turnout.service.domain.conditions import MODE_PLACE, Conditions
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Keys, Run, RunError, RunState, Start
@@ -56,6 +56,12 @@ class NewRun:
     seq: int = 0
     token: int = 0
     starts: Sequence[Start] = ()
+
+    def start_past_mode(self) -> None:
+        """Start beside what is under way, as an operator wants it: no mode is asked."""
+        if self.conditions is not None and self.conditions.mode is not None:
+            self.conditions = self.conditions.past_mode()
+            self.keys = {**(self.keys or {}), MODE_PLACE: None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,16 @@ class Appended:
     duplicate: bool = False
     conflict: bool = False
     refused: Mapping[str, Decision] = field(default_factory=lambda: NOTHING)
+    cancelled: Sequence[Run] = ()
+    skipped: Sequence[Run] = ()
+    decided: Sequence[Decision] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Retried:
+    """What `retry` did: the run as it is now, and the runs that it ended, as in `Appended`."""
+
+    run: Run
     cancelled: Sequence[Run] = ()
     skipped: Sequence[Run] = ()
     decided: Sequence[Decision] = ()

@@ -112,6 +112,7 @@ async def post_mortem(
         "replay": run.replay,
         "dead": run.dead,
         "reason": run.reason,
+        "forced": run.forced,
         "order_key": run.order_key,
         "limit_key": None if run.keys is None else run.keys.get("limit"),
         "keys": None if run.keys is None else dict(run.keys),

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from turnout.service.domain.conditions import Mode
 from turnout.service.domain.run import Run
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Intake, Operations, Work
-from turnout.service.journal.records import Appended
+from turnout.service.journal.records import Appended, Retried
 from turnout.service.project import Project
 
 from .verbs import Verb
@@ -42,7 +43,7 @@ class Owner(Protocol):
     def discarded(self, runs: Sequence[Run]) -> None:
         """Forget runs that were ended before they began, and count the decisions about them."""
 
-    def ended_for(self, appended: Appended) -> None:
+    def ended_for(self, ended: Appended | Retried) -> None:
         """Stop the older runs that new ones have ended on disk."""
 
     def recheck_due(self) -> None:
@@ -64,7 +65,7 @@ class NoOwner:
     def discarded(self, runs: Sequence[Run]) -> None:
         """Forget nothing."""
 
-    def ended_for(self, appended: Appended) -> None:
+    def ended_for(self, ended: Appended | Retried) -> None:
         """Stop nothing."""
 
     def recheck_due(self) -> None:
@@ -103,6 +104,12 @@ class Parts:
     connection: Callable[[str], Mapping[str, Any]] | None = None
     stopped: Callable[[str], AbstractAsyncContextManager[None]] = _nothing_to_stop
     refresh_pauses: Callable[[], Awaitable[None]] = _nothing_to_refresh
+
+    def mode_of(self, *flows: str) -> Mode | None:
+        """Return the mode of the first flow that is loaded and has one."""
+        loaded = (self.project().flows.get(name) for name in flows)
+        conditions = (flow.conditions for flow in loaded if flow is not None)
+        return next((each.mode for each in conditions if each is not None), None)
 
     def current_name(self, flow: str) -> str:
         """Return the current name of a flow, which may have been renamed (`was=`)."""

@@ -54,7 +54,7 @@ async def replay(parts: Parts, verb: Replay) -> list[str]:
         flows.setdefault(flow.name, None)
     if not flows:
         raise Refused(f"event {verb.event_id!r} starts no flow")
-    return await _replay(parts, stored, flows)
+    return await _replay(parts, stored, flows, force=verb.force)
 
 
 async def _event_of(parts: Parts, verb: Replay) -> StoredEvent:
@@ -67,12 +67,16 @@ async def _event_of(parts: Parts, verb: Replay) -> StoredEvent:
     return found[0]
 
 
-async def _replay(parts: Parts, stored: StoredEvent, flows: Mapping[str, Run | None]) -> list[str]:
+async def _replay(
+    parts: Parts, stored: StoredEvent, flows: Mapping[str, Run | None], *, force: bool = False
+) -> list[str]:
     """Add a run for each flow; `flows` maps each to its last run of the event."""
     current: dict[str, Run | None] = {}
     for name, last in flows.items():
         current.setdefault(parts.current_name(name), last)
     runs = [_new_run(parts, stored, name, last) for name, last in current.items()]
+    for run in runs if force else ():
+        run.start_past_mode()
     with parts.owner.changing(current):
         replayed = await parts.journal.replay(stored.seq, runs, now=parts.now())
         parts.owner.ended_for(replayed)

@@ -33,7 +33,15 @@ async def retry(parts: Parts, verb: Retry) -> Run:
     before = await parts.journal.run(verb.run_id)
     flows = [] if before is None else [parts.current_name(before.flow)]
     with parts.owner.changing(flows):
-        run = await parts.journal.retry(verb.run_id, verb.from_step, now=parts.now())
+        retried = await parts.journal.retry(
+            verb.run_id,
+            verb.from_step,
+            mode=parts.mode_of(*flows),
+            force=verb.force,
+            now=parts.now(),
+        )
+        run = retried.run
+        parts.owner.ended_for(retried)
         name = parts.current_name(run.flow)
         if name != run.flow and run.state is RunState.QUEUED:
             await parts.journal.rename_flow(run.flow, name)

@@ -48,7 +48,7 @@ async def fire(parts: Parts, verb: Fire) -> Receipt:
         minted=True,
     )
     _refuse_unless_accepted(event, emitter)
-    return (await emitter([event]))[0]
+    return (await (emitter.forced(event) if verb.force else emitter([event])))[0]
 
 
 def _refuse_unless_accepted(event: Event, emitter: TriggerEmitter) -> None:

@@ -70,11 +70,13 @@ class Retry(Verb[Run]):
     """Queue a finished run again; it resumes after its last recorded step or at `from_step`.
 
     If its undo failed, only the remaining steps of the undo run. A run that waits for its next
-    try, or for that of a step, is tried now. Raises `NotFound`, `Refused`.
+    try, or for that of a step, is tried now. The `mode=` of its flow counts as for a new run,
+    unless `force` starts it beside what is under way. Raises `NotFound`, `Refused`.
     """
 
     run_id: str
     from_step: str | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +135,14 @@ class Replay(Verb[list[str]]):
 
     The flows are those that the event started and, in a service, those it would start now. `source`
     is needed where several sources have sent the id, `not_undone` while a run of the event is not
-    undone. Raises `NotFound`, `Refused`.
+    undone. The `mode=` of a flow counts as for a new run, unless `force` starts the replay beside
+    what is under way. Raises `NotFound`, `Refused`.
     """
 
     event_id: str
     source: str | None = None
     not_undone: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +207,16 @@ class Resume(Verb[Resumed]):
 class Fire(Verb[Receipt]):
     """Start a trigger's flows now, with an event of its kind that carries `data` (JSON).
 
-    Raises `InvalidData`, with nothing stored, if no flow accepts it.
+    It is an event as any other; with `force` the `mode=` of a flow does not count, and its run
+    starts beside what is under way. Raises `InvalidData`, with nothing stored, if no flow accepts
+    it.
     """
 
     needs_service: ClassVar[bool] = True
 
     name: str
     data: bytes = b"{}"
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1036,7 +1036,7 @@ class JournalContract:
             failed = Outcome(state=RunState.FAILED, error=RunError("E", "m"), undo="failed")
             await finish(journal, claimed, failed)
             assert (await self.counts(journal)).not_undone == {"bill": 1}
-            run = await journal.retry(claimed.claim.run_id, None, now=at(5))
+            run = (await journal.retry(claimed.claim.run_id, None, now=at(5))).run
             assert (run.dead, run.undo_failed) == (True, ("~undo[0]/a#1",))
             (again,) = await journal.claim([claimed.claim.run_seq], now=at(6))
             assert (again.dead, again.undo_failed) == (True, True)
@@ -1061,7 +1061,7 @@ class JournalContract:
             with pytest.raises(Refused, match="finished"):
                 await journal.retry(claimed.claim.run_id, None, now=at(3))
             await finish(journal, claimed, ended(S.FAILED, error=RunError("E", "m")))
-            run = await journal.retry(claimed.claim.run_id, None, now=at(3))
+            run = (await journal.retry(claimed.claim.run_id, None, now=at(3))).run
             assert (run.state, run.attempts, run.dead, run.error) == ("queued", 0, False, None)
             assert await self.counts(journal) == Counts({"queued": 1})
             again = (await claim_all(journal, [run.seq]))[0]

@@ -156,6 +156,10 @@ def _stored(verb: Emit, receipt: Receipt) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- the table
 
+FORCE = Parameter(
+    "force", "force", "start beside what is under way, whatever `mode=` says", default=False
+)
+
 RUNS, DEAD_LETTERS, EVENTS, FLOWS = "runs", "dead letters", "events", "flows and triggers"
 
 ROUTES: tuple[Route[Any], ...] = (
@@ -167,7 +171,7 @@ ROUTES: tuple[Route[Any], ...] = (
         tag=RUNS,
         text="Queue a finished run again; it resumes after its last recorded step, or at `from`."
         "\n\nIf its undo failed, only the remaining steps of the undo run.",
-        query=(Parameter("from_step", "from", "run again from this step key on"),),
+        query=(Parameter("from_step", "from", "run again from this step key on"), FORCE),
         document=_run,
     ),
     Route(
@@ -245,7 +249,7 @@ ROUTES: tuple[Route[Any], ...] = (
         tag=EVENTS,
         text="Run every flow of an event again, as new runs.\n\n"
         '409 while a run of the event is not undone, unless the body is {"not_undone": true}.',
-        query=(Parameter("source", "source", "which source, if several sent this id"),),
+        query=(Parameter("source", "source", "which source, if several sent this id"), FORCE),
         body=NOT_UNDONE,
         document=_new_runs,
     ),
@@ -270,6 +274,7 @@ ROUTES: tuple[Route[Any], ...] = (
         tag=FLOWS,
         text="Start the flows of a trigger now, with the body (JSON) as the event's data, or none."
         "\n\n422, with nothing stored, if no flow accepts it.",
+        query=(FORCE,),
         body=DATA,
         status=202,
         document=_receipt,

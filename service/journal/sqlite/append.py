@@ -269,6 +269,7 @@ class Intake:
         if verdict.replaces or verdict.outdates:
             OlderRuns(self._connection, counters, appended, at).end_for(run, verdict)
         self._add_run(rows, run, appended.event_seq, at, counters)
+        self.insert(rows)
         self.conditions.accepted(run, at)
         return run.id
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import apsw
 
 from turnout.service.domain.conditions import MODE_PLACE, UNIQUE_PLACE, Mode, Until
 from turnout.service.domain.decisions import Fact, Reason
-from turnout.service.domain.run import RunState
+from turnout.service.domain.run import Keys, Run, RunState
 from turnout.service.journal.records import Decision, NewRun
 
 from . import rate_limits
@@ -28,6 +28,7 @@ from .values import MICROSECOND
 _SQL = load("conditions")
 _FIRST_UNFINISHED, _FIRST_WITHIN = _SQL["first_unfinished"], _SQL["first_within"]
 _HOLD_UNIQUE, _OF_MODE, _WAITS_FOR = _SQL["hold_unique"], _SQL["of_mode"], _SQL["waits_for"]
+_FORCE = _SQL["force"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,17 @@ class Verdict:
     refused: Decision | None = None
     replaces: Sequence[OlderRun] = ()
     outdates: Sequence[OlderRun] = ()
+
+
+class Newcomer(Protocol):
+    """A run that is about to be queued: a new one, or one that an operator queues again."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def flow(self) -> str: ...  # noqa: D102
+    @property
+    def keys(self) -> Keys | None: ...  # noqa: D102
 
 
 class Conditions:
@@ -82,15 +94,18 @@ class Conditions:
         return verdict
 
     def accepted(self, run: NewRun, at: int) -> None:
-        """Note that a run, which has its seq now, is stored: later ones are asked about it."""
+        """Note that a run is stored, its row included: later ones are asked about it."""
         asked = run.conditions
+        assert asked is not None
         key = _key(run, UNIQUE_PLACE)
-        if asked is not None and isinstance(asked.unique, timedelta) and key is not None:
+        if isinstance(asked.unique, timedelta) and key is not None:
             until = at + asked.unique // MICROSECOND
             values = (run.flow, key, run.seq, run.id, at, until)
             self._connection.execute(_HOLD_UNIQUE, values)
-        if asked is not None and asked.rate_limits:
+        if asked.rate_limits:
             rate_limits.accept(self._connection, run, asked.rate_limits, at)
+        if asked.forced:
+            self._connection.execute(_FORCE, (run.seq,))
 
     # ---------------------------------------------------------------- unique
 
@@ -110,7 +125,11 @@ class Conditions:
 
     # ---------------------------------------------------------------- mode
 
-    def _mode(self, run: NewRun, mode: Mode, caller: int | None) -> Verdict:
+    def of_retry(self, run: Run, mode: Mode) -> Verdict:
+        """Decide about an ended run that an operator queues again: the mode alone is asked."""
+        return self._mode(run, mode, None)
+
+    def _mode(self, run: Newcomer, mode: Mode, caller: int | None) -> Verdict:
         key = _key(run, MODE_PLACE)
         if key is None:
             return Verdict()
@@ -141,12 +160,14 @@ class Conditions:
         return self._connection.execute(_WAITS_FOR, (caller, run_id)).get is not None
 
 
-def _decision(run: NewRun, reason: Reason, words: str, key: str, rule: str, other: str) -> Decision:
+def _decision(
+    run: Newcomer, reason: Reason, words: str, key: str, rule: str, other: str
+) -> Decision:
     facts: dict[str, Fact] = {"run": run.id, "other": other, "rule": rule, "key": key}
     return Decision(run.flow, reason, words, facts)
 
 
-def _key(run: NewRun, place: str) -> str | None:
+def _key(run: Newcomer, place: str) -> str | None:
     return None if run.keys is None else run.keys.get(place)
 
 

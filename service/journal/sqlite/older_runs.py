@@ -1,7 +1,7 @@
 """Ends older runs for something new: a newer run of the same key, or an event that cancels them.
 
-Each method writes inside the transaction it is called in, and notes in the `Appended` of the new
-entry what it has ended, for the owner of the runs. Not here: which runs (`conditions`).
+Each method writes inside the transaction it is called in, and notes in the answer of the write what
+it has ended, for the owner of the runs. Not here: which runs (`conditions`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import apsw
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import Refused
 from turnout.service.domain.event import Event
-from turnout.service.journal.records import Appended, Decision, NewRun
+from turnout.service.journal.records import Appended, Decision, Retried
 
 from . import operations
-from .conditions import OlderRun, Verdict
+from .conditions import Newcomer, OlderRun, Verdict
 from .counters import RunCounters
 from .decisions import add_decisions
 from .skip import skip
@@ -31,29 +31,33 @@ _CANCELLED_BY = load("conditions")["cancelled_by"]
 class OlderRuns:
     """Ends runs that are older than an entry."""
 
-    __slots__ = ("_appended", "_at", "_connection", "_counters")
+    __slots__ = ("_answer", "_at", "_connection", "_counters")
 
     def __init__(
-        self, connection: apsw.Connection, counters: RunCounters, appended: Appended, at: int
+        self,
+        connection: apsw.Connection,
+        counters: RunCounters,
+        answer: Appended | Retried,
+        at: int,
     ) -> None:
         self._connection = connection
         self._counters = counters
-        self._appended = appended
+        self._answer = answer
         self._at = at
 
-    def end_for(self, new: NewRun, verdict: Verdict) -> None:
+    def end_for(self, new: Newcomer, verdict: Verdict) -> None:
         """Cancel the runs that a new one replaces, and skip those that it makes outdated."""
         for old in verdict.replaces:
             made = _decision(old, new, Reason.REPLACED, "replace", f"run {new.id} replaced it")
             if self._cancel(old.id, reason=f"replaced by run {new.id}", by=""):
                 add_decisions(self._connection, old.event_seq, (made,), self._at)
-                self._appended.decided = (*self._appended.decided, made)
+                self._answer.decided = (*self._answer.decided, made)
         for old in verdict.outdates:
             made = _decision(old, new, Reason.LATEST, "latest", f"run {new.id} took its place")
             run = skip(self._connection, self._counters, old.seq, made, self._at)
             if run is not None:
-                self._appended.skipped = (*self._appended.skipped, run)
-                self._appended.decided = (*self._appended.decided, made)
+                self._answer.skipped = (*self._answer.skipped, run)
+                self._answer.decided = (*self._answer.decided, made)
 
     def cancel_by(self, event: Event, cancels: Iterable[tuple[str, str]]) -> None:
         """Cancel the runs of each (flow, key) that an event cancels."""
@@ -71,10 +75,10 @@ class OlderRuns:
             )
         except Refused:
             return False
-        self._appended.cancelled = (*self._appended.cancelled, *runs)
+        self._answer.cancelled = (*self._answer.cancelled, *runs)
         return True
 
 
-def _decision(old: OlderRun, new: NewRun, reason: Reason, mode: str, words: str) -> Decision:
+def _decision(old: OlderRun, new: Newcomer, reason: Reason, mode: str, words: str) -> Decision:
     facts = {"run": old.id, "other": new.id, "rule": f'mode="{mode}"'}
     return Decision(new.flow, reason, words, facts)

@@ -10,10 +10,12 @@ from typing import Any
 
 import apsw
 
+from turnout.service.domain.conditions import Mode
 from turnout.service.domain.run import Run
-from turnout.service.journal.records import Cached, Claim, Discarded, StoredPause, UsedLink
+from turnout.service.journal.records import Cached, Claim, Discarded, Retried, StoredPause, UsedLink
 
-from . import cache, operations, pauses, rescue
+from . import cache, operations, pauses, rescue, retries
+from .append import Intake
 from .calls import Calls
 from .counters import RunCounters
 from .statements import load
@@ -24,6 +26,8 @@ _SQL = load("operations")
 
 class Operating(Calls):
     """Writes of operators, and of what acts for them."""
+
+    _intake: Intake
 
     async def cancel(
         self, run_id: str, *, now: datetime, reason: str = "", by: str = ""
@@ -58,14 +62,23 @@ class Operating(Calls):
         )
         return answered
 
-    async def retry(self, run_id: str, from_step: str | None, *, now: datetime) -> Run:
+    async def retry(
+        self,
+        run_id: str,
+        from_step: str | None,
+        *,
+        mode: Mode | None = None,
+        force: bool = False,
+        now: datetime,
+    ) -> Retried:
         """Queue a finished run again; `from_step` drops the steps recorded at and after it."""
-        run: Run = await self._call(
-            lambda connection, counters: operations.retry(
-                connection, counters, run_id, from_step, now
+        conditions = self._intake.conditions
+        retried: Retried = await self._call(
+            lambda connection, counters: retries.retry(
+                connection, counters, conditions, run_id, from_step, now, mode=mode, force=force
             )
         )
-        return run
+        return retried
 
     async def drop(self, run_id: str, *, now: datetime) -> Run:
         """Take a dead letter off the list; the run stays `failed`. Raises `NotFound`, `Refused`."""

@@ -141,6 +141,7 @@ class StoredRun(NamedTuple):
     keys: str | None
     code_version: str
     cancelled_by: str | None
+    forced: int | None
     undo: Any
     undo_failed: str | None
     result_bytes: int | None
@@ -196,6 +197,7 @@ def run_from(values: Sequence[Any]) -> Run:
         keys=keys_from(row.keys),
         code_version=row.code_version,
         cancelled_by=row.cancelled_by,
+        forced=bool(row.forced),
         undo=row.undo,
         undo_failed=tuple(orjson.loads(row.undo_failed)) if row.undo_failed else (),
         result_bytes=row.result_bytes,

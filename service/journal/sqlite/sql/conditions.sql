@@ -70,6 +70,14 @@ SELECT count(*) FROM (
 SELECT 1 FROM paused WHERE (name = 'flow:' || ?1 OR name = '*') AND (until IS NULL OR until > ?2)
 LIMIT 1;
 
+-- name: force
+-- A new run (?1) was started past the mode of its flow.
+UPDATE runs SET forced = 1 WHERE seq = ?1;
+
+-- name: force_again
+-- A run (?1) that is queued again is started past the mode of its flow: it has no key there.
+UPDATE runs SET forced = 1, keys = json_set(keys, '$.mode', NULL) WHERE seq = ?1;
+
 -- name: refuse
 -- A new run (?1) was refused for a reason (?2), by a rule (?3).
 UPDATE runs SET reason = ?2, refused = ?3 WHERE seq = ?1;

@@ -1,0 +1,66 @@
+"""An operator's retry obeys the mode of its flow, as a new run does, unless it is forced.
+
+Written inside the transaction it is called in. Not here: what a retry does to a run (`operations`).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import apsw
+
+from turnout.service.domain.conditions import Mode
+from turnout.service.domain.errors import Refused
+from turnout.service.domain.run import FINISHED, Run
+from turnout.service.journal.records import Retried
+
+from . import operations, run_keys
+from .conditions import Conditions
+from .counters import RunCounters
+from .older_runs import OlderRuns
+from .runs import RUN_COLUMNS, RUN_SOURCE, run_from
+from .statements import load
+from .values import micros
+
+_FORCE_AGAIN = load("conditions")["force_again"]
+_RUN = f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE r.id = ?"
+
+
+def retry(
+    connection: apsw.Connection,
+    counters: RunCounters,
+    conditions: Conditions,
+    run_id: str,
+    from_step: str | None,
+    now: datetime,
+    *,
+    mode: Mode | None,
+    force: bool,
+) -> Retried:
+    """Queue a finished run again as the mode lets it; raises `Refused`."""
+    row: Any = connection.execute(_RUN, (run_id,)).fetchone()
+    before = None if row is None else run_from(row)
+    if before is None or mode is None or not _is_new_work(before):
+        return Retried(run=operations.retry(connection, counters, run_id, from_step, now))
+    if force:
+        run = operations.retry(connection, counters, run_id, from_step, now)
+        run_keys.remove(connection, [run.seq])
+        connection.execute(_FORCE_AGAIN, (run.seq,))
+        run_keys.add(connection, [run.seq])
+        return Retried(run=run)
+    verdict = conditions.of_retry(before, mode)
+    if verdict.refused is not None:
+        raise Refused(
+            f"run {run_id} cannot be retried: {verdict.refused.detail} (mode={mode!r} of flow "
+            f"{before.flow}); retry it when that has ended, or with --force beside it"
+        )
+    retried = Retried(run=before)
+    OlderRuns(connection, counters, retried, micros(now)).end_for(before, verdict)
+    retried.run = operations.retry(connection, counters, run_id, from_step, now)
+    return retried
+
+
+def _is_new_work(run: Run) -> bool:
+    """Whether a retry starts the run again, where it would not only try or undo something now."""
+    return run.state in FINISHED and run.undo != "failed"
