@@ -73,6 +73,7 @@ EXAMPLES: list[tuple[Verb[Any], Any]] = [
     (CancelAll(Filter(trigger="webhook:/x", event="e/1", since=NOW, until=NOW)), []),
     (Retry("r"), RUN),
     (Retry("r", "~undo[0]/charge#1 &?"), RUN),
+    (Retry("r", force=True), RUN),
     (RetryAll(Filter(since=NOW)), [RUN, RUN]),
     (Answer("r", approved=False, by="ada"), RUN),
     (Answer("r", approved=True, fields={"n": 2**70}, reason="why", by="ada", step="a[1]#1"), RUN),
@@ -81,6 +82,7 @@ EXAMPLES: list[tuple[Verb[Any], Any]] = [
     (ReplayDead("r", True), ["a"]),
     (Replay("orders/7 ?#%2F"), ["a", "b"]),
     (Replay("e", "/shop?x=1&y", True), []),
+    (Replay("e", force=True), []),
     (Emit(an_event()), Receipt(event="e", runs=("r",))),
     (Emit(an_event(body=NO_BODY, datacontenttype=None, subject=None)), Receipt(event="e")),
     (Emit(an_event(body=b"", datacontenttype="text/plain", encoding="text")), Receipt(event="e")),
@@ -95,7 +97,7 @@ EXAMPLES: list[tuple[Verb[Any], Any]] = [
     (Resume("*", discard=True, by="ada & bob"), Resumed("*", True, 3, NOW, 2, (PAUSED,))),
     (Resume("bill", by=""), Resumed("flow:bill", was_paused=False)),
     (Fire("cron:0 9 * * *"), Receipt(event="e")),
-    (Fire("webhook:/orders", b'{"n": 1.0e5}'), Receipt(event="e")),
+    (Fire("webhook:/orders", b'{"n": 1.0e5}', force=True), Receipt(event="e")),
     (SeekTrigger("kafka:orders/billing", Seek(to="end", asked_at=NOW)), SeekPlan(
         positions={}, sentences=["moved"]
     )),

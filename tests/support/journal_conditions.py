@@ -16,7 +16,7 @@ import pytest
 
 from turnout.service.domain.conditions import Conditions
 from turnout.service.domain.decisions import Reason
-from turnout.service.domain.errors import Overloaded, PositionsMoved, QueueFull
+from turnout.service.domain.errors import Overloaded, PositionsMoved, QueueFull, Refused
 from turnout.service.domain.run import Run, RunError, RunState
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import (
@@ -277,6 +277,48 @@ class ConditionsContract:
             await journal.retry(again.id, None, now=at(3))
             skipped = (await put(journal, asked(LATEST, mode="k"))).skipped
             assert [run.id for run in skipped] == [again.id]
+
+    async def test_an_operators_retry_obeys_the_mode(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            old, new = asked(SKIP, mode="k"), asked(SKIP, mode="k", state=S.RUNNING)
+            await put(journal, old)
+            await finished(journal, old, S.FAILED)
+            await put(journal, new)
+            with pytest.raises(Refused, match=f"run {new.id} was under way .*--force"):
+                await journal.retry(old.id, None, mode="skip", now=at(2))
+            assert (await expect_run(journal, old.id)).state is S.FAILED
+            retried = await journal.retry(old.id, None, mode="replace", now=at(2))
+            assert retried.run.state is S.QUEUED
+            assert [run.id for run in retried.cancelled] == [new.id]
+            assert [made.reason for made in retried.decided] == [Reason.REPLACED]
+
+    async def test_a_forced_retry_has_no_key_of_its_mode(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            old, new = asked(SKIP, mode="k"), asked(SKIP, mode="k", state=S.RUNNING)
+            await put(journal, old)
+            await finished(journal, old, S.FAILED)
+            await put(journal, new)
+            run = (await journal.retry(old.id, None, mode="skip", force=True, now=at(2))).run
+            assert run.state is S.QUEUED
+            run = await expect_run(journal, old.id)
+            assert run.forced and run.keys == {"mode": None}
+            [queued] = await journal.queued("bill", 0, 9)
+            assert queued.keys == {"mode": None}
+
+    async def test_a_replay_asks_the_mode_alone(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            running = asked(SKIP, mode="k", state=S.RUNNING)
+            first = await put(journal, running)
+            for force in (False, True):
+                again = asked(SKIP, mode="k")
+                if force:
+                    again.start_past_mode()
+                replayed = await journal.replay(first.event_seq, [again], now=at(1))
+                assert replayed.runs == (again.id,)
+                assert bool(replayed.refused) is not force
+                run = await expect_run(journal, again.id)
+                assert run.forced is force
+                assert run.state is (S.QUEUED if force else S.SKIPPED)
 
     async def test_a_run_without_a_key_shares_nothing(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

@@ -39,8 +39,7 @@ def retry(
     force: bool,
 ) -> Retried:
     """Queue a finished run again as the mode lets it; raises `Refused`."""
-    row: Any = connection.execute(_RUN, (run_id,)).fetchone()
-    before = None if row is None else run_from(row)
+    before = _run(connection, run_id)
     if before is None or mode is None or not _is_new_work(before):
         return Retried(run=operations.retry(connection, counters, run_id, from_step, now))
     if force:
@@ -48,7 +47,7 @@ def retry(
         run_keys.remove(connection, [run.seq])
         connection.execute(_FORCE_AGAIN, (run.seq,))
         run_keys.add(connection, [run.seq])
-        return Retried(run=run)
+        return Retried(run=_run(connection, run_id) or run)
     verdict = conditions.of_retry(before, mode)
     if verdict.refused is not None:
         raise Refused(
@@ -59,6 +58,11 @@ def retry(
     OlderRuns(connection, counters, retried, micros(now)).end_for(before, verdict)
     retried.run = operations.retry(connection, counters, run_id, from_step, now)
     return retried
+
+
+def _run(connection: apsw.Connection, run_id: str) -> Run | None:
+    row: Any = connection.execute(_RUN, (run_id,)).fetchone()
+    return None if row is None else run_from(row)
 
 
 def _is_new_work(run: Run) -> bool:
