@@ -1,7 +1,7 @@
 """The metrics of what waits: due and scheduled runs of each flow, and the places of named limits.
 
-They are counted in the journal when somebody asks for metrics, on a reading thread: counting a
-million queued runs takes about a tenth of a second, so a count is used again for a while.
+They are counted in the journal when somebody asks for metrics, on a reading thread. Counting a
+million queued runs takes up to a second, so a count is used again: the longer, the longer it took.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from turnout.service.project import Project
 from turnout.service.telemetry.metrics import Metrics
 
 _USED_AGAIN_SECONDS = 2.0
+_SHARE = 20  # of the time, at most one part in so many goes into counting
 
 
 class DueMetrics:
@@ -39,19 +40,21 @@ class DueMetrics:
         self._project = project
         self._now = now
         self._lock = asyncio.Lock()
-        self._counted_at = float("-inf")
+        self._next_at = float("-inf")
 
     async def refresh(self) -> None:
         """Count anew, unless that was done just now; if the disk fails the last count stays."""
         async with self._lock:
             loop = asyncio.get_running_loop()
-            if loop.time() - self._counted_at < _USED_AGAIN_SECONDS:
+            began = loop.time()
+            if began < self._next_at:
                 return
             with suppress(JournalError):
                 now = self._now()
                 counts = {each.flow: each for each in await self._journal.due_counts(now)}
                 self._show(counts, now)
-                self._counted_at = loop.time()
+                ended = loop.time()
+                self._next_at = ended + max(_USED_AGAIN_SECONDS, _SHARE * (ended - began))
 
     def _show(self, counts: Mapping[str, DueCount], now: datetime) -> None:
         """Show each flow that is served or has runs; a paused one has none that could start."""

@@ -39,6 +39,7 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import ClaimedRun
 from turnout.service.operate.operator import Operator
 from turnout.service.operate.runs import cancel_children
+from turnout.service.operate.waits import paused
 from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
@@ -311,7 +312,13 @@ class Process:
         if run.state is RunState.RUNNING:
             pool = self.pools.waits_for(run.id)
             return None if pool is None else Waiting(Cause.POOL, pool)
-        return self.dispatcher.waits_for(run)
+        pause = self.pauses.of_flow(run.flow)
+        if run.flow not in self.project.flows:
+            return Waiting(Cause.SERVICE, f"for a service that serves flow {run.flow!r}")
+        waiting = self.dispatcher.waits_for(run)
+        if waiting is not None and pause is not None:
+            return paused(run.flow, pause)
+        return waiting
 
     def problems(self) -> list[str]:
         """Return why the service is not ready; empty if it is."""

@@ -116,6 +116,10 @@ def _print_decision(decision: dict[str, Any]) -> None:
     about = f" ({decision['detail']})" if decision["detail"] else ""
     at = f" at {decision['at']}" if decision["at"] else ""
     say(f"  {subject}: {decision['reason']}{about}{at}")
+    facts = {name: value for name, value in decision["facts"].items() if name in _SHOWN_FACTS}
+    if facts:
+        told = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items())
+        say(f"      {told}")
 
 
 def _print_today(today: dict[str, Any]) -> None:
@@ -127,6 +131,10 @@ def _print_today(today: dict[str, Any]) -> None:
         would = "it does not listen any more"
     asked = f", {today['condition']} reads {read}" if read else ""
     say(f"      asked again with today's code: {would}{asked}")
+
+
+_SHOWN_FACTS = ("other", "rule", "key", "count", "limit", "period", "next_free")
+"""The facts of a decision that its sentence may leave out."""
 
 
 # ---------------------------------------------------------------- a run

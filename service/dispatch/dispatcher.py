@@ -203,7 +203,7 @@ class Dispatcher:
 
     def waits_for(self, run: Run) -> Waiting | None:
         """Return what keeps a run from starting; None if it could not start now anyway."""
-        return self._scheduler.waits_for(run)
+        return self._scheduler.waits_for(run, self._now())
 
     @property
     def breakers(self) -> Breakers:

@@ -15,6 +15,7 @@ from turnout.service.domain.run import Run, RunState, Start
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 from turnout.service.flowcontrol.gate import Candidate, Refusal
+from turnout.service.flowcontrol.reasons import waiting_at
 from turnout.service.journal.contract import Work
 from turnout.service.journal.records import NewRun, Queued
 from turnout.service.project import AnyFlow
@@ -275,16 +276,20 @@ class Scheduler:
 
     # ------------------------------------------------------------ what runs wait for
 
-    def waits_for(self, run: Run) -> Waiting | None:
+    def waits_for(self, run: Run, now: datetime) -> Waiting | None:
         """Return what keeps a run from starting; None if it is not due yet."""
         if run.state is not RunState.QUEUED and run.seq not in self._known_due:
             return None
         queue = self._queues.get(run.flow)
         if queue is None:
-            return Waiting(Cause.SERVICE, f"for a service that serves flow {run.flow!r}")
+            return None
         if queue.paused:
             return Waiting(Cause.PAUSE, f"for flow {queue.flow!r} to be resumed")
-        return Waiting(Cause.TURN, "for its turn")
+        asking = next((row for row in queue.rows() if row.seq == run.seq), None) or _asking(run)
+        refusal = queue.gates.refusal(asking, now)
+        if refusal is None:
+            return Waiting(Cause.TURN, "for its turn")
+        return waiting_at(refusal, asking)
 
     # ------------------------------------------------------------ leaving the gates
 
@@ -330,3 +335,17 @@ class Scheduler:
         if queue is not None:
             queue.let_go(key, run_id)
             self.activate(queue)
+
+
+def _asking(run: Run) -> Queued:
+    """Return a run as it asks that is in the journal only."""
+    return Queued(
+        seq=run.seq,
+        id=run.id,
+        flow=run.flow,
+        order_key=run.order_key,
+        keys=run.keys,
+        due_at=run.due_at,
+        isolated=False,
+        queued_at=run.queued_at,
+    )

@@ -77,6 +77,16 @@ class FlowGates:
         self._gates_of_isolated = (*needs, slots, isolation, *self.declared)
         self._counting = tuple(gate for gate in self.declared if gate.counts_starts)
 
+    def refusal(self, run: Candidate, now: datetime) -> Refusal | None:
+        """Return the first refusal of a run, without effect: slots are asked last."""
+        order = () if run.order_key is None else (self.order,)
+        isolation = (self._admission.isolation,) if run.isolated else ()
+        for gate in (*order, *self.needs, *isolation, *self.declared, self._admission.slots):
+            answer = gate.check(run, now)
+            if answer is not None:
+                return Refusal(gate, answer)
+        return None
+
     def admit(self, run: Candidate, now: datetime) -> Refusal | None:
         """Let a run enter every gate, or none and return the first refusal."""
         if run.order_key is not None:

@@ -15,18 +15,20 @@ from __future__ import annotations
 import re
 from asyncio import CancelledError
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from turnout.service.domain.breaker import BreakerState, StoredBreaker
+from turnout.service.domain.decisions import Fact
 from turnout.service.domain.error_groups import is_final, leaves, problems
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.flow import Need
 from turnout.service.domain.retry import ErrorTypes
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.units import format_duration, parse_duration
+from turnout.service.domain.waiting import Cause
 from turnout.service.project import AnyFlow
 
 from .gate import Answer, Candidate, Gate
@@ -142,6 +144,7 @@ class Breaker(Gate):
 
     name = "dependency"
     shared = True
+    cause = Cause.BREAKER
 
     def __init__(
         self,
@@ -166,6 +169,10 @@ class Breaker(Gate):
     def dependency(self) -> str:
         """The name of the dependency."""
         return self.declared.name
+
+    def facts(self, run: Candidate) -> Mapping[str, Fact]:
+        """Return the state of the breaker, and until when it is open."""
+        return {"rule": self.dependency, "state": self.stored.state, "until": self.stored.until}
 
     def redeclare(self, declared: Dependency) -> None:
         """Go on with the settings of a reload; what was counted counts on."""

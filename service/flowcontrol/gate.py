@@ -7,10 +7,11 @@ clock, and waits for nothing: the same calls give the same answers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
+from turnout.service.domain.decisions import Fact
 from turnout.service.domain.run import Keys, Start
 from turnout.service.domain.waiting import Cause
 
@@ -61,6 +62,8 @@ class Gate(ABC):
 
     name: ClassVar[str]
     shared: ClassVar[bool] = False
+    cause: ClassVar[Cause] = Cause.TURN
+    """What a refused run waits for, in reports and metrics."""
     place: str = ""
     """Where a run keeps its key for this gate; empty: it keeps none."""
     counts_starts: ClassVar[bool] = False
@@ -88,6 +91,10 @@ class Gate(ABC):
 
     def inherit(self, other: Gate) -> None:  # noqa: B027
         """Count what a flow that has been renamed has started at its gate of the same kind."""
+
+    def facts(self, run: Candidate) -> Mapping[str, Fact]:
+        """Return what was asked, for people: the rule, its count and limit, who holds the key."""
+        return {}
 
     def places(self) -> int | None:
         """Return how many more runs may enter, whatever their key; None without such a bound."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from turnout.service.domain.waiting import Cause
+
 from .gate import Answer, Candidate, Gate
 
 
@@ -15,6 +17,7 @@ class Isolation(Gate):
 
     name = "isolation"
     shared = True
+    cause = Cause.ISOLATION
 
     def __init__(self) -> None:
         self._inside = 0

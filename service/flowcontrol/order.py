@@ -6,8 +6,11 @@ waits for its next try. So a refusal lets no newer run overtake.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
+
+from turnout.service.domain.decisions import Fact
+from turnout.service.domain.waiting import Cause
 
 from .gate import Answer, Candidate, Gate
 
@@ -20,6 +23,7 @@ class Order(Gate):
     """
 
     name = "order"
+    cause = Cause.ORDER
 
     def __init__(self) -> None:
         self._holders: dict[str, dict[str, int]] = {}
@@ -44,6 +48,11 @@ class Order(Gate):
         if holders is None or (run.id in holders and not any(holders.values())):
             return None
         return "behind"
+
+    def facts(self, run: Candidate) -> Mapping[str, Fact]:
+        """Return who holds the run's key."""
+        holders = (other for other in self.holders(run.order_key or "") if other != run.id)
+        return {"other": next(holders, None)}
 
     def enter(self, run: Candidate, now: datetime) -> None:
         """Make a run that starts a holder of its key."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+
+from turnout.service.domain.decisions import Fact
+from turnout.service.domain.waiting import Cause
 
 from .gate import Answer, Candidate, Gate
 
@@ -12,13 +16,19 @@ class Slots(Gate):
 
     name = "slot"
     shared = True
+    cause = Cause.SLOT
 
     def __init__(self, count: int) -> None:
         self.free = count
+        self._count = count
 
     def check(self, run: Candidate, now: datetime) -> Answer:
         """Let a run pass while a slot is free."""
         return None if self.free > 0 else "behind"
+
+    def facts(self, run: Candidate) -> Mapping[str, Fact]:
+        """Return how many slots are taken."""
+        return {"count": self._count - self.free, "limit": self._count}
 
     def enter(self, run: Candidate, now: datetime) -> None:
         """Take a slot."""

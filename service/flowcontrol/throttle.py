@@ -8,14 +8,16 @@ of it. A run that may not start yet waits for the next free instant, behind thos
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, ClassVar, overload
 
+from turnout.service.domain.decisions import Fact
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Start
+from turnout.service.domain.waiting import Cause
 from turnout.service.project import AnyFlow
 
 from .gate import Answer, Candidate, Gate, NamedGates
@@ -104,6 +106,7 @@ class ThrottleGate(Gate):
 
     name = "throttle"
     counts_starts = True
+    cause = Cause.RATE
 
     def __init__(self, flow: str, rule: Throttle) -> None:
         self.flow = flow
@@ -136,6 +139,10 @@ class ThrottleGate(Gate):
         """Let a run pass that does not count, or fits in; else at the next free instant."""
         key = self._counted_under(run)
         return None if key is None else self.log.next_free(key, self.rate, now)
+
+    def facts(self, run: Candidate) -> Mapping[str, Fact]:
+        """Return the throttle as declared."""
+        return {"rule": self.rule.words}
 
     def start(self, run: Candidate, now: datetime) -> Start | None:
         """Count a start at exactly the instant at which it was decided."""

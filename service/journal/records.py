@@ -413,6 +413,10 @@ class DueCount(NamedTuple):
     scheduled: int
 
 
+MOST_COUNTED = 1000
+"""The last place in line that is told: it stands for all later ones too."""
+
+
 class InLine(NamedTuple):
     """A queued run in a line: of its flow or, with a place, of those with its key there."""
 

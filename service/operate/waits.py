@@ -7,21 +7,22 @@ a run from starting that could start now, only the service knows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeAlias
 
 from turnout.service.domain.decisions import Fact
 from turnout.service.domain.run import UNFINISHED, Run, RunState
 from turnout.service.domain.waiting import Cause, Waiting
-from turnout.service.journal.reads import RunReads
-from turnout.service.journal.records import OpenStep
+from turnout.service.journal.reads import Reads
+from turnout.service.journal.records import MOST_COUNTED, ORDER_PLACE, InLine, OpenStep, StoredPause
 
 WaitsFor: TypeAlias = Callable[[Run], Waiting | None]
 """Tells what keeps a run from starting, or a running one from going on."""
 
 
 async def waits_of(
-    reads: RunReads, runs: Iterable[Run], waits_for: WaitsFor | None
+    reads: Reads, runs: Iterable[Run], waits_for: WaitsFor | None
 ) -> Mapping[str, Waiting]:
     """Return what each of these runs waits for, by its id; nothing of those that wait for nothing.
 
@@ -33,13 +34,41 @@ async def waits_of(
     for step in await reads.open_steps(waiting) if waiting else ():
         steps.setdefault(step.run_seq, []).append(step)
     found: dict[str, Waiting] = {}
+    lines: dict[str, InLine] = {}
     for run in unfinished:
         known = None if waits_for is None else waits_for(run)
         if known is None:
             known = _journaled(run, steps.get(run.seq, ()), is_served=waits_for is not None)
         if known is not None:
             found[run.id] = known
+            if run.state is RunState.QUEUED and known.cause in _LINES:
+                lines[run.id] = _line_of(run, known)
+    if lines:
+        places = await reads.places_in_line(list(lines.values()))
+        for run_id, place in zip(lines, places, strict=True):
+            found[run_id] = _in_line(found[run_id], place)
     return found
+
+
+_LINES = frozenset({Cause.LIMIT, Cause.RATE, Cause.ORDER, Cause.MODE, Cause.BREAKER, Cause.SLOT})
+"""What runs wait for in line."""
+
+
+def _line_of(run: Run, waiting: Waiting) -> InLine:
+    """Return the line of a queued run: of its key, where it waits for one, else of its flow."""
+    key = waiting.facts.get("key")
+    if waiting.cause is Cause.ORDER:
+        return InLine(run.seq, run.flow, ORDER_PLACE, run.order_key)
+    places = [place for place, text in (run.keys or {}).items() if text is not None and text == key]
+    if not places:
+        return InLine(run.seq, run.flow, None, None)
+    return InLine(run.seq, run.flow, places[0], str(key))
+
+
+def _in_line(waiting: Waiting, place: int) -> Waiting:
+    number = f"number {place}" if place < MOST_COUNTED else f"beyond number {MOST_COUNTED - 1}"
+    words = f"{waiting.detail}; it is {number} in line"
+    return replace(waiting, detail=words, facts={**waiting.facts, "place": place})
 
 
 def _journaled(run: Run, steps: Sequence[OpenStep], *, is_served: bool) -> Waiting | None:
@@ -82,3 +111,15 @@ def _at_step(step: OpenStep, *, others: int) -> Waiting:
 
 def _words(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def paused(flow: str, pause: StoredPause) -> Waiting:
+    """Return what a run of a paused flow waits for."""
+    facts: dict[str, Fact] = {"since": pause.since, "until": pause.until}
+    facts |= {"by": pause.by or None, "note": pause.note or None}
+    words = f"for flow {flow!r} to be resumed"
+    if pause.until is not None:
+        words += f", at {_words(pause.until)} at the latest"
+    told = ", ".join(text for text in (pause.by and f"by {pause.by}", pause.note) if text)
+    given = {name: value for name, value in facts.items() if value is not None}
+    return Waiting(Cause.PAUSE, f"{words} (paused {told})" if told else words, given)

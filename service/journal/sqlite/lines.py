@@ -11,13 +11,10 @@ from typing import Any
 
 import apsw
 
-from turnout.service.journal.records import ORDER_PLACE, DueCount, InLine
+from turnout.service.journal.records import MOST_COUNTED, ORDER_PLACE, DueCount, InLine
 
 from .statements import load
 from .values import instant, micros
-
-MOST_COUNTED = 10_000
-"""The last place in line that is told."""
 
 _SQL = load("reads")
 
