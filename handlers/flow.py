@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from turnout.service import pools
+from turnout.service.domain import foreign
 from turnout.service.domain.conditions import Conditions, Mode
 from turnout.service.domain.errors import MisplacedTask, SetupError
 from turnout.service.domain.event import Event
@@ -228,7 +229,7 @@ def flow(
 
 
 def _triggers(on: Trigger | Iterable[Trigger], option: str = "on") -> tuple[Trigger, ...]:
-    listed = tuple(on) if isinstance(on, Iterable) else (on,)
+    listed = (on,) if isinstance(on, str) or not isinstance(on, Iterable) else tuple(on)
     for each in listed:
         if not (hasattr(each, "name") and hasattr(each, "check")):
             raise SetupError(
@@ -283,8 +284,7 @@ def _asked(question: Any, option: str) -> Any:
         return None
     if not callable(question):
         raise SetupError(f"{option}={question!r}: write a function, {option}=lambda event: …")
-    if inspect.iscoroutinefunction(question):
-        raise SetupError(f"{option}= is asked while an event is accepted: `def`, not `async def`")
+    foreign.refuse_unaskable(option, question)
     return question
 
 

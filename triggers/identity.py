@@ -11,7 +11,6 @@ and telling a duplicate from a conflict (the journal).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -112,18 +111,10 @@ def check_function(trigger: str, ask: object) -> None:
         raise SetupError(
             f'{trigger}: id={ask!r}: write a function, such as id=lambda event: event.data["id"]'
         )
-    if inspect.iscoroutinefunction(ask):
-        raise SetupError(
-            f"{trigger}: id= is asked while an event is accepted: `def`, not `async def`"
-        )
     try:
-        inspect.signature(ask).bind(None)
-    except TypeError:
-        raise SetupError(
-            f"{trigger}: id= takes one argument, the event: id=lambda event: …"
-        ) from None
-    except ValueError:
-        pass  # a built-in function without a signature
+        foreign.refuse_unaskable("id", ask)
+    except SetupError as error:
+        raise SetupError(f"{trigger}: {error.message}") from None
 
 
 def refuse_options(kind: str, options: Mapping[str, Any], instead: str) -> None:

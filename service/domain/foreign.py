@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Set
 from typing import Any, TypeVar
 
-from .errors import Exited
+from .errors import Exited, SetupError
 
 T = TypeVar("T")
 
@@ -21,6 +22,21 @@ MAX_KEY_BYTES = 256
 """The longest text that is a key as it is; of a longer one the hash is."""
 
 _SHOWN = 80
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+>")
+
+
+def refuse_unaskable(option: str, question: Callable[..., Any]) -> None:
+    """Raise `SetupError` for a function that cannot be asked about an event."""
+    if inspect.iscoroutinefunction(question):
+        raise SetupError(f"{option}= is asked while an event is accepted: `def`, not `async def`")
+    try:
+        inspect.signature(question).bind(None)
+    except TypeError:
+        raise SetupError(
+            f"{option}= takes one argument, the event: {option}=lambda event: …"
+        ) from None
+    except ValueError:
+        pass  # a built-in function without a signature
 
 
 def ask(function: Callable[..., T], *args: Any) -> T:
@@ -42,10 +58,18 @@ def is_true(option: str, answer: object) -> bool:
 def as_key(option: str, answer: object) -> str:
     """Return an answer as text for the journal; raises an error that names the option.
 
-    A text over `MAX_KEY_BYTES` becomes its hash.
+    A text over `MAX_KEY_BYTES` becomes its hash. What has another text in the next process is no
+    key: an object without a text of its own, and a set.
     """
     _refuse_awaitable(option, answer)
     key = ask(str, answer)
+    if not isinstance(answer, str) and (
+        isinstance(answer, Set) or (" at 0x" in key and _ADDRESS.search(key))
+    ):
+        raise TypeError(
+            f"{option} answers with {key[:_SHOWN]}, whose text is another one each time; answer "
+            "with a text or a number"
+        )
     refuse_unstorable(option, key)
     return short_key(key)
 
