@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from tests.support.running import Running, eventually, make_event, running
 from turnout import Fail, Skip, approval, event, flow, retry, sleep, wait_for
-from turnout.service.domain.errors import NotFound
+from turnout.service.domain.errors import NotFound, Refused
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import RunState
 from turnout.service.operate.verbs import Cancel, Emit, Pause
@@ -166,6 +168,40 @@ async def test_a_cancelled_run_says_by_whom_and_why(tmp_path: Path) -> None:
         await service.finished(run_id)
         document = await explained(service, run_id[:30])
     assert document["because"] == "it was cancelled: by ada, too late"
+
+
+async def held_until_cancelled(event: Event) -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("mode", "which", "state", "reason"),
+    [
+        ("skip", 1, "skipped", "skip"),
+        ("replace", 0, "cancelled", "replaced"),
+    ],
+)
+async def test_a_run_that_a_rule_has_ended_names_the_rule_and_the_other_run(
+    tmp_path: Path, mode: Any, which: int, state: str, reason: str
+) -> None:
+    one_at_a_time = flow(mode=mode, timeout="1h")(held_until_cancelled)
+    async with running(tmp_path, [one_at_a_time]) as service:
+        runs = [(await service.send()).runs[0] for _ in range(3)]
+
+        async def is_over() -> bool:
+            return (await service.run(runs[which])).state == state
+
+        await eventually(is_over)
+        document = await explained(service, runs[which])
+        for run_id in runs:
+            with suppress(Refused):
+                await service.process.operator.do(Cancel(run_id, "", ""))
+    (decision,) = document["decisions"]
+    assert decision["reason"] == reason
+    assert decision["facts"]["run"] == runs[which]
+    assert decision["facts"]["other"] in runs
+    assert document["because"].startswith(f"it was {state}: ")
+    assert decision["facts"]["other"] in document["because"]
 
 
 async def test_a_run_of_a_paused_flow_waits_for_its_resume(tmp_path: Path) -> None:
