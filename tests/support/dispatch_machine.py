@@ -205,7 +205,7 @@ class DispatchMachine(RuleBasedStateMachine):
             self.simulator.cancel_answered(run.id)
 
     def told_retry_done(self, _run_id: str, _step: None, result: Any) -> None:
-        self.simulator.retried(result.id)
+        self.simulator.retried(result.run.id)
 
     def told_drop_done(self, _run_id: str, result: Any) -> None:
         self.simulator.dropped(result.id)
@@ -393,7 +393,7 @@ class DispatchMachine(RuleBasedStateMachine):
         verb = (Pause if paused else Resume)(self.names[each.number])
 
         def answered() -> None:
-            each.paused = True
+            each.paused = f"flow:{self.names[each.number]}" in self.paused
 
         self.service.operate(verb, answered if paused else None)
 
