@@ -22,6 +22,7 @@ from turnout.service.flowcontrol.dependency import Dependency
 from turnout.service.flowcontrol.limit import Limit, limit
 from turnout.service.flowcontrol.mode import checked_mode
 from turnout.service.flowcontrol.rate_limit import RateLimit
+from turnout.service.flowcontrol.start_timeout import parse_start_timeout
 from turnout.service.flowcontrol.throttle import Throttle, numbered
 from turnout.service.flowcontrol.unique import Unique
 from turnout.service.steps import children
@@ -139,6 +140,7 @@ def flow(
     needs: Dependency | Iterable[Dependency] = ...,
     retry: RetryPolicy | int | None = ...,
     timeout: str | timedelta | None = ...,
+    start_timeout: str | timedelta | None = ...,
     pool: Pool = ...,
     on_dead: Literal["continue", "block"] = ...,
     on_failure: Callable[..., Any] | None = ...,
@@ -165,6 +167,7 @@ def flow(
     needs: Dependency | Iterable[Dependency] = (),
     retry: RetryPolicy | int | None = None,
     timeout: str | timedelta | None = None,
+    start_timeout: str | timedelta | None = None,
     pool: Pool = "thread",
     on_dead: Literal["continue", "block"] = "continue",
     on_failure: Callable[..., Any] | None = None,
@@ -181,12 +184,13 @@ def flow(
     a Kafka record's own; a key of None is not ordered), and `on_dead="block"` holds a key behind
     its dead letter. `needs=dependency("crm")`, or a list, makes runs wait while what they need is
     down. `retry` gives the slot back while it waits; the default is none.
-    `timeout` bounds one attempt. `on_failure` is called once when a run has failed for good (also
-    as `process_died`), with the error and the event if it asks for them (`error: RunError, event:
-    Event`). `was` is the flow's old name, whose waiting runs it adopts. `version` names the
-    sequence of its steps: runs that wait go on over any change of the code while it is the same
-    (without it, while the file is); under another one a sequence that differs fails them as
-    `code_changed`.
+    `timeout` bounds one attempt; a run that has waited for its first start longer than
+    `start_timeout` ends as skipped when its turn comes. `on_failure` is called once when a run has
+    failed for good (also as `process_died`), with the error and the event if it asks for them
+    (`error: RunError, event: Event`). `was` is the flow's old name, whose waiting runs it adopts.
+    `version` names the sequence of its steps: runs that wait go on over any change of the code
+    while it is the same (without it, while the file is); under another one a sequence that differs
+    fails them as `code_changed`.
     Raises `SetupError`, at the file and line of the function, for what cannot be a flow.
     """
 
@@ -208,6 +212,7 @@ def flow(
                 needs=_needs(needs),
                 retry=retry_policy(retry),
                 timeout=parse_timeout(timeout),
+                start_timeout=parse_start_timeout(start_timeout),
                 pool=pool,
                 on_dead=_on_dead(on_dead),
                 on_failure=_hook(on_failure),

@@ -33,6 +33,7 @@ from .backpressure import Backpressure
 from .breakers import WrittenBreakers
 from .due import DueRuns
 from .executor import Executor
+from .late import end_late
 from .scheduling import Scheduler
 
 MAX_BODY_BYTES_IN_MEMORY = 8 * 1024
@@ -353,6 +354,9 @@ class Dispatcher:
             if chosen:
                 await self._claim(chosen)
                 self._work.set()
+            if self._scheduler.late:
+                await self._end_late()
+                self._work.set()
 
     def _choose(self) -> list[Queued]:
         return [] if self._stopping else self._scheduler.choose(self._now())
@@ -385,6 +389,20 @@ class Dispatcher:
                 self._scheduler.leave_unstarted(entered)
             else:
                 self._start(entered, run)
+
+    async def _end_late(self) -> None:
+        """End the runs whose start timeout is over."""
+        late, self._scheduler.late = self._scheduler.late, []
+        try:
+            ended = await end_late(self._journal, late, self._now())
+        except JournalFull:
+            for flow in {each.flow for each in late}:
+                self.reread_queue(flow)
+            await until_writable(self._journal)
+            return
+        for run in ended:
+            self._decisions.labels(run.flow, Reason.START_TIMEOUT.value).inc()
+        self.skipped(ended)
 
     # ------------------------------------------------------------ one attempt
 

@@ -259,6 +259,14 @@ class Queue:
         if key is not None:
             self._wake(self.blocked.next(key))
 
+    def pass_on(self, run: Queued) -> None:
+        """Give the turn of a run that will not start to the next ones behind its keys."""
+        if run.order_key is not None:
+            self.gates.order.let_go(run.order_key, run.id)
+            self._wake_order(run.order_key)
+        for gate in self.gates.declared:
+            self.wake_next(gate, run)
+
     def wake_key(self, key: Key) -> None:
         """Wake the next run behind a key."""
         self._wake(self.blocked.next(key))

@@ -23,6 +23,7 @@ from turnout.service.project import AnyFlow
 from . import memory
 from .alarms import Alarms
 from .blocked import Key, blocked_at
+from .late import Late, is_late
 from .queue import Queue
 
 
@@ -31,7 +32,7 @@ class Scheduler:
 
     `progressed` is set whenever a run has started on insert or left the gates. `known_due` is the
     set of due runs in memory: the journal returns them as due until they are claimed. Only active
-    queues are asked for runs.
+    queues are asked for runs. `late` are the runs that `choose` took and that must not start.
     """
 
     def __init__(self, journal: Work, concurrency: int) -> None:
@@ -47,6 +48,7 @@ class Scheduler:
         self._alarms = Alarms(self._rung)
         self._queues: dict[str, Queue] = {}
         self._active: dict[str, Queue] = {}
+        self.late: list[Late] = []
 
     # ------------------------------------------------------------ flows
 
@@ -211,6 +213,11 @@ class Scheduler:
         if run is None:
             self.work.set()  # its runs must be read from the journal first
             return False
+        timeout = queue.gates.start_timeout
+        if timeout is not None and is_late(run, timeout, now):
+            self.late.append(Late(queue.flow, queue.take(), timeout))
+            queue.pass_on(run)
+            return True
         is_first_ask = queue.is_first_ask
         key_ahead = queue.key_ahead(run) if is_first_ask else None
         if key_ahead is not None:

@@ -102,6 +102,7 @@ class Flow(Generic[P, R]):
     needs: tuple[Need, ...] = ()
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: timedelta | None = None
+    start_timeout: timedelta | None = None
     pool: Pool = "thread"
     on_dead: Literal["continue", "block"] = "continue"
     on_failure: Callable[..., Any] | None = None

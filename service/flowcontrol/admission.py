@@ -7,7 +7,7 @@ reload declares counts them anew. Not here: whose turn it is, and who waits (`di
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import count, product
 
 from turnout.service.domain.run import Start
@@ -58,6 +58,7 @@ class FlowGates:
         self.order = Order()
         self.declared: tuple[Gate, ...] = ()
         self.needs: tuple[Breaker, ...] = ()
+        self.start_timeout: timedelta | None = None
         self.inside: dict[int, Candidate] = {}
         self._admission = admission
         self._gates: tuple[Gate, ...] = (admission.slots,)
@@ -66,6 +67,7 @@ class FlowGates:
 
     def declare(self, flow: AnyFlow, now: datetime) -> None:
         """Use the rules a flow declares now; runs that are inside enter the gates of these."""
+        self.start_timeout = flow.start_timeout
         before, named = self.declared, self._admission.named
         self.declared = tuple(gate for make in GATES for gate in make(flow, named))
         _exchange(before, self.declared, self.inside.values(), now)

@@ -32,6 +32,7 @@ from .records import (
     Cached,
     Claim,
     ClaimedRun,
+    Decision,
     Discarded,
     EndedEvent,
     Entry,
@@ -184,6 +185,12 @@ class Work(RunReads, Writable, Protocol):
         the same transaction.
         `untouched` holds, by seq, runs that were never claimed and whose event is in memory, as
         their first claim finds them.
+        """
+
+    async def skip(self, made: Mapping[int, Decision], *, now: datetime) -> list[Run]:
+        """End queued runs that were never claimed as `skipped`, each by a decision; by seq.
+
+        Returns those that were still queued. Whoever awaits such a run is woken.
         """
 
     async def starts(self) -> list[Start]:

@@ -21,7 +21,7 @@ import orjson
 from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.errors import JournalBroken, JournalError, SetupError
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Keys, Outcome, Start
+from turnout.service.domain.run import Keys, Outcome, Run, Start
 from turnout.service.domain.trigger import Backlog
 from turnout.service.journal.contract import Positions
 from turnout.service.journal.records import (
@@ -29,6 +29,7 @@ from turnout.service.journal.records import (
     Appended,
     Claim,
     ClaimedRun,
+    Decision,
     Entry,
     NewRun,
     Opening,
@@ -52,6 +53,7 @@ from .operating import Operating
 from .outcomes import OutcomeJob
 from .positions import move
 from .resume_cache import ResumeCache
+from .skip import skip
 from .statements import load
 from .steps import StepJob
 from .upkeep import Counted, Keeping
@@ -239,6 +241,17 @@ class SqliteJournal(Operating, Keeping):
         job = ClaimJob(seqs, untouched or {}, micros(now), starts)
         claimed: list[ClaimedRun] = await self._writer.submit(job)
         return claimed
+
+    async def skip(self, made: Mapping[int, Decision], *, now: datetime) -> list[Run]:
+        """End queued runs that were never claimed as `skipped`, each by a decision; by seq."""
+
+        def write(connection: apsw.Connection, counters: RunCounters) -> list[Run]:
+            at = micros(now)
+            ended = (skip(connection, counters, seq, each, at) for seq, each in made.items())
+            return [run for run in ended if run is not None]
+
+        runs: list[Run] = await self._call(write)
+        return runs
 
     async def held_keys(self) -> list[tuple[str, str, str, bool]]:
         """Return (flow, order_key, run_id, dead) of runs that may hold their ordering key."""
