@@ -83,30 +83,30 @@ async def calls(order: Order) -> None:
 @flow(on=webhook("/replaced"), key=lambda event: event.data["key"], mode="replace")
 async def replaced(order: Order) -> None:
     with working(order):
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
 
 
 @flow(on=webhook("/latest"), key=lambda event: event.data["key"], mode="latest")
 async def latest(order: Order) -> None:
     with working(order):
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
 
 
 @flow(on=webhook("/skipped"), key=lambda event: event.data["key"], mode="skip", timeout="5s")
 async def skipped(order: Order) -> None:
     with working(order):
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
 
 
 @flow(on=webhook("/alone"), unique=unique(lambda event: event.data["key"]), retry=SOON)
 async def alone(order: Order) -> None:
-    await work(order)
+    await work(order, 0.2)
 
 
 @flow(on=webhook("/bounded"), max_queued=3, concurrency=limit(1))
 async def bounded(order: Order) -> None:
     with working(order):
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
 
 
 @flow(on=webhook("/stopped"), cancel_on=webhook("/stop"), match="key")
