@@ -41,14 +41,19 @@ RATES = {
     ("throttled", "throttle"): (20, 2 * SECOND),
     ("apart", "throttle"): (5, SECOND),
     ("", "throttle:calls"): (10, SECOND),
+    ("accepted", "rate_limit"): (3, SECOND),
 }
-"""How many starts there may be in how many microseconds, by flow and place."""
+"""How many starts, or accepted runs, there may be in how many microseconds, by flow and place."""
 
 SHARES = {
-    "limited": 8, "few": 6, "ordered": 8, "throttled": 3, "apart": 2, "calls": 2, "replaced": 6,
-    "latest": 6, "skipped": 6, "alone": 6, "bounded": 6, "stopped": 4, "stop": 2, "crm": 6,
+    "limited": 8, "few": 6, "ordered": 8, "throttled": 3, "apart": 2, "calls": 2, "accepted": 6,
+    "replaced": 6, "latest": 6, "skipped": 6, "alone": 6, "bounded": 6, "stopped": 4, "stop": 2,
+    "crm": 6,
 }  # fmt: skip
 """How often each route is used, beside the others."""
+
+TOLD_AGAIN = ("few",)
+"""Routes with ids of the sender's own: what was not answered is sent again."""
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -102,6 +107,8 @@ class Sender:
                 (route,) = self.dice.choices(names, shares)
                 body = json.dumps({"key": self.dice.choice(KEYS), "number": number}).encode()
                 answer = connection.post(f"/hooks/{route}", body, headers)
+                while answer is None and route in TOLD_AGAIN and not self._leaving.wait(0.05):
+                    answer = connection.post(f"/hooks/{route}", body, headers)
                 self.statuses[None if answer is None else answer.status] += 1
                 if answer is not None and answer.status == 202:
                     self.accepted[answer.json["event"]] = route
@@ -123,11 +130,12 @@ class Run(NamedTuple):
     started_at: int | None
     finished_at: int | None
     key: str
+    number: int
     refused: str | None
 
 
 class Start(NamedTuple):
-    """A start that a rate has counted."""
+    """A start, or an accepted run, that a rate has counted."""
 
     flow: str
     place: str
@@ -178,6 +186,7 @@ def broken_rules(seen: Evidence) -> list[str]:
         *_out_of_order(seen),
         *_wrong_modes(seen),
         *_not_unique(seen),
+        *_told_twice(seen),
     ]  # fmt: skip
 
 
@@ -243,6 +252,15 @@ def _out_of_order(seen: Evidence) -> Iterator[str]:
         last[line.key] = max(last.get(line.key, 0), seqs[line.run])
 
 
+def _told_twice(seen: Evidence) -> Iterator[str]:
+    """Find orders that were sent again and made a second run."""
+    for flow in TOLD_AGAIN:
+        numbers = Counter(run.number for run in seen.runs if run.flow == flow)
+        for number, times in numbers.items():
+            if times > 1:
+                yield f"{flow}: order {number} has {times} runs"
+
+
 def _wrong_modes(seen: Evidence) -> Iterator[str]:
     for flow in ("replaced", "latest"):
         for key, runs in seen.of(flow).items():
@@ -250,7 +268,8 @@ def _wrong_modes(seen: Evidence) -> Iterator[str]:
                 yield f"{flow} {key}: the last run is {runs[-1].state}"
     ids = {run.id for run in seen.runs}
     for run in seen.runs:
-        if run.refused is not None and json.loads(run.refused)["run"] not in ids:
+        other = None if run.refused is None else json.loads(run.refused)["run"]
+        if other and other not in ids:
             yield f"{run.flow}: run {run.id} was refused for one that is not there"
 
 
@@ -295,7 +314,9 @@ class Battery:
         """Note what the journal of the dead process keeps for a while only."""
         with copied(self.program.data) as copy:
             self.starts |= {
-                Start(*row) for row in copy.execute("SELECT flow, place, key, at FROM starts")
+                Start(*row)
+                for table in ("starts", "accepted_runs")
+                for row in copy.execute(f"SELECT flow, place, key, at FROM {table}")
             }
             (generation,) = copy.execute("SELECT max(generation) FROM breakers").fetchone()
             self.breakers.append(generation or 0)
@@ -329,7 +350,8 @@ AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq)
 def _runs(copy: sqlite3.Connection) -> Iterator[Run]:
     rows = copy.execute(
         "SELECT r.seq, r.id, r.flow, r.state, r.queued_at, r.started_at, r.finished_at,"
-        " json_extract(CAST(e.body AS TEXT), '$.key'), r.refused"
+        " json_extract(CAST(e.body AS TEXT), '$.key'),"
+        " json_extract(CAST(e.body AS TEXT), '$.number'), r.refused"
         " FROM runs AS r JOIN events AS e ON e.seq = r.event_seq ORDER BY r.seq"
     )
     return (Run(*row) for row in rows)

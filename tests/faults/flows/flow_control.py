@@ -12,7 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
-from turnout import current, dependency, flow, limit, retry, throttle, unique, webhook
+from turnout import (
+    current,
+    dependency,
+    flow,
+    limit,
+    rate_limit,
+    retry,
+    throttle,
+    unique,
+    webhook,
+)
 
 LEDGER = os.open(os.environ["TURNOUT_TEST_LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 CRM_IS_DOWN = Path(os.environ["TURNOUT_TEST_LEDGER"]).with_name("crm-is-down")
@@ -51,7 +61,11 @@ async def limited(order: Order) -> None:
     await work(order)
 
 
-@flow(on=webhook("/few"), concurrency=limit(3), retry=SOON)
+@flow(
+    on=webhook("/few", id=lambda event: f"order-{event.data['number']}"),
+    concurrency=limit(3),
+    retry=SOON,
+)
 async def few(order: Order) -> None:
     await work(order)
 
@@ -77,6 +91,11 @@ async def apart(order: Order) -> None:
 
 @flow(on=webhook("/calls"), rate=throttle("calls", "10/1s"), retry=SOON)
 async def calls(order: Order) -> None:
+    await work(order)
+
+
+@flow(on=webhook("/accepted"), rate=rate_limit("3/1s", per=lambda event: event.data["key"]))
+async def accepted(order: Order) -> None:
     await work(order)
 
 
