@@ -186,9 +186,8 @@ class DispatchMachine(RuleBasedStateMachine):
             self.simulator.stored(known, running=run.state is S.RUNNING)
 
     def told_claim_asked(self, seqs: Sequence[int], result: None) -> None:
-        for run in self.simulator.runs.values():
-            if run.seq in seqs:
-                self.simulator.chosen(run.flow)
+        runs = {run.seq: run for run in self.simulator.runs.values()}
+        self.simulator.claiming([runs[seq] for seq in seqs])
 
     def told_claim_done(self, _seqs: Sequence[int], result: Sequence[Any]) -> None:
         self.simulator.claimed([run.claim.run_id for run in result])

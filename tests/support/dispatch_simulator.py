@@ -62,6 +62,7 @@ class SimulatedRun:
 
     `holds`: it has begun and is not over, so its ordering key is its own. `retried`: an operator
     has queued it again. `ready`: since the last rest it could have started, but for a slot.
+    `is_chosen`: its claim is on its way to the disk.
     """
 
     id: str
@@ -79,6 +80,7 @@ class SimulatedRun:
     is_stopped: bool = False
     retried: bool = False
     ready: bool = False
+    is_chosen: bool = False
     passed: int = 0
 
     @property
@@ -135,6 +137,22 @@ class DispatchSimulator:
         if flow.paused:
             self.faults.append(f"a run of flow {flow.number} is started, which is paused")
 
+    def claiming(self, runs: list[SimulatedRun]) -> None:
+        """Learn of claims on their way: what they leave no place for need not start before others.
+
+        An outcome that frees a place may become durable before them.
+        """
+        for run in runs:
+            self.chosen(run.flow)
+            run.is_chosen = True
+            for limit in (each for each in run.flow.limits if each.per):
+                key = run.key_of(limit)
+                rivals = [other for other in self.live if limit in other.flow.limits]
+                rivals = [other for other in rivals if other.key_of(limit) == key]
+                used = sum(other.places_of(limit) + other.is_chosen for other in rivals)
+                for other in rivals if used >= limit.allowed else ():
+                    other.ready = False
+
     def stored(self, run: SimulatedRun, *, running: bool) -> None:
         """Learn of a new run, queued or started on insert."""
         self.runs[run.id] = run
@@ -144,6 +162,8 @@ class DispatchSimulator:
 
     def claimed(self, ids: list[str]) -> None:
         """Learn of runs that start together, in turn."""
+        for run in self.live:
+            run.is_chosen = False
         for run in (self.runs[id_] for id_ in ids):
             self._check_start(run, ids)
             self._count_turns(run)
