@@ -161,6 +161,7 @@ class Breaker(Gate):
         self._failed: deque[bool] = deque(maxlen=declared.of)
         self._inside: dict[int, int] = {}  # the generation each attempt started in, by token
         self._probe = 0  # the token of the run that goes alone
+        self._probes: set[int] = set()  # and those of earlier ones that are not over
         self._probe_until: datetime | None = None
         # When the next run starts of those that waited until it closed.
         self._next_start = stored.changed_at if stored.generation else None
@@ -217,19 +218,21 @@ class Breaker(Gate):
             if self.stored.state is BreakerState.OPEN:
                 self._change(BreakerState.PROBING, now)
             self._probe, self._probe_until = run.token, now + self.declared.probe
+            self._probes.add(run.token)
         self._inside[run.token] = self.stored.generation
 
     def leave(self, run: Candidate) -> None:
         """Note that a run no longer runs; if it went alone and said nothing, another one goes."""
         self._inside.pop(run.token, None)
+        self._probes.discard(run.token)
         if self._probe == run.token:
             self._probe, self._probe_until = 0, None
             self._freed(self.dependency)
 
     def is_probed_by(self, run: Candidate, now: datetime) -> bool:
-        """Whether a run goes alone, and spends nothing if it fails: for a day."""
-        since = self.stored.down_since
-        return self._probe == run.token and since is not None and now - since < FREE_PROBES
+        """Whether a run went alone, and spends nothing if it fails: for a day."""
+        since = self.stored.down_since  # None: another probe has closed it meanwhile
+        return run.token in self._probes and (since is None or now - since < FREE_PROBES)
 
     # ------------------------------------------------------------ verdicts
 

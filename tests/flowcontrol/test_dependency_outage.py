@@ -187,8 +187,9 @@ def test_while_it_is_down_runs_wait_and_spend_no_attempts(open_shop: Open) -> No
         probes = [at for at, _, _ in shop.crm.asked[before + 1 :]]
         assert min(later - earlier for earlier, later in pairwise(probes)) > 0.25, "one at a time"
         assert shop.program.metrics("turnout_breaker_state")['dependency="crm"'] in (1, 2)
-        (waiting,) = {run["waits_for"] for run in shop.program.api("/runs?state=queued")["items"]}
-        assert waiting.startswith("for dependency crm, whose breaker is "), waiting
+        waiting = {run["waits_for"] for run in shop.program.api("/runs?state=queued")["items"]}
+        breaker = "for dependency crm, whose breaker is "
+        assert waiting and all(text.startswith(breaker) for text in waiting), waiting
         shop.crm.mode = "up"
         shop.all_succeed()
         assert shop.program.metrics("turnout_breaker_state") == {'dependency="crm"': 0}
