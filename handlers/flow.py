@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
@@ -128,7 +129,7 @@ def flow(
     on: Trigger | Iterable[Trigger] = ...,
     awaits: Trigger | Iterable[Trigger] = ...,
     when: Callable[[Event], bool] | None = ...,
-    concurrency: Limit | int | None = ...,
+    concurrency: Limit | int | Sequence[Limit | int] | None = ...,
     rate: Rates | None = ...,
     ordered_by: Order | None = ...,
     key: Callable[[Event], Hashable] | None = ...,
@@ -155,7 +156,7 @@ def flow(
     on: Trigger | Iterable[Trigger] = (),
     awaits: Trigger | Iterable[Trigger] = (),
     when: Callable[[Event], bool] | None = None,
-    concurrency: Limit | int | None = None,
+    concurrency: Limit | int | Sequence[Limit | int] | None = None,
     rate: Rates | None = None,
     ordered_by: Order | None = None,
     key: Callable[[Event], Hashable] | None = None,
@@ -178,8 +179,9 @@ def flow(
     """Declare a flow: `@flow(on=every("15m"))`; without `on` it is started by hand or by API.
 
     `awaits` names the triggers it may `wait_for`. `when` filters events;
-    `concurrency` bounds runs at once (a count, or `limit(8, per=…)`); `rate` bounds how many start
-    (`throttle("100/m")`) or are accepted (`rate_limit("10/s")`) in a stretch of time, or a list;
+    `concurrency` bounds runs at once: a count, `limit(8, per=…)`, `limit("db", 3)`, or a list, of
+    which a run takes all or none; `rate` bounds how many start (`throttle("100/m")`) or are
+    accepted (`rate_limit("10/s")`) in a stretch of time, or a list;
     `ordered_by` runs events of one key strictly one after the other (`"key"` and `"partition"` are
     a Kafka record's own; a key of None is not ordered), and `on_dead="block"` holds a key behind
     its dead letter. `needs=dependency("crm")`, or a list, makes runs wait while what they need is
@@ -257,16 +259,37 @@ def _triggers(on: Trigger | Iterable[Trigger], option: str = "on") -> tuple[Trig
 
 
 def _concurrency(concurrency: Any) -> tuple[Limit, ...]:
-    if isinstance(concurrency, int) and not isinstance(concurrency, bool):
-        return (limit(concurrency),)
     if concurrency is None:
         return ()
-    if not isinstance(concurrency, Limit):
+    listed = concurrency if isinstance(concurrency, list | tuple) else [concurrency]
+    limits = [_limit(one, concurrency) for one in listed]
+    for each in limits:
+        _asked(each.per, "per")
+    plain = [each.words for each in limits if each.per is None and each.name is None]
+    if len(plain) > 1:
         raise SetupError(
-            f"concurrency={concurrency!r}: write a count, or limit(8, per=lambda event: …)"
+            f"concurrency=[{', '.join(plain)}]: each of them counts all runs of the flow, so only "
+            "the lowest holds; keep that one, or give the others per= or a name"
         )
-    _asked(concurrency.per, "per")
-    return (concurrency,)
+    names = [each.name for each in limits if each.name is not None]
+    for name in names:
+        if names.count(name) > 1:
+            raise SetupError(f"concurrency=: the limit {name!r} is named twice; a run takes one")
+    return tuple(
+        each if number == 1 or each.name is not None else replace(each, place=f"limit.{number}")
+        for number, each in enumerate(limits, 1)
+    )
+
+
+def _limit(one: Any, given: Any) -> Limit:
+    if isinstance(one, int) and not isinstance(one, bool):
+        return limit(one)
+    if not isinstance(one, Limit):
+        raise SetupError(
+            f"concurrency={given!r}: write a count, limit(8, per=lambda event: …), "
+            'limit("db", 3), or a list of them'
+        )
+    return one
 
 
 def _rates(rate: Any) -> tuple[Throttle | RateLimit, ...]:

@@ -19,6 +19,7 @@ from turnout.service.domain.flow import Pool
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.task import NO_FALLBACK, CachePolicy, Task
 from turnout.service.domain.units import parse_timeout
+from turnout.service.flowcontrol.limit import Limit
 from turnout.service.steps import in_thread, mapping
 from turnout.service.steps.author_code import where
 from turnout.service.steps.scope import here
@@ -132,6 +133,7 @@ def task(
     fallback: object = ...,
     cache: CachePolicy | None = ...,
     undo: Callable[..., Any] | None = ...,
+    limit: Limit | None = ...,
 ) -> TaskDecorator: ...
 @overload
 def task(
@@ -143,6 +145,7 @@ def task(
     fallback: object = ...,
     cache: CachePolicy | None = ...,
     undo: Callable[..., Any] | None = ...,
+    limit: Limit | None = ...,
 ) -> ProcessTaskDecorator: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -155,6 +158,7 @@ def task(
     fallback: object = NO_FALLBACK,
     cache: CachePolicy | None = None,
     undo: Callable[..., Any] | None = None,
+    limit: Limit | None = None,
 ) -> Any:
     """Make calls of a function recorded steps: `@task`, or `@task(retry=retry(3), timeout="30s")`.
 
@@ -168,14 +172,16 @@ def task(
     `undo=release` undoes a step when its run fails for good or is cancelled, the last one first,
     from its first try on: also one that failed or was cut off, whose effect may have happened. It
     is filled by name: with the step's arguments, `result` (None where there is none) and `key`,
-    the step's own `current().key()`.
+    the step's own `current().key()`. `limit=limit("crm", 3)` takes one of three places for each
+    try, shared by every task and flow of this process that names it; waiting for it is no part of
+    `timeout`.
     Raises `SetupError` for what cannot be a task.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         return _make(
             function, name=name, retry=retry, timeout=timeout, pool=pool, fallback=fallback,
-            cache=cache, undo=undo,
+            cache=cache, undo=undo, limit=limit,
         )  # fmt: skip
 
     return decorate if function is None else decorate(function)
@@ -191,6 +197,7 @@ def _make(
     fallback: object,
     cache: CachePolicy | None,
     undo: Callable[..., Any] | None,
+    limit: Limit | None,
 ) -> Task[Any]:
     refuse_unusable(function, "task", pool)
     kind = AsyncTask if inspect.iscoroutinefunction(function) else SyncTask
@@ -198,16 +205,17 @@ def _make(
     try:
         if undo is not None:
             check_undo(undo, function)
-        limit = parse_timeout(timeout)
+        seconds = parse_timeout(timeout)
         made: Task[Any] = kind(
             function=function,
             name=checked_name(name or function.__name__),
             retry=retry_policy(retry),
-            timeout_seconds=None if limit is None else limit.total_seconds(),
+            timeout_seconds=None if seconds is None else seconds.total_seconds(),
             pool=pool,
             fallback=fallback,
             cache=cache,
             undo=undo,
+            limit=_shared(limit),
             file=code.co_filename,
             line=code.co_firstlineno,
         )
@@ -219,6 +227,13 @@ def _make(
         ) from None
     copy_metadata(made, function)
     return made
+
+
+def _shared(limit: Any) -> Limit | None:
+    if limit is None or (isinstance(limit, Limit) and limit.name is not None):
+        return limit
+    given = limit.words if isinstance(limit, Limit) else repr(limit)
+    raise SetupError(f'limit={given}: a task takes a limit with a name: limit=limit("crm", 3)')
 
 
 def copy_metadata(made: object, function: Callable[..., Any]) -> None:

@@ -74,7 +74,7 @@ async def _take_over(process: Process, project: Project) -> None:
     for name, was in renamed.items():
         process.dispatcher.adopt(was, name)
     await _rename(process, renamed)
-    await process.dispatcher.hold_keys()
+    await process.dispatcher.restore()
     await _rename(process, renamed)  # for what was routed to an old name meanwhile
 
 

@@ -1,13 +1,12 @@
 """Runs set aside until a key is free, so that they block only the runs of that key.
 
-Under each key runs wait in arrival order; at a limit, queued runs and due ones take turns. Queued
-runs beyond a bound are evicted from memory and read again when their key is free.
+Under each key the runs of a class wait in arrival order; at a limit they take turns with runs that
+are due. Queued runs beyond a bound are evicted from memory and read again when their key is free.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,28 +17,37 @@ from turnout.service.journal.records import ORDER_PLACE, Queued
 
 from . import memory
 
-Key: TypeAlias = tuple[str, str]
-"""The place of a gate, or its name, and the key of a run there."""
+Key: TypeAlias = tuple[str, str, int]
+"""The place of a gate, or its name, the key of a run there, and the run's class; 0: any class."""
 
 ORDER = ORDER_PLACE
 
 
-def blocked_at(gate: Gate, run: Candidate) -> Key | None:
-    """Return the key under which a run waits at a gate, if it waits under one."""
-    text = gate.key(run)
-    return None if text is None else (gate.place or gate.name, text)
+def blocked_at(gate: Gate, run: Candidate, level: int) -> Key | None:
+    """Return the key under which a run of a class waits at a gate, if it waits under one."""
+    text, name = gate.key(run), gate.place or gate.name
+    if text is None:
+        return None
+    return name, text, 0 if name == ORDER or gate.shared else level
+
+
+def order_key(text: str) -> Key:
+    """Return the key under which runs wait for an ordering key; they are of one class."""
+    return ORDER, text, 0
 
 
 @dataclass(slots=True)
 class _Line:
-    """The runs that one key blocks.
+    """The runs that one key blocks: `queued`, and `resumed` ones among them, and `due` ones.
 
     `due_turn`: the next turn belongs to a due run. `evicted`: more queued runs are only in the
     journal. `timed`: the gate opens at an instant, so each run that passes wakes the next.
     """
 
-    queued: deque[Queued] = field(default_factory=deque)
-    due: deque[Queued] = field(default_factory=deque)
+    # Lists, since an empty deque takes half a KiB, and there may be thousands of keys.
+    queued: list[Queued] = field(default_factory=list)
+    resumed: list[Queued] = field(default_factory=list)
+    due: list[Queued] = field(default_factory=list)
     due_turn: bool = False
     evicted: bool = False
     timed: bool = False
@@ -67,8 +75,12 @@ class Blocked:
         if line is None:
             line = self._lines[key] = _Line()
         line.timed = line.timed or timed
+        run.woken = False
         if run.is_due and key[0] != ORDER:
-            insort(line.due, run, key=by_due)
+            if run.resumes:
+                insort(line.resumed, run, key=by_seq)
+            else:
+                insort(line.due, run, key=by_due)
             return True
         if line.queued and run.seq < line.queued[-1].seq:
             insort(line.queued, run, key=by_seq)
@@ -85,17 +97,20 @@ class Blocked:
         line = self._lines.get(key)
         if line is None:
             return None
-        is_queued = bool(line.queued) or line.evicted
+        is_queued = bool(line.queued or line.resumed) or line.evicted
         if line.due and (line.due_turn or not is_queued):
-            run = line.due.popleft()
+            run = line.due.pop(0)
             line.due_turn = False
         else:
             line.due_turn = bool(line.due)
-            if not line.queued:
+            if line.resumed and (not line.queued or line.resumed[0].seq < line.queued[0].seq):
+                run = line.resumed.pop(0)
+            elif line.queued:
+                run = line.queued.pop(0)
+                self.count -= 1
+            else:
                 self.wakeups[key] = self.wakeups.get(key, 0) + 1
                 return None
-            run = line.queued.popleft()
-            self.count -= 1
         self._drop_empty(key, line)
         return run
 
@@ -110,7 +125,7 @@ class Blocked:
         if line is None:
             return []
         self.count -= len(line.queued)
-        return [*line.queued, *line.due]
+        return [*line.queued, *line.resumed, *line.due]
 
     def take(self, key: Key, run_ids: Iterable[str]) -> list[Queued]:
         """Take certain runs of an ordering key, where they are blocked."""
@@ -137,6 +152,7 @@ class Blocked:
         """Yield every run in memory."""
         for line in self._lines.values():
             yield from line.queued
+            yield from line.resumed
             yield from line.due
 
     @property
@@ -151,7 +167,7 @@ class Blocked:
         self.count = 0
 
     def _drop_empty(self, key: Key, line: _Line) -> None:
-        if not (line.queued or line.due or line.evicted):
+        if not (line.queued or line.resumed or line.due or line.evicted):
             del self._lines[key]
 
 

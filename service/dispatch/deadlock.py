@@ -1,31 +1,39 @@
 """Deadlock detection: refuse a child run that would wait for its own caller.
 
-A run that waits for a child keeps its ordering key, and the child waits for the holder of its own
-key. If that holder waits for the caller, directly or through other runs, none of them ever ends. Of
-several calls at the same time each checks only earlier ones, so that one of them succeeds.
+A run that waits for a child keeps its ordering key, and its places at limits with `hold="run"`; the
+child waits for the holders of what it needs. If they wait for the caller, directly or through other
+runs, none of them ever ends. A key waits for any of its holders, a limit for all of them: one that
+ends gives its place. Of several calls at the same time each checks only earlier ones, so that one
+of them succeeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from dataclasses import dataclass
 
-from turnout.service.domain.run import FINISHED, Fail
+from turnout.service.domain.run import FINISHED, Fail, Run
 from turnout.service.journal.reads import RunReads
-from turnout.service.journal.records import Claim, run_topic
+from turnout.service.journal.records import Claim, NewRun, run_topic
 
 from .dispatcher import Dispatcher
+from .wanted import Wanted
 
 MAX_RUNS_CHECKED = 1000
 """Runs checked at most in a search for a cycle."""
 
-PendingCall: TypeAlias = tuple[str, str, str]
-"""(the caller's id, the child's flow, its ordering key)"""
+
+@dataclass(frozen=True, slots=True)
+class PendingCall:
+    """A child run that is about to be written: its caller's id, and what it needs to start."""
+
+    caller: str
+    child: NewRun
 
 
 class WaitGraph:
-    """Which run waits for which: by the journal, by ordering keys, and by pending calls."""
+    """Which run waits for which: by the journal, by keys and places, and by pending calls."""
 
     def __init__(self, journal: RunReads, dispatcher: Dispatcher) -> None:
         self._journal = journal
@@ -33,12 +41,10 @@ class WaitGraph:
         self._pending_calls: list[PendingCall] = []
 
     @contextmanager
-    def pending_call(
-        self, run_id: str, flow: str, order_key: str
-    ) -> Iterator[Sequence[PendingCall]]:
+    def pending_call(self, caller: str, child: NewRun) -> Iterator[Sequence[PendingCall]]:
         """Register a call until it is in the journal; yield the calls registered earlier."""
         earlier = tuple(self._pending_calls)
-        call = (run_id, flow, order_key)
+        call = PendingCall(caller, child)
         self._pending_calls.append(call)
         try:
             yield earlier
@@ -46,46 +52,96 @@ class WaitGraph:
             self._pending_calls.remove(call)
 
     async def refuse_deadlock(
-        self, claim: Claim, flow: str, order_key: str, earlier: Sequence[PendingCall]
+        self, claim: Claim, child: NewRun, earlier: Sequence[PendingCall]
     ) -> None:
-        """Raise `Fail` if a holder of the child's key waits for the caller."""
-        holders = self._dispatcher.holders(flow, order_key)
-        if holders and await self._wait_for(holders, claim.run_id, earlier):
-            whose = "this run" if claim.run_id in holders else "a run that waits for this one"
-            raise Fail(
-                f"the child run would wait for ever: key {order_key!r} of flow {flow!r} is held "
-                f"until {whose} ends; give the child another key (ordered_by), or make it a task"
-            )
+        """Raise `Fail` if what the child needs is held until the caller ends."""
+        search = _Search(self._journal, self._dispatcher, claim.run_id, earlier)
+        for wanted in self._dispatcher.wanted(child):
+            if wanted.holders and await search.never_free(wanted):
+                is_own = claim.run_id in wanted.holders
+                whose = "this run" if is_own else "a run that waits for this one"
+                raise Fail(
+                    f"the child run would wait for ever: {wanted.words} of flow {child.flow!r} is "
+                    f"held until {whose} ends; {wanted.advice}"
+                )
 
-    async def _wait_for(
-        self, runs: Collection[str], goal: str, earlier: Sequence[PendingCall]
-    ) -> bool:
-        """Whether one of these runs waits, directly or through others, for the run `goal`."""
-        seen: set[str] = set()
+
+class _Search:
+    """Which runs can end before the caller does.
+
+    A run can end when all children it waits for can end and get what they want. A wanted limit is
+    free when one of its holders ends, a key when all have. What cannot end waits for the caller, or
+    is in a deadlock already.
+    """
+
+    def __init__(
+        self,
+        journal: RunReads,
+        dispatcher: Dispatcher,
+        caller: str,
+        earlier: Sequence[PendingCall],
+    ) -> None:
+        self._journal = journal
+        self._dispatcher = dispatcher
+        self._caller = caller
+        self._earlier = earlier
+        self._children: dict[str, list[tuple[str, list[Wanted]]]] = {}
+
+    async def never_free(self, wanted: Wanted) -> bool:
+        """Whether what a run wants is held until the caller ends."""
+        await self._look_at(wanted.holders)
+        return not self._is_free(wanted, self._can_end())
+
+    async def _look_at(self, runs: Iterable[str]) -> None:
+        """Read what these runs wait for, directly or through others."""
         ahead = list(runs)
-        while ahead and len(seen) < MAX_RUNS_CHECKED:
+        while ahead and len(self._children) < MAX_RUNS_CHECKED:
             run_id = ahead.pop()
-            if run_id == goal:
-                return True
-            if run_id in seen:
+            if run_id in self._children or run_id == self._caller:
                 continue
-            seen.add(run_id)
-            for caller, flow, key in earlier:  # not in the journal yet
-                if caller == run_id:
-                    ahead += self._dispatcher.holders(flow, key)
-            ahead += await self._children(run_id)
-        return False
+            found = await self._children_of(run_id)
+            self._children[run_id] = found
+            for child, wants in found:
+                ahead.append(child)
+                for wanted in wants:
+                    ahead += wanted.holders
 
-    async def _children(self, run_id: str) -> list[str]:
-        """Return the unfinished children a run waits for, and the holders of their keys."""
-        caller = await self._journal.run(run_id)
-        found: list[str] = []
-        for wait in [] if caller is None else await self._journal.waits(caller.seq):
-            if not wait.topic.startswith(run_topic("")):
-                continue
-            run = await self._journal.run(wait.topic.removeprefix(run_topic("")))
-            if run is not None and run.state not in FINISHED:
-                found.append(run.id)
-                if run.order_key is not None:
-                    found += self._dispatcher.holders(run.flow, run.order_key)
-        return found
+    def _can_end(self) -> set[str]:
+        """Return which of the runs looked at can end: first those that wait for nothing."""
+        able: set[str] = set()
+        while True:
+            more = {
+                run_id
+                for run_id, children in self._children.items()
+                if run_id not in able and all(self._ends(child, able) for child in children)
+            }
+            if not more:
+                return able
+            able |= more
+
+    def _ends(self, child: tuple[str, list[Wanted]], able: set[str]) -> bool:
+        run_id, wants = child
+        return self._is_able(run_id, able) and all(
+            run_id in wanted.holders or self._is_free(wanted, able) for wanted in wants
+        )
+
+    def _is_free(self, wanted: Wanted, able: set[str]) -> bool:
+        enough = any if wanted.is_limit else all
+        return enough(self._is_able(holder, able) for holder in wanted.holders)
+
+    def _is_able(self, run_id: str, able: set[str]) -> bool:
+        """Whether a run can end; one that was not looked at is taken to."""
+        return run_id != self._caller and (run_id in able or run_id not in self._children)
+
+    async def _children_of(self, run_id: str) -> list[tuple[str, list[Wanted]]]:
+        """Return the unfinished children that a run waits for, and what they want."""
+        children: list[NewRun | Run] = [
+            call.child for call in self._earlier if call.caller == run_id
+        ]  # not in the journal yet
+        run = await self._journal.run(run_id)
+        for wait in [] if run is None else await self._journal.waits(run.seq):
+            if wait.topic.startswith(run_topic("")):
+                child = await self._journal.run(wait.topic.removeprefix(run_topic("")))
+                if child is not None and child.state not in FINISHED:
+                    children.append(child)
+        return [(child.id, self._dispatcher.wanted(child)) for child in children]

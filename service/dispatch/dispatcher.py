@@ -34,7 +34,9 @@ from .breakers import WrittenBreakers
 from .due import DueRuns
 from .executor import Executor
 from .late import end_late
+from .restoring import Restoring
 from .scheduling import Scheduler
+from .wanted import Wanted, wanted
 
 MAX_BODY_BYTES_IN_MEMORY = 8 * 1024
 """Events up to this size stay in memory with their queued run."""
@@ -62,9 +64,11 @@ class Dispatcher:
         self._decisions = metrics.decisions
         self._now = now
         self._flows: dict[str, AnyFlow] = {}
-        self._scheduler = Scheduler(journal, concurrency)
+        self._scheduler = Scheduler(journal, concurrency, now)
+        self._restoring = Restoring(journal, self._scheduler)
         self._written_breakers = WrittenBreakers(journal, self._scheduler.breakers)
         self._due = DueRuns(journal, self._scheduler, now=now)
+        self._scheduler.run_ended = self._due.recheck
         self._work = self._scheduler.work
         self._stopping = False
         self._quiet = asyncio.Event()
@@ -76,6 +80,7 @@ class Dispatcher:
         """Serve the flows of a (re)loaded project; running attempts keep the code they began."""
         self._flows = {flow.name: flow for flow in flows}
         self._scheduler.serve(self._flows.values(), paused, self._now())
+        self._restoring.begin()
         self._due.adopt_orphans()
 
     def adopt(self, was: str, name: str) -> None:
@@ -86,25 +91,9 @@ class Dispatcher:
         self._scheduler.adopt(was, name, self._now())
         self._due.adopt_orphans()
 
-    async def hold_keys(self) -> None:
-        """Hold the ordering keys of runs that the journal names as holders and that do not run.
-
-        The journal answers in its turn among the writes: what was written before it is done here
-        too, and what is written after it is done here afterwards, so no answer is stale.
-        """
-        for flow, key, run_id, dead in await self._read_held_keys():
-            known = self._flows.get(flow)
-            if known is not None and (not dead or known.on_dead == "block"):
-                self._scheduler.add_holder(flow, key, run_id)
-            elif known is not None:  # a reload may have changed `on_dead`
-                self._scheduler.let_go(flow, key, run_id)
-
-    async def _read_held_keys(self) -> list[tuple[str, str, str, bool]]:
-        while True:
-            try:
-                return await self._journal.held_keys()
-            except JournalFull:
-                await until_writable(self._journal)
+    async def restore(self) -> None:
+        """Hold the keys and places of runs that the journal names as holders and do not run."""
+        await self._restoring.restore(self._flows)
 
     def pause(self, flow: str) -> None:
         """Start no more runs of a flow; running ones continue."""
@@ -183,7 +172,7 @@ class Dispatcher:
             self._start(run, _first_claimed(run, event, stored, arguments, now))
         elif run.state is RunState.QUEUED:
             queue = self._scheduler.queue(run.flow)
-            in_memory = queue.keeps_new and len(event.body) <= MAX_BODY_BYTES_IN_MEMORY
+            in_memory = queue.keeps_new(run) and len(event.body) <= MAX_BODY_BYTES_IN_MEMORY
             self._scheduler.arrived(
                 run,
                 Queued(
@@ -219,6 +208,15 @@ class Dispatcher:
     def running(self) -> frozenset[str]:
         """The ids of the runs with a running attempt."""
         return self._attempts.runs
+
+    def keeps_places(self, flow: str) -> bool:
+        """Whether waiting runs of a flow keep a place at a limit."""
+        return bool(self._scheduler.queue(flow).gates.held)
+
+    def wanted(self, run: NewRun | Run) -> list[Wanted]:
+        """Return what a run wants that others hold until they end."""
+        queue = self._scheduler.find(run.flow)
+        return [] if queue is None else wanted(queue, run)
 
     def holders(self, flow: str, order_key: str) -> Collection[str]:
         """Return the ids of the runs that hold an ordering key; more than one after a rename."""
@@ -288,8 +286,12 @@ class Dispatcher:
             self._due.recheck()  # a parent may wait for one
 
     def release_key(self, run: Run) -> None:
-        """Release the ordering key of a run that is not running: it was cancelled or dropped."""
+        """Release the ordering key and the places of a run that is not running.
+
+        It was cancelled or dropped.
+        """
         self._scheduler.forget_due(run.seq)
+        self._scheduler.give_up_places(run)
         if run.order_key is not None:
             self._scheduler.let_go(run.flow, run.order_key, run.id)
 
@@ -304,7 +306,7 @@ class Dispatcher:
 
     async def run(self, started: Callable[[], None]) -> None:
         """Dispatch until `stop`; raise `JournalBroken` when outcomes can no longer be written."""
-        await self.hold_keys()
+        await self.restore()
         self._scheduler.recall(await self._journal.starts())
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -417,9 +419,12 @@ class Dispatcher:
         The next run in the slot is written after that outcome, so no more runs are running on disk
         than there are slots, and a busy slot costs one commit per run instead of two. A run with an
         ordering key stays inside, since the next run of the key must not start before the outcome
-        is on disk; so does an isolated run, which runs alone until then.
+        is on disk; so does one that may keep its place at a limit, and an isolated run, which runs
+        alone until then.
         """
         if entered.order_key is not None or entered.isolated:
+            return False
+        if self._scheduler.queue(entered.flow).gates.held:
             return False
         self._scheduler.leave(entered)
         return True
@@ -451,7 +456,7 @@ class Dispatcher:
         continues = state in (RunState.RETRYING, RunState.WAITING)
         blocks = state is RunState.FAILED and flow is not None and flow.on_dead == "block"
         if entered.token:
-            self._scheduler.leave(entered, keeps_key=continues or blocks)
+            self._scheduler.leave(entered, keeps_key=continues or blocks, goes_on=continues)
         if continues or run.event.type == CALLED:
             self._due.recheck()
         if state is RunState.QUEUED and not self._stopping:

@@ -56,7 +56,8 @@ class DueRuns:
                 if queue is None:
                     self.orphans.add(row.seq)
                 else:
-                    self._scheduler.add_due(row, queue)
+                    for complete in await self._scheduler.complete(queue, [row]):
+                        self._scheduler.add_due(complete, queue)
             if fresh:
                 continue
             seconds = await self._seconds_until_next(read_at, KNOWN_PAUSE_SECONDS if rows else None)

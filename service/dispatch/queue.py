@@ -1,35 +1,30 @@
 """The queue of one flow: its head is in memory, the rest stays in the journal.
 
-A queue hands out queued runs in arrival order, alternating with due runs. A run whose key is busy
-is set aside under that key (`blocked`). What a queue holds and counts is changed by its methods
-only. Not here: which queue is asked, and when (`scheduling`).
+A queue hands out runs class by class (`Head`); a flow without `priority=` has one class. A run
+whose key is busy is set aside under that key (`blocked`). What a queue holds and counts is changed
+by its methods only. Not here: which queue is asked, and when (`scheduling`).
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from collections import deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from datetime import datetime
 
 from turnout.service.flowcontrol.admission import FlowGates
 from turnout.service.flowcontrol.gate import Candidate, Gate
+from turnout.service.flowcontrol.priority import CLASSES, NORMAL
 from turnout.service.journal.records import NewRun, Queued
 
-from . import memory
-from .blocked import ORDER, Blocked, Key, blocked_at, by_due, by_seq
+from .blocked import ORDER, Blocked, Key, blocked_at, order_key
+from .head import Head
 from .memory import Memory
 
 
 class Queue:
     """The in-memory head of a flow's queue, and the gates its runs pass.
 
-    Queued runs (the window, in arrival order) and due runs (longest due first: retries and runs
-    that waited) take turns, so that neither starves. Runs whose key became free go before the
-    others of their kind. Nothing starts while an operator has the flow `paused`, or while its runs
-    are being changed in the journal.
-
-    `starting` counts the runs being written as running, `taken` those taken from the window.
+    Nothing starts while an operator has the flow `paused`, or while its runs are being changed in
+    the journal. `starting` counts the runs being written as running.
     """
 
     def __init__(self, flow: str, shared: Memory, gates: FlowGates) -> None:
@@ -37,20 +32,41 @@ class Queue:
         self.gates = gates
         self.paused = False
         self.starting = 0
-        self.taken = 0
         self.blocked = Blocked()
+        self.classed = False
         self._memory = shared
         self._changes = 0
         self._arriving: dict[str, NewRun] = {}  # being written as queued, by id
-        self._cursor = 0  # seq of the last queued row read
-        self._unread = True  # the journal may hold rows after the cursor
-        self._reading = False
         self._epoch = 0  # rows read before the last `clear` are ignored
-        self._woken: deque[Queued] = deque()
-        self._window: deque[Queued] = deque()
-        self._woken_due: deque[Queued] = deque()
-        self._due: deque[Queued] = deque()
-        self._due_next = False
+        self._heads = {NORMAL: Head(shared)}
+
+    # ------------------------------------------------------------ classes
+
+    def use_classes(self, classed: bool) -> None:
+        """Hand out runs by their class, or all as one; the queue must be cleared afterwards."""
+        self.classed = classed
+        for level in CLASSES if classed else ():
+            self._heads.setdefault(level, Head(self._memory))
+
+    @property
+    def levels(self) -> Collection[int]:
+        """The classes in which runs may wait."""
+        return self._heads.keys()
+
+    def level_of(self, run: Candidate) -> int:
+        """Return the class of a run."""
+        return run.priority or NORMAL if self.classed else NORMAL
+
+    def head(self, level: int) -> Head:
+        """Return the runs of a class."""
+        return self._heads[level]
+
+    def _head_of(self, run: Candidate) -> Head:
+        return self._heads[self.level_of(run)]
+
+    def key_at(self, gate: Gate, run: Candidate) -> Key | None:
+        """Return the key under which a run waits at a gate, if it waits under one."""
+        return blocked_at(gate, run, self.level_of(run))
 
     # ------------------------------------------------------------ may anything start
 
@@ -78,25 +94,30 @@ class Queue:
     @property
     def idle(self) -> bool:
         """Whether a new run may start on insert: no older run waits for its turn."""
-        return not (
-            self._unread or self._arriving or self._window or self._woken or self._due
-            or self._woken_due or self._reading or self.paused or self._changes
-        )  # fmt: skip
+        if self._arriving or self.paused or self._changes:
+            return False
+        return not any(head.reading or head.has_runs for head in self._heads.values())
 
     @property
     def empty(self) -> bool:
         """Whether there is no run to start, in memory or, as far as is known, in the journal."""
         return not (
-            self._window or self._woken or self._due or self._woken_due or self._unread
-            or self.blocked.wakeups
+            self.blocked.wakeups or any(head.has_runs for head in self._heads.values())
         )  # fmt: skip
+
+    def is_empty_at(self, level: int) -> bool:
+        """Whether there is no run of a class to start."""
+        return not (self._heads[level].has_runs or self.blocked.wakeups)
 
     @property
     def waiting(self) -> int:
         """How many runs wait for their turn in memory, or are being written as queued."""
-        return len(self._arriving) + sum(
-            map(len, (self._window, self._woken, self._due, self._woken_due))
-        )
+        return len(self._arriving) + sum(head.waiting for head in self._heads.values())
+
+    @property
+    def taken(self) -> int:
+        """How many queued runs were handed out that were not set aside before."""
+        return sum(head.taken for head in self._heads.values())
 
     # ------------------------------------------------------------ new runs
 
@@ -114,21 +135,23 @@ class Queue:
         ):
             self.starting += 1
             return True
-        self._arriving[run.id] = run
+        self.expect(run)
         return False
 
     def expect(self, run: NewRun) -> None:
         """Count a new run that is being written as queued."""
         run.flow = self.flow
+        if self.classed and run.priority is None:
+            run.priority = NORMAL  # it was made before a reload declared classes
         self._arriving[run.id] = run
 
     def _is_behind(self, run: NewRun) -> bool:
         """Whether an older run is blocked by a key of this one."""
         blocked = self.blocked
-        if run.order_key is not None and (ORDER, run.order_key) in blocked:
+        if run.order_key is not None and order_key(run.order_key) in blocked:
             return True
         for gate in self.gates.declared:
-            key = blocked_at(gate, run)
+            key = self.key_at(gate, run)
             if key is not None and key in blocked:
                 return True
         return False
@@ -148,63 +171,31 @@ class Queue:
     def arrived(self, new: NewRun, run: Queued) -> None:
         """Add a run that was just written as queued."""
         self._arriving.pop(new.id, None)
-        if run.seq <= self._cursor:
-            return  # already read from the journal
-        if not self.keeps_new:
-            self._unread = True
-            return
-        self._memory.charge(run)
-        self._window.append(run)
-        self._cursor = run.seq
+        head = self._head_of(run)
+        if self.gates.lacks_keys(run):  # it was routed before a reload declared the rule
+            head.unread = True
+        else:
+            head.arrived(run)
 
-    @property
-    def keeps_new(self) -> bool:
-        """Whether a new run is kept in memory: every queued run before it is in memory too."""
-        return not (self._reading or self._unread) and (
-            len(self._window) < memory.WINDOW or self._memory.left > 0
-        )
+    def keeps_new(self, run: NewRun) -> bool:
+        """Whether a new run is kept in memory."""
+        return self._head_of(run).keeps_new
 
     def add_due(self, run: Queued) -> None:
         """Add a run that is due."""
         run.is_due = True
-        self._due.append(run)
+        self._head_of(run).add_due(run, holds=self.gates.is_held_by(run))
 
     # ------------------------------------------------------------ handing out
 
-    @property
-    def _source(self) -> deque[Queued]:
-        """The deque whose first run is next; empty if no run is in memory."""
-        due, queued = self._woken_due or self._due, self._woken or self._window
-        return due if due and (self._due_next or not queued) else queued
-
-    @property
-    def first(self) -> Queued | None:
-        """The run whose turn it is, if one is in memory."""
-        source = self._source
-        return source[0] if source else None
-
-    @property
-    def is_first_ask(self) -> bool:
-        """Whether that run asks for the first time: it was not woken by a free key."""
-        source = self._source
-        return source is self._window or source is self._due
-
-    def take(self) -> Queued:
-        """Take the run whose turn it is."""
-        source = self._source
-        run = source.popleft()
-        if source is self._window:
-            self._memory.give_back(run)
-            self.taken += 1
-        return run
-
-    def take_to_start(self) -> Queued:
+    def take_to_start(self, level: int) -> Queued:
         """Take the run whose turn it is to start it, and give the turn to the other kind."""
-        run = self.take()
+        head = self._heads[level]
+        run = head.take()
         run.flow = self.flow  # the journal may know it under an old name
-        self._due_next = not run.is_due
+        head.started(run)
         for gate in self.gates.declared:
-            key = blocked_at(gate, run)
+            key = self.key_at(gate, run)
             if key is not None:
                 self._wake(self.blocked.next_timed(key))
         return run
@@ -214,31 +205,39 @@ class Queue:
 
         A run behind another gate takes its ordering key first, as in `FlowGates.ask`.
         """
-        order, blocked, order_key = self.gates.order, self.blocked, run.order_key
-        if order_key is not None and (ORDER, order_key) in blocked and not order.is_held_by(run):
-            return ORDER, order_key  # if it holds the key, the blocked runs wait for this run
+        order, blocked = self.gates.order, self.blocked
+        ordered = None if run.order_key is None else order_key(run.order_key)
+        if ordered is not None and ordered in blocked and not order.is_held_by(run):
+            return ordered  # if it holds the key, the blocked runs wait for this run
         for gate in self.gates.declared:
-            key = blocked_at(gate, run)
-            if key is not None and key in blocked:
-                if order_key is not None and not order.hold(run):
-                    return ORDER, order_key
+            key = self.key_at(gate, run)
+            if key is not None and key in blocked and not gate.is_held_by(run):
+                if ordered is not None and not order.hold(run):
+                    return ordered
                 return key
         return None
 
     # ------------------------------------------------------------ leaving the gates
 
-    def leave(self, run: Candidate, *, keeps_key: bool = False) -> None:
+    def leave(self, run: Candidate, *, keeps_key: bool = False, goes_on: bool = False) -> None:
         """Let a run leave the gates, and wake the runs that its keys blocked."""
-        self.gates.leave(run, keeps_key=keeps_key)
+        self.gates.leave(run, keeps_key=keeps_key, goes_on=goes_on)
         if run.order_key is not None:
             self._wake_order(run.order_key)
         for gate in self.gates.declared:
-            self.wake_next(gate, run)
+            if not gate.counts_starts:  # nothing is free there because a run has ended
+                self.wake_next(gate, run)
 
     def let_go(self, key: str, run_id: str) -> None:
         """Release the ordering key of a run that is not running, if it holds the key."""
         if self.gates.order.let_go(key, run_id):
             self._wake_order(key)
+
+    def give_up_places(self, run: Candidate) -> None:
+        """Release the places at limits that a run holds without running."""
+        for gate in self.gates.held:
+            if gate.let_go(run):
+                self.wake_next(gate, run)
 
     def add_holder(self, key: str, run_id: str) -> None:
         """Let a run that is not running hold an ordering key, as the journal says."""
@@ -249,15 +248,24 @@ class Queue:
         """Wake the next run of an ordering key; if it is held, those of its holders that ask."""
         holders = self.gates.order.holders(key)
         if not holders:
-            self._wake(self.blocked.next((ORDER, key)))
-        for run in self.blocked.take((ORDER, key), holders) if holders else ():
+            self._wake(self.blocked.next(order_key(key)))
+        for run in self.blocked.take(order_key(key), holders) if holders else ():
             self._wake(run)
 
     def wake_next(self, gate: Gate, run: Candidate) -> None:
-        """Wake the next run behind the key of a run that left a gate, or did not use its turn."""
-        key = blocked_at(gate, run)
-        if key is not None:
-            self._wake(self.blocked.next(key))
+        """Wake the next run behind the key of a run that left a gate, or did not use its turn.
+
+        Of each class one is woken: which of them starts is decided when they ask.
+        """
+        if not self.classed:
+            key = blocked_at(gate, run, NORMAL)
+            if key is not None:
+                self._wake(self.blocked.next(key))
+            return
+        keys = (blocked_at(gate, run, level) for level in CLASSES)
+        for key in dict.fromkeys(keys):
+            if key is not None:
+                self._wake(self.blocked.next(key))
 
     def pass_on(self, run: Queued) -> None:
         """Give the turn of a run that will not start to the next ones behind its keys."""
@@ -279,45 +287,38 @@ class Queue:
         return bool(found)
 
     def _wake(self, run: Queued | None) -> None:
-        """Let a run ask again, before those that have not asked yet, the oldest first."""
-        if run is None:
-            return
-        if run.is_due:
-            insort(self._woken_due, run, key=by_due)
-        else:
-            insort(self._woken, run, key=by_seq)
+        if run is not None:
+            self._head_of(run).wake(run, holds=self.gates.is_held_by(run))
 
     # ------------------------------------------------------------ reading the journal
 
-    @property
-    def lacks(self) -> bool:
-        """Whether rows should be read from the journal now."""
-        return self._unread and not self.stopped and len(self._window) <= memory.WINDOW // 2
+    def lacks(self, level: int) -> bool:
+        """Whether rows of a class should be read from the journal now."""
+        return self._heads[level].lacks and not self.stopped
 
-    def start_reading(self) -> tuple[int, int]:
+    def start_reading(self, level: int) -> tuple[int, int]:
         """Begin a read of the journal; return the seq after which, and the epoch."""
-        self._reading, self._unread = True, False
-        return self._cursor, self._epoch
+        head = self._heads[level]
+        head.reading, head.unread = True, False
+        return head.cursor, self._epoch
 
-    def finish_reading(self, rows: Sequence[Queued], *, more: bool, epoch: int) -> None:
-        """Add rows read from the journal; `more` if there may be others."""
-        self._reading = False
-        if epoch != self._epoch:
-            return
-        for row in rows:
-            if row.seq > self._cursor:
-                self._window.append(row)
-                self._cursor = row.seq
-        self._unread = self._unread or more
-
-    @property
-    def window_start(self) -> int:
-        """The lowest seq in the window, or the next one after the last that was read."""
-        return self._window[0].seq if self._window else self._cursor + 1
+    def finish_reading(
+        self, level: int, rows: Sequence[Queued], *, up_to: int = 0, more: bool, epoch: int
+    ) -> None:  # fmt: skip
+        """Add rows read from the journal, up to a seq; `more` if there may be others."""
+        head = self._heads[level]
+        head.reading = False
+        if epoch == self._epoch:
+            head.add_read(rows, up_to=up_to, more=more)
 
     def start_fetching(self) -> tuple[Key, int, int]:
         """Begin to read runs of an evicted key; return it, how many to wake, and the epoch."""
         return *self.blocked.wakeups.popitem(), self._epoch
+
+    def ends_before(self, key: Key) -> int:
+        """Return the seq from which on all runs of a key are left to the windows."""
+        levels = (key[2],) if key[2] else self.levels
+        return max(self._heads[level].window_start for level in levels)
 
     def finish_fetching(
         self, key: Key, rows: Sequence[Queued], *, more: bool, wakeups: int, epoch: int
@@ -325,12 +326,12 @@ class Queue:
         """Add the runs of an evicted key, in arrival order, and wake `wakeups` of them.
 
         None may be in memory already: a run held twice could run twice at once. Runs from
-        `window_start` on are left to the window. Those that hold their ordering key, which is the
-        evicted one, are blocked by nothing and are woken besides.
+        the start of their window on are left to it. Those that hold their ordering key, which is
+        the evicted one, are blocked by nothing and are woken besides.
         """
         if epoch != self._epoch:
             return
-        older = [row for row in rows if row.seq < self.window_start]
+        older = [row for row in rows if row.seq < self._head_of(row).window_start]
         blocked = [row for row in older if self.would_wait(row, key)]
         for row in older if key[0] == ORDER else ():
             if not self.would_wait(row, key):
@@ -347,8 +348,8 @@ class Queue:
 
     def rows(self) -> Iterator[Queued]:
         """Yield every run held in memory."""
-        for some in (self._woken, self._window, self._woken_due, self._due):
-            yield from some
+        for head in self._heads.values():
+            yield from head.runs()
         yield from self.blocked.runs()
 
     def clear(self, known_due: Container[int] = ()) -> None:
@@ -360,13 +361,9 @@ class Queue:
         for run in self.rows():
             if run.order_key is not None and run.seq not in known_due:
                 self.gates.order.let_go(run.order_key, run.id)
-        for run in self._window:
-            self._memory.give_back(run)
-        for some in (self._woken, self._window, self._woken_due, self._due):
-            some.clear()
+        for head in self._heads.values():
+            head.clear()
         self.blocked.clear()
-        self._cursor = 0
-        self._unread = True
         self._epoch += 1
 
     def take_over(self, other: Queue, now: datetime) -> None:

@@ -8,13 +8,15 @@ rows (`queue`), what a gate answers (`flowcontrol`), and claiming the chosen run
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from turnout.service.domain.run import Run, RunState, Start
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.admission import Admission, FlowGates
-from turnout.service.flowcontrol.gate import Candidate, Refusal
+from turnout.service.flowcontrol.gate import Candidate, Gate, Refusal
+from turnout.service.flowcontrol.priority import CLASSES, ClassTurns
 from turnout.service.flowcontrol.reasons import waiting_at
 from turnout.service.journal.contract import Work
 from turnout.service.journal.records import NewRun, Queued
@@ -22,24 +24,28 @@ from turnout.service.project import AnyFlow
 
 from . import memory
 from .alarms import Alarms
-from .blocked import Key, blocked_at
+from .blocked import Key
 from .late import Late, is_late
+from .missing_keys import add_missing_keys
 from .queue import Queue
 
 
 class Scheduler:
     """The queues of all flows; `work` is set whenever a run may be able to start.
 
-    `progressed` is set whenever a run has started on insert or left the gates. `known_due` is the
+    `progressed` is set whenever a run has started on insert or left the gates, and `run_ended` is
+    called when one has ended without an attempt: others may wait for it. `known_due` is the
     set of due runs in memory: the journal returns them as due until they are claimed. Only active
     queues are asked for runs. `late` are the runs that `choose` took and that must not start.
     """
 
-    def __init__(self, journal: Work, concurrency: int) -> None:
+    def __init__(self, journal: Work, concurrency: int, now: Callable[[], datetime]) -> None:
         self.work = asyncio.Event()
         self.progressed = asyncio.Event()
+        self.run_ended: Callable[[], None] = self.progressed.set
         self._known_due: set[int] = set()
         self._journal = journal
+        self._now = now
         self._admission = Admission(concurrency)
         self._slots = self._admission.slots
         self.breakers = self._admission.breakers
@@ -47,7 +53,9 @@ class Scheduler:
         self._memory = memory.Memory()
         self._alarms = Alarms(self._rung)
         self._queues: dict[str, Queue] = {}
-        self._active: dict[str, Queue] = {}
+        self._active: dict[int, dict[str, Queue]] = {level: {} for level in CLASSES}
+        self._turns = ClassTurns()
+        self._sharing: dict[Gate, list[Queue]] = {}
         self.late: list[Late] = []
 
     # ------------------------------------------------------------ flows
@@ -66,6 +74,7 @@ class Scheduler:
             names.add(flow.name)
             queue = self._queue_for(flow.name)
             queue.gates.declare(flow, now)
+            queue.use_classes(flow.priority is not None)
             self.reread(flow.name)
             if flow.name in stopped:
                 queue.pause()
@@ -74,6 +83,14 @@ class Scheduler:
         for queue in self._queues.values():
             if queue.flow not in names:
                 queue.pause()
+        self._share()
+
+    def _share(self) -> None:
+        """Note which queues share a named gate: they are asked again when a run leaves it."""
+        self._sharing = {}
+        for queue in self.queues():
+            for gate in queue.gates.named:
+                self._sharing.setdefault(gate, []).append(queue)
 
     def recall(self, starts: Iterable[Start]) -> None:
         """Count for throttles what was started before this process."""
@@ -107,11 +124,13 @@ class Scheduler:
         if old is new:
             return
         self.reread(was)
-        self._active.pop(old.flow, None)
+        for active in self._active.values():
+            active.pop(old.flow, None)
         new.take_over(old, now)
         for name_before, queue in self._queues.items():
             if queue is old:  # also under still older names, whose runs may be running
                 self._queues[name_before] = new
+        self._share()
 
     def reread(self, flow: str) -> None:
         """Drop a flow's queue from memory and read it again from the journal."""
@@ -141,14 +160,15 @@ class Scheduler:
 
     def activate(self, queue: Queue) -> None:
         """Ask a queue for runs again, now."""
-        self._active[queue.flow] = queue
+        for level in queue.levels:
+            self._active[level][queue.flow] = queue
         self.work.set()
 
     def arrived(self, new: NewRun, run: Queued) -> None:
         """Add a run just written as queued; it starts as soon as a slot is free."""
         queue = self._queues[new.flow]
         queue.arrived(new, run)
-        self._active[queue.flow] = queue
+        self._active[queue.level_of(run)][queue.flow] = queue
         if self._slots.free > 0:
             self.work.set()
 
@@ -169,89 +189,119 @@ class Scheduler:
 
     async def refill(self) -> None:
         """Read from the journal what active queues lack in memory."""
-        for queue in list(self._active.values()):
-            while queue.blocked.wakeups:
-                await self._fetch(queue)
-            if queue.lacks:
-                after, epoch = queue.start_reading()
-                rows = await self._journal.queued(queue.flow, after, memory.WINDOW)
-                queue.finish_reading(rows, more=len(rows) == memory.WINDOW, epoch=epoch)
+        for level, active in self._active.items():
+            for queue in list(active.values()):
+                while queue.blocked.wakeups:
+                    await self._fetch(queue)
+                if queue.lacks(level):
+                    await self._read(queue, level)
+
+    async def _read(self, queue: Queue, level: int) -> None:
+        """Read the next queued runs of a class from the journal."""
+        after, epoch = queue.start_reading(level)
+        only = level if queue.classed else None
+        rows = await self._journal.queued(queue.flow, after, memory.WINDOW, only)
+        last, more = rows[-1].seq if rows else 0, len(rows) == memory.WINDOW
+        complete = await self.complete(queue, rows)
+        queue.finish_reading(level, complete, up_to=last, more=more, epoch=epoch)
+
+    async def complete(self, queue: Queue, rows: Sequence[Queued]) -> Sequence[Queued]:
+        """Give runs the keys of rules that are newer than they are; return those that have them."""
+        lacking = [row for row in rows if queue.gates.lacks_keys(row)]
+        if not lacking or queue.gates.keyed is None:
+            return rows
+        have = await add_missing_keys(self._journal, queue.gates.keyed, lacking, self._now)
+        failed = {row.seq for row in lacking} - {row.seq for row in have}
+        if failed:
+            self.run_ended()
+        return [row for row in rows if row.seq not in failed]
 
     async def _fetch(self, queue: Queue) -> None:
         """Read runs blocked by an evicted key from the journal, enough to wake as many as may."""
         key, wakeups, epoch = queue.start_fetching()
+        place, text, level = key
+        only = level if queue.classed and level else None
         count, after, more = memory.WINDOW // 4, 0, True
         found: list[Queued] = []
         while more and sum(queue.would_wait(row, key) for row in found) < wakeups:
-            rows = await self._journal.queued_for_key(queue.flow, *key, count, after)
+            rows = await self._journal.queued_for_key(queue.flow, place, text, count, after, only)
             held = {run.seq for run in queue.rows()}
             found += [row for row in rows if row.seq not in held]
             after = rows[-1].seq if rows else after
-            more = len(rows) == count and after < queue.window_start
+            more = len(rows) == count and after < queue.ends_before(key)
         queue.finish_fetching(key, found, more=more, wakeups=wakeups, epoch=epoch)
 
     # ------------------------------------------------------------ choosing runs
 
     def choose(self, now: datetime) -> list[Queued]:
-        """Choose runs for the free slots, one from each queue in turn; they enter the gates."""
+        """Choose runs for the free slots, class by class and flow by flow; they enter the gates."""
         chosen: list[Queued] = []
-        queues = list(self._active.values())
-        while queues and self._slots.free > 0:
-            queues = [queue for queue in queues if self._choose_from(queue, chosen, now)]
+        ready = {level: deque(active.values()) for level, active in self._active.items() if active}
+        while ready and self._slots.free > 0:
+            level = self._turns.next(ready)
+            queues, count = ready[level], len(chosen)
+            queue = queues.popleft()
+            if self._choose_from(queue, level, chosen, now):
+                queues.append(queue)
+            if len(chosen) > count:
+                self._turns.started(level, ready)
+            if not queues:
+                del ready[level]
         return chosen
 
-    def _deactivate(self, queue: Queue) -> bool:
-        """Skip a queue that has nothing to start until it is activated."""
-        self._active.pop(queue.flow, None)
+    def _deactivate(self, queue: Queue, level: int) -> bool:
+        """Skip a queue that has nothing of a class to start until it is activated."""
+        self._active[level].pop(queue.flow, None)
         return False
 
-    def _choose_from(self, queue: Queue, chosen: list[Queued], now: datetime) -> bool:
-        """Choose or set aside the next run of a queue; False if the queue has none to start."""
-        if queue.stopped or queue.empty:
-            return self._deactivate(queue)
-        run = queue.first
+    def _choose_from(self, queue: Queue, level: int, chosen: list[Queued], now: datetime) -> bool:
+        """Choose or set aside the next run of a class; False if the queue has none to start."""
+        if queue.stopped or queue.is_empty_at(level):
+            return self._deactivate(queue, level)
+        run = queue.head(level).first
         if run is None:
             self.work.set()  # its runs must be read from the journal first
             return False
         timeout = queue.gates.start_timeout
         if timeout is not None and is_late(run, timeout, now):
-            self.late.append(Late(queue.flow, queue.take(), timeout))
+            self.late.append(Late(queue.flow, queue.head(level).take(), timeout))
             queue.pass_on(run)
             return True
-        is_first_ask = queue.is_first_ask
-        key_ahead = queue.key_ahead(run) if is_first_ask else None
+        key_ahead = None if run.woken else queue.key_ahead(run)
         if key_ahead is not None:
-            self._set_aside(queue, key_ahead)
+            self._set_aside(queue, level, key_ahead)
             return True
         refusal = queue.gates.ask(run, now)
         if refusal is None:
-            chosen.append(queue.take_to_start())
-            self._active[queue.flow] = self._active.pop(queue.flow)  # the others' turn comes first
+            chosen.append(queue.take_to_start(level))
+            active = self._active[level]
+            active[queue.flow] = active.pop(queue.flow)  # the others' turn comes first
             return True
-        return self._refused(queue, run, refusal, now, is_first_ask=is_first_ask)
+        return self._refused(queue, level, run, refusal, now)
 
     def _refused(
-        self, queue: Queue, run: Queued, refusal: Refusal, now: datetime, *, is_first_ask: bool
+        self, queue: Queue, level: int, run: Queued, refusal: Refusal, now: datetime
     ) -> bool:
         """Let a refused run wait; False if its whole queue waits with it."""
         gate, answer = refusal
         at = answer if isinstance(answer, datetime) else None
-        key = blocked_at(gate, run)
+        key = queue.key_at(gate, run)
         if at is not None:
             self._alarms.set(queue.flow, key, at, now)
         if key is None:
             # At a shared gate it is asked again whenever a run leaves.
-            return False if gate.shared and at is None else self._deactivate(queue)
-        self._set_aside(queue, key, timed=at is not None)
-        if not is_first_ask:
+            return False if gate.shared and at is None else self._deactivate(queue, level)
+        was_woken = run.woken
+        self._set_aside(queue, level, key, timed=at is not None)
+        if was_woken:
             for other in queue.gates.declared:
                 if other is not gate:  # it may have woken the run: wake the next one instead
                     queue.wake_next(other, run)
         return True
 
-    def _set_aside(self, queue: Queue, key: Key, *, timed: bool = False) -> None:
-        """Set the next run of a queue aside behind a key."""
-        run = queue.take()
+    def _set_aside(self, queue: Queue, level: int, key: Key, *, timed: bool = False) -> None:
+        """Set the next run of a class aside behind a key."""
+        run = queue.head(level).take()
         if not queue.blocked.add(run, key, timed=timed) and run.is_due:
             self.forget_due(run.seq)
 
@@ -305,29 +355,40 @@ class Scheduler:
         queue = self._queues[run.flow]
         if run.starts:
             for gate in queue.gates.give_back(run):
-                key = blocked_at(gate, run)
                 for each in self.queues():
                     if gate in each.gates.declared:
-                        self._alarms.ring_early(each.flow, key)
+                        self._alarms.ring_early(each.flow, each.key_at(gate, run))
         self.leave(run)
 
-    def leave(self, run: Candidate, *, keeps_key: bool = False) -> None:
-        """Let a run leave the gates; with `keeps_key` it goes on holding its ordering key."""
+    def leave(self, run: Candidate, *, keeps_key: bool = False, goes_on: bool = False) -> None:
+        """Let a run leave the gates.
+
+        With `keeps_key` it goes on holding its ordering key, and one that `goes_on` later keeps its
+        places at the limits that say so.
+        """
         queue = self._queues[run.flow]
-        queue.leave(run, keeps_key=keeps_key)
+        queue.leave(run, keeps_key=keeps_key, goes_on=goes_on)
+        for gate in queue.gates.named:
+            self.freed(gate)
         if run.isolated:
             self._wake_isolated()
         self.progressed.set()
         if not queue.empty:
             self.activate(queue)
-        elif self._active:
+        elif any(self._active.values()):
             self.work.set()
+
+    def freed(self, gate: Gate) -> None:
+        """Ask the flows that share a gate again: a place became free."""
+        for queue in self._sharing.get(gate, ()):
+            if not queue.empty:
+                self.activate(queue)
 
     def _wake_isolated(self) -> None:
         """Wake all waiting isolated runs: the flow of the first one may be paused."""
         gate = self._admission.isolation
         for queue in self.queues():
-            if queue.wake_all((gate.name, "")):
+            if queue.wake_all((gate.name, "", 0)):
                 self.activate(queue)
 
     def add_holder(self, flow: str, key: str, run_id: str) -> None:
@@ -335,6 +396,13 @@ class Scheduler:
         queue = self._queues[flow]
         queue.add_holder(key, run_id)
         self.activate(queue)
+
+    def give_up_places(self, run: Run) -> None:
+        """Release the places at limits that a run holds without running."""
+        queue = self._queues.get(run.flow)
+        if queue is not None and queue.gates.held:
+            queue.give_up_places(_asking(run))
+            self.activate(queue)
 
     def let_go(self, flow: str, key: str, run_id: str) -> None:
         """Release an ordering key if a run that is not running holds it."""

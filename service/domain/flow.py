@@ -56,6 +56,13 @@ class NamedRule(Rule, Protocol):
     def words(self) -> str: ...  # noqa: D102
 
 
+class LimitRule(NamedRule, Protocol):
+    """A limit of runs at once."""
+
+    def warning(self, flow: Flow[..., Any], /) -> str | None:
+        """Return what `turnout check` warns of where a flow declares this rule."""
+
+
 class Cancels(Rule, Protocol):
     """A rule that cancels runs by the events of a trigger."""
 
@@ -92,8 +99,9 @@ class Flow(Generic[P, R]):
     triggers: tuple[Trigger, ...] = ()
     awaits: tuple[Trigger, ...] = ()
     when: Callable[[Event], bool] | None = None
-    concurrency: tuple[NamedRule, ...] = ()
+    concurrency: tuple[LimitRule, ...] = ()
     rate: tuple[NamedRule, ...] = ()
+    priority: Callable[[Event], object] | int | None = None
     ordered_by: Callable[[Event], Hashable] | None = None
     unique: Rule | None = None
     mode: Rule | None = None

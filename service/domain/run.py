@@ -36,15 +36,16 @@ TRANSITIONS: Mapping[RunState | None, frozenset[RunState]] = {
     # None is the insert: running if a slot is free, queued if not, failed if the flow refuses the
     # event's data (a dead letter), skipped if a rule of the flow refuses the run.
     None: frozenset({_S.SCHEDULED, _S.QUEUED, _S.RUNNING, _S.FAILED, _S.SKIPPED}),
-    _S.SCHEDULED: frozenset({_S.QUEUED, _S.RUNNING, _S.CANCELLED}),
-    # failed: it has failed already, and nobody serves its flow any more. skipped: before it began,
-    # a rule of the flow refused it, or it was dropped.
+    _S.SCHEDULED: frozenset({_S.QUEUED, _S.RUNNING, _S.CANCELLED, _S.FAILED}),
+    # failed: it has failed already, and nobody serves its flow any more; or a rule newer than the
+    # run has raised when it was asked for the run's key. skipped: before it began, a rule of the
+    # flow refused it, or it was dropped.
     _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED, _S.FAILED, _S.SKIPPED}),
     # back to queued: the process ended under it (rescue) or handed it back (drain).
     _S.RUNNING: frozenset(
         {_S.SUCCEEDED, _S.FAILED, _S.CANCELLED, _S.SKIPPED, _S.RETRYING, _S.WAITING, _S.QUEUED}
     ),
-    _S.RETRYING: frozenset({_S.RUNNING, _S.QUEUED, _S.CANCELLED}),
+    _S.RETRYING: frozenset({_S.RUNNING, _S.QUEUED, _S.CANCELLED, _S.FAILED}),
     _S.WAITING: frozenset({_S.RUNNING, _S.QUEUED, _S.CANCELLED, _S.FAILED}),
     # an operator's retry is the only way out of a final state.
     _S.SUCCEEDED: frozenset({_S.QUEUED}),

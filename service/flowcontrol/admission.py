@@ -6,7 +6,7 @@ reload declares counts them anew. Not here: whose turn it is, and who waits (`di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import count, product
 
@@ -16,7 +16,7 @@ from turnout.service.project import AnyFlow
 from .dependency import Breaker, Breakers
 from .gate import Candidate, Gate, NamedGates, Refusal
 from .isolation import Isolation
-from .limit import limit_gates
+from .limit import HeldLimit, limit_gates
 from .order import Order
 from .slots import Slots
 from .throttle import ThrottleGate, throttle_gates
@@ -59,6 +59,10 @@ class FlowGates:
         self.declared: tuple[Gate, ...] = ()
         self.needs: tuple[Breaker, ...] = ()
         self.start_timeout: timedelta | None = None
+        self.named: tuple[Gate, ...] = ()
+        self.held: tuple[HeldLimit, ...] = ()
+        self.keyed: AnyFlow | None = None
+        self._places: frozenset[str] = frozenset()
         self.inside: dict[int, Candidate] = {}
         self._admission = admission
         self._gates: tuple[Gate, ...] = (admission.slots,)
@@ -68,12 +72,19 @@ class FlowGates:
     def declare(self, flow: AnyFlow, now: datetime) -> None:
         """Use the rules a flow declares now; runs that are inside enter the gates of these."""
         self.start_timeout = flow.start_timeout
+        self.keyed = flow if flow.keyed else None
+        self._places = frozenset(rule.place for rule in flow.keyed)
         before, named = self.declared, self._admission.named
         self.declared = tuple(gate for make in GATES for gate in make(flow, named))
         _exchange(before, self.declared, self.inside.values(), now)
         needs = self._admission.breakers.of(flow, now)
         _exchange(self.needs, needs, self.inside.values(), now)
         self.needs = needs
+        self.named = tuple(gate for gate in self.declared if gate.named)
+        held = [gate for gate in self.declared if isinstance(gate, HeldLimit)]
+        for now_held, held_before in _same_place(held, self.held):
+            now_held.take_over(held_before)
+        self.held = tuple(held)
         slots, isolation = self._admission.slots, self._admission.isolation
         self._gates = (*needs, slots, *self.declared)
         self._gates_of_isolated = (*needs, slots, isolation, *self.declared)
@@ -127,10 +138,13 @@ class FlowGates:
         for gate in self._gates_of_isolated if run.isolated else self._gates:
             gate.enter(run, now)
 
-    def leave(self, run: Candidate, *, keeps_key: bool) -> None:
-        """Let a run leave every gate; with `keeps_key` it goes on holding its ordering key."""
+    def leave(self, run: Candidate, *, keeps_key: bool, goes_on: bool = False) -> None:
+        """Let a run leave every gate; with `keeps_key` it goes on holding its ordering key.
+
+        One that `goes_on` later keeps its places at the limits with `hold="run"`.
+        """
         for gate in self._gates_of_isolated if run.isolated else self._gates:
-            gate.leave(run)
+            (gate.suspend if goes_on else gate.leave)(run)
         if run.order_key is not None:
             (self.order.suspend if keeps_key else self.order.leave)(run)
         del self.inside[run.token]
@@ -139,12 +153,22 @@ class FlowGates:
     def take_over(self, other: FlowGates, now: datetime) -> None:
         """Take the runs and the held keys of a flow that has been renamed to this one."""
         self.order.take_over(other.order)
+        for held, held_before in _same_place(self.held, other.held):
+            held.take_over(held_before)
         self.inside.update(other.inside)
         _exchange(other.declared, self.declared, other.inside.values(), now)
         _exchange(other.needs, self.needs, other.inside.values(), now)
         for gate, theirs in product(self._counting, other._counting):
             gate.inherit(theirs)
         other.inside = {}
+
+    def lacks_keys(self, run: Candidate) -> bool:
+        """Whether a rule is newer than the run, which has no key for it yet."""
+        return bool(self._places) and (run.keys is None or not self._places <= run.keys.keys())
+
+    def is_held_by(self, run: Candidate) -> bool:
+        """Whether a run has kept a place while it does not run."""
+        return any(gate.is_held_by(run) for gate in self.held)
 
     def places(self) -> int:
         """Return how many more runs of the flow may start, keys apart."""
@@ -163,3 +187,11 @@ def _exchange(
         for gate in before:
             if gate not in after:
                 gate.leave(run)
+
+
+def _same_place(
+    now: Iterable[HeldLimit], before: Iterable[HeldLimit]
+) -> Iterator[tuple[HeldLimit, HeldLimit]]:
+    """Pair the limits that stand at one place before and after a change."""
+    places = {gate.place: gate for gate in before}
+    return ((gate, places[gate.place]) for gate in now if gate.place in places)

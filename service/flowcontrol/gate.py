@@ -37,6 +37,8 @@ class Candidate(Protocol):
     @property
     def keys(self) -> Keys | None: ...  # noqa: D102
     @property
+    def priority(self) -> int | None: ...  # noqa: D102
+    @property
     def isolated(self) -> bool: ...  # noqa: D102
     @property
     def cause(self) -> Cause | None: ...  # noqa: D102
@@ -67,10 +69,16 @@ class Gate(ABC):
     place: str = ""
     """Where a run keeps its key for this gate; empty: it keeps none."""
     counts_starts: ClassVar[bool] = False
+    named: str = ""
+    """The name under which flows share this gate; empty: it is of one flow, or of all."""
 
     def key(self, run: Candidate) -> str | None:
         """Return the key under which a run waits here; None: its whole flow waits with it."""
-        return run.keys.get(self.place) if self.place and run.keys is not None else None
+        return self.key_of(run.keys)
+
+    def key_of(self, keys: Keys | None) -> str | None:
+        """Return which of a run's keys is the one for this gate."""
+        return keys.get(self.place) if self.place and keys is not None else None
 
     @abstractmethod
     def check(self, run: Candidate, now: datetime) -> Answer:
@@ -80,7 +88,15 @@ class Gate(ABC):
         """Count a run that starts, or that was running before a reload declared this gate."""
 
     def leave(self, run: Candidate) -> None:  # noqa: B027
-        """Count a run no more: it has ended, or waits for its next try."""
+        """Count a run no more: it does not run now."""
+
+    def suspend(self, run: Candidate) -> None:
+        """Count a run that has not ended but waits, for its next try or what it awaits."""
+        self.leave(run)
+
+    def is_held_by(self, run: Candidate) -> bool:
+        """Whether a run has kept its place here while it does not run."""
+        return False
 
     def start(self, run: Candidate, now: datetime) -> Start | None:
         """Count the start of a run that has entered; return what the journal records of it."""

@@ -81,11 +81,11 @@ class ServiceHost:
             Entry(event=event, runs=[run]), [(run, child, event, child.bind(event))], {}
         )
         opening = Opening(topic=run_topic(run.id))
-        if order_key is None:
+        if order_key is None and not self._dispatcher.keeps_places(flow):
             await self._submit(claim, step, routed, opening)
             return
-        with self._wait_graph.pending_call(claim.run_id, flow, order_key) as earlier:
-            await self._wait_graph.refuse_deadlock(claim, flow, order_key, earlier)
+        with self._wait_graph.pending_call(claim.run_id, run) as earlier:
+            await self._wait_graph.refuse_deadlock(claim, run, earlier)
             await self._submit(claim, step, routed, opening)
 
     async def emit(self, claim: Claim, step: StepRecord, again: StepRecord, event: Event) -> None:

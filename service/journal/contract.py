@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeAlias
 from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.conditions import Mode
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Keys, Outcome, Run, Start
+from turnout.service.domain.run import Keys, Outcome, Run, RunError, Start
 from turnout.service.domain.trigger import Backlog
 
 from .reads import Reads, RunReads
@@ -144,19 +144,47 @@ class Intake(Protocol):
 class Work(RunReads, Writable, Protocol):
     """The life of runs: what is queued and due, claims, outcomes."""
 
-    async def queued(self, flow: str, after_seq: int, limit: int) -> list[Queued]:
-        """Return queued runs of a flow in arrival order, after `after_seq`."""
+    async def queued(
+        self, flow: str, after_seq: int, limit: int, priority: int | None = None
+    ) -> list[Queued]:
+        """Return queued runs of a flow, or of one class, in arrival order, after `after_seq`."""
 
     async def queued_for_key(
-        self, flow: str, place: str, key: str, limit: int, after_seq: int = 0
+        self,
+        flow: str,
+        place: str,
+        key: str,
+        limit: int,
+        after_seq: int = 0,
+        priority: int | None = None,
     ) -> list[Queued]:
         """Return queued runs with this key at a place in arrival order, after `after_seq`.
+
+        With `priority` only those of one class; a run without one is of the normal class.
 
         The place `order` is that of ordering keys.
         """
 
     async def set_keys(self, keys: Mapping[int, Keys]) -> None:
-        """Give queued runs, by seq, the keys of rules that were declared after they were queued."""
+        """Give runs that do not run, by seq, the keys of rules that are newer than they are."""
+
+    async def events_of_runs(self, seqs: Sequence[int]) -> Mapping[int, Event]:
+        """Return the events of runs, by the seq of the run."""
+
+    async def fail_queued(self, run_seq: int, error: RunError, *, now: datetime) -> bool:
+        """Make a dead letter of a run that does not run; False if it does, or has ended."""
+
+    async def suspended(self, flows: Sequence[str]) -> list[Queued]:
+        """Return the retrying and waiting runs of these flows.
+
+        They are read in their turn among the writes, as `held_keys`.
+        """
+
+    async def use_classes(self, flows: Sequence[str]) -> bool:
+        """Note that only these flows declare classes; whether any queued run got one by that.
+
+        Queued runs of theirs that have none are of the normal class from now on.
+        """
 
     async def due(self, before: datetime, limit: int) -> list[Queued]:
         """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""

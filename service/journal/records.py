@@ -344,11 +344,11 @@ class Queued:
 
     `claimed` is the run as its first claim finds it, while its event is in memory and need not be
     read again. `is_due` says that the run was scheduled, retrying or waiting before, not queued.
-    `begun` says that it was claimed before, `resumes` that it comes back from a wait, or for the
-    next try of a task.
-    `weight` is its estimated memory in bytes. `token` is the number of its admission while it is
-    inside the gates, else 0. `cause` is what first kept it from starting, `starts` is what
-    throttles have counted: nothing of a run that resumes.
+    `begun` says that it was claimed before, `resumes` that it comes back from a wait or for the
+    next try of a task, and `woken` that its key became free while it was set aside. `weight` is its
+    estimated memory in bytes. `token` is the number of its admission while it is inside the gates,
+    else 0. `cause` is what first kept it from starting, `starts` is what throttles have counted:
+    nothing of a run that resumes.
     """
 
     seq: int
@@ -364,6 +364,7 @@ class Queued:
     resumes: bool = False
     claimed: ClaimedRun | None = None
     is_due: bool = False
+    woken: bool = False
     weight: int = 0
     token: int = 0
     cause: Cause | None = None

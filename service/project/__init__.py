@@ -13,6 +13,7 @@ from turnout.service.domain.errors import FOREIGN, SetupError, words_of
 from turnout.service.domain.event import Event
 from turnout.service.domain.event_types import EMITTERS
 from turnout.service.domain.flow import Flow, NamedRule, Need
+from turnout.service.domain.task import Task
 from turnout.service.domain.trigger import CalledTrigger, StartsOnType, Trigger
 
 from .listeners import Listeners
@@ -60,14 +61,16 @@ class Project:
         return self.feeds.get(event.trigger, ())
 
 
-def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
-    """Return every problem of these flows as one project, each with file and line."""
-    found: list[SetupError] = []
+def problems(flows: Sequence[AnyFlow], tasks: Iterable[Task[Any]] = ()) -> list[SetupError]:
+    """Return every problem of these flows as one project, each with file and line.
+
+    `tasks` are those of the files, which may take the limits that flows share.
+    """
+    found = shared_problems(flows, tasks)
     names: dict[str, AnyFlow] = {}
     triggers: dict[str, tuple[Trigger, AnyFlow]] = {}
     routes: dict[str, tuple[Trigger, AnyFlow]] = {}
     needs: dict[str, tuple[Need, AnyFlow]] = {}
-    shared: dict[str, tuple[NamedRule, AnyFlow]] = {}
     for flow in flows:
         first = names.setdefault(flow.name, flow)
         if first is not flow:
@@ -88,14 +91,37 @@ def problems(flows: Sequence[AnyFlow]) -> list[SetupError]:
                 )
             )
         found += _need_problems(flow, needs)
-        found += _shared_rule_problems(flow, shared)
         for trigger in dict.fromkeys((*flow.triggers, *flow.watched)):
             found += _trigger_problems(flow, trigger, triggers, routes)
     return found
 
 
-def _at(flow: AnyFlow, message: str) -> SetupError:
-    return SetupError(message, file=flow.file, line=flow.line)
+def shared_problems(flows: Iterable[AnyFlow], tasks: Iterable[Task[Any]]) -> list[SetupError]:
+    """Return the rules with a name that say something else than in a flow or task before."""
+    found: list[SetupError] = []
+    known: dict[str, tuple[NamedRule, AnyFlow | Task[Any]]] = {}
+    users: list[tuple[NamedRule, AnyFlow | Task[Any]]] = []
+    for flow in flows:
+        users += [(rule, flow) for rule in (*flow.concurrency, *flow.rate)]
+    users += [(task.limit, task) for task in tasks if task.limit is not None]
+    for rule, user in users:
+        if rule.name is None:
+            continue
+        first, owner = known.setdefault(rule.place, (rule, user))
+        if first.words != rule.words:
+            found.append(
+                _at(
+                    user,
+                    f"{rule.words} is {first.words} in {owner.words} "
+                    f"({owner.file}:{owner.line}); a name has one meaning: write the rule once "
+                    "and use it in both",
+                )
+            )
+    return found
+
+
+def _at(where: AnyFlow | Task[Any], message: str) -> SetupError:
+    return SetupError(message, file=where.file, line=where.line)
 
 
 def _respond_problems(flow: AnyFlow, flows: Sequence[AnyFlow]) -> list[SetupError]:
@@ -133,27 +159,6 @@ def _need_problems(flow: AnyFlow, needs: dict[str, tuple[Need, AnyFlow]]) -> lis
                     f"flow {flow.name!r} needs {need}, and flow {owner.name!r} "
                     f"({owner.file}:{owner.line}) needs {known}; say it once and give both flows "
                     f"the same value",
-                )
-            )
-    return found
-
-
-def _shared_rule_problems(
-    flow: AnyFlow, shared: dict[str, tuple[NamedRule, AnyFlow]]
-) -> list[SetupError]:
-    """Return the rules with a name that say something else than in a flow before."""
-    found = []
-    for rule in (*flow.concurrency, *flow.rate):
-        if rule.name is None:
-            continue
-        known, owner = shared.setdefault(rule.place, (rule, flow))
-        if known.words != rule.words:
-            found.append(
-                _at(
-                    flow,
-                    f"{rule.words} is {known.words} in flow {owner.name!r} "
-                    f"({owner.file}:{owner.line}); a name has one meaning: write the rule once "
-                    "and use it in both flows",
                 )
             )
     return found

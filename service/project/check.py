@@ -17,7 +17,15 @@ from turnout.service.domain.errors import SetupError
 from turnout.service.governance.secrets import has_value
 
 from . import AnyFlow, problems
-from .loader import all_or_nothing, explain, flow_files, flows_of, fresh_module, unreachable
+from .loader import (
+    all_or_nothing,
+    explain,
+    flow_files,
+    flows_of,
+    fresh_module,
+    tasks_of,
+    unreachable,
+)
 from .unawaited import unawaited
 
 
@@ -52,7 +60,7 @@ def check(
                 found.append(error)
             unknown += _unknown_secrets(file, secrets_folder)
         flows = flows_of(modules)
-        found += problems(flows)
+        found += problems(flows, tasks_of(modules))
         found += unreachable(flows, modules)
         for module in modules:
             found += unawaited(module)
@@ -63,7 +71,17 @@ def check(
     if env:
         found += unknown
     found.sort(key=lambda problem: (problem.file or "", problem.line or 0))
-    return Findings(tuple(flows), tuple(found), () if env else tuple(unknown))
+    warnings = [*cautions(flows), *(() if env else unknown)]
+    return Findings(tuple(flows), tuple(found), tuple(warnings))
+
+
+def cautions(flows: Sequence[AnyFlow]) -> Iterator[SetupError]:
+    """Yield what may surprise, with file and line, though it is right."""
+    for flow in flows:
+        for rule in flow.concurrency:
+            warning = rule.warning(flow)
+            if warning is not None:
+                yield SetupError(f"{flow.words}: {warning}", file=flow.file, line=flow.line)
 
 
 def _examine(path: Path, found: list[SetupError]) -> ModuleType:

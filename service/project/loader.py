@@ -27,7 +27,7 @@ from turnout.service.domain.errors import SetupError, message_of
 from turnout.service.domain.flow import CODE_VERSION, Flow
 from turnout.service.domain.task import Task
 
-from . import AnyFlow, Project
+from . import AnyFlow, Project, shared_problems
 
 PACKAGE = "_turnout_flows"
 """The private package flow files live in."""
@@ -80,6 +80,8 @@ def loading(paths: Sequence[Path]) -> Iterator[Project]:
             )
         for problem in unreachable(flows, modules):
             raise problem
+        for problem in shared_problems(flows, tasks_of(modules)):
+            raise problem
         yield Project.of(flows)
 
 
@@ -124,6 +126,17 @@ def flows_of(modules: Iterable[ModuleType]) -> list[AnyFlow]:
             if isinstance(value, Flow) and (value.file == module.__file__ or value.file not in own):
                 flows[id(value)] = value
     return list(flows.values())
+
+
+def tasks_of(modules: Iterable[ModuleType]) -> list[Task[Any]]:
+    """Return the tasks the modules hold, under whatever name."""
+    tasks: dict[int, Task[Any]] = {}
+    for module in modules:
+        for value in vars(module).values():
+            # By type: other objects of a user's module may raise on attribute access.
+            if issubclass(type(value), Task):
+                tasks[id(value)] = value
+    return list(tasks.values())
 
 
 # ---------------------------------------------------------------- running a file

@@ -12,17 +12,18 @@ from turnout.service.dispatch.queue import Queue
 from turnout.service.domain.run import RunState
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 from turnout.service.flowcontrol.limit import limit
+from turnout.service.flowcontrol.priority import NORMAL
 from turnout.service.journal.records import NewRun, Queued
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-ORDER_X: Key = ("order", "x")
-LIMIT_X: Key = ("limit", "x")
+ORDER_X: Key = ("order", "x", 0)
+LIMIT_X: Key = ("limit", "x", NORMAL)
 
 
 def queued(seq: int, order_key: str | None = None, limit_key: str | None = None) -> Queued:
     return Queued(
         seq=seq, id=f"run{seq}", flow="bill", order_key=order_key,
-        keys=None if limit_key is None else {"limit": limit_key}, queued_at=NOW,
+        keys={"limit": limit_key}, queued_at=NOW,
         due_at=None, isolated=False,
     )  # fmt: skip
 
@@ -47,8 +48,8 @@ def fresh(memory: int = 0, slots: int = 1000) -> Queue:
 
 def read(queue: Queue, rows: Iterable[Queued], *, more: bool = False) -> None:
     """Answer a read of the journal."""
-    _, epoch = queue.start_reading()
-    queue.finish_reading(list(rows), more=more, epoch=epoch)
+    _, epoch = queue.start_reading(NORMAL)
+    queue.finish_reading(NORMAL, list(rows), more=more, epoch=epoch)
 
 
 def arrive(queue: Queue, *seqs: int, **keys: str) -> None:
@@ -58,8 +59,8 @@ def arrive(queue: Queue, *seqs: int, **keys: str) -> None:
 
 def take_all(queue: Queue) -> list[int]:
     taken = []
-    while queue.first is not None:
-        taken.append(queue.take_to_start().seq)
+    while queue.head(NORMAL).first is not None:
+        taken.append(queue.take_to_start(NORMAL).seq)
     return taken
 
 
@@ -97,8 +98,8 @@ def test_rows_beyond_the_window_stay_in_memory_within_its_bound_and_release_it()
     read(queue, [])
     arrive(queue, *range(1, WINDOW * 2))
     assert WINDOW < queue.waiting < WINDOW + 20
-    assert not queue.keeps_new
-    assert [queue.take().seq for _ in range(3)] == [1, 2, 3]
+    assert not queue.head(NORMAL).keeps_new
+    assert [queue.head(NORMAL).take().seq for _ in range(3)] == [1, 2, 3]
     assert queue.taken == 3
     queue.clear()
     assert shared.left == WINDOW * 1024 + 10_000
@@ -108,29 +109,29 @@ def test_rows_beyond_the_window_stay_in_the_journal_and_are_read_in_order() -> N
     queue = fresh()
     arrive(queue, *range(1, WINDOW + 10))
     assert take_all(queue) == list(range(1, WINDOW + 1))
-    assert queue.lacks
+    assert queue.lacks(NORMAL)
     read(queue, (queued(seq) for seq in range(WINDOW + 1, WINDOW + 10)))
     assert take_all(queue) == list(range(WINDOW + 1, WINDOW + 10))
-    assert not queue.lacks
+    assert not queue.lacks(NORMAL)
 
 
 def test_a_run_that_arrives_while_the_journal_is_read_comes_once() -> None:
     queue = fresh()
-    _, epoch = queue.start_reading()
+    _, epoch = queue.start_reading(NORMAL)
     arrive(queue, 1)
-    queue.finish_reading([queued(1)], more=False, epoch=epoch)
-    assert queue.lacks  # it may have been inserted after the read: read once more
+    queue.finish_reading(NORMAL, [queued(1)], more=False, epoch=epoch)
+    assert queue.lacks(NORMAL)  # it may have been inserted after the read: read once more
     read(queue, [])
     assert take_all(queue) == [1]
 
 
 def test_rows_read_before_a_clear_are_ignored() -> None:
     queue = fresh()
-    _, epoch = queue.start_reading()
+    _, epoch = queue.start_reading(NORMAL)
     queue.clear()
-    queue.finish_reading([queued(5)], more=False, epoch=epoch)
-    assert queue.first is None
-    assert queue.start_reading()[0] == 0  # 1 to 4 may be there too
+    queue.finish_reading(NORMAL, [queued(5)], more=False, epoch=epoch)
+    assert queue.head(NORMAL).first is None
+    assert queue.start_reading(NORMAL)[0] == 0  # 1 to 4 may be there too
 
 
 def test_runs_of_an_evicted_key_read_before_a_clear_are_ignored() -> None:
@@ -149,7 +150,7 @@ def evict(queue: Queue, key: Key, count: int) -> None:
     for seq in range(1, count + 1):
         keys = {"order_key": "x"} if key[0] == "order" else {"limit_key": "x"}
         arrive(queue, seq, **keys)
-        queue.blocked.add(queue.take(), key)
+        queue.blocked.add(queue.head(NORMAL).take(), key)
 
 
 def wake(queue: Queue, key: Key, count: int) -> None:
@@ -161,7 +162,7 @@ def test_a_blocked_run_is_woken_when_its_key_is_free_and_blocks_no_other() -> No
     queue = fresh()
     evict(queue, ORDER_X, 2)
     assert ORDER_X in queue.blocked
-    assert ("order", "y") not in queue.blocked
+    assert ("order", "y", 0) not in queue.blocked
     wake(queue, ORDER_X, 1)
     assert ORDER_X in queue.blocked
     wake(queue, ORDER_X, 1)
@@ -173,7 +174,7 @@ def test_a_woken_run_that_is_blocked_again_keeps_its_place() -> None:
     queue = fresh()
     evict(queue, ORDER_X, WINDOW + 1)
     wake(queue, ORDER_X, 1)
-    queue.blocked.add(queue.take(), ORDER_X)
+    queue.blocked.add(queue.head(NORMAL).take(), ORDER_X)
     assert queue.blocked.count == WINDOW
     wake(queue, ORDER_X, 3)
     assert take_all(queue) == [1, 2, 3]
@@ -226,9 +227,9 @@ def test_due_and_queued_runs_take_turns_and_woken_ones_go_first_of_their_kind() 
 def test_runs_whose_keys_became_free_start_in_the_order_they_arrived() -> None:
     queue = fresh()
     for seq, key in ((5, "x"), (6, "y")):
-        queue.blocked.add(queued(seq), ("limit", key))
-    queue.wake_key(("limit", "y"))
-    queue.wake_key(("limit", "x"))
+        queue.blocked.add(queued(seq), ("limit", key, NORMAL))
+    queue.wake_key(("limit", "y", NORMAL))
+    queue.wake_key(("limit", "x", NORMAL))
     assert take_all(queue) == [5, 6]
 
 

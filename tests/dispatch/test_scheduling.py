@@ -217,7 +217,7 @@ async def test_held_keys_are_read_as_of_one_moment_among_the_writes(tmp_path: Pa
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(service.process.operator.do(Cancel(recovers)))
             await asyncio.sleep(0)
-            tasks.create_task(dispatcher.hold_keys())
+            tasks.create_task(dispatcher.restore())
             await asyncio.sleep(0)
             busy.set()
         assert not dispatcher.holders("work", "recovers")

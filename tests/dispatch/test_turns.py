@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -100,23 +100,27 @@ async def test_neither_retries_nor_first_tries_starve(tmp_path: Path, make: Any)
     assert not tries.early
 
 
-async def test_runs_that_waited_and_new_ones_take_turns(tmp_path: Path) -> None:
-    order: list[str] = []
+async def test_a_run_that_waited_goes_before_newer_ones(tmp_path: Path) -> None:
+    late: list[timedelta] = []
+    due: dict[int, datetime] = {}
 
     @flow(concurrency=1)
     async def nap(event: Event) -> None:
-        order.append("first" if current().run.id not in slept else "again")
-        slept.add(current().run.id)
+        if event.data not in due:
+            late.extend(utc_now() - at for at in due.values() if at < utc_now())
+            due[event.data] = utc_now() + timedelta(milliseconds=20)
         await sleep("20ms")
+        due[event.data] = datetime.max.replace(tzinfo=UTC)
         await asyncio.sleep(0.001)
 
-    slept: set[str] = set()
     async with running(tmp_path, [nap]) as service:
         for number in range(100):
             await service.send(number)
         await service.all_finished()
-    while_both = order[: len(order) - order[::-1].index("first")]
-    assert 25 < while_both.count("again") <= 100
+    assert len(due) == 100
+    assert max(late, default=timedelta(0)) < timedelta(seconds=1), (
+        "it was due, and newer ones began"
+    )
 
 
 async def test_a_retry_is_tried_though_new_events_never_end(tmp_path: Path) -> None:

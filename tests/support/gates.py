@@ -26,6 +26,7 @@ class Asking:
     isolated: bool = False
     resumes: bool = False
     starts: Sequence[Start] = ()
+    priority: int | None = None
     flow: str = "bill"
     token: int = 0
     cause: Cause | None = None

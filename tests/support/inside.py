@@ -39,7 +39,7 @@ def held_keys(process: Process) -> dict[str, dict[str, dict[str, int]]]:
 
 def window(queue: Queue) -> int:
     """Return how many runs are in the window of a queue."""
-    return len(queue._window)
+    return sum(len(queue.head(level).window) for level in queue.levels)
 
 
 def has_orphans(process: Process) -> bool:

@@ -24,7 +24,7 @@ from turnout.service.project import Project
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Metrics
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 
 
 class Running:

@@ -21,7 +21,7 @@ import orjson
 from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.errors import JournalBroken, JournalError, SetupError
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Keys, Outcome, Run, Start
+from turnout.service.domain.run import Keys, Outcome, Run, RunError, Start
 from turnout.service.domain.trigger import Backlog
 from turnout.service.journal.contract import Positions
 from turnout.service.journal.records import (
@@ -33,12 +33,13 @@ from turnout.service.journal.records import (
     Entry,
     NewRun,
     Opening,
+    Queued,
     Rescued,
     StepRecord,
 )
 from turnout.service.telemetry.metrics import Metrics
 
-from . import breakers, operations, rescue, run_keys, withdrawal
+from . import breakers, classes, operations, rescue, run_keys, withdrawal
 from .append import Intake
 from .apply import Batch
 from .blobs import BlobStore, name_of
@@ -53,11 +54,12 @@ from .operating import Operating
 from .outcomes import OutcomeJob
 from .positions import move
 from .resume_cache import ResumeCache
+from .runs import SUSPENDED, queued_from
 from .skip import skip
 from .statements import load
 from .steps import StepJob
 from .upkeep import Counted, Keeping
-from .values import micros
+from .values import dump_list, micros
 from .writer import CallJob, Writer
 
 _SQL = load("operations")
@@ -261,8 +263,31 @@ class SqliteJournal(Operating, Keeping):
         return [(flow, key, run_id, bool(dead)) for flow, key, run_id, dead in orjson.loads(found)]
 
     async def set_keys(self, keys: Mapping[int, Keys]) -> None:
-        """Give queued runs, by seq, the keys of rules that were declared after they were queued."""
+        """Give runs that do not run, by seq, the keys of rules that are newer than they are."""
         await self._call(lambda connection, _counters: run_keys.set_keys(connection, keys))
+
+    async def fail_queued(self, run_seq: int, error: RunError, *, now: datetime) -> bool:
+        """Make a dead letter of a run that does not run; False if it does, or has ended."""
+        failed: bool = await self._call(
+            lambda connection, counters: rescue.fail_queued(
+                connection, counters, run_seq, error, now
+            )
+        )
+        return failed
+
+    async def suspended(self, flows: Sequence[str]) -> list[Queued]:
+        """Return the retrying and waiting runs of these flows, as of this turn among the writes."""
+        found = await self._call(
+            lambda connection, _counters: connection.execute(SUSPENDED, (dump_list(flows),)).get
+        )
+        return [queued_from(row) for row in orjson.loads(found)]
+
+    async def use_classes(self, flows: Sequence[str]) -> bool:
+        """Note that only these flows declare classes; whether any queued run got one by that."""
+        changed: bool = await self._call(
+            lambda connection, _counters: classes.use_classes(connection, flows)
+        )
+        return changed
 
     def record_step(self, claim: Claim, step: StepRecord) -> asyncio.Future[None]:
         """Record a step, durable when the future is done; raises `ClaimLost`."""

@@ -50,19 +50,11 @@ def fail_orphaned_runs(
     connection: apsw.Connection, counters: RunCounters, flow: str, now: datetime
 ) -> list[str]:
     """Make dead letters of a flow's queued runs that have failed, without undoing them."""
-    at = micros(now)
     failed: list[Any] = connection.execute(
         _SQL["orphans_that_failed"], (FAILED, flow, REGISTERED)
     ).fetchall()
     for seq, run_id, error, was_dead, had_failed, undoes in failed:
-        for _, child in waits.children(connection, seq):
-            with suppress(Refused):  # it is being undone already
-                because = f"run {run_id}, which waits for it, has ended"
-                operations.cancel(connection, counters, child, now, reason=because)
-        waits.delete(connection, [seq])
-        waits.run_ended(connection, run_id, at)
-        connection.execute(_SQL["fail"], (seq, at, error, undoes))
-        run_keys.remove(connection, [seq])
+        _fail(connection, counters, seq, run_id, error, undoes=undoes, now=now)
         connection.execute(_SQL["supersede_step_of"], (seq, error))
         counters.move(RunState.QUEUED, RunState.FAILED)
         if not was_dead:
@@ -70,6 +62,48 @@ def fail_orphaned_runs(
         if undoes and not (was_dead and had_failed):
             counters.add_not_undone(flow)
     return [row[1] for row in failed]
+
+
+def fail_queued(
+    connection: apsw.Connection,
+    counters: RunCounters,
+    seq: int,
+    error: RunError,
+    now: datetime,
+) -> bool:
+    """Make a dead letter of a run that does not run, without undoing it; False if it does."""
+    row: Any = connection.execute(_SQL["not_running"], (seq, REGISTERED)).fetchone()
+    if row is None:
+        return False
+    run_id, flow, state, was_dead, had_failed, undoes = row
+    _fail(connection, counters, seq, run_id, pack_error(error), undoes=undoes, now=now)
+    counters.move(state, RunState.FAILED)
+    if not was_dead:
+        counters.add_dead_letters(flow)
+    if undoes and not (was_dead and had_failed):
+        counters.add_not_undone(flow)
+    return True
+
+
+def _fail(
+    connection: apsw.Connection,
+    counters: RunCounters,
+    seq: int,
+    run_id: str,
+    error: str | None,
+    *,
+    undoes: bool,
+    now: datetime,
+) -> None:
+    """End a run as failed, and cancel the children it waits for."""
+    for _, child in waits.children(connection, seq):
+        with suppress(Refused):  # it is being undone already
+            because = f"run {run_id}, which waits for it, has ended"
+            operations.cancel(connection, counters, child, now, reason=because)
+    waits.delete(connection, [seq])
+    waits.run_ended(connection, run_id, micros(now))
+    run_keys.remove(connection, [seq])
+    connection.execute(_SQL["fail"], (seq, micros(now), error, undoes))
 
 
 def rename_flow(connection: apsw.Connection, counters: RunCounters, was: str, name: str) -> int:

@@ -227,6 +227,12 @@ QUEUED_COLUMNS = selected(
     retries_step="r.state = 'retrying' AND EXISTS"
     " (SELECT 1 FROM steps WHERE run_seq = r.seq AND state = 'retrying')",
 )
+SUSPENDED = f"""
+SELECT json_group_array(json_array({QUEUED_COLUMNS})) FROM runs AS r INDEXED BY runs_by_state
+WHERE (r.state = 'retrying' OR r.state = 'waiting')
+    AND r.flow IN (SELECT value FROM json_each(?1))
+"""
+"""The retrying and waiting runs of flows (?1, a JSON array)."""
 
 
 def queued_from(values: Sequence[Any]) -> Queued:

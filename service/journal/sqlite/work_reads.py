@@ -13,6 +13,7 @@ from typing import Any
 import apsw
 import orjson
 
+from turnout.service.domain.event import Event
 from turnout.service.domain.run import Start
 from turnout.service.journal.records import ORDER_PLACE, EndedEvent, Queued
 
@@ -50,15 +51,30 @@ class WorkReads(SqliteReader):
 
         return await self.read(query)
 
-    async def queued(self, flow: str, after_seq: int, limit: int) -> list[Queued]:
-        """Return queued runs of a flow in arrival order, after `after_seq`."""
+    async def queued(
+        self, flow: str, after_seq: int, limit: int, priority: int | None = None
+    ) -> list[Queued]:
+        """Return queued runs of a flow, or of one class, in arrival order, after `after_seq`."""
+        if priority is not None:
+            return await self._queued(
+                "r.state = 'queued' AND r.flow = ? AND r.priority = ? AND r.seq > ?"
+                " ORDER BY r.seq LIMIT ?",
+                (flow, priority, after_seq, limit),
+                source="runs AS r INDEXED BY runs_by_priority",
+            )
         return await self._queued(
             "r.state = 'queued' AND r.flow = ? AND r.seq > ? ORDER BY r.seq LIMIT ?",
             (flow, after_seq, limit),
         )
 
     async def queued_for_key(
-        self, flow: str, place: str, key: str, limit: int, after_seq: int = 0
+        self,
+        flow: str,
+        place: str,
+        key: str,
+        limit: int,
+        after_seq: int = 0,
+        priority: int | None = None,
     ) -> list[Queued]:
         """Return queued runs with this key at a place in arrival order, after `after_seq`."""
         if place == ORDER_PLACE:
@@ -69,10 +85,21 @@ class WorkReads(SqliteReader):
             )
         return await self._queued(
             "k.flow = ? AND k.place = ? AND k.key = ? AND k.run_seq > ? AND +r.state = 'queued'"
-            " ORDER BY k.run_seq LIMIT ?",
-            (flow, place, key, after_seq, limit),
+            " AND (?5 IS NULL OR coalesce(+r.priority, 2) = ?5) ORDER BY k.run_seq LIMIT ?6",
+            (flow, place, key, after_seq, priority, limit),
             source="run_keys AS k CROSS JOIN runs AS r ON r.seq = k.run_seq",
         )
+
+    async def events_of_runs(self, seqs: Sequence[int]) -> dict[int, Event]:
+        """Return the events of runs, by the seq of the run."""
+        text = (
+            f"SELECT r.seq, {EVENT_COLUMNS} FROM json_each(?) AS given"
+            " CROSS JOIN runs AS r ON r.seq = given.value JOIN events AS e ON e.seq = r.event_seq"
+        )
+        found: list[Any] = await self.read(
+            lambda connection: connection.execute(text, (dump_list(seqs),)).fetchall()
+        )
+        return {seq: event_from(row) for seq, *row in found}
 
     async def due(self, before: datetime, limit: int) -> list[Queued]:
         """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""

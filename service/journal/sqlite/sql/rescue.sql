@@ -29,6 +29,15 @@ FROM runs AS r INDEXED BY runs_by_state
 CROSS JOIN steps AS s ON s.run_seq = r.seq AND s.key = ?1
 WHERE r.state = 'queued' AND r.flow = ?2;
 
+-- name: not_running
+-- A run (?1) that waits to start or to go on: id, flow, state, whether it is a dead letter, whether
+-- its undo has failed, and whether it has registered undos, by their task (?2).
+SELECT r.id, r.flow, r.state, r.dead, r.undo IS 'failed',
+    EXISTS (SELECT 1 FROM steps AS u WHERE u.run_seq = r.seq AND u.task = ?2)
+FROM runs AS r
+WHERE r.seq = ?1 AND (r.state = 'queued' OR r.state = 'retrying' OR r.state = 'waiting'
+    OR r.state = 'scheduled');
+
 -- name: fail
 -- A run (?1) fails at an instant (?2) with an error (?3); its undos (?4) are left.
 UPDATE runs SET state = 'failed', dead = 1, finished_at = ?2, error = ?3,

@@ -24,6 +24,8 @@ UPDATE run_keys SET flow = ?2
 WHERE flow = ?1 AND (SELECT r.flow FROM runs AS r WHERE r.seq = run_keys.run_seq) = ?2;
 
 -- name: set_keys
--- Queued runs get these keys: an array (?1) of [seq, keys by place].
+-- Runs that do not run get these keys: an array (?1) of [seq, keys by place].
 UPDATE runs SET keys = given.value ->> 1 FROM json_each(?1) AS given
-WHERE runs.seq = given.value ->> 0 AND +runs.state = 'queued';
+WHERE runs.seq = given.value ->> 0
+    AND (+runs.state = 'queued' OR +runs.state = 'retrying' OR +runs.state = 'waiting'
+        OR +runs.state = 'scheduled');

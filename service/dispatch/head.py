@@ -1,0 +1,171 @@
+"""The head of a queue: the runs of one class that wait for their turn in memory.
+
+Runs that start for the first time, or resume from a wait, go by their sequence. They take turns
+with runs that are due: retries and scheduled ones, the longest due first. A run that already holds
+its place at a limit goes before all others, since nobody else can use that place.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from turnout.service.journal.records import Queued
+
+from . import memory
+from .blocked import by_due, by_seq
+from .memory import Memory
+
+
+class Head:
+    """Queued runs (the window, in arrival order), resumed ones, and due ones.
+
+    Runs whose key became free (woken) go before the others of their kind. `cursor` is the seq of
+    the last queued row read, `unread` whether the journal may hold rows after it. `taken` counts
+    the runs taken from the window.
+    """
+
+    __slots__ = (
+        "_due_next", "_memory", "cursor", "due", "holding", "reading", "resumed", "taken",
+        "unread", "window", "woken", "woken_due",
+    )  # fmt: skip
+
+    def __init__(self, shared: Memory) -> None:
+        self._memory = shared
+        self.cursor = 0
+        self.unread = True
+        self.reading = False
+        self.taken = 0
+        self.window: deque[Queued] = deque()
+        self.woken: deque[Queued] = deque()
+        self.resumed: deque[Queued] = deque()
+        self.due: deque[Queued] = deque()
+        self.woken_due: deque[Queued] = deque()
+        self.holding: deque[Queued] = deque()
+        self._due_next = False
+
+    # ------------------------------------------------------------ what is there
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether a run waits here, in memory or, as far as is known, in the journal."""
+        return bool(
+            self.window or self.unread or self.woken or self.due or self.woken_due or self.resumed
+            or self.holding
+        )  # fmt: skip
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait in memory."""
+        return (
+            len(self.window) + len(self.woken) + len(self.resumed) + len(self.due)
+            + len(self.woken_due) + len(self.holding)
+        )  # fmt: skip
+
+    @property
+    def keeps_new(self) -> bool:
+        """Whether a new run is kept in memory: every queued run before it is in memory too."""
+        return not (self.reading or self.unread) and (
+            len(self.window) < memory.WINDOW or self._memory.left > 0
+        )
+
+    @property
+    def lacks(self) -> bool:
+        """Whether rows should be read from the journal now."""
+        return self.unread and len(self.window) <= memory.WINDOW // 2
+
+    @property
+    def window_start(self) -> int:
+        """The lowest seq in the window, or the next one after the last that was read."""
+        return self.window[0].seq if self.window else self.cursor + 1
+
+    def runs(self) -> Iterator[Queued]:
+        """Yield every run in memory."""
+        for some in (
+            self.woken, self.window, self.resumed, self.woken_due, self.due, self.holding
+        ):  # fmt: skip
+            yield from some
+
+    # ------------------------------------------------------------ whose turn it is
+
+    @property
+    def first(self) -> Queued | None:
+        """The run whose turn it is, if one is in memory."""
+        source = self._source
+        return source[0] if source else None
+
+    @property
+    def _source(self) -> deque[Queued]:
+        """The deque whose first run is next; empty if no run is in memory."""
+        if self.holding:
+            return self.holding
+        due, fresh = self.woken_due or self.due, self.woken or self.window
+        if self.resumed and (not fresh or self.resumed[0].seq < fresh[0].seq):
+            fresh = self.resumed
+        return due if due and (self._due_next or not fresh) else fresh
+
+    def take(self) -> Queued:
+        """Take the run whose turn it is."""
+        source = self._source
+        run = source.popleft()
+        if source is self.window:
+            self._memory.give_back(run)
+            self.taken += 1
+        return run
+
+    def started(self, run: Queued) -> None:
+        """Give the turn to the other kind: retries and first tries take turns."""
+        self._due_next = not run.is_due or run.resumes
+
+    # ------------------------------------------------------------ filling it
+
+    def arrived(self, run: Queued) -> None:
+        """Add a run that was just written as queued."""
+        if run.seq <= self.cursor:
+            return  # already read from the journal
+        if not self.keeps_new:
+            self.unread = True
+            return
+        self._memory.charge(run)
+        self.window.append(run)
+        self.cursor = run.seq
+
+    def add_due(self, run: Queued, *, holds: bool) -> None:
+        """Add a run that is due; `holds` if it holds its place at a limit meanwhile."""
+        if holds:
+            self.holding.append(run)
+        elif run.resumes:
+            insort(self.resumed, run, key=by_seq)
+        else:
+            self.due.append(run)
+
+    def wake(self, run: Queued, *, holds: bool) -> None:
+        """Let a run that was set aside ask again, before those that have not asked yet."""
+        run.woken = True
+        if holds:
+            self.holding.append(run)
+        elif run.is_due and not run.resumes:
+            insort(self.woken_due, run, key=by_due)
+        else:
+            insort(self.woken, run, key=by_seq)
+
+    def add_read(self, rows: Iterable[Queued], *, up_to: int = 0, more: bool) -> None:
+        """Add rows read from the journal, up to a seq; `more` if there may be others."""
+        for row in rows:
+            if row.seq > self.cursor:
+                self.window.append(row)
+                self.cursor = row.seq
+        self.cursor = max(self.cursor, up_to)
+        self.unread = self.unread or more
+
+    def clear(self) -> None:
+        """Drop all runs in memory; they are read again from the journal."""
+        for run in self.window:
+            self._memory.give_back(run)
+        for some in (
+            self.woken, self.window, self.resumed, self.woken_due, self.due, self.holding
+        ):  # fmt: skip
+            some.clear()
+        self.cursor = 0
+        self.unread = True

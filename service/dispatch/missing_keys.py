@@ -1,0 +1,80 @@
+"""Keys of rules that were declared while runs waited: computed from the stored event.
+
+A queued run, or one that is due, gets what it lacks before it asks to start. A key that raises
+makes it a dead letter, as when an event arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from turnout.service.domain.errors import JournalFull, words_of
+from turnout.service.domain.event import Event
+from turnout.service.domain.run import Keys, RunError
+from turnout.service.flowcontrol.keys import keys_of
+from turnout.service.governance import secrets
+from turnout.service.journal.contract import Work
+from turnout.service.journal.records import Queued
+from turnout.service.project import AnyFlow
+from turnout.service.telemetry.logs import get_logger
+
+from .attempts import until_writable
+
+log = get_logger("turnout")
+
+
+async def add_missing_keys(
+    journal: Work, flow: AnyFlow, runs: Sequence[Queued], now: Callable[[], datetime]
+) -> list[Queued]:
+    """Give runs the keys they lack, on disk too; return those that have them now.
+
+    Waits while the disk is full.
+    """
+    while True:
+        try:
+            return await _add(journal, flow, runs, now)
+        except JournalFull:
+            await until_writable(journal)
+
+
+async def _add(
+    journal: Work, flow: AnyFlow, runs: Sequence[Queued], now: Callable[[], datetime]
+) -> list[Queued]:
+    events = await journal.events_of_runs([run.seq for run in runs])
+    found: dict[int, Keys] = {}
+    for run in runs:
+        try:
+            keys = keys_of(flow, events[run.seq].own())
+        except Exception as error:  # noqa: BLE001  the author's code
+            await _fail(journal, flow, run, events[run.seq], error, now)
+        else:
+            assert keys is not None  # the flow has keyed rules
+            found[run.seq] = {**keys, **(run.keys or {})}
+    if found:
+        await journal.set_keys(found)
+    complete = [run for run in runs if run.seq in found]
+    for run in complete:
+        run.keys = found[run.seq]
+    return complete
+
+
+async def _fail(
+    journal: Work,
+    flow: AnyFlow,
+    run: Queued,
+    event: Event,
+    error: Exception,
+    now: Callable[[], datetime],
+) -> None:
+    place = f"in per= or another key, {flow.file}:{flow.line}"
+    message = secrets.mask(f"{words_of(error)} ({place})")
+    if await journal.fail_queued(run.seq, RunError("filter_error", message), now=now()):
+        log.error(
+            "filter.failed",
+            flow=run.flow,
+            run=run.id,
+            trigger=event.trigger,
+            event=event.id,
+            error=message,
+        )

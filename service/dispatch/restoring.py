@@ -1,0 +1,78 @@
+"""What the gates hold for runs that do not run, read from the journal at open and at a reload.
+
+Retrying and waiting runs hold their ordering key, and their place at a limit with `hold="run"`.
+Until that is read, flows with such a limit start nothing. Not here: the gates (`flowcontrol`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from turnout.service.domain.errors import JournalFull
+from turnout.service.journal.contract import Work
+from turnout.service.project import AnyFlow
+
+from .attempts import until_writable
+from .queue import Queue
+from .scheduling import Scheduler
+
+
+class Restoring:
+    """Reads holders from the journal, in its turn among the writes.
+
+    What was written before it is done here too, and what is written after it is done here
+    afterwards, so no answer is stale.
+    """
+
+    def __init__(self, journal: Work, scheduler: Scheduler) -> None:
+        self._journal = journal
+        self._scheduler = scheduler
+        self._not_yet: list[Queue] = []
+
+    def begin(self) -> None:
+        """Let flows whose runs keep places start nothing until `restore` has read them."""
+        fresh = [
+            queue
+            for queue in self._scheduler.queues()
+            if queue.gates.held and queue not in self._not_yet
+        ]
+        for queue in fresh:
+            queue.begin_change()
+        self._not_yet += fresh
+
+    async def restore(self, flows: Mapping[str, AnyFlow]) -> None:
+        """Hold what the journal says is held; waits while the disk is full."""
+        while True:
+            try:
+                await self._hold_keys(flows)
+                await self._hold_places(flows)
+                await self._use_classes(flows)
+                break
+            except JournalFull:
+                await until_writable(self._journal)
+        restored, self._not_yet = self._not_yet, []
+        for queue in restored:
+            queue.end_change()
+            self._scheduler.activate(queue)
+
+    async def _hold_keys(self, flows: Mapping[str, AnyFlow]) -> None:
+        for flow, key, run_id, dead in await self._journal.held_keys():
+            known = flows.get(flow)
+            if known is not None and (not dead or known.on_dead == "block"):
+                self._scheduler.add_holder(flow, key, run_id)
+            elif known is not None:  # a reload may have changed `on_dead`
+                self._scheduler.let_go(flow, key, run_id)
+
+    async def _hold_places(self, flows: Mapping[str, AnyFlow]) -> None:
+        names = [queue.flow for queue in self._not_yet]
+        for run in await self._journal.suspended(names) if names else ():
+            queue = self._scheduler.queue(run.flow)
+            if queue.flow in flows and await self._scheduler.complete(queue, [run]):
+                for gate in queue.gates.held:
+                    gate.hold(run)
+
+    async def _use_classes(self, flows: Mapping[str, AnyFlow]) -> None:
+        classed = [flow.name for flow in flows.values() if flow.priority is not None]
+        if await self._journal.use_classes(classed):
+            for name in classed:
+                self._scheduler.reread(name)

@@ -1,0 +1,53 @@
+"""What a run wants that runs hold until they end: its ordering key, and places that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from turnout.service.domain.run import Run
+from turnout.service.journal.records import NewRun
+
+from .queue import Queue
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a run waits for, in words, the runs that hold it now, and how to do without.
+
+    An ordering key must be left by every holder; of a limit that is full by one.
+    """
+
+    words: str
+    holders: Collection[str]
+    advice: str
+    is_limit: bool = False
+
+
+def wanted(queue: Queue, run: NewRun | Run) -> list[Wanted]:
+    """Return what a run of this queue wants and others hold."""
+    found: list[Wanted] = []
+    if run.order_key is not None:
+        found.append(
+            Wanted(
+                f"key {run.order_key!r}",
+                tuple(queue.gates.order.holders(run.order_key)),
+                "give the child another key (ordered_by), or make it a task",
+            )
+        )
+    for gate in queue.gates.held:
+        holders = tuple(gate.holders_for(run.keys))
+        if len(holders) < gate.count:
+            continue
+        key = gate.key_of(run.keys)
+        words = "every place" if gate.count > 1 else "the place"
+        of = "" if key is None else f" for {key!r}"
+        found.append(
+            Wanted(
+                f'{words} of limit({gate.count}, hold="run"){of}',
+                holders,
+                "give the child another key (per=), a limit of its own, or make it a task",
+                is_limit=True,
+            )
+        )
+    return found

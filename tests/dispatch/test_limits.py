@@ -1,0 +1,274 @@
+"""Limits as a list, limits that flows share by name, and places that waiting runs keep."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import inside
+from tests.support.running import Running, eventually, running
+from turnout import Retry, flow, limit, retry, sleep
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import Run, RunState
+from turnout.service.flowcontrol.limit import HeldLimit
+from turnout.service.operate.verbs import Cancel
+
+
+class Inside:
+    """Counts the runs whose code runs now, by name, and the most there were at once."""
+
+    def __init__(self) -> None:
+        self.now: dict[str, int] = {}
+        self.most: dict[str, int] = {}
+        self.started: list[Any] = []
+
+    async def run(self, *names: str, data: Any = None, seconds: float = 0.01) -> None:
+        self.started.append(data)
+        for name in names:
+            self.now[name] = self.now.get(name, 0) + 1
+            self.most[name] = max(self.most.get(name, 0), self.now[name])
+        await asyncio.sleep(seconds)
+        for name in names:
+            self.now[name] -= 1
+
+
+async def send_to(service: Running, to: Flow[..., Any], data: Any = None) -> str:
+    service.emitter.flows = lambda _event: (to,)
+    return (await service.send(data)).runs[0]
+
+
+async def test_a_run_takes_all_limits_of_a_list_or_none(tmp_path: Path) -> None:
+    seen = Inside()
+
+    @flow(
+        concurrency=[
+            limit(4),
+            limit(2, per=lambda event: event.data[0]),
+            limit(1, per=lambda event: event.data[1]),
+        ]
+    )
+    async def sync(event: Event) -> None:
+        account, table = event.data
+        await seen.run("all", f"account {account}", f"table {table}", data=event.data)
+
+    async with running(tmp_path, [sync]) as service:
+        for number in range(60):
+            await service.send((number % 3, number % 7))
+        runs = await service.all_finished()
+        used = [dict(gate.used()) for gate in limits_of(service, "sync")]
+    assert {run.state for run in runs} == {RunState.SUCCEEDED}
+    assert runs[0].keys == {"limit.2": "0", "limit.3": "0"}
+    assert seen.most["all"] <= 4
+    assert all(most <= 2 for name, most in seen.most.items() if name.startswith("account"))
+    assert all(most <= 1 for name, most in seen.most.items() if name.startswith("table"))
+    assert used == [{}, {}, {}], "nothing is in use at rest"
+
+
+def limits_of(service: Running, name: str) -> Any:
+    return inside.scheduler(service.process).queue(name).gates.declared
+
+
+async def test_a_limit_with_a_name_is_one_limit_for_every_flow_that_says_it(
+    tmp_path: Path,
+) -> None:
+    seen = Inside()
+
+    def worker(name: str) -> Any:
+        @flow(name=name, concurrency=limit("db", 3))
+        async def work(event: Event) -> None:
+            await seen.run("db", name)
+
+        return work
+
+    flows = [worker("bill"), worker("ship"), worker("report")]
+    async with running(tmp_path, flows) as service:
+        for number in range(30):
+            await send_to(service, flows[number % 3])
+        await service.all_finished()
+        gates = {id(limits_of(service, each.name)[0]) for each in flows}
+    assert len(gates) == 1
+    assert seen.most["db"] == 3
+    assert {seen.most[each.name] for each in flows} <= {1, 2, 3}
+
+
+async def test_a_place_that_becomes_free_is_taken_at_once_by_another_flow(tmp_path: Path) -> None:
+    go = asyncio.Event()
+    done: list[str] = []
+
+    @flow(concurrency=limit("db", 1))
+    async def first(event: Event) -> None:
+        await go.wait()
+
+    @flow(concurrency=limit("db", 1))
+    async def second(event: Event) -> None:
+        done.append("second")
+
+    async with running(tmp_path, [first, second]) as service:
+        await send_to(service, first)
+        run_id = await send_to(service, second)
+        assert (await service.run(run_id)).state is RunState.QUEUED
+        go.set()
+        await service.finished(run_id)
+    assert done == ["second"]
+
+
+def account_flow(seen: Inside, *, count: int = 1) -> Any:
+    """Return a flow whose runs wait in the middle, and keep their place meanwhile."""
+
+    @flow(concurrency=limit(count, per=lambda event: event.data["account"], hold="run"))
+    async def approve(event: Event) -> int:
+        seen.started.append(event.data["n"])
+        await sleep(event.data.get("sleep", "30ms"))
+        return int(event.data["n"])
+
+    return approve
+
+
+async def test_a_run_that_waits_keeps_its_place_and_others_of_its_key_wait(tmp_path: Path) -> None:
+    seen = Inside()
+    async with running(tmp_path, [account_flow(seen)]) as service:
+        ids = [(await service.send({"account": "a", "n": n})).runs[0] for n in (1, 2)]
+        ids.append((await service.send({"account": "b", "n": 3})).runs[0])
+        runs = [await service.finished(run_id) for run_id in ids]
+    order = seen.started  # each run's code begins twice: it resumes after its wait
+    assert max(at for at, n in enumerate(order) if n == 1) < order.index(2), order
+    assert order.index(3) < order.index(2), "another key"
+    assert [run.state for run in runs] == [RunState.SUCCEEDED] * 3
+
+
+async def waiting(service: Running, run_id: str) -> Run:
+    async def waits() -> bool:
+        return (await service.run(run_id)).state is RunState.WAITING
+
+    await eventually(waits)
+    return await service.run(run_id)
+
+
+async def test_a_place_kept_by_a_waiting_run_is_kept_over_a_restart(tmp_path: Path) -> None:
+    seen = Inside()
+    made = account_flow(seen)
+    async with running(tmp_path, [made]) as service:
+        first = (await service.send({"account": "a", "n": 1, "sleep": "700ms"})).runs[0]
+        await waiting(service, first)
+    async with running(tmp_path, [made]) as service:
+        second = (await service.send({"account": "a", "n": 2})).runs[0]
+        assert (await service.run(second)).state is RunState.QUEUED
+        ended = [await service.finished(run_id) for run_id in (first, second)]
+    assert ended[0].finished_at is not None and ended[1].started_at is not None
+    assert ended[0].finished_at <= ended[1].started_at + timedelta(milliseconds=1)
+
+
+async def test_a_run_that_is_retried_keeps_its_place(tmp_path: Path) -> None:
+    tried: list[int] = []
+
+    @flow(concurrency=limit(1, hold="run"), retry=retry(2, delay="30ms", jitter=False))
+    async def work(event: Event) -> None:
+        tried.append(event.data)
+        if tried.count(event.data) < 3:
+            raise Retry("again")
+
+    async with running(tmp_path, [work]) as service:
+        for number in (1, 2):
+            await service.send(number)
+        await service.all_finished()
+    assert tried == [1, 1, 1, 2, 2, 2]
+
+
+async def test_a_cancelled_run_that_waited_gives_its_place_to_the_next(tmp_path: Path) -> None:
+    seen = Inside()
+    async with running(tmp_path, [account_flow(seen)]) as service:
+        first = (await service.send({"account": "a", "n": 1, "sleep": "1h"})).runs[0]
+        await waiting(service, first)
+        second = (await service.send({"account": "a", "n": 2})).runs[0]
+        await service.process.operator.do(Cancel(first))
+        assert (await service.finished(second)).state is RunState.SUCCEEDED
+        (gate,) = limits_of(service, "approve")
+    assert isinstance(gate, HeldLimit)
+    assert gate.used() == {}
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+async def test_a_child_that_wants_the_place_its_caller_keeps_fails_by_name(
+    tmp_path: Path, keyed: bool
+) -> None:
+    per = {"per": lambda event: "a"} if keyed else {}
+
+    @flow(concurrency=limit(1, hold="run", **per))
+    async def nested(data: int) -> int:
+        if data:
+            await nested(data - 1)
+        return data
+
+    async with running(tmp_path, [nested]) as service:
+        run = await service.finished((await service.send(1)).runs[0])
+    assert run.error is not None
+    of = " for 'a'" if keyed else ""
+    assert run.error.message == (
+        f'the child run would wait for ever: the place of limit(1, hold="run"){of} of flow '
+        "'nested' is held until this run ends; give the child another key (per=), a limit of its "
+        "own, or make it a task"
+    )
+
+
+async def test_a_child_waits_for_a_place_that_an_unrelated_run_keeps(tmp_path: Path) -> None:
+    @flow(concurrency=limit(2, hold="run"))
+    async def nested(data: dict[str, Any]) -> str:
+        if "sleep" in data:
+            await sleep(data["sleep"])
+        if data.get("calls"):
+            await nested({})
+        return "done"
+
+    async with running(tmp_path, [nested]) as service:
+        await service.send({"sleep": "200ms"})
+        run = await service.finished((await service.send({"calls": True})).runs[0])
+    assert run.state is RunState.SUCCEEDED
+
+
+async def test_the_last_of_two_callers_that_fill_a_limit_fails_by_name(tmp_path: Path) -> None:
+    @flow(concurrency=limit(2, hold="run"))
+    async def nested(data: dict[str, Any]) -> str:
+        if data.get("calls"):
+            await sleep("50ms")
+            await nested({})
+        return "done"
+
+    async with running(tmp_path, [nested]) as service:
+        ids = [(await service.send({"calls": True})).runs[0] for _ in range(2)]
+        runs = [await service.finished(run_id) for run_id in ids]
+    assert sorted(run.state for run in runs) == [RunState.FAILED, RunState.SUCCEEDED]
+
+
+async def test_runs_queued_before_a_rule_was_added_get_their_key_before_they_start(
+    tmp_path: Path,
+) -> None:
+    seen = Inside()
+
+    def customer(event: Event) -> str:
+        if event.data is None:
+            raise ValueError("who?")
+        return str(event.data)
+
+    def bill(**policy: Any) -> Any:
+        @flow(name="bill", **policy)
+        async def work(event: Event) -> None:
+            await seen.run(f"customer {event.data}")
+
+        return work
+
+    async with running(tmp_path, [bill()]) as service:
+        service.process.dispatcher.pause("bill")
+        ids = [(await service.send(data)).runs[0] for data in ("a", "a", None, "b", "a")]
+    keyed = bill(concurrency=limit(1, per=customer))
+    async with running(tmp_path, [keyed]) as service:
+        runs = await service.all_finished()
+    assert seen.most == {"customer a": 1, "customer b": 1}
+    assert [run.keys and run.keys["limit"] for run in runs] == ["a", "a", None, "b", "a"]
+    assert [run.id for run in runs if run.dead] == [ids[2]], "a key that raises is a dead letter"
+    assert runs[2].error is not None and runs[2].error.type == "filter_error"
+    assert "ValueError: who? (in per= or another key" in runs[2].error.message
