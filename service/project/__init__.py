@@ -114,7 +114,7 @@ def shared_problems(flows: Iterable[AnyFlow], tasks: Iterable[Task[Any]]) -> lis
                     user,
                     f"{rule.words} is {first.words} in {owner.words} "
                     f"({owner.file}:{owner.line}); a name has one meaning: write the rule once "
-                    "and use it in both",
+                    f"and use it in both{' flows' if isinstance(user, Flow) else ''}",
                 )
             )
     return found
