@@ -14,6 +14,7 @@ import orjson
 import pytest
 
 from tests.support.log_lines import logged
+from tests.support.program import Answer, Program, turnout
 from tests.support.running import Running, eventually, running
 from turnout import Event, flow, secret, webhook
 from turnout.service.domain.decisions import Reason
@@ -439,3 +440,47 @@ def test_what_is_meant_is_taken(tmp_path: Path) -> None:
         "async def f() -> None: ...\n"
     )
     assert check([file]).problems == ()
+
+
+# ---------------------------------------------------------------- the real program
+
+FLOWS = """
+from turnout import flow, webhook
+
+@flow(on=webhook("/orders", id=lambda event: event.data["id"], dedupe="3d"))
+async def bill(data: dict) -> int:
+    return data["n"]
+"""
+
+
+def posted(program: Program, order: dict[str, Any]) -> Answer:
+    headers = {"content-type": "application/json"}
+    body = orjson.dumps(order)
+    answer = program.ask("/hooks/orders", method="POST", body=body, headers=headers)
+    assert answer is not None
+    return answer
+
+
+def test_a_kill_between_two_deliveries_makes_no_second_run(tmp_path: Path) -> None:
+    (tmp_path / "flows.py").write_text(FLOWS)
+    data = tmp_path / "data"
+    with Program(flows=tmp_path / "flows.py", data=data, log=tmp_path / "log") as program:
+        program.start().ready()
+        first = posted(program, {"id": "o-1", "n": 1}).json
+        program.kill()
+        program.start().ready()
+        again = posted(program, {"id": "o-1", "n": 1})
+        other = posted(program, {"id": "o-1", "n": 2})
+        nameless = posted(program, {"n": 3})
+        program.quiet(20)
+        told = turnout("why", "o-1", "--data", data)
+        decided = program.metrics("turnout_decisions_total")
+        dead = program.metrics("turnout_dead_letters")
+    assert (again.status, again.json) == (202, {**first, "duplicate": True})
+    assert (other.status, other.json["event"]) == (409, "o-1")
+    assert (nameless.status, len(nameless.json["runs"])) == (202, 1)
+    assert told.returncode == 0 and "duplicate" in told.stdout and "conflict" in told.stdout
+    assert decided == {'flow="",reason="conflict"': 1, 'flow="",reason="duplicate"': 1}
+    assert dead == {'flow="bill"': 1}
+    log = (tmp_path / "log").read_text()
+    assert log.count('"event.conflict"') == 1 and log.count('"event.without_id"') == 1
