@@ -20,7 +20,7 @@ from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import CALLED, Event
 from turnout.service.domain.run import Outcome, Run, RunState
-from turnout.service.domain.waiting import Waiting
+from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.dependency import Breakers
 from turnout.service.flowcontrol.gate import Candidate
 from turnout.service.journal.contract import Work
@@ -71,6 +71,7 @@ class Dispatcher:
         self._scheduler.run_ended = self._due.recheck
         self._work = self._scheduler.work
         self._stopping = False
+        self._resumed_at: dict[str, datetime] = {}  # of each flow that was paused, the last time
         self._quiet = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -103,6 +104,7 @@ class Dispatcher:
         """Start runs of a paused flow again."""
         queue = self._scheduler.queue(flow)
         queue.resume()
+        self._resumed_at[flow] = self._now()
         self._scheduler.activate(queue)
 
     @contextmanager
@@ -366,6 +368,9 @@ class Dispatcher:
     async def _claim(self, chosen: list[Queued]) -> None:
         for entered in chosen:
             self._scheduler.queue(entered.flow).begin_starting()
+            resumed_at = self._resumed_at.get(entered.flow)
+            if resumed_at is not None and entered.queued_at <= resumed_at:
+                entered.cause = Cause.PAUSE
         try:
             claimed = await self._journal.claim(
                 [run.seq for run in chosen],

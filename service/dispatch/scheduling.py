@@ -24,7 +24,7 @@ from turnout.service.project import AnyFlow
 
 from . import memory
 from .alarms import Alarms
-from .blocked import Key
+from .blocked import ORDER, Key
 from .late import Late, is_late
 from .missing_keys import add_missing_keys
 from .queue import Queue
@@ -269,6 +269,7 @@ class Scheduler:
             return True
         key_ahead = None if run.woken else queue.key_ahead(run)
         if key_ahead is not None:
+            run.cause = run.cause or (Cause.ORDER if key_ahead[0] == ORDER else Cause.LIMIT)
             self._set_aside(queue, level, key_ahead)
             return True
         refusal = queue.gates.ask(run, now)
@@ -284,6 +285,7 @@ class Scheduler:
     ) -> bool:
         """Let a refused run wait; False if its whole queue waits with it."""
         gate, answer = refusal
+        run.cause = run.cause or gate.cause
         at = answer if isinstance(answer, datetime) else None
         key = queue.key_at(gate, run)
         if at is not None:
