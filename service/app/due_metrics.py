@@ -68,3 +68,15 @@ class DueMetrics:
             metrics.due_runs.labels(flow).set(count.due if is_due else 0)
             seconds = (now - count.oldest).total_seconds() if is_due and count.oldest else 0
             metrics.oldest_due_seconds.labels(flow).set(max(seconds, 0))
+        self._show_limits(counts)
+
+    def _show_limits(self, counts: Mapping[str, DueCount]) -> None:
+        """Show the limits that flows share by a name."""
+        metrics = self._metrics
+        for gauge in (metrics.limit_used, metrics.limit_max, metrics.limit_due):
+            gauge.clear()
+        for limit, flows in self._dispatcher.named_limits():
+            due = sum(counts[flow].due for flow in flows if flow in counts)
+            metrics.limit_used.labels(limit.named).set(sum(limit.used().values()))
+            metrics.limit_max.labels(limit.named).set(limit.count)
+            metrics.limit_due.labels(limit.named).set(due)

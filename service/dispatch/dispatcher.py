@@ -23,6 +23,7 @@ from turnout.service.domain.run import Outcome, Run, RunState
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.dependency import Breakers
 from turnout.service.flowcontrol.gate import Candidate
+from turnout.service.flowcontrol.named_limit import NamedLimit
 from turnout.service.journal.contract import Work
 from turnout.service.journal.records import Appended, Claim, ClaimedRun, NewRun, Queued, Retried
 from turnout.service.project import AnyFlow
@@ -34,6 +35,7 @@ from .breakers import WrittenBreakers
 from .due import DueRuns
 from .executor import Executor
 from .late import end_late
+from .queue import Queue
 from .restoring import Restoring
 from .scheduling import Scheduler
 from .wanted import Wanted, wanted
@@ -202,6 +204,10 @@ class Dispatcher:
         """The breakers of what flows need."""
         return self._scheduler.breakers
 
+    def named_limits(self) -> list[tuple[NamedLimit, list[str]]]:
+        """Return the limits that flows share by a name, each with these flows."""
+        return self._scheduler.named_limits()
+
     def backpressure(self) -> Backpressure:
         """Return the back-pressure for one trigger whose source keeps unread events."""
         return Backpressure(self._scheduler)
@@ -367,10 +373,9 @@ class Dispatcher:
 
     async def _claim(self, chosen: list[Queued]) -> None:
         for entered in chosen:
-            self._scheduler.queue(entered.flow).begin_starting()
-            resumed_at = self._resumed_at.get(entered.flow)
-            if resumed_at is not None and entered.queued_at <= resumed_at:
-                entered.cause = Cause.PAUSE
+            queue = self._scheduler.queue(entered.flow)
+            queue.begin_starting()
+            entered.cause = self._cause_of(entered, queue)
         try:
             claimed = await self._journal.claim(
                 [run.seq for run in chosen],
@@ -410,6 +415,12 @@ class Dispatcher:
         for run in ended:
             self._decisions.labels(run.flow, Reason.START_TIMEOUT.value).inc()
         self.skipped(ended)
+    def _cause_of(self, run: Queued, queue: Queue) -> Cause:
+        """Return what first kept a run from starting, that has not started on insert."""
+        resumed_at = self._resumed_at.get(run.flow)
+        if resumed_at is not None and run.queued_at <= resumed_at:
+            return Cause.PAUSE
+        return run.cause or queue.refused_by or Cause.TURN
 
     # ------------------------------------------------------------ one attempt
 

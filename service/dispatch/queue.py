@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Iterator, Sequence
 from datetime import datetime
 
+from turnout.service.domain.waiting import Cause
 from turnout.service.flowcontrol.admission import FlowGates
 from turnout.service.flowcontrol.gate import Candidate, Gate
 from turnout.service.flowcontrol.priority import CLASSES, NORMAL
@@ -24,7 +25,8 @@ class Queue:
     """The in-memory head of a flow's queue, and the gates its runs pass.
 
     Nothing starts while an operator has the flow `paused`, or while its runs are being changed in
-    the journal. `starting` counts the runs being written as running.
+    the journal. `starting` counts the runs being written as running, `refused_by` is what
+    refused the last run that found no other one before it.
     """
 
     def __init__(self, flow: str, shared: Memory, gates: FlowGates) -> None:
@@ -32,6 +34,7 @@ class Queue:
         self.gates = gates
         self.paused = False
         self.starting = 0
+        self.refused_by: Cause | None = None
         self.blocked = Blocked()
         self.classed = False
         self._memory = shared
@@ -128,13 +131,13 @@ class Queue:
         """
         run.flow = self.flow  # the flow may have been renamed since the run was made
         has_keys = run.order_key is not None or self.gates.declared
-        if (
-            self.idle
-            and not (has_keys and self._is_behind(run))
-            and self.gates.admit(run, now) is None
-        ):
-            self.starting += 1
-            return True
+        if self.idle and not (has_keys and self._is_behind(run)):
+            refusal = self.gates.admit(run, now)
+            if refusal is None:
+                self.starting += 1
+                self.refused_by = None
+                return True
+            self.refused_by = refusal.gate.cause
         self.expect(run)
         return False
 

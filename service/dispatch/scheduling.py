@@ -16,6 +16,7 @@ from turnout.service.domain.run import Run, RunState, Start
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 from turnout.service.flowcontrol.gate import Candidate, Gate, Refusal
+from turnout.service.flowcontrol.named_limit import NamedLimit
 from turnout.service.flowcontrol.priority import CLASSES, ClassTurns
 from turnout.service.flowcontrol.reasons import waiting_at
 from turnout.service.journal.contract import Work
@@ -24,7 +25,7 @@ from turnout.service.project import AnyFlow
 
 from . import memory
 from .alarms import Alarms
-from .blocked import ORDER, Key
+from .blocked import Key
 from .late import Late, is_late
 from .missing_keys import add_missing_keys
 from .queue import Queue
@@ -269,7 +270,7 @@ class Scheduler:
             return True
         key_ahead = None if run.woken else queue.key_ahead(run)
         if key_ahead is not None:
-            run.cause = run.cause or (Cause.ORDER if key_ahead[0] == ORDER else Cause.LIMIT)
+            run.cause = run.cause or queue.gates.cause_at(key_ahead[0])
             self._set_aside(queue, level, key_ahead)
             return True
         refusal = queue.gates.ask(run, now)
@@ -291,6 +292,7 @@ class Scheduler:
         if at is not None:
             self._alarms.set(queue.flow, key, at, now)
         if key is None:
+            queue.refused_by = gate.cause
             # At a shared gate it is asked again whenever a run leaves.
             return False if gate.shared and at is None else self._deactivate(queue, level)
         was_woken = run.woken
@@ -349,6 +351,15 @@ class Scheduler:
         if refusal is None:
             return Waiting(Cause.TURN, "for its turn")
         return waiting_at(refusal, asking)
+
+    def named_limits(self) -> list[tuple[NamedLimit, list[str]]]:
+        """Return the limits that flows share by a name, each with these flows."""
+        sharing = ((gate, queues) for gate, queues in self._sharing.items())
+        return [
+            (gate, [queue.flow for queue in queues])
+            for gate, queues in sharing
+            if isinstance(gate, NamedLimit)
+        ]
 
     # ------------------------------------------------------------ leaving the gates
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from itertools import count, product
 
 from turnout.service.domain.run import Start
+from turnout.service.domain.waiting import Cause
 from turnout.service.project import AnyFlow
 
 from .dependency import Breaker, Breakers
@@ -89,6 +90,13 @@ class FlowGates:
         self._gates = (*needs, slots, *self.declared)
         self._gates_of_isolated = (*needs, slots, isolation, *self.declared)
         self._counting = tuple(gate for gate in self.declared if gate.counts_starts)
+
+    def cause_at(self, place: str) -> Cause:
+        """Return what a run waits for behind older ones with its key at a place."""
+        for gate in self.declared:
+            if (gate.place or gate.name) == place:
+                return gate.cause
+        return self.order.cause
 
     def refusal(self, run: Candidate, now: datetime) -> Refusal | None:
         """Return the first refusal of a run, without effect: slots are asked last."""

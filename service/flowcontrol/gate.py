@@ -64,7 +64,7 @@ class Gate(ABC):
 
     name: ClassVar[str]
     shared: ClassVar[bool] = False
-    cause: ClassVar[Cause] = Cause.LIMIT
+    cause: ClassVar[Cause] = Cause.TURN
     """What a refused run waits for, in reports and metrics."""
     place: str = ""
     """Where a run keeps its key for this gate; empty: it keeps none."""

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.program import Program
 from tests.support.running import Running, eventually, make_event, running
-from turnout import flow, retry
+from turnout import flow, limit, retry
 from turnout.service.domain.run import RunState
 from turnout.service.operate.verbs import Pause
 
-PROCEED = asyncio.Event()
+proceed = asyncio.Event()
+
+
+@pytest.fixture(autouse=True)
+def nothing_proceeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "proceed", asyncio.Event())
 
 
 @flow(concurrency=1)
 async def work() -> None:
-    await PROCEED.wait()
+    await proceed.wait()
 
 
 @flow(retry=retry(1, delay="1h"))
@@ -39,7 +45,6 @@ async def gauges(service: Running, name: str) -> dict[str, float]:
 
 
 async def test_due_and_scheduled_runs_of_each_flow_are_counted(tmp_path: Path) -> None:
-    PROCEED.clear()
     async with running(tmp_path, [work, retries, paused]) as service:
         await service.process.operator.do(Pause("paused"))
         receipts = [await service.emitter([make_event(number)]) for number in range(3)]
@@ -53,11 +58,23 @@ async def test_due_and_scheduled_runs_of_each_flow_are_counted(tmp_path: Path) -
         counted = await gauges(service, "due_runs")
         oldest = await gauges(service, "oldest_due_seconds")
         scheduled = await gauges(service, "scheduled_runs")
-        PROCEED.set()
+        proceed.set()
     assert (counted["work"], counted["paused"]) == (2, 0)
     assert oldest["work"] > 0 and oldest["paused"] == 0
     assert scheduled["retries"] >= 1
     assert scheduled["work"] == 0
+
+
+async def test_a_named_limit_shows_its_places_and_what_waits(tmp_path: Path) -> None:
+    flows = [
+        flow(name=name, concurrency=limit("db", 2))(work.function) for name in ("first", "second")
+    ]
+    async with running(tmp_path, flows) as service:
+        for number in range(3):
+            await service.emitter([make_event(number)])
+        found = [await gauges(service, name) for name in ("limit_used", "limit_max", "limit_due")]
+        proceed.set()
+    assert found == [{"db": 2}, {"db": 2}, {"db": 4}]
 
 
 @pytest.mark.timeout(60)

@@ -43,7 +43,7 @@ def counted(service: Running) -> Counter[str]:
     ("options", "settings", "expected"),
     [
         ({}, {}, {"none": 3}),
-        ({}, {"concurrency": 1}, {"none": 1, "turn": 2}),
+        ({}, {"concurrency": 1}, {"none": 1, "slot": 2}),
         ({"concurrency": 1}, {}, {"none": 1, "limit": 2}),
         ({"concurrency": limit(1, per=lambda event: "a")}, {}, {"none": 1, "limit": 2}),
         ({"ordered_by": lambda event: "a"}, {}, {"none": 1, "order": 2}),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.running import Running, make_event, running
-from turnout import flow
+from turnout import flow, limit
 from turnout.service.domain.event import Event
 from turnout.service.operate.verbs import Pause
 from turnout.service.operate.waits import waits_of
@@ -72,6 +72,26 @@ async def test_a_run_without_a_slot_says_how_many_there_are(tmp_path: Path) -> N
             {"count": 2, "limit": 2, "place": 1},
         )
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "rule", "key"),
+    [
+        ({"concurrency": 1}, "limit(1)", ""),
+        ({"concurrency": limit(1, per=by_data)}, "limit(1, per=…)", " of key 'a'"),
+    ],
+)
+async def test_a_run_at_a_limit_says_how_many_places_are_in_use(
+    tmp_path: Path, options: dict[str, Any], rule: str, key: str
+) -> None:
+    async with running(tmp_path, [held(**options)]) as service:
+        _, second, third = await started(service, "a", "a", "a")
+        found = await waits(service, second, third)
+        proceed.set()
+    assert [cause for cause, *_ in found] == ["limit", "limit"]
+    words = f"for a place of {rule}{key}: 1 of 1 in use; it is number"
+    assert [detail for _, detail, _ in found] == [f"{words} 1 in line", f"{words} 2 in line"]
+    assert found[0][2].items() >= {"rule": rule, "count": 1, "limit": 1, "place": 1}.items()
 
 
 async def test_a_run_of_a_paused_flow_says_who_paused_it_and_until_when(tmp_path: Path) -> None:
