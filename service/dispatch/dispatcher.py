@@ -204,6 +204,11 @@ class Dispatcher:
         """The breakers of what flows need."""
         return self._scheduler.breakers
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether no run could start: all that wait were refused when they asked last."""
+        return self._scheduler.at_rest
+
     def named_limits(self) -> list[tuple[NamedLimit, list[str]]]:
         """Return the limits that flows share by a name, each with these flows."""
         return self._scheduler.named_limits()
@@ -415,6 +420,7 @@ class Dispatcher:
         for run in ended:
             self._decisions.labels(run.flow, Reason.START_TIMEOUT.value).inc()
         self.skipped(ended)
+
     def _cause_of(self, run: Queued, queue: Queue) -> Cause:
         """Return what first kept a run from starting, that has not started on insert."""
         resumed_at = self._resumed_at.get(run.flow)

@@ -352,6 +352,15 @@ class Scheduler:
             return Waiting(Cause.TURN, "for its turn")
         return waiting_at(refusal, asking)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether no queue has a run to start that was not refused when it asked last."""
+        return not any(
+            not (queue.stopped or queue.is_empty_at(level))
+            for level, active in self._active.items()
+            for queue in active.values()
+        )
+
     def named_limits(self) -> list[tuple[NamedLimit, list[str]]]:
         """Return the limits that flows share by a name, each with these flows."""
         sharing = ((gate, queues) for gate, queues in self._sharing.items())

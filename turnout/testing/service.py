@@ -239,7 +239,8 @@ class Service:
         begun = self.journal.counts()[0].get("running", 0) == len(dispatcher.running)
         waits_for_instant = dispatcher.next_alarm_at() is not None
         waits = bool(due or self._queued())
-        stuck = waits and not dispatcher.running and not waits_for_instant
+        may_start = not (dispatcher.running or waits_for_instant or dispatcher.at_rest)
+        stuck = waits and may_start
         busy = awake or self._awake() or self.process.after_run_actions.at_work
         return not (busy or self._death.struck or stuck) and begun
 
