@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from turnout.service.domain.errors import SetupError
 
+MOST = 1_000_000_000
+"""The highest bound; `max_unfinished_runs` bounds all flows together."""
+
 
 def checked_max_queued(max_queued: object) -> int | None:
     """Return the bound on a flow's queue; raises `SetupError` for what is no count."""
@@ -20,5 +23,9 @@ def checked_max_queued(max_queued: object) -> int | None:
         raise SetupError(
             f"max_queued={max_queued}: a flow that takes nothing is a paused trigger, "
             "`turnout pause`; write at least 1"
+        )
+    if max_queued > MOST:
+        raise SetupError(
+            f"max_queued={max_queued}: {MOST:,} are the most; leave it out for no bound"
         )
     return max_queued

@@ -25,6 +25,9 @@ from .named_limit import NamedLimit
 Hold = Literal["attempt", "run"]
 """Until when a run has its place: the end of an attempt, or the end of the run."""
 
+MOST = 1_000_000
+"""The highest count of a limit."""
+
 _MAX_NAME_CHARACTERS = 100
 
 
@@ -114,6 +117,8 @@ def _checked(words: str, count: object) -> int:
         raise SetupError(f"{words}: a limit is a whole number of runs, such as limit(8)")
     if count < 1:
         raise SetupError(f"{words}: a flow that may never run is `turnout pause`, not 0")
+    if count > MOST:
+        raise SetupError(f"{words}: {MOST:,} are the most; leave it out for no limit")
     return count
 
 

@@ -18,6 +18,9 @@ from turnout.service.domain.units import format_duration, is_duration, parse_dur
 LONGEST = timedelta(days=1)
 """The longest period of a rate: what has started within it is kept in memory and in the journal."""
 
+MOST = 1_000_000
+"""The highest count of a rate: each start within the period takes about 60 bytes of memory."""
+
 _FORMS = 'write it like "10/s", "100/m", "20/2s", "1000/h" or "5000/d"'
 _RATE = re.compile(r"\s*(\d+)\s*/\s*(\S+)\s*", re.ASCII)
 _UNITS = ("1s", "1m", "1h", "1d")
@@ -47,6 +50,10 @@ def parse_rate(text: object) -> Rate:
     if match is None or not is_duration(period):
         raise SetupError(f"cannot read the rate {text!r}; {_FORMS}")
     rate = Rate(int(match[1]), parse_duration(period))
+    if rate.count > MOST:
+        raise SetupError(
+            f"the rate {text!r} counts {rate.count}; {MOST:,} are the most: write a shorter period"
+        )
     if rate.count < 1:
         raise SetupError(f"the rate {text!r} lets nothing start; that is `turnout pause`, not 0")
     if not rate.period:

@@ -51,6 +51,10 @@ FORMS = 'write it like "10/s", "100/m", "20/2s", "1000/h" or "5000/d"'
         ("5/5", f"cannot read the rate '5/5'; {FORMS}"),
         (100, f"cannot read the rate 100; {FORMS}"),
         (None, f"cannot read the rate None; {FORMS}"),
+        (
+            "1000001/m",
+            "the rate '1000001/m' counts 1000001; 1,000,000 are the most: write a shorter period",
+        ),
         ("0/m", "the rate '0/m' lets nothing start; that is `turnout pause`, not 0"),
         ("5/0s", f"the rate '5/0s' has no period; {FORMS}"),
         ("5/25h", "the rate '5/25h' counts over more than a day, the longest there is"),

@@ -221,6 +221,10 @@ async def later(event: Any) -> Any: ...
         ({"ordered_by": later}, "ordered_by= is asked"),
         ({"concurrency": limit(3, per=later)}, "per= is asked"),  # type: ignore[arg-type]  # under test
         ({"timeout": "0s"}, "nothing ends in no time"),
+        ({"concurrency": 10**30}, "1,000,000 are the most; leave it out for no limit"),
+        ({"max_queued": 10**30}, "1,000,000,000 are the most; leave it out for no bound"),
+        ({"when": lambda: True}, "when= takes one argument, the event"),
+        ({"on": "order.placed"}, "on='order.placed' is not a trigger"),
     ],
 )
 def test_what_could_never_work_is_refused(options: dict[str, Any], message: str) -> None:
