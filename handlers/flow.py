@@ -22,6 +22,7 @@ from turnout.service.flowcontrol.cancel_on import CancelOn, Match, checked_cance
 from turnout.service.flowcontrol.dependency import Dependency
 from turnout.service.flowcontrol.limit import Limit, limit
 from turnout.service.flowcontrol.mode import checked_mode
+from turnout.service.flowcontrol.priority import NAMES, Priority
 from turnout.service.flowcontrol.rate_limit import RateLimit
 from turnout.service.flowcontrol.start_timeout import parse_start_timeout
 from turnout.service.flowcontrol.throttle import Throttle, numbered
@@ -131,6 +132,7 @@ def flow(
     when: Callable[[Event], bool] | None = ...,
     concurrency: Limit | int | Sequence[Limit | int] | None = ...,
     rate: Rates | None = ...,
+    priority: Priority | None = ...,
     ordered_by: Order | None = ...,
     key: Callable[[Event], Hashable] | None = ...,
     mode: Mode | None = ...,
@@ -158,6 +160,7 @@ def flow(
     when: Callable[[Event], bool] | None = None,
     concurrency: Limit | int | Sequence[Limit | int] | None = None,
     rate: Rates | None = None,
+    priority: Priority | None = None,
     ordered_by: Order | None = None,
     key: Callable[[Event], Hashable] | None = None,
     mode: Mode | None = None,
@@ -181,7 +184,8 @@ def flow(
     `awaits` names the triggers it may `wait_for`. `when` filters events;
     `concurrency` bounds runs at once: a count, `limit(8, per=…)`, `limit("db", 3)`, or a list, of
     which a run takes all or none; `rate` bounds how many start (`throttle("100/m")`) or are
-    accepted (`rate_limit("10/s")`) in a stretch of time, or a list;
+    accepted (`rate_limit("10/s")`) in a stretch of time, or a list; `priority` is "high", "normal"
+    or "low", or a function of the event that returns one: they share starts 8 : 2 : 1;
     `ordered_by` runs events of one key strictly one after the other (`"key"` and `"partition"` are
     a Kafka record's own; a key of None is not ordered), and `on_dead="block"` holds a key behind
     its dead letter. `needs=dependency("crm")`, or a list, makes runs wait while what they need is
@@ -208,6 +212,7 @@ def flow(
                 awaits=_triggers(awaits),
                 when=_asked(when, "when"),
                 concurrency=_concurrency(concurrency),
+                priority=_priority(priority),
                 ordered_by=_order(ordered_by),
                 **_conditions(key, mode, unique, _rates(rate), max_queued),
                 cancel_on=_cancel_on(cancel_on, match),
@@ -279,6 +284,17 @@ def _concurrency(concurrency: Any) -> tuple[Limit, ...]:
         each if number == 1 or each.name is not None else replace(each, place=f"limit.{number}")
         for number, each in enumerate(limits, 1)
     )
+
+
+def _priority(priority: Any) -> Any:
+    if priority is None or priority in NAMES:
+        return priority
+    if not callable(priority):
+        raise SetupError(
+            f'priority={priority!r}: write "high", "normal" or "low", or a function of the event '
+            "that returns one of them"
+        )
+    return _asked(priority, "priority")
 
 
 def _limit(one: Any, given: Any) -> Limit:

@@ -71,6 +71,7 @@ class Dispatcher:
         self._written_breakers = WrittenBreakers(journal, self._scheduler.breakers)
         self._due = DueRuns(journal, self._scheduler, now=now)
         self._scheduler.run_ended = self._due.recheck
+        executor.use_limits(self._scheduler.named)
         self._work = self._scheduler.work
         self._stopping = False
         self._resumed_at: dict[str, datetime] = {}  # of each flow that was paused, the last time

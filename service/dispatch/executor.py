@@ -26,6 +26,7 @@ from turnout.service.domain.event import CALLED
 from turnout.service.domain.resource import Resources
 from turnout.service.domain.retry import delay_after
 from turnout.service.domain.run import Outcome, RunError, RunState, Skip
+from turnout.service.flowcontrol.gate import NamedGates
 from turnout.service.governance import secrets
 from turnout.service.journal.contract import Steps
 from turnout.service.journal.records import ClaimedRun
@@ -73,6 +74,10 @@ class Executor:
     def set_host(self, host: RunHost) -> None:
         """Give runs access to the service: child runs, events, approval links."""
         self._services = replace(self._services, host=host)
+
+    def use_limits(self, named: NamedGates) -> None:
+        """Take the places of tasks at these limits, which flows share."""
+        self._services = replace(self._services, named=named)
 
     async def execute(
         self,

@@ -15,7 +15,11 @@ from datetime import datetime
 from turnout.service.domain.run import Run, RunState, Start
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.admission import Admission, FlowGates
+<<<<<<< HEAD
 from turnout.service.flowcontrol.gate import Candidate, Gate, Refusal
+=======
+from turnout.service.flowcontrol.gate import Candidate, Gate, NamedGates, Refusal
+>>>>>>> f491805 (priority: three classes share starts 8 : 2 : 1; tasks take places of named limits)
 from turnout.service.flowcontrol.named_limit import NamedLimit
 from turnout.service.flowcontrol.priority import CLASSES, ClassTurns
 from turnout.service.flowcontrol.reasons import waiting_at
@@ -92,10 +96,18 @@ class Scheduler:
         for queue in self.queues():
             for gate in queue.gates.named:
                 self._sharing.setdefault(gate, []).append(queue)
+        for gate in self.named.values():
+            if isinstance(gate, NamedLimit):
+                gate.freed = self.freed
 
     def recall(self, starts: Iterable[Start]) -> None:
         """Count for throttles what was started before this process."""
         self._admission.recall(starts)
+
+    @property
+    def named(self) -> NamedGates:
+        """The gates that flows share by a name."""
+        return self._admission.named
 
     def queue(self, flow: str) -> Queue:
         """Return the queue of a flow that was served."""

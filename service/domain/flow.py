@@ -57,7 +57,10 @@ class NamedRule(Rule, Protocol):
 
 
 class LimitRule(NamedRule, Protocol):
-    """A limit of runs at once."""
+    """A limit of `count` runs at once."""
+
+    @property
+    def count(self) -> int: ...  # noqa: D102
 
     def warning(self, flow: Flow[..., Any], /) -> str | None:
         """Return what `turnout check` warns of where a flow declares this rule."""
@@ -101,7 +104,7 @@ class Flow(Generic[P, R]):
     when: Callable[[Event], bool] | None = None
     concurrency: tuple[LimitRule, ...] = ()
     rate: tuple[NamedRule, ...] = ()
-    priority: Callable[[Event], object] | int | None = None
+    priority: Callable[[Event], object] | str | None = None
     ordered_by: Callable[[Event], Hashable] | None = None
     unique: Rule | None = None
     mode: Rule | None = None
@@ -175,7 +178,8 @@ class Flow(Generic[P, R]):
     @cached_property
     def asks(self) -> bool:
         """Whether code of the author's is asked about an event before it starts a run."""
-        asked = (self.when, self.ordered_by, *(rule.per for rule in self.keyed))
+        priority = self.priority if callable(self.priority) else None
+        asked = (self.when, self.ordered_by, priority, *(rule.per for rule in self.keyed))
         # What `ordered_by="key"` stands for is turnout's own, and changes nothing.
         return any(each is not None and each.__module__ not in _OWN for each in asked)
 

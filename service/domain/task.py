@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from .binding import UNANNOTATED
-from .flow import NamedRule, Pool
+from .flow import LimitRule, Pool
 from .retry import RetryPolicy
 
 R = TypeVar("R", covariant=True)
@@ -39,7 +39,7 @@ class Task(Generic[R]):
     fallback: Any = NO_FALLBACK
     cache: CachePolicy | None = None
     undo: Callable[..., Any] | None = None
-    limit: NamedRule | None = None
+    limit: LimitRule | None = None
     file: str = ""
     line: int = 0
 

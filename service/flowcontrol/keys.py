@@ -20,3 +20,13 @@ def keys_of(flow: AnyFlow, event: Event) -> Keys | None:
         rule.place: secrets.refuse_live(key_of(rule, event), f"the key of {rule.option}")
         for rule in flow.keyed
     }
+
+
+def with_order(keys: Keys | None, order_key: str | None, priority: int | None) -> Keys | None:
+    """Return the keys of a run; of one with a class its ordering key too.
+
+    By it the journal finds the class of the runs of that key, which is the one of its head.
+    """
+    if priority is None or order_key is None:
+        return keys
+    return {**(keys or {}), "order": order_key}

@@ -33,6 +33,7 @@ class NamedLimit(Gate):
     def __init__(self, named: str, count: int) -> None:
         self.named = named
         self.count = count
+        self.is_declared = False  # by a flow
         self.freed: Callable[[Gate], None] = _nobody
         self._running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -49,7 +50,18 @@ class NamedLimit(Gate):
         elif gate.count != count:
             gate.count = count
             gate._hand_over()
+        gate.is_declared = True
         return gate
+
+    @classmethod
+    def for_task(cls, name: str, count: int, named: NamedGates) -> NamedLimit:
+        """Return the limit of a name for a task; if flows say it too, what they say counts."""
+        gate = named.get((cls.name, name))
+        if isinstance(gate, NamedLimit) and (gate.is_declared or gate.count == count):
+            return gate
+        made = cls.by_name(name, count, named)
+        made.is_declared = False
+        return made
 
     def check(self, run: Candidate, now: datetime) -> Answer:
         """Let a run pass while a place is free."""

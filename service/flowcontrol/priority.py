@@ -6,11 +6,36 @@ away. A class is no strict level: a lower one goes on getting its share, and not
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Literal, TypeAlias
+
+from turnout.service.domain import foreign
+from turnout.service.domain.event import Event
+from turnout.service.project import AnyFlow
+
+Name: TypeAlias = Literal["high", "normal", "low"]
+Priority: TypeAlias = "Name | Callable[[Event], Name]"
+"""A class, or a function of the event that returns one."""
 
 HIGH, NORMAL, LOW = 1, 2, 3
 CLASSES = (HIGH, NORMAL, LOW)
 SHARES = {HIGH: 8, NORMAL: 2, LOW: 1}
+NAMES = {"high": HIGH, "normal": NORMAL, "low": LOW}
+
+
+def class_of(flow: AnyFlow, event: Event) -> int | None:
+    """Return the class of a flow's run for an event, None if the flow declares none.
+
+    Raises what the author's function raises, and `ValueError` for an answer that is no class.
+    """
+    declared = flow.priority
+    if declared is None:
+        return None
+    name = foreign.ask(declared, event) if callable(declared) else declared
+    found = NAMES.get(name) if isinstance(name, str) else None
+    if found is None:
+        raise ValueError(f'priority= is "high", "normal" or "low", not {name!r}')
+    return found
 
 
 class ClassTurns:

@@ -14,6 +14,7 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.flow import key_of
 from turnout.service.domain.run import RunError
 from turnout.service.domain.watched import watched
+from turnout.service.flowcontrol.priority import class_of
 from turnout.service.governance import secrets
 from turnout.service.project import AnyFlow
 from turnout.service.steps.author_code import is_own, is_standard
@@ -26,7 +27,7 @@ FILTER_ERROR = "filter_error"
 def failed(flow: AnyFlow, event: Event, error: Exception) -> RunError:
     """Return the error of a dead letter: the error, its file and line, and the values read."""
     keys = (partial(key_of, rule) for rule in flow.keyed)
-    read = values_read((flow.wants, flow.order_key, *keys), event)
+    read = values_read((flow.wants, flow.order_key, *keys, partial(class_of, flow)), event)
     values = "; ".join(f"{path} = {text}" for path, text in read.items())
     message = f"{words_of(error)} (in when=, per= or ordered_by=, at {_place_of(error, flow)}"
     message += f", which read {values})" if values else ")"

@@ -15,7 +15,8 @@ from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.errors import InvalidData, words_of
 from turnout.service.domain.event import ID_ERROR, MAX_HOPS, Event, mint_id
 from turnout.service.domain.run import RunError, RunState
-from turnout.service.flowcontrol.keys import keys_of
+from turnout.service.flowcontrol.keys import keys_of, with_order
+from turnout.service.flowcontrol.priority import class_of
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Decision, Entry, NewRun
 from turnout.service.project import AnyFlow
@@ -93,6 +94,9 @@ def _ask(
             run.order_key = secrets.refuse_live(flow.order_key(asked), "the ordering key")
         if flow.keyed:
             run.keys = keys_of(flow, asked)
+        if flow.priority is not None:
+            run.priority = class_of(flow, asked)
+            run.keys = with_order(run.keys, run.order_key, run.priority)
     except _NoId as error:
         run.state = RunState.FAILED
         run.error = RunError("id_error", str(error))

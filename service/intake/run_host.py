@@ -13,7 +13,8 @@ from turnout.service.dispatch.deadlock import WaitGraph
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Fail, RunState
-from turnout.service.flowcontrol.keys import keys_of
+from turnout.service.flowcontrol.keys import keys_of, with_order
+from turnout.service.flowcontrol.priority import class_of
 from turnout.service.governance.links import Links
 from turnout.service.journal.contract import Steps
 from turnout.service.journal.records import (
@@ -67,13 +68,14 @@ class ServiceHost:
                 "runs can start"
             )
         asked = event.own() if child.asks else event
-        order_key = child.order_key(asked)
+        order_key, priority = child.order_key(asked), class_of(child, asked)
         run = NewRun(
             id=step.origin,
             flow=flow,
             state=RunState.QUEUED,
             order_key=order_key,
-            keys=keys_of(child, asked),
+            keys=with_order(keys_of(child, asked), order_key, priority),
+            priority=priority,
             conditions=None if child.conditions is None else child.conditions.of_child(),
             code_version=child.code_version,
         )

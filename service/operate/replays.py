@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from turnout.service.domain.errors import NotFound, Refused, words_of
 from turnout.service.domain.event import mint_id
 from turnout.service.domain.run import Run, RunState
-from turnout.service.flowcontrol.keys import keys_of
+from turnout.service.flowcontrol.keys import keys_of, with_order
+from turnout.service.flowcontrol.priority import class_of
 from turnout.service.journal.records import NewRun, StoredEvent
 
 from .parts import Parts, handles
@@ -94,7 +95,8 @@ def _new_run(parts: Parts, stored: StoredEvent, name: str, last: Run | None) -> 
         run.conditions = None if flow.conditions is None else flow.conditions.of_replay()
         try:
             run.order_key = flow.order_key(stored.event)
-            run.keys = keys_of(flow, stored.event)
+            run.priority = class_of(flow, stored.event)
+            run.keys = with_order(keys_of(flow, stored.event), run.order_key, run.priority)
         except Exception as error:
             raise Refused(
                 f"flow {name!r} cannot take the event: {words_of(error)} "

@@ -368,6 +368,14 @@ def in_thread() -> bool:
     return True
 
 
+def call_soon(function: Callable[[], None]) -> None:
+    """Have the loop call a function soon; from a pool thread only."""
+    call = _thread.call
+    if call is None:
+        raise RuntimeError("call_soon() is for pool threads")
+    call.loop.call_soon_threadsafe(function)
+
+
 def on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the loop and wait for it; from a pool thread only."""
     call = _thread.call

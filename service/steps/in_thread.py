@@ -11,11 +11,11 @@ from typing import Any
 from turnout.service import pools
 from turnout.service.domain.errors import FOREIGN, as_exception
 
-from .backoff import back_off, next_try
+from .backoff import next_try
 from .cache import use_cache
 from .recording import store, write_marks
 from .scope import inside
-from .step import StepCall, give_up, perform
+from .step import StepCall, give_up, perform, until_its_turn
 
 
 def run(call: StepCall) -> Any:
@@ -31,15 +31,14 @@ def run(call: StepCall) -> Any:
 
 def _perform(call: StepCall) -> Any:
     """Run a step by its task's policy and record the outcome."""
-    undo = call.task.undo
-    if undo is not None and (refused := call.register_undo(undo)) is not None:
+    if (refused := call.refusal()) is not None:
         call.begin()
         return pools.on_loop(give_up(call, refused))
     if call.context.durable_marks:
         pools.on_loop(write_marks(call.context))
     while True:
-        if call.not_before is not None:
-            pools.on_loop(back_off(call))
+        if call.not_before is not None or call.task.limit is not None:
+            _wait_for_turn(call)
         call.begin()
         try:
             step_scope = inside(call.scope, call.key)
@@ -55,9 +54,20 @@ def _perform(call: StepCall) -> Any:
         else:
             pools.on_loop(store(call.context, record))
             return value
+        finally:
+            if call.task.limit is not None:
+                pools.call_soon(call.leave_place)
         if delay is None:
             return pools.on_loop(give_up(call, failure))
         pools.on_loop(store(call.context, call.failed(failure, again_in=delay)))
+
+
+def _wait_for_turn(call: StepCall) -> None:
+    try:
+        pools.on_loop(until_its_turn(call))
+    except BaseException:  # stopped while it waited, or in the moment when it got the place
+        pools.call_soon(call.leave_place)
+        raise
 
 
 def _work(call: StepCall) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.resource import Resources
+from turnout.service.flowcontrol.gate import NamedGates
 from turnout.service.journal.contract import Steps
 from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.pools import Pools
@@ -26,7 +27,8 @@ Sleep = Callable[[float], Coroutine[Any, Any, None]]
 class Services:
     """What an attempt needs from the service to run and record its steps.
 
-    `now` is the engine's time, and `wall` the wall clock, which others' dates mean.
+    `now` is the engine's time, and `wall` the wall clock, which others' dates mean. `named` are the
+    limits that flows and tasks share.
     """
 
     journal: Steps
@@ -38,6 +40,7 @@ class Services:
     resources: Resources | None = None
     sleep: Sleep = asyncio.sleep
     host: RunHost | None = None
+    named: NamedGates = field(default_factory=dict)
 
 
 class RunHost(Protocol):

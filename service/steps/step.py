@@ -28,8 +28,9 @@ from turnout.service.domain.errors import (
     NotKept,
     as_exception,
 )
-from turnout.service.domain.run import RunError
+from turnout.service.domain.run import Fail, RunError
 from turnout.service.domain.task import NO_FALLBACK, Task
+from turnout.service.flowcontrol.named_limit import NamedLimit
 from turnout.service.journal.records import RecordedArguments, StepRecord
 
 from . import codec, failures
@@ -72,6 +73,7 @@ class StepCall:
         "kwargs",
         "last_error",
         "not_before",
+        "place",
         "scope",
         "services",
         "task",
@@ -97,6 +99,7 @@ class StepCall:
         self.kwargs = kwargs
         self.tries = 0
         self.not_before: datetime | None = None
+        self.place: NamedLimit | None = None
         self.last_error: RunError | None = None
         self.blames: Sequence[str] = ()
         self.done: StepRecord | None = None
@@ -169,6 +172,36 @@ class StepCall:
             except NotKept as error:
                 return error
         return None
+
+    def refusal(self) -> NotKept | Fail | None:
+        """Return why the step cannot run at all, after its undo is registered."""
+        undo = self.task.undo
+        refused = None if undo is None else self.register_undo(undo)
+        return refused or (None if self.task.limit is None else self._own_limit())
+
+    def _own_limit(self) -> Fail | None:
+        """Return why the task's limit would never be free: the run itself holds a place there."""
+        rule, flow = self.task.limit, self.context.flow
+        if rule is None or flow is None or all(each.name != rule.name for each in flow.concurrency):
+            return None
+        return Fail(
+            f"{self} would wait for ever: its task takes a place of {rule.words}, and so does its "
+            "flow (concurrency=); leave it out of one of them"
+        )
+
+    async def take_place(self) -> None:
+        """Wait for a place at the task's limit, if it has one."""
+        rule = self.task.limit
+        if rule is not None and rule.name is not None:
+            gate = NamedLimit.for_task(rule.name, rule.count, self.services.named)
+            await gate.take()
+            self.place = gate
+
+    def leave_place(self) -> None:
+        """Give the place back; on the loop only."""
+        place, self.place = self.place, None
+        if place is not None:
+            place.release()
 
     def begin(self) -> None:
         """Note the start of a try."""
@@ -287,14 +320,14 @@ async def run(call: StepCall) -> Any:
 async def perform(call: StepCall) -> Any:
     """Run a step by its task's policy and record the outcome."""
     task, pools = call.task, call.services.pools
-    if task.undo is not None and (refused := call.register_undo(task.undo)) is not None:
+    if (refused := call.refusal()) is not None:
         call.begin()
         return await give_up(call, refused)
     if call.context.durable_marks:
         await write_marks(call.context)
     while True:
-        if call.not_before is not None:
-            await back_off(call)
+        if call.not_before is not None or task.limit is not None:
+            await until_its_turn(call)
         call.begin()
         step_scope = inside(call.scope, call.key)
         outer = current_scope.set(step_scope)
@@ -319,6 +352,7 @@ async def perform(call: StepCall) -> Any:
             call.done = await store(call.context, record)
             return value
         finally:
+            call.leave_place()
             pools.steps -= 1
             current_scope.reset(outer)
             if step_scope.pending_calls is not None and step_scope.pending_calls.is_left:
@@ -326,6 +360,13 @@ async def perform(call: StepCall) -> Any:
         if delay is None:
             return await give_up(call, failure)
         await store(call.context, call.failed(failure, again_in=delay))
+
+
+async def until_its_turn(call: StepCall) -> None:
+    """Wait until the next try may start: its backoff is over, and its limit has a place."""
+    if call.not_before is not None:
+        await back_off(call)
+    await call.take_place()
 
 
 async def give_up(call: StepCall, failure: Exception) -> Any:

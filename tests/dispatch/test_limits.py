@@ -11,12 +11,14 @@ import pytest
 
 from tests.support import inside
 from tests.support.running import Running, eventually, running
-from turnout import Retry, flow, limit, retry, sleep
+from turnout import Retry, flow, gather, limit, retry, sleep, task
+from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
 from turnout.service.flowcontrol.limit import HeldLimit
 from turnout.service.operate.verbs import Cancel
+from turnout.service.project.check import check
 
 
 class Inside:
@@ -272,3 +274,122 @@ async def test_runs_queued_before_a_rule_was_added_get_their_key_before_they_sta
     assert [run.id for run in runs if run.dead] == [ids[2]], "a key that raises is a dead letter"
     assert runs[2].error is not None and runs[2].error.type == "filter_error"
     assert "ValueError: who? (in per= or another key" in runs[2].error.message
+
+
+any_limit: Any = limit
+any_flow: Any = flow
+
+
+async def test_tries_of_tasks_take_places_of_a_limit_that_flows_share(tmp_path: Path) -> None:
+    seen = Inside()
+
+    @task(limit=limit("crm", 2))
+    async def call(number: int) -> int:
+        await seen.run("crm")
+        return number
+
+    @task(limit=limit("crm", 2))
+    def call_in_thread(number: int) -> int:
+        return number
+
+    @flow
+    async def asks(event: Event) -> tuple[int, ...]:
+        return await gather(*(call(number) for number in range(3)))
+
+    @flow
+    def asks_in_thread(event: Event) -> int:
+        return call_in_thread(7)
+
+    @flow(concurrency=limit("crm", 2))
+    async def exports(event: Event) -> None:
+        await seen.run("crm")
+
+    async with running(tmp_path, [asks, exports, asks_in_thread]) as service:
+        for to in (asks, exports, asks, exports, asks_in_thread):
+            await send_to(service, to)
+        runs = await service.all_finished()
+        gate = limits_of(service, "exports")[0]
+    assert {run.state for run in runs} == {RunState.SUCCEEDED}
+    assert seen.most["crm"] == 2
+    assert gate.used() == {}
+
+
+async def test_a_task_that_wants_the_limit_its_own_run_has_a_place_of_fails_by_name(
+    tmp_path: Path,
+) -> None:
+    @task(limit=limit("crm", 1))
+    async def call() -> None: ...
+
+    @flow(concurrency=limit("crm", 1))
+    async def asks(event: Event) -> None:
+        await call()
+
+    async with running(tmp_path, [asks]) as service:
+        run = await service.finished((await service.send()).runs[0])
+    assert run.error is not None
+    assert run.error.message == (
+        "step 'call#1' of flow 'asks' would wait for ever: its task takes a place of "
+        'limit("crm", 1), and so does its flow (concurrency=); leave it out of one of them'
+    )
+
+
+@pytest.mark.parametrize(
+    ("declared", "problem"),
+    [
+        (
+            lambda: any_limit(0),
+            "limit(0): a flow that may never run is `turnout pause`",
+        ),
+        (
+            lambda: any_limit(2.5),
+            "limit(2.5): a limit is a whole number of runs",
+        ),
+        (lambda: any_limit(3, 4), 'limit(3, 4): the name comes first: limit("db", 3)'),
+        (lambda: any_limit("db"), "limit('db'): say how many at once: limit('db', 3)"),
+        (lambda: any_limit("db", 3, per=str), "a limit that flows share has no keys"),
+        (lambda: any_limit("db", 3, hold="run"), "only a limit of one flow can be held"),
+        (
+            lambda: any_limit(3, hold="wait"),
+            "hold='wait': write hold=",
+        ),
+        (lambda: flow(concurrency=[3, limit(5)])(print_it), "only the lowest holds"),
+        (
+            lambda: flow(concurrency=[limit("db", 3), limit("db", 3)])(print_it),
+            "the limit 'db' is named twice",
+        ),
+        (
+            lambda: any_flow(concurrency="3")(print_it),
+            "concurrency='3': write a count",
+        ),
+        (
+            lambda: task(limit=limit(3))(print_it),
+            'limit=limit(3): a task takes a limit with a name: limit=limit("crm", 3)',
+        ),
+    ],
+)
+def test_a_limit_that_cannot_be_meant_is_refused_by_name(declared: Any, problem: str) -> None:
+    with pytest.raises(SetupError) as refused:
+        declared()
+    assert problem in refused.value.message
+
+
+async def print_it(event: Event) -> None: ...
+
+
+def test_a_name_with_two_counts_is_refused_with_both_places(tmp_path: Path) -> None:
+    (tmp_path / "flows.py").write_text(
+        "from turnout import flow, limit, task\n\n"
+        '@task(limit=limit("db", 5))\nasync def call() -> None: ...\n\n'
+        '@flow(concurrency=limit("db", 3))\nasync def bill(event: dict) -> None: ...\n\n'
+        "@flow(concurrency=limit(1))\nasync def alone(event: dict) -> None: ...\n"
+    )
+    found = check([tmp_path / "flows.py"])
+    (problem,) = found.problems
+    assert (problem.line, problem.message) == (
+        3,
+        f'limit("db", 5) is limit("db", 3) in flow \'bill\' ({tmp_path / "flows.py"}:6); a name '
+        "has one meaning: write the rule once and use it in both",
+    )
+    (warning,) = found.warnings
+    assert warning.line == 9
+    assert warning.message.startswith("flow 'alone': limit(1) promises no order")

@@ -39,13 +39,16 @@ _FIRST_RUNS, _LAST_SEQS = _SQL["first_runs"], _SQL["last_seqs"]
 class Rows:
     """The rows of a batch of appends, as flat lists of values for the bulk statements."""
 
-    __slots__ = ("awaited", "deliveries", "events", "keys", "known", "repeated", "runs", "starts")
+    __slots__ = (
+        "awaited", "classes", "deliveries", "events", "keys", "known", "repeated", "runs", "starts",
+    )  # fmt: skip
 
     def __init__(self, known: dict[bytes, First]) -> None:
         self.known = known
         self.events: list[Any] = []
         self.runs: list[Any] = []
         self.keys: list[Any] = []
+        self.classes: dict[tuple[str, str], int | None] = {}
         self.starts: list[Start] = []
         self.deliveries: list[Any] = []
         self.awaited: list[tuple[int, int, Sequence[str]]] = []
@@ -230,11 +233,24 @@ class Intake:
         self._insert(rows)
         return appended
 
+    def _class_of_head(self, rows: Rows, run: NewRun, order_key: str) -> int | None:
+        """Return the class of the unfinished runs of an ordering key, else the run's own.
+
+        So an urgent run does not wait behind a head that gets fewer turns than it, out of sight.
+        """
+        known = rows.classes.get((run.flow, order_key))
+        if known is None:
+            known = run_keys.class_of_key(self._connection, run.flow, order_key) or run.priority
+            rows.classes[run.flow, order_key] = known
+        return known
+
     def _add_run(
         self, rows: Rows, run: NewRun, event_seq: int, at: int, counters: RunCounters
     ) -> None:
         self.last_run += 1
         run.seq = self.last_run
+        if run.priority is not None and run.order_key is not None:
+            run.priority = self._class_of_head(rows, run, run.order_key)
         row = runs.run_row(run, event_seq, at)
         rows.runs += row
         counters.move(None, row.state)

@@ -18,8 +18,8 @@ from .statements import load
 from .values import dump, dump_list
 
 _SQL = load("run_keys")
-_ADD, _REMOVE, _RENAME, _SET_KEYS = (
-    _SQL["add"], _SQL["remove"], _SQL["rename"], _SQL["set_keys"],
+_ADD, _REMOVE, _RENAME, _SET_KEYS, _CLASS_OF_KEY = (
+    _SQL["add"], _SQL["remove"], _SQL["rename"], _SQL["set_keys"], _SQL["class_of_key"],
 )  # fmt: skip
 
 
@@ -40,6 +40,12 @@ def add_rows(values: list[Any], flow: str, keys: Keys, seq: int) -> None:
     for place, key in keys.items():
         if key is not None:
             values += KeyRow(flow, place, key, seq)
+
+
+def class_of_key(connection: apsw.Connection, flow: str, order_key: str) -> int | None:
+    """Return the class of the unfinished runs of an ordering key, None if there are none."""
+    found: int | None = connection.execute(_CLASS_OF_KEY, (flow, order_key)).get
+    return found
 
 
 def add(connection: apsw.Connection, seqs: Iterable[int]) -> None:

@@ -10,7 +10,7 @@ UPDATE runs SET state = 'cancelled', finished_at = ?2 WHERE seq = ?1;
 
 -- name: queue
 -- A run (?1) is queued at an instant (?2).
-UPDATE runs SET state = 'queued', due_at = ?2 WHERE seq = ?1;
+UPDATE runs SET state = 'queued', due_at = ?2, priority = coalesce(priority, 2) WHERE seq = ?1;
 
 -- name: count_attempt
 -- The attempt of a run (?1) that a cancel ends.
@@ -27,7 +27,7 @@ DELETE FROM steps WHERE run_seq = ?1 AND state = 'waiting';
 
 -- name: queue_again
 -- An ended run (?1) is queued as if it were new, at an instant (?2).
-UPDATE runs SET state = 'queued', attempts = 0, dead = 0, consecutive_crashes = 0, due_at = ?2,
+UPDATE runs SET state = 'queued', priority = coalesce(priority, 2), attempts = 0, dead = 0, consecutive_crashes = 0, due_at = ?2,
     started_at = NULL, finished_at = NULL, result = NULL, returned = NULL, error = NULL,
     reason = NULL, undo = NULL, cancelled_by = NULL, refused = NULL
 WHERE seq = ?1;
@@ -57,7 +57,7 @@ WHERE run_seq = ?1 AND key = ?2;
 
 -- name: queue_undo
 -- A run (?1) is queued to be undone further, at an instant (?2); it stays a dead letter.
-UPDATE runs SET state = 'queued', dead = 1, consecutive_crashes = 0, due_at = ?2, started_at = NULL,
+UPDATE runs SET state = 'queued', priority = coalesce(priority, 2), dead = 1, consecutive_crashes = 0, due_at = ?2, started_at = NULL,
     finished_at = NULL
 WHERE seq = ?1;
 

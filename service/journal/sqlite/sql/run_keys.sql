@@ -29,3 +29,8 @@ UPDATE runs SET keys = given.value ->> 1 FROM json_each(?1) AS given
 WHERE runs.seq = given.value ->> 0
     AND (+runs.state = 'queued' OR +runs.state = 'retrying' OR +runs.state = 'waiting'
         OR +runs.state = 'scheduled');
+
+-- name: class_of_key
+-- The class of the oldest unfinished run of an ordering key (?2) of a flow (?1).
+SELECT r.priority FROM run_keys AS k CROSS JOIN runs AS r ON r.seq = k.run_seq
+WHERE k.flow = ?1 AND k.place = 'order' AND k.key = ?2 ORDER BY k.run_seq LIMIT 1;
