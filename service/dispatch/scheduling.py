@@ -15,11 +15,7 @@ from datetime import datetime
 from turnout.service.domain.run import Run, RunState, Start
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.admission import Admission, FlowGates
-<<<<<<< HEAD
-from turnout.service.flowcontrol.gate import Candidate, Gate, Refusal
-=======
 from turnout.service.flowcontrol.gate import Candidate, Gate, NamedGates, Refusal
->>>>>>> f491805 (priority: three classes share starts 8 : 2 : 1; tasks take places of named limits)
 from turnout.service.flowcontrol.named_limit import NamedLimit
 from turnout.service.flowcontrol.priority import CLASSES, ClassTurns
 from turnout.service.flowcontrol.reasons import waiting_at
