@@ -32,10 +32,11 @@ SECOND = 1_000_000
 KEYS = "abc"
 SENDERS = 4
 
-LIMITS = {"limited": 2, "ordered": 1}
+LIMITS = {"limited": 2, "ordered": 1, "reader": 1, "account": 1}
 """How many runs of one key may run at once."""
 
-FLOW_LIMITS = {"few": 3, "bounded": 1}
+GROUPS = {("few",): 3, ("bounded",): 1, ("late",): 1, ("reader", "writer"): 2}
+"""How many runs of these flows together may run at once."""
 
 RATES = {
     ("throttled", "throttle"): (20, 2 * SECOND),
@@ -48,7 +49,7 @@ RATES = {
 SHARES = {
     "limited": 8, "few": 6, "ordered": 8, "throttled": 3, "apart": 2, "calls": 2, "accepted": 6,
     "replaced": 6, "latest": 6, "skipped": 6, "alone": 6, "bounded": 6, "stopped": 4, "stop": 2,
-    "crm": 6,
+    "crm": 6, "reader": 6, "writer": 4, "account": 4, "late": 5,
 }  # fmt: skip
 """How often each route is used, beside the others."""
 
@@ -132,6 +133,7 @@ class Run(NamedTuple):
     key: str
     number: int
     refused: str | None
+    error: str | None
 
 
 class Start(NamedTuple):
@@ -182,6 +184,7 @@ def broken_rules(seen: Evidence) -> list[str]:
           if run.state not in FINISHED),
         *_above_limits(seen),
         *_above_limits_in_code(seen),
+        *_given_back_early(seen),
         *_above_rates(seen),
         *_out_of_order(seen),
         *_wrong_modes(seen),
@@ -195,8 +198,8 @@ def _above_limits(seen: Evidence) -> Iterator[str]:
     for flow, most in LIMITS.items():
         for key, runs in seen.of(flow).items():
             yield from _above(f"{flow} {key}", most, runs)
-    for flow, most in FLOW_LIMITS.items():
-        yield from _above(flow, most, [run for run in seen.runs if run.flow == flow])
+    for flows, most in GROUPS.items():
+        yield from _above(str(flows), most, [run for run in seen.runs if run.flow in flows])
 
 
 def _above(what: str, most: int, runs: Iterable[Run]) -> Iterator[str]:
@@ -215,15 +218,28 @@ def _above(what: str, most: int, runs: Iterable[Run]) -> Iterator[str]:
 
 def _above_limits_in_code(seen: Evidence) -> Iterator[str]:
     """Find more code at once than a limit allows, also of attempts that a kill ended."""
-    inside: Counter[tuple[str, str, str]] = Counter()
+    inside: Counter[tuple[str, str]] = Counter()
     for line in seen.lines:
-        key = line.key if line.flow in LIMITS else ""
-        most = LIMITS.get(line.flow) or FLOW_LIMITS.get(line.flow)
-        if most is None:
-            continue
-        inside[line.pid, line.flow, key] += 1 if line.what == "begin" else -1
-        if inside[line.pid, line.flow, key] > most:
-            yield f"{line.flow} {key}: more than {most} in process {line.pid}"
+        counted = [(f"{line.flow} {line.key}", LIMITS[line.flow])] if line.flow in LIMITS else []
+        counted += [(str(flows), most) for flows, most in GROUPS.items() if line.flow in flows]
+        for what, most in counted:
+            inside[line.pid, what] += 1 if line.what == "begin" else -1
+            if inside[line.pid, what] > most:
+                yield f"{what}: more than {most} in process {line.pid}, the limit is {most}"
+
+
+def _given_back_early(seen: Evidence) -> Iterator[str]:
+    """Find a run that began before another one of its key, which holds its place, had ended."""
+    begun: dict[str, list[str]] = defaultdict(list)
+    for line in seen.lines:
+        if line.flow == "account" and line.what == "begin":
+            runs = begun[line.key]
+            if not runs or runs[-1] != line.run:
+                runs.append(line.run)
+    for key, runs in begun.items():
+        for run, times in Counter(runs).items():
+            if times > 1:
+                yield f"account {key}: another run began while {run} had its place"
 
 
 def _above_rates(seen: Evidence) -> Iterator[str]:
@@ -351,7 +367,7 @@ def _runs(copy: sqlite3.Connection) -> Iterator[Run]:
     rows = copy.execute(
         "SELECT r.seq, r.id, r.flow, r.state, r.queued_at, r.started_at, r.finished_at,"
         " json_extract(CAST(e.body AS TEXT), '$.key'),"
-        " json_extract(CAST(e.body AS TEXT), '$.number'), r.refused"
+        " json_extract(CAST(e.body AS TEXT), '$.number'), r.refused, r.error"
         " FROM runs AS r JOIN events AS e ON e.seq = r.event_seq ORDER BY r.seq"
     )
     return (Run(*row) for row in rows)
@@ -390,6 +406,8 @@ def test_whatever_kills_it_no_rule_of_flow_control_is_broken(
     )
     broken = broken_rules(seen)
     assert not broken, broken[:10]
+    failed = [(run.flow, run.error) for run in seen.runs if run.state == "failed"]
+    assert not failed, "each run succeeds in the end, unless a rule ends it"
     assert test.breakers == sorted(test.breakers), "a breaker went back to an older generation"
     assert seen.starts and sum(refused.values()), "no rule was in use: the test saw nothing"
     assert {line.run for line in seen.lines if line.what == "begin"}, "nothing ran"

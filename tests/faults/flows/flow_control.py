@@ -19,6 +19,7 @@ from turnout import (
     limit,
     rate_limit,
     retry,
+    sleep,
     throttle,
     unique,
     webhook,
@@ -70,6 +71,37 @@ async def few(order: Order) -> None:
     await work(order)
 
 
+@flow(
+    on=webhook("/reader"),
+    concurrency=[limit("db", 2), limit(1, per=lambda event: event.data["key"])],
+    retry=SOON,
+)
+async def reader(order: Order) -> None:
+    await work(order)
+
+
+@flow(on=webhook("/writer"), concurrency=limit("db", 2), retry=SOON)
+async def writer(order: Order) -> None:
+    await work(order)
+
+
+@flow(
+    on=webhook("/account"),
+    concurrency=limit(1, per=lambda event: event.data["key"], hold="run"),
+    retry=SOON,
+)
+async def account(order: Order) -> None:
+    await work(order)
+    await sleep("50ms")
+    await work(order)
+
+
+@flow(on=webhook("/late"), concurrency=limit(1), start_timeout="1s")
+async def late(order: Order) -> None:
+    with working(order):
+        await asyncio.sleep(0.1)
+
+
 @flow(on=webhook("/ordered"), ordered_by=lambda event: event.data["key"], retry=SOON)
 async def ordered(order: Order) -> None:
     await work(order)
@@ -94,7 +126,11 @@ async def calls(order: Order) -> None:
     await work(order)
 
 
-@flow(on=webhook("/accepted"), rate=rate_limit("3/1s", per=lambda event: event.data["key"]))
+@flow(
+    on=webhook("/accepted"),
+    rate=rate_limit("3/1s", per=lambda event: event.data["key"]),
+    retry=SOON,
+)
 async def accepted(order: Order) -> None:
     await work(order)
 
