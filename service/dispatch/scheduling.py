@@ -354,7 +354,7 @@ class Scheduler:
             return None
         if queue.paused:
             return Waiting(Cause.PAUSE, f"for flow {queue.flow!r} to be resumed")
-        asking = next((row for row in queue.rows() if row.seq == run.seq), None) or _asking(run)
+        asking = _asking(run)  # not the row in memory: there may be thousands to look through
         refusal = queue.gates.refusal(asking, now)
         if refusal is None:
             return Waiting(Cause.TURN, "for its turn")
@@ -443,7 +443,7 @@ class Scheduler:
 
 
 def _asking(run: Run) -> Queued:
-    """Return a run as it asks that is in the journal only."""
+    """Return a run as it asks, as far as the journal tells."""
     return Queued(
         seq=run.seq,
         id=run.id,
@@ -451,6 +451,8 @@ def _asking(run: Run) -> Queued:
         order_key=run.order_key,
         keys=run.keys,
         due_at=run.due_at,
-        isolated=False,
+        isolated=run.crashes > 1,  # in a row, if it is isolated: that is not read of a run
         queued_at=run.queued_at,
+        is_due=run.state is not RunState.QUEUED,
+        resumes=run.state is RunState.WAITING,
     )
