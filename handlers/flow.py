@@ -366,7 +366,8 @@ def _conditions(
 
 def _cancel_on(trigger: Any, match: Any) -> CancelOn | None:
     if trigger is not None:
-        given = _triggers(trigger, "cancel_on")
+        listed: Any = [trigger] if isinstance(trigger, str) else trigger
+        given = _triggers(listed, "cancel_on")
         if len(given) != 1:
             raise SetupError(f"cancel_on={trigger!r}: name one trigger")
         (trigger,) = given

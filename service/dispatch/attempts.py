@@ -69,7 +69,9 @@ class _RunningAttempt:
     that has not ended yet.
     """
 
-    __slots__ = ("cancelled", "entered", "executing", "previous", "run", "state", "task")
+    __slots__ = (
+        "cancelled", "cancels", "entered", "executing", "previous", "run", "state", "task",
+    )  # fmt: skip
 
     def __init__(
         self, entered: Candidate, run: ClaimedRun, previous: _RunningAttempt | None
@@ -81,10 +83,12 @@ class _RunningAttempt:
         self.task: asyncio.Task[None] | None = None
         self.executing = False
         self.cancelled = False
+        self.cancels = 0  # of its task, to be taken back when the flow's code has ended
 
     def cancel(self) -> None:
         self.cancelled = True
         if self.executing and self.task is not None:
+            self.cancels += 1
             self.task.cancel()
 
 
@@ -171,12 +175,28 @@ class Attempts:
         attempt.task = tasks.create_task(self._run(attempt, flow), context=self._context.copy())
 
     def cancel(self, run_id: str) -> bool:
-        """Cancel a run's attempt at its next await; False if it has none."""
+        """Cancel a run's attempt at its next await; False if it has none.
+
+        It is cancelled again after each grace time in which its code has not ended.
+        """
         attempt = self._running.get(run_id)
         if attempt is None:
             return False
         attempt.cancel()
+        self._cancel_again_later(attempt)
         return True
+
+    def _cancel_again_later(self, attempt: _RunningAttempt) -> None:
+        seconds = self._executor.grace.total_seconds()
+        asyncio.get_running_loop().call_later(seconds, self._cancel_again, attempt)
+
+    def _cancel_again(self, attempt: _RunningAttempt) -> None:
+        """Cancel an attempt whose code goes on after a cancel: others may wait for its end."""
+        if attempt.executing:
+            run = attempt.run
+            log.warning("run.still_executing", flow=run.flow, run=run.claim.run_id)
+            attempt.cancel()
+            self._cancel_again_later(attempt)
 
     def cancel_all(self) -> None:
         """Cancel every attempt at its next await; each run is handed back."""
@@ -253,7 +273,8 @@ class Attempts:
             return HANDED_BACK
         finally:
             attempt.executing = False
-            if attempt.cancelled and attempt.task is not None:
+            for _ in range(attempt.cancels):
+                assert attempt.task is not None
                 attempt.task.uncancel()
 
     async def _record(

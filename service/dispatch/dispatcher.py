@@ -18,7 +18,7 @@ import anyio
 
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import JournalFull
-from turnout.service.domain.event import CALLED, Event
+from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome, Run, RunState
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.dependency import Breakers
@@ -480,7 +480,7 @@ class Dispatcher:
         blocks = state is RunState.FAILED and flow is not None and flow.on_dead == "block"
         if entered.token:
             self._scheduler.leave(entered, keeps_key=continues or blocks, goes_on=continues)
-        if continues or run.event.type == CALLED:
+        if continues or run.may_be_awaited:
             self._due.recheck()
         if state is RunState.QUEUED and not self._stopping:
             self.reread_queue(run.flow)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from turnout.service.domain.error_groups import asked_pause, deciding, is_final, leaves
@@ -22,7 +22,6 @@ from turnout.service.domain.errors import (
     message_of,
     words_of,
 )
-from turnout.service.domain.event import CALLED
 from turnout.service.domain.resource import Resources
 from turnout.service.domain.retry import delay_after
 from turnout.service.domain.run import Outcome, RunError, RunState, Skip
@@ -70,6 +69,11 @@ class Executor:
         self._services = Services(
             journal, pools, settings, metrics, now, wall or now, resources, sleep
         )
+
+    @property
+    def grace(self) -> timedelta:
+        """How long the code of a cancelled attempt has to end."""
+        return self._settings.grace
 
     def set_host(self, host: RunHost) -> None:
         """Give runs access to the service: child runs, events, approval links."""
@@ -142,7 +146,7 @@ class Executor:
         return encode_returned(
             value,
             flow.binding.returns,
-            called=run.event.type == CALLED,
+            called=run.may_be_awaited,
             max_bytes=self._settings.max_result_bytes,
             name=flow.words,
         )

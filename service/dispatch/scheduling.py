@@ -363,7 +363,7 @@ class Scheduler:
     @property
     def at_rest(self) -> bool:
         """Whether no queue has a run to start that was not refused when it asked last."""
-        return not any(
+        return not self.starting and not any(
             not (queue.stopped or queue.is_empty_at(level))
             for level, active in self._active.items()
             for queue in active.values()

@@ -36,6 +36,8 @@ def wanted(queue: Queue, run: NewRun | Run) -> list[Wanted]:
             )
         )
     for gate in queue.gates.held:
+        if isinstance(run, NewRun) and not gate.queues_new:
+            continue  # the journal refuses the run, or ends the holders, where it is stored
         holders = tuple(gate.holders_for(run.keys))
         if len(holders) < gate.count:
             continue
@@ -44,7 +46,7 @@ def wanted(queue: Queue, run: NewRun | Run) -> list[Wanted]:
         of = "" if key is None else f" for {key!r}"
         found.append(
             Wanted(
-                f'{words} of limit({gate.count}, hold="run"){of}',
+                f"{words} of {gate.words}{of}",
                 holders,
                 "give the child another key (per=), a limit of its own, or make it a task",
                 is_limit=True,

@@ -18,11 +18,16 @@ from .dependency import Breaker, Breakers
 from .gate import Candidate, Gate, NamedGates, Refusal
 from .isolation import Isolation
 from .limit import HeldLimit, limit_gates
+from .mode import mode_gates
 from .order import Order
 from .slots import Slots
 from .throttle import ThrottleGate, throttle_gates
 
-GATES: tuple[Callable[[AnyFlow, NamedGates], Iterable[Gate]], ...] = (limit_gates, throttle_gates)
+GATES: tuple[Callable[[AnyFlow, NamedGates], Iterable[Gate]], ...] = (
+    mode_gates,
+    limit_gates,
+    throttle_gates,
+)
 """What makes the gates of a flow from its declaration, in the order in which they are asked.
 
 A gate with a name is made once and shared by all flows that name it.

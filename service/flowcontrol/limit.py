@@ -226,10 +226,18 @@ class HeldLimit(Gate):
     name = "limit"
     cause = Cause.LIMIT
 
+    queues_new: bool = True
+    """Whether a new run waits here for those that hold a place."""
+
     def __init__(self, count: int, place: str = "") -> None:
         self.count = count
         self.place = place
         self._holders: dict[str | None, dict[str, int]] = {}
+
+    @property
+    def words(self) -> str:
+        """The rule as an author writes it."""
+        return f'limit({self.count}, hold="run")'
 
     def holders(self, run: Candidate) -> Mapping[str, int]:
         """Return who holds the places that a run asks for, by run id."""

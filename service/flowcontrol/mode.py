@@ -8,14 +8,20 @@ gate here keeps the runs of a key from overlapping.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 from turnout.service.domain.conditions import MODE_PLACE
 from turnout.service.domain.conditions import Mode as Kind
+from turnout.service.domain.decisions import Fact
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
+from turnout.service.domain.waiting import Cause
+from turnout.service.project import AnyFlow
+
+from .gate import Candidate, Gate, NamedGates
+from .limit import HeldLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +53,30 @@ def checked_mode(mode: object, key: object) -> Mode | None:
     if key is not None and not callable(key):
         raise SetupError(f"key={key!r}: write a function, key=lambda event: …")
     return Mode(mode, whole_flow if key is None else key)  # type: ignore[arg-type]  # checked above
+
+
+def mode_gates(flow: AnyFlow, named: NamedGates) -> list[Gate]:
+    """Return the gate of a flow with `mode=`."""
+    return [ModeGate(flow.mode)] if isinstance(flow.mode, Mode) else []
+
+
+class ModeGate(HeldLimit):
+    """One run of each key at a time, from its first start to its end."""
+
+    name = MODE_PLACE
+    cause = Cause.MODE
+
+    def __init__(self, declared: Mode) -> None:
+        super().__init__(1, MODE_PLACE)
+        self.queues_new = declared.kind == "latest"
+        self._words = f'mode="{declared.kind}"'
+
+    @property
+    def words(self) -> str:
+        """The rule as an author writes it."""
+        return self._words
+
+    def facts(self, run: Candidate) -> Mapping[str, Fact]:
+        """Return the rule, and the run that holds the key."""
+        other = next(iter(self.holders(run)), None)
+        return {"rule": self.words, "key": self.key(run), "other": other}

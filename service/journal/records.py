@@ -11,9 +11,9 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from turnout.service.domain.conditions import MODE_PLACE, Conditions
+from turnout.service.domain.conditions import MODE_PLACE, UNIQUE_PLACE, Conditions
 from turnout.service.domain.decisions import Fact, Reason
-from turnout.service.domain.event import Event
+from turnout.service.domain.event import CALLED, Event
 from turnout.service.domain.run import Keys, Run, RunError, RunState, Start
 from turnout.service.domain.waiting import Cause
 
@@ -325,6 +325,11 @@ class ClaimedRun(NamedTuple):
     unwoken: frozenset[str] = frozenset()
     ended: Mapping[str, ChildEnd] = NOTHING
     progress: Mapping[str, Any] = NOTHING
+
+    @property
+    def may_be_awaited(self) -> bool:
+        """Whether another run may await its end: as its child, or as the first of unique work."""
+        return self.event.type == CALLED or bool(self.keys and UNIQUE_PLACE in self.keys)
 
     def log_fields(self) -> dict[str, Any]:
         """Return the fields that every log record of the attempt carries."""

@@ -17,9 +17,10 @@ import pytest
 from turnout.service.domain.conditions import Conditions
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import Overloaded, PositionsMoved, QueueFull, Refused
-from turnout.service.domain.run import Run, RunError, RunState
+from turnout.service.domain.run import Keys, Run, RunError, RunState
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import (
+    NOTHING,
     REGISTERED,
     Appended,
     EndedEvent,
@@ -53,9 +54,11 @@ WEEK = Conditions(unique=timedelta(days=7))
 SKIP, REPLACE, LATEST = (Conditions(mode=mode) for mode in ("skip", "replace", "latest"))
 
 
-def asked(conditions: Conditions, *, state: RunState = S.QUEUED, **keys: str | None) -> NewRun:
+def asked(
+    conditions: Conditions, by: Keys = NOTHING, *, state: RunState = S.QUEUED, **keys: str | None
+) -> NewRun:
     """A new run of flow `bill` with these keys, by place."""
-    return make_run(state=state, keys=keys, conditions=conditions)
+    return make_run(state=state, keys={**by, **keys}, conditions=conditions)
 
 
 async def finished(journal: Journal, run: NewRun, state: RunState = S.SUCCEEDED) -> None:

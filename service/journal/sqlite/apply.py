@@ -13,7 +13,6 @@ import apsw
 
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import ClaimLost
-from turnout.service.domain.event import CALLED
 from turnout.service.domain.run import FINISHED, Undo
 from turnout.service.journal.records import REGISTERED, Appended, Claim, ClaimedRun, Opening
 
@@ -215,7 +214,7 @@ class Batch:
             if outcome.state in FINISHED:
                 if job.has_waits:
                     gone.append(claim.run_seq)
-                if job.run.event.type == CALLED:
+                if job.run.may_be_awaited:
                     waits.run_ended(self._connection, claim.run_id, job.at)
             elif outcome.waits:
                 waits.suspended(self._connection, claim.run_seq, outcome.waits, job.at)

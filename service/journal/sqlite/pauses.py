@@ -66,12 +66,11 @@ def discard(
     asked = (flow, after, last, BATCH, CALLED)
     found: list[Any] = connection.execute(_SQL["not_begun"], asked).fetchall()
     seqs = dump_list(row[0] for row in found)
-    for _, run_id, event_seq, is_child in found:
+    for _, run_id, event_seq, _is_child in found:
         check_transition(run_id, RunState.QUEUED, RunState.SKIPPED)
         made = Decision(flow, Reason.DROPPED, detail, {"run": run_id, "by": by})
         add_decisions(connection, event_seq, (made,), at)
-        if is_child:
-            waits.run_ended(connection, run_id, at)
+        waits.run_ended(connection, run_id, at)
     run_keys.remove(connection, [row[0] for row in found])
     connection.execute(_SQL["skip"], (seqs, at, Reason.DROPPED.value))
     connection.execute(_SQL["close_actions"], (dump_list(row[2] for row in found),))
