@@ -23,11 +23,12 @@ class Head:
 
     Runs whose key became free (woken) go before the others of their kind. `cursor` is the seq of
     the last queued row read, `unread` whether the journal may hold rows after it. `taken` counts
-    the runs taken from the window.
+    the runs taken from the window. While a throttle has the flow `held`, only runs that resume are
+    handed out, and what is in memory stays within the window.
     """
 
     __slots__ = (
-        "_due_next", "_memory", "cursor", "due", "holding", "reading", "resumed", "taken",
+        "_due_next", "_memory", "cursor", "due", "held", "holding", "reading", "resumed", "taken",
         "unread", "window", "woken", "woken_due",
     )  # fmt: skip
 
@@ -36,6 +37,7 @@ class Head:
         self.cursor = 0
         self.unread = True
         self.reading = False
+        self.held = False
         self.taken = 0
         self.window: deque[Queued] = deque()
         self.woken: deque[Queued] = deque()
@@ -50,6 +52,8 @@ class Head:
     @property
     def has_runs(self) -> bool:
         """Whether a run waits here, in memory or, as far as is known, in the journal."""
+        if self.held:
+            return bool(self._going_on)
         return bool(
             self.window or self.unread or self.woken or self.due or self.woken_due or self.resumed
             or self.holding
@@ -67,13 +71,13 @@ class Head:
     def keeps_new(self) -> bool:
         """Whether a new run is kept in memory: every queued run before it is in memory too."""
         return not (self.reading or self.unread) and (
-            len(self.window) < memory.WINDOW or self._memory.left > 0
+            len(self.window) < memory.WINDOW or (self._memory.left > 0 and not self.held)
         )
 
     @property
     def lacks(self) -> bool:
         """Whether rows should be read from the journal now."""
-        return self.unread and len(self.window) <= memory.WINDOW // 2
+        return self.unread and not self.held and len(self.window) <= memory.WINDOW // 2
 
     @property
     def window_start(self) -> int:
@@ -98,12 +102,19 @@ class Head:
     @property
     def _source(self) -> deque[Queued]:
         """The deque whose first run is next; empty if no run is in memory."""
+        if self.held:
+            return self._going_on
         if self.holding:
             return self.holding
         due, fresh = self.woken_due or self.due, self.woken or self.window
         if self.resumed and (not fresh or self.resumed[0].seq < fresh[0].seq):
             fresh = self.resumed
         return due if due and (self._due_next or not fresh) else fresh
+
+    @property
+    def _going_on(self) -> deque[Queued]:
+        """The deque whose first run resumes, if there is one."""
+        return self.holding if self.holding and self.holding[0].resumes else self.resumed
 
     def take(self) -> Queued:
         """Take the run whose turn it is."""
@@ -145,7 +156,9 @@ class Head:
         run.woken = True
         if holds:
             self.holding.append(run)
-        elif run.is_due and not run.resumes:
+        elif run.resumes:
+            insort(self.resumed, run, key=by_seq)
+        elif run.is_due:
             insort(self.woken_due, run, key=by_due)
         else:
             insort(self.woken, run, key=by_seq)

@@ -25,8 +25,9 @@ class Queue:
     """The in-memory head of a flow's queue, and the gates its runs pass.
 
     Nothing starts while an operator has the flow `paused`, or while its runs are being changed in
-    the journal. `starting` counts the runs being written as running, `refused_by` is what
-    refused the last run that found no other one before it.
+    the journal. While a throttle holds the whole flow (`held_until`), only runs that resume start.
+    `starting` counts the runs being written as running, `refused_by` is what refused the last run
+    that found no other one before it.
     """
 
     def __init__(self, flow: str, shared: Memory, gates: FlowGates) -> None:
@@ -35,6 +36,7 @@ class Queue:
         self.paused = False
         self.starting = 0
         self.refused_by: Cause | None = None
+        self.held_until: datetime | None = None
         self.blocked = Blocked()
         self.classed = False
         self._memory = shared
@@ -89,6 +91,18 @@ class Queue:
         """End what `begin_change` began."""
         self._changes -= 1
 
+    def hold(self, until: datetime) -> None:
+        """Hand out only runs that resume, until an instant or until `release`."""
+        self.held_until = until
+        for head in self._heads.values():
+            head.held = True
+
+    def release(self) -> None:
+        """Hand out every run again."""
+        self.held_until = None
+        for head in self._heads.values():
+            head.held = False
+
     @property
     def stopped(self) -> bool:
         """Whether no run of the flow may start now."""
@@ -97,20 +111,23 @@ class Queue:
     @property
     def idle(self) -> bool:
         """Whether a new run may start on insert: no older run waits for its turn."""
-        if self._arriving or self.paused or self._changes:
+        if self._arriving or self.paused or self._changes or self.held_until is not None:
             return False
         return not any(head.reading or head.has_runs for head in self._heads.values())
 
     @property
     def empty(self) -> bool:
         """Whether there is no run to start, in memory or, as far as is known, in the journal."""
-        return not (
-            self.blocked.wakeups or any(head.has_runs for head in self._heads.values())
-        )  # fmt: skip
+        return not (self._pending_wakeups or any(head.has_runs for head in self._heads.values()))
 
     def is_empty_at(self, level: int) -> bool:
         """Whether there is no run of a class to start."""
-        return not (self._heads[level].has_runs or self.blocked.wakeups)
+        return not (self._heads[level].has_runs or self._pending_wakeups)
+
+    @property
+    def _pending_wakeups(self) -> bool:
+        """Whether runs must be read from the journal because their key became free."""
+        return bool(self.blocked.wakeups) and self.held_until is None
 
     @property
     def waiting(self) -> int:
@@ -366,6 +383,7 @@ class Queue:
                 self.gates.order.let_go(run.order_key, run.id)
         for head in self._heads.values():
             head.clear()
+        self.release()
         self.blocked.clear()
         self._epoch += 1
 

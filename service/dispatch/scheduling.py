@@ -177,6 +177,8 @@ class Scheduler:
         """Add a run just written as queued; it starts as soon as a slot is free."""
         queue = self._queues[new.flow]
         queue.arrived(new, run)
+        if queue.held_until is not None:
+            return
         self._active[queue.level_of(run)][queue.flow] = queue
         if self._slots.free > 0:
             self.work.set()
@@ -265,6 +267,8 @@ class Scheduler:
 
     def _choose_from(self, queue: Queue, level: int, chosen: list[Queued], now: datetime) -> bool:
         """Choose or set aside the next run of a class; False if the queue has none to start."""
+        if queue.held_until is not None and queue.held_until <= now:
+            queue.release()
         if queue.stopped or queue.is_empty_at(level):
             return self._deactivate(queue, level)
         run = queue.head(level).first
@@ -301,6 +305,9 @@ class Scheduler:
             self._alarms.set(queue.flow, key, at, now)
         if key is None:
             queue.refused_by = gate.cause
+            if gate.counts_starts and at is not None:
+                queue.hold(at)
+                return True  # it may have a run that resumes
             # At a shared gate it is asked again whenever a run leaves.
             return False if gate.shared and at is None else self._deactivate(queue, level)
         was_woken = run.woken
@@ -321,7 +328,9 @@ class Scheduler:
         """Ask again what waited for an instant."""
         queue = self._queues.get(flow)
         if queue is not None:
-            if key is not None:
+            if key is None:
+                queue.release()
+            else:
                 queue.wake_key(key)
             self.activate(queue)
 

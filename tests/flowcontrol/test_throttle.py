@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from tests.support.gates import NOW, Asking, declare, gates, refused_by
 from tests.support.running import Running, eventually, make_event, running
-from turnout import current, flow, limit, retry, throttle
+from turnout import current, flow, limit, retry, sleep, task, throttle
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState, Start
@@ -332,3 +333,65 @@ async def test_a_clock_that_was_once_ahead_stops_nothing(tmp_path: Path) -> None
         await service.finished((await service.send()).runs[0])
     async with running(tmp_path, [paced]) as service:
         await service.finished((await service.send()).runs[0])
+
+
+async def test_retries_of_a_task_and_runs_that_wake_up_do_not_count(tmp_path: Path) -> None:
+    tries = 0
+
+    @task(retry=retry(2, delay="1m"))
+    async def fetch() -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 2:
+            raise ConnectionError
+
+    @flow(rate=throttle("1/h"))
+    async def nap(event: Event) -> None:
+        await sleep("10ms")
+        await fetch()
+        await sleep("10ms")
+
+    ahead = timedelta(0)
+    async with running(tmp_path, [nap], now=lambda: utc_now() + ahead) as service:
+        first = await service.send(1)
+        await service.send(2)  # it is held until an hour has passed
+
+        async def backs_off() -> bool:
+            return (await service.run(first.runs[0])).state is RunState.RETRYING
+
+        await eventually(backs_off)
+        ahead = timedelta(minutes=5)
+        service.process.dispatcher.clock_set()
+        assert (await service.finished(first.runs[0])).state is RunState.SUCCEEDED
+        assert len(await starts(service)) == 1
+        assert service.process.journal.counts()[0]["queued"] == 1
+
+
+async def test_a_throttled_flow_keeps_a_bounded_part_of_its_backlog_in_memory(
+    tmp_path: Path,
+) -> None:
+    @flow(rate=throttle("1/h"))
+    async def paced() -> None: ...
+
+    async with running(tmp_path, [paced]) as service:
+        for _ in range(20):
+            await service.emitter([make_event(number) for number in range(50)])
+        queue = service.process.dispatcher._scheduler.queue("paced")
+        assert sum(1 for _ in queue.rows()) <= 300
+
+
+async def test_a_run_that_is_accepted_while_the_flow_waits_starts_behind_the_others(
+    tmp_path: Path,
+) -> None:
+    seen: list[int] = []
+
+    @flow(rate=throttle("1/100ms"))
+    async def paced(event: Event) -> None:
+        seen.append(event.data)
+
+    async with running(tmp_path, [paced]) as service:
+        for number in range(12):
+            await service.send(number)
+            await asyncio.sleep(0.03)
+        await service.all_finished()
+    assert seen == list(range(12))
