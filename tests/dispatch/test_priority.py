@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.running import running
+from tests.conftest import Say
+from tests.support.running import Running, make_event, running
 from turnout import flow, limit
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
@@ -111,3 +113,74 @@ def test_a_priority_that_is_no_class_is_refused_by_name(given: Any) -> None:
 
         @flow(priority=given)
         async def work(event: Event) -> None: ...
+
+
+WORK_SECONDS = 0.01
+
+
+def busy(waits: dict[str, list[float]]) -> Any:
+    """Return a flow of 10 ms of work, which notes how long each run has waited, by class."""
+
+    @flow(priority=lambda event: event.data[0])
+    async def work(event: Event) -> None:
+        name, sent = event.data
+        waits.setdefault(name, []).append(time.monotonic() - sent)
+        await asyncio.sleep(WORK_SECONDS)
+
+    return work
+
+
+async def backlog(service: Running, count: int) -> None:
+    """Queue so many normal runs."""
+    for start in range(0, count, 500):
+        at = time.monotonic()
+        events = [make_event(("normal", at)) for _ in range(min(500, count - start))]
+        await service.emitter(events)
+
+
+@pytest.mark.timeout(600)
+async def test_urgent_runs_wait_a_second_at_most_behind_a_backlog(
+    tmp_path: Path, full: bool, say: Say
+) -> None:
+    waits: dict[str, list[float]] = {}
+    async with running(tmp_path, [busy(waits)], concurrency=8) as service:
+        service.process.dispatcher.pause("work")
+        await backlog(service, 60_000 if full else 3_000)
+        service.process.dispatcher.resume("work")
+        for _ in range(300 if full else 60):
+            await service.send(("high", time.monotonic()))
+            await asyncio.sleep(0.05)
+        await eventually_all(waits, "high", 300 if full else 60)
+        left = service.process.journal.counts()[0]["queued"]
+        service.process.dispatcher.pause("work")
+    high = sorted(waits["high"])
+    say(f"p99 of high {high[int(len(high) * 0.99)]:.3f} s, {left} normal runs left")
+    assert left > 0, "the backlog was there all the time"
+    assert high[int(len(high) * 0.99)] <= 1.0
+
+
+@pytest.mark.timeout(600)
+async def test_a_flood_of_urgent_runs_leaves_the_others_their_share(
+    tmp_path: Path, full: bool, say: Say
+) -> None:
+    waits: dict[str, list[float]] = {}
+    async with running(tmp_path, [busy(waits)], concurrency=8) as service:
+        service.process.dispatcher.pause("work")
+        count = 10_000 if full else 800
+        await backlog(service, count)
+        at = time.monotonic()
+        for _ in range(0, count, 200):
+            await service.emitter([make_event(("high", at)) for _ in range(200)])
+        service.process.dispatcher.resume("work")
+        await eventually_all(waits, "high", count // 2)
+        service.process.dispatcher.pause("work")
+    normal, high = len(waits["normal"]), len(waits["high"])
+    say(f"normal had {normal / (normal + high):.3f} of the starts")
+    assert normal / (normal + high) >= 0.18
+
+
+async def eventually_all(waits: dict[str, list[float]], name: str, count: int) -> None:
+    """Wait until so many runs of a class have started."""
+    async with asyncio.timeout(300):
+        while len(waits.get(name, ())) < count:  # noqa: ASYNC110  what the flow has noted
+            await asyncio.sleep(0.01)
