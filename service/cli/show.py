@@ -60,7 +60,7 @@ def _print_run(run: dict[str, Any]) -> None:
     print_facts(
         ("flow", f"{run['flow']}   code {run['code_version'] or 'unknown'}"),
         ("state", f"{run['state']}{'   (a dead letter)' * run['dead']}"),
-        ("waits for", run["waits_for"]),
+        ("waits", run["waits_for"]),
         ("reason", run["reason"]),
         ("forced", "past the mode of its flow" if run["forced"] else None),
         ("cancelled", f"by {run['cancelled_by']}" if run["cancelled_by"] else None),

@@ -16,7 +16,10 @@ from .gate import Candidate
 
 def parse_start_timeout(value: str | timedelta | None) -> timedelta | None:
     """Read a start timeout, None for none; raises `SetupError` for one of zero."""
-    length = None if value is None else parse_duration(value)
+    try:
+        length = None if value is None else parse_duration(value)
+    except SetupError as error:
+        raise SetupError(f"start_timeout={value!r}: {error.message}") from None
     if length == timedelta(0):
         raise SetupError(
             f"start_timeout={value!r}: no run starts in no time; leave it out for no bound"

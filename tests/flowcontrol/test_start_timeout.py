@@ -157,6 +157,8 @@ def test_a_start_timeout_of_zero_is_refused() -> None:
     assert refused.value.message == (
         "flow 'bill': start_timeout='0s': no run starts in no time; leave it out for no bound"
     )
+    with pytest.raises(SetupError, match="start_timeout=0: cannot read the duration 0"):
+        declare(start_timeout=0)
 
 
 async def test_a_limit_goes_on_behind_runs_that_came_too_late(tmp_path: Path) -> None:
