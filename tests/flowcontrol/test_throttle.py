@@ -395,3 +395,24 @@ async def test_a_run_that_is_accepted_while_the_flow_waits_starts_behind_the_oth
             await asyncio.sleep(0.03)
         await service.all_finished()
     assert seen == list(range(12))
+
+
+async def test_a_run_that_wakes_up_does_not_wait_behind_a_retry(tmp_path: Path) -> None:
+    free = asyncio.Event()
+
+    @flow(rate=throttle("3/h"), concurrency=1, retry=retry(1, delay="50ms"))
+    async def work(event: Event) -> None:
+        if event.data == "first":
+            await free.wait()
+        if event.data == "fails":
+            raise ConnectionError
+        if event.data == "sleeps":
+            await sleep("300ms")  # meanwhile the retry is due, and waits for an hour
+
+    async with running(tmp_path, [work]) as service:
+        await service.send("first")
+        await service.send("fails")
+        asleep = await service.send("sleeps")
+        free.set()
+        assert (await service.finished(asleep.runs[0])).state is RunState.SUCCEEDED
+        assert service.process.journal.counts()[0]["retrying"] == 1
