@@ -37,11 +37,16 @@ from turnout.service.telemetry.metrics import Metrics
 START = datetime(2025, 3, 1, 12, tzinfo=UTC)
 PATIENCE_SECONDS = 60.0
 READS = {
-    "child", "due", "due_actions", "event", "event_ended", "event_of", "events",
+    "breakers", "child", "due", "due_actions", "event", "event_ended", "event_of", "events",
     "next_due_at", "orphans", "pauses", "positions", "queued", "queued_for_key", "run", "runs",
     "shapes", "steps", "waiting", "waits",
 }  # fmt: skip
-SUBMITTED = {"append", "record_step", "record_with"}  # the call itself asks, and returns a future
+SUBMITTED = {
+    "append",
+    "record_breaker",
+    "record_step",
+    "record_with",
+}  # the call itself asks, and returns a future
 
 _Value = TypeVar("_Value")
 

@@ -65,6 +65,7 @@ async def limited(order: Order) -> None:
 @flow(
     on=webhook("/few", id=lambda event: f"order-{event.data['number']}"),
     concurrency=limit(3),
+    priority=lambda event: "high" if event.data["number"] % 5 == 0 else "normal",
     retry=SOON,
 )
 async def few(order: Order) -> None:
