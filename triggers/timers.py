@@ -4,7 +4,8 @@ The due instant of the last tick is stored, as position `tick`, in one transacti
 event, and ticks only go up from there: neither a restart nor a clock set back repeats a tick. The
 event id is made of trigger and due instant, and the body of the due instant alone, so a tick that
 fires again is the same event. A tick that cannot be stored is retried until it is: ticks are never
-lost silently. Whatever comes due meanwhile counts as missed.
+lost silently. Whatever comes due meanwhile counts as missed, and so does all that comes due while
+an operator has paused the timer.
 
 If the clock was wrong: when a trigger starts and its last tick lies ahead of the clock by more than
 one interval, the clock is believed and ticks go on from now (`resume`). While the process runs,
@@ -33,7 +34,7 @@ from urllib.parse import quote
 
 import orjson
 
-from turnout.service.domain.errors import JournalFull, Overloaded, SetupError
+from turnout.service.domain.errors import JournalFull, Overloaded, Paused, SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import Emitter, Seek, SeekPlan
 from turnout.service.domain.units import format_duration, parse_duration
@@ -287,10 +288,15 @@ class _Watch:
 
     async def tick(self, first: datetime) -> None:
         """Store what came due, `first` and later, as the policy asks, and move past all of it."""
+        while not await self._store_due(first):
+            await self._until_resumed()
+
+    async def _store_due(self, first: datetime) -> bool:
+        """Store what came due until now; False if the timer is paused, and nothing was stored."""
         now = self._emit.now()
         if self._ahead is not None and now >= self._ahead:
             await self._catch_up(self._ahead)
-            return
+            return True
         timer = self._timer
         keep = timer.missed_limit + 1 if timer.missed == "run_all" else 1
         due = await came_due(self.schedule, timer.starts_at, first, now, keep)
@@ -302,23 +308,42 @@ class _Watch:
             limit=timer.missed_limit,
         )
         events = [timer.event(instant, missed) for instant, missed in ticks.emitted]
-        await self.store(events, {TICK: written_instant(latest)})
+        try:
+            await self.store(events, {TICK: written_instant(latest)}, gives_up=True)
+        except Paused:
+            return False
         if ticks.dropped:
             self._emit.reject("missed", ticks.dropped)
         self.last = latest
+        return True
+
+    async def _until_resumed(self) -> None:
+        """Wait until the timer may emit again: emitting nothing is refused until then."""
+        await self.store([], {})
 
     async def _catch_up(self, ahead: datetime) -> None:
         """Go on after the tick that was not believed: the clock has reached it, so it was right."""
         await self.store([], {TICK: written_instant(ahead), AHEAD: None})
         self.last, self._ahead = ahead, None
 
-    async def store(self, events: Sequence[Event], positions: Mapping[str, str | None]) -> None:
-        """Emit until the journal takes it; any error but a full journal ends the trigger."""
+    async def store(
+        self,
+        events: Sequence[Event],
+        positions: Mapping[str, str | None],
+        *,
+        gives_up: bool = False,
+    ) -> None:
+        """Emit until the journal takes it; any error but a full journal ends the trigger.
+
+        With `gives_up` it raises `Paused` instead of trying on.
+        """
         delay, longest = _RETRY_SECONDS
         while True:
             try:
                 await self._emit(events, positions)
-            except (Overloaded, JournalFull):
+            except (Overloaded, JournalFull) as refusal:
+                if gives_up and isinstance(refusal, Paused):
+                    raise
                 self._emit.lag("tick", max(len(events), 1))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, longest)

@@ -26,11 +26,13 @@ from turnout.service.domain.run import FINISHED, Outcome, Run, RunState
 from turnout.service.domain.trigger import CalledTrigger, Trigger
 from turnout.service.domain.units import utc_now
 from turnout.service.domain.waiting import Cause, Waiting
+from turnout.service.flowcontrol.use import Use
 from turnout.service.governance.links import Links
 from turnout.service.intake.after_run_actions import AfterRunActions
 from turnout.service.intake.awaited import Awaited
 from turnout.service.intake.cancels import CancellingEvents
 from turnout.service.intake.emitter import EmitterParts, TriggerEmitter, fed_by
+from turnout.service.intake.overrides import Overrides
 from turnout.service.intake.pauses import Pauses
 from turnout.service.intake.run_host import ServiceHost
 from turnout.service.intake.submit import Submit
@@ -121,6 +123,7 @@ class Process:
             ended=self._run_ended,
             skipped=self._run_skipped,
         )
+        self.overrides = Overrides(journal, self.dispatcher, tasks, now=now)
         self.pauses = Pauses(journal, self.dispatcher, self, self.emitters, tasks, now=now)
         self.due_metrics = DueMetrics(
             journal, self.dispatcher, metrics, project=lambda: self.project, now=now
@@ -163,6 +166,7 @@ class Process:
             project=lambda: self.project,
             emitters=lambda: self.emitters,
             refresh_pauses=self.pauses.refresh,
+            refresh_limits=self.overrides.refresh,
             api=self.api,
             connection=self.settings.connection,
             stopped=self._trigger_stopped,
@@ -259,6 +263,7 @@ class Process:
         await self.resources.start(resources_of(self.project))
         self.dispatcher.breakers.restore(await self.journal.breakers(), self.now())
         await self.pauses.open()
+        await self.overrides.open()
         self.apply(self.project)
         ready = asyncio.Event()
         self._tasks.create_task(self.dispatcher.run(ready.set))
@@ -341,10 +346,15 @@ class Process:
             found.append("everything is paused: no run starts until `turnout resume --all`")
         return found
 
+    def uses(self) -> Sequence[Use]:
+        """Return how much of each limit, rate and breaker is in use."""
+        return self.dispatcher.uses()
+
     def clock_set(self) -> None:
         """Look again at what waits for an instant: the clock was set."""
         self.dispatcher.clock_set()
         self.pauses.recheck()
+        self.overrides.recheck()
 
     async def stop(self) -> int:
         """Drain, queue the rest again, stop intake; returns the number of stuck threads' runs.
@@ -359,6 +369,7 @@ class Process:
             emitter.status.close(STOPPING)
         self.api.status.close(STOPPING)
         self.pauses.close()
+        self.overrides.close()
         self.waiters.close()
         self.pools.close()
         return stuck

@@ -35,6 +35,7 @@ from . import (
     doctor,
     events,
     flows,
+    limits,
     pauses,
     run,
     runs,
@@ -108,7 +109,8 @@ for _command in (
     serve.serve, check.check, run.run, doctor.doctor,
     runs.runs, show.show, why.why, events.events, flows.flows, triggers.triggers,
     runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
-    cache.cache, pauses.pause, pauses.resume, triggers.fire, events.emit, triggers.trigger,
+    pauses.pause, pauses.resume, limits.limits, cache.cache, triggers.fire, events.emit,
+    triggers.trigger,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 @with_json
 @with_settings
 def flows(settings: Settings, as_json: bool) -> None:
-    """List the flows of the running service."""
+    """List the flows of the running service, and what is paused.
+
+    `turnout pause --list` says who has paused it and why.
+    """
     from .session import list_from_service
 
     rows = list_from_service(settings, "/api/flows")

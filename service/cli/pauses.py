@@ -20,7 +20,7 @@ by_option = click.option("--by", metavar="NAME", help="Who does it.  [default: y
 
 
 @click.command()
-@click.argument("names", metavar="FLOW|TRIGGER...", nargs=-1)
+@click.argument("names", metavar="[FLOW|TRIGGER]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Pause everything: no run starts.")
 @click.option("--for", "lasts", metavar="TIME", help="End the pause by itself: 30m, 2h, 1d.")
 @click.option("--note", default="", metavar="WHY", help="Why; shown wherever the pause is listed.")
@@ -54,13 +54,13 @@ def pause(
         run_async(_list(settings, as_json=as_json))
         return
     length = None if lasts is None else read_duration("--for", lasts)
-    who = _who(by)
-    verbs = [Pause(name, length, note, who) for name in _chosen(names, everything)]
+    author = who(by)
+    verbs = [Pause(name, length, note, author) for name in _chosen(names, everything)]
     run_async(_do(settings, verbs, _say_paused, as_json=as_json))
 
 
 @click.command()
-@click.argument("names", metavar="FLOW|TRIGGER...", nargs=-1)
+@click.argument("names", metavar="[FLOW|TRIGGER]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="End what `turnout pause --all` began.")
 @click.option("--discard", is_flag=True, help="End what waits instead of running it.")
 @by_option
@@ -70,7 +70,7 @@ def resume(
     settings: Settings, names: tuple[str, ...], everything: bool, discard: bool, by: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Resume paused flows or triggers, or everything, and say what waited.
+    """Resume what is paused, and say what waited.
 
     All runs that waited start, oldest first. With --discard those that have not begun end as
     skipped, for the reason "dropped"; their files stay where they are. Runs that have begun before
@@ -86,12 +86,13 @@ def resume(
     """
     from turnout.service.operate.verbs import Resume
 
-    who = _who(by)
-    verbs = [Resume(name, discard, who) for name in _chosen(names, everything)]
+    author = who(by)
+    verbs = [Resume(name, discard, author) for name in _chosen(names, everything)]
     run_async(_do(settings, verbs, _say_resumed, as_json=as_json))
 
 
-def _who(by: str | None) -> str:
+def who(by: str | None) -> str:
+    """Return who does it: the one named, or the user."""
     from getpass import getuser
 
     return by or getuser()

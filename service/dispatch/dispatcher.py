@@ -24,6 +24,8 @@ from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.dependency import Breakers
 from turnout.service.flowcontrol.gate import Candidate
 from turnout.service.flowcontrol.named_limit import NamedLimit
+from turnout.service.flowcontrol.overrides import limit_name, limits_of, with_overrides
+from turnout.service.flowcontrol.use import Use
 from turnout.service.journal.contract import Work
 from turnout.service.journal.records import Appended, Claim, ClaimedRun, NewRun, Queued, Retried
 from turnout.service.project import AnyFlow
@@ -38,6 +40,7 @@ from .late import end_late
 from .queue import Queue
 from .restoring import Restoring
 from .scheduling import Scheduler
+from .uses import uses_now
 from .wanted import Wanted, wanted
 
 MAX_BODY_BYTES_IN_MEMORY = 8 * 1024
@@ -66,6 +69,7 @@ class Dispatcher:
         self._decisions = metrics.decisions
         self._now = now
         self._flows: dict[str, AnyFlow] = {}
+        self._limits: Mapping[str, int] = {}
         self._scheduler = Scheduler(journal, concurrency, now)
         self._restoring = Restoring(journal, self._scheduler)
         self._written_breakers = WrittenBreakers(journal, self._scheduler.breakers)
@@ -83,9 +87,25 @@ class Dispatcher:
     def serve(self, flows: Iterable[AnyFlow], paused: Iterable[str]) -> None:
         """Serve the flows of a (re)loaded project; running attempts keep the code they began."""
         self._flows = {flow.name: flow for flow in flows}
-        self._scheduler.serve(self._flows.values(), paused, self._now())
+        declared = [with_overrides(flow, self._limits) for flow in self._flows.values()]
+        self._scheduler.serve(declared, paused, self._now())
         self._restoring.begin()
         self._due.adopt_orphans()
+
+    def override_limits(self, counts: Mapping[str, int]) -> None:
+        """Let limits be other counts than flow files say, by `limit_name`; all others as declared.
+
+        A higher count starts runs at once, a lower one stops none.
+        """
+        changed = {name for name, _ in counts.items() ^ self._limits.items()}
+        self._limits = counts
+        for flow in self._flows.values():
+            if not changed.isdisjoint(limit_name(flow.name, rule) for rule in limits_of(flow)):
+                self._scheduler.declare(with_overrides(flow, counts), self._now())
+
+    def uses(self) -> list[Use]:
+        """Return how much of each rule of the served flows is in use."""
+        return uses_now(self._flows, self._scheduler, self._now())
 
     def adopt(self, was: str, name: str) -> None:
         """Count what runs or waits under a flow's old name for its new name (a reload's `was=`).
@@ -310,11 +330,10 @@ class Dispatcher:
             self._scheduler.let_go(run.flow, run.order_key, run.id)
 
     def discarded(self, runs: Sequence[Run]) -> None:
-        """Forget runs that were ended before they began, and count the decisions about them."""
+        """Let go of runs that an operator has discarded, and count the decisions about them."""
+        self.skipped(runs)
         for run in runs:
-            self.release_key(run)
             self._decisions.labels(run.flow, Reason.DROPPED.value).inc()
-        self._due.recheck()  # a parent may wait for one
 
     # ------------------------------------------------------------ the loop
 

@@ -73,10 +73,7 @@ class Scheduler:
         names = set()
         for flow in flows:
             names.add(flow.name)
-            queue = self._queue_for(flow.name)
-            queue.gates.declare(flow, now)
-            queue.use_classes(flow.priority is not None)
-            self.reread(flow.name)
+            queue = self.declare(flow, now)
             if flow.name in stopped:
                 queue.pause()
             else:
@@ -104,6 +101,14 @@ class Scheduler:
     def named(self) -> NamedGates:
         """The gates that flows share by a name."""
         return self._admission.named
+
+    def declare(self, flow: AnyFlow, now: datetime) -> Queue:
+        """Use what a flow declares now; its queue is read again."""
+        queue = self._queue_for(flow.name)
+        queue.gates.declare(flow, now)
+        queue.use_classes(flow.priority is not None)
+        self.reread(flow.name)
+        return queue
 
     def queue(self, flow: str) -> Queue:
         """Return the queue of a flow that was served."""

@@ -95,6 +95,10 @@ class QueueFull(TooManyRuns):
     """Raised when the queue of a flow that a delivery starts is full (`max_queued=`)."""
 
 
+class Paused(Overloaded):
+    """Raised for an event of a trigger that an operator has paused; nothing was stored."""
+
+
 class InvalidData(TurnoutError):
     """Raised when an event's data cannot be what a flow declared; `field` names the place.
 

@@ -263,9 +263,10 @@ class Rejected(Fail):
 class Refused(Fail):
     """Raised at the `await` of a child run that a rule of its flow has refused; never retried.
 
-    `reason` is that of the decision: `unique`, `skip`, `latest`, `rate_limit` or `start_timeout`.
-    `run` is the id of the run that goes on instead, None if there is none. The child itself is
-    `skipped`; one that its flow's code skips (`raise Skip`) raises nothing.
+    `reason` is that of the decision: `unique`, `skip`, `latest`, `rate_limit`, `start_timeout`, or
+    `dropped` by an operator. `run` is the id of the run that goes on instead, None if there is
+    none. The child itself is `skipped`; one that its flow's code skips (`raise Skip`) raises
+    nothing.
     """
 
     def __init__(self, reason: str, run: str | None = None) -> None:

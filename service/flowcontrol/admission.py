@@ -17,9 +17,10 @@ from turnout.service.project import AnyFlow
 from .dependency import Breaker, Breakers
 from .gate import Candidate, Gate, NamedGates, Refusal
 from .isolation import Isolation
-from .limit import HeldLimit, limit_gates
+from .limit import HeldLimit, Limit, limit_gates
 from .mode import mode_gates
 from .order import Order
+from .overrides import limits_of
 from .slots import Slots
 from .throttle import ThrottleGate, throttle_gates
 
@@ -73,6 +74,7 @@ class FlowGates:
         self._admission = admission
         self._gates: tuple[Gate, ...] = (admission.slots,)
         self._counting: tuple[Gate, ...] = ()
+        self._limits: tuple[Gate, ...] = ()
         self._gates_of_isolated: tuple[Gate, ...] = (admission.slots, admission.isolation)
 
     def declare(self, flow: AnyFlow, now: datetime) -> None:
@@ -81,7 +83,9 @@ class FlowGates:
         self.keyed = flow if flow.keyed else None
         self._places = frozenset(rule.place for rule in flow.keyed)
         before, named = self.declared, self._admission.named
-        self.declared = tuple(gate for make in GATES for gate in make(flow, named))
+        made = [(make, gate) for make in GATES for gate in make(flow, named)]
+        self.declared = tuple(gate for _, gate in made)
+        self._limits = tuple(gate for make, gate in made if make is limit_gates)
         _exchange(before, self.declared, self.inside.values(), now)
         needs = self._admission.breakers.of(flow, now)
         _exchange(self.needs, needs, self.inside.values(), now)
@@ -182,6 +186,10 @@ class FlowGates:
     def is_held_by(self, run: Candidate) -> bool:
         """Whether a run has kept a place while it does not run."""
         return any(gate.is_held_by(run) for gate in self.held)
+
+    def limits(self, flow: AnyFlow) -> Iterator[tuple[Limit, Gate]]:
+        """Yield the limits that a flow declares, each with its gate."""
+        return zip(limits_of(flow), self._limits, strict=True)
 
     def places(self) -> int:
         """Return how many more runs of the flow may start, keys apart."""

@@ -21,11 +21,9 @@ from turnout.service.journal.records import EVERYTHING, StoredPause
 from turnout.service.telemetry.logs import get_logger
 
 from .emitter import HasProject, TriggerEmitter
+from .expiry import Expiry
 
 log = get_logger("turnout")
-
-_LONGEST_WAIT_SECONDS = 60.0  # the clock may be set meanwhile
-_SHORTEST_WAIT_SECONDS = 0.05
 
 
 class Pauses:
@@ -50,7 +48,7 @@ class Pauses:
         self._pauses: Mapping[str, StoredPause] = {}
         self._held: Collection[str] = ()
         self._reading = asyncio.Lock()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._expiry = Expiry(self.recheck, now=now)
 
     # ---------------------------------------------------------------- what is paused
 
@@ -136,18 +134,11 @@ class Pauses:
 
     def _arm(self) -> None:
         """Wake up when the next pause ends."""
-        self.close()
-        ends = [pause.until for pause in self._pauses.values() if pause.until is not None]
-        if ends:
-            left = (min(ends) - self._now()).total_seconds()
-            wait = min(max(left, _SHORTEST_WAIT_SECONDS), _LONGEST_WAIT_SECONDS)
-            self._alarm = asyncio.get_running_loop().call_later(wait, self.recheck)
+        self._expiry.arm(pause.until for pause in self._pauses.values())
 
     def close(self) -> None:
         """Wait for no end any more."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        self._expiry.close()
 
 
 def log_fields(pause: StoredPause) -> dict[str, Any]:

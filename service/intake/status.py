@@ -6,7 +6,7 @@ import math
 from contextlib import suppress
 from datetime import datetime
 
-from turnout.service.domain.errors import Overloaded
+from turnout.service.domain.errors import Overloaded, Paused
 from turnout.service.governance import secrets
 from turnout.service.journal.records import StoredPause
 from turnout.service.telemetry.logs import get_logger
@@ -66,7 +66,7 @@ class Status:
         left = _RETRY_SECONDS
         if self._pause is not None and self._pause.until is not None:
             left = math.ceil((self._pause.until - now).total_seconds())
-        return Overloaded(
+        return Paused(
             self._pause_words, retry_after_seconds=min(max(left, 1), _LONGEST_RETRY_SECONDS)
         )
 

@@ -43,6 +43,7 @@ from .records import (
     Rescued,
     Retried,
     StepRecord,
+    StoredOverride,
     StoredPause,
     UsedLink,
 )
@@ -397,6 +398,15 @@ class Operations(Reads, Clearing, Protocol):
     async def end_pauses(self, *, now: datetime) -> list[StoredPause]:
         """Delete and return the pauses that end by `now`."""
 
+    async def override(self, override: StoredOverride) -> None:
+        """Store a limit that an operator has set, in place of one of the same name."""
+
+    async def reset_limit(self, name: str) -> None:
+        """Delete a limit that an operator has set."""
+
+    async def end_overrides(self, *, now: datetime) -> list[StoredOverride]:
+        """Delete and return the limits that end by `now`."""
+
     async def discard(
         self,
         flow: str,
@@ -407,11 +417,11 @@ class Operations(Reads, Clearing, Protocol):
         after: int = 0,
         up_to: int | None = None,
     ) -> Discarded:
-        """End some queued runs of a flow that were never claimed, as `skipped`, reason `dropped`.
+        """End some queued runs of a flow that were never claimed, as skipped and `dropped`.
 
         Those after one seq and up to another, by default the last there is now. Each leaves a
-        decision with `detail` and `by`; whoever waits for such a run is woken; the after-run action
-        of its event is not carried out.
+        decision with `detail` and `by`; whoever awaits such a run is woken and told that it was
+        refused, and a file of its event stays.
         """
 
 

@@ -24,9 +24,9 @@ from .records import (
     OpenStep,
     StepRecord,
     StoredEvent,
+    StoredOverride,
     StoredPause,
     Wait,
-    WaitingRuns,
 )
 
 
@@ -110,8 +110,19 @@ class Reads(RunReads, Protocol):
     async def pauses(self, *, now: datetime) -> dict[str, StoredPause]:
         """Return the pauses that have not ended by `now`, by name."""
 
-    async def waiting(self, *, now: datetime) -> list[WaitingRuns]:
-        """Return, for each flow that has any, its runs that are queued, or due by `now`."""
+    async def accepted_by_key(
+        self, flow: str, place: str, *, since: datetime, nth: int
+    ) -> list[tuple[str, int, datetime | None]]:
+        """Return how many runs a rate limit has accepted since then, the busiest key first.
+
+        For each key (empty without keys) also when the `nth` latest of them was accepted.
+        """
+
+    async def queued_by_class(self, flows: Sequence[str]) -> dict[int, tuple[int, datetime]]:
+        """Return how many runs of these flows are queued, by priority, and since when the first."""
+
+    async def overrides(self, *, now: datetime) -> dict[str, StoredOverride]:
+        """Return the limits that operators have set and that have not ended by `now`, by name."""
 
     def examine(self) -> AsyncIterator[tuple[str, str | None]]:
         """Yield (check, problem or None) pairs for `turnout doctor`, as each check ends.

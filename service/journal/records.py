@@ -479,13 +479,20 @@ class StoredPause:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingRuns:
-    """How many runs of a flow could start if it were not paused; `oldest` is since when."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredOverride:
+    """A limit that holds until an instant, instead of the one that a flow file says.
 
-    flow: str
+    `name` is `limit:NAME` for a named limit, else `flow:FLOW/PLACE`. `by` is who has set it, `note`
+    says why.
+    """
+
+    name: str
     count: int
-    oldest: datetime
+    since: datetime
+    until: datetime
+    note: str = ""
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

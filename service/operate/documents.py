@@ -30,6 +30,7 @@ from turnout.service.journal.records import (
     AttemptRecord,
     StepRecord,
     StoredEvent,
+    StoredOverride,
     StoredPause,
 )
 from turnout.service.project import AnyFlow
@@ -190,6 +191,18 @@ def pause_of(pause: StoredPause) -> dict[str, Any]:
         "until": instant(pause.until),
         "note": pause.note,
         "by": pause.by,
+    }
+
+
+def override_of(override: StoredOverride) -> dict[str, Any]:
+    """Return a limit that an operator has set: how many until when, who, and why."""
+    return {
+        "name": override.name,
+        "count": override.count,
+        "since": instant(override.since),
+        "until": instant(override.until),
+        "note": override.note,
+        "by": override.by,
     }
 
 

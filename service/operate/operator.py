@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from . import cache, pauses, replays, runs, triggers
+from . import cache, limits, pauses, replays, runs, triggers
 from .parts import HANDLERS, Parts
 from .verbs import Verb
 
 R = TypeVar("R")
 
-SUBJECTS = (cache, pauses, replays, runs, triggers)
+SUBJECTS = (cache, limits, pauses, replays, runs, triggers)
 """The modules of the handlers: a module that is not imported here has none."""
 
 

@@ -41,7 +41,7 @@ class Owner(Protocol):
         """Release the ordering key of a run that is not running."""
 
     def discarded(self, runs: Sequence[Run]) -> None:
-        """Forget runs that were ended before they began, and count the decisions about them."""
+        """Let go of runs that an operator has discarded, and count the decisions about them."""
 
     def ended_for(self, ended: Appended | Retried) -> None:
         """Stop the older runs that new ones have ended on disk."""
@@ -77,7 +77,7 @@ class NoOwner:
 
 
 async def _nothing_to_refresh() -> None:
-    """Apply no pause, where nothing runs."""
+    """Apply nothing, where nothing runs."""
 
 
 def _nothing_to_stop(_trigger: str) -> AbstractAsyncContextManager[None]:
@@ -91,7 +91,7 @@ class Parts:
 
     `wall` is the wall clock, which timers follow, and `now` the engine's time.
     `connection` gives the options of a client by its kind, `stopped` stops a trigger inside a
-    block, `refresh_pauses` has the service do what the journal says is paused.
+    block, `refresh_pauses` and `refresh_limits` have the service do what the journal says.
     """
 
     journal: VerbJournal
@@ -104,6 +104,12 @@ class Parts:
     connection: Callable[[str], Mapping[str, Any]] | None = None
     stopped: Callable[[str], AbstractAsyncContextManager[None]] = _nothing_to_stop
     refresh_pauses: Callable[[], Awaitable[None]] = _nothing_to_refresh
+    refresh_limits: Callable[[], Awaitable[None]] = _nothing_to_refresh
+
+    @property
+    def in_service(self) -> bool:
+        """Whether a service is running here: it logs what operators do."""
+        return self.api is not None
 
     def mode_of(self, *flows: str) -> Mode | None:
         """Return the mode of the first flow that is loaded and has one."""

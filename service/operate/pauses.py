@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 
 from turnout.service.domain.errors import InvalidData, NotFound, Refused
 from turnout.service.intake.pauses import log_fields
-from turnout.service.journal.records import EVERYTHING, StoredPause, WaitingRuns
+from turnout.service.journal.records import EVERYTHING, DueCount, StoredPause
 from turnout.service.telemetry.logs import get_logger
 
+from .names import did_you_mean
 from .parts import Parts, handles
 from .verbs import Pause, Resume, Resumed
 
@@ -28,7 +29,8 @@ async def pause(parts: Parts, verb: Pause) -> StoredPause:
     with parts.owner.changing(_loaded_flows(parts, full)):
         await parts.journal.pause(made)
         await parts.refresh_pauses()
-    log.info("pause.began", **log_fields(made))
+    if parts.in_service:
+        log.info("pause.began", **log_fields(made))
     return (await parts.journal.pauses(now=now)).get(full, made)
 
 
@@ -48,13 +50,13 @@ async def resume(parts: Parts, verb: Resume) -> Resumed:
             discarded += await _discard(parts, each.flow, verb, now)
     await parts.journal.resume(full)
     await parts.refresh_pauses()
-    if was_paused:
+    if was_paused and parts.in_service:
         log.info("pause.ended", name=full, by=verb.by)
     return Resumed(
         name=full,
         was_paused=was_paused,
-        waiting=sum(each.count for each in waiting),
-        oldest=min((each.oldest for each in waiting), default=None),
+        waiting=sum(each.due for each in waiting),
+        oldest=min((each.oldest for each in waiting if each.oldest), default=None),
         discarded=discarded,
         still=_still_paused(full, pauses),
     )
@@ -65,16 +67,16 @@ async def resume(parts: Parts, verb: Resume) -> Resumed:
 
 async def _waiting(
     parts: Parts, full: str, others: Mapping[str, StoredPause], now: datetime
-) -> list[WaitingRuns]:
+) -> list[DueCount]:
     """Return the runs that a pause keeps waiting, by flow; those that another keeps are left out.
 
     Only the pause of everything does not count: under it `resume FLOW` says what waits all the
     same, and may discard it.
     """
-    found = await parts.journal.waiting(now=now)
+    found = [each for each in await parts.journal.due_counts(now) if each.due]
     if full != EVERYTHING:
         return [each for each in found if f"flow:{each.flow}" == full]
-    known = parts.project().flows if parts.api is not None else [each.flow for each in found]
+    known = parts.project().flows if parts.in_service else [each.flow for each in found]
     return [each for each in found if each.flow in known and f"flow:{each.flow}" not in others]
 
 
@@ -104,7 +106,7 @@ async def _discard(parts: Parts, flow: str, verb: Resume, now: datetime) -> int:
     """End the runs of a flow that have not begun, of those that there are now."""
     count, after, more = 0, 0, True
     up_to: int | None = None
-    detail = "an operator discarded what waited"
+    detail = f"dropped: {verb.by or 'an operator'} discarded what waited"
     with parts.owner.changing([flow]):
         while more:
             ended = await parts.journal.discard(
@@ -113,7 +115,7 @@ async def _discard(parts: Parts, flow: str, verb: Resume, now: datetime) -> int:
             parts.owner.discarded(ended.runs)
             count += len(ended.runs)
             after, up_to, more = ended.last, ended.up_to, ended.more
-    if count:
+    if count and parts.in_service:
         log.warning("runs.discarded", flow=flow, count=count, by=verb.by)
     return count
 
@@ -134,7 +136,7 @@ def _full_name(parts: Parts, name: str, paused: Collection[str] = ()) -> str:
     """Return `flow:NAME` or `trigger:NAME`; raises `NotFound` unless it is served or paused."""
     if name == EVERYTHING:
         return name
-    if parts.api is None:  # without a service neither flows nor triggers are known
+    if not parts.in_service:  # without a service neither flows nor triggers are known
         return _guess(name)
     project = parts.project()
     known = [f"flow:{flow}" for flow in project.flows]
@@ -143,7 +145,8 @@ def _full_name(parts: Parts, name: str, paused: Collection[str] = ()) -> str:
         if full in known or full in paused:
             return full
     raise NotFound(
-        f"no flow or trigger {name!r}; flows: {', '.join(sorted(project.flows)) or 'none'}; "
+        f"no flow or trigger {name!r}{did_you_mean(name, (*project.flows, *project.triggers))}; "
+        f"flows: {', '.join(sorted(project.flows)) or 'none'}; "
         f"triggers: {', '.join(sorted(project.triggers)) or 'none'}"
     )
 

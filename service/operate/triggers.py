@@ -13,6 +13,7 @@ from turnout.service.intake.router import route
 from turnout.service.journal.records import Move
 from turnout.service.telemetry.logs import get_logger
 
+from .names import did_you_mean
 from .parts import Parts, handles
 from .verbs import Emit, Fire, SeekTrigger
 
@@ -36,7 +37,8 @@ async def fire(parts: Parts, verb: Fire) -> Receipt:
     emitter = parts.emitters().get(verb.name)
     if emitter is None:
         known = ", ".join(sorted(parts.emitters())) or "none"
-        raise NotFound(f"no trigger {verb.name!r}; triggers: {known}")
+        hint = did_you_mean(verb.name, parts.project().triggers)
+        raise NotFound(f"no trigger {verb.name!r}{hint}; triggers: {known}")
     event = Event(
         id=mint_id(),
         source="turnout:operator",
@@ -74,7 +76,8 @@ async def seek(parts: Parts, verb: SeekTrigger) -> SeekPlan:
     trigger = parts.project().triggers.get(name)
     if trigger is None:
         known = ", ".join(sorted(parts.project().triggers)) or "none"
-        raise NotFound(f"no trigger {name!r}; triggers: {known}")
+        hint = did_you_mean(name, parts.project().triggers)
+        raise NotFound(f"no trigger {name!r}{hint}; triggers: {known}")
     seeker = parts_of(trigger).seeker
     if seeker is None or parts.connection is None:
         raise Refused(f"trigger {name!r} has no position to move; timers and kafka have")

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run
 from turnout.service.domain.trigger import Receipt, Seek, SeekPlan
-from turnout.service.journal.records import Filter, StoredPause, UsedLink
+from turnout.service.journal.records import Filter, StoredOverride, StoredPause, UsedLink
 
 R = TypeVar("R", covariant=True)
 
@@ -200,6 +200,31 @@ class Resume(Verb[Resumed]):
 
     name: str
     discard: bool = False
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetLimit(Verb[StoredOverride]):
+    """Let a limit be another count for as long as it `lasts`; then the flow file holds again.
+
+    `name` is that of a named limit (`limit:db`, or `db` in a service), or of a flow (`flow:bill`,
+    `bill`), for another limit than its first one with its place: `bill/limit.2`. A higher count
+    starts runs at once, a lower one stops none. Raises `NotFound`, `Refused` for a name that is
+    both, `InvalidData` for a count below 1.
+    """
+
+    name: str
+    count: int
+    lasts: timedelta
+    note: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResetLimit(Verb[str]):
+    """End what `SetLimit` began; returns the full name. Raises `NotFound`, `Refused`."""
+
+    name: str
     by: str = ""
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from asyncio import to_thread
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -24,6 +24,7 @@ from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Outcome, Run, RunError, RunState, Undo
 from turnout.service.domain.units import utc_now
 from turnout.service.domain.waiting import Waiting
+from turnout.service.flowcontrol.use import Use
 from turnout.service.governance import guesses
 from turnout.service.governance.links import Links
 from turnout.service.http.clients import Proxies
@@ -69,6 +70,8 @@ class Desk:
     links: Links = field(default_factory=lambda: Links(b"k" * 32, "http://desk"))
     app: FastAPI = field(init=False)
     http: httpx.AsyncClient = field(init=False)
+
+    uses: Callable[[], Sequence[Use]] = tuple
 
     def waits_for(self, run: Run) -> Waiting | None:
         """No service runs here."""
@@ -551,7 +554,39 @@ async def test_everything_is_paused_and_what_waited_is_discarded(tmp_path: Path)
         run_id = await desk.append()
         resumed = (await desk.http.delete("/api/pauses/*", params={"discard": "true"})).json()
         assert (resumed["waiting"], resumed["discarded"], resumed["still"]) == (1, 1, [])
-        assert (await desk.get(f"/api/runs/{run_id}"))["reason"] == "dropped"
+        run = await desk.get(f"/api/runs/{run_id}")
+        assert run["reason"] == "dropped: api discarded what waited"
+
+
+async def test_limits_are_listed_set_and_reset(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        desk.uses = lambda: [
+            Use(
+                kind="limit", name="bill", full_name="flow:bill/limit", rule="limit(2)",
+                flows=("bill",), used=1, max=5, declared=2,
+            )
+        ]  # fmt: skip
+        await desk.append()
+        asked = {"count": 5, "for": "2h", "note": "month end", "by": "ada"}
+        made = (await desk.http.put("/api/limits/flow:bill/limit", json=asked)).json()
+        assert (made["name"], made["count"], made["note"]) == ("flow:bill/limit", 5, "month end")
+        [row] = (await desk.get("/api/limits"))["items"]
+        assert (row["name"], row["used"], row["max"], row["declared"]) == ("bill", 1, 5, 2)
+        assert (row["queued"], row["override"]) == (1, made)
+        assert (await desk.http.delete("/api/limits/flow:bill")).json() == {"name": made["name"]}
+        [row] = (await desk.get("/api/limits"))["items"]
+        assert row["override"] is None
+        for odd, status, words in (
+            ({"count": 5}, 422, "say for how long"),
+            ({"count": "5", "for": "2h"}, 422, "count is a whole number"),
+            ({"count": True, "for": "2h"}, 422, "count is a whole number"),
+            ({"count": 0, "for": "2h"}, 422, "turnout pause"),
+            ({"count": 5, "for": "0s"}, 422, "longer than 0s"),
+            ({"count": 5, "for": "2h", "until": "x"}, 422, "there are count, for, note, by"),
+        ):
+            answer = await desk.http.put("/api/limits/flow:bill", json=odd)
+            assert_problem(answer, status, words)
+        assert_problem(await desk.http.delete("/api/limits/flow:bill"), 409, "not overridden")
 
 
 async def test_what_needs_the_service_says_so(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from turnout.service.governance.links import Links
 from turnout.service.http.rest.application import create_rest
 from turnout.service.http.rest.routes import ROUTES, route_of
 from turnout.service.intake.emitter import TriggerEmitter
-from turnout.service.journal.records import Filter, StoredPause
+from turnout.service.journal.records import Filter, StoredOverride, StoredPause
 from turnout.service.operate import operator, verbs
 from turnout.service.operate.operator import Operator
 from turnout.service.operate.parts import HANDLERS
@@ -35,11 +35,13 @@ from turnout.service.operate.verbs import (
     Pause,
     Replay,
     ReplayDead,
+    ResetLimit,
     Resume,
     Resumed,
     Retry,
     RetryAll,
     SeekTrigger,
+    SetLimit,
     Verb,
 )
 from turnout.service.project import Project
@@ -54,6 +56,7 @@ RUN = Run(
     keys=None, code_version="",
 )  # fmt: skip
 
+OVERRIDE = StoredOverride(name="limit:db", count=3, since=NOW, until=NOW, note="why", by="ada")
 PAUSED = StoredPause(name="flow:bill", since=NOW, until=NOW, note="why", by="ada")
 
 
@@ -96,6 +99,10 @@ EXAMPLES: list[tuple[Verb[Any], Any]] = [
     (Resume("webhook:/orders/{id}", by="api"), Resumed("trigger:webhook:/orders/{id}")),
     (Resume("*", discard=True, by="ada & bob"), Resumed("*", True, 3, NOW, 2, (PAUSED,))),
     (Resume("bill", by=""), Resumed("flow:bill", was_paused=False)),
+    (SetLimit("db & co", 3, timedelta(hours=2), by="api"), OVERRIDE),
+    (SetLimit("bill/limit.2", 1, timedelta(milliseconds=1), "why ä", "ada"), OVERRIDE),
+    (ResetLimit("limit:db", by="api"), "limit:db"),
+    (ResetLimit("flow:bill/limit.2", "ada"), "flow:bill/limit.2"),
     (Fire("cron:0 9 * * *"), Receipt(event="e")),
     (Fire("webhook:/orders", b'{"n": 1.0e5}', force=True), Receipt(event="e")),
     (SeekTrigger("kafka:orders/billing", Seek(to="end", asked_at=NOW)), SeekPlan(
@@ -141,6 +148,7 @@ class Served:
 
     settings: Settings
     operator: Operator
+    uses: Any = tuple
     now: Any = lambda: NOW
     project: Project = field(default_factory=Project)
     journal: Any = None

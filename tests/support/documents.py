@@ -18,7 +18,7 @@ from .program import Program, turnout, until
 FLOWS = """
 from datetime import timedelta
 from pydantic import BaseModel
-from turnout import approval, event, every, flow, task, webhook
+from turnout import approval, event, every, flow, limit, task, webhook
 
 class Budget(BaseModel):
     euros: int
@@ -31,7 +31,7 @@ def charge() -> int:
 def ship() -> None:
     raise ValueError("no such street")
 
-@flow(on=webhook("/order", respond=True))
+@flow(on=webhook("/order", respond=True), concurrency=limit(2, per=lambda event: "key"))
 def order() -> int:
     return charge()
 
@@ -171,6 +171,10 @@ def _by_http(session: Session) -> None:
     ask("POST /api/pauses", body={"name": "order"})
     ask("GET /api/pauses")
     ask("DELETE /api/pauses/{name}", "/api/pauses/order")
+    limit = {"count": 3, "for": "1h"}
+    ask("PUT /api/limits/{name}", "/api/limits/order", body=limit)
+    ask("GET /api/limits")
+    ask("DELETE /api/limits/{name}", "/api/limits/order")
     ask("DELETE /api/cache")
 
 
@@ -201,5 +205,8 @@ def _by_command(session: Session, flows: Path) -> None:
     command("retry", failed, "--yes")
     command("pause", "order")
     command("resume", "order")
+    command("limits", "set", "order", "3", "--for", "1h", named=2)
+    command("limits")
+    command("limits", "reset", "order", named=2)
     command("trigger", "seek", "daily", "--to", "now", "--yes", named=2)
     command("cache", "clear", named=2)

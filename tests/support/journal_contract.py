@@ -51,8 +51,8 @@ from turnout.service.journal.records import (
     Opening,
     RecordedArguments,
     StepRecord,
+    StoredOverride,
     StoredPause,
-    WaitingRuns,
     run_topic,
 )
 
@@ -1151,19 +1151,20 @@ class JournalContract:
         async with self.open(tmp_path) as journal:
             assert await journal.pauses(now=NOW) == {"*": endless}  # also if the clock goes back
 
-    async def test_waiting_runs_are_counted_by_flow_with_the_oldest(self, tmp_path: Path) -> None:
+    async def test_limits_are_set_reset_and_end_by_themselves(self, tmp_path: Path) -> None:
+        ten = StoredOverride(name="limit:db", count=10, since=NOW, until=at(60), note="ä", by="ada")
+        one = StoredOverride(name="flow:bill/limit", count=1, since=NOW, until=at(90))
         async with self.open(tmp_path) as journal:
-            assert await journal.waiting(now=NOW) == []
-            await put(journal, make_run("bill"), make_run("ship"))
-            entry = Entry(event=make_event(), runs=[make_run("bill")])
-            await journal.append([entry], trigger="webhook:/orders", now=at(5))
-            retrying = await start(journal, "nap")
-            await finish(journal, retrying, ended(S.RETRYING, due_at=at(9)))
-            await start(journal, "runs")
-            queued = [WaitingRuns("bill", 2, NOW), WaitingRuns("ship", 1, NOW)]
-            assert await journal.waiting(now=at(8)) == queued
-            due = [queued[0], WaitingRuns("nap", 1, at(9)), queued[1]]
-            assert await journal.waiting(now=at(9)) == due
+            await journal.override(replace(ten, count=5, until=at(999), by="bob"))
+            await journal.override(ten)
+            await journal.override(one)
+            await journal.override(replace(one, name="limit:x"))
+            await journal.reset_limit("limit:x")
+        async with self.open(tmp_path) as journal:
+            assert await journal.overrides(now=at(59)) == {"limit:db": ten, "flow:bill/limit": one}
+            assert await journal.overrides(now=at(60)) == {"flow:bill/limit": one}
+            assert await journal.end_overrides(now=at(60)) == [ten]
+            assert await journal.overrides(now=NOW) == {"flow:bill/limit": one}
 
     async def test_discarded_are_queued_runs_that_never_began(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
@@ -1183,7 +1184,7 @@ class JournalContract:
             assert journal.counts()[0]["queued"] == 3
             assert await self._states(journal, [begun.claim.run_id, late.runs[0]]) == ["queued"] * 2
             run = rest.runs[-1]
-            assert (run.state, run.reason, run.finished_at) == (S.SKIPPED, "dropped", at(3))
+            assert (run.state, run.reason, run.finished_at) == (S.SKIPPED, "why", at(3))
             assert run == await journal.run(run.id)
             stored = await journal.event_of(run.seq)
             assert stored is not None
@@ -1212,10 +1213,9 @@ class JournalContract:
             assert [due.id for due in await journal.due(at(3), 9)] == [parent.claim.run_id]
             found = await journal.child(child.id)
             assert found is not None and found.state is S.SKIPPED
+            assert found.refused == ("dropped", None)
 
-    async def test_the_after_run_action_of_a_discarded_run_is_not_carried_out(
-        self, tmp_path: Path
-    ) -> None:
+    async def test_the_event_of_a_discarded_run_is_known_as_refused(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             entry = Entry(
                 event=make_event(), runs=[make_run("bill"), make_run("ship")], after_run_action=True
@@ -1226,8 +1226,10 @@ class JournalContract:
             for run in await journal.queued("ship", 0, 9):
                 [claimed] = await journal.claim([run.seq], now=at(2))
                 await finish(journal, claimed, ended())
-            assert await journal.event_ended(stored.event_seq) is None
-            assert [seq for seq, *_ in await journal.due_actions(0, 9)] == [kept.event_seq]
+            listed = await journal.due_actions(0, 9)
+            assert [(each.seq, each.is_refused) for each in listed] == [
+                (stored.event_seq, True), (kept.event_seq, False),
+            ]  # fmt: skip
 
     async def test_orphans_and_renaming(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

@@ -22,6 +22,7 @@ from turnout.service.domain.errors import (
     JournalBroken,
     JournalFull,
     Overloaded,
+    Paused,
     Refused,
     SetupError,
     TriggerError,
@@ -574,6 +575,45 @@ def test_a_tick_is_tried_until_it_is_stored_then_the_rest_is_missed() -> None:
             assert dues(emit) == [clock(9, 10), clock(9, 40)]
             assert [missed(event) for event in emit.events] == [0, 3]
             assert emit.lags["tick"] == 0
+
+    virtually(story)
+
+
+@pytest.mark.parametrize(
+    ("policy", "ticks"),
+    [
+        ("run_once", [(clock(9, 40), 4)]),
+        ("skip", []),
+        ("run_all", [(clock(9, 10), 1), (clock(9, 20), 1), (clock(9, 30), 1), (clock(9, 40), 1)]),
+    ],
+)
+def test_ticks_of_a_paused_timer_are_missed(
+    policy: Missed, ticks: list[tuple[datetime, int]]
+) -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        async with running(every("10m", missed=policy), emit):
+            await passes(5 * MINUTE)  # 9:06
+            emit.fail(Paused("an operator has paused it"))
+            await passes(41 * MINUTE)  # 9:47
+            assert not emit.events
+            emit.mend()
+            await passes(timedelta(seconds=6))
+            assert [(event.time, missed(event)) for event in emit.events] == ticks
+            await passes(5 * MINUTE)
+            assert dues(emit)[-1] == clock(9, 50)
+
+    virtually(story)
+
+
+def test_a_tick_that_comes_due_in_a_short_pause_is_on_time() -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        async with running(every("10m", missed="skip"), emit):
+            await passes(8 * MINUTE)  # 9:09
+            emit.fail(Paused("an operator has paused it"))
+            await passes(1.5 * MINUTE)  # 9:10:30
+            emit.mend()
+            await passes(timedelta(seconds=6))
+            assert dues(emit) == [clock(9, 10)]
 
     virtually(story)
 

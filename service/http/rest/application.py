@@ -24,7 +24,7 @@ from turnout.service.http import approvals, docs
 from turnout.service.http.clients import Proxies
 from turnout.service.http.exchange import App, Message, Receive, Scope, Send
 
-from . import dead_letters, events, flows, pauses, runs, triggers, why
+from . import dead_letters, events, flows, limits, pauses, runs, triggers, why
 from .answers import refusal
 from .authorization import Served
 from .endpoints import verb_router
@@ -38,6 +38,7 @@ _READS: Mapping[str, APIRouter] = {
     "flows": flows.router,
     "triggers": triggers.router,
     "pauses": pauses.router,
+    "limits": limits.router,
     "why": why.router,
 }
 """The reads, by the first segment of their paths."""

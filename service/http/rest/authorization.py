@@ -5,7 +5,7 @@ Not here: which token is valid (`governance.tokens`), the calls themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Protocol
 
@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from turnout.service.domain.run import Run
 from turnout.service.domain.waiting import Waiting
+from turnout.service.flowcontrol.use import Use
 from turnout.service.governance.guesses import Guesses
 from turnout.service.governance.links import Links
 from turnout.service.governance.tokens import is_token
@@ -52,6 +53,9 @@ class Served(Protocol):
 
     def waits_for(self, run: Run) -> Waiting | None:
         """Return what keeps a run from starting, or a running one from going on."""
+
+    def uses(self) -> Sequence[Use]:
+        """Return how much of each limit, rate and breaker is in use."""
 
     @property
     def links(self) -> Links:

@@ -17,7 +17,7 @@ from turnout.service.domain.payload import decode_json
 from turnout.service.domain.trigger import Seek
 from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.operate import documents
-from turnout.service.operate.verbs import Answer, Emit, Fire, Pause, SeekTrigger
+from turnout.service.operate.verbs import Answer, Emit, Fire, Pause, SeekTrigger, SetLimit
 
 MAX_REASON_CHARACTERS = 2000
 
@@ -137,12 +137,17 @@ def _read_pause(received: Received) -> Mapping[str, Any]:
     name = asked.get("name")
     if not isinstance(name, str) or not name:
         raise InvalidData('the body is {"name": FLOW, TRIGGER or "*"}', field="name")
+    return {"name": name, "lasts": _read_lasts(asked.get("for")), **_read_note(asked)}
+
+
+def _read_note(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return why an operator does it, and who."""
     texts = {"note": "", "by": "api"} | {key: asked[key] for key in ("note", "by") if key in asked}
     _check_texts(texts)
-    return {"name": name, "lasts": read_lasts(asked.get("for")), **texts}
+    return texts
 
 
-def read_lasts(asked: Any) -> timedelta | None:
+def _read_lasts(asked: Any) -> timedelta | None:
     """Return how long something lasts, None for no end; refuses what is no duration."""
     if asked is None:
         return None
@@ -160,6 +165,27 @@ def _write_pause(verb: Pause) -> bytes:
 
 
 PAUSE = Body(_read_pause, _write_pause)
+
+
+# ---------------------------------------------------------------- limits
+
+
+def _read_limit(received: Received) -> Mapping[str, Any]:
+    asked = _known(received, "count", "for", "note", "by")
+    count, lasts = asked.get("count"), _read_lasts(asked.get("for"))
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise InvalidData("count is a whole number", field="count")
+    if lasts is None:
+        raise InvalidData('say for how long: {"count": 10, "for": "2h"}', field="for")
+    return {"count": count, "lasts": lasts, **_read_note(asked)}
+
+
+def _write_limit(verb: SetLimit) -> bytes:
+    lasts = format_duration(verb.lasts)
+    return documents.encode({"count": verb.count, "for": lasts, "note": verb.note, "by": verb.by})
+
+
+LIMIT = Body(_read_limit, _write_limit)
 
 
 # ---------------------------------------------------------------- triggers

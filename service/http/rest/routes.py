@@ -30,15 +30,17 @@ from turnout.service.operate.verbs import (
     Pause,
     Replay,
     ReplayDead,
+    ResetLimit,
     Resume,
     Resumed,
     Retry,
     RetryAll,
     SeekTrigger,
+    SetLimit,
     Verb,
 )
 
-from .bodies import ANSWER, DATA, EVENT, NOT_UNDONE, PAUSE, REASON, SEEK, Body
+from .bodies import ANSWER, DATA, EVENT, LIMIT, NOT_UNDONE, PAUSE, REASON, SEEK, Body
 
 V = TypeVar("V", bound=Verb[Any])
 
@@ -319,6 +321,30 @@ ROUTES: tuple[Route[Any], ...] = (
             Parameter("by", "by", "who resumes", default="api"),
         ),
         document=_resumed,
+    ),
+    Route(
+        verb=SetLimit,
+        name="set_limit",
+        method="PUT",
+        path="/limits/{name:path}",
+        tag=FLOWS,
+        text="Let a limit be another count for a while: the body is "
+        '{"count": 10, "for": "2h"}.\n\n'
+        "The name is that of a named limit or of a flow (`bill`; its second limit is "
+        '`bill/limit.2`).\nA higher count starts runs at once, a lower one stops none. "note" says '
+        'why, "by" who sets it.',
+        body=LIMIT,
+        document=lambda _verb, made: documents.override_of(made),
+    ),
+    Route(
+        verb=ResetLimit,
+        name="reset_limit",
+        method="DELETE",
+        path="/limits/{name:path}",
+        tag=FLOWS,
+        text="Let a limit be what the flow file says again.",
+        query=(Parameter("by", "by", "who resets it", default="api"),),
+        document=lambda _verb, name: {"name": name},
     ),
     Route(
         verb=ClearCache,

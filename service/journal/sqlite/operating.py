@@ -12,9 +12,17 @@ import apsw
 
 from turnout.service.domain.conditions import Mode
 from turnout.service.domain.run import Run
-from turnout.service.journal.records import Cached, Claim, Discarded, Retried, StoredPause, UsedLink
+from turnout.service.journal.records import (
+    Cached,
+    Claim,
+    Discarded,
+    Retried,
+    StoredOverride,
+    StoredPause,
+    UsedLink,
+)
 
-from . import cache, operations, pauses, rescue, retries
+from . import cache, operations, overrides, pauses, rescue, retries
 from .append import Intake
 from .calls import Calls
 from .counters import RunCounters
@@ -99,6 +107,21 @@ class Operating(Calls):
         """Delete and return the pauses that end by `now`."""
         ended: list[StoredPause] = await self._call(
             lambda connection, counters: pauses.end_pauses(connection, now)
+        )
+        return ended
+
+    async def override(self, override: StoredOverride) -> None:
+        """Store a limit that an operator has set, in place of one of the same name."""
+        await self._call(lambda connection, counters: overrides.override(connection, override))
+
+    async def reset_limit(self, name: str) -> None:
+        """Delete a limit that an operator has set."""
+        await self._execute("reset_limit", (name,))
+
+    async def end_overrides(self, *, now: datetime) -> list[StoredOverride]:
+        """Delete and return the limits that end by `now`."""
+        ended: list[StoredOverride] = await self._call(
+            lambda connection, counters: overrides.end_overrides(connection, now)
         )
         return ended
 

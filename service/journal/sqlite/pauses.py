@@ -9,25 +9,17 @@ from typing import Any
 import apsw
 
 from turnout.service.domain.decisions import Reason
-from turnout.service.domain.event import CALLED
-from turnout.service.domain.run import RunState, check_transition
 from turnout.service.journal.records import Decision, Discarded, StoredPause
 
-from . import run_keys, waits
 from .counters import RunCounters
-from .decisions import add_decisions
-from .runs import RUN_COLUMNS, RUN_SOURCE, run_from
+from .skip import skip
 from .statements import load
-from .values import dump_list, instant, instant_or_none, micros, micros_or_none, storable
+from .values import instant, instant_or_none, micros, micros_or_none, storable
 
 BATCH = 1_000
 """How many runs one transaction discards: more would keep other writes waiting."""
 
 _SQL = load("operations")
-_RUNS = (
-    f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE}"
-    " WHERE r.seq IN (SELECT value FROM json_each(?1)) ORDER BY r.seq"
-)
 
 
 def pause(connection: apsw.Connection, made: StoredPause) -> None:
@@ -63,17 +55,11 @@ def discard(
     """End a batch of queued runs that were never claimed, as skipped."""
     at = micros(now)
     last: int = connection.execute(_SQL["last_run"]).get if up_to is None else up_to
-    asked = (flow, after, last, BATCH, CALLED)
-    found: list[Any] = connection.execute(_SQL["not_begun"], asked).fetchall()
-    seqs = dump_list(row[0] for row in found)
-    for _, run_id, event_seq, _is_child in found:
-        check_transition(run_id, RunState.QUEUED, RunState.SKIPPED)
+    found: list[Any] = connection.execute(_SQL["not_begun"], (flow, after, last, BATCH)).fetchall()
+    runs = []
+    for seq, run_id in found:
         made = Decision(flow, Reason.DROPPED, detail, {"run": run_id, "by": by})
-        add_decisions(connection, event_seq, (made,), at)
-        waits.run_ended(connection, run_id, at)
-    run_keys.remove(connection, [row[0] for row in found])
-    connection.execute(_SQL["skip"], (seqs, at, Reason.DROPPED.value))
-    connection.execute(_SQL["close_actions"], (dump_list(row[2] for row in found),))
-    counters.move("queued", "skipped", len(found))
-    runs = [run_from(row) for row in connection.execute(_RUNS, (seqs,))]
+        run = skip(connection, counters, seq, made, at)
+        if run is not None:
+            runs.append(run)
     return Discarded(runs, last, more=len(found) == BATCH)

@@ -34,9 +34,9 @@ from turnout.service.journal.records import (
     OpenStep,
     StepRecord,
     StoredEvent,
+    StoredOverride,
     StoredPause,
     Wait,
-    WaitingRuns,
 )
 
 from . import breakers, cache, lines
@@ -54,6 +54,7 @@ from .examine import CHECKS
 from .files import journal_folder
 from .filters import events_where, runs_query
 from .outcomes import AttemptRow, attempt_from
+from .overrides import override_from
 from .pauses import pause_from
 from .runs import (
     RUN_COLUMNS,
@@ -63,7 +64,7 @@ from .runs import (
 )
 from .statements import load
 from .steps import StepRow, step_from
-from .values import dump_list, error_from, instant, micros
+from .values import dump_list, error_from, instant, instant_or_none, micros
 
 _THREADS = 4
 _SHORTEST_PREFIX = 8
@@ -74,6 +75,7 @@ _MOST_OPEN_STEPS = 2000
 _Value = TypeVar("_Value")
 
 _SQL = load("reads")
+_RATES = load("rates")
 _STEP = selected(StepRow._fields, result="CASE WHEN ?3 IS NULL OR seq <= ?3 THEN result END")
 _STEPS = f"SELECT {_STEP} FROM steps WHERE run_seq = ?1 AND task <> ?2 AND task <> ?4 ORDER BY seq"
 _ATTEMPTS = f"SELECT {selected(AttemptRow._fields)} FROM attempts WHERE run_seq = ? ORDER BY seq"
@@ -318,12 +320,32 @@ class SqliteReader:
         )
         return {row[0]: pause_from(row) for row in rows}
 
-    async def waiting(self, *, now: datetime) -> list[WaitingRuns]:
-        """Return, for each flow that has any, its runs that are queued, or due by `now`."""
+    async def accepted_by_key(
+        self, flow: str, place: str, *, since: datetime, nth: int
+    ) -> list[tuple[str, int, datetime | None]]:
+        """Return how many runs a rate limit has accepted since then, the busiest key first."""
         rows: list[Any] = await self.read(
-            lambda connection: connection.execute(_SQL["waiting"], (micros(now),)).fetchall()
+            lambda connection: connection.execute(
+                _RATES["accepted_by_key"], (flow, place, micros(since), nth - 1)
+            ).fetchall()
         )
-        return [WaitingRuns(flow, count, instant(oldest)) for flow, count, oldest in rows]
+        return [(key, count, instant_or_none(latest)) for key, count, latest in rows]
+
+    async def queued_by_class(self, flows: Sequence[str]) -> dict[int, tuple[int, datetime]]:
+        """Return how many runs of these flows are queued, by priority, and since when the first."""
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(
+                _SQL["queued_by_class"], (dump_list(flows),)
+            ).fetchall()
+        )
+        return {level: (count, instant(oldest)) for level, count, oldest in rows}
+
+    async def overrides(self, *, now: datetime) -> dict[str, StoredOverride]:
+        """Return the limits that operators have set and that have not ended by `now`, by name."""
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(_SQL["overrides"], (micros(now),)).fetchall()
+        )
+        return {row[0]: override_from(row) for row in rows}
 
     # ---------------------------------------------------------------- doctor
 

@@ -131,27 +131,31 @@ DELETE FROM paused WHERE until <= ?1 RETURNING name, since, until, note, by;
 -- A name (?1) is not paused any more.
 DELETE FROM paused WHERE name = ?1;
 
+-- name: override
+-- A limit (?1) that an operator has set to a count (?2), from an instant (?3) to another (?4), with a
+-- note (?5), by somebody (?6).
+INSERT INTO limit_overrides (name, count, since, until, note, by) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+ON CONFLICT (name) DO UPDATE SET count = excluded.count, since = excluded.since,
+    until = excluded.until, note = excluded.note, by = excluded.by;
+
+-- name: reset_limit
+-- A limit (?1) is what the flow file says again.
+DELETE FROM limit_overrides WHERE name = ?1;
+
+-- name: end_overrides
+-- The limits that end by an instant (?1).
+DELETE FROM limit_overrides WHERE until <= ?1 RETURNING name, count, since, until, note, by;
+
 -- name: last_run
 -- The last run there is.
 SELECT coalesce(max(seq), 0) FROM runs;
 
 -- name: not_begun
 -- Queued runs of a flow (?1) that were never claimed, after a seq (?2) and up to another (?3), at most
--- so many (?4): each with its event, and whether another run waits for it.
-SELECT r.seq, r.id, r.event_seq, e.type = ?5
-FROM runs AS r INDEXED BY runs_by_state JOIN events AS e ON e.seq = r.event_seq
-WHERE r.state = 'queued' AND r.flow = ?1 AND r.seq > ?2 AND r.seq <= ?3 AND r.token = 0
-ORDER BY r.seq LIMIT ?4;
-
--- name: skip
--- Runs (?1, a JSON array) end as skipped at an instant (?2), for a reason (?3).
-UPDATE runs SET state = 'skipped', finished_at = ?2, reason = ?3
-WHERE seq IN (SELECT value FROM json_each(?1));
-
--- name: close_actions
--- The after-run actions of events (?1, a JSON array) are not carried out.
-UPDATE events SET after_run_action = 1
-WHERE seq IN (SELECT value FROM json_each(?1)) AND after_run_action = 0;
+-- so many (?4).
+SELECT seq, id FROM runs INDEXED BY runs_by_state
+WHERE state = 'queued' AND flow = ?1 AND seq > ?2 AND seq <= ?3 AND token = 0
+ORDER BY seq LIMIT ?4;
 
 -- name: probe
 -- A write that tells whether writing works.

@@ -36,3 +36,13 @@ UPDATE starts SET flow = ?2 WHERE flow = ?1;
 -- name: rename_accepted
 -- What was accepted for a flow (?1) counts for its new name (?2), unless that has counted already.
 UPDATE OR IGNORE accepted_runs SET flow = ?2 WHERE flow = ?1;
+
+-- name: accepted_by_key
+-- How many runs of a flow (?1) a rate limit at a place (?2) has accepted since an instant (?3), by key,
+-- and when the one behind the latest by a number (?4) was accepted.
+SELECT a.key, count(*) AS used, (
+    SELECT at FROM accepted_runs AS n
+    WHERE n.flow = ?1 AND n.place = ?2 AND n.key = a.key AND n.at > ?3
+    ORDER BY n.n DESC LIMIT 1 OFFSET ?4)
+FROM accepted_runs AS a WHERE a.flow = ?1 AND a.place = ?2 AND a.at > ?3
+GROUP BY a.key ORDER BY used DESC, a.key;

@@ -103,19 +103,15 @@ SELECT json_group_array(json_array(flow, count)) FROM (
 -- What is paused at an instant (?1).
 SELECT name, since, until, note, by FROM paused WHERE until IS NULL OR until > ?1 ORDER BY name;
 
--- name: waiting
--- How many runs of each flow are queued, or due by an instant (?1), and the oldest of them. The first
--- queued run is found by the index, so that a million of them are counted without reading any.
-SELECT flow, sum(count), min(oldest) FROM (
-    SELECT flow, count(*) AS count, (
-        SELECT coalesce(r.due_at, r.queued_at) FROM runs AS r INDEXED BY runs_by_state
-        WHERE r.state = 'queued' AND r.flow = q.flow ORDER BY r.seq LIMIT 1) AS oldest
-    FROM runs AS q INDEXED BY runs_by_state WHERE state = 'queued' GROUP BY flow
-    UNION ALL
-    SELECT flow, count(*), min(due_at) FROM runs INDEXED BY runs_due
-    WHERE (state = 'scheduled' OR state = 'retrying' OR state = 'waiting') AND due_at <= ?1
-    GROUP BY flow)
-GROUP BY flow ORDER BY flow;
+-- name: queued_by_class
+-- How many runs of flows (?1, a JSON array) are queued, by priority, and since when the first.
+SELECT coalesce(priority, 2), count(*), min(coalesce(due_at, queued_at))
+FROM runs INDEXED BY runs_by_state
+WHERE state = 'queued' AND flow IN (SELECT value FROM json_each(?1)) GROUP BY 1;
+
+-- name: overrides
+-- The limits that operators have set and that hold at an instant (?1).
+SELECT name, count, since, until, note, by FROM limit_overrides WHERE until > ?1 ORDER BY name;
 
 -- name: unfinished
 -- How many unfinished runs there are in each state.
