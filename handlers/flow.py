@@ -188,7 +188,11 @@ def flow(
     or "low", or a function of the event that returns one: they share starts 8 : 2 : 1;
     `ordered_by` runs events of one key strictly one after the other (`"key"` and `"partition"` are
     a Kafka record's own; a key of None is not ordered), and `on_dead="block"` holds a key behind
-    its dead letter. `needs=dependency("crm")`, or a list, makes runs wait while what they need is
+    its dead letter. `mode` says what happens to a new run while another one of its `key` is under
+    way (of the flow, without `key`): `"skip"` ends it, `"replace"` cancels the older ones, and of
+    those that wait under `"latest"` only the newest stays. `unique` is for work that is asked for
+    once. Events of `cancel_on` cancel the runs before them that `match`. `max_queued` bounds the
+    queue. `needs=dependency("crm")`, or a list, makes runs wait while what they need is
     down. `retry` gives the slot back while it waits; the default is none.
     `timeout` bounds one attempt; a run that has waited for its first start longer than
     `start_timeout` ends as skipped when its turn comes. `on_failure` is called once when a run has

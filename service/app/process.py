@@ -121,7 +121,7 @@ class Process:
             metrics,
             now=now,
             ended=self._run_ended,
-            skipped=self._run_skipped,
+            ended_early=self._run_ended_early,
         )
         self.overrides = Overrides(journal, self.dispatcher, tasks, now=now)
         self.pauses = Pauses(journal, self.dispatcher, self, self.emitters, tasks, now=now)
@@ -218,8 +218,8 @@ class Process:
         if emitter is not None and emitter.acts_after_runs:
             await self.after_run_actions.event_ended(run.event_seq)
 
-    def _run_skipped(self, run: Run) -> None:
-        """Tell those who wait for a queued run that it has ended without an attempt."""
+    def _run_ended_early(self, run: Run) -> None:
+        """Tell those who wait for a run that a rule has ended while it was not running."""
         self._ended(run.flow, run.state).inc()
         self.waiters.finished(run.id, Outcome(state=run.state, reason=run.reason))
         emitter = self.emitters.get(run.trigger)

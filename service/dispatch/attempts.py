@@ -145,6 +145,9 @@ class Attempts:
     def __len__(self) -> int:
         return len(self._running)
 
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._running
+
     @property
     def runs(self) -> frozenset[str]:
         """The ids of the runs with a running attempt."""

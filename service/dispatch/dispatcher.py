@@ -19,7 +19,7 @@ import anyio
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Outcome, Run, RunState
+from turnout.service.domain.run import FINISHED, Outcome, Run, RunState
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.dependency import Breakers
 from turnout.service.flowcontrol.gate import Candidate
@@ -61,10 +61,10 @@ class Dispatcher:
         *,
         now: Callable[[], datetime],
         ended: Ended,
-        skipped: Callable[[Run], None],
+        ended_early: Callable[[Run], None],
     ) -> None:
         self._journal = journal
-        self._skipped = skipped
+        self._ended_early = ended_early
         self._attempts = Attempts(journal, executor, metrics, self, now=now, ended=ended)
         self._decisions = metrics.decisions
         self._now = now
@@ -305,7 +305,10 @@ class Dispatcher:
         for made in ended.decided:
             self._decisions.labels(made.flow, made.reason).inc()
         for run in ended.cancelled:
+            is_running = run.id in self._attempts
             self.cancel(run)
+            if run.state in FINISHED and not is_running:
+                self._ended_early(run)
         self.skipped(ended.skipped)
 
     def skipped(self, runs: Sequence[Run]) -> None:
@@ -315,7 +318,7 @@ class Dispatcher:
         """
         for run in runs:
             self.release_key(run)
-            self._skipped(run)
+            self._ended_early(run)
         if runs:
             self._due.recheck()  # a parent may wait for one
 

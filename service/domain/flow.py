@@ -66,6 +66,13 @@ class LimitRule(NamedRule, Protocol):
         """Return what `turnout check` warns of where a flow declares this rule."""
 
 
+class Warns(Rule, Protocol):
+    """A rule of which `turnout check` may warn."""
+
+    def warning(self, flow: Flow[..., Any], /) -> str | None:
+        """Return what `turnout check` warns of where a flow declares this rule."""
+
+
 class Cancels(Rule, Protocol):
     """A rule that cancels runs by the events of a trigger."""
 
@@ -107,7 +114,7 @@ class Flow(Generic[P, R]):
     priority: Callable[[Event], object] | str | None = None
     ordered_by: Callable[[Event], Hashable] | None = None
     unique: Rule | None = None
-    mode: Rule | None = None
+    mode: Warns | None = None
     cancel_on: Cancels | None = None
     conditions: Conditions | None = None
     needs: tuple[Need, ...] = ()

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 from turnout.service.domain.conditions import MODE_PLACE
 from turnout.service.domain.conditions import Mode as Kind
 from turnout.service.domain.decisions import Fact
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
 from turnout.service.domain.waiting import Cause
 from turnout.service.project import AnyFlow
 
@@ -32,6 +33,15 @@ class Mode:
     per: Callable[[Event], Hashable]
     place: ClassVar[str] = MODE_PLACE
     option: ClassVar[str] = "key="
+
+    def warning(self, flow: Flow[..., Any]) -> str | None:
+        """Return what `turnout check` warns of where a flow declares this mode."""
+        if self.kind != "skip" or flow.timeout is not None:
+            return None
+        return (
+            'mode="skip" skips every run behind one that hangs; say how long an attempt may take '
+            'at most, timeout="1h"'
+        )
 
 
 def whole_flow(event: Event) -> str:

@@ -78,7 +78,7 @@ def check(
 def cautions(flows: Sequence[AnyFlow]) -> Iterator[SetupError]:
     """Yield what may surprise, with file and line, though it is right."""
     for flow in flows:
-        for rule in flow.concurrency:
+        for rule in (*flow.concurrency, *(() if flow.mode is None else (flow.mode,))):
             warning = rule.warning(flow)
             if warning is not None:
                 yield SetupError(f"{flow.words}: {warning}", file=flow.file, line=flow.line)

@@ -18,6 +18,7 @@ from turnout import current, every, flow, sleep, task
 from turnout.service.domain.errors import Refused, SetupError
 from turnout.service.domain.run import RunState
 from turnout.service.operate.verbs import Fire, Replay, Retry
+from turnout.service.project.check import cautions
 from turnout.testing import Service, hand_event, serve, timer_event
 
 begun: list[Any] = []
@@ -357,6 +358,15 @@ async def event_of(service: Service, run_id: str) -> str:
 
 
 # ---------------------------------------------------------------- declared
+
+
+def test_check_warns_of_skip_without_a_timeout() -> None:
+    limited = flow(mode="skip", timeout="1h")(report.function)
+    (warning,) = cautions([report, limited])
+    assert str(warning) == (
+        f"{report.file}:{report.line}: flow 'report': mode=\"skip\" skips every run behind one "
+        'that hangs; say how long an attempt may take at most, timeout="1h"'
+    )
 
 
 @pytest.mark.parametrize(
