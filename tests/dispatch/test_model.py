@@ -26,7 +26,13 @@ HISTORIES = 300
 AT_ONCE = 1000
 
 
-def play(count: int, *, seed: int | None = None, shrinks: bool = True) -> None:
+def play(
+    count: int,
+    *,
+    seed: int | None = None,
+    shrinks: bool = True,
+    machine: type[DispatchMachine] = DispatchMachine,
+) -> None:
     """Play histories: always the same ones, or those of a seed."""
     chosen = settings(
         max_examples=count,
@@ -37,10 +43,10 @@ def play(count: int, *, seed: int | None = None, shrinks: bool = True) -> None:
         phases=[Phase.generate, Phase.shrink] if shrinks else [Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    machine: Any = DispatchMachine
+    played: Any = machine
     if seed is not None:
-        machine = with_seed(seed)(type("DispatchMachine", (DispatchMachine,), {}))
-    run_state_machine_as_test(machine, settings=chosen)
+        played = with_seed(seed)(type(machine.__name__, (machine,), {}))
+    run_state_machine_as_test(played, settings=chosen)
 
 
 @pytest.mark.timeout(7200)

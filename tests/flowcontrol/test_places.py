@@ -1,8 +1,8 @@
 """Places in use are those of the runs that use them, whatever is done to a service.
 
-Random steps, one after the other: after each, what the gates count is a recount of the runs; no
-limit is ever exceeded; and where nothing is left to do, nothing is in use. `--full` takes 100,000
-steps with a new seed.
+Random steps: submit, crash, cancel, retry, timeout, pause, rename, reload. After each one, what the
+gates count is a recount of the runs; no limit is ever exceeded; and where nothing is left to do,
+nothing is in use. `--full` takes 100,000 steps with a new seed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import Say
 from tests.support.dispatch_machine import KINDS, MOST_LIMITS, DispatchMachine
+from tests.support.dispatch_simulator import SimulatedFlow
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.flowcontrol.limit import FlowLimit
 
@@ -64,6 +65,9 @@ class Fuzz(DispatchMachine):
         for _ in range(steps):
             pick.choices(ways, weights)[0]()
             self.go()  # to rest, where what the gates count is compared with a recount
+
+    def options(self, each: SimulatedFlow) -> dict[str, Any]:
+        return {"timeout": "20s"} if each.number % 2 else {}
 
     @property
     def when(self) -> dict[str, int]:

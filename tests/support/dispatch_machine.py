@@ -35,11 +35,13 @@ from tests.support.dispatch_simulator import (
 )
 from tests.support.random_service import shrink_bounds
 from tests.support.running import make_event
-from tests.support.stepped_service import SteppedService
+from tests.support.stepped_service import START, SteppedService
 from turnout import flow, limit, retry
 from turnout.service.app.reload import reload_project
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
+from turnout.service.flowcontrol.limit import FlowLimit, HeldLimit, KeyLimit
+from turnout.service.flowcontrol.named_limit import NamedLimit
 from turnout.service.journal.records import StoredPause
 from turnout.service.operate.verbs import Cancel, Drop, Pause, ReplayDead, Resume, Retry
 from turnout.service.project import AnyFlow, Project
@@ -50,10 +52,12 @@ A_MOMENT = timedelta(seconds=0.1)
 MAX_DEATHS = 4  # with one more, a run would fail
 POLICY = retry(10_000, delay="1s", factor=1, jitter=False)
 
-KINDS = {"flow": "", "key": "limit"}
+KINDS = {"flow": "", "key": "limit", "account": "account", "named": ""}
 """The kinds of limits, and by which part of the event they count."""
 
-MOST_LIMITS = 1
+MOST_LIMITS = 2
+
+LIMITS = (FlowLimit, KeyLimit, HeldLimit, NamedLimit)
 
 # What is drawn never depends on what happened: numbers are taken modulo what there is.
 NUMBERS = st.integers(0, 99)
@@ -61,12 +65,12 @@ KEYS = st.integers(0, 2)
 STEPS = st.just(0) | st.integers(1, 6)
 ORDERS = st.just(0) | st.integers(0, 10**6)
 SECONDS = st.sampled_from([1, 5, 30, 90])
-LIMITS = st.tuples(st.sampled_from(sorted(KINDS)), st.integers(1, 2))
+DRAWN_LIMITS = st.tuples(st.sampled_from(sorted(KINDS)), st.integers(1, 2))
 Policy: TypeAlias = tuple[bool, list[tuple[str, int]], bool]
 """Whether a flow is ordered, its limits (kind, count), and whether a dead letter blocks its key."""
 
 POLICIES: st.SearchStrategy[Policy] = st.tuples(
-    st.booleans(), st.lists(LIMITS, max_size=MOST_LIMITS), st.booleans()
+    st.booleans(), st.lists(DRAWN_LIMITS, max_size=MOST_LIMITS), st.booleans()
 )
 
 
@@ -87,6 +91,7 @@ class DispatchMachine(RuleBasedStateMachine):
         self.data: dict[int, Mapping[str, str | None]] = {}  # of each event that is stored
         self.paused: set[str] = set()  # on disk: what a process that starts reads
         self.count = self.starts = 0
+        self.at = START
         self.service: SteppedService
         self.simulator: DispatchSimulator
 
@@ -106,11 +111,14 @@ class DispatchMachine(RuleBasedStateMachine):
             SimulatedFlow(number, ordered, self.limits(drawn, named), blocks)
             for number, (ordered, drawn, blocks) in enumerate(policies)
         ]
-        self.simulator = DispatchSimulator(slots, flows, lambda: service.now)
+        self.simulator = self.simulate(slots, flows)
         self.names = [f"flow{number}" for number in range(len(flows))]
         self.numbers = {name: number for number, name in enumerate(self.names)}
         service.start(self.declared())
         self.check()
+
+    def simulate(self, slots: int, flows: list[SimulatedFlow]) -> DispatchSimulator:
+        return DispatchSimulator(slots, flows, lambda: self.service.now)
 
     def declared(self, renamed: int | None = None) -> list[AnyFlow]:
         """Return the flows as they are declared now, one of them under a new name."""
@@ -135,6 +143,7 @@ class DispatchMachine(RuleBasedStateMachine):
             ordered_by=(lambda event: event.data["order"]) if each.ordered else None,
             on_dead="block" if each.blocks else "continue",
             retry=POLICY,
+            **self.options(each),
         )
         async def works(event: Event) -> None:
             await service.attempt(event)
@@ -150,19 +159,28 @@ class DispatchMachine(RuleBasedStateMachine):
             made[kind] = named if kind == "named" else own
         return list(made.values())
 
+    def options(self, each: SimulatedFlow) -> dict[str, Any]:
+        """Return more that a flow declares."""
+        return {}
+
     def declared_limits(self, flow: SimulatedFlow) -> Any:
-        limits = [self.declare_limit(each) for each in flow.limits]
-        return limits[0] if limits else None
+        return [self.declare_limit(each) for each in flow.limits]
 
     @staticmethod
     def declare_limit(each: SimulatedLimit) -> Any:
+        if each.name:
+            return limit(each.name, each.count)
         per = (lambda event: event.data[each.per]) if each.per else None
-        return limit(each.count, per=per)
+        return limit(each.count, per=per, hold="run" if each.holds else "attempt")
 
     # ------------------------------------------------------------ what the simulator is told
 
     def told(self, what: str, call: Any) -> None:
-        """Hear of a call of the journal, when it is asked and when it has taken effect."""
+        """Hear of a call of the journal, when it is asked and when it has taken effect.
+
+        `at` is the instant by which the service decided what it asks for.
+        """
+        self.at = call.options.get("now", self.service.now)
         hears = getattr(self, f"told_{call.name}_{what}", None)
         if hears is not None:
             hears(*call.arguments, result=None if call.outcome is None else call.outcome.result())
@@ -182,8 +200,11 @@ class DispatchMachine(RuleBasedStateMachine):
     def told_replay_done(self, event: int, runs: Sequence[Any], result: object) -> None:
         for run in runs:
             self.named[run.id] = run.flow
-            known = SimulatedRun(run.id, run.seq, self.flow_of(run), self.data[event])
+            known = self.known(run, self.data[event])
             self.simulator.stored(known, running=run.state is S.RUNNING)
+
+    def known(self, run: Any, data: Mapping[str, str | None]) -> SimulatedRun:
+        return SimulatedRun(run.id, run.seq, self.flow_of(run), data, self.at)
 
     def told_claim_asked(self, seqs: Sequence[int], result: None) -> None:
         runs = {run.seq: run for run in self.simulator.runs.values()}
@@ -246,7 +267,7 @@ class DispatchMachine(RuleBasedStateMachine):
             if any(run.is_due for run in self.simulator.missed()):
                 self.service.advance(A_MOMENT)  # what was due in the past is looked at again
                 self.service.go()
-            self.simulator.rest(self.held(), self.holders)
+            self.simulator.rest(self.held(), self.holders, self.used)
         self.check()
 
     def check(self) -> None:
@@ -258,6 +279,12 @@ class DispatchMachine(RuleBasedStateMachine):
         for name, count in self.service.process.dispatcher.held_slots().items():
             held[self.numbers[name]] += count
         return dict(held)
+
+    def used(self, each: SimulatedFlow) -> list[Mapping[str | None, int]]:
+        """Return the places in use at each limit of a flow, by key, as its gates count them."""
+        queue = self.service.process.dispatcher._scheduler.queue(self.names[each.number])
+        limits: list[Any] = [gate for gate in queue.gates.declared if type(gate) in LIMITS]
+        return [gate.used() for gate in limits]
 
     def holders(self, run: SimulatedRun) -> Collection[str]:
         assert run.order_key is not None
@@ -292,6 +319,7 @@ class DispatchMachine(RuleBasedStateMachine):
                 "order": ("a", "b", None)[order_key],
                 "limit": ("x", "y", None)[limit_key],
                 "account": "mn"[(order_key + limit_key) % 2],
+                "work": ("p", "q", None)[(order_key + 2 * limit_key) % 3],
                 "lingers": lingers,
             }
             events.append(make_event(data, f"event-{self.count}"))

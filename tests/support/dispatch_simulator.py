@@ -10,7 +10,7 @@ ordering key goes first after that, and whose turn an isolated run takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -69,6 +69,7 @@ class SimulatedRun:
     seq: int
     flow: SimulatedFlow
     data: Mapping[str, str | None]
+    accepted_at: datetime
     state: RunState = S.QUEUED
     due_at: datetime | None = None
     claim: int = 0
@@ -98,9 +99,9 @@ class SimulatedRun:
         return (self.state is S.RUNNING) + self.leftovers
 
     def places_of(self, limit: SimulatedLimit) -> int:
-        """Places of a limit in use."""
-        keeps = limit.holds and self.state in (S.RETRYING, S.WAITING)
-        return self.places + keeps
+        """Places of a limit in use; a run that holds one until it ends holds one in all."""
+        waits = self.state in (S.RETRYING, S.WAITING)
+        return min(self.places + waits, 1) if limit.holds else self.places
 
     def key_of(self, limit: SimulatedLimit) -> str | None:
         return self.data[limit.per] if limit.per else ""
@@ -266,9 +267,10 @@ class DispatchSimulator:
         """Return which limits are reached."""
         full = {"slots"} if self.used() >= self.slots else set()
         for limit in run.flow.limits:
-            key = run.key_of(limit)
-            others = 0 if key is None else self.used_of(limit, key) - run.places_of(limit)
-            if key is not None and others >= limit.allowed:
+            key, has_place = run.key_of(limit), limit.holds and run.places_of(limit) > 0
+            if key is None or has_place:  # lowering a limit takes no place back
+                continue
+            if self.used_of(limit, key) - run.places_of(limit) >= limit.allowed:
                 full.add("limit" if limit.per else "flow")
         return full
 
@@ -368,18 +370,23 @@ class DispatchSimulator:
                 limit.count_at_rest = limit.count
 
     def rest(
-        self, held: Mapping[int, int], holders: Callable[[SimulatedRun], Collection[str]]
+        self,
+        held: Mapping[int, int],
+        holders: Callable[[SimulatedRun], Collection[str]],
+        used: Callable[[SimulatedFlow], Sequence[Mapping[str | None, int]]],
     ) -> None:
         """Check a service that has nothing left to do: what could start has started.
 
-        `held` is how many places each flow uses, as the service says; `holders` who holds the
-        ordering key of a run.
+        `held` is how many places each flow uses, and `used` how many each of its limits counts for
+        each key, as the service says; `holders` who holds the ordering key of a run.
         """
         for flow in self.flows:
             least = self.used(flow)
             most = least + sum(run.stranded for run in self.runs.values() if run.flow is flow)
             if not least <= held.get(flow.number, 0) <= most:
                 self.faults.append(f"flow {flow.number} uses {held} places, not {least}")
+            if flow.served:
+                self._check_limits(flow, used(flow))
         for run in self.missed():
             self._fault(run, "could start and does not")
         for run in self.runs.values():
@@ -392,6 +399,20 @@ class DispatchSimulator:
         lacking = {run.flow for run in self.live if self._lacks_a_slot(run)}
         for flow in self.flows:
             flow.passed = flow.passed if flow in lacking else 0
+
+    def _check_limits(self, flow: SimulatedFlow, used: Sequence[Mapping[str | None, int]]) -> None:
+        """Compare what the gates of a flow's limits count with a recount of its runs."""
+        if any(run.stranded for run in self.runs.values()):
+            return
+        assert len(used) == len(flow.limits)
+        for limit, counted in zip(flow.limits, used, strict=True):
+            runs = [run for run in self.live if limit in run.flow.limits]
+            keys = {key for run in runs if (key := run.key_of(limit)) is not None}
+            recount = {key or None: count for key in keys if (count := self.used_of(limit, key))}
+            if {key: count for key, count in counted.items() if count} != recount:
+                self.faults.append(
+                    f"{limit} of flow {flow.number} counts {dict(counted)} places, not {recount}"
+                )
 
     def missed(self) -> list[SimulatedRun]:
         """Return the runs that should have started."""

@@ -1,0 +1,86 @@
+"""What has a duration keeps its promise when the clock is set while the service is down.
+
+An hour back: nothing is forgotten, and nothing waits until the instant that was once written down.
+A day ahead: what was to last less than a day is over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.injected_clock import InjectedClock
+from tests.support.program import Program, turnout, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+FLOWS = """
+from turnout import flow, webhook
+
+@flow(on=webhook("/paused"))
+async def paused(data: dict) -> int:
+    return 1
+"""
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> InjectedClock:
+    return InjectedClock(tmp_path)
+
+
+@pytest.fixture
+def program(tmp_path: Path, clock: InjectedClock) -> Iterator[Program]:
+    flows = tmp_path / "flows.py"
+    flows.write_text(FLOWS)
+    program = Program(flows=flows, data=tmp_path / "data", log=tmp_path / "log", env=clock.env)
+    with program:
+        yield program
+
+
+def post(program: Program, path: str, **data: object) -> str:
+    """Return the id of the run that an event starts, or of the one it stands for."""
+    answer = program.ask(f"/hooks/{path}", method="POST", body=json.dumps(data).encode())
+    assert answer is not None and answer.status == 202, answer
+    return str(answer.json["runs"][0])
+
+
+def operate(program: Program, *words: str) -> None:
+    done = turnout(*words, "--data", program.data, env=program.env)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def state(program: Program, run: str) -> str:
+    return str(program.api(f"/runs/{run}")["state"])
+
+
+def becomes(program: Program, run: str, wanted: str) -> None:
+    until(lambda: state(program, run) == wanted, 15, f"run {run} is {wanted}")
+
+
+def set_over_a_restart(program: Program, clock: InjectedClock, by: str) -> None:
+    assert program.stop() == 0
+    clock.set(by)
+    program.start().ready()
+
+
+def test_an_hour_back(program: Program, clock: InjectedClock) -> None:
+    program.start().ready()
+    operate(program, "pause", "paused", "--for", "30m")
+    waits = post(program, "paused")
+
+    set_over_a_restart(program, clock, "-1h")
+    assert state(program, waits) == "queued"
+    clock.set("-29m")  # 31 minutes later
+    becomes(program, waits, "succeeded")
+
+
+def test_a_day_ahead(program: Program, clock: InjectedClock) -> None:
+    program.start().ready()
+    operate(program, "pause", "paused", "--for", "30m")
+    waits = post(program, "paused")
+
+    set_over_a_restart(program, clock, "+1d")
+    becomes(program, waits, "succeeded")

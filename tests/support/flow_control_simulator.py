@@ -1,0 +1,231 @@
+"""What flow control promises beside limits and order: each rule asked anew over all that happened.
+
+A rule knows the other runs of its key, and nothing else: not what is in memory, nor who was asked.
+On the way in it says whether a new run is refused, and which others it ends; later, whether a run
+still has to wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import ClassVar, Literal
+
+from tests.support.dispatch_simulator import (
+    ENDED,
+    DispatchSimulator,
+    S,
+    SimulatedFlow,
+    SimulatedRun,
+)
+
+Others = Sequence["ControlledRun"]
+
+
+@dataclass(eq=False)
+class ControlledRun(SimulatedRun):
+    """A run, and when it has started: all but its returns from a wait.
+
+    `accepted`: it came in as an event, and was not refused; a replay did not. `begun`: it has been
+    claimed since it was queued as new, by an operator's retry too.
+    """
+
+    starts: list[datetime] = field(default_factory=list)
+    accepted: bool = True
+    begun: bool = False
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self.state not in ENDED
+
+    @property
+    def is_under_way(self) -> bool:
+        return self.is_unfinished and self.begun
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether its work may be half done: it runs, or goes on later."""
+        return self.places > 0 or self.state in (S.RETRYING, S.WAITING)
+
+
+@dataclass(eq=False)
+class Rule:
+    """A rule of a flow, or of several; `per` is the part of the event that is its key."""
+
+    name: ClassVar[str]
+
+    per: str
+
+    def key(self, run: SimulatedRun) -> str | None:
+        return run.data[self.per] if self.per else ""
+
+    def refuses(self, run: ControlledRun, others: Others, now: datetime) -> bool:
+        """Whether a new run is refused."""
+        return False
+
+    def cancels(self, run: ControlledRun, others: Others) -> list[ControlledRun]:
+        """Return the runs that a new run cancels."""
+        return []
+
+    def skips(self, run: ControlledRun, others: Others) -> list[ControlledRun]:
+        """Return the waiting runs whose place a new run takes."""
+        return []
+
+    def delays(self, run: ControlledRun, others: Others, now: datetime) -> bool:
+        """Whether a run has to wait."""
+        return False
+
+
+@dataclass(eq=False)
+class Throttled(Rule):
+    """Never more than `count` starts in any period; a run that comes back from a wait is free."""
+
+    name = "throttle"
+
+    count: int
+    period: timedelta
+    shared: str = ""
+
+    def delays(self, run: ControlledRun, others: Others, now: datetime) -> bool:
+        starts = [at for each in (run, *others) for at in each.starts if at > now - self.period]
+        return run.state is not S.WAITING and len(starts) >= self.count
+
+
+@dataclass(eq=False)
+class RateLimited(Rule):
+    """Never more than `count` runs accepted in any period; replays do not count."""
+
+    name = "rate_limit"
+
+    count: int
+    period: timedelta
+
+    def refuses(self, run: ControlledRun, others: Others, now: datetime) -> bool:
+        recent = [each for each in others if each.accepted_at > now - self.period]
+        return run.accepted and sum(each.accepted for each in recent) >= self.count
+
+
+@dataclass(eq=False)
+class Unique(Rule):
+    """One run until it has ended; or for so long, unless it fails or is cancelled."""
+
+    name = "unique"
+
+    until: timedelta | None
+
+    def refuses(self, run: ControlledRun, others: Others, now: datetime) -> bool:
+        return run.accepted and any(self._holds(each, now) for each in others)
+
+    def _holds(self, other: ControlledRun, now: datetime) -> bool:
+        if not other.accepted:
+            return False
+        if self.until is None:
+            return other.is_unfinished
+        is_free = other.state in (S.FAILED, S.CANCELLED)
+        return not is_free and other.accepted_at + self.until > now
+
+
+@dataclass(eq=False)
+class Mode(Rule):
+    """What happens to a new run while another one of its key is under way: no two are inside."""
+
+    name = "mode"
+
+    mode: Literal["skip", "replace", "latest"]
+
+    def refuses(self, run: ControlledRun, others: Others, now: datetime) -> bool:
+        return self.mode == "skip" and any(each.is_under_way for each in others)
+
+    def cancels(self, run: ControlledRun, others: Others) -> list[ControlledRun]:
+        return [each for each in others if each.is_unfinished] if self.mode == "replace" else []
+
+    def skips(self, run: ControlledRun, others: Others) -> list[ControlledRun]:
+        waiting = [each for each in others if each.state is S.QUEUED and not each.begun]
+        return waiting if self.mode == "latest" else []
+
+    def delays(self, run: ControlledRun, others: Others, now: datetime) -> bool:
+        return any(each.is_inside for each in others)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a new run on the way in, and of older ones by it."""
+
+    refused: str | None = None
+    cancelled: frozenset[str] = frozenset()
+    skipped: frozenset[str] = frozenset()
+
+
+ORDER = (Unique, Mode, RateLimited)
+"""In this order a new run is asked."""
+
+
+class FlowControlSimulator(DispatchSimulator):
+    """The simulator of dispatch, with the rules of each flow."""
+
+    def __init__(
+        self,
+        slots: int,
+        flows: list[SimulatedFlow],
+        now: Callable[[], datetime],
+        rules: list[list[Rule]],
+    ) -> None:
+        super().__init__(slots, flows, now)
+        self.rules = rules
+        self.decided_at: datetime | None = None
+
+    def others(self, rule: Rule, run: SimulatedRun) -> Iterator[ControlledRun]:
+        """Yield the other runs that a rule sees together with one."""
+        for other in self.runs.values():
+            is_same = rule in self.rules[other.flow.number] and rule.key(other) == rule.key(run)
+            if is_same and other is not run and isinstance(other, ControlledRun):
+                yield other
+
+    def verdict(
+        self, run: ControlledRun, now: datetime, *, asked: tuple[type[Rule], ...] = ORDER
+    ) -> Verdict:
+        """Return what becomes of a new run: the first rule that refuses it decides."""
+        rules = sorted(
+            (rule for rule in self.rules[run.flow.number] if isinstance(rule, asked)),
+            key=lambda rule: ORDER.index(type(rule)),
+        )
+        seen = [(rule, list(self.others(rule, run))) for rule in rules if rule.key(run) is not None]
+        for rule, others in seen:
+            if rule.refuses(run, others, now):
+                reason = "skip" if isinstance(rule, Mode) else rule.name
+                return Verdict(refused=reason)
+        return Verdict(
+            cancelled=frozenset(
+                each.id for rule, others in seen for each in rule.cancels(run, others)
+            ),
+            skipped=frozenset(each.id for rule, others in seen for each in rule.skips(run, others)),
+        )
+
+    def why_not(self, run: SimulatedRun) -> set[str]:
+        why = super().why_not(run)
+        if run.state is S.RUNNING or run.state in ENDED or not isinstance(run, ControlledRun):
+            return why
+        now = self.decided_at or self.now()
+        for rule in self.rules[run.flow.number]:
+            if rule.key(run) is not None and rule.delays(run, list(self.others(rule, run)), now):
+                why.add(rule.name)
+        return why
+
+    def _check_start(self, run: SimulatedRun, together: list[str]) -> None:
+        super()._check_start(run, together)
+        if isinstance(run, ControlledRun):
+            run.begun = True
+            if run.state is not S.WAITING:
+                run.starts.append(self.decided_at or self.now())
+
+    def skipped(self, id_: str) -> None:
+        """Learn that a newer run has taken the place of one that waited."""
+        self.cancelled(id_)
+        self.runs[id_].state = S.SKIPPED
+
+    def retried(self, id_: str) -> None:
+        run = self.runs[id_]
+        if isinstance(run, ControlledRun) and run.state in ENDED:
+            run.begun = False
+        super().retried(id_)
