@@ -1,0 +1,70 @@
+"""A backlog blocked by its key holds up nobody else: a free run starts as in an empty queue."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from tests.conftest import Say
+from tests.support import inside
+from tests.support.running import Running, make_event, running
+from turnout import flow, limit
+from turnout.service.domain.event import Event
+
+TRIES = 40
+
+
+class Started:
+    """Notes how long each free run took from its send to its start."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.heard = asyncio.Event()
+        self.go = asyncio.Event()
+
+    def flow(self) -> Any:
+        @flow(concurrency=limit(1, per=lambda event: event.data[0]))
+        async def work(event: Event) -> None:
+            key, sent = event.data
+            if key == "busy":
+                await self.go.wait()
+                return
+            self.seconds.append(time.monotonic() - sent)
+            self.heard.set()
+
+        return work
+
+    async def measure(self, service: Running) -> float:
+        """Send free runs one by one; return how long one takes to start, in seconds."""
+        self.seconds.clear()
+        for number in range(TRIES):
+            self.heard.clear()
+            await service.send((f"free {number}", time.monotonic()))
+            await self.heard.wait()
+        return median(self.seconds)
+
+
+@pytest.mark.timeout(1800)
+async def test_a_free_run_starts_past_a_backlog_blocked_by_its_key(
+    tmp_path: Path, full: bool, say: Say
+) -> None:
+    count, started = 1_000_000 if full else 5_000, Started()
+    async with running(tmp_path, [started.flow()], concurrency=20) as service:
+        await started.measure(service)
+        empty = await started.measure(service)
+        for _ in range(0, count, 1000):
+            await service.emitter([make_event(("busy", 0.0)) for _ in range(1000)])
+        queue = inside.scheduler(service.process).queue("work")
+        async with asyncio.timeout(600):
+            while queue.head(2).has_runs:  # noqa: ASYNC110  until all are set aside behind the key
+                await asyncio.sleep(0.05)
+        full_queue = min([await started.measure(service) for _ in range(3)])
+        say(f"{count} blocked: {full_queue * 1000:.2f} ms, empty: {empty * 1000:.2f} ms")
+        service.process.dispatcher.pause("work")
+        started.go.set()
+    assert full_queue <= max(empty * 1.3, empty + 0.005)
