@@ -55,6 +55,11 @@ async def test_due_and_scheduled_runs_of_each_flow_are_counted(tmp_path: Path) -
             return RunState.RETRYING in states
 
         await eventually(retrying)
+
+        async def works() -> bool:
+            return service.process.journal.counts()[0].get("running", 0) == 1
+
+        await eventually(works)
         counted = await gauges(service, "due_runs")
         oldest = await gauges(service, "oldest_due_seconds")
         scheduled = await gauges(service, "scheduled_runs")
@@ -72,6 +77,11 @@ async def test_a_named_limit_shows_its_places_and_what_waits(tmp_path: Path) -> 
     async with running(tmp_path, flows) as service:
         for number in range(3):
             await service.emitter([make_event(number)])
+
+        async def are_taken() -> bool:
+            return service.process.journal.counts()[0].get("running", 0) == 2
+
+        await eventually(are_taken)
         found = [await gauges(service, name) for name in ("limit_used", "limit_max", "limit_due")]
         proceed.set()
     assert found == [{"db": 2}, {"db": 2}, {"db": 4}]

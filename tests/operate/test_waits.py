@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.running import Running, make_event, running
+from tests.support.running import Running, eventually, make_event, running
 from turnout import flow, limit
 from turnout.service.domain.event import Event
 from turnout.service.operate.verbs import Pause
@@ -40,6 +40,13 @@ async def started(service: Running, *data: Any) -> list[str]:
     return [(await service.emitter([make_event(each)]))[0].runs[0] for each in data]
 
 
+async def are_running(service: Running, count: int) -> None:
+    async def run() -> bool:
+        return service.process.journal.counts()[0].get("running", 0) == count
+
+    await eventually(run)
+
+
 @pytest.fixture(autouse=True)
 def nothing_proceeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "proceed", asyncio.Event())
@@ -52,6 +59,7 @@ def by_data(event: Event) -> str:
 async def test_a_run_behind_its_ordering_key_names_the_head(tmp_path: Path) -> None:
     async with running(tmp_path, [held(ordered_by=by_data)]) as service:
         head, _, second, third = await started(service, "a", "b", "a", "a")
+        await are_running(service, 2)
         found = await waits(service, second, third)
         proceed.set()
     words = f"for run {head}, the head of key 'a'; it is number"
@@ -64,6 +72,7 @@ async def test_a_run_behind_its_ordering_key_names_the_head(tmp_path: Path) -> N
 async def test_a_run_without_a_slot_says_how_many_there_are(tmp_path: Path) -> None:
     async with running(tmp_path, [held()], concurrency=2) as service:
         *_, third = await started(service, 1, 2, 3)
+        await are_running(service, 2)
         found = await waits(service, third)
         proceed.set()
     assert found == [
@@ -86,6 +95,7 @@ async def test_a_run_at_a_limit_says_how_many_places_are_in_use(
 ) -> None:
     async with running(tmp_path, [held(**options)]) as service:
         _, second, third = await started(service, "a", "a", "a")
+        await are_running(service, 1)
         found = await waits(service, second, third)
         proceed.set()
     assert [cause for cause, *_ in found] == ["limit", "limit"]
