@@ -9,14 +9,17 @@ from datetime import datetime
 from .blocked import Key
 
 MAX_SECONDS = 60.0
-"""The clock may be set meanwhile: a gate that is asked too early names its instant again."""
+"""The clock may be set meanwhile, or the machine asleep: an alarm looks at the time again then."""
 
 
 class Alarms:
     """At most one alarm for each queue and key; the earliest instant named counts."""
 
-    def __init__(self, rung: Callable[[str, Key | None], None]) -> None:
+    def __init__(
+        self, rung: Callable[[str, Key | None], None], now: Callable[[], datetime]
+    ) -> None:
         self._rung = rung
+        self._now = now
         self._timers: dict[tuple[str, Key | None], tuple[datetime, asyncio.TimerHandle]] = {}
 
     def set(self, flow: str, key: Key | None, at: datetime, now: datetime) -> None:
@@ -27,9 +30,7 @@ class Alarms:
             if known[0] <= at:
                 return
             known[1].cancel()
-        seconds = min(max((at - now).total_seconds(), 0.0), MAX_SECONDS)
-        timer = asyncio.get_running_loop().call_later(seconds, self._ring, waiting)
-        self._timers[waiting] = (at, timer)
+        self._arm(waiting, at, now)
 
     def ring_early(self, flow: str, key: Key | None) -> None:
         """Ring one alarm now, if it is set."""
@@ -50,6 +51,19 @@ class Alarms:
         for _, timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+
+    def _arm(self, waiting: tuple[str, Key | None], at: datetime, now: datetime) -> None:
+        seconds = min(max((at - now).total_seconds(), 0.0), MAX_SECONDS)
+        timer = asyncio.get_running_loop().call_later(seconds, self._look, waiting)
+        self._timers[waiting] = (at, timer)
+
+    def _look(self, waiting: tuple[str, Key | None]) -> None:
+        """Ring at the instant; before it nothing is asked."""
+        at, now = self._timers[waiting][0], self._now()
+        if at > now:
+            self._arm(waiting, at, now)
+        else:
+            self._ring(waiting)
 
     def _ring(self, waiting: tuple[str, Key | None]) -> None:
         self._timers.pop(waiting)[1].cancel()

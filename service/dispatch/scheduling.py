@@ -52,7 +52,7 @@ class Scheduler:
         self.breakers = self._admission.breakers
         self.breakers.freed = self._freed
         self._memory = memory.Memory()
-        self._alarms = Alarms(self._rung)
+        self._alarms = Alarms(self._rung, now)
         self._queues: dict[str, Queue] = {}
         self._active: dict[int, dict[str, Queue]] = {level: {} for level in CLASSES}
         self._turns = ClassTurns()

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.running import Running, eventually, make_event, running
 from turnout import flow, limit
+from turnout.service.dispatch import alarms
 from turnout.service.domain.event import Event
 from turnout.service.domain.units import utc_now
 from turnout.service.flowcontrol import admission
@@ -167,3 +168,34 @@ async def test_a_gate_is_asked_again_when_the_clock_is_set(
         service.process.dispatcher.clock_set()
         await service.all_finished()
     assert len(gate.entered) == 2
+
+
+async def test_what_waits_for_an_instant_is_not_asked_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alarms, "MAX_SECONDS", 0.01)
+    asked = 0
+
+    class Counting(OneAnInterval):
+        def check(self, run: Candidate, now: datetime) -> Answer:
+            nonlocal asked
+            asked += 1
+            return super().check(run, now)
+
+    gate = Counting(timedelta(hours=1), by_key=False)
+    register(monkeypatch, lambda flow: gate)
+
+    @flow
+    async def paced(event: Event) -> None: ...
+
+    async with running(tmp_path, [paced]) as service:
+        await service.finished((await service.send(1)).runs[0])
+        await service.send(2)
+
+        async def waits() -> bool:
+            return service.process.dispatcher.next_alarm_at() is not None
+
+        await eventually(waits)
+        before = asked
+        await asyncio.sleep(0.1)  # ten looks at the time
+        assert asked == before
