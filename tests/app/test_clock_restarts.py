@@ -18,10 +18,26 @@ from tests.support.program import Program, turnout, until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 FLOWS = """
-from turnout import flow, webhook
+from turnout import flow, rate_limit, throttle, unique, webhook
 
 @flow(on=webhook("/paused"))
 async def paused(data: dict) -> int:
+    return 1
+
+@flow(on=webhook("/fresh"), start_timeout="30m")
+async def fresh(data: dict) -> int:
+    return 1
+
+@flow(on=webhook("/throttled"), rate=throttle("2/10m"))
+async def throttled(data: dict) -> int:
+    return 1
+
+@flow(on=webhook("/limited"), rate=rate_limit("1/10m"))
+async def limited(data: dict) -> int:
+    return 1
+
+@flow(on=webhook("/once"), unique=unique(lambda event: event.data["work"], until="2h"))
+async def once(data: dict) -> int:
     return 1
 """
 
@@ -66,21 +82,40 @@ def set_over_a_restart(program: Program, clock: InjectedClock, by: str) -> None:
     program.start().ready()
 
 
-def test_an_hour_back(program: Program, clock: InjectedClock) -> None:
+def begin(program: Program) -> dict[str, str]:
+    """Start the service and everything that has a duration; return the run of each flow."""
     program.start().ready()
     operate(program, "pause", "paused", "--for", "30m")
-    waits = post(program, "paused")
+    operate(program, "pause", "fresh")
+    runs = {flow: post(program, flow) for flow in ("paused", "fresh", "limited")}
+    runs["once"] = post(program, "once", work=1)
+    started = [post(program, "throttled") for _ in range(2)]
+    runs["throttled"] = post(program, "throttled")
+    for run in (*started, runs["once"], runs["limited"]):
+        becomes(program, run, "succeeded")
+    return runs
 
+
+def test_an_hour_back(program: Program, clock: InjectedClock) -> None:
+    runs = begin(program)
     set_over_a_restart(program, clock, "-1h")
-    assert state(program, waits) == "queued"
+    becomes(program, runs["throttled"], "succeeded")  # nothing started within ten minutes of now
+    assert state(program, post(program, "limited")) != "skipped"
+    assert state(program, post(program, "limited")) == "skipped"
+    assert post(program, "once", work=1) == runs["once"]
+    operate(program, "resume", "fresh")
+    becomes(program, runs["fresh"], "succeeded")
+    assert state(program, runs["paused"]) == "queued"
     clock.set("-29m")  # 31 minutes later
-    becomes(program, waits, "succeeded")
+    becomes(program, runs["paused"], "succeeded")
 
 
 def test_a_day_ahead(program: Program, clock: InjectedClock) -> None:
-    program.start().ready()
-    operate(program, "pause", "paused", "--for", "30m")
-    waits = post(program, "paused")
-
+    runs = begin(program)
     set_over_a_restart(program, clock, "+1d")
-    becomes(program, waits, "succeeded")
+    becomes(program, runs["paused"], "succeeded")
+    becomes(program, runs["throttled"], "succeeded")
+    assert state(program, post(program, "limited")) != "skipped"
+    assert post(program, "once", work=1) != runs["once"]
+    operate(program, "resume", "fresh")
+    becomes(program, runs["fresh"], "skipped")
