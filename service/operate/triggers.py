@@ -19,7 +19,7 @@ from .verbs import Emit, Fire, SeekTrigger
 
 log = get_logger("turnout.operator")
 
-MOST_PLANS = 5
+MOST_PLANS = 50
 """How often a seek is planned while something else moves the positions."""
 
 
