@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.running import running
+from tests.support.running import eventually, running
 from turnout import Fail, Overloaded, Refused, Skip, emit, flow, gather, sleep, unique, wait_for
 from turnout import event as on_type
 from turnout.service.domain.conditions import Mode
@@ -288,7 +288,13 @@ async def test_a_child_and_an_emit_find_no_place_for_ten_seconds(
     full = "flow 'slow' has 1 runs queued, and max_queued=1 are the most"
     async with running(tmp_path, [slow, call, tell]) as service:
         service.emitter.flows = lambda _event: (slow,)
-        first, second = [(await service.send(number)).runs[0] for number in (1, 2)]
+        first = (await service.send(1)).runs[0]
+
+        async def runs() -> bool:
+            return (await service.run(first)).state is RunState.RUNNING
+
+        await eventually(runs)
+        second = (await service.send(2)).runs[0]
         for asker in (call, tell):
             service.emitter.flows = lambda _event, asker=asker: (asker,)  # type: ignore[misc]
             run = await service.finished((await service.send(3)).runs[0])
