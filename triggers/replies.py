@@ -12,6 +12,9 @@ from turnout.service.domain.errors import InvalidData, JournalError, Overloaded,
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.trigger import Receipt, Reply
 
+LONGEST_RETRY_SECONDS = 300
+"""A sender is asked to come back after five minutes at the latest."""
+
 
 def problem(status: int, detail: str, **members: object) -> Reply:
     """Return a problem document (RFC 9457)."""
@@ -57,7 +60,8 @@ def refused(receipt: Receipt) -> Reply:
 def busy(error: Overloaded | JournalError) -> Reply:
     """Ask the sender to retry later, with jitter so that many senders do not return at once."""
     seconds = error.retry_after_seconds if isinstance(error, Overloaded) else 5
-    jittered = min(max(60, seconds), max(1, round(seconds * random.uniform(0.75, 1.5))))
+    longest = min(max(60, seconds), LONGEST_RETRY_SECONDS)
+    jittered = min(longest, max(1, round(seconds * random.uniform(0.75, 1.5))))
     status = 429 if isinstance(error, QueueFull) else 503
     reply = problem(status, "nothing was stored; send the same request again later")
     return replace(reply, headers=(("retry-after", str(jittered)),))

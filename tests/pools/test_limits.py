@@ -189,7 +189,7 @@ def test_runs_that_wait_for_a_thread_are_told_of_by_readyz_show_metrics_and_log(
             None,
             "one of the 1 flow threads, which are all busy",
         ]
-        assert "waits for" in turnout("show", runs[1], "--data", data).stdout
+        assert "waits     one of t" in turnout("show", runs[1], "--data", data).stdout
 
 
 def emit(program: Program) -> Any:

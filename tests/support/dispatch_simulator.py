@@ -111,8 +111,13 @@ class SimulatedRun:
         return self.state is not S.QUEUED
 
     @property
+    def is_retry(self) -> bool:
+        """Whether it takes turns with new runs; a run that resumes from a wait is one of these."""
+        return self.state is S.RETRYING
+
+    @property
     def turn(self) -> tuple[datetime | None, int]:
-        return (self.due_at if self.is_due else None), self.seq
+        return (self.due_at if self.is_retry else None), self.seq
 
 
 class DispatchSimulator:
@@ -330,7 +335,7 @@ class DispatchSimulator:
         if self._is_isolated(run) or not self._is_certain(run):
             return
         for other in self.live:
-            same = other.ready and other.flow is run.flow and other.is_due == run.is_due
+            same = other.ready and other.flow is run.flow and other.is_retry == run.is_retry
             if same and other.turn < run.turn and other.id not in together:
                 self._fault(run, f"overtakes run {other.seq}")
 
@@ -340,7 +345,7 @@ class DispatchSimulator:
             return
         for other in self.live:
             if other.ready and other.flow is run.flow and other is not run:
-                other.passed = 0 if other.is_due == run.is_due else other.passed + 1
+                other.passed = 0 if other.is_retry == run.is_retry else other.passed + 1
                 if other.passed > 1:
                     self._fault(run, f"takes the turn of run {other.seq}")
         run.passed = run.flow.passed = 0

@@ -546,7 +546,7 @@ class TestAnswers:
         ("error", "least", "most"),
         [
             (Overloaded("full", retry_after_seconds=20), 15, 30),
-            (Overloaded("full", retry_after_seconds=600), 60, 60),
+            (Overloaded("full", retry_after_seconds=600), 300, 300),
             (Overloaded("full", retry_after_seconds=0), 1, 1),
             (JournalFull("disk full"), 1, 60),
             (JournalBroken("fsync failed"), 1, 60),
