@@ -33,8 +33,11 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import Appended, Entry, Move
 from turnout.service.telemetry.metrics import Metrics
+from turnout.triggers.calendar import load_zone
 from turnout.triggers.missed_ticks import Due, Missed, decide
 from turnout.triggers.timers import Timer, at, cron, every
+
+load_zone("UTC")  # as a service does before its loop runs: it reads a file
 
 START = datetime(2026, 3, 2, 9, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
