@@ -392,6 +392,17 @@ class ConditionsContract:
             with pytest.raises(QueueFull):
                 await put(journal, asked(few))
 
+    async def test_a_delivery_larger_than_the_bound_is_taken_where_the_queue_is_not_full(
+        self, tmp_path: Path
+    ) -> None:
+        few = Conditions(max_queued=2)
+        async with self.open(tmp_path) as journal:
+            poll = [Entry(event=make_event(f"r-{n}"), runs=[asked(few)]) for n in range(5)]
+            await journal.append(poll, now=at(0))
+            assert len(await journal.queued("bill", 0, 9)) == 5
+            with pytest.raises(QueueFull):
+                await put(journal, asked(few))
+
     async def test_senders_come_again_when_a_tenth_is_free(self, tmp_path: Path) -> None:
         few = Conditions(max_queued=100)
 

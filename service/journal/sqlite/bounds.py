@@ -6,7 +6,7 @@ left it in the last minute. Not here: what a refused delivery leaves (`append`: 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from math import ceil
 
 import apsw
@@ -92,7 +92,7 @@ class Bounds:
         self._drain = Drain()
         self._queues: dict[str, _FlowQueue] = {}
         self._appends = 0
-        self._accepted: list[_FlowQueue] = []
+        self._accepted: Counter[_FlowQueue] = Counter()  # runs of the delivery, by queue
 
     def begin(self, at: int, unfinished: int, made: int) -> None:
         """Begin an append; `made` is how many runs were ever made."""
@@ -113,17 +113,22 @@ class Bounds:
         self._accepted.clear()
 
     def refuse_full(self, flow: str, bound: int, at: int, *, freed: int) -> None:
-        """Raise `QueueFull` if the queue of a flow has no place for a run that frees so many."""
+        """Raise `QueueFull` if the queue of a flow has no place for a run that frees so many.
+
+        A delivery finds the queue full at its first run or not at all: one with more runs than
+        `bound` would otherwise never be taken.
+        """
         queue = self._queues.get(flow)
         if queue is None:
             queue = self._queues[flow] = _FlowQueue()
         may_be_full = queue.waiting - freed >= bound
         if may_be_full or not 0 <= at - queue.counted_at < _SECOND:
             self._count(flow, queue, bound, at)
-        if queue.waiting - freed < bound or self._is_paused(flow, at):
+        has_place = queue in self._accepted or queue.waiting - freed < bound
+        if has_place or self._is_paused(flow, at):
             queue.waiting += 1 - freed
             queue.accepted += 1
-            self._accepted.append(queue)
+            self._accepted[queue] += 1
             return
         left = queue.accepted - queue.waiting
         raise QueueFull(
@@ -133,9 +138,9 @@ class Bounds:
 
     def take_back_delivery(self) -> None:
         """Forget what the delivery has added to queues: nothing of it is stored."""
-        for queue in self._accepted:
-            queue.waiting -= 1
-            queue.accepted -= 1
+        for queue, runs in self._accepted.items():
+            queue.waiting -= runs
+            queue.accepted -= runs
         self._accepted.clear()
 
     def _count(self, flow: str, queue: _FlowQueue, bound: int, at: int) -> None:
