@@ -1,0 +1,102 @@
+"""Batch: events that run together, so many or after a time: `batch(kafka("t"), 500, "200ms")`.
+
+The first member sets the deadline, the n-th closes the window early. A member that would make it
+larger than `max_bytes` closes it and opens the next; one that is larger by itself runs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import ClassVar
+
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.event import Event
+from turnout.service.domain.trigger import Trigger
+from turnout.service.domain.units import parse_size
+
+from .checks import duration, key_question, members, one_trigger
+from .window import (
+    MOST_BYTES,
+    AskAgain,
+    Fire,
+    Join,
+    Kind,
+    Member,
+    OpenWindow,
+    Step,
+    WindowSettings,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A window that closes with its n-th event, or at a time after its first."""
+
+    triggers: tuple[Trigger, ...]
+    settings: WindowSettings
+    per: Callable[[Event], Hashable] | None = None
+    kind: ClassVar[Kind] = "batch"
+    on_timeout: ClassVar[None] = None
+
+
+def batch(
+    trigger: Trigger,
+    n: int,
+    timeout: str | timedelta,
+    /,
+    *,
+    max_bytes: str | int = MOST_BYTES,
+    per: Callable[[Event], Hashable] | None = None,
+) -> Batch:
+    """Start one run for up to `n` events: with the n-th, or `timeout` after the first.
+
+    The bodies of a batch are at most `max_bytes` together, 4 MiB at the most; an event that would
+    be too much opens the next batch, and one that is larger alone runs alone. With
+    `per=lambda event: …` each key has a batch of its own; an event whose key is None runs alone.
+    The flow gets a list. An event whose data does not fit is a dead letter of its own. Stopping the
+    service never cuts a batch short. Raises `SetupError` for what cannot be meant.
+    """
+    settings = WindowSettings(
+        kind="batch",
+        count=members("batch", "n", n),
+        period=duration("batch", "timeout", timeout),
+        max_bytes=_size(max_bytes),
+    )
+    return Batch((one_trigger("batch", trigger),), settings, key_question("batch", per))
+
+
+def _size(max_bytes: str | int) -> int:
+    try:
+        size = parse_size(max_bytes)
+    except SetupError as error:
+        raise SetupError(f"batch(max_bytes={max_bytes!r}): {error.message}") from None
+    if not 0 < size <= MOST_BYTES:
+        raise SetupError(f"batch(max_bytes={max_bytes!r}): a size is above 0 and 4 MiB at most")
+    return size
+
+
+class BatchRule:
+    """Closes a window that is full, by count or by size."""
+
+    is_pattern = False
+    due_first = True
+
+    def arrive(
+        self, settings: WindowSettings, window: OpenWindow | None, member: Member
+    ) -> Sequence[Step]:
+        """Let the event join, and fire when it makes the batch full."""
+        if window is not None and window.bytes + member.bytes > settings.max_bytes:
+            return (Fire(), AskAgain())
+        count, size, due_at = 1, member.bytes, member.at + settings.period
+        if window is not None:
+            count, size = window.count + 1, window.bytes + member.bytes
+            due_at = due_at if window.due_at is None else window.due_at
+        joined = Join(due_at)
+        is_full = count >= settings.count or size >= settings.max_bytes
+        return (joined, Fire()) if is_full else (joined,)
+
+    def due(self, settings: WindowSettings, window: OpenWindow, at: int) -> Sequence[Step]:
+        """Fire with what there is."""
+        return (Fire(),)
