@@ -13,7 +13,7 @@ from datetime import datetime
 
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.errors import JournalError
-from turnout.service.journal.reads import Reads
+from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import DueCount
 from turnout.service.project import Project
 from turnout.service.telemetry.metrics import Metrics

@@ -24,7 +24,7 @@ from .show import undo_words
 
 if TYPE_CHECKING:
     from turnout.service.domain.run import Run
-    from turnout.service.journal.reads import Reads
+    from turnout.service.journal.contract import Reads
     from turnout.service.journal.records import Filter
     from turnout.service.settings import Settings
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from turnout.service.domain.run import FINISHED, Fail, Run
-from turnout.service.journal.reads import RunReads
+from turnout.service.journal.contract import RunReads
 from turnout.service.journal.records import Claim, NewRun, run_topic
 
 from .dispatcher import Dispatcher

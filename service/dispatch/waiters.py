@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from turnout.service.domain.errors import Overloaded
 from turnout.service.domain.run import FINISHED, Outcome
-from turnout.service.journal.reads import RunReads
+from turnout.service.journal.contract import RunReads
 
 _Finished: TypeAlias = "asyncio.Future[Outcome | None]"
 

@@ -23,7 +23,7 @@ from turnout.service.domain.trigger import Receipt, SeekPlan, Trigger
 from turnout.service.domain.units import format_duration
 from turnout.service.domain.waiting import Waiting
 from turnout.service.flowcontrol.limit import Limit
-from turnout.service.journal.reads import Reads
+from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import (
     EVERYTHING,
     NOTHING,

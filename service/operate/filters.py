@@ -16,7 +16,7 @@ from turnout.service.domain.units import is_duration, parse_duration
 from turnout.service.journal.records import Filter
 
 if TYPE_CHECKING:
-    from turnout.service.journal.reads import Reads
+    from turnout.service.journal.contract import Reads
 
 MAX_LIMIT = 1000
 

@@ -10,7 +10,7 @@ from turnout.service.domain.errors import InvalidData, NotFound, Refused
 from turnout.service.flowcontrol.overrides import short_names
 from turnout.service.flowcontrol.use import KeyUse, Use, with_accepted
 from turnout.service.intake.overrides import log_fields
-from turnout.service.journal.reads import Reads
+from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import StoredOverride
 from turnout.service.telemetry.logs import get_logger
 

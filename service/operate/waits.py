@@ -14,7 +14,7 @@ from typing import TypeAlias
 from turnout.service.domain.decisions import Fact
 from turnout.service.domain.run import UNFINISHED, Run, RunState
 from turnout.service.domain.waiting import Cause, Waiting
-from turnout.service.journal.reads import Reads
+from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import MOST_COUNTED, ORDER_PLACE, InLine, OpenStep, StoredPause
 
 WaitsFor: TypeAlias = Callable[[Run], Waiting | None]

@@ -15,7 +15,7 @@ from turnout.service.domain.run import UNFINISHED, Run, RunState
 from turnout.service.domain.waiting import Waiting
 from turnout.service.intake.questions import values_read
 from turnout.service.intake.router import route
-from turnout.service.journal.reads import Reads
+from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import StoredEvent
 from turnout.service.project import AnyFlow, Project
 

@@ -30,8 +30,7 @@ from turnout.service.domain.errors import (
 )
 from turnout.service.domain.event import CALLED, Event, mint_id
 from turnout.service.domain.run import FINISHED, UNFINISHED, Outcome, RunError, RunState, Start
-from turnout.service.journal.contract import Journal
-from turnout.service.journal.reads import Reads
+from turnout.service.journal.contract import Journal, Reads
 from turnout.service.journal.records import (
     FAILED,
     REGISTERED,

@@ -22,7 +22,7 @@ from turnout.service.governance.tokens import is_token
 from turnout.service.http.clients import Proxies, client_network
 from turnout.service.http.exchange import by_name
 from turnout.service.intake.emitter import TriggerEmitter
-from turnout.service.journal.reads import Reads
+from turnout.service.journal.contract import Reads
 from turnout.service.operate.operator import Operator
 from turnout.service.project import Project
 from turnout.service.settings import Settings

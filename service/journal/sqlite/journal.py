@@ -1,6 +1,6 @@
 """The journal on SQLite: one process, one folder, one writing connection.
 
-Keeps the promises of `contract.py`. Writes are jobs for the one writing thread (`writer.py`); reads
+Keeps the promises of `contract`. Writes are jobs for the one writing thread (`writer.py`); reads
 have their own connections (`reader.py`). Several processes cannot share this journal.
 """
 

@@ -13,8 +13,7 @@ from typing import Protocol
 from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run
-
-from .records import (
+from turnout.service.journal.records import (
     AttemptRecord,
     Cached,
     ChildEnd,

@@ -1,0 +1,40 @@
+"""What a journal promises, whatever database is under it.
+
+Every write returns only after commit and fsync. A write about a run carries the run's claim
+token; a stale token changes nothing and raises `ClaimLost`. Writes that arrive together share a
+commit and are applied in the order they were called; a bad write fails only its caller. The suite
+`tests/support/journal_contract.py` tests these promises, not SQLite.
+
+Each user is typed against the smallest part it needs: `Intake`, `Work`, `Steps`, `Operations`,
+`Reads`, `Upkeep`, `Lifecycle`. Not here: what is written (the router and the executor decide) and
+when a run starts (the dispatcher).
+"""
+
+from typing import Protocol
+
+from .intake import Intake, Positions
+from .operations import Operations
+from .reads import Reads, RunReads
+from .steps import Steps
+from .upkeep import Clearing, Upkeep
+from .work import Work
+from .writing import Lifecycle, Writable
+
+__all__ = [
+    "Clearing",
+    "Intake",
+    "Journal",
+    "Lifecycle",
+    "Operations",
+    "Positions",
+    "Reads",
+    "RunReads",
+    "Steps",
+    "Upkeep",
+    "Work",
+    "Writable",
+]
+
+
+class Journal(Intake, Work, Steps, Operations, Upkeep, Protocol):
+    """The one writer of a data folder."""

@@ -1,0 +1,62 @@
+"""What retention and the counts need of a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Protocol
+
+from .writing import Writable
+
+
+class Clearing(Protocol):
+    """Clearing the cache of results, for operators and when they have expired."""
+
+    async def clear_cache(
+        self, *, task: str | None = None, over_by: datetime | None = None, limit: int = 1_000_000
+    ) -> int:
+        """Clear cached results, of one task or those expired by `over_by`; returns how many."""
+
+
+class Upkeep(Writable, Clearing, Protocol):
+    """Retention, counts, and the space on disk."""
+
+    async def prune(
+        self,
+        *,
+        finished_before: datetime,
+        failed_before: datetime,
+        unmatched_before: datetime,
+        dedupe_before: datetime,
+        now: datetime,
+        limit: int,
+    ) -> int:
+        """Delete up to `limit` old runs with steps, then events left without runs; returns rows.
+
+        The window of events that have one of their own ends at `now`, whatever `dedupe_before` is,
+        and what rates count no more at `now` goes too.
+        Call it until it returns 0. It never prunes unfinished runs, their events, positions, or
+        dead letters whose undo has failed.
+        """
+
+    async def prune_oldest(self, limit: int) -> int:
+        """Delete the oldest finished events whatever their age; returns rows."""
+
+    async def prune_blobs(self) -> int:
+        """Delete large results that no row names any more; returns how many bytes."""
+
+    def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Return (unfinished runs by state, dead letters by flow); exact, from memory."""
+
+    def not_undone(self) -> Mapping[str, int]:
+        """Return how many dead letters, by flow, have an undo that failed; exact, from memory."""
+
+    async def last_recorded_at(self) -> datetime | None:
+        """Return the latest instant among the newest event and runs; None in an empty journal."""
+
+    def size_bytes(self) -> int:
+        """Return the journal's size on disk, its log and large results included."""
+
+    @property
+    def short_of_space(self) -> str | None:
+        """None while the disk has enough free space for new events, else how much is missing."""

@@ -1,0 +1,141 @@
+"""What the dispatcher holds of a run: queued, then claimed with what it resumes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from turnout.service.domain.conditions import UNIQUE_PLACE
+from turnout.service.domain.event import CALLED, Event
+from turnout.service.domain.run import Keys, RunError, RunState, Start
+from turnout.service.domain.waiting import Cause
+
+from .entries import NOTHING
+from .steps import StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ChildEnd:
+    """How a child run ended; `returned` is a pickle where JSON (`result`) cannot hold the value.
+
+    `refused` says that a rule of its flow has refused it: the reason, and the run that goes on
+    instead.
+    """
+
+    id: str
+    state: RunState
+    result: bytes | None
+    error: RunError | None
+    returned: bytes | None = None
+    refused: tuple[str, str | None] | None = None
+
+
+class Claim(NamedTuple):
+    """The right to write about a run: every write about it carries one.
+
+    It is lost when the run is cancelled or claimed anew; a write under it then raises `ClaimLost`.
+    """
+
+    run_seq: int
+    run_id: str
+    token: int
+
+
+class ClaimedRun(NamedTuple):
+    """A run under a claim, and what it resumes from; the same for the whole attempt.
+
+    `attempt` counts from 1. `arguments` are the flow's bound arguments if the router has validated
+    them. `code_version` is that of the flow file when the run was made, empty if it need not be
+    compared. `dead` says that the run is a dead letter whose undo is retried, `undo_failed` that it
+    is counted as not undone.
+
+    From earlier attempts: `recorded` are their steps, by key, and `recorded_bytes` the size of the
+    results. `has_waits` says that the run may have open waits; `unwoken` are the steps whose wait
+    nothing has woken, `ended` the children that have ended (large results are read later).
+    `progress` is what the last attempt noted for this one, if it is still in memory.
+    """
+
+    # A named tuple, because one is made for each run and a frozen dataclass costs twice as much.
+    claim: Claim
+    flow: str
+    event_seq: int
+    event: Event
+    attempt: int
+    crashes: int
+    replay: int
+    order_key: str | None
+    keys: Keys | None
+    due_at: datetime
+    isolated: bool = False
+    arguments: Mapping[str, Any] | None = None
+    code_version: str = ""
+    dead: bool = False
+    undo_failed: bool = False
+    recorded: Mapping[str, StepRecord] = NOTHING
+    recorded_bytes: int = 0
+    has_waits: bool = False
+    unwoken: frozenset[str] = frozenset()
+    ended: Mapping[str, ChildEnd] = NOTHING
+    progress: Mapping[str, Any] = NOTHING
+
+    @property
+    def may_be_awaited(self) -> bool:
+        """Whether another run may await its end: as its child, or as the first of unique work."""
+        return self.event.type == CALLED or bool(self.keys and UNIQUE_PLACE in self.keys)
+
+    def log_fields(self) -> dict[str, Any]:
+        """Return the fields that every log record of the attempt carries."""
+        return {
+            "flow": self.flow,
+            "run": self.claim.run_id,
+            "attempt": self.attempt,
+            "trigger": self.event.trigger,
+            "event": self.event.id,
+            "tenant": self.event.tenant,
+        }
+
+
+@dataclass(slots=True, kw_only=True)
+class Queued:
+    """What the dispatcher holds in memory of a run that is queued or due, and of one it starts.
+
+    `claimed` is the run as its first claim finds it, while its event is in memory and need not be
+    read again. `is_due` says that the run was scheduled, retrying or waiting before, not queued.
+    `begun` says that it was claimed before, `resumes` that it comes back from a wait or for the
+    next try of a task, and `woken` that its key became free while it was set aside. `weight` is its
+    estimated memory in bytes. `token` is the number of its admission while it is inside the gates,
+    else 0. `cause` is what first kept it from starting, `starts` is what throttles have counted:
+    nothing of a run that resumes.
+    """
+
+    seq: int
+    id: str
+    flow: str
+    order_key: str | None
+    keys: Keys | None
+    due_at: datetime | None
+    isolated: bool
+    queued_at: datetime
+    priority: int | None = None
+    begun: bool = False
+    resumes: bool = False
+    claimed: ClaimedRun | None = None
+    is_due: bool = False
+    woken: bool = False
+    weight: int = 0
+    token: int = 0
+    cause: Cause | None = None
+    starts: Sequence[Start] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """What `rescue` did at start: how many runs it requeued, and which runs it failed.
+
+    The failed ones kept killing the process; they are queued to be undone.
+    """
+
+    requeued: int
+    failed: tuple[str, ...]

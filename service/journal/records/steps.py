@@ -1,0 +1,121 @@
+"""What is recorded of a run's steps: the records themselves, cached results, and open waits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from turnout.service.domain.run import RunError
+
+FAILED = "~failed"
+"""The key of the step that marks a run as failed: only its undo and its hook are left to do.
+
+For a cancelled run that must be undone, the step's error is `CANCELLED`. Its `tries` are one more
+than the number of times this work was given up because it killed the process.
+"""
+
+REGISTERED = "~on_undo"
+"""The task of records that say how to undo a step; they are not listed as steps."""
+
+PAUSED = "~pause"
+"""The task of records that say that the run has paused a dependency; they are not listed either."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedArguments:
+    """The arguments of a step: their digest, and the call as text."""
+
+    digest: str
+    words: str
+
+
+@dataclass(slots=True, kw_only=True)
+class StepRecord:
+    """A recorded call of a task in a run; `key` stays the same over retries and restarts.
+
+    In state `retrying`, `tries` is the number of the next try and `result` holds when it is due;
+    in state `waiting`, `result` holds what it waits for (both JSON). `succeeded` and `failed` are
+    facts: such a step never runs again, except a failed one whose error escaped the flow
+    (`Outcome.error.step`), which is superseded. A `succeeded` step with an `error` used its
+    fallback after that error. `origin` is the run a cached result comes from, or the child run;
+    `blob` names a large result stored in a file instead of in `result`. `in_error_handler` is true
+    when it was called while an error was being handled: another attempt may never reach it.
+    `arguments` is what it was called with; None in records of earlier versions.
+    """
+
+    key: str
+    task: str
+    state: Literal["succeeded", "failed", "retrying", "waiting"]
+    tries: int
+    started_at: datetime
+    finished_at: datetime | None = None
+    encoding: Literal["json", "pickle"] = "json"
+    result: bytes | None = None
+    error: RunError | None = None
+    superseded: bool = False
+    origin: str | None = None
+    blob: str | None = None
+    in_error_handler: bool = False
+    arguments: RecordedArguments | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cached:
+    """A cached result of a task; `run_id` is the run that computed it."""
+
+    key: bytes
+    task: str
+    run_id: str
+    encoding: Literal["json", "pickle"]
+    result: bytes | None
+    blob: str | None = None
+    stored_at: datetime
+    expires_at: datetime
+
+
+APPROVAL = "approval:"
+"""The prefix of topics of approvals."""
+
+
+def run_topic(run_id: str) -> str:
+    """Return the topic that is woken when a run ends."""
+    return f"run:{run_id}"
+
+
+def approval_topic(run_id: str, key: str) -> str:
+    """Return the topic that is woken when an approval is answered."""
+    return f"{APPROVAL}{run_id}:{key}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """The wait that a step opens, see `Journal.record_with`.
+
+    `shape` is the trigger and the fields that a topic of events compares, `since` the first event
+    to look at.
+    """
+
+    topic: str
+    shape: Sequence[str] = ()
+    since: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsedLink:
+    """The link through which an approval was answered; it works once."""
+
+    digest: bytes
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """An open wait: the first and last event not looked at yet, and the answer given (JSON)."""
+
+    key: str
+    topic: str
+    woken: int | None = None
+    latest: int | None = None
+    answer: bytes | None = None
