@@ -79,3 +79,27 @@ def _fits(
         else:
             return False
     return all(item == star for item in pattern[at:])
+
+
+def have_common_type(one: str, other: str) -> bool:
+    """Whether there is a type that both patterns stand for."""
+    return _meet(_parts(one), _parts(other), "**", lambda mine, its: _meet(mine, its, "*"))
+
+
+def _meet(
+    one: Sequence[str],
+    other: Sequence[str],
+    star: str,
+    fits: Callable[[str, str], bool] = str.__eq__,
+) -> bool:
+    """Whether a text fits both patterns; in each, `star` stands for any number of items."""
+    met = [True]  # whether so much of `one`, and so far nothing of `other`, have a text in common
+    for mine in one:
+        met.append(met[-1] and mine == star)
+    for its in other:
+        row = [met[0] and its == star]
+        for at, mine in enumerate(one):
+            either = row[-1] or met[at + 1]  # the star stands for nothing, or takes one item more
+            row.append(either if star in (mine, its) else met[at] and fits(mine, its))
+        met = row
+    return met[-1]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.service.domain.event_types import matches
+from turnout.service.domain.event_types import have_common_type, matches
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,35 @@ def test_a_hostile_type_takes_no_time() -> None:
     began = time.process_time()
     assert not matches("**.*a*a*a*a*a*b." * 3 + "x", ".".join(["a" * 40] * 40))
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "answer"),
+    [
+        ("order.paid", "order.paid", True),
+        ("order.paid", "order.placed", False),
+        ("order.*", "order.paid", True),
+        ("order.*", "*.paid", True),
+        ("order.p*", "order.*d", True),
+        ("order.a*", "order.b*", False),
+        ("order.**", "**.paid", True),
+        ("order.*", "order.*.late", False),
+        ("com.**", "org.**", False),
+    ],
+)
+def test_two_patterns_may_have_a_type_in_common(one: str, other: str, answer: bool) -> None:
+    assert have_common_type(one, other) is answer
+    assert have_common_type(other, one) is answer
+
+
+@given(
+    st.lists(part, min_size=1, max_size=4),
+    st.lists(part, min_size=1, max_size=4),
+    st.lists(word, min_size=1, max_size=5),
+)
+def test_a_type_that_two_patterns_match_is_in_common(
+    one: list[str], other: list[str], words: list[str]
+) -> None:
+    patterns, event_type = (".".join(one), ".".join(other)), ".".join(words)
+    if all(matches(pattern, event_type) for pattern in patterns):
+        assert have_common_type(*patterns)
