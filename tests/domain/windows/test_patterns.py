@@ -187,23 +187,23 @@ async def plain() -> None:
         (lambda: count(A, 0, "10m"), "count(n=0): write a count from 1 to 10,000"),
         (lambda: count(A, 5, "soon"), "count(within='soon'): cannot read the duration"),
         (lambda: count(A, 5, "0s"), "count(within='0s'): a time is above 0"),
-        (lambda: count([A, B], 5, "1m"), "count([…]): name one trigger"),
-        (lambda: count(A, 5, "1m", per="user"), "count(per='user'): write a function"),
+        (lambda: count([A, B], 5, "1m"), "count([…]): name one trigger"),  # type: ignore[arg-type]
+        (lambda: count(A, 5, "1m", per="user"), "count(per='user'): write a function"),  # type: ignore[arg-type]
         (lambda: sequence(within="1m"), "sequence(): a pattern has two triggers or more"),
         (lambda: sequence(A, within="1m"), "sequence(event:a): a pattern has two triggers or more"),
         (lambda: all_of(within="1m"), "all_of(): a pattern has two triggers or more"),
-        (lambda: all_of([A, B], within="1m"), "all_of([…]): write the triggers without brackets"),
+        (lambda: all_of([A, B], within="1m"), "all_of([…]): write the triggers without brackets"),  # type: ignore[arg-type]
         (lambda: sequence(A, B, A, within="1m"), "each part is a trigger of its own"),
         (
             lambda: all_of(event("order.*"), event("order.paid"), within="1m"),
             "an event could be of both types",
         ),
-        (lambda: sequence(A, "b", within="1m"), "sequence('b', …): the first argument is a trig"),
-        (lambda: all_of(A, debounce(B, "1s"), within="1m"), "not of another window"),
+        (lambda: sequence(A, "b", within="1m"), "sequence('b', …): the first argument is a trig"),  # type: ignore[arg-type]
+        (lambda: all_of(A, debounce(B, "1s"), within="1m"), "not of another window"),  # type: ignore[arg-type]
         (lambda: absent(A, "1m", after=A), "absent(event:a, event:a): each part is a trigger"),
-        (lambda: absent(A, "1m", after=[B]), "absent([…]): name one trigger"),
+        (lambda: absent(A, "1m", after=[B]), "absent([…]): name one trigger"),  # type: ignore[arg-type]
         (
-            lambda: sequence(A, B, within="1m", on_timeout="plain"),
+            lambda: sequence(A, B, within="1m", on_timeout="plain"),  # type: ignore[arg-type]
             "sequence(on_timeout='plain'): write a flow",
         ),
     ],
