@@ -81,10 +81,10 @@ class ListedWindow:
 
     def due(self, at: int) -> None:
         """Ask the rule at the deadline."""
-        assert self.open is not None and self.due_at is not None and at >= self.due_at
-        rule = RULES[self.settings.kind]
-        self._apply(rule.due(self.settings, self.open, at), None, at)
-        assert self.open is None or self.due_at > at, "the alarm would ring for ever"
+        window = self.open
+        assert window is not None and window.due_at is not None and at >= window.due_at
+        self._apply(RULES[self.settings.kind].due(self.settings, window, at), None, at)
+        assert self.due_at is None or self.due_at > at, "the alarm would ring for ever"
 
     def open_empty(self, at: int) -> None:
         """Open a window without a member, as that of `absent` opens when its flow is served."""

@@ -39,8 +39,8 @@ def _refuse_shared(word: str, one: Trigger, other: Trigger) -> None:
             f"{word}({one.name}, {other.name}): each part is a trigger of its own, else an event "
             f"could be either{hint}"
         )
-    are_typed = isinstance(one, StartsOnType) and isinstance(other, StartsOnType)
-    if are_typed and have_common_type(one.event_type, other.event_type):
+    types = [each.event_type for each in (one, other) if isinstance(each, StartsOnType)]
+    if len(types) == 2 and have_common_type(*types):
         raise SetupError(
             f"{word}({one.name}, {other.name}): an event could be of both types; write types that "
             "have no event in common"
