@@ -89,7 +89,10 @@ class SyncFlow(Flow[P, R]):
         return value
 
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
-        """Assign the child run's key now, start it when awaited."""
+        """In an `async def` flow: `await bill.run(order)` is a child run.
+
+        Its key is assigned when it is called.
+        """
         child = children.call_flow(self, args, kwargs)
         if child is None:
             return to_await(_call_plainly(self.function, args, kwargs), self.words)
@@ -179,29 +182,71 @@ def flow(
     was: str | None = None,
     version: str | int | None = None,
 ) -> Any:
-    """Declare a flow: `@flow(on=every("15m"))`; without `on` it is started by hand or by API.
+    """Declare a flow: with `@flow(on=every("15m"))` each event starts a run of the function.
 
-    `awaits` names the triggers it may `wait_for`. `when` filters events;
-    `concurrency` bounds runs at once: a count, `limit(8, per=…)`, `limit("db", 3)`, or a list, of
-    which a run takes all or none; `rate` bounds how many start (`throttle("100/m")`) or are
-    accepted (`rate_limit("10/s")`) in a stretch of time, or a list; `priority` is "high", "normal"
-    or "low", or a function of the event that returns one: they share starts 8 : 2 : 1;
-    `ordered_by` runs events of one key strictly one after the other (`"key"` and `"partition"` are
-    a Kafka record's own; a key of None is not ordered), and `on_dead="block"` holds a key behind
-    its dead letter. `mode` says what happens to a new run while another one of its `key` is under
-    way (of the flow, without `key`): `"skip"` ends it, `"replace"` cancels the older ones, and of
-    those that wait under `"latest"` only the newest stays. `unique` is for work that is asked for
-    once. Events of `cancel_on` cancel the runs before them that `match`. `max_queued` bounds the
-    queue. `needs=dependency("crm")`, or a list, makes runs wait while what they need is
-    down. `retry` gives the slot back while it waits; the default is none.
-    `timeout` bounds one attempt; a run that has waited for its first start longer than
-    `start_timeout` ends as skipped when its turn comes. `on_failure` is called once when a run has
-    failed for good (also as `process_died`), with the error and the event if it asks for them
-    (`error: RunError, event: Event`). `was` is the flow's old name, whose waiting runs it adopts.
-    `version` names the sequence of its steps: runs that wait go on over any change of the code
-    while it is the same (without it, while the file is); under another one a sequence that differs
-    fails them as `code_changed`.
+    A run is on disk before its event is acknowledged. The body runs again from its first line after
+    each wait, retry and restart of the service; calls of tasks in it that are recorded do not, so
+    what has effects is a task. Parameters are filled by annotation from the event. Inside another
+    flow's run, a call of the flow is a child run; outside any run it is a plain call.
+
+    * `on`: the trigger, or a list of triggers, that start it; without one it is started by hand,
+      over the API, or by another flow
+    * `awaits`: the trigger, or a list of triggers, it may `wait_for`
+    * `when`: a function of the event; a run starts only if it returns true
+    * `concurrency`: how many runs may be active at once: a number, `limit(8, per=lambda event: …)`
+      for each key, `limit("db", 3)` over all flows that say it, or a list, of which a run takes all
+      or none
+    * `rate`: how many runs start in a stretch of time, `throttle("100/m")`, or are accepted,
+      `rate_limit("10/s")`, or a list
+    * `priority`: `"high"`, `"normal"` or `"low"`, or a function of the event that returns one; they
+      share starts 8 : 2 : 1
+    * `ordered_by`: a function of the event: runs of one key go one after the other, in order of
+      arrival; `"key"` and `"partition"` are those of a Kafka record, and a key of `None` has no
+      order
+    * `key`: a function of the event: which runs `mode` is about; without it, all of the flow
+    * `mode`: what happens to a new run while another one of its key is under way: `"skip"` ends it,
+      `"replace"` cancels the older ones, and of those that wait under `"latest"` only the newest
+      stays
+    * `unique`: what is asked for once, `unique(lambda event: …, until="7d")`; the second to ask
+      gets the first run
+    * `cancel_on`: the trigger whose events cancel the unfinished runs before them that `match`
+    * `match`: which runs an event of `cancel_on` cancels: the names of fields that must be equal,
+      or a function
+    * `max_queued`: how many runs may wait; a delivery that finds the queue full is refused, with
+      429
+    * `needs`: what the runs need, `dependency("crm")` or a list: while it is down they wait
+    * `retry`: how often a failed attempt is tried again: a number, or `retry(5, delay="2s")`; none
+      by default. The run gives its slot back meanwhile. Retries of tasks come on top: they multiply
+    * `timeout`: how long one attempt may take, such as `"5m"`; no bound by default
+    * `start_timeout`: how long a run may wait for its first start; then it ends as `skipped`
+    * `pool`: where a `def` flow runs: `"thread"` or `"process"`
+    * `on_dead`: what a failed run means for its ordering key: `"continue"`, or `"block"`, which
+      stops the key until somebody acts
+    * `on_failure`: the function that is called once when a run has failed for good, as a recorded
+      step; it gets what it asks for of `error: RunError` and `event: Event`
+    * `name`: the flow's name, if it is not the function's
+    * `was`: the flow's old name, whose runs it adopts
+    * `version`: the version of its sequence of steps: runs that wait go on over any change of the
+      code while it is the same; under another one a sequence that differs fails them as
+      `code_changed`
+
     Raises `SetupError`, at the file and line of the function, for what cannot be a flow.
+
+    ```python
+    from turnout import current, every, flow, task
+
+
+    @task(timeout="30s")
+    async def free_bytes() -> int:
+        return 12_000
+
+
+    @flow(on=every("15m"), retry=2, timeout="5m")
+    async def disk() -> int:
+        free = await free_bytes()  # a recorded step: it is not repeated
+        current().log.info("disk.measured", free=free)
+        return free
+    ```
     """
 
     def decorate(function: Callable[..., Any]) -> Any:

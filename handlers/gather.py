@@ -56,7 +56,30 @@ def gather(*branches: Awaitable[T], return_exceptions: Literal[True]) -> Corouti
 def gather(
     *branches: Awaitable[Any], return_exceptions: bool = False
 ) -> Coroutine[object, None, tuple[Any, ...]]:
-    """Await all branches at once; the keys of the branches are assigned when it is called."""
+    """Await calls of tasks, flows and waits at once; returns their results in the order they stand.
+
+    The steps of a branch are recorded under its place, so the same branch resumes its own steps. A
+    branch that waits lets the others run to their own end or wait first.
+
+    * `branches`: what is awaited: any number of calls that were not awaited yet
+    * `return_exceptions`: `True` returns an error in the place of its branch's result
+
+    Raises the first error of a branch, recorded like a step's; the other branches are cancelled.
+
+    ```python
+    from turnout import flow, gather, task
+
+
+    @task
+    async def price(item: str) -> int:
+        return len(item)
+
+
+    @flow
+    async def total(items: list[str]) -> int:
+        return sum(await gather(*(price(each) for each in items)))
+    ```
+    """
     try:
         scope = here("gather")
     except BaseException:

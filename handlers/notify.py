@@ -22,10 +22,25 @@ _WORTH_A_RETRY = frozenset({408, 425, 429})
 
 @task(retry=retry(3, delay="1s", max="30s"), timeout="1m")
 async def notify(url: str | Secret, text: str) -> None:
-    """Post `{"text": …}` to `url`; returns when the receiver has answered 2xx.
+    """Post `{"text": …}` to `url`, a recorded step; returns when the receiver has answered 2xx.
 
-    No answer, a 5xx and "too many" are tried again; anything else raises `Fail`, since sending
-    the same would be answered the same.
+    For the incoming webhook of a chat service. It is sent until it is recorded, never after, with
+    an `Idempotency-Key` header that is the same each time.
+
+    * `url`: the address, or the secret that holds it
+    * `text`: what people read
+
+    No answer, a 5xx and 408, 425, 429 are tried again (three times, a minute each). Raises `Fail`
+    for any other answer, since sending the same would be answered the same.
+
+    ```python
+    from turnout import cron, flow, notify, secret
+
+
+    @flow(on=cron("0 9 * * 1-5", tz="Europe/Berlin"))
+    async def standup() -> None:
+        await notify(secret("CHAT_URL"), "Stand-up in ten minutes.")
+    ```
     """
     headers = {"Content-Type": "application/json", "Idempotency-Key": current().key("notify")}
     address = url.reveal() if isinstance(url, Secret) else url

@@ -72,7 +72,10 @@ class SyncTask(Task[R], Generic[P, R]):
         return value
 
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
-        """Assign the step's key now; when awaited, run the step in its pool."""
+        """In an `async def` flow: `await label.run(order)` runs the step in its pool.
+
+        The step's key is assigned when it is called.
+        """
         step = call_task(self, args, kwargs)
         if step is None:
             return to_await(_call_plainly(self.function, args, kwargs), self.words)
@@ -162,20 +165,54 @@ def task(
 ) -> Any:
     """Make calls of a function recorded steps: `@task`, or `@task(retry=retry(3), timeout="30s")`.
 
-    `retry=3` is `retry=retry(3)`. A step's retries belong to the run's attempt; a wait of more than
-    5 s for the next one gives the run's slot back, as `sleep` does. With
-    `pool="process"` each call runs in a worker process, for CPU-bound work on plain data. When the
-    retries are exhausted `fallback`, a value or a function of the error, gives the step's result
-    instead, and `turnout show` says so; a `Fail` has no fallback. `cache=by_input(ttl="1h")` uses
-    the result of an earlier call with equal input, in this run or another.
+    In a run, a call whose result is recorded never runs again, over retries and restarts: it
+    returns what it returned, or raises what it raised. One that was cut off before that runs again,
+    with the same `current().key()`. What has effects, or may answer differently next time, is a
+    task. Outside a run a call is a plain call. The result is kept exactly, or the step fails by
+    name; at most `max_result_bytes` (a setting), larger than 64 KiB in a file beside the journal.
 
-    `undo=release` undoes a step when its run fails for good or is cancelled, the last one first,
-    from its first try on: also one that failed or was cut off, whose effect may have happened. It
-    is filled by name: with the step's arguments, `result` (None where there is none) and `key`,
-    the step's own `current().key()`. `limit=limit("crm", 3)` takes one of three places for each
-    try, shared by every task and flow of this process that names it; waiting for it is no part of
-    `timeout`.
-    Raises `SetupError` for what cannot be a task.
+    * `name`: the task's name, if it is not the function's; it is part of the key of its steps
+    * `retry`: how often a failed step is tried again: a number, or `retry(3, delay="1s")`; none by
+      default. Tries belong to the run's attempt; a wait of more than 5 s gives the run's slot back
+    * `timeout`: how long one try may take, such as `"30s"`; no bound by default
+    * `pool`: where a `def` task runs: `"thread"`, or `"process"` for CPU-bound work on plain data,
+      which a timeout or too much memory ends without harm to anything else
+    * `fallback`: a value, or a function of the error, that gives the result once retries are
+      exhausted; a `Fail` has no fallback
+    * `cache`: `by_input(ttl="1h")` uses the result of an earlier call with equal input, in any run
+    * `undo`: the function that undoes a step when its run fails for good or is cancelled, the last
+      step first, from its first try on: also one that failed or was cut off. It is filled by name:
+      with the step's arguments, `result` (None where there is none) and `key`, the step's
+      `current().key()`
+    * `limit`: `limit("crm", 3)` takes one of three places for each try, shared by every task and
+      flow that names it; waiting for it is no part of `timeout`
+
+    Raises `SetupError` for what cannot be a task; a call in the wrong place raises `MisplacedTask`.
+
+    ```python
+    from turnout import Fail, current, flow, gather, retry, task
+
+
+    async def refund(order: str, result: str | None, key: str) -> None: ...  # give it back
+
+
+    @task(retry=retry(3, delay="1s", on=OSError), timeout="30s", undo=refund)
+    async def charge(order: str) -> str:
+        return f"receipt-{order}-{current().key('charge')[:4]}"
+
+
+    @task
+    def label(order: str) -> str:
+        if not order:
+            raise Fail("an order has a number")  # not tried again
+        return order.upper()
+
+
+    @flow
+    async def bill(order: str) -> list[str]:
+        receipt, text = await gather(charge(order), label.run(order))
+        return [receipt[:10], text]
+    ```
     """
 
     def decorate(function: Callable[..., Any]) -> Any:

@@ -54,11 +54,24 @@ class EventTrigger:
 
 
 def event(type: str, **options: Never) -> EventTrigger:
-    """Start a flow when an event of this CloudEvents type is emitted: `@flow(on=event("…"))`.
+    """Start a flow when an event of this type is emitted: `@flow(on=event("order.paid"))`.
 
-    A `*` stands for characters of one part between dots, `**` for one or more parts:
-    `event("order.*")`, `event("com.example.**")`. A flow starts once for each event, however many
-    of its triggers match.
+    By `emit()` of another flow, by `turnout emit`, or by `POST /api/events`. A flow starts once for
+    each event, however many of its triggers match.
+
+    * `type`: the type; a `*` stands for characters of one part between dots, `**` for one or more
+      parts: `event("order.*")`, `event("com.example.**")`
+
+    Raises `SetupError` for what is no type, and for `id=` or `dedupe=`: whoever emits says the id.
+
+    ```python
+    from turnout import Event, event, flow
+
+
+    @flow(on=event("order.*"))
+    async def changed(event: Event) -> str:
+        return event.type
+    ```
     """
     refuse_options(
         "event",

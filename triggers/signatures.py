@@ -307,13 +307,37 @@ def hmac(
     tolerance: str | timedelta = "5m",
     key: KeyEncoding = "text",
 ) -> Hmac:
-    """Declare an HMAC signature: `webhook("/shop", verify=hmac("X-Shop-Signature"), secret=…)`.
+    """Declare how a sender signs: `webhook("/shop", verify=hmac("X-Shop-Signature"), secret=…)`.
 
-    The header may hold several signatures, separated by a blank or comma; one must be right.
-    `template` is what is signed. `{timestamp}` is the value of `timestamp_header` (seconds or
-    milliseconds since 1970, RFC 3339, or an HTTP date), at most `tolerance` from now in either
-    direction. `{id}` is the value of `id_header`, which also identifies a redelivery. `key` says
-    how the secret's text encodes the key; a base64 key may start with `whsec_`.
+    The signature is compared over the raw bytes, in constant time, with every secret the webhook
+    was given. The header may hold several signatures, separated by a blank or comma; one must be
+    right.
+
+    * `header`: the header with the signature
+    * `prefix`: what stands before it, such as `"sha256="`
+    * `algorithm`: `"sha256"` or `"sha512"`
+    * `encoding`: how the signature is written: `"hex"` or `"base64"`
+    * `template`: what is signed: `"{body}"`, `"{timestamp}.{body}"` or `"{id}.{timestamp}.{body}"`
+    * `timestamp_header`: the header with `{timestamp}`: seconds or milliseconds since 1970, RFC
+      3339, or an HTTP date
+    * `id_header`: the header with `{id}`, which also identifies a redelivery
+    * `tolerance`: how far from now a timestamp may be, in either direction
+    * `key`: how the secret's text encodes the key: `"text"`, `"hex"` or `"base64"`, which may start
+      with `whsec_`
+
+    Raises `SetupError`, by `turnout check`, for what could not verify. A request that is not signed
+    right is answered 401.
+
+    ```python
+    from turnout import flow, hmac, secret, webhook
+
+    signed = hmac("X-Shop-Signature", template="{timestamp}.{body}", timestamp_header="X-Shop-Time")
+
+
+    @flow(on=webhook("/shop", verify=signed, secret=secret("SHOP_HOOK")))
+    async def sold(sale: dict[str, str]) -> str:
+        return sale["id"]
+    ```
     """
     return Hmac(
         header=header.lower(),

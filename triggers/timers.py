@@ -166,9 +166,31 @@ def cron(
     name: str | None = None,
     **options: Never,
 ) -> Timer:
-    """Tick when the clock of `tz` matches: 5 fields, 6 with seconds first, or names like `@daily`.
+    """Tick when the clock of a zone matches: `cron("0 9 * * 1-5", tz="Europe/Berlin")`.
 
-    Daylight saving follows the rules of `calendar`: a fixed local time runs once a day.
+    The default zone is UTC. A fixed time of day ticks once a day, also when the clock changes for
+    daylight saving. A tick is stored before its run starts, and comes once.
+
+    * `expression`: 5 fields (minute, hour, day, month, weekday), 6 with seconds first, or a name
+      such as `@daily`
+    * `tz`: a zone's name, or a `tzinfo`
+    * `missed`: what to do about ticks that were missed while the service was stopped: `"run_once"`
+      (one run for all of them), `"skip"`, or `"run_all"`
+    * `missed_limit`: how many missed ticks `"run_all"` makes up for: the latest, at most 10,000
+    * `jitter`: delays each tick by a fraction of that time, which is the same after a restart
+    * `name`: the trigger's name, the key of its position and metrics
+
+    Raises `SetupError` for an expression that cannot be read, and for `id=` and `dedupe=`: a tick
+    is its due instant.
+
+    ```python
+    from turnout import cron, flow
+
+
+    @flow(on=cron("30 2 * * *", tz="Europe/Berlin", missed="skip"))
+    async def nightly() -> str:
+        return "done"
+    ```
     """
     refuse_options("cron", options, _IDENTITY)
     fields = cron_fields(expression)
@@ -193,10 +215,31 @@ def every(
     name: str | None = None,
     **options: Never,
 ) -> Timer:
-    """Tick after each `interval` of elapsed time, at whole ones in UTC: `15m` is each quarter hour.
+    """Tick after each interval: `every("15m")` is each quarter of an hour, in UTC.
 
-    `start="now"` counts from the first start of the service instead (remembered over restarts);
-    `start="2026-12-01T09:00"`, read in `tz`, counts from that instant.
+    A tick is stored before its run starts, and comes once.
+
+    * `interval`: how long, such as `"15m"`; whole ones since 1970 unless `start` says otherwise
+    * `start`: `"now"` counts from the first start of the service, over restarts;
+      `"2090-12-01T09:00"`, read in `tz`, from that instant
+    * `tz`: a zone's name, for `start`
+    * `missed`: what to do about ticks that were missed while the service was stopped: `"run_once"`
+      (one run for all of them), `"skip"`, or `"run_all"`
+    * `missed_limit`: how many missed ticks `"run_all"` makes up for: the latest, at most 10,000
+    * `jitter`: delays each tick by a fraction of that time, which is the same after a restart
+    * `name`: the trigger's name, the key of its position and metrics
+
+    Raises `SetupError` for what is no interval, and for `id=` and `dedupe=`: a tick is its due
+    instant.
+
+    ```python
+    from turnout import every, flow
+
+
+    @flow(on=every("15m", jitter="30s"))
+    async def poll() -> str:
+        return "polled"
+    ```
     """
     refuse_options("every", options, _IDENTITY)
     length = parse_duration(interval)
@@ -220,9 +263,26 @@ def at(
     name: str | None = None,
     **options: Never,
 ) -> Timer:
-    """Tick once, at an instant: `at("2026-12-01T09:00", tz="Europe/Berlin")` or an aware datetime.
+    """Tick once, at an instant: `at("2090-12-01T09:00", tz="Europe/Berlin")`.
 
     An instant already past when the service first starts with it never ticks.
+
+    * `when`: a date and time, read in `tz`, or an aware `datetime`
+    * `tz`: a zone's name; needed for text without an offset
+    * `missed`: what happens if it passed while the service was stopped: `"run_once"` or `"skip"`
+    * `name`: the trigger's name, the key of its position and metrics
+
+    Raises `SetupError` for what is no instant, and for `id=` and `dedupe=`: a tick is its due
+    instant.
+
+    ```python
+    from turnout import at, flow
+
+
+    @flow(on=at("2090-12-01T09:00", tz="Europe/Berlin"))
+    async def launch() -> str:
+        return "launched"
+    ```
     """
     refuse_options("at", options, _IDENTITY)
     text = _written(when)

@@ -66,17 +66,41 @@ def webhook(
     methods: Sequence[str] = ("POST",),
     name: str | None = None,
 ) -> WebhookTrigger:
-    """Declare a webhook: `webhook("/orders", verify="github", secret=secret("ORDERS_HMAC"))`.
+    """Start a flow for each request to `/hooks/PATH`: `webhook("/orders")` is `POST /hooks/orders`.
 
-    `path` lies under `/hooks` and may hold parameters: `/t/{tenant}/ingest`. Several secrets are
-    all valid (rotation). Without `verify=` the service listens on loopback only. `data` says how
-    the body is decoded; by default the request's Content-Type does. The query is the data of a GET
-    without a body. `id` is what the sender calls the event: a function of it, or the name of a
-    header (`id_header`); the same id within `dedupe` (by default the setting) is the same event.
-    `respond=True` lets a caller ask for the run's result with `?wait=10s`, and
-    answers a GET with it; `respond="10s"` answers every request with it, or with 202 after that
-    time. Without `?wait=` a text is answered as it is, as handshakes need it, everything else as
-    JSON. `check` checks everything, at load.
+    The answer is `202 {"event": id, "runs": [ids], "duplicate": bool}` once the event is on disk.
+    The same delivery again within the dedupe window starts nothing and gets the same answer.
+    Without `verify=` the service must listen on loopback.
+
+    * `path`: under `/hooks`; `/t/{tenant}/in` has a parameter, found in `event.params`
+    * `verify`: who may call: `"github"`, `hmac("X-Signature")`, or `"none"` for everybody
+    * `secret`: the secret that signs, or several, each of which is valid, so that one can be
+      replaced
+    * `data`: how the body is decoded: `"json"`, `"text"`, `"form"` or `"bytes"`; by default the
+      request's Content-Type decides. The data of a GET is its query
+    * `id`: what the sender calls the event: a function of it, or the name of a header
+    * `id_header`: the header with the delivery's id, if it is not a known one; the same as
+      `id="X-Name"`
+    * `dedupe`: for how long an id is remembered, at least `"1m"`, or `"forever"`; the setting by
+      default
+    * `max_body`: the largest body, such as `"1MiB"`; the setting `max_body_bytes` by default
+    * `respond`: `True` lets a caller wait for the run's result with `?wait=10s`, and answers a GET
+      with it; `"10s"` answers every request with it, or with 202 after that time. A text is
+      answered as it is to a request without `?wait=`, everything else as JSON
+    * `methods`: the methods that are taken
+    * `name`: the trigger's name, the key of its metrics
+
+    Raises `SetupError`, by `turnout check`, for a path or options that cannot work. Requests are
+    refused with a problem document: 400, 401, 404, 405, 409, 413, 415, 422, 429 or 503.
+
+    ```python
+    from turnout import flow, secret, webhook
+
+
+    @flow(on=webhook("/orders", verify="github", secret=secret("ORDERS_HOOK"), respond=True))
+    async def order(data: dict[str, str]) -> str:
+        return f"order {data['id']}"
+    ```
     """
     if not isinstance(path, str):
         raise SetupError(f'webhook({path!r}): a path is written like "/orders"')

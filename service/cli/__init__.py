@@ -35,6 +35,7 @@ from . import (
     doctor,
     events,
     flows,
+    help,
     limits,
     pauses,
     run,
@@ -110,7 +111,7 @@ for _command in (
     runs.runs, show.show, why.why, events.events, flows.flows, triggers.triggers,
     runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
     pauses.pause, pauses.resume, limits.limits, cache.cache, triggers.fire, events.emit,
-    triggers.trigger,
+    triggers.trigger, help.help_,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -79,7 +79,27 @@ class ClaimLost(TurnoutError):
 class Overloaded(TurnoutError):
     """Raised when a bound is reached: too many unfinished runs, too little disk, too many waiters.
 
-    Nothing was stored; `retry_after_seconds` is when to try again.
+    Nothing was stored. A webhook answers it with 503 (429 for `max_queued=`) and `Retry-After`; a
+    flow meets it at `emit`, a trigger of its own at `await emit(…)`.
+
+    * `message`: which bound
+    * `retry_after_seconds`: when to try again
+
+    Raises nothing by itself; not caught, the attempt is retried as the policy says.
+
+    ```python
+    from turnout import Overloaded, Retry, emit, event, flow
+
+
+    @flow(on=event("import.started"), retry=10)
+    async def import_orders(orders: list[str]) -> int:
+        try:
+            for order in orders:
+                await emit("order.placed", {"id": order}, id=f"import-{order}")
+        except Overloaded as full:
+            raise Retry("the queue is full", after=f"{full.retry_after_seconds}s") from full
+        return len(orders)
+    ```
     """
 
     def __init__(self, message: str, *, retry_after_seconds: int = 5) -> None:

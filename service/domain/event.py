@@ -58,14 +58,41 @@ NO_BODY: bytes = _NoBody()
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something happened, in the words of CloudEvents 1.0.
+    """Something happened: what a trigger emits and a flow with a parameter of this type receives.
 
-    `body` is the raw payload and `encoding` says how `data` reads it; an event without a body
-    leaves it out (`has_body`). `headers` are the transport's own (lower-case names), `params` the
-    parts of a webhook path, `query` the fields behind its `?`, `extensions` the CloudEvents
-    extension attributes; `specversion` is set on what came as a CloudEvent. `minted` is true when
-    turnout made the id, so no sender can deliver it twice. `exact` is a pickle of those arguments
-    of a child run that the body would not give back exactly.
+    The attributes are those of CloudEvents 1.0. Each run has a copy of its own.
+
+    * `id`: unique for its trigger and source within the dedupe window
+    * `source`: where it happened: a path of a webhook, a topic, a watched folder
+    * `type`: what happened, such as `"order.placed"`
+    * `time`: when, aware
+    * `subject`: what it is about: a file's path, a record's key; None if unknown
+    * `datacontenttype`: the media type of the body, None if unknown
+    * `encoding`: how `data` reads the body: `"json"`, `"text"`, `"form"` or `"bytes"`
+    * `body`: the raw payload; `has_body` tells none from an empty one
+    * `headers`: those of the request or record, with lower-case names; credentials are left out
+    * `params`: the parts of a webhook's path: `/t/{tenant}` gives `params["tenant"]`
+    * `query`: the fields behind the `?` of a request: text, or a list where one was sent several
+      times
+    * `extensions`: the CloudEvents extension attributes, and those of a trigger
+    * `trigger`: the trigger's name, such as `webhook:/orders`
+    * `tenant`: whose event it is
+    * `hops`: how many events led to it, at most 16
+    * `minted`: whether turnout made the id, so that no sender can deliver it twice
+    * `specversion`: set on what came as a CloudEvent
+    * `exact`: what the body of a child run's event would not give back exactly
+
+    `data` raises `InvalidData` when the body is not what `encoding` says. Raises nothing else.
+
+    ```python
+    from turnout import Event, flow, webhook
+
+
+    @flow(on=webhook("/t/{tenant}/in", verify="none"))
+    async def received(event: Event) -> str:
+        kind = event.headers.get("x-kind", "unknown")
+        return f"{event.params['tenant']} sent {event.data['id']} ({kind}, {event.type})"
+    ```
     """
 
     id: str

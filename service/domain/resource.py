@@ -49,9 +49,36 @@ def resource(function: Callable[[], Awaitable[T]], /) -> Resource[T]: ...
 @overload
 def resource(function: Callable[[], T], /) -> Resource[T]: ...
 def resource(function: Callable[[], object], /) -> Resource[Any]:
-    """Declare a shared thing: a function that yields it, then closes it; or that returns it.
+    """Declare a shared thing, such as a connection pool: a function that yields it, then closes it.
 
-    The function takes no arguments. Plain (not async) ones run on the loop, at start and stop.
+    It is opened once a process when the service starts, closed when it stops, and passed to each
+    flow with a parameter `Annotated[T, RESOURCE]`. A function that returns it, without closing,
+    will do.
+
+    * `function`: takes no arguments; `async` or plain, which runs on the loop
+
+    Raises `SetupError` for a function with parameters; the service does not start, naming file and
+    line, when the function raises.
+
+    ```python
+    import sqlite3
+    from collections.abc import Iterator
+    from typing import Annotated
+
+    from turnout import flow, resource
+
+
+    @resource
+    def database() -> Iterator[sqlite3.Connection]:
+        opened = sqlite3.connect(":memory:", check_same_thread=False)
+        yield opened
+        opened.close()
+
+
+    @flow
+    def count(db: Annotated[sqlite3.Connection, database]) -> int:
+        return int(db.execute("select 40 + 2").fetchone()[0])
+    ```
     """
     code = getattr(function, "__code__", None)
     file, line = getattr(code, "co_filename", ""), getattr(code, "co_firstlineno", 0)

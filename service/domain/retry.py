@@ -58,12 +58,37 @@ def retry(
     on: ErrorTypes = (),
     not_on: ErrorTypes = (),
 ) -> RetryPolicy:
-    """Declare a retry policy: `retry(3)` is three retries after the first try.
+    """Declare a retry policy, for `retry=` of a flow or a task: `retry(3)` is three more tries.
 
-    Delays grow by `factor` to `max`: 15 minutes unless given, or `delay` if that is longer.
-    `retry(5, on=(OSError, TimeoutError))` retries those only, `not_on=` all but those; of a group
-    of errors (`asyncio.TaskGroup`) each must be one. Raises
-    `SetupError` for a negative count, a factor below 1, or what is not a type of error.
+    The pause before the n-th is drawn evenly from 0 to `delay * factor**(n-1)`, which `max` bounds.
+    A server's `Retry-After` is kept, a day at most. `Fail` and `Skip` are never retried, and
+    `Retry(after=…)` sets its own pause. If a task and its flow both retry, they multiply.
+
+    * `count`: how many tries after the first one
+    * `delay`: the first pause
+    * `factor`: by what pauses grow, from 1 to 1000
+    * `max`: the longest pause; 15 minutes, or `delay` if that is longer
+    * `jitter`: `False` takes the whole pause each time, instead of a random part
+    * `on`: a type of error, or a tuple of types: only those are retried; of a group of errors
+      (`asyncio.TaskGroup`) each must be one
+    * `not_on`: a type of error, or a tuple of types, that are not retried
+
+    Raises `SetupError` for a negative count, a factor out of its range, or what is no type of
+    error.
+
+    ```python
+    from turnout import flow, retry, task
+
+
+    @task(retry=retry(5, delay="2s", max="1m", on=(OSError, TimeoutError)))
+    async def fetch(number: int) -> int:
+        return number * 2
+
+
+    @flow
+    async def double(number: int) -> int:
+        return await fetch(number)
+    ```
     """
     if count < 0 or not 1 <= factor <= MAX_FACTOR:
         raise SetupError(

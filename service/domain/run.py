@@ -100,9 +100,33 @@ Undo = Literal["running", "done", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class RunError:
-    """Why a run failed: the exception's type and message, and the step it escaped from.
+    """Why a run failed, as `on_failure=` gets it: the error's type and message, and its step.
 
-    For `on_failure`, `undo_failed` are the steps of the run's undo that failed for good.
+    * `type`: the error's class, such as `"ValueError"`, or turnout's word: `process_died`,
+      `code_changed`
+    * `message`: its text
+    * `step`: the key of the step it escaped from, None if it came from the body
+    * `traceback`: where it was raised, None if that is not known
+    * `undo_failed`: the keys of the steps whose undo failed for good
+
+    Raises nothing: it is a value.
+
+    ```python
+    from turnout import Event, Fail, RunError, event, flow, task
+
+
+    @task
+    async def tell(text: str) -> None: ...  # mail it to whoever is on call
+
+
+    async def failed(error: RunError, event: Event) -> None:
+        await tell(f"{event.type}: {error.type}: {error.message}")
+
+
+    @flow(on=event("order.placed"), on_failure=failed)
+    async def place(order: dict[str, str]) -> None:
+        raise Fail(f"order {order['id']} is not for sale")
+    ```
     """
 
     type: str
@@ -112,7 +136,7 @@ class RunError:
     undo_failed: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, str | None]:
-        """Return the public form (no traceback)."""
+        """Return type, message and step as the commands and the API show them."""
         return {"type": self.type, "message": self.message, "step": self.step}
 
 
@@ -222,13 +246,34 @@ class Run:
 
 
 class Retry(Exception):
-    """Raised by an author to end this attempt and try again after `after`, if the policy allows.
+    """Raised by an author to try again later: `raise Retry("not paid yet", after="10m")`.
 
-    `Retry("not paid yet", after="10m")`: the reason comes first, as in `Fail` and `Skip`.
+    It ends this attempt. The policy of the flow's `retry=` still says how often. In a task it ends
+    the try, and the task's policy says how often.
 
-    With `pause="crm"`, a dependency that the flow needs, all runs that need it wait until then (an
-    hour at most; without `after` as long as its `probe`). That spends no attempt and asks no
-    policy, 20 times in a run; from then on it is a retry like any other.
+    * `reason`: why, shown in `turnout show`
+    * `after`: how long to wait; as long as the policy says where it is left out
+    * `pause`: a dependency that the flow needs: all runs that need it wait until then (an hour at
+      most; without `after` as long as its `probe`). That spends no attempt and asks no policy, 20
+      times in a run; from then on it is a retry like any other
+
+    Raises `TypeError` for a duration in the place of the reason.
+
+    ```python
+    from turnout import Retry, event, flow, task
+
+
+    @task
+    async def is_paid(order: str) -> bool:
+        return True
+
+
+    @flow(on=event("order.placed"), retry=20)
+    async def place(order: dict[str, str]) -> str:
+        if not await is_paid(order["id"]):
+            raise Retry("not paid yet", after="10m")
+        return "paid"
+    ```
     """
 
     def __init__(
@@ -250,23 +295,82 @@ class Retry(Exception):
 
 
 class Fail(Exception):
-    """Raised by an author to fail the run for good: no retry will help."""
+    """Raised by an author to fail the run for good: no retry will help.
+
+    Steps are undone, `on_failure=` is called, and the run is a dead letter until somebody acts.
+
+    * `reason`: why, shown in `turnout show` and `turnout dead`
+
+    Raises nothing by itself; a task that raises it has no further tries and no fallback.
+
+    ```python
+    from turnout import Fail, event, flow
+
+
+    @flow(on=event("order.placed"), retry=5)
+    async def place(order: dict[str, int]) -> int:
+        if order["amount"] < 0:
+            raise Fail("an amount is not negative")
+        return order["amount"]
+    ```
+    """
 
     def __init__(self, reason: str = "the flow failed for good") -> None:
         super().__init__(reason)
 
 
 class Rejected(Fail):
-    """Raised when a person said no to an `approval`; the run fails with the reason, unretried."""
+    """Raised at the `await` of an `approval` when a person said no.
+
+    Not caught, it fails the run with the reason, and is not retried. It is a `Fail`.
+
+    * `reason`: what the person said
+
+    Raises nothing by itself.
+
+    ```python
+    from turnout import Rejected, approval, event, flow
+
+
+    @flow(on=event("release.ready"))
+    async def release(built: dict[str, str]) -> str:
+        try:
+            await approval("release", timeout="7d")
+        except Rejected as no:
+            return f"not released: {no}"
+        return f"released {built['version']}"
+    ```
+    """
 
 
 class Refused(Fail):
     """Raised at the `await` of a child run that a rule of its flow has refused; never retried.
 
-    `reason` is that of the decision: `unique`, `skip`, `latest`, `rate_limit`, `start_timeout`, or
-    `dropped` by an operator. `run` is the id of the run that goes on instead, None if there is
-    none. The child itself is `skipped`; one that its flow's code skips (`raise Skip`) raises
-    nothing.
+    The child itself is `skipped`; one that its flow's code skips (`raise Skip`) raises nothing.
+
+    * `reason`: that of the decision: `unique`, `skip`, `latest`, `rate_limit`, `start_timeout`, or
+      `dropped` by an operator
+    * `run`: the id of the run that goes on instead, None if there is none
+
+    Raises nothing by itself. It is a `Fail`.
+
+    ```python
+    from turnout import Refused, flow, sleep
+
+
+    @flow(key=lambda event: event.data, mode="skip", timeout="1h")
+    async def sync(account: str) -> str:
+        await sleep("5m")
+        return f"synced {account}"
+
+
+    @flow
+    async def synced(account: str) -> str:
+        try:
+            return await sync(account)
+        except Refused as refused:  # another run synchronises this account already
+            return f"{refused.reason}: see run {refused.run}"
+    ```
     """
 
     def __init__(self, reason: str, run: str | None = None) -> None:
@@ -282,7 +386,25 @@ class Refused(Fail):
 
 
 class Skip(Exception):
-    """Raised by an author to end the run as `skipped`: there was nothing to do."""
+    """Raised by an author to end the run as `skipped`: there was nothing to do.
+
+    It is neither a success nor a failure: nothing is retried, undone or reported.
+
+    * `reason`: why, shown in `turnout show`
+
+    Raises nothing by itself.
+
+    ```python
+    from turnout import Skip, event, flow
+
+
+    @flow(on=event("order.changed"))
+    async def reprice(order: dict[str, int]) -> int:
+        if not order["amount"]:
+            raise Skip("nothing was ordered")
+        return order["amount"] * 2
+    ```
+    """
 
     def __init__(self, reason: str = "there was nothing to do") -> None:
         super().__init__(reason)

@@ -98,14 +98,36 @@ def dependency(
 
     Once half of the last 20 attempts have failed, the flows that need it start nothing. After
     `probe` one run goes alone: its success lets the others go on, 10 in a second, its failure makes
-    them wait again, and without a verdict within `probe` another one goes.
+    them wait again, and without a verdict within `probe` another one goes. While they wait, runs
+    spend no attempts.
 
     A failure is an attempt that an error ends, but no `Skip`, `Fail`, `Retry`, cancel, nor an error
-    of the flow's own code that turnout names (such as invalid data). With `errors=(OSError, …)` it
-    is one that ends by such an error (or a group with one), and no other counts at all.
+    of the flow's own code that turnout names (such as invalid data). Flows that give the same name
+    share a breaker, and must say the same of it. `turnout limits` shows it.
 
-    Flows that give the same name share a breaker, and must say the same of it. Raises `SetupError`
-    for what cannot be read.
+    * `name`: what is needed, 1 to 200 characters
+    * `open_after`: the share of the last attempts, at most 1000, that must have failed
+    * `probe`: how long to wait before one run tries it again
+    * `errors`: a type of error, or a tuple of types: an attempt that ends by such an error (or a
+      group with one) is a failure, and no other counts at all
+
+    Raises `SetupError` for what cannot be read.
+
+    ```python
+    from turnout import dependency, event, flow, task
+
+    crm = dependency("crm", open_after="50% of 20", probe="30s", errors=(OSError, TimeoutError))
+
+
+    @task(timeout="10s")
+    async def store(customer: str) -> str:
+        return f"stored {customer}"
+
+
+    @flow(on=event("customer.changed"), needs=crm, retry=3)
+    async def sync(customer: dict[str, str]) -> str:
+        return await store(customer["id"])
+    ```
     """
     said, given = f"dependency({name!r})", str(open_after)
     if not (name and str(name) == name and name.isprintable() and len(name) <= 200):

@@ -76,10 +76,29 @@ def limit(
 ) -> Limit:
     """Declare a concurrency limit: `limit(8, per=lambda event: event.data["customer"])`.
 
-    `per` is asked once, when the event arrives; its answer is kept on the run as text, and None is
-    no key: such a run waits for nobody. `limit("db", 3)` is one limit for all flows and tasks that
-    say it. With `hold="run"` a run keeps its place from its first start to its end, also while it
-    waits or is retried. Raises `SetupError` for a count below 1.
+    For `concurrency=` of a flow. `limit("db", 3)` is one limit for all flows and tasks that say it,
+    and the only form for `limit=` of a task. Runs over it wait, the oldest first.
+
+    * `count`: how many at once, from 1
+    * `name`: what is shared
+    * `per`: a function of the event: each key has the limit to itself. It is asked once, when the
+      event arrives, and its answer is kept as text; None is no key: such a run waits for nobody
+    * `hold`: `"attempt"` gives the place back while the run sleeps, waits or is to be retried; with
+      `"run"` a run keeps it from its first start to its end
+
+    Raises `SetupError` for a count below 1.
+
+    ```python
+    from turnout import event, flow, limit
+
+
+    @flow(
+        on=event("order.placed"),
+        concurrency=[limit(2, per=lambda event: event.data["customer"]), limit("warehouse", 5)],
+    )
+    async def pack(order: dict[str, str]) -> str:
+        return order["customer"]
+    ```
     """
     if isinstance(given, str):
         return _named(given, count, keyed=per is not None, hold=hold)

@@ -44,8 +44,22 @@ def rate_limit(rate: str, /, *, per: Callable[[Event], Hashable] | None = None) 
     """Skip runs that are over a rate: `rate=rate_limit("10/s")`.
 
     In any stretch of a second at most 10 runs are accepted; another one ends at once as `skipped`,
-    with a decision that says when the next is accepted. Its sender still gets 202. With
-    `per=lambda event: …` each key has the rate to itself; None as a key is never refused.
-    The longest period is a day. Raises `SetupError` for what is no rate.
+    with a decision that says when the next is accepted. Its sender still gets 202. The longest
+    period is a day. `throttle` lets runs wait instead.
+
+    * `rate`: how many in a time: `"10/s"`, `"100/m"`, `"5/2h"`
+    * `per`: a function of the event: each key has the rate to itself; None as a key is never
+      refused
+
+    Raises `SetupError` for what is no rate.
+
+    ```python
+    from turnout import event, flow, rate_limit
+
+
+    @flow(on=event("page.seen"), rate=rate_limit("1/m", per=lambda event: event.data["user"]))
+    async def greet(seen: dict[str, str]) -> str:
+        return f"Hello, {seen['user']}!"
+    ```
     """
     return RateLimit(parse_rate(rate), per)

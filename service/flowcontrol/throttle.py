@@ -58,8 +58,23 @@ def throttle(
 
     In any stretch of 60 seconds no more than 100 start: at once while there is room, without a
     burst on top, over restarts too. `throttle("crm", "100/m")` is shared by all flows that say it.
-    With `per=lambda event: …` each key has the rate to itself; None as a key waits for nobody.
-    The longest period is a day. Raises `SetupError` for what is no rate.
+    The longest period is a day. `rate_limit` skips runs instead.
+
+    * `name`: what is shared
+    * `rate`: how many in a time: `"10/s"`, `"100/m"`, `"5/2h"`
+    * `per`: a function of the event: each key has the rate to itself; None as a key waits for
+      nobody
+
+    Raises `SetupError` for what is no rate.
+
+    ```python
+    from turnout import event, flow, throttle
+
+
+    @flow(on=event("customer.changed"), rate=throttle("crm", "5/s"))
+    async def sync(customer: dict[str, str]) -> str:
+        return customer["id"]
+    ```
     """
     if rate is None:
         return Throttle(parse_rate(name), per=per)

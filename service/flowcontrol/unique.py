@@ -33,11 +33,24 @@ class Unique:
 def unique(key: Callable[[Event], Hashable], *, until: str | timedelta = "done") -> Unique:
     """Declare that work is asked for once: `unique(lambda event: event.data["invoice"])`.
 
-    With `until="done"` a run has its key from its acceptance until it has ended, however it ends.
-    With a duration such as `"7d"`, a year at most, it has its key for that long after its
-    acceptance; a run that has failed, was cancelled or was refused by another rule gives it up at
-    once. `key` is asked once, when the event arrives; None means that the event has no key and
-    starts its own run. Raises `SetupError` for what cannot be a key or a duration.
+    The second event of a key starts no run: its sender gets the id of the first one. A run that has
+    failed, was cancelled or was refused by another rule gives its key up at once.
+
+    * `key`: a function of the event, asked once, when it arrives; None means that the event has no
+      key and starts its own run
+    * `until`: `"done"` keeps the key until the run has ended, however it ends; a duration such as
+      `"7d"`, a year at most, for that long after its acceptance
+
+    Raises `SetupError` for what cannot be a key or a duration.
+
+    ```python
+    from turnout import event, flow, unique
+
+
+    @flow(on=event("invoice.wanted"), unique=unique(lambda event: event.data["id"], until="7d"))
+    async def invoice(wanted: dict[str, str]) -> str:
+        return f"invoice-{wanted['id']}"
+    ```
     """
     if not callable(key):
         raise SetupError(f"unique({key!r}): write a function, unique(lambda event: …)")

@@ -59,7 +59,11 @@ class Secret:
     name: str
 
     def reveal(self) -> str:
-        """Return the current value; raises `SetupError` saying where it is expected."""
+        """Return the current value.
+
+        Raises `SetupError`, saying where it is expected, for a secret without a value, with one
+        shorter than 5 characters, or in a file that others may read.
+        """
         value = os.environ.get(self.name) or _read_file(self.name, _folder)
         if not value:
             raise SetupError(
@@ -86,9 +90,33 @@ class Secret:
 
 
 def secret(name: str) -> Secret:
-    """Refer to a secret by name: an environment variable, or a file in the secrets folder.
+    """Refer to a secret by name: an environment variable, or a file in `secrets_folder`.
 
-    Nothing is read before `reveal()`. Raises `SetupError` for a name that cannot be a file's.
+    Nothing is read before `.reveal()`, so a rotated value is used from the next call on. Triggers
+    and actions take the reference itself. A revealed value is masked in logs, errors and output,
+    and a result that holds it is refused.
+
+    * `name`: the variable's or the file's name: letters, digits and `_ . -`
+
+    Raises `SetupError` for a name that cannot be a file's. `turnout check --env` names secrets
+    without a value.
+
+    ```python
+    from turnout import flow, secret, task, webhook
+
+    api_key = secret("CRM_KEY")
+
+
+    @task
+    async def ask(customer: str) -> int:
+        headers = {"Authorization": f"Bearer {api_key.reveal()}"}  # as late as possible
+        return len(headers) + len(customer)
+
+
+    @flow(on=webhook("/crm", verify="github", secret=secret("CRM_HOOK")))
+    async def changed(data: dict[str, str]) -> int:
+        return await ask(data["customer"])
+    ```
     """
     if not _NAME.fullmatch(name):
         raise SetupError(f"secret({name!r}): a name has letters, digits and _ . - only")

@@ -123,12 +123,42 @@ def approval(name: str, *, fields: type[F], timeout: str | timedelta | None = ..
 def approval(
     name: str, *, fields: type[F] | None = None, timeout: str | timedelta | None = None
 ) -> Asked[F]:
-    """Ask a person; await what is returned for the yes.
+    """Ask a person, and wait for the yes.
 
-    `said = await approval("ops", fields=Budget, timeout="2d")`. `turnout approve RUN` answers, or
-    the one-time link: `asked = approval("ops")`, send `asked.link`, `await asked`. `fields` is a
-    class at the top of a file (a model, a dataclass, a TypedDict) that the answer is checked
-    against. Raises `Rejected`, or `TimeoutError`.
+    `said = await approval("ops")`. The run waits without a slot, over restarts. `turnout approve
+    RUN` answers, or the one-time page at `.link`, for which no account is needed. An answer is
+    given once, and is checked before it is kept.
+
+    * `name`: who is asked, or what for; people see it
+    * `fields`: the class of what the person fills in, at the top of a file: a model, a dataclass or
+      a `TypedDict`
+    * `timeout`: how long to wait, such as `"2d"`; for ever by default. The link is valid as long,
+      and seven days where there is none
+
+    Raises `Rejected` with the reason for a no, `TimeoutError` after `timeout`, and `SetupError` for
+    a class that a restart could not find again.
+
+    ```python
+    from pydantic import BaseModel
+
+    from turnout import approval, event, flow, task
+
+
+    class Budget(BaseModel):
+        euros: int
+
+
+    @task
+    async def send(text: str) -> None: ...  # mail it; a task, so that it is sent once
+
+
+    @flow(on=event("budget.wanted"))
+    async def budget(wanted: dict[str, int]) -> str:
+        asked = approval("the boss", fields=Budget, timeout="2d")
+        await send(f"{wanted['euros']} euros? Answer at {asked.link}")
+        said = await asked
+        return f"{said.fields.euros} euros, says {said.by or 'somebody'}"
+    ```
     """
     scope = scope_for("approval")
     length = None if timeout is None else parse_duration(timeout)

@@ -46,7 +46,31 @@ _KEY_BYTES = 20
 
 
 def by_input(*, ttl: str | timedelta) -> CachePolicy:
-    """Cache a task's results for `ttl` and use them for calls with equal input."""
+    """Cache a task's results for calls with equal input: `@task(cache=by_input(ttl="1h"))`.
+
+    Every run of the service uses them, also after a restart, until the code of the task changes.
+    Input is equal if the arguments are, with their types. Runs that ask at the same time compute
+    once. Failures and fallbacks are not cached. `turnout cache clear TASK` forgets results.
+
+    * `ttl`: how long a result is used, such as `"1h"`
+
+    Raises `SetupError` for a duration of 0; a call whose arguments cannot be compared fails by
+    name.
+
+    ```python
+    from turnout import by_input, flow, task
+
+
+    @task(cache=by_input(ttl="1h"))
+    async def rate(currency: str) -> float:
+        return {"EUR": 1.0, "USD": 0.9}[currency]
+
+
+    @flow
+    async def convert(currency: str) -> float:
+        return 100 * await rate(currency)
+    ```
+    """
     kept = parse_duration(ttl)
     if not kept:
         raise SetupError("by_input(ttl=…) keeps results for a time, such as '1h'")

@@ -275,7 +275,29 @@ class open_attempt:  # noqa: N801  used like a function, as `inside`
 
 
 def current() -> RunContext:
-    """Return the running attempt; outside any run, a detached one named `direct`."""
+    """Return the running attempt: its run, event, log and keys.
+
+    In a flow and in a task, also in a thread or a worker process. Outside any run it is a detached
+    one named `direct`, whose log works and whose keys are stable, so that unit tests call flows as
+    plain functions. Raises nothing; what a member raises stands with it.
+
+    ```python
+    from turnout import current, event, flow, task
+
+
+    @task
+    async def charge(order: str) -> str:
+        return current().key("charge")[:4]  # the same for every try of this step
+
+
+    @flow(on=event("order.placed"))
+    async def place(order: dict[str, str]) -> str:
+        now = current()
+        now.log.info("order.placed", order=order["id"], attempt=now.attempt, replay=now.run.replay)
+        await charge(order["id"])
+        return now.event.type
+    ```
+    """
     scope = current_scope.get()
     return _detached() if scope is None else scope.context
 

@@ -33,15 +33,34 @@ EMITTED = "emit"
 def emit(
     event_type: str, data: Any = NO_BODY, *, subject: str | None = None, id: str | None = None
 ) -> Coroutine[object, None, str]:
-    """Emit an event as a step, exactly once; returns its id.
+    """Emit an event, a recorded step; returns its id.
 
-    `await emit("order.paid", {"id": order.id})`. It starts the flows with `on=event(TYPE)` and is
-    one hop further from the origin than this run's event. Without `data` the event has no body.
-    With an `id` of your own the same event emitted again starts nothing, which the step's result
-    says; another type, subject or data under an id that was used raises `Fail`. Data is JSON;
-    raises `NotKept` where that would say less: NaN, a masked secret, an excluded field. Raises
-    `Overloaded` when the queue of a flow it starts (`max_queued=`), or that of all, is full for 10
-    seconds.
+    `await emit("order.paid", {"id": order.id})` starts the flows with `on=event(TYPE)` and wakes
+    the runs that wait for it. The step and the event are stored together, so the event is emitted
+    once, whatever crashes. At most 16 events may lead to one another.
+
+    * `event_type`: the type, such as `"order.paid"`
+    * `data`: the event's data, stored as JSON; without it the event has no body
+    * `subject`: what the event is about, the CloudEvents attribute
+    * `id`: an id of your own: the same event emitted again under it starts nothing
+
+    Raises `NotKept` where JSON would lose something (NaN, a masked secret, an excluded field),
+    `Fail` for another type, subject or data under an id that was used, and `Overloaded` when the
+    queue of a flow it starts (`max_queued=`), or that of all, stays full for 10 seconds.
+
+    ```python
+    from turnout import emit, event, flow
+
+
+    @flow(on=event("order.placed"))
+    async def place(order: dict[str, str]) -> None:
+        await emit("order.paid", {"id": order["id"]}, id=f"paid-{order['id']}")
+
+
+    @flow(on=event("order.paid"))
+    async def ship(order: dict[str, str]) -> str:
+        return order["id"]
+    ```
     """
     scope = scope_for("emit")
     texts: dict[str, object] = {"event_type": event_type, "subject": subject, "id": id}

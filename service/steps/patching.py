@@ -17,9 +17,29 @@ from .scope import here
 def patched(name: str) -> bool:
     """Return whether this run takes the new code at this line.
 
-    `if patched("send-invoice"): await invoice(order)`. False for a run that passed the line before
-    the change, True for every other one. Remove it, with the old code, when no older run is left.
-    Outside a run it is True.
+    False for a run that passed the line before the change, True for every other one; recorded, so a
+    run keeps its answer. Remove it, with the old code, when no older run is left. Outside a run it
+    is True.
+
+    * `name`: the change's name, once in a flow
+
+    Raises `MisplacedTask` in a task: it is for the flow itself.
+
+    ```python
+    from turnout import event, flow, patched, task
+
+
+    @task
+    async def invoice(order: str) -> str:
+        return f"invoice-{order}"
+
+
+    @flow(on=event("order.placed"))
+    async def place(order: dict[str, str]) -> str:
+        if patched("send-invoice"):
+            return await invoice(order["id"])
+        return "no invoice"
+    ```
     """
     scope = here(PATCHED)
     if scope is None:

@@ -146,10 +146,30 @@ async def wait_on(call: StepCall, known: StepRecord, *, seen: int = 0) -> Any:
 
 
 def sleep(duration: str | timedelta) -> Coroutine[object, None, None]:
-    """Suspend the run for a time, over restarts; it holds no slot meanwhile.
+    """Suspend the run for a time; it holds no slot and no memory meanwhile.
 
-    `await sleep("3h")`, or `await sleep(deadline - now)`, which returns at once if the deadline is
-    past. Outside a run it is `asyncio.sleep`.
+    `await sleep("3h")`. The wait survives restarts: it ends when the instant has come, or at the
+    next start. Afterwards the body runs again from its first line. `await sleep(deadline - now)`
+    returns at once if the deadline is past. Outside a run it is `asyncio.sleep`.
+
+    * `duration`: how long, such as `"3h"`, `"500ms"`, or a `timedelta`
+
+    Raises `SetupError` for what is no duration, and `MisplacedTask` in a task or a `def` flow.
+
+    ```python
+    from turnout import event, flow, sleep, task
+
+
+    @task
+    async def remind(customer: str) -> str:
+        return f"reminded {customer}"
+
+
+    @flow(on=event("cart.left"))
+    async def cart(left: dict[str, str]) -> str:
+        await sleep("1d")
+        return await remind(left["customer"])
+    ```
     """
     if isinstance(duration, timedelta):
         duration = max(duration, timedelta(0))  # the deadline is past when the run resumes
@@ -191,11 +211,32 @@ def wait_for(
 ) -> Coroutine[object, None, Event]:
     """Wait for an event of a trigger and return it.
 
-    `await wait_for(paid, match={"order": order.id}, timeout="2d")`. The flow names the trigger in
-    `awaits=`. Events count from when the run was queued, so one that arrives before the wait is
-    seen. Each event ends one wait of a run. With `match={…}` (path parameters and top-level fields
-    of the data) an event wakes only matching runs, with `match=lambda event: …` all runs that wait
-    for the trigger. Raises `TimeoutError` after `timeout`.
+    `await wait_for(paid, timeout="2d")`. The run holds no slot meanwhile, and the wait survives
+    restarts. Events count from when the run was queued, so one that arrives before the wait is
+    seen. Each event ends one wait of a run.
+
+    * `trigger`: a trigger that the flow names in `awaits=`
+    * `match`: which events: `{"order": order.id}` wakes only runs whose path parameter or top-level
+      field of the data is equal; a function of the event is asked in all runs that wait
+    * `timeout`: how long, such as `"2d"`; for ever by default
+
+    Raises `TimeoutError` after `timeout`, `Fail` for a trigger that the flow does not await, and
+    `MisplacedTask` in a task or a `def` flow.
+
+    ```python
+    from turnout import event, flow, wait_for, webhook
+
+    paid = webhook("/paid", verify="none")
+
+
+    @flow(on=event("order.placed"), awaits=paid)
+    async def place(order: dict[str, str]) -> str:
+        try:
+            payment = await wait_for(paid, match={"order": order["id"]}, timeout="2d")
+        except TimeoutError:
+            return "never paid"
+        return f"paid by {payment.data['by']}"
+    ```
     """
     scope = scope_for("wait_for")
     flow = scope.context.flow

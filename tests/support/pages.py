@@ -15,6 +15,7 @@ from typing import Any
 import click
 from prometheus_client.metrics import MetricWrapperBase
 
+from turnout import _reference
 from turnout.service.cli import cli
 from turnout.service.domain.run import FINISHED, TRANSITIONS
 from turnout.service.domain.units import format_duration
@@ -28,6 +29,7 @@ PAGES = tuple(
     for name in (
         "README.md",
         "handlers/README.md",
+        "handlers/REFERENCE.md",
         "handlers/FLOW_CONTROL.md",
         "triggers/README.md",
         "service/README.md",
@@ -153,6 +155,31 @@ def _first(text: str | None) -> str:
     return " ".join((text or "").split("\n\n")[0].split())
 
 
+_MORE = {
+    "when": "FLOW_CONTROL.md#filters",
+    "concurrency": "FLOW_CONTROL.md#one-account-at-a-time-through-an-approval-of-three-days",
+    "rate": "FLOW_CONTROL.md#five-requests-a-second-to-a-crm-over-three-flows",
+    "priority": "FLOW_CONTROL.md#an-urgent-order-before-a-nightly-backlog",
+    "mode": "FLOW_CONTROL.md#one-deploy-per-repository-at-a-time-and-only-the-newest",
+    "cancel_on": "FLOW_CONTROL.md#work-that-is-asked-for-once-is-called-off-or-is-too-much",
+    "needs": "FLOW_CONTROL.md#a-dependency-that-is-down-for-an-hour",
+    "id": "#identity-by-content",
+}
+"""Where there is more to read about an option, from the page its table is on."""
+
+
+def options_table(name: str) -> str:
+    """Return the options of a public name as its docstring has them, without what comes first."""
+    entry = _reference.entry(name, "turnout")
+    rows = [(f"Option of `{name}`", "Default", "Meaning")]
+    for option in entry.parameters[0 if name == "flow" else 1 :]:
+        default = entry.defaults.get(option)
+        more = f" ([more]({_MORE[option]}))" if option in _MORE else ""
+        meaning = entry.options[option].replace("|", "\\|") + more
+        rows.append((f"`{option}=`", "" if default is None else f"`{default}`", meaning))
+    return _table(rows)
+
+
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body, ""])
@@ -160,6 +187,12 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 
 WRITERS: Mapping[str, Callable[[], str]] = {
     "service": layers.picture,
+    "turnout": _reference.page,
+    "handlers/flow.py": lambda: options_table("flow"),
+    "triggers/webhook.py": lambda: options_table("webhook"),
+    "triggers/files": lambda: options_table("files"),
+    "triggers/timers.py": lambda: options_table("cron"),
+    "triggers/kafka": lambda: options_table("kafka"),
     "service/domain/run.py": state_diagram,
     "service/settings.py": settings_table,
     "service/telemetry/metrics.py": metrics_table,

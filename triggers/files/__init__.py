@@ -76,14 +76,40 @@ def files(
     dedupe: str | timedelta | None = None,
     name: str | None = None,
 ) -> FilesTrigger:
-    """Start a flow for every file that matches `pattern`, a path with wildcards.
+    """Start a flow for every file that matches: `files("inbox/**/*.csv", then=move("done/"))`.
 
-    A relative pattern starts at the working directory. `settle` is how long a file must not change
-    before it counts as finished. `poll=True` is for network file systems: it uses no notifications,
-    walks the folders every `rescan` (2 s by default, else 1 min), and does not trust the server's
-    clock. `id="content"` makes files with the same bytes one event, whatever their names, and a
-    function what it answers with, within `dedupe` (by default the setting); such a second file
-    starts nothing and stays where it is. Raises `SetupError`.
+    Also for files that appeared while the service was down. Each version of a file (path, inode,
+    size, time) is one event, once it has stopped changing. Hidden and unfinished names (`x.part`)
+    match only a pattern that spells them out. Links are refused.
+
+    * `pattern`: a path with `*`, `?`, `[…]`, and `**` for any number of folders; a relative one
+      starts at the folder the service is started in
+    * `settle`: how long a file must not change before it counts as finished; if a writer pauses for
+      longer, the flow runs on what is there so far
+    * `then`: what to do with the file after the last run of its event: `move("done/")`, relative to
+      the watched folder, or `delete()`
+    * `on_failure`: the same, when a run has failed for good; without it the file stays
+    * `poll`: `True` scans folders instead of waiting for notifications: for network file systems
+    * `rescan`: how often all folders are scanned: `"1m"`, with `poll=True` `"2s"`
+    * `max_depth`: how many levels of folders are entered
+    * `id`: what makes two files one event: `"content"` (equal bytes), or a function of the event;
+      the second one starts nothing and stays where it is
+    * `dedupe`: for how long an `id` is remembered, at least `"1m"`, or `"forever"`; the setting by
+      default
+    * `name`: the trigger's name, the key of its position and metrics
+
+    Raises `SetupError` for a pattern that could match nothing.
+
+    ```python
+    from pathlib import Path
+
+    from turnout import files, flow, move
+
+
+    @flow(on=files("inbox/**/*.csv", settle="2s", then=move("done/"), on_failure=move("failed/")))
+    def load(path: Path) -> int:
+        return len(path.read_text().splitlines())
+    ```
     """
     if not isinstance(pattern, str):
         raise SetupError(
@@ -106,10 +132,25 @@ def files(
 
 
 def move(folder: str) -> Move:
-    """Move the file into `folder` (relative to the watched folder), subfolders kept.
+    """Move the file after the last run of its event: `files("inbox/*.csv", then=move("done/"))`.
 
-    A missing target is created; it may be on another file system. Nothing in it is overwritten.
-    Raises `SetupError`.
+    A missing folder is created, on another file system too. Nothing in it is overwritten: the file
+    gets another name. Subfolders are kept.
+
+    * `folder`: where to, relative to the watched folder
+
+    Raises `SetupError` for a folder whose files would match the pattern again.
+
+    ```python
+    from pathlib import Path
+
+    from turnout import files, flow, move
+
+
+    @flow(on=files("statements/*.xml", then=move("../done/")))
+    def book(path: Path) -> str:
+        return path.name
+    ```
     """
     if not isinstance(folder, str):
         raise SetupError(f"move({folder!r}): a folder is a text; write str(…) around a Path")
@@ -122,7 +163,22 @@ def move(folder: str) -> Move:
 
 
 def delete() -> Delete:
-    """Delete the file."""
+    """Delete the file after the last run of its event: `files("inbox/*.csv", then=delete())`.
+
+    Only the version a run was given is deleted: one that was changed since is another event. Raises
+    nothing; a file that cannot be deleted is logged and tried again.
+
+    ```python
+    from pathlib import Path
+
+    from turnout import delete, files, flow
+
+
+    @flow(on=files("inbox/*.csv", then=delete()))
+    def load(path: Path) -> int:
+        return len(path.read_text().splitlines())
+    ```
+    """
     return Delete()
 
 

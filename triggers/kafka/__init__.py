@@ -236,19 +236,39 @@ def kafka(
     dedupe: str | timedelta | None = None,
     name: str | None = None,
 ) -> KafkaTrigger:
-    """Start flows with the records of topics: `kafka("orders", group="billing")`.
+    """Start a flow for each record of topics: `kafka("orders", group="billing")`.
 
-    `start` says where a partition without a committed offset begins: `"latest"` (now), `"earliest"`
-    or an instant. It applies to the partitions that exist when the trigger first looks; a topic or
-    partition created later is read from its first record. `data` is how values are decoded. With
-    JSON, the default, a value that is not JSON (or is empty) is a dead letter of every flow, even
-    of one that takes `bytes`; `data="bytes"` accepts any value. A record with a null value is a
-    dead letter, or skipped, or run without a body (`null=`); a parameter of type `bytes | None` is
-    None then. `dead_letter_topic` gets the bytes of each record that a flow failed on. `create`
-    creates missing topics with that many partitions. A member that the group has not heard from for
-    `session` loses its partitions; `max_poll` is how long it may go without polling. `id` is what
-    the sender calls the event: a function of it, or the name of a header; the same id within
-    `dedupe` (by default the setting) is the same event, whatever its offset.
+    In the order of a partition; a record that was read never starts a second run. Offsets are
+    committed after the journal. The setting `kafka_bootstrap_servers` says where the brokers are. A
+    record that cannot be read is a dead letter of every flow, and its partition goes on.
+
+    * `topics`: the topics' names
+    * `group`: the consumer group to join; members share the partitions
+    * `pattern`: `"orders-.*"`: all topics whose names match, instead of topics by name
+    * `start`: where a partition begins for which the group has committed nothing: `"latest"` (now),
+      `"earliest"` or an instant; a partition created later is read from its first record
+    * `data`: how values are decoded: `"json"`, `"text"` or `"bytes"`
+    * `null`: what a null value is: `"dead"` (a dead letter), `"skip"`, or `"run"` without a body
+    * `max_record`: the largest record; a larger one is a dead letter
+    * `dead_letter_topic`: the topic that also gets each record a flow failed on
+    * `create`: makes a missing topic, with so many partitions; without it the trigger waits for one
+    * `session`: how long the group may not have heard from a member before it loses its partitions
+    * `max_poll`: how long a member may not ask for records before it loses its partitions
+    * `id`: what the sender calls the event: a function of it, or the name of a header; the same id
+      is the same event, whatever its offset
+    * `dedupe`: for how long an `id` is remembered; needs `id`
+    * `name`: the trigger's name, the key of its position and metrics
+
+    Raises `SetupError`, by `turnout check`, for names and options that cannot work.
+
+    ```python
+    from turnout import flow, kafka
+
+
+    @flow(on=kafka("orders", group="billing", start="earliest"), ordered_by="key")
+    async def bill(order: dict[str, str]) -> str:
+        return order["id"]
+    ```
     """
     named = ",".join(sorted(set(topics))) if pattern is None else f"~{pattern}"
     return KafkaTrigger(

@@ -18,7 +18,30 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Clock:
-    """Virtual time, and who sleeps in it."""
+    """The virtual clock of a service under test, `service.clock`; time passes in `advance` only.
+
+    * `start`: what it shows at first, `START` unless `serve(start=…)` says otherwise
+
+    Raises nothing.
+
+    ```python
+    from datetime import timedelta
+
+    from turnout import flow, sleep
+    from turnout.testing import START, serve
+
+
+    @flow
+    async def nap() -> None:
+        await sleep("1h")
+
+
+    async def test_an_hour_passes_at_once() -> None:
+        async with serve(nap) as service:
+            await service.run(nap)
+            assert service.clock.now() == START + timedelta(hours=1)
+    ```
+    """
 
     def __init__(self, start: datetime = START) -> None:
         self._now = start

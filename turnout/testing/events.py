@@ -46,9 +46,38 @@ def webhook_event(
     method: str = "POST",
     at: datetime = START,
 ) -> Event:
-    """Return the event of a verified request: with `json`, or any `body` and its headers.
+    """Return the event of a verified request to a flow's webhook; give it to `service.emit`.
 
-    A `GET` has no body, and its `query` for data.
+    The trigger makes it, so `data`, `id=` and headers are as in a real one; only the signature is
+    not asked for.
+
+    * `of`: the flow, whose first webhook is taken, or the trigger (one that a flow awaits, say)
+    * `json`: the body, as JSON
+    * `body`: any other body, with its `headers`
+    * `headers`: the request's headers
+    * `params`: the values of the path's parameters
+    * `query`: the fields behind the `?`
+    * `method`: a `GET` has no body, and its `query` for data
+    * `at`: when it came
+
+    Raises `ValueError` for a flow without a webhook.
+
+    ```python
+    from turnout import Event, flow, webhook
+    from turnout.testing import serve, webhook_event
+
+
+    @flow(on=webhook("/t/{tenant}", verify="none"))
+    async def received(event: Event) -> str:
+        return f"{event.params['tenant']}: {event.data['id']}"
+
+
+    async def test_the_path_says_who() -> None:
+        async with serve(received) as service:
+            sent = webhook_event(received, {"id": "7"}, params={"tenant": "acme"})
+            (result,) = await service.emit(sent)
+            assert result.result == "acme: 7"
+    ```
     """
     trigger = _trigger(of, WebhookTrigger, "webhook")
     if method == "GET" and json is None and body is None:
@@ -69,9 +98,37 @@ def webhook_event(
 
 
 def file_event(of: AnyFlow | Trigger, path: Path, *, at: datetime = START) -> Event:
-    """Return the event of a file that came to rest, in the watched folder or anywhere else.
+    r"""Return the event of a file that came to rest; give it to `service.emit`.
 
-    The file must be there. Elsewhere it is not moved or deleted once its run has ended.
+    The file must be there, in the watched folder or anywhere else. Elsewhere it is not moved or
+    deleted once its run has ended.
+
+    * `of`: the flow, whose first `files` trigger is taken, or the trigger
+    * `path`: the file
+    * `at`: when it was seen
+
+    Raises `ValueError` for a flow that watches no files, `FileNotFoundError` for a file that is not
+    there.
+
+    ```python
+    from pathlib import Path
+
+    from turnout import files, flow
+    from turnout.testing import file_event, serve
+
+
+    @flow(on=files("inbox/*.csv"))
+    def load(path: Path) -> int:
+        return len(path.read_text().splitlines())
+
+
+    async def test_lines_are_counted(tmp_path: Path) -> None:
+        dropped = tmp_path / "sales.csv"
+        dropped.write_text("a\nb\n")
+        async with serve(load) as service:
+            (result,) = await service.emit(file_event(load, dropped))
+            assert result.result == 2
+    ```
     """
     trigger = _trigger(of, FilesTrigger, "files")
     version = Version.of(path.stat())
@@ -84,7 +141,29 @@ def file_event(of: AnyFlow | Trigger, path: Path, *, at: datetime = START) -> Ev
 
 
 def timer_event(of: AnyFlow | Trigger, due: datetime = START) -> Event:
-    """Return the tick of a `cron`, `every` or `at` that is due at `due`."""
+    """Return one tick of a `cron`, `every` or `at`; `service.advance` makes them by itself.
+
+    * `of`: the flow, whose first timer is taken, or the trigger
+    * `due`: the instant it is due at
+
+    Raises `ValueError` for a flow without a timer.
+
+    ```python
+    from turnout import Event, cron, flow
+    from turnout.testing import START, serve, timer_event
+
+
+    @flow(on=cron("0 9 * * *"))
+    async def report(event: Event) -> str:
+        return str(event.data["due"])[:10]
+
+
+    async def test_the_report_is_of_its_day() -> None:
+        async with serve(report) as service:
+            (result,) = await service.emit(timer_event(report, START))
+            assert result.result == "2026-01-01"
+    ```
+    """
     return _trigger(of, Timer, "timer").event(due)
 
 
@@ -97,7 +176,33 @@ def kafka_event(
     headers: Mapping[str, str] | None = None,
     at: datetime = START,
 ) -> Event:
-    """Return the event of a record: with `json`, or any bytes as its `value`."""
+    """Return the event of a record, decoded as the trigger would; give it to `service.emit`.
+
+    * `of`: the flow, whose first `kafka` trigger is taken, or the trigger
+    * `json`: the value, as JSON
+    * `key`: the record's key
+    * `value`: any bytes as the value
+    * `headers`: the record's headers
+    * `at`: the record's time
+
+    Raises `ValueError` for a flow that reads no topic.
+
+    ```python
+    from turnout import flow, kafka
+    from turnout.testing import kafka_event, serve
+
+
+    @flow(on=kafka("orders", group="billing"), ordered_by="key")
+    async def bill(order: dict[str, str]) -> str:
+        return order["id"]
+
+
+    async def test_a_record_is_billed() -> None:
+        async with serve(bill) as service:
+            (result,) = await service.emit(kafka_event(bill, {"id": "7"}, key="acme"))
+            assert result.result == "7"
+    ```
+    """
     from turnout.triggers.kafka import KafkaTrigger
     from turnout.triggers.kafka.record import Record
 
@@ -114,13 +219,64 @@ def kafka_event(
 
 
 def typed_event(of: AnyFlow | Trigger, json: Any = None, *, at: datetime = START) -> Event:
-    """Return an emitted event of the type a flow starts on, or waits for (`event("…")`)."""
+    """Return an event of the type a flow starts on, or waits for; give it to `service.emit`.
+
+    * `of`: the flow, whose first `event("…")` is taken, or the trigger
+    * `json`: the event's data
+    * `at`: when it was emitted
+
+    Raises `ValueError` for a flow without such a trigger.
+
+    ```python
+    from turnout import event, flow, wait_for
+    from turnout.testing import serve, typed_event
+
+    paid = event("order.paid")
+
+
+    @flow(on=event("order.placed"), awaits=paid)
+    async def place(order: dict[str, str]) -> str:
+        payment = await wait_for(paid, match={"order": order["id"]}, timeout="2d")
+        return f"paid by {payment.data['by']}"
+
+
+    async def test_an_order_waits_for_its_payment() -> None:
+        async with serve(place) as service:
+            (waiting,) = await service.emit(typed_event(place, {"id": "7"}))
+            assert waiting.state == "waiting"
+            await service.emit(typed_event(paid, {"order": "7", "by": "ada"}))
+            assert (await service.ended(waiting.id)).result == "paid by ada"
+    ```
+    """
     trigger = _trigger(of, EventTrigger, "event")
     return _of(trigger.name, hand_event(json, at=at, type=trigger.event_type))
 
 
 def hand_event(json: Any = None, *, at: datetime = START, type: str = "testing") -> Event:
-    """Return an event nobody's trigger made, for `Service.run`."""
+    """Return an event that no trigger made, for `service.emit(event, flow)`.
+
+    * `json`: the event's data; without it the event has no body
+    * `at`: when it happened
+    * `type`: its type
+
+    Raises `TypeError` for what is no JSON.
+
+    ```python
+    from turnout import Event, flow
+    from turnout.testing import hand_event, serve
+
+
+    @flow
+    async def log(event: Event) -> str:
+        return event.type
+
+
+    async def test_by_hand() -> None:
+        async with serve(log) as service:
+            (result,) = await service.emit(hand_event({"id": 7}, type="order.placed"), log)
+            assert result.result == "order.placed"
+    ```
+    """
     return Event(
         id=mint_id(),
         source="/testing",

@@ -54,8 +54,39 @@ _MOST_DUE = 10_000
 class Result:
     """A run as a test sees it, when it had ended or had nothing left to do but wait.
 
-    `steps` are the recorded ones by key, in the order they were first recorded; `undo` is how what
-    it did was undone, when it was; `took` is virtual.
+    * `id`: the run's id
+    * `flow`: the flow's name
+    * `state`: `"succeeded"`, `"failed"`, `"waiting"`, …
+    * `result`: what the flow returned, as JSON gives it
+    * `error`: why it failed, None if it did not
+    * `attempts`: how many attempts ended
+    * `crashes`: how often the process died under it in a row
+    * `undo`: how what it did was undone, None if it was not: `"done"` or `"failed"`
+    * `steps`: the recorded steps by key, such as `charge#1`, in the order they were first recorded
+    * `took`: how long it took, in virtual time
+
+    Raises nothing: it is a value.
+
+    ```python
+    from turnout import flow, task
+    from turnout.testing import run
+
+
+    @task
+    async def charge(amount: int) -> str:
+        return f"receipt-{amount}"
+
+
+    @flow
+    async def bill(amount: int) -> str:
+        return await charge(amount)
+
+
+    def test_bill() -> None:
+        result = run(bill, 7)
+        assert (result.state, result.result) == ("succeeded", "receipt-7")
+        assert list(result.steps) == ["charge#1"]
+    ```
     """
 
     id: str
@@ -71,7 +102,37 @@ class Result:
 
 
 class Service:
-    """A service under test; make one with `serve`."""
+    """A service under test: real journal, real dispatcher, virtual time; made by `serve`.
+
+    Its methods raise `AssertionError`, naming the fix, where a test asks for what cannot be. Raises
+    what a start of the service raises: `SetupError` for flows that cannot be served.
+
+    ```python
+    from turnout import Skip, event, every, flow
+    from turnout.testing import serve, typed_event
+
+
+    @flow(on=event("order.placed"), when=lambda event: event.data["amount"] > 0)
+    async def bill(order: dict[str, int]) -> int:
+        return order["amount"]
+
+
+    @flow(on=every("1h"))
+    async def tidy() -> None:
+        raise Skip("nothing to tidy")
+
+
+    async def test_a_day() -> None:
+        async with serve(bill, tidy) as service:
+            (paid,) = await service.emit(typed_event(bill, {"amount": 3}))
+            assert paid.result == 3
+            await service.restart()  # as kill -9 would
+            await service.advance("1d")
+            free = typed_event(bill, {"amount": 0})
+            assert await service.emit(free) == []
+            await service.assert_decided(free, "filtered", flow=bill)
+    ```
+    """
 
     def __init__(self, flows: tuple[AnyFlow, ...], folder: Path, clock: Clock, chosen: Any) -> None:
         self.clock = clock
@@ -343,9 +404,35 @@ class Service:
 async def serve(
     *flows: AnyFlow, start: datetime = START, **settings: Any
 ) -> AsyncIterator[Service]:
-    """Serve flows for a test, on a journal in memory and a clock that shows `start`.
+    """Serve flows for a test, on a journal in memory and a clock that stands still.
 
-    `settings` are those of `turnout serve`, such as `concurrency=1`.
+    `async with serve(bill) as service`, in a test that pytest-asyncio runs. The fixture `flows`
+    (`pytest_plugins = ["turnout.testing.fixture"]`) is the same without `await`.
+
+    * `flows`: the flows to serve
+    * `start`: what the clock shows at first
+    * `settings`: those of `turnout serve`, such as `concurrency=1`
+
+    Raises `SetupError` for flows or settings that cannot be served.
+
+    ```python
+    from turnout import approval, flow
+    from turnout.testing import serve
+
+
+    @flow
+    async def release(version: str) -> str:
+        said = await approval("release")
+        return f"{version}, says {said.by}"
+
+
+    async def test_somebody_says_yes() -> None:
+        async with serve(release) as service:
+            waiting = await service.run(release, "1.2")
+            assert waiting.state == "waiting"
+            released = await service.answer(waiting.id, by="ada")
+            assert released.result == "1.2, says ada"
+    ```
     """
     folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="turnout-", dir=_MEMORY)
     service = Service(flows, Path(folder), Clock(start), settings)
@@ -358,7 +445,39 @@ async def serve(
 
 
 def run(flow: AnyFlow, json: Any = None, *, crash_at: int | None = None, **settings: Any) -> Result:
-    """Run one flow to its end in a service of its own, from a test that is not async."""
+    """Run one flow to its end, in a test that is not async.
+
+    `result = run(bill, {"id": "7"})`, in a service of its own, with a journal in memory and virtual
+    time: a retry delay of a day takes no time.
+
+    * `flow`: the flow
+    * `json`: the event's data
+    * `crash_at`: the process dies when the n-th step has done its work and is not recorded yet, the
+      worst moment there is; another one goes on
+    * `settings`: those of `turnout serve`, such as `concurrency=1`
+
+    Raises `AssertionError` if there is no step to crash at, and `SetupError` for a flow that cannot
+    be served.
+
+    ```python
+    from turnout import flow, task
+    from turnout.testing import run
+
+
+    @task
+    async def charge(amount: int) -> str:
+        return f"receipt-{amount}"
+
+
+    @flow
+    async def bill(amount: int) -> str:
+        return await charge(amount)
+
+
+    def test_a_crash_changes_nothing() -> None:
+        assert run(bill, 7, crash_at=1).result == "receipt-7"
+    ```
+    """
 
     async def alone() -> Result:
         async with serve(flow, **settings) as service:
