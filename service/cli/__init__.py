@@ -45,7 +45,7 @@ from . import (
     triggers,
     why,
 )
-from .output import complain
+from .output import complain, told
 
 EXIT_PROBLEM = 1
 EXIT_USAGE = 2
@@ -185,7 +185,7 @@ def _report_error(error: Exception, arguments: Sequence[str]) -> int:
         complain("error: an argument is not UTF-8")
         return EXIT_USAGE
     if isinstance(known, TurnoutError):
-        complain(f"error: {' '.join(str(known).split())}")
+        complain(f"error: {' '.join(told(known).split())}")
         return exit_code(known)
     if isinstance(known, PermissionError):
         complain(f"error: {known}; run this as the user the service runs as")

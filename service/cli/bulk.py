@@ -23,7 +23,7 @@ from .options import (
     with_settings,
     yes_option,
 )
-from .output import complain, print_json, progress, say
+from .output import complain, print_json, progress, say, told
 
 if TYPE_CHECKING:
     from turnout.service.domain.run import RunState
@@ -162,7 +162,7 @@ async def _act(
                 try:
                     done = await session.do(verb(run_id))
                 except (NotFound, Refused) as error:
-                    complain(str(error))
+                    complain(told(error))
                     refused += 1
                     continue
                 _report(run_id, done, as_json=as_json, terse=len(ids) > 1)

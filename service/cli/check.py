@@ -12,7 +12,8 @@ import click
 from turnout.service.domain.errors import SetupError
 
 from .options import flow_paths, with_json
-from .output import complain, print_json, say, table
+from .output import complain, print_json, say
+from .tables import Column, table
 
 if TYPE_CHECKING:
     from turnout.service.project.check import Findings
@@ -58,7 +59,7 @@ def _print_findings(findings: Findings) -> None:
         complain(f"warning: {_one_line(warning)}")
     if not findings.problems:
         table(
-            ("flow", "triggers", "where"),
+            (Column("flow", 8), Column("triggers", 12), Column("where", 20)),
             (
                 (
                     flow.name,

@@ -46,7 +46,7 @@ async def _examine(settings: Settings, *, as_json: bool) -> int:
             failed += _print_check(name, problem, as_json=as_json)
         checks = reader.examine()
         while True:
-            with console(stderr=True).status("examining the journal"):
+            with console().status("examining the journal"):
                 found = await anext(checks, None)
             if found is None:
                 break

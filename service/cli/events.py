@@ -20,7 +20,9 @@ from .options import (
     with_settings,
     yes_option,
 )
-from .output import clock, print_json, say, short, show_receipt, table
+from .output import print_json, say, show_receipt
+from .tables import Column, short_ids, table
+from .times import utc_option
 
 if TYPE_CHECKING:
     from turnout.service.journal.records import StoredEvent
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 @click.command()
 @with_filters
 @limit_option
+@utc_option
 @with_json
 @with_settings
 def events(settings: Settings, filters: dict[str, str], limit: int, as_json: bool) -> None:
@@ -57,13 +60,17 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
         for stored in found:
             print_json(event_of(stored))
         return
+    ids = short_ids([stored.event.id for stored in found], among=found[0].seq if found else 0)
     table(
-        ("event", "trigger", "type", "source", "subject", "accepted (UTC)", "runs"),
+        (
+            Column("event"), Column("accepted", time=True), Column("runs"), Column("trigger", 14),
+            Column("source", 12, optional=True), Column("subject", 12, optional=True),
+            Column("type", 10),
+        ),
         (
             (
-                stored.event.id, stored.event.trigger, stored.event.type,
-                short(stored.event.source, 80), short(stored.event.subject or "", 80),
-                clock(stored.accepted_at), len(stored.runs),
+                ids[stored.event.id], stored.accepted_at, len(stored.runs), stored.event.trigger,
+                stored.event.source, stored.event.subject, stored.event.type,
             )
             for stored in found
         ),

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import with_json, with_settings
-from .output import print_json, table
+from .output import print_json
 from .pauses import state_of
+from .tables import Column, table
+from .times import utc_option
 
 if TYPE_CHECKING:
     from turnout.service.settings import Settings
 
 
 @click.command()
+@utc_option
 @with_json
 @with_settings
 def flows(settings: Settings, as_json: bool) -> None:
@@ -30,11 +33,14 @@ def flows(settings: Settings, as_json: bool) -> None:
             print_json(row)
         return
     table(
-        ("flow", "state", "triggers", "retries", "limit", "where"),
+        (
+            Column("flow", 8), Column("state"), Column("triggers", 16),
+            Column("retries", optional=True), Column("limit", optional=True), Column("where", 16),
+        ),
         (
             (
                 row["name"], state_of(row, "up"),
-                ", ".join(row["triggers"]), row["retries"], row["concurrency"] or "",
+                ", ".join(row["triggers"]), row["retries"] or "", row["concurrency"] or "",
                 f"{row['file']}:{row['line']}",
             )
             for row in rows

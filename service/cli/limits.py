@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import read_duration, with_json, with_settings
-from .output import print_json, say, short, table
-from .pauses import at, by_option, who
+from .output import print_json, say, short
+from .pauses import by_option, who
+from .tables import Column, table
+from .times import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +80,7 @@ def set_limit(
     if as_json:
         print_json(made)
     else:
-        say(f"limit {short_name(made['name'])} is {made['count']} until {at(made['until'])} UTC")
+        say(f"limit {short_name(made['name'])} is {made['count']} until {stamp(made['until'])}")
 
 
 @limits.command("reset")
@@ -123,7 +125,15 @@ def _show(settings: Settings, *, as_json: bool) -> None:
         return
     now = wall_clock()()
     table(
-        ("name", "rule", "in use", "due", "oldest", "next in", "set for"),
+        (
+            Column("name", 12),
+            Column("rule"),
+            Column("in use"),
+            Column("due"),
+            Column("oldest"),
+            Column("next in"),
+            Column("set for"),
+        ),
         (line for row in rows for line in _lines(row, now)),
         empty="no limits",
     )

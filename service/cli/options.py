@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .times import utc_option
+
 if TYPE_CHECKING:
     from datetime import timedelta
 
@@ -89,6 +91,7 @@ def with_list(command: Command) -> Command:
     @with_filters
     @limit_option
     @click.option("--all", "everything", is_flag=True, help="No limit.")
+    @utc_option
     @with_json
     @with_settings
     @functools.wraps(command)

@@ -1,4 +1,4 @@
-"""Output of commands: tables for people, JSON Lines for programs, errors as one line on stderr.
+"""Output of commands: text for people, JSON Lines for programs, errors as one line on stderr.
 
 Stored data comes from outside. Control characters (an escape sequence in a webhook's body) are
 escaped before they reach a terminal.
@@ -7,23 +7,15 @@ escaped before they reach a terminal.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_PIPE_WIDTH = 250
-
-_COLOURS = {
-    "succeeded": "green", "failed": "red", "cancelled": "yellow", "skipped": "bright_black",
-    "running": "cyan", "retrying": "yellow", "waiting": "blue", "queued": "blue",
-    "scheduled": "blue", "up": "green", "down": "red", "paused": "yellow",
-}  # fmt: skip
 
 
 def safe(text: object) -> str:
@@ -52,37 +44,16 @@ def complain(text: str) -> None:
     click.echo(safe(text), err=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """Print rows under column names; states in colour; `empty` when there are none."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    listed = list(rows)
-    if not listed:
-        say(empty)
-        return
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        drawn.add_column(column, overflow="fold", no_wrap=number == 0 or column.endswith("(UTC)"))
-    for row in listed:
-        drawn.add_row(*(Text(safe(cell), style=_COLOURS.get(str(cell), "")) for cell in row))
-    console().print(drawn)
-
-
 def heading(text: str) -> None:
     """Print the title of a section."""
     click.echo("\n" + click.style(safe(text), bold=True))
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Return a rich console; wide without a terminal, so that no value is cut."""
+def console() -> Console:
+    """Return a rich console on stderr, for what is under way."""
     from rich.console import Console
 
-    return Console(
-        width=None if sys.stdout.isatty() else _PIPE_WIDTH, stderr=stderr,
-        markup=False, highlight=False, emoji=False,
-    )  # fmt: skip
+    return Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
 @contextmanager
@@ -91,15 +62,9 @@ def progress(items: Sequence[Any], title: str) -> Iterator[Iterator[Any]]:
     if not sys.stderr.isatty():
         yield iter(items)
         return
-    from rich.console import Console
     from rich.progress import track
 
-    yield iter(track(items, title, console=Console(stderr=True), transient=True))
-
-
-def clock(value: datetime | None) -> str:
-    """Format an instant for a table: UTC, to the second, without the year."""
-    return "" if value is None else value.astimezone(UTC).strftime("%m-%d %H:%M:%S")
+    yield iter(track(items, title, console=console(), transient=True))
 
 
 def took(started_at: datetime | None, finished_at: datetime | None) -> str:
@@ -109,6 +74,28 @@ def took(started_at: datetime | None, finished_at: datetime | None) -> str:
     from turnout.service.domain.units import format_duration
 
     return format_duration(finished_at - started_at)
+
+
+def lasted(started_at: datetime | None, finished_at: datetime | None) -> str:
+    """Format how long something took in one or two units: 350ms, 2.1s, 3m5s, 2d4h."""
+    if started_at is None or finished_at is None:
+        return ""
+    seconds = (finished_at - started_at).total_seconds()
+    if seconds < 1:
+        return f"{max(seconds, 0) * 1000:.0f}ms"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, hours = divmod(round(seconds), 60), round(seconds / 60)
+    if hours < 60:
+        return f"{minutes[0]}m{minutes[1]}s"
+    if hours < 24 * 60:
+        return f"{hours // 60}h{hours % 60}m"
+    return f"{hours // 1440}d{hours % 1440 // 60}h"
+
+
+def told(error: Exception) -> str:
+    """Return an error and what was noted about it, as one line."""
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def short(text: str, limit: int = 200) -> str:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import read_duration, run_async, with_json, with_settings
-from .output import clock, complain, print_json, say, table, took
+from .output import complain, lasted, print_json, say, told
+from .tables import Column, table
+from .times import stamp, utc_option
 
 if TYPE_CHECKING:
     from turnout.service.operate.verbs import Verb
@@ -26,6 +28,7 @@ by_option = click.option("--by", metavar="NAME", help="Who does it.  [default: y
 @click.option("--note", default="", metavar="WHY", help="Why; shown wherever the pause is listed.")
 @by_option
 @click.option("--list", "listed", is_flag=True, help="Only list what is paused.")
+@utc_option
 @with_json
 @with_settings
 def pause(
@@ -64,6 +67,7 @@ def pause(
 @click.option("--all", "everything", is_flag=True, help="End what `turnout pause --all` began.")
 @click.option("--discard", is_flag=True, help="End what waits instead of running it.")
 @by_option
+@utc_option
 @with_json
 @with_settings
 def resume(
@@ -119,7 +123,7 @@ async def _do(settings: Settings, verbs: Sequence[Verb[Any]], tell: Any, *, as_j
             try:
                 done = await session.do(verb)
             except (NotFound, Refused) as error:
-                complain(f"error: {error}")
+                complain(f"error: {told(error)}")
                 refused = True
                 continue
             print_json(done) if as_json else tell(done)
@@ -145,11 +149,14 @@ async def _list(settings: Settings, *, as_json: bool) -> None:
             print_json(row)
         return
     table(
-        ("paused", "since (UTC)", "until (UTC)", "by", "note"),
         (
-            (_subject(row), at(row["paused_at"]), at(row["until"]), row["by"], row["note"])
-            for row in rows
+            Column("paused", 12),
+            Column("since", time=True),
+            Column("until", time=True),
+            Column("by", 8),
+            Column("note", 8),
         ),
+        ((_subject(row), row["paused_at"], row["until"], row["by"], row["note"]) for row in rows),
         empty="nothing is paused",
     )
 
@@ -159,16 +166,9 @@ def _subject(row: dict[str, Any]) -> str:
     return f"{kind} {name}" if name else "everything"
 
 
-def at(instant: str | None) -> str:
-    """Format an instant of a document for a table."""
-    from datetime import datetime
-
-    return "" if instant is None else clock(datetime.fromisoformat(instant))
-
-
 def pause_words(pause: dict[str, Any]) -> str:
     """Return the end, the author and the note of a pause in words."""
-    until = f" until {at(pause['until'])} UTC" if pause["until"] else ""
+    until = f" until {stamp(pause['until'])}" if pause["until"] else ""
     by = f" by {pause['by']}" if pause["by"] else ""
     return f"{until}{by}{': ' if pause['note'] else ''}{pause['note']}"
 
@@ -178,11 +178,11 @@ def state_of(row: dict[str, Any], else_: str) -> str:
     pause = row["pause"]
     if pause is None:
         return else_
-    return f"paused until {at(pause['until'])}" if pause["until"] else "paused"
+    return f"paused until {stamp(pause['until'])}" if pause["until"] else "paused"
 
 
 def _say_paused(pause: dict[str, Any]) -> None:
-    until = f" until {at(pause['until'])} UTC" if pause["until"] else ""
+    until = f" until {stamp(pause['until'])}" if pause["until"] else ""
     say(f"{_subject(pause)} paused{until}")
 
 
@@ -207,7 +207,7 @@ def _waited(done: dict[str, Any]) -> str:
         return "it accepts events again"
     if not count:
         return "nothing waited"
-    age = took(datetime.fromisoformat(done["oldest"]), wall_clock()()).partition("ms")[0]
+    age = lasted(datetime.fromisoformat(done["oldest"]), wall_clock()())
     waited = f"{count} run{'s' * (count != 1)} waited, the oldest for {age}"
     if not discarded:
         return waited

@@ -19,8 +19,10 @@ from .options import (
     with_list,
     with_settings,
 )
-from .output import clock, complain, print_json, say, short, table, took
-from .show import undo_words
+from .output import complain, lasted, print_json, say, short
+from .tables import Column, short_ids, table
+from .times import with_local_times
+from .words import undo_words
 
 if TYPE_CHECKING:
     from turnout.service.domain.run import Run
@@ -61,18 +63,22 @@ async def list_runs(settings: Settings, which: Filter, limit: int | None, *, as_
                     found.append((run, waits.get(run.id)))
     if not as_json:
         noun = "dead letter" if which.dead else "run"
+        among = max((run.seq for run, _ in found), default=0)
+        ids = short_ids([run.id for run, _ in found], among=among)
         table(
-            ("run", "flow", "state", "attempts", "queued (UTC)", "took", "why"),
-            (_run_row(run, waits_for) for run, waits_for in found),
+            _COLUMNS,
+            ((ids[run.id], *_run_row(run, waits_for)) for run, waits_for in found),
             empty=f"no {noun}s match",
         )
         if count == limit:
             complain(f"these are the newest {limit}; --limit or --all shows more")
 
 
-def _state(run: Run) -> str:
-    due = run.as_dict()["due_at"] and run.due_at
-    return str(run.state) if due is None else f"{run.state} until {clock(due)}"
+_COLUMNS = (
+    Column("run"), Column("flow", 8), Column("state"), Column("attempts", optional=True),
+    Column("queued", time=True), Column("took"), Column("trigger", 14, optional=True),
+    Column("why", 8),
+)  # fmt: skip
 
 
 async def _waits_of(settings: Settings, reader: Reads, runs: Sequence[Run]) -> Mapping[str, str]:
@@ -91,14 +97,14 @@ async def _waits_of(settings: Settings, reader: Reads, runs: Sequence[Run]) -> M
 
 
 def _run_row(run: Run, waits_for: str | None) -> tuple[object, ...]:
-    why = run.reason or (f"waits {waits_for}" if waits_for else "")
+    why = run.reason or (with_local_times(f"waits {waits_for}") if waits_for else "")
     if run.error is not None:
         why = f"{run.error.type}: {run.error.message}"
     if run.undo in ("running", "failed"):
         why = f"undo: {undo_words(run.undo, run.undo_failed)}; {why}".removesuffix("; ")
     return (
-        run.id, run.flow, _state(run), run.attempts, clock(run.queued_at),
-        took(run.started_at, run.finished_at), short(why, 120),
+        run.flow, run.state, run.attempts or "", run.queued_at,
+        lasted(run.started_at, run.finished_at), run.trigger, short(why, 400),
     )  # fmt: skip
 
 

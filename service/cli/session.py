@@ -7,12 +7,12 @@ raise the same errors.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from turnout.service.client import Client, Unavailable, connect
-from turnout.service.domain.errors import SetupError
+from turnout.service.domain.errors import NotFound, SetupError
 
 if TYPE_CHECKING:
     from turnout.service.journal.sqlite.reader import SqliteReader
@@ -36,32 +36,47 @@ class Session(Protocol):
 class ServiceSession:
     """Acts through the running service."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, settings: Settings) -> None:
         self._client = client
+        self._settings = settings
 
     async def do(self, verb: Verb[Any]) -> dict[str, Any]:
         """Send the request of the verb's route."""
         from turnout.service.http.rest.routes import route_of
 
         sent = route_of(verb).request(verb)
-        document: dict[str, Any] = await self._client.call(
-            sent.method, sent.path, params=sent.query, body=sent.body,
-            content_type=sent.content_type,
-        )  # fmt: skip
+        with _naming_folder(self._settings):
+            document: dict[str, Any] = await self._client.call(
+                sent.method, sent.path, params=sent.query, body=sent.body,
+                content_type=sent.content_type,
+            )  # fmt: skip
         return document
+
+
+@contextmanager
+def _naming_folder(settings: Settings) -> Iterator[None]:
+    """Have the error for a name that is not found say which journal was asked."""
+    try:
+        yield
+    except NotFound as error:
+        error.add_note(f"this is the journal in {settings.data}")
+        raise
 
 
 class JournalSession:
     """Acts on the journal under its lock while no service is running."""
 
-    def __init__(self, operator: Operator) -> None:
+    def __init__(self, operator: Operator, settings: Settings) -> None:
         self._operator = operator
+        self._settings = settings
 
     async def do(self, verb: Verb[Any]) -> dict[str, Any]:
         """Do the verb as the service would."""
         from turnout.service.http.rest.routes import route_of
 
-        document: dict[str, Any] = route_of(verb).document(verb, await self._operator.do(verb))
+        with _naming_folder(self._settings):
+            done = await self._operator.do(verb)
+        document: dict[str, Any] = route_of(verb).document(verb, done)
         return document
 
 
@@ -121,10 +136,10 @@ async def open_session(
     if not needs_service and await service_url(settings) is None:
         loaded = None if project is None else project()
         async with _open_operator(settings, loaded) as operator:
-            yield JournalSession(operator)
+            yield JournalSession(operator, settings)
         return
     async with open_service(settings) as client:
-        yield ServiceSession(client)
+        yield ServiceSession(client, settings)
 
 
 @asynccontextmanager
@@ -179,7 +194,8 @@ async def open_journal_reader(settings: Settings) -> AsyncIterator[SqliteReader]
     _require_folder(settings)
     reader = await open_reader(settings.data)
     try:
-        yield reader
+        with _naming_folder(settings):
+            yield reader
     finally:
         await reader.close()
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import ask, force_option, read_json, with_json, with_settings
-from .output import complain, print_json, say, show_receipt, table
+from .output import complain, print_json, say, show_receipt
 from .pauses import state_of
+from .tables import Column, table
 
 if TYPE_CHECKING:
     from turnout.service.project import Project
@@ -36,7 +37,7 @@ def triggers(settings: Settings, as_json: bool) -> None:
             print_json(row)
         return
     table(
-        ("trigger", "state", "flows", "problem"),
+        (Column("trigger", 16), Column("state"), Column("flows", 12), Column("problem", 12)),
         (
             (
                 row["name"], state_of(row, "up" if row["up"] else "down"),

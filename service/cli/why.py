@@ -12,7 +12,7 @@ import click
 
 from .options import run_async, with_json, with_settings
 from .output import heading, print_facts, print_json, say
-from .show import error_line
+from .words import error_line
 
 if TYPE_CHECKING:
     from turnout.service.project import Project

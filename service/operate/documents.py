@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from turnout.service.domain.errors import InvalidData, NotFound
+from turnout.service.domain.errors import InvalidData
 from turnout.service.domain.event import Event
 from turnout.service.domain.payload import read_json
 from turnout.service.domain.run import Run, RunError
@@ -35,6 +35,7 @@ from turnout.service.journal.records import (
 )
 from turnout.service.project import AnyFlow
 
+from .names import no_run
 from .verbs import Resumed
 from .waits import WaitsFor, waits_of
 
@@ -102,7 +103,7 @@ async def post_mortem(
     """
     run = await reader.run(run_id)
     if run is None:
-        raise NotFound(f"no run {run_id!r}")
+        raise no_run(run_id)
     event = await reader.event_of(run.seq)
     waits = await waits_of(reader, [run], waits_for)
     return listed_run(run, waits) | {

@@ -19,6 +19,7 @@ from turnout.service.journal.contract import Intake, Operations, Work
 from turnout.service.journal.records import Appended, Retried
 from turnout.service.project import Project
 
+from .names import no_run
 from .verbs import Verb
 
 if TYPE_CHECKING:
@@ -121,6 +122,14 @@ class Parts:
         """Return the current name of a flow, which may have been renamed (`was=`)."""
         names = (other.name for other in self.project().flows.values() if other.was == flow)
         return next(names, flow)
+
+
+async def whole_id(parts: Parts, name: str) -> str:
+    """Return the id of the run with this id or short form; raises `NotFound`."""
+    run = await parts.journal.run(name)
+    if run is None:
+        raise no_run(name)
+    return run.id
 
 
 Handler = Callable[[Parts, Any], Awaitable[R]]

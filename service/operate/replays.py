@@ -11,14 +11,15 @@ from turnout.service.flowcontrol.keys import keys_of, with_order
 from turnout.service.flowcontrol.priority import class_of
 from turnout.service.journal.records import NewRun, StoredEvent
 
-from .parts import Parts, handles
+from .names import no_event, no_run
+from .parts import Parts, handles, whole_id
 from .verbs import Drop, Replay, ReplayDead
 
 
 @handles(Drop)
 async def drop(parts: Parts, verb: Drop) -> Run:
     """Take the dead letter off the list; the runs behind it on its ordering key may start."""
-    run = await parts.journal.drop(verb.run_id, now=parts.now())
+    run = await parts.journal.drop(await whole_id(parts, verb.run_id), now=parts.now())
     parts.owner.release_key(run)
     return run
 
@@ -28,7 +29,7 @@ async def replay_dead(parts: Parts, verb: ReplayDead) -> list[str]:
     """Add a run of the dead letter's flow and event."""
     run = await parts.journal.run(verb.run_id)
     if run is None:
-        raise NotFound(f"no run {verb.run_id!r}")
+        raise no_run(verb.run_id)
     if not run.dead:
         raise Refused(f"run {run.id} is not a dead letter; it is {run.state}")
     if not verb.not_undone:
@@ -61,7 +62,7 @@ async def replay(parts: Parts, verb: Replay) -> list[str]:
 async def _event_of(parts: Parts, verb: Replay) -> StoredEvent:
     found = await parts.journal.event(verb.event_id, source=verb.source)
     if not found:
-        raise NotFound(f"no event {verb.event_id!r}")
+        raise no_event(verb.event_id)
     if len(found) > 1:
         sources = ", ".join(sorted({stored.event.source for stored in found}))
         raise Refused(f"event id {verb.event_id!r} has several sources; name one of: {sources}")

@@ -14,14 +14,16 @@ from turnout.service.journal.records import Filter, StepRecord
 from turnout.service.steps.approval import find_fields, read_fields
 
 from .filters import all_runs
-from .parts import Parts, handles
+from .names import no_run
+from .parts import Parts, handles, whole_id
 from .verbs import Answer, Cancel, CancelAll, Retry, RetryAll
 
 
 @handles(Cancel)
 async def cancel(parts: Parts, verb: Cancel) -> Run:
     """Cancel the run and the children it waits for; only the owner can stop one that runs."""
-    runs = await parts.journal.cancel(verb.run_id, now=parts.now(), reason=verb.reason, by=verb.by)
+    run_id = await whole_id(parts, verb.run_id)
+    runs = await parts.journal.cancel(run_id, now=parts.now(), reason=verb.reason, by=verb.by)
     for run in runs:
         parts.owner.cancel(run)
     return runs[0]
@@ -31,10 +33,12 @@ async def cancel(parts: Parts, verb: Cancel) -> Run:
 async def retry(parts: Parts, verb: Retry) -> Run:
     """Queue the run again, under the current name of its flow."""
     before = await parts.journal.run(verb.run_id)
-    flows = [] if before is None else [parts.current_name(before.flow)]
+    if before is None:
+        raise no_run(verb.run_id)
+    flows = [parts.current_name(before.flow)]
     with parts.owner.changing(flows):
         retried = await parts.journal.retry(
-            verb.run_id,
+            before.id,
             verb.from_step,
             mode=parts.mode_of(*flows),
             force=verb.force,
@@ -82,7 +86,7 @@ async def answer(parts: Parts, verb: Answer) -> Run:
     """Store the answer; the run resumes with it."""
     run = await parts.journal.run(verb.run_id)
     if run is None:
-        raise NotFound(f"no run {verb.run_id!r}")
+        raise no_run(verb.run_id)
     if verb.approved:
         await _check_fields(parts, run, verb.step, verb.fields)
     given = {

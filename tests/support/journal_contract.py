@@ -30,6 +30,7 @@ from turnout.service.domain.errors import (
 )
 from turnout.service.domain.event import CALLED, Event, mint_id
 from turnout.service.domain.run import FINISHED, UNFINISHED, Outcome, RunError, RunState, Start
+from turnout.service.domain.short_ids import Ambiguous
 from turnout.service.journal.contract import Journal, Reads
 from turnout.service.journal.records import (
     FAILED,
@@ -1290,17 +1291,42 @@ class JournalContract:
             assert await events(flow="b", state=S.FAILED) == ["e-1"]
             assert await events(since=at(2)) == ["e-3", "e-2"]
 
-    async def test_a_run_is_found_by_a_prefix_that_fits_only_one(self, tmp_path: Path) -> None:
+    async def test_a_run_is_found_by_a_short_form_that_fits_only_one(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            for run_id in ("aaaaaaaa-1", "aaaaaaaa-2", "bbbbbbbb-1"):
+            for run_id in ("aaaaaaaa-1-cafecafe", "aaaaaaaa-2-cafe0002", "bbbbbbbb-1-cafe0003"):
                 run = make_run()
                 run.id = run_id
                 await put(journal, run)
-            assert (await expect_run(journal, "bbbbbbbb")).id == "bbbbbbbb-1"
-            assert (await expect_run(journal, "aaaaaaaa-2")).id == "aaaaaaaa-2"
-            assert await journal.run("aaaaaaaa") is None
-            assert await journal.run("bbbbbbb") is None
-            assert await journal.run("cccccccc") is None
+            assert (await expect_run(journal, "bbbbbbbb")).id == "bbbbbbbb-1-cafe0003"
+            assert (await expect_run(journal, "cafe0002")).id == "aaaaaaaa-2-cafe0002"
+            assert (await expect_run(journal, "aaaaaaaa-2")).id == "aaaaaaaa-2-cafe0002"
+            assert (await expect_run(journal, "aaaaaa…fecafe")).id == "aaaaaaaa-1-cafecafe"
+            with pytest.raises(Ambiguous, match="2 runs begin so: "):
+                await journal.run("aaaaaaaa")
+            for unknown in ("bbbbbbb", "cccccccc", "cafe000", "aaaaaa…", "", "aaaaaaaa%"):
+                assert await journal.run(unknown) is None
+
+    async def test_an_event_is_found_by_a_short_form_that_fits_only_one(
+        self, tmp_path: Path
+    ) -> None:
+        minted = "019ab3c2-7b1c-7000-8000-0123456789ab"
+        async with self.open(tmp_path) as journal:
+            for event_id in (minted, "72d3162e-cc78-11e3-81ab-4c9367dc0958", "my-order-77"):
+                await journal.append(
+                    [Entry(event=make_event(event_id, minted=event_id == minted))], now=NOW
+                )
+
+            async def found(name: str) -> list[str]:
+                listed = await journal.events(Filter(event=name))
+                read = await journal.event(name)
+                assert [stored.event.id for stored in listed] == [each.event.id for each in read]
+                return [stored.event.id for stored in read]
+
+            assert await found("456789ab") == [minted]
+            assert await found("72d316…dc0958") == ["72d3162e-cc78-11e3-81ab-4c9367dc0958"]
+            assert await found("72d316...dc0958") == ["72d3162e-cc78-11e3-81ab-4c9367dc0958"]
+            # An id of a sender is never guessed by its end: it may be another sender's whole id.
+            assert await found("order-77") == await found("67dc0958") == []
 
     # ---------------------------------------------------------------- lines
 

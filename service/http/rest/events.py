@@ -6,8 +6,9 @@ from typing import Annotated
 
 from fastapi import Query, Response
 
-from turnout.service.domain.errors import NotFound, Refused
+from turnout.service.domain.errors import Refused
 from turnout.service.operate import documents
+from turnout.service.operate.names import no_event
 
 from .answers import json_answer, next_cursor, page_answer
 from .authorization import ServiceOf
@@ -33,7 +34,7 @@ async def show_event(service: ServiceOf, event_id: str, source: Source = None) -
     """Return one event with its payload, its runs, and each decision with its reason."""
     found = await service.journal.event(event_id, source=source)
     if not found:
-        raise NotFound(f"no event {event_id!r}")
+        raise no_event(event_id)
     if source is None and len({stored.event.source for stored in found}) > 1:
         sources = ", ".join(sorted({stored.event.source for stored in found}))
         raise Refused(f"event id {event_id!r} has several sources; add ?source= one of: {sources}")

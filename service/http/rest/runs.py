@@ -32,7 +32,8 @@ async def list_runs(service: ServiceOf, which: Paged) -> Response:
 async def show_run(service: ServiceOf, run_id: str) -> Response:
     """Return one run with its event, its steps, its attempts and their log lines.
 
-    The id may be shortened to 8 or more leading characters if they are unique.
+    A short form of the id will do, as `turnout runs` shows it: 8 or more of its first or last
+    characters, if no other id has them.
     """
     return json_answer(await documents.post_mortem(service.journal, run_id, service.waits_for))
 

@@ -33,7 +33,10 @@ class RunReads(Protocol):
     """What steps and attempts read of runs."""
 
     async def run(self, run_id: str) -> Run | None:
-        """Return one run by its id, or by 8 or more first characters that no other id has."""
+        """Return one run by its id, or by a short form of it: 8 or more first or last characters.
+
+        Raises `Ambiguous` for a short form that fits several runs.
+        """
 
     async def child(self, run_id: str) -> ChildEnd | None:
         """Return the state and result of a child run; None when it has been pruned."""
@@ -88,7 +91,8 @@ class Reads(RunReads, Protocol):
     async def event(self, event_id: str, *, source: str | None = None) -> list[StoredEvent]:
         """Return the events with this id, newest first: several when sources share it.
 
-        Older ones are left out past a bound on memory; `source` selects among them.
+        Older ones are left out past a bound on memory; `source` selects among them. A short form
+        (`domain.short_ids`) finds one of the newest 100,000 events; raises `Ambiguous`.
         """
 
     async def event_of(self, run_seq: int) -> StoredEvent | None:

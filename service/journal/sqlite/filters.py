@@ -7,6 +7,7 @@ or on time walks back from the newest row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import apsw
@@ -15,6 +16,7 @@ from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
 
 from .dedupe import found_by_id
+from .names import event_named
 from .runs import LISTED_RUN_COLUMNS
 from .values import micros
 
@@ -50,6 +52,17 @@ def runs_query(connection: apsw.Connection, which: Filter) -> tuple[str, list[An
     return text, [value for pair in pairs for value in (*pair, *values, which.limit)] + [
         which.limit
     ]
+
+
+def named_whole(connection: apsw.Connection, which: Filter) -> Filter:
+    """Return the filter with the whole id of its event, where it has the short form of one."""
+    if which.event is None:
+        return which
+    where, values = found_by_id(which.event)
+    if connection.execute(f"SELECT 1 FROM events AS e WHERE {where}", values).fetchone():
+        return which
+    whole = event_named(connection, which.event)
+    return which if whole is None else replace(which, event=whole)
 
 
 def events_where(which: Filter) -> tuple[str, list[Any]]:

@@ -52,7 +52,8 @@ from .events import (
 )
 from .examine import CHECKS
 from .files import journal_folder
-from .filters import events_where, runs_query
+from .filters import events_where, named_whole, runs_query
+from .names import event_named, run_named
 from .outcomes import AttemptRow, attempt_from
 from .overrides import override_from
 from .pauses import pause_from
@@ -67,7 +68,6 @@ from .steps import StepRow, step_from
 from .values import dump_list, error_from, instant, instant_or_none, micros
 
 _THREADS = 4
-_SHORTEST_PREFIX = 8
 _MOST_EVENTS = 1000
 _MOST_BODY_BYTES = 16 * 2**20
 """How many events of one id, and how much of their bodies, are read at once."""
@@ -137,15 +137,14 @@ class SqliteReader:
     # ---------------------------------------------------------------- runs
 
     async def run(self, run_id: str) -> Run | None:
-        """Return one run by its id, or by 8 or more first characters that no other id has."""
+        """Return one run by its id or a short form of it; raises `Ambiguous`."""
 
         def query(connection: apsw.Connection) -> Run | None:
-            found = _runs_by_id(connection, "r.id = ?", (run_id,))
-            if not found and len(run_id) >= _SHORTEST_PREFIX and run_id.isascii():
-                # Everything that starts with the prefix sorts before the prefix's successor.
-                after = run_id[:-1] + chr(ord(run_id[-1]) + 1)
-                found = _runs_by_id(connection, "r.id >= ? AND r.id < ?", (run_id, after))
-            return found[0] if len(found) == 1 else None
+            found = _run_by_id(connection, run_id)
+            if found is None:
+                whole = run_named(connection, run_id)
+                found = None if whole is None else _run_by_id(connection, whole)
+            return found
 
         return await self.read(query)
 
@@ -167,7 +166,8 @@ class SqliteReader:
         """Return matching runs, newest first, without results of more than 4 KiB."""
 
         def query(connection: apsw.Connection) -> list[Run]:
-            return [run_from(row) for row in connection.execute(*runs_query(connection, which))]
+            asked = runs_query(connection, named_whole(connection, which))
+            return [run_from(row) for row in connection.execute(*asked)]
 
         return await self.read(query)
 
@@ -265,15 +265,14 @@ class SqliteReader:
     async def event(self, event_id: str, *, source: str | None = None) -> list[StoredEvent]:
         """Return the events with this id, newest first: several when sources share it.
 
-        Older ones are left out past a bound on memory; `source` selects among them.
+        Older ones are left out past a bound on memory; `source` selects among them. A short form
+        of the id will do; raises `Ambiguous`.
         """
-        where, values = found_by_id(event_id)
-        if source is not None:
-            where, values = f"{where} AND e.source = ?", [*values, source]
 
         def query(connection: apsw.Connection) -> list[StoredEvent]:
-            count = _how_many(connection, where, values)
-            return _stored_events(connection, where, values, count)
+            found = _events_by_id(connection, event_id, source)
+            whole = None if found else event_named(connection, event_id)
+            return found if whole is None else _events_by_id(connection, whole, source)
 
         return await self.read(query)
 
@@ -295,12 +294,14 @@ class SqliteReader:
 
         Bodies, headers, parameters and extensions are left out.
         """
-        where, values = events_where(which)
-        return await self.read(
-            lambda connection: _stored_events(
+
+        def query(connection: apsw.Connection) -> list[StoredEvent]:
+            where, values = events_where(named_whole(connection, which))
+            return _stored_events(
                 connection, where, values, which.limit, columns=LISTED_EVENT_COLUMNS
             )
-        )
+
+        return await self.read(query)
 
     # ---------------------------------------------------------------- the cache, pauses
 
@@ -384,11 +385,18 @@ def _how_many(connection: apsw.Connection, where: str, values: Sequence[Any]) ->
     return max(2, sum(1 for _ in takewhile(lambda total: total <= _MOST_BODY_BYTES, sums)))
 
 
-def _runs_by_id(connection: apsw.Connection, where: str, values: tuple[str, ...]) -> list[Run]:
-    rows = connection.execute(
-        f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE {where} LIMIT 2", values
-    )
-    return [run_from(row) for row in rows]
+def _events_by_id(
+    connection: apsw.Connection, event_id: str, source: str | None
+) -> list[StoredEvent]:
+    where, values = found_by_id(event_id)
+    if source is not None:
+        where, values = f"{where} AND e.source = ?", [*values, source]
+    return _stored_events(connection, where, values, _how_many(connection, where, values))
+
+
+def _run_by_id(connection: apsw.Connection, run_id: str) -> Run | None:
+    rows = connection.execute(f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE r.id = ?", (run_id,))
+    return next((run_from(row) for row in rows), None)
 
 
 def _stored_events(

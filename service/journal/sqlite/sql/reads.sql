@@ -5,6 +5,29 @@
 -- How a run (?1, its id) ended.
 SELECT state, result, error, returned, refused FROM runs WHERE id = ?1;
 
+-- name: runs_that_begin
+-- The ids of runs from one text (?1) up to another (?2), at most so many (?3).
+SELECT id FROM runs WHERE id >= ?1 AND id < ?2 LIMIT ?3;
+
+-- name: runs_that_look
+-- The ids, among those of the newest runs (so many: ?4), that begin (?1) and end (?2) so, at most
+-- so many (?3).
+SELECT id FROM (SELECT id FROM runs ORDER BY id DESC LIMIT ?4)
+WHERE substr(id, 1, length(?1)) = ?1 AND (?2 = '' OR substr(id, -length(?2)) = ?2) LIMIT ?3;
+
+-- name: events_that_look
+-- The ids, among those of the newest events (so many: ?4), that begin (?1) and end (?2) so, at most
+-- so many (?3).
+SELECT DISTINCT id FROM (SELECT id FROM events ORDER BY seq DESC LIMIT ?4)
+WHERE substr(id, 1, length(?1)) = ?1 AND (?2 = '' OR substr(id, -length(?2)) = ?2) LIMIT ?3;
+
+-- name: minted_events_that_end
+-- Of the newest events (so many: ?3) the ids that turnout has made and that begin or end so (?1), at
+-- most so many (?2).
+SELECT id FROM (SELECT id FROM events ORDER BY seq DESC LIMIT ?3)
+WHERE length(id) = 36 AND substr(id, 15, 1) = '7'
+    AND (substr(id, -length(?1)) = ?1 OR substr(id, 1, length(?1)) = ?1) LIMIT ?2;
+
 -- name: waits
 -- The open waits of a run (?1), or only that of a step (?2).
 SELECT key, topic, woken, latest, answer FROM waits

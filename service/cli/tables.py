@@ -1,0 +1,157 @@
+"""Tables: one line a row, as wide as the terminal.
+
+A terminal gets short ids, and long cells cut at `…`; a pipe or a file gets everything whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from unicodedata import combining, east_asian_width
+
+import click
+
+from turnout.service.domain.short_ids import shorten
+
+from .output import safe, say
+from .times import column_of, stamp
+
+_GAP = 2
+_COMFORTABLE = 24
+"""The last column gets at least so many characters before an optional one is shown."""
+
+_COLOURS = {
+    "succeeded": "green", "failed": "red", "cancelled": "yellow", "skipped": "bright_black",
+    "running": "cyan", "retrying": "yellow", "waiting": "blue", "queued": "blue",
+    "scheduled": "blue", "up": "green", "down": "red", "paused": "yellow",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: it may be cut to `least` characters, or left out where there is no room.
+
+    `time` says that its cells are instants.
+    """
+
+    name: str
+    least: int | None = None
+    optional: bool = False
+    time: bool = False
+
+
+def short_ids(ids: Collection[str], *, among: int) -> dict[str, str]:
+    """Return what is shown for each id: its short form, or all of it where no terminal is."""
+    return shorten(ids, among=among) if sys.stdout.isatty() else dict(zip(ids, ids, strict=True))
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Print rows under the names of their columns; states in colour; `empty` without rows."""
+    listed = [list(row) for row in rows]
+    if not listed:
+        say(empty)
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    shown = list(columns)
+    names, texts = _texts(shown, listed, whole=width is None)
+    if width is not None:
+        filled = [place for place in range(len(shown)) if any(row[place] for row in texts)]
+        shown, names = [shown[place] for place in filled], [names[place] for place in filled]
+        texts = [[row[place] for place in filled] for row in texts]
+    natural = [
+        max(cells(names[place]), *(cells(row[place]) for row in texts))
+        for place in range(len(shown))
+    ]
+    widths = natural if width is None else _fitted(shown, natural, width)
+    click.echo(click.style(_line(names, widths), bold=True))
+    for row in texts:
+        click.echo(_line(row, widths, coloured=True))
+
+
+def _texts(
+    columns: Sequence[Column], rows: Sequence[Sequence[object]], *, whole: bool
+) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the cells as text, each on one line."""
+    from turnout.service.domain.clock import wall_clock
+
+    names = [column.name for column in columns]
+    made = [[" ".join(safe("" if cell is None else cell).split()) for cell in row] for row in rows]
+    for place, column in enumerate(columns):
+        if not column.time:
+            continue
+        values = [row[place] or None for row in rows]
+        if whole:
+            texts = [stamp(value).replace(" ", "T") for value in values]  # type: ignore[arg-type]
+        else:
+            offset, texts = column_of(values, wall_clock()())
+            names[place] = f"{column.name} ({offset})" if offset else column.name
+        for row, text in zip(made, texts, strict=True):
+            row[place] = text
+    return names, made
+
+
+def _fitted(columns: Sequence[Column], natural: Sequence[int], width: int) -> list[int]:
+    """Return the width of each column so that all fit; 0 leaves a column out."""
+    widths = list(natural)
+    last = len(columns) - 1
+    for place in reversed(range(last)):
+        if columns[place].optional and _needed(widths, last) > width:
+            widths[place] = 0
+    by_width = sorted(range(last), key=lambda place: -widths[place])
+    for place in [last, *by_width]:
+        over = _total(widths) - width
+        least = columns[place].least
+        if over > 0 and least is not None and widths[place] > least:
+            widths[place] = max(least, widths[place] - over)
+    while (over := _total(widths) - width) > 0:  # a very narrow terminal
+        place = max(range(len(widths)), key=widths.__getitem__)
+        widths[place] = max(1, widths[place] - over)
+        if max(widths) == 1:
+            break
+    return widths
+
+
+def _needed(widths: Sequence[int], last: int) -> int:
+    return _total([*widths[:last], min(widths[last], _COMFORTABLE)])
+
+
+def _total(widths: Sequence[int]) -> int:
+    used = [width for width in widths if width]
+    return sum(used) + _GAP * (len(used) - 1)
+
+
+def _line(texts: Sequence[str], widths: Sequence[int], *, coloured: bool = False) -> str:
+    parts = []
+    for text, width in zip(texts, widths, strict=True):
+        if width:
+            cut = cut_to(text, width)
+            padding = " " * (width - cells(cut))
+            colour = _COLOURS.get(text) if coloured else None
+            parts.append((click.style(cut, fg=colour) if colour else cut) + padding)
+    return (" " * _GAP).join(parts).rstrip()
+
+
+def cut_to(text: str, width: int) -> str:
+    """Return a text cut at `…` to so many cells of a terminal."""
+    if cells(text) <= width:
+        return text
+    kept, used = [], 0
+    for character in text:
+        used += _cells_of(character)
+        if used > width - 1:
+            break
+        kept.append(character)
+    return "".join(kept).rstrip() + "…"
+
+
+def cells(text: str) -> int:
+    """Return how many cells of a terminal a text takes."""
+    return len(text) if text.isascii() else sum(map(_cells_of, text))
+
+
+def _cells_of(character: str) -> int:
+    if combining(character):
+        return 0
+    return 2 if east_asian_width(character) in "WF" else 1
