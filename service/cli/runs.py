@@ -75,7 +75,7 @@ async def list_runs(settings: Settings, which: Filter, limit: int | None, *, as_
 
 
 _COLUMNS = (
-    Column("run"), Column("flow", 8), Column("state"), Column("attempts", optional=True),
+    Column("run"), Column("flow", 12), Column("state"), Column("attempts", optional=True),
     Column("queued", time=True), Column("took"), Column("trigger", 14, optional=True),
     Column("why", 8),
 )  # fmt: skip
@@ -97,7 +97,7 @@ async def _waits_of(settings: Settings, reader: Reads, runs: Sequence[Run]) -> M
 
 
 def _run_row(run: Run, waits_for: str | None) -> tuple[object, ...]:
-    why = run.reason or (with_local_times(f"waits {waits_for}") if waits_for else "")
+    why = run.reason or with_local_times(waits_for or "")
     if run.error is not None:
         why = f"{run.error.type}: {run.error.message}"
     if run.undo in ("running", "failed"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from . import tables
 from .advice import advice_on
 from .output import complain, heading, print_facts, safe, say, short
 from .tables import Column, short_ids, table
@@ -15,6 +16,7 @@ from .words import error_line, place_of, step_name, undo_words
 
 _PAYLOAD_LINES = 40
 _LOG_LINES = 40
+_LABEL = 10
 _ERROR_CHARACTERS = 2000
 
 
@@ -39,12 +41,21 @@ def print_run(run: dict[str, Any]) -> None:
 def _print_error(error: dict[str, Any] | None) -> None:
     if error is None:
         return
-    click.echo(click.style("error     ", dim=True) + click.style(
-        safe(short(f"{error['type']}: {error['message']}", _ERROR_CHARACTERS)), fg="red"
-    ))  # fmt: skip
+    text = safe(short(f"{error['type']}: {error['message']}", _ERROR_CHARACTERS))
+    for number, line in enumerate(_wrapped(text)):
+        label = "error" if number == 0 else ""
+        click.echo(click.style(f"{label:<9} ", dim=True) + click.style(line, fg="red"))
     step = f"in step {step_name(error['step'])}" if error["step"] else ""
     where = ", ".join(part for part in (step, place_of(error["traceback"])) if part)
     print_facts(("", where))
+
+
+def _wrapped(text: str) -> list[str]:
+    """Return a text in lines that fit beside their label."""
+    from textwrap import wrap
+
+    width = tables.terminal_width()
+    return [text] if width is None else wrap(text, max(width - _LABEL, 20)) or [""]
 
 
 def _print_advice(run: dict[str, Any], name: str) -> None:
@@ -160,8 +171,17 @@ def _step_row(step: dict[str, Any], run: dict[str, Any]) -> tuple[object, ...]:
         what = f"{what} from run {step['origin']}"
     elif step["origin"] is not None:
         what = f"run {step['origin']}  {what}".rstrip()
+    if step["state"] == "waiting" and isinstance(step["result"], dict):
+        what = _asked(step["result"])
     took = _took(step["started_at"], step["finished_at"])
     return step_name(step["key"]), state, step["tries"], took, what
+
+
+def _asked(note: dict[str, Any]) -> str:
+    """Return what a waiting step waits for: a person, an event, an instant."""
+    what = note.get("approval") or note.get("event")
+    until = f"until {stamp(note['until'])}" if note.get("until") else ""
+    return ", ".join(part for part in (what and f"for {what}", until) if part)
 
 
 def _took(started: str, finished: str | None) -> str:

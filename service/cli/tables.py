@@ -19,8 +19,8 @@ from .output import safe, say
 from .times import column_of, stamp
 
 _GAP = 2
-_COMFORTABLE = 24
-"""The last column gets at least so many characters before an optional one is shown."""
+_COMFORTABLE = 22
+"""The last column gets so many characters before others are shown in full, or at all."""
 
 _COLOURS = {
     "succeeded": "green", "failed": "red", "cancelled": "yellow", "skipped": "bright_black",
@@ -42,9 +42,16 @@ class Column:
     time: bool = False
 
 
+def terminal_width() -> int | None:
+    """Return how many columns the terminal has, None where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def short_ids(ids: Collection[str], *, among: int) -> dict[str, str]:
     """Return what is shown for each id: its short form, or all of it where no terminal is."""
-    return shorten(ids, among=among) if sys.stdout.isatty() else dict(zip(ids, ids, strict=True))
+    if terminal_width() is None:
+        return dict(zip(ids, ids, strict=True))
+    return shorten(ids, among=among)
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty: str) -> None:
@@ -53,7 +60,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty:
     if not listed:
         say(empty)
         return
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = terminal_width()
     shown = list(columns)
     names, texts = _texts(shown, listed, whole=width is None)
     if width is not None:
@@ -77,7 +84,7 @@ def _texts(
     from turnout.service.domain.clock import wall_clock
 
     names = [column.name for column in columns]
-    made = [[" ".join(safe("" if cell is None else cell).split()) for cell in row] for row in rows]
+    made = [[_on_one_line(safe("" if cell is None else cell)) for cell in row] for row in rows]
     for place, column in enumerate(columns):
         if not column.time:
             continue
@@ -92,6 +99,11 @@ def _texts(
     return names, made
 
 
+def _on_one_line(text: str) -> str:
+    first, *rest = text.rstrip().split("\n")
+    return " ".join([first, *(line.strip() for line in rest)]).replace("\t", " ")
+
+
 def _fitted(columns: Sequence[Column], natural: Sequence[int], width: int) -> list[int]:
     """Return the width of each column so that all fit; 0 leaves a column out."""
     widths = list(natural)
@@ -100,9 +112,9 @@ def _fitted(columns: Sequence[Column], natural: Sequence[int], width: int) -> li
         if columns[place].optional and _needed(widths, last) > width:
             widths[place] = 0
     by_width = sorted(range(last), key=lambda place: -widths[place])
-    for place in [last, *by_width]:
+    bounds = [(place, columns[place].least) for place in (*by_width, last)]
+    for place, least in [(last, _COMFORTABLE), *bounds]:
         over = _total(widths) - width
-        least = columns[place].least
         if over > 0 and least is not None and widths[place] > least:
             widths[place] = max(least, widths[place] - over)
     while (over := _total(widths) - width) > 0:  # a very narrow terminal

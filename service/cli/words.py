@@ -27,7 +27,7 @@ def step_name(key: str) -> str:
 
 def undo_words(undo: str | None, failed: Sequence[str]) -> str:
     """Return the state of a run's undo and the steps that are not undone."""
-    names = ", ".join(map(step_name, failed))
+    names = ", ".join(step_name(key).partition(": ")[2] or key for key in failed)
     at = f" at {names}" if failed and undo == "failed" else ""
     return "" if undo is None else f"{undo}{at}"
 

@@ -235,7 +235,7 @@ def test_show_is_a_post_mortem(terminal: Terminal) -> None:
     run_id = terminal.fail()
     text = terminal.type("show", run_id)
     for word in ("bill", "abc123", "failed", "dead letter", "webhook:/orders", '"amount": 3',
-                 "price#1", "1.500", '{"net":5}', "ValueError: no such card", "charge#1",
+                 "price#1", "1.5s", '{"net":5}', "ValueError: no such card", "charge#1",
                  "Traceback:\n  line 7", "order.priced  n=1"):  # fmt: skip
         assert word in text, word
     [document] = terminal.lines("show", run_id)
@@ -291,7 +291,7 @@ def test_why_asks_flow_files_again_and_explains_runs(terminal: Terminal, tmp_pat
     assert "it waits: for a service: none is running" in text
     [document] = terminal.lines("why", run_id)
     assert document["waiting"]["cause"] == "service"
-    assert "waits for a service: none is running" in terminal.type("runs")
+    assert "for a service: none is running" in terminal.type("runs")
     assert "for a service" in terminal.type("show", run_id)
 
 
@@ -428,10 +428,10 @@ def test_an_undo_that_failed_is_told_of_and_a_replay_beside_it_asks(terminal: Te
     event_id = terminal.lines("show", run_id)[0]["event_id"]
     command: tuple[str, ...]
     for command in (("runs",), ("dead",)):
-        told = "undo: failed at ~undo[0]/refund#1; ValueError: no such card"
+        told = "undo: failed at refund; ValueError: no such card"
         assert told in terminal.type(*command)
         assert terminal.lines(*command)[0]["undo_failed"] == ["~undo[0]/refund#1"]
-    assert "undo      failed at ~undo[0]/refund#1" in terminal.type("show", run_id)
+    assert "undo      failed at refund" in terminal.type("show", run_id)
     for command in (("replay", event_id), ("dead", "replay", run_id)):
         terminal.type(*command, code=2)
         assert "are not undone" in terminal.error and "--yes" in terminal.error
@@ -439,7 +439,7 @@ def test_an_undo_that_failed_is_told_of_and_a_replay_beside_it_asks(terminal: Te
     assert "undo running" in terminal.type("retry", run_id)
     document = terminal.lines("show", run_id)[0]
     assert (document["state"], document["undo"], document["dead"]) == ("queued", "running", True)
-    assert "failed, runs again" in terminal.type("show", run_id)
+    assert "runs again" in terminal.type("show", run_id)
 
 
 def test_a_cancel_keeps_why_and_who(terminal: Terminal) -> None:
@@ -647,8 +647,9 @@ def test_a_run_may_be_named_by_its_first_characters(terminal: Terminal) -> None:
     run_id = terminal.fail()
     assert f"run {run_id} of bill is now queued" in terminal.type("retry", run_id[:20])
     assert "cancelled" in terminal.type("cancel", run_id[:20])
-    assert (
-        "there is no run nothing" in (terminal.type("retry", "nothing", code=1), terminal.error)[1]
+    terminal.type("retry", "nothing", code=1)
+    assert terminal.error == (
+        f"no run 'nothing'; `turnout runs` lists them; this is the journal in {terminal.data}\n"
     )
 
 
@@ -717,9 +718,8 @@ def test_a_live_service_is_acted_on_over_http(terminal: Terminal, tmp_path: Path
 def test_a_pause_says_its_end_and_is_listed_with_note_and_author(terminal: Terminal) -> None:
     terminal.append()
     words = ("--for", "2h", "--note", "the bank migrates", "--by", "ada")
-    assert re.search(
-        r"^flow bill paused until [\d-]+ [\d:]+ UTC$", terminal.type("pause", "bill", *words), re.M
-    )
+    told = r"^flow bill paused until [\d-]+ [\d:]+[+-]\d\d:\d\d$"
+    assert re.search(told, terminal.type("pause", "bill", *words), re.M)
     assert "everything paused" in terminal.type("pause", "--all")
     everything, bill = terminal.lines("pause", "--list")
     assert (everything["name"], everything["until"], everything["by"]) == (
@@ -813,11 +813,11 @@ def test_what_is_in_use_fits_80_columns(
         terminal.type("limits", "set", "bill", "2", "--for", "2h")
         rows = {row["name"]: row for row in terminal.lines("limits")}
         assert rows["bill"]["max"] == 2 and rows["crm"]["used"] == 2
-        monkeypatch.setattr("turnout.service.cli.output._PIPE_WIDTH", 80)
+        monkeypatch.setattr("turnout.service.cli.tables.terminal_width", lambda: 80)
         text = terminal.type("limits")
         assert max(map(len, text.splitlines())) <= 80
-        assert re.search(r"^ +bill +limit +2 +\d* +\d+s +2h, then 1 *$", text, re.M), text
-        assert re.search(r"^ +acme +1/2", text, re.M), text
+        assert re.search(r"^bill +limit +2 +\d* +\d+s +2h, then 1$", text, re.M), text
+        assert re.search(r"^  acme +1/2", text, re.M), text
         terminal.type("limits", "set", "bil", "2", "--for", "2h", code=1)
         assert "no limit 'bil'; did you mean 'bill'?" in terminal.error
         terminal.type("pause", "bil", code=1)

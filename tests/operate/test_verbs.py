@@ -166,7 +166,7 @@ async def test_the_service_reads_the_verb_that_the_command_sends(tmp_path: Path)
     async with httpx.AsyncClient(
         transport=transport, base_url="http://desk", headers=headers
     ) as http:
-        session = ServiceSession(Client(http), Settings())
+        session = ServiceSession(Client(http), served.settings)
         for verb, returned in EXAMPLES:
             listener.returns = returned
             document = await session.do(verb)
