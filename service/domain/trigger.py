@@ -125,6 +125,13 @@ class Emitter(Protocol):
     def down(self, reason: str) -> None:
         """Report that the trigger cannot watch now, and why (`turnout_trigger_up 0`, `/readyz`)."""
 
+    def up_to_date(self, seconds_ago: float = 0) -> None:
+        """Report that all that the source held so many seconds ago has been emitted.
+
+        A trigger that does so has `tells_progress = True`. What waits for the absence of an event waits
+        for this.
+        """
+
     def lag(self, partition: str, count: float) -> None:
         """Report how much of `partition` is not read yet."""
 
@@ -275,13 +282,15 @@ class TriggerParts:
 
     `unmatched_sample`: of the events that no flow matches, only one in this many is stored, to show
     its decision, and the others are counted; None stores them all. `dedupe` is how long the ids of
-    its events are remembered, None for as long as the setting says.
+    its events are remembered, None for as long as the setting says. `tells_progress`: it reports
+    up to when all that its source held has been emitted (`Emitter.up_to_date`).
     """
 
     seeker: Seeker | None
     after_run: AfterRun | None
     unmatched_sample: int | None
     dedupe: timedelta | None
+    tells_progress: bool = False
 
 
 def parts_of(trigger: Trigger) -> TriggerParts:
@@ -296,4 +305,5 @@ def parts_of(trigger: Trigger) -> TriggerParts:
         after_run=getattr(trigger, "after_run", trigger if isinstance(trigger, AfterRun) else None),
         unmatched_sample=getattr(trigger, "unmatched_sample", None),
         dedupe=window if isinstance(window, timedelta) else None,
+        tells_progress=bool(getattr(trigger, "tells_progress", False)),
     )

@@ -87,9 +87,10 @@ class TriggerEmitter:
         self.trigger = trigger
         self.parts = parts_of(trigger)
         self.flows = flows
-        self.status = status = Status(trigger.name, shared.metrics)
+        self.status = status = Status(trigger.name, shared.metrics, now=shared.now)
         self.up, self.down, self.reject = status.up, status.down, status.reject
         self.lag, self.lags, self.show = status.lag, status.lags, status.show
+        self.up_to_date = status.up_to_date
         self.now, self.connection = shared.wall, shared.connection
         self.acts_after_runs = self.parts.after_run is not None
         self._shared = shared

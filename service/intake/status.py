@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from turnout.service.domain.errors import Overloaded, Paused
 from turnout.service.governance import secrets
@@ -19,16 +20,23 @@ _RETRY_SECONDS = 60
 _LONGEST_RETRY_SECONDS = 300
 
 
+def _nothing() -> None:
+    """Do nothing about a change that nobody waits for."""
+
+
 class Status:
     """The status of one trigger, in `/readyz`, the API and the metrics; all sessions share it.
 
     `problem` is why it is not watching now, `last_error` the last one that it had. `accepts` says
     that it takes events now, `stays` that its positions are being moved: what it has accepted runs
-    here.
+    here. `told_to` is the instant up to which all that the source held has been emitted; `changed`
+    is called whenever one of these may have changed.
     """
 
-    def __init__(self, trigger: str, metrics: Metrics) -> None:
+    def __init__(self, trigger: str, metrics: Metrics, *, now: Callable[[], datetime]) -> None:
         self.trigger = trigger
+        self.told_to: datetime | None = None
+        self.changed: Callable[[], None] = _nothing
         self.problem: str | None = _STARTING
         self.last_error: str | None = None
         self.lags: dict[str, float] = {}
@@ -39,6 +47,22 @@ class Status:
         self._pause_words = f"trigger {trigger!r} is paused"
         self.stays = False
         self._metrics = metrics
+        self._now = now
+
+    @property
+    def listens(self) -> bool:
+        """Whether it watches its source now, and nobody has paused it."""
+        return self.problem is None and self._pause is None
+
+    @property
+    def starting(self) -> bool:
+        """Whether it has not watched its source yet, and has had no problem."""
+        return self.problem == _STARTING
+
+    @property
+    def paused_since(self) -> datetime | None:
+        """When an operator has paused the trigger; None if it is not paused."""
+        return None if self._pause is None else self._pause.since
 
     @property
     def paused(self) -> bool:
@@ -88,8 +112,13 @@ class Status:
         self._show_up()
 
     def _show_up(self) -> None:
-        watches = self.problem is None and not self.paused
-        self._metrics.trigger_up.labels(self.trigger).set(watches)
+        self._metrics.trigger_up.labels(self.trigger).set(self.listens)
+        self.changed()
+
+    def up_to_date(self, seconds_ago: float = 0) -> None:
+        """Note that all that the source held so many seconds ago has been emitted."""
+        self.told_to = self._now() - timedelta(seconds=seconds_ago)
+        self.changed()
 
     def lag(self, partition: str, count: float) -> None:
         """Note how much of `partition` is not read yet."""

@@ -60,6 +60,7 @@ class RecordingEmitter:
         self.lags: dict[str, float] = {}
         self.figures: dict[str, float] = {}
         self.connections: dict[str, Mapping[str, Any]] = {"files": {}}
+        self.told_at = 0.0
         self.is_up = False
         self.down_reason: str | None = None
         self.refused = 0
@@ -136,6 +137,9 @@ class RecordingEmitter:
     def down(self, reason: str) -> None:
         self.is_up = False
         self.down_reason = reason
+
+    def up_to_date(self, seconds_ago: float = 0) -> None:
+        self.told_at = asyncio.get_running_loop().time() - seconds_ago
 
     def lag(self, partition: str, count: float) -> None:
         self.lags[partition] = count

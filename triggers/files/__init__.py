@@ -198,6 +198,8 @@ class FilesTrigger:
     name: str
     positions: FilePositions = field(default_factory=FilePositions, compare=False, repr=False)
 
+    tells_progress = True
+
     @property
     def kind(self) -> str:
         """The word for this kind of trigger."""

@@ -56,6 +56,10 @@ class FileEmitter:
     def __contains__(self, path: str) -> bool:
         return self._settle_timer.get(path) is not None
 
+    def waiting(self) -> list[str]:
+        """Return the files that are not emitted yet."""
+        return self._settle_timer.waiting()
+
     def next_due(self) -> float | None:
         """Return when `emit_settled` has something to do."""
         return self._settle_timer.next_due()

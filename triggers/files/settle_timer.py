@@ -55,6 +55,10 @@ class SettleTimer:
         """Return the candidate at `path`."""
         return self._candidates.get(path)
 
+    def waiting(self) -> list[str]:
+        """Return the files that are not emitted yet."""
+        return list(self._candidates)
+
     def see(
         self, path: str, version: Version, *, now: float, wall_ns: int, renamed: bool = False
     ) -> None:

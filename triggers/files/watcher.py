@@ -26,6 +26,7 @@ from .file_version import displayed
 from .notifications import Change, Disk, Notifications, NotificationsLost, OpenNotifier
 from .plan import Plan
 from .positions import FilePositions
+from .progress import Progress
 from .recording import MakeEvent, Recorder
 from .refused_names import RefusedNames
 from .renames import looks_renamed, stems
@@ -74,6 +75,7 @@ class Watching:
         self._recorder = Recorder(make_event, positions, emit)
         self._refused = RefusedNames(plan, emit)
         self._files = FileEmitter(plan, positions, emit, self._disk, self._recorder, self._refused)
+        self._progress = Progress(emit, self._files, self._now)
         self._private: Identity | None = None
         self._new_folders: set[str] = set()
         self._extend_at: float | None = None
@@ -116,6 +118,7 @@ class Watching:
                 await self._check_device()
                 await self._rescan()
             self._files.report_lag()
+            self._progress.report()
 
     async def _find_private(self) -> None:
         """Find the service's own data folder, whose files change with every event."""
@@ -234,6 +237,7 @@ class Watching:
             self._notifications.undecodable = report.undecodable
             await self._extend()
         self._rescan_at = self._now() + self._pause()
+        self._progress.scanned(began, self._files.waiting())
 
     def _pause(self) -> float:
         """Return how long to wait for the next walk: briefly, while some folder is unwatched."""

@@ -64,6 +64,8 @@ class KafkaTrigger:
     dedupe: timedelta | None = None
     kind: str = "kafka"
 
+    tells_progress = True
+
     unmatched_sample = 1000
     """Of the records that no flow matches one in a thousand is stored; the others are counted."""
 

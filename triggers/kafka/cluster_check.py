@@ -1,5 +1,7 @@
 """Checks the cluster every two seconds: lag, brokers that are silent, logs that were cut.
 
+It also tells up to when everything that was in the partitions has been read.
+
 The client reports none of these, and reading alone may not notice them.
 """
 
@@ -46,6 +48,7 @@ class ClusterCheck:
         self._consumer = consumer
         self._assignment = assignment
         self._intact: dict[TopicPartition, int] = {}
+        self._behind: tuple[float, Mapping[TopicPartition, int]] | None = None
         self.is_down = False
 
     async def keep_checking(self) -> None:
@@ -67,9 +70,11 @@ class ClusterCheck:
                     self._emit.up()
 
     async def _check(self) -> None:
+        asked_at = asyncio.get_running_loop().time()
         await self._check_topics()
         read_to = self._assignment.read_to()
         if not read_to:
+            self._tell_progress(asked_at, {})
             return
         its = await broker.identities(self._consumer, read_to)
         ends = await broker.ends(self._consumer, read_to)
@@ -81,6 +86,29 @@ class ClusterCheck:
             bounds = Bounds(0, end, None, its[partition].topic, cut=cuts.get(partition))
             if is_different_log(self._assignment.position(partition), bounds):
                 self._assignment.without_start.add(partition)
+        self._tell_progress(asked_at, {one: readable for one, (readable, _) in ends.items()})
+
+    def _tell_progress(self, asked_at: float, ends: Mapping[TopicPartition, int]) -> None:
+        """Report when all was read: up to the ends of now, or else up to those of a check before.
+
+        Of partitions that the group has given to others, those will know.
+        """
+        if self._assignment.leaving or self._assignment.without_start:
+            return
+        if self._has_read(ends):
+            done: float | None = asked_at
+        elif self._behind is not None and self._has_read(self._behind[1]):
+            done = self._behind[0]
+        else:
+            done = None
+        if done is not None:
+            self._emit.up_to_date(asyncio.get_running_loop().time() - done)
+        if done is not None or self._behind is None:
+            self._behind = None if done == asked_at else (asked_at, ends)
+
+    def _has_read(self, ends: Mapping[TopicPartition, int]) -> bool:
+        read_to = self._assignment.read_to()
+        return all(one in ends and at >= ends[one] for one, at in read_to.items())
 
     async def _cuts(self, its: Mapping[TopicPartition, Identity]) -> dict[TopicPartition, int]:
         """Return where logs were cut, looking at those whose leader has changed."""
