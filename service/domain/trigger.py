@@ -128,8 +128,8 @@ class Emitter(Protocol):
     def up_to_date(self, seconds_ago: float = 0) -> None:
         """Report that all that the source held so many seconds ago has been emitted.
 
-        A trigger that does so has `tells_progress = True`. What waits for the absence of an event waits
-        for this.
+        A trigger that does so has `tells_progress = True`. What waits for the absence of one of its
+        events then waits for this.
         """
 
     def lag(self, partition: str, count: float) -> None:
