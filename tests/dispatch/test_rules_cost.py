@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pytest
@@ -40,7 +39,10 @@ async def seconds(service: Running, to: Any, events: int, keys: int) -> float:
 async def ratio(
     folder: Path, first: Any, second: Any, events: int, keys: int, rounds: int
 ) -> float:
-    """Return how much more processor time the second flow takes than the first, by turns."""
+    """Return how much more processor time the second flow takes than the first, by turns.
+
+    The lowest time of each counts: whatever else the machine does only adds to it.
+    """
     async with running(folder, [first, second], concurrency=64) as service:
         for each in (first, second):
             await seconds(service, each, 250, keys)
@@ -51,14 +53,14 @@ async def ratio(
             )
             for _ in range(rounds)
         ]
-    return median(dear / cheap for cheap, dear in pairs)
+    return min(dear for _, dear in pairs) / min(cheap for cheap, _ in pairs)
 
 
 @pytest.mark.timeout(900)
 async def test_five_rules_cost_little_more_than_one(tmp_path: Path, full: bool, say: Say) -> None:
     one = work("one", concurrency=limit(50, per=key))
     five = work("five", concurrency=[limit(50 + number, per=key) for number in range(5)])
-    events, rounds = (5_000, 5) if full else (750, 3)
+    events, rounds = (5_000, 5) if full else (750, 6)
     found = await ratio(tmp_path, one, five, events, 100, rounds)
     say(f"five rules: {found:.2f} x of one")
     assert found <= (1.3 if full else 1.6)
@@ -70,7 +72,7 @@ async def test_keys_with_order_and_a_limit_keep_most_of_the_throughput(
 ) -> None:
     plain = work("plain")
     keyed = work("keyed", ordered_by=key, concurrency=limit(1, per=key))
-    events, keys, rounds = (25_000, 10_000, 2) if full else (750, 300, 3)
+    events, keys, rounds = (25_000, 10_000, 2) if full else (750, 300, 6)
     found = await ratio(tmp_path, plain, keyed, events, keys, rounds)
     say(f"keys: {1 / found:.2f} x of the throughput without")
     assert 1 / found >= (0.7 if full else 0.5)

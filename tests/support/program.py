@@ -256,7 +256,8 @@ class Program:
 def supervised(program: Program, *, most_restarts: int) -> Iterator[list[int]]:
     """Keep a started program running, as systemd would; yields the exit codes of its deaths.
 
-    It is given up after `most_restarts`, so that a test of an endless crash loop ends.
+    A death is listed once the program has been started again. It is given up after `most_restarts`,
+    so that a test of an endless crash loop ends.
     """
     deaths: list[int] = []
     leaving = threading.Event()
@@ -266,10 +267,12 @@ def supervised(program: Program, *, most_restarts: int) -> Iterator[list[int]]:
             if program.alive:
                 leaving.wait(STEP_SECONDS)
                 continue
-            deaths.append(program.child.returncode)
+            code = program.child.returncode
+            if len(deaths) < most_restarts:
+                program.start()
+            deaths.append(code)
             if len(deaths) > most_restarts:
                 return
-            program.start()
 
     watcher = threading.Thread(target=watch, name="supervisor", daemon=True)
     watcher.start()
