@@ -174,7 +174,7 @@ def test_the_kill_loses_nothing(tmp_path: Path, seed: int, full: bool, say: Say)
         assert not broken, broken[:10]
         assert test.deaths.recorded, "no kill came while steps were recorded: the test saw nothing"
         assert ledger.duplicates, "no redelivery was recognised: the test saw nothing"
-        assert slow <= 2.0
+        assert slow <= (2.0 if full else 4.0)  # in CI other tests share the machine
 
 
 def test_an_acknowledgement_before_the_commit_is_noticed(tmp_path: Path, seed: int) -> None:
