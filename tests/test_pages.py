@@ -40,7 +40,7 @@ PRINTED = {
     "README.md": {
         "turnout run hello.py": "Hello, world!",
         "curl": '"duplicate":false',
-        "turnout runs\n": "hello",
+        "turnout runs\n": "succeeded",
     },
     "handlers/README.md": {"turnout run orders.py": "receipt-7"},
     "triggers/README.md": {"turnout runs --flow deliver": '"succeeded"'},
@@ -73,6 +73,8 @@ class Terminal:
             check=False,
         )
         assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}"
+        for folder in re.findall(r"^cd (\S+)$", commands, re.MULTILINE):
+            self.folder /= folder
         return done.stdout
 
     @contextmanager

@@ -37,6 +37,7 @@ from . import (
     flows,
     help,
     limits,
+    new,
     pauses,
     run,
     runs,
@@ -89,6 +90,7 @@ def cli() -> None:
     """Events in, flows run, nothing lost.
 
     \b
+    turnout new orders                       make a project
     turnout check flows.py                   find mistakes before anything runs
     turnout run flows.py:bill --input '{}'   run one flow once
     turnout serve flows.py                   accept events and run flows
@@ -111,7 +113,7 @@ for _command in (
     runs.runs, show.show, why.why, events.events, flows.flows, triggers.triggers,
     runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
     pauses.pause, pauses.resume, limits.limits, cache.cache, triggers.fire, events.emit,
-    triggers.trigger, help.help_,
+    triggers.trigger, help.help_, new.new,
 ):  # fmt: skip
     cli.add_command(_command)
 
