@@ -152,6 +152,7 @@ def flow(
     on_failure: Callable[..., Any] | None = ...,
     name: str | None = ...,
     was: str | None = ...,
+    owner: str | None = ...,
     version: str | int | None = ...,
 ) -> FlowDecorator: ...
 def flow(
@@ -180,6 +181,7 @@ def flow(
     on_failure: Callable[..., Any] | None = None,
     name: str | None = None,
     was: str | None = None,
+    owner: str | None = None,
     version: str | int | None = None,
 ) -> Any:
     """Declare a flow: with `@flow(on=every("15m"))` each event starts a run of the function.
@@ -226,6 +228,7 @@ def flow(
       step; it gets what it asks for of `error: RunError` and `event: Event`
     * `name`: the flow's name, if it is not the function's
     * `was`: the flow's old name, whose runs it adopts
+    * `owner`: who answers for it, a person or a team, as `turnout explain` shows
     * `version`: the version of its sequence of steps: runs that wait go on over any change of the
       code while it is the same; under another one a sequence that differs fails them as
       `code_changed`
@@ -273,6 +276,7 @@ def flow(
                 on_dead=_on_dead(on_dead),
                 on_failure=_hook(on_failure),
                 was=None if was is None else checked_name(was),
+                owner=_owner(owner),
                 version=_version(version),
                 file=code.co_filename,
                 line=code.co_firstlineno,
@@ -451,6 +455,12 @@ def _hook(on_failure: Any) -> Any:
     if on_failure is not None:
         check_hook(on_failure)
     return on_failure
+
+
+def _owner(owner: Any) -> str | None:
+    if owner is None or (isinstance(owner, str) and owner.isprintable() and 0 < len(owner) <= 200):
+        return owner
+    raise SetupError(f"owner={owner!r}: an owner is 1 to 200 printable characters")
 
 
 def _version(version: str | int | None) -> str | None:

@@ -42,7 +42,10 @@ PRINTED = {
         "curl": '"duplicate":false',
         "turnout runs\n": "succeeded",
     },
-    "handlers/README.md": {"turnout run orders.py": "receipt-7"},
+    "handlers/README.md": {
+        "turnout run orders.py": "receipt-7",
+        "turnout explain": "runs again, after each wait, retry and restart",
+    },
     "triggers/README.md": {"turnout runs --flow deliver": '"succeeded"'},
 }
 """By page: what a block with these words in it prints, soon if not at once."""

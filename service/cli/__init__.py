@@ -34,6 +34,7 @@ from . import (
     dead_letters,
     doctor,
     events,
+    explain,
     flows,
     help,
     limits,
@@ -113,7 +114,7 @@ for _command in (
     runs.runs, show.show, why.why, events.events, flows.flows, triggers.triggers,
     runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
     pauses.pause, pauses.resume, limits.limits, cache.cache, triggers.fire, events.emit,
-    triggers.trigger, help.help_, new.new,
+    triggers.trigger, help.help_, explain.explain, new.new,
 ):  # fmt: skip
     cli.add_command(_command)
 

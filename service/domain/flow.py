@@ -125,6 +125,7 @@ class Flow(Generic[P, R]):
     on_dead: Literal["continue", "block"] = "continue"
     on_failure: Callable[..., Any] | None = None
     was: str | None = None
+    owner: str | None = None
     version: str | None = None
     file: str = ""
     line: int = 0
