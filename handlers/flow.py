@@ -29,9 +29,9 @@ from turnout.service.flowcontrol.throttle import Throttle, numbered
 from turnout.service.flowcontrol.unique import Unique
 from turnout.service.steps import children
 from turnout.service.steps.author_code import where
+from turnout.service.steps.durable_wait import refuse_thread
 from turnout.service.steps.on_failure import check_hook
 from turnout.service.steps.unawaited import to_await
-from turnout.service.steps.wait import refuse_thread
 
 from .task import checked_name, copy_metadata, refuse_unusable, retry_policy
 

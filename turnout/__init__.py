@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from turnout.service.steps.cache import by_input as by_input
     from turnout.service.steps.context import current as current
     from turnout.service.steps.emitting import emit as emit
+    from turnout.service.steps.first import first as first
     from turnout.service.steps.patching import patched as patched
     from turnout.service.steps.wait import sleep as sleep
     from turnout.service.steps.wait import wait_for as wait_for
@@ -56,6 +57,7 @@ _ROOMS = {
     "kafka": "_kafka",
     "approval": "service.steps.approval",
     "emit": "service.steps.emitting",
+    "first": "service.steps.first",
     "by_input": "service.steps.cache",
     "current": "service.steps.context",
     "Event": "service.domain.event",

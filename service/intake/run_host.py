@@ -5,14 +5,14 @@ The calling step and what it starts are written in one transaction (`submit`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
 
 from turnout.service.dispatch.deadlock import WaitGraph
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Fail, RunState
+from turnout.service.domain.run import Fail, Run, RunState
 from turnout.service.flowcontrol.keys import keys_of, with_order
 from turnout.service.flowcontrol.priority import class_of
 from turnout.service.governance.links import Links
@@ -59,8 +59,10 @@ class ServiceHost:
         self._now = now
         self._wait_graph = WaitGraph(journal, dispatcher)
 
-    async def start(self, claim: Claim, step: StepRecord, flow: str, event: Event) -> None:
-        """Start the child run `step.origin` of a flow for `event`, and wait for its end."""
+    async def start(
+        self, claim: Claim, step: StepRecord, flow: str, event: Event, race: str | None = None
+    ) -> None:
+        """Start the child run `step.origin` of a flow for `event`; see `context.RunHost`."""
         child = self._project().flows.get(flow)
         if child is None or step.origin is None:
             raise Fail(
@@ -82,7 +84,7 @@ class ServiceHost:
         routed = Routed(
             Entry(event=event, runs=[run]), [(run, child, event, child.bind(event))], {}
         )
-        opening = Opening(topic=run_topic(run.id))
+        opening = Opening(topic=run_topic(run.id), race=race)
         if order_key is None and not self._dispatcher.keeps_places(flow):
             await self._submit(claim, step, routed, opening)
             return
@@ -100,9 +102,13 @@ class ServiceHost:
     async def end_children(self, claim: Claim) -> list[str]:
         """Cancel the children that an ending run waits for; see `context.RunHost`."""
         cancelled, left = await self._journal.end_children(claim, now=self._now())
-        for run in cancelled:
-            self._dispatcher.cancel(run)
+        self.tell_cancelled(cancelled)
         return left
+
+    def tell_cancelled(self, runs: Iterable[Run]) -> None:
+        """Stop child runs that were cancelled in the journal."""
+        for run in runs:
+            self._dispatcher.cancel(run)
 
     def watch(self, shape: tuple[str, ...]) -> None:
         """Compare these fields of a trigger's events from now on: (trigger, field…)."""

@@ -24,9 +24,9 @@ from turnout.service.domain.units import parse_duration
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord, approval_topic
 
+from .durable_wait import Came, Wait, begun, host_of, scope_for, to_its_end
 from .step import StepCall
 from .unawaited import to_await
-from .wait import begun, end, host_of, record, scope_for, wait_on
 
 F = TypeVar("F")
 
@@ -43,19 +43,19 @@ class Approval(Generic[F]):
     fields: F
 
 
-class Asked(Generic[F]):
+class Asked(Wait[Approval[F]], Generic[F]):
     """A requested approval: await it, and send `link` to whoever decides."""
 
     def __init__(
         self, call: StepCall, name: str, fields: type[F] | None, timeout: timedelta | None
     ):
-        self._call = call
+        super().__init__(call)
         self._name = secrets.mask(name)  # it is stored, and shown to people
         self._fields = fields
         self._timeout = timeout
         self._question: StepRecord | None = None
         self._first: Coroutine[Any, Any, Approval[F]] | None
-        self._first = to_await(self._answer(), f"approval {self._name!r}")
+        self._first = to_await(to_its_end(self), f"approval {self._name!r}")
 
     @property
     def link(self) -> str:
@@ -63,11 +63,11 @@ class Asked(Generic[F]):
 
         It is the same in every attempt, and another one if the step asks anew after a retry.
         """
-        call = self._call
+        call = self.call
         if self._question is None:
             self._question = call.recorded()
         if self._question is None:
-            self._question = self._ask()
+            self._question = self.begun()
             call.context.leave_mark(self._question)  # before the step that sends it
         asked_at = self._question.started_at
         ends = asked_at + (LINK_LIFE if self._timeout is None else self._timeout)
@@ -76,44 +76,42 @@ class Asked(Generic[F]):
     def __await__(self) -> Generator[Any, Any, Approval[F]]:
         """Wait for the answer, the same each time; raises `Rejected` or `TimeoutError`."""
         first, self._first = self._first, None
-        return (self._answer() if first is None else first).__await__()
+        return (to_its_end(self) if first is None else first).__await__()
 
     def close(self) -> None:
         """Close the coroutine if it was never awaited."""
-        if self._first is not None:
-            self._first.close()
+        first, self._first = self._first, None
+        if first is not None:
+            first.close()
 
-    async def _answer(self) -> Approval[F]:
-        call = self._call
-        known = call.recorded() or self._question
-        if known is not None and known.state != "waiting":
-            approval: Approval[F] = call.recall(known)
-            return approval
-        claim = call.context.claimed.claim
-        rows = [] if known is None else await call.services.journal.waits(claim.run_seq, call.key)
-        if known is None or not rows:
-            known = known or self._ask()
-            opening = Opening(topic=approval_topic(claim.run_id, call.key))
-            await record(call, known, opening)
-        elif rows[0].answer is not None:
-            return await self._conclude(known, read_json(rows[0].answer))
-        return await wait_on(call, known)  # type: ignore[no-any-return]  # it only raises, or ends with one
+    def recorded(self) -> StepRecord | None:
+        """Return what is recorded of it, or the question of which the link was sent."""
+        return super().recorded() or self._question
 
-    def _ask(self) -> StepRecord:
+    def begun(self) -> StepRecord:
+        """Return the record of the question."""
         what = {"approval": self._name, "fields": _reference(self._fields)}
-        return begun(self._call, what, self._timeout)
+        return begun(self.call, what, self._timeout)
 
-    async def _conclude(self, known: StepRecord, said: dict[str, Any]) -> Approval[F]:
+    def opening(self) -> Opening:
+        """Return the topic of the answer."""
+        run_id = self.call.context.claimed.claim.run_id
+        return Opening(topic=approval_topic(run_id, self.call.key))
+
+    async def look(self, known: StepRecord) -> Came[Approval[F]] | None:
+        """Return the answer, if it was given."""
+        row = self.row
+        if row is None or row.answer is None or row.woken is None:
+            return None
+        said, position = read_json(row.answer), (row.woken, 1)
         if not said["approved"]:
             reason = said.get("reason") or "no reason given"
-            await end(self._call, known, error=Rejected(f"{self._name} said no: {reason}"))
+            return Came(position, error=Rejected(f"{self._name} said no: {reason}"))
         try:
             fields = read_fields(self._fields, said.get("fields"))
         except InvalidData as error:
-            await end(self._call, known, error=error)
-        approval = Approval(self._name, said.get("by") or "", fields)
-        await end(self._call, known, value=approval)
-        return approval
+            return Came(position, error=error)
+        return Came(position, Approval(self._name, said.get("by") or "", fields))
 
 
 @overload

@@ -28,13 +28,13 @@ from turnout.service.journal.records import ChildEnd, StepRecord
 from . import codec
 from .branches import Branches
 from .child_arguments import event_for
+from .durable_wait import Came, Joining, Wait, begun, host_of, refuse_thread, to_its_end
 from .mapping import MAX_BRANCHES
 from .recording import durable, store
 from .scope import Scope, here
 from .step import StepCall
-from .suspension import Suspend, suspend, suspend_with
+from .suspension import Suspend, suspend_with
 from .unawaited import to_await
-from .wait import begun, end, host_of, refuse_thread
 
 
 def call_flow(
@@ -45,7 +45,7 @@ def call_flow(
     if scope is None:
         return None
     call = _step_call(flow, scope, scope.next_key(flow.name), args, kwargs)
-    return to_await(_call(call, flow), flow.words)
+    return to_await(to_its_end(ChildRun(call, flow)), flow.words)
 
 
 def map_flow(
@@ -88,7 +88,7 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
             scopes.append(scope)
             call = _step_call(flow, scope, scope.path[:-1], (items[index],), {})
             try:
-                results[index] = await _call(call, flow)
+                results[index] = await to_its_end(ChildRun(call, flow))
             except Suspend:
                 running.append(index)
                 return  # its child still runs and counts against the limit
@@ -161,30 +161,61 @@ def _step_call(
     return StepCall(task, scope, key, args, kwargs)
 
 
-async def _call(call: StepCall, flow: Flow[..., Any]) -> Any:
-    known = call.recorded()
-    if known is None:
+class ChildRun(Wait[Any]):
+    """A wait for the end of a child run."""
+
+    def __init__(self, call: StepCall, flow: Flow[..., Any]) -> None:
+        super().__init__(call)
+        self._flow = flow
+        self._was_started = False
+
+    async def read(self) -> None:
+        """Do nothing: the claim has said whether it has ended."""
+
+    def is_open(self, known: StepRecord | None) -> bool:
+        """Whether the child was started: it is stored together with the step."""
+        return known is not None
+
+    async def open(self, known: StepRecord | None) -> StepRecord:
+        """Start the child."""
+        return await self._start(None)
+
+    async def join(self, known: StepRecord | None, race: str) -> Joining:
+        """Start the child, for the step `race`; one that finds no place has failed."""
         try:
-            await _start(call, flow)
+            return Joining(await self._start(race), is_stored=True)
+        except TooManyRuns:
+            assert self.call.done is not None  # it is recorded
+            return Joining(self.call.done, is_stored=True)
+
+    async def _start(self, race: str | None) -> StepRecord:
+        self._was_started = True
+        try:
+            return await _start(self.call, self._flow, race)
         except TooManyRuns as error:
-            call.begin()
-            await store(call.context, call.failed(error))
-            raise call.delivered() from None
-        suspend({call.key: 0})
-    if known.state != "waiting":
-        return call.recall(known)
-    run = call.context.claimed
-    if call.key in run.unwoken:
-        suspend({call.key: 0})  # it has not ended, or its end makes the run due at once
-    child = run.ended.get(call.key)
-    if child is None:
-        child = await call.services.journal.child(known.origin or "")
-    if child is not None and child.state not in FINISHED:
-        suspend({call.key: 0})
-    return await _result(call, known, child)
+            self.call.begin()
+            self.call.done = await store(self.call.context, self.call.failed(error))
+            raise self.call.delivered() from None
+
+    async def look(self, known: StepRecord) -> Came[Any] | None:
+        """Return the child's result, or how it failed, if it has ended."""
+        call, run = self.call, self.call.context.claimed
+        if self.row is None:
+            is_over = not self._was_started and call.key not in run.unwoken
+        else:
+            is_over = self.row.woken is not None
+        if not is_over:
+            return None  # it has not ended, or its end makes the run due at once
+        child = run.ended.get(call.key)
+        if child is None:
+            child = await call.services.journal.child(known.origin or "")
+        if child is not None and child.state not in FINISHED:
+            return None
+        position = (0 if self.row is None else self.row.woken or 0, 1)
+        return _result(call, child, position)
 
 
-async def _start(call: StepCall, flow: Flow[..., Any]) -> None:
+async def _start(call: StepCall, flow: Flow[..., Any], race: str | None) -> StepRecord:
     run = call.context.claimed
     cause = run.event
     if cause.hops >= MAX_HOPS:
@@ -213,18 +244,18 @@ async def _start(call: StepCall, flow: Flow[..., Any]) -> None:
     record = replace(begun(call, {"run": child}, None), origin=child)
     host = host_of(call)
     claim = call.context.writing(call.key, opens_wait=True)
-    await durable(call.context, lambda: host.start(claim, record, flow.name, event))
+    await durable(call.context, lambda: host.start(claim, record, flow.name, event, race))
+    return record
 
 
-async def _result(call: StepCall, known: StepRecord, run: ChildEnd | None) -> Any:
+def _result(call: StepCall, run: ChildEnd | None, position: tuple[float, float]) -> Came[Any]:
     if run is None:
         gone = StepFailed("the child run is no longer kept", type="pruned")
-        return await end(call, known, error=gone)
+        return Came(position, error=gone)
     if run.refused is not None:
-        return await end(call, known, error=Refused(*run.refused))
+        return Came(position, error=Refused(*run.refused))
     if run.state in (RunState.SUCCEEDED, RunState.SKIPPED):
-        value = codec.decode_returned(run, call.task.returns, name=call)
-        return await end(call, known, value=value)
+        return Came(position, codec.decode_returned(run, call.task.returns, name=call))
     kind = str(run.state) if run.error is None else run.error.type
     message = f"the child run was {run.state}" if run.error is None else run.error.message
-    return await end(call, known, error=StepFailed(f"{message} (run {run.id})", type=kind))
+    return Came(position, error=StepFailed(f"{message} (run {run.id})", type=kind))

@@ -21,10 +21,10 @@ from turnout.service.domain.task import Task
 from turnout.service.governance import secrets
 
 from . import codec
+from .durable_wait import host_of, scope_for
 from .recording import durable, store
 from .step import StepCall
 from .unawaited import to_await
-from .wait import host_of, scope_for
 
 EMITTED = "emit"
 """The trigger of events that flows emit."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.resource import Resources
+from turnout.service.domain.run import Run
 from turnout.service.flowcontrol.gate import NamedGates
 from turnout.service.journal.contract import Steps
 from turnout.service.journal.records import Claim, StepRecord
@@ -46,8 +47,13 @@ class Services:
 class RunHost(Protocol):
     """The service as a run sees it; what it does is stored together with the step that asks."""
 
-    async def start(self, claim: Claim, step: StepRecord, flow: str, event: Event) -> None:
-        """Start the child run `step.origin` of a flow for `event`, and wait for its end."""
+    async def start(
+        self, claim: Claim, step: StepRecord, flow: str, event: Event, race: str | None = None
+    ) -> None:
+        """Start the child run `step.origin` of a flow for `event`, and wait for its end.
+
+        `race` is the step that awaits it together with others.
+        """
 
     async def emit(self, claim: Claim, step: StepRecord, again: StepRecord, event: Event) -> None:
         """Store an event and start the flows that listen for its type.
@@ -61,6 +67,9 @@ class RunHost(Protocol):
 
         Returns the steps of the children whose undo it has to await.
         """
+
+    def tell_cancelled(self, runs: Iterable[Run]) -> None:
+        """Stop child runs that were cancelled in the journal."""
 
     def watch(self, shape: tuple[str, ...]) -> None:
         """Compare these fields of a trigger's events from now on: (trigger, field…)."""

@@ -94,6 +94,10 @@ class PendingCalls:
         self._calls.append((coroutine, words, frame.f_code, frame.f_lasti))
         return coroutine
 
+    def words_of(self, coroutine: object) -> str | None:
+        """Return how the call that returned a coroutine is named, None if it is not known."""
+        return next((each[1] for each in self._calls if each[0] is coroutine), None)
+
     @property
     def is_left(self) -> bool:
         """Whether a call has not ended."""

@@ -1,28 +1,20 @@
-"""Durable waits: steps that end when time has passed or an event has arrived.
+"""`sleep` and `wait_for`: a run waits for a time, or for an event of a trigger.
 
-A wait suspends the run (`Suspend`): the run holds no memory and no slot. When it is due it starts
-again, its recorded steps return at once, and it reaches the wait again. The wait is on disk before
-the attempt ends, and so is everything that arrives meanwhile. In a `gather` the other branches
-first run to their own end or wait.
-
-Not here: waking the run (the journal does it, in the commit that stores what was awaited), child
-runs (`children`), emitting (`emitting`), and people (`approval`).
+Not here: what all waits share (`durable_wait`), child runs (`children`), emitting (`emitting`), and
+people (`approval`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import orjson
 
-from turnout.service import pools
 from turnout.service.domain import foreign
-from turnout.service.domain.errors import MisplacedTask
 from turnout.service.domain.event import Event
 from turnout.service.domain.event_types import matches, pattern_of
 from turnout.service.domain.match import as_text, field_of
@@ -34,112 +26,16 @@ from turnout.service.domain.units import parse_duration
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord
 
-from .author_code import where
-from .recording import durable, store
-from .scope import Scope, here
-from .services import RunHost
+from .durable_wait import Came, Wait, begun, host_of, refuse_thread, scope_for, to_its_end
+from .recording import store
+from .scope import here
 from .step import StepCall
-from .suspension import suspend
 from .unawaited import to_await
 
 Match = Mapping[str, object] | Callable[[Event], bool]
 """Which events end a wait: fields that must be equal (fast with many runs), or a function."""
 
 _PAGE = 200
-
-
-# ---------------------------------------------------------------- shared by all waits
-
-
-def scope_for(name: str) -> Scope:
-    """Return the scope that counts a wait; raises `MisplacedTask` if there is none."""
-    scope = here(name)
-    if scope is None:
-        raise MisplacedTask(
-            f"{name}(), called at {where()}, is for the flow itself: call it in a run, outside its "
-            f"tasks"
-        )
-    refuse_thread(name)
-    return scope
-
-
-def refuse_thread(name: str) -> None:
-    """Raise `MisplacedTask` in a `def` flow, which cannot await."""
-    if pools.in_thread():
-        raise MisplacedTask(
-            f"{name}(), called at {where()}, is awaited; write the flow with `async def`"
-        )
-
-
-def host_of(call: StepCall) -> RunHost:
-    """Return the service around the run; raises `MisplacedTask` if there is none."""
-    host = call.services.host
-    if host is None:
-        raise MisplacedTask(f"{call.task.name}() needs a running service around the run")
-    return host
-
-
-def begun(call: StepCall, what: Mapping[str, Any], length: timedelta | None) -> StepRecord:
-    """Return the record of a wait that starts now; `what` is shown to people."""
-    now = call.services.now()
-    note = dict(what)
-    if length is not None:
-        note["until"] = (now + length).isoformat()
-    return StepRecord(
-        key=call.key,
-        task=call.task.name,
-        state="waiting",
-        tries=1,
-        started_at=now,
-        result=orjson.dumps(note),
-        in_error_handler=call.in_error_handler,
-        arguments=call.arguments,
-    )
-
-
-def until(known: StepRecord) -> datetime | None:
-    """Return when a wait times out, None if never."""
-    at = orjson.loads(known.result or b"{}").get("until")
-    return None if at is None else datetime.fromisoformat(at)
-
-
-async def end(
-    call: StepCall,
-    known: StepRecord,
-    *,
-    value: Any = None,
-    error: Exception | None = None,
-) -> Any:
-    """Record how a wait ended, and return the value or raise the error."""
-    call.begin()
-    ended = call.succeeded(value) if error is None else call.failed(error)
-    ended = replace(ended, started_at=known.started_at, origin=known.origin)
-    await record(call, ended)
-    call.done = ended  # an approval may be awaited again
-    if error is not None:
-        raise call.delivered()
-    return value
-
-
-async def record(call: StepCall, step: StepRecord, opening: Opening | None = None) -> None:
-    """Record a wait and open it to what it waits for; without `opening` it is closed."""
-    services = call.services
-    claim = call.context.writing(call.key, opens_wait=opening is not None)
-    await durable(
-        call.context,
-        lambda: services.journal.record_with(claim, step, opening=opening, now=services.now()),
-    )
-
-
-async def wait_on(call: StepCall, known: StepRecord, *, seen: int = 0) -> Any:
-    """Continue to wait, unless the wait has timed out.
-
-    `seen` is the last event that was looked at and did not match.
-    """
-    at = until(known)
-    if at is not None and call.services.now() >= at:
-        return await end(call, known, error=TimeoutError(f"{call} waited until {at}"))
-    return suspend({call.key: seen}, at)
 
 
 # ---------------------------------------------------------------- time
@@ -178,24 +74,46 @@ def sleep(duration: str | timedelta) -> Coroutine[object, None, None]:
     if scope is None:
         return asyncio.sleep(length.total_seconds())
     refuse_thread("sleep")
-    return to_await(
-        _sleep(StepCall(_SLEEP, scope, scope.next_key("sleep"), (), {}), length), "sleep"
-    )
+    call = StepCall(_SLEEP, scope, scope.next_key("sleep"), (), {})
+    return to_await(to_its_end(Sleep(call, length)), "sleep")
 
 
-async def _sleep(call: StepCall, length: timedelta) -> None:
-    known = call.recorded()
-    if known is None:
-        known = begun(call, {}, length)
-        await store(call.context, known)
-    elif known.state != "waiting":
-        call.recall(known)
-        return
-    at = until(known)
-    if at is not None and call.services.now() < at:
-        suspend({}, at)
-    call.begin()
-    await store(call.context, replace(call.succeeded(None), started_at=known.started_at))
+class Sleep(Wait[None]):
+    """A wait for a time."""
+
+    def __init__(self, call: StepCall, length: timedelta) -> None:
+        super().__init__(call)
+        self.seen = None
+        self._length = length
+
+    async def read(self) -> None:
+        """Do nothing: the journal has nothing but its record."""
+
+    def is_open(self, known: StepRecord | None) -> bool:
+        """Whether it has begun: nothing but time ends it."""
+        return known is not None
+
+    def begun(self) -> StepRecord:
+        """Return the record of a sleep that begins now."""
+        return begun(self.call, {}, self._length)
+
+    def opening(self) -> None:
+        """Return None: nothing ends it but time."""
+
+    async def open(self, known: StepRecord | None) -> StepRecord:
+        """Record the sleep."""
+        return await store(self.call.context, known or self.begun())
+
+    async def look(self, known: StepRecord) -> Came[None] | None:
+        """Return None: nothing ends it but time."""
+
+    def at_its_time(self, at: datetime) -> Came[None]:
+        """Return that it is over."""
+        return Came((math.inf, at.timestamp()))
+
+    async def record_end(self, ended: StepRecord) -> None:
+        """Record the end of the sleep."""
+        await store(self.call.context, ended)
 
 
 # ---------------------------------------------------------------- events
@@ -250,44 +168,69 @@ def wait_for(
     fields = dict(match) if isinstance(match, Mapping) else None
     call = StepCall(_WAIT_FOR, scope, scope.next_key("wait_for"), (trigger.name, fields), {})
     length = None if timeout is None else parse_duration(timeout)
-    return to_await(_wait_for(call, trigger.name, match, length), "wait_for")
+    return to_await(to_its_end(EventWait(call, trigger.name, match, length)), "wait_for")
 
 
 def _is_question(match: object) -> bool:
     return callable(match) and not inspect.iscoroutinefunction(match)
 
 
-async def _wait_for(
-    call: StepCall, name: str, match: Match | None, length: timedelta | None
-) -> Event:
-    known = call.recorded()
-    if known is not None and known.state != "waiting":
-        event: Event = call.recall(known)
-        return event
-    run, journal = call.context.claimed, call.services.journal
-    fields = {field: as_text(match[field]) for field in match} if isinstance(match, Mapping) else {}
-    for field, text in fields.items():
-        secrets.refuse_live(text, f"wait_for(match={field!r})")
-    shape = (name, *sorted(fields))
-    rows = [] if known is None else await journal.waits(run.claim.run_seq, call.key)
-    after: int | None = run.event_seq
-    seen = 0
-    if known is None or not rows:
-        what = {"event": name, "match": fields} if fields else {"event": name}
-        known = known or begun(call, what, length)
-        host_of(call).watch(shape)
-        topic = event_topic(name, fields)
-        await record(call, known, Opening(topic=topic, shape=shape, since=run.event_seq + 1))
-    else:
-        after = None if rows[0].woken is None else rows[0].woken - 1
-        seen = rows[0].latest or 0
-    if after is not None:
-        found, last = await _find(call, name, match if callable(match) else fields, after)
-        seen = max(seen, last)
-        if found is not None:
-            await end(call, known, value=found)
-            return found
-    return await wait_on(call, known, seen=seen)  # type: ignore[no-any-return]  # it only raises, or ends with one
+class EventWait(Wait[Event]):
+    """A wait for an event that matches."""
+
+    def __init__(
+        self, call: StepCall, name: str, match: Match | None, length: timedelta | None
+    ) -> None:
+        super().__init__(call)
+        self._name = name
+        self._match = match
+        self._length = length
+        self._looked_at: int | None = None  # the last event, in this attempt
+        self._found: Event | None = None
+
+    def _fields(self) -> dict[str, str]:
+        match = self._match
+        if not isinstance(match, Mapping):
+            return {}
+        fields = {field: as_text(match[field]) for field in match}
+        for field, text in fields.items():
+            secrets.refuse_live(text, f"wait_for(match={field!r})")
+        return fields
+
+    def begun(self) -> StepRecord:
+        """Return the record of a wait that begins now."""
+        fields = self._fields()
+        what = {"event": self._name, "match": fields} if fields else {"event": self._name}
+        return begun(self.call, what, self._length)
+
+    def opening(self) -> Opening:
+        """Return the topic of the events that may match, and watch for them."""
+        fields = self._fields()
+        shape = (self._name, *sorted(fields))
+        host_of(self.call).watch(shape)
+        since = self.call.context.claimed.event_seq + 1
+        return Opening(topic=event_topic(self._name, fields), shape=shape, since=since)
+
+    async def look(self, known: StepRecord) -> Came[Event] | None:
+        """Return the first event that matches, if it has come."""
+        row = self.row
+        after: int | None = self.call.context.claimed.event_seq
+        if row is not None:
+            after = None if row.woken is None else row.woken - 1
+            self.seen = max(self.seen or 0, row.latest or 0)
+        if after is None:
+            return None
+        after = max(after, self._looked_at or 0)
+        match = self._match if callable(self._match) else self._fields()
+        self._found, at = await _find(self.call, self._name, match, after)
+        self._looked_at = at
+        self.seen = max(self.seen or 0, at)
+        return None if self._found is None else Came((at, 0), self._found)
+
+    def release(self) -> None:
+        """Leave the event that was found to the other waits of the run."""
+        if self._found is not None:
+            _taken(self.call).discard(_identity(self._found))
 
 
 async def _find(
@@ -305,7 +248,7 @@ async def _find(
         for after, event in page:
             if pattern is not None and event.trigger != name and not matches(pattern, event.type):
                 continue
-            identity = (event.trigger, event.source, event.id)
+            identity = _identity(event)
             if identity in taken:
                 continue
             fits = (
@@ -328,8 +271,12 @@ def _taken(call: StepCall) -> set[tuple[str, str, str]]:
         for known in context.claimed.recorded.values():
             if known.task == _WAIT_FOR.name and known.state == "succeeded":
                 event = StepCall(_WAIT_FOR, call.scope, known.key, (), {}).recall(known)
-                context.consumed.add((event.trigger, event.source, event.id))
+                context.consumed.add(_identity(event))
     return context.consumed
+
+
+def _identity(event: Event) -> tuple[str, str, str]:
+    return (event.trigger, event.source, event.id)
 
 
 def _event() -> Event:

@@ -5,7 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, reveal_type
 
-from turnout import Event, current, dependency, flow, gather, limit, resource, retry, task
+from turnout import (
+    Event,
+    approval,
+    current,
+    dependency,
+    event,
+    first,
+    flow,
+    gather,
+    limit,
+    resource,
+    retry,
+    sleep,
+    task,
+    wait_for,
+)
 
 
 @dataclass
@@ -73,3 +88,27 @@ def in_a_thread(order: Order, event: Event) -> int:
 
 async def direct() -> None:
     reveal_type(await bill(Order("1", 2.0), {}))  # dict[str, str]
+
+
+paid = event("order.paid")
+
+
+@flow(awaits=paid)
+async def waits(order: Order) -> str:
+    came = await first(wait_for(paid), bill_again(order), sleep("2d"))
+    if came.which == 0:
+        reveal_type(came.value)  # Event
+    match came:
+        case (0, value):
+            reveal_type(value)  # Event
+        case (1, value):
+            reveal_type(value)  # str
+    question = await first(approval("ops"), sleep("2d"))
+    reveal_type(question.value)  # Approval[Any] | None
+    reveal_type((await first(*[wait_for(paid)])).value)  # Event
+    return "x"
+
+
+@flow
+async def bill_again(order: Order) -> str:
+    return order.id

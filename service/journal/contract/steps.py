@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
 from typing import Protocol
 
 from turnout.service.domain.run import Run
-from turnout.service.journal.records import Appended, Cached, Claim, Entry, Opening, StepRecord
+from turnout.service.journal.records import (
+    NOTHING,
+    Appended,
+    Cached,
+    Claim,
+    Entry,
+    Opening,
+    StepRecord,
+)
 
 from .reads import RunReads
 
@@ -38,6 +46,21 @@ class Steps(RunReads, Protocol):
         `unique` refuses is another one's work: the step then waits for that run. What wakes a
         wait (an awaited event, the end of a child run, `answer`) makes its waiting run due in the
         transaction that stores it. Raises what `record_step` and `append` raise.
+        """
+
+    def record_waits(
+        self,
+        claim: Claim,
+        steps: Sequence[StepRecord],
+        *,
+        openings: Mapping[str, Opening] = NOTHING,
+        closes: Collection[str] = (),
+        now: datetime,
+    ) -> Future[list[Run]]:
+        """Record several steps, and open and close their waits, in one transaction.
+
+        `openings` and `closes` are by the key of the step. The unfinished children that a closed
+        wait was for are cancelled, as `cancel` does, and returned. Raises what `record_step` does.
         """
 
     def flush(self) -> None:

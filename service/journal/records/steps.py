@@ -36,9 +36,10 @@ class StepRecord:
     """A recorded call of a task in a run; `key` stays the same over retries and restarts.
 
     In state `retrying`, `tries` is the number of the next try and `result` holds when it is due;
-    in state `waiting`, `result` holds what it waits for (both JSON). `succeeded` and `failed` are
-    facts: such a step never runs again, except a failed one whose error escaped the flow
-    (`Outcome.error.step`), which is superseded. A `succeeded` step with an `error` used its
+    in state `waiting`, `result` holds what it waits for (both JSON); `dropped` is a wait of a
+    `first` when another one came before it. `succeeded` and `failed` are facts: such a step never
+    runs again, except a failed one whose error escaped the flow (`Outcome.error.step`), which is
+    superseded. A `succeeded` step with an `error` used its
     fallback after that error. `origin` is the run a cached result comes from, or the child run;
     `blob` names a large result stored in a file instead of in `result`. `in_error_handler` is true
     when it was called while an error was being handled: another attempt may never reach it.
@@ -47,7 +48,7 @@ class StepRecord:
 
     key: str
     task: str
-    state: Literal["succeeded", "failed", "retrying", "waiting"]
+    state: Literal["succeeded", "failed", "retrying", "waiting", "dropped"]
     tries: int
     started_at: datetime
     finished_at: datetime | None = None
@@ -94,12 +95,13 @@ class Opening:
     """The wait that a step opens, see `Journal.record_with`.
 
     `shape` is the trigger and the fields that a topic of events compares, `since` the first event
-    to look at.
+    to look at, `race` the step that awaits this wait and others, of which the first to come counts.
     """
 
     topic: str
     shape: Sequence[str] = ()
     since: int | None = None
+    race: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,11 @@ class UsedLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """An open wait: the first and last event not looked at yet, and the answer given (JSON)."""
+    """An open wait: the first and last event not looked at yet, and the answer given (JSON).
+
+    For an approval or a child run `woken` is the last event stored before it was over. Of those
+    with the same `Opening.race` only the first to be over is woken.
+    """
 
     key: str
     topic: str

@@ -6,17 +6,18 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import apsw
 
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import ClaimLost
-from turnout.service.domain.run import FINISHED, Undo
+from turnout.service.domain.run import FINISHED, Run, Undo
 from turnout.service.journal.records import REGISTERED, Appended, Claim, ClaimedRun, Opening
 
-from . import outcomes, run_keys, steps, waits
+from . import operations, outcomes, run_keys, steps, waits
 from .append import Intake
 from .claims import ClaimJob, Claims
 from .counters import RunCounters
@@ -249,6 +250,24 @@ class Batch:
             if not any(one.conflict for one in appended):
                 self._record_steps([again])
         return appended
+
+    def record_waits(
+        self,
+        claim: Claim,
+        steps: Sequence[StepJob],
+        openings: Mapping[str, Opening],
+        closes: Iterable[str],
+        counters: RunCounters,
+        now: datetime,
+    ) -> list[Run]:
+        """Write steps with the waits they open and close; returns the cancelled children."""
+        for step in steps:
+            self._record_steps([step])
+        for key, opening in openings.items():
+            waits.opened(self._connection, claim.run_seq, key, opening)
+        children = waits.closed_all(self._connection, claim.run_seq, closes) if closes else ()
+        because = f"run {claim.run_id} went on with something that came first"
+        return operations.cancel_all(self._connection, counters, children, now, reason=because)
 
     def _await_first(self, step: StepJob, appended: Sequence[Appended], at: int) -> None:
         """Let a step whose child is not unique wait for the first run, unless that waits for it."""

@@ -323,6 +323,25 @@ class SqliteJournal(Operating, Keeping):
             )
         )
 
+    def record_waits(
+        self,
+        claim: Claim,
+        steps: Sequence[StepRecord],
+        *,
+        openings: Mapping[str, Opening] = NOTHING,
+        closes: Collection[str] = (),
+        now: datetime,
+    ) -> asyncio.Future[list[Run]]:
+        """Record several steps, and open and close their waits, in one commit."""
+        jobs = [StepJob(claim, step) for step in steps]
+        return self._writer.submit(
+            CallJob(
+                lambda _connection, counters: self._batch.record_waits(
+                    claim, jobs, openings, closes, counters, now
+                )
+            )
+        )
+
     async def record(
         self,
         run: ClaimedRun,

@@ -6,7 +6,7 @@ returns the run as it is now.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -94,10 +94,19 @@ def _cancel_children(
     connection: apsw.Connection, counters: RunCounters, run_seq: int, now: datetime, *, reason: str,
     by: str = "",
 ) -> list[Run]:  # fmt: skip
+    children = [child for _seq, child in waits.children(connection, run_seq)]
+    return cancel_all(connection, counters, children, now, reason=reason, by=by)
+
+
+def cancel_all(
+    connection: apsw.Connection, counters: RunCounters, run_ids: Iterable[str], now: datetime, *,
+    reason: str, by: str = "",
+) -> list[Run]:  # fmt: skip
+    """Cancel unfinished runs, except those that are being undone; returns all cancelled runs."""
     cancelled = []
-    for _seq, child in waits.children(connection, run_seq):
+    for run_id in run_ids:
         with suppress(Refused):  # it is already being undone
-            cancelled += cancel(connection, counters, child, now, reason=reason, by=by)
+            cancelled += cancel(connection, counters, run_id, now, reason=reason, by=by)
     return cancelled
 
 
@@ -283,7 +292,8 @@ def _drop_steps(connection: apsw.Connection, run: Run, step: str) -> None:
     seqs = [row[0] for row in first if row[0] is not None]
     if not seqs:
         raise NotFound(f"run {run.id} has no recorded step {step!r}")
-    connection.execute(_SQL["delete_steps_from"], (run.seq, seqs[0]))
+    start: int = connection.execute(_SQL["race_of"], (run.seq, seqs[0])).get
+    connection.execute(_SQL["delete_steps_from"], (run.seq, start))
 
 
 def _run(connection: apsw.Connection, run_id: str) -> Run:

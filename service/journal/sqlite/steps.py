@@ -71,7 +71,7 @@ class StepJob(Job):
         self.row = StepRow(
             key=step.key,
             task=step.task,
-            state=step.state,
+            state="waiting" if step.state == "dropped" else step.state,
             tries=step.tries,
             started_at=(step.started_at - EPOCH) // MICROSECOND,
             finished_at=None if finished_at is None else (finished_at - EPOCH) // MICROSECOND,
@@ -90,10 +90,11 @@ class StepJob(Job):
 def step_from(values: Sequence[Any]) -> StepRecord:
     """Return the step of a row, given as the values of its columns."""
     row = StepRow(*values)
+    is_dropped = row.state == "waiting" and row.finished_at is not None
     return StepRecord(
         key=row.key,
         task=row.task,
-        state=row.state,  # type: ignore[arg-type]  # the table checks it
+        state="dropped" if is_dropped else row.state,  # type: ignore[arg-type]  # the table checks it
         tries=row.tries,
         started_at=instant(row.started_at),
         finished_at=instant_or_none(row.finished_at),

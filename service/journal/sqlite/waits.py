@@ -8,7 +8,7 @@ dispatcher).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -17,7 +17,7 @@ from turnout.service.domain.errors import Refused
 from turnout.service.journal.records import APPROVAL, Opening, approval_topic, run_topic
 
 from .statements import load
-from .values import dump
+from .values import dump, dump_list
 
 _SQL = load("waits")
 
@@ -25,7 +25,8 @@ _SQL = load("waits")
 def opened(connection: apsw.Connection, run_seq: int, key: str, opening: Opening) -> None:
     """Open a wait; the first event to look at is `opening.since`."""
     shape = dump(opening.shape) if opening.shape else None
-    connection.execute(_SQL["open"], (run_seq, key, opening.topic, shape, opening.since))
+    values = (run_seq, key, opening.topic, shape, opening.since, opening.race)
+    connection.execute(_SQL["open"], values)
 
 
 def shared(connection: apsw.Connection, run_seq: int, key: str, run_id: str) -> None:
@@ -36,6 +37,14 @@ def shared(connection: apsw.Connection, run_seq: int, key: str, run_id: str) -> 
 def closed(connection: apsw.Connection, run_seq: int, key: str) -> None:
     """Delete a wait whose step has a result."""
     connection.execute(_SQL["close"], (run_seq, key))
+
+
+def closed_all(connection: apsw.Connection, run_seq: int, keys: Iterable[str]) -> list[str]:
+    """Delete waits of a run; returns the unfinished children of its own that they were for."""
+    values = (run_seq, dump_list(keys))
+    found: list[Any] = connection.execute(_SQL["children_at"], values).fetchall()
+    connection.execute(_SQL["close_all"], values)
+    return [row[0] for row in found]
 
 
 def delete(connection: apsw.Connection, run_seqs: Sequence[int]) -> None:
@@ -58,7 +67,14 @@ def wake(connection: apsw.Connection, topics: Sequence[str], at: int, *, event_s
 
 def run_ended(connection: apsw.Connection, run_id: str, at: int) -> None:
     """Wake the run that waits for a child run that has ended."""
-    wake(connection, (run_topic(run_id),), at, event_seq=1)
+    _wake_ended(connection, run_topic(run_id), at)
+
+
+def _wake_ended(connection: apsw.Connection, topic: str, at: int) -> None:
+    """Make the run due that waits for this topic, which is over."""
+    connection.execute(_SQL["wake_ended"], (topic,))
+    if connection.changes():
+        connection.execute(_SQL["make_due"], (dump([topic]), at))
 
 
 def suspended(
@@ -94,5 +110,5 @@ def answer(
     if len(free) > 1:
         raise Refused(f"run {run_id} waits for several approvals; name one: {', '.join(free)}")
     connection.execute(_SQL["answer"], (run_seq, free[0], said.decode()))
-    wake(connection, (approval_topic(run_id, free[0]),), at, event_seq=1)
+    _wake_ended(connection, approval_topic(run_id, free[0]), at)
     return str(free[0])

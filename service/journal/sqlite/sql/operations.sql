@@ -23,7 +23,7 @@ VALUES (?1, ?2, ?2, 'failed', 1, ?3, ?3, 'json', ?4) ON CONFLICT DO NOTHING;
 
 -- name: delete_waiting_steps
 -- The open waits of a run (?1) start again.
-DELETE FROM steps WHERE run_seq = ?1 AND state = 'waiting';
+DELETE FROM steps WHERE run_seq = ?1 AND state = 'waiting' AND finished_at IS NULL;
 
 -- name: queue_again
 -- An ended run (?1) is queued as if it were new, at an instant (?2).
@@ -106,6 +106,15 @@ SELECT 1 FROM steps WHERE run_seq = ?1 AND task = ?2;
 -- The step of a run (?1) with a key, or the first of a task (both ?2).
 SELECT min(seq) FROM steps WHERE run_seq = ?1 AND key = ?2
 UNION ALL SELECT min(seq) FROM steps WHERE run_seq = ?1 AND task = ?2;
+
+-- name: race_of
+-- The first step of those that a run (?1) awaited together with one (?2, its seq): itself if that is
+-- alone. The step `first` names the others.
+SELECT coalesce(min(s.seq), ?2) FROM steps AS f JOIN steps AS s ON s.run_seq = f.run_seq
+    AND (s.seq = f.seq OR s.key IN (SELECT value FROM json_each(CAST(f.result AS TEXT), '$.waits')))
+WHERE f.run_seq = ?1 AND f.task = 'first' AND f.encoding = 'json' AND f.result IS NOT NULL
+    AND (f.seq = ?2 OR (SELECT key FROM steps WHERE seq = ?2)
+        IN (SELECT value FROM json_each(CAST(f.result AS TEXT), '$.waits')));
 
 -- name: delete_steps_from
 -- The steps of a run (?1) recorded at and after one (?2).

@@ -75,7 +75,7 @@ WHERE state = 'scheduled' OR state = 'retrying' GROUP BY flow;
 SELECT json_group_array(json_array(run_seq, key, task, state, origin, CAST(result AS TEXT)))
 FROM (
     SELECT s.* FROM json_each(?1) AS v JOIN steps AS s ON s.run_seq = v.value
-    WHERE s.state = 'waiting' OR s.state = 'retrying' ORDER BY s.run_seq, s.seq LIMIT ?2);
+    WHERE s.state = 'waiting' AND s.finished_at IS NULL OR s.state = 'retrying' ORDER BY s.run_seq, s.seq LIMIT ?2);
 
 -- name: is_used
 -- Whether a link (?1, its digest) was used.

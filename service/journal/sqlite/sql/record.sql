@@ -21,9 +21,12 @@ UPDATE runs SET returned = ?1 WHERE seq = ?2;
 UPDATE runs SET undo = ?2 WHERE seq = ?1;
 
 -- name: supersede
--- The failed steps of a run (?1) among keys (?2, a JSON array) run again.
+-- The failed steps of a run (?1) among keys (?2, a JSON array) run again. So does a `first` of which
+-- one wait has failed, with the waits that were dropped for it.
 UPDATE steps SET superseded = 1
-WHERE run_seq = ?1 AND state = 'failed' AND key IN (SELECT value FROM json_each(?2));
+WHERE run_seq = ?1 AND key IN (SELECT value FROM json_each(?2))
+    AND (state = 'failed' OR state = 'waiting' AND finished_at IS NOT NULL
+        OR task = 'first' AND encoding = 'json' AND CAST(result AS TEXT) LIKE '{"which":%');
 
 -- name: delete_step
 -- A step (?2) of a run (?1).

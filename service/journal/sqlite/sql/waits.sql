@@ -2,14 +2,18 @@
 
 -- name: open
 -- A wait of a run (?1) at a step (?2) for a topic (?3) of a shape (?4); the first event to look
--- at (?5).
-INSERT INTO waits (run_seq, key, topic, shape, woken) VALUES (?1, ?2, ?3, ?4, ?5)
+-- at (?5), and the step that awaits the first of several (?6).
+INSERT INTO waits (run_seq, key, topic, shape, woken, race) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
 ON CONFLICT (run_seq, key) DO UPDATE SET topic = excluded.topic, shape = excluded.shape,
-    shared = NULL;
+    race = excluded.race, shared = NULL;
 
 -- name: close
 -- The wait of a run (?1) at a step (?2) that has a result.
 DELETE FROM waits WHERE run_seq = ?1 AND key = ?2;
+
+-- name: close_all
+-- The waits of a run (?1) at steps (?2, a JSON array).
+DELETE FROM waits WHERE run_seq = ?1 AND key IN (SELECT value FROM json_each(?2));
 
 -- name: delete
 -- All waits of runs (?1, a JSON array).
@@ -24,6 +28,15 @@ DELETE FROM waits WHERE run_seq = ?1 AND NOT (topic LIKE 'run:%' AND shared IS N
 -- The waits for topics (?1, a JSON array) get an event to look at (?2).
 UPDATE waits SET woken = coalesce(woken, ?2), latest = ?2
 WHERE topic IN (SELECT value FROM json_each(?1));
+
+-- name: wake_ended
+-- The waits for a topic (?1) are over: what they wait for came after the last event there is now. Of
+-- those that are awaited together only the first to be over is woken.
+UPDATE waits SET woken = coalesce(woken, (SELECT max(seq) FROM events), 1),
+    latest = coalesce((SELECT max(seq) FROM events), 1)
+WHERE topic = ?1 AND (race IS NULL OR NOT EXISTS (
+    SELECT 1 FROM waits AS w WHERE w.run_seq = waits.run_seq AND w.race = waits.race
+        AND w.shape IS NULL AND w.woken IS NOT NULL));
 
 -- name: make_due
 -- The waiting runs of these topics (?1) are due at an instant (?2), unless they are sooner.
@@ -50,6 +63,12 @@ WHERE seq = ?1 AND EXISTS (
 -- The unfinished children of its own that a run (?1) waits for.
 SELECT r.seq, r.id FROM waits AS w JOIN runs AS r ON r.id = substr(w.topic, 5)
 WHERE w.run_seq = ?1 AND w.topic LIKE 'run:%' AND w.shared IS NULL AND r.finished_at IS NULL;
+
+-- name: children_at
+-- The unfinished children of its own that a run (?1) waits for at steps (?2, a JSON array).
+SELECT r.id FROM waits AS w JOIN runs AS r ON r.id = substr(w.topic, 5)
+WHERE w.run_seq = ?1 AND w.key IN (SELECT value FROM json_each(?2)) AND w.topic LIKE 'run:%'
+    AND w.shared IS NULL AND r.finished_at IS NULL;
 
 -- name: share
 -- The wait of a run (?1) at a step (?2) is now for a run that is the work of somebody else: its topic
