@@ -74,7 +74,7 @@ def _in_line(waiting: Waiting, place: int) -> Waiting:
 def _journaled(run: Run, steps: Sequence[OpenStep], *, is_served: bool) -> Waiting | None:
     """Return what a run has asked for itself."""
     if run.state is RunState.WAITING and steps:
-        return _at_step(steps[0], others=len(steps) - 1)
+        return _at_steps(steps)
     if run.state in (RunState.SCHEDULED, RunState.RETRYING, RunState.WAITING) and run.due_at:
         what = "its next try" if run.state is RunState.RETRYING else "its time"
         until = _words(run.due_at)
@@ -84,8 +84,24 @@ def _journaled(run: Run, steps: Sequence[OpenStep], *, is_served: bool) -> Waiti
     return Waiting(Cause.SERVICE, "for a service: none is running")
 
 
-def _at_step(step: OpenStep, *, others: int) -> Waiting:
-    """Return what the first open step of a run waits for."""
+def _at_steps(steps: Sequence[OpenStep]) -> Waiting:
+    """Return what the first open step of a run waits for, or the first several awaited together."""
+    race: Sequence[str] = steps[0].note.get("waits", ())
+    together = [_at_step(step) for step in steps if step.key in race]
+    others = len(steps) - 1 - len(together)
+    waiting = together[0] if together else _at_step(steps[0])
+    detail = waiting.detail
+    if len(together) > 1:
+        detail = f"for the first: {' or '.join(each.detail for each in together[:_MOST_SHOWN])}"
+        others += max(0, len(together) - _MOST_SHOWN)
+    return replace(waiting, detail=f"{detail}{f' (and {others} more)' if others else ''}")
+
+
+_MOST_SHOWN = 3
+
+
+def _at_step(step: OpenStep) -> Waiting:
+    """Return what an open step of a run waits for."""
     facts: dict[str, Fact] = {"step": step.key}
     until = step.note.get("until")
     if until is not None:
@@ -106,7 +122,7 @@ def _at_step(step: OpenStep, *, others: int) -> Waiting:
         cause, detail = Cause.INSTANT, "for its time"
     if until is not None:
         detail += f", until {_words(datetime.fromisoformat(until))}"
-    return Waiting(cause, f"{detail}{f' (and {others} more)' if others else ''}", facts)
+    return Waiting(cause, detail, facts)
 
 
 def _words(at: datetime) -> str:

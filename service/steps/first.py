@@ -11,7 +11,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, overload
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 import orjson
 
@@ -49,27 +49,19 @@ class First(NamedTuple, Generic[W, T]):
     value: T
 
 
-_0: TypeAlias = Literal[0]
-_1: TypeAlias = Literal[1]
-_2: TypeAlias = Literal[2]
-_3: TypeAlias = Literal[3]
-_4: TypeAlias = Literal[4]
-_5: TypeAlias = Literal[5]
-
-
 # fmt: off
 @overload
-def first(a: Awaitable[T1], /) -> Coroutine[object, None, First[_0, T1]]: ...
+def first(a: Awaitable[T1], /) -> Coroutine[object, None, First[Literal[0], T1]]: ...
 @overload
-def first(a: Awaitable[T1], b: Awaitable[T2], /) -> Coroutine[object, None, First[_0, T1] | First[_1, T2]]: ...  # noqa: E501  one line per arity reads best
+def first(a: Awaitable[T1], b: Awaitable[T2], /) -> Coroutine[object, None, First[Literal[0], T1] | First[Literal[1], T2]]: ...  # noqa: E501  one line per arity reads best
 @overload
-def first(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /) -> Coroutine[object, None, First[_0, T1] | First[_1, T2] | First[_2, T3]]: ...  # noqa: E501  one line per arity reads best
+def first(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /) -> Coroutine[object, None, First[Literal[0], T1] | First[Literal[1], T2] | First[Literal[2], T3]]: ...  # noqa: E501  one line per arity reads best
 @overload
-def first(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], /) -> Coroutine[object, None, First[_0, T1] | First[_1, T2] | First[_2, T3] | First[_3, T4]]: ...  # noqa: E501  one line per arity reads best
+def first(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], /) -> Coroutine[object, None, First[Literal[0], T1] | First[Literal[1], T2] | First[Literal[2], T3] | First[Literal[3], T4]]: ...  # noqa: E501  one line per arity reads best
 @overload
-def first(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], /) -> Coroutine[object, None, First[_0, T1] | First[_1, T2] | First[_2, T3] | First[_3, T4] | First[_4, T5]]: ...  # noqa: E501  one line per arity reads best
+def first(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], /) -> Coroutine[object, None, First[Literal[0], T1] | First[Literal[1], T2] | First[Literal[2], T3] | First[Literal[3], T4] | First[Literal[4], T5]]: ...  # noqa: E501  one line per arity reads best
 @overload
-def first(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], f: Awaitable[T6], /) -> Coroutine[object, None, First[_0, T1] | First[_1, T2] | First[_2, T3] | First[_3, T4] | First[_4, T5] | First[_5, T6]]: ...  # noqa: E501  one line per arity reads best
+def first(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], f: Awaitable[T6], /) -> Coroutine[object, None, First[Literal[0], T1] | First[Literal[1], T2] | First[Literal[2], T3] | First[Literal[3], T4] | First[Literal[4], T5] | First[Literal[5], T6]]: ...  # noqa: E501  one line per arity reads best
 @overload
 def first(a: Awaitable[T], b: Awaitable[T], c: Awaitable[T], d: Awaitable[T], e: Awaitable[T], f: Awaitable[T], g: Awaitable[T], /, *more: Awaitable[T]) -> Coroutine[object, None, First[int, T]]: ...  # noqa: E501  one line per arity reads best
 # fmt: on

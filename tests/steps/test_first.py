@@ -34,6 +34,7 @@ from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import StepRecord
 from turnout.service.operate.verbs import Answer, Cancel, Emit, Pause, Resume, Retry
+from turnout.service.operate.waits import waits_of
 from turnout.testing import run as run_flow
 from turnout.testing import serve
 from turnout.testing.clock import START, Clock
@@ -146,6 +147,20 @@ async def test_the_wait_that_comes_says_which_it_is_and_the_others_are_dropped(
     }  # fmt: skip
     assert orjson.loads(steps["first#1"].result or b"")["which"] == 1
     assert steps["wait_for#1"].finished_at is not None
+
+
+async def test_a_run_says_all_that_it_waits_for(tmp_path: Path) -> None:
+    clock = Clock(START)
+    async with running(tmp_path, [order], now=clock.now) as service:
+        run_id = await start(service, order, {"id": 7})
+        await until_waiting(service, run_id)
+        run = await service.run(run_id)
+        found = await waits_of(service.process.journal, [run], service.process.waits_for)
+    until = (START + timedelta(days=2)).isoformat().replace("+00:00", "Z")
+    assert found[run_id].detail == (
+        "for the first: for an event of event:order.paid with order=7 or for an event of "
+        f"event:order.cancelled with order=7 or for its time, until {until}"
+    )
 
 
 async def has_noted(word: str) -> bool:

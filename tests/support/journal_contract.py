@@ -53,6 +53,7 @@ from turnout.service.journal.records import (
     StepRecord,
     StoredOverride,
     StoredPause,
+    approval_topic,
     run_topic,
 )
 
@@ -1214,6 +1215,72 @@ class JournalContract:
             found = await journal.child(child.id)
             assert found is not None and found.state is S.SKIPPED
             assert found.refused == ("dropped", None)
+
+    async def test_waits_are_opened_and_closed_together(self, tmp_path: Path) -> None:
+        names = ["wait_for#1", "sleep#1", "first#1"]
+        race = [step(name, "waiting", result=b"{}") for name in names]
+        opening = Opening(topic="event:a", shape=("a",), since=1, race="first#1")
+        async with self.open(tmp_path) as journal:
+            run = await start(journal)
+            claim = run.claim
+            await journal.record_waits(claim, race, openings={"wait_for#1": opening}, now=NOW)
+            assert [row.key for row in await journal.waits(claim.run_seq)] == ["wait_for#1"]
+            stale = claim._replace(token=claim.token + 1)
+            with pytest.raises(ClaimLost):
+                await journal.record_waits(stale, race, closes=names, now=NOW)
+            assert len(await journal.waits(claim.run_seq)) == 1, "nothing of it is written"
+            dropped = replace(race[0], state="dropped", finished_at=NOW)
+            chosen = step("first#1", result=b'{"which":1}', finished_at=NOW)
+            ends = [step("sleep#1", result=b"null", finished_at=NOW), dropped, chosen]
+            assert await journal.record_waits(claim, ends, closes=names, now=NOW) == []
+            assert await journal.waits(claim.run_seq) == []
+            await finish(journal, run, ended(S.WAITING, due_at=at(1)))
+            woken = Entry(event=make_event(), topics=["event:a"])
+            await journal.append([woken], now=at(1))
+            assert [due.due_at for due in await journal.due(at(9), 9)] == [at(1)]
+        async with self.open(tmp_path) as journal:
+            steps = await journal.steps(claim.run_seq)
+            assert {each.key: each.state for each in steps} == {
+                "wait_for#1": "dropped", "sleep#1": "succeeded", "first#1": "succeeded",
+            }  # fmt: skip
+            assert await journal.open_steps([claim.run_seq]) == []
+
+    async def test_a_child_whose_wait_is_closed_is_cancelled(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            parent = await start(journal, "parent")
+            children = [make_run("child"), make_run("child")]
+            for number, child in enumerate(children, 1):
+                called = Entry(event=make_event(type=CALLED), runs=[child])
+                waits = step(f"child#{number}", "waiting", result=b"{}", origin=child.id)
+                opening = Opening(topic=run_topic(child.id), race="first#1")
+                await journal.record_with(
+                    parent.claim, waits, entries=[called], opening=opening, now=NOW
+                )
+            closed = step("child#1", "dropped", origin=children[0].id, finished_at=NOW)
+            cancelled = await journal.record_waits(
+                parent.claim, [closed], closes=["child#1"], now=NOW
+            )
+            assert [run.id for run in cancelled] == [children[0].id]
+            assert await self._states(journal, [run.id for run in children]) == [
+                "cancelled", "queued",
+            ]  # fmt: skip
+
+    async def test_of_waits_of_one_race_only_the_first_to_be_over_is_woken(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            run = await start(journal)
+            keys = ["approval#1", "approval#2", "approval#3"]
+            for number, key in enumerate(keys):
+                race = "first#1" if number < 2 else None
+                opening = Opening(topic=approval_topic(run.claim.run_id, key), race=race)
+                asked = step(key, "waiting", result=b"{}")
+                await journal.record_with(run.claim, asked, opening=opening, now=NOW)
+            last = await put(journal, make_run())
+            for key in reversed(keys):
+                await journal.answer(run.claim.run_id, key, b"{}", now=NOW)
+            rows = {row.key: row.woken for row in await journal.waits(run.claim.run_seq)}
+            assert rows == dict(zip(keys, (None, last.event_seq, last.event_seq), strict=True))
 
     async def test_the_event_of_a_discarded_run_is_known_as_refused(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

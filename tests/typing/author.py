@@ -97,15 +97,15 @@ paid = event("order.paid")
 async def waits(order: Order) -> str:
     came = await first(wait_for(paid), bill_again(order), sleep("2d"))
     if came.which == 0:
-        reveal_type(came.value)  # Event
+        reveal_type(came.value.hops)  # int
     match came:
         case (0, value):
-            reveal_type(value)  # Event
+            reveal_type(value.hops)  # int
         case (1, value):
             reveal_type(value)  # str
     question = await first(approval("ops"), sleep("2d"))
-    reveal_type(question.value)  # Approval[Any] | None
-    reveal_type((await first(*[wait_for(paid)])).value)  # Event
+    reveal_type(question.value.by if question.which == 0 else current().attempt)  # str | int
+    reveal_type((await first(*[wait_for(paid)])).value.hops)  # int
     return "x"
 
 
