@@ -1,8 +1,8 @@
-"""A flow of twelve steps, killed at every point it passes: the result is the undisturbed one.
+"""A flow of thirteen steps, killed at every point it passes: the result is the undisturbed one.
 
-Sequence, gather, map, child run, sleep and wait_for. The process kills itself (SIGKILL) right
-behind a write that became durable, or inside a step whose effect has happened, and is started
-again. What was recorded at the death has run once; what was not, at most twice, under one
+Sequence, gather, map, child run, sleep, and the first of several waits. The process kills itself
+(SIGKILL) right behind a write that became durable, or inside a step whose effect has happened, and
+is started again. What was recorded at the death has run once; what was not, at most twice, under one
 idempotency key.
 """
 
@@ -32,7 +32,7 @@ STEPS = {
     "polish.map#1[0]": "polish 1", "polish.map#1[1]": "polish 2", "polish.map#1[2]": "polish 3",
     "wrap#1": "wrap", "publish#1": "publish",
 }  # fmt: skip
-"""Steps with an effect, by key; the child run, the sleep and the wait make it twelve."""
+"""Steps with an effect, by key; also a child run, a sleep, a wait, and which wait came first."""
 
 RESULT = {
     "pair": [60, 600], "squares": [1, 4, 9], "parcel": "wrapped 3", "word": "READY",
@@ -80,6 +80,7 @@ def known(entries):
 
 watched("record_step", of_step)
 watched("record_with", of_step)
+watched("record_waits", lambda claim, steps: [of_step(claim, step)[0] for step in steps])
 watched("record", lambda run, outcome: [f"{run.flow} {outcome.state}"])
 
 append = SqliteJournal.append
@@ -261,7 +262,7 @@ def test_killed_at_any_point_the_result_is_the_undisturbed_one(
         plans = plans_of(battery.points())
         inside = [plan for plan in plans if plan.startswith("inside")]
         assert len(inside) == len(STEPS)
-        assert sum("succeeded|" in plan and "#" in plan for plan in plans) == 12
+        assert sum("succeeded|" in plan and "#" in plan for plan in plans) == 13
         chosen = plans
         if not full:
             chosen = random.Random(seed).sample(plans, 5)
@@ -271,6 +272,12 @@ def test_killed_at_any_point_the_result_is_the_undisturbed_one(
             battery.one_run(plan, early=number % 2 == 1 and "twelve waiting" not in plan)
         battery.program.stop()
         battery.program.check_journal()
+    with copied(battery.program.data) as journal:
+        counted = "SELECT state, count(*) FROM runs WHERE flow = 'patience' GROUP BY state"
+        lost = journal.execute(counted)
+        assert lost.fetchall() == [("cancelled", battery.runs)], "each run dropped one child"
+        waits = journal.execute("SELECT count(*) FROM waits").fetchone()
+        assert waits == (0,)
     say(f"{len(chosen)} of {len(plans)} points, each killed at once")
 
 

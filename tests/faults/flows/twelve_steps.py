@@ -1,4 +1,4 @@
-"""Twelve steps of every kind, each leaving a line where it is seen to have run.
+"""Steps of every kind, each leaving a line where it is seen to have run.
 
 `passed` tells a test's saboteur, when there is one in the process, how far the run has come.
 """
@@ -9,7 +9,7 @@ import builtins
 from pathlib import Path
 from typing import Any
 
-from turnout import current, flow, gather, sleep, task, wait_for, webhook
+from turnout import current, first, flow, gather, sleep, task, wait_for, webhook
 
 go = webhook("/go/{id}")
 
@@ -63,6 +63,11 @@ async def pack(data: dict[str, Any]) -> str:
     return f"{await wrap(data['folder'])} {data['count']}"
 
 
+@flow
+async def patience() -> None:
+    await sleep("1h")
+
+
 @task
 async def publish(folder: str, word: str) -> str:
     leave(folder, "publish")
@@ -78,6 +83,7 @@ async def twelve(data: dict[str, Any]) -> dict[str, Any]:
     squares = await polish.map([{"folder": folder, "number": each} for each in numbers], limit=2)
     parcel = await pack({"folder": folder, "count": len(squares)})
     await sleep("30ms")
-    event = await wait_for(go, match={"id": data["id"]})
-    word = await publish(folder, event.data["word"])
+    told = await first(wait_for(go, match={"id": data["id"]}), patience(), sleep("1h"))
+    assert told.which == 0
+    word = await publish(folder, told.value.data["word"])
     return {"pair": list(pair), "squares": squares, "parcel": parcel, "word": word}
