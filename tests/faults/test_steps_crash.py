@@ -2,8 +2,8 @@
 
 Sequence, gather, map, child run, sleep, and the first of several waits. The process kills itself
 (SIGKILL) right behind a write that became durable, or inside a step whose effect has happened, and
-is started again. What was recorded at the death has run once; what was not, at most twice, under one
-idempotency key.
+is started again. What was recorded at the death has run once; what was not, at most twice, under
+one idempotency key.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import pytest
 from turnout import Event, emit, event, flow, sleep, webhook
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.run import RunState
+from turnout.service.operate.documents import post_mortem
 from turnout.testing import Service, hand_event, serve, typed_event, webhook_event
 
 cancelled = event("order.cancelled")
@@ -60,11 +61,12 @@ async def test_an_event_cancels_the_runs_that_match() -> None:
         seven, eight = [
             (await emitted(service, typed_event(fulfil, {"id": number}))) for number in (7, "8")
         ]
-        await emitted(service, typed_event(cancelled, {"order": "7"}))
+        cancelling = typed_event(cancelled, {"order": "7"})
+        await emitted(service, cancelling)
         assert await states(service, seven["fulfil"], eight["fulfil"]) == ["cancelled", "waiting"]
-        run = await service.journal.run(seven["fulfil"])
-        assert run is not None and run.reason is not None
-        assert run.reason.startswith("cancelled by event ") and run.cancelled_by == "api"
+        shown = await post_mortem(service.journal, seven["fulfil"])
+        assert shown["reason"] == f"cancelled by event {cancelling.id}"
+        assert shown["cancelled_by"] == "api"
         await service.restart()
         await emitted(service, typed_event(cancelled, {"order": 8}))
         assert await states(service, eight["fulfil"], eight["watch"]) == ["cancelled", "waiting"]
