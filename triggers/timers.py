@@ -122,6 +122,14 @@ class Timer:
         ).digest()
         return due + self.jitter * (int.from_bytes(seed) / 2**64)
 
+    def next_at(self, now: datetime, positions: Mapping[str, str]) -> datetime | None:
+        """Return when the next tick is emitted, None if none comes."""
+        schedule = self.schedule
+        if self.from_start and isinstance(schedule, Every):
+            schedule = replace(schedule, start=begin(schedule.interval, positions.get(START), now))
+        due = schedule.next_after(now)
+        return None if due is None else self.starts_at(due)
+
     def event(self, due: datetime, missed: int = 0) -> Event:
         """Return the tick due at `due`; `missed` is how many missed ticks it stands for."""
         digest = hashlib.blake2b(self.name.encode(), digest_size=4).hexdigest()

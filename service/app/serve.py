@@ -22,7 +22,7 @@ from turnout.service.domain.errors import JournalBroken
 from turnout.service.domain.units import format_duration
 from turnout.service.governance.links import Links, load_or_make_key
 from turnout.service.governance.tokens import load_or_make_token
-from turnout.service.http.ingest import Ingest, check_exposure
+from turnout.service.http.ingest import Ingest, address_of, check_exposure
 from turnout.service.http.server.server import Server, listen
 from turnout.service.journal.contract import Lifecycle, Upkeep
 from turnout.service.journal.open import OpenJournal, open_journal
@@ -153,6 +153,7 @@ async def _live(
         triggers=len(process.emitters),
         data=str(settings.data),
     )
+    _log_addresses(process)
     while not await requests.to_stop():
         with requests.cancelling():
             await reload_files(process, ingest, flow_paths, requests.changes())
@@ -169,6 +170,18 @@ async def _live(
         sys.stderr.flush()
         os._exit(EXIT_CUT_OFF)
     log.info("service.stopped")
+
+
+def _log_addresses(process: Process) -> None:
+    """Say where senders call each trigger, once."""
+    for trigger, _emitter in process.routes():
+        flows = process.project.feeds.get(trigger.name, ())
+        log.info(
+            "webhook.ready",
+            url=address_of(process.links.base_url, trigger),
+            trigger=trigger.name,
+            flows=[flow.name for flow in flows],
+        )
 
 
 def _watch(

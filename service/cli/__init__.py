@@ -38,6 +38,7 @@ from . import (
     flows,
     help,
     limits,
+    logs,
     new,
     pauses,
     run,
@@ -45,6 +46,7 @@ from . import (
     serve,
     show,
     triggers,
+    upcoming,
     why,
 )
 from .output import complain, told
@@ -114,7 +116,8 @@ for _command in (
     runs.runs, show.show, why.why, events.events, flows.flows, triggers.triggers,
     runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
     pauses.pause, pauses.resume, limits.limits, cache.cache, triggers.fire, events.emit,
-    triggers.trigger, help.help_, explain.explain, new.new,
+    triggers.trigger, upcoming.next_, upcoming.approvals, logs.logs, help.help_, explain.explain,
+    new.new,
 ):  # fmt: skip
     cli.add_command(_command)
 

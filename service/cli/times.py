@@ -36,6 +36,17 @@ def stamp(value: datetime | str | None) -> str:
     return "" if value is None else at_hand(value).isoformat(sep=" ", timespec="seconds")
 
 
+def brief(value: datetime | str | None) -> str:
+    """Format an instant as a column does; an offset other than that of now stands there."""
+    from turnout.service.domain.clock import wall_clock
+
+    if value is None:
+        return ""
+    now = wall_clock()()
+    offset, cells = column_of([value], now)
+    return cells[0] if offset == offset_of(at_hand(now)) else f"{cells[0]}{offset}"
+
+
 def with_local_times(sentence: str) -> str:
     """Return a sentence of turnout's own with its instants as people read them."""
     return _WRITTEN.sub(lambda found: stamp(found[0]), sentence)

@@ -9,15 +9,18 @@ files that declare the trigger.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import tables
 from .options import ask, force_option, read_json, with_json, with_settings
 from .output import complain, print_json, say, show_receipt
-from .pauses import state_of
+from .pauses import pause_words
 from .tables import Column, table
+from .times import brief, utc_option
 
 if TYPE_CHECKING:
     from turnout.service.project import Project
@@ -25,28 +28,67 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@utc_option
 @with_json
 @with_settings
 def triggers(settings: Settings, as_json: bool) -> None:
-    """List the triggers of the running service and whether they are up."""
+    """List the triggers of the running service: whether they are up, and where they are called.
+
+    `refused` counts the input that was not accepted since the service was started: a wrong
+    signature, a body that cannot be read or is too large, data that no flow takes.
+
+    \b
+    turnout triggers
+    turnout triggers --json | jq 'select(.refused > 0) | .rejected'
+    """
     from .session import list_from_service
 
     rows = list_from_service(settings, "/api/triggers")
     if as_json:
         for row in rows:
             print_json(row)
-        return
+    else:
+        print_triggers(rows)
+
+
+def print_triggers(rows: Sequence[dict[str, Any]]) -> None:
+    """Print triggers as a table; what all addresses begin with stands below it, once."""
+    addresses = [row["address"] for row in rows if row["address"]]
+    base = addresses[0].partition("/hooks/")[0] if addresses else ""
     table(
-        (Column("trigger", 16), Column("state"), Column("flows", 12), Column("problem", 12)),
+        (
+            Column("trigger", 16), Column("state"), Column("called at, next"),
+            Column("last", time=True), Column("refused"), Column("flows", 6, optional=True),
+            Column("problem", 8),
+        ),
         (
             (
-                row["name"], state_of(row, "up" if row["up"] else "down"),
-                ", ".join(row["flows"]), row["problem"] or "",
+                row["name"], _state(row), _where(row, base),
+                row["last_event_at"], row["refused"] or "", ", ".join(row["flows"]),
+                _problem(row),
             )
             for row in rows
         ),
         empty="no triggers",
     )  # fmt: skip
+    if base and tables.terminal_width() is not None:
+        say(f"webhooks are called at {base}/hooks/…")
+
+
+def _state(row: dict[str, Any]) -> str:
+    return "up" if row["up"] else "paused" if row["pause"] else "down"
+
+
+def _problem(row: dict[str, Any]) -> str:
+    """Return why a trigger is down, or until when it is paused and why."""
+    return row["problem"] or ("" if row["pause"] is None else pause_words(row["pause"]).strip())
+
+
+def _where(row: dict[str, Any], base: str) -> str:
+    """Return where a trigger is called, or when it fires next."""
+    if row["address"] is None:
+        return brief(row["next_at"])
+    return str(row["address"].removeprefix(base if tables.terminal_width() is not None else ""))
 
 
 @click.command()

@@ -276,6 +276,14 @@ class AfterRun(Protocol):
         """
 
 
+@runtime_checkable
+class Scheduled(Protocol):
+    """Knows when it emits its next event by itself, as a timer does."""
+
+    def next_at(self, now: datetime, positions: Mapping[str, str]) -> datetime | None:
+        """Return when that is, None if never again; `positions` are those that are stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class TriggerParts:
     """The optional parts of a trigger, None for each that it does not have.
@@ -288,6 +296,7 @@ class TriggerParts:
 
     seeker: Seeker | None
     after_run: AfterRun | None
+    scheduled: Scheduled | None
     unmatched_sample: int | None
     dedupe: timedelta | None
     tells_progress: bool = False
@@ -303,6 +312,7 @@ def parts_of(trigger: Trigger) -> TriggerParts:
     return TriggerParts(
         seeker=getattr(trigger, "seeker", trigger if isinstance(trigger, Seeker) else None),
         after_run=getattr(trigger, "after_run", trigger if isinstance(trigger, AfterRun) else None),
+        scheduled=trigger if isinstance(trigger, Scheduled) else None,
         unmatched_sample=getattr(trigger, "unmatched_sample", None),
         dedupe=window if isinstance(window, timedelta) else None,
         tells_progress=bool(getattr(trigger, "tells_progress", False)),

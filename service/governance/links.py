@@ -55,6 +55,11 @@ class Links:
         self._secret = secret
         self._base_url = base_url.rstrip("/")
 
+    @property
+    def base_url(self) -> str:
+        """The address under which people and senders reach the service."""
+        return self._base_url
+
     def address(self, run_id: str, key: str, until: datetime, asked_at: datetime) -> str:
         """Return the link for one approval."""
         asked = (asked_at - _EPOCH) // _MICROSECOND

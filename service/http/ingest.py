@@ -40,6 +40,7 @@ from .exchange import (
 
 PREFIX = "/hooks"
 _HOOKS = b"/hooks/"
+_OF_REST = (b"/api/", b"/approvals/", b"/docs")
 
 
 @runtime_checkable
@@ -75,6 +76,11 @@ def unlock(triggers: Iterable[Trigger]) -> None:
     for trigger in triggers:
         if isinstance(trigger, Webhook):
             trigger.unlock()
+
+
+def address_of(base_url: str, trigger: CalledTrigger) -> str:
+    """Return where senders call a trigger of the service at `base_url`."""
+    return f"{base_url}{PREFIX}{trigger.route}"
 
 
 def _is_loopback(host: str) -> bool:
@@ -220,11 +226,25 @@ class Ingest:
                 return route, params, path
         return None, _NO_PARAMS, ""
 
+    def _meant(self, raw_path: bytes) -> str | None:
+        """Return the path of the webhook that a path without `/hooks` names, such as `/github`."""
+        if raw_path.startswith(_OF_REST):
+            return None
+        _, _, rest = raw_path[1:].partition(b"/")
+        for tail in (raw_path[1:], rest):  # `/webhooks/github` too
+            route, _, path = self._find(_HOOKS + tail)
+            if route is not None:
+                return path
+        return None
+
     # ---- everything but webhooks
 
     async def _page(self, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         page = self._pages.get(path)
-        if page is None:
+        if page is None and (meant := self._meant(path)) is not None:
+            hint = f"no page has this path; did you mean {meant}?"
+            await refuse(problem(404, hint), scope, receive, send)
+        elif page is None:
             app = await self.rest()
             if scope["method"] == "HEAD":  # a GET to the routes; the connection sends no body
                 scope = {**scope, "method": "GET"}

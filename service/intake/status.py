@@ -27,10 +27,11 @@ def _nothing() -> None:
 class Status:
     """The status of one trigger, in `/readyz`, the API and the metrics; all sessions share it.
 
-    `problem` is why it is not watching now, `last_error` the last one that it had. `accepts` says
-    that it takes events now, `stays` that its positions are being moved: what it has accepted runs
-    here. `told_to` is the instant up to which all that the source held has been emitted; `changed`
-    is called whenever one of these may have changed.
+    `problem` is why it is not watching now, `last_error` the last one that it had. `rejected`
+    counts the input that became no event, by what became of it, since the process began. `accepts`
+    says that it takes events now, `stays` that its positions are being moved: what it has accepted
+    runs here. `told_to` is the instant up to which all that the source held has been emitted;
+    `changed` is called whenever one of these may have changed.
     """
 
     def __init__(self, trigger: str, metrics: Metrics, *, now: Callable[[], datetime]) -> None:
@@ -41,6 +42,7 @@ class Status:
         self.last_error: str | None = None
         self.lags: dict[str, float] = {}
         self.figures: dict[str, float] = {}
+        self.rejected: dict[str, int] = {}
         self._pause: StoredPause | None = None
         self.accepts = True
         self._closed: str | None = None
@@ -132,6 +134,7 @@ class Status:
 
     def reject(self, result: str, count: int = 1) -> None:
         """Count input that became no event."""
+        self.rejected[result] = self.rejected.get(result, 0) + count
         self._metrics.events.labels(self.trigger, result).inc(count)
 
     def retire(self) -> None:

@@ -251,8 +251,16 @@ def trigger_of(
     figures: Mapping[str, float],
     last_error: str | None,
     pause: StoredPause | None,
+    address: str | None = None,
+    next_at: datetime | None = None,
+    last_at: datetime | None = None,
+    rejected: Mapping[str, int] = NOTHING,
 ) -> dict[str, Any]:
-    """Return a trigger, the flows it starts, and why it is down, if it is."""
+    """Return a trigger, the flows it starts, and why it is down, if it is.
+
+    `rejected` counts the input that became no event, since the service was started; `refused` is
+    how much of it was not accepted.
+    """
     return {
         "name": trigger.name,
         "kind": trigger.kind,
@@ -264,7 +272,18 @@ def trigger_of(
         "figures": dict(figures),
         "paused_at": None if pause is None else instant(pause.since),
         "pause": None if pause is None else pause_of(pause),
+        "address": address,
+        "next_at": instant(next_at),
+        "last_event_at": instant(last_at),
+        "refused": sum(count for result, count in rejected.items() if result in _REFUSALS),
+        "rejected": dict(rejected),
     }
+
+
+_REFUSALS = frozenset(
+    {"unverified", "unsupported", "undecodable", "too_large", "refused", "invalid", "unreadable"}
+)
+"""The results that say that input was not accepted."""
 
 
 def receipt_of(receipt: Receipt) -> dict[str, Any]:

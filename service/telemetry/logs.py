@@ -2,7 +2,8 @@
 
 A record is a noun.verb message (`order.charged`) and keyword fields; inside a run the fields
 `flow run attempt trigger event tenant` are added automatically. The records of a run are also
-stored with its attempts as JSON Lines, up to a bound; a last line says how many were dropped.
+stored with its attempts as JSON Lines, the last ones where there are too many; a first line says
+how many were dropped.
 
 Not here: what a line looks like (`log_lines`); log files, rotation, shipping, which the supervisor
 of the process does better.
@@ -13,11 +14,13 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
+from threading import Lock
 from typing import Any, Literal, TextIO
+from weakref import WeakSet
 
 import orjson
 
@@ -39,7 +42,7 @@ _NAMES = {number: name for name, number in _LEVELS.items()}
 class RunLog:
     """The log of one attempt: the fields its records carry, and the lines stored with it."""
 
-    __slots__ = ("_bytes", "_lines", "dropped", "fields", "is_used", "partial")
+    __slots__ = ("__weakref__", "_bytes", "_lines", "dropped", "fields", "is_used", "partial")
 
     def __init__(self, fields: Callable[[], Fields]) -> None:
         self.fields = fields  # called for a record: most runs write none
@@ -52,24 +55,47 @@ class RunLog:
             _adopt_structlog()  # a flow file imported it after `configure`
 
     def keep(self, line: bytes) -> None:
-        """Store a line, or count it as dropped past the bound."""
+        """Store a line; past the bound the first ones are dropped for it, and counted."""
         self.is_used = True
-        if len(self._lines) >= MAX_LINES or self._bytes + len(line) > MAX_BYTES:
-            self.dropped += 1
-            return
-        self._lines.append(line)
+        lines = self._lines
+        if not lines:
+            with _lock:
+                _in_use.add(self)
+        lines.append(line)
         self._bytes += len(line)
+        while len(lines) > MAX_LINES or self._bytes > MAX_BYTES:
+            self._bytes -= len(lines.pop(0))
+            self.dropped += 1
+
+    @property
+    def lines(self) -> Sequence[bytes]:
+        """The stored lines so far, each a JSON document."""
+        return tuple(self._lines)
 
     def as_bytes(self) -> bytes | None:
         """Return the stored lines as JSON Lines, or None when nothing was logged."""
         if self.partial:
             _write_print(self, self.partial)
             self.partial = ""
+        with _lock:
+            _in_use.discard(self)
         lines = self._lines
         if self.dropped:
             truncated = {"level": "warning", "message": "log.truncated", "dropped": self.dropped}
-            lines = [*lines, as_json(truncated)]
+            lines = [as_json(truncated), *lines]
         return b"".join(lines) or None
+
+
+_lock = Lock()  # a thread's first line comes while another one looks
+_in_use: WeakSet[RunLog] = WeakSet()
+"""The logs of attempts that have written something and have not ended."""
+
+
+def logs_in_use() -> list[RunLog]:
+    """Return the logs of attempts that are under way and have written something."""
+    with _lock:
+        found = list(_in_use)
+    return [log for log in found if log.fields()]
 
 
 running: ContextVar[RunLog | None] = ContextVar("turnout_running_log", default=None)

@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
-from turnout.service.cli import cli, tables
+from turnout.service.cli import cli, session, tables
 from turnout.service.domain.clock import TEST_CLOCK
 
 from .mixed_runs import NOW, make, run_id
@@ -27,11 +28,45 @@ COMMANDS: dict[str, Sequence[str]] = {
     "runs-utc": ["runs", "--utc", "--limit", "3"],
     "events": ["events"],
     "dead": ["dead"],
+    "triggers": ["triggers"],
+    "approvals": ["approvals"],
     "show-failed": ["show", run_id(21)[-8:]],
     "show-undo-failed": ["show", run_id(25)[-8:]],
     "show-waiting": ["show", run_id(4)[-8:]],
     "show-retrying": ["show", run_id(23)[-8:]],
 }
+
+_BASE = "https://turnout.example.com"
+
+
+def _trigger(name: str, **told: Any) -> dict[str, Any]:
+    """Return a trigger as the API tells it."""
+    known: dict[str, Any] = {
+        "name": name, "kind": name.partition(":")[0], "flows": ["bill"], "up": True,
+        "problem": None, "last_error": None, "lag": {}, "figures": {}, "paused_at": None,
+        "pause": None, "address": None, "next_at": None, "last_event_at": None, "refused": 0,
+        "rejected": {},
+    }  # fmt: skip
+    return known | told
+
+
+TRIGGERS = [
+    _trigger("cron:0 9 * * *", next_at="2026-03-15T08:00:00Z", flows=["nightly_report"],
+             last_event_at="2026-03-14T08:00:00Z"),
+    _trigger("event:order.placed", flows=["bill", "notify"], last_event_at="2026-03-14T09:20:01Z"),
+    _trigger("every:15m", next_at="2026-03-14T09:30:00Z", flows=["poll_the_partner"],
+             last_event_at="2026-03-14T09:15:00Z"),
+    _trigger("files:/srv/inbox/*.csv", flows=["import_customer_addresses"], up=False,
+             problem="/srv/inbox cannot be read: Permission denied"),
+    _trigger("kafka:orders/billing", up=False,
+             pause={"until": "2026-03-14T12:00:00Z", "by": "ada", "note": "the bank migrates"},
+             last_event_at="2025-12-31T23:59:59Z"),
+    _trigger("webhook:/github", address=f"{_BASE}/hooks/github", refused=12, flows=["notify"],
+             last_event_at="2026-03-14T09:26:50Z", rejected={"unverified": 12}),
+    _trigger("webhook:/orders", address=f"{_BASE}/hooks/orders",
+             last_event_at="2026-03-14T09:26:52Z"),
+]  # fmt: skip
+"""Triggers of all kinds, as a running service tells them."""
 
 
 def captures(name: str) -> dict[str, str]:
@@ -47,7 +82,12 @@ def captures(name: str) -> dict[str, str]:
 
 def _capture(words: Sequence[str], data: Path, width: int) -> str:
     printed = io.StringIO()
-    with patch.object(tables, "terminal_width", lambda: width), contextlib.redirect_stdout(printed):
+    service = patch.object(session, "list_from_service", lambda *_: TRIGGERS)
+    with (
+        patch.object(tables, "terminal_width", lambda: width),
+        service,
+        contextlib.redirect_stdout(printed),
+    ):
         cli.main(args=[*words, "--data", str(data)], standalone_mode=False)
     return printed.getvalue()
 

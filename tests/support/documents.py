@@ -18,13 +18,14 @@ from .program import Program, turnout, until
 FLOWS = """
 from datetime import timedelta
 from pydantic import BaseModel
-from turnout import approval, event, every, flow, limit, task, webhook
+from turnout import approval, current, event, every, flow, limit, task, webhook
 
 class Budget(BaseModel):
     euros: int
 
 @task
 def charge() -> int:
+    current().log.info("order.charged")
     return 5
 
 @task
@@ -53,7 +54,7 @@ def daily() -> int:
 """
 
 FREE = {"data", "extensions", "facts", "figures", "headers", "lag", "log", "params", "query"}
-FREE |= {"read", "result"}
+FREE |= {"read", "rejected", "result"}
 """What is below these is the author's, or differs from trigger to trigger."""
 
 
@@ -158,6 +159,8 @@ def _by_http(session: Session) -> None:
     ask("GET /api/events/{event_id}", f"/api/events/{event}?source=/desk")
     ask("GET /api/why/{name}", f"/api/why/{event}")
     ask("GET /api/why/{name}", f"/api/why/{failed}")
+    for listed in ("approvals", "logs", "next"):
+        ask(f"GET /api/{listed}")
     ask("GET /api/waits", f"/api/waits?run={session.started('asked', 'waiting')}")
     known = "source=/desk&not_undone=true"
     ask("POST /api/events/{event_id}/replay", f"/api/events/{event}/replay?{known}")
@@ -196,6 +199,9 @@ def _by_command(session: Session, flows: Path) -> None:
     command("why", event)
     command("why", waiting)
     command("emit", "--type", "asked")
+    command("approvals", waiting)
+    command("logs", failed)
+    command("next")
     command("fire", "daily")
     command("approve", approved, "--fields", '{"euros": 5}')
     command("cancel", waiting)

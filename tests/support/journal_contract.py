@@ -1395,6 +1395,47 @@ class JournalContract:
             # An id of a sender is never guessed by its end: it may be another sender's whole id.
             assert await found("order-77") == await found("67dc0958") == []
 
+    async def test_open_approvals_come_in_the_order_they_were_asked(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            asked = []
+            for second in (2, 1, 3):
+                claimed = await start(journal)
+                question = step(
+                    "approval#1", "waiting", task="approval", started_at=at(second),
+                    finished_at=None, result=b'{"approval": "ops", "fields": null}',
+                )  # fmt: skip
+                opening = Opening(topic=approval_topic(claimed.claim.run_id, "approval#1"))
+                await journal.record_with(claimed.claim, question, opening=opening, now=NOW)
+                await finish(journal, claimed, ended(S.WAITING, waits={"approval#1": 0}))
+                asked.append(claimed.claim.run_id)
+            second, first, third = asked
+            found = await journal.open_approvals(10)
+            assert [each.run_id for each in found] == [first, second, third]
+            assert (found[0].key, found[0].asked_at) == ("approval#1", at(1))
+            assert found[0].note == {"approval": "ops", "fields": None}
+            assert len(await journal.open_approvals(2)) == 2
+            await journal.answer(first, None, b'{"approved": true}', now=NOW)
+            assert [each.run_id for each in await journal.open_approvals(10)] == [second, third]
+            await journal.cancel(third, now=NOW)
+            assert [each.run_id for each in await journal.open_approvals(10)] == [second]
+
+    async def test_due_runs_come_in_the_order_they_are_due(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            runs = [make_run(state=S.SCHEDULED, due_at=at(second)) for second in (3, 1, 2)]
+            for run in (*runs, make_run()):
+                await put(journal, run)
+            third, first, second = (run.id for run in runs)
+            assert [run.id for run in await journal.due_runs(10)] == [first, second, third]
+            assert [run.id for run in await journal.due_runs(1)] == [first]
+
+    async def test_each_trigger_has_the_instant_of_its_last_event(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            assert await journal.last_accepted() == {}
+            for second, trigger in ((1, "a"), (2, "b"), (3, "a")):
+                entry = Entry(event=make_event(trigger=trigger))
+                await journal.append([entry], now=at(second))
+            assert await journal.last_accepted() == {"a": at(3), "b": at(2)}
+
     # ---------------------------------------------------------------- lines
 
     async def test_a_queued_run_has_a_place_in_each_of_its_lines(self, tmp_path: Path) -> None:

@@ -229,13 +229,14 @@ async def test_a_line_names_the_step_that_says_it(tmp_path: Path, stream: io.Str
     assert [each.get("step") for each in kept] == told
 
 
-async def test_a_flood_is_cut_and_says_so(tmp_path: Path, stream: io.StringIO) -> None:
+async def test_of_a_flood_the_last_lines_are_kept(tmp_path: Path, stream: io.StringIO) -> None:
     async with attempts(tmp_path) as run:
         outcome = await run.first(floods)
     assert outcome.log is not None
     lines = [orjson.loads(line) for line in outcome.log.splitlines()]
     assert len(lines) == logs.MAX_LINES + 1 and len(outcome.log) < logs.MAX_BYTES + 200
-    assert (lines[-1]["message"], lines[-1]["dropped"]) == ("log.truncated", 800)
+    assert (lines[0]["message"], lines[0]["dropped"]) == ("log.truncated", 800)
+    assert lines[-1]["message"] == records(stream)[-1]["message"]
     assert len(records(stream)) == 1000
 
 

@@ -24,7 +24,8 @@ from turnout.service.http import approvals, docs
 from turnout.service.http.clients import Proxies
 from turnout.service.http.exchange import App, Message, Receive, Scope, Send
 
-from . import dead_letters, events, flows, limits, pauses, runs, triggers, why
+from . import approvals as open_approvals
+from . import dead_letters, events, flows, limits, logs, pauses, runs, triggers, why
 from .answers import refusal
 from .authorization import Served
 from .endpoints import verb_router
@@ -39,7 +40,10 @@ _READS: Mapping[str, APIRouter] = {
     "triggers": triggers.router,
     "pauses": pauses.router,
     "limits": limits.router,
+    "logs": logs.router,
     "why": why.router,
+    "next": triggers.next_router,
+    "approvals": open_approvals.router,
 }
 """The reads, by the first segment of their paths."""
 

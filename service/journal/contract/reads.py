@@ -20,6 +20,7 @@ from turnout.service.journal.records import (
     DueCount,
     Filter,
     InLine,
+    OpenApproval,
     OpenStep,
     StepRecord,
     StoredEvent,
@@ -106,6 +107,15 @@ class Reads(RunReads, Protocol):
 
     async def attempts(self, run_seq: int) -> list[AttemptRecord]:
         """Return the recorded attempts of a run, in order."""
+
+    async def open_approvals(self, limit: int) -> list[OpenApproval]:
+        """Return the approvals that wait for an answer, those asked first before others."""
+
+    async def due_runs(self, limit: int) -> list[Run]:
+        """Return the runs that wait for an instant, those that are due first before others."""
+
+    async def last_accepted(self) -> dict[str, datetime]:
+        """Return when the last event of each trigger was accepted, of the newest 50,000 events."""
 
     async def is_used(self, link: bytes) -> bool:
         """Return whether the approval link with this digest was used."""

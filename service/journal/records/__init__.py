@@ -12,6 +12,7 @@ from .reads import (
     EndedEvent,
     Filter,
     InLine,
+    OpenApproval,
     OpenStep,
     StoredEvent,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "InLine",
     "Move",
     "NewRun",
+    "OpenApproval",
     "OpenStep",
     "Opening",
     "Queued",

@@ -79,6 +79,17 @@ class OpenStep(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenApproval:
+    """An approval that nobody has answered yet; `note` is what its record says."""
+
+    run_id: str
+    flow: str
+    key: str
+    asked_at: datetime
+    note: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEvent:
     """An event with its seq in the journal, its runs and its decisions.
 

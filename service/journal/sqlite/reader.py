@@ -31,6 +31,7 @@ from turnout.service.journal.records import (
     DueCount,
     Filter,
     InLine,
+    OpenApproval,
     OpenStep,
     StepRecord,
     StoredEvent,
@@ -58,6 +59,7 @@ from .outcomes import AttemptRow, attempt_from
 from .overrides import override_from
 from .pauses import pause_from
 from .runs import (
+    LISTED_RUN_COLUMNS,
     RUN_COLUMNS,
     RUN_SOURCE,
     refused_from,
@@ -72,6 +74,7 @@ _MOST_EVENTS = 1000
 _MOST_BODY_BYTES = 16 * 2**20
 """How many events of one id, and how much of their bodies, are read at once."""
 _MOST_OPEN_STEPS = 2000
+_NEWEST = 50_000
 _Value = TypeVar("_Value")
 
 _SQL = load("reads")
@@ -228,6 +231,38 @@ class SqliteReader:
             OpenStep(run_seq, key, task, state, origin, orjson.loads(note or "{}"))
             for run_seq, key, task, state, origin, note in orjson.loads(found)
         ]
+
+    async def open_approvals(self, limit: int) -> list[OpenApproval]:
+        """Return the approvals that wait for an answer, those asked first before others."""
+        found: str = await self.read(
+            lambda connection: connection.execute(_SQL["open_approvals"], (limit,)).get
+        )
+        return [
+            OpenApproval(
+                run_id=run_id, flow=flow, key=key, asked_at=instant(at),
+                note=orjson.loads(note or "{}"),
+            )
+            for run_id, flow, key, at, note in orjson.loads(found)
+        ]  # fmt: skip
+
+    async def due_runs(self, limit: int) -> list[Run]:
+        """Return the runs that wait for an instant, those that are due first before others."""
+        source = "runs AS r INDEXED BY runs_due JOIN events AS e ON e.seq = r.event_seq"
+        text = (
+            f"SELECT {LISTED_RUN_COLUMNS} FROM {source} WHERE (r.state = 'scheduled'"
+            " OR r.state = 'retrying' OR r.state = 'waiting') AND r.due_at IS NOT NULL"
+            " ORDER BY r.due_at LIMIT ?"
+        )
+        return await self.read(
+            lambda connection: [run_from(row) for row in connection.execute(text, (limit,))]
+        )
+
+    async def last_accepted(self) -> dict[str, datetime]:
+        """Return when the last event of each trigger was accepted, of the newest 50,000 events."""
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(_SQL["last_accepted"], (_NEWEST,)).fetchall()
+        )
+        return {trigger: instant(at) for trigger, at in rows}
 
     async def is_used(self, link: bytes) -> bool:
         """Return whether the approval link with this digest was used."""

@@ -77,6 +77,22 @@ FROM (
     SELECT s.* FROM json_each(?1) AS v JOIN steps AS s ON s.run_seq = v.value
     WHERE s.state = 'waiting' AND s.finished_at IS NULL OR s.state = 'retrying' ORDER BY s.run_seq, s.seq LIMIT ?2);
 
+-- name: open_approvals
+-- The approvals that wait for an answer, at most so many (?1).
+SELECT json_group_array(json_array(id, flow, key, started_at, CAST(result AS TEXT))) FROM (
+    SELECT r.id, r.flow, s.key, s.started_at, s.result
+    FROM waits AS w INDEXED BY waits_by_topic
+    JOIN steps AS s ON s.run_seq = w.run_seq AND s.key = w.key
+    JOIN runs AS r ON r.seq = w.run_seq
+    WHERE w.topic >= 'approval:' AND w.topic < 'approval;' AND w.answer IS NULL
+        AND r.finished_at IS NULL AND s.state = 'waiting'
+    ORDER BY s.started_at, s.seq LIMIT ?1);
+
+-- name: last_accepted
+-- When the last event of each trigger was accepted, of so many of the newest events (?1).
+SELECT trigger, max(accepted_at) FROM (
+    SELECT trigger, accepted_at FROM events ORDER BY seq DESC LIMIT ?1) GROUP BY trigger;
+
 -- name: is_used
 -- Whether a link (?1, its digest) was used.
 SELECT 1 FROM used_links WHERE digest = ?1;
