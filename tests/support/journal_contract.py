@@ -1398,10 +1398,10 @@ class JournalContract:
     async def test_open_approvals_come_in_the_order_they_were_asked(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             asked = []
-            for second in (2, 1, 3):
+            for seconds in (2, 1, 3):
                 claimed = await start(journal)
                 question = step(
-                    "approval#1", "waiting", task="approval", started_at=at(second),
+                    "approval#1", "waiting", task="approval", started_at=at(seconds),
                     finished_at=None, result=b'{"approval": "ops", "fields": null}',
                 )  # fmt: skip
                 opening = Opening(topic=approval_topic(claimed.claim.run_id, "approval#1"))
