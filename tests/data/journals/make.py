@@ -1,7 +1,8 @@
-"""Make a journal of this version of turnout, for `test_old_journals` to open for ever.
+"""Make journals of this version of turnout, for the tests of old journals to open for ever.
 
-Usage: python -m tests.data.journals.make. Writes `vN/`, N being the journal's version, beside this
-file. Once it is committed it is never made again: what matters is the code that wrote it.
+Usage: python -m tests.data.journals.make. Writes `vN/` and `flow_control/vN/`, N being the
+journal's version, beside this file. Once they are committed they are never made again: what matters
+is the code that wrote them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,26 @@ WAITING = [
     "catches", "values", "parent", "calls", "asks", "rejected", "naps", "retries", "stores",
     "ordered", "books", "looks-up", "held", "tells", "breaks",
 ]  # fmt: skip
+
+STEERED = HERE / "flow_control"
+PAUSED = ["picks", "expires", "trigger:webhook:/called-off"]
+ORDERS = [
+    ("accounts", "a", 1), ("accounts", "a", 2), ("accounts", "b", 3),
+    ("ordered", "a", 4), ("ordered", "a", 5),
+    ("reads", "a", 6),
+    ("calls", "a", 7), ("calls", "a", 8),
+    ("views", "a", 9), ("views", "a", 10),
+    ("deploys", "a", 11), ("deploys", "a", 12), ("deploys", "a", 13),
+    ("builds", "a", 14), ("builds", "a", 15),
+    ("scans", "a", 16), ("scans", "a", 17),
+    ("bills", "a", 18), ("bills", "a", 19),
+    ("asks", "a", 20), ("asks", "a", 21),
+    ("picks", "low", 22), ("picks", "normal", 23), ("picks", "high", 24),
+    ("expires", "a", 25),
+    ("ships", "a", 26), ("ships", "b", 27),
+    ("books", "a", 28), ("books", "a", 29),
+]  # fmt: skip
+"""What is sent to the flows of flow control: the route, a key and a number."""
 
 
 def post(program: Program, path: str, data: object, key: str | None = None) -> Any:
@@ -39,33 +62,49 @@ def post(program: Program, path: str, data: object, key: str | None = None) -> A
 
 def main() -> None:
     """Serve the flows, leave runs in every state, and kill the process."""
-    target = HERE / f"v{newest_version()}"
+    with serving(HERE, "flows.py", "kept_types.py") as program:
+        leave_runs_in_every_state(program)
+    with serving(STEERED, "flows.py", env={"CRM_IS_DOWN": "1"}) as program:
+        let_runs_wait_under_every_rule(program)
+
+
+@contextmanager
+def serving(place: Path, *files: str, env: Mapping[str, str] = {}) -> Iterator[Program]:
+    """Yield a program that serves these files, and keep what its journal holds in the end."""
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder, "data")
-        for name in ("flows.py", "kept_types.py"):
-            shutil.copy(HERE / name, folder)
+        for name in files:
+            shutil.copy(place / name, folder)
         program = Program(
-            flows=Path(folder, "flows.py"), data=data, log=Path(folder, "log"), env=SETTINGS
+            flows=Path(folder, "flows.py"),
+            data=Path(folder, "data"),
+            log=Path(folder, "log"),
+            env={**SETTINGS, **env},
         )
         with program.start():
             program.ready()
-            turnout("pause", "held", "--data", data, env=SETTINGS)
-            for n, path in enumerate(WAITING, 1):
-                post(program, path, {"n": n}, key=f"{path}-{n}")
-            for n in (101, 102):
-                post(program, "ordered", {"n": n}, key=f"ordered-{n}")
-            post(program, "went-on", {"n": -2})
-            until(lambda: settled(program), 20, "all runs at rest")
-            assert program.stop() == 0
-            program.env = {**SETTINGS, "DIE": "1"}
-            program.start().ready()
-            post_and_die(program)
-            program.ended(20)
+            yield program
+            program.kill()
+        target = place / f"v{newest_version()}"
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(
-            data, target, ignore=shutil.ignore_patterns("lock", "*-shm", "approval-key")
-        )
+        left_out = shutil.ignore_patterns("lock", "*-shm", "approval-key")
+        shutil.copytree(program.data, target, ignore=left_out)
     print(f"made {target}: {sum(f.stat().st_size for f in target.rglob('*') if f.is_file())} bytes")  # noqa: T201
+
+
+def leave_runs_in_every_state(program: Program) -> None:
+    """Leave runs that wait, of which one was running when the process died."""
+    steer(program, "pause", "held", "--by", "ops")
+    for n, path in enumerate(WAITING, 1):
+        post(program, path, {"n": n}, key=f"{path}-{n}")
+    for n in (101, 102):
+        post(program, "ordered", {"n": n}, key=f"ordered-{n}")
+    post(program, "went-on", {"n": -2})
+    until(lambda: settled(program), 20, "all runs at rest")
+    assert program.stop() == 0
+    program.env = {**SETTINGS, "DIE": "1"}
+    program.start().ready()
+    post_and_die(program)
+    program.ended(20)
 
 
 def settled(program: Program) -> bool:
@@ -82,6 +121,30 @@ def post_and_die(program: Program) -> None:
         body=b'{"n": 200}',
         headers={"Content-Type": "application/json", "Idempotency-Key": "dies-200"},
     )
+
+
+def let_runs_wait_under_every_rule(program: Program) -> None:
+    """Leave a run that waits, or was refused, under each rule, and what operators have set."""
+    for name in PAUSED:
+        steer(program, "pause", name, "--for", "1d", "--note", "a busy day", "--by", "ops")
+    steer(program, "limits", "set", "db", "3", "--for", "1d", "--by", "ops")
+    for path, key, n in ORDERS:
+        post(program, path, {"key": key, "n": n}, key=str(n))
+        until(lambda: is_at_rest(program), 20, f"run {n} at rest")
+    steer(program, "pause", "--all", "--note", "a wrong deploy", "--by", "ops")
+    assert program.stop() == 0  # which keeps the journal small
+
+
+def steer(program: Program, *arguments: str) -> None:
+    """Give an operator's command, which must succeed."""
+    done = turnout(*arguments, "--data", program.data, env=program.env)
+    assert done.returncode == 0, done.stderr
+
+
+def is_at_rest(program: Program) -> bool:
+    """Whether every run that has not ended waits for something else than its turn."""
+    runs = program.api("/runs?limit=100")["items"]
+    return not any(run["state"] == "running" or run["waits_for"] == "for its turn" for run in runs)
 
 
 if __name__ == "__main__":
