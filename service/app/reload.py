@@ -63,19 +63,20 @@ async def reload_project(process: Process, project: Project) -> None:
     process.pools.renew()
     await _take_over(process, project)
     process.pauses.hold(())
-    process.pauses.apply()
+    await process.pauses.refresh()
     for name in set(process.emitters) - known:
         process.supervisor.start(process.emitters[name])
 
 
 async def _take_over(process: Process, project: Project) -> None:
-    """Move runs of old names (`was=`) to the new ones, and read the held ordering keys."""
+    """Move what is of old names (`was=`) to the new ones, and read the held ordering keys."""
     renamed = {flow.name: flow.was for flow in project.flows.values() if flow.was is not None}
     for name, was in renamed.items():
         process.dispatcher.adopt(was, name)
     await _rename(process, renamed)
     await process.dispatcher.restore()
     await _rename(process, renamed)  # for what was routed to an old name meanwhile
+    await process.overrides.refresh()
 
 
 async def _rename(process: Process, renamed: Mapping[str, str]) -> None:

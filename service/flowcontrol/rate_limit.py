@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, overload
 
 from turnout.service.domain.conditions import RateLimitRule
+from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 
 from .rate import Rate, parse_rate
@@ -40,7 +41,13 @@ class RateLimit:
         )
 
 
-def rate_limit(rate: str, /, *, per: Callable[[Event], Hashable] | None = None) -> RateLimit:
+@overload
+def rate_limit(rate: str, /) -> RateLimit: ...
+@overload
+def rate_limit(rate: str, /, *, per: Callable[[Event], Hashable] | None) -> RateLimit: ...
+def rate_limit(
+    rate: str, /, *more: object, per: Callable[[Event], Hashable] | None = None
+) -> RateLimit:
     """Skip runs that are over a rate: `rate=rate_limit("10/s")`.
 
     In any stretch of a second at most 10 runs are accepted; another one ends at once as `skipped`,
@@ -51,7 +58,7 @@ def rate_limit(rate: str, /, *, per: Callable[[Event], Hashable] | None = None) 
     * `per`: a function of the event: each key has the rate to itself; None as a key is never
       refused
 
-    Raises `SetupError` for what is no rate.
+    Raises `SetupError` for what is no rate, and for a name.
 
     ```python
     from turnout import event, flow, rate_limit
@@ -62,4 +69,11 @@ def rate_limit(rate: str, /, *, per: Callable[[Event], Hashable] | None = None) 
         return f"Hello, {seen['user']}!"
     ```
     """
+    if more:
+        given = ", ".join(map(repr, (rate, *more)))
+        raise SetupError(
+            f"rate_limit({given}): a rate limit is of one flow and takes no name; write "
+            'rate_limit("10/s"), or throttle("crm", "10/s"), which flows share by its name and '
+            "which lets runs wait"
+        )
     return RateLimit(parse_rate(rate), per)

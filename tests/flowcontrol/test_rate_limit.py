@@ -157,6 +157,13 @@ def test_a_rate_limit_has_no_name_and_a_rate() -> None:
         "rate_limit",
         "rate_limit.2",
     ]
+    with pytest.raises(SetupError) as named:
+        rate_limit("crm", "10/s")  # type: ignore[call-overload]
+    assert str(named.value) == (
+        "rate_limit('crm', '10/s'): a rate limit is of one flow and takes no name; write "
+        'rate_limit("10/s"), or throttle("crm", "10/s"), which flows share by its name and which '
+        "lets runs wait"
+    )
     with pytest.raises(SetupError, match="cannot read the rate '10 per second'"):
         rate_limit("10 per second")
 

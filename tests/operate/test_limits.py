@@ -180,6 +180,34 @@ async def test_an_override_survives_restarts_and_deploys_and_ends_by_itself(tmp_
         await eventually(ended)
 
 
+@pytest.mark.parametrize("while_it_runs", [True, False])
+async def test_an_override_follows_a_flow_that_is_renamed(
+    tmp_path: Path, while_it_runs: bool
+) -> None:
+    work = Work()
+
+    @flow(concurrency=limit(1))
+    async def bill() -> None:
+        await work.do()
+
+    @flow(concurrency=limit(1), was="bill")
+    async def charge() -> None:
+        await work.do()
+
+    async with serving(tmp_path, bill, work=work) as service:
+        await service.process.operator.do(SetLimit("bill", 2, HOUR))
+        if while_it_runs:
+            await reload_project(service.process, Project.of([charge]))
+            for _ in range(3):
+                await service.send()
+            await work.reaches(2)
+    async with serving(tmp_path, charge, work=work) as service:
+        row = (await shown(service))["limit", "charge"]
+        assert (row["max"], row["declared"]) == (2, 1)
+        await service.process.operator.do(ResetLimit("charge"))
+        assert (await shown(service))["limit", "charge"]["max"] == 1
+
+
 async def test_an_override_that_ended_while_the_service_was_down_is_gone(tmp_path: Path) -> None:
     work, clock = Work(), Clock()
 

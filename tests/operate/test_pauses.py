@@ -12,6 +12,7 @@ import pytest
 import turnout
 from tests.support.running import Running, eventually, running
 from turnout import Event, every, files, flow, move
+from turnout.service.app.reload import reload_project
 from turnout.service.domain.errors import InvalidData, NotFound, Overloaded, Refused
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import EVERYTHING
@@ -196,6 +197,25 @@ async def test_a_flow_that_a_reload_brings_is_paused_with_everything(tmp_path: P
         assert not service.process.dispatcher.starts("ship")
         await service.process.operator.do(Resume(EVERYTHING))
         assert service.process.dispatcher.starts("ship")
+
+
+@pytest.mark.parametrize("while_it_runs", [True, False])
+async def test_a_flow_that_is_renamed_stays_paused(tmp_path: Path, while_it_runs: bool) -> None:
+    @flow(was="bill")
+    async def charge(data: int) -> None:
+        done.append(data)
+
+    async with running(tmp_path, [bill]) as service:
+        await service.process.operator.do(Pause("bill", note="the bank migrates"))
+        receipt = await service.send(1)
+        if while_it_runs:
+            await reload_project(service.process, Project.of([charge]))
+    async with running(tmp_path, [charge]) as service:
+        assert await states(service, [*receipt.runs]) == ["queued"]
+        resumed = await service.process.operator.do(Resume("charge"))
+        assert (resumed.was_paused, resumed.waiting) == (True, 1)
+        await service.finished(receipt.runs[0])
+        assert done == [1]
 
 
 async def test_to_resume_what_is_not_paused_changes_nothing_and_says_so(tmp_path: Path) -> None:

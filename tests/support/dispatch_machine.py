@@ -234,6 +234,9 @@ class DispatchMachine(RuleBasedStateMachine):
         for run in self.simulator.runs.values():
             if self.named[run.id] == was and (run.state not in ENDED or run.dead):
                 self.named[run.id] = name
+        if f"flow:{was}" in self.paused:  # its pause goes along
+            self.paused = self.paused - {f"flow:{was}"} | {f"flow:{name}"}
+            self.simulator.flows[self.numbers[name]].paused = True
 
     def told_pause_done(self, pause: StoredPause, result: None) -> None:
         self.paused.add(pause.name)
@@ -439,7 +442,7 @@ class DispatchMachine(RuleBasedStateMachine):
                 changed.count = 3 - changed.count
         elif change == "serve":
             each.served = not each.served
-        elif each.served and not each.paused:  # a pause is of a name
+        elif each.served:
             renamed = each.number
         self.change(renamed)
         self.go(steps, order)

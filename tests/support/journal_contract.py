@@ -672,6 +672,30 @@ class JournalContract:
             await journal.rename_flow("bill", "charge")
             assert await accepts(journal, 12), "the old name has counted nothing"
 
+    async def test_a_rate_limit_does_not_count_what_is_withdrawn(self, tmp_path: Path) -> None:
+        whole = RateLimitRule("rate_limit", False, 4, timedelta(seconds=60), "4/m")
+        keyed = RateLimitRule("rate_limit.2", True, 3, timedelta(seconds=60), "3/m, per=…")
+
+        async with self.open(tmp_path) as journal:
+
+            async def arrives(seconds: float, key: str | None = "a") -> Appended:
+                conditions = Conditions(rate_limits=(whole, keyed))
+                run = make_run(keys={"rate_limit.2": key}, conditions=conditions)
+                entry = Entry(event=make_event(trigger="t"), runs=[run])
+                (stored,) = await journal.append([entry], now=at(seconds))
+                return stored
+
+            _first, second, third = [await arrives(seconds) for seconds in (0, 1, 2)]
+            await journal.withdraw([second.event_seq], trigger="t", positions={})
+            assert not (await arrives(3)).refused, "two of the key are left"
+            assert (await arrives(4)).refused, "three are accepted"
+            assert not (await arrives(5, None)).refused, "three are left of all"
+            assert (await arrives(6, None)).refused, "four are accepted"
+            assert not (await arrives(60.5)).refused, "the first counts no more"
+            assert (await arrives(61)).refused, "the third and the fourth count in their order"
+            await journal.withdraw([third.event_seq], trigger="t", positions={})
+            assert not (await arrives(61)).refused
+
     async def test_a_queued_run_is_known_by_what_it_waited_for(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             backs_off, sleeps, retries = [await start(journal) for _ in range(3)]
@@ -1134,6 +1158,31 @@ class JournalContract:
             await journal.resume("trigger:t")
         async with self.open(tmp_path) as journal:
             assert await journal.pauses(now=at(59)) == {"flow:bill": replace(again, since=NOW)}
+
+    async def test_what_is_set_for_a_flow_follows_its_name(self, tmp_path: Path) -> None:
+        def override(name: str, count: int) -> StoredOverride:
+            return StoredOverride(name=name, count=count, since=NOW, until=at(99), note="", by="")
+
+        async with self.open(tmp_path) as journal:
+            for name in ("flow:bill", "flow:billing", "flow:ship", "flow:sent"):
+                await journal.pause(StoredPause(name=name, since=NOW, note=name))
+            for name, count in (
+                ("flow:bill/limit", 2), ("flow:bill/limit.2", 3), ("flow:billing/limit", 4),
+                ("flow:ship/limit", 5), ("flow:sent/limit", 6), ("limit:bill", 7),
+            ):  # fmt: skip
+                await journal.override(override(name, count))
+            await journal.rename_flow("bill", "charge")
+            await journal.rename_flow("ship", "sent")
+            pauses = await journal.pauses(now=NOW)
+            assert {name: pause.note for name, pause in pauses.items()} == {
+                "flow:charge": "flow:bill", "flow:billing": "flow:billing",
+                "flow:sent": "flow:sent",
+            }  # fmt: skip
+            overrides = await journal.overrides(now=NOW)
+            assert {name: made.count for name, made in overrides.items()} == {
+                "flow:charge/limit": 2, "flow:charge/limit.2": 3, "flow:billing/limit": 4,
+                "flow:sent/limit": 6, "limit:bill": 7,
+            }  # fmt: skip
 
     async def test_a_pause_ends_by_itself_and_one_made_later_begins_anew(
         self, tmp_path: Path

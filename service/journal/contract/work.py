@@ -136,7 +136,10 @@ class Work(RunReads, Writable, Protocol):
         """
 
     async def rename_flow(self, was: str, name: str) -> int:
-        """Give a flow's unfinished runs and dead letters to its new name; returns how many."""
+        """Give a flow's unfinished runs and dead letters to its new name; returns how many.
+
+        Its pause and the limits set for it go along, unless the new name has its own.
+        """
 
     async def orphans(self, flows: Sequence[str]) -> dict[str, int]:
         """Count unfinished runs of flows that are not in `flows`."""

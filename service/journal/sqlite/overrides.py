@@ -28,6 +28,12 @@ def end_overrides(connection: apsw.Connection, now: datetime) -> list[StoredOver
     return [override_from(row) for row in connection.execute(_SQL["end_overrides"], (micros(now),))]
 
 
+def rename_flow(connection: apsw.Connection, was: str, name: str) -> None:
+    """Let what is set for a flow's own limits hold for its new name."""
+    connection.execute(_SQL["rename_overrides"], (was, name))
+    connection.execute(_SQL["forget_overrides"], (was,))
+
+
 def override_from(row: Sequence[Any]) -> StoredOverride:
     """Return the override of a row."""
     name, count, since, until, note, by = row

@@ -33,6 +33,12 @@ def end_pauses(connection: apsw.Connection, now: datetime) -> list[StoredPause]:
     return [pause_from(row) for row in connection.execute(_SQL["end_pauses"], (micros(now),))]
 
 
+def rename_flow(connection: apsw.Connection, was: str, name: str) -> None:
+    """Let the pause of a flow be that of its new name."""
+    connection.execute(_SQL["rename_pause"], (was, name))
+    connection.execute(_SQL["resume"], (f"flow:{was}",))
+
+
 def pause_from(row: Sequence[Any]) -> StoredPause:
     """Return the pause of a row."""
     name, since, until, note, by = row

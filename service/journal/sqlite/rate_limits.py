@@ -6,9 +6,11 @@ each other. Not here: the order of the conditions (`conditions`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 import apsw
+import orjson
 
 from turnout.service.domain.conditions import RateLimitRule
 from turnout.service.domain.decisions import Reason
@@ -42,6 +44,45 @@ def accept(
     for rule, key in _asked(run, rules):
         until = at + rule.period // MICROSECOND
         connection.execute(_SQL["accept"], (run.flow, rule.place, key, at, until))
+
+
+def forget(connection: apsw.Connection, withdrawn: Iterable[tuple[str, str | None, int]]) -> None:
+    """Count runs no more that have never been: their flow, their keys as stored, and when accepted.
+
+    The numbers of a log stay without gaps: what was accepted later moves up.
+    """
+    gone: dict[tuple[str, str, str], Counter[int]] = defaultdict(Counter)
+    logs: dict[str, Sequence[str]] = {}
+    for flow, keys, at in withdrawn:
+        if flow not in logs:
+            logs[flow] = [place for (place,) in connection.execute(_SQL["logs"], (flow,))]
+        own = {} if keys is None or not logs[flow] else orjson.loads(keys)
+        for place in logs[flow]:
+            key = own.get(place, "")  # a rule without keys counts under the empty one
+            if key is not None:
+                gone[flow, place, key][at] += 1
+    for log, instants in gone.items():
+        _close_up(connection, log, instants)
+
+
+def _close_up(connection: apsw.Connection, log: tuple[str, str, str], gone: Counter[int]) -> None:
+    """Delete so many rows of each instant from a log, and number what is after them anew."""
+    passed: list[tuple[int, int]] = []
+    newer = 0  # how many of these come after the first that is deleted
+    first, left = None, gone.total()
+    for n, at, until in connection.execute(_SQL["newest_first"], log).fetchall():
+        if not left:
+            break
+        if gone[at]:
+            gone[at] -= 1
+            left -= 1
+            first, newer = n, len(passed)
+        else:
+            passed.append((at, until))
+    if first is not None:
+        connection.execute(_SQL["delete_from"], (*log, first))
+        for at, until in reversed(passed[:newer]):
+            connection.execute(_SQL["accept"], (*log, at, until))
 
 
 def _asked(run: NewRun, rules: Sequence[RateLimitRule]) -> Iterator[tuple[RateLimitRule, str]]:

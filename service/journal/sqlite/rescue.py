@@ -16,7 +16,7 @@ from turnout.service.domain.errors import Refused
 from turnout.service.domain.run import PROCESS_DIED, RunError, RunState
 from turnout.service.journal.records import FAILED, REGISTERED, Rescued
 
-from . import operations, run_keys, starts, waits
+from . import operations, overrides, pauses, run_keys, starts, waits
 from .counters import RunCounters
 from .crash_isolation import CRASHES_BEFORE_ISOLATION, MOST_CRASHES
 from .statements import load
@@ -107,7 +107,7 @@ def _fail(
 
 
 def rename_flow(connection: apsw.Connection, counters: RunCounters, was: str, name: str) -> int:
-    """Give a flow's unfinished runs and dead letters to its new name.
+    """Give a flow's unfinished runs and dead letters to its new name, and what operators have set.
 
     A run stays where it is when the new name has a run of the same event.
     """
@@ -119,6 +119,8 @@ def rename_flow(connection: apsw.Connection, counters: RunCounters, was: str, na
         renamed += connection.changes()
     run_keys.rename(connection, was, name)
     connection.execute(_CONDITIONS["rename_unique"], (was, name))
+    pauses.rename_flow(connection, was, name)
+    overrides.rename_flow(connection, was, name)
     if dead:
         dead_left, not_undone_left = _dead_letters(connection, was)
         for flow, sign in ((was, -1), (name, 1)):

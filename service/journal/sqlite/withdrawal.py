@@ -1,8 +1,9 @@
 """Gives events back to their source before any of their runs has begun, for another group member.
 
-An event is deleted with its runs and its identity, in the transaction that moves the position
-back before it: it can come again without being a duplicate, and nothing is lost. The caller keeps
-the flows from starting runs meanwhile. Not here: which events are given back (a trigger decides).
+An event is deleted with its runs, its identity and its place in rate limits, in the transaction
+that moves the position back before it: it can come again without being a duplicate, and nothing is
+lost. The caller keeps the flows from starting runs meanwhile. Not here: which events are given back
+(a trigger decides).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import apsw
 
 from turnout.service.domain.trigger import Backlog
 
-from . import run_keys
+from . import rate_limits, run_keys
 from .counters import RunCounters
 from .dedupe import forget
 from .retention import delete_events, delete_runs, keep_highest
@@ -44,10 +45,11 @@ def withdraw(connection: apsw.Connection, counters: RunCounters, seqs: Sequence[
     """Delete events with their runs, except events that have a begun run by now."""
     keep_highest(connection)
     runs: list[Any] = connection.execute(_SQL["withdrawn"], (dump(seqs),)).fetchall()
-    seqs_of_runs = [seq for seq, _ in runs]
+    seqs_of_runs = [seq for seq, *_ in runs]
+    rate_limits.forget(connection, ((flow, keys, at) for _, _, flow, keys, at in runs))
     run_keys.remove(connection, seqs_of_runs)
     delete_runs(connection, seqs_of_runs)
-    events = sorted({event for _, event in runs})
+    events = sorted({event for _, event, *_ in runs})
     delete_events(connection, events)
     forget(connection, events)
     counters.move("queued", None, len(runs))

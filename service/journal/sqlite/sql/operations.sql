@@ -155,6 +155,20 @@ DELETE FROM limit_overrides WHERE name = ?1;
 -- The limits that end by an instant (?1).
 DELETE FROM limit_overrides WHERE until <= ?1 RETURNING name, count, since, until, note, by;
 
+-- name: rename_overrides
+-- The limits of a flow (?1) that are set are those of its new name (?2), unless that has its own.
+UPDATE OR IGNORE limit_overrides SET name = 'flow:' || ?2 || substr(name, length('flow:' || ?1) + 1)
+WHERE substr(name, 1, length('flow:' || ?1 || '/')) = 'flow:' || ?1 || '/';
+
+-- name: forget_overrides
+-- No limit of a flow (?1) is set.
+DELETE FROM limit_overrides
+WHERE substr(name, 1, length('flow:' || ?1 || '/')) = 'flow:' || ?1 || '/';
+
+-- name: rename_pause
+-- The pause of a flow (?1) is that of its new name (?2), unless that has its own.
+UPDATE OR IGNORE paused SET name = 'flow:' || ?2 WHERE name = 'flow:' || ?1;
+
 -- name: last_run
 -- The last run there is.
 SELECT coalesce(max(seq), 0) FROM runs;

@@ -18,6 +18,18 @@ INSERT INTO accepted_runs (flow, place, key, n, at, until)
 SELECT ?1, ?2, ?3, coalesce(max(n), 0) + 1, ?4, ?5 FROM accepted_runs
 WHERE flow = ?1 AND place = ?2 AND key = ?3;
 
+-- name: logs
+-- The places at which a flow (?1) has accepted runs.
+SELECT DISTINCT place FROM accepted_runs WHERE flow = ?1;
+
+-- name: newest_first
+-- The accepted runs of a key (?1, ?2, ?3), the latest first.
+SELECT n, at, until FROM accepted_runs WHERE flow = ?1 AND place = ?2 AND key = ?3 ORDER BY n DESC;
+
+-- name: delete_from
+-- The accepted runs of a key (?1, ?2, ?3) from one on (?4).
+DELETE FROM accepted_runs WHERE flow = ?1 AND place = ?2 AND key = ?3 AND n >= ?4;
+
 -- name: delete_starts
 -- Up to so many (?2) starts that count no more at an instant (?1).
 DELETE FROM starts WHERE rowid IN (
