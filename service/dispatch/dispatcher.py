@@ -167,7 +167,7 @@ class Dispatcher:
         if run.state is not RunState.QUEUED:
             return
         queue = self._scheduler.queue(flow.name)
-        if self._stopping:
+        if self._stopping or not self._scheduler.may_start_new:
             queue.expect(run)
         elif queue.reserve(run, now):
             run.state = RunState.RUNNING

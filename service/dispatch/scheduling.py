@@ -56,6 +56,7 @@ class Scheduler:
         self._queues: dict[str, Queue] = {}
         self._active: dict[int, dict[str, Queue]] = {level: {} for level in CLASSES}
         self._turns = ClassTurns()
+        self._has_classes = False
         self._sharing: dict[Gate, list[Queue]] = {}
         self.late: list[Late] = []
 
@@ -69,6 +70,7 @@ class Scheduler:
         """
         flows = list(flows)
         self.breakers.serve(flows, now)
+        self._has_classes = any(flow.priority is not None for flow in flows)
         stopped = set(paused)
         names = set()
         for flow in flows:
@@ -169,6 +171,14 @@ class Scheduler:
     def held_slots(self) -> Mapping[str, int]:
         """Return how many slots each flow holds."""
         return {queue.flow: len(queue.gates.inside) for queue in self.queues()}
+
+    @property
+    def may_start_new(self) -> bool:
+        """Whether a new run may start before it has waited for its turn.
+
+        Where flows declare classes, no other run may be about to start: its class may be first.
+        """
+        return not (self._has_classes and any(self._active.values()))
 
     # ------------------------------------------------------------ filling queues
 

@@ -61,6 +61,34 @@ async def test_an_urgent_run_goes_before_a_backlog_which_still_gets_its_share(
     assert 15 <= started[:last].count("normal") <= 40
 
 
+async def test_a_run_that_comes_as_a_slot_is_free_does_not_take_the_turn_of_an_urgent_one(
+    tmp_path: Path,
+) -> None:
+    started: list[str] = []
+    go = asyncio.Event()
+
+    @flow(priority="high", when=lambda event: event.data == "urgent")
+    async def urgent() -> None:
+        started.append("urgent")
+
+    @flow(priority="low", when=lambda event: event.data == "bulk")
+    async def bulk() -> None:
+        started.append("bulk")
+        await go.wait()
+
+    async with running(tmp_path, [urgent, bulk], concurrency=1) as service:
+        await service.send("bulk")
+        while not started:
+            await asyncio.sleep(0.01)
+        await service.send("urgent")
+        go.set()
+        while not service.process.dispatcher.free_slots:  # the urgent one is about to be claimed
+            await asyncio.sleep(0)
+        await service.send("bulk")
+        await service.all_finished()
+    assert started == ["bulk", "urgent", "bulk"]
+
+
 async def test_runs_of_a_key_have_the_class_of_its_head(tmp_path: Path) -> None:
     @flow(priority=lambda event: event.data, ordered_by=lambda event: "key")
     async def work(event: Event) -> None: ...
