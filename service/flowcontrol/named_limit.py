@@ -2,14 +2,18 @@
 
 A run of a flow has a place while it runs; a task (`@task(limit=…)`) takes one for each try. A place
 that becomes free goes to a task first: its run is under way and holds a slot meanwhile.
+
+A try that waits keeps its run, and so the places of the run, until it has had its turn. Runs that
+wait for each other's places in that way would never end: the try that would make it so is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from turnout.service.domain.decisions import Fact
 from turnout.service.domain.waiting import Cause
@@ -19,6 +23,26 @@ from .gate import Answer, Candidate, Gate, NamedGates
 
 def _nobody(_gate: Gate) -> None:
     """Tell nobody that a place is free."""
+
+
+class NeverFree(Exception):
+    """A place of `limit` is held until the asking run ends.
+
+    The run `holder` has it, and does not end before it has had a place of `awaited`.
+    """
+
+    def __init__(self, limit: NamedLimit, holder: str, awaited: NamedLimit) -> None:
+        super().__init__(holder)
+        self.limit = limit
+        self.holder = holder
+        self.awaited = awaited
+
+
+class _Asking(NamedTuple):
+    """A try that waits for a place: its run, and what it waits on."""
+
+    run_id: str
+    granted: asyncio.Future[None]
 
 
 class NamedLimit(Gate):
@@ -36,7 +60,8 @@ class NamedLimit(Gate):
         self.is_declared = False  # by a flow
         self.freed: Callable[[Gate], None] = _nobody
         self._running = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._runs: Counter[str] = Counter()  # of these, those that runs have, by run id
+        self._waiting: deque[_Asking] = deque()
 
     @classmethod
     def by_name(cls, name: str, count: int, named: NamedGates) -> NamedLimit:
@@ -50,6 +75,7 @@ class NamedLimit(Gate):
         elif gate.count != count:
             gate.count = count
             gate._hand_over()
+            gate._refuse_deadlock(named, [*reversed(gate._waiting)])
         gate.is_declared = True
         return gate
 
@@ -63,6 +89,11 @@ class NamedLimit(Gate):
         made.is_declared = False
         return made
 
+    @property
+    def words(self) -> str:
+        """The limit as its author writes it."""
+        return f'limit("{self.named}", {self.count})'
+
     def check(self, run: Candidate, now: datetime) -> Answer:
         """Let a run pass while a place is free."""
         return None if self._running < self.count else "behind"
@@ -70,10 +101,14 @@ class NamedLimit(Gate):
     def enter(self, run: Candidate, now: datetime) -> None:
         """Count a running run."""
         self._running += 1
+        self._runs[run.id] += 1
 
     def leave(self, run: Candidate) -> None:
         """Count a run no more."""
         self._running -= 1
+        self._runs[run.id] -= 1
+        if not self._runs[run.id]:
+            del self._runs[run.id]
         self._hand_over()
 
     def places(self) -> int | None:
@@ -86,8 +121,7 @@ class NamedLimit(Gate):
 
     def facts(self, run: Candidate) -> Mapping[str, Fact]:
         """Return the rule, and how many places are in use."""
-        rule = f'limit("{self.named}", {self.count})'
-        return {"rule": rule, "count": self._running, "limit": self.count}
+        return {"rule": self.words, "count": self._running, "limit": self.count}
 
     @property
     def waiting(self) -> int:
@@ -96,18 +130,23 @@ class NamedLimit(Gate):
 
     # ------------------------------------------------------------ tries of tasks
 
-    async def take(self) -> None:
-        """Wait for a place, in the order of asking; on the loop only."""
+    async def take(self, run_id: str, named: NamedGates) -> None:
+        """Wait for a place for a try of a run, in the order of asking; on the loop only.
+
+        Raises `NeverFree` if it would wait for ever.
+        """
         if self._running < self.count:
             self._running += 1
             return
-        granted = asyncio.get_running_loop().create_future()
-        self._waiting.append(granted)
+        asking = _Asking(run_id, asyncio.get_running_loop().create_future())
+        self._waiting.append(asking)
+        if any(gate._runs[run_id] for gate in _limits(named)):  # else nobody waits for this run
+            self._refuse_deadlock(named, [asking])
         try:
-            await granted
+            await asking.granted
         except asyncio.CancelledError:
-            if granted.cancelled():
-                self._waiting.remove(granted)
+            if asking.granted.cancelled():
+                self._waiting.remove(asking)
             else:
                 self.release()  # it was granted in the same turn of the loop
             raise
@@ -122,7 +161,47 @@ class NamedLimit(Gate):
     def _hand_over(self) -> None:
         """Give free places to the tries that have waited longest."""
         while self._waiting and self._running < self.count:
-            granted = self._waiting.popleft()
+            _, granted = self._waiting.popleft()
             if not granted.done():
                 self._running += 1
                 granted.set_result(None)
+
+    # ------------------------------------------------------------ deadlock
+
+    def _refuse_deadlock(self, named: NamedGates, tries: Iterable[_Asking]) -> None:
+        """Refuse those of these tries that would wait for ever."""
+        for asking in tries:
+            stuck = _stuck(named)
+            if asking.run_id in stuck and not self._is_freed_by_others(stuck):
+                holder = next(run_id for run_id in self._runs if run_id in stuck)
+                awaited = next(iter(stuck[holder]))
+                self._waiting.remove(asking)
+                asking.granted.set_exception(NeverFree(self, holder, awaited))
+
+    def _is_freed_by_others(self, stuck: Container[str]) -> bool:
+        """Whether a place becomes free though these runs never end; the tries inside do."""
+        kept = sum(count for run_id, count in self._runs.items() if run_id in stuck)
+        return kept < self.count
+
+
+def _limits(named: NamedGates) -> Iterator[NamedLimit]:
+    return (gate for gate in named.values() if isinstance(gate, NamedLimit))
+
+
+def _stuck(named: NamedGates) -> Mapping[str, Sequence[NamedLimit]]:
+    """Return the runs that never end as things are, with the limits that their tries wait for."""
+    waits: dict[str, list[NamedLimit]] = defaultdict(list)
+    for gate in _limits(named):
+        for asking in gate._waiting:
+            if not asking.granted.done():
+                waits[asking.run_id].append(gate)
+    while True:
+        able = [
+            run_id
+            for run_id, limits in waits.items()
+            if all(each._is_freed_by_others(waits) for each in limits)
+        ]
+        if not able:
+            return waits
+        for run_id in able:
+            del waits[run_id]

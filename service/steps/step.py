@@ -30,7 +30,7 @@ from turnout.service.domain.errors import (
 )
 from turnout.service.domain.run import Fail, RunError
 from turnout.service.domain.task import NO_FALLBACK, Task
-from turnout.service.flowcontrol.named_limit import NamedLimit
+from turnout.service.flowcontrol.named_limit import NamedLimit, NeverFree
 from turnout.service.journal.records import RecordedArguments, StepRecord
 
 from . import codec, failures
@@ -189,13 +189,24 @@ class StepCall:
             "flow (concurrency=); leave it out of one of them"
         )
 
-    async def take_place(self) -> None:
-        """Wait for a place at the task's limit, if it has one."""
-        rule = self.task.limit
-        if rule is not None and rule.name is not None:
-            gate = NamedLimit.for_task(rule.name, rule.count, self.services.named)
-            await gate.take()
-            self.place = gate
+    async def take_place(self) -> Fail | None:
+        """Wait for a place at the task's limit, if it has one; returns why that would never end."""
+        rule, named = self.task.limit, self.services.named
+        if rule is None or rule.name is None:
+            return None
+        gate = NamedLimit.for_task(rule.name, rule.count, named)
+        try:
+            await gate.take(self.context.claimed.claim.run_id, named)
+        except NeverFree as deadlock:
+            awaited = deadlock.awaited.words
+            return Fail(
+                f"{self} would wait for ever: run {deadlock.holder} has a place of {gate.words} "
+                f"until it ends, and waits for one of {awaited}, which this run has until it ends; "
+                f"let a flow take both at once, concurrency=[{awaited}, {gate.words}], and its "
+                "tasks none"
+            )
+        self.place = gate
+        return None
 
     def leave_place(self) -> None:
         """Give the place back; on the loop only."""
@@ -320,15 +331,15 @@ async def run(call: StepCall) -> Any:
 async def perform(call: StepCall) -> Any:
     """Run a step by its task's policy and record the outcome."""
     task, pools = call.task, call.services.pools
-    if (refused := call.refusal()) is not None:
-        call.begin()
-        return await give_up(call, refused)
-    if call.context.durable_marks:
+    refused = call.refusal()
+    if refused is None and call.context.durable_marks:
         await write_marks(call.context)
     while True:
-        if call.not_before is not None or task.limit is not None:
-            await until_its_turn(call)
+        if refused is None and (call.not_before is not None or task.limit is not None):
+            refused = await until_its_turn(call)
         call.begin()
+        if refused is not None:
+            return await give_up(call, refused)
         step_scope = inside(call.scope, call.key)
         outer = current_scope.set(step_scope)
         pools.steps += 1
@@ -362,11 +373,14 @@ async def perform(call: StepCall) -> Any:
         await store(call.context, call.failed(failure, again_in=delay))
 
 
-async def until_its_turn(call: StepCall) -> None:
-    """Wait until the next try may start: its backoff is over, and its limit has a place."""
+async def until_its_turn(call: StepCall) -> Fail | None:
+    """Wait until the next try may start: its backoff is over, and its limit has a place.
+
+    Returns why it may never start.
+    """
     if call.not_before is not None:
         await back_off(call)
-    await call.take_place()
+    return await call.take_place()
 
 
 async def give_up(call: StepCall, failure: Exception) -> Any:

@@ -65,7 +65,7 @@ async def test_a_run_that_comes_as_a_slot_is_free_does_not_take_the_turn_of_an_u
     tmp_path: Path,
 ) -> None:
     started: list[str] = []
-    go = asyncio.Event()
+    began, go = asyncio.Event(), asyncio.Event()
 
     @flow(priority="high", when=lambda event: event.data == "urgent")
     async def urgent() -> None:
@@ -74,15 +74,15 @@ async def test_a_run_that_comes_as_a_slot_is_free_does_not_take_the_turn_of_an_u
     @flow(priority="low", when=lambda event: event.data == "bulk")
     async def bulk() -> None:
         started.append("bulk")
+        began.set()
         await go.wait()
 
     async with running(tmp_path, [urgent, bulk], concurrency=1) as service:
         await service.send("bulk")
-        while not started:
-            await asyncio.sleep(0.01)
+        await began.wait()
         await service.send("urgent")
         go.set()
-        while not service.process.dispatcher.free_slots:  # the urgent one is about to be claimed
+        while not service.process.dispatcher.free_slots:  # noqa: ASYNC110  for a turn of the loop
             await asyncio.sleep(0)
         await service.send("bulk")
         await service.all_finished()

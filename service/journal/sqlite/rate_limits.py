@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import apsw
 import orjson
@@ -70,7 +71,8 @@ def _close_up(connection: apsw.Connection, log: tuple[str, str, str], gone: Coun
     passed: list[tuple[int, int]] = []
     newer = 0  # how many of these come after the first that is deleted
     first, left = None, gone.total()
-    for n, at, until in connection.execute(_SQL["newest_first"], log).fetchall():
+    rows: list[Any] = connection.execute(_SQL["newest_first"], log).fetchall()
+    for n, at, until in rows:
         if not left:
             break
         if gone[at]:
