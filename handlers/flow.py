@@ -147,6 +147,7 @@ def flow(
     retry: RetryPolicy | int | None = ...,
     timeout: str | timedelta | None = ...,
     start_timeout: str | timedelta | None = ...,
+    shadow: bool = ...,
     pool: Pool = ...,
     on_dead: Literal["continue", "block"] = ...,
     on_failure: Callable[..., Any] | None = ...,
@@ -176,6 +177,7 @@ def flow(
     retry: RetryPolicy | int | None = None,
     timeout: str | timedelta | None = None,
     start_timeout: str | timedelta | None = None,
+    shadow: bool = False,
     pool: Pool = "thread",
     on_dead: Literal["continue", "block"] = "continue",
     on_failure: Callable[..., Any] | None = None,
@@ -221,6 +223,9 @@ def flow(
       by default. The run gives its slot back meanwhile. Retries of tasks come on top: they multiply
     * `timeout`: how long one attempt may take, such as `"5m"`; no bound by default
     * `start_timeout`: how long a run may wait for its first start; then it ends as `skipped`
+    * `shadow`: true: no event starts a run; each one that would have leaves a decision with the
+      reason `shadow`, and what would have happened. A flow that calls it gets `Refused`. Runs that
+      were there before go on
     * `pool`: where a `def` flow runs: `"thread"` or `"process"`
     * `on_dead`: what a failed run means for its ordering key: `"continue"`, or `"block"`, which
       stops the key until somebody acts
@@ -272,6 +277,7 @@ def flow(
                 retry=retry_policy(retry),
                 timeout=parse_timeout(timeout),
                 start_timeout=parse_start_timeout(start_timeout),
+                shadow=_shadow(shadow),
                 pool=pool,
                 on_dead=_on_dead(on_dead),
                 on_failure=_hook(on_failure),
@@ -291,6 +297,12 @@ def flow(
         return made
 
     return decorate if function is None else decorate(function)
+
+
+def _shadow(shadow: Any) -> bool:
+    if not isinstance(shadow, bool):
+        raise SetupError(f"shadow={shadow!r}: write shadow=True, or leave it out")
+    return shadow
 
 
 def _triggers(on: Trigger | Iterable[Trigger], option: str = "on") -> tuple[Trigger, ...]:

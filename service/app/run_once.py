@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,7 +38,7 @@ async def run_once(settings: Settings, flow_path: Path, flow_name: str, data: by
         raise NotFound(
             f"{flow_path} has no flow {flow_name!r}; it has: {', '.join(project.flows) or 'none'}"
         )
-    flow = project.flows[flow_name]
+    flow = replace(project.flows[flow_name], shadow=False)  # it is asked to run, for once
     metrics = Metrics()
     with TemporaryDirectory(prefix="turnout-run-") as folder:
         _cancel_on_signals(folder)

@@ -39,7 +39,7 @@ def flows(settings: Settings, as_json: bool) -> None:
         ),
         (
             (
-                row["name"], state_of(row, "up"),
+                row["name"], state_of(row, "shadow" if row["shadow"] else "up"),
                 ", ".join(row["triggers"]), row["retries"] or "", row["concurrency"] or "",
                 f"{row['file']}:{row['line']}",
             )

@@ -11,6 +11,7 @@ are the same everywhere:
   and the next free instant
 * `condition`, `file`, `line`: the condition that was false, and where it stands
 * `by`: who decided it, of an operator
+* `would`: what a run would have done that `shadow` has not made: `start`, or `fail` at once
 * `type`, `bytes`, `record`, `path`: the delivery that came again: its type and size, and the record
   or file it came in
 """

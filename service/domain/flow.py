@@ -121,6 +121,7 @@ class Flow(Generic[P, R]):
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: timedelta | None = None
     start_timeout: timedelta | None = None
+    shadow: bool = False
     pool: Pool = "thread"
     on_dead: Literal["continue", "block"] = "continue"
     on_failure: Callable[..., Any] | None = None

@@ -348,8 +348,8 @@ class Refused(Fail):
 
     The child itself is `skipped`; one that its flow's code skips (`raise Skip`) raises nothing.
 
-    * `reason`: that of the decision: `unique`, `skip`, `latest`, `rate_limit`, `start_timeout`, or
-      `dropped` by an operator
+    * `reason`: that of the decision: `unique`, `skip`, `latest`, `rate_limit`, `start_timeout`,
+      `shadow`, or `dropped` by an operator
     * `run`: the id of the run that goes on instead, None if there is none
 
     Raises nothing by itself. It is a `Fail`.

@@ -58,8 +58,11 @@ def route(event: Event, flows: Sequence[AnyFlow], *, after_run_action: bool = Fa
     for flow in flows:
         own = event.own() if is_shared else event
         _ask(flow, event, own, problem, routed, decisions)
-    if not routed.runs and not decisions:
-        decisions.append(_UNMATCHED)
+    if not routed.runs:
+        if not decisions:
+            decisions.append(_UNMATCHED)
+        elif entry.after_run_action and any(made.reason is Reason.SHADOW for made in decisions):
+            entry.after_run_action = False  # what was to be done with it is not done
     return routed
 
 
@@ -108,8 +111,7 @@ def _ask(
     except Exception as error:  # noqa: BLE001  the author's code: a dead letter, replayable after a fix
         run.state = RunState.FAILED
         run.error = _unbound(error) if binds else failed(flow, event, error)
-    routed.entry.runs.append(run)
-    routed.runs.append((run, flow, own, arguments))
+    _add((run, flow, own, arguments), routed, decisions)
 
 
 class _NoId(Exception):
@@ -129,6 +131,24 @@ def _filtered(flow: AnyFlow) -> Decision:
     assert asked is not None  # it has said no
     facts: dict[str, Fact] = {"condition": asked.words, "file": asked.file, "line": asked.line}
     return Decision(flow.name, Reason.FILTERED, f"{asked.words} at {asked.place}", facts)
+
+
+def _add(made: RoutedRun, routed: Routed, decisions: list[Decision]) -> None:
+    """Add a run; of a flow that is a shadow, add what would have become of it."""
+    run, flow, *_ = made
+    if not flow.shadow:
+        routed.entry.runs.append(run)
+        routed.runs.append(made)
+        return
+    words = "a run would have started"
+    facts: dict[str, Fact] = {"rule": "shadow=True", "would": "start"}
+    if run.order_key is not None:
+        facts["key"] = run.order_key
+    if run.error is not None:
+        facts["would"] = "fail"
+        words = f"a run would have failed at once: {run.error.type}: {run.error.message}"
+        routed.refusals.pop(run.flow, None)
+    decisions.append(Decision(run.flow, Reason.SHADOW, words, facts))
 
 
 def _unbound(error: Exception) -> RunError:

@@ -11,8 +11,9 @@ from functools import partial
 
 from turnout.service.dispatch.deadlock import WaitGraph
 from turnout.service.dispatch.dispatcher import Dispatcher
+from turnout.service.domain.decisions import Reason
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Fail, Run, RunState
+from turnout.service.domain.run import Fail, Refused, Run, RunState
 from turnout.service.flowcontrol.keys import keys_of, with_order
 from turnout.service.flowcontrol.priority import class_of
 from turnout.service.governance.links import Links
@@ -69,6 +70,8 @@ class ServiceHost:
                 f"flow {flow!r} is not served here: import it in a flow file that is, so that its "
                 "runs can start"
             )
+        if child.shadow:
+            raise Refused(Reason.SHADOW, None)
         asked = event.own() if child.asks else event
         order_key, priority = child.order_key(asked), class_of(child, asked)
         run = NewRun(

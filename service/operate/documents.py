@@ -235,6 +235,7 @@ def flow_of(flow: AnyFlow, *, pauses: Mapping[str, StoredPause] = NOTHING) -> di
         "ordered": flow.ordered_by is not None,
         "retries": flow.retry.count,
         "timeout": None if flow.timeout is None else format_duration(flow.timeout),
+        "shadow": flow.shadow,
         "pool": "loop" if flow.is_async else flow.pool,
         "code_version": flow.code_version,
         "paused_at": None if pause is None else instant(pause.since),

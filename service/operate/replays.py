@@ -53,7 +53,8 @@ async def replay(parts: Parts, verb: Replay) -> list[str]:
         _refuse_not_undone(runs)
     flows: dict[str, Run | None] = {run.flow: run for run in runs}
     for flow in parts.project().started_by(stored.event):
-        flows.setdefault(flow.name, None)
+        if not flow.shadow:
+            flows.setdefault(flow.name, None)
     if not flows:
         raise Refused(f"event {verb.event_id!r} starts no flow")
     return await _replay(parts, stored, flows, force=verb.force)
@@ -92,6 +93,8 @@ def _new_run(parts: Parts, stored: StoredEvent, name: str, last: Run | None) -> 
         run.order_key, run.keys = last.order_key, last.keys
     flow = parts.project().flows.get(name)
     if flow is not None:
+        if flow.shadow:
+            raise Refused(f"flow {name!r} is a shadow (shadow=True): it starts no run")
         run.code_version = flow.code_version
         run.conditions = None if flow.conditions is None else flow.conditions.of_replay()
         try:

@@ -181,10 +181,10 @@ class ChildRun(Wait[Any]):
         return await self._start(None)
 
     async def join(self, known: StepRecord | None, race: str) -> Joining:
-        """Start the child, for the step `race`; one that finds no place has failed."""
+        """Start the child, for the step `race`; one that is refused has failed."""
         try:
             return Joining(await self._start(race), is_stored=True)
-        except TooManyRuns:
+        except (TooManyRuns, Refused):
             assert self.call.done is not None  # it is recorded
             return Joining(self.call.done, is_stored=True)
 
@@ -192,7 +192,7 @@ class ChildRun(Wait[Any]):
         self._was_started = True
         try:
             return await _start(self.call, self._flow, race)
-        except TooManyRuns as error:
+        except (TooManyRuns, Refused) as error:
             self.call.begin()
             self.call.done = await store(self.call.context, self.call.failed(error))
             raise self.call.delivered() from None

@@ -91,8 +91,13 @@ class Entry:
 
     @property
     def is_idle(self) -> bool:
-        """Whether the event starts nothing, and no run can wait for it or be cancelled by it."""
-        return not self.runs and self.awaited is None and not self.cancels
+        """Whether it starts nothing, nor would, and no run can await it or be cancelled by it."""
+        return (
+            not self.runs
+            and self.awaited is None
+            and not self.cancels
+            and all(made.reason is not Reason.SHADOW for made in self.decisions)
+        )
 
 
 @dataclass(slots=True, kw_only=True)
