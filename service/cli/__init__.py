@@ -36,6 +36,7 @@ from . import (
     events,
     explain,
     flows,
+    graph,
     help,
     limits,
     logs,
@@ -116,8 +117,8 @@ for _command in (
     runs.runs, show.show, why.why, events.events, flows.flows, triggers.triggers,
     runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
     pauses.pause, pauses.resume, limits.limits, cache.cache, triggers.fire, events.emit,
-    triggers.trigger, upcoming.next_, upcoming.approvals, logs.logs, help.help_, explain.explain,
-    new.new,
+    triggers.trigger, upcoming.next_, upcoming.approvals, logs.logs, graph.graph, help.help_,
+    explain.explain, new.new,
 ):  # fmt: skip
     cli.add_command(_command)
 

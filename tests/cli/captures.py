@@ -30,6 +30,8 @@ COMMANDS: dict[str, Sequence[str]] = {
     "dead": ["dead"],
     "triggers": ["triggers"],
     "approvals": ["approvals"],
+    "graph": ["graph", run_id(22)[-8:]],
+    "graph-mermaid": ["graph", run_id(22)[-8:], "--mermaid"],
     "show-failed": ["show", run_id(21)[-8:]],
     "show-undo-failed": ["show", run_id(25)[-8:]],
     "show-waiting": ["show", run_id(4)[-8:]],

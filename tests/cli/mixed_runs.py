@@ -142,7 +142,7 @@ async def _play(
 ) -> None:
     """Run one attempt, as a service would have."""
     ended = began + timedelta(milliseconds=350 * (number + 1) ** 2)
-    for record in _steps(kind, began):
+    for record in _steps(kind, began) if number != 22 else _branched(began):
         await journal.record_step(claimed.claim, record)
     if kind == 4:
         asked = b'{"approval": "the budget of %d", "until": "2026-03-16T08:00:00+00:00"}' % number
@@ -153,6 +153,32 @@ async def _play(
         topic = approval_topic(claimed.claim.run_id, "approval#1")
         await journal.record_with(claimed.claim, question, opening=Opening(topic=topic), now=began)
     await journal.record(claimed, _outcome(kind, number), started_at=began, now=ended)
+
+
+def _branched(began: datetime) -> Sequence[StepRecord]:
+    """Return the steps of a run with branches that overlap, and with a child."""
+
+    def done(key: str, begin: float, end: float, state: str = "succeeded") -> StepRecord:
+        error = RunError("KeyError", "'street'") if state == "failed" else None
+        child = key.startswith("notify")
+        return StepRecord(
+            key=key, task=key.rpartition("/")[2].partition("#")[0].removesuffix(".map"),
+            state=state,  # type: ignore[arg-type]
+            tries=1, started_at=began + timedelta(seconds=begin), error=error,
+            finished_at=began + timedelta(seconds=end), result=b"1",
+            origin=run_id(1) if child else None,
+        )  # fmt: skip
+
+    return [
+        done("read_file#1", 0, 2),
+        done("gather#1[0]/pick#1", 2, 4),
+        done("gather#1[1]/pick#1", 2, 5),
+        done("gather#1[0]/pack#1", 4, 6.5),
+        done("gather#1[1]/pack#1", 5.2, 7, "failed"),
+        *(done(f"label.map#1[{each}]", 7 + each / 2, 8 + each / 2) for each in range(14)),
+        done("notify#1", 15, 20),
+        done("total#1", 20, 20.5),
+    ]
 
 
 def _steps(kind: int, began: datetime) -> Sequence[StepRecord]:

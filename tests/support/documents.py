@@ -156,6 +156,7 @@ def _by_http(session: Session) -> None:
     for listed in ("runs", "dead", "events", "flows", "triggers"):
         ask(f"GET /api/{listed}")
     event = session.run(failed)["event"]["id"]
+    ask("GET /api/runs/{run_id}/graph", f"/api/runs/{failed}/graph")
     ask("GET /api/events/{event_id}", f"/api/events/{event}?source=/desk")
     ask("GET /api/why/{name}", f"/api/why/{event}")
     ask("GET /api/why/{name}", f"/api/why/{failed}")
@@ -196,6 +197,7 @@ def _by_command(session: Session, flows: Path) -> None:
         command(listed)
     command("dead", "list", named=2)
     command("show", failed)
+    command("graph", failed)
     command("why", event)
     command("why", waiting)
     command("emit", "--type", "asked")

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Query, Response
 
 from turnout.service.operate import documents
+from turnout.service.operate.graph import graph_of
 from turnout.service.operate.waits import waits_of
 
 from .answers import json_answer, next_cursor, page_answer
@@ -36,6 +37,16 @@ async def show_run(service: ServiceOf, run_id: str) -> Response:
     characters, if no other id has them.
     """
     return json_answer(await documents.post_mortem(service.journal, run_id, service.waits_for))
+
+
+@router.get("/runs/{run_id}/graph", tags=["runs"])
+async def show_graph(service: ServiceOf, run_id: str) -> Response:
+    """Return the steps of a run as they ran: `after` which others each began, in which `branch`.
+
+    Steps of which neither is after the other overlapped. `child` is the graph of a child run; 50
+    runs are shown at most.
+    """
+    return json_answer(await graph_of(service.journal, run_id))
 
 
 @router.get("/waits", tags=["runs"])
