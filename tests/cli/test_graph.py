@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,18 @@ async def pick(n: int) -> int:
 
 
 @task
+async def meet(n: int) -> int:
+    """End when the step of the other branch runs too."""
+    BOTH.append(n)
+    while len(BOTH) < 2:
+        await asyncio.sleep(0)
+    return n
+
+
+BOTH: list[int] = []
+
+
+@task
 async def pack(n: int) -> int:
     return n
 
@@ -35,7 +48,7 @@ async def ship(n: int) -> int:
 @flow
 async def order() -> None:
     async def branch(n: int) -> None:
-        await pick(n)
+        await meet(n)
         await pack(n)
 
     await pick(0)
@@ -50,9 +63,9 @@ async def test_it_has_branches_the_order_and_the_child(tmp_path: Path) -> None:
         document = await graph_of(service.process.journal, run.id)
     steps = {step["key"]: step for step in document["steps"]}
     assert (next(iter(steps)), list(steps)[-1]) == ("pick#1", "ship#1")
-    assert steps["gather#1[0]/pick#1"]["branch"] == "gather#1[0]"
+    assert steps["gather#1[0]/meet#1"]["branch"] == "gather#1[0]"
     for branch in ("gather#1[0]", "gather#1[1]"):
-        assert steps[f"{branch}/pick#1"]["after"] == ["pick#1"]
+        assert steps[f"{branch}/meet#1"]["after"] == ["pick#1"]
     child = steps["ship#1"]["child"]
     assert (child["flow"], child["state"]) == ("ship", "succeeded")
     assert [step["key"] for step in child["steps"]] == ["pick#1"]
