@@ -56,7 +56,7 @@ SHARES = {
 TOLD_AGAIN = ("few",)
 """Routes with ids of the sender's own: what was not answered is sent again."""
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(7200)
 
 # ---------------------------------------------------------------- what is broken on purpose
 
@@ -314,7 +314,7 @@ class Battery:
     def round(self, sender: Sender) -> None:
         """Start, live until some more events are accepted, and a little longer, be killed."""
         self.program.start()
-        self.program.ready()
+        self.program.ready(60)
         if self.dice.random() < 0.5:
             self.ledger.with_name("crm-is-down").touch()
         else:
@@ -341,7 +341,7 @@ class Battery:
         """Run until all is quiet, stop, and return all there is to know."""
         self.ledger.with_name("crm-is-down").unlink(missing_ok=True)
         self.program.start()
-        self.program.ready()
+        self.program.ready(60)
         self.program.quiet(timeout)
         assert self.program.stop() == 0
         self.look()
