@@ -18,7 +18,11 @@ from tests.support.program import Program, turnout, until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 FLOWS = """
-from turnout import flow, rate_limit, throttle, unique, webhook
+from pathlib import Path
+
+from turnout import Retry, dependency, flow, rate_limit, throttle, unique, webhook
+
+CRM_IS_DOWN = Path(__file__).with_name("crm-is-down")
 
 @flow(on=webhook("/paused"))
 async def paused(data: dict) -> int:
@@ -38,6 +42,12 @@ async def limited(data: dict) -> int:
 
 @flow(on=webhook("/once"), unique=unique(lambda event: event.data["work"], until="2h"))
 async def once(data: dict) -> int:
+    return 1
+
+@flow(on=webhook("/needs"), needs=dependency("crm", probe="10m"))
+async def needs(data: dict) -> int:
+    if CRM_IS_DOWN.exists():
+        raise Retry("down", after="10m", pause="crm")
     return 1
 """
 
@@ -119,3 +129,54 @@ def test_a_day_ahead(program: Program, clock: InjectedClock) -> None:
     assert post(program, "once", work=1) != runs["once"]
     operate(program, "resume", "fresh")
     becomes(program, runs["fresh"], "skipped")
+
+
+def open_breaker(program: Program) -> str:
+    """Start the service and open a breaker for ten minutes; return a run that waits for it."""
+    down = program.flows.with_name("crm-is-down")
+    down.touch()
+    program.start().ready()
+    becomes(program, post(program, "needs"), "retrying")
+    down.unlink()
+    waiting = post(program, "needs")
+    assert "crm" in waits_for(program, waiting)
+    return waiting
+
+
+def waits_for(program: Program, run: str) -> str:
+    return str(program.api(f"/runs/{run}")["waits_for"])
+
+
+def test_an_open_breaker_is_tried_again_in_time_when_the_clock_was_set_back(
+    program: Program, clock: InjectedClock
+) -> None:
+    waiting = open_breaker(program)
+    set_over_a_restart(program, clock, "-1h")
+    assert "crm" in waits_for(program, waiting), "ten minutes are not over"
+    clock.set("-49m")  # eleven minutes later
+    becomes(program, waiting, "succeeded")
+    becomes(program, post(program, "needs"), "succeeded")
+
+
+@pytest.mark.parametrize("over_a_restart", [True, False])
+def test_an_open_breaker_is_tried_at_once_when_the_clock_was_set_ahead(
+    program: Program, clock: InjectedClock, over_a_restart: bool
+) -> None:
+    waiting = open_breaker(program)
+    if over_a_restart:
+        set_over_a_restart(program, clock, "+1d")
+    else:
+        clock.set("+11m")
+    becomes(program, waiting, "succeeded")
+    assert program.metrics("turnout_breaker_state") == {'dependency="crm"': 0.0}
+
+
+def test_a_clock_that_goes_back_under_an_open_breaker_keeps_it_open_and_no_longer(
+    program: Program, clock: InjectedClock
+) -> None:
+    waiting = open_breaker(program)
+    clock.set("-1h")
+    program.said("clock.stepped", 15)
+    assert "crm" in waits_for(program, waiting)
+    clock.set("+11m")  # from when it was opened
+    becomes(program, waiting, "succeeded")
