@@ -17,6 +17,8 @@ from turnout.service.domain.flow import Flow, Pool
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.trigger import Trigger
 from turnout.service.domain.units import parse_timeout
+from turnout.service.domain.windows.checks import is_window
+from turnout.service.domain.windows.window import Window
 from turnout.service.flowcontrol.bound import checked_max_queued
 from turnout.service.flowcontrol.cancel_on import CancelOn, Match, checked_cancel_on
 from turnout.service.flowcontrol.dependency import Dependency
@@ -130,7 +132,7 @@ def flow(function: Callable[P, S], /) -> SyncFlow[P, S]: ...
 @overload
 def flow(
     *,
-    on: Trigger | Iterable[Trigger] = ...,
+    on: Trigger | Window | Iterable[Trigger] = ...,
     awaits: Trigger | Iterable[Trigger] = ...,
     when: Callable[[Event], bool] | None = ...,
     concurrency: Limit | int | Sequence[Limit | int] | None = ...,
@@ -160,7 +162,7 @@ def flow(
     function: Callable[..., Any] | None = None,
     /,
     *,
-    on: Trigger | Iterable[Trigger] = (),
+    on: Trigger | Window | Iterable[Trigger] = (),
     awaits: Trigger | Iterable[Trigger] = (),
     when: Callable[[Event], bool] | None = None,
     concurrency: Limit | int | Sequence[Limit | int] | None = None,
@@ -194,7 +196,8 @@ def flow(
     flow's run, a call of the flow is a child run; outside any run it is a plain call.
 
     * `on`: the trigger, or a list of triggers, that start it; without one it is started by hand,
-      over the API, or by another flow
+      over the API, or by another flow. Or a window over triggers, `debounce(webhook("/x"), "5s")`:
+      then several events start one run
     * `awaits`: the trigger, or a list of triggers, it may `wait_for`
     * `when`: a function of the event; a run starts only if it returns true
     * `concurrency`: how many runs may be active at once: a number, `limit(8, per=lambda event: …)`
@@ -265,7 +268,7 @@ def flow(
             made: Flow[..., Any] = kind(
                 function=function,
                 name=checked_name(name or function.__name__),
-                triggers=_triggers(on),
+                **_started_by(on),
                 awaits=_triggers(awaits),
                 when=_asked(when, "when"),
                 concurrency=_concurrency(concurrency),
@@ -305,9 +308,21 @@ def _shadow(shadow: Any) -> bool:
     return shadow
 
 
-def _triggers(on: Trigger | Iterable[Trigger], option: str = "on") -> tuple[Trigger, ...]:
+def _started_by(on: Any) -> dict[str, Any]:
+    """Return the fields of a flow that say what starts it: triggers, or one window over some."""
+    if not is_window(on):
+        return {"triggers": _triggers(on)}
+    return {"window": on, "triggers": on.triggers}
+
+
+def _triggers(on: Any, option: str = "on") -> tuple[Trigger, ...]:
     listed = (on,) if isinstance(on, str) or not isinstance(on, Iterable) else tuple(on)
     for each in listed:
+        if is_window(each):
+            raise SetupError(
+                f"{option}={each.kind}(…): a window is the only thing in on=; give the others a "
+                "flow of their own"
+            )
         if not (hasattr(each, "name") and hasattr(each, "check")):
             raise SetupError(
                 f"{option}={each!r} is not a trigger; write {option}=webhook(…), files(…), "

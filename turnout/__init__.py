@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from turnout.service.domain.run import Retry as Retry
     from turnout.service.domain.run import RunError as RunError
     from turnout.service.domain.run import Skip as Skip
+    from turnout.service.domain.windows.batch import batch as batch
+    from turnout.service.domain.windows.debounce import debounce as debounce
     from turnout.service.flowcontrol.dependency import dependency as dependency
     from turnout.service.flowcontrol.limit import limit as limit
     from turnout.service.flowcontrol.rate_limit import rate_limit as rate_limit
@@ -61,6 +63,8 @@ _ROOMS = {
     "by_input": "service.steps.cache",
     "current": "service.steps.context",
     "Event": "service.domain.event",
+    "batch": "service.domain.windows.batch",
+    "debounce": "service.domain.windows.debounce",
     "dependency": "service.flowcontrol.dependency",
     "limit": "service.flowcontrol.limit",
     "unique": "service.flowcontrol.unique",

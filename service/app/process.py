@@ -37,6 +37,7 @@ from turnout.service.intake.pauses import Pauses
 from turnout.service.intake.run_host import ServiceHost
 from turnout.service.intake.submit import Submit
 from turnout.service.intake.supervisor import Supervisor
+from turnout.service.intake.windows import WindowDeadlines
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import ClaimedRun
 from turnout.service.operate.operator import Operator
@@ -129,7 +130,10 @@ class Process:
             journal, self.dispatcher, metrics, project=lambda: self.project, now=now
         )
         self.waiters = Waiters(journal, settings.max_waiters)
-        submit = Submit(self.dispatcher, metrics, now=now)
+        self.windows = WindowDeadlines(
+            journal, self.dispatcher, tasks, project=lambda: self.project, now=now
+        )
+        submit = Submit(self.dispatcher, self.windows, metrics, now=now)
         executor.set_host(
             ServiceHost(
                 journal,
@@ -214,14 +218,25 @@ class Process:
         self.waiters.finished(run.claim.run_id, outcome)
         if state.has_waits:
             await cancel_children(self.operator, run.claim.run_seq, run.claim.run_id)
+        if run.members is not None:
+            await self._members_ended()
+            return
         emitter = self.emitters.get(run.event.trigger)
         if emitter is not None and emitter.acts_after_runs:
             await self.after_run_actions.event_ended(run.event_seq)
+
+    async def _members_ended(self) -> None:
+        """Carry out what is due after the events of a window, whose number may be large."""
+        if any(emitter.acts_after_runs for emitter in self.emitters.values()):
+            await self.after_run_actions.sweep()
 
     def _run_ended_early(self, run: Run) -> None:
         """Tell those who wait for a run that a rule has ended while it was not running."""
         self._ended(run.flow, run.state).inc()
         self.waiters.finished(run.id, Outcome(state=run.state, reason=run.reason))
+        if run.events > 1:
+            self._tasks.create_task(self._members_ended())
+            return
         emitter = self.emitters.get(run.trigger)
         if emitter is not None and emitter.acts_after_runs:
             self._tasks.create_task(self._act_after(run))
@@ -268,6 +283,7 @@ class Process:
         ready = asyncio.Event()
         self._tasks.create_task(self.dispatcher.run(ready.set))
         await ready.wait()
+        self.windows.recheck()
 
     def apply(self, project: Project) -> None:
         """Serve a project; triggers that it changes or adds get new emitters."""
@@ -353,6 +369,7 @@ class Process:
     def clock_set(self) -> None:
         """Look again at what waits for an instant: the clock was set."""
         self.dispatcher.clock_set()
+        self.windows.recheck()
         self.pauses.recheck()
         self.overrides.recheck()
 
@@ -363,6 +380,7 @@ class Process:
         the last run, which may take all of `grace`.
         """
         self.stopping = True
+        self.windows.close()
         stuck = await self.dispatcher.stop(self.settings.grace)
         await self.supervisor.stop()
         for emitter in self.emitters.values():

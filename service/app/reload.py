@@ -64,6 +64,7 @@ async def reload_project(process: Process, project: Project) -> None:
     await _take_over(process, project)
     process.pauses.hold(())
     await process.pauses.refresh()
+    process.windows.recheck()  # of flows that come back, or have another name now
     for name in set(process.emitters) - known:
         process.supervisor.start(process.emitters[name])
 

@@ -27,7 +27,16 @@ from turnout.service.flowcontrol.named_limit import NamedLimit
 from turnout.service.flowcontrol.overrides import limit_name, limits_of, with_overrides
 from turnout.service.flowcontrol.use import Use
 from turnout.service.journal.contract import Work
-from turnout.service.journal.records import Appended, Claim, ClaimedRun, NewRun, Queued, Retried
+from turnout.service.journal.records import (
+    Appended,
+    Claim,
+    ClaimedRun,
+    ClosedWindows,
+    NewRun,
+    Queued,
+    Retried,
+    RunMembers,
+)
 from turnout.service.project import AnyFlow
 from turnout.service.telemetry.metrics import Metrics
 
@@ -189,12 +198,14 @@ class Dispatcher:
         stored: Appended,
         arguments: Mapping[str, Any] | None,
         now: datetime,
+        members: RunMembers | None = None,
     ) -> None:
         """Start a run inserted as running, or enqueue one inserted as queued."""
         if run.state is RunState.RUNNING:
             self._scheduler.queue(run.flow).end_starting()
             self._scheduler.progressed.set()
-            self._start(run, _first_claimed(run, event, stored, arguments, now))
+            claimed = _first_claimed(run, event, stored, arguments, now)
+            self._start(run, claimed if members is None else claimed._replace(members=members))
         elif run.state is RunState.QUEUED:
             queue = self._scheduler.queue(run.flow)
             in_memory = queue.keeps_new(run) and len(event.body) <= MAX_BODY_BYTES_IN_MEMORY
@@ -215,6 +226,11 @@ class Dispatcher:
                     ),
                 ),
             )
+
+    def fired(self, run: Queued) -> None:
+        """Take a run that was written as queued when its window fired."""
+        if self._scheduler.find(run.flow) is not None:  # else it waits in the journal
+            self._scheduler.arrived(run, run)
 
     def waits_for(self, run: Run) -> Waiting | None:
         """Return what keeps a run from starting; None if it could not start now anyway."""
@@ -300,7 +316,7 @@ class Dispatcher:
         elif not stopped:
             self.release_key(run)
 
-    def ended_for(self, ended: Appended | Retried) -> None:
+    def ended_for(self, ended: Appended | Retried | ClosedWindows) -> None:
         """Stop the older runs that new ones have ended on disk; count what was decided."""
         for made in ended.decided:
             self._decisions.labels(made.flow, made.reason).inc()

@@ -123,10 +123,9 @@ class Executor:
 
     async def _call(self, context: RunContext, flow: AnyFlow) -> tuple[bytes | None, bytes | None]:
         run = context.claimed
-        arguments = flow.bind(run.event) if run.arguments is None else run.arguments
-        if run.event.type in FILE_TYPES and flow.binding.hands_path:
-            has_begun = run.attempt > 1 or run.crashes > 0 or bool(run.recorded)
-            await asyncio.to_thread(check_file_unchanged, run.event, has_begun=has_begun)
+        arguments = _bound(flow, run) if run.arguments is None else run.arguments
+        if (run.event.type in FILE_TYPES or run.members is not None) and flow.binding.hands_path:
+            await _check_files(run)
         if flow.binding.resources:
             arguments = {**arguments, **self._injected(flow)}
         try:
@@ -188,6 +187,19 @@ class Executor:
         if delay is not None:
             outcome.state, outcome.due_at = RunState.RETRYING, self._now() + delay
         return outcome
+
+
+def _bound(flow: AnyFlow, run: ClaimedRun) -> Mapping[str, Any]:
+    """Return the arguments of a run: of its event, or of the members of its window."""
+    return flow.bind(run.event) if run.members is None else flow.bind_members(run.members.events)
+
+
+async def _check_files(run: ClaimedRun) -> None:
+    """Raise an error if a file of the run is another one than its event told of."""
+    has_begun = run.attempt > 1 or run.crashes > 0 or bool(run.recorded)
+    for event in (run.event,) if run.members is None else run.members.events:
+        if event.type in FILE_TYPES:
+            await asyncio.to_thread(check_file_unchanged, event, has_begun=has_begun)
 
 
 async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:

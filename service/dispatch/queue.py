@@ -188,7 +188,7 @@ class Queue:
         """Forget a run that was not written as queued after all."""
         self._arriving.pop(run.id, None)
 
-    def arrived(self, new: NewRun, run: Queued) -> None:
+    def arrived(self, new: NewRun | Queued, run: Queued) -> None:
         """Add a run that was just written as queued."""
         self._arriving.pop(new.id, None)
         head = self._head_of(run)

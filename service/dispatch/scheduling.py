@@ -188,7 +188,7 @@ class Scheduler:
             self._active[level][queue.flow] = queue
         self.work.set()
 
-    def arrived(self, new: NewRun, run: Queued) -> None:
+    def arrived(self, new: NewRun | Queued, run: Queued) -> None:
         """Add a run just written as queued; it starts as soon as a slot is free."""
         queue = self._queues[new.flow]
         queue.arrived(new, run)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +45,8 @@ class Binding:
     """How an event fills one function's parameters, and what the function says it returns.
 
     `resources` maps parameters to the resources to inject; `arguments` leaves those out.
-    `declared` maps the others to their annotations.
+    `declared` maps the others to their annotations. `members` fill the items of the lists that a
+    flow over a window is called with; called by hand, it takes a list from the data of one event.
     """
 
     fills: tuple[tuple[str, Fill], ...] = ()
@@ -53,18 +54,24 @@ class Binding:
     resources: Mapping[str, Resource[Any]] = field(default_factory=lambda: _NO_RESOURCES)
     returns: Any = UNANNOTATED
     declared: Mapping[str, Any] = field(default_factory=dict)
+    members: tuple[tuple[str, Fill], ...] = ()
 
     @property
     def hands_path(self) -> bool:
         """Whether a parameter is the path of the event's file."""
-        given = [fill for _, fill, *_ in (*self.fills, *self.optional)]
+        given = [fill for _, fill, *_ in (*self.fills, *self.optional, *self.members)]
         return _path in given or _path_or_none in given
 
     @classmethod
-    def of(cls, function: Callable[..., Any], *, file: str, line: int, flow: str) -> Binding:
-        """Read a function's annotations; raises `SetupError` for what no event can fill."""
+    def of(
+        cls, function: Callable[..., Any], *, file: str, line: int, flow: str, many: bool = False
+    ) -> Binding:
+        """Read a function's annotations; raises `SetupError` for what no event can fill.
+
+        With `many` each parameter is a list, one item for each event of a window.
+        """
         try:
-            return _read(function)
+            return _read(function, many=many)
         except SetupError as error:
             raise SetupError(f"flow {flow!r}: {error.message}", file=file, line=line) from None
 
@@ -77,6 +84,14 @@ class Binding:
             if present(event):
                 filled[name] = fill(event)
         return filled
+
+    def of_member(self, event: Event) -> dict[str, Any]:
+        """Return the items that one event fills in; raises `InvalidData` naming the field."""
+        return {name: fill(event) for name, fill in self.members}
+
+    def of_members(self, events: Sequence[Event]) -> dict[str, Any]:
+        """Return the arguments for events, one item of each list for each event."""
+        return {name: [fill(event) for event in events] for name, fill in self.members}
 
     def _called(self, event: Event, exact: bytes) -> dict[str, Any]:
         """Fill the parameters of a flow that a flow called: some as they were given."""
@@ -112,11 +127,12 @@ class _Parameter:
     required: bool
 
 
-def _read(function: Callable[..., Any]) -> Binding:
+def _read(function: Callable[..., Any], *, many: bool) -> Binding:
     signature = inspect.signature(function)
     hints = _hints(function)
     resources: dict[str, Resource[Any]] = {}
     parameters: list[_Parameter] = []
+    members: list[_Parameter] = []
     declared: dict[str, Any] = {}
     for parameter in signature.parameters.values():
         _refuse_shape(parameter)
@@ -135,14 +151,19 @@ def _read(function: Callable[..., Any]) -> Binding:
             resources[parameter.name] = resource
         else:
             declared[parameter.name] = annotation
-            parameters.append(_source(parameter.name, annotation, required))
-    _refuse_rivals(parameters)
+            if many:
+                members.append(_source(parameter.name, _item(parameter.name, annotation), True))
+                parameters.append(_listed(parameter.name, annotation, members[-1], required))
+            else:
+                parameters.append(_source(parameter.name, annotation, required))
+    _refuse_rivals(members or parameters)
     return Binding(
         fills=tuple((each.name, each.fill) for each in parameters if each.required),
         optional=_optional(parameters),
         resources=MappingProxyType(resources) if resources else _NO_RESOURCES,
         returns=hints.get("return", UNANNOTATED),
         declared=declared,
+        members=tuple((each.name, each.fill) for each in members),
     )
 
 
@@ -210,6 +231,36 @@ def _resource_of(annotation: Any) -> Resource[Any] | None:
             f"`Annotated[T, {annotation.name}]`"
         )
     return None
+
+
+# ---------------------------------------------------------------- lists, of the events of a window
+
+
+def _item(name: str, annotation: Any) -> Any:
+    """Return what the items of a list are; raises `SetupError` for what is no list."""
+    if annotation is list:
+        return Any
+    if get_origin(annotation) in (list, Sequence):
+        return get_args(annotation)[0]
+    shown = getattr(annotation, "__name__", str(annotation))
+    raise SetupError(
+        f"parameter `{name}: {shown}`: the flow is called with a list, one item for each event of "
+        f"its window; write `{name}: list[{shown}]`"
+    )
+
+
+def _listed(name: str, annotation: Any, item: _Parameter, required: bool) -> _Parameter:
+    """Return how one event fills a list, when the flow is called by hand or by another flow."""
+    if item.data:
+        return _source(name, annotation, required)
+    return _Parameter(
+        name,
+        annotation,
+        lambda event: [item.fill(event)],
+        body=item.body,
+        data=item.data,
+        required=required or item.required,
+    )
 
 
 # ---------------------------------------------------------------- where an argument comes from

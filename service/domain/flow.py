@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -17,9 +17,12 @@ from . import foreign
 from .binding import Binding
 from .condition import Condition, condition_of
 from .conditions import Conditions
+from .errors import SetupError
 from .event import Event
 from .retry import RetryPolicy
 from .trigger import Trigger
+from .windows.firing import Firing, firing_of
+from .windows.window import Window
 
 _OWN = frozenset({"turnout.handlers.flow", "turnout.service.flowcontrol.mode"})
 
@@ -107,6 +110,7 @@ class Flow(Generic[P, R]):
     function: Callable[P, R]
     name: str
     triggers: tuple[Trigger, ...] = ()
+    window: Window | None = None
     awaits: tuple[Trigger, ...] = ()
     when: Callable[[Event], bool] | None = None
     concurrency: tuple[LimitRule, ...] = ()
@@ -143,7 +147,25 @@ class Flow(Generic[P, R]):
     @cached_property
     def binding(self) -> Binding:
         """How an event fills the function's parameters; raises `SetupError` when it cannot."""
-        return Binding.of(self.function, file=self.file, line=self.line, flow=self.name)
+        many = self.takes_list
+        return Binding.of(self.function, file=self.file, line=self.line, flow=self.name, many=many)
+
+    @cached_property
+    def takes_list(self) -> bool:
+        """Whether a run of its window is called with a list, one item for each member."""
+        return self.window is not None and self.window.settings.gives_list
+
+    @cached_property
+    def member_binding(self) -> Binding:
+        """How the members of a window fill the parameters, each a list; raises `SetupError`."""
+        if self.takes_list:
+            return self.binding
+        return Binding.of(self.function, file=self.file, line=self.line, flow=self.name, many=True)
+
+    @cached_property
+    def firing(self) -> Firing:
+        """What the run of a window is made of besides its members."""
+        return firing_of(self.code_version, self.conditions)
 
     @cached_property
     def is_async(self) -> bool:
@@ -188,7 +210,8 @@ class Flow(Generic[P, R]):
     def asks(self) -> bool:
         """Whether code of the author's is asked about an event before it starts a run."""
         priority = self.priority if callable(self.priority) else None
-        asked = (self.when, self.ordered_by, priority, *(rule.per for rule in self.keyed))
+        per = None if self.window is None else self.window.per
+        asked = (self.when, self.ordered_by, priority, per, *(rule.per for rule in self.keyed))
         # What `ordered_by="key"` stands for is turnout's own, and changes nothing.
         return any(each is not None and each.__module__ not in _OWN for each in asked)
 
@@ -206,3 +229,34 @@ class Flow(Generic[P, R]):
     def bind(self, event: Event) -> Mapping[str, Any]:
         """Return the arguments for `event`; raises `InvalidData` naming the field."""
         return foreign.ask(self.binding.arguments, event)
+
+    def bind_member(self, event: Event) -> Mapping[str, Any]:
+        """Return what one member of a window fills in; raises `InvalidData` naming the field."""
+        if self.takes_list:
+            return foreign.ask(self.binding.of_member, event)
+        return self.bind(event)
+
+    def bind_members(self, events: Sequence[Event]) -> Mapping[str, Any]:
+        """Return the arguments for the members that the run of a window is called with.
+
+        A flow that takes no list gets the last one: its window was another one when it opened.
+        """
+        if self.takes_list or (self.window is None and self._may_take_lists):
+            return foreign.ask(self.member_binding.of_members, events)
+        return self.bind(events[-1])
+
+    @cached_property
+    def _may_take_lists(self) -> bool:
+        """Whether each of its parameters can be a list of what members fill in."""
+        try:
+            return bool(self.member_binding.members)
+        except SetupError:
+            return False
+
+    def window_key(self, event: Event) -> str | None:
+        """Return the key of the window of an event, empty without `per=`; None: it has none."""
+        assert self.window is not None
+        if self.window.per is None:
+            return ""
+        key = foreign.ask(self.window.per, event)
+        return None if key is None else foreign.as_key("per=", key)

@@ -184,7 +184,8 @@ class Run:
 
     `forced` says that an operator has started it past the mode of its flow.
     `undo_failed` are the steps of its undo that failed for good and were not done since. In a
-    list a large `result` is left out; `result_bytes` tells its size.
+    list a large `result` is left out; `result_bytes` tells its size. `events` is how many events
+    it is the run of; of several, those of a window, the fields of an event are the first one's.
     """
 
     seq: int
@@ -214,6 +215,7 @@ class Run:
     undo: Undo | None = None
     undo_failed: tuple[str, ...] = ()
     result_bytes: int | None = None
+    events: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object the CLI prints and the HTTP API answers."""
@@ -229,6 +231,7 @@ class Run:
             "attempts": self.attempts,
             "event_id": self.event_id,
             "event_source": self.event_source,
+            "events": self.events,
             "trigger": self.trigger,
             "tenant": self.tenant,
             "queued_at": instant(self.queued_at),

@@ -29,7 +29,8 @@ class Receipt:
     `event` is the accepted event's id (the first delivery's, for a duplicate) and `runs` the runs
     it started; `ended` is true when the first of them has ended already: it is a dead letter, or a
     rule has refused it. Where `unique` has refused a run, `runs` has the first one. `conflict` is
-    true when the same id came with other content: nothing was stored but the decision. `refusals`
+    true when the same id came with other content: nothing was stored but the decision. `windows`
+    maps a flow to the window that the event has joined; its run may not exist yet. `refusals`
     maps a flow to why it refuses the data; when `stored` is false every flow refused and nothing
     was kept.
     """
@@ -40,6 +41,7 @@ class Receipt:
     duplicate: bool = False
     conflict: bool = False
     stored: bool = True
+    windows: Mapping[str, str] = field(default_factory=dict)
     refusals: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -225,6 +225,7 @@ class TriggerEmitter:
             ended=has_ended,
             duplicate=stored.duplicate,
             conflict=stored.conflict,
+            windows=stored.windows,
             refusals=routed.refusals,
         )
 

@@ -14,11 +14,14 @@ from typing import Any, TypeAlias
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.errors import InvalidData, words_of
 from turnout.service.domain.event import ID_ERROR, MAX_HOPS, Event, mint_id
+from turnout.service.domain.event_types import EMITTERS, matches
 from turnout.service.domain.run import RunError, RunState
+from turnout.service.domain.trigger import StartsOnType
+from turnout.service.domain.windows.window import Window
 from turnout.service.flowcontrol.keys import keys_of, with_order
 from turnout.service.flowcontrol.priority import class_of
 from turnout.service.governance import secrets
-from turnout.service.journal.records import Decision, Entry, NewRun
+from turnout.service.journal.records import Decision, Entry, NewMember, NewRun
 from turnout.service.project import AnyFlow
 
 from .questions import failed
@@ -42,7 +45,8 @@ class Routed:
     @property
     def refused_by_all(self) -> bool:
         """Whether every flow refuses the data, so that the sender can be told instead."""
-        return bool(self.refusals) and len(self.refusals) == len(self.runs)
+        taken = len(self.runs) + len(self.entry.members)
+        return bool(self.refusals) and len(self.refusals) == taken
 
 
 def route(event: Event, flows: Sequence[AnyFlow], *, after_run_action: bool = False) -> Routed:
@@ -58,7 +62,9 @@ def route(event: Event, flows: Sequence[AnyFlow], *, after_run_action: bool = Fa
     for flow in flows:
         own = event.own() if is_shared else event
         _ask(flow, event, own, problem, routed, decisions)
-    if not routed.runs:
+        if flow.window is not None and routed.runs and routed.runs[-1][1] is flow:
+            _offer(flow, flow.window, event, routed)
+    if not routed.runs and not entry.members:
         if not decisions:
             decisions.append(_UNMATCHED)
         elif entry.after_run_action and any(made.reason is Reason.SHADOW for made in decisions):
@@ -91,7 +97,7 @@ def _ask(
         if event.extensions and ID_ERROR in event.extensions:
             raise _NoId(event.extensions[ID_ERROR])
         binds = True
-        arguments = flow.bind(own)
+        arguments = flow.bind(own) if flow.window is None else flow.bind_member(own)
         binds = False
         if flow.ordered_by is not None:
             run.order_key = secrets.refuse_live(flow.order_key(asked), "the ordering key")
@@ -112,6 +118,44 @@ def _ask(
         run.state = RunState.FAILED
         run.error = _unbound(error) if binds else failed(flow, event, error)
     _add((run, flow, own, arguments), routed, decisions)
+
+
+def _offer(flow: AnyFlow, window: Window, event: Event, routed: Routed) -> None:
+    """Offer an event to the window of a flow, in place of the run that it would start."""
+    run, _, _, _ = routed.runs[-1]
+    if run.state is RunState.FAILED:
+        return  # it cannot be read: a dead letter of its own
+    try:
+        asked = event.own() if flow.asks else event
+        key = secrets.refuse_live(flow.window_key(asked), "the key of per=")
+    except Exception as error:  # noqa: BLE001  the author's code, as in `_ask`
+        run.state, run.error = RunState.FAILED, failed(flow, event, error)
+        return
+    routed.runs.pop()
+    routed.entry.runs.pop()
+    timeout = window.on_timeout
+    member = NewMember(
+        flow=flow.name,
+        settings=window.settings,
+        part=_part(window, event),
+        key=key,
+        firing=flow.firing,
+        on_timeout=None if timeout is None else timeout.firing,
+        order_key=run.order_key,
+        keys=run.keys,
+        priority=run.priority,
+    )
+    routed.entry.members = (*routed.entry.members, member)
+
+
+def _part(window: Window, event: Event) -> str:
+    """Return the name of the trigger of a window by which an event has come."""
+    if event.trigger not in EMITTERS:
+        return event.trigger
+    for trigger in window.triggers:
+        if isinstance(trigger, StartsOnType) and matches(trigger.event_type, event.type):
+            return trigger.name
+    return window.triggers[0].name  # one that was made by hand
 
 
 class _NoId(Exception):

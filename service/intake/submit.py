@@ -24,6 +24,7 @@ from turnout.service.telemetry.metrics import Metrics
 
 from .questions import FILTER_ERROR
 from .router import Routed
+from .windows import WindowDeadlines
 
 log = get_logger("turnout")
 
@@ -45,9 +46,15 @@ class Submit:
     """Submits routed events to the journal and to the dispatcher."""
 
     def __init__(
-        self, dispatcher: Dispatcher, metrics: Metrics, *, now: Callable[[], datetime]
+        self,
+        dispatcher: Dispatcher,
+        windows: WindowDeadlines,
+        metrics: Metrics,
+        *,
+        now: Callable[[], datetime],
     ) -> None:
         self._dispatcher = dispatcher
+        self._windows = windows
         self._decisions = metrics.decisions
         self._filter_errors = metrics.filter_errors
         self._runs_ended = metrics.runs_ended
@@ -126,6 +133,14 @@ class Submit:
             self.count(one.entry.decisions)
         if stored.decided or stored.cancelled:
             self._dispatcher.ended_for(stored)
+        if one.entry.members:
+            self._joined(one, stored, now)
+
+    def _joined(self, one: Routed, stored: Appended, now: datetime) -> None:
+        """Take note of a deadline, and start or queue the runs of windows that have fired."""
+        if stored.deadline is not None:
+            self._windows.joined(stored.deadline)
+        self._windows.fired(stored.fired)
 
     def _was_delivered_before(self, one: Routed, stored: Appended) -> None:
         self._take_back((one,))

@@ -26,6 +26,7 @@ from turnout.service.domain.clock import WallClock
 from turnout.service.domain.errors import ClaimLost
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import FINISHED, RunError, RunState, Undo
+from turnout.service.domain.trigger import Receipt
 from turnout.service.domain.units import parse_duration
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Journal
@@ -156,8 +157,11 @@ class Service:
         With `crash_at=n` the process dies when the n-th step has done its work and is not recorded
         yet, the worst moment there is; a new one goes on. It fails if there is no n-th step.
         """
-        (result,) = await self.emit(hand_event(json, at=self.clock.now()), flow, crash_at=crash_at)
-        return result
+        event = hand_event(json, at=self.clock.now())
+        results = await self.emit(event, flow, crash_at=crash_at)
+        if not results:
+            raise AssertionError(f"flow {flow.name!r} waits for its window: use emit and advance")
+        return results[0]
 
     async def emit(
         self, event: Event, flow: AnyFlow | None = None, *, crash_at: int | None = None
@@ -169,14 +173,23 @@ class Service:
         self._death.after, self._died = crash_at or 0, False
         name = event.trigger if flow is None else _HAND
         receipt = (await self._emitter(name, flow)([event]))[0]
-        if flow is not None and not receipt.runs:
+        if flow is not None and not (receipt.runs or receipt.windows):
             raise AssertionError(f"flow {flow.name!r} did not start: {receipt}")
         self._started_runs.update(receipt.runs)
-        results = [await self.ended(run_id) for run_id in receipt.runs]
+        results = [await self.ended(run_id) for run_id in await self._begun(receipt)]
         await self._quiet()
         if crash_at is not None and not self._died:
             raise AssertionError(f"there was no step {crash_at} to crash at: {results}")
         return results
+
+    async def _begun(self, receipt: Receipt) -> list[str]:
+        """Return the runs of a receipt but those that wait for a window: `advance` fires it."""
+        runs = [await self.journal.run(run_id) for run_id in receipt.runs]
+        return [
+            run.id
+            for run in runs
+            if run is not None and not (run.state is RunState.SCHEDULED and receipt.windows)
+        ]
 
     async def answer(
         self,
@@ -302,7 +315,12 @@ class Service:
         waits = bool(due or self._queued())
         may_start = not (dispatcher.running or waits_for_instant or dispatcher.at_rest)
         stuck = waits and may_start
-        busy = awake or self._awake() or self.process.after_run_actions.at_work
+        busy = (
+            awake
+            or self._awake()
+            or self.process.after_run_actions.at_work
+            or self.process.windows.at_work
+        )
         return not (busy or self._death.struck or stuck) and begun
 
     def _awake(self) -> bool:
@@ -314,14 +332,21 @@ class Service:
             self.clock.next_due(),
             await self.journal.next_due_at(self.clock.now()),
             self.process.dispatcher.next_alarm_at(),
+            self._next_window(),
         ]
         return min((each for each in instants if each is not None), default=None)
+
+    def _next_window(self) -> datetime | None:
+        """Return when the next window is due; one that is held open counts no more."""
+        due = self.process.windows.next_due_at
+        return None if due is None or due <= self.clock.now() else due
 
     async def _set(self, instant: datetime) -> None:
         self.clock.set(instant)
         if (self.clock.now() - self._kept_up_at).total_seconds() >= INTERVAL_SECONDS:
             await self._keep_up()
         self.process.dispatcher.clock_set()
+        self.process.windows.recheck()
 
     async def _keep_up(self) -> None:
         """Run the maintenance that is due by now, which may prune what a test asks for."""

@@ -26,6 +26,7 @@ from .window import (
     Member,
     OpenWindow,
     Step,
+    WhenFull,
     WindowSettings,
 )
 
@@ -80,7 +81,7 @@ def _size(max_bytes: str | int) -> int:
 class BatchRule:
     """Closes a window that is full, by count or by size."""
 
-    is_pattern = False
+    when_full: ClassVar[WhenFull] = "fire"
     due_first = True
 
     def arrive(

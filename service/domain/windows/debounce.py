@@ -17,7 +17,7 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import Trigger
 
 from .checks import duration, key_question, one_trigger
-from .window import Fire, Join, Keep, Kind, Member, OpenWindow, Step, WindowSettings
+from .window import Fire, Join, Keep, Kind, Member, OpenWindow, Step, WhenFull, WindowSettings
 
 _LONGEST_PERIODS = 10
 
@@ -68,7 +68,7 @@ def debounce(
 class DebounceRule:
     """Puts the deadline off at every event."""
 
-    is_pattern = False
+    when_full: ClassVar[WhenFull] = "fire"
     due_first = True
 
     def arrive(

@@ -24,6 +24,8 @@ Kind: TypeAlias = Literal["debounce", "batch", "count", "sequence", "all_of", "a
 Keep: TypeAlias = Literal["last", "all"]
 """Which members the run of a window is called with; all of them are linked to it."""
 
+WhenFull: TypeAlias = Literal["fire", "expire", "ignore"]
+
 MOST_MEMBERS = 10_000
 """A window that has so many members closes before the next one."""
 
@@ -50,6 +52,11 @@ class WindowSettings:
     keep: Keep = "all"
     parts: tuple[str, ...] = ()
     on_timeout: str | None = None
+
+    @property
+    def gives_list(self) -> bool:
+        """Whether the flow is called with a list, one item for each member."""
+        return self.keep == "all" and self.kind != "absent"
 
     def to_json(self) -> str:
         """Return the settings as text, of which `from_json` makes them again."""
@@ -196,15 +203,16 @@ Step: TypeAlias = Join | Open | Postpone | Release | Fire | Expire | Ignore | Cl
 class Rule(Protocol):
     """The rule of a kind of window; deterministic and without effect.
 
-    `is_pattern`: it must come true. Such a window expires where another one fires: when it is full,
-    or when its flow declares another kind. An event without a key joins no pattern, and starts a
-    run of its own at once in windows of other kinds.
+    `when_full` says what happens when a window is full (`MOST_MEMBERS`, `MOST_BYTES`) and another
+    event arrives: the window fires or expires, and the event is asked about again; or the event is
+    ignored. Where a full window would fire, an event without a key runs alone at once; it joins no
+    window of another kind. A window whose flow declares another kind by now ends in the same way.
 
     `due_first`: where a deadline has passed when an event arrives, `due` is asked before `arrive`.
     """
 
     @property
-    def is_pattern(self) -> bool: ...  # noqa: D102
+    def when_full(self) -> WhenFull: ...  # noqa: D102
     @property
     def due_first(self) -> bool: ...  # noqa: D102
 

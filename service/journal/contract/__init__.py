@@ -17,6 +17,7 @@ from .operations import Operations
 from .reads import Reads, RunReads
 from .steps import Steps
 from .upkeep import Clearing, Upkeep
+from .windows import WindowReads, Windows
 from .work import Work
 from .writing import Lifecycle, Writable
 
@@ -31,10 +32,12 @@ __all__ = [
     "RunReads",
     "Steps",
     "Upkeep",
+    "WindowReads",
+    "Windows",
     "Work",
     "Writable",
 ]
 
 
-class Journal(Intake, Work, Steps, Operations, Upkeep, Protocol):
+class Journal(Intake, Work, Windows, Steps, Operations, Upkeep, Protocol):
     """The one writer of a data folder."""

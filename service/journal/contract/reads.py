@@ -29,6 +29,8 @@ from turnout.service.journal.records import (
     Wait,
 )
 
+from .windows import WindowReads
+
 
 class RunReads(Protocol):
     """What steps and attempts read of runs."""
@@ -83,7 +85,7 @@ class RunReads(Protocol):
         """Return a large result; raises `JournalError` when it is gone or damaged."""
 
 
-class Reads(RunReads, Protocol):
+class Reads(RunReads, WindowReads, Protocol):
     """What people see of events and runs."""
 
     async def runs(self, which: Filter) -> list[Run]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from turnout.service.domain.conditions import UNIQUE_PLACE
 from turnout.service.domain.event import CALLED, Event
@@ -14,6 +14,9 @@ from turnout.service.domain.waiting import Cause
 
 from .entries import NOTHING
 from .steps import StepRecord
+
+if TYPE_CHECKING:
+    from .windows import RunMembers
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class ClaimedRun(NamedTuple):
     results. `has_waits` says that the run may have open waits; `unwoken` are the steps whose wait
     nothing has woken, `ended` the children that have ended (large results are read later).
     `progress` is what the last attempt noted for this one, if it is still in memory.
+
+    `members` are those of the window of a windowed run; its `event` is then the first of them.
     """
 
     # A named tuple, because one is made for each run and a frozen dataclass costs twice as much.
@@ -79,6 +84,7 @@ class ClaimedRun(NamedTuple):
     unwoken: frozenset[str] = frozenset()
     ended: Mapping[str, ChildEnd] = NOTHING
     progress: Mapping[str, Any] = NOTHING
+    members: RunMembers | None = None
 
     @property
     def may_be_awaited(self) -> bool:

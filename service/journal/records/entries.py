@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from turnout.service.domain.conditions import MODE_PLACE, Conditions
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Keys, Run, RunError, RunState, Start
 from turnout.service.domain.waiting import Cause
+
+if TYPE_CHECKING:
+    from .windows import FiredRun, NewMember
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -29,6 +32,7 @@ class NewRun:
     `keys` are those of its flow's keyed rules, None if it has none; `priority` is its class.
     `conditions` are decided where it is stored; None for a flow that declares none.
     `starts` are written with a run that starts on insert: the throttles that count it.
+    `window_seq` is the window whose members it is called with.
     """
 
     isolated: ClassVar[bool] = False
@@ -50,6 +54,7 @@ class NewRun:
     seq: int = 0
     token: int = 0
     starts: Sequence[Start] = ()
+    window_seq: int | None = None
 
     def start_past_mode(self) -> None:
         """Start beside what is under way, as an operator wants it: no mode is asked."""
@@ -78,7 +83,8 @@ class Entry:
 
     With `after_run_action` the event is listed by `due_actions()` once all its runs have ended.
     `awaited` is the name under which runs wait for such events, `topics` wakes those runs.
-    `cancels` are the (flow, key) of earlier runs that the event cancels.
+    `cancels` are the (flow, key) of earlier runs that the event cancels. `members` offer it to the
+    windows of flows.
     """
 
     event: Event
@@ -88,12 +94,14 @@ class Entry:
     awaited: str | None = None
     topics: Sequence[str] = ()
     cancels: Sequence[tuple[str, str]] = ()
+    members: Sequence[NewMember] = ()
 
     @property
     def is_idle(self) -> bool:
         """Whether it starts nothing, nor would, and no run can await it or be cancelled by it."""
         return (
             not self.runs
+            and not self.members
             and self.awaited is None
             and not self.cancels
             and all(made.reason is not Reason.SHADOW for made in self.decisions)
@@ -111,6 +119,9 @@ class Appended:
     `runs` the first run that was asked for the same stands for one that `unique` has refused.
     `cancelled` and `skipped` are older runs that the entry has ended; a cancelled one with steps to
     undo is queued for that. `decided` are the decisions about all of them.
+
+    `windows` are the windows that the event has joined, by flow, and `deadline` is when the first
+    of them is due; `fired` are the runs of windows that have fired, which are queued now.
     """
 
     event_seq: int
@@ -122,6 +133,9 @@ class Appended:
     cancelled: Sequence[Run] = ()
     skipped: Sequence[Run] = ()
     decided: Sequence[Decision] = ()
+    windows: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    deadline: datetime | None = None
+    fired: Sequence[FiredRun] = ()
 
 
 @dataclass(slots=True, kw_only=True)

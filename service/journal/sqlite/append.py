@@ -15,6 +15,7 @@ import apsw
 
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import Overloaded, PositionsMoved, QueueFull
+from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState, Start
 from turnout.service.journal.records import Appended, Decision, Entry, NewRun
 
@@ -22,7 +23,7 @@ from . import dedupe, events, run_keys, runs, starts
 from .bounds import Bounds
 from .conditions import Conditions
 from .counters import RunCounters
-from .decisions import REPEATS_KEPT, add_decisions
+from .decisions import REPEATS_KEPT, add_decisions, pack_decisions
 from .dedupe import DeliveryRow, First
 from .disk_space import DiskSpace
 from .events import AppendJob, EventRow, repeated_decision
@@ -30,9 +31,12 @@ from .older_runs import OlderRuns
 from .positions import Moves
 from .skip import store_refusal
 from .statements import load
+from .values import dump_list
 from .waits import wake
+from .windows import Windows
 
 _SQL = load("append")
+_UNMATCH = load("windows")["unmatch"]
 _FIRST_RUNS, _LAST_SEQS = _SQL["first_runs"], _SQL["last_seqs"]
 
 
@@ -41,12 +45,14 @@ class Rows:
 
     __slots__ = (
         "awaited", "classes", "deliveries", "events", "keys", "known", "repeated", "runs", "starts",
+        "windowed",
     )  # fmt: skip
 
     def __init__(self, known: dict[bytes, First]) -> None:
         self.known = known
         self.events: list[Any] = []
         self.runs: list[Any] = []
+        self.windowed: list[Any] = []
         self.keys: list[Any] = []
         self.classes: dict[tuple[str, str], int | None] = {}
         self.starts: list[Start] = []
@@ -58,7 +64,8 @@ class Rows:
         """Forget the rows that were inserted."""
         some: list[Any]
         for some in (
-            self.events, self.runs, self.keys, self.starts, self.deliveries, self.awaited,
+            self.events, self.runs, self.windowed, self.keys, self.starts, self.deliveries,
+            self.awaited,
         ):  # fmt: skip
             some.clear()
 
@@ -84,6 +91,7 @@ class Intake:
         self._disk_space = disk_space
         self._bounds = Bounds(connection, max_unfinished_runs)
         self.conditions = Conditions(connection, self._bounds)
+        self.windows = Windows(connection, self)
         self.last_event, self.last_run = _last_seqs(connection)
 
     def append(self, jobs: Sequence[AppendJob], counters: RunCounters) -> None:
@@ -92,6 +100,7 @@ class Intake:
         A job with conditions, or with runs to cancel, is written by itself, in its turn.
         """
         rows = Rows(dedupe.known(self._connection, jobs))
+        self.windows.begin()
         self._bounds.begin(jobs[0].at, counters.unfinished, self.last_run)
         no_space = self._disk_space.check()
         moves: Moves | None = None
@@ -132,6 +141,7 @@ class Intake:
         except (QueueFull, PositionsMoved) as error:
             execute("ROLLBACK TO decided")
             self._bounds.take_back_delivery()
+            self.windows.forget()
             rows.forget(job, last_event)
             job.error = error
         else:
@@ -147,6 +157,10 @@ class Intake:
         connection = self._connection
         events.INSERT.run(connection, rows.events)
         runs.INSERT.run(connection, rows.runs)
+        if rows.windowed:
+            runs.INSERT_WINDOWED.run(connection, rows.windowed)
+        if self.windows.in_use:
+            self.windows.flush()
         if rows.keys:
             run_keys.INSERT.run(connection, rows.keys)
         if rows.starts:
@@ -196,10 +210,50 @@ class Intake:
         if entry.cancels:
             self._cancel(rows, entry, appended, job.at, counters)
         appended.runs = self.add_runs(rows, entry.runs, appended, job.at, counters, job.caller)
+        if entry.members:
+            self._offer(rows, entry, event, appended, job.at, counters)
         if identity is not None:
             rows.deliveries += DeliveryRow(seq, *identity, job.at, job.expires_at)
             rows.known[identity[0]] = (seq, identity[1], appended.runs)
         return appended
+
+    def _offer(
+        self,
+        rows: Rows,
+        entry: Entry,
+        event: EventRow,
+        appended: Appended,
+        at: int,
+        counters: RunCounters,
+    ) -> None:
+        """Offer an event, whose row is the last one, to the windows of flows."""
+        size, first, decided = len(event.body), appended.event_seq, list[Decision]()
+        joined = False
+        for member in entry.members:
+            ignored = self.windows.offer(rows, member, first, size, appended, at, counters)
+            joined = joined or ignored is None
+            decided += ignored or ()
+        if joined and not decided:
+            return
+        appended.decided = (*appended.decided, *decided)
+        is_unmatched = not joined and not entry.runs
+        width = len(EventRow._fields) + 1
+        if rows.events and rows.events[-width] == first:  # it is not inserted yet
+            made = pack_decisions((*entry.decisions, *decided), at)
+            unmatched = (1 if entry.awaited is None else 2) if is_unmatched else None
+            rows.events[-width + 1 :] = event._replace(decisions=made, unmatched=unmatched)
+            return
+        self.insert(rows)
+        add_decisions(self._connection, first, decided, at)
+        if is_unmatched:
+            self._connection.execute(_UNMATCH, (dump_list([first]),))
+
+    def add_event(self, rows: Rows, event: Event, at: int) -> int:
+        """Add the row of an event that turnout makes itself; returns its seq."""
+        self.last_event += 1
+        rows.events.append(self.last_event)
+        rows.events += events.event_row(Entry(event=event), at)._replace(unmatched=None)
+        return self.last_event
 
     def add_runs(
         self,
@@ -252,7 +306,10 @@ class Intake:
         if run.priority is not None and run.order_key is not None:
             run.priority = self._class_of_head(rows, run, run.order_key)
         row = runs.run_row(run, event_seq, at)
-        rows.runs += row
+        if run.window_seq is None:
+            rows.runs += row
+        else:
+            rows.windowed += (*row, run.window_seq)
         counters.move(None, row.state)
         if row.dead:
             counters.add_dead_letters(run.flow)
@@ -295,7 +352,11 @@ class Intake:
         """Store a run that is refused as skipped, with the decision."""
         self.last_run += 1
         run.seq = self.last_run
-        rows.runs += runs.refused_row(run, appended.event_seq, at)
+        row = runs.refused_row(run, appended.event_seq, at)
+        if run.window_seq is None:
+            rows.runs += row
+        else:
+            rows.windowed += (*row, run.window_seq)
         self.insert(rows)
         store_refusal(self._connection, run.seq, run.id, appended.event_seq, refused, at)
         appended.refused = {**appended.refused, run.id: refused}
@@ -315,7 +376,8 @@ class Intake:
 
     def _too_many(self, job: AppendJob, counters: RunCounters) -> Overloaded | None:
         too_many = self._bounds.total(job.at, counters.unfinished, self.last_run)
-        return too_many if too_many and any(entry.runs for entry in job.entries) else None
+        starts = any(entry.runs or entry.members for entry in job.entries)
+        return too_many if too_many and starts else None
 
 
 def _last_seqs(connection: apsw.Connection) -> tuple[int, int]:

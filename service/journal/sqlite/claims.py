@@ -16,7 +16,8 @@ import apsw
 import orjson
 
 from turnout.service.domain.run import RunState, Start
-from turnout.service.journal.records import ChildEnd, Claim, ClaimedRun, StepRecord
+from turnout.service.domain.windows.window import WindowSettings
+from turnout.service.journal.records import ChildEnd, Claim, ClaimedRun, RunMembers, StepRecord
 
 from . import starts
 from .columns import selected
@@ -56,6 +57,7 @@ class _ClaimableRow(NamedTuple):
     code_version: str
     dead: int
     undo_failed: int
+    window_seq: int | None
 
 
 _RUN_FIELDS = len(_ClaimableRow._fields)
@@ -74,6 +76,15 @@ _EVENT = selected(
     "e",
     body=f"CASE WHEN length(e.body) <= {_INLINE_BODY_BYTES} THEN hex(e.body) END",
 )
+_WINDOW = "SELECT settings, members FROM windows WHERE seq = ?1"
+_MEMBERS = f"""
+SELECT json_group_array(json(item)) FROM (
+    SELECT json_array({_EVENT}) AS item
+    FROM window_events AS m CROSS JOIN events AS e ON e.seq = m.event_seq
+    WHERE m.window_seq = ?1 AND (NOT ?2 OR m.position = (
+        SELECT max(position) FROM window_events WHERE window_seq = ?1))
+    ORDER BY m.position)
+"""
 _CLAIMABLE = f"""
 SELECT json_group_array(json_array({_RUN}, {_EVENT}))
 FROM runs AS r JOIN events AS e ON e.seq = r.event_seq
@@ -174,16 +185,35 @@ class Claims:
             counters.move(row.state, RunState.RUNNING.value)
         resumed = {row.seq: (row.token, row.state) for row, _ in rows if row.token > 0}
         past = self._past(resumed) if resumed else {}
-        return {row.seq: self._claimed(row, event, past.get(row.seq)) for row, event in rows}
+        claimed = {row.seq: self._claimed(row, event, past.get(row.seq)) for row, event in rows}
+        for row, _ in rows:
+            if row.window_seq is not None:
+                run = claimed[row.seq]
+                members = self._members(row.window_seq)
+                claimed[row.seq] = run._replace(members=members, event=members.events[0])
+        return claimed
 
-    def _claimed(self, row: _ClaimableRow, event: list[Any], past: _Past | None) -> ClaimedRun:
+    def _members(self, window_seq: int) -> RunMembers:
+        """Return the members of a window that its run is called with, and how many there are."""
+        window: Any = self._connection.execute(_WINDOW, (window_seq,)).fetchone()
+        settings, count = window
+        last = WindowSettings.from_json(settings).keep == "last"
+        found: str = self._connection.execute(_MEMBERS, (window_seq, last)).get
+        events = [event_from(self._with_body(event)) for event in orjson.loads(found)]
+        return RunMembers(window_seq=window_seq, events=events, count=count)
+
+    def _with_body(self, event: list[Any]) -> list[Any]:
+        """Return the values of an event with its body."""
         event_seq, body = event[0], event[_BODY_FIELD]
         event[_BODY_FIELD] = self._read(_BODY, event_seq) if body is None else bytes.fromhex(body)
+        return event
+
+    def _claimed(self, row: _ClaimableRow, event: list[Any], past: _Past | None) -> ClaimedRun:
         run = ClaimedRun(
             claim=Claim(row.seq, row.id, row.token + 1),
             flow=row.flow,
-            event_seq=event_seq,
-            event=event_from(event),
+            event_seq=event[0],
+            event=event_from(self._with_body(event)),
             attempt=row.attempts + 1,
             crashes=row.crashes,
             replay=row.replay,

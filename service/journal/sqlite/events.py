@@ -55,7 +55,8 @@ class EventRow(NamedTuple):
 INSERT = insert("events", ("seq", *EventRow._fields))
 
 
-def _event_row(entry: Entry, at: int) -> EventRow:
+def event_row(entry: Entry, at: int) -> EventRow:
+    """Return the row of an event, as routed."""
     event = entry.event
     return EventRow(
         id=event.id,
@@ -69,7 +70,7 @@ def _event_row(entry: Entry, at: int) -> EventRow:
         details=pack_details(event),
         decisions=pack_decisions(entry.decisions, at) if entry.decisions else None,
         by_id=1 if event.minted else None,
-        unmatched=None if entry.runs else 1 if entry.awaited is None else 2,
+        unmatched=None if entry.runs or entry.members else 1 if entry.awaited is None else 2,
         after_run_action=0 if entry.after_run_action else None,
         awaited=entry.awaited,
     )
@@ -80,8 +81,8 @@ class AppendJob(Job):
 
     `events` are the rows of the entries' events, `identities` those of their deliveries, None for
     minted events. `expires_at` is when the deliveries' own dedupe window ends, if they have one.
-    `is_decided`: conditions of runs are to be decided, or runs to be cancelled. `caller` is the seq
-    of the run that awaits the run of the entries.
+    `is_decided`: conditions of runs are to be decided, at once or when a window fires, or runs to
+    be cancelled. `caller` is the seq of the run that awaits the run of the entries.
     """
 
     __slots__ = (
@@ -110,7 +111,7 @@ class AppendJob(Job):
         self.is_decided = any(map(_is_decided, entries))
         self.rows = 2 * len(entries) + len(positions) + 1
         try:
-            self.events = [_event_row(entry, at) for entry in entries]
+            self.events = [event_row(entry, at) for entry in entries]
         except (TypeError, ValueError) as error:
             raise JournalError(f"this event cannot be stored: {error}") from error
         self.identities = [
@@ -134,6 +135,9 @@ def repeated_decision(event: Event, *, conflict: bool) -> Decision:
 def _is_decided(entry: Entry) -> bool:
     for run in entry.runs:
         if run.conditions is not None:
+            return True
+    for member in entry.members:
+        if member.firing.conditions is not None or member.on_timeout is not None:
             return True
     return bool(entry.cancels)
 

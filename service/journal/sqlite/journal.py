@@ -60,6 +60,7 @@ from .statements import load
 from .steps import StepJob
 from .upkeep import Counted, Keeping
 from .values import dump_list, micros
+from .window_writes import WindowWriting
 from .writer import CallJob, Writer
 
 _SQL = load("operations")
@@ -113,7 +114,7 @@ async def open_journal(
     return SqliteJournal(*opened, metrics)
 
 
-class SqliteJournal(Operating, Keeping):
+class SqliteJournal(Operating, Keeping, WindowWriting):
     """Implements `Journal`. `broken` is set once the disk failed for good: end the process (74).
 
     `last_written_at` is when the files were last changed before they were opened.

@@ -32,6 +32,7 @@ from .outcomes import INSERT_ATTEMPTS, AttemptRow
 from .runs import RUN_COLUMNS, RUN_SOURCE, run_from
 from .statements import load
 from .values import micros, pack_error, storable
+from .window_ends import drop_window
 
 if TYPE_CHECKING:  # it cancels runs, by `cancel`
     from .append import Intake
@@ -118,6 +119,8 @@ def _end(connection: apsw.Connection, counters: RunCounters, run: Run, at: int) 
     if run.keys is not None:
         run_keys.remove(connection, [run.seq])
     counters.move(run.state, RunState.CANCELLED)
+    if run.state is RunState.SCHEDULED:
+        drop_window(connection, run.seq, at)
 
 
 def _queue_undo(

@@ -68,6 +68,7 @@ from .runs import (
 from .statements import load
 from .steps import StepRow, step_from
 from .values import dump_list, error_from, instant, instant_or_none, micros
+from .window_reads import WindowReading
 
 _THREADS = 4
 _MOST_EVENTS = 1000
@@ -96,7 +97,7 @@ async def open_reader(folder: Path) -> SqliteReader:
     return reader
 
 
-class SqliteReader:
+class SqliteReader(WindowReading):
     """Implements `Reads`: what may be read with the service running or down."""
 
     def __init__(self, folder: Path) -> None:
@@ -445,7 +446,10 @@ def _stored_events(
     rows = connection.execute(
         f"SELECT {columns}, e.accepted_at, e.decisions,"
         " (SELECT json_group_array(id) FROM"
-        "  (SELECT id FROM runs WHERE event_seq = e.seq ORDER BY seq)),"
+        "  (SELECT id FROM (SELECT seq, id FROM runs WHERE event_seq = e.seq"
+        "   UNION SELECT r.seq, r.id FROM window_events AS m"
+        "   CROSS JOIN runs AS r ON r.window_seq = m.window_seq"
+        "   WHERE m.event_seq = e.seq) ORDER BY seq)),"
         " (SELECT json_group_array(items) FROM"
         "  (SELECT items FROM decisions WHERE event_seq = e.seq ORDER BY ordinal))"
         f" FROM events AS e WHERE {where} ORDER BY e.seq DESC LIMIT ?",

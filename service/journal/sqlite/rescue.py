@@ -24,6 +24,7 @@ from .values import micros, pack_error
 
 _SQL = load("rescue")
 _CONDITIONS = load("conditions")
+_WINDOWS = load("windows")
 
 
 def rescue(connection: apsw.Connection, counters: RunCounters, now: datetime) -> Rescued:
@@ -107,7 +108,9 @@ def _fail(
 
 
 def rename_flow(connection: apsw.Connection, counters: RunCounters, was: str, name: str) -> int:
-    """Give a flow's unfinished runs and dead letters to its new name, and what operators have set.
+    """Give a flow's unfinished runs, dead letters and open windows to its new name.
+
+    What operators have set goes with them.
 
     A run stays where it is when the new name has a run of the same event.
     """
@@ -121,6 +124,7 @@ def rename_flow(connection: apsw.Connection, counters: RunCounters, was: str, na
     connection.execute(_CONDITIONS["rename_unique"], (was, name))
     pauses.rename_flow(connection, was, name)
     overrides.rename_flow(connection, was, name)
+    connection.execute(_WINDOWS["rename"], (was, name))
     if dead:
         dead_left, not_undone_left = _dead_letters(connection, was)
         for flow, sign in ((was, -1), (name, 1)):

@@ -23,6 +23,7 @@ from .values import dump
 
 _SQL = load("retention")
 _CONDITIONS = load("conditions")
+_WINDOWS = load("windows")
 _NEVER = 2**62  # later than any instant
 
 
@@ -88,11 +89,13 @@ def _delete(connection: apsw.Connection, counters: RunCounters, rows: Sequence[A
         return 0
     keep_highest(connection)
     ended = [row for row in rows if row[2]]
+    windows = _windows_of(connection, [row[2] for row in ended])
     deleted = delete_runs(connection, [row[2] for row in ended])
+    members = _delete_windows(connection, windows) if windows else []
     for _, _, _, flow, dead in ended:
         if dead:
             counters.add_dead_letters(flow, -1)
-    left = _without_runs(connection, sorted({row[1] for row in ended}))
+    left = _without_runs(connection, sorted({*members, *(row[1] for row in ended)}))
     # An event that other runs may wait for has the age limit of an unmatched one from now on.
     awaited = {seq for seq, name in left if name is not None}
     connection.execute(_SQL["keep_for_waits"], (dump(sorted(awaited)),))
@@ -104,6 +107,23 @@ def _without_runs(connection: apsw.Connection, seqs: Sequence[int]) -> list[Any]
     """Return (seq, name it is awaited under) of the events among `seqs` that have no run."""
     found: list[Any] = connection.execute(_SQL["without_runs"], (dump(seqs),)).fetchall()
     return found
+
+
+def _windows_of(connection: apsw.Connection, runs: Sequence[int]) -> list[int]:
+    """Return the windows of runs."""
+    rows: list[Any] = connection.execute(_WINDOWS["windows_of_runs"], (dump(runs),)).fetchall()
+    return [seq for (seq,) in rows]
+
+
+def _delete_windows(connection: apsw.Connection, windows: Sequence[int]) -> list[int]:
+    """Delete those of these windows that are closed and have no run; returns their events."""
+    asked = (dump(windows),)
+    rows: list[Any] = connection.execute(_WINDOWS["windows_without_runs"], asked).fetchall()
+    gone = (dump([seq for (seq,) in rows]),)
+    events: list[Any] = connection.execute(_WINDOWS["events_of_windows"], gone).fetchall()
+    connection.execute(_WINDOWS["delete_members"], gone)
+    connection.execute(_WINDOWS["delete_windows"], gone)
+    return [event for (event,) in events]
 
 
 def delete_runs(connection: apsw.Connection, seqs: Sequence[int]) -> int:
@@ -119,6 +139,9 @@ def delete_runs(connection: apsw.Connection, seqs: Sequence[int]) -> int:
 def delete_events(connection: apsw.Connection, seqs: Sequence[int]) -> int:
     """Delete events with their decisions; returns rows."""
     gone = dump(seqs)
+    rows: list[Any] = connection.execute(_WINDOWS["windows_of_events"], (gone,)).fetchall()
+    if rows:  # they have expired: what is left of them goes with the first of their events
+        _delete_windows(connection, [seq for (seq,) in rows])
     connection.execute(_SQL["delete_decisions"], (gone,))
     deleted = connection.changes()
     connection.execute(_SQL["delete_events"], (gone,))

@@ -64,6 +64,8 @@ class RunRow(NamedTuple):
 
 
 INSERT = insert("runs", RunRow._fields)
+INSERT_WINDOWED = insert("runs", (*RunRow._fields, "window_seq"))
+"""Inserts the runs of windows: others do not pay for a column that they leave empty."""
 
 
 def run_row(run: NewRun, event_seq: int, at: int) -> RunRow:
@@ -145,9 +147,14 @@ class StoredRun(NamedTuple):
     undo: Any
     undo_failed: str | None
     result_bytes: int | None
+    events: int
 
 
 _EXPRESSIONS = {
+    "due_at": "iif(r.state = 'scheduled' AND r.due_at IS NULL,"  # when its window fires
+    " (SELECT w.due_at FROM windows AS w WHERE w.seq = r.window_seq), r.due_at)",
+    "events": "iif(r.window_seq IS NULL, 1,"
+    " (SELECT w.members FROM windows AS w WHERE w.seq = r.window_seq))",
     "event_id": "e.id",
     "event_source": "e.source",
     "trigger": "e.trigger",
@@ -201,6 +208,7 @@ def run_from(values: Sequence[Any]) -> Run:
         undo=row.undo,
         undo_failed=tuple(orjson.loads(row.undo_failed)) if row.undo_failed else (),
         result_bytes=row.result_bytes,
+        events=row.events,
     )
 
 

@@ -26,15 +26,31 @@ from .statements import load
 from .values import dump_list, instant, micros
 
 _SQL = load("reads")
+_WINDOWED = (  # the runs of the windows that an event is in
+    "window_events AS m CROSS JOIN runs AS r ON r.window_seq = m.window_seq"
+    " WHERE m.event_seq = e.seq"
+)
+_IN_WINDOW = (
+    "EXISTS (SELECT 1 FROM window_events AS m CROSS JOIN windows AS w ON w.seq = m.window_seq"
+    " WHERE m.event_seq = e.seq AND w.state"
+)
 _UNENDED = (
-    f"EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.state IN {UNFINISHED_STATES})"
+    "(EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq"
+    f" AND r.state IN {UNFINISHED_STATES}) OR {_IN_WINDOW} = 'open')"
+    f" OR EXISTS (SELECT 1 FROM {_WINDOWED} AND r.state IN {UNFINISHED_STATES}))"
 )
 _FAILURE = (  # a skipped run counts as succeeded: there was nothing to do
-    "(SELECT json_array(r.flow, r.state, r.error) FROM runs AS r WHERE r.event_seq = e.seq"
-    " AND r.state NOT IN ('succeeded', 'skipped') ORDER BY r.seq LIMIT 1)"
+    "(SELECT json_array(flow, state, error) FROM ("
+    "SELECT r.seq, r.flow, r.state, r.error FROM runs AS r WHERE r.event_seq = e.seq"
+    f" UNION SELECT r.seq, r.flow, r.state, r.error FROM {_WINDOWED})"
+    " WHERE state NOT IN ('succeeded', 'skipped') ORDER BY seq LIMIT 1)"
 )
 
-_IS_REFUSED = "EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.refused IS NOT NULL)"
+_IS_REFUSED = (  # also of an event whose window ended without a run: not everything is done
+    "(EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.refused IS NOT NULL)"
+    f" OR EXISTS (SELECT 1 FROM {_WINDOWED} AND r.refused IS NOT NULL)"
+    f" OR {_IN_WINDOW} IN ('expired', 'dropped')))"
+)
 
 
 class WorkReads(SqliteReader):

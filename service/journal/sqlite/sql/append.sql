@@ -1,9 +1,13 @@
 -- Accepting events: what is read and written beside the bulk inserts.
 
 -- name: first_runs
--- The runs an event (?1) has started, those of replays excepted. For one that was refused because
--- another run was asked for the same first, it is that run.
-SELECT iif(refused ->> '$.reason' = 'unique', refused ->> '$.run', id) FROM runs WHERE event_seq = ?1 AND replay = 0 ORDER BY seq;
+-- The runs an event (?1) has started, those of replays excepted, and those of windows that it is in.
+-- For one that was refused because another run was asked for the same first, it is that run.
+SELECT iif(refused ->> '$.reason' = 'unique', refused ->> '$.run', id) FROM (
+    SELECT seq, id, refused FROM runs WHERE event_seq = ?1 AND replay = 0
+    UNION SELECT r.seq, r.id, r.refused
+    FROM window_events AS m CROSS JOIN runs AS r ON r.window_seq = m.window_seq
+    WHERE m.event_seq = ?1 AND r.replay = 0) ORDER BY seq;
 
 -- name: add_decisions
 -- Decisions (?2, a JSON array) about a stored event (?1), up to a number of occasions (?3).

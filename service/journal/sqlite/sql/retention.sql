@@ -9,14 +9,22 @@
 SELECT r.finished_at, r.event_seq, r.seq, r.flow, r.dead
 FROM runs AS r INDEXED BY runs_ended CROSS JOIN events AS e ON e.seq = r.event_seq
 WHERE (r.state = 'succeeded' OR r.state = 'cancelled' OR r.state = 'skipped')
-    AND r.finished_at < ?1 AND e.after_run_action IS NOT 0 ORDER BY r.finished_at LIMIT ?2;
+    AND r.finished_at < ?1 AND e.after_run_action IS NOT 0
+    AND (r.window_seq IS NULL OR NOT EXISTS (
+        SELECT 1 FROM window_events AS m CROSS JOIN events AS o ON o.seq = m.event_seq
+        WHERE m.window_seq = r.window_seq AND o.after_run_action = 0))
+    ORDER BY r.finished_at LIMIT ?2;
 
 -- name: failed_runs
 -- A dead letter whose undo has failed stays until an operator has dealt with it.
 SELECT r.finished_at, r.event_seq, r.seq, r.flow, r.dead
 FROM runs AS r INDEXED BY runs_failed CROSS JOIN events AS e ON e.seq = r.event_seq
 WHERE r.state = 'failed' AND NOT (r.dead = 1 AND r.undo IS 'failed')
-    AND r.finished_at < ?1 AND e.after_run_action IS NOT 0 ORDER BY r.finished_at LIMIT ?2;
+    AND r.finished_at < ?1 AND e.after_run_action IS NOT 0
+    AND (r.window_seq IS NULL OR NOT EXISTS (
+        SELECT 1 FROM window_events AS m CROSS JOIN events AS o ON o.seq = m.event_seq
+        WHERE m.window_seq = r.window_seq AND o.after_run_action = 0))
+    ORDER BY r.finished_at LIMIT ?2;
 
 -- name: unmatched_events
 SELECT accepted_at, seq, 0, '', 0 FROM events INDEXED BY events_unmatched
@@ -41,7 +49,11 @@ WHERE state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting');
 -- The events among these (?1) that have no run, and the names they are awaited under.
 SELECT e.seq, e.awaited FROM events AS e
 WHERE e.seq IN (SELECT value FROM json_each(?1))
-    AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq);
+    AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq)
+    AND NOT EXISTS (
+        SELECT 1 FROM window_events AS m CROSS JOIN windows AS w ON w.seq = m.window_seq
+        WHERE m.event_seq = e.seq AND (w.state = 'open'
+            OR EXISTS (SELECT 1 FROM runs AS r WHERE r.window_seq = w.seq)));
 
 -- name: keep_for_waits
 -- Events (?1) that other runs may wait for: from now on with the age limit of an unmatched one.

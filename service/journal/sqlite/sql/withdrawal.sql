@@ -7,6 +7,7 @@ SELECT e.seq, coalesce(e.details ->> '$.extensions.kafkarecord', e.id), e.awaite
     SELECT min(r.state = 'queued' AND r.token = 0 AND r.replay = 0) = 1
         AND max(r.flow IN (SELECT value FROM json_each(?2))) = 1
     FROM runs AS r WHERE r.event_seq = e.seq)
+    AND NOT EXISTS (SELECT 1 FROM window_events AS m WHERE m.event_seq = e.seq)
 FROM events AS e
 WHERE e.trigger = ?1 AND e.seq >= (
     SELECT min(event_seq) FROM runs INDEXED BY runs_by_state
@@ -19,7 +20,8 @@ ORDER BY e.seq;
 SELECT r.seq, r.event_seq, r.flow, r.keys, r.queued_at FROM json_each(?1) AS v JOIN runs AS r ON r.event_seq = v.value
 WHERE NOT EXISTS (
     SELECT 1 FROM runs AS begun
-    WHERE begun.event_seq = r.event_seq AND (begun.state != 'queued' OR begun.token != 0));
+    WHERE begun.event_seq = r.event_seq AND (begun.state != 'queued' OR begun.token != 0))
+    AND NOT EXISTS (SELECT 1 FROM window_events AS m WHERE m.event_seq = r.event_seq);
 
 -- name: under_way
 -- Whether a run of these flows (?2), trigger (?1) and partitions (?3) is running or, if asked (?5),

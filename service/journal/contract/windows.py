@@ -1,0 +1,71 @@
+"""What windows need of a journal: closing those that are due, and what operators do to them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Protocol
+
+from turnout.service.domain.windows.firing import Firing
+from turnout.service.domain.windows.window import WindowSettings
+from turnout.service.journal.records import ClosedWindows, StoredWindow, WindowMember
+
+
+class Windows(Protocol):
+    """Open windows. Events join them by `append`; deadlines and operators close them."""
+
+    async def close_due(
+        self,
+        flows: Mapping[str, Firing],
+        *,
+        now: datetime,
+        limit: int,
+        held: Collection[str] = (),
+    ) -> ClosedWindows:
+        """Close windows of these flows that are due, at most `limit`, and queue their runs.
+
+        The conditions of a run are decided now. It is never refused at a bound. The windows of
+        flows that are `held` stay open, and so do those of other flows.
+        """
+
+    async def fire_window(
+        self, window_id: str, firing: Firing, *, now: datetime, by: str = ""
+    ) -> ClosedWindows:
+        """Fire an open window at once. Raises `NotFound`."""
+
+    async def drop_window(self, window_id: str, *, now: datetime, by: str = "") -> ClosedWindows:
+        """Close an open window without a run; each member gets a decision. Raises `NotFound`."""
+
+    async def open_window(
+        self, flow: str, settings: WindowSettings, *, due_at: datetime, now: datetime
+    ) -> bool:
+        """Open a window without a member, unless this was done for the flow before."""
+
+    async def postpone_window(
+        self, window_id: str, due_at: datetime | None, *, remaining_seconds: float | None = None
+    ) -> None:
+        """Move the deadline of an open window; with None it is suspended with so much time left."""
+
+
+class WindowReads(Protocol):
+    """What may be read of windows, with the service running or down."""
+
+    async def windows(self, flow: str | None = None, *, limit: int = 100) -> list[StoredWindow]:
+        """Return open windows, of one flow or all, the first due first."""
+
+    async def window(self, window_id: str) -> StoredWindow | None:
+        """Return a window by its id."""
+
+    async def window_of_run(self, run_seq: int) -> StoredWindow | None:
+        """Return the window of a run, None for a run of one event."""
+
+    async def windows_of_event(self, event_seq: int) -> list[StoredWindow]:
+        """Return the windows that an event has joined and not left."""
+
+    async def window_members(
+        self, window_seq: int, *, first: int = 0, limit: int = 100
+    ) -> list[WindowMember]:
+        """Return members of a window in the order in which they joined, from a position on."""
+
+    async def open_windows(self) -> dict[str, int]:
+        """Count open windows by flow."""

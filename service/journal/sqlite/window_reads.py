@@ -1,0 +1,104 @@
+"""Reads of windows: `WindowReads` in the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import apsw
+
+from turnout.service.domain.windows.window import WindowSettings
+from turnout.service.journal.records import StoredWindow, WindowMember
+
+from .statements import load
+from .values import MICROSECOND, instant, instant_or_none
+
+_SQL = load("windows")
+_Value = TypeVar("_Value")
+
+
+class _Reads(Protocol):
+    async def read(self, query: Callable[[apsw.Connection], _Value]) -> _Value: ...
+
+
+class WindowReading:
+    """Lists windows and their members."""
+
+    async def windows(
+        self: _Reads, flow: str | None = None, *, limit: int = 100
+    ) -> list[StoredWindow]:
+        """Return open windows, of one flow or all, the first due first."""
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(_SQL["pending"], (flow, limit)).fetchall()
+        )
+        return [_window_from(row) for row in rows]
+
+    async def window(self: _Reads, window_id: str) -> StoredWindow | None:
+        """Return a window by its id."""
+        row: Any = await self.read(
+            lambda connection: connection.execute(_SQL["window_by_id"], (window_id,)).fetchone()
+        )
+        return None if row is None else _window_from(row)
+
+    async def window_of_run(self: _Reads, run_seq: int) -> StoredWindow | None:
+        """Return the window of a run, None for a run of one event."""
+        row: Any = await self.read(
+            lambda connection: connection.execute(_SQL["of_run"], (run_seq,)).fetchone()
+        )
+        return None if row is None else _window_from(row)
+
+    async def windows_of_event(self: _Reads, event_seq: int) -> list[StoredWindow]:
+        """Return the windows that an event has joined and not left."""
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(_SQL["windows_of_event"], (event_seq,)).fetchall()
+        )
+        return [_window_from(row) for row in rows]
+
+    async def window_members(
+        self: _Reads, window_seq: int, *, first: int = 0, limit: int = 100
+    ) -> list[WindowMember]:
+        """Return members of a window in the order in which they joined, from a position on."""
+        values = (window_seq, first, limit)
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(_SQL["listed_members"], values).fetchall()
+        )
+        return [
+            WindowMember(
+                position=position,
+                event_id=event_id,
+                event_source=source,
+                trigger=trigger,
+                part=part,
+                at=instant(at),
+            )
+            for position, event_id, source, trigger, part, at in rows
+        ]
+
+    async def open_windows(self: _Reads) -> dict[str, int]:
+        """Count open windows by flow."""
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(_SQL["count_open"]).fetchall()
+        )
+        return dict(rows)
+
+
+def _window_from(row: Sequence[Any]) -> StoredWindow:
+    (
+        seq, window_id, flow, key, settings, state, opened_at, due_at, remaining, closed_at,
+        members, size, run,
+    ) = row  # fmt: skip
+    return StoredWindow(
+        seq=seq,
+        id=window_id,
+        flow=flow,
+        key=key,
+        settings=WindowSettings.from_json(settings),
+        state=state,
+        opened_at=instant(opened_at),
+        due_at=instant_or_none(due_at),
+        remaining_seconds=None if remaining is None else (remaining * MICROSECOND).total_seconds(),
+        closed_at=instant_or_none(closed_at),
+        members=members,
+        bytes=size,
+        run=run,
+    )

@@ -1,0 +1,88 @@
+"""The part of the journal that closes windows: `Windows` in the contract.
+
+Each method is one job for the writing thread. Not here: what it writes (`windows`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+
+import apsw
+
+from turnout.service.domain.windows.firing import Firing
+from turnout.service.domain.windows.window import WindowSettings
+from turnout.service.journal.records import ClosedWindows
+
+from .append import Intake, Rows
+from .calls import Calls
+from .counters import RunCounters
+from .statements import load
+from .values import micros, micros_or_none
+
+_SQL = load("windows")
+
+
+class WindowWriting(Calls):
+    """Closes windows at their deadline, or for operators."""
+
+    _intake: Intake
+
+    async def close_due(
+        self,
+        flows: Mapping[str, Firing],
+        *,
+        now: datetime,
+        limit: int,
+        held: Collection[str] = (),
+    ) -> ClosedWindows:
+        """Close windows of these flows that are due, at most `limit`, and queue their runs."""
+        closed: ClosedWindows = await self._call(
+            lambda _connection, counters: self._intake.windows.close_due(
+                Rows({}), counters, micros(now), flows, limit, held
+            )
+        )
+        return closed
+
+    async def fire_window(
+        self, window_id: str, firing: Firing, *, now: datetime, by: str = ""
+    ) -> ClosedWindows:
+        """Fire an open window at once. Raises `NotFound`."""
+        closed: ClosedWindows = await self._call(
+            lambda _connection, counters: self._intake.windows.fire(
+                Rows({}), counters, micros(now), window_id, firing, by
+            )
+        )
+        return closed
+
+    async def drop_window(self, window_id: str, *, now: datetime, by: str = "") -> ClosedWindows:
+        """Close an open window without a run; each member gets a decision. Raises `NotFound`."""
+        closed: ClosedWindows = await self._call(
+            lambda _connection, counters: self._intake.windows.drop(
+                Rows({}), counters, micros(now), window_id, by
+            )
+        )
+        return closed
+
+    async def open_window(
+        self, flow: str, settings: WindowSettings, *, due_at: datetime, now: datetime
+    ) -> bool:
+        """Open a window without a member, unless this was done for the flow before."""
+        opened: bool = await self._call(
+            lambda _connection, _counters: self._intake.windows.open_alone(
+                flow, settings, micros(now), micros(due_at)
+            )
+        )
+        return opened
+
+    async def postpone_window(
+        self, window_id: str, due_at: datetime | None, *, remaining_seconds: float | None = None
+    ) -> None:
+        """Move the deadline of an open window; with None it is suspended with so much time left."""
+        left = None if remaining_seconds is None else round(remaining_seconds * 1_000_000)
+        values = (window_id, micros_or_none(due_at), left)
+
+        def write(connection: apsw.Connection, _counters: RunCounters) -> None:
+            connection.execute(_SQL["postpone"], values)
+
+        await self._call(write)
