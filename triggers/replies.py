@@ -35,12 +35,14 @@ def undecodable(error: InvalidData) -> Reply:
 
 
 def accepted(receipt: Receipt) -> Reply:
-    """Say that the event is on disk."""
-    answer = {
+    """Say that the event is on disk; of windows it waits in only if there are any."""
+    answer: dict[str, object] = {
         "event": receipt.event,
         "runs": list(receipt.runs),
         "duplicate": receipt.duplicate,
     }
+    if receipt.windows:
+        answer["windows"] = dict(receipt.windows)
     return Reply(status=202, body=orjson.dumps(answer))
 
 

@@ -118,5 +118,7 @@ def show_receipt(receipt: dict[str, Any], *, as_json: bool) -> None:
         return
     runs = ", ".join(receipt["runs"]) or "none"
     say(f"event {receipt['event']}{' (a duplicate)' * receipt['duplicate']}; runs: {runs}")
+    for flow, window in receipt.get("windows", {}).items():
+        say(f"flow {flow} collects it in window {window}")
     for flow, reason in receipt.get("refusals", {}).items():
         complain(f"flow {flow} refused it: {reason}")

@@ -8,14 +8,14 @@ window (its rule, asked by the journal), and the events that join (`router`, `su
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from turnout.service.dispatch.attempts import until_writable
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.errors import JournalFull
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import ClosedWindows, FiredRun
+from turnout.service.journal.records import NOTHING, ClosedWindows, FiredRun
 from turnout.service.project import Project
 
 BATCH = 200
@@ -23,11 +23,14 @@ BATCH = 200
 
 LONGEST_SECONDS = 60.0  # the clock may be set meanwhile
 SHORTEST_SECONDS = 0.05
-_NOBODY: Collection[str] = ()
 
 
 class WindowDeadlines:
-    """Closes windows when they are due; `held` says of which flows none may close now."""
+    """Closes windows when they are due.
+
+    `told` says of some flows up to which instant it is known what has come: windows that are due
+    later stay open.
+    """
 
     def __init__(
         self,
@@ -37,14 +40,14 @@ class WindowDeadlines:
         *,
         project: Callable[[], Project],
         now: Callable[[], datetime],
-        held: Callable[[], Collection[str]] = lambda: _NOBODY,
+        told: Callable[[], Mapping[str, datetime]] = lambda: NOTHING,
     ) -> None:
         self._journal = journal
         self._dispatcher = dispatcher
         self._tasks = tasks
         self._project = project
         self._now = now
-        self._held = held
+        self._told = told
         self._next: datetime | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._asked = False
@@ -89,7 +92,7 @@ class WindowDeadlines:
                 flows = {flow.name: flow.firing for flow in self._project().flows.values()}
                 try:
                     closed = await self._journal.close_due(
-                        flows, now=self._now(), limit=BATCH, held=self._held()
+                        flows, now=self._now(), limit=BATCH, told=self._told()
                     )
                 except JournalFull:
                     await until_writable(self._journal)

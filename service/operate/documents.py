@@ -288,12 +288,14 @@ _REFUSALS = frozenset(
 
 
 def receipt_of(receipt: Receipt) -> dict[str, Any]:
-    """Return what became of an emitted event; `refusals` only if there are any."""
+    """Return what became of an emitted event; `windows` and `refusals` only if there are any."""
     document: dict[str, Any] = {
         "event": receipt.event,
         "runs": list(receipt.runs),
         "duplicate": receipt.duplicate,
     }
+    if receipt.windows:
+        document["windows"] = dict(receipt.windows)
     refusals: Mapping[str, str] = receipt.refusals
     return document | ({"refusals": dict(refusals)} if refusals else {})
 

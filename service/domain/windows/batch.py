@@ -51,13 +51,30 @@ def batch(
     max_bytes: str | int = MOST_BYTES,
     per: Callable[[Event], Hashable] | None = None,
 ) -> Batch:
-    """Start one run for up to `n` events: with the n-th, or `timeout` after the first.
+    """Start one run for several events: for `n` of them, or for those of a stretch of time.
 
-    The bodies of a batch are at most `max_bytes` together, 4 MiB at the most; an event that would
-    be too much opens the next batch, and one that is larger alone runs alone. With
-    `per=lambda event: …` each key has a batch of its own; an event whose key is None runs alone.
-    The flow gets a list. An event whose data does not fit is a dead letter of its own. Stopping the
-    service never cuts a batch short. Raises `SetupError` for what cannot be meant.
+    The first event opens a batch and fixes its deadline, the n-th starts its run at once. The flow
+    gets a list, in the order of arrival; an event whose data does not fit is a dead letter of its
+    own. An open batch outlives restarts, and stopping the service never cuts it short.
+
+    * `trigger`: whose events are collected
+    * `n`: how many events make a batch, up to 10,000
+    * `timeout`: how long after its first event a batch starts at the latest, such as `"200ms"`
+    * `max_bytes`: how large the bodies are together, 4 MiB at most; an event that would be too much
+      opens the next batch, and one that is larger by itself runs alone
+    * `per`: a function of the event that returns a key; each key has a batch of its own, and an
+      event whose key is `None` runs alone at once
+
+    Raises `SetupError` for what cannot be meant.
+
+    ```python
+    from turnout import batch, flow, webhook
+
+
+    @flow(on=batch(webhook("/reading"), 500, "2s"))
+    async def store(readings: list[dict[str, float]]) -> int:
+        return len(readings)
+    ```
     """
     settings = WindowSettings(
         kind="batch",

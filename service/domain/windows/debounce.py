@@ -42,13 +42,29 @@ def debounce(
     per: Callable[[Event], Hashable] | None = None,
     keep: Keep = "last",
 ) -> Debounce:
-    """Start one run of a burst of events, once none has come for `period`.
+    """Start one run for a burst of events, once none has come for a period.
 
-    The run starts at the latest `max` after the first event, by default ten periods. With
-    `per=lambda event: …` each key has a window of its own; an event whose key is None waits for
-    nobody and runs alone. The flow gets the data of the last event, or with `keep="all"` a list of
-    all; every event is linked to the run either way. A run that has started is never changed by a
-    late event: that one opens a new window. Raises `SetupError` for what cannot be meant.
+    The first event opens a window and schedules its run; each later one puts the deadline off.
+    Every event is linked to the run, whatever `keep` says. A run that has started is never changed
+    by a late event: that one opens the next window. An open window outlives restarts.
+
+    * `trigger`: whose events are collected
+    * `period`: how long it must be quiet, such as `"5s"`
+    * `max`: when the run starts at the latest after the first event; ten periods by default
+    * `per`: a function of the event that returns a key; each key has a window of its own, and an
+      event whose key is `None` runs alone at once
+    * `keep`: `"last"`, and the flow gets the data of the last event, or `"all"` for a list
+
+    Raises `SetupError` for what cannot be meant.
+
+    ```python
+    from turnout import debounce, flow, webhook
+
+
+    @flow(on=debounce(webhook("/saved"), "5s", per=lambda event: event.data["page"]))
+    async def index(page: dict[str, str]) -> str:
+        return page["page"]
+    ```
     """
     over = one_trigger("debounce", trigger)
     length = duration("debounce", "period", period)

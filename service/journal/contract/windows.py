@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Protocol
 
 from turnout.service.domain.windows.firing import Firing
 from turnout.service.domain.windows.window import WindowSettings
-from turnout.service.journal.records import ClosedWindows, StoredWindow, WindowMember
+from turnout.service.journal.records import NOTHING, ClosedWindows, StoredWindow, WindowMember
 
 
 class Windows(Protocol):
@@ -20,12 +20,13 @@ class Windows(Protocol):
         *,
         now: datetime,
         limit: int,
-        held: Collection[str] = (),
+        told: Mapping[str, datetime] = NOTHING,
     ) -> ClosedWindows:
         """Close windows of these flows that are due, at most `limit`, and queue their runs.
 
-        The conditions of a run are decided now. It is never refused at a bound. The windows of
-        flows that are `held` stay open, and so do those of other flows.
+        The conditions of a run are decided now. It is never refused at a bound. Of the flows in
+        `told` only windows that are due up to that instant close: it is not known yet what may have
+        come since. The windows of other flows stay open.
         """
 
     async def fire_window(

@@ -5,14 +5,14 @@ Each method is one job for the writing thread. Not here: what it writes (`window
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 
 import apsw
 
 from turnout.service.domain.windows.firing import Firing
 from turnout.service.domain.windows.window import WindowSettings
-from turnout.service.journal.records import ClosedWindows
+from turnout.service.journal.records import NOTHING, ClosedWindows
 
 from .append import Intake, Rows
 from .calls import Calls
@@ -34,12 +34,13 @@ class WindowWriting(Calls):
         *,
         now: datetime,
         limit: int,
-        held: Collection[str] = (),
+        told: Mapping[str, datetime] = NOTHING,
     ) -> ClosedWindows:
         """Close windows of these flows that are due, at most `limit`, and queue their runs."""
+        up_to = {flow: micros(instant) for flow, instant in told.items()}
         closed: ClosedWindows = await self._call(
             lambda _connection, counters: self._intake.windows.close_due(
-                Rows({}), counters, micros(now), flows, limit, held
+                Rows({}), counters, micros(now), flows, limit, up_to
             )
         )
         return closed

@@ -8,7 +8,7 @@ that opens and fills in one append leaves no intermediate state. Not here: what 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -596,13 +596,13 @@ class Windows:
         at: int,
         flows: Mapping[str, Firing],
         limit: int,
-        held: Collection[str],
+        told: Mapping[str, int],
     ) -> ClosedWindows:
         """Ask the rules of the windows that are due what becomes of them."""
         self.forget()
-        served = dump_list(name for name in flows if name not in held)
+        served, up_to = dump_list(flows), dump(dict(told))
         answer = ClosedWindows()
-        found = self._connection.execute(_SQL["due"], (at, served, limit)).fetchall()
+        found = self._connection.execute(_SQL["due"], (at, served, limit, up_to)).fetchall()
         for row in found:
             window = _opened(row)
             change = _Change(rows, at, counters, answer, flows.get(window.flow))
@@ -612,7 +612,7 @@ class Windows:
             self._open.clear()  # two windows of one key may be open after a flow was renamed
         self._runs.insert(rows)
         self.forget()
-        next_due: int | None = self._connection.execute(_SQL["next_due"], (served,)).get
+        next_due: int | None = self._connection.execute(_SQL["next_due"], (served, up_to, at)).get
         answer.next_due_at = instant_or_none(next_due)
         answer.more = len(found) == limit
         return answer

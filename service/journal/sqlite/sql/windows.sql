@@ -16,16 +16,19 @@ FROM windows WHERE id = ?1 AND state = 'open';
 
 -- name: due
 -- Open windows of these flows (?2, a JSON array) that are due at an instant (?1), at most so many
--- (?3), the earliest first.
+-- (?3), the earliest first; of some flows (?4, a JSON object) only those due up to an instant.
 SELECT seq, id, flow, key, settings, opened_at, due_at, members, bytes, positions
 FROM windows INDEXED BY windows_due
 WHERE state = 'open' AND due_at <= ?1 AND flow IN (SELECT value FROM json_each(?2))
+    AND due_at <= coalesce((SELECT value FROM json_each(?4) AS j WHERE j.key = windows.flow), ?1)
 ORDER BY due_at, seq LIMIT ?3;
 
 -- name: next_due
--- When the next window of these flows (?1, a JSON array) is due.
+-- When the next window of these flows (?1, a JSON array) is due; of some flows (?2, a JSON object)
+-- only those that are due after an instant (?3).
 SELECT due_at FROM windows INDEXED BY windows_due
 WHERE state = 'open' AND due_at IS NOT NULL AND flow IN (SELECT value FROM json_each(?1))
+    AND (due_at > ?3 OR NOT EXISTS (SELECT 1 FROM json_each(?2) AS j WHERE j.key = windows.flow))
 ORDER BY due_at LIMIT 1;
 
 -- name: parts
