@@ -235,7 +235,21 @@ _THROUGH: Mapping[str, tuple[str, ...]] = {
     ),
     "current": tuple(
         f"turnout.service.steps.context:RunContext.{name}"
-        for name in ("run", "event", "attempt", "tenant", "log", "cancelled", "key", "on_undo")
+        for name in (
+            "run",
+            "event",
+            "attempt",
+            "tenant",
+            "log",
+            "cancelled",
+            "key",
+            "on_undo",
+            "state",
+        )
+    ),
+    "state": (
+        "turnout.service.steps.flow_state:State.get",
+        "turnout.service.steps.flow_state:State.set",
     ),
     "flow": (
         "turnout.handlers.flow:AsyncFlow.map",
@@ -263,6 +277,7 @@ _SPOKEN = {
     "secret": "secret(…)",
     "approval": "approval(…)",
     "Approval": "said",
+    "State": "current().state",
     "Service": "service",
     "Clock": "service.clock",
     "Event": "event",
@@ -272,7 +287,8 @@ _SPOKEN = {
 
 
 def _members(name: str, value: Any) -> Iterator[Member]:
-    for place in _THROUGH.get(name, ()):
+    through = _THROUGH.get(name, ())
+    for place in (*through, *(_THROUGH["state"] if name == "current" else ())):
         module, _, path = place.partition(":")
         owner, _, member = path.partition(".")
         spoken = _SPOKEN.get(owner) or _SPOKEN.get(name, name.upper())

@@ -46,6 +46,7 @@ from . import (
     runs,
     serve,
     show,
+    state,
     triggers,
     upcoming,
     why,
@@ -118,7 +119,7 @@ for _command in (
     runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
     pauses.pause, pauses.resume, limits.limits, cache.cache, triggers.fire, events.emit,
     triggers.trigger, upcoming.next_, upcoming.approvals, logs.logs, graph.graph, help.help_,
-    explain.explain, new.new,
+    explain.explain, new.new, state.state,
 ):  # fmt: skip
     cli.add_command(_command)
 

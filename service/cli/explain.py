@@ -66,6 +66,7 @@ def _show(found: Explanation, document: dict[str, Any]) -> None:
         ("version", flow.version or "that of the code"),
         ("triggers", ", ".join(document["triggers"]) or "none: by hand, the API, or another flow"),
         ("awaits", ", ".join(document["awaits"])),
+        ("state", "kept between runs: turnout state" if flow.keeps_state else ""),
     )  # fmt: skip
     _section("policy", (f"{name}={text}" for name, text in found.options.items()))
     _section("parameters", (_parameter(each) for each in document["parameters"]))

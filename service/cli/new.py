@@ -23,7 +23,7 @@ from turnout.service.domain.errors import SetupError
 
 from .output import say
 
-EXAMPLES = ("approval", "report")
+EXAMPLES = ("approval", "polling", "report")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _FIRST_CALL = (
     "curl -sS http://127.0.0.1:8080/hooks/orders -H 'Content-Type: application/json' "

@@ -14,7 +14,7 @@ from contextvars import Context, copy_context
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from turnout.service.domain.errors import ClaimLost, JournalFull
+from turnout.service.domain.errors import ClaimLost, JournalFull, StateMoved
 from turnout.service.domain.run import FINISHED, Outcome, RunState
 from turnout.service.domain.waiting import Cause
 from turnout.service.flowcontrol.gate import Candidate
@@ -300,6 +300,14 @@ class Attempts:
                 )
             except ClaimLost:
                 return None
+            except StateMoved as moved:
+                if has_left:
+                    self._gates.enter_again(attempt.entered)
+                log.warning(
+                    "run.state_moved", flow=run.flow, run=run.claim.run_id, key=moved.key,
+                    hint="give the flow concurrency=1 or ordered_by=; the run starts over",
+                )  # fmt: skip
+                _start_over(outcome)
             except JournalFull:
                 if has_left:
                     self._gates.enter_again(attempt.entered)
@@ -318,6 +326,12 @@ class Attempts:
         took, waited = ended_at - started_at, max(started_at - run.due_at, _NONE)
         waits = meters.wait_seconds(attempt.entered.cause or Cause.TURN)
         observe_together(meters.run_seconds, took.total_seconds(), waits, waited.total_seconds())
+
+
+def _start_over(outcome: Outcome) -> None:
+    """Turn a success that has lost its state to another run into one more try; it spends none."""
+    outcome.state, outcome.counts = RunState.QUEUED, False
+    outcome.result = outcome.returned = None
 
 
 async def until_writable(journal: Work) -> None:

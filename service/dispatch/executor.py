@@ -117,6 +117,8 @@ class Executor:
                 outcome = _suspended(context) or self._outcome_of(context, flow, error)
             else:
                 outcome = Outcome(state=RunState.SUCCEEDED, result=result, returned=returned)
+                if context.kept is not None:
+                    outcome.keeps = context.kept.write
             if task.cancelling() and not is_stopped():
                 await _clear_cancels(task)
             return await _finished(context, flow, _suspended(context) or outcome)

@@ -56,6 +56,16 @@ class PositionsMoved(JournalError):
         self.found = found
 
 
+class StateMoved(JournalError):
+    """Raised when what a flow keeps between runs is not what a run has read; nothing is stored."""
+
+    def __init__(self, flow: str, key: str) -> None:
+        at = f" under key {key!r}" if key else ""
+        super().__init__(f"another run of flow {flow!r} has changed its state{at} meanwhile")
+        self.flow = flow
+        self.key = key
+
+
 def _quoted(position: str | None) -> str:
     return "not stored" if position is None else repr(position)
 

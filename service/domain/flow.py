@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
+from types import CodeType
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar
 
 from . import foreign
@@ -191,6 +192,11 @@ class Flow(Generic[P, R]):
         return condition_of("when", self.when, self.file, self.line)
 
     @cached_property
+    def keeps_state(self) -> bool:
+        """Whether the function uses `current().state`, as far as the names in it tell."""
+        return _names_state(getattr(self.function, "__code__", None))
+
+    @cached_property
     def rules(self) -> tuple[Rule, ...]:
         """Every rule of flow control that it declares."""
         more = (self.unique, self.mode, self.cancel_on)
@@ -260,3 +266,11 @@ class Flow(Generic[P, R]):
             return ""
         key = foreign.ask(self.window.per, event)
         return None if key is None else foreign.as_key("per=", key)
+
+
+def _names_state(code: object) -> bool:
+    if not isinstance(code, CodeType):
+        return False
+    names = set(code.co_names)
+    uses = {"current", "state"} <= names and not names.isdisjoint({"get", "set"})
+    return uses or any(_names_state(inner) for inner in code.co_consts)

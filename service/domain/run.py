@@ -147,6 +147,14 @@ class DependencyPause(NamedTuple):
     until: datetime
 
 
+class StateWrite(NamedTuple):
+    """What a run keeps between runs under a key, as JSON; it has read this version, 0 for none."""
+
+    key: str
+    version: int
+    value: bytes
+
+
 @dataclass(slots=True, kw_only=True)  # not frozen: one is made for each run, at half the cost
 class Outcome:
     """What one attempt came to: the executor returns it, the journal records it.
@@ -160,7 +168,8 @@ class Outcome:
     `waits` are the steps a waiting run waits at, with the last event each has looked at (0 if
     none): what was woken behind that makes it due at once. `undo` says how the undo of a run that
     ended went, if there was one. `blames` names the dependencies that failed the attempt, `pause`
-    one that its run asks to leave alone.
+    one that its run asks to leave alone. `keeps` is what a success keeps between runs; with
+    `queued`, what it could not keep: the steps recorded since the run has read it are dropped.
     """
 
     state: RunState
@@ -176,6 +185,7 @@ class Outcome:
     undo: Undo | None = None
     blames: Sequence[str] = ()
     pause: DependencyPause | None = None
+    keeps: StateWrite | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,8 @@ class Limit:
         """Return what `turnout check` warns of where a flow declares this limit."""
         if self.count != 1 or self.name is not None or flow.ordered_by is not None:
             return None
+        if flow.keeps_state and self.per is None:  # it is there so that runs share a state
+            return None
         return (
             f"{self.words} promises no order: a run that is retried or waits lets others pass; "
             "if runs must go in the order of their events, add ordered_by="

@@ -75,6 +75,7 @@ class Explanation:
             "version": flow.version,
             "code_version": flow.code_version,
             "triggers": [trigger.name for trigger in flow.triggers],
+            "keeps_state": flow.keeps_state,
             "awaits": [trigger.name for trigger in flow.awaits],
             "options": dict(self.options),
             "parameters": list(parameters(flow)),

@@ -102,7 +102,7 @@ async def _map(flow: Flow[..., Any], branches: Branches, items: list[Any], limit
     else:
         if running:
             noted = (_noted_for(branches, items), next(left, len(items)), tuple(running))
-            context.state.progress[branches.key] = noted
+            context.attempt_state.progress[branches.key] = noted
             suspend_with(scopes, {f"{branches.key}[{index}]": 0 for index in running})
         for index, value in enumerate(results):
             if value is _NOT_YET:
@@ -130,7 +130,7 @@ def _what_is_left(
     """
     context, key, count = branches.scope.context, branches.key, len(items)
     run = context.claimed
-    known = context.state.progress.pop(key, None)
+    known = context.attempt_state.progress.pop(key, None)
     if known is not None and known[0] == _noted_for(branches, items):
         _, first_new, open_items = known
         running = [index for index in open_items if f"{key}[{index}]" in run.unwoken]

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from turnout.service.domain.errors import CodeChanged
-from turnout.service.journal.records import REGISTERED, RecordedArguments, StepRecord
+from turnout.service.journal.records import REGISTERED, STATE, RecordedArguments, StepRecord
 from turnout.service.telemetry.logs import get_logger
 
 from .recorded_arguments import UNKNOWN
@@ -27,7 +27,7 @@ log = get_logger("turnout.steps")
 PATCHED = "patched"
 """The task of the records that `patched` leaves."""
 
-MARK_TASKS = (PATCHED, REGISTERED)
+MARK_TASKS = (PATCHED, REGISTERED, STATE)
 """Tasks of the durable marks, which are not steps and not part of the sequence."""
 
 

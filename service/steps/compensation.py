@@ -89,7 +89,7 @@ async def conclude(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outc
         return outcome
     try:
         undos, outcome, deaths = await _record_failure(context, outcome)
-        left = await _end_children(context) if undos and context.state.has_waits else None
+        left = await _end_children(context) if undos and context.attempt_state.has_waits else None
     except (ClaimLost, JournalBroken):
         raise
     except JournalError as error:

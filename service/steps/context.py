@@ -28,6 +28,7 @@ from .attempt_state import AttemptState
 from .backoff import Backoffs
 from .code_change import RecordedSequence
 from .durable_marks import DurableMarks, mark_record
+from .flow_state import State
 from .scope import RootScope, Scope, current_scope, here
 from .services import Services
 from .unawaited import PendingCalls
@@ -60,18 +61,19 @@ class RunContext:
     __slots__ = (
         "_backoffs",
         "_log",
+        "attempt_state",
         "broken",
         "claimed",
         "consumed",
         "durable_marks",
         "ended_by",
         "flow",
+        "kept",
         "over",
         "pending_calls",
         "root",
         "sequence",
         "services",
-        "state",
         "undelivered",
         "undos",
     )  # fmt: skip
@@ -84,7 +86,8 @@ class RunContext:
         flow: Flow[..., Any] | None = None,
     ) -> None:
         self.claimed = run
-        self.state = state
+        self.attempt_state = state
+        self.kept: State | None = None  # made at the first use of `state`
         self.flow = flow
         self.root: Scope | None = None
         self.consumed: set[tuple[str, str, str]] | None = None
@@ -125,6 +128,19 @@ class RunContext:
     def log(self) -> logs.Logger:
         """The logger, which adds the run's fields: `log.info("order.charged", receipt=…)`."""
         return _log
+
+    @property
+    def state(self) -> State:
+        """What the flow keeps between runs: `state.get(default)` and `state.set(value)`.
+
+        A small value for each flow, and for each key of `ordered_by=`. It is read once a run, and
+        written if the run succeeds: a cursor that a crash neither skips nor doubles. Give the flow
+        `concurrency=1` or `ordered_by=`: a run whose state another one has changed meanwhile is
+        started over from where it read it. Outside a run there is none, and nothing is kept.
+        """
+        if self.kept is None:
+            self.kept = State(self)
+        return self.kept
 
     def key(self, name: str = "") -> str:
         """Return an idempotency key to pass downstream: 32 hex digits.
@@ -214,19 +230,21 @@ class RunContext:
         """Return the dependency for which an attempt that ends by `error` is not spent, if any."""
         if self.flow is None:
             return None
-        return needs.spares(self.flow.needs, self.claimed.recorded, self.state.probes, error)
+        return needs.spares(
+            self.flow.needs, self.claimed.recorded, self.attempt_state.probes, error
+        )
 
     def record_step(self, step: StepRecord) -> Future[None]:
         """Submit a step to the journal at once; it is durable when the future is done."""
         assert self.services is not None  # steps are recorded where there is a journal only
         if self.claimed.recorded:
-            self.state.changed.add(step.key)
+            self.attempt_state.changed.add(step.key)
         return self.services.journal.record_step(self.claimed.claim, step)
 
     def writing(self, key: str, *, opens_wait: bool = False) -> Claim:
         """Note that a step is about to be recorded, and return the claim to record it under."""
-        self.state.changed.add(key)
-        self.state.has_waits = self.state.has_waits or opens_wait
+        self.attempt_state.changed.add(key)
+        self.attempt_state.has_waits = self.attempt_state.has_waits or opens_wait
         return self.claimed.claim
 
     @property

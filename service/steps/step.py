@@ -123,7 +123,7 @@ class StepCall:
             self.arguments = arguments_of(
                 self.task.name, self.task.function, self.args, self.kwargs
             )
-        if self.context.over or self.context.state.handed_back:
+        if self.context.over or self.context.attempt_state.handed_back:
             self._stop_if_over(known)
         if known is None:
             if self.context.sequence is not None:
@@ -146,7 +146,7 @@ class StepCall:
     def _stop_if_over(self, known: StepRecord | None) -> None:
         """Raise `CancelledError` if no step may start any more."""
         if known is None or known.superseded or known.state in _OPEN:
-            if self.context.state.handed_back:  # a `finally` of the ending attempt
+            if self.context.attempt_state.handed_back:  # a `finally` of the ending attempt
                 raise asyncio.CancelledError("the run is handed back")
             stop_if_over(self.context)
 

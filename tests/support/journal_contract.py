@@ -27,14 +27,24 @@ from turnout.service.domain.errors import (
     Overloaded,
     PositionsMoved,
     Refused,
+    StateMoved,
 )
 from turnout.service.domain.event import CALLED, Event, mint_id
-from turnout.service.domain.run import FINISHED, UNFINISHED, Outcome, RunError, RunState, Start
+from turnout.service.domain.run import (
+    FINISHED,
+    UNFINISHED,
+    Outcome,
+    RunError,
+    RunState,
+    Start,
+    StateWrite,
+)
 from turnout.service.domain.short_ids import Ambiguous
 from turnout.service.journal.contract import Journal, Reads
 from turnout.service.journal.records import (
     FAILED,
     REGISTERED,
+    STATE,
     Appended,
     Cached,
     ChildEnd,
@@ -53,6 +63,7 @@ from turnout.service.journal.records import (
     StepRecord,
     StoredOverride,
     StoredPause,
+    StoredState,
     approval_topic,
     run_topic,
 )
@@ -127,6 +138,10 @@ class Counts:
     states: dict[str, int]
     dead: dict[str, int] = field(default_factory=dict)
     not_undone: dict[str, int] = field(default_factory=dict)
+
+
+async def states(journal: Reads) -> list[StoredState]:
+    return await journal.flow_states(None, 100)
 
 
 async def expect_run(journal: Reads, run_id: str) -> Any:
@@ -541,6 +556,50 @@ class JournalContract:
             )
             assert [type(result) for result in results] == [type(None), ClaimLost]
             assert (await expect_run(journal, claimed.claim.run_id)).state == "succeeded"
+
+    async def test_state_is_kept_with_a_success_by_whoever_has_read_the_newest(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            assert journal.flow_state("bill", "") is None
+            first, second, third = [await start(journal) for _ in range(3)]
+            await finish(journal, first, ended(keeps=StateWrite("", 0, b"1")))
+            kept = journal.flow_state("bill", "")
+            assert kept is not None
+            assert (kept.version, kept.value, kept.run_id) == (1, b"1", first.claim.run_id)
+            for lost in (StateWrite("", 0, b"9"), StateWrite("", 2, b"9")):
+                with pytest.raises(StateMoved, match="another run of flow 'bill' has changed"):
+                    await finish(journal, second, ended(keeps=lost))
+            run = await journal.run(second.claim.run_id)
+            assert run is not None and run.state is S.RUNNING
+            await finish(journal, second, ended(keeps=StateWrite("", 1, b"2")))
+            await finish(journal, third, ended(keeps=StateWrite("key", 0, b'"x"')))
+        async with self.open(tmp_path) as journal:
+            listed = [(one.key, one.version, one.value) for one in await states(journal)]
+            assert listed == [("", 2, b"2"), ("key", 1, b'"x"')]
+            await journal.rename_flow("bill", "charge")
+            assert {one.flow for one in await states(journal)} == {"charge"}
+
+    async def test_of_two_successes_at_once_one_keeps_the_state(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            runs = [await start(journal) for _ in range(2)]
+            writes = (ended(keeps=StateWrite("", 0, value)) for value in (b"1", b"2"))
+            ends = [finish(journal, run, one) for run, one in zip(runs, writes, strict=True)]
+            came = await asyncio.gather(*ends, return_exceptions=True)
+            assert [isinstance(one, StateMoved) for one in came].count(True) == 1
+            found = [await expect_run(journal, run.claim.run_id) for run in runs]
+            assert {run.state for run in found} == {S.SUCCEEDED, S.RUNNING}
+
+    async def test_a_run_that_could_not_keep_its_state_starts_over_from_where_it_read_it(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            run = await start(journal)
+            for one in (step("before#1"), step(STATE), step("after#1")):
+                await journal.record_step(run.claim, one)
+            await finish(journal, run, ended(S.QUEUED, counts=False, keeps=StateWrite("", 0, b"1")))
+            assert [one.key for one in await journal.steps(run.claim.run_seq)] == ["before#1"]
+            assert journal.flow_state("bill", "") is None
 
     async def test_what_a_called_run_returned_is_read_until_it_is_retried(
         self, tmp_path: Path

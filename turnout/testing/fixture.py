@@ -53,6 +53,10 @@ class Bench:
         """Go on until a run has ended; see `Service.ended`."""
         return self._runner.run(self._service.ended(run_id))
 
+    def state(self, flow: AnyFlow | str, *, key: str = "") -> Any:
+        """Return what a flow keeps between runs; see `Service.state`."""
+        return self._runner.run(self._service.state(flow, key=key))
+
     def assert_decided(
         self, event: Event | str, reason: str, *, flow: AnyFlow | str | None = None, **facts: Any
     ) -> Mapping[str, Any]:

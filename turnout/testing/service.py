@@ -25,13 +25,14 @@ from turnout.service.app.process import ManualTrigger, Process
 from turnout.service.domain.clock import WallClock
 from turnout.service.domain.errors import ClaimLost
 from turnout.service.domain.event import Event
+from turnout.service.domain.payload import read_json
 from turnout.service.domain.run import FINISHED, RunError, RunState, Undo
 from turnout.service.domain.trigger import Receipt
 from turnout.service.domain.units import parse_duration
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.open import OpenJournal, open_journal
-from turnout.service.journal.records import Claim, StepRecord
+from turnout.service.journal.records import STATE, Claim, StepRecord
 from turnout.service.operate.maintenance import INTERVAL_SECONDS, Maintenance
 from turnout.service.operate.verbs import Answer
 from turnout.service.project import AnyFlow, Project
@@ -258,9 +259,20 @@ class Service:
             attempts=run.attempts,
             crashes=run.crashes,
             undo=run.undo,
-            steps={step.key: step for step in await self.journal.steps(run.seq)},
+            steps={
+                step.key: step for step in await self.journal.steps(run.seq) if step.key != STATE
+            },
             took=(run.finished_at or self.clock.now()) - run.queued_at,
         )
+
+    async def state(self, flow: AnyFlow | str, *, key: str = "") -> Any:
+        """Return what a flow keeps between runs (`current().state`), None if nothing.
+
+        `key` is the text of its `ordered_by=` key.
+        """
+        name = flow if isinstance(flow, str) else flow.name
+        kept = self.journal.flow_state(name, key)
+        return None if kept is None else read_json(kept.value)
 
     async def assert_decided(
         self, event: Event | str, reason: str, *, flow: AnyFlow | str | None = None, **facts: Any

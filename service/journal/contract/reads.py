@@ -26,6 +26,7 @@ from turnout.service.journal.records import (
     StoredEvent,
     StoredOverride,
     StoredPause,
+    StoredState,
     Wait,
 )
 
@@ -118,6 +119,9 @@ class Reads(RunReads, WindowReads, Protocol):
 
     async def last_accepted(self) -> dict[str, datetime]:
         """Return when the last event of each trigger was accepted, of the newest 50,000 events."""
+
+    async def flow_states(self, flow: str | None, limit: int) -> list[StoredState]:
+        """Return what a flow, or every flow, keeps between runs, by flow and key."""
 
     async def is_used(self, link: bytes) -> bool:
         """Return whether the approval link with this digest was used."""

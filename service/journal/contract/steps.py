@@ -17,6 +17,7 @@ from turnout.service.journal.records import (
     Entry,
     Opening,
     StepRecord,
+    StoredState,
 )
 
 from .reads import RunReads
@@ -62,6 +63,9 @@ class Steps(RunReads, Protocol):
         `openings` and `closes` are by the key of the step. The unfinished children that a closed
         wait was for are cancelled, as `cancel` does, and returned. Raises what `record_step` does.
         """
+
+    def flow_state(self, flow: str, key: str) -> StoredState | None:
+        """Return at once what a flow keeps between runs under a key; on the loop only."""
 
     def flush(self) -> None:
         """Block the loop until submitted writes are durable or have failed, for a second at most.

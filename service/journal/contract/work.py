@@ -112,6 +112,9 @@ class Work(RunReads, Writable, Protocol):
     ) -> None:
         """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter.
 
+        Raises `StateMoved`, and records nothing, if another run has written what this one keeps
+        between runs since it has read it.
+
         `has_waits` says that the attempt opened a wait: the waits of a run that ended are deleted.
         The next claim of a waiting run may read only the `changed` steps, those this attempt
         recorded, and then it finds `progress` again.

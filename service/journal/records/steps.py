@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from turnout.service.domain.run import RunError
 
@@ -18,6 +18,9 @@ than the number of times this work was given up because it killed the process.
 
 REGISTERED = "~on_undo"
 """The task of records that say how to undo a step; they are not listed as steps."""
+
+STATE = "~state"
+"""The key and the task of the step that records what a run has read of its flow's state."""
 
 PAUSED = "~pause"
 """The task of records that say that the run has paused a dependency; they are not listed either."""
@@ -125,3 +128,17 @@ class Wait:
     woken: int | None = None
     latest: int | None = None
     answer: bytes | None = None
+
+
+class StoredState(NamedTuple):
+    """What a flow keeps between runs under a key: JSON, and how often and by whom it was written.
+
+    The key is that of `ordered_by=`, empty where the flow has none.
+    """
+
+    flow: str
+    key: str
+    version: int
+    value: bytes
+    run_id: str
+    changed_at: datetime

@@ -14,10 +14,10 @@ import apsw
 
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import ClaimLost
-from turnout.service.domain.run import FINISHED, Run, Undo
+from turnout.service.domain.run import FINISHED, Outcome, Run, RunState, StateWrite, Undo
 from turnout.service.journal.records import REGISTERED, Appended, Claim, ClaimedRun, Opening
 
-from . import operations, outcomes, run_keys, steps, waits
+from . import flow_state, operations, outcomes, run_keys, steps, waits
 from .append import Intake
 from .claims import ClaimJob, Claims
 from .counters import RunCounters
@@ -179,7 +179,7 @@ class Batch:
         self._update_waits(jobs)
         for job in jobs:
             outcome = job.outcome
-            if outcome.error or outcome.undo or outcome.returned is not None:
+            if outcome.error or outcome.undo or outcome.returned is not None or outcome.keeps:
                 self._record_rest(job, counters)
 
     def _record_rest(self, job: OutcomeJob, counters: RunCounters) -> None:
@@ -192,6 +192,15 @@ class Batch:
         if outcome.error and (outcome.error.step or outcome.again):
             keys = dump_list((outcome.error.step, *outcome.again))
             self._connection.execute(_SUPERSEDE, (seq, keys))
+        if outcome.keeps is not None:
+            self._keep(job.run, outcome, outcome.keeps, job.at)
+
+    def _keep(self, run: ClaimedRun, outcome: Outcome, keeps: StateWrite, at: int) -> None:
+        """Keep the state of a flow with the success of a run; one that has lost it starts over."""
+        if outcome.state is RunState.SUCCEEDED:
+            flow_state.write(self._connection, self._flow_of(run), run.claim.run_id, keeps, at)
+        else:
+            flow_state.start_over(self._connection, run.claim.run_seq)
 
     def _flow_of(self, run: ClaimedRun) -> str:
         """Return the flow of a run; it may have been renamed since the claim."""

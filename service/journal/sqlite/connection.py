@@ -203,6 +203,14 @@ def open_for_reading(folder: Path) -> apsw.Connection:
     return connection
 
 
+def open_beside_writer(folder: Path) -> apsw.Connection:
+    """Open for reading what this process writes, without asking the disk again: on the loop."""
+    connection = _open(folder / FILE_NAME, apsw.SQLITE_OPEN_READONLY)
+    _configure(connection, _READER_CACHE_KIB)
+    connection.pragma("query_only", True)
+    return connection
+
+
 def _open_to_read(path: Path, *, immutable: bool = False) -> tuple[apsw.Connection, int]:
     """Open a database and return it with its version."""
     flags = apsw.SQLITE_OPEN_READONLY

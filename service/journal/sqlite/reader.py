@@ -37,13 +37,14 @@ from turnout.service.journal.records import (
     StoredEvent,
     StoredOverride,
     StoredPause,
+    StoredState,
     Wait,
 )
 
-from . import breakers, cache, lines
+from . import breakers, cache, flow_state, lines
 from .blobs import BlobStore
 from .columns import selected
-from .connection import open_for_reading, translate
+from .connection import open_beside_writer, open_for_reading, translate
 from .dedupe import found_by_id
 from .events import (
     EVENT_COLUMNS,
@@ -104,6 +105,7 @@ class SqliteReader(WindowReading):
         self._folder = folder
         self._blobs = BlobStore(folder)
         self._local = threading.local()
+        self._at_once: apsw.Connection | None = None
         self._connections: list[apsw.Connection] = []
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="turnout-reader")
 
@@ -117,19 +119,14 @@ class SqliteReader(WindowReading):
         if connection is None:
             connection = self._local.connection = open_for_reading(self._folder)
             self._connections.append(connection)
-        try:
-            connection.execute("BEGIN")
-            try:
-                return query(connection)
-            finally:
-                if connection.in_transaction:
-                    connection.execute("COMMIT")
-        except apsw.Error as error:
-            raise translate(error, connection) from error
-        except UnicodeDecodeError as error:  # stored text that is not UTF-8
-            raise JournalError(
-                f"the journal is damaged: {error.reason}; see `turnout doctor`"
-            ) from error
+        return _in_snapshot(connection, query)
+
+    def read_at_once(self, query: Callable[[apsw.Connection], _Value]) -> _Value:
+        """Run a query that takes microseconds on the loop itself, with a connection of its own."""
+        if self._at_once is None:
+            self._at_once = open_beside_writer(self._folder)
+            self._connections.append(self._at_once)
+        return _in_snapshot(self._at_once, query)
 
     async def close(self) -> None:
         """Release files."""
@@ -264,6 +261,14 @@ class SqliteReader(WindowReading):
             lambda connection: connection.execute(_SQL["last_accepted"], (_NEWEST,)).fetchall()
         )
         return {trigger: instant(at) for trigger, at in rows}
+
+    def flow_state(self, flow: str, key: str) -> StoredState | None:
+        """Return at once what a flow keeps between runs under a key: a point read, on the loop."""
+        return self.read_at_once(lambda connection: flow_state.read(connection, flow, key))
+
+    async def flow_states(self, flow: str | None, limit: int) -> list[StoredState]:
+        """Return what a flow, or every flow, keeps between runs."""
+        return await self.read(lambda connection: flow_state.listed(connection, flow, limit))
 
     async def is_used(self, link: bytes) -> bool:
         """Return whether the approval link with this digest was used."""
@@ -459,3 +464,19 @@ def _stored_events(
         stored_event_from(row, accepted_at, orjson.loads(runs), [first, *orjson.loads(later)])
         for *row, accepted_at, first, runs, later in rows
     ]
+
+
+def _in_snapshot(connection: apsw.Connection, query: Callable[[apsw.Connection], _Value]) -> _Value:
+    try:
+        connection.execute("BEGIN")
+        try:
+            return query(connection)
+        finally:
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+    except apsw.Error as error:
+        raise translate(error, connection) from error
+    except UnicodeDecodeError as error:  # stored text that is not UTF-8
+        raise JournalError(
+            f"the journal is damaged: {error.reason}; see `turnout doctor`"
+        ) from error

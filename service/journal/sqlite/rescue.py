@@ -16,7 +16,7 @@ from turnout.service.domain.errors import Refused
 from turnout.service.domain.run import PROCESS_DIED, RunError, RunState
 from turnout.service.journal.records import FAILED, REGISTERED, Rescued
 
-from . import operations, overrides, pauses, run_keys, starts, waits
+from . import flow_state, operations, overrides, pauses, run_keys, starts, waits
 from .counters import RunCounters
 from .crash_isolation import CRASHES_BEFORE_ISOLATION, MOST_CRASHES
 from .statements import load
@@ -116,6 +116,7 @@ def rename_flow(connection: apsw.Connection, counters: RunCounters, was: str, na
     """
     dead, not_undone = _dead_letters(connection, was)
     starts.rename_flow(connection, was, name)
+    flow_state.rename_flow(connection, was, name)
     renamed = 0
     for which in ("rename_dead", "rename_unfinished"):
         connection.execute(_SQL[which], (was, name))

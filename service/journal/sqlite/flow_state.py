@@ -1,0 +1,60 @@
+"""What flows keep between runs: read at once, written by compare-and-set with a run's success.
+
+Written inside the transaction it is called in. Not here: what a run has read and wants to keep
+(`steps.flow_state`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import apsw
+
+from turnout.service.domain.errors import StateMoved
+from turnout.service.domain.run import StateWrite
+from turnout.service.journal.records import STATE, StoredState
+
+from . import waits
+from .statements import load
+from .values import instant
+
+_SQL = load("flow_state")
+
+
+def read(connection: apsw.Connection, flow: str, key: str) -> StoredState | None:
+    """Return what a flow keeps under a key."""
+    row: Any = connection.execute(_SQL["read"], (flow, key)).fetchone()
+    return None if row is None else _state_from(row)
+
+
+def listed(connection: apsw.Connection, flow: str | None, limit: int) -> list[StoredState]:
+    """Return what flows keep, by flow and key."""
+    return [_state_from(row) for row in connection.execute(_SQL["listed"], (flow, limit))]
+
+
+def write(connection: apsw.Connection, flow: str, run_id: str, made: StateWrite, at: int) -> None:
+    """Keep a value; raises `StateMoved` if another run has kept one since this one has read."""
+    values = (flow, made.key, made.value, run_id, at)
+    if made.version:
+        connection.execute(_SQL["next"], (*values, made.version))
+    else:
+        connection.execute(_SQL["first"], values)
+    if not connection.changes():
+        raise StateMoved(flow, made.key)
+
+
+def start_over(connection: apsw.Connection, run_seq: int) -> None:
+    """Forget what a run has recorded since it read a state that has moved."""
+    connection.execute(_SQL["forget_steps"], (run_seq, STATE))
+    waits.delete(connection, [run_seq])
+
+
+def rename_flow(connection: apsw.Connection, was: str, name: str) -> None:
+    """Give the states of a flow to its new name."""
+    connection.execute(_SQL["rename"], (was, name))
+
+
+def _state_from(row: Sequence[Any]) -> StoredState:
+    flow, key, version, value, run_id, changed_at = row
+    return StoredState(flow, key, version, value, run_id, instant(changed_at))
