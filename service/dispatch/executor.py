@@ -22,6 +22,7 @@ from turnout.service.domain.errors import (
     message_of,
     words_of,
 )
+from turnout.service.domain.event import CALLED
 from turnout.service.domain.resource import Resources
 from turnout.service.domain.retry import delay_after
 from turnout.service.domain.run import Outcome, RunError, RunState, Skip
@@ -193,7 +194,11 @@ class Executor:
 
 def _bound(flow: AnyFlow, run: ClaimedRun) -> Mapping[str, Any]:
     """Return the arguments of a run: of its event, or of the members of its window."""
-    return flow.bind(run.event) if run.members is None else flow.bind_members(run.members.events)
+    if run.members is not None:
+        return flow.bind_members(run.members.events)
+    if flow.takes_list and run.event.type != CALLED:
+        return flow.bind_members((run.event,))  # a member that did not fit, replayed
+    return flow.bind(run.event)
 
 
 async def _check_files(run: ClaimedRun) -> None:

@@ -195,7 +195,8 @@ class Run:
     `forced` says that an operator has started it past the mode of its flow.
     `undo_failed` are the steps of its undo that failed for good and were not done since. In a
     list a large `result` is left out; `result_bytes` tells its size. `events` is how many events
-    it is the run of; of several, those of a window, the fields of an event are the first one's.
+    it is the run of; of several, those of the window `window_seq`, the fields of an event are the
+    first one's.
     """
 
     seq: int
@@ -226,6 +227,7 @@ class Run:
     undo_failed: tuple[str, ...] = ()
     result_bytes: int | None = None
     events: int = 1
+    window_seq: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object the CLI prints and the HTTP API answers."""

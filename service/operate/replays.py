@@ -51,10 +51,18 @@ async def replay(parts: Parts, verb: Replay) -> list[str]:
     runs = [run for run in found if run is not None]
     if not verb.not_undone:
         _refuse_not_undone(runs)
-    flows: dict[str, Run | None] = {run.flow: run for run in runs}
+    waiting = [run for run in runs if run.state is RunState.SCHEDULED]
+    flows: dict[str, Run | None] = {run.flow: run for run in runs if run not in waiting}
     for flow in parts.project().started_by(stored.event):
         if not flow.shadow:
             flows.setdefault(flow.name, None)
+    for run in waiting:  # its window has not fired: it will run with this event
+        flows.pop(run.flow, None)
+    if waiting and not flows:
+        raise Refused(
+            f"event {verb.event_id!r} waits in a window of flow {waiting[0].flow}, whose run "
+            f"{waiting[0].id} has not begun; see turnout pending"
+        )
     if not flows:
         raise Refused(f"event {verb.event_id!r} starts no flow")
     return await _replay(parts, stored, flows, force=verb.force)
@@ -73,24 +81,35 @@ async def _event_of(parts: Parts, verb: Replay) -> StoredEvent:
 async def _replay(
     parts: Parts, stored: StoredEvent, flows: Mapping[str, Run | None], *, force: bool = False
 ) -> list[str]:
-    """Add a run for each flow; `flows` maps each to its last run of the event."""
+    """Add a run for each flow; `flows` maps each to its last run of the event.
+
+    The run of a window is called with the same members again.
+    """
     current: dict[str, Run | None] = {}
     for name, last in flows.items():
         current.setdefault(parts.current_name(name), last)
-    runs = [_new_run(parts, stored, name, last) for name, last in current.items()]
-    for run in runs if force else ():
-        run.start_past_mode()
+    made: dict[int, list[NewRun]] = {}
+    for name, last in current.items():
+        first = stored
+        if last is not None and last.window_seq is not None:
+            first = await parts.journal.event_of(last.seq) or stored
+        made.setdefault(first.seq, []).append(_new_run(parts, first, name, last))
+    ids: list[str] = []
     with parts.owner.changing(current):
-        replayed = await parts.journal.replay(stored.seq, runs, now=parts.now())
-        parts.owner.ended_for(replayed)
-    return list(replayed.runs)
+        for seq, runs in made.items():
+            for run in runs if force else ():
+                run.start_past_mode()
+            replayed = await parts.journal.replay(seq, runs, now=parts.now())
+            parts.owner.ended_for(replayed)
+            ids += replayed.runs
+    return ids
 
 
 def _new_run(parts: Parts, stored: StoredEvent, name: str, last: Run | None) -> NewRun:
     """Return a new run of a flow; of one that is not loaded, with the keys of its last run."""
     run = NewRun(id=mint_id(), flow=name, state=RunState.QUEUED)
     if last is not None:
-        run.order_key, run.keys = last.order_key, last.keys
+        run.order_key, run.keys, run.window_seq = last.order_key, last.keys, last.window_seq
     flow = parts.project().flows.get(name)
     if flow is not None:
         if flow.shadow:

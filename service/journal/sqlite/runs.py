@@ -148,6 +148,7 @@ class StoredRun(NamedTuple):
     undo_failed: str | None
     result_bytes: int | None
     events: int
+    window_seq: int | None
 
 
 _EXPRESSIONS = {
@@ -209,6 +210,7 @@ def run_from(values: Sequence[Any]) -> Run:
         undo_failed=tuple(orjson.loads(row.undo_failed)) if row.undo_failed else (),
         result_bytes=row.result_bytes,
         events=row.events,
+        window_seq=row.window_seq,
     )
 
 
