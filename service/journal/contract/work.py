@@ -126,6 +126,8 @@ class Work(RunReads, Writable, Protocol):
     async def rescue(self, *, now: datetime) -> Rescued:
         """At start: requeue runs found running; this spends no attempt (see "Crash isolation").
 
+        Windows that were opened after `now`, under a clock that was ahead, begin their time now.
+
         A run that has killed the process too often fails as `process_died`: that is recorded as
         the step `FAILED`, and only its undo and its hook are left to do. If these kill the process
         as often again, `tries` of that step rises, and the step they were about to do is skipped.

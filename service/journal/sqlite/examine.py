@@ -69,4 +69,12 @@ CHECKS: tuple[tuple[str, Callable[[apsw.Connection], str | None]], ...] = (
         "only ended runs have an end",
         partial(_none_of, "ends_that_do_not_fit", "runs whose end does not fit their state"),
     ),
+    (
+        "every window has its events and its run",
+        partial(_none_of, "windows_that_do_not_fit", "windows that lost events, or their run"),
+    ),
+    (
+        "every windowed run has its window",
+        partial(_none_of, "runs_without_window", "runs without their window"),
+    ),
 )

@@ -36,6 +36,8 @@ def rescue(connection: apsw.Connection, counters: RunCounters, now: datetime) ->
     restarts. The undo of a run that has failed here starts isolated.
     """
     at = micros(now)
+    for which in ("pull_back", "pull_back_members"):
+        connection.execute(_WINDOWS[which], (at,))
     given_up: list[Any] = connection.execute(_SQL["given_up"], (MOST_CRASHES,)).fetchall()
     error = RunError(PROCESS_DIED, f"the process died {MOST_CRASHES} times while this run ran")
     for seq, _ in given_up:

@@ -6,7 +6,9 @@ SELECT id FROM runs WHERE event_seq NOT IN (SELECT seq FROM events);
 -- name: events_without_run
 SELECT id FROM events AS e
 WHERE decisions IS NULL AND unmatched IS NULL
-    AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq);
+    AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq)
+    AND NOT EXISTS (SELECT 1 FROM window_events AS m WHERE m.event_seq = e.seq)
+    AND NOT EXISTS (SELECT 1 FROM decisions AS d WHERE d.event_seq = e.seq);
 
 -- name: runs_made_twice
 SELECT group_concat(id, ' = ') FROM runs GROUP BY event_seq, flow, replay HAVING count(*) > 1;
@@ -49,3 +51,17 @@ SELECT coalesce((SELECT id FROM runs WHERE seq = run_seq), run_seq) FROM (
         SELECT flow, place, key, run_seq FROM run_keys
         EXCEPT SELECT r.flow, k.key, k.value, r.seq FROM runs AS r, json_each(r.keys) AS k
         WHERE r.state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting')));
+
+-- name: windows_that_do_not_fit
+SELECT id FROM windows AS w
+WHERE (state = 'open' OR state = 'fired')
+        AND members <> (SELECT count(*) FROM window_events AS m WHERE m.window_seq = w.seq)
+    OR state = 'fired' AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.window_seq = w.seq)
+    OR EXISTS (SELECT 1 FROM window_events AS m WHERE m.window_seq = w.seq
+        AND NOT EXISTS (SELECT 1 FROM events AS e WHERE e.seq = m.event_seq));
+
+-- name: runs_without_window
+SELECT id FROM runs AS r INDEXED BY runs_by_window
+WHERE r.window_seq IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM windows AS w WHERE w.seq = r.window_seq
+        AND (w.state = 'open' OR r.state <> 'scheduled'));
