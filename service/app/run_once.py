@@ -7,31 +7,48 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from turnout.service.domain.clock import EngineClock, wall_clock
+from turnout.service.domain.clock import EngineClock
 from turnout.service.domain.errors import NotFound
-from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import Run
 from turnout.service.journal.open import open_journal
+from turnout.service.project import AnyFlow, Project
 from turnout.service.project.loader import load
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Metrics
 
+from .foreground_waits import MovableClock, Person, Waits
 from .process import ManualTrigger, Process
+from .run_input import RunInput, put
 
 EXIT_INTERRUPTED = 130
 UNWIND_SECONDS = 2.0
 """How long the run may take to end after Ctrl-C; a second one ends it at once."""
 
 
-async def run_once(settings: Settings, flow_path: Path, flow_name: str, data: bytes) -> Run:
-    """Run one flow once in the foreground, in a temporary journal, with `data` as JSON.
+Prepare = Callable[[AnyFlow], AnyFlow]
+"""Changes a flow before it runs, as a debugger does."""
 
-    Raises `NotFound` when the file has no such flow.
+
+async def run_once(
+    settings: Settings,
+    flow_path: Path,
+    flow_name: str,
+    given: Callable[[], Awaitable[RunInput]],
+    person: Person,
+    *,
+    skip_waits: bool = False,
+    prepare: Prepare | None = None,
+) -> Run:
+    """Run one flow once in the foreground, in a temporary journal, with what `given` returns.
+
+    `person` is told what the run waits for, and answers approvals. Raises `NotFound` when the file
+    has no such flow, `Refused` when the run waits for what never comes.
     """
     project = load([flow_path])
     if flow_name not in project.flows:
@@ -39,6 +56,10 @@ async def run_once(settings: Settings, flow_path: Path, flow_name: str, data: by
             f"{flow_path} has no flow {flow_name!r}; it has: {', '.join(project.flows) or 'none'}"
         )
     flow = replace(project.flows[flow_name], shadow=False)  # it is asked to run, for once
+    if prepare is not None:
+        flow = prepare(flow)
+        project = Project.of({**project.flows, flow_name: flow}.values())
+    asked = await given()
     metrics = Metrics()
     with TemporaryDirectory(prefix="turnout-run-") as folder:
         _cancel_on_signals(folder)
@@ -51,30 +72,29 @@ async def run_once(settings: Settings, flow_path: Path, flow_name: str, data: by
                 min_free_bytes=0,
             )
             stack.push_async_callback(journal.close)
-            clock = EngineClock(wall_clock())
+            wall = MovableClock()
+            clock = EngineClock(wall)
             process = Process(
                 settings, project, journal, metrics, tasks, now=clock.now, wall=clock.wall
             )
             stack.push_async_callback(process.resources.stop)
-            await process.start()
-            emit = process.emitter(ManualTrigger("cli", "cli"), lambda _event: (flow,))
-            event = Event(
-                id=mint_id(),
-                source="turnout:cli",
-                type="turnout.cli.run",
-                time=process.now(),
-                body=data,
-                datacontenttype="application/json",
-                trigger="cli",
-                minted=True,
-            )
-            run_id = (await emit([event]))[0].runs[0]
-            while await process.waiters.result(run_id, 3600) is None:
-                continue
-            run = await journal.run(run_id)
+            run_id = await _started(process, flow, asked)
+            waits = Waits(process, wall, person, skips=skip_waits)
+            run = await waits.until_ended(run_id)
             await process.stop()
-            assert run is not None  # it has just finished
             return run
+
+
+async def _started(process: Process, flow: AnyFlow, asked: RunInput) -> str:
+    """Start the process and the run; returns its id."""
+    if asked.earlier is not None:
+        run_id = await put(process.journal, asked.event, asked.earlier)
+        await process.start()
+        return run_id
+    await process.start()
+    name = asked.event.trigger or "cli"
+    emit = process.emitter(ManualTrigger(name, "cli"), lambda _event: (flow,))
+    return (await emit([asked.event]))[0].runs[0]
 
 
 def _cancel_on_signals(folder: str) -> None:

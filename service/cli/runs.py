@@ -99,7 +99,8 @@ async def _waits_of(settings: Settings, reader: Reads, runs: Sequence[Run]) -> M
 def _run_row(run: Run, waits_for: str | None) -> tuple[object, ...]:
     why = run.reason or with_local_times(waits_for or "")
     if run.error is not None:
-        why = f"{run.error.type}: {run.error.message}"
+        error = f"{run.error.type}: {run.error.message}"
+        why = f"{error}; {why}" if why and run.finished_at is None else error
     if run.undo in ("running", "failed"):
         why = f"undo: {undo_words(run.undo, run.undo_failed)}; {why}".removesuffix("; ")
     return (

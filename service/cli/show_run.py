@@ -12,7 +12,7 @@ from .advice import advice_on
 from .output import complain, heading, print_facts, safe, say, short
 from .tables import Column, short_ids, table
 from .times import stamp, with_local_times
-from .words import error_line, place_of, step_name, undo_words
+from .words import error_line, place_of, step_name, step_state, undo_words
 
 _PAYLOAD_LINES = 40
 _LOG_LINES = 40
@@ -141,7 +141,7 @@ def _print_steps(run: dict[str, Any]) -> None:
     heading("steps")
     table(
         (
-            Column("step", 16), Column("state", 9), Column("tries"), Column("took"),
+            Column("step", 16), Column("state", 10), Column("tries"), Column("took"),
             Column("result or error", 12),
         ),
         (_step_row(step, run) for step in run["steps"]),
@@ -154,8 +154,7 @@ def _counted(words: str, count: int) -> str:
 
 
 def _step_row(step: dict[str, Any], run: dict[str, Any]) -> tuple[object, ...]:
-    again = step["superseded"] and run["finished_at"] is None
-    state = "runs again" if again else step["state"]
+    state = step_state(step, is_over=run["finished_at"] is not None)
     what = "(stored as a pickle)" if step["encoding"] == "pickle" else compact(step["result"])
     if step["left_out"]:
         what = "(left out: all results together are too large)"

@@ -25,6 +25,16 @@ def step_name(key: str) -> str:
     return _MARKS.get(key, key)
 
 
+def step_state(step: dict[str, Any], *, is_over: bool) -> str:
+    """Return the state of a step in words; `is_over` says that its run has ended."""
+    kind = (step.get("error") or {}).get("type")
+    if step["state"] == "skipped" or kind in ("skipped", "cut_off"):
+        return "skipped (upstream failed)"
+    if step["superseded"] and not is_over:
+        return "runs again"
+    return str(step["state"])
+
+
 def undo_words(undo: str | None, failed: Sequence[str]) -> str:
     """Return the state of a run's undo and the steps that are not undone."""
     names = ", ".join(step_name(key).partition(": ")[2] or key for key in failed)

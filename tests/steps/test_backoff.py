@@ -275,7 +275,7 @@ def test_a_served_program_says_until_when_and_stops_at_once(tmp_path: Path) -> N
         (line,) = turnout("runs", "--json", "--data", data).stdout.splitlines()
         run = json.loads(line)
         assert run["state"] == "retrying" and run["due_at"]
-        assert "retrying until" in turnout("runs", "--data", data).stdout
+        assert "for its next try" in turnout("runs", "--data", data).stdout
         shown = turnout("show", run["id"], "--data", data).stdout
         assert "retrying" in shown and "due" in shown
         began = time.monotonic()
