@@ -29,6 +29,7 @@ from turnout.service.domain.errors import (
 )
 
 from . import (
+    backtest,
     cache,
     check,
     dead_letters,
@@ -119,7 +120,7 @@ for _command in (
     runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
     pauses.pause, pauses.resume, limits.limits, cache.cache, triggers.fire, events.emit,
     triggers.trigger, upcoming.next_, upcoming.approvals, logs.logs, graph.graph, help.help_,
-    explain.explain, new.new, state.state,
+    explain.explain, backtest.backtest, new.new, state.state,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -45,6 +45,7 @@ SUBMITTED = {
     "append",
     "record_breaker",
     "record_step",
+    "record_waits",
     "record_with",
 }  # the call itself asks, and returns a future
 

@@ -7,13 +7,14 @@ may see different moments.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run
 from turnout.service.journal.records import (
+    Arrival,
     AttemptRecord,
     Cached,
     ChildEnd,
@@ -107,6 +108,35 @@ class Reads(RunReads, WindowReads, Protocol):
 
         Bodies, headers, parameters and extensions are left out.
         """
+
+    async def arrivals(
+        self,
+        flow: str,
+        triggers: Sequence[str],
+        *,
+        since: datetime,
+        until: datetime,
+        after_seq: int = 0,
+        limit: int = 500,
+    ) -> list[Arrival]:
+        """Return the events of these triggers, and others that the flow has a run of, as they came.
+
+        Those accepted from `since` on and before `until`, after a seq; fewer than `limit` where
+        their bodies are large, none when there are no more. Runs of a replay are left out.
+        """
+
+    async def runs_beside(
+        self, flow: str, *, since: datetime, accepted_since: datetime, until: datetime
+    ) -> list[Arrival]:
+        """Return the runs of a flow that count in a period and did not come with its events.
+
+        Those accepted before `since` that were unfinished then, or accepted from `accepted_since`
+        on; and replays of the period. Each comes with its event, in the order they were made. Runs
+        that were refused, or have failed before they began, are left out.
+        """
+
+    async def typical_duration(self, flow: str, *, since: datetime) -> timedelta | None:
+        """Return the median time from arrival to end of the flow's runs that have succeeded."""
 
     async def attempts(self, run_seq: int) -> list[AttemptRecord]:
         """Return the recorded attempts of a run, in order."""

@@ -7,6 +7,7 @@ from .claims import ChildEnd, Claim, ClaimedRun, Queued, Rescued
 from .entries import NOTHING, ORDER_PLACE, Appended, Decision, Entry, Move, NewRun, Retried
 from .reads import (
     MOST_COUNTED,
+    Arrival,
     AttemptRecord,
     DueCount,
     EndedEvent,
@@ -14,6 +15,7 @@ from .reads import (
     InLine,
     OpenApproval,
     OpenStep,
+    PastRun,
     StoredEvent,
 )
 from .steering import EVERYTHING, Discarded, StoredOverride, StoredPause
@@ -54,6 +56,7 @@ __all__ = [
     "REGISTERED",
     "STATE",
     "Appended",
+    "Arrival",
     "AttemptRecord",
     "Cached",
     "ChildEnd",
@@ -74,6 +77,7 @@ __all__ = [
     "OpenApproval",
     "OpenStep",
     "Opening",
+    "PastRun",
     "Queued",
     "RecordedArguments",
     "Rescued",

@@ -104,6 +104,31 @@ class StoredEvent:
     decisions: Sequence[Mapping[str, Any]] = ()
 
 
+class PastRun(NamedTuple):
+    """A run of one flow as it went.
+
+    `started_at` is when it was first claimed, as far as the journal knows, and None if it never
+    was. `refused` is the reason for which a rule of its flow has refused it.
+    """
+
+    seq: int
+    id: str
+    replay: int
+    state: RunState
+    queued_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    refused: str | None
+    was_forced: bool
+
+
+class Arrival(NamedTuple):
+    """A stored event with the runs of one flow that it has, and the decisions about it."""
+
+    stored: StoredEvent
+    runs: Sequence[PastRun]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
     """Which runs or events to read, newest first, at most `limit`; None means any.

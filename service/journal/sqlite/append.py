@@ -9,7 +9,7 @@ Not here: what the conditions of a flow decide (`conditions`), and what happens 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import apsw
 
@@ -25,7 +25,6 @@ from .conditions import Conditions
 from .counters import RunCounters
 from .decisions import REPEATS_KEPT, add_decisions, pack_decisions
 from .dedupe import DeliveryRow, First
-from .disk_space import DiskSpace
 from .events import AppendJob, EventRow, repeated_decision
 from .older_runs import OlderRuns
 from .positions import Moves
@@ -81,11 +80,17 @@ class Rows:
 _BEFORE: First = (0, b"", None)
 
 
+class Space(Protocol):
+    """Tells why there is no space for new events, None while there is."""
+
+    def check(self) -> Overloaded | None: ...  # noqa: D102
+
+
 class Intake:
     """Appends entries inside the transaction the writer opened."""
 
     def __init__(
-        self, connection: apsw.Connection, disk_space: DiskSpace, *, max_unfinished_runs: int
+        self, connection: apsw.Connection, disk_space: Space, *, max_unfinished_runs: int
     ) -> None:
         self._connection = connection
         self._disk_space = disk_space

@@ -38,7 +38,7 @@ from .files import (
 )
 from .migrations import migrate, newest_version, sync, version_of
 
-_STATEMENTS_KEPT = 400  # prepared statements: ten batch sizes of each hot one
+STATEMENTS_KEPT = 400  # prepared statements: ten batch sizes of each hot one
 _WRITER_CACHE_KIB = 16_384
 _READER_CACHE_KIB = 2_048
 DAMAGE = (apsw.CorruptError, apsw.NotADBError)  # what reading a damaged file raises
@@ -265,7 +265,7 @@ def translate(error: apsw.Error, connection: apsw.Connection) -> JournalError:
 
 def _open(path: Path | str, flags: int) -> apsw.Connection:
     try:
-        return apsw.Connection(str(path), flags=flags, statementcachesize=_STATEMENTS_KEPT)
+        return apsw.Connection(str(path), flags=flags, statementcachesize=STATEMENTS_KEPT)
     except apsw.Error as error:
         raise SetupError(f"cannot open the journal {path}: {error}") from error
 

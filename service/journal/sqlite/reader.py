@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import (
     PAUSED,
     REGISTERED,
+    Arrival,
     AttemptRecord,
     Cached,
     ChildEnd,
@@ -41,7 +42,7 @@ from turnout.service.journal.records import (
     Wait,
 )
 
-from . import breakers, cache, flow_state, lines
+from . import arrivals, breakers, cache, flow_state, lines
 from .blobs import BlobStore
 from .columns import selected
 from .connection import open_beside_writer, open_for_reading, translate
@@ -343,6 +344,41 @@ class SqliteReader(WindowReading):
             )
 
         return await self.read(query)
+
+    async def arrivals(
+        self,
+        flow: str,
+        triggers: Sequence[str],
+        *,
+        since: datetime,
+        until: datetime,
+        after_seq: int = 0,
+        limit: int = 500,
+    ) -> list[Arrival]:
+        """Return the events of these triggers, and others that the flow has a run of, as they came.
+
+        Those of a period, after a seq; fewer than `limit` where their bodies are large.
+        """
+        period = (micros(since), micros(until))
+        return await self.read(
+            lambda connection: arrivals.arrivals(
+                connection, flow, triggers, *period, after_seq, limit
+            )
+        )
+
+    async def runs_beside(
+        self, flow: str, *, since: datetime, accepted_since: datetime, until: datetime
+    ) -> list[Arrival]:
+        """Return the runs of a flow that count in a period and did not come with its events."""
+        period = (micros(since), micros(accepted_since), micros(until))
+        return await self.read(lambda connection: arrivals.runs_beside(connection, flow, *period))
+
+    async def typical_duration(self, flow: str, *, since: datetime) -> timedelta | None:
+        """Return the median time from arrival to end of the flow's runs that have succeeded."""
+        took = await self.read(
+            lambda connection: arrivals.typical_microseconds(connection, flow, micros(since))
+        )
+        return None if took is None else timedelta(microseconds=took)
 
     # ---------------------------------------------------------------- the cache, pauses
 
