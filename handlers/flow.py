@@ -280,7 +280,7 @@ def flow(
                 retry=retry_policy(retry),
                 timeout=parse_timeout(timeout),
                 start_timeout=parse_start_timeout(start_timeout),
-                shadow=_shadow(shadow),
+                shadow=_shadow(shadow, on),
                 pool=pool,
                 on_dead=_on_dead(on_dead),
                 on_failure=_hook(on_failure),
@@ -302,9 +302,14 @@ def flow(
     return decorate if function is None else decorate(function)
 
 
-def _shadow(shadow: Any) -> bool:
+def _shadow(shadow: Any, on: Any) -> bool:
     if not isinstance(shadow, bool):
         raise SetupError(f"shadow={shadow!r}: write shadow=True, or leave it out")
+    if shadow and is_window(on):
+        raise SetupError(
+            f"shadow=True with on={on.kind}(…): a shadow keeps no events, and a window is made of "
+            f"them; try the flow on the stored events instead: turnout backtest FLOW"
+        )
     return shadow
 
 

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from turnout.service.domain.decisions import Reason
+from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import CALLED, Event, mint_id
 from turnout.service.domain.event_types import EMITTERS, matches
 from turnout.service.domain.run import RunState
@@ -177,6 +178,13 @@ async def backtest(
     `project` has its code of today, or another one; in the journal the flow has this name.
     """
     flow = replace(_flow_named(project, name), shadow=False)
+    if flow.window is not None:
+        raise SetupError(
+            f"flow {name!r} is started by a window, {flow.window.kind}(…): backtest asks flows that "
+            "each event starts by itself",
+            file=flow.file,
+            line=flow.line,
+        )
     typical = await reads.typical_duration(name, since=since)
     made = await asyncio.to_thread(  # it reads the statements of the journal
         Backtest, project, flow, name, since, until, typical or timedelta(0)

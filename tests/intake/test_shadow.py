@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from turnout import Event, Refused, event, files, flow, kafka, move, webhook
+from turnout import Event, Refused, debounce, event, files, flow, kafka, move, webhook
 from turnout.service.domain.errors import Refused as NotAllowed
 from turnout.service.domain.errors import SetupError
 from turnout.service.journal.records import Filter
@@ -155,3 +155,8 @@ def test_what_is_neither_true_nor_false_is_refused() -> None:
     wrong: Any = "yes"
     with pytest.raises(SetupError, match="shadow='yes': write shadow=True, or leave it out"):
         flow(shadow=wrong)(lambda: None)
+
+
+def test_a_window_is_refused_with_what_to_do_instead() -> None:
+    with pytest.raises(SetupError, match=r"shadow=True with on=debounce\(…\).*turnout backtest"):
+        flow(on=debounce(event("order.placed"), "5s"), shadow=True)(lambda: None)
