@@ -180,8 +180,8 @@ async def backtest(
     flow = replace(_flow_named(project, name), shadow=False)
     if flow.window is not None:
         raise SetupError(
-            f"flow {name!r} is started by a window, {flow.window.kind}(…): backtest asks flows that "
-            "each event starts by itself",
+            f"flow {name!r} is started by a window, {flow.window.kind}(…): backtest asks flows of "
+            "which each event starts a run",
             file=flow.file,
             line=flow.line,
         )
