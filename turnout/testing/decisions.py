@@ -27,7 +27,7 @@ def find_decided(
             return made
     about = "" if name is None else f" of flow {name!r}"
     asked = "".join(f", {fact} = {value!r}" for fact, value in facts.items())
-    told = "\n".join(f"  {_words(made)}" for made in decisions) or "  nothing"
+    told = "\n".join(f"  {words_of(made)}" for made in decisions) or "  nothing"
     runs = sum(len(each.runs) for each in stored)
     raise AssertionError(
         f"no decision {reason}{about}{asked}; the event started {runs} runs, and decided was:\n"
@@ -35,6 +35,7 @@ def find_decided(
     )
 
 
-def _words(made: Mapping[str, Any]) -> str:
+def words_of(made: Mapping[str, Any]) -> str:
+    """Return a decision as a line."""
     detail = f" ({made['detail']})" if made["detail"] else ""
     return f"{made['flow'] or 'the event'}: {made['reason']}{detail} {made['facts']}"

@@ -32,6 +32,14 @@ from turnout.triggers.webhook import WebhookTrigger
 from .clock import START
 
 T = TypeVar("T")
+
+_MAKERS = {
+    "webhook": "webhook_event(…)", "files": "file_event(…)", "cron": "timer_event(…)",
+    "every": "timer_event(…)", "at": "timer_event(…)", "kafka": "kafka_event(…)",
+    "event": "typed_event(…)",
+}  # fmt: skip
+"""What makes the events of a trigger, by its kind."""
+
 _offsets = count()
 
 
@@ -90,7 +98,7 @@ def webhook_event(
         params=dict(params or {}),
         query=urlencode(query or {}, doseq=True).encode(),
         headers={name: (value.encode(),) for name, value in sent.items()},
-        body=orjson.dumps(json) if body is None else body,
+        body=_json(json) if body is None else body,
         client="127.0.0.1",
         received_at=at,
     )
@@ -131,6 +139,8 @@ def file_event(of: AnyFlow | Trigger, path: Path, *, at: datetime = START) -> Ev
     ```
     """
     trigger = _trigger(of, FilesTrigger, "files")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}: write it before file_event(…)")
     version = Version.of(path.stat())
     path, root = path.absolute(), Path(trigger.pattern.root)
     root = root if path.is_relative_to(root) else path.parent
@@ -212,7 +222,7 @@ def kafka_event(
         offset=next(_offsets),
         timestamp=int(at.timestamp() * 1000),
         key=None if key is None else key.encode(),
-        value=orjson.dumps(json) if value is None else value,
+        value=_json(json) if value is None else value,
         headers=[(name, text.encode()) for name, text in (headers or {}).items()],
     )
     return trigger.decoder("testing", topic, 0, 0).event(record, at)
@@ -283,9 +293,19 @@ def hand_event(json: Any = None, *, at: datetime = START, type: str = "testing")
         type=type,
         time=at,
         datacontenttype="application/json",
-        body=NO_BODY if json is None else orjson.dumps(json),
+        body=NO_BODY if json is None else _json(json),
         minted=True,
     )
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError as error:
+        raise TypeError(
+            f"json={value!r} is no JSON ({error}); give what a sender would send: text, numbers, "
+            'lists, dicts; of a model, model.model_dump(mode="json")'
+        ) from None
 
 
 def _of(trigger: str, event: Event) -> Event:
@@ -299,4 +319,9 @@ def _trigger(of: AnyFlow | Trigger, kind: type[T], word: str) -> T:
     for trigger in triggers:
         if isinstance(trigger, kind):
             return trigger
-    raise ValueError(f"{of.name!r} has no {word} trigger; it has {triggers!r}")
+    names = ", ".join(each.name for each in triggers) or "none"
+    fitting = sorted({_MAKERS[each.kind] for each in triggers if each.kind in _MAKERS})
+    fitting = fitting or ["hand_event(…), and service.emit(event, flow)"]
+    raise ValueError(
+        f"{of.name!r} has no {word} trigger; its triggers: {names}; use {' or '.join(fitting)}"
+    )

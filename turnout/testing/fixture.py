@@ -53,6 +53,10 @@ class Bench:
         """Go on until a run has ended; see `Service.ended`."""
         return self._runner.run(self._service.ended(run_id))
 
+    def runs(self, flow: AnyFlow | str) -> list[Result]:
+        """Return the runs of a flow; see `Service.runs`."""
+        return self._runner.run(self._service.runs(flow))
+
     def state(self, flow: AnyFlow | str, *, key: str = "") -> Any:
         """Return what a flow keeps between runs; see `Service.state`."""
         return self._runner.run(self._service.state(flow, key=key))

@@ -23,25 +23,25 @@ from typing import Any, cast
 
 from turnout.service.app.process import ManualTrigger, Process
 from turnout.service.domain.clock import WallClock
-from turnout.service.domain.errors import ClaimLost
 from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
 from turnout.service.domain.payload import read_json
 from turnout.service.domain.run import FINISHED, RunError, RunState, Undo
 from turnout.service.domain.trigger import Receipt
 from turnout.service.domain.units import parse_duration
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.open import OpenJournal, open_journal
-from turnout.service.journal.records import STATE, Claim, StepRecord
+from turnout.service.journal.open import open_journal
+from turnout.service.journal.records import STATE, Filter, StepRecord
 from turnout.service.operate.maintenance import INTERVAL_SECONDS, Maintenance
 from turnout.service.operate.verbs import Answer
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
-from turnout.service.steps.code_change import MARK_TASKS
 from turnout.service.telemetry.metrics import Metrics
 
 from .clock import START, Clock
-from .decisions import find_decided
+from .death import Death, Mortal
+from .decisions import find_decided, words_of
 from .events import hand_event
 from .timers import Ticks
 
@@ -144,7 +144,7 @@ class Service:
         self._started = asyncio.Event()
         self._stop = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
-        self._death = _Death()
+        self._death = Death()
         self._died = False
         self._began_at = self._kept_up_at = clock.now()
         self._started_runs: set[str] = set()
@@ -161,7 +161,10 @@ class Service:
         event = hand_event(json, at=self.clock.now())
         results = await self.emit(event, flow, crash_at=crash_at)
         if not results:
-            raise AssertionError(f"flow {flow.name!r} waits for its window: use emit and advance")
+            raise AssertionError(
+                f"flow {flow.name!r} waits for the end of its window: use service.emit(…), then "
+                "service.advance(…)"
+            )
         return results[0]
 
     async def emit(
@@ -175,13 +178,29 @@ class Service:
         name = event.trigger if flow is None else _HAND
         receipt = (await self._emitter(name, flow)([event]))[0]
         if flow is not None and not (receipt.runs or receipt.windows):
-            raise AssertionError(f"flow {flow.name!r} did not start: {receipt}")
+            raise AssertionError(await self._why_not(receipt, flow))
         self._started_runs.update(receipt.runs)
         results = [await self.ended(run_id) for run_id in await self._begun(receipt)]
         await self._quiet()
         if crash_at is not None and not self._died:
-            raise AssertionError(f"there was no step {crash_at} to crash at: {results}")
+            raise AssertionError(
+                f"there was no step {crash_at} to crash at; recorded were "
+                f"{', '.join(key for each in results for key in each.steps) or 'no steps'}: "
+                "crash_at counts steps from 1, in the order they end"
+            )
         return results
+
+    async def _why_not(self, receipt: Receipt, flow: AnyFlow) -> str:
+        """Return why an event did not start a flow, and what a test does about it."""
+        refused = receipt.refusals.get(flow.name)
+        if refused is not None:
+            return f"flow {flow.name!r} refuses the data: {refused}; give it as the event's json"
+        stored = await self.journal.event(receipt.event)
+        told = "; ".join(words_of(made) for each in stored for made in each.decisions)
+        return (
+            f"flow {flow.name!r} did not start: {told or 'nothing was decided'}; where that is "
+            "meant, emit the event and use service.assert_decided(event, reason, flow=…)"
+        )
 
     async def _begun(self, receipt: Receipt) -> list[str]:
         """Return the runs of a receipt but those that wait for a window: `advance` fires it."""
@@ -239,7 +258,7 @@ class Service:
     async def restart(self) -> None:
         """Kill the process as `kill -9` would, and start another on the same journal."""
         await self._end()
-        self._death, self._died = _Death(), True
+        self._death, self._died = Death(), True
         await self._begin()
 
     async def look(self, run_id: str) -> Result:
@@ -248,7 +267,9 @@ class Service:
         if run is None and run_id in self._ended:
             return self._ended[run_id]
         if run is None:
-            raise AssertionError(f"there is no run {run_id!r}")
+            raise AssertionError(
+                f"there is no run {run_id!r} in this service: take the id of a result, result.id"
+            )
         document = run.as_dict()
         return Result(
             id=run.id,
@@ -264,6 +285,15 @@ class Service:
             },
             took=(run.finished_at or self.clock.now()) - run.queued_at,
         )
+
+    async def runs(self, flow: AnyFlow | str) -> list[Result]:
+        """Return the runs of a flow as they are now, in order of arrival; 1,000 at most.
+
+        For what nobody emitted: ticks of timers, ends of windows, child runs, `emit`.
+        """
+        name = flow if isinstance(flow, str) else flow.name
+        found = await self.journal.runs(Filter(flow=name, limit=1000))
+        return [await self.look(run.id) for run in reversed(found)]
 
     async def state(self, flow: AnyFlow | str, *, key: str = "") -> Any:
         """Return what a flow keeps between runs (`current().state`), None if nothing.
@@ -301,14 +331,27 @@ class Service:
 
     async def _quiet(self) -> None:
         """Wait until every attempt is over or sleeps, bringing a dead process back to life."""
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            calm = 0
-            while calm < (20 if self._queued() else 2):
-                if self._death.struck:
-                    await self.restart()
-                elif self._life is not None and self._life.done():
-                    await self._life  # raises why it ended
-                calm = calm + 1 if await self._is_calm() else 0
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                calm = 0
+                while calm < (20 if self._queued() else 2):
+                    if self._death.struck:
+                        await self.restart()
+                    elif self._life is not None and self._life.done():
+                        await self._life  # raises why it ended
+                    calm = calm + 1 if await self._is_calm() else 0
+        except TimeoutError:
+            raise AssertionError(await self._who_works()) from None
+
+    async def _who_works(self) -> str:
+        """Return which runs do not come to rest, and what a test does about it."""
+        runs = [await self.journal.run(run_id) for run_id in self.process.dispatcher.running]
+        names = ", ".join(sorted(f"{run.flow} ({run.id})" for run in runs if run is not None))
+        return (
+            f"after {_PATIENCE_SECONDS:g} s these runs still work: {names or 'none, but some wait'}"
+            "; time stands still meanwhile, so wait with turnout's sleep(…), not with "
+            "asyncio.sleep or time.sleep, and give tasks that call others something that answers"
+        )
 
     def _queued(self) -> int:
         return self.journal.counts()[0].get("queued", 0)
@@ -379,7 +422,10 @@ class Service:
         if name.startswith("event:"):
             return self.process.api
         if name not in self.process.emitters:
-            raise AssertionError(f"no flow served here has the trigger {name!r}")
+            raise AssertionError(
+                f"no flow served here has the trigger {name!r}; there are: "
+                f"{', '.join(sorted(self.process.emitters)) or 'none'}. Name its flow in serve(…)"
+            )
         return self.process.emitters[name]
 
     # ------------------------------------------------------------ life and death
@@ -405,7 +451,7 @@ class Service:
         )
         try:
             async with asyncio.TaskGroup() as tasks:
-                mortal = cast("Journal", _Mortal(journal, self._death))
+                mortal = cast("Journal", Mortal(journal, self._death))
                 project = await asyncio.to_thread(Project.of, self._flows.values())
                 self.process = Process(
                     self._settings, project, mortal, metrics, tasks,
@@ -472,6 +518,9 @@ async def serve(
             assert released.result == "1.2, says ada"
     ```
     """
+    for each in flows:
+        if not isinstance(each, Flow):
+            raise TypeError(f"serve({each!r}): give it flows, functions below @flow")
     folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="turnout-", dir=_MEMORY)
     service = Service(flows, Path(folder), Clock(start), settings)
     try:
@@ -522,61 +571,3 @@ def run(flow: AnyFlow, json: Any = None, *, crash_at: int | None = None, **setti
             return await service.run(flow, json, crash_at=crash_at)
 
     return asyncio.run(alone())
-
-
-# ---------------------------------------------------------------- what only a test needs
-
-
-class _Death:
-    """When a process under test dies: `after` so many records of steps from now."""
-
-    def __init__(self) -> None:
-        self.after = 0
-        self.struck = False
-        self.over = False
-
-    async def meet(self, step: StepRecord | None = None) -> None:
-        """Let a living process write; a dying one waits here for its end, a dead one is refused."""
-        if self.is_near(step):
-            await asyncio.Event().wait()
-
-    def is_near(self, step: StepRecord | None = None) -> bool:
-        """Whether the process is dying; raises `ClaimLost` in a dead one."""
-        if self.over:
-            raise ClaimLost("the process has died")
-        if step is None or step.task in MARK_TASKS:
-            return self.struck
-        if step.state in ("succeeded", "failed") and self.after:
-            self.after -= 1
-            self.struck = self.after == 0
-        return self.struck
-
-
-class _Mortal:
-    """A journal that can be written until death."""
-
-    def __init__(self, journal: OpenJournal, death: _Death) -> None:
-        self._journal = journal
-        self._death = death
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._journal, name)
-
-    def append(self, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
-        if self._death.is_near():
-            return asyncio.get_running_loop().create_future()
-        return self._journal.append(*args, **kwargs)
-
-    def record_step(self, claim: Claim, step: StepRecord) -> asyncio.Future[None]:
-        if self._death.is_near(step):
-            return asyncio.get_running_loop().create_future()
-        return self._journal.record_step(claim, step)
-
-    def record_with(self, claim: Claim, step: StepRecord, **kwargs: Any) -> asyncio.Future[Any]:
-        if self._death.is_near(step):
-            return asyncio.get_running_loop().create_future()
-        return self._journal.record_with(claim, step, **kwargs)
-
-    async def record(self, *args: Any, **kwargs: Any) -> None:
-        await self._death.meet()
-        await self._journal.record(*args, **kwargs)
