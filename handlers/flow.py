@@ -267,9 +267,9 @@ def flow(
             kind = AsyncFlow if inspect.iscoroutinefunction(function) else SyncFlow
             made: Flow[..., Any] = kind(
                 function=function,
-                name=checked_name(name or function.__name__),
+                name=checked_name(function.__name__ if name is None else name),
                 **_started_by(on),
-                awaits=_triggers(awaits),
+                awaits=_triggers(awaits, "awaits"),
                 when=_asked(when, "when"),
                 concurrency=_concurrency(concurrency),
                 priority=_priority(priority),
@@ -328,11 +328,16 @@ def _triggers(on: Any, option: str = "on") -> tuple[Trigger, ...]:
                 f"{option}={each.kind}(…): a window is the only thing in on=; give the others a "
                 "flow of their own"
             )
+        if inspect.isfunction(each):
+            raise SetupError(
+                f"{option}={each.__name__} is the function itself; call it: "
+                f"{option}={each.__name__}(…)"
+            )
         if not (hasattr(each, "name") and hasattr(each, "check")):
             raise SetupError(
                 f"{option}={each!r} is not a trigger; write {option}=webhook(…), files(…), "
                 "cron(…), every(…), at(…) or event(…)"
-                + (", or a list of them" if option == "on" else "")
+                + ("" if option == "cancel_on" else ", or a list of them")
             )
         try:
             hash(each)

@@ -245,12 +245,12 @@ def _make(
         seconds = parse_timeout(timeout)
         made: Task[Any] = kind(
             function=function,
-            name=checked_name(name or function.__name__),
+            name=checked_name(function.__name__ if name is None else name),
             retry=retry_policy(retry),
             timeout_seconds=None if seconds is None else seconds.total_seconds(),
             pool=pool,
-            fallback=fallback,
-            cache=cache,
+            fallback=_fallback(fallback),
+            cache=_cache(cache),
             undo=undo,
             limit=_shared(limit),
             file=code.co_filename,
@@ -264,6 +264,24 @@ def _make(
         ) from None
     copy_metadata(made, function)
     return made
+
+
+def _cache(cache: Any) -> CachePolicy | None:
+    if cache is None or isinstance(cache, CachePolicy):
+        return cache
+    raise SetupError(f'cache={cache!r}: write cache=by_input(ttl="1h")')
+
+
+def _fallback(fallback: Any) -> Any:
+    if inspect.isfunction(fallback):
+        try:
+            inspect.signature(fallback).bind(None)
+        except TypeError:
+            raise SetupError(
+                "fallback= is called with the error: fallback=lambda error: …, or give the value "
+                "itself"
+            ) from None
+    return fallback
 
 
 def _shared(limit: Any) -> Limit | None:
@@ -293,8 +311,16 @@ def retry_policy(retry: object) -> RetryPolicy:
 
 def checked_name(name: Any) -> str:
     """Return the name of a flow or task; raises `SetupError` for one that cannot be shown."""
-    if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
-        raise SetupError(f"a name is at most {MAX_NAME_CHARACTERS} printable characters")
+    if (
+        not isinstance(name, str)
+        or not name.isprintable()
+        or not 0 < len(name) <= MAX_NAME_CHARACTERS
+    ):
+        raise SetupError(
+            f"name={name!r:.80}: a name is 1 to {MAX_NAME_CHARACTERS} printable characters"
+        )
+    if name == "<lambda>":
+        raise SetupError('a lambda has no name; write `def`, or give it one: name="…"')
     if name.startswith("~"):
         raise SetupError(f"name {name!r}: names that begin with ~ are turnout's own")
     return name
@@ -303,33 +329,54 @@ def checked_name(name: Any) -> str:
 def refuse_unusable(function: object, kind: str, pool: str) -> None:
     """Raise `SetupError`, with file and line, for what cannot be a flow or a task."""
     if not inspect.isfunction(function):
-        raise SetupError(
-            f"@{kind} stands on a plain function, not on {type(function).__name__}; write it "
-            f"directly above `def`, below other decorators"
-        )
-    problem = None
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        problem = f"{kind} {function.__name__!r} yields; a {kind} returns one value, such as a list"
-    elif _is_method(function):
-        problem = (
-            f"{kind} {function.__name__!r} is a method, and a {kind} is a plain function: move it "
-            f"out of its class, and give it what it needs of `self` as arguments"
-        )
-    elif pool not in ("thread", "process"):
-        problem = f'{kind} {function.__name__!r}: pool is "thread" or "process", not {pool!r}'
-    elif pool == "process" and inspect.iscoroutinefunction(function):
-        problem = f'{kind} {function.__name__!r} is async; pool="process" runs plain `def` only'
-    elif pool == "process" and "<" in function.__qualname__:
-        problem = (
-            f'{kind} {function.__name__!r} has pool="process" and is defined inside a function, '
-            f"where a worker process cannot find it; define it at the top of the file"
-        )
+        raise SetupError(f"@{kind} {_not_a_function(function, kind)}")
+    problem = _problem_of(function, kind, pool)
     if problem is not None:
         code = function.__code__
-        raise SetupError(problem, file=code.co_filename, line=code.co_firstlineno)
+        raise SetupError(
+            f"{kind} {function.__name__!r} {problem}",
+            file=code.co_filename,
+            line=code.co_firstlineno,
+        )
+
+
+def _not_a_function(given: object, kind: str) -> str:
+    """Return what is wrong with a decorator that stands on this, or is called with it."""
+    if isinstance(given, str):
+        return f"stands on a plain function; a name of its own is written @{kind}(name={given!r})"
+    if hasattr(given, "check") and hasattr(given, "kind"):
+        return f"takes its trigger by name: @{kind}(on={given.kind}(…))"
+    if isinstance(given, staticmethod | classmethod):
+        return f"stands on a plain function, not on a method; move it out of its class{_BELOW}"
+    what = "a class" if isinstance(given, type) else type(given).__name__
+    return f"stands on a plain function, not on {what}{_BELOW}"
+
+
+_BELOW = "; write it directly above `def`, below other decorators"
+
+
+def _problem_of(function: Any, kind: str, pool: str) -> str | None:
+    """Return why a function cannot be a flow or task, in words that follow its name."""
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return f"yields; a {kind} returns one value, such as a list"
+    if _is_method(function):
+        return (
+            f"is a method, and a {kind} is a plain function: move it out of its class, and give it "
+            "what it needs of `self` as arguments"
+        )
+    if pool not in ("thread", "process"):
+        return f'has pool={pool!r}: pool is "thread" or "process"'
+    if pool == "process" and inspect.iscoroutinefunction(function):
+        return 'is async; pool="process" runs plain `def` only'
+    if pool == "process" and "<" in function.__qualname__:
+        return (
+            'has pool="process" and is defined inside a function, where a worker process cannot '
+            "find it; define it at the top of the file"
+        )
+    return None
 
 
 def _is_method(function: Callable[..., Any]) -> bool:
     owner = function.__qualname__.rpartition(".")[0]
     first = next(iter(inspect.signature(function).parameters), "")
-    return first == "self" and owner != "" and not owner.endswith("<locals>")
+    return first in ("self", "cls") and owner != "" and not owner.endswith("<locals>")

@@ -62,6 +62,11 @@ class Binding:
         given = [fill for _, fill, *_ in (*self.fills, *self.optional, *self.members)]
         return _path in given or _path_or_none in given
 
+    @property
+    def needs_path(self) -> str | None:
+        """The parameter that only the path of a file fills, None if there is none."""
+        return next((name for name, fill in self.fills if fill is _path), None)
+
     @classmethod
     def of(
         cls, function: Callable[..., Any], *, file: str, line: int, flow: str, many: bool = False

@@ -60,9 +60,11 @@ def _read_duration(value: str | timedelta) -> timedelta | None:
         return value
     parts = _parts(str(value))
     if parts is None:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        seconds = f'"{value}s" for seconds, or ' if is_number else ""
         raise SetupError(
             f"cannot read the duration {_words(value)}; "
-            'write it like "500ms", "30s", "5m", "1h30m", "1d"'
+            f'write it like {seconds}"500ms", "30s", "5m", "1h30m", "1d"'
         )
     try:
         return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in parts))
@@ -84,7 +86,10 @@ def _words(value: object) -> str:
 
 def parse_timeout(value: str | timedelta | None) -> timedelta | None:
     """Read a timeout, None for none; raises `SetupError` for a timeout of zero."""
-    timeout = None if value is None else parse_duration(value)
+    try:
+        timeout = None if value is None else parse_duration(value)
+    except SetupError as error:
+        raise SetupError(f"timeout=: {error.message}") from None
     if timeout == timedelta(0):
         raise SetupError(f"timeout={value!r}: nothing ends in no time; leave it out for no bound")
     return timeout

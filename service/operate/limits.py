@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from turnout.service.domain.errors import InvalidData, NotFound, Refused
+from turnout.service.domain.guess import did_you_mean
 from turnout.service.flowcontrol.overrides import short_names
 from turnout.service.flowcontrol.use import KeyUse, Use, with_accepted
 from turnout.service.intake.overrides import log_fields
@@ -15,7 +16,6 @@ from turnout.service.journal.records import StoredOverride
 from turnout.service.telemetry.logs import get_logger
 
 from . import documents
-from .names import did_you_mean
 from .parts import Parts, handles
 from .verbs import ResetLimit, SetLimit
 

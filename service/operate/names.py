@@ -1,9 +1,6 @@
-"""Names that operators write: what was probably meant by one that does not exist."""
+"""Runs and events that operators name and the journal does not hold."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from difflib import get_close_matches
 
 from turnout.service.domain.errors import NotFound
 
@@ -16,9 +13,3 @@ def no_run(name: str) -> NotFound:
 def no_event(name: str) -> NotFound:
     """Return the error for an event that the journal does not hold."""
     return NotFound(f"no event {name!r}; `turnout events` lists them")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'bill'?` if a known name is close, else nothing."""
-    close = get_close_matches(name, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""

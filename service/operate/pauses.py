@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from turnout.service.domain.errors import InvalidData, NotFound, Refused
+from turnout.service.domain.guess import did_you_mean
 from turnout.service.intake.pauses import log_fields
 from turnout.service.journal.records import EVERYTHING, DueCount, StoredPause
 from turnout.service.telemetry.logs import get_logger
 
-from .names import did_you_mean
 from .parts import Parts, handles
 from .verbs import Pause, Resume, Resumed
 

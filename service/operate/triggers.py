@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from turnout.service.domain.errors import InvalidData, NotFound, PositionsMoved, Refused
 from turnout.service.domain.event import Event, mint_id
+from turnout.service.domain.guess import did_you_mean
 from turnout.service.domain.trigger import Receipt, SeekPlan, parts_of
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.intake.router import route
 from turnout.service.journal.records import Move
 from turnout.service.telemetry.logs import get_logger
 
-from .names import did_you_mean
 from .parts import Parts, handles
 from .verbs import Emit, Fire, SeekTrigger
 

@@ -20,6 +20,9 @@ from .listeners import Listeners
 
 AnyFlow = Flow[..., Any]
 
+_WITHOUT_FILE = frozenset({"webhook", "kafka", "cron", "every", "at"})
+"""Kinds of triggers whose events have no file."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
@@ -141,10 +144,19 @@ def _respond_problems(flow: AnyFlow, flows: Sequence[AnyFlow]) -> list[SetupErro
 
 def _flow_problems(flow: AnyFlow) -> list[SetupError]:
     try:
-        _ = flow.binding
+        path = flow.binding.needs_path
     except SetupError as error:
         return [error]
-    return []
+    if path is None or not flow.triggers or {each.kind for each in flow.triggers} - _WITHOUT_FILE:
+        return []
+    return [
+        _at(
+            flow,
+            f"flow {flow.name!r}: parameter {path!r} takes the path of a file, and no event of "
+            f"{', '.join(each.name for each in flow.triggers)} has one; write on=files(…), or "
+            "take `event: Event` or the data",
+        )
+    ]
 
 
 def _need_problems(flow: AnyFlow, needs: dict[str, tuple[Need, AnyFlow]]) -> list[SetupError]:

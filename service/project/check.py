@@ -1,7 +1,8 @@
 """`turnout check`: every problem of every flow file at once, with file and line; no flow runs.
 
 A file runs statement by statement, so that one mistake does not hide the next. Not here: what makes
-flows one project (`project`), and forgotten awaits (`unawaited`).
+flows one project (`project`), forgotten awaits (`unawaited`), other mistakes that the source shows
+(`misused`), and what may surprise (`cautions`).
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from turnout.service.domain.errors import SetupError
 from turnout.service.governance.secrets import has_value
 
 from . import AnyFlow, problems
+from .cautions import cautions
 from .loader import (
     all_or_nothing,
     explain,
     flow_files,
     flows_of,
     fresh_module,
+    inside_classes,
     tasks_of,
     unreachable,
 )
+from .misused import misused
 from .unawaited import unawaited
 
 
@@ -62,19 +66,24 @@ def check(
         flows = flows_of(modules)
         found += problems(flows, tasks_of(modules))
         found += unreachable(flows, modules)
+        found += inside_classes(modules)
+        warnings = list(cautions(flows))
         for module in modules:
-            found += unawaited(module)
+            problems_of_source, warnings_of_source = misused(module)
+            found += [*unawaited(module), *problems_of_source]
+            warnings += warnings_of_source
         if not flows and not found:
             found.append(
                 SetupError("no flow found; decorate a function with @flow", file=str(files[0]))
             )
     if env:
         found += unknown
-    found.sort(key=lambda problem: (problem.file or "", problem.line or 0))
-    warnings = [*cautions(flows), *(() if env else unknown)]
-    return Findings(tuple(flows), tuple(found), tuple(warnings))
+    else:
+        warnings += unknown
+    return Findings(tuple(flows), _by_line(found), _by_line(warnings))
 
 
+<<<<<<< HEAD
 def cautions(flows: Sequence[AnyFlow]) -> Iterator[SetupError]:
     """Yield what may surprise, with file and line, though it is right."""
     for flow in flows:
@@ -96,6 +105,10 @@ def _runs_in_turn(flow: AnyFlow) -> bool:
     """Whether runs that share a state never run at once, but for those that wait."""
     alone = any(rule.count == 1 and rule.per is None for rule in flow.concurrency)
     return alone or flow.ordered_by is not None or flow.mode is not None
+=======
+def _by_line(found: list[SetupError]) -> tuple[SetupError, ...]:
+    return tuple(sorted(found, key=lambda each: (each.file or "", each.line or 0)))
+>>>>>>> 02842ed (check: mistakes are named with their fix: options and names that turnout does not have, blocking calls, def tasks in async flows, methods, mutable defaults)
 
 
 def _examine(path: Path, found: list[SetupError]) -> ModuleType:

@@ -16,7 +16,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +28,7 @@ from turnout.service.domain.flow import CODE_VERSION, Flow
 from turnout.service.domain.task import Task
 
 from . import AnyFlow, Project, shared_problems
+from .wrong_names import meaning_of
 
 PACKAGE = "_turnout_flows"
 """The private package flow files live in."""
@@ -74,6 +75,8 @@ def loading(paths: Sequence[Path]) -> Iterator[Project]:
     with all_or_nothing():
         modules = [_execute(file) for file in flow_files(paths)]
         flows = flows_of(modules)
+        for problem in inside_classes(modules):
+            raise problem
         if not flows:
             raise SetupError(
                 "no flow found; decorate a function with @flow", file=str(paths[0]), line=1
@@ -227,16 +230,21 @@ def _is_ours(name: str) -> bool:
 def explain(error: BaseException, path: Path) -> SetupError:
     """Turn an error into a `SetupError` at the author's own line."""
     if isinstance(error, SyntaxError):
-        file = error.filename or str(path)
-        return SetupError(f"syntax error: {error.msg}", file=file, line=error.lineno)
+        file, text = error.filename or str(path), (error.text or "").strip()
+        shown = f": {text}" if text else ""
+        return SetupError(f"syntax error: {error.msg}{shown}", file=file, line=error.lineno)
     file, line = str(path), 1
-    for frame in traceback.extract_tb(error.__traceback__):
-        if _is_users(frame.filename, path):
-            file, line = frame.filename, frame.lineno or 1
+    names: Mapping[str, Any] = {}
+    for frame, at in traceback.walk_tb(error.__traceback__):
+        if _is_users(frame.f_code.co_filename, path):
+            file, line, names = frame.f_code.co_filename, at, frame.f_globals
     if isinstance(error, SetupError):
         return SetupError(error.message, file=error.file or file, line=error.line or line)
     if isinstance(error, SystemExit):
         return SetupError("the file calls exit() when imported", file=file, line=line)
+    meaning = meaning_of(error, names)
+    if meaning is not None:
+        return SetupError(meaning, file=file, line=line)
     if isinstance(error, ModuleNotFoundError):
         return SetupError(
             f"{error.msg}; install it beside turnout or correct the name", file=file, line=line
@@ -274,6 +282,27 @@ def unreachable(flows: Sequence[AnyFlow], modules: Sequence[ModuleType]) -> list
                 line=getattr(code, "co_firstlineno", None),
             )
     return list(found.values())
+
+
+def inside_classes(modules: Iterable[ModuleType]) -> list[SetupError]:
+    """Return the flows inside the classes of these modules, where nobody finds them."""
+    return [
+        SetupError(
+            f"flow {flow.name!r} is inside class {kind.__name__!r}, where it is not found; move "
+            "it to the top of the file",
+            file=flow.file,
+            line=flow.line,
+        )
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type) and kind.__module__ == module.__name__
+        for flow in map(_plain, vars(kind).values())
+        if isinstance(flow, Flow)
+    ]
+
+
+def _plain(member: object) -> object:
+    return member.__func__ if isinstance(member, staticmethod) else member
 
 
 def _is_importable(function: Any) -> bool:

@@ -12,12 +12,13 @@ from asyncio import Future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turnout.service import pools
 from turnout.service.domain.errors import MisplacedTask, NotKept
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow, Need
+from turnout.service.domain.guess import OF_CURRENT, no_attribute
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import REGISTERED, Claim, ClaimedRun, StepRecord
 from turnout.service.pools import worker
@@ -261,6 +262,13 @@ class RunContext:
         Async code gets `CancelledError` at its next await; worker processes are killed.
         """
         return pools.stopped()
+
+    if not TYPE_CHECKING:  # a type checker that saw it would take any misspelt name
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(
+                no_attribute("current()", "current", name, OF_CURRENT, dir(RunContext))
+            )
 
     def log_bytes(self) -> bytes | None:
         """Return the attempt's records as JSON Lines, bounded; None when it logged nothing."""

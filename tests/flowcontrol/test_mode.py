@@ -18,7 +18,7 @@ from turnout import current, every, flow, sleep, task
 from turnout.service.domain.errors import Refused, SetupError
 from turnout.service.domain.run import RunState
 from turnout.service.operate.verbs import Fire, Replay, Retry
-from turnout.service.project.check import cautions
+from turnout.service.project.cautions import cautions
 from turnout.testing import Service, hand_event, serve, timer_event
 
 begun: list[Any] = []

@@ -211,7 +211,7 @@ async def later(event: Any) -> Any: ...
     ("options", "message"),
     [
         ({"name": "a\nb"}, "printable"),
-        ({"name": "x" * 201}, "at most 200"),
+        ({"name": "x" * 201}, "a name is 1 to 200 printable characters"),
         ({"name": 3}, "printable"),
         ({"name": "~x"}, "names that begin with ~ are turnout's own"),
         ({"concurrency": "8"}, "concurrency='8': write a count"),

@@ -242,7 +242,7 @@ def test_check_finds_every_problem_of_every_file(
         from turnout import cron, flow, secret, task, webhook
         import no_such_library_at_all
 
-        shrink = task(pool="process")(lambda image: image)
+        shrink = task(pool="process", name="shrink")(lambda image: image)
 
         @flow(on=webhook("/orders/{id}", verify="github", secret=secret("NO_SUCH_KEY")))
         def bill() -> None: ...

@@ -1,0 +1,113 @@
+"""Walks the source of a loaded flow file, and knows what its names refer to.
+
+Names are looked up in the loaded module, so imports and aliases are followed; names bound inside a
+function are ignored.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+from turnout.service.domain.errors import SetupError
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.task import Task
+
+AnyFunction = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class SourceVisitor(ast.NodeVisitor):
+    """Walks a file with the names each function binds, and the functions that it is inside of."""
+
+    def __init__(self, names: Mapping[str, Any], file: str) -> None:
+        self.found: list[SetupError] = []
+        self.names = names
+        self.file = file
+        self.functions: list[AnyFunction | ast.Lambda] = []
+        self._bound: list[set[str]] = []
+        # By type: other objects of a user's module may raise on attribute access.
+        self.steps: dict[int, Flow[..., Any] | Task[Any]] = {
+            value.function.__code__.co_firstlineno: value
+            for value in names.values()
+            if is_step(value) and value.file == file
+        }
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        """Walk a function."""
+        self._enter(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+        """Walk a function."""
+        self._enter(node)
+
+    def visit_Lambda(self, node: ast.Lambda) -> None:
+        """Walk a function."""
+        self._enter(node)
+
+    def _enter(self, node: AnyFunction | ast.Lambda) -> None:
+        self.functions.append(node)
+        self._bound.append(set(_bound(node)))
+        self.generic_visit(node)
+        self._bound.pop()
+        self.functions.pop()
+
+    def report(self, node: ast.stmt | ast.expr, message: str) -> None:
+        """Note a finding at the line of a node."""
+        self.found.append(SetupError(message, file=self.file, line=node.lineno))
+
+    @property
+    def step(self) -> Flow[..., Any] | Task[Any] | None:
+        """The flow or task whose own code is walked, None in a function that is neither."""
+        if not self.functions or isinstance(self.functions[-1], ast.Lambda):
+            return None
+        function = self.functions[-1]
+        first = min((function.lineno, *(each.lineno for each in function.decorator_list)))
+        return self.steps.get(first)
+
+    def named(self, node: ast.expr) -> Any:
+        """Return what a name, or an attribute of a module, flow or task, refers to; else None."""
+        if isinstance(node, ast.Name):
+            is_own = any(node.id in names for names in self._bound)
+            return None if is_own else self.names.get(node.id)
+        if isinstance(node, ast.Attribute):
+            owner = self.value(node.value)
+            if owner is not None and not isinstance(owner, FunctionType | MethodType):
+                with suppress(Exception):  # a module may define __getattr__
+                    return getattr(owner, node.attr, None)
+        return None
+
+    def value(self, node: ast.expr) -> Any:
+        """Return the module, flow, task or function that a name refers to, else None."""
+        value = self.named(node)
+        # By type: other objects of a user's module may raise on attribute access.
+        is_plain = issubclass(type(value), ModuleType | FunctionType | MethodType)
+        return value if is_plain or is_step(value) else None
+
+
+def _bound(function: AnyFunction | ast.Lambda) -> Iterator[str]:
+    """Return the names a function binds itself, its parameters first."""
+    given = function.args
+    for each in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg):
+        if each is not None:
+            yield each.arg
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, AnyFunction) and node is not function:
+            yield node.name
+        elif isinstance(node, ast.alias):
+            yield node.asname or node.name.partition(".")[0]
+
+
+def is_step(value: Any) -> bool:
+    """Whether a value is a flow or a task."""
+    return issubclass(type(value), Flow | Task)
+
+
+def is_async_step(value: Any) -> bool:
+    """Whether a value is a flow or task of an `async def` function."""
+    return is_step(value) and inspect.iscoroutinefunction(getattr(value, "function", None))
