@@ -32,10 +32,11 @@ from turnout.service.settings import Settings
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
+from .blocked_loop import watch_loop
 from .process import Process
 from .reload import reload_files
 from .requests import on_signals, reload_on_change
-from .watchdogs import watch_clock, watch_disk, watch_files, watch_loop, watch_pools
+from .watchdogs import watch_clock, watch_disk, watch_files, watch_pools
 
 log = get_logger("turnout")
 

@@ -43,6 +43,11 @@ class Branches:
         if scope.context.sequence is not None:
             scope.context.sequence.visit(self.key)
 
+    @property
+    def context(self) -> RunContext:
+        """The attempt whose branches they are."""
+        return self._context
+
     def enter(self, index: int) -> Scope:
         """Make branch `index` the scope of the calling asyncio task, until it ends."""
         return enter(Scope(self._context, f"{self.key}[{index}]/"))
