@@ -8,7 +8,6 @@ anything uncertain gets 503 with `Retry-After`. Not here: routes, body limits an
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +30,7 @@ from .content import Unsupported, encoding_for, only, refuse_encodings
 from .identity import EventId, check_function, check_window, identified, window
 from .query import ParsedQuery, read_query
 from .signatures import HEADER_NAME, Scheme, Unsigned, Unverified, Verifier, scheme_named
-
-_log = logging.getLogger("turnout.webhook")
+from .unverified_requests import UnverifiedRequests
 
 MAX_ID_CHARACTERS = 256
 MAX_STORED_HEADERS = 64
@@ -160,6 +158,10 @@ class WebhookTrigger:
         except SetupError as error:
             raise SetupError(f"{self.name}: {error.message}") from None
 
+    @cached_property
+    def _unverified(self) -> UnverifiedRequests:
+        return UnverifiedRequests(self.name, [each.name for each in self.secrets])
+
     def unlock(self) -> None:
         """Reveal the secrets now, so that a missing one stops the start, not a delivery."""
         _ = self.verifier
@@ -213,12 +215,7 @@ class WebhookTrigger:
         try:
             self.verifier.verify(inbound)
         except Unverified as error:
-            _log.debug(
-                "webhook.unverified trigger=%s client=%s reason=%s",
-                self.name,
-                inbound.client,
-                error,
-            )
+            self._unverified.tell(inbound.client, str(error))
             emit.reject("unverified")
             return replies.UNVERIFIED
         try:

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +24,7 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.resource import Resource, Resources
 from turnout.service.domain.run import FINISHED, Outcome, Run, RunState
 from turnout.service.domain.trigger import CalledTrigger, Trigger
-from turnout.service.domain.units import utc_now
+from turnout.service.domain.units import format_duration, utc_now
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.use import Use
 from turnout.service.governance.links import Links
@@ -56,6 +56,8 @@ from .due_metrics import DueMetrics
 log = get_logger("turnout")
 
 STOPPING = "the service is stopping"
+
+_NONE = timedelta(0)
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,8 @@ class Process:
 
     async def _run_ended(self, run: ClaimedRun, outcome: Outcome, state: AttemptState) -> None:
         if outcome.state not in FINISHED:
+            if outcome.state is RunState.RETRYING and outcome.counts:
+                self._tell_retried(run, outcome)
             return
         self._ended(run.flow, outcome.state).inc()
         if run.dead and outcome.undo == "done":  # an operator resumed the undo
@@ -229,6 +233,21 @@ class Process:
         """Carry out what is due after the events of a window, whose number may be large."""
         if any(emitter.acts_after_runs for emitter in self.emitters.values()):
             await self.after_run_actions.sweep()
+
+    def _tell_retried(self, run: ClaimedRun, outcome: Outcome) -> None:
+        """Log an attempt that failed and is not the last; a step tells of its own tries."""
+        error, due_at = outcome.error, outcome.due_at
+        if error is None or due_at is None:
+            return
+        log.warning(
+            "run.retried",
+            flow=run.flow,
+            run=run.claim.run_id,
+            attempt=run.attempt,
+            error=f"{error.type}: {error.message}",
+            step=error.step,
+            again_in=format_duration(max(due_at - self.now(), _NONE)),
+        )
 
     def _run_ended_early(self, run: Run) -> None:
         """Tell those who wait for a run that a rule has ended while it was not running."""

@@ -9,12 +9,19 @@ from turnout.service.dispatch.attempts import until_writable
 from turnout.service.domain.errors import JournalFull, SetupError
 from turnout.service.http.ingest import Ingest, check_exposure, unlock
 from turnout.service.project import Project
+from turnout.service.project.cautions import cautions
 from turnout.service.project.loader import loading
 from turnout.service.telemetry.logs import get_logger
 
 from .process import Process, resources_of
 
 log = get_logger("turnout")
+
+
+def warn_of(project: Project) -> None:
+    """Log what may surprise in the flows of a project, as `turnout check` warns of it."""
+    for warning in cautions(list(project.flows.values())):
+        log.warning("flow.warned", at=f"{warning.file}:{warning.line}", warning=warning.message)
 
 
 async def reload_files(
@@ -33,6 +40,7 @@ async def reload_files(
         log.error("reload.failed", error=str(error))  # noqa: TRY400  it names file and line
     else:
         ingest.replace(process.routes())
+        warn_of(project)
         log.info("reload.done", flows=len(project.flows), changed=list(changed))
 
 

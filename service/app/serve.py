@@ -34,7 +34,7 @@ from turnout.service.telemetry.metrics import Metrics
 
 from .blocked_loop import watch_loop
 from .process import Process
-from .reload import reload_files
+from .reload import reload_files, warn_of
 from .requests import on_signals, reload_on_change
 from .watchdogs import watch_clock, watch_disk, watch_files, watch_pools
 
@@ -55,6 +55,7 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
     starting would be unsafe.
     """
     project = load(flow_paths)
+    warn_of(project)
     check_exposure(project.triggers.values(), settings.host)
     metrics = Metrics()
     async with AsyncExitStack() as stack:

@@ -148,7 +148,8 @@ class Submit:
         self._decisions.labels("", reason).inc()
 
     def _tell_failed(self, run: NewRun, event: Event, error: RunError) -> None:
-        """Log and count a dead letter of an author's question that raised."""
+        """Log and count a run that is a dead letter as it is stored, since it could not start."""
+        self._runs_ended.labels(run.flow, RunState.FAILED).inc()
         if error.type == FILTER_ERROR:
             self._filter_errors.labels(run.flow).inc()
             log.error(
@@ -159,6 +160,15 @@ class Submit:
                 event=event.id,
                 error=error.message,
             )
+            return
+        log.error(
+            "event.not_taken",
+            flow=run.flow,
+            run=run.id,
+            trigger=event.trigger,
+            event=event.id,
+            error=f"{error.type}: {error.message}",
+        )
 
     def count(self, decisions: Iterable[Decision]) -> None:
         """Count decisions by flow and reason, once they are made for good."""

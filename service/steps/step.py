@@ -27,11 +27,15 @@ from turnout.service.domain.errors import (
     MisplacedTask,
     NotKept,
     as_exception,
+    words_of,
 )
 from turnout.service.domain.run import Fail, RunError
 from turnout.service.domain.task import NO_FALLBACK, Task
+from turnout.service.domain.units import format_duration
 from turnout.service.flowcontrol.named_limit import NamedLimit, NeverFree
+from turnout.service.governance import secrets
 from turnout.service.journal.records import RecordedArguments, StepRecord
+from turnout.service.telemetry.logs import get_logger
 
 from . import codec, failures
 from . import undo as undos
@@ -46,6 +50,8 @@ from .scope import Scope, current_scope, here, inside
 from .services import Services
 from .suspension import stop_if_over
 from .unawaited import to_await
+
+log = get_logger("turnout")
 
 R = TypeVar("R")
 
@@ -254,6 +260,7 @@ class StepCall:
         failures.set_step(error, self.key)
         if again_in is not None:
             self._observe("retried")
+            self._tell_retried(error, again_in)
             self.not_before = self.services.now() + timedelta(seconds=again_in)
             self.last_error = describe(error)
             self.blames = self.context.blamed(error)
@@ -289,6 +296,16 @@ class StepCall:
         """Return the recorded error, which the caller raises in the flow now."""
         self.context.undelivered.discard(self.key)
         return self._error
+
+    def _tell_retried(self, error: Exception, again_in: float) -> None:
+        log.warning(
+            "step.retried",  # the log of the run adds flow, run and attempt
+            step=self.key,
+            error=secrets.mask(words_of(error)),
+            tries=self.tries,
+            of=self.task.retry.count + 1,
+            again_in=format_duration(timedelta(seconds=again_in)),
+        )
 
     def _observe(self, outcome: str) -> None:
         seconds, count = self.services.metrics.of_step(
