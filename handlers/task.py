@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import timedelta
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from turnout.service import pools
 from turnout.service.domain.errors import MisplacedTask, SetupError
@@ -22,6 +22,7 @@ from turnout.service.domain.units import parse_timeout
 from turnout.service.flowcontrol.limit import Limit
 from turnout.service.steps import in_thread, mapping
 from turnout.service.steps.author_code import where
+from turnout.service.steps.mapping import Results
 from turnout.service.steps.scope import here
 from turnout.service.steps.step import StepCall, call_task
 from turnout.service.steps.unawaited import to_await
@@ -67,7 +68,7 @@ class SyncTask(Task[R], Generic[P, R]):
         if scope is None:
             value = self.function(*args, **kwargs)
             return value
-        self._refuse_loop("run(…)")
+        self._refuse_loop()
         value = in_thread.run(StepCall(self, scope, scope.next_key(self.name), args, kwargs))
         return value
 
@@ -81,22 +82,31 @@ class SyncTask(Task[R], Generic[P, R]):
             return to_await(_call_plainly(self.function, args, kwargs), self.words)
         return step
 
-    def map(self: SyncTask[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8) -> list[S]:
-        """Run the task for every item in `def` flows: `limit` threads, a step each, in order.
+    def map(
+        self: SyncTask[Concatenate[A, Q], S], items: Iterable[A], *, limit: int = 8
+    ) -> Results[S]:
+        """Run the task for every item, `limit` threads at once; a step each, results in order.
 
-        The first error ends the others and is raised. At most 10,000 items.
+        Its results are a list in a `def` flow, and awaited in an `async def` one:
+        `await label.map(orders, limit=4)`. The first error ends the others and is raised. At most
+        10,000 items.
         """
         branches, listed = mapping.place_map(self, items, limit)
         if branches is None:
-            return [self.function(item) for item in listed]
-        self._refuse_loop("run(…)` with `gather")
-        return pools.on_loop(mapping.map_items(self, branches, listed, limit))
+            return mapping.Results(self.function(item) for item in listed)
+        working = mapping.map_items(self, branches, listed, limit)
+        results: Any
+        if pools.in_thread():
+            results = pools.on_loop(working)
+        else:
+            results = to_await(working, f"{self.words}.map")
+        return cast("Results[S]", results)
 
-    def _refuse_loop(self, instead: str) -> None:
+    def _refuse_loop(self) -> None:
         if not pools.in_thread():
             raise MisplacedTask(
                 f"task {self.name!r}, called at {where()}, is not async and would block the "
-                f"service; in an `async def` flow write `await {self.name}.{instead}`"
+                f"service; in an `async def` flow write `await {self.name}.run(…)`"
             )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 
@@ -146,7 +147,8 @@ class NamedLimit(Gate):
             await asking.granted
         except asyncio.CancelledError:
             if asking.granted.cancelled():
-                self._waiting.remove(asking)
+                with suppress(ValueError):  # passed over already, by a place that became free
+                    self._waiting.remove(asking)
             else:
                 self.release()  # it was granted in the same turn of the loop
             raise

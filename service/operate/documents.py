@@ -25,8 +25,10 @@ from turnout.service.domain.waiting import Waiting
 from turnout.service.flowcontrol.limit import Limit
 from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import (
+    CUT_OFF,
     EVERYTHING,
     NOTHING,
+    SKIPPED,
     AttemptRecord,
     StepRecord,
     StoredEvent,
@@ -147,7 +149,7 @@ def _step(step: StepRecord) -> dict[str, Any]:
     return {
         "key": step.key,
         "task": step.task,
-        "state": step.state,
+        "state": _state(step),
         "tries": step.tries,
         "started_at": instant(step.started_at),
         "finished_at": instant(step.finished_at),
@@ -162,6 +164,15 @@ def _step(step: StepRecord) -> dict[str, Any]:
         "cached": step.origin is not None and step.tries == 0,
         "file": None if step.blob is None else f"results/{step.blob[:2]}/{step.blob}",
     }
+
+
+def _state(step: StepRecord) -> str:
+    """Return the state of a step: `skipped` if another branch failed before it was done."""
+    is_left_out = step.superseded and step.error is not None and step.error.type in _LEFT_OUT
+    return "skipped" if is_left_out else step.state
+
+
+_LEFT_OUT = frozenset({SKIPPED, CUT_OFF})
 
 
 def _attempt(attempt: AttemptRecord) -> dict[str, Any]:

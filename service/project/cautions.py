@@ -23,8 +23,13 @@ def cautions(flows: Sequence[AnyFlow]) -> Iterator[SetupError]:
     for flow in flows:
         tasks = list(_tasks_of(flow))
         declared: list[AnyFlow | Task[Any]] = [flow, *tasks]
-        for warning in (*_of_rules(flow), *_of_order(flow), *_of_retries(flow, tasks)):
+        for warning in (
+            *_of_rules(flow),
+            *_of_order(flow),
+            *_of_retries(flow, tasks),
+        ):
             yield SetupError(f"{flow.words}: {warning}", file=flow.file, line=flow.line)
+        yield from _of_state(flow)
         for each in declared:
             if id(each) not in seen:
                 seen.add(id(each))
@@ -60,6 +65,23 @@ def _of_order(flow: AnyFlow) -> Iterator[str]:
             f"{', '.join(trigger.name for trigger in flow.triggers)} usually have none, so that "
             "nothing is ordered; write ordered_by=lambda event: …"
         )
+
+
+def _of_state(flow: AnyFlow) -> Iterator[SetupError]:
+    if flow.keeps_state and not _runs_in_turn(flow):
+        yield SetupError(
+            f"{flow.words} keeps state between runs, and several of them may run at once: a "
+            "run whose state another one has changed starts over; write concurrency=1, or "
+            "ordered_by= for a state of each key",
+            file=flow.file,
+            line=flow.line,
+        )
+
+
+def _runs_in_turn(flow: AnyFlow) -> bool:
+    """Whether runs that share a state never run at once, but for those that wait."""
+    alone = any(rule.count == 1 and rule.per is None for rule in flow.concurrency)
+    return alone or flow.ordered_by is not None or flow.mode is not None
 
 
 def _of_retries(flow: AnyFlow, tasks: Sequence[Task[Any]]) -> Iterator[str]:

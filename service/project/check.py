@@ -83,32 +83,8 @@ def check(
     return Findings(tuple(flows), _by_line(found), _by_line(warnings))
 
 
-<<<<<<< HEAD
-def cautions(flows: Sequence[AnyFlow]) -> Iterator[SetupError]:
-    """Yield what may surprise, with file and line, though it is right."""
-    for flow in flows:
-        for rule in (*flow.concurrency, *(() if flow.mode is None else (flow.mode,))):
-            warning = rule.warning(flow)
-            if warning is not None:
-                yield SetupError(f"{flow.words}: {warning}", file=flow.file, line=flow.line)
-        if flow.keeps_state and not _runs_in_turn(flow):
-            yield SetupError(
-                f"{flow.words} keeps state between runs, and several of them may run at once: a "
-                "run whose state another one has changed starts over; write concurrency=1, or "
-                "ordered_by= for a state of each key",
-                file=flow.file,
-                line=flow.line,
-            )
-
-
-def _runs_in_turn(flow: AnyFlow) -> bool:
-    """Whether runs that share a state never run at once, but for those that wait."""
-    alone = any(rule.count == 1 and rule.per is None for rule in flow.concurrency)
-    return alone or flow.ordered_by is not None or flow.mode is not None
-=======
 def _by_line(found: list[SetupError]) -> tuple[SetupError, ...]:
     return tuple(sorted(found, key=lambda each: (each.file or "", each.line or 0)))
->>>>>>> 02842ed (check: mistakes are named with their fix: options and names that turnout does not have, blocking calls, def tasks in async flows, methods, mutable defaults)
 
 
 def _examine(path: Path, found: list[SetupError]) -> ModuleType:

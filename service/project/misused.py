@@ -179,7 +179,7 @@ def _replaced(tree: ast.Module, visitor: SourceVisitor) -> Iterator[SetupError]:
                 f"{node.name!r} is defined again at line {node.lineno}, which replaces this one, "
                 "so that it never runs; rename one of them",
                 file=visitor.file,
-                line=before.lineno,
+                line=min(each.lineno for each in (before, *before.decorator_list)),
             )
         if isinstance(node, AnyFunction) and any(_declares(each, visitor) for each in (
             node.decorator_list

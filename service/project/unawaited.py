@@ -80,9 +80,18 @@ class _Visitor(SourceVisitor):
         value = self.value(node.func)
         is_awaited = is_async_step(value) or (
             isinstance(value, FunctionType | MethodType)
-            and (inspect.iscoroutinefunction(value) or _returns(value).startswith(_AWAITED))
+            and (
+                inspect.iscoroutinefunction(value)
+                or _returns(value).startswith(_AWAITED)
+                or (self._is_async and _returns(value).startswith("Results"))
+            )
         )
         return ast.unparse(node.func) if is_awaited else None
+
+    @property
+    def _is_async(self) -> bool:
+        """Whether the code that is walked is of an `async def`."""
+        return bool(self.functions) and isinstance(self.functions[-1], ast.AsyncFunctionDef)
 
     def _takes_results(self, node: ast.expr) -> bool:
         """Whether a call takes plain values: a step, its `run` and `map`, or `emit`."""

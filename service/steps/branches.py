@@ -11,15 +11,21 @@ import asyncio
 import sys
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
+from datetime import datetime
+from itertools import islice
 from typing import Any
 
-from turnout.service.journal.records import StepRecord
+from turnout.service.domain.run import RunError
+from turnout.service.journal.records import CUT_OFF, SKIPPED, StepRecord
 
 from . import failures
 from .context import RunContext
 from .scope import Scope, enter
 
 _PATIENCE_SECONDS = 1.0
+
+_MOST_LEFT_OUT = 100
+"""How many items of a `map` that were not begun are shown."""
 
 
 class Branches:
@@ -29,7 +35,10 @@ class Branches:
     attempts no branch gets further than before.
     """
 
-    __slots__ = ("_context", "_in_error_handler", "_name", "_started_at", "key", "scope")
+    __slots__ = (
+        "_context", "_cut_off_before", "_in_error_handler", "_name", "_started_at", "key",
+        "scope",
+    )  # fmt: skip
 
     def __init__(self, scope: Scope, name: str) -> None:
         services = scope.context.services
@@ -40,6 +49,7 @@ class Branches:
         self._context = scope.context
         self._started_at = services.now()
         self._in_error_handler = sys.exc_info()[0] is not None
+        self._cut_off_before = len(scope.context.cut_off)
         if scope.context.sequence is not None:
             scope.context.sequence.visit(self.key)
 
@@ -84,13 +94,26 @@ class Branches:
         if error is not None:
             raise error
 
-    def failed(self, errors: Sequence[BaseException]) -> BaseException:
-        """Return the error to raise in the flow; the steps of the other errors run again."""
+    def failed(
+        self, errors: Sequence[BaseException], *, task: str = "", left: Iterable[int] = ()
+    ) -> BaseException:
+        """Return the error to raise in the flow; the steps of the other errors run again.
+
+        `left` are the branches that have not begun, each of which is a step of `task`.
+        """
         context, first = self._context, errors[0]
         services = context.services
         if services is None or not isinstance(first, Exception):
             return first
         context.undelivered.update(filter(None, map(failures.step_of, errors[1:])))
+        upstream, now = failures.step_of(first), services.now()
+        for call in context.cut_off[self._cut_off_before :]:
+            has_begun = call.tries > 0
+            context.leave_mark(
+                _left_out(call.key, call.task.name, upstream, now, has_begun=has_begun)
+            )
+        for index in islice(left, _MOST_LEFT_OUT):
+            context.leave_mark(_left_out(f"{self.key}[{index}]", task, upstream, now))
         described = failures.describe(first)
         result, first = failures.pack(first, services.settings.max_result_bytes)
         context.ended_by.append((self.key, first))
@@ -109,6 +132,26 @@ class Branches:
             )
         )
         return first
+
+
+def _left_out(
+    key: str, task: str, upstream: str | None, now: datetime, *, has_begun: bool = False
+) -> StepRecord:
+    """Return the record of a step that a failure `upstream` ended or kept from running.
+
+    It tells people what became of it, and is no fact: a later attempt runs the step.
+    """
+    why = "another branch failed" if upstream is None else f"step {upstream!r} failed"
+    return StepRecord(
+        key=key,
+        task=task,
+        state="failed",
+        tries=int(has_begun),
+        started_at=now,
+        finished_at=now,
+        error=RunError(CUT_OFF if has_begun else SKIPPED, f"upstream failed: {why}"),
+        superseded=True,
+    )
 
 
 async def rerun_branches(branches: Iterable[Coroutine[Any, Any, Any]]) -> None:

@@ -35,6 +35,9 @@ from .services import Services
 from .unawaited import PendingCalls
 from .undo import Undo
 
+if TYPE_CHECKING:
+    from .step import StepCall
+
 _UNDO = "~undo"
 """The suffix of a step's key for the record of its undo."""
 
@@ -66,6 +69,7 @@ class RunContext:
         "broken",
         "claimed",
         "consumed",
+        "cut_off",
         "durable_marks",
         "ended_by",
         "flow",
@@ -99,6 +103,7 @@ class RunContext:
         self.durable_marks: DurableMarks | None = None  # made with the first mark
         self.undelivered: set[str] = set()  # steps whose recorded error was not raised in the flow
         self.ended_by: list[tuple[str, BaseException]] = []  # (branches, the error they raised)
+        self.cut_off: tuple[StepCall, ...] = ()  # steps that were cancelled, in order
         self.over: tuple[str, ...] = ()  # key prefixes of branches whose error is recorded
         self.undos: dict[str, Undo] = {}  # what this attempt registered, by key
         self._backoffs: Backoffs | None = None  # made with the first branch or backoff

@@ -6,8 +6,8 @@ Not here: child runs for each item (`children`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Generator, Iterable
+from typing import Any, TypeVar
 
 from turnout.service.domain.task import Task
 
@@ -18,6 +18,22 @@ from .suspension import Suspend, suspend_with
 
 MAX_BRANCHES = 10_000
 """Items of one `map`, each of which is a recorded step."""
+
+S = TypeVar("S")
+
+
+class Results(list[S]):
+    """The results of the `map` of a `def` task: a list, which `async def` code awaits.
+
+    In a run they are a plain list in a `def` flow, and a coroutine in an `async def` one.
+    """
+
+    def __await__(self) -> Generator[Any, None, list[S]]:
+        """Return the list, outside a run."""
+        return self._listed().__await__()
+
+    async def _listed(self) -> list[S]:
+        return list(self)
 
 
 async def map_items(
@@ -55,7 +71,9 @@ async def map_items(
     else:
         suspend_with(waiting)
         return results
-    raise errors[0] if branches is None else branches.failed(errors)
+    if branches is None:
+        raise errors[0]
+    raise branches.failed(errors, task=task.name, left=(index for index, _ in left))
 
 
 def place_map(task: Task[Any], items: Iterable[Any], limit: int) -> tuple[Branches | None, Any]:

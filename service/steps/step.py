@@ -297,6 +297,15 @@ class StepCall:
         self.context.undelivered.discard(self.key)
         return self._error
 
+    @property
+    def leaves_nothing(self) -> bool:
+        """Whether nothing of this call is recorded, neither now nor by an earlier attempt."""
+        return (
+            self.done is None
+            and self.last_error is None
+            and self.key not in self.context.claimed.recorded
+        )
+
     def _tell_retried(self, error: Exception, again_in: float) -> None:
         log.warning(
             "step.retried",  # the log of the run adds flow, run and attempt
@@ -342,7 +351,12 @@ async def run(call: StepCall) -> Any:
         return call.recall(known) if known.blob is None else await call.recall_blob(known)
     if call.task.cache is not None:
         return await use_cache(call, call.task.cache, perform)
-    return await perform(call)
+    try:
+        return await perform(call)
+    except asyncio.CancelledError:  # perhaps for the failure of another branch
+        if call.leaves_nothing:
+            call.context.cut_off += (call,)
+        raise
 
 
 async def perform(call: StepCall) -> Any:

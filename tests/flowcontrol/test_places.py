@@ -7,6 +7,7 @@ nothing is in use. `--full` takes 100,000 steps with a new seed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -18,6 +19,7 @@ from tests.support.dispatch_machine import KINDS, MOST_LIMITS, DispatchMachine
 from tests.support.dispatch_simulator import SimulatedFlow
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.flowcontrol.limit import FlowLimit
+from turnout.service.flowcontrol.named_limit import NamedLimit
 
 pytestmark = pytest.mark.slow
 
@@ -184,3 +186,23 @@ def test_the_fuzz_finds_places_that_leak_or_double(
     broken(monkeypatch)
     with pytest.raises(AssertionError, match=found):
         play(STEPS, 0)
+
+
+async def test_tries_that_are_cancelled_together_leave_the_limit_free() -> None:
+    """The place of one is offered to the next, which has been cancelled in the same moment."""
+    limit = NamedLimit("crm", 1)
+
+    async def holds() -> None:
+        await limit.take("run", {})
+        try:
+            await asyncio.Event().wait()
+        finally:
+            limit.release()
+
+    tries = [asyncio.get_running_loop().create_task(holds()) for _ in range(3)]
+    await asyncio.sleep(0)
+    for each in tries:
+        each.cancel()
+    ended = await asyncio.gather(*tries, return_exceptions=True)
+    assert [type(each) for each in ended] == [asyncio.CancelledError] * 3
+    assert (limit.places(), limit.waiting) == (1, 0)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from turnout import current, event, flow, gather, retry, sleep, task, wait_for
+from tests.support.running import running
+from turnout import current, event, flow, gather, limit, retry, sleep, task, wait_for
+from turnout.service.domain.flow import Flow
+from turnout.service.operate.documents import post_mortem
 from turnout.testing import run, serve, typed_event
 
 done: list[str] = []
@@ -209,3 +214,149 @@ async def test_a_caught_failure_is_kept_though_another_branch_only_waits() -> No
             result = await service.ended(result.id)
     assert result.result == ["no a", "yes"]
     assert done == ["a", "hangs"]
+
+
+# ---------------------------------------------------------------- what never ran
+
+
+async def states(tmp_path: Path, started: Flow[..., Any]) -> dict[str, tuple[str, str]]:
+    """Run a flow; return the state of each step as people see it, and its error."""
+    async with running(tmp_path, [started]) as service:
+        receipt = await service.send()
+        await service.finished(receipt.runs[0])
+        document = await post_mortem(service.process.journal, receipt.runs[0])
+    return {
+        step["key"]: (step["state"], "" if step["error"] is None else step["error"]["message"])
+        for step in document["steps"]
+    }
+
+
+async def test_a_branch_that_never_ran_is_shown_as_skipped(tmp_path: Path) -> None:
+    @task(limit=limit("crm", 1))
+    async def calls(name: str) -> None:
+        done.append(name)
+        if name in fail_at:
+            raise OSError(f"no {name}")
+        await asyncio.Event().wait()
+
+    @flow
+    async def fans_out() -> None:
+        await gather(fragile("works"), calls("a"), calls("b"), calls("c"))
+
+    fail_at.add("a")
+    told = await states(tmp_path, fans_out)
+    upstream = "upstream failed: step 'calls#1' failed"
+    assert told["fragile#1"] == ("succeeded", "")
+    assert told["calls#1"] == ("failed", "no a")
+    assert told["calls#3"] == ("skipped", upstream)
+    assert done[:2] == ["works", "a"]
+    assert "c" not in done
+
+
+async def test_items_of_a_map_that_were_not_begun_are_shown_as_skipped(tmp_path: Path) -> None:
+    @flow
+    async def fans_out() -> None:
+        await fragile.map(["a", "b", "c", "d"], limit=1)
+
+    fail_at.add("b")
+    upstream = "upstream failed: step 'fragile.map#1[1]' failed"
+    assert await states(tmp_path, fans_out) == {
+        "fragile.map#1[0]": ("succeeded", ""),
+        "fragile.map#1[1]": ("failed", "no b"),
+        "fragile.map#1[2]": ("skipped", upstream),
+        "fragile.map#1[3]": ("skipped", upstream),
+    }
+    assert done == ["a", "b"]
+
+
+@task
+async def takes_long() -> str:
+    if "b" in fail_at:
+        await asyncio.Event().wait()
+    return "done"
+
+
+async def test_a_step_that_was_cut_off_is_shown_as_skipped(tmp_path: Path) -> None:
+    @flow
+    async def fans_out() -> list[str]:
+        return list(await gather(takes_long(), fragile("b")))
+
+    fail_at.add("b")
+    told = await states(tmp_path, fans_out)
+    assert told["takes_long#1"] == ("skipped", "upstream failed: step 'fragile#1' failed")
+
+
+def test_a_step_that_was_cut_off_runs_in_the_next_attempt() -> None:
+    @flow(retry=retry(1, delay="1ms"))
+    async def fans_out() -> list[str]:
+        if current().attempt == 2:
+            fail_at.clear()
+        return list(await gather(takes_long(), fragile("b")))
+
+    fail_at.add("b")
+    result = run(fans_out)
+    assert (result.result, result.attempts) == (["done", "b"], 2)
+    assert result.steps["takes_long#1"].state == "succeeded"
+
+
+# ---------------------------------------------------------------- def tasks in async flows
+
+
+@task
+def length(word: str) -> int:
+    done.append(word)
+    if word in fail_at:
+        raise OSError(f"no {word}")
+    return len(word)
+
+
+def test_an_async_flow_awaits_the_map_of_a_def_task() -> None:
+    most, now = 0, 0
+    lock = threading.Lock()
+
+    @task
+    def counts(word: str) -> int:
+        nonlocal most, now
+        with lock:
+            now += 1
+            most = max(most, now)
+        threading.Event().wait(0.02)
+        with lock:
+            now -= 1
+        return len(word)
+
+    @flow
+    async def fans_out() -> list[int]:
+        return await counts.map(["a", "bb", "ccc", "dddd"], limit=2)
+
+    result = run(fans_out)
+    assert result.result == [1, 2, 3, 4]
+    assert sorted(result.steps) == [f"counts.map#1[{index}]" for index in range(4)]
+    assert most == 2
+
+
+def test_a_map_of_a_def_task_is_recorded_over_a_crash() -> None:
+    @flow
+    async def fans_out() -> list[int]:
+        return await length.map(["a", "bb"], limit=1)
+
+    result = run(fans_out, crash_at=2)
+    assert result.result == [1, 2]
+    assert done == ["a", "bb", "bb"]
+
+
+def test_a_map_of_a_def_task_that_is_not_awaited_fails_the_run() -> None:
+    @flow
+    async def forgets() -> int:
+        length.map(["a"])
+        return 1
+
+    error = run(forgets).error
+    assert error is not None and error.type == "not_awaited"
+    assert "task 'length'.map" in error.message
+    assert done == []
+
+
+async def test_outside_a_run_a_map_of_a_def_task_is_a_list_that_can_be_awaited() -> None:
+    assert length.map(["a", "bb"]) == [1, 2]
+    assert await length.map(["a", "bb"]) == [1, 2]

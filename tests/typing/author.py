@@ -73,6 +73,7 @@ async def bill(order: Order, db: Annotated[dict[str, int], database]) -> dict[st
     reveal_type(both)  # tuple[str | Exception, bytes | Exception]
     reveal_type(await charge.map([order], limit=4))  # list[str]
     reveal_type(await weigh.map([order]))  # list[float]
+    reveal_type(await pack.map([order], limit=4))  # list[bytes]
     current().log.info("order.charged", receipt=receipt, key=current().key("mail"))
     return {"receipt": receipt}
 
@@ -80,7 +81,8 @@ async def bill(order: Order, db: Annotated[dict[str, int], database]) -> dict[st
 @flow
 def in_a_thread(order: Order, event: Event) -> int:
     reveal_type(pack(order))  # bytes
-    reveal_type(pack.map([order]))  # list[bytes]
+    reveal_type(list(pack.map([order])))  # list[bytes]
+    reveal_type(pack.map([order])[0])  # bytes
     reveal_type(crunch([1, 2]))  # int
     reveal_type(current().attempt)  # int
     return 1

@@ -21,9 +21,11 @@ from .reads import (
 from .steering import EVERYTHING, Discarded, StoredOverride, StoredPause
 from .steps import (
     APPROVAL,
+    CUT_OFF,
     FAILED,
     PAUSED,
     REGISTERED,
+    SKIPPED,
     STATE,
     Cached,
     Opening,
@@ -47,6 +49,7 @@ from .windows import (
 
 __all__ = [
     "APPROVAL",
+    "CUT_OFF",
     "EVERYTHING",
     "FAILED",
     "MOST_COUNTED",
@@ -54,6 +57,7 @@ __all__ = [
     "ORDER_PLACE",
     "PAUSED",
     "REGISTERED",
+    "SKIPPED",
     "STATE",
     "Appended",
     "Arrival",

@@ -25,6 +25,13 @@ STATE = "~state"
 PAUSED = "~pause"
 """The task of records that say that the run has paused a dependency; they are not listed either."""
 
+SKIPPED = "skipped"
+CUT_OFF = "cut_off"
+"""The types of errors of steps that the failure of another branch kept from running, or ended.
+
+Such a record is superseded from the start: it tells people what became of the step.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedArguments:
