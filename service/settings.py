@@ -231,17 +231,30 @@ def load(config: Path | None = None, **chosen: Any) -> Settings:
     try:
         settings = Settings(**merged)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
+        first = error.errors(include_url=False)[0]
         if not first["loc"]:
             raise SetupError(first["msg"].removeprefix("Value error, ")) from None
-        name = str(first["loc"][0]) if first["loc"] else ""
-        place = str(file) if name in values and name not in in_environment else _variable(name)
-        words = first["msg"].removeprefix("Value error, ")
-        raise SetupError(f"{place}: {name}: {words}") from None
+        name = str(first["loc"][0])
+        if chosen.get(name) is not None:
+            place = f"--{name.replace('_', '-')}"
+        elif name in values and name not in in_environment:
+            place = f"{file}: {name}"
+        else:
+            place = _variable(name)
+        raise SetupError(f"{place}{_words(name, first['msg'], first['input'])}") from None
     folders = {"data": settings.data, "secrets_folder": settings.secrets_folder}
     return settings.model_copy(
         update={name: folder.absolute() for name, folder in folders.items() if folder is not None}
     )
+
+
+def _words(name: str, message: str, given: object) -> str:
+    """Return what is wrong with a setting, in words that follow its name."""
+    if message.startswith("Value error, "):
+        return f": {message.removeprefix('Value error, ')}"
+    shown = f", not {given!r:.80}" if Settings.model_fields[name].repr else ""
+    should_be = message.removeprefix("Input should be ")
+    return f": {message}{shown}" if should_be == message else f" should be {should_be}{shown}"
 
 
 _RENAMED = {"max_spilled_bytes": "max_blob_bytes"}

@@ -72,7 +72,8 @@ class Secret:
         if len(value) < MIN_LENGTH:
             raise SetupError(
                 f"secret {self.name!r} is shorter than {MIN_LENGTH} characters; nothing could keep "
-                f"so short a value out of results and logs"
+                f"so short a value out of results and logs; give it a longer one, here and where "
+                "it is checked"
             )
         if value not in _revealed:
             remember({value: self.name})

@@ -54,7 +54,7 @@ async def describe(
     Creates missing topics with `create` partitions. Raises `TriggerError`.
     """
     servers = ", ".join(connection["bootstrap_servers"])
-    with as_trigger_error(f"cannot reach Kafka at {servers}"):
+    with as_trigger_error(f"cannot reach Kafka at {servers} (TURNOUT_KAFKA_BOOTSTRAP_SERVERS)"):
         admin = AIOKafkaAdminClient(**connection)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):

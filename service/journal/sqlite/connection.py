@@ -47,7 +47,7 @@ _BUSY_MILLISECONDS = 2_000  # only a reader that recovers the log after a kill h
 QUICKLY_CHECKED_BYTES = 64 * 2**20
 """A journal up to this size is checked before it is served; a larger one while it is."""
 
-_FIX = "restore it from a backup, or look with `turnout doctor`"
+_FIX = "restore the data folder from a backup; `turnout doctor` says what is damaged"
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _SPACE_CODES = frozenset({apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_SHMSIZE})
 
@@ -134,7 +134,7 @@ def _check_quickly(connection: apsw.Connection, path: Path) -> None:
     if path.stat().st_size <= QUICKLY_CHECKED_BYTES:
         problem = damage(connection)
         if problem is not None:
-            raise JournalBroken(f"{path} is damaged ({problem}); {_FIX}")
+            raise JournalBroken(damaged(path, problem))
 
 
 def damage(connection: apsw.Connection) -> str | None:
@@ -167,7 +167,8 @@ def usable(folder: Path) -> Iterator[None]:
             raise JournalFull(f"cannot write in {folder}: {error.strerror}") from None
         raise SetupError(
             f"cannot use the data folder {folder}: {error.strerror}; "
-            "its owner must be the user turnout runs as, or point TURNOUT_DATA at another folder"
+            "its owner must be the user turnout runs as, or name another folder with --data or "
+            "TURNOUT_DATA"
         ) from None
 
 
@@ -248,6 +249,11 @@ def read_all(connection: apsw.Connection, query: str, values: Any = ()) -> list[
     return rows
 
 
+def damaged(path: Path | str, reason: object) -> str:
+    """Return what to say of a journal that is damaged."""
+    return f"the journal is damaged: {path} ({reason}); {_FIX}"
+
+
 def translate(error: apsw.Error, connection: apsw.Connection) -> JournalError:
     """Translate a driver error: disk full, journal broken, or only this write refused."""
     code = getattr(error, "extendedresult", 0)
@@ -259,7 +265,7 @@ def translate(error: apsw.Error, connection: apsw.Connection) -> JournalError:
             return JournalFull(f"the journal cannot grow: {os.strerror(number)}")
         return JournalBroken(f"the journal's disk failed: {error} ({os.strerror(number)})")
     if isinstance(error, DAMAGE):
-        return JournalBroken(f"the journal is damaged: {error}; see `turnout doctor`")
+        return JournalBroken(damaged(connection.filename, error))
     return JournalError(f"the journal refused a write: {error}")
 
 
@@ -286,5 +292,5 @@ def _unreadable(path: Path, error: apsw.Error, connection: apsw.Connection) -> T
             f"cannot use the journal {path}: {error}; run this as the user the service runs as"
         )
     if isinstance(error, DAMAGE):
-        return SetupError(f"{path} is damaged ({error}); {_FIX}")
+        return SetupError(damaged(path, error))
     return SetupError(f"cannot use the journal {path}: {error}")

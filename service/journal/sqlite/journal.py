@@ -44,11 +44,18 @@ from .append import Intake
 from .apply import Batch
 from .blobs import BlobStore, name_of
 from .claims import ClaimJob
-from .connection import DAMAGE, QUICKLY_CHECKED_BYTES, damage, open_for_writing, usable
+from .connection import (
+    DAMAGE,
+    QUICKLY_CHECKED_BYTES,
+    damage,
+    damaged,
+    open_for_writing,
+    usable,
+)
 from .counters import RunCounters
 from .disk_space import DiskSpace
 from .events import AppendJob, pack_details
-from .files import WatchedFiles, journal_folder, last_change
+from .files import FILE_NAME, WatchedFiles, journal_folder, last_change
 from .lock import FolderLock
 from .operating import Operating
 from .outcomes import OutcomeJob
@@ -162,7 +169,7 @@ class SqliteJournal(Operating, Keeping, WindowWriting):
         except SetupError as error:  # a thread opens its connection and finds none, or damage
             problem = await self.look_at_files()
             if problem is None and isinstance(error.__cause__, DAMAGE):
-                problem = f"the journal is damaged: {error.__cause__}; see `turnout doctor`"
+                problem = damaged(self._folder / FILE_NAME, error.__cause__)
                 self._give_up(problem)
             if problem is None:
                 raise
@@ -195,7 +202,7 @@ class SqliteJournal(Operating, Keeping, WindowWriting):
         with suppress(JournalBroken):  # given up already
             problem = await self.read(damage)
             if problem is not None:
-                self._give_up(f"the journal is damaged ({problem}); see `turnout doctor`")
+                self._give_up(damaged(self._folder / FILE_NAME, problem))
 
     def write_url(self, url: str) -> None:
         """Write the address of this process to the lock file, for the CLI."""

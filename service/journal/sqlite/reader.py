@@ -45,7 +45,7 @@ from turnout.service.journal.records import (
 from . import arrivals, breakers, cache, flow_state, lines
 from .blobs import BlobStore
 from .columns import selected
-from .connection import open_beside_writer, open_for_reading, translate
+from .connection import damaged, open_beside_writer, open_for_reading, translate
 from .dedupe import found_by_id
 from .events import (
     EVENT_COLUMNS,
@@ -513,6 +513,4 @@ def _in_snapshot(connection: apsw.Connection, query: Callable[[apsw.Connection],
     except apsw.Error as error:
         raise translate(error, connection) from error
     except UnicodeDecodeError as error:  # stored text that is not UTF-8
-        raise JournalError(
-            f"the journal is damaged: {error.reason}; see `turnout doctor`"
-        ) from error
+        raise JournalError(damaged(connection.filename, error.reason)) from error
