@@ -22,7 +22,12 @@ from pydantic_settings import (
 )
 
 from turnout.service.domain.errors import SetupError
-from turnout.service.domain.units import parse_duration, parse_retention, parse_size
+from turnout.service.domain.units import (
+    format_duration,
+    parse_duration,
+    parse_retention,
+    parse_size,
+)
 
 
 def _readable(parse: Any) -> BeforeValidator:
@@ -241,17 +246,23 @@ def load(config: Path | None = None, **chosen: Any) -> Settings:
             place = f"{file}: {name}"
         else:
             place = _variable(name)
-        raise SetupError(f"{place}{_words(name, first['msg'], first['input'])}") from None
+        given = chosen.get(name, os.environ.get(_variable(name), values.get(name)))
+        raise SetupError(f"{place}{_words(name, first, given)}") from None
     folders = {"data": settings.data, "secrets_folder": settings.secrets_folder}
     return settings.model_copy(
         update={name: folder.absolute() for name, folder in folders.items() if folder is not None}
     )
 
 
-def _words(name: str, message: str, given: object) -> str:
+def _words(name: str, error: Any, given: object) -> str:
     """Return what is wrong with a setting, in words that follow its name."""
+    message: str = error["msg"]
     if message.startswith("Value error, "):
         return f": {message.removeprefix('Value error, ')}"
+    for rule in Settings.model_fields[name].metadata:
+        least = getattr(rule, "ge", None)
+        if isinstance(least, timedelta):  # which pydantic writes in microseconds
+            message = f"Input should be greater than or equal to {format_duration(least)}"
     shown = f", not {given!r:.80}" if Settings.model_fields[name].repr else ""
     should_be = message.removeprefix("Input should be ")
     return f": {message}{shown}" if should_be == message else f" should be {should_be}{shown}"

@@ -61,7 +61,7 @@ def test_a_bad_value_names_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load(config)
     config.write_text("")
     monkeypatch.setenv("TURNOUT_PORT", "99999")
-    with pytest.raises(SetupError, match=r"TURNOUT_PORT: port"):
+    with pytest.raises(SetupError, match=r"TURNOUT_PORT should be"):
         load(config)
     monkeypatch.delenv("TURNOUT_PORT")
     config.write_text("port = = 1")
@@ -73,12 +73,12 @@ def test_a_bad_value_names_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("line", "message"),
     [
         ('grace = "soon"', r"grace: cannot read the duration 'soon'"),
-        ('blocked_loop = "0s"', "blocked_loop: .*greater"),
+        ('blocked_loop = "0s"', "blocked_loop should be greater than or equal to 100ms, not '0s'"),
         ('grace = "450000w"', r"grace: the duration '450000w' is too long"),
         ('blocked_loop = "9999999w"', r"blocked_loop: the duration '9999999w' is too long"),
         ('keep_failed = "for ever"', r"keep_failed: cannot read the duration 'for ever'"),
         ('host = ""', "host: .*1 character"),
-        ("max_body_bytes = 0", "max_body_bytes: .*greater"),
+        ("max_body_bytes = 0", "max_body_bytes should be greater than or equal to 1, not 0"),
         ('trusted_proxies = "proxy"', r"trusted_proxies: 'proxy' is not a list of addresses"),
         ("trusted_proxies = [1]", r"trusted_proxies: .* is not a list of addresses"),
         ("trusted_proxies = 1", r"trusted_proxies: 1 is not a list of addresses"),
@@ -108,7 +108,7 @@ def test_a_list_is_written_plainly_in_the_environment(
     config.write_text('trusted_proxies = ["192.168.0.1"]')
     assert load(config).trusted_proxies == ("10.0.0.0/8", "::1/128")
     monkeypatch.setenv("TURNOUT_TRUSTED_PROXIES", "somewhere")
-    with pytest.raises(SetupError, match="TURNOUT_TRUSTED_PROXIES: trusted_proxies: 'somewhere'"):
+    with pytest.raises(SetupError, match="TURNOUT_TRUSTED_PROXIES: 'somewhere'"):
         load(config)
     monkeypatch.delenv("TURNOUT_TRUSTED_PROXIES")
     assert load(config).trusted_proxies == ("192.168.0.1/32",)
