@@ -241,12 +241,11 @@ def load(config: Path | None = None, **chosen: Any) -> Settings:
             raise SetupError(first["msg"].removeprefix("Value error, ")) from None
         name = str(first["loc"][0])
         if chosen.get(name) is not None:
-            place = f"--{name.replace('_', '-')}"
+            place, given = f"--{name.replace('_', '-')}", chosen[name]
         elif name in values and name not in in_environment:
-            place = f"{file}: {name}"
+            place, given = f"{file}: {name}", values[name]
         else:
-            place = _variable(name)
-        given = chosen.get(name, os.environ.get(_variable(name), values.get(name)))
+            place, given = _variable(name), os.environ.get(_variable(name))
         raise SetupError(f"{place}{_words(name, first, given)}") from None
     folders = {"data": settings.data, "secrets_folder": settings.secrets_folder}
     return settings.model_copy(
