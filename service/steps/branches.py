@@ -107,11 +107,8 @@ class Branches:
             return first
         context.undelivered.update(filter(None, map(failures.step_of, errors[1:])))
         upstream, now = failures.step_of(first), services.now()
-        for call in context.cut_off[self._cut_off_before :]:
-            has_begun = call.tries > 0
-            context.leave_mark(
-                _left_out(call.key, call.task.name, upstream, now, has_begun=has_begun)
-            )
+        for key, name, has_begun in context.cut_off[self._cut_off_before :]:
+            context.leave_mark(_left_out(key, name, upstream, now, has_begun=has_begun))
         for index in islice(left, _MOST_LEFT_OUT):
             context.leave_mark(_left_out(f"{self.key}[{index}]", task, upstream, now))
         described = failures.describe(first)

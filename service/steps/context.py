@@ -12,7 +12,7 @@ from asyncio import Future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from turnout.service import pools
 from turnout.service.domain.errors import MisplacedTask, NotKept
@@ -35,9 +35,6 @@ from .services import Services
 from .unawaited import PendingCalls
 from .undo import Undo
 
-if TYPE_CHECKING:
-    from .step import StepCall
-
 _UNDO = "~undo"
 """The suffix of a step's key for the record of its undo."""
 
@@ -57,6 +54,14 @@ class RunView:
     replay: int
     crashes: int
     due_at: datetime
+
+
+class CutOff(NamedTuple):
+    """A step that was cancelled before anything of it was recorded."""
+
+    key: str
+    task: str
+    has_begun: bool
 
 
 class RunContext:
@@ -103,7 +108,7 @@ class RunContext:
         self.durable_marks: DurableMarks | None = None  # made with the first mark
         self.undelivered: set[str] = set()  # steps whose recorded error was not raised in the flow
         self.ended_by: list[tuple[str, BaseException]] = []  # (branches, the error they raised)
-        self.cut_off: tuple[StepCall, ...] = ()  # steps that were cancelled, in order
+        self.cut_off: tuple[CutOff, ...] = ()  # steps that were cancelled, in order
         self.over: tuple[str, ...] = ()  # key prefixes of branches whose error is recorded
         self.undos: dict[str, Undo] = {}  # what this attempt registered, by key
         self._backoffs: Backoffs | None = None  # made with the first branch or backoff

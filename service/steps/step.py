@@ -42,7 +42,7 @@ from . import undo as undos
 from .author_code import line_of_call, where
 from .backoff import back_off, ends_attempt, next_try
 from .cache import use_cache
-from .context import RunContext
+from .context import CutOff, RunContext
 from .failures import describe
 from .recorded_arguments import arguments_of
 from .recording import store, write_marks
@@ -355,7 +355,8 @@ async def run(call: StepCall) -> Any:
         return await perform(call)
     except asyncio.CancelledError:  # perhaps for the failure of another branch
         if call.leaves_nothing:
-            call.context.cut_off += (call,)
+            cut_off = CutOff(call.key, call.task.name, has_begun=call.tries > 0)
+            call.context.cut_off += (cut_off,)
         raise
 
 
