@@ -32,6 +32,7 @@ from turnout.service.journal.records import (
     Claim,
     ClaimedRun,
     ClosedWindows,
+    FiredRun,
     NewRun,
     Queued,
     Retried,
@@ -181,6 +182,37 @@ class Dispatcher:
         elif queue.reserve(run, now):
             run.state = RunState.RUNNING
 
+    def prepare(self, run: NewRun, now: datetime) -> None:
+        """Take a slot for the run of a window that may fire in the write; without one it queues."""
+        queue = self._scheduler.find(run.flow)
+        if queue is None or self._stopping:
+            return
+        if queue.reserve(run, now):
+            run.state = RunState.RUNNING
+        else:
+            queue.discard_arriving(run)
+
+    def start_prepared(self, fired: FiredRun, events: Sequence[Event], now: datetime) -> None:
+        """Start the run of a window that was written in the slot it had."""
+        run = fired.prepared
+        assert run is not None
+        self._scheduler.queue(run.flow).end_starting()
+        self._scheduler.progressed.set()
+        claimed = ClaimedRun(
+            claim=Claim(run.seq, run.id, 1),
+            flow=run.flow,
+            event_seq=fired.events[0],
+            event=events[0],
+            attempt=1,
+            crashes=0,
+            replay=0,
+            order_key=None,
+            keys=None,
+            due_at=now,
+            members=RunMembers(window_seq=fired.window_seq, events=events, count=len(events)),
+        )
+        self._start(run, claimed)
+
     def take_back(self, run: NewRun) -> None:
         """Cancel a reservation: the run was not written."""
         if run.state is RunState.RUNNING:
@@ -198,14 +230,12 @@ class Dispatcher:
         stored: Appended,
         arguments: Mapping[str, Any] | None,
         now: datetime,
-        members: RunMembers | None = None,
     ) -> None:
         """Start a run inserted as running, or enqueue one inserted as queued."""
         if run.state is RunState.RUNNING:
             self._scheduler.queue(run.flow).end_starting()
             self._scheduler.progressed.set()
-            claimed = _first_claimed(run, event, stored, arguments, now)
-            self._start(run, claimed if members is None else claimed._replace(members=members))
+            self._start(run, _first_claimed(run, event, stored, arguments, now))
         elif run.state is RunState.QUEUED:
             queue = self._scheduler.queue(run.flow)
             in_memory = queue.keeps_new(run) and len(event.body) <= MAX_BODY_BYTES_IN_MEMORY

@@ -31,6 +31,7 @@ from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
 from .awaited import Awaited
+from .batch_fill import BatchFill
 from .cancels import CancellingEvents
 from .positions import SessionPositions
 from .router import Routed, route
@@ -101,6 +102,7 @@ class TriggerEmitter:
         self._tells_sender = tells_sender  # of an event that every flow refuses, instead of storing
         self._latest: Sequence[NewRun] = ()  # of the latest event that started any
         self._backpressure = shared.dispatcher.backpressure()
+        self._batches = BatchFill()
         self._accepted = shared.metrics.events.labels(trigger.name, "accepted")
 
     def session(self) -> TriggerEmitter:
@@ -191,6 +193,8 @@ class TriggerEmitter:
         for one in routed:
             if one.runs:
                 self._latest = one.entry.runs
+            if one.entry.members:
+                self._batches.submitted((one.entry,))
         moves = self._positions.move(positions) if positions else NOTHING
         write = partial(
             self._shared.journal.append,
@@ -216,6 +220,8 @@ class TriggerEmitter:
             if stored.conflict:
                 _warn_of_conflict(routed.entry.event)
         else:
+            if routed.entry.members:
+                self._batches.joined(stored.deadline)
             self._accepted.inc()
             if self.acts_after_runs and has_ended and _have_ended(runs, stored):
                 self._shared.event_ended(stored.event_seq)
@@ -231,7 +237,12 @@ class TriggerEmitter:
 
     async def credit(self) -> int:
         """Return how many events to fetch next; see `Emitter.credit` in `domain/trigger.py`."""
-        return await self._backpressure.credit([run.flow for run in self._latest])
+        batches = self._batches
+        if not batches.flows:
+            return await self._backpressure.credit([run.flow for run in self._latest])
+        flows = [*batches.flows, *(run.flow for run in self._latest)]
+        credit = await self._backpressure.credit(flows)
+        return max(credit if self._latest else 0, batches.lacks(self.now()))
 
     async def positions(self) -> dict[str, str]:
         """Return every stored position of this trigger; from now on this session moves these."""

@@ -22,6 +22,7 @@ from turnout.service.journal.records import Appended, Decision, NewRun
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
+from .batch_fill import to_prepare
 from .questions import FILTER_ERROR
 from .router import Routed
 from .windows import WindowDeadlines
@@ -73,9 +74,14 @@ class Submit:
         when the write fails: both also if the caller is gone by then. Raises what `write` raises.
         """
         now = self._now()
+        prepared: list[NewRun] = []
         for one in routed:
             for run, flow, _, _ in one.runs:
                 self._dispatcher.reserve(run, flow, now)
+            if one.entry.members and not prepared:
+                prepared = to_prepare(each.entry for each in routed)
+        for run in prepared:
+            self._dispatcher.prepare(run, now)
         try:
             written = write(now=now)
         except JournalError as error:
@@ -103,11 +109,14 @@ class Submit:
                 answers.set_exception(error)
             return
         now, made, woken = self._now(), [], False
-        for one, stored in zip(routed, written.result(), strict=True):
+        results = written.result()
+        for one, stored in zip(routed, results, strict=True):
             if stored.duplicate or stored.conflict:
                 self._was_delivered_before(one, stored)
             else:
                 self._begin(one, stored, now)
+                if one.entry.members:
+                    self._joined(one, stored, routed, results)
             if one.entry.topics:
                 woken = True
             made.append(answer(one, stored))
@@ -133,14 +142,33 @@ class Submit:
             self.count(one.entry.decisions)
         if stored.decided or stored.cancelled:
             self._dispatcher.ended_for(stored)
-        if one.entry.members:
-            self._joined(one, stored, now)
 
-    def _joined(self, one: Routed, stored: Appended, now: datetime) -> None:
+    def _joined(
+        self,
+        one: Routed,
+        stored: Appended,
+        routed: Sequence[Routed],
+        results: Sequence[Appended],
+    ) -> None:
         """Take note of a deadline, and start or queue the runs of windows that have fired."""
         if stored.deadline is not None:
             self._windows.joined(stored.deadline)
-        self._windows.fired(stored.fired)
+        for member in one.entry.members:
+            prepared = member.prepared
+            if prepared is None:
+                continue
+            fired = next((each for each in stored.fired if each.prepared is prepared), None)
+            if fired is None:
+                self._dispatcher.take_back(prepared)
+            else:
+                seqs = set(fired.events)
+                events = [
+                    each.entry.event.own()
+                    for each, other in zip(routed, results, strict=True)
+                    if other.event_seq in seqs
+                ]
+                self._dispatcher.start_prepared(fired, events, self._now())
+        self._windows.fired([each for each in stored.fired if each.prepared is None])
 
     def _was_delivered_before(self, one: Routed, stored: Appended) -> None:
         self._take_back((one,))
@@ -179,3 +207,6 @@ class Submit:
         for one in routed:
             for run, *_ in one.runs:
                 self._dispatcher.take_back(run)
+            for member in one.entry.members:
+                if member.prepared is not None:
+                    self._dispatcher.take_back(member.prepared)

@@ -11,6 +11,9 @@ from turnout import Event, batch, event, flow, webhook
 from turnout.service.domain.event import mint_id
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
+from turnout.service.journal.sqlite.events import AppendJob
+from turnout.service.journal.sqlite.outcomes import OutcomeJob
+from turnout.service.journal.sqlite.writer import CallJob, Job, Writer
 from turnout.testing import serve, webhook_event
 from turnout.testing.service import Service
 
@@ -190,3 +193,43 @@ async def test_a_flow_over_a_batch_called_by_another_flow_takes_a_list() -> None
         (result,) = await service.emit(webhook_event(caller))
         assert result.result == 2
     assert seen == [[1, 2]]
+
+
+@pytest.mark.anyio
+async def test_a_batch_that_fills_in_one_emit_takes_two_writes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: Seen = []
+    written: list[type[Job]] = []
+    submit = Writer.submit
+
+    def counted(writer: Writer, job: Job) -> Any:
+        written.append(type(job))
+        return submit(writer, job)
+
+    async with serve(collecting(seen, 500, "10s")) as service:
+        emit = service.process.emitters[HOOK.name]
+        await emit([reading(service, number) for number in range(500)])
+        await service.advance("1ms")  # the queue of the flow has been read by now
+        monkeypatch.setattr(Writer, "submit", counted)
+        await emit([reading(service, number) for number in range(500)])
+        await service.advance("1ms")
+        assert seen == [list(range(500)), list(range(500))]
+        assert [each for each in written if each is not CallJob] == [AppendJob, OutcomeJob]
+        assert [run.events for run in await stored(service)] == [500, 500]
+        assert await emit.credit() == 500
+        await emit([reading(service, number) for number in range(200)])
+        assert await emit.credit() == 300
+        await service.advance("10s")
+        assert len(seen) == 3 and await emit.credit() == 500
+
+
+@pytest.mark.anyio
+async def test_full_batches_that_find_no_free_slot_wait_for_one() -> None:
+    seen: Seen = []
+    async with serve(collecting(seen, 5, "10s"), concurrency=1) as service:
+        emit = service.process.emitters[HOOK.name]
+        await emit([reading(service, number) for number in range(20)])
+        await service.advance("1ms")
+        assert [each[0] for each in seen] == [0, 5, 10, 15]
+        assert service.process.dispatcher.free_slots == 1

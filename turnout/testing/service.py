@@ -469,6 +469,7 @@ class Service:
                     await self._stop.wait()
                     await self.process.stop()
                 finally:
+                    self.process.windows.close()
                     await self.process.resources.stop()
                     self.process.pools.close()
         finally:

@@ -184,6 +184,7 @@ class Intake:
             add_decisions(self._connection, appended.event_seq, (made,), job.at, kept=REPEATS_KEPT)
 
     def _take_all(self, rows: Rows, job: AppendJob, counters: RunCounters) -> list[Appended]:
+        self.windows.before = self.last_event
         return [
             self._take(rows, job, *parts, counters)
             for parts in zip(job.entries, job.events, job.identities, strict=True)

@@ -185,6 +185,7 @@ class Windows:
         self._open: dict[tuple[str, str], _Open | None] = {}
         self._changed: dict[int, _Open] = {}
         self._joined: list[Any] = []
+        self.before = 0  # the last event before those of the caller
 
     @property
     def in_use(self) -> bool:
@@ -488,9 +489,11 @@ class Windows:
         self, change: _Change, window: _Open, flow: str, firing: Firing, chosen: _Chosen
     ) -> NewRun:
         prepared, change.prepared = change.prepared, None
-        if prepared is not None and window.is_new and flow == window.flow:
-            prepared.window_seq = window.seq
-            return prepared
+        if prepared is not None and prepared.state is RunState.RUNNING and flow == window.flow:
+            is_whole = window.is_new and window.joined[0].event_seq > self.before
+            if is_whole:  # all its members came with this write, and are in the caller's memory
+                prepared.window_seq = window.seq
+                return prepared
         is_own = flow == window.flow
         return NewRun(
             id=self._scheduled(change, window) or mint_id(),
@@ -543,7 +546,7 @@ class Windows:
             isolated=False,
             queued_at=instant(change.at),
         )
-        is_prepared = run.state is not RunState.QUEUED or run.token > 0
+        is_prepared = run.state is RunState.RUNNING
         fired = FiredRun(
             queued=queued,
             window_seq=window.seq,

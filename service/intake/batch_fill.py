@@ -1,0 +1,75 @@
+"""How many events fill the open batches of a trigger's flows: a poll is as large as a batch.
+
+A batch that opens and fills in one emit is written as its run, and needs no write to be claimed. So
+a trigger whose source keeps unread events is asked for what the next batch lacks. It is only a
+guess: whatever comes, the journal decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from turnout.service.domain.event import mint_id
+from turnout.service.domain.run import RunState
+from turnout.service.journal.records import Entry, NewMember, NewRun
+
+
+def to_prepare(entries: Iterable[Entry]) -> list[NewRun]:
+    """Return a run for each batch that these entries fill if it opens with them.
+
+    Each is the `prepared` run of the member that would make its batch full. Only flows whose runs
+    have no key, order, class or condition can have one: those depend on the first member.
+    """
+    counts: dict[tuple[str, str], int] = {}
+    made: list[NewRun] = []
+    for entry in entries:
+        for member in entry.members:
+            if not _may_be_prepared(member):
+                continue
+            at = (member.flow, member.key or "")
+            counts[at] = counts.get(at, 0) + 1
+            if counts[at] == member.settings.count:
+                counts[at] = 0
+                member.prepared = NewRun(
+                    id=mint_id(),
+                    flow=member.flow,
+                    state=RunState.QUEUED,
+                    code_version=member.firing.code_version,
+                )
+                made.append(member.prepared)
+    return made
+
+
+def _may_be_prepared(member: NewMember) -> bool:
+    is_batch = member.settings.kind == "batch" and member.key is not None
+    is_plain = member.order_key is None and member.keys is None and member.priority is None
+    return is_batch and is_plain and member.firing.conditions is None
+
+
+class BatchFill:
+    """Guesses how many events the open batch of one trigger's flow has."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._filled = 0
+        self._due_at: datetime | None = None
+        self.flows: Sequence[str] = ()
+
+    def submitted(self, entries: Iterable[Entry]) -> None:
+        """Count the events that are about to join batches; only those without `per=` count."""
+        for entry in entries:
+            for member in entry.members:
+                if member.settings.kind == "batch" and member.key == "":
+                    self._size, self.flows = member.settings.count, (member.flow,)
+                    self._filled = (self._filled + 1) % self._size
+
+    def joined(self, deadline: datetime | None) -> None:
+        """Note when the open batch is due."""
+        self._due_at = deadline
+
+    def lacks(self, now: datetime) -> int:
+        """Return how many events make the next batch full; 0 for a trigger without batches."""
+        if self._due_at is not None and now >= self._due_at:
+            self._filled = 0  # it has fired by its deadline
+        return self._size - self._filled
