@@ -10,11 +10,14 @@ import __future__
 
 import ast
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from turnout.service.domain.errors import SetupError
+from turnout.service.domain.errors import FOREIGN, SetupError
+from turnout.service.domain.trigger import parts_of
+from turnout.service.domain.units import utc_now
 from turnout.service.governance.secrets import has_value
 
 from . import AnyFlow, problems
@@ -67,7 +70,7 @@ def check(
         found += problems(flows, tasks_of(modules))
         found += unreachable(flows, modules)
         found += inside_classes(modules)
-        warnings = list(cautions(flows))
+        warnings = [*cautions(flows), *_over(flows)]
         for module in modules:
             problems_of_source, warnings_of_source = misused(module)
             found += [*unawaited(module), *problems_of_source]
@@ -81,6 +84,21 @@ def check(
     else:
         warnings += unknown
     return Findings(tuple(flows), _by_line(found), _by_line(warnings))
+
+
+def _over(flows: Sequence[AnyFlow]) -> Iterator[SetupError]:
+    """Yield the timers whose only instant is past, which is right in a flow that has run."""
+    for flow in flows:
+        for trigger in flow.triggers:
+            scheduled = parts_of(trigger).scheduled
+            with suppress(*FOREIGN):  # what cannot be a schedule is a problem already
+                if scheduled is not None and scheduled.next_at(utc_now(), {}) is None:
+                    yield SetupError(
+                        f"{flow.words}: {trigger.name} is past and never ticks again; give it a "
+                        "later instant, or remove it",
+                        file=flow.file,
+                        line=flow.line,
+                    )
 
 
 def _by_line(found: list[SetupError]) -> tuple[SetupError, ...]:

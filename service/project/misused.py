@@ -21,6 +21,7 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.guess import OF_CURRENT, OF_EVENT, no_attribute
 from turnout.service.domain.task import Task
+from turnout.service.domain.units import parse_duration
 
 from .source import AnyFunction, SourceVisitor
 
@@ -61,6 +62,7 @@ class _Visitor(SourceVisitor):
         self._refuse_plain_call(node, called)
         self._refuse_unknown_wait(node, called)
         if _is_of_turnout(called):
+            self._refuse_arguments(node, called.__name__)
             self._asked |= {
                 each.value
                 for each in node.keywords
@@ -137,6 +139,27 @@ class _Visitor(SourceVisitor):
                 f"wait_for({written}, …) waits for a trigger that flow {flow.name!r} does not "
                 f"watch; write @flow(awaits=[{written}])",
             )
+
+    def _refuse_arguments(self, node: ast.Call, name: str) -> None:
+        """Refuse what is written into a call and cannot be one of its arguments."""
+        first = node.args[0] if node.args else None
+        if name == "gather" and isinstance(first, ast.List | ast.ListComp | ast.GeneratorExp):
+            self.report(node, "gather(…) takes the calls themselves, not a list: gather(*[…])")
+        if name == "sleep":
+            self._refuse_duration(node, "sleep(…)", first)
+        if name in ("wait_for", "approval"):
+            for each in node.keywords:
+                if each.arg == "timeout":
+                    self._refuse_duration(node, f"{name}(timeout=…)", each.value)
+
+    def _refuse_duration(self, node: ast.Call, where: str, given: ast.expr | None) -> None:
+        value: Any = given.value if isinstance(given, ast.Constant) else None
+        if value is None:
+            return
+        try:
+            parse_duration(value)
+        except SetupError as error:
+            self.report(node, f"{where}: {error.message}")
 
     def _refuse_unknown_context(self, node: ast.Attribute, called: Any) -> None:
         """Refuse an attribute that `current()` does not have."""

@@ -69,13 +69,13 @@ class SourceVisitor(ast.NodeVisitor):
         return self.steps.get(first)
 
     def named(self, node: ast.expr) -> Any:
-        """Return what a name, or an attribute of a module, flow or task, refers to; else None."""
+        """Return what a name, or an attribute of a module or of turnout's, refers to; else None."""
         if isinstance(node, ast.Name):
             is_own = any(node.id in names for names in self._bound)
             return None if is_own else self.names.get(node.id)
         if isinstance(node, ast.Attribute):
-            owner = self.value(node.value)
-            if owner is not None and not isinstance(owner, FunctionType | MethodType):
+            owner = self.named(node.value)
+            if issubclass(type(owner), ModuleType) or is_step(owner) or _is_of_turnout(owner):
                 with suppress(Exception):  # a module may define __getattr__
                     return getattr(owner, node.attr, None)
         return None
@@ -101,6 +101,12 @@ def _bound(function: AnyFunction | ast.Lambda) -> Iterator[str]:
             yield node.name
         elif isinstance(node, ast.alias):
             yield node.asname or node.name.partition(".")[0]
+
+
+def _is_of_turnout(value: Any) -> bool:
+    """Whether a value is an object of turnout's with parts of its own, such as `kafka`."""
+    kind = type(value)
+    return kind.__module__.startswith("turnout.") and not issubclass(kind, FunctionType)
 
 
 def is_step(value: Any) -> bool:

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 FLOWS = """
 import asyncio, re, time
-from turnout import flow, sleep, webhook
+from turnout import flow, gather, sleep, task, webhook
 
 @flow(on=webhook("/note"))
 async def note(data: dict) -> int:
@@ -41,6 +41,21 @@ async def rest(data: dict) -> int:
 @flow(on=webhook("/blocks"))
 async def blocks(data: dict) -> None:
     time.sleep(100)
+
+@task
+async def holds() -> None:
+    time.sleep(3)  # branch
+
+@flow(on=webhook("/branch"))
+async def splits(data: dict) -> None:
+    await gather(holds(), asyncio.sleep(0))
+
+def asks_slowly(event: object) -> bool:
+    time.sleep(3)  # filter
+    return True
+
+@flow(on=webhook("/filter"), when=asks_slowly)
+async def filtered(data: dict) -> None: ...
 
 @flow(on=webhook("/keeps"))
 async def keeps(data: dict) -> None:
@@ -85,6 +100,31 @@ def test_a_blocked_loop_ends_the_process_and_says_where(program: Program, path: 
     program.ask(f"/hooks/{path}", method="POST", body=b"{}", timeout=2)
     assert program.ended(40) not in (0, 70, 74)
     assert f"in {path}" in program.log_text()
+
+
+def test_the_last_line_of_a_blocked_service_names_flow_setting_and_fix(program: Program) -> None:
+    program.start().ready()
+    program.ask("/hooks/blocks", method="POST", body=b"{}", timeout=2)
+    program.ended(40)
+    line = FLOWS.splitlines().index("    time.sleep(100)") + 1
+    assert program.log_text().splitlines()[-1] == (
+        f"turnout ends: flow 'blocks', at {program.flows}:{line} (time.sleep(100)), blocked the "
+        "event loop for 1s (setting blocked_loop, TURNOUT_BLOCKED_LOOP), so that nothing else "
+        "could run; call what blocks in a `def` task, or raise the setting"
+    )
+
+
+@pytest.mark.parametrize("path", ["branch", "filter"])
+def test_what_blocks_is_named_in_a_branch_and_outside_a_run(tmp_path: Path, path: str) -> None:
+    flows = tmp_path / "flows.py"
+    flows.write_text(FLOWS)
+    with Program(flows=flows, data=tmp_path / "data", log=tmp_path / "log") as program:
+        program.start().ready()
+        program.ask(f"/hooks/{path}", method="POST", body=b"{}", timeout=10)
+        said = json.loads(program.said(r'\{.*"loop.blocked".*', 10)[0])
+    line = next(n for n, text in enumerate(FLOWS.splitlines(), 1) if f"# {path}" in text)
+    assert said["place"] == f"{flows}:{line}"
+    assert said["flow"] == ("splits" if path == "branch" else None)
 
 
 # ---------------------------------------------------------------- the clock

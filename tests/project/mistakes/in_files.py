@@ -951,4 +951,203 @@ PARAMETERS = (
     ),
 )
 
-IN_FILES = (*NAMES, *FUNCTIONS, *CALLS, *POLICY, *TRIGGERS, *PARAMETERS)
+MORE = (
+    InFile(
+        "two files that import each other",
+        """
+        from imported_by_mistake import price
+        """,
+        "circular import: imported_by_mistake imports what imports it again; move what both need "
+        "into a third file, whose name begins with _",
+        "into a third file",
+        beside={
+            "imported_by_mistake.py": "from imports_it_again import tax\nprice = 3\n",
+            "imports_it_again.py": "from imported_by_mistake import price  # here\ntax = 1\n",
+        },
+    ),
+    InFile(
+        "an instant that is past",
+        """
+        @flow(on=at("2020-01-01T00:00:00Z"))  # here
+        def report(): ...
+        """,
+        "flow 'report': at:2020-01-01T00:00:00Z is past and never ticks again; give it a later "
+        "instant, or remove it",
+        "give it a later instant",
+        warns=True,
+    ),
+    InFile(
+        "seconds to sleep",
+        """
+        @flow
+        async def report():
+            await sleep(5)  # here
+        """,
+        f'sleep(…): cannot read the duration 5; write it like "5s" for seconds, or {_DURATIONS}',
+        '"5s" for seconds',
+    ),
+    InFile(
+        "seconds to wait for an approval",
+        """
+        @flow
+        async def report():
+            await approval("ops", timeout=60)  # here
+        """,
+        'approval(timeout=…): cannot read the duration 60; write it like "60s" for seconds, or '
+        f"{_DURATIONS}",
+        '"60s" for seconds',
+    ),
+    InFile(
+        "a list of branches",
+        """
+        @task
+        async def work(x): ...
+
+        @flow
+        async def report():
+            await gather([work(1), work(2)])  # here
+        """,
+        "gather(…) takes the calls themselves, not a list: gather(*[…])",
+        "gather(*[…])",
+    ),
+    InFile(
+        "a record that is not published",
+        """
+        @flow
+        async def report():
+            kafka.publish("orders", {})  # here
+        """,
+        "kafka.publish(…) is called and not awaited, so that it never runs; write "
+        "`await kafka.publish(…)`",
+        "write `await kafka.publish(…)`",
+    ),
+    InFile(
+        "the map of a def task that is not awaited",
+        """
+        @task
+        def work(x): ...
+
+        @flow
+        async def report():
+            work.map([1, 2])  # here
+        """,
+        "work.map(…) is called and not awaited, so that it never runs; write `await work.map(…)`",
+        "write `await work.map(…)`",
+    ),
+    InFile(
+        "a window beside a trigger",
+        """
+        @flow(on=[debounce(webhook("/a"), "30s"), webhook("/b")])  # here
+        def report(orders: list[dict]): ...
+        """,
+        "flow 'report': on=debounce(…): a window is the only thing in on=; give the others a flow "
+        "of their own",
+        "give the others a flow of their own",
+    ),
+    InFile(
+        "a batch of none",
+        """
+        @flow(on=batch(webhook("/a"), 0, "30s"))  # here
+        def report(orders: list[dict]): ...
+        """,
+        "batch(n=0): write a count from 1 to 10,000",
+        "from 1 to 10,000",
+    ),
+    InFile(
+        "the key of a limit",
+        """
+        @flow(on=webhook("/a"), concurrency=limit(8, key=lambda event: 1))  # here
+        def report(): ...
+        """,
+        "limit() has no option 'key'; did you mean per=?",
+        "per=",
+    ),
+    InFile(
+        "a scheme that does not exist",
+        """
+        @flow(on=webhook("/a", verify="gihub", secret=secret("PATH")))  # here
+        def report(): ...
+        """,
+        'no signature scheme \'gihub\'; there are "github", "none" and hmac("X-Header")',
+        '"github"',
+    ),
+    InFile(
+        "a result of one webhook for two flows",
+        """
+        @flow(on=webhook("/a", respond=True))
+        def report(): ...
+
+        @flow(on=webhook("/a", respond=True))  # here
+        def other(): ...
+        """,
+        "webhook:/a answers with the result of its run (respond=True), so it feeds one flow only, "
+        "and 'report' (FILE:2) is another",
+        "one flow only",
+    ),
+    InFile(
+        "a resource as a type",
+        """
+        @resource
+        async def database():
+            yield 1
+
+        @flow  # here
+        async def report(db: database): ...
+        """,
+        "flow 'report': 'database' is a resource, not a type; write it as `Annotated[T, database]`",
+        "`Annotated[T, database]`",
+    ),
+    InFile(
+        "a queue that takes nothing",
+        """
+        @flow(on=webhook("/a"), max_queued=0)  # here
+        def report(): ...
+        """,
+        "flow 'report': max_queued=0: a flow that takes nothing is a paused trigger, `turnout "
+        "pause`; write at least 1",
+        "write at least 1",
+    ),
+    InFile(
+        "an old name that is still there",
+        """
+        @flow(was="report")  # here
+        def report(): ...
+        """,
+        "was='report' takes over the runs of a flow that is still there; remove that flow, or was=",
+        "remove that flow, or was=",
+    ),
+    InFile(
+        "a priority that does not exist",
+        """
+        @flow(on=webhook("/a"), priority="urgent")  # here
+        def report(): ...
+        """,
+        'flow \'report\': priority=\'urgent\': write "high", "normal" or "low", or a function of '
+        "the event that returns one of them",
+        '"high", "normal" or "low"',
+    ),
+    InFile(
+        "a policy of missed ticks that does not exist",
+        """
+        @flow(on=cron("0 9 * * *", missed="all"))  # here
+        def report(): ...
+        """,
+        'cron:0 9 * * *: missed=\'all\' is not one of "run_once", "skip", "run_all"',
+        '"run_once", "skip", "run_all"',
+    ),
+    InFile(
+        "state that several runs may change at once",
+        """
+        @flow(on=every("1m"))  # here
+        async def report():
+            current().state.set(1)
+        """,
+        "flow 'report' keeps state between runs, and several of them may run at once: a run whose "
+        "state another one has changed starts over; write concurrency=1, or ordered_by= for a "
+        "state of each key",
+        "write concurrency=1",
+        warns=True,
+    ),
+)
+
+IN_FILES = (*NAMES, *FUNCTIONS, *CALLS, *POLICY, *TRIGGERS, *PARAMETERS, *MORE)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from textwrap import dedent
 
 HERE = "# here"
@@ -14,7 +15,7 @@ class InFile:
     """A mistake in a flow file, which `turnout check` finds.
 
     `says` is the whole message, at the line marked with `# here`; `fix` is the part of it that
-    says what to do, empty where it does not.
+    says what to do, empty where it does not. `beside` are other files of the folder, by name.
     """
 
     title: str
@@ -22,6 +23,7 @@ class InFile:
     says: str
     fix: str
     warns: bool = False
+    beside: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -29,8 +31,12 @@ class InFile:
         return f"from turnout import *\n{dedent(self.text).lstrip()}"
 
     @property
-    def line(self) -> int:
-        """The number of the marked line."""
-        marked = [n for n, line in enumerate(self.source.splitlines(), 1) if HERE in line]
-        assert len(marked) == 1, self.title
-        return marked[0]
+    def place(self) -> tuple[str, int]:
+        """The name of the file and the number of the marked line; the first where none is."""
+        found = [
+            (name, number)
+            for name, text in {"flows.py": self.source, **self.beside}.items()
+            for number, line in enumerate(text.splitlines(), 1)
+            if HERE in line
+        ]
+        return found[0] if found else ("flows.py", 1)
