@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Sequence, Set
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from turnout.service.domain.event import Event
@@ -60,13 +61,23 @@ class WindowSettings:
 
     def to_json(self) -> str:
         """Return the settings as text, of which `from_json` makes them again."""
-        return json.dumps(asdict(self), separators=(",", ":"), ensure_ascii=False)
+        return _to_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> WindowSettings:
         """Read settings that `to_json` has written."""
-        values: dict[str, Any] = json.loads(text)
-        return cls(**{**values, "parts": tuple(values["parts"])})
+        return _from_json(text)
+
+
+@lru_cache(maxsize=256)  # each window that changes is written with them
+def _to_json(settings: WindowSettings) -> str:
+    return json.dumps(asdict(settings), separators=(",", ":"), ensure_ascii=False)
+
+
+@lru_cache(maxsize=256)
+def _from_json(text: str) -> WindowSettings:
+    values: dict[str, Any] = json.loads(text)
+    return WindowSettings(**{**values, "parts": tuple(values["parts"])})
 
 
 class Window(Protocol):

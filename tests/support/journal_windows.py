@@ -1,0 +1,282 @@
+"""What every journal must do about windows, written against the contract.
+
+A test module subclasses `WindowsContract` as it does `JournalContract`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnout.service.domain.conditions import Conditions
+from turnout.service.domain.errors import NotFound, QueueFull
+from turnout.service.domain.event import Event
+from turnout.service.domain.windows.batch import batch
+from turnout.service.domain.windows.debounce import debounce
+from turnout.service.domain.windows.firing import Firing, firing_of
+from turnout.service.domain.windows.window import MOST_MEMBERS, WindowSettings
+from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import Appended, Entry, Filter, Move, NewMember
+from turnout.triggers.webhook import webhook
+
+from .journal_contract import NOW, S, at, claim_all, ended, finish, make_event, make_run
+
+HOOK = webhook("/orders")
+QUIET = debounce(HOOK, "5s").settings
+QUIET_ALL = debounce(HOOK, "5s", keep="all").settings
+PAIR = batch(HOOK, 2, "10s").settings
+MANY = batch(HOOK, MOST_MEMBERS, "10s").settings
+FLOWS = {"bill": Firing()}
+
+
+def member(settings: WindowSettings, key: str | None = "", **more: Any) -> NewMember:
+    chosen: dict[str, Any] = {"flow": "bill", "part": HOOK.name, "firing": Firing()}
+    return NewMember(settings=settings, key=key, **(chosen | more))
+
+
+async def offer(
+    journal: Journal,
+    settings: WindowSettings,
+    seconds: float = 0,
+    *,
+    event: Event | None = None,
+    **more: Any,
+) -> Appended:
+    """Append an event that is offered to a window of flow `bill`, at a time after `NOW`."""
+    entry = Entry(event=event or make_event(), members=[member(settings, **more)])
+    return (await journal.append([entry], now=at(seconds)))[0]
+
+
+async def decisions_of(journal: Journal, event_id: str) -> list[tuple[str, str]]:
+    [stored] = await journal.event(event_id)
+    return [(made["flow"], made["reason"]) for made in stored.decisions]
+
+
+def seqs(appended: Appended) -> Sequence[int]:
+    return [fired.queued.seq for fired in appended.fired]
+
+
+class WindowsContract:
+    """Subclass and give `open`."""
+
+    def open(self, folder: Path, **bounds: int) -> AbstractAsyncContextManager[Journal]:
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- joining and firing
+
+    async def test_a_debounce_has_a_scheduled_run_that_is_queued_at_the_deadline(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            first = await offer(journal, QUIET)
+            second = await offer(journal, QUIET, 3)
+            assert first.runs == second.runs and first.windows == second.windows
+            assert (first.deadline, second.deadline) == (at(5), at(8))
+            [run] = await journal.runs(Filter())
+            assert (run.state, run.due_at, run.events) == (S.SCHEDULED, at(8), 2)
+            assert journal.counts()[0]["scheduled"] == 1
+        async with self.open(tmp_path) as journal:
+            early = await journal.close_due(FLOWS, now=at(7), limit=9)
+            assert (early.fired, early.next_due_at) == ((), at(8))
+            closed = await journal.close_due(FLOWS, now=at(8), limit=9)
+            [fired] = closed.fired
+            assert (fired.queued.id, closed.next_due_at) == (run.id, None)
+            [claimed] = await claim_all(journal, [fired.queued.seq])
+            assert claimed.members is not None and claimed.members.count == 2
+            assert [event.id for event in claimed.members.events] == [second.event]
+            assert not (await journal.close_due(FLOWS, now=at(99), limit=9)).fired
+            assert journal.counts()[0].get("scheduled", 0) == 0
+
+    async def test_a_run_gets_all_members_in_the_order_of_arrival(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            events = [make_event(body=f'{{"n": {number}}}'.encode()) for number in range(5)]
+            for event in events:
+                await offer(journal, QUIET_ALL, event=event)
+            [fired] = (await journal.close_due(FLOWS, now=at(5), limit=9)).fired
+            [claimed] = await claim_all(journal, [fired.queued.seq])
+            assert claimed.members is not None
+            assert list(claimed.members.events) == events
+            assert claimed.event == events[0]
+
+    async def test_the_member_that_fills_a_batch_queues_its_run(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            first = await offer(journal, PAIR)
+            assert (first.runs, first.fired) == ((), ())
+            second = await offer(journal, PAIR)
+            assert len(second.fired) == 1 and second.runs == (second.fired[0].queued.id,)
+            assert second.windows == first.windows
+            third = await offer(journal, PAIR)
+            assert third.windows != first.windows
+            [run] = await journal.runs(Filter())
+            assert (run.state, run.event_id, run.events) == (S.QUEUED, first.event, 2)
+            assert await journal.open_windows() == {"bill": 1}
+
+    async def test_windows_of_keys_and_flows_are_apart(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            await offer(journal, PAIR, key="a")
+            await offer(journal, PAIR, key="b")
+            await offer(journal, PAIR, key="a", flow="ship")
+            assert await journal.open_windows() == {"bill": 2, "ship": 1}
+            alone = await offer(journal, PAIR, key=None)
+            assert len(alone.fired) == 1, "an event without a key waits for nobody"
+            assert await journal.open_windows() == {"bill": 2, "ship": 1}
+
+    async def test_one_append_may_open_fill_and_open_again(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            entries = [Entry(event=make_event(), members=[member(PAIR)]) for _ in range(5)]
+            appended = await journal.append(entries, now=NOW)
+            assert [len(each.fired) for each in appended] == [0, 1, 0, 1, 0]
+            assert [run.events for run in await journal.runs(Filter())] == [2, 2]
+
+    async def test_a_window_is_full_at_ten_thousand_members(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            entries = [
+                Entry(event=make_event(), members=[member(QUIET)]) for _ in range(MOST_MEMBERS)
+            ]
+            for start in range(0, MOST_MEMBERS, 1000):
+                await journal.append(entries[start : start + 1000], now=NOW)
+            assert len(await journal.windows()) == 1
+            more = await offer(journal, QUIET)
+            [fired] = more.fired
+            [claimed] = await claim_all(journal, [fired.queued.seq])
+            assert claimed.members is not None and claimed.members.count == MOST_MEMBERS
+            first = entries[0].event.id
+            assert await decisions_of(journal, first) == [("bill", "windowed")]
+            [window] = await journal.windows()
+            assert window.members == 1
+
+    async def test_a_duplicate_is_no_member(self, tmp_path: Path) -> None:
+        event = make_event("d-1")
+        async with self.open(tmp_path) as journal:
+            first = await offer(journal, PAIR, event=event)
+            again = await offer(journal, PAIR, event=event)
+            assert again.duplicate and not again.fired
+            [window] = await journal.windows()
+            assert window.members == 1 and {"bill": window.id} == dict(first.windows)
+
+    async def test_a_window_that_is_due_fires_before_a_late_event_opens_the_next(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            first = await offer(journal, QUIET)
+            late = await offer(journal, QUIET, 6)
+            assert [fired.queued.id for fired in late.fired] == list(first.runs)
+            assert late.windows != first.windows
+
+    async def test_another_kind_lets_the_old_window_fire_as_it_was(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            first = await offer(journal, QUIET)
+            second = await offer(journal, PAIR, 1)
+            assert [fired.queued.id for fired in second.fired] == list(first.runs)
+            [window] = await journal.windows()
+            assert window.settings == PAIR
+
+    # ---------------------------------------------------------------- conditions
+
+    async def test_conditions_are_decided_when_a_window_fires(self, tmp_path: Path) -> None:
+        unique = firing_of("", Conditions(unique="done"))
+        async with self.open(tmp_path) as journal:
+            for key in "ab":
+                await offer(journal, QUIET, key=key, keys={"unique": "k"}, firing=unique)
+            closed = await journal.close_due({"bill": unique}, now=at(5), limit=9)
+            assert (len(closed.fired), len(closed.skipped)) == (1, 1)
+            [skipped] = closed.skipped
+            assert await decisions_of(journal, skipped.event_id) == [("bill", "unique")]
+
+    async def test_a_firing_is_never_refused_at_a_bound(self, tmp_path: Path) -> None:
+        full = Conditions(max_queued=1)
+        async with self.open(tmp_path) as journal:
+            run = make_run(conditions=full)
+            await journal.append([Entry(event=make_event(), runs=[run])], now=NOW)
+            with pytest.raises(QueueFull):
+                other = make_run(conditions=full)
+                await journal.append([Entry(event=make_event(), runs=[other])], now=NOW)
+            await offer(journal, PAIR, firing=firing_of("", full))
+            assert (await offer(journal, PAIR, firing=firing_of("", full))).fired
+
+    async def test_a_refused_delivery_joins_no_window(self, tmp_path: Path) -> None:
+        full = Conditions(max_queued=1)
+        async with self.open(tmp_path) as journal:
+            await journal.append(
+                [Entry(event=make_event(), runs=[make_run(conditions=full)])], now=NOW
+            )
+            entry = Entry(
+                event=make_event(), runs=[make_run(conditions=full)], members=[member(PAIR)]
+            )
+            with pytest.raises(QueueFull):
+                await journal.append([entry], now=NOW)
+            assert await journal.windows() == []
+            assert not (await offer(journal, PAIR)).fired
+
+    async def test_a_position_that_has_moved_leaves_no_member(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            entry = Entry(event=make_event(), members=[member(PAIR)])
+            moves = {"0": Move("5", "6")}
+            with pytest.raises(Exception, match="position"):
+                await journal.append([entry], trigger="t", positions=moves, now=NOW)
+            assert await journal.windows() == []
+
+    # ---------------------------------------------------------------- operators, flows, ends
+
+    async def test_a_window_is_fired_or_dropped_by_hand_once(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            one, two = await offer(journal, PAIR, key="a"), await offer(journal, PAIR, key="b")
+            fired = await journal.fire_window(one.windows["bill"], Firing(), now=at(1), by="ana")
+            assert len(fired.fired) == 1
+            await journal.drop_window(two.windows["bill"], now=at(1), by="ana")
+            assert await decisions_of(journal, two.event) == [("bill", "dropped")]
+            for window in (one.windows["bill"], two.windows["bill"]):
+                with pytest.raises(NotFound):
+                    await journal.fire_window(window, Firing(), now=at(1))
+                with pytest.raises(NotFound):
+                    await journal.drop_window(window, now=at(1))
+
+    async def test_windows_of_flows_that_are_not_served_stay_open(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            await offer(journal, QUIET)
+            closed = await journal.close_due({"other": Firing()}, now=at(60), limit=9)
+            assert (closed.fired, closed.next_due_at) == ((), None)
+            await journal.rename_flow("bill", "invoice")
+            assert await journal.open_windows() == {"invoice": 1}
+            [fired] = (await journal.close_due({"invoice": Firing()}, now=at(60), limit=9)).fired
+            assert fired.queued.flow == "invoice"
+
+    async def test_cancelling_the_run_drops_its_window(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            first = await offer(journal, QUIET)
+            await journal.cancel(first.runs[0], now=at(1))
+            assert await journal.windows() == []
+            assert not (await journal.close_due(FLOWS, now=at(60), limit=9)).fired
+            assert await decisions_of(journal, first.event) == [("bill", "dropped")]
+
+    async def test_an_event_has_ended_once_no_window_holds_it_and_no_run_is_left(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            entries = [
+                Entry(event=make_event(), members=[member(PAIR)], after_run_action=True)
+                for _ in range(3)
+            ]
+            appended = await journal.append(entries, now=NOW)
+            assert await journal.due_actions(0, 9) == []
+            [claimed] = await claim_all(journal, seqs(appended[1]))
+            assert await journal.due_actions(0, 9) == []
+            await finish(journal, claimed, ended())
+            due = await journal.due_actions(0, 9)
+            assert [each.event.id for each in due] == [each.event for each in appended[:2]]
+            await journal.drop_window(appended[2].windows["bill"], now=at(3))
+            last = (await journal.due_actions(0, 9))[-1]
+            assert last.event.id == appended[2].event and last.is_refused
+
+    async def test_a_clock_that_was_ahead_leaves_a_window_the_time_it_had(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            await offer(journal, QUIET, 3600)
+            await journal.rescue(now=NOW)
+            assert not (await journal.close_due(FLOWS, now=at(4), limit=9)).fired
+            assert (await journal.close_due(FLOWS, now=at(5), limit=9)).fired
