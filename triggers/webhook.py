@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import get_args
 
 from turnout.service.domain import cloudevents
@@ -45,6 +45,7 @@ CREDENTIALS = frozenset(
 )
 """Headers that may hold a secret: never stored, whatever the scheme."""
 
+_joined, _text = b", ".join, partial(str, encoding="latin-1")
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
 
 METHODS = ("POST", "PUT", "PATCH", "DELETE", "GET")
@@ -221,8 +222,10 @@ class WebhookTrigger:
         try:
             query = read_query(inbound.query, answers=self.respond)
             wait = self._wait(inbound, query) if self.respond else None
-            event = self.event(inbound, query)
+            event = self._event(inbound, query)
             _ = event.data  # decoded once, here; the event keeps it
+            if self.id is not None:
+                event = self._identified(event)
         except Unsupported as error:
             emit.reject("unsupported")
             return replies.problem(415, str(error))
@@ -241,17 +244,20 @@ class WebhookTrigger:
 
     # ---- a request as an event
 
-    def event(self, inbound: Inbound, query: ParsedQuery | None = None) -> Event:
+    def event(self, inbound: Inbound) -> Event:
         """Return the event of a verified request; raises `InvalidData` or `Unsupported`."""
-        event = self._event(inbound, query)
+        return self._identified(
+            self._event(inbound, read_query(inbound.query, answers=self.respond))
+        )
+
+    def _identified(self, event: Event) -> Event:
+        """Return the event under the id that the author's function gives it, if there is one."""
         if self.id is None or isinstance(self.id, str):
             return event
         _ = event.data  # what cannot be decoded is refused before anybody is asked about it
         return identified(event, self.id)
 
-    def _event(self, inbound: Inbound, query: ParsedQuery | None) -> Event:
-        if query is None:
-            query = read_query(inbound.query, answers=self.respond)
+    def _event(self, inbound: Inbound, query: ParsedQuery) -> Event:
         headers = inbound.headers
         if "content-encoding" in headers:
             refuse_encodings(headers["content-encoding"])
@@ -335,12 +341,9 @@ class WebhookTrigger:
 
     def _stored_headers(self, headers: Headers) -> dict[str, str]:
         """Return the headers to store: no credentials, and no more than the bounds allow."""
-        withheld = self._withheld
-        stored = {
-            name: b", ".join(values).decode("latin-1")
-            for name, values in headers.items()
-            if name not in withheld
-        }
+        stored = dict(zip(headers, map(_text, map(_joined, headers.values())), strict=True))
+        for name in self._withheld.intersection(stored):
+            del stored[name]
         if (
             len(stored) > MAX_STORED_HEADERS
             or sum(map(len, stored.values())) > MAX_STORED_HEADER_BYTES

@@ -8,13 +8,14 @@ and when (`dispatcher`), what a run does (`executor`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from turnout.service.domain.errors import ClaimLost, JournalFull, StateMoved
+from turnout.service.domain.flow import Need
 from turnout.service.domain.run import FINISHED, Outcome, RunState
 from turnout.service.domain.waiting import Cause
 from turnout.service.flowcontrol.gate import Candidate
@@ -45,11 +46,11 @@ class Gates(Protocol):
     ) -> None:
         """Handle the end of an attempt, before anyone else; None: its claim was lost."""
 
-    def probes(self, entered: Candidate, flow: AnyFlow) -> Collection[str]:
-        """Return what a flow needs for which this attempt goes alone."""
+    def probes(self, entered: Candidate, needs: Sequence[Need]) -> Collection[str]:
+        """Return for which of the needs of its flow this attempt goes alone."""
 
-    def judge(self, entered: Candidate, flow: AnyFlow, outcome: Outcome) -> None:
-        """Take what an outcome says about what the flow needs, before it is recorded."""
+    def judge(self, entered: Candidate, needs: Sequence[Need], outcome: Outcome) -> None:
+        """Take what an outcome says about what its flow needs, before it is recorded."""
 
     def stop_starting(self) -> None:
         """Start nothing more: an unexpected error ends the process."""
@@ -90,6 +91,16 @@ class _RunningAttempt:
         if self.executing and self.task is not None:
             self.cancels += 1
             self.task.cancel()
+
+    async def until_previous_ended(self) -> None:
+        if self.previous is not None and self.previous.task is not None:
+            await asyncio.wait([self.previous.task])
+        self.previous = None
+
+    def take_back_cancel(self) -> None:
+        assert self.task is not None
+        self.cancels -= 1
+        self.task.uncancel()
 
 
 class _Meters:
@@ -218,38 +229,36 @@ class Attempts:
         return len(self._running)
 
     async def _run(self, attempt: _RunningAttempt, flow: AnyFlow | None) -> None:
+        """Execute a run and record its outcome; an unexpected error ends the process."""
+        run = attempt.run
+        needs = () if flow is None else flow.needs
+        recorded: Outcome | None = None
         try:
-            await self._execute_and_record(attempt, flow)
+            try:
+                if attempt.previous is not None:
+                    await attempt.until_previous_ended()
+                if needs:
+                    attempt.state.probes = self._gates.probes(attempt.entered, needs)
+                started_at = self._now()
+                outcome = await self._execute(attempt, flow)
+                if needs:
+                    self._gates.judge(attempt.entered, needs, outcome)
+                ended_at = await self._record(attempt, outcome, started_at)
+                if ended_at is not None:
+                    recorded = outcome
+                final = recorded or await self._outcome_without_claim(run.claim.run_id)
+            finally:
+                if self._running.get(run.claim.run_id) is attempt:
+                    del self._running[run.claim.run_id]
+                self._gates.attempt_ended(attempt.entered, run, flow, recorded)
+            self._observe(attempt, final.state, started_at, ended_at or self._now())
+            await self._ended(run, final, attempt.state)
         except asyncio.CancelledError:
             raise
         except BaseException:
             # Before the slot is taken again: a run that starts now would count this crash too.
             self._gates.stop_starting()
             raise
-
-    async def _execute_and_record(self, attempt: _RunningAttempt, flow: AnyFlow | None) -> None:
-        run = attempt.run
-        recorded: Outcome | None = None
-        try:
-            if attempt.previous is not None and attempt.previous.task is not None:
-                await asyncio.wait([attempt.previous.task])
-                attempt.previous = None
-            if flow is not None and flow.needs:
-                attempt.state.probes = self._gates.probes(attempt.entered, flow)
-            started_at = self._now()
-            outcome = await self._execute(attempt, flow)
-            if flow is not None and flow.needs:
-                self._gates.judge(attempt.entered, flow, outcome)
-            ended_at = await self._record(attempt, outcome, started_at)
-            if ended_at is not None:
-                recorded = outcome
-            final = recorded or await self._outcome_without_claim(run.claim.run_id)
-        finally:
-            if self._running.get(run.claim.run_id) is attempt:
-                del self._running[run.claim.run_id]
-            self._gates.attempt_ended(attempt.entered, run, flow, recorded)
-        self._observe(attempt, final.state, started_at, ended_at or self._now())
-        await self._ended(run, final, attempt.state)
 
     async def _outcome_without_claim(self, run_id: str) -> Outcome:
         """Return the outcome of a run whose claim was lost.
@@ -276,9 +285,8 @@ class Attempts:
             return HANDED_BACK
         finally:
             attempt.executing = False
-            for _ in range(attempt.cancels):
-                assert attempt.task is not None
-                attempt.task.uncancel()
+            while attempt.cancels:
+                attempt.take_back_cancel()
 
     async def _record(
         self, attempt: _RunningAttempt, outcome: Outcome, started_at: datetime

@@ -19,6 +19,7 @@ import anyio
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Need
 from turnout.service.domain.run import FINISHED, Outcome, Run, RunState
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.dependency import Breakers
@@ -229,16 +230,17 @@ class Dispatcher:
         event: Event,
         stored: Appended,
         arguments: Mapping[str, Any] | None,
-        now: datetime,
+        accepted_at: datetime,
     ) -> None:
         """Start a run inserted as running, or enqueue one inserted as queued."""
         if run.state is RunState.RUNNING:
-            self._scheduler.queue(run.flow).end_starting()
-            self._scheduler.progressed.set()
-            self._start(run, _first_claimed(run, event, stored, arguments, now))
+            self._scheduler.started(run.flow)
+            self._start(run, _first_claimed(run, event, stored, arguments, accepted_at))
         elif run.state is RunState.QUEUED:
             queue = self._scheduler.queue(run.flow)
-            in_memory = queue.keeps_new(run) and len(event.body) <= MAX_BODY_BYTES_IN_MEMORY
+            claimed = None
+            if queue.keeps_new(run) and len(event.body) <= MAX_BODY_BYTES_IN_MEMORY:
+                claimed = _first_claimed(run, event, stored, arguments, accepted_at)
             self._scheduler.arrived(
                 run,
                 Queued(
@@ -249,11 +251,9 @@ class Dispatcher:
                     keys=run.keys,
                     priority=run.priority,
                     due_at=None,
-                    queued_at=now,
+                    queued_at=accepted_at,
                     isolated=False,
-                    claimed=(
-                        _first_claimed(run, event, stored, arguments, now) if in_memory else None
-                    ),
+                    claimed=claimed,
                 ),
             )
 
@@ -515,22 +515,19 @@ class Dispatcher:
         """
         if entered.order_key is not None or entered.isolated:
             return False
-        if self._scheduler.queue(entered.flow).gates.held:
-            return False
-        self._scheduler.leave(entered)
-        return True
+        return self._scheduler.leave_early(entered)
 
     def enter_again(self, entered: Candidate) -> None:
         """Let a run that left early enter again: the outcome could not be written."""
         self._scheduler.queue(entered.flow).gates.enter(entered, self._now())
 
-    def probes(self, entered: Candidate, flow: AnyFlow) -> Collection[str]:
-        """Return what a flow needs for which this attempt goes alone."""
-        return self._scheduler.breakers.probed_by(entered, flow.needs, self._now())
+    def probes(self, entered: Candidate, needs: Sequence[Need]) -> Collection[str]:
+        """Return for which of the needs of its flow this attempt goes alone."""
+        return self._scheduler.breakers.probed_by(entered, needs, self._now())
 
-    def judge(self, entered: Candidate, flow: AnyFlow, outcome: Outcome) -> None:
-        """Tell the breakers of what a flow needs how an attempt has ended."""
-        self._scheduler.breakers.ended(entered, flow.needs, outcome, self._now())
+    def judge(self, entered: Candidate, needs: Sequence[Need], outcome: Outcome) -> None:
+        """Tell the breakers of what its flow needs how an attempt has ended."""
+        self._scheduler.breakers.ended(entered, needs, outcome, self._now())
 
     def stop_starting(self) -> None:
         """Start nothing more: an unexpected error is about to end the process.
@@ -561,7 +558,7 @@ def _first_claimed(
     event: Event,
     stored: Appended,
     arguments: Mapping[str, Any] | None,
-    now: datetime,
+    accepted_at: datetime,
 ) -> ClaimedRun:
     return ClaimedRun(
         claim=Claim(run.seq, run.id, 1),
@@ -573,6 +570,6 @@ def _first_claimed(
         replay=run.replay,
         order_key=run.order_key,
         keys=run.keys,
-        due_at=now,
+        due_at=accepted_at,
         arguments=arguments,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from turnout.service.journal.records import Queued
 
@@ -28,8 +29,8 @@ class Head:
     """
 
     __slots__ = (
-        "_due_next", "_memory", "cursor", "due", "held", "holding", "reading", "resumed", "taken",
-        "unread", "window", "woken", "woken_due",
+        "_all", "_due_next", "_memory", "cursor", "due", "held", "holding", "reading", "resumed",
+        "taken", "unread", "window", "woken", "woken_due",
     )  # fmt: skip
 
     def __init__(self, shared: Memory) -> None:
@@ -45,6 +46,9 @@ class Head:
         self.due: deque[Queued] = deque()
         self.woken_due: deque[Queued] = deque()
         self.holding: deque[Queued] = deque()
+        self._all = (
+            self.woken, self.window, self.resumed, self.woken_due, self.due, self.holding
+        )  # fmt: skip
         self._due_next = False
 
     # ------------------------------------------------------------ what is there
@@ -54,18 +58,17 @@ class Head:
         """Whether a run waits here, in memory or, as far as is known, in the journal."""
         if self.held:
             return bool(self._going_on)
-        return bool(
-            self.window or self.unread or self.woken or self.due or self.woken_due or self.resumed
-            or self.holding
-        )  # fmt: skip
+        return self.unread or any(self._all)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a run waits here, or runs are being read from the journal."""
+        return self.reading or self.has_runs
 
     @property
     def waiting(self) -> int:
         """How many runs wait in memory."""
-        return (
-            len(self.window) + len(self.woken) + len(self.resumed) + len(self.due)
-            + len(self.woken_due) + len(self.holding)
-        )  # fmt: skip
+        return sum(map(len, self._all))
 
     @property
     def keeps_new(self) -> bool:
@@ -85,11 +88,8 @@ class Head:
         return self.window[0].seq if self.window else self.cursor + 1
 
     def runs(self) -> Iterator[Queued]:
-        """Yield every run in memory."""
-        for some in (
-            self.woken, self.window, self.resumed, self.woken_due, self.due, self.holding
-        ):  # fmt: skip
-            yield from some
+        """Return every run in memory."""
+        return chain.from_iterable(self._all)
 
     # ------------------------------------------------------------ whose turn it is
 
@@ -176,9 +176,7 @@ class Head:
         """Drop all runs in memory; they are read again from the journal."""
         for run in self.window:
             self._memory.give_back(run)
-        for some in (
-            self.woken, self.window, self.resumed, self.woken_due, self.due, self.holding
-        ):  # fmt: skip
+        for some in self._all:
             some.clear()
         self.cursor = 0
         self.unread = True

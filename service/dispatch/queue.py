@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator, Sequence
 from datetime import datetime
+from operator import attrgetter
 
 from turnout.service.domain.waiting import Cause
 from turnout.service.flowcontrol.admission import FlowGates
@@ -19,6 +20,8 @@ from turnout.service.journal.records import NewRun, Queued
 from .blocked import ORDER, Blocked, Key, blocked_at, order_key
 from .head import Head
 from .memory import Memory
+
+_HAS_RUNS, _IS_BUSY = attrgetter("has_runs"), attrgetter("is_busy")
 
 
 class Queue:
@@ -113,12 +116,12 @@ class Queue:
         """Whether a new run may start on insert: no older run waits for its turn."""
         if self._arriving or self.paused or self._changes or self.held_until is not None:
             return False
-        return not any(head.reading or head.has_runs for head in self._heads.values())
+        return not any(map(_IS_BUSY, self._heads.values()))
 
     @property
     def empty(self) -> bool:
         """Whether there is no run to start, in memory or, as far as is known, in the journal."""
-        return not (self._pending_wakeups or any(head.has_runs for head in self._heads.values()))
+        return not (self._pending_wakeups or any(map(_HAS_RUNS, self._heads.values())))
 
     def is_empty_at(self, level: int) -> bool:
         """Whether there is no run of a class to start."""

@@ -198,6 +198,11 @@ class Scheduler:
         if self._slots.free > 0:
             self.work.set()
 
+    def started(self, flow: str) -> None:
+        """Note that a run of a flow has started on insert."""
+        self._queues[flow].end_starting()
+        self.progressed.set()
+
     @property
     def known_due(self) -> frozenset[int]:
         """The seqs of the due runs in memory."""
@@ -431,6 +436,13 @@ class Scheduler:
             self.activate(queue)
         elif any(self._active.values()):
             self.work.set()
+
+    def leave_early(self, run: Candidate) -> bool:
+        """Let a run leave the gates while its outcome is written; False if it may keep a place."""
+        if self._queues[run.flow].gates.held:
+            return False
+        self.leave(run)
+        return True
 
     def freed(self, gate: Gate) -> None:
         """Ask the flows that share a gate again: a place became free."""

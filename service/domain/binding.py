@@ -366,7 +366,7 @@ def _data_fill(name: str, annotation: Any) -> Fill:
     def fill(event: Event) -> Any:
         data = "" if is_text and not event.has_body else event.data
         try:
-            return checks.validate_python(data)
+            return checks.validator.validate_python(data)
         except ValueError as error:
             return _validated_as_sent(event, checks, error)
 

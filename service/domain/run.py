@@ -180,7 +180,7 @@ class Outcome:
     due_at: datetime | None = None
     log: bytes | None = None
     counts: bool = True
-    waits: Mapping[str, int] = field(default_factory=dict)
+    waits: Mapping[str, int] | None = None
     again: Sequence[str] = ()
     undo: Undo | None = None
     blames: Sequence[str] = ()

@@ -27,11 +27,15 @@ class Proxies:
         found = _read(address)
         return found is not None and any(found in network for network in self._networks)
 
-    def client(self, peer: str | None, headers: Mapping[str, Sequence[bytes]]) -> str | None:
+    def client(
+        self, peer: tuple[str, int] | None, headers: Mapping[str, Sequence[bytes]]
+    ) -> str | None:
         """Return the client's address: the peer's, or the one that trusted proxies forward."""
-        if peer is None or not self._networks or not self.trusts(peer):
-            return peer
-        address = peer
+        if peer is None:
+            return None
+        address = peer[0]
+        if not self.trusts(address):
+            return address
         hops = b",".join(headers.get("x-forwarded-for", ())).decode("latin-1").split(",")
         for hop in reversed([hop.strip() for hop in hops]):
             if _read(hop) is None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from turnout.service.domain import problems
@@ -32,6 +33,7 @@ _CONTENT_TYPES: Mapping[str, _Header] = {
     content_type: (b"content-type", content_type.encode())
     for content_type in ("application/json", problems.CONTENT_TYPE, METRICS_CONTENT_TYPE)
 }
+_text = partial(str, encoding="latin-1")
 _CLOSE = ("connection", "close")
 
 
@@ -46,15 +48,18 @@ class Disconnected(Exception):
     """Raised when the sender disconnects before its request is complete."""
 
 
-def by_name(headers: Iterable[_Header]) -> dict[str, list[bytes]]:
+def by_name(headers: Sequence[_Header]) -> Mapping[str, Sequence[bytes]]:
     """Return every value of each header, in order, by lower-case name."""
-    found: dict[str, list[bytes]] = {}
-    for name, value in headers:
-        key = name.decode("latin-1")
-        if key in found:
-            found[key].append(value)
-        else:
-            found[key] = [value]
+    if not headers:
+        return {}
+    names, values = zip(*headers, strict=True)
+    texts = list(map(_text, names))
+    by_text = dict(zip(texts, zip(values, strict=True), strict=True))  # each a tuple of one value
+    if len(by_text) == len(texts):
+        return by_text
+    found: dict[str, list[bytes]] = {text: [] for text in by_text}
+    for text, value in zip(texts, values, strict=True):
+        found[text].append(value)
     return found
 
 

@@ -200,7 +200,7 @@ class Ingest:
                 query=scope["query_string"],
                 headers=headers,
                 body=body,
-                client=self._proxies.client(_peer(scope), headers),
+                client=self._proxies.client(scope.get("client"), headers),
                 received_at=self._now(),
             ),
             route.emit,
@@ -283,11 +283,6 @@ class Ingest:
 
 
 _NO_PARAMS: Mapping[str, str] = {}
-
-
-def _peer(scope: Scope) -> str | None:
-    client = scope.get("client")
-    return None if client is None else client[0]
 
 
 def _alive() -> Reply:

@@ -332,12 +332,15 @@ class _HandBack:
 
 def _is_refused(routed: Sequence[Routed]) -> bool:
     """Whether no flow can take the data of any of these events."""
-    return bool(routed) and all(one.refused_by_all for one in routed)
+    for one in routed:
+        if not one.refused_by_all:
+            return False
+    return bool(routed)
 
 
 def _has_ended(run: NewRun, stored: Appended) -> bool:
     """Whether a run has ended where it was stored: as a dead letter, or refused."""
-    return run.state is RunState.FAILED or run.id in stored.refused
+    return run.state is RunState.FAILED or bool(stored.refused and run.id in stored.refused)
 
 
 def _have_ended(runs: Sequence[NewRun], stored: Appended) -> bool:

@@ -89,12 +89,13 @@ class Submit:
             refused(error)
             raise
         answers: Future[list[A]] = written.get_loop().create_future()
-        written.add_done_callback(partial(self._done, routed, answer, refused, answers))
+        written.add_done_callback(partial(self._done, routed, now, answer, refused, answers))
         return answers
 
     def _done(
         self,
         routed: Sequence[Routed],
+        accepted_at: datetime,
         answer: Callable[[Routed, Appended], A],
         refused: Callable[[BaseException], None],
         answers: Future[list[A]],
@@ -108,13 +109,13 @@ class Submit:
             if not answers.done():
                 answers.set_exception(error)
             return
-        now, made, woken = self._now(), [], False
+        made, woken = [], False
         results = written.result()
         for one, stored in zip(routed, results, strict=True):
             if stored.duplicate or stored.conflict:
                 self._was_delivered_before(one, stored)
             else:
-                self._begin(one, stored, now)
+                self._begin(one, stored, accepted_at)
                 if one.entry.members:
                     self._joined(one, stored, routed, results)
             if one.entry.topics:
@@ -125,7 +126,7 @@ class Submit:
         if not answers.done():
             answers.set_result(made)
 
-    def _begin(self, one: Routed, stored: Appended, now: datetime) -> None:
+    def _begin(self, one: Routed, stored: Appended, accepted_at: datetime) -> None:
         """Start what was written in a slot, queue the rest, and count what was decided.
 
         What conditions have refused is taken back; older runs that new ones have ended are stopped.
@@ -137,7 +138,7 @@ class Submit:
                 self._dispatcher.take_back(run)
                 self._runs_ended.labels(run.flow, RunState.SKIPPED).inc()
             else:
-                self._dispatcher.start_or_enqueue(run, event, stored, arguments, now)
+                self._dispatcher.start_or_enqueue(run, event, stored, arguments, accepted_at)
         if one.entry.decisions:
             self.count(one.entry.decisions)
         if stored.decided or stored.cancelled:

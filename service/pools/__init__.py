@@ -215,10 +215,10 @@ class Pools:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    code = getattr(function, "__code__", None)
-    if code is None:
+    try:
+        return function.__code__.co_flags & inspect.CO_COROUTINE != 0
+    except AttributeError:  # a callable object
         return inspect.iscoroutinefunction(function)
-    return bool(code.co_flags & inspect.CO_COROUTINE)
 
 
 def _name(function: Callable[..., Any]) -> str:

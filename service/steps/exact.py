@@ -50,6 +50,10 @@ def is_plain(value: Any, *, shared: bool = False, most: float = math.inf) -> boo
     """
     kind = type(value)
     if kind is dict or kind is list:
+        parts = value if kind is list else value.values()
+        is_flat = ATOMS.issuperset(map(type, parts)) and len(value) < most
+        if is_flat and (kind is list or _KEYS.issuperset(map(type, value))):
+            return True  # as most values are: a third of the cost of looking for parts
         return _is_plain_tree(value, shared, most)
     return kind in ATOMS or (kind is float and math.isfinite(value))
 

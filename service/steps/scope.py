@@ -87,14 +87,14 @@ class RootScope(Scope):
     def open(cls, context: RunContext) -> RootScope:
         """Make a new scope that of the calling asyncio task, until it is closed."""
         scope = cls(context, "")
-        scope.__enter__()
-        cls.open_now += 1
+        scope._token = current_scope.set(scope)
+        RootScope.open_now += 1
         return scope
 
     def close(self) -> None:
         """Restore the scope that was current before."""
         RootScope.open_now -= 1
-        self.__exit__()
+        current_scope.reset(self._token)
 
 
 current_scope: ContextVar[Scope | None] = ContextVar("turnout_scope", default=None)

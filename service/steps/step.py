@@ -182,6 +182,8 @@ class StepCall:
     def refusal(self) -> NotKept | Fail | None:
         """Return why the step cannot run at all, after its undo is registered."""
         undo = self.task.undo
+        if undo is None and self.task.limit is None:
+            return None
         refused = None if undo is None else self.register_undo(undo)
         return refused or (None if self.task.limit is None else self._own_limit())
 
@@ -216,9 +218,9 @@ class StepCall:
 
     def leave_place(self) -> None:
         """Give the place back; on the loop only."""
-        place, self.place = self.place, None
-        if place is not None:
-            place.release()
+        if self.place is not None:
+            self.place.release()
+            self.place = None
 
     def begin(self) -> None:
         """Note the start of a try."""

@@ -694,7 +694,7 @@ class TestClients:
         self, peer: str, forwarded: str, client: str
     ) -> None:
         headers = {"x-forwarded-for": [forwarded.encode()]}
-        assert Proxies(["10.0.0.0/8"]).client(peer, headers) == client
+        assert Proxies(["10.0.0.0/8"]).client((peer, 4711), headers) == client
 
     @pytest.mark.parametrize(
         ("one", "other", "same"),

@@ -78,8 +78,7 @@ scheme = HTTPBearer(auto_error=False, description="TURNOUT_API_TOKEN, or DATA/ap
 
 def _client(request: Request) -> str | None:
     proxies: Proxies = request.app.state.proxies
-    peer = request.client
-    return proxies.client(None if peer is None else peer.host, by_name(request.headers.raw))
+    return proxies.client(request.client, by_name(request.headers.raw))
 
 
 async def require_token(request: Request) -> None:

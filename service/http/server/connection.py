@@ -69,7 +69,7 @@ class State:
 
     def __init__(self, peers: Peers) -> None:
         self.peers = peers
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: dict[Cycle, asyncio.Task[None]] = {}
         self.default_headers: list[tuple[bytes, bytes]] = []
 
 
@@ -82,6 +82,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, config: Config, state: State, loop: asyncio.AbstractEventLoop) -> None:
         self._config = config
         self._app = cast("App", config.loaded_app)
+        self._asgi = {"version": config.asgi_version, "spec_version": "2.3"}
         self._state = state
         self._loop = loop
         self._reader = RequestParser()
@@ -223,7 +224,7 @@ class Connection(asyncio.Protocol):
         path = head.path.decode("ascii")
         scope: Scope = {
             "type": "http",
-            "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
+            "asgi": self._asgi,
             "http_version": head.version,
             "server": self._server,
             "client": self._client,
@@ -247,13 +248,13 @@ class Connection(asyncio.Protocol):
             keep_alive=head.keep_alive,
             on_response=self._answered,
         )
-        self._state.tasks.add(self._loop.create_task(self._respond(self._cycle)))
+        self._state.tasks[self._cycle] = self._loop.create_task(self._respond(self._cycle))
 
     async def _respond(self, cycle: Cycle) -> None:
         try:
             await cycle.run(self._app)
         finally:  # a done callback would cost one more turn of the loop
-            self._state.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            del self._state.tasks[cycle]
 
     def _close_after_last(self) -> None:
         """Make this answer the last if the peer closed its side after the request."""

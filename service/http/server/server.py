@@ -134,7 +134,7 @@ class Server:
             peer.shutdown()
         while self._state.tasks or len(peers):
             if self._state.tasks:
-                await asyncio.wait(set(self._state.tasks))
+                await asyncio.wait(set(self._state.tasks.values()))
             else:
                 peers.emptied.clear()
                 await peers.emptied.wait()
@@ -143,7 +143,7 @@ class Server:
         for peer in self.peers.all():
             peer.abandon()
         await asyncio.sleep(0)  # transports notify their connections in the next turn
-        tasks = set(self._state.tasks)
+        tasks = set(self._state.tasks.values())
         for task in tasks:
             task.cancel()
         if tasks:

@@ -122,7 +122,8 @@ class Intake:
                 if job.error is None:
                     job.result = self._take_all(rows, job, counters)
         self._insert(rows)
-        self._add_repeated(rows)
+        if rows.repeated:
+            self._add_repeated(rows)
         if moves is not None:
             moves.write()
 
@@ -184,44 +185,32 @@ class Intake:
             add_decisions(self._connection, appended.event_seq, (made,), job.at, kept=REPEATS_KEPT)
 
     def _take_all(self, rows: Rows, job: AppendJob, counters: RunCounters) -> list[Appended]:
+        """Add the rows of a job's entries, or answer for events that were delivered before."""
         self.windows.before = self.last_event
-        return [
-            self._take(rows, job, *parts, counters)
-            for parts in zip(job.entries, job.events, job.identities, strict=True)
-        ]
-
-    def _take(
-        self,
-        rows: Rows,
-        job: AppendJob,
-        entry: Entry,
-        event: EventRow,
-        identity: tuple[bytes, bytes] | None,
-        counters: RunCounters,
-    ) -> Appended:
-        """Add an entry's rows, or answer for an event that was delivered before."""
-        if identity is not None:
-            first = rows.known.get(identity[0])
-            if first is not None:
-                appended = dedupe.repeated(entry, identity[1], first)
+        taken = []
+        for entry, event, identity in zip(job.entries, job.events, job.identities, strict=True):
+            if identity is not None and identity[0] in rows.known:
+                appended = dedupe.repeated(entry, identity[1], rows.known[identity[0]])
                 rows.repeated.append((job, entry, appended))
-                return appended
-        self.last_event += 1
-        seq = self.last_event
-        rows.events.append(seq)
-        rows.events += event
-        if entry.topics:
-            rows.awaited.append((job.at, seq, entry.topics))
-        appended = Appended(event_seq=seq, event=entry.event.id)
-        if entry.cancels:
-            self._cancel(rows, entry, appended, job.at, counters)
-        appended.runs = self.add_runs(rows, entry.runs, appended, job.at, counters, job.caller)
-        if entry.members:
-            self._offer(rows, entry, event, appended, job.at, counters)
-        if identity is not None:
-            rows.deliveries += DeliveryRow(seq, *identity, job.at, job.expires_at)
-            rows.known[identity[0]] = (seq, identity[1], appended.runs)
-        return appended
+                taken.append(appended)
+                continue
+            self.last_event += 1
+            seq = self.last_event
+            rows.events.append(seq)
+            rows.events += event
+            if entry.topics:
+                rows.awaited.append((job.at, seq, entry.topics))
+            appended = Appended(event_seq=seq, event=entry.event.id)
+            if entry.cancels:
+                self._cancel(rows, entry, appended, job.at, counters)
+            appended.runs = self.add_runs(rows, entry.runs, appended, job.at, counters, job.caller)
+            if entry.members:
+                self._offer(rows, entry, event, appended, job.at, counters)
+            if identity is not None:
+                rows.deliveries += DeliveryRow(seq, *identity, job.at, job.expires_at)
+                rows.known[identity[0]] = (seq, identity[1], appended.runs)
+            taken.append(appended)
+        return taken
 
     def _offer(
         self,
@@ -381,9 +370,11 @@ class Intake:
         return tuple(row[0] for row in found)
 
     def _too_many(self, job: AppendJob, counters: RunCounters) -> Overloaded | None:
-        too_many = self._bounds.total(job.at, counters.unfinished, self.last_run)
-        starts = any(entry.runs or entry.members for entry in job.entries)
-        return too_many if too_many and starts else None
+        if counters.unfinished < self._bounds.max_unfinished:
+            return None
+        if not any(entry.runs or entry.members for entry in job.entries):
+            return None
+        return self._bounds.too_many(job.at, counters.unfinished, self.last_run)
 
 
 def _last_seqs(connection: apsw.Connection) -> tuple[int, int]:

@@ -6,7 +6,7 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -98,11 +98,18 @@ class Batch:
         self._intake = intake
         self._claims = Claims(connection, resume_cache)
         self._isolated: set[int] = set()  # runs that have not shown progress since their claim
+        self._write_kind: dict[type[Job], Callable[[Sequence[Any], RunCounters], None]] = {
+            AppendJob: intake.append,
+            StepJob: self._record_steps,
+            OutcomeJob: self._record,
+            ClaimJob: self._claim,
+        }
 
     def __call__(self, jobs: Sequence[Job], counters: RunCounters) -> None:
         """Write `jobs`; see `Apply` in the writer."""
         if len(jobs) == 1:
-            self._write_alone(jobs[0], counters)
+            write = self._write_kind.get(type(jobs[0]), self._call)
+            write(jobs, counters)
             return
         group = _Group()
         for job in jobs:
@@ -111,26 +118,18 @@ class Batch:
                 group = _Group()
                 if not group.takes(job):
                     assert isinstance(job, CallJob)
-                    job.result = job.function(self._connection, counters)
+                    self._call((job,), counters)
         self._write(group, counters)
 
-    def _write_alone(self, job: Job, counters: RunCounters) -> None:
-        if isinstance(job, StepJob):
-            self._record_steps((job,))
-        elif isinstance(job, OutcomeJob):
-            self._record((job,), counters)
-        elif isinstance(job, AppendJob):
-            self._intake.append((job,), counters)
-        elif isinstance(job, ClaimJob):
-            self._claim((job,), counters)
-        elif isinstance(job, CallJob):
+    def _call(self, jobs: Sequence[CallJob], counters: RunCounters) -> None:
+        for job in jobs:
             job.result = job.function(self._connection, counters)
 
     def _write(self, group: _Group, counters: RunCounters) -> None:
         if group.appends:
             self._intake.append(group.appends, counters)
         if group.steps:
-            self._record_steps(group.steps)
+            self._record_steps(group.steps, counters)
         if group.outcomes:
             self._record(group.outcomes, counters)
         if group.claims:
@@ -140,7 +139,7 @@ class Batch:
         claimed = self._claims.claim(jobs, counters)
         self._isolated.update(run.claim.run_seq for run in claimed if run.isolated)
 
-    def _record_steps(self, jobs: Sequence[StepJob]) -> None:
+    def _record_steps(self, jobs: Sequence[StepJob], _counters: RunCounters) -> None:
         values: list[Any] = []
         for job in jobs:
             values += (job.claim.run_seq, job.claim.token, *job.row)
@@ -171,16 +170,32 @@ class Batch:
             raise self._lost(jobs[0].run.claim)
         if attempts:
             outcomes.INSERT_ATTEMPTS.run(self._connection, attempts)
-        ended = [job.row.run_seq for job in jobs if job.run.keys and job.row.finished_at]
-        if ended:
-            run_keys.remove(self._connection, ended)
         if self._isolated:
             self._isolated.difference_update(job.row.run_seq for job in jobs)
-        self._update_waits(jobs)
+        self._follow(jobs, counters)
+
+    def _follow(self, jobs: Sequence[OutcomeJob], counters: RunCounters) -> None:
+        """Do what follows from outcomes: free keys, wake parents, delete or suspend waits."""
+        with_keys: list[int] = []
+        with_waits: list[int] = []
         for job in jobs:
-            outcome = job.outcome
+            run, outcome = job.run, job.outcome
+            seq = run.claim.run_seq
+            if outcome.state in FINISHED:
+                if run.keys:
+                    with_keys.append(seq)
+                if job.has_waits:
+                    with_waits.append(seq)
+                if run.may_be_awaited:
+                    waits.run_ended(self._connection, run.claim.run_id, job.at)
+            elif outcome.waits:
+                waits.suspended(self._connection, seq, outcome.waits, job.at)
             if outcome.error or outcome.undo or outcome.returned is not None or outcome.keeps:
                 self._record_rest(job, counters)
+        if with_keys:
+            run_keys.remove(self._connection, with_keys)
+        if with_waits:
+            waits.delete(self._connection, with_waits)
 
     def _record_rest(self, job: OutcomeJob, counters: RunCounters) -> None:
         """Write what few outcomes have."""
@@ -216,21 +231,6 @@ class Batch:
         if (undo == "failed") != run.undo_failed:
             counters.add_not_undone(self._flow_of(run), -1 if run.undo_failed else 1)
 
-    def _update_waits(self, jobs: Sequence[OutcomeJob]) -> None:
-        """Wake parents of ended children, delete waits of ended runs, suspend the others."""
-        gone = []
-        for job in jobs:
-            claim, outcome = job.run.claim, job.outcome
-            if outcome.state in FINISHED:
-                if job.has_waits:
-                    gone.append(claim.run_seq)
-                if job.run.may_be_awaited:
-                    waits.run_ended(self._connection, claim.run_id, job.at)
-            elif outcome.waits:
-                waits.suspended(self._connection, claim.run_seq, outcome.waits, job.at)
-        if gone:
-            waits.delete(self._connection, gone)
-
     def record_with(
         self,
         step: StepJob,
@@ -245,7 +245,7 @@ class Batch:
         When an event was stored before, `again` is written instead of the step; when its id belongs
         to another event, neither is.
         """
-        self._record_steps([step])
+        self._record_steps([step], counters)
         claim, key = step.claim, step.row.key
         if opening is None:
             waits.closed(self._connection, claim.run_seq, key)
@@ -257,7 +257,7 @@ class Batch:
         if again is not None and any(one.duplicate or one.conflict for one in appended):
             self._connection.execute(_DELETE_STEP, (claim.run_seq, key))
             if not any(one.conflict for one in appended):
-                self._record_steps([again])
+                self._record_steps([again], counters)
         return appended
 
     def record_waits(
@@ -271,7 +271,7 @@ class Batch:
     ) -> list[Run]:
         """Write steps with the waits they open and close; returns the cancelled children."""
         for step in steps:
-            self._record_steps([step])
+            self._record_steps([step], counters)
         for key, opening in openings.items():
             waits.opened(self._connection, claim.run_seq, key, opening)
         children = waits.closed_all(self._connection, claim.run_seq, closes) if closes else ()

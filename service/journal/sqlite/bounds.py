@@ -31,18 +31,22 @@ _COUNT_QUEUED, _IS_PAUSED = _SQL["count_queued"], _SQL["is_paused"]
 class Drain:
     """How fast runs leave a queue: how many had left at moments of the last minute."""
 
-    __slots__ = ("_moments",)
+    __slots__ = ("_moments", "noted_at")
 
     def __init__(self) -> None:
         self._moments: deque[tuple[int, int]] = deque()
+        self.noted_at = -_SECOND
 
     def note(self, at: int, left: int) -> None:
         """Note how many runs have left so far (an instant in microseconds, a running total)."""
+        since = at - self.noted_at
+        if 0 <= since < _SECOND:
+            return
         moments = self._moments
-        if moments and at < moments[-1][0]:
+        if since < 0:
             moments.clear()  # the clock was set back
-        if not moments or at - moments[-1][0] >= _SECOND:
-            moments.append((at, left))
+        self.noted_at = at
+        moments.append((at, left))
         while len(moments) > 1 and moments[1][0] <= at - _MINUTE:
             moments.popleft()
 
@@ -88,7 +92,7 @@ class Bounds:
 
     def __init__(self, connection: apsw.Connection, max_unfinished: int) -> None:
         self._connection = connection
-        self._max_unfinished = max_unfinished
+        self.max_unfinished = max_unfinished
         self._drain = Drain()
         self._queues: dict[str, _FlowQueue] = {}
         self._appends = 0
@@ -97,13 +101,12 @@ class Bounds:
     def begin(self, at: int, unfinished: int, made: int) -> None:
         """Begin an append; `made` is how many runs were ever made."""
         self._appends += 1
-        self._drain.note(at, made - unfinished)
+        if not 0 <= at - self._drain.noted_at < _SECOND:
+            self._drain.note(at, made - unfinished)
 
-    def total(self, at: int, unfinished: int, made: int) -> TooManyRuns | None:
-        """Return why no more runs are taken at all, None if they are."""
-        if unfinished < self._max_unfinished:
-            return None
-        seconds = self._drain.retry_after(unfinished, self._max_unfinished, at, made - unfinished)
+    def too_many(self, at: int, unfinished: int, made: int) -> TooManyRuns:
+        """Return why no more runs are taken at all, once there are `max_unfinished`."""
+        seconds = self._drain.retry_after(unfinished, self.max_unfinished, at, made - unfinished)
         return TooManyRuns(
             f"{unfinished} runs are unfinished, and no more are taken", retry_after_seconds=seconds
         )

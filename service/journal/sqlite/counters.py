@@ -29,10 +29,10 @@ class RunCounters:
     def move(self, before: str | None, after: str | None, count: int = 1) -> None:
         """Count runs that change state; None stands for "not in the journal"."""
         states = self.states
-        if before is not None and before in _UNFINISHED:
+        if before in _UNFINISHED:
             states[before] = states.get(before, 0) - count
             self.unfinished -= count
-        if after is not None and after in _UNFINISHED:
+        if after in _UNFINISHED:
             states[after] = states.get(after, 0) + count
             self.unfinished += count
 

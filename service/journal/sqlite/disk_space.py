@@ -31,12 +31,9 @@ class DiskSpace:
         self.used_bytes = 0
         self.measure()
 
-    def measure(self, *, at_once: bool = True) -> None:
-        """Measure now; with `at_once=False` only when the last measurement is old."""
-        instant = time.monotonic()
-        if not at_once and instant - self._measured < _MEASURE_SECONDS:
-            return
-        self._measured = instant
+    def measure(self) -> None:
+        """Measure now."""
+        self._measured = time.monotonic()
         pragma = self._connection.pragma
         page_bytes = int(pragma("page_size"))
         reusable = int(pragma("freelist_count")) * page_bytes
@@ -47,8 +44,9 @@ class DiskSpace:
 
     def check(self) -> Overloaded | None:
         """Measure if the last measurement is old, and return `refusal`: for the writing thread."""
-        self.measure(at_once=False)
-        return self.refusal()
+        if time.monotonic() - self._measured >= _MEASURE_SECONDS:
+            self.measure()
+        return None if self._free_bytes >= self._min_free else self.refusal()
 
     def refusal(self) -> Overloaded | None:
         """Return the error that refuses new events, or None while there is enough free space."""

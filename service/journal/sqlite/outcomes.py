@@ -70,7 +70,7 @@ class OutcomeJob(Job):
         self.outcome = outcome
         self.at = at = (now - EPOCH) // MICROSECOND
         self.has_waits = has_waits
-        state = outcome.state.value
+        state = str(outcome.state)
         finished = state in _FINISHED
         # A dead letter whose undo an operator has retried stays one until that has succeeded.
         failed = state == "failed" and not (run.dead and outcome.undo == "done")
@@ -79,14 +79,14 @@ class OutcomeJob(Job):
             run_seq=run.claim.run_seq,
             token=run.claim.token,
             state=state,
-            counts=int(outcome.counts),
+            counts=outcome.counts,
             due_at=at if state == "queued" else due_at,
             started_at=(started_at - EPOCH) // MICROSECOND,
             finished_at=at if finished else None,
             result=outcome.result,
             error=None if outcome.error is None else pack_error(outcome.error),
             reason=storable(outcome.reason) if outcome.reason else None,
-            dead=int(failed or (run.dead and not finished)),
+            dead=failed or (run.dead and not finished),
         )
 
 

@@ -70,7 +70,7 @@ INSERT_WINDOWED = insert("runs", (*RunRow._fields, "window_seq"))
 
 def run_row(run: NewRun, event_seq: int, at: int) -> RunRow:
     """Return a new run as a row."""
-    state = run.state.value
+    state = str(run.state)
     running, dead = state == "running", state == "failed"
     return RunRow(
         seq=run.seq,
@@ -78,7 +78,7 @@ def run_row(run: NewRun, event_seq: int, at: int) -> RunRow:
         event_seq=event_seq,
         flow=run.flow,
         state=state,
-        token=int(running),
+        token=running,
         order_key=run.order_key,
         keys=None if run.keys is None else dump(run.keys),
         priority=run.priority,
@@ -87,7 +87,7 @@ def run_row(run: NewRun, event_seq: int, at: int) -> RunRow:
         started_at=at if running else None,
         finished_at=at if dead else None,
         error=None if run.error is None else pack_error(run.error),
-        dead=int(dead),
+        dead=dead,
         replay=run.replay,
         code_version=run.code_version,
     )
