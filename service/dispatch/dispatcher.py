@@ -2,8 +2,9 @@
 
 Guarantees: a run executes only under a claim that is on disk; runs of a flow start in arrival
 order; memory holds a bounded window of any backlog; no more runs are running on disk than there
-are slots. On a full disk nothing is claimed until writing works again. Not here: what a run does
-(`executor`), whose turn it is (`scheduling`), when a run is due (`due`), who may run (`admission`).
+are slots. Not here: what a run does (`executor`), whose turn it is (`scheduling`), claiming what is
+queued (`claiming`), when a run is due (`due`), who may run (`admission`), and what others may know
+(`standing`).
 """
 
 from __future__ import annotations
@@ -12,21 +13,16 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import anyio
 
 from turnout.service.domain.decisions import Reason
-from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Need
 from turnout.service.domain.run import FINISHED, Outcome, Run, RunState
-from turnout.service.domain.waiting import Cause, Waiting
-from turnout.service.flowcontrol.dependency import Breakers
 from turnout.service.flowcontrol.gate import Candidate
-from turnout.service.flowcontrol.named_limit import NamedLimit
-from turnout.service.flowcontrol.overrides import limit_name, limits_of, with_overrides
-from turnout.service.flowcontrol.use import Use
 from turnout.service.journal.contract import Work
 from turnout.service.journal.records import (
     Appended,
@@ -42,17 +38,16 @@ from turnout.service.journal.records import (
 from turnout.service.project import AnyFlow
 from turnout.service.telemetry.metrics import Metrics
 
-from .attempts import Attempts, Ended, until_writable
-from .backpressure import Backpressure
+from .attempts import Attempts, Ended
 from .breakers import WrittenBreakers
+from .claiming import Claiming
 from .due import DueRuns
 from .executor import Executor
-from .late import end_late
-from .queue import Queue
+from .filling import Filling
 from .restoring import Restoring
 from .scheduling import Scheduler
-from .uses import uses_now
-from .wanted import Wanted, wanted
+from .served import ServedFlows
+from .standing import Standing
 
 MAX_BODY_BYTES_IN_MEMORY = 8 * 1024
 """Events up to this size stay in memory with their queued run."""
@@ -60,7 +55,7 @@ MAX_BODY_BYTES_IN_MEMORY = 8 * 1024
 UNWIND_SECONDS = 2.0
 
 
-class Dispatcher:
+class Dispatcher(Standing):
     """Fills every free slot with the oldest run that may start."""
 
     def __init__(
@@ -79,27 +74,37 @@ class Dispatcher:
         self._attempts = Attempts(journal, executor, metrics, self, now=now, ended=ended)
         self._decisions = metrics.decisions
         self._now = now
-        self._flows: dict[str, AnyFlow] = {}
-        self._limits: Mapping[str, int] = {}
-        self._scheduler = Scheduler(journal, concurrency, now)
-        self._restoring = Restoring(journal, self._scheduler)
+        self._flows = ServedFlows()
+        self._scheduler = Scheduler(concurrency, now)
+        self._filling = Filling(journal, self._scheduler, now)
+        self._restoring = Restoring(journal, self._scheduler, self._filling)
         self._written_breakers = WrittenBreakers(journal, self._scheduler.breakers)
-        self._due = DueRuns(journal, self._scheduler, now=now)
-        self._scheduler.run_ended = self._due.recheck
+        self._due = DueRuns(journal, self._scheduler, self._filling, now=now)
+        self._filling.failed = self._due.recheck
+        self._claiming = Claiming(
+            journal,
+            self._scheduler,
+            self._filling,
+            now=now,
+            is_stopping=lambda: self._stopping,
+            start=self._start,
+            timed_out=partial(self.skipped, reason=Reason.START_TIMEOUT),
+            reread=self.reread_queue,
+        )
         executor.use_limits(self._scheduler.named)
         self._work = self._scheduler.work
         self._stopping = False
-        self._resumed_at: dict[str, datetime] = {}  # of each flow that was paused, the last time
         self._quiet = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
 
     # ------------------------------------------------------------ the project
 
-    def serve(self, flows: Iterable[AnyFlow], paused: Iterable[str]) -> None:
-        """Serve the flows of a (re)loaded project; running attempts keep the code they began."""
-        self._flows = {flow.name: flow for flow in flows}
-        declared = [with_overrides(flow, self._limits) for flow in self._flows.values()]
-        self._scheduler.serve(declared, paused, self._now())
+    def serve(self, flows: Iterable[AnyFlow], paused: Mapping[str, datetime]) -> None:
+        """Serve the flows of a (re)loaded project; running attempts keep the code they began.
+
+        `paused` says since when flows are paused.
+        """
+        self._scheduler.serve(self._flows.serve(flows), paused, self._now())
         self._restoring.begin()
         self._due.adopt_orphans()
 
@@ -108,15 +113,8 @@ class Dispatcher:
 
         A higher count starts runs at once, a lower one stops none.
         """
-        changed = {name for name, _ in counts.items() ^ self._limits.items()}
-        self._limits = counts
-        for flow in self._flows.values():
-            if not changed.isdisjoint(limit_name(flow.name, rule) for rule in limits_of(flow)):
-                self._scheduler.declare(with_overrides(flow, counts), self._now())
-
-    def uses(self) -> list[Use]:
-        """Return how much of each rule of the served flows is in use."""
-        return uses_now(self._flows, self._scheduler, self._now())
+        for flow in self._flows.override(counts):
+            self._scheduler.declare(flow, self._now())
 
     def adopt(self, was: str, name: str) -> None:
         """Count what runs or waits under a flow's old name for its new name (a reload's `was=`).
@@ -128,17 +126,16 @@ class Dispatcher:
 
     async def restore(self) -> None:
         """Hold the keys and places of runs that the journal names as holders and do not run."""
-        await self._restoring.restore(self._flows)
+        await self._restoring.restore(self._flows.by_name)
 
-    def pause(self, flow: str) -> None:
+    def pause(self, flow: str, since: datetime | None = None) -> None:
         """Start no more runs of a flow; running ones continue."""
-        self._scheduler.queue(flow).pause()
+        self._scheduler.queue(flow).pause(since or self._now())
 
     def resume(self, flow: str) -> None:
         """Start runs of a paused flow again."""
         queue = self._scheduler.queue(flow)
-        queue.resume()
-        self._resumed_at[flow] = self._now()
+        queue.resume(self._now())
         self._scheduler.activate(queue)
 
     @contextmanager
@@ -157,15 +154,6 @@ class Dispatcher:
             for queue in queues:
                 queue.end_change()
                 self.reread_queue(queue.flow)
-
-    def starts(self, flow: str) -> bool:
-        """Whether queued runs may start: the flow is not paused, the service not stopping."""
-        return not (self._stopping or self._scheduler.queue(flow).paused)
-
-    def may_start(self, flow: str) -> bool:
-        """Whether runs of a flow may start: it is served and not paused."""
-        queue = self._scheduler.find(flow)
-        return queue is not None and not queue.paused
 
     # ------------------------------------------------------------ new runs
 
@@ -262,64 +250,6 @@ class Dispatcher:
         if self._scheduler.find(run.flow) is not None:  # else it waits in the journal
             self._scheduler.arrived(run, run)
 
-    def waits_for(self, run: Run) -> Waiting | None:
-        """Return what keeps a run from starting; None if it could not start now anyway."""
-        return self._scheduler.waits_for(run, self._now())
-
-    @property
-    def breakers(self) -> Breakers:
-        """The breakers of what flows need."""
-        return self._scheduler.breakers
-
-    @property
-    def at_rest(self) -> bool:
-        """Whether no run could start: all that wait were refused when they asked last."""
-        return self._scheduler.at_rest
-
-    def named_limits(self) -> list[tuple[NamedLimit, list[str]]]:
-        """Return the limits that flows share by a name, each with these flows."""
-        return self._scheduler.named_limits()
-
-    def backpressure(self) -> Backpressure:
-        """Return the back-pressure for one trigger whose source keeps unread events."""
-        return Backpressure(self._scheduler)
-
-    @property
-    def running(self) -> frozenset[str]:
-        """The ids of the runs with a running attempt."""
-        return self._attempts.runs
-
-    def keeps_places(self, flow: str) -> bool:
-        """Whether waiting runs of a flow keep a place at a limit."""
-        return bool(self._scheduler.queue(flow).gates.held)
-
-    def wanted(self, run: NewRun | Run) -> list[Wanted]:
-        """Return what a run wants that others hold until they end."""
-        queue = self._scheduler.find(run.flow)
-        return [] if queue is None else wanted(queue, run)
-
-    def holders(self, flow: str, order_key: str) -> Collection[str]:
-        """Return the ids of the runs that hold an ordering key; more than one after a rename."""
-        return self._scheduler.queue(flow).gates.order.holders(order_key)
-
-    @property
-    def known_due(self) -> frozenset[int]:
-        """The seqs of the due runs in memory: a gate refuses them, or they are about to start."""
-        return self._scheduler.known_due
-
-    def next_alarm_at(self) -> datetime | None:
-        """Return the next instant at which a run asks again that a gate has refused until then."""
-        return self._scheduler.next_alarm_at()
-
-    @property
-    def free_slots(self) -> int:
-        """How many more runs may run at once."""
-        return self._scheduler.free_slots
-
-    def held_slots(self) -> Mapping[str, int]:
-        """Return how many slots each flow holds."""
-        return self._scheduler.held_slots()
-
     def reread_queue(self, flow: str) -> None:
         """Read a flow's queue from the journal again: its runs were changed there."""
         self._scheduler.reread(flow)
@@ -355,18 +285,22 @@ class Dispatcher:
             self.cancel(run)
             if run.state in FINISHED and not is_running:
                 self._ended_early(run)
-        self.skipped(ended.skipped)
+        for run in ended.skipped:
+            self._let_go(run)
 
-    def skipped(self, runs: Sequence[Run]) -> None:
+    def skipped(self, runs: Sequence[Run], reason: Reason) -> None:
         """Let go of queued runs that were never claimed and have ended as skipped on disk.
 
-        What memory holds of them is left out when it is claimed.
+        What memory holds of them is left out when it is claimed. Each is counted as a decision.
         """
         for run in runs:
-            self.release_key(run)
-            self._ended_early(run)
-        if runs:
-            self._due.recheck()  # a parent may wait for one
+            self._let_go(run)
+            self._decisions.labels(run.flow, reason.value).inc()
+
+    def _let_go(self, run: Run) -> None:
+        self.release_key(run)
+        self._ended_early(run)
+        self._due.recheck()  # a parent may wait for it
 
     def release_key(self, run: Run) -> None:
         """Release the ordering key and the places of a run that is not running.
@@ -378,12 +312,6 @@ class Dispatcher:
         if run.order_key is not None:
             self._scheduler.let_go(run.flow, run.order_key, run.id)
 
-    def discarded(self, runs: Sequence[Run]) -> None:
-        """Let go of runs that an operator has discarded, and count the decisions about them."""
-        self.skipped(runs)
-        for run in runs:
-            self._decisions.labels(run.flow, Reason.DROPPED.value).inc()
-
     # ------------------------------------------------------------ the loop
 
     async def run(self, started: Callable[[], None]) -> None:
@@ -393,7 +321,7 @@ class Dispatcher:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             self._attempts.use_current_task()
-            claiming = tasks.create_task(self._claim_runs())
+            claiming = tasks.create_task(self._claiming.run())
             watching = tasks.create_task(self._due.watch())
             started()
             try:
@@ -426,83 +354,12 @@ class Dispatcher:
             self._work.clear()
             await self._work.wait()
 
-    async def _claim_runs(self) -> None:
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            if self._stopping:
-                self._work.set()  # for `stop`, which may be waiting in `_until_idle`
-                return
-            await self._scheduler.refill()
-            chosen = self._choose()
-            if chosen:
-                await self._claim(chosen)
-                self._work.set()
-            if self._scheduler.late:
-                await self._end_late()
-                self._work.set()
-
-    def _choose(self) -> list[Queued]:
-        return [] if self._stopping else self._scheduler.choose(self._now())
-
-    async def _claim(self, chosen: list[Queued]) -> None:
-        for entered in chosen:
-            queue = self._scheduler.queue(entered.flow)
-            queue.begin_starting()
-            entered.cause = self._cause_of(entered, queue)
-        try:
-            claimed = await self._journal.claim(
-                [run.seq for run in chosen],
-                now=self._now(),
-                untouched={run.seq: run.claimed for run in chosen if run.claimed is not None},
-                starts={run.seq: run.starts for run in chosen if run.starts},
-            )
-        except JournalFull:
-            for entered in chosen:
-                self._scheduler.leave_unstarted(entered)
-            for flow in {entered.flow for entered in chosen}:
-                self.reread_queue(flow)
-            await until_writable(self._journal)
-            return
-        finally:
-            for entered in chosen:
-                self._scheduler.forget_due(entered.seq)
-                self._scheduler.queue(entered.flow).end_starting()
-        taken = {run.claim.run_seq: run for run in claimed}
-        for entered in chosen:
-            run = taken.pop(entered.seq, None)
-            if run is None:  # cancelled meanwhile
-                self._scheduler.leave_unstarted(entered)
-            else:
-                self._start(entered, run)
-
-    async def _end_late(self) -> None:
-        """End the runs whose start timeout is over."""
-        late, self._scheduler.late = self._scheduler.late, []
-        try:
-            ended = await end_late(self._journal, late, self._now())
-        except JournalFull:
-            for flow in {each.flow for each in late}:
-                self.reread_queue(flow)
-            await until_writable(self._journal)
-            return
-        for run in ended:
-            self._decisions.labels(run.flow, Reason.START_TIMEOUT.value).inc()
-        self.skipped(ended)
-
-    def _cause_of(self, run: Queued, queue: Queue) -> Cause:
-        """Return what first kept a run from starting, that has not started on insert."""
-        resumed_at = self._resumed_at.get(run.flow)
-        if resumed_at is not None and run.queued_at <= resumed_at:
-            return Cause.PAUSE
-        return run.cause or queue.refused_by or Cause.TURN
-
     # ------------------------------------------------------------ one attempt
 
     def _start(self, entered: Candidate, run: ClaimedRun) -> None:
         if self._tasks is None:
             raise RuntimeError("the dispatcher is not running")
-        self._attempts.start(self._tasks, entered, run, self._flows.get(run.flow))
+        self._attempts.start(self._tasks, entered, run, self._flows.by_name.get(run.flow))
 
     def leave_early(self, entered: Candidate) -> bool:
         """Let a run leave the gates while its outcome is being written; False if it stays inside.

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from turnout.service.journal.contract import Work
 
+from .filling import Filling
 from .scheduling import Scheduler
 
 BATCH = 500
@@ -25,9 +26,12 @@ KNOWN_PAUSE_SECONDS = 1.0
 class DueRuns:
     """Puts due runs into the queues of their flows; `orphans` are due runs of unserved flows."""
 
-    def __init__(self, journal: Work, scheduler: Scheduler, *, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, journal: Work, scheduler: Scheduler, filling: Filling, *, now: Callable[[], datetime]
+    ) -> None:
         self._journal = journal
         self._scheduler = scheduler
+        self._filling = filling
         self._now = now
         self._recheck = asyncio.Event()
         self.orphans: set[int] = set()
@@ -56,7 +60,7 @@ class DueRuns:
                 if queue is None:
                     self.orphans.add(row.seq)
                 else:
-                    for complete in await self._scheduler.complete(queue, [row]):
+                    for complete in await self._filling.complete(queue, [row]):
                         self._scheduler.add_due(complete, queue)
             if fresh:
                 continue

@@ -20,6 +20,7 @@ from turnout.service.journal.records import NewRun, Queued
 from .blocked import ORDER, Blocked, Key, blocked_at, order_key
 from .head import Head
 from .memory import Memory
+from .pause_times import PauseTimes
 
 _HAS_RUNS, _IS_BUSY = attrgetter("has_runs"), attrgetter("is_busy")
 
@@ -37,6 +38,7 @@ class Queue:
         self.flow = flow
         self.gates = gates
         self.paused = False
+        self._pauses = PauseTimes()
         self.starting = 0
         self.refused_by: Cause | None = None
         self.held_until: datetime | None = None
@@ -78,13 +80,19 @@ class Queue:
 
     # ------------------------------------------------------------ may anything start
 
-    def pause(self) -> None:
+    def pause(self, since: datetime) -> None:
         """Hand out no runs until `resume`."""
         self.paused = True
+        self._pauses.begin(since)
 
-    def resume(self) -> None:
+    def resume(self, now: datetime) -> None:
         """Hand out runs again."""
         self.paused = False
+        self._pauses.end(now)
+
+    def was_paused_at(self, at: datetime) -> bool:
+        """Whether the flow was paused at an instant."""
+        return self._pauses.include(at)
 
     def begin_change(self) -> None:
         """Hand out no runs while they are changed in the journal; changes may overlap."""

@@ -13,6 +13,7 @@ from turnout.service.journal.contract import Work
 from turnout.service.project import AnyFlow
 
 from .attempts import until_writable
+from .filling import Filling
 from .queue import Queue
 from .scheduling import Scheduler
 
@@ -24,9 +25,10 @@ class Restoring:
     afterwards, so no answer is stale.
     """
 
-    def __init__(self, journal: Work, scheduler: Scheduler) -> None:
+    def __init__(self, journal: Work, scheduler: Scheduler, filling: Filling) -> None:
         self._journal = journal
         self._scheduler = scheduler
+        self._filling = filling
         self._not_yet: list[Queue] = []
 
     def begin(self) -> None:
@@ -67,7 +69,7 @@ class Restoring:
         names = [queue.flow for queue in self._not_yet]
         for run in await self._journal.suspended(names) if names else ():
             queue = self._scheduler.queue(run.flow)
-            if queue.flow in flows and await self._scheduler.complete(queue, [run]):
+            if queue.flow in flows and await self._filling.complete(queue, [run]):
                 for gate in queue.gates.held:
                     gate.hold(run)
 

@@ -2,51 +2,45 @@
 
 Guarantees: runs of a flow start in arrival order, runs of an ordering key one after the other. A
 queue with nothing to start costs nothing until it is activated. Not here: how a queue keeps its
-rows (`queue`), what a gate answers (`flowcontrol`), and claiming the chosen runs (`dispatcher`).
+rows (`queue`), reading them (`filling`), what a gate answers (`flowcontrol`), and claiming the
+chosen runs (`claiming`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 
-from turnout.service.domain.run import Run, RunState, Start
-from turnout.service.domain.waiting import Cause, Waiting
+from turnout.service.domain.run import Run, Start
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 from turnout.service.flowcontrol.gate import Candidate, Gate, NamedGates, Refusal
 from turnout.service.flowcontrol.named_limit import NamedLimit
 from turnout.service.flowcontrol.priority import CLASSES, ClassTurns
-from turnout.service.flowcontrol.reasons import waiting_at
-from turnout.service.journal.contract import Work
 from turnout.service.journal.records import NewRun, Queued
 from turnout.service.project import AnyFlow
 
 from . import memory
 from .alarms import Alarms
 from .blocked import Key
+from .causes import asks_as
 from .late import Late, is_late
-from .missing_keys import add_missing_keys
 from .queue import Queue
 
 
 class Scheduler:
     """The queues of all flows; `work` is set whenever a run may be able to start.
 
-    `progressed` is set whenever a run has started on insert or left the gates, and `run_ended` is
-    called when one has ended without an attempt: others may wait for it. `known_due` is the
+    `progressed` is set whenever a run has started on insert or left the gates. `known_due` is the
     set of due runs in memory: the journal returns them as due until they are claimed. Only active
     queues are asked for runs. `late` are the runs that `choose` took and that must not start.
     """
 
-    def __init__(self, journal: Work, concurrency: int, now: Callable[[], datetime]) -> None:
+    def __init__(self, concurrency: int, now: Callable[[], datetime]) -> None:
         self.work = asyncio.Event()
         self.progressed = asyncio.Event()
-        self.run_ended: Callable[[], None] = self.progressed.set
         self._known_due: set[int] = set()
-        self._journal = journal
-        self._now = now
         self._admission = Admission(concurrency)
         self._slots = self._admission.slots
         self.breakers = self._admission.breakers
@@ -62,7 +56,9 @@ class Scheduler:
 
     # ------------------------------------------------------------ flows
 
-    def serve(self, flows: Iterable[AnyFlow], paused: Iterable[str], now: datetime) -> None:
+    def serve(
+        self, flows: Iterable[AnyFlow], paused: Mapping[str, datetime], now: datetime
+    ) -> None:
         """Serve the flows of a (re)loaded project; others keep their queue and start nothing.
 
         Queues are read again: runs may be blocked by a rule that has changed, and the arguments of
@@ -71,18 +67,17 @@ class Scheduler:
         flows = list(flows)
         self.breakers.serve(flows, now)
         self._has_classes = any(flow.priority is not None for flow in flows)
-        stopped = set(paused)
         names = set()
         for flow in flows:
             names.add(flow.name)
             queue = self.declare(flow, now)
-            if flow.name in stopped:
-                queue.pause()
+            if flow.name in paused:
+                queue.pause(paused[flow.name])
             else:
-                queue.resume()
+                queue.resume(now)
         for queue in self._queues.values():
             if queue.flow not in names:
-                queue.pause()
+                queue.pause(now)
         self._share()
 
     def _share(self) -> None:
@@ -180,7 +175,13 @@ class Scheduler:
         """
         return not (self._has_classes and any(self._active.values()))
 
-    # ------------------------------------------------------------ filling queues
+    # ------------------------------------------------------------ what may start
+
+    def active(self) -> Iterator[tuple[Queue, int]]:
+        """Yield the queues that are asked for runs, with the class; others may come meanwhile."""
+        for level, active in self._active.items():
+            for queue in list(active.values()):
+                yield queue, level
 
     def activate(self, queue: Queue) -> None:
         """Ask a queue for runs again, now."""
@@ -217,50 +218,6 @@ class Scheduler:
         self._known_due.add(run.seq)
         queue.add_due(run)
         self.activate(queue)
-
-    async def refill(self) -> None:
-        """Read from the journal what active queues lack in memory."""
-        for level, active in self._active.items():
-            for queue in list(active.values()):
-                while queue.blocked.wakeups:
-                    await self._fetch(queue)
-                if queue.lacks(level):
-                    await self._read(queue, level)
-
-    async def _read(self, queue: Queue, level: int) -> None:
-        """Read the next queued runs of a class from the journal."""
-        after, epoch = queue.start_reading(level)
-        only = level if queue.classed else None
-        rows = await self._journal.queued(queue.flow, after, memory.WINDOW, only)
-        last, more = rows[-1].seq if rows else 0, len(rows) == memory.WINDOW
-        complete = await self.complete(queue, rows)
-        queue.finish_reading(level, complete, up_to=last, more=more, epoch=epoch)
-
-    async def complete(self, queue: Queue, rows: Sequence[Queued]) -> Sequence[Queued]:
-        """Give runs the keys of rules that are newer than they are; return those that have them."""
-        lacking = [row for row in rows if queue.gates.lacks_keys(row)]
-        if not lacking or queue.gates.keyed is None:
-            return rows
-        have = await add_missing_keys(self._journal, queue.gates.keyed, lacking, self._now)
-        failed = {row.seq for row in lacking} - {row.seq for row in have}
-        if failed:
-            self.run_ended()
-        return [row for row in rows if row.seq not in failed]
-
-    async def _fetch(self, queue: Queue) -> None:
-        """Read runs blocked by an evicted key from the journal, enough to wake as many as may."""
-        key, wakeups, epoch = queue.start_fetching()
-        place, text, level = key
-        only = level if queue.classed and level else None
-        count, after, more = memory.WINDOW // 4, 0, True
-        found: list[Queued] = []
-        while more and sum(queue.would_wait(row, key) for row in found) < wakeups:
-            rows = await self._journal.queued_for_key(queue.flow, place, text, count, after, only)
-            held = {run.seq for run in queue.rows()}
-            found += [row for row in rows if row.seq not in held]
-            after = rows[-1].seq if rows else after
-            more = len(rows) == count and after < queue.ends_before(key)
-        queue.finish_fetching(key, found, more=more, wakeups=wakeups, epoch=epoch)
 
     # ------------------------------------------------------------ choosing runs
 
@@ -374,21 +331,6 @@ class Scheduler:
 
     # ------------------------------------------------------------ what runs wait for
 
-    def waits_for(self, run: Run, now: datetime) -> Waiting | None:
-        """Return what keeps a run from starting; None if it is not due yet."""
-        if run.state is not RunState.QUEUED and run.seq not in self._known_due:
-            return None
-        queue = self._queues.get(run.flow)
-        if queue is None:
-            return None
-        if queue.paused:
-            return Waiting(Cause.PAUSE, f"for flow {queue.flow!r} to be resumed")
-        asking = _asking(run)  # not the row in memory: there may be thousands to look through
-        refusal = queue.gates.refusal(asking, now)
-        if refusal is None:
-            return Waiting(Cause.TURN, "for its turn")
-        return waiting_at(refusal, asking)
-
     @property
     def at_rest(self) -> bool:
         """Whether no queue has a run to start that was not refused when it asked last."""
@@ -467,7 +409,7 @@ class Scheduler:
         """Release the places at limits that a run holds without running."""
         queue = self._queues.get(run.flow)
         if queue is not None and queue.gates.held:
-            queue.give_up_places(_asking(run))
+            queue.give_up_places(asks_as(run))
             self.activate(queue)
 
     def let_go(self, flow: str, key: str, run_id: str) -> None:
@@ -476,19 +418,3 @@ class Scheduler:
         if queue is not None:
             queue.let_go(key, run_id)
             self.activate(queue)
-
-
-def _asking(run: Run) -> Queued:
-    """Return a run as it asks, as far as the journal tells."""
-    return Queued(
-        seq=run.seq,
-        id=run.id,
-        flow=run.flow,
-        order_key=run.order_key,
-        keys=run.keys,
-        due_at=run.due_at,
-        isolated=run.crashes > 1,  # in a row, if it is isolated: that is not read of a run
-        queued_at=run.queued_at,
-        is_due=run.state is not RunState.QUEUED,
-        resumes=run.state is RunState.WAITING,
-    )

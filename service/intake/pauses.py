@@ -65,9 +65,14 @@ class Pauses:
         """Return the pause for which a trigger accepts nothing."""
         return self._pauses.get(f"trigger:{trigger}")
 
-    def stopped(self, flows: Collection[str]) -> list[str]:
-        """Return those flows that may start no run now."""
-        return [flow for flow in flows if flow in self._held or self.of_flow(flow)]
+    def stopped(self, flows: Collection[str]) -> dict[str, datetime]:
+        """Return those flows that may start no run now, and since when."""
+        pauses = {flow: self.of_flow(flow) for flow in flows}
+        return {
+            flow: self._now() if pause is None else pause.since
+            for flow, pause in pauses.items()
+            if pause is not None or flow in self._held
+        }
 
     # ---------------------------------------------------------------- changes
 
@@ -102,9 +107,12 @@ class Pauses:
     def apply(self) -> None:
         """Pause and resume the queues and triggers of the project that is served."""
         flows = self._served.project.flows
-        stopped = set(self.stopped(flows))
+        stopped = self.stopped(flows)
         for flow in flows:
-            (self._dispatcher.pause if flow in stopped else self._dispatcher.resume)(flow)
+            if flow in stopped:
+                self._dispatcher.pause(flow, stopped[flow])
+            else:
+                self._dispatcher.resume(flow)
         self.apply_to_triggers()
 
     def apply_to_triggers(self) -> None:

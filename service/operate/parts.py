@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from turnout.service.domain.conditions import Mode
+from turnout.service.domain.decisions import Reason
 from turnout.service.domain.run import Run
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Intake, Operations, Work
@@ -41,8 +42,8 @@ class Owner(Protocol):
     def release_key(self, run: Run) -> None:
         """Release the ordering key of a run that is not running."""
 
-    def discarded(self, runs: Sequence[Run]) -> None:
-        """Let go of runs that an operator has discarded, and count the decisions about them."""
+    def skipped(self, runs: Sequence[Run], reason: Reason) -> None:
+        """Let go of runs that were ended before they began, and count the decisions about them."""
 
     def ended_for(self, ended: Appended | Retried) -> None:
         """Stop the older runs that new ones have ended on disk."""
@@ -63,7 +64,7 @@ class NoOwner:
     def release_key(self, run: Run) -> None:
         """Release nothing."""
 
-    def discarded(self, runs: Sequence[Run]) -> None:
+    def skipped(self, runs: Sequence[Run], reason: Reason) -> None:
         """Forget nothing."""
 
     def ended_for(self, ended: Appended | Retried) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import InvalidData, NotFound, Refused
 from turnout.service.domain.guess import did_you_mean
 from turnout.service.intake.pauses import log_fields
@@ -112,7 +113,7 @@ async def _discard(parts: Parts, flow: str, verb: Resume, now: datetime) -> int:
             ended = await parts.journal.discard(
                 flow, now=now, detail=detail, by=verb.by, after=after, up_to=up_to
             )
-            parts.owner.discarded(ended.runs)
+            parts.owner.skipped(ended.runs, Reason.DROPPED)
             count += len(ended.runs)
             after, up_to, more = ended.last, ended.up_to, ended.more
     if count and parts.in_service:

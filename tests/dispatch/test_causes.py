@@ -73,3 +73,47 @@ async def test_the_wait_of_a_paused_flow_is_for_its_resume(tmp_path: Path) -> No
             return counted(service) - before == {"pause": 2}
 
         await eventually(are_counted)
+
+
+async def test_what_waited_before_a_pause_has_its_own_cause(tmp_path: Path) -> None:
+    """Neither a later pause of its flow nor the resume of another one changes it."""
+    may_end = asyncio.Event()
+    may_end.set()
+
+    async def waiting(event: Event) -> None:
+        await may_end.wait()
+
+    flows = [flow(name="work", concurrency=1)(waiting), flow(name="other")(work)]
+    async with running(tmp_path, flows) as service:
+        await started_by_cause(service, 1)  # from now on the queue is read
+        before = counted(service)
+        may_end.clear()
+        for number in range(2):
+            await service.emitter([make_event(number)])
+        await service.process.operator.do(Pause("work"))
+        await service.emitter([make_event(2)])
+        await service.process.operator.do(Resume("work"))
+        await service.process.operator.do(Pause("other"))
+        await service.process.operator.do(Resume("other"))
+        may_end.set()
+        await service.all_finished()
+
+        async def are_counted() -> bool:
+            return counted(service) - before == {"none": 1, "limit": 1, "pause": 1}
+
+        await eventually(are_counted)
+
+
+async def test_a_pause_that_a_start_finds_began_when_it_was_made(tmp_path: Path) -> None:
+    async with running(tmp_path, [flow(name="work")(work)]) as service:
+        await service.process.operator.do(Pause("work"))
+        await service.emitter([make_event(0)])
+    async with running(tmp_path, [flow(name="work")(work)]) as service:
+        before = counted(service)
+        await service.process.operator.do(Resume("work"))
+        await service.all_finished()
+
+        async def is_counted() -> bool:
+            return counted(service) - before == {"pause": 1}
+
+        await eventually(is_counted)

@@ -1,0 +1,70 @@
+"""Filling queues: what they lack in memory is read from the journal.
+
+Not here: what a queue keeps of it (`queue`, `head`, `blocked`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from turnout.service.journal.contract import Work
+from turnout.service.journal.records import Queued
+
+from . import memory
+from .missing_keys import add_missing_keys
+from .queue import Queue
+from .scheduling import Scheduler
+
+
+class Filling:
+    """Reads queued runs; `failed` is called when one has failed that a newer rule was asked for."""
+
+    def __init__(self, journal: Work, scheduler: Scheduler, now: Callable[[], datetime]) -> None:
+        self._journal = journal
+        self._scheduler = scheduler
+        self._now = now
+        self.failed: Callable[[], None] = scheduler.progressed.set
+
+    async def refill(self) -> None:
+        """Read from the journal what active queues lack in memory."""
+        for queue, level in self._scheduler.active():
+            while queue.blocked.wakeups:
+                await self._fetch(queue)
+            if queue.lacks(level):
+                await self._read(queue, level)
+
+    async def _read(self, queue: Queue, level: int) -> None:
+        """Read the next queued runs of a class from the journal."""
+        after, epoch = queue.start_reading(level)
+        only = level if queue.classed else None
+        rows = await self._journal.queued(queue.flow, after, memory.WINDOW, only)
+        last, more = rows[-1].seq if rows else 0, len(rows) == memory.WINDOW
+        complete = await self.complete(queue, rows)
+        queue.finish_reading(level, complete, up_to=last, more=more, epoch=epoch)
+
+    async def complete(self, queue: Queue, rows: Sequence[Queued]) -> Sequence[Queued]:
+        """Give runs the keys of rules that are newer than they are; return those that have them."""
+        lacking = [row for row in rows if queue.gates.lacks_keys(row)]
+        if not lacking or queue.gates.keyed is None:
+            return rows
+        have = await add_missing_keys(self._journal, queue.gates.keyed, lacking, self._now)
+        failed = {row.seq for row in lacking} - {row.seq for row in have}
+        if failed:
+            self.failed()
+        return [row for row in rows if row.seq not in failed]
+
+    async def _fetch(self, queue: Queue) -> None:
+        """Read runs blocked by an evicted key from the journal, enough to wake as many as may."""
+        key, wakeups, epoch = queue.start_fetching()
+        place, text, level = key
+        only = level if queue.classed and level else None
+        count, after, more = memory.WINDOW // 4, 0, True
+        found: list[Queued] = []
+        while more and sum(queue.would_wait(row, key) for row in found) < wakeups:
+            rows = await self._journal.queued_for_key(queue.flow, place, text, count, after, only)
+            held = {run.seq for run in queue.rows()}
+            found += [row for row in rows if row.seq not in held]
+            after = rows[-1].seq if rows else after
+            more = len(rows) == count and after < queue.ends_before(key)
+        queue.finish_fetching(key, found, more=more, wakeups=wakeups, epoch=epoch)
