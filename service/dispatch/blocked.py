@@ -6,7 +6,7 @@ are due. Queued runs beyond a bound are evicted from memory and read again when 
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -138,6 +138,17 @@ class Blocked:
             self.count -= 1
         self._drop_empty(key, line)
         return found
+
+    def forget(self, key: Key, seq: int) -> None:
+        """Drop a queued run that has ended, if it is blocked by this key."""
+        line = self._lines.get(key)
+        if line is None:
+            return
+        at = bisect_left(line.queued, seq, key=by_seq)
+        if at < len(line.queued) and line.queued[at].seq == seq:
+            del line.queued[at]
+            self.count -= 1
+            self._drop_empty(key, line)
 
     def read_again(self, key: Key, rows: Sequence[Queued], *, more: bool) -> None:
         """Put back the first runs of an evicted key; until now the key counted as blocked."""

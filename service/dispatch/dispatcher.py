@@ -291,13 +291,14 @@ class Dispatcher(Standing):
     def skipped(self, runs: Sequence[Run], reason: Reason) -> None:
         """Let go of queued runs that were never claimed and have ended as skipped on disk.
 
-        What memory holds of them is left out when it is claimed. Each is counted as a decision.
+        Each is counted as a decision.
         """
         for run in runs:
             self._let_go(run)
             self._decisions.labels(run.flow, reason.value).inc()
 
     def _let_go(self, run: Run) -> None:
+        self._scheduler.forget(run)
         self.release_key(run)
         self._ended_early(run)
         self._due.recheck()  # a parent may wait for it

@@ -7,7 +7,7 @@ its place at a limit goes before all others, since nobody else can use that plac
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -171,6 +171,13 @@ class Head:
                 self.cursor = row.seq
         self.cursor = max(self.cursor, up_to)
         self.unread = self.unread or more
+
+    def forget(self, seq: int) -> None:
+        """Drop a queued run that has ended; a woken one stays, and passes its turn on."""
+        at = bisect_left(self.window, seq, key=by_seq)
+        if at < len(self.window) and self.window[at].seq == seq:
+            self._memory.give_back(self.window[at])
+            del self.window[at]
 
     def clear(self) -> None:
         """Drop all runs in memory; they are read again from the journal."""

@@ -383,6 +383,17 @@ class Queue:
             yield from head.runs()
         yield from self.blocked.runs()
 
+    def forget(self, run: Candidate, seq: int) -> None:
+        """Drop a queued run that has ended before it was claimed, where it waits in memory."""
+        if run.order_key is not None:
+            self.blocked.forget(order_key(run.order_key), seq)
+        for level, head in self._heads.items():
+            head.forget(seq)
+            for gate in self.gates.declared:
+                key = blocked_at(gate, run, level)
+                if key is not None:
+                    self.blocked.forget(key, seq)
+
     def clear(self, known_due: Container[int] = ()) -> None:
         """Drop all runs in memory; they are read again from the journal.
 

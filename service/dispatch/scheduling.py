@@ -213,6 +213,12 @@ class Scheduler:
         """Take a run from the journal again if it is due: it was claimed, or changed there."""
         self._known_due.discard(seq)
 
+    def forget(self, run: Run) -> None:
+        """Drop a queued run that was ended: its claim would be in vain, and cost a commit."""
+        queue = self._queues.get(run.flow)
+        if queue is not None:
+            queue.forget(asks_as(run), run.seq)
+
     def add_due(self, run: Queued, queue: Queue) -> None:
         """Add a run that is due."""
         self._known_due.add(run.seq)

@@ -13,6 +13,7 @@ from turnout.service.dispatch.memory import Memory
 from turnout.service.dispatch.queue import Queue
 from turnout.service.dispatch.scheduling import Scheduler
 from turnout.service.governance import secrets
+from turnout.service.journal.records import Queued
 from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.journal.sqlite.writer import CallJob, Job
 
@@ -74,3 +75,16 @@ def write_at_once(journal: SqliteJournal) -> None:
         return job.future
 
     writer.submit = submit  # type: ignore[method-assign]
+
+
+def count_claims(process: Process) -> list[int]:
+    """Return a list that gets the number of runs of each claim from now on."""
+    claiming, counts = process.dispatcher._claiming, list[int]()
+    claim = claiming._claim
+
+    async def counted(chosen: list[Queued]) -> None:
+        counts.append(len(chosen))
+        await claim(chosen)
+
+    claiming._claim = counted  # type: ignore[method-assign]
+    return counts
