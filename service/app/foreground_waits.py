@@ -125,7 +125,11 @@ class Waits:
         while True:
             if self.skips and question.fields is None:
                 answer = Answer(
-                    question.run_id, approved=True, by="--skip-waits", step=question.step
+                    question.run_id,
+                    approved=True,
+                    by="--skip-waits",
+                    via="terminal",
+                    step=question.step,
                 )
             elif self.person.answers:
                 answer = await self.person.ask(question, problem)

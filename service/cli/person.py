@@ -48,7 +48,9 @@ class Terminal:
 def _answer(question: Question) -> Answer:
     from turnout.service.operate.verbs import Answer
 
-    said = functools.partial(Answer, question.run_id, by=getuser(), step=question.step)
+    said = functools.partial(
+        Answer, question.run_id, by=getuser(), step=question.step, via="terminal"
+    )
     if not click.confirm(f"approve {question.approval}?", err=True):
         reason = click.prompt("reason", default="", show_default=False, err=True)
         return said(approved=False, reason=reason)

@@ -32,6 +32,7 @@ def print_run(run: dict[str, Any]) -> None:
     _print_event(run["event"])
     _print_attempts(run["history"])
     _print_steps(run)
+    _print_answers(run["answers"])
     if run["error"] is not None and run["error"]["traceback"]:
         heading("traceback")
         say(run["error"]["traceback"].rstrip())
@@ -145,6 +146,26 @@ def _print_steps(run: dict[str, Any]) -> None:
             Column("result or error", 12),
         ),
         (_step_row(step, run) for step in run["steps"]),
+        empty="",
+    )  # fmt: skip
+
+
+def _print_answers(answers: list[dict[str, Any]]) -> None:
+    if not answers:
+        return
+    heading("approvals")
+    table(
+        (
+            Column("step", 10), Column("answer"), Column("at", time=True), Column("through"),
+            Column("name, as typed", 8),
+        ),
+        (
+            (
+                each["step"], "yes" if each["approved"] else "no", each["at"], each["via"],
+                each["by"],
+            )
+            for each in answers
+        ),
         empty="",
     )  # fmt: skip
 

@@ -3,32 +3,35 @@
 GET shows the page and answers nothing, because mail programs open links by themselves. POST
 answers: the page's form, or JSON `{"approve": true, "fields": {…}, "reason": "…"}`. The link is
 the permission, so no token is needed, unlike for `POST /api/runs/RUN/approve`, a verb of the API.
-Not here: making links (`governance.links`).
+Not here: the page (`approval_page`), making links (`governance.links`).
 """
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from turnout.service.domain.errors import Expired, NotFound, Refused
+from turnout.service.domain.errors import Expired, InvalidData, NotFound, Refused
 from turnout.service.domain.payload import decode, decode_json
 from turnout.service.domain.run import Run
 from turnout.service.governance.links import Question
 from turnout.service.journal.records import StepRecord, UsedLink
 from turnout.service.operate import documents
 from turnout.service.operate.verbs import Answer
+from turnout.service.steps.approval import find_fields
 
+from . import approval_page
+from .approval_form import answered_fields, form_fields
 from .rest.authorization import Served, ServiceOf
 from .rest.bodies import read_answer
 from .rest.request_body import read_request
 
 router = APIRouter(prefix="/approvals", include_in_schema=False)
 
+FORM = b"application/x-www-form-urlencoded"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
     "frame-ancestors 'none'",
@@ -42,45 +45,54 @@ _HEADERS = {
 async def ask(service: ServiceOf, token: str) -> Response:
     """Show the question and a form to answer it."""
     question, run, step = await _open(service, token)
-    asked = orjson.loads(step.result or b"{}")
-    return _page(
-        f"<h1>{html.escape(str(asked.get('approval')))}: approve?</h1>"
-        f"<p>Flow <b>{html.escape(run.flow)}</b>, run {html.escape(run.id)}.</p>"
-        '<form method="post">'
-        + (
-            '<p><label>Fields, as JSON<br><textarea name="fields" rows="6" cols="60">{}</textarea>'
-            "</label></p>"
-            if asked.get("fields")
-            else ""
-        )
-        + '<p><label>Your name<br><input name="by" maxlength="200"></label></p>'
-        '<p><label>Reason<br><input name="reason" maxlength="2000" size="60"></label></p>'
-        '<p><button name="approve" value="true">Approve</button> '
-        '<button name="approve" value="false">Reject</button></p></form>'
-        f"<p>This link works once and until {html.escape(str(documents.instant(question.until)))}."
-        "</p>"
-    )
+    return _page(approval_page.question(question, run, step))
 
 
 @router.post("/{token}")
 async def answer(service: ServiceOf, request: Request, token: str) -> Response:
-    """Take the answer: 200, 404 for an invalid link, 410 for a used or expired one."""
-    question, run, _step = await _open(service, token)
+    """Take the answer: 200, 404 for an invalid link, 410 for a used or expired one, 422.
+
+    A form that cannot be taken is shown again, with what is wrong with it.
+    """
+    question, run, step = await _open(service, token)
     headers, body = await read_request(request, service)
-    form = headers.get("content-type", [b""])[0].startswith(b"application/x-www-form-urlencoded")
-    answered = _form(body) if form else decode_json(body)
+    is_form = headers.get("content-type", [b""])[0].startswith(FORM)
+    if not is_form:
+        said = decode_json(body)
+        await _store(service, question, run, said)
+        document = {"run": run.id, "answer": _word(said)}
+        return Response(documents.encode(document), media_type="application/json")
+    form: dict[str, Any] = decode(body, "form")
+    try:
+        said = _said(form, step)
+        await _store(service, question, run, said)
+    except InvalidData as error:
+        return _page(approval_page.question(question, run, step, form, error), status=422)
+    return _page(approval_page.thanks(_word(said), said.get("by")))
+
+
+async def _store(service: Served, question: Question, run: Run, said: Any) -> None:
     used = UsedLink(question.digest, question.until)
-    fields = read_answer(answered, by="link", step=question.key)
+    fields = read_answer(said, by="", step=question.key)
     try:
         await service.operator.do(Answer(run_id=run.id, link=used, **fields))
     except Refused as error:  # someone else answered first
         raise Expired(str(error)) from None
-    word = "approved" if answered["approve"] else "rejected"
-    if form:
-        return _page(f"<h1>{word.capitalize()}</h1><p>Thank you; the run resumes.</p>")
-    return Response(
-        documents.encode({"run": run.id, "answer": word}), media_type="application/json"
-    )
+
+
+def _word(said: Any) -> str:
+    return "approved" if said["approve"] else "rejected"
+
+
+def _said(form: dict[str, Any], step: StepRecord) -> dict[str, Any]:
+    """Return the answer of a form as a body has it."""
+    approve = {"true": True, "false": False}.get(str(form.get("approve")))
+    said = {"approve": approve, "by": form.get("by"), "reason": form.get("reason")}
+    declared = find_fields(orjson.loads(step.result or b"{}").get("fields"))
+    if approve:
+        fields = None if declared is None else form_fields(declared)
+        said["fields"] = answered_fields(fields, form)
+    return said
 
 
 async def _open(service: Served, token: str) -> tuple[Question, Run, StepRecord]:
@@ -100,19 +112,5 @@ async def _open(service: Served, token: str) -> tuple[Question, Run, StepRecord]
     raise Expired("this approval was answered already, or is no longer open")
 
 
-def _form(body: bytes) -> dict[str, Any]:
-    answered: dict[str, Any] = decode(body, "form")
-    answered["approve"] = {"true": True, "false": False}.get(str(answered.get("approve")))
-    if answered.get("fields"):
-        answered["fields"] = decode_json(str(answered["fields"]).encode())
-    return answered
-
-
-def _page(content: str) -> Response:
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Approval</title>'
-        '<meta name="viewport" content="width=device-width">'
-        "<style>body{font:1rem/1.5 system-ui;max-width:40rem;margin:3rem auto;padding:0 1rem}"
-        f"</style><body>{content}</body></html>"
-    )
-    return HTMLResponse(page, headers=_HEADERS)
+def _page(text: str, *, status: int = 200) -> Response:
+    return HTMLResponse(text, status, headers=_HEADERS)

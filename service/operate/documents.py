@@ -29,6 +29,7 @@ from turnout.service.journal.records import (
     EVERYTHING,
     NOTHING,
     SKIPPED,
+    ApprovalAnswer,
     AttemptRecord,
     StepRecord,
     StoredEvent,
@@ -125,6 +126,7 @@ async def post_mortem(
         "steps": [
             _step(step) for step in await reader.steps(run.seq, at_most_bytes=SHOWN_STEPS_BYTES)
         ],
+        "answers": [_answer(answer) for answer in await reader.answers(run.seq)],
         "history": [_attempt(attempt) for attempt in await reader.attempts(run.seq)],
     }
 
@@ -173,6 +175,17 @@ def _state(step: StepRecord) -> str:
 
 
 _LEFT_OUT = frozenset({SKIPPED, CUT_OFF})
+
+
+def _answer(answer: ApprovalAnswer) -> dict[str, Any]:
+    """Return who answered an approval: as what was typed, and through which link or token."""
+    return {
+        "step": answer.key,
+        "at": instant(answer.at),
+        "approved": answer.approved,
+        "by": answer.by,
+        "via": answer.via,
+    }
 
 
 def _attempt(attempt: AttemptRecord) -> dict[str, Any]:

@@ -89,8 +89,10 @@ async def answer(parts: Parts, verb: Answer) -> Run:
         raise no_run(verb.run_id)
     if verb.approved:
         await _check_fields(parts, run, verb.step, verb.fields)
+    via = verb.via if verb.link is None else f"link {verb.link.digest.hex()[:8]}"
     given = {
-        "approved": verb.approved, "fields": verb.fields, "reason": verb.reason, "by": verb.by
+        "approved": verb.approved, "fields": verb.fields, "reason": verb.reason, "by": verb.by,
+        "via": via,
     }  # fmt: skip
     # Not orjson: it refuses integers past 64 bits.
     text = json.dumps(given).encode()

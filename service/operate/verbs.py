@@ -90,7 +90,8 @@ class RetryAll(Verb[list[Run]]):
 class Answer(Verb[Run]):
     """Answer the approval a run waits for; `step` is its key if there are several.
 
-    `link` is the link that was used, if it was answered through one. Raises `NotFound`, `Refused`
+    `by` is the name that was typed; `via` is what permits the answer, or `link`, if it was answered
+    through one. Raises `NotFound`, `Refused`
     (none is open, or it was answered), `Expired` for a used link, `InvalidData` for fields other
     than those the flow asks for.
     """
@@ -105,6 +106,7 @@ class Answer(Verb[Run]):
     by: str = ""
     step: str | None = None
     link: UsedLink | None = None
+    via: str = "API token"
 
 
 # ---------------------------------------------------------------- dead letters and events

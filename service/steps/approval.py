@@ -7,12 +7,14 @@ The answer is given once, by an operator or the holder of the signed link, and i
 from __future__ import annotations
 
 import sys
-from collections.abc import Coroutine, Generator, Hashable
+from collections.abc import Coroutine, Generator, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from types import GenericAlias
 from typing import Any, Generic, TypeVar, overload
+
+import orjson
 
 from turnout.service.domain.errors import FOREIGN, InvalidData, SetupError
 from turnout.service.domain.payload import read_json
@@ -30,6 +32,7 @@ from .unawaited import to_await
 
 F = TypeVar("F")
 
+MOST_DATA_BYTES = 16 * 1024
 LINK_LIFE = timedelta(days=7)
 """How long the link of an approval without `timeout=` is valid."""
 
@@ -47,9 +50,15 @@ class Asked(Wait[Approval[F]], Generic[F]):
     """A requested approval: await it, and send `link` to whoever decides."""
 
     def __init__(
-        self, call: StepCall, name: str, fields: type[F] | None, timeout: timedelta | None
+        self,
+        call: StepCall,
+        name: str,
+        fields: type[F] | None,
+        timeout: timedelta | None,
+        shown: Mapping[str, Any],
     ):
         super().__init__(call)
+        self._shown = shown
         self._name = secrets.mask(name)  # it is stored, and shown to people
         self._fields = fields
         self._timeout = timeout
@@ -90,7 +99,7 @@ class Asked(Wait[Approval[F]], Generic[F]):
 
     def begun(self) -> StepRecord:
         """Return the record of the question."""
-        what = {"approval": self._name, "fields": _reference(self._fields)}
+        what = {"approval": self._name, "fields": _reference(self._fields), **self._shown}
         return begun(self.call, what, self._timeout)
 
     def opening(self) -> Opening:
@@ -115,11 +124,29 @@ class Asked(Wait[Approval[F]], Generic[F]):
 
 
 @overload
-def approval(name: str, *, timeout: str | timedelta | None = ...) -> Asked[Any]: ...
-@overload
-def approval(name: str, *, fields: type[F], timeout: str | timedelta | None = ...) -> Asked[F]: ...
 def approval(
-    name: str, *, fields: type[F] | None = None, timeout: str | timedelta | None = None
+    name: str,
+    *,
+    text: str = ...,
+    data: Mapping[str, object] | None = ...,
+    timeout: str | timedelta | None = ...,
+) -> Asked[Any]: ...
+@overload
+def approval(
+    name: str,
+    *,
+    fields: type[F],
+    text: str = ...,
+    data: Mapping[str, object] | None = ...,
+    timeout: str | timedelta | None = ...,
+) -> Asked[F]: ...
+def approval(
+    name: str,
+    *,
+    fields: type[F] | None = None,
+    text: str = "",
+    data: Mapping[str, object] | None = None,
+    timeout: str | timedelta | None = None,
 ) -> Asked[F]:
     """Ask a person, and wait for the yes.
 
@@ -130,11 +157,14 @@ def approval(
     * `name`: who is asked, or what for; people see it
     * `fields`: the class of what the person fills in, at the top of a file: a model, a dataclass or
       a `TypedDict`
+    * `text`: the question, as the page asks it
+    * `data`: what the answer depends on, by name; the page shows it, so leave out what is nobody's
+      business. At most 16 KiB
     * `timeout`: how long to wait, such as `"2d"`; for ever by default. The link is valid as long,
       and seven days where there is none
 
     Raises `Rejected` with the reason for a no, `TimeoutError` after `timeout`, and `SetupError` for
-    a class that a restart could not find again.
+    a class that a restart could not find again and for too much `data`.
 
     ```python
     from pydantic import BaseModel
@@ -152,7 +182,9 @@ def approval(
 
     @flow(on=event("budget.wanted"))
     async def budget(wanted: dict[str, int]) -> str:
-        asked = approval("the boss", fields=Budget, timeout="2d")
+        asked = approval(
+            "the boss", fields=Budget, text="How much may it cost?", data=wanted, timeout="2d"
+        )
         await send(f"{wanted['euros']} euros? Answer at {asked.link}")
         said = await asked
         return f"{said.fields.euros} euros, says {said.by or 'somebody'}"
@@ -164,7 +196,21 @@ def approval(
         _reference(fields)
     task = _task(fields)  # type: ignore[arg-type]  # mypy doubts that a class is hashable
     call = StepCall(task, scope, scope.next_key("approval"), (name,), {})
-    return Asked(call, name, fields, length)
+    return Asked(call, name, fields, length, _shown(text, data))
+
+
+def _shown(text: str, data: Mapping[str, object] | None) -> dict[str, Any]:
+    """Return what the page shows beside the name, without secrets; raises `SetupError`."""
+    shown: dict[str, Any] = {"text": secrets.mask(text)} if text else {}
+    if data:
+        encoded = orjson.dumps(dict(data), default=str, option=orjson.OPT_NON_STR_KEYS)
+        if len(encoded) > MOST_DATA_BYTES:
+            raise SetupError(
+                f"approval(data=…) comes to {len(encoded)} bytes; at most {MOST_DATA_BYTES} are "
+                "shown: leave out what the answer does not depend on"
+            )
+        shown["data"] = read_json(secrets.mask(encoded.decode()).encode())
+    return shown
 
 
 def _reference(fields: Any) -> str | None:

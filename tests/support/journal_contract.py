@@ -1527,6 +1527,20 @@ class JournalContract:
             await journal.cancel(third, now=NOW)
             assert [each.run_id for each in await journal.open_approvals(10)] == [second]
 
+    async def test_who_answers_an_approval_is_kept_as_long_as_the_run(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claimed = await start(journal)
+            run_id = claimed.claim.run_id
+            opening = Opening(topic=approval_topic(run_id, "approval#1"))
+            question = step("approval#1", "waiting", task="approval", result=b"{}")
+            await journal.record_with(claimed.claim, question, opening=opening, now=NOW)
+            await finish(journal, claimed, ended(S.WAITING, waits={"approval#1": 0}))
+            said = b'{"approved": false, "by": "ada", "via": "link 3f9a1c2b", "fields": null}'
+            await journal.answer(run_id, None, said, now=at(3))
+            [answer] = await journal.answers(claimed.claim.run_seq)
+            assert answer == ("approval#1", at(3), False, "ada", "link 3f9a1c2b")
+            assert await journal.answers(claimed.claim.run_seq + 1) == []
+
     async def test_due_runs_come_in_the_order_they_are_due(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             runs = [make_run(state=S.SCHEDULED, due_at=at(second)) for second in (3, 1, 2)]

@@ -14,6 +14,7 @@ from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run
 from turnout.service.journal.records import (
+    ApprovalAnswer,
     Arrival,
     AttemptRecord,
     Cached,
@@ -143,6 +144,9 @@ class Reads(RunReads, WindowReads, Protocol):
 
     async def open_approvals(self, limit: int) -> list[OpenApproval]:
         """Return the approvals that wait for an answer, those asked first before others."""
+
+    async def answers(self, run_seq: int) -> list[ApprovalAnswer]:
+        """Return who has answered the approvals of a run, those of earlier attempts too."""
 
     async def due_runs(self, limit: int) -> list[Run]:
         """Return the runs that wait for an instant, those that are due first before others."""

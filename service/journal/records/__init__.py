@@ -7,6 +7,7 @@ from .claims import ChildEnd, Claim, ClaimedRun, Queued, Rescued
 from .entries import NOTHING, ORDER_PLACE, Appended, Decision, Entry, Move, NewRun, Retried
 from .reads import (
     MOST_COUNTED,
+    ApprovalAnswer,
     Arrival,
     AttemptRecord,
     DueCount,
@@ -60,6 +61,7 @@ __all__ = [
     "SKIPPED",
     "STATE",
     "Appended",
+    "ApprovalAnswer",
     "Arrival",
     "AttemptRecord",
     "Cached",

@@ -89,6 +89,16 @@ class OpenApproval:
     note: Mapping[str, Any]
 
 
+class ApprovalAnswer(NamedTuple):
+    """Who has answered an approval: the name that was typed, and `via`, what permitted it."""
+
+    key: str
+    at: datetime
+    approved: bool
+    by: str
+    via: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEvent:
     """An event with its seq in the journal, its runs and its decisions.

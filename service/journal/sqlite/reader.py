@@ -25,6 +25,7 @@ from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import (
     PAUSED,
     REGISTERED,
+    ApprovalAnswer,
     Arrival,
     AttemptRecord,
     Cached,
@@ -82,6 +83,7 @@ _Value = TypeVar("_Value")
 
 _SQL = load("reads")
 _RATES = load("rates")
+_WAITS = load("waits")
 _STEP = selected(StepRow._fields, result="CASE WHEN ?3 IS NULL OR seq <= ?3 THEN result END")
 _STEPS = f"SELECT {_STEP} FROM steps WHERE run_seq = ?1 AND task <> ?2 AND task <> ?4 ORDER BY seq"
 _ATTEMPTS = f"SELECT {selected(AttemptRow._fields)} FROM attempts WHERE run_seq = ? ORDER BY seq"
@@ -243,6 +245,16 @@ class SqliteReader(WindowReading):
             )
             for run_id, flow, key, at, note in orjson.loads(found)
         ]  # fmt: skip
+
+    async def answers(self, run_seq: int) -> list[ApprovalAnswer]:
+        """Return who has answered the approvals of a run, those of earlier attempts too."""
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(_WAITS["answers"], (run_seq,)).fetchall()
+        )
+        return [
+            ApprovalAnswer(key, instant(at), bool(approved), by, via)
+            for key, at, approved, by, via in rows
+        ]
 
     async def due_runs(self, limit: int) -> list[Run]:
         """Return the runs that wait for an instant, those that are due first before others."""

@@ -130,7 +130,7 @@ def delete_runs(connection: apsw.Connection, seqs: Sequence[int]) -> int:
     """Delete runs with their steps and attempts; returns rows."""
     connection.execute(_CONDITIONS["release_unique"], (dump(seqs),))
     deleted = 0
-    for part in ("delete_steps", "delete_attempts", "delete_runs"):
+    for part in ("delete_steps", "delete_answers", "delete_attempts", "delete_runs"):
         connection.execute(_SQL[part], (dump(seqs),))
         deleted += connection.changes()
     return deleted

@@ -110,5 +110,6 @@ def answer(
     if len(free) > 1:
         raise Refused(f"run {run_id} waits for several approvals; name one: {', '.join(free)}")
     connection.execute(_SQL["answer"], (run_seq, free[0], said.decode()))
+    connection.execute(_SQL["note_answer"], (run_seq, free[0], said.decode(), at))
     _wake_ended(connection, approval_topic(run_id, free[0]), at)
     return str(free[0])

@@ -62,6 +62,9 @@ UPDATE events SET unmatched = 2 WHERE seq IN (SELECT value FROM json_each(?1));
 -- name: delete_steps
 DELETE FROM steps WHERE run_seq IN (SELECT value FROM json_each(?1));
 
+-- name: delete_answers
+DELETE FROM approval_answers WHERE run_seq IN (SELECT value FROM json_each(?1));
+
 -- name: delete_attempts
 DELETE FROM attempts WHERE run_seq IN (SELECT value FROM json_each(?1));
 

@@ -84,6 +84,16 @@ WHERE run_seq = ?1 AND topic LIKE ?2 AND (?3 IS NULL OR key = ?3) ORDER BY key;
 -- An approver's answer (?3) to the wait of a run (?1) at a step (?2).
 UPDATE waits SET answer = ?3 WHERE run_seq = ?1 AND key = ?2;
 
+-- name: note_answer
+-- Who has given the answer (?3) to the approval of a run (?1) at a step (?2), when (?4).
+INSERT OR REPLACE INTO approval_answers (run_seq, key, at, approved, by, via) VALUES (?1, ?2, ?4,
+    json_extract(?3, '$.approved'), coalesce(json_extract(?3, '$.by'), ''),
+    coalesce(json_extract(?3, '$.via'), ''));
+
+-- name: answers
+-- Who has answered the approvals of a run (?1).
+SELECT key, at, approved, by, via FROM approval_answers WHERE run_seq = ?1 ORDER BY at, key;
+
 -- name: keys
 -- The steps at which a run (?1) waits.
 SELECT key FROM waits WHERE run_seq = ?1;
