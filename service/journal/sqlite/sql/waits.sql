@@ -87,7 +87,7 @@ UPDATE waits SET answer = ?3 WHERE run_seq = ?1 AND key = ?2;
 -- name: note_answer
 -- Who has given the answer (?3) to the approval of a run (?1) at a step (?2), when (?4).
 INSERT OR REPLACE INTO approval_answers (run_seq, key, at, approved, by, via) VALUES (?1, ?2, ?4,
-    json_extract(?3, '$.approved'), coalesce(json_extract(?3, '$.by'), ''),
+    coalesce(json_extract(?3, '$.approved'), 0), coalesce(json_extract(?3, '$.by'), ''),
     coalesce(json_extract(?3, '$.via'), ''));
 
 -- name: answers
