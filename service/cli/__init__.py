@@ -35,6 +35,7 @@ from . import (
     dead_letters,
     doctor,
     events,
+    exit_codes,
     explain,
     flows,
     graph,
@@ -54,22 +55,13 @@ from . import (
 )
 from .output import complain, told
 
-EXIT_PROBLEM = 1
-EXIT_USAGE = 2
-EXIT_UNAVAILABLE = 69
-EXIT_UNEXPECTED = 70
-EXIT_IO = 74
-EXIT_CONFIG = 78
-EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141
-
 _EXIT_CODES: tuple[tuple[type[TurnoutError], int], ...] = (
-    (SetupError, EXIT_CONFIG),
-    (InvalidData, EXIT_USAGE),
-    (Overloaded, EXIT_UNAVAILABLE),
-    (JournalBroken, EXIT_IO),
-    (JournalFull, EXIT_IO),
-    (JournalError, EXIT_IO),
+    (SetupError, exit_codes.CONFIG),
+    (InvalidData, exit_codes.USAGE),
+    (Overloaded, exit_codes.UNAVAILABLE),
+    (JournalBroken, exit_codes.IO),
+    (JournalFull, exit_codes.IO),
+    (JournalError, exit_codes.IO),
 )
 
 
@@ -123,6 +115,7 @@ for _command in (
     explain.explain, backtest.backtest, new.new, state.state,
 ):  # fmt: skip
     cli.add_command(_command)
+exit_codes.add_to_help(cli)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -175,13 +168,13 @@ def _run(arguments: Sequence[str] | None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         complain("stopped")
-        return EXIT_INTERRUPTED
+        return exit_codes.INTERRUPTED
     except (BrokenPipeError, _OutputClosed):
-        return _discard_output(EXIT_PIPE)
+        return _discard_output(exit_codes.PIPE)
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # rich ends like this
-            return _discard_output(EXIT_PIPE)
-        return end.code if isinstance(end.code, int) else EXIT_PROBLEM
+            return _discard_output(exit_codes.PIPE)
+        return end.code if isinstance(end.code, int) else exit_codes.PROBLEM
     except Exception as error:  # noqa: BLE001  the outermost frame: it only chooses the exit code
         return _report_error(error, arguments or sys.argv)
     return 0
@@ -192,21 +185,21 @@ def _report_error(error: Exception, arguments: Sequence[str]) -> int:
     known = _single_cause(error)
     if isinstance(known.__cause__ or known, UnicodeEncodeError) and _is_undecodable(arguments):
         complain("error: an argument is not UTF-8")
-        return EXIT_USAGE
+        return exit_codes.USAGE
     if isinstance(known, TurnoutError):
         complain(f"error: {' '.join(told(known).split())}")
         return exit_code(known)
     if isinstance(known, PermissionError):
         complain(f"error: {known}; run this as the user the service runs as")
-        return EXIT_CONFIG
+        return exit_codes.CONFIG
     if isinstance(known, OSError) and known.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         complain(f"error: cannot write the output: {known.strerror}")
-        return _discard_output(EXIT_IO)
+        return _discard_output(exit_codes.IO)
     import traceback
 
     traceback.print_exception(error)
     complain("unexpected: this is a bug in turnout, please report the lines above")
-    return EXIT_UNEXPECTED
+    return exit_codes.UNEXPECTED
 
 
 def _is_undecodable(arguments: Sequence[str]) -> bool:
@@ -225,11 +218,11 @@ def exit_code(error: TurnoutError) -> int:
     from turnout.service.client import Unavailable  # not at the top: it imports much
 
     if isinstance(error, Unavailable):
-        return EXIT_UNAVAILABLE
+        return exit_codes.UNAVAILABLE
     for kind, code in _EXIT_CODES:
         if isinstance(error, kind):
             return code
-    return EXIT_PROBLEM
+    return exit_codes.PROBLEM
 
 
 def _single_cause(error: BaseException) -> BaseException:

@@ -17,6 +17,7 @@ from .options import (
     Command,
     ask,
     chosen,
+    dry_run_option,
     run_async,
     with_filters,
     with_json,
@@ -33,19 +34,23 @@ if TYPE_CHECKING:
 
 
 def with_selection(command: Command) -> Command:
-    """Give a command the runs to act on, as `selection`: ids or filters, `--yes` and `--json`."""
+    """Give a command the runs to act on, as `selection`: ids or filters.
+
+    Adds `--dry-run`, `--yes` and `--json`.
+    """
 
     @click.argument("run_ids", nargs=-1, metavar="[RUN]...")
     @with_filters
+    @dry_run_option
     @yes_option
     @with_json
     @with_settings
     @functools.wraps(command)
     def wrapped(
         *args: Any, settings: Settings, run_ids: tuple[str, ...], filters: dict[str, str],
-        yes: bool, as_json: bool, **kwargs: Any,
+        dry_run: bool, yes: bool, as_json: bool, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        selection = Selection(settings, run_ids, filters, yes=yes, as_json=as_json)
+        selection = Selection(settings, run_ids, filters, dry_run=dry_run, yes=yes, as_json=as_json)
         return command(*args, selection=selection, **kwargs)
 
     return wrapped
@@ -56,8 +61,9 @@ class Selection:
 
     def __init__(
         self, settings: Settings, run_ids: tuple[str, ...], filters: dict[str, str],
-        *, yes: bool, as_json: bool,
+        *, dry_run: bool, yes: bool, as_json: bool,
     ) -> None:  # fmt: skip
+        self._dry_run = dry_run
         self._settings = settings
         self._run_ids = run_ids
         self._filters = filters
@@ -68,22 +74,38 @@ class Selection:
         """Return the ids of the runs; asks first if filters select them.
 
         `word` is what will be done to them, `states` which of the matching ones are meant: None
-        means dead letters.
+        means dead letters. With `--dry-run` it lists them instead, and returns none.
         """
         if bool(self._run_ids) == bool(self._filters):
             raise click.UsageError(
                 f"name the runs to {word}, or select them with filters such as --flow"
             )
         if not self._filters:
-            return run_async(_full_ids(self._settings, self._run_ids))
+            ids = run_async(_full_ids(self._settings, self._run_ids))
+            return self._only_listed(word, ids)
         which = chosen(self._filters, dead=True if states is None else None)
         ids = run_async(_matching(self._settings, which, states))
         if not ids:
             say("no runs match" if states is not None else "no dead letters match")
             return []
+        if self._dry_run:
+            return self._only_listed(word, ids)
         noun = "run" if states is not None else "dead letter"
         ask(f"{word} {len(ids)} {noun}{'s' * (len(ids) != 1)}?", yes=self._yes)
         return ids
+
+    def _only_listed(self, word: str, ids: list[str]) -> list[str]:
+        """Return the ids, none with `--dry-run`, which lists them."""
+        if not self._dry_run:
+            return ids
+        for run_id in ids:
+            if self._as_json:
+                print_json({"run": run_id, "would": word})
+            else:
+                say(run_id)
+        if not self._as_json:
+            complain(f"would {word} {len(ids)} run{'s' * (len(ids) != 1)}; nothing was changed")
+        return []
 
     def accepts_not_undone(self, ids: Sequence[str]) -> bool:
         """Ask before runs are replayed that are not undone; returns whether there are any."""

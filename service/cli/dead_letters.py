@@ -32,10 +32,10 @@ def dead() -> None:
 
     \b
     turnout dead                             list them (same as: turnout dead list)
-    turnout dead show 0198c0de-…             why it failed
-    turnout dead replay 0198c0de-…           run its flow again, from its event
+    turnout dead show 3f9a1c2b               why it failed
+    turnout dead replay 3f9a1c2b             run its flow again, from its event
     turnout dead replay --flow bill --since 1d
-    turnout dead drop 0198c0de-…             remove it from the list
+    turnout dead drop 3f9a1c2b               remove it from the list
     """
 
 
@@ -61,7 +61,7 @@ def dead_replay(selection: Selection) -> None:
     """Run the flows of dead letters again, as new runs of the same events.
 
     \b
-    turnout dead replay 0198c0de-…
+    turnout dead replay 3f9a1c2b
     turnout dead replay --flow bill --since 2h --yes
     """
     from turnout.service.operate.verbs import ReplayDead
@@ -77,7 +77,7 @@ def dead_drop(selection: Selection) -> None:
     """Remove dead letters from the list; their runs stay in the journal as failed.
 
     \b
-    turnout dead drop 0198c0de-…
+    turnout dead drop 3f9a1c2b
     turnout dead drop --flow bill --until 30d
     """
     from turnout.service.operate.verbs import Drop

@@ -94,7 +94,7 @@ def replay(
     a new event, unless it is forced.
 
     \b
-    turnout replay 0198c0de-…
+    turnout replay 3f9a1c2b
     turnout replay order-7 --source /shop
     """
     from turnout.service.operate.verbs import Replay

@@ -23,6 +23,9 @@ Command = Callable[..., Any]
 force_option = click.option(
     "--force", is_flag=True, help="Start beside what is under way, whatever mode= says."
 )
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Show what would happen and change nothing."
+)
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 limit_option = click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most."

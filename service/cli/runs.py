@@ -120,8 +120,8 @@ def retry(selection: Selection, from_step: str | None, force: bool) -> None:
     The mode of the flow (mode="skip") counts as for a new run, unless it is forced.
 
     \b
-    turnout retry 0198c0de-…                 one run
-    turnout retry 0198c0de-… --from charge   again from a step (keys: turnout show)
+    turnout retry 3f9a1c2b                   one run
+    turnout retry 3f9a1c2b --from charge    again from a step (keys: turnout show)
     turnout retry --flow bill --state failed every failed run of a flow
     turnout retry --since 2h --yes           failed runs of the last two hours
     """
@@ -143,7 +143,7 @@ def cancel(selection: Selection, reason: str, by: str | None) -> None:
     is already being undone cannot be cancelled.
 
     \b
-    turnout cancel 0198c0de-… --reason "ordered twice"
+    turnout cancel 3f9a1c2b --reason "ordered twice"
     turnout cancel --flow bill               every unfinished run of a flow
     turnout cancel --flow bill --state queued
     """
@@ -172,9 +172,9 @@ def approve(
     """Answer the approval a run waits for.
 
     \b
-    turnout approve 0198c0de-…
-    turnout approve 0198c0de-… --fields '{"budget": 500}'
-    turnout approve 0198c0de-… --reject "too expensive"
+    turnout approve 3f9a1c2b
+    turnout approve 3f9a1c2b --fields '{"budget": 500}'
+    turnout approve 3f9a1c2b --reject "too expensive"
     """
     from getpass import getuser
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import tables
-from .options import ask, force_option, read_json, with_json, with_settings
+from .options import ask, dry_run_option, force_option, read_json, with_json, with_settings
 from .output import complain, print_json, say, show_receipt
 from .pauses import pause_words
 from .tables import Column, table
@@ -138,7 +138,7 @@ def trigger() -> None:
 )
 @click.option("--partition", metavar="PARTITION", help="One partition (3, orders/3).  [all]")
 @click.option("--rerun", is_flag=True, help="Allow moving back: accepted records run again.")
-@click.option("--dry-run", is_flag=True, help="Show what would happen and change nothing.")
+@dry_run_option
 @click.option(
     "--flows", multiple=True, type=click.Path(path_type=Path), metavar="PATH",
     help="The flow files, when the service is not running.",

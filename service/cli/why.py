@@ -32,8 +32,8 @@ def why(settings: Settings, name: str, paths: tuple[Path, ...], as_json: bool) -
     service runs. Asking again starts nothing.
 
     \b
-    turnout why 0198c0de-…
-    turnout why 0198c0de-… flows.py
+    turnout why 3f9a1c2b
+    turnout why 3f9a1c2b flows.py
     """
     for document in run_async(_explained(settings, name, paths)):
         if as_json:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.program import environment
 from tests.support.running import make_event
-from turnout.service.cli import main, tables
+from turnout.service.cli import cli, main, tables
 from turnout.service.domain.run import RunState
 from turnout.service.domain.short_ids import shorten
 from turnout.service.domain.units import utc_now
@@ -168,3 +168,26 @@ def test_no_terminal_is_too_narrow(width: int) -> None:
     columns = (tables.Column("flow", 8), tables.Column("state"), tables.Column("why", 8))
     fitted = tables._fitted(columns, [30, 9, 300], width)
     assert tables._total(fitted) <= max(width, 7)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("retry",), ("cancel",), ("dead", "replay"), ("dead", "drop")],
+)
+def test_a_dry_run_lists_what_would_change_and_changes_nothing(
+    data: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    before = typed(capsys, data, "runs", "--all", "--json")
+    listed = typed(capsys, data, *command, "--since", "9999d", "--dry-run").split()
+    assert listed and all(each in before for each in listed)
+    document = json.loads(typed(capsys, data, *command, listed[0][-8:], "--dry-run", "--json"))
+    assert document == {"run": listed[0], "would": command[-1]}
+    assert typed(capsys, data, "runs", "--all", "--json") == before
+
+
+def test_every_command_tells_its_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (*cli.commands, "dead replay", "limits set", "trigger seek"):
+        with pytest.raises(SystemExit):
+            main([*name.split(), "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert "Exit codes: 0 done; " in text and "78 wrong settings or flow files." in text, name

@@ -191,7 +191,7 @@ async def test_doctor_names_what_is_wrong(tmp_path: Path) -> None:
     await reader.close()
     assert claimed.claim.run_id in str(found["every run has its event"])
     assert "does not fit" in str(found["only ended runs have an end"])
-    assert found["the file is whole"] is None
+    assert found["integrity of the file"] is None
 
 
 def _change(tmp_path: Path, statement: str) -> None:

@@ -17,6 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from turnout import _reference
 from turnout.service.cli import cli
+from turnout.service.cli.fields import FIELDS
 from turnout.service.domain.run import FINISHED, TRANSITIONS
 from turnout.service.domain.units import format_duration
 from turnout.service.settings import Settings
@@ -35,6 +36,7 @@ PAGES = tuple(
         "service/README.md",
         "service/flowcontrol/README.md",
         "deploy/README.md",
+        "deploy/JSON.md",
         "tests/README.md",
         ".github/CONTRIBUTING.md",
         ".github/SECURITY.md",
@@ -185,6 +187,17 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body, ""])
 
 
+def fields_tables() -> str:
+    """Return what each command and call answers, and what the fields mean."""
+    text = (CHECKOUT / "tests" / "snapshots" / "json_fields.txt").read_text("utf-8")
+    documents = [("Document", "Fields")]
+    for document in text.split("\n\n"):
+        name, *fields = document.splitlines()
+        documents.append((f"`{name}`", ", ".join(f"`{field.strip()}`" for field in fields)))
+    meanings = [("Field", "Meaning"), *((f"`{name}`", told) for name, told in FIELDS.items())]
+    return f"{_table(documents)}\n{_table(meanings)}"
+
+
 WRITERS: Mapping[str, Callable[[], str]] = {
     "service": layers.picture,
     "turnout": _reference.page,
@@ -197,6 +210,7 @@ WRITERS: Mapping[str, Callable[[], str]] = {
     "service/settings.py": settings_table,
     "service/telemetry/metrics.py": metrics_table,
     "service/cli": commands_table,
+    "service/cli/fields.py": fields_tables,
 }
 
 if __name__ == "__main__":

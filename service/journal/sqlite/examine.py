@@ -19,7 +19,7 @@ _SHOWN = 5
 
 def _integrity(connection: apsw.Connection) -> str | None:
     found = [row[0] for row in connection.execute(f"PRAGMA integrity_check({_SHOWN})")]
-    return None if found == ["ok"] else "; ".join(found)
+    return None if found == ["ok"] else f"the file is damaged: {'; '.join(found)}"
 
 
 def _none_of(check: str, problem: str, connection: apsw.Connection) -> str | None:
@@ -32,7 +32,7 @@ def _none_of(check: str, problem: str, connection: apsw.Connection) -> str | Non
 
 
 CHECKS: tuple[tuple[str, Callable[[apsw.Connection], str | None]], ...] = (
-    ("the file is whole", _integrity),
+    ("integrity of the file", _integrity),
     (
         "every run has its event",
         partial(_none_of, "runs_without_event", "runs without their event"),
