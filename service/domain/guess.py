@@ -15,7 +15,8 @@ OF_CURRENT: Mapping[str, str] = {
 OF_EVENT: Mapping[str, str] = {
     "payload": "data", "json": "data", "value": "data", "content": "data", "message": "data",
     "key": 'extensions["partitionkey"]', "topic": "source", "timestamp": "time", "name": "type",
-    "filename": "path", "file": "path", "args": "query", "raw": "body", "attributes": "extensions",
+    "kind": "type", "filename": "path", "file": "path", "args": "query", "raw": "body",
+    "attributes": "extensions",
 }  # fmt: skip
 """What an event might be asked for, and what it is called here."""
 

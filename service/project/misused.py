@@ -23,7 +23,7 @@ from turnout.service.domain.guess import OF_CURRENT, OF_EVENT, no_attribute
 from turnout.service.domain.task import Task
 from turnout.service.domain.units import parse_duration
 
-from .source import AnyFunction, SourceVisitor
+from .source import AnyFunction, SourceVisitor, first_line
 
 _CONTEXT = "turnout.service.steps.context"
 _DECORATORS = frozenset({("turnout.handlers.flow", "flow"), ("turnout.handlers.task", "task")})
@@ -55,6 +55,23 @@ class _Visitor(SourceVisitor):
         super().__init__(names, file)
         self.warnings: list[SetupError] = []
         self._asked: set[ast.Lambda] = set()
+
+    def entering(self, node: AnyFunction | ast.Lambda) -> None:
+        """Warn of a flow inside a function, which nobody finds there."""
+        if (
+            isinstance(node, AnyFunction)
+            and self.functions
+            and first_line(node) not in self.steps
+            and any(_declares(each, self, "flow") for each in node.decorator_list)
+        ):
+            self.warnings.append(
+                SetupError(
+                    f"flow {node.name!r} is inside a function, where it is not found; move it to "
+                    "the top of the file, or keep what the function returns under a name there",
+                    file=self.file,
+                    line=first_line(node),
+                )
+            )
 
     def visit_Call(self, node: ast.Call) -> None:  # noqa: N802  the name that `ast` calls
         called = self.value(node.func)
@@ -202,19 +219,23 @@ def _replaced(tree: ast.Module, visitor: SourceVisitor) -> Iterator[SetupError]:
                 f"{node.name!r} is defined again at line {node.lineno}, which replaces this one, "
                 "so that it never runs; rename one of them",
                 file=visitor.file,
-                line=min(each.lineno for each in (before, *before.decorator_list)),
+                line=first_line(before),
             )
-        if isinstance(node, AnyFunction) and any(_declares(each, visitor) for each in (
-            node.decorator_list
-        )):  # fmt: skip
+        decorators = [] if isinstance(node, ast.ClassDef) else node.decorator_list
+        if any(_declares(each, visitor, "flow", "task") for each in decorators):
+            assert not isinstance(node, ast.ClassDef)
             defined[node.name] = node
 
 
-def _declares(decorator: ast.expr, visitor: SourceVisitor) -> bool:
-    """Whether a decorator is `@flow` or `@task`."""
+def _declares(decorator: ast.expr, visitor: SourceVisitor, *kinds: str) -> bool:
+    """Whether a decorator is one of these: `flow`, `task`."""
     called = decorator.func if isinstance(decorator, ast.Call) else decorator
     value = visitor.value(called)
-    return isinstance(value, FunctionType) and (value.__module__, value.__name__) in _DECORATORS
+    return (
+        isinstance(value, FunctionType)
+        and (value.__module__, value.__name__) in _DECORATORS
+        and value.__name__ in kinds
+    )
 
 
 def _is_of_turnout(value: Any) -> bool:

@@ -48,7 +48,11 @@ class SourceVisitor(ast.NodeVisitor):
         """Walk a function."""
         self._enter(node)
 
+    def entering(self, node: AnyFunction | ast.Lambda) -> None:
+        """Look at a function before it is walked."""
+
     def _enter(self, node: AnyFunction | ast.Lambda) -> None:
+        self.entering(node)
         self.functions.append(node)
         self._bound.append(set(_bound(node)))
         self.generic_visit(node)
@@ -64,9 +68,7 @@ class SourceVisitor(ast.NodeVisitor):
         """The flow or task whose own code is walked, None in a function that is neither."""
         if not self.functions or isinstance(self.functions[-1], ast.Lambda):
             return None
-        function = self.functions[-1]
-        first = min((function.lineno, *(each.lineno for each in function.decorator_list)))
-        return self.steps.get(first)
+        return self.steps.get(first_line(self.functions[-1]))
 
     def named(self, node: ast.expr) -> Any:
         """Return what a name, or an attribute of a module or of turnout's, refers to; else None."""
@@ -86,6 +88,11 @@ class SourceVisitor(ast.NodeVisitor):
         # By type: other objects of a user's module may raise on attribute access.
         is_plain = issubclass(type(value), ModuleType | FunctionType | MethodType)
         return value if is_plain or is_step(value) else None
+
+
+def first_line(function: AnyFunction) -> int:
+    """Return the line of a function's first decorator, or of the function itself."""
+    return min((function.lineno, *(each.lineno for each in function.decorator_list)))
 
 
 def _bound(function: AnyFunction | ast.Lambda) -> Iterator[str]:

@@ -977,6 +977,32 @@ MORE = (
         warns=True,
     ),
     InFile(
+        "a flow inside a function",
+        """
+        def make():
+            @flow(on=every("1m"))  # here
+            def hidden(): ...
+
+        make()
+
+        @flow
+        def report(): ...
+        """,
+        "flow 'hidden' is inside a function, where it is not found; move it to the top of the "
+        "file, or keep what the function returns under a name there",
+        "move it to the top of the file",
+        warns=True,
+    ),
+    InFile(
+        "the topic of other clients",
+        """
+        @flow(on=kafka(topic="orders", group="billing"))  # here
+        def report(): ...
+        """,
+        'kafka() has no option \'topic\'; did you mean kafka("orders", group="billing")?',
+        'kafka("orders", group="billing")',
+    ),
+    InFile(
         "seconds to sleep",
         """
         @flow
