@@ -39,6 +39,7 @@ from turnout.service.steps.codec import encode_returned
 from turnout.service.steps.compensation import conclude, ended_before
 from turnout.service.steps.context import RunContext, open_attempt
 from turnout.service.steps.failures import describe
+from turnout.service.steps.items import asked_items, with_items
 from turnout.service.steps.recording import write_last_marks
 from turnout.service.steps.services import RunHost, Services, Sleep
 from turnout.service.steps.suspension import Suspend
@@ -184,12 +185,13 @@ class Executor:
             again=to_run_again(context, error),
             blames=context.blamed(error),
         )
+        items = asked_items(error)
         if is_final(error):
-            return outcome
+            return outcome if items is None else with_items(context.claimed, flow, error, outcome)
         delay = delay_after(flow.retry, context.attempt, error, now=self._services.wall())
         if delay is not None:
             outcome.state, outcome.due_at = RunState.RETRYING, self._now() + delay
-        return outcome
+        return outcome if items is None else with_items(context.claimed, flow, error, outcome)
 
 
 def _bound(flow: AnyFlow, run: ClaimedRun) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ the tests are checked against it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -170,6 +170,8 @@ class Outcome:
     ended went, if there was one. `blames` names the dependencies that failed the attempt, `pause`
     one that its run asks to leave alone. `keeps` is what a success keeps between runs; with
     `queued`, what it could not keep: the steps recorded since the run has read it are dropped.
+    `left` are the members of a window, by their place, that the next attempt is called with, and
+    `buried` those that failed for good, by the seq of their event: each becomes a dead letter.
     """
 
     state: RunState
@@ -186,6 +188,8 @@ class Outcome:
     blames: Sequence[str] = ()
     pause: DependencyPause | None = None
     keeps: StateWrite | None = None
+    left: Sequence[int] | None = None
+    buried: Sequence[tuple[int, RunError]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,8 +275,11 @@ class Retry(Exception):
     * `pause`: a dependency that the flow needs: all runs that need it wait until then (an hour at
       most; without `after` as long as its `probe`). That spends no attempt and asks no policy, 20
       times in a run; from then on it is a retry like any other
+    * `items`: in a flow that a window calls with a list, the places in the list (from 0) of the
+      items to try again: the next attempt is called with these alone, and records its steps anew;
+      the others are complete
 
-    Raises `TypeError` for a duration in the place of the reason.
+    Raises `TypeError` for a duration in the place of the reason, and for places that are none.
 
     ```python
     from turnout import Retry, event, flow, task
@@ -297,6 +304,7 @@ class Retry(Exception):
         *,
         after: str | timedelta | None = None,
         pause: str | None = None,
+        items: Sequence[int] | None = None,
     ) -> None:
         given: object = reason  # also where no type checker looks
         if not isinstance(given, str) or is_duration(given):
@@ -307,6 +315,15 @@ class Retry(Exception):
         if asked is not None and not isinstance(asked, str):
             raise TypeError(f'Retry(pause={pause!r}): write the dependency\'s name, pause="crm"')
         self.pause = pause
+        self.items = None if items is None else _places("Retry", items)
+
+
+def _places(name: str, items: object) -> tuple[int, ...]:
+    """Return the places of items, in order; raises `TypeError` for what is none."""
+    listed = tuple(items) if isinstance(items, Collection) and not isinstance(items, str) else ()
+    if not listed or not all(type(each) is int and each >= 0 for each in listed):
+        raise TypeError(f"{name}(items={items!r}): write places in the list, such as items=[0, 3]")
+    return tuple(sorted(set(listed)))
 
 
 class Fail(Exception):
@@ -315,8 +332,12 @@ class Fail(Exception):
     Steps are undone, `on_failure=` is called, and the run is a dead letter until somebody acts.
 
     * `reason`: why, shown in `turnout show` and `turnout dead`
+    * `items`: in a flow that a window calls with a list, the places in the list (from 0) of the
+      items that have failed: each becomes a dead letter of its own, the others are complete, and
+      the run succeeds
 
-    Raises nothing by itself; a task that raises it has no further tries and no fallback.
+    Raises `TypeError` for places that are none. A task that raises it has no further tries and no
+    fallback.
 
     ```python
     from turnout import Fail, event, flow
@@ -330,8 +351,14 @@ class Fail(Exception):
     ```
     """
 
-    def __init__(self, reason: str = "the flow failed for good") -> None:
+    items: tuple[int, ...] | None = None
+
+    def __init__(
+        self, reason: str = "the flow failed for good", *, items: Sequence[int] | None = None
+    ) -> None:
         super().__init__(reason)
+        if items is not None:
+            self.items = _places("Fail", items)
 
 
 class Rejected(Fail):

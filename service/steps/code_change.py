@@ -17,7 +17,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from turnout.service.domain.errors import CodeChanged
-from turnout.service.journal.records import REGISTERED, STATE, RecordedArguments, StepRecord
+from turnout.service.journal.records import (
+    ITEMS,
+    REGISTERED,
+    STATE,
+    RecordedArguments,
+    StepRecord,
+)
 from turnout.service.telemetry.logs import get_logger
 
 from .recorded_arguments import UNKNOWN
@@ -27,17 +33,23 @@ log = get_logger("turnout.steps")
 PATCHED = "patched"
 """The task of the records that `patched` leaves."""
 
-MARK_TASKS = (PATCHED, REGISTERED, STATE)
+MARK_TASKS = (PATCHED, REGISTERED, STATE, ITEMS)
 """Tasks of the durable marks, which are not steps and not part of the sequence."""
 
 
 class RecordedSequence:
-    """The recorded steps a resumed run has not reached again; `enforced` if the code changed."""
+    """The recorded steps a resumed run has not reached again; `enforced` if the code changed.
 
-    __slots__ = ("_ahead", "_recorded", "_seen", "enforced")
+    `path` is that of the flow's own scope.
+    """
 
-    def __init__(self, recorded: Mapping[str, StepRecord], *, enforced: bool) -> None:
+    __slots__ = ("_ahead", "_path", "_recorded", "_seen", "enforced")
+
+    def __init__(
+        self, recorded: Mapping[str, StepRecord], *, enforced: bool, path: str = ""
+    ) -> None:
         self.enforced = enforced
+        self._path = path
         self._recorded = recorded
         self._seen: set[str] = set()
         self._ahead: dict[str, None] | None = None  # made when needed: few runs need it
@@ -87,7 +99,7 @@ class RecordedSequence:
 
     def refuse_end(self) -> None:
         """Raise `CodeChanged` if the flow returned without a recorded step."""
-        missed = self.missed("") if self.enforced else None
+        missed = self.missed(self._path) if self.enforced else None
         if missed is not None:
             raise CodeChanged(
                 f"the code changed under this run: it ended without step {missed!r}, which is "

@@ -53,7 +53,7 @@ from . import codec, step
 from .context import RunContext
 from .on_failure import hook_arguments
 from .recording import store
-from .scope import Scope
+from .scope import Scope, root_path
 from .suspension import Suspend
 from .undo import Undo, parameters_of_step
 
@@ -164,13 +164,14 @@ def _registered(context: RunContext) -> list[Undo]:
     """Return the registered undos, in order.
 
     Those of earlier attempts count too, unless this attempt registered the same undo elsewhere
-    because the code changed.
+    because the code changed; not those of earlier rounds, whose items are complete.
     """
+    path = root_path(context.claimed)
     recorded = context.claimed.recorded.items()
     earlier = {
         key: Undo.unpack(it.result)
         for key, it in recorded
-        if it.task == REGISTERED and it.result is not None
+        if it.task == REGISTERED and it.result is not None and key.startswith(path)
     }
     again = context.undos
     return [

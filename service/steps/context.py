@@ -30,7 +30,7 @@ from .backoff import Backoffs
 from .code_change import RecordedSequence
 from .durable_marks import DurableMarks, mark_record
 from .flow_state import State
-from .scope import RootScope, Scope, current_scope, here
+from .scope import RootScope, Scope, current_scope, here, root_path
 from .services import Services
 from .unawaited import PendingCalls
 from .undo import Undo
@@ -296,11 +296,12 @@ class open_attempt:  # noqa: N801  used like a function, as `inside`
         self._context = context = RunContext(run, state, services, flow)
         if run.recorded:
             changed = run.code_version not in ("", flow.code_version)
-            context.sequence = RecordedSequence(run.recorded, enforced=changed)
+            path = root_path(run)
+            context.sequence = RecordedSequence(run.recorded, enforced=changed, path=path)
 
     def __enter__(self) -> RunContext:
         context = self._context
-        context.root = self._root = RootScope.open(context)
+        context.root = self._root = RootScope.open(context, root_path(context.claimed))
         self._running = logs.running.set(context._log)
         return context
 

@@ -23,6 +23,8 @@ from turnout.service.telemetry import logs
 from .author_code import where
 
 if TYPE_CHECKING:
+    from turnout.service.journal.records import ClaimedRun
+
     from .context import RunContext
     from .suspension import Suspend
     from .unawaited import PendingCalls
@@ -75,6 +77,12 @@ class Scope:
         return f"{self.path}{name}#{count}"
 
 
+def root_path(run: ClaimedRun) -> str:
+    """Return what the keys of a run's steps begin with: nothing in its first round of items."""
+    members = run.members
+    return "" if members is None or not members.round else f"items#{members.round}/"
+
+
 class RootScope(Scope):
     """The scope of a flow itself, for as long as its attempt runs."""
 
@@ -84,9 +92,9 @@ class RootScope(Scope):
     """How many attempts run in this process."""
 
     @classmethod
-    def open(cls, context: RunContext) -> RootScope:
+    def open(cls, context: RunContext, path: str = "") -> RootScope:
         """Make a new scope that of the calling asyncio task, until it is closed."""
-        scope = cls(context, "")
+        scope = cls(context, path)
         scope._token = current_scope.set(scope)
         RootScope.open_now += 1
         return scope

@@ -22,6 +22,9 @@ REGISTERED = "~on_undo"
 STATE = "~state"
 """The key and the task of the step that records what a run has read of its flow's state."""
 
+ITEMS = "~items"
+"""The task of records that say with which members of its window a run goes on: `{"left": […]}`."""
+
 PAUSED = "~pause"
 """The task of records that say that the run has paused a dependency; they are not listed either."""
 

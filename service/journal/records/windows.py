@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -75,11 +75,29 @@ class ClosedWindows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunMembers:
-    """The members of a windowed run: those it is called with, and how many there are in all."""
+    """The members of a windowed run: those it is called with, and how many there are in all.
+
+    `seqs` are the seqs of the events, `places` their places among those that the first attempt was
+    called with. `round` counts how often an attempt has asked for some of them again
+    (`Retry(items=…)`).
+    """
 
     window_seq: int
     events: Sequence[Event]
     count: int
+    seqs: Sequence[int]
+    places: Sequence[int]
+    round: int = 0
+
+    def only(self, left: Sequence[int], round_: int) -> RunMembers:
+        """Return those at some of the places, for a later round."""
+        return replace(
+            self,
+            events=[self.events[place] for place in left],
+            seqs=[self.seqs[place] for place in left],
+            places=left,
+            round=round_,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

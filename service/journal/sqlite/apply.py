@@ -17,7 +17,7 @@ from turnout.service.domain.errors import ClaimLost
 from turnout.service.domain.run import FINISHED, Outcome, Run, RunState, StateWrite, Undo
 from turnout.service.journal.records import REGISTERED, Appended, Claim, ClaimedRun, Opening
 
-from . import flow_state, operations, outcomes, run_keys, steps, waits
+from . import flow_state, items, operations, outcomes, run_keys, steps, waits
 from .append import Intake
 from .claims import ClaimJob, Claims
 from .counters import RunCounters
@@ -190,7 +190,8 @@ class Batch:
                     waits.run_ended(self._connection, run.claim.run_id, job.at)
             elif outcome.waits:
                 waits.suspended(self._connection, seq, outcome.waits, job.at)
-            if outcome.error or outcome.undo or outcome.returned is not None or outcome.keeps:
+            has_more = outcome.error or outcome.undo or outcome.keeps or outcome.buried
+            if has_more or outcome.returned is not None:
                 self._record_rest(job, counters)
         if with_keys:
             run_keys.remove(self._connection, with_keys)
@@ -207,6 +208,9 @@ class Batch:
         if outcome.error and (outcome.error.step or outcome.again):
             keys = dump_list((outcome.error.step, *outcome.again))
             self._connection.execute(_SUPERSEDE, (seq, keys))
+        if outcome.left is not None or outcome.buried:
+            flow = self._flow_of(job.run)
+            items.record(self._connection, counters, self._intake, job.run, flow, outcome, job.at)
         if outcome.keeps is not None:
             self._keep(job.run, outcome, outcome.keeps, job.at)
 

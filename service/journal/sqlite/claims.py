@@ -19,7 +19,7 @@ from turnout.service.domain.run import RunState, Start
 from turnout.service.domain.windows.window import WindowSettings
 from turnout.service.journal.records import ChildEnd, Claim, ClaimedRun, RunMembers, StepRecord
 
-from . import starts
+from . import items, starts
 from .columns import selected
 from .counters import RunCounters
 from .crash_isolation import is_isolated
@@ -190,7 +190,9 @@ class Claims:
             if row.window_seq is not None:
                 run = claimed[row.seq]
                 members = self._members(row.window_seq)
-                claimed[row.seq] = run._replace(members=members, event=members.events[0])
+                claimed[row.seq] = run._replace(
+                    members=items.left(members, run.recorded), event=members.events[0]
+                )
         return claimed
 
     def _members(self, window_seq: int) -> RunMembers:
@@ -199,8 +201,15 @@ class Claims:
         settings, count = window
         last = WindowSettings.from_json(settings).keep == "last"
         found: str = self._connection.execute(_MEMBERS, (window_seq, last)).get
-        events = [event_from(self._with_body(event)) for event in orjson.loads(found)]
-        return RunMembers(window_seq=window_seq, events=events, count=count)
+        rows = orjson.loads(found)
+        events = [event_from(self._with_body(event)) for event in rows]
+        return RunMembers(
+            window_seq=window_seq,
+            events=events,
+            count=count,
+            seqs=[row[0] for row in rows],
+            places=range(len(rows)),
+        )
 
     def _with_body(self, event: list[Any]) -> list[Any]:
         """Return the values of an event with its body."""

@@ -31,3 +31,9 @@ WHERE run_seq = ?1 AND key IN (SELECT value FROM json_each(?2))
 -- name: delete_step
 -- A step (?2) of a run (?1).
 DELETE FROM steps WHERE run_seq = ?1 AND key = ?2;
+
+-- name: leave_items
+-- The step (?2) of a task (?3) that says with which members of its window a run (?1) goes on (?5), since
+-- an instant (?4).
+INSERT INTO steps (run_seq, key, task, state, tries, started_at, finished_at, encoding, result)
+VALUES (?1, ?2, ?3, 'succeeded', 1, ?4, ?4, 'json', ?5);
