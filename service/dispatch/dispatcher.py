@@ -198,8 +198,11 @@ class Dispatcher(Standing):
             order_key=None,
             keys=None,
             due_at=now,
-            members=RunMembers(window_seq=fired.window_seq, events=events, count=len(events)),
-        )
+            members=RunMembers(
+                window_seq=fired.window_seq, events=events, count=len(events),
+                seqs=fired.events, places=range(len(events)),
+            ),
+        )  # fmt: skip
         self._start(run, claimed)
 
     def take_back(self, run: NewRun) -> None:
