@@ -301,7 +301,9 @@ class open_attempt:  # noqa: N801  used like a function, as `inside`
 
     def __enter__(self) -> RunContext:
         context = self._context
-        context.root = self._root = RootScope.open(context, root_path(context.claimed))
+        run = context.claimed
+        path = "" if run.members is None else root_path(run)
+        context.root = self._root = RootScope.open(context, path)
         self._running = logs.running.set(context._log)
         return context
 
