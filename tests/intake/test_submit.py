@@ -99,9 +99,11 @@ async def test_a_run_cancelled_while_it_starts_another_leaves_no_slot_taken(
         gate = block_writer(service)
         GATES[-1].go.set()
         async with asyncio.TaskGroup() as tasks:
-            await asyncio.sleep(0.01)  # the flow has submitted what it starts
+            await eventually(partial(has_submitted, service, 2))  # what the flow starts
+            await asyncio.sleep(0.01)
+            writes = unfinished_writes(service)
             cancelling = tasks.create_task(service.process.operator.do(Cancel(run_id)))
-            await asyncio.sleep(0)
+            await eventually(partial(has_submitted, service, writes + 1))
             assert service.process.dispatcher.running == {run_id}
             gate.set()
         assert cancelling.result().state is RunState.CANCELLED
@@ -113,6 +115,16 @@ async def test_a_run_cancelled_while_it_starts_another_leaves_no_slot_taken(
         else:
             assert runs["child"].state is RunState.CANCELLED
         await eventually(partial(holds_nothing, service))
+
+
+def unfinished_writes(service: Running) -> int:
+    """Return how many writes are not done, that which blocks the journal's thread among them."""
+    journal: Any = service.process.journal
+    return inside.unfinished_writes(journal)
+
+
+async def has_submitted(service: Running, writes: int) -> bool:
+    return unfinished_writes(service) >= writes
 
 
 async def holds_nothing(service: Running) -> bool:

@@ -88,3 +88,8 @@ def count_claims(process: Process) -> list[int]:
 
     claiming._claim = counted  # type: ignore[method-assign]
     return counts
+
+
+def unfinished_writes(journal: SqliteJournal) -> int:
+    """Return how many writes have been submitted and are not done."""
+    return journal._writer._queue.qsize() + len(journal._writer._in_progress)
