@@ -115,7 +115,9 @@ class Selection:
         """Do the verb that `verb` makes of an id to each run; exits 1 if one is refused."""
         if not ids:
             return
-        refused = run_async(_act(self._settings, word, ids, verb, as_json=self._as_json))
+        refused = run_async(
+            _act(self._settings, word, ids, verb, as_json=self._as_json), prints=True
+        )
         if refused:
             raise SystemExit(1)
 

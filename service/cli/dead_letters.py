@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .bulk import Selection, with_selection
-from .options import chosen, run_async, with_list
+from .options import chosen, with_list
 from .runs import list_runs
 from .show import show
 
@@ -52,7 +52,7 @@ def dead_list(
     \b
     turnout dead list --flow bill --since 1d
     """
-    run_async(list_runs(settings, chosen(filters, dead=True), limit, as_json=as_json))
+    list_runs(settings, chosen(filters, dead=True), limit, as_json=as_json)
 
 
 @dead.command("replay")

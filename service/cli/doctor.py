@@ -29,7 +29,7 @@ def doctor(settings: Settings, as_json: bool) -> None:
     turnout doctor
     turnout doctor --data /var/lib/turnout --json
     """
-    if run_async(_examine(settings, as_json=as_json)):
+    if run_async(_examine(settings, as_json=as_json), prints=True):
         raise SystemExit(1)
 
 

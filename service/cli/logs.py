@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -60,7 +59,7 @@ def logs(
     if lines is None:
         lines = 1_000_000 if run_id is not None else 100
     reading = _Reading(settings, run_id, flow, as_json=as_json)
-    run_async(_print(reading, follow=follow, lines=lines))
+    run_async(_print(reading, follow=follow, lines=lines), prints=True)
 
 
 @dataclass
@@ -145,6 +144,8 @@ class _Reading:
 
 
 async def _print(reading: _Reading, *, follow: bool, lines: int) -> None:
+    from asyncio import sleep
+
     from .session import open_journal_reader
 
     async with reading.stack, open_journal_reader(reading.settings) as reader:
@@ -153,7 +154,7 @@ async def _print(reading: _Reading, *, follow: bool, lines: int) -> None:
             say("nothing was logged")
         reading.print(first[len(first) - min(lines, len(first)) :])
         while follow and not (ended and reading.run_id is not None):
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await sleep(_PAUSE_SECONDS)
             more, ended = await reading.fresh(reader)
             reading.print(more)
 

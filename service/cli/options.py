@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .output import working
 from .times import utc_option
 
 if TYPE_CHECKING:
@@ -132,11 +134,15 @@ def read_duration(option: str, text: str) -> timedelta:
     return length
 
 
-def run_async(work: Coroutine[Any, Any, R]) -> R:
-    """Run a command's coroutine to its end."""
+def run_async(work: Coroutine[Any, Any, R], *, prints: bool = False) -> R:
+    """Run a command's coroutine to its end; on a terminal it says so if that takes a while.
+
+    `prints`: it writes to the terminal itself meanwhile.
+    """
     import asyncio
 
-    return asyncio.run(work)
+    with nullcontext() if prints else working("reading the journal"):
+        return asyncio.run(work)
 
 
 def ask(question: str, *, yes: bool) -> None:

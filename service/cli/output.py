@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+WORKING_AFTER_SECONDS = 1.0
+
+
 def safe(text: object) -> str:
     """Return text with the control characters of a terminal escaped."""
     from turnout.service.telemetry.unseen import IN_TEXT, python_escape
@@ -74,6 +77,31 @@ def took(started_at: datetime | None, finished_at: datetime | None) -> str:
     from turnout.service.domain.units import format_duration
 
     return format_duration(finished_at - started_at)
+
+
+@contextmanager
+def working(doing: str) -> Iterator[None]:
+    """Say on a terminal what goes on inside the block, if that takes more than a second."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from threading import Timer
+
+    shown: list[Any] = []
+
+    def show() -> None:
+        shown.append(console().status(f"{doing} …"))
+        shown[0].start()
+
+    timer = Timer(WORKING_AFTER_SECONDS, show)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        for status in shown:
+            status.stop()
 
 
 def lasted(started_at: datetime | None, finished_at: datetime | None) -> str:

@@ -54,12 +54,12 @@ def pause(
     from turnout.service.operate.verbs import Pause
 
     if listed:
-        run_async(_list(settings, as_json=as_json))
+        run_async(_list(settings, as_json=as_json), prints=True)
         return
     length = None if lasts is None else read_duration("--for", lasts)
     author = who(by)
     verbs = [Pause(name, length, note, author) for name in _chosen(names, everything)]
-    run_async(_do(settings, verbs, _say_paused, as_json=as_json))
+    run_async(_do(settings, verbs, _say_paused, as_json=as_json), prints=True)
 
 
 @click.command()
@@ -92,7 +92,7 @@ def resume(
 
     author = who(by)
     verbs = [Resume(name, discard, author) for name in _chosen(names, everything)]
-    run_async(_do(settings, verbs, _say_resumed, as_json=as_json))
+    run_async(_do(settings, verbs, _say_resumed, as_json=as_json), prints=True)
 
 
 def who(by: str | None) -> str:

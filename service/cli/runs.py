@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -41,37 +41,52 @@ def runs(settings: Settings, filters: dict[str, str], limit: int | None, as_json
     turnout runs --flow bill --state failed --since 1d
     turnout runs --all --json | jq -r .id
     """
-    run_async(list_runs(settings, chosen(filters), limit, as_json=as_json))
+    list_runs(settings, chosen(filters), limit, as_json=as_json)
 
 
-async def list_runs(settings: Settings, which: Filter, limit: int | None, *, as_json: bool) -> None:
+def list_runs(settings: Settings, which: Filter, limit: int | None, *, as_json: bool) -> None:
     """Print matching runs or dead letters, newest first."""
+    if as_json:
+        run_async(_print_json(settings, which, limit), prints=True)
+        return
+    found = run_async(_read(settings, which, limit))
+    ids = short_ids(
+        [run.id for run, _ in found], among=max((run.seq for run, _ in found), default=0)
+    )
+    table(
+        _COLUMNS,
+        ((ids[run.id], *_run_row(run, waits_for)) for run, waits_for in found),
+        empty=f"no {'dead letter' if which.dead else 'run'}s match",
+    )
+    if len(found) == limit:
+        complain(f"these are the newest {limit}; --limit or --all shows more")
+
+
+async def _print_json(settings: Settings, which: Filter, limit: int | None) -> None:
+    """Print runs as they are read: there may be millions."""
+    async for run, waits_for in _with_waits(settings, which, limit):
+        print_json(run.as_dict() | {"waits_for": waits_for})
+
+
+async def _read(
+    settings: Settings, which: Filter, limit: int | None
+) -> list[tuple[Run, str | None]]:
+    return [found async for found in _with_waits(settings, which, limit)]
+
+
+async def _with_waits(
+    settings: Settings, which: Filter, limit: int | None
+) -> AsyncIterator[tuple[Run, str | None]]:
+    """Yield runs, each with what it waits for."""
     from turnout.service.operate.filters import pages_of_runs
 
     from .session import open_journal_reader
 
-    found: list[tuple[Run, str | None]] = []
-    count = 0
     async with open_journal_reader(settings) as reader:
         async for page in pages_of_runs(reader, which, at_most=limit):
             waits = await _waits_of(settings, reader, page)
-            count += len(page)
             for run in page:
-                if as_json:
-                    print_json(run.as_dict() | {"waits_for": waits.get(run.id)})
-                else:
-                    found.append((run, waits.get(run.id)))
-    if not as_json:
-        noun = "dead letter" if which.dead else "run"
-        among = max((run.seq for run, _ in found), default=0)
-        ids = short_ids([run.id for run, _ in found], among=among)
-        table(
-            _COLUMNS,
-            ((ids[run.id], *_run_row(run, waits_for)) for run, waits_for in found),
-            empty=f"no {noun}s match",
-        )
-        if count == limit:
-            complain(f"these are the newest {limit}; --limit or --all shows more")
+                yield run, waits.get(run.id)
 
 
 _COLUMNS = (

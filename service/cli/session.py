@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from turnout.service.client import Client, Unavailable, connect
 from turnout.service.domain.errors import NotFound, SetupError
 
+from .output import working
+
 if TYPE_CHECKING:
     from turnout.service.journal.sqlite.reader import SqliteReader
     from turnout.service.operate.operator import Operator
@@ -91,7 +93,8 @@ def do(
         ) as session:
             return await session.do(verb)
 
-    return asyncio.run(act())
+    with working("waiting for the service"):
+        return asyncio.run(act())
 
 
 def list_from_service(settings: Settings, path: str) -> list[dict[str, Any]]:
@@ -101,7 +104,8 @@ def list_from_service(settings: Settings, path: str) -> list[dict[str, Any]]:
         async with open_service(settings) as client:
             return list((await client.call("GET", path))["items"])
 
-    return asyncio.run(read())
+    with working("waiting for the service"):
+        return asyncio.run(read())
 
 
 async def waits_from_service(

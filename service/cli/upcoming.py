@@ -34,7 +34,7 @@ def next_(settings: Settings, limit: int, as_json: bool) -> None:
     """
     from turnout.service.domain.clock import wall_clock
 
-    rows = run_async(_upcoming(settings, limit))
+    rows = run_async(_upcoming(settings, limit), prints=True)
     if as_json:
         for row in rows:
             print_json(row)

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import termios
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,14 @@ def test_a_real_terminal_of_80_columns_gets_one_line_a_row(data: Path) -> None:
     assert {line.split()[0] for line in lines[1:]} == {run_id(each)[-8:] for each in range(30)}
 
 
-def on_a_terminal(words: list[str], *, columns: int) -> str:
+def on_a_terminal(
+    words: list[str], *, columns: int, code: Sequence[str] = ("-m", "turnout.service.cli")
+) -> str:
     """Run the program on a terminal of this width; returns its output without colours."""
     ours, its = pty.openpty()
     termios.tcsetwinsize(its, (50, columns))
     with subprocess.Popen(
-        [sys.executable, "-m", "turnout.service.cli", *words],
-        stdin=its, stdout=its, stderr=subprocess.PIPE,
+        [sys.executable, *code, *words], stdin=its, stdout=its, stderr=its,
         env=environment({"TZ": "Europe/Berlin"}),
     ):  # fmt: skip
         os.close(its)
@@ -191,3 +193,15 @@ def test_every_command_tells_its_exit_codes(capsys: pytest.CaptureFixture[str]) 
             main([*name.split(), "--help"])
         text = " ".join(capsys.readouterr().out.split())
         assert "Exit codes: 0 done; " in text and "78 wrong settings or flow files." in text, name
+
+
+def test_what_takes_more_than_a_second_says_so_on_a_terminal(data: Path) -> None:
+    slow = (
+        "import time; from turnout.service.cli import main, output;"
+        "from turnout.service.journal.sqlite import reader;"
+        "output.WORKING_AFTER_SECONDS = 0.01; found = reader.run_from;"
+        "reader.run_from = lambda row: (time.sleep(0.05), found(row))[1]; main()"
+    )
+    printed = on_a_terminal(["runs", "--data", str(data)], columns=80, code=["-c", slow])
+    assert "reading the journal …" in printed
+    assert len([line for line in printed.splitlines() if " 03-1" in line]) == 30
