@@ -184,7 +184,8 @@ def overview(width: int) -> Iterator[tuple[str, str]]:
     """Yield each module with a line for each of its names."""
     for module in MODULES:
         made = [entry(name, where) for name, where in names() if where == module]
-        yield module, "\n".join(cut(f"  {each.name:<14} {each.promise}", width) for each in made)
+        told = ((each.name, each.promise.partition(": `")[0].rstrip(".")) for each in made)
+        yield module, "\n".join(cut(f"  {name:<14} {text}", width) for name, text in told)
 
 
 def unknown(name: str, others: Sequence[str]) -> str:

@@ -66,7 +66,7 @@ def parameters_of(name: str, subject: Any) -> Sequence[str]:
         each.name
         for form in forms
         for each in form.parameters.values()
-        if each.annotation != "Never" and (each.name, each.default) != ("function", None)
+        if not _is_refused(each) and (each.name, each.default) != ("function", None)
     ]
     return tuple(dict.fromkeys(shown))
 
@@ -88,7 +88,7 @@ def written(
 ) -> str:
     """Return a signature as a formatter writes it: on one line if it fits, else one a parameter."""
     given = list(found.parameters.values())[1 if skip_first else 0 :]
-    listed = [each for each in given if each.annotation != "Never"]  # they are always refused
+    listed = [each for each in given if not _is_refused(each)]
     parts = list(_arguments(listed))
     answer = found.return_annotation
     arrow = f" -> {_annotation(answer)}" if returns and answer is not found.empty else ""
@@ -96,6 +96,12 @@ def written(
     if len(line) <= _WIDTH or skip_first:
         return line
     return f"{name}(\n" + "".join(f"    {each},\n" for each in parts) + f"){arrow}"
+
+
+def _is_refused(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter is there to be refused by name, whatever it is given."""
+    more = parameter.kind is parameter.VAR_POSITIONAL and parameter.annotation == "object"
+    return more or bool(parameter.annotation == "Never")
 
 
 def _arguments(listed: Sequence[inspect.Parameter]) -> Iterator[str]:

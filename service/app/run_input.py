@@ -13,8 +13,9 @@ from turnout.service.domain.event import Event, file_url, mint_id
 from turnout.service.domain.run import Outcome, Run, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Journal, Reads
-from turnout.service.journal.records import Entry, NewRun, StepRecord
+from turnout.service.journal.records import STATE, Entry, NewRun, StepRecord
 from turnout.service.operate.names import no_run
+from turnout.service.steps.flow_state import as_first_read
 
 SOURCE = "turnout:cli"
 FILE_CREATED = "turnout.file.created"
@@ -98,6 +99,8 @@ async def of_run(reads: Reads, name: str, flow: str) -> RunInput:
         is_over = step.state == "succeeded" or (step.state == "failed" and step.key != ends_run)
         if not is_over or step.superseded or step.key.startswith("~"):
             continue
+        if step.task == STATE:
+            step = as_first_read(step)
         if step.blob is not None:
             step = replace(step, result=await reads.read_blob(step.blob), blob=None)
         steps.append(step)

@@ -12,7 +12,7 @@ _UNDO = re.compile(r"~undo\[(\d+)\]/(.+)")
 _FRAME = re.compile(r'^\s*File "(.+)", line (\d+)', re.MULTILINE)
 _OURS = re.compile(r"/(?:turnout|service|asyncio|concurrent)/|/site-packages/|^<")
 
-_MARKS = {"~failed": "(failed from here on)", "~state": "(state between runs, as read)"}
+_MARKS = {"~failed": "(failed from here on)", "state#0": "(state between runs, as read)"}
 
 
 def step_name(key: str) -> str:

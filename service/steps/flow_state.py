@@ -8,6 +8,7 @@ Not here: the write (`journal`), and starting over (`dispatch.attempts`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,7 +18,7 @@ from turnout.service.domain.errors import MisplacedTask, NotKept
 from turnout.service.domain.payload import read_json
 from turnout.service.domain.run import StateWrite
 from turnout.service.governance import secrets
-from turnout.service.journal.records import STATE, StoredState
+from turnout.service.journal.records import STATE, STATE_KEY, StepRecord, StoredState
 
 from .author_code import where
 from .durable_marks import mark_record
@@ -91,7 +92,7 @@ class State:
     def _stored(self) -> bytes:
         if self._read is None:
             context = self._context
-            known = context.claimed.recorded.get(STATE)
+            known = context.claimed.recorded.get(STATE_KEY)
             if known is None:
                 found = pools.on_loop(self._find()) if pools.in_thread() else self._find_now()
                 self._note(found)
@@ -117,8 +118,14 @@ class State:
         self._version = 0 if found is None else found.version
         self._read = _NOTHING if found is None else found.value
         read = {"key": self._key, "version": self._version, "value": read_json(self._read)}
-        mark = mark_record(STATE, STATE, orjson.dumps(read), context.services.now())
+        mark = mark_record(STATE_KEY, STATE, orjson.dumps(read), context.services.now())
         context.leave_mark(mark)
+
+
+def as_first_read(known: StepRecord) -> StepRecord:
+    """Return the record of what a run has read, for a journal in which its flow has no state."""
+    read = read_json(known.result or _NOTHING)
+    return replace(known, result=orjson.dumps({**read, "version": 0}))
 
 
 def _written(value: Any) -> bytes:

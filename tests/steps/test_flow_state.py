@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from turnout import Fail, Retry, cron, current, event, flow, sleep, task
+from turnout.service.app.run_input import of_run, put
 from turnout.service.domain.errors import MisplacedTask, NotKept
+from turnout.service.journal.records import STATE_KEY
+from turnout.service.operate.verbs import Retry as RetryVerb
 from turnout.service.project.check import check
 from turnout.service.steps.flow_state import MAX_STATE_BYTES
 from turnout.testing import run, serve, typed_event
@@ -144,6 +147,33 @@ async def test_a_run_whose_state_another_one_has_changed_starts_over_from_it() -
         assert (ended.state, ended.result, ended.attempts) == ("succeeded", 0, 1)
         assert fetched == [-1, 0, -1, 0, 1]  # what stood before the state was not done again
         assert await service.state(racing) == 2
+
+
+async def test_a_success_that_is_retried_by_an_operator_goes_on_from_the_newest_state() -> None:
+    async with serve(poll) as service:
+        first = await service.run(poll)
+        await service.run(poll)
+        await service.process.operator.do(RetryVerb(first.id))
+        again = await service.ended(first.id)
+        assert (again.state, again.result) == ("succeeded", ["d", "e"])
+        assert await service.state(poll) == 3
+
+
+async def test_an_earlier_run_that_is_tried_again_apart_has_the_state_it_had_read(
+    tmp_path: Path,
+) -> None:
+    async with serve(poll) as service:
+        for _ in range(2):
+            last = await service.run(poll)
+        given = await of_run(service.journal, last.id, "poll")
+        assert given.earlier is not None
+        assert [step.key for step in given.earlier.steps] == [STATE_KEY, "fetch#1"]
+    async with serve(poll) as elsewhere:
+        run_id = await put(elsewhere.journal, given.event, given.earlier)
+        elsewhere.process.dispatcher.reread_queue("poll")
+        again = await elsewhere.ended(run_id)
+        assert (again.state, again.result) == ("succeeded", ["c"])
+        assert await elsewhere.state(poll) == 2
 
 
 async def test_a_renamed_flow_has_the_state_of_its_old_name(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from turnout.service.journal.records import (
     FAILED,
     REGISTERED,
     STATE,
+    STATE_KEY,
     Appended,
     Cached,
     ChildEnd,
@@ -595,7 +596,7 @@ class JournalContract:
     ) -> None:
         async with self.open(tmp_path) as journal:
             run = await start(journal)
-            for one in (step("before#1"), step(STATE), step("after#1")):
+            for one in (step("before#1"), step(STATE_KEY, task=STATE), step("after#1")):
                 await journal.record_step(run.claim, one)
             await finish(journal, run, ended(S.QUEUED, counts=False, keeps=StateWrite("", 0, b"1")))
             assert [one.key for one in await journal.steps(run.claim.run_seq)] == ["before#1"]

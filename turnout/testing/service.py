@@ -281,7 +281,7 @@ class Service:
             crashes=run.crashes,
             undo=run.undo,
             steps={
-                step.key: step for step in await self.journal.steps(run.seq) if step.key != STATE
+                step.key: step for step in await self.journal.steps(run.seq) if step.task != STATE
             },
             took=(run.finished_at or self.clock.now()) - run.queued_at,
         )

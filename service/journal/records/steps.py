@@ -20,7 +20,10 @@ REGISTERED = "~on_undo"
 """The task of records that say how to undo a step; they are not listed as steps."""
 
 STATE = "~state"
-"""The key and the task of the step that records what a run has read of its flow's state."""
+"""The task of the record of what a run has read of its flow's state."""
+
+STATE_KEY = "state#0"
+"""The key of that record; calls count from 1."""
 
 ITEMS = "~items"
 """The task of records that say with which members of its window a run goes on: `{"left": […]}`."""

@@ -13,7 +13,7 @@ import apsw
 
 from turnout.service.domain.errors import StateMoved
 from turnout.service.domain.run import StateWrite
-from turnout.service.journal.records import STATE, StoredState
+from turnout.service.journal.records import STATE_KEY, StoredState
 
 from . import waits
 from .statements import load
@@ -46,7 +46,7 @@ def write(connection: apsw.Connection, flow: str, run_id: str, made: StateWrite,
 
 def start_over(connection: apsw.Connection, run_seq: int) -> None:
     """Forget what a run has recorded since it read a state that has moved."""
-    connection.execute(_SQL["forget_steps"], (run_seq, STATE))
+    connection.execute(_SQL["forget_steps"], (run_seq, STATE_KEY))
     waits.delete(connection, [run_seq])
 
 
