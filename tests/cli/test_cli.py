@@ -216,7 +216,7 @@ def test_runs_are_a_table_for_people_and_lines_for_programs(terminal: Terminal) 
     assert set(documents[0]) == {
         "id", "flow", "state", "attempts", "event_id", "event_source", "trigger", "tenant",
         "queued_at", "started_at", "finished_at", "due_at", "result", "result_bytes", "error",
-        "reason", "cancelled_by", "undo", "undo_failed", "waits_for",
+        "reason", "cancelled_by", "undo", "undo_failed", "waits_for", "events",
     }  # fmt: skip
     assert [run["id"] for run in terminal.lines("runs", "--state", "failed")] == [failed]
     assert terminal.lines("runs", "--flow", "nope") == []
