@@ -111,7 +111,7 @@ class Report:
         seen.did[asked.did] += 1
         seen.would[asked.would] += 1
         seen.since = min(seen.since or asked.accepted_at, asked.accepted_at)
-        if asked.did != asked.would:
+        if not asked.agrees:
             self.different += 1
             if len(self.differences) < MOST_SHOWN:
                 self.differences.append(asked.difference())
@@ -153,6 +153,12 @@ class _Asked:
     did: str
     would: str
     why: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it would come to what it did; a shadow did nothing, and said what it would."""
+        shadowed = self.did == Reason.SHADOW and self.would in (STARTED, FAILED)
+        return shadowed or self.did == self.would
 
     def difference(self) -> Difference:
         return Difference(

@@ -86,15 +86,24 @@ def _journaled(run: Run, steps: Sequence[OpenStep], *, is_served: bool) -> Waiti
 
 def _at_steps(steps: Sequence[OpenStep]) -> Waiting:
     """Return what the first open step of a run waits for, or the first several awaited together."""
-    race: Sequence[str] = steps[0].note.get("waits", ())
-    together = [_at_step(step) for step in steps if step.key in race]
+    together = [_at_step(step) for step in _awaited_together(steps)]
     others = len(steps) - 1 - len(together)
     waiting = together[0] if together else _at_step(steps[0])
     detail = waiting.detail
     if len(together) > 1:
-        detail = f"for the first: {' or '.join(each.detail for each in together[:_MOST_SHOWN])}"
+        shown = [each.detail.removeprefix("for ") for each in together[:_MOST_SHOWN]]
+        detail = f"for the first of {len(together)}: {' or '.join(shown)}"
         others += max(0, len(together) - _MOST_SHOWN)
     return replace(waiting, detail=f"{detail}{f' (and {others} more)' if others else ''}")
+
+
+def _awaited_together(steps: Sequence[OpenStep]) -> list[OpenStep]:
+    """Return the waits of the `first` that the first step is, or is one of."""
+    for step in steps:
+        keys = step.note.get("waits", ())
+        if keys and (step is steps[0] or steps[0].key in keys):
+            return [each for each in steps if each.key in keys]
+    return []
 
 
 _MOST_SHOWN = 3

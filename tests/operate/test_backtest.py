@@ -280,6 +280,16 @@ async def test_a_shadow_is_asked_as_if_it_were_none() -> None:
     assert found.would == {"started": 1} and found.different == 0
 
 
+async def test_what_a_shadow_said_agrees_with_what_it_would_start() -> None:
+    shadow = flow(name="tried", on=orders, shadow=True)(filters.function)
+    async with serve(shadow) as service:
+        await some(service, {"customer": "a"}, {"customer": "b"})
+        found = await report(service, "tried")
+    assert (dict(found.did), dict(found.would), found.different) == (
+        {"shadow": 2}, {"started": 2}, 0,
+    )  # fmt: skip
+
+
 async def test_it_says_what_it_could_not_see() -> None:
     async with serve(skips, filters) as service:
         await some(service, {"customer": "a"})

@@ -158,9 +158,19 @@ async def test_a_run_says_all_that_it_waits_for(tmp_path: Path) -> None:
         found = await waits_of(service.process.journal, [run], service.process.waits_for)
     until = (START + timedelta(days=2)).isoformat().replace("+00:00", "Z")
     assert found[run_id].detail == (
-        "for the first: for an event of event:order.paid with order=7 or for an event of "
-        f"event:order.cancelled with order=7 or for its time, until {until}"
+        "for the first of 3: an event of event:order.paid with order=7 or an event of "
+        f"event:order.cancelled with order=7 or its time, until {until}"
     )
+
+
+async def test_a_child_that_is_one_of_them_is_told_with_the_others(tmp_path: Path) -> None:
+    async with running(tmp_path, [both, work]) as service:
+        run_id = await start(service, both)
+        await until_waiting(service, run_id)
+        run = await service.run(run_id)
+        found = await waits_of(service.process.journal, [run], service.process.waits_for)
+    assert found[run_id].detail.startswith("for the first of 3: its child run ")
+    assert " of work or the approval of ops or its time" in found[run_id].detail
 
 
 async def has_noted(word: str) -> bool:
