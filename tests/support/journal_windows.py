@@ -204,13 +204,19 @@ class WindowsContract:
             await journal.append(
                 [Entry(event=make_event(), runs=[make_run(conditions=full)])], now=NOW
             )
-            entry = Entry(
-                event=make_event(), runs=[make_run(conditions=full)], members=[member(PAIR)]
-            )
+            delivery = [
+                Entry(event=make_event(), members=[member(PAIR)]),
+                Entry(event=make_event(), runs=[make_run(conditions=full)]),
+            ]
+            many = [Entry(event=make_event()) for _ in range(500)]
+            journal.append(many, now=NOW)  # so that the next two share a transaction
+            refused = journal.append(delivery, now=NOW)
+            taken = journal.append([Entry(event=make_event(), members=[member(PAIR)])], now=NOW)
             with pytest.raises(QueueFull):
-                await journal.append([entry], now=NOW)
-            assert await journal.windows() == []
-            assert not (await offer(journal, PAIR)).fired
+                await refused
+            assert not (await taken)[0].fired
+            [window] = await journal.windows()
+            assert window.members == 1
 
     async def test_a_position_that_has_moved_leaves_no_member(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
