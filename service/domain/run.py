@@ -367,6 +367,7 @@ class Rejected(Fail):
     Not caught, it fails the run with the reason, and is not retried. It is a `Fail`.
 
     * `reason`: what the person said
+    * `items`: as those of `Fail`
 
     Raises nothing by itself.
 
