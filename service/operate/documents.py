@@ -151,7 +151,7 @@ def _step(step: StepRecord) -> dict[str, Any]:
     return {
         "key": step.key,
         "task": step.task,
-        "state": _state(step),
+        "state": step_state(step),
         "tries": step.tries,
         "started_at": instant(step.started_at),
         "finished_at": instant(step.finished_at),
@@ -168,7 +168,7 @@ def _step(step: StepRecord) -> dict[str, Any]:
     }
 
 
-def _state(step: StepRecord) -> str:
+def step_state(step: StepRecord) -> str:
     """Return the state of a step: `skipped` if another branch failed before it was done."""
     is_left_out = step.superseded and step.error is not None and step.error.type in _LEFT_OUT
     return "skipped" if is_left_out else step.state

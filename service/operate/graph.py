@@ -9,7 +9,7 @@ from turnout.service.domain.run import Run
 from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import StepRecord
 
-from .documents import instant
+from .documents import instant, step_state
 from .names import no_run
 
 MOST_RUNS = 50
@@ -59,7 +59,7 @@ def _step(
         "key": step.key,
         "task": step.task,
         "branch": step.key.rpartition("/")[0] or None,
-        "state": step.state,
+        "state": step_state(step),
         "runs_again": step.superseded and run.finished_at is None,
         "tries": step.tries,
         "started_at": instant(step.started_at),

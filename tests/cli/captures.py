@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import io
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -73,13 +76,21 @@ TRIGGERS = [
 
 def captures(name: str) -> dict[str, str]:
     """Return what a command prints, by the name of its file: one for each width."""
-    with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder) / "data")
-        with _at_the_same_time_and_place(Path(folder)):
-            return {
-                f"{name}-{width}.txt": _capture(COMMANDS[name], Path(folder) / "data", width)
-                for width in WIDTHS
-            }
+    folder = _journal()
+    with _at_the_same_time_and_place(folder):
+        return {
+            f"{name}-{width}.txt": _capture(COMMANDS[name], folder / "data", width)
+            for width in WIDTHS
+        }
+
+
+@functools.cache
+def _journal() -> Path:
+    """Return the folder of the journal, the same for all captures: they only read."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    make(folder / "data")
+    return folder
 
 
 def _capture(words: Sequence[str], data: Path, width: int) -> str:

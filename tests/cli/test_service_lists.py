@@ -11,8 +11,10 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from tests.support.program import Program, environment, turnout, until
+from tests.support.program import Program, environment, until
+from turnout.service.cli import cli
 
 pytestmark = pytest.mark.slow
 
@@ -57,8 +59,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
 
 
 def typed(program: Program, *words: str) -> str:
-    done = turnout(*words, "--data", program.data)
-    assert done.returncode == 0, done
+    done = CliRunner().invoke(cli, [*words, "--data", str(program.data)])
+    assert done.exit_code == 0, (words, done.output, done.exception)
     return done.stdout
 
 

@@ -302,5 +302,5 @@ def _drop_steps(connection: apsw.Connection, run: Run, step: str) -> None:
 def _run(connection: apsw.Connection, run_id: str) -> Run:
     row: Any = connection.execute(_RUN, (run_id,)).fetchone()
     if row is None:
-        raise NotFound(f"there is no run {run_id} in the journal")
+        raise NotFound(f"no run {run_id!r}; `turnout runs` lists them")
     return run_from(row)
