@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     blocked_loop: Duration = Field(
         timedelta(seconds=30),
         ge=timedelta(milliseconds=100),
-        description="A loop blocked this long ends the process.",
+        description="A loop blocked this long ends the process; a second is logged.",
     )
 
     max_body_bytes: Size = Field(2**20, ge=1, description="Largest webhook body.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from types import FrameType
@@ -10,6 +11,7 @@ from types import FrameType
 OWN_FOLDER = f"{Path(__file__).parents[2]}/"
 """The folder of turnout's own code; no flow file is loaded from in there."""
 
+_FRAME = re.compile(r'^\s*File "(.+)", line (\d+)', re.MULTILINE)
 _STANDARD_LIBRARY = f"{Path(os.__file__).parent}/"
 
 
@@ -41,3 +43,13 @@ def is_own(file: str) -> bool:
 def is_standard(file: str) -> bool:
     """Whether a file is of Python's standard library."""
     return file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
+
+
+def place_in(traceback: str | None) -> str | None:
+    """Return `FILE:LINE` of the innermost line of the author's code in a traceback, if any."""
+    places = [
+        f"{file}:{line}"
+        for file, line in _FRAME.findall(traceback or "")
+        if not (is_own(file) or is_standard(file) or "site-packages" in file or file[0] == "<")
+    ]
+    return places[-1] if places else None

@@ -20,7 +20,7 @@ paid = webhook("/paid")
 
 @task(retry=retry(1, delay="10ms", jitter=False))
 async def fails() -> None:
-    raise OSError("no answer")
+    raise OSError("no answer")  # here: step
 
 
 @task
@@ -45,7 +45,7 @@ async def step() -> None:
 
 @flow(on=webhook("/attempt"), retry=retry(1, delay="10ms", jitter=False))
 async def attempt() -> None:
-    raise OSError("no answer")
+    raise OSError("no answer")  # here: attempt
 
 
 @flow(
@@ -90,7 +90,7 @@ async def plain() -> None:
 @flow(on=webhook("/context"))
 async def context() -> None:
     run = current()
-    run.run_id
+    run.run_id  # here: context
 
 
 @flow(on=webhook("/waits"))
@@ -198,8 +198,8 @@ WHILE_RUNNING = (
         "step",
         "step.retried",
         {
-            "flow": "step", "step": "fails#1", "error": "OSError: no answer", "tries": 1, "of": 2,
-            "again_in": "10ms",
+            "flow": "step", "step": "fails#1", "error": "OSError: no answer", "place": "FILE:LINE",
+            "tries": 1, "of": 2, "again_in": "10ms",
         },
         "fails#1",
         "10ms",
@@ -208,8 +208,11 @@ WHILE_RUNNING = (
         "a run that is tried again",
         "attempt",
         "run.retried",
-        {"flow": "attempt", "error": "OSError: no answer", "attempt": 1, "step": None},
-        "attempt",
+        {
+            "flow": "attempt", "error": "OSError: no answer", "attempt": 1, "step": None,
+            "place": "FILE:LINE",
+        },
+        "FILE:LINE",
         "",
     ),
     WhileRunning(
@@ -269,7 +272,7 @@ WHILE_RUNNING = (
         "what the run does not have",
         "context",
         "AttributeError: current() has no 'run_id'; did you mean current().run.id?",
-        "current()",
+        "FILE:LINE",
         "current().run.id",
     ),
     _failed(
