@@ -118,12 +118,16 @@ class Executor:
                 _raise_journal_error(error)
                 outcome = _suspended(context) or self._outcome_of(context, flow, error)
             else:
-                outcome = Outcome(state=RunState.SUCCEEDED, result=result, returned=returned)
-                if context.kept is not None:
-                    outcome.keeps = context.kept.write
+                keeps = None if context.kept is None else context.kept.write
+                outcome = Outcome(
+                    state=RunState.SUCCEEDED, result=result, returned=returned, keeps=keeps
+                )
             if task.cancelling() and not is_stopped():
                 await _clear_cancels(task)
-            return await _finished(context, flow, _suspended(context) or outcome)
+            outcome = _suspended(context) or outcome
+            if context.durable_marks or outcome.state is RunState.FAILED:
+                outcome = await _finished(context, flow, outcome)
+            return _with_log(outcome, context)
 
     async def _call(self, context: RunContext, flow: AnyFlow) -> tuple[bytes | None, bytes | None]:
         run = context.claimed
@@ -220,7 +224,7 @@ async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Out
         blames = outcome.blames
         outcome = await _concluded(context, flow, outcome)
         outcome.blames = blames
-    return _with_log(outcome, context)
+    return outcome
 
 
 async def _concluded(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:

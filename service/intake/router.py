@@ -45,8 +45,9 @@ class Routed:
     @property
     def refused_by_all(self) -> bool:
         """Whether every flow refuses the data, so that the sender can be told instead."""
-        taken = len(self.runs) + len(self.entry.members)
-        return bool(self.refusals) and len(self.refusals) == taken
+        if not self.refusals:
+            return False
+        return len(self.refusals) == len(self.runs) + len(self.entry.members)
 
 
 def route(event: Event, flows: Sequence[AnyFlow], *, after_run_action: bool = False) -> Routed:
@@ -99,13 +100,8 @@ def _ask(
         binds = True
         arguments = flow.bind(own) if flow.window is None else flow.bind_member(own)
         binds = False
-        if flow.ordered_by is not None:
-            run.order_key = secrets.refuse_live(flow.order_key(asked), "the ordering key")
-        if flow.keyed:
-            run.keys = keys_of(flow, asked)
-        if flow.priority is not None:
-            run.priority = class_of(flow, asked)
-            run.keys = with_order(run.keys, run.order_key, run.priority)
+        if flow.ordered_by is not None or flow.keyed or flow.priority is not None:
+            _set_keys(run, flow, asked)
     except _NoId as error:
         run.state = RunState.FAILED
         run.error = RunError("id_error", str(error))
@@ -117,7 +113,22 @@ def _ask(
     except Exception as error:  # noqa: BLE001  the author's code: a dead letter, replayable after a fix
         run.state = RunState.FAILED
         run.error = _unbound(error) if binds else failed(flow, event, error)
-    _add((run, flow, own, arguments), routed, decisions)
+    if flow.shadow:
+        decisions.append(_shadowed(run, routed))
+        return
+    routed.entry.runs.append(run)
+    routed.runs.append((run, flow, own, arguments))
+
+
+def _set_keys(run: NewRun, flow: AnyFlow, asked: Event) -> None:
+    """Ask a flow for the ordering key of a run, its keys and its class."""
+    if flow.ordered_by is not None:
+        run.order_key = secrets.refuse_live(flow.order_key(asked), "the ordering key")
+    if flow.keyed:
+        run.keys = keys_of(flow, asked)
+    if flow.priority is not None:
+        run.priority = class_of(flow, asked)
+        run.keys = with_order(run.keys, run.order_key, run.priority)
 
 
 def _offer(flow: AnyFlow, window: Window, event: Event, routed: Routed) -> None:
@@ -177,13 +188,8 @@ def _filtered(flow: AnyFlow) -> Decision:
     return Decision(flow.name, Reason.FILTERED, f"{asked.words} at {asked.place}", facts)
 
 
-def _add(made: RoutedRun, routed: Routed, decisions: list[Decision]) -> None:
-    """Add a run; of a flow that is a shadow, add what would have become of it."""
-    run, flow, *_ = made
-    if not flow.shadow:
-        routed.entry.runs.append(run)
-        routed.runs.append(made)
-        return
+def _shadowed(run: NewRun, routed: Routed) -> Decision:
+    """Return what would have become of a run of a flow that is a shadow."""
     words = "a run would have started"
     facts: dict[str, Fact] = {"rule": "shadow=True", "would": "start"}
     if run.order_key is not None:
@@ -192,7 +198,7 @@ def _add(made: RoutedRun, routed: Routed, decisions: list[Decision]) -> None:
         facts["would"] = "fail"
         words = f"a run would have failed at once: {run.error.type}: {run.error.message}"
         routed.refusals.pop(run.flow, None)
-    decisions.append(Decision(run.flow, Reason.SHADOW, words, facts))
+    return Decision(run.flow, Reason.SHADOW, words, facts)
 
 
 def _unbound(error: Exception) -> RunError:

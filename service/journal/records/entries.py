@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from turnout.service.domain.conditions import MODE_PLACE, Conditions
@@ -17,7 +16,18 @@ from turnout.service.domain.waiting import Cause
 if TYPE_CHECKING:
     from .windows import FiredRun, NewMember
 
-NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+class _Nothing(dict[str, Any]):
+    """A mapping that stays empty; hashable, so that it may be the default of a field."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return 0
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise TypeError("this mapping stays empty")
+
+
+NOTHING: Mapping[str, Any] = _Nothing()
 
 ORDER_PLACE = "order"
 """The place of ordering keys, which are in a field of their own."""
@@ -129,11 +139,11 @@ class Appended:
     runs: tuple[str, ...] = ()
     duplicate: bool = False
     conflict: bool = False
-    refused: Mapping[str, Decision] = field(default_factory=lambda: NOTHING)
+    refused: Mapping[str, Decision] = NOTHING
     cancelled: Sequence[Run] = ()
     skipped: Sequence[Run] = ()
     decided: Sequence[Decision] = ()
-    windows: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    windows: Mapping[str, str] = NOTHING
     deadline: datetime | None = None
     fired: Sequence[FiredRun] = ()
 

@@ -17,7 +17,7 @@ from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import NO_BODY, Event
 from turnout.service.journal.contract import Positions
-from turnout.service.journal.records import Decision, Entry, StoredEvent
+from turnout.service.journal.records import Decision, Entry, NewMember, StoredEvent
 
 from .bulk import insert
 from .columns import selected
@@ -116,7 +116,10 @@ class AppendJob(Job):
             for entry in entries:
                 self.events.append(event_row(entry, at))
                 self.identities.append(None if entry.event.minted else identity(entry.event))
-                if not self.is_decided and _is_decided(entry):
+                for run in entry.runs:
+                    if run.conditions is not None:
+                        self.is_decided = True
+                if entry.cancels or (entry.members and _is_decided(entry.members)):
                     self.is_decided = True
         except (TypeError, ValueError) as error:
             raise JournalError(f"this event cannot be stored: {error}") from error
@@ -135,14 +138,11 @@ def repeated_decision(event: Event, *, conflict: bool) -> Decision:
     return Decision("", Reason.DUPLICATE, "the same event was delivered again", facts)
 
 
-def _is_decided(entry: Entry) -> bool:
-    for run in entry.runs:
-        if run.conditions is not None:
-            return True
-    for member in entry.members:
-        if member.firing.conditions is not None or member.on_timeout is not None:
-            return True
-    return bool(entry.cancels)
+def _is_decided(members: Sequence[NewMember]) -> bool:
+    """Whether what windows fire is decided by conditions, or by who comes first."""
+    return any(
+        member.firing.conditions is not None or member.on_timeout is not None for member in members
+    )
 
 
 def pack_details(event: Event) -> str | None:
