@@ -44,6 +44,7 @@ from . import (
     logs,
     new,
     pauses,
+    pending,
     run,
     runs,
     serve,
@@ -110,9 +111,9 @@ for _command in (
     serve.serve, check.check, run.run, doctor.doctor,
     runs.runs, show.show, why.why, events.events, flows.flows, triggers.triggers,
     runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
-    pauses.pause, pauses.resume, limits.limits, cache.cache, triggers.fire, events.emit,
-    triggers.trigger, upcoming.next_, upcoming.approvals, logs.logs, graph.graph, help.help_,
-    explain.explain, backtest.backtest, new.new, state.state,
+    pauses.pause, pauses.resume, pending.pending, limits.limits, cache.cache, triggers.fire,
+    events.emit, triggers.trigger, upcoming.next_, upcoming.approvals, logs.logs, graph.graph,
+    help.help_, explain.explain, backtest.backtest, new.new, state.state,
 ):  # fmt: skip
     cli.add_command(_command)
 exit_codes.add_to_help(cli)

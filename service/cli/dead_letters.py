@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from turnout.service.settings import Settings
 
 
-class _ListByDefault(click.Group):
+class ListByDefault(click.Group):
     """A group that lists by default: `turnout dead --json` is `turnout dead list --json`."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Put `list` in front where no command is named."""
         if not args or (args[0].startswith("-") and args[0] != "--help"):
             args = ["list", *args]
         return super().parse_args(context, args)
 
 
-@click.group(cls=_ListByDefault)
+@click.group(cls=ListByDefault)
 def dead() -> None:
     """List, replay or drop dead letters: runs that failed for good.
 

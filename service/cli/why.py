@@ -92,14 +92,7 @@ def _print_event(event: dict[str, Any]) -> None:
     )
     runs = {run["id"]: run for run in event["runs"]}
     for flow in event["flows"]:
-        for run_id in flow["runs"]:
-            _print_started(runs[run_id])
-        for decision in flow["decisions"]:
-            _print_decision(decision)
-        if flow["answer"] == "not_asked":
-            say(f"  {flow['flow']}: not asked (it did not listen to the event when it came)")
-        if flow["today"] is not None:
-            _print_today(flow["today"])
+        _print_flow(flow, runs, event["windows"])
     for decision in event["decisions"]:
         if not decision["flow"]:
             _print_decision(decision)
@@ -107,8 +100,31 @@ def _print_event(event: dict[str, Any]) -> None:
         say("  no flow listens for it")
 
 
+def _print_flow(
+    flow: dict[str, Any], runs: dict[str, dict[str, Any]], windows: list[dict[str, Any]]
+) -> None:
+    """Print what became of an event at one flow."""
+    for run_id in flow["runs"]:
+        _print_started(runs[run_id])
+    for decision in flow["decisions"]:
+        _print_decision(decision)
+    for window in windows:
+        if window["flow"] == flow["flow"] and window["state"] == "open":
+            _print_held(window)
+    if flow["answer"] == "not_asked":
+        say(f"  {flow['flow']}: not asked (it did not listen to the event when it came)")
+    if flow["today"] is not None:
+        _print_today(flow["today"])
+
+
 def _print_started(run: dict[str, Any]) -> None:
     say(f"  {run['flow']}: run {run['id']} {run['state']}  {error_line(run['error'])}".rstrip())
+
+
+def _print_held(window: dict[str, Any]) -> None:
+    due = f", due at {window['due_at']}" if window["due_at"] else ", suspended"
+    held = f"{window['events']} event{'s' * (window['events'] != 1)}"
+    say(f"  {window['flow']}: waits in window {window['id']}: {window['rule']}, {held}{due}")
 
 
 def _print_decision(decision: dict[str, Any]) -> None:
@@ -125,7 +141,11 @@ def _print_decision(decision: dict[str, Any]) -> None:
 def _print_today(today: dict[str, Any]) -> None:
     """Print what a flow would do with the code of today, and the values that it reads."""
     read = "; ".join(f"{path} = {text}" for path, text in today["read"].items())
-    words = {"start": "it would start", "fail": f"it would fail: {error_line(today['error'])}"}
+    words = {
+        "start": "it would start",
+        "join": "it would join a window",
+        "fail": f"it would fail: {error_line(today['error'])}",
+    }
     would = words.get(today["would"], f"it would be {today['would']}")
     if not today["listens"]:
         would = "it does not listen any more"

@@ -39,7 +39,8 @@ class Waiting:
     """What a run waits for; `detail` is for people.
 
     Facts besides those of decisions (`domain.decisions`): `place`, the run's place in line, from 1;
-    `until`, an instant; `step`, where it waits; `event`, the trigger whose event it waits for.
+    `until`, an instant; `window`, an open one, which has `count` events; `step`, where it waits;
+    `event`, the trigger whose event it waits for.
     """
 
     cause: Cause

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from . import cache, limits, pauses, replays, runs, triggers
+from . import cache, limits, pauses, replays, runs, triggers, windows
 from .parts import HANDLERS, Parts
 from .verbs import Verb
 
 R = TypeVar("R")
 
-SUBJECTS = (cache, limits, pauses, replays, runs, triggers)
+SUBJECTS = (cache, limits, pauses, replays, runs, triggers, windows)
 """The modules of the handlers: a module that is not imported here has none."""
 
 

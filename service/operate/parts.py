@@ -16,8 +16,8 @@ from turnout.service.domain.conditions import Mode
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.run import Run
 from turnout.service.domain.units import utc_now
-from turnout.service.journal.contract import Intake, Operations, Work
-from turnout.service.journal.records import Appended, Retried
+from turnout.service.journal.contract import Intake, Operations, Windows, Work
+from turnout.service.journal.records import Appended, ClosedWindows, Retried
 from turnout.service.project import Project
 
 from .names import no_run
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class VerbJournal(Operations, Intake, Work, Protocol):
+class VerbJournal(Operations, Intake, Work, Windows, Protocol):
     """What verbs need: an operator's writes, positions that move, runs of a renamed flow."""
 
 
@@ -78,6 +78,10 @@ class NoOwner:
         return nullcontext()
 
 
+def _nothing_to_start(_closed: ClosedWindows) -> None:
+    """Start no run, where nothing runs: the next service finds it queued."""
+
+
 async def _nothing_to_refresh() -> None:
     """Apply nothing, where nothing runs."""
 
@@ -93,7 +97,8 @@ class Parts:
 
     `wall` is the wall clock, which timers follow, and `now` the engine's time.
     `connection` gives the options of a client by its kind, `stopped` stops a trigger inside a
-    block, `refresh_pauses` and `refresh_limits` have the service do what the journal says.
+    block, `refresh_pauses` and `refresh_limits` have the service do what the journal says; `closed`
+    has it start the runs of windows that a verb has closed.
     """
 
     journal: VerbJournal
@@ -107,6 +112,7 @@ class Parts:
     stopped: Callable[[str], AbstractAsyncContextManager[None]] = _nothing_to_stop
     refresh_pauses: Callable[[], Awaitable[None]] = _nothing_to_refresh
     refresh_limits: Callable[[], Awaitable[None]] = _nothing_to_refresh
+    closed: Callable[[ClosedWindows], None] = _nothing_to_start
 
     @property
     def in_service(self) -> bool:

@@ -25,7 +25,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Run
 from turnout.service.domain.trigger import Receipt, Seek, SeekPlan
-from turnout.service.journal.records import Filter, StoredOverride, StoredPause, UsedLink
+from turnout.service.journal.records import (
+    Filter,
+    StoredOverride,
+    StoredPause,
+    StoredWindow,
+    UsedLink,
+)
 
 R = TypeVar("R", covariant=True)
 
@@ -154,6 +160,33 @@ class Emit(Verb[Receipt]):
     needs_service: ClassVar[bool] = True
 
     event: Event
+
+
+# ---------------------------------------------------------------- windows
+
+
+@dataclass(frozen=True, slots=True)
+class FireWindow(Verb[StoredWindow]):
+    """Close an open window at once: its run starts with the events that it has.
+
+    Raises `NotFound`, and `Refused` where it is closed, or its flow is not served.
+    """
+
+    needs_service: ClassVar[bool] = True  # the run is one of the loaded code
+
+    window_id: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DropWindow(Verb[StoredWindow]):
+    """Close an open window without a run; its events get the decision `dropped`.
+
+    Raises `NotFound`, and `Refused` where it is closed.
+    """
+
+    window_id: str
+    by: str = ""
 
 
 # ---------------------------------------------------------------- flows and triggers

@@ -15,7 +15,14 @@ from turnout.service.domain.decisions import Fact
 from turnout.service.domain.run import UNFINISHED, Run, RunState
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.journal.contract import Reads
-from turnout.service.journal.records import MOST_COUNTED, ORDER_PLACE, InLine, OpenStep, StoredPause
+from turnout.service.journal.records import (
+    MOST_COUNTED,
+    ORDER_PLACE,
+    InLine,
+    OpenStep,
+    StoredPause,
+    StoredWindow,
+)
 
 WaitsFor: TypeAlias = Callable[[Run], Waiting | None]
 """Tells what keeps a run from starting, or a running one from going on."""
@@ -37,6 +44,8 @@ async def waits_of(
     lines: dict[str, InLine] = {}
     for run in unfinished:
         known = None if waits_for is None else waits_for(run)
+        if run.state is RunState.SCHEDULED and run.due_at is None:
+            known = _in_window(await reads.window_of_run(run.seq)) or known
         if known is None:
             known = _journaled(run, steps.get(run.seq, ()), is_served=waits_for is not None)
         if known is not None:
@@ -82,6 +91,18 @@ def _journaled(run: Run, steps: Sequence[OpenStep], *, is_served: bool) -> Waiti
     if is_served:
         return None
     return Waiting(Cause.SERVICE, "for a service: none is running")
+
+
+def _in_window(window: StoredWindow | None) -> Waiting | None:
+    """Return what a run waits for whose window is open."""
+    if window is None or window.state != "open":
+        return None
+    facts: dict[str, Fact] = {"window": window.id, "count": window.members}
+    words = f"for its {window.settings.kind}(…) to close"
+    if window.due_at is not None:
+        facts["until"] = window.due_at
+        words += f", at {_words(window.due_at)}"
+    return Waiting(Cause.INSTANT, f"{words}; it has {window.members} events", facts)
 
 
 def _at_steps(steps: Sequence[OpenStep]) -> Waiting:

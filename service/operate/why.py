@@ -16,11 +16,12 @@ from turnout.service.domain.waiting import Waiting
 from turnout.service.intake.questions import values_read
 from turnout.service.intake.router import route
 from turnout.service.journal.contract import Reads
-from turnout.service.journal.records import StoredEvent
+from turnout.service.journal.records import StoredEvent, StoredWindow
 from turnout.service.project import AnyFlow, Project
 
 from .documents import event_of, waiting_of
 from .waits import WaitsFor, waits_of
+from .windows import window_of
 
 
 async def why(
@@ -51,16 +52,24 @@ async def of_event(reads: Reads, stored: StoredEvent, project: Project | None) -
     found = [await reads.run(run_id) for run_id in stored.runs]
     runs = [run for run in found if run is not None]
     document = event_of(stored, payload=True)
+    windows = await reads.windows_of_event(stored.seq)
     document["runs"] = [run.as_dict() for run in runs]
-    document["flows"] = _flows(stored, runs, project)
+    document["flows"] = _flows(stored, runs, windows, project)
+    document["windows"] = [window_of(window) for window in windows]
     return document
 
 
 def _flows(
-    stored: StoredEvent, runs: Iterable[Run], project: Project | None
+    stored: StoredEvent,
+    runs: Iterable[Run],
+    windows: Iterable[StoredWindow],
+    project: Project | None,
 ) -> list[dict[str, Any]]:
     """Return for each flow whether the event matched, why not, and what it would do today."""
     answers: dict[str, dict[str, Any]] = {}
+    for window in windows:
+        if window.state == "open":
+            answers.setdefault(window.flow, _answer(window.flow, "held"))
     for run in runs:
         answers.setdefault(run.flow, _answer(run.flow, "started"))["runs"].append(run.id)
     for made in stored.decisions:
@@ -88,7 +97,9 @@ def _today(flow: AnyFlow, event: Event, *, listens: bool) -> dict[str, Any]:
     run = routed.entry.runs[0] if routed.entry.runs else None
     error = None if run is None else run.error
     would = "start" if error is None else "fail"
-    if run is None:
+    if routed.entry.members:
+        would = "join"
+    elif run is None:
         would = routed.entry.decisions[0].reason
     asked = flow.condition
     return {

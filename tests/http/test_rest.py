@@ -72,6 +72,7 @@ class Desk:
     http: httpx.AsyncClient = field(init=False)
 
     uses: Callable[[], Sequence[Use]] = tuple
+    suspended: Callable[[], Mapping[str, str]] = dict
 
     def waits_for(self, run: Run) -> Waiting | None:
         """No service runs here."""

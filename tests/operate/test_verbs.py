@@ -16,11 +16,12 @@ from turnout.service.client import Client
 from turnout.service.domain.event import NO_BODY, Event
 from turnout.service.domain.run import Run, RunState
 from turnout.service.domain.trigger import Receipt, Seek, SeekPlan
+from turnout.service.domain.windows.window import WindowSettings
 from turnout.service.governance.links import Links
 from turnout.service.http.rest.application import create_rest
 from turnout.service.http.rest.routes import ROUTES, route_of
 from turnout.service.intake.emitter import TriggerEmitter
-from turnout.service.journal.records import Filter, StoredOverride, StoredPause
+from turnout.service.journal.records import Filter, StoredOverride, StoredPause, StoredWindow
 from turnout.service.operate import operator, verbs
 from turnout.service.operate.operator import Operator
 from turnout.service.operate.parts import HANDLERS
@@ -30,8 +31,10 @@ from turnout.service.operate.verbs import (
     CancelAll,
     ClearCache,
     Drop,
+    DropWindow,
     Emit,
     Fire,
+    FireWindow,
     Pause,
     Replay,
     ReplayDead,
@@ -58,6 +61,12 @@ RUN = Run(
 
 OVERRIDE = StoredOverride(name="limit:db", count=3, since=NOW, until=NOW, note="why", by="ada")
 PAUSED = StoredPause(name="flow:bill", since=NOW, until=NOW, note="why", by="ada")
+
+WINDOW = StoredWindow(
+    seq=1, id="w", flow="bill", key="", settings=WindowSettings(kind="count", count=5, within=60),
+    state="fired", opened_at=NOW, due_at=NOW, remaining_seconds=None, closed_at=NOW, members=3,
+    bytes=17, run="r",
+)  # fmt: skip
 
 
 def an_event(**changed: Any) -> Event:
@@ -103,6 +112,9 @@ EXAMPLES: list[tuple[Verb[Any], Any]] = [
     (SetLimit("bill/limit.2", 1, timedelta(milliseconds=1), "why ä", "ada"), OVERRIDE),
     (ResetLimit("limit:db", by="api"), "limit:db"),
     (ResetLimit("flow:bill/limit.2", "ada"), "flow:bill/limit.2"),
+    (FireWindow("w 1?", by="api"), WINDOW),
+    (FireWindow("w", "ada & bob"), WINDOW),
+    (DropWindow("w", by="ada"), WINDOW),
     (Fire("cron:0 9 * * *"), Receipt(event="e")),
     (Fire("webhook:/orders", b'{"n": 1.0e5}', force=True), Receipt(event="e")),
     (SeekTrigger("kafka:orders/billing", Seek(to="end", asked_at=NOW)), SeekPlan(
@@ -155,6 +167,7 @@ class Served:
     emitters: Mapping[str, TriggerEmitter] = field(default_factory=dict)
     links: Links = field(default_factory=lambda: Links(b"k" * 32, "http://desk"))
     waits_for: Any = None
+    suspended: Any = dict
 
 
 async def test_the_service_reads_the_verb_that_the_command_sends(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from turnout.service.http.clients import Proxies
 from turnout.service.http.exchange import App, Message, Receive, Scope, Send
 
 from . import approvals as open_approvals
-from . import dead_letters, events, flows, limits, logs, pauses, runs, triggers, why
+from . import dead_letters, events, flows, limits, logs, pauses, pending, runs, triggers, why
 from .answers import refusal
 from .authorization import Served
 from .endpoints import verb_router
@@ -39,6 +39,7 @@ _READS: Mapping[str, APIRouter] = {
     "flows": flows.router,
     "triggers": triggers.router,
     "pauses": pauses.router,
+    "pending": pending.router,
     "limits": limits.router,
     "logs": logs.router,
     "why": why.router,

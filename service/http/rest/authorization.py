@@ -54,6 +54,9 @@ class Served(Protocol):
     def waits_for(self, run: Run) -> Waiting | None:
         """Return what keeps a run from starting, or a running one from going on."""
 
+    def suspended(self) -> Mapping[str, str]:
+        """Return for each flow why its open windows do not close now, if so."""
+
     def uses(self) -> Sequence[Use]:
         """Return how much of each limit, rate and breaker is in use."""
 

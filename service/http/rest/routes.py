@@ -16,7 +16,7 @@ from urllib.parse import quote
 from turnout.service.domain.errors import Refused, RefusedByFlows
 from turnout.service.domain.run import Run
 from turnout.service.domain.trigger import Receipt
-from turnout.service.journal.records import StoredPause
+from turnout.service.journal.records import StoredPause, StoredWindow
 from turnout.service.operate import documents
 from turnout.service.operate.filters import query_of
 from turnout.service.operate.verbs import (
@@ -25,8 +25,10 @@ from turnout.service.operate.verbs import (
     CancelAll,
     ClearCache,
     Drop,
+    DropWindow,
     Emit,
     Fire,
+    FireWindow,
     Pause,
     Replay,
     ReplayDead,
@@ -39,6 +41,7 @@ from turnout.service.operate.verbs import (
     SetLimit,
     Verb,
 )
+from turnout.service.operate.windows import window_of
 
 from .bodies import ANSWER, DATA, EVENT, LIMIT, NOT_UNDONE, PAUSE, REASON, SEEK, Body
 
@@ -156,6 +159,10 @@ def _stored(verb: Emit, receipt: Receipt) -> dict[str, Any]:
     return documents.receipt_of(receipt)
 
 
+def _window(_verb: Verb[StoredWindow], window: StoredWindow) -> dict[str, Any]:
+    return window_of(window)
+
+
 # ---------------------------------------------------------------- the table
 
 FORCE = Parameter(
@@ -163,6 +170,7 @@ FORCE = Parameter(
 )
 
 RUNS, DEAD_LETTERS, EVENTS, FLOWS = "runs", "dead letters", "events", "flows and triggers"
+WINDOWS = "windows"
 
 ROUTES: tuple[Route[Any], ...] = (
     Route(
@@ -267,6 +275,28 @@ ROUTES: tuple[Route[Any], ...] = (
         body=EVENT,
         status=202,
         document=_stored,
+    ),
+    Route(
+        verb=FireWindow,
+        name="fire_pending",
+        method="POST",
+        path="/pending/{window_id}/fire",
+        tag=WINDOWS,
+        text="Close an open window at once: its run starts with the events that it has.\n\n"
+        "409 if it is closed, or if its flow is not served.",
+        query=(Parameter("by", "by", "who fires it", default="api"),),
+        document=_window,
+    ),
+    Route(
+        verb=DropWindow,
+        name="drop_pending",
+        method="POST",
+        path="/pending/{window_id}/drop",
+        tag=WINDOWS,
+        text="Close an open window without a run; its events get the decision `dropped`.\n\n"
+        "409 if it is closed.",
+        query=(Parameter("by", "by", "who drops it", default="api"),),
+        document=_window,
     ),
     Route(
         verb=Fire,
