@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from turnout.service.domain.run import Retry as Retry
     from turnout.service.domain.run import RunError as RunError
     from turnout.service.domain.run import Skip as Skip
+    from turnout.service.domain.windows.absent import absent as absent
+    from turnout.service.domain.windows.all_of import all_of as all_of
     from turnout.service.domain.windows.batch import batch as batch
+    from turnout.service.domain.windows.count import count as count
     from turnout.service.domain.windows.debounce import debounce as debounce
+    from turnout.service.domain.windows.sequence import sequence as sequence
     from turnout.service.flowcontrol.dependency import dependency as dependency
     from turnout.service.flowcontrol.limit import limit as limit
     from turnout.service.flowcontrol.rate_limit import rate_limit as rate_limit
@@ -63,8 +67,12 @@ _ROOMS = {
     "by_input": "service.steps.cache",
     "current": "service.steps.context",
     "Event": "service.domain.event",
+    "absent": "service.domain.windows.absent",
+    "all_of": "service.domain.windows.all_of",
     "batch": "service.domain.windows.batch",
+    "count": "service.domain.windows.count",
     "debounce": "service.domain.windows.debounce",
+    "sequence": "service.domain.windows.sequence",
     "dependency": "service.flowcontrol.dependency",
     "limit": "service.flowcontrol.limit",
     "unique": "service.flowcontrol.unique",

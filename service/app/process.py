@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -28,6 +28,7 @@ from turnout.service.domain.units import format_duration, utc_now
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.flowcontrol.use import Use
 from turnout.service.governance.links import Links
+from turnout.service.intake.absence import Absence
 from turnout.service.intake.after_run_actions import AfterRunActions
 from turnout.service.intake.awaited import Awaited
 from turnout.service.intake.cancels import CancellingEvents
@@ -133,8 +134,17 @@ class Process:
             journal, self.dispatcher, metrics, project=lambda: self.project, now=now
         )
         self.waiters = Waiters(journal, settings.max_waiters)
+        self.absence = Absence(
+            journal, lambda: self.emitters, tasks, now=now, recheck=lambda: self.windows.recheck()
+        )
         self.windows = WindowDeadlines(
-            journal, self.dispatcher, tasks, project=lambda: self.project, now=now
+            journal,
+            self.dispatcher,
+            tasks,
+            project=lambda: self.project,
+            now=now,
+            told=self.absence.told,
+            held=self.absence.held,
         )
         submit = Submit(self.dispatcher, self.windows, metrics, now=now)
         executor.set_host(
@@ -177,6 +187,7 @@ class Process:
             api=self.api,
             connection=self.settings.connection,
             stopped=self._trigger_stopped,
+            closed=self.windows.begin,
         )
         self._ended = lru_cache(maxsize=1024)(metrics.runs_ended.labels)
         metrics.observe_counts(
@@ -318,6 +329,7 @@ class Process:
             if known is None or known.trigger != trigger:
                 self.emitters[name] = self.emitter(trigger, fed_by(name, self))
         self.pauses.apply_to_triggers()
+        self.absence.serve(project.flows.values())
 
     async def start_triggers(self) -> None:
         """Start the triggers."""
@@ -384,6 +396,10 @@ class Process:
             found.append("everything is paused: no run starts until `turnout resume --all`")
         return found
 
+    def suspended(self) -> Mapping[str, str]:
+        """Return for each flow with `absent(…)` why its windows do not close now, if so."""
+        return self.absence.suspended()
+
     def uses(self) -> Sequence[Use]:
         """Return how much of each limit, rate and breaker is in use."""
         return self.dispatcher.uses()
@@ -403,6 +419,7 @@ class Process:
         """
         self.stopping = True
         self.windows.close()
+        self.absence.close()
         stuck = await self.dispatcher.stop(self.settings.grace)
         await self.supervisor.stop()
         for emitter in self.emitters.values():

@@ -67,6 +67,11 @@ class Binding:
         """The parameter that only the path of a file fills, None if there is none."""
         return next((name for name, fill in self.fills if fill is _path), None)
 
+    @property
+    def filled_from_data(self) -> list[str]:
+        """The required parameters that need the event's data or file, not the event itself."""
+        return [name for name, fill in self.fills if fill is not _event]
+
     @classmethod
     def of(
         cls, function: Callable[..., Any], *, file: str, line: int, flow: str, many: bool = False

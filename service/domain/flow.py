@@ -147,9 +147,14 @@ class Flow(Generic[P, R]):
 
     @cached_property
     def binding(self) -> Binding:
-        """How an event fills the function's parameters; raises `SetupError` when it cannot."""
-        many = self.takes_list
-        return Binding.of(self.function, file=self.file, line=self.line, flow=self.name, many=many)
+        """How an event fills the function's parameters; raises `SetupError` when it cannot.
+
+        A flow without a trigger may take lists that no event fills, but the members of a window:
+        it is the one of `on_timeout=`.
+        """
+        if self.takes_list or (not self.triggers and self._takes_members_only):
+            return self.member_binding
+        return Binding.of(self.function, file=self.file, line=self.line, flow=self.name)
 
     @cached_property
     def takes_list(self) -> bool:
@@ -159,9 +164,16 @@ class Flow(Generic[P, R]):
     @cached_property
     def member_binding(self) -> Binding:
         """How the members of a window fill the parameters, each a list; raises `SetupError`."""
-        if self.takes_list:
-            return self.binding
         return Binding.of(self.function, file=self.file, line=self.line, flow=self.name, many=True)
+
+    @cached_property
+    def _takes_members_only(self) -> bool:
+        """Whether only the members of a window can fill its parameters, such as `list[Event]`."""
+        try:
+            Binding.of(self.function, file=self.file, line=self.line, flow=self.name)
+        except SetupError:
+            return self._may_take_lists
+        return False
 
     @cached_property
     def firing(self) -> Firing:
@@ -245,11 +257,13 @@ class Flow(Generic[P, R]):
     def bind_members(self, events: Sequence[Event]) -> Mapping[str, Any]:
         """Return the arguments for the members that the run of a window is called with.
 
-        A flow that takes no list gets the last one: its window was another one when it opened.
+        A flow that takes no list gets the first one of an absence, which has opened it, else the
+        last one: its window was another one when it opened.
         """
         if self.takes_list or (self.window is None and self._may_take_lists):
             return foreign.ask(self.member_binding.of_members, events)
-        return self.bind(events[-1])
+        is_absence = self.window is not None and self.window.kind == "absent"
+        return self.bind(events[0 if is_absence else -1])
 
     @cached_property
     def _may_take_lists(self) -> bool:

@@ -8,14 +8,14 @@ window (its rule, asked by the journal), and the events that join (`router`, `su
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 from turnout.service.dispatch.attempts import until_writable
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.errors import JournalFull
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import NOTHING, ClosedWindows, FiredRun
+from turnout.service.journal.records import NOTHING, ClosedWindows, FiredRun, Told
 from turnout.service.project import Project
 
 BATCH = 200
@@ -28,8 +28,8 @@ SHORTEST_SECONDS = 0.05
 class WindowDeadlines:
     """Closes windows when they are due.
 
-    `told` says of some flows up to which instant it is known what has come: windows that are due
-    later stay open.
+    `told` says of some flows which of their windows may close now. `held` is called with those that
+    have others that are due, and says when to ask again.
     """
 
     def __init__(
@@ -40,7 +40,8 @@ class WindowDeadlines:
         *,
         project: Callable[[], Project],
         now: Callable[[], datetime],
-        told: Callable[[], Mapping[str, datetime]] = lambda: NOTHING,
+        told: Callable[[], Mapping[str, Told]] = lambda: NOTHING,
+        held: Callable[[Collection[str]], datetime | None] = lambda _flows: None,
     ) -> None:
         self._journal = journal
         self._dispatcher = dispatcher
@@ -48,6 +49,7 @@ class WindowDeadlines:
         self._project = project
         self._now = now
         self._told = told
+        self._held = held
         self._next: datetime | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._asked = False
@@ -100,7 +102,7 @@ class WindowDeadlines:
                     continue
                 self.begin(closed)
                 self._asked = self._asked or closed.more
-                next_due = closed.next_due_at
+                next_due = _first(closed.next_due_at, self._held(closed.held))
         finally:
             self._closing = False
         if not self._stopped:
@@ -129,3 +131,7 @@ class WindowDeadlines:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _first(one: datetime | None, other: datetime | None) -> datetime | None:
+    return min((each for each in (one, other) if each is not None), default=None)

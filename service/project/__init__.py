@@ -17,6 +17,7 @@ from turnout.service.domain.task import Task
 from turnout.service.domain.trigger import CalledTrigger, StartsOnType, Trigger
 
 from .listeners import Listeners
+from .windows import window_problems
 
 AnyFlow = Flow[..., Any]
 
@@ -85,6 +86,7 @@ def problems(flows: Sequence[AnyFlow], tasks: Iterable[Task[Any]] = ()) -> list[
                 )
             )
         found += [*_flow_problems(flow), *_respond_problems(flow, flows)]
+        found += window_problems(flow, flows)
         if flow.was in {other.name for other in flows}:
             found.append(
                 _at(

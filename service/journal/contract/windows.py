@@ -8,7 +8,13 @@ from typing import Protocol
 
 from turnout.service.domain.windows.firing import Firing
 from turnout.service.domain.windows.window import WindowSettings
-from turnout.service.journal.records import NOTHING, ClosedWindows, StoredWindow, WindowMember
+from turnout.service.journal.records import (
+    NOTHING,
+    ClosedWindows,
+    StoredWindow,
+    Told,
+    WindowMember,
+)
 
 
 class Windows(Protocol):
@@ -20,13 +26,12 @@ class Windows(Protocol):
         *,
         now: datetime,
         limit: int,
-        told: Mapping[str, datetime] = NOTHING,
+        told: Mapping[str, Told] = NOTHING,
     ) -> ClosedWindows:
         """Close windows of these flows that are due, at most `limit`, and queue their runs.
 
-        The conditions of a run are decided now. It is never refused at a bound. Of the flows in
-        `told` only windows that are due up to that instant close: it is not known yet what may have
-        come since. The windows of other flows stay open.
+        The conditions of a run are decided now. It is never refused at a bound. Of a flow in `told`
+        only windows close whose absence would have been noticed. Those of other flows stay open.
         """
 
     async def fire_window(
@@ -41,6 +46,18 @@ class Windows(Protocol):
         self, flow: str, settings: WindowSettings, *, due_at: datetime, now: datetime
     ) -> bool:
         """Open a window without a member, unless this was done for the flow before."""
+
+    async def suspend_windows(self, flow: str, *, now: datetime) -> int:
+        """Suspend the open windows of `absent(…)` of a flow that are due later; returns how many.
+
+        A suspended one has no deadline, and keeps the time it has left.
+        """
+
+    async def resume_windows(self, flow: str, *, since: datetime | None, now: datetime) -> int:
+        """Let the suspended windows of a flow go on, with the time they have left.
+
+        Those that were opened since then begin now. Returns how many were suspended.
+        """
 
     async def postpone_window(
         self, window_id: str, due_at: datetime | None, *, remaining_seconds: float | None = None

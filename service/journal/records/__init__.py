@@ -46,6 +46,7 @@ from .windows import (
     NewMember,
     RunMembers,
     StoredWindow,
+    Told,
     WindowMember,
     WindowState,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "StoredPause",
     "StoredState",
     "StoredWindow",
+    "Told",
     "UsedLink",
     "Wait",
     "WindowMember",

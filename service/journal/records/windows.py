@@ -55,12 +55,24 @@ class FiredRun:
     events: Sequence[int] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Which windows of a flow may close at their deadline: an event would have been noticed.
+
+    Those that were due up to `to`, and those that were opened since `since`.
+    """
+
+    to: datetime
+    since: datetime | None = None
+
+
 @dataclass(slots=True, kw_only=True)
 class ClosedWindows:
     """What became of windows that were due, or that an operator has closed.
 
     `fired` are the runs that are queued now; `cancelled`, `skipped` and `decided` as in `Appended`.
-    `next_due_at` is when the next window is due; `more` says that others are due already.
+    `next_due_at` is when the next window is due; `more` says that others are due already. `held`
+    are flows with windows that are due, and may not close yet.
     """
 
     fired: Sequence[FiredRun] = ()
@@ -71,6 +83,7 @@ class ClosedWindows:
     runs: Sequence[str] = ()
     next_due_at: datetime | None = None
     more: bool = False
+    held: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,7 @@ from .runs import SUSPENDED, queued_from
 from .skip import skip
 from .statements import load
 from .steps import StepJob
+from .suspension import Suspension
 from .upkeep import Counted, Keeping
 from .values import dump_list, micros
 from .window_writes import WindowWriting
@@ -121,7 +122,7 @@ async def open_journal(
     return SqliteJournal(*opened, metrics)
 
 
-class SqliteJournal(Operating, Keeping, WindowWriting):
+class SqliteJournal(Operating, Keeping, WindowWriting, Suspension):
     """Implements `Journal`. `broken` is set once the disk failed for good: end the process (74).
 
     `last_written_at` is when the files were last changed before they were opened.

@@ -21,6 +21,7 @@ from .counters import RunCounters
 from .crash_isolation import CRASHES_BEFORE_ISOLATION, MOST_CRASHES
 from .statements import load
 from .values import micros, pack_error
+from .windows import opened_mark
 
 _SQL = load("rescue")
 _CONDITIONS = load("conditions")
@@ -128,6 +129,7 @@ def rename_flow(connection: apsw.Connection, counters: RunCounters, was: str, na
     pauses.rename_flow(connection, was, name)
     overrides.rename_flow(connection, was, name)
     connection.execute(_WINDOWS["rename"], (was, name))
+    connection.execute(_WINDOWS["rename_opened"], (opened_mark(was), opened_mark(name)))
     if dead:
         dead_left, not_undone_left = _dead_letters(connection, was)
         for flow, sign in ((was, -1), (name, 1)):

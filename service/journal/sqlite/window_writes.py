@@ -12,7 +12,7 @@ import apsw
 
 from turnout.service.domain.windows.firing import Firing
 from turnout.service.domain.windows.window import WindowSettings
-from turnout.service.journal.records import NOTHING, ClosedWindows
+from turnout.service.journal.records import NOTHING, ClosedWindows, Told
 
 from .append import Intake, Rows
 from .calls import Calls
@@ -34,13 +34,12 @@ class WindowWriting(Calls):
         *,
         now: datetime,
         limit: int,
-        told: Mapping[str, datetime] = NOTHING,
+        told: Mapping[str, Told] = NOTHING,
     ) -> ClosedWindows:
         """Close windows of these flows that are due, at most `limit`, and queue their runs."""
-        up_to = {flow: micros(instant) for flow, instant in told.items()}
         closed: ClosedWindows = await self._call(
             lambda _connection, counters: self._intake.windows.close_due(
-                Rows({}), counters, micros(now), flows, limit, up_to
+                Rows({}), counters, micros(now), flows, limit, told
             )
         )
         return closed

@@ -48,6 +48,7 @@ from turnout.service.journal.records import (
     NewMember,
     NewRun,
     Queued,
+    Told,
 )
 
 from .bulk import BulkStatement, insert
@@ -56,7 +57,7 @@ from .counters import RunCounters
 from .decisions import add_decisions, pack_decisions
 from .runs import RUN_COLUMNS, RUN_SOURCE, run_from
 from .statements import load
-from .values import dump, dump_list, instant, instant_or_none
+from .values import dump, dump_list, instant, instant_or_none, micros, micros_or_none
 
 _SQL = load("windows")
 _RUN = f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE r.seq = ?"
@@ -99,7 +100,8 @@ class _MemberRow(NamedTuple):
 _FIXED = ("seq", "id", "flow", "key", "settings", "opened_at")
 _WRITE = BulkStatement(
     f"INSERT INTO windows ({', '.join(_WindowRow._fields)}) {{rows}} ON CONFLICT (seq)"
-    f" DO UPDATE SET {overwritten(_WindowRow._fields, _FIXED)}, remaining = NULL",
+    f" DO UPDATE SET {overwritten(_WindowRow._fields, _FIXED)}"
+    ", remaining = iif(excluded.due_at IS NULL, remaining, NULL)",
     _WindowRow._fields,
 )
 _JOIN = insert("window_events", _MemberRow._fields)
@@ -599,13 +601,15 @@ class Windows:
         at: int,
         flows: Mapping[str, Firing],
         limit: int,
-        told: Mapping[str, int],
+        told: Mapping[str, Told],
     ) -> ClosedWindows:
-        """Ask the rules of the windows that are due what becomes of them."""
+        """Ask the rules of the windows that are due what becomes of them.
+
+        Of a flow in `told` only those whose absence would have been noticed.
+        """
         self.forget()
-        served, up_to = dump_list(flows), dump(dict(told))
         answer = ClosedWindows()
-        found = self._connection.execute(_SQL["due"], (at, served, limit, up_to)).fetchall()
+        found = self._due(at, flows, limit, told)
         for row in found:
             window = _opened(row)
             change = _Change(rows, at, counters, answer, flows.get(window.flow))
@@ -615,10 +619,30 @@ class Windows:
             self._open.clear()  # two windows of one key may be open after a flow was renamed
         self._runs.insert(rows)
         self.forget()
-        next_due: int | None = self._connection.execute(_SQL["next_due"], (served, up_to, at)).get
-        answer.next_due_at = instant_or_none(next_due)
-        answer.more = len(found) == limit
+        answer.more = len(found) >= limit
+        if not answer.more:
+            next_due: int | None = self._connection.execute(
+                _SQL["next_due"], (dump_list(flows), at)
+            ).get
+            answer.next_due_at = instant_or_none(next_due)
+        if told and not answer.more:
+            held: list[Any] = self._connection.execute(
+                _SQL["held"], (at, dump_list(told))
+            ).fetchall()
+            answer.held = [flow for (flow,) in held]
         return answer
+
+    def _due(
+        self, at: int, flows: Mapping[str, Firing], limit: int, told: Mapping[str, Told]
+    ) -> list[Any]:
+        """Return the rows of the windows that are due and may close, at most `limit` of a kind."""
+        served = dump_list(name for name in flows if name not in told)
+        found: list[Any] = self._connection.execute(_SQL["due"], (at, served, limit)).fetchall()
+        for flow, bound in told.items():
+            values = (at, flow, limit, micros(bound.to), micros_or_none(bound.since))
+            if flow in flows:
+                found += self._connection.execute(_SQL["due_of"], values).fetchall()
+        return found
 
     def fire(
         self, rows: Any, counters: RunCounters, at: int, window_id: str, firing: Firing, by: str
@@ -656,7 +680,7 @@ class Windows:
 
     def open_alone(self, flow: str, settings: WindowSettings, at: int, due_at: int) -> bool:
         """Open a window without a member, once in the life of a flow; False if it was before."""
-        mark = f"window:{flow}"
+        mark = opened_mark(flow)
         if self._connection.execute(_SQL["was_opened"], (mark,)).get is not None:
             return False
         self._connection.execute(_SQL["mark_opened"], (mark,))
@@ -721,6 +745,11 @@ class _StoredMembers:
         self._windows.flush()
         found: int | None = self._connection.execute(_SQL["oldest"], (self._seq,)).get
         return found
+
+
+def opened_mark(flow: str) -> str:
+    """Return the name under which it is noted that a window of a flow was opened by itself."""
+    return f"window:{flow}"
 
 
 def _opened(row: Sequence[Any]) -> _Open:

@@ -20,16 +20,26 @@ FROM windows WHERE id = ?1 AND state = 'open';
 SELECT seq, id, flow, key, settings, opened_at, due_at, members, bytes, positions
 FROM windows INDEXED BY windows_due
 WHERE state = 'open' AND due_at <= ?1 AND flow IN (SELECT value FROM json_each(?2))
-    AND due_at <= coalesce((SELECT value FROM json_each(?4) AS j WHERE j.key = windows.flow), ?1)
+ORDER BY due_at, seq LIMIT ?3;
+
+-- name: due_of
+-- Open windows of a flow (?2) that are due at an instant (?1), at most so many (?3), the earliest
+-- first: of those that were due up to ?4, or were opened since ?5.
+SELECT seq, id, flow, key, settings, opened_at, due_at, members, bytes, positions
+FROM windows INDEXED BY windows_due
+WHERE state = 'open' AND due_at <= ?1 AND flow = ?2 AND (due_at <= ?4 OR opened_at >= ?5)
 ORDER BY due_at, seq LIMIT ?3;
 
 -- name: next_due
--- When the next window of these flows (?1, a JSON array) is due; of some flows (?2, a JSON object)
--- only those that are due after an instant (?3).
+-- When the next window of these flows (?1, a JSON array) is due, after an instant (?2).
 SELECT due_at FROM windows INDEXED BY windows_due
-WHERE state = 'open' AND due_at IS NOT NULL AND flow IN (SELECT value FROM json_each(?1))
-    AND (due_at > ?3 OR NOT EXISTS (SELECT 1 FROM json_each(?2) AS j WHERE j.key = windows.flow))
+WHERE state = 'open' AND due_at > ?2 AND flow IN (SELECT value FROM json_each(?1))
 ORDER BY due_at LIMIT 1;
+
+-- name: held
+-- The flows, of these (?2, a JSON array), with a window that is open past its deadline (?1).
+SELECT DISTINCT flow FROM windows INDEXED BY windows_due
+WHERE state = 'open' AND due_at <= ?1 AND flow IN (SELECT value FROM json_each(?2));
 
 -- name: parts
 -- The parts of a window (?1) of which there is a member.
@@ -119,6 +129,10 @@ WHERE state = 'open' AND opened_at > ?1;
 UPDATE window_events SET at = ?1
 WHERE at > ?1 AND window_seq IN (
     SELECT seq FROM windows INDEXED BY windows_open WHERE state = 'open' AND opened_at >= ?1);
+
+-- name: rename_opened
+-- The mark (?1) that a window was opened by itself is that of another flow (?2).
+UPDATE OR REPLACE counters SET name = ?2 WHERE name = ?1;
 
 -- name: postpone
 -- An open window (?1, its id) is due at an instant (?2); with None it is suspended, with so much time
