@@ -325,8 +325,8 @@ def _triggers(on: Any, option: str = "on") -> tuple[Trigger, ...]:
     for each in listed:
         if is_window(each):
             raise SetupError(
-                f"{option}={each.kind}(…): a window is the only thing in on=; give the others a "
-                "flow of their own"
+                f"{each.kind}(…) is a window, which stands alone in on=: give other triggers a "
+                "flow of their own, and name a trigger in awaits= and cancel_on="
             )
         if inspect.isfunction(each):
             raise SetupError(
