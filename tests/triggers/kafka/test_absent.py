@@ -125,38 +125,3 @@ async def test_a_partition_that_lags_behind_the_deadline_is_read_before_an_absen
         await eventually(is_closed)
         runs = await service.all_finished()
         assert [run.result for run in runs] == [b'"begun"'] * firings
-
-
-@pytest.mark.timeout(240)
-async def test_a_broker_that_is_away_for_ten_minutes_is_no_alarm(
-    tmp_path: Path, private_kafka: Any
-) -> None:
-    clock = Clock()
-    async with private_kafka(proxied=True) as broker:
-        topic = await broker.create_topic()
-        alarm = silence_over(topic)
-        async with watched(tmp_path, broker, alarm, clock) as service:
-            clock.ahead += timedelta(minutes=115)
-            service.process.clock_set()
-            broker.proxy.cut()
-
-            async def is_suspended() -> bool:
-                (window,) = await service.process.journal.windows()
-                return window.remaining_seconds is not None
-
-            await eventually(is_suspended)
-            clock.ahead += timedelta(minutes=10)
-            service.process.clock_set()
-            await broker.proxy.heal()
-
-            async def goes_on() -> bool:
-                return not await is_suspended()
-
-            await eventually(goes_on)
-            await broker.send(topic, [b'{"done": true}'])
-
-            async def is_closed() -> bool:
-                return not await service.process.journal.windows()
-
-            await eventually(is_closed)
-            assert not await service.process.journal.runs(Filter())
