@@ -117,7 +117,10 @@ def _fitted(columns: Sequence[Column], natural: Sequence[int], width: int) -> li
         over = _total(widths) - width
         if over > 0 and least is not None and widths[place] > least:
             widths[place] = max(least, widths[place] - over)
-    while (over := _total(widths) - width) > 0:  # a very narrow terminal
+    for place in reversed(range(2, last + 1)):  # a narrow terminal: what a row is, not more of it
+        if _total(widths) > width:
+            widths[place] = 0
+    while (over := _total(widths) - width) > 0:
         place = max(range(len(widths)), key=widths.__getitem__)
         widths[place] = max(1, widths[place] - over)
         if max(widths) == 1:

@@ -205,3 +205,9 @@ def test_what_takes_more_than_a_second_says_so_on_a_terminal(data: Path) -> None
     printed = on_a_terminal(["runs", "--data", str(data)], columns=80, code=["-c", slow])
     assert "reading the journal …" in printed
     assert len([line for line in printed.splitlines() if " 03-1" in line]) == 30
+
+
+def test_a_narrow_terminal_gets_whole_ids_and_fewer_columns(data: Path) -> None:
+    lines = on_a_terminal(["runs", "--data", str(data)], columns=30).splitlines()
+    assert max(map(tables.cells, lines)) <= 30
+    assert {line.split()[0] for line in lines[1:]} == {run_id(each)[-8:] for each in range(30)}
