@@ -11,6 +11,7 @@ Not here: the runs on the virtual clock (`virtual_runs`).
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -251,8 +252,7 @@ class Backtest:
         """Ask the flow about each event of the period."""
         beside = await self._beside(reads)
         async for arrival in self._arrivals(reads):
-            at = arrival.stored.accepted_at
-            while beside and beside[-1].runs[0].queued_at <= at:
+            while beside and _place(beside[-1]) < _place(arrival):
                 self._keep(beside.pop())
             self._arrive(arrival)
         for asked in self._live.values():
@@ -269,7 +269,7 @@ class Backtest:
             accepted_since=self._since - _memory_of(self._flow),
             until=self._until,
         )
-        return sorted(found, key=lambda each: each.runs[0].queued_at, reverse=True)
+        return sorted(found, key=_place, reverse=True)
 
     async def _arrivals(self, reads: Reads) -> AsyncIterator[Arrival]:
         triggers = [trigger.name for trigger in self._flow.triggers]
@@ -373,6 +373,13 @@ class Backtest:
         if reason is not None:
             asked.would, asked.why = reason, "a newer run of its key took its place"
         self.report.add(asked)
+
+
+def _place(arrival: Arrival) -> tuple[datetime, float]:
+    """Return when a run was made, or an event came that has none; runs of one instant by seq."""
+    if not arrival.runs:
+        return arrival.stored.accepted_at, math.inf
+    return arrival.runs[0].queued_at, arrival.runs[0].seq
 
 
 def _trigger_of(flow: AnyFlow, event: Event) -> str:

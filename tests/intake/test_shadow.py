@@ -154,9 +154,9 @@ def test_it_is_listed_as_what_it_is() -> None:
 def test_what_is_neither_true_nor_false_is_refused() -> None:
     wrong: Any = "yes"
     with pytest.raises(SetupError, match="shadow='yes': write shadow=True, or leave it out"):
-        flow(shadow=wrong)(lambda: None)
+        flow(name="wrong", shadow=wrong)(lambda: None)
 
 
 def test_a_window_is_refused_with_what_to_do_instead() -> None:
     with pytest.raises(SetupError, match=r"shadow=True with on=debounce\(…\).*turnout backtest"):
-        flow(on=debounce(event("order.placed"), "5s"), shadow=True)(lambda: None)
+        flow(on=debounce(event("order.placed"), "5s"), shadow=True, name="tried")(lambda: None)

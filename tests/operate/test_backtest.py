@@ -180,9 +180,9 @@ async def test_of_unchanged_code_it_says_exactly_what_happened(seed: int, full: 
     async with serve(
         *FLOWS, keep_unmatched=timedelta(days=30), keep_finished=timedelta(days=30)
     ) as service:
-        await a_day(service, dice, 1500 if full else 120)
+        await a_day(service, dice, 1500 if full else 80)
         await service.restart()
-        await a_day(service, dice, 500 if full else 40)
+        await a_day(service, dice, 500 if full else 30)
         for each in FLOWS:
             found = await report(service, each.name)
             told = [difference.as_dict() for difference in found.differences[:3]]
