@@ -105,7 +105,7 @@ class Intake:
         A job with conditions, or with runs to cancel, is written by itself, in its turn.
         """
         rows = Rows(dedupe.known(self._connection, jobs))
-        self.windows.begin()
+        self.windows.known.begin()
         self._bounds.begin(jobs[0].at, counters.unfinished, self.last_run)
         no_space = self._disk_space.check()
         moves: Moves | None = None
@@ -147,7 +147,7 @@ class Intake:
         except (QueueFull, PositionsMoved) as error:
             execute("ROLLBACK TO decided")
             self._bounds.take_back_delivery()
-            self.windows.forget()
+            self.windows.known.forget()
             rows.forget(job, last_event)
             job.error = error
         else:
@@ -165,8 +165,8 @@ class Intake:
         runs.INSERT.run(connection, rows.runs)
         if rows.windowed:
             runs.INSERT_WINDOWED.run(connection, rows.windowed)
-        if self.windows.in_use:
-            self.windows.flush()
+        if self.windows.known.in_use:
+            self.windows.known.flush()
         if rows.keys:
             run_keys.INSERT.run(connection, rows.keys)
         if rows.starts:
@@ -186,7 +186,7 @@ class Intake:
 
     def _take_all(self, rows: Rows, job: AppendJob, counters: RunCounters) -> list[Appended]:
         """Add the rows of a job's entries, or answer for events that were delivered before."""
-        self.windows.before = self.last_event
+        self.windows.ends.before = self.last_event
         taken = []
         for entry, event, identity in zip(job.entries, job.events, job.identities, strict=True):
             if identity is not None and identity[0] in rows.known:
