@@ -30,6 +30,7 @@ def print_run(run: dict[str, Any]) -> None:
     _print_advice(run, name)
     _print_facts(run)
     _print_event(run["event"])
+    _print_members(run)
     _print_attempts(run["history"])
     _print_steps(run)
     _print_answers(run["answers"])
@@ -105,6 +106,21 @@ def _print_event(event: dict[str, Any] | None) -> None:
         say(f"  {line}")
     if len(lines) > _PAYLOAD_LINES:
         say(f"  … {len(lines) - _PAYLOAD_LINES} more lines; --json shows all")
+
+
+def _print_members(run: dict[str, Any]) -> None:
+    """Print the events of the window of a run, of which the one above is the first."""
+    members = run["members"]
+    if not members:
+        return
+    heading(f"events of the window: {run['events']}")
+    table(
+        [Column("#"), Column("event"), Column("trigger", 20), Column("accepted", time=True)],
+        [(each["position"], each["event_id"], each["trigger"], each["at"]) for each in members],
+        empty="",
+    )
+    if run["events"] > len(members):
+        say(f"  … {run['events'] - len(members)} more")
 
 
 def _print_attempts(history: list[dict[str, Any]]) -> None:

@@ -35,12 +35,16 @@ from turnout.service.journal.records import (
     StoredEvent,
     StoredOverride,
     StoredPause,
+    WindowMember,
 )
 from turnout.service.project import AnyFlow
 
 from .names import no_run
 from .verbs import Resumed
 from .waits import WaitsFor, waits_of
+
+MEMBERS_SHOWN = 100
+"""How many members a window is shown with: its first ones."""
 
 SHOWN_STEPS_BYTES = 4 * 2**20
 """The most bytes of step results that a run's document shows in total."""
@@ -123,11 +127,33 @@ async def post_mortem(
         "keys": None if run.keys is None else dict(run.keys),
         "code_version": run.code_version,
         "event": None if event is None else event_of(event, payload=True),
+        "members": await _members(reader, run),
         "steps": [
             _step(step) for step in await reader.steps(run.seq, at_most_bytes=SHOWN_STEPS_BYTES)
         ],
         "answers": [_answer(answer) for answer in await reader.answers(run.seq)],
         "history": [_attempt(attempt) for attempt in await reader.attempts(run.seq)],
+    }
+
+
+async def _members(reader: Reads, run: Run) -> list[dict[str, Any]]:
+    """Return the first members of the window of a run; none of a run of one event."""
+    window = None if run.window_seq is None else await reader.window_of_run(run.seq)
+    if window is None:
+        return []
+    members = await reader.window_members(window.seq, limit=MEMBERS_SHOWN)
+    return [member_of(each, window.settings.parts) for each in members]
+
+
+def member_of(member: WindowMember, parts: Sequence[str]) -> dict[str, Any]:
+    """Return a member of a window; `part` is its trigger, of a pattern over several."""
+    return {
+        "position": member.position,
+        "event_id": member.event_id,
+        "event_source": member.event_source,
+        "trigger": member.trigger,
+        "part": parts[member.part] if member.part < len(parts) else None,
+        "at": instant(member.at),
     }
 
 

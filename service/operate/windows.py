@@ -13,7 +13,7 @@ from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import StoredWindow, WindowMember
 from turnout.service.telemetry.logs import get_logger
 
-from .documents import instant
+from .documents import MEMBERS_SHOWN, instant, member_of
 from .parts import Parts, handles
 from .verbs import DropWindow, FireWindow
 
@@ -21,9 +21,6 @@ log = get_logger("turnout")
 
 MOST_LISTED = 10_000
 """How many open windows are looked through for a short form of an id."""
-
-MEMBERS_SHOWN = 100
-"""How many members a window is shown with: its first ones."""
 
 
 @handles(FireWindow)
@@ -109,7 +106,7 @@ async def window_document(reads: Reads, name: str, suspended: Mapping[str, str])
     names = window.settings.parts
     return document | {
         "missing": list(_missing(names, members)) if window.state == "open" else [],
-        "members": [_member_of(each, names) for each in members],
+        "members": [member_of(each, names) for each in members],
         "left_out": max(window.members - len(members), 0),
     }
 
@@ -135,17 +132,6 @@ def window_of(window: StoredWindow, suspended: str | None = None) -> dict[str, A
         "remaining_seconds": window.remaining_seconds,
         "suspended": suspended,
         "run": window.run,
-    }
-
-
-def _member_of(member: WindowMember, names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "position": member.position,
-        "event_id": member.event_id,
-        "event_source": member.event_source,
-        "trigger": member.trigger,
-        "part": names[member.part] if member.part < len(names) else None,
-        "at": instant(member.at),
     }
 
 
