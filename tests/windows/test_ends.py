@@ -11,6 +11,7 @@ from turnout import batch, debounce, flow, rate_limit, webhook
 from turnout.service.domain.run import Run, RunState
 from turnout.service.domain.windows.firing import Firing
 from turnout.service.journal.records import Filter
+from turnout.service.operate.documents import post_mortem
 from turnout.service.operate.verbs import Replay, ReplayDead
 from turnout.testing import serve, webhook_event
 from turnout.testing.service import Service
@@ -51,6 +52,17 @@ async def test_a_replay_of_any_member_runs_the_same_members_again() -> None:
         assert replayed.id == again
         assert (replayed.window_seq, replayed.replay) == (run.window_seq, 1)
         assert replayed.event_id == run.event_id
+
+
+@pytest.mark.anyio
+async def test_a_run_is_shown_with_the_events_of_its_window() -> None:
+    async with serve(collecting([])) as service:
+        events = [await send(service, number) for number in range(2)]
+        (run,) = await stored(service)
+        shown = await post_mortem(service.journal, run.id)
+        assert (shown["event_id"], shown["events"]) == (events[0], 2)
+        assert [each["event_id"] for each in shown["members"]] == events
+        assert shown["members"][0]["trigger"] == HOOK.name
 
 
 @pytest.mark.anyio
