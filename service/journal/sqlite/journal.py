@@ -11,35 +11,29 @@ import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import apsw
-import orjson
 
 from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.errors import JournalBroken, JournalError, SetupError
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Keys, Outcome, Run, RunError, Start
-from turnout.service.domain.trigger import Backlog
+from turnout.service.domain.run import Outcome, Run, Start
 from turnout.service.journal.contract import Positions
 from turnout.service.journal.records import (
     NOTHING,
     Appended,
     Claim,
     ClaimedRun,
-    Decision,
     Entry,
     NewRun,
     Opening,
-    Queued,
-    Rescued,
     StepRecord,
 )
 from turnout.service.telemetry.metrics import Metrics
 
-from . import breakers, classes, operations, rescue, run_keys, withdrawal
+from . import breakers, operations
 from .append import Intake
 from .apply import Batch
 from .blobs import BlobStore, name_of
@@ -56,18 +50,17 @@ from .counters import RunCounters
 from .disk_space import DiskSpace
 from .events import AppendJob, pack_details
 from .files import FILE_NAME, WatchedFiles, journal_folder, last_change
+from .giving_back import GivingBack
 from .lock import FolderLock
 from .operating import Operating
 from .outcomes import OutcomeJob
-from .positions import move
+from .queue_writes import QueueWriting
 from .resume_cache import ResumeCache
-from .runs import SUSPENDED, queued_from
-from .skip import skip
 from .statements import load
 from .steps import StepJob
 from .suspension import Suspension
 from .upkeep import Counted, Keeping
-from .values import dump_list, micros
+from .values import micros
 from .window_writes import WindowWriting
 from .writer import CallJob, Writer
 
@@ -122,7 +115,7 @@ async def open_journal(
     return SqliteJournal(*opened, metrics)
 
 
-class SqliteJournal(Operating, Keeping, WindowWriting, Suspension):
+class SqliteJournal(Operating, Keeping, WindowWriting, GivingBack, QueueWriting, Suspension):
     """Implements `Journal`. `broken` is set once the disk failed for good: end the process (74).
 
     `last_written_at` is when the files were last changed before they were opened.
@@ -253,51 +246,6 @@ class SqliteJournal(Operating, Keeping, WindowWriting, Suspension):
         claimed: list[ClaimedRun] = await self._writer.submit(job)
         return claimed
 
-    async def skip(self, made: Mapping[int, Decision], *, now: datetime) -> list[Run]:
-        """End queued runs that were never claimed as `skipped`, each by a decision; by seq."""
-
-        def write(connection: apsw.Connection, counters: RunCounters) -> list[Run]:
-            at = micros(now)
-            ended = (skip(connection, counters, seq, each, at) for seq, each in made.items())
-            return [run for run in ended if run is not None]
-
-        runs: list[Run] = await self._call(write)
-        return runs
-
-    async def held_keys(self) -> list[tuple[str, str, str, bool]]:
-        """Return (flow, order_key, run_id, dead) of runs that may hold their ordering key."""
-        found = await self._call(
-            lambda connection, _counters: connection.execute(_READS["held_keys"]).get
-        )
-        return [(flow, key, run_id, bool(dead)) for flow, key, run_id, dead in orjson.loads(found)]
-
-    async def set_keys(self, keys: Mapping[int, Keys]) -> None:
-        """Give runs that do not run, by seq, the keys of rules that are newer than they are."""
-        await self._call(lambda connection, _counters: run_keys.set_keys(connection, keys))
-
-    async def fail_queued(self, run_seq: int, error: RunError, *, now: datetime) -> bool:
-        """Make a dead letter of a run that does not run; False if it does, or has ended."""
-        failed: bool = await self._call(
-            lambda connection, counters: rescue.fail_queued(
-                connection, counters, run_seq, error, now
-            )
-        )
-        return failed
-
-    async def suspended(self, flows: Sequence[str]) -> list[Queued]:
-        """Return the retrying and waiting runs of these flows, as of this turn among the writes."""
-        found = await self._call(
-            lambda connection, _counters: connection.execute(SUSPENDED, (dump_list(flows),)).get
-        )
-        return [queued_from(row) for row in orjson.loads(found)]
-
-    async def use_classes(self, flows: Sequence[str]) -> bool:
-        """Note that only these flows declare classes; whether any queued run got one by that."""
-        changed: bool = await self._call(
-            lambda connection, _counters: classes.use_classes(connection, flows)
-        )
-        return changed
-
     def record_step(self, claim: Claim, step: StepRecord) -> asyncio.Future[None]:
         """Record a step, durable when the future is done; raises `ClaimLost`."""
         return self._writer.submit(StepJob(claim, step))
@@ -374,20 +322,6 @@ class SqliteJournal(Operating, Keeping, WindowWriting, Suspension):
             CallJob(lambda connection, _counters: breakers.write(connection, breaker))
         )
 
-    async def rescue(self, *, now: datetime) -> Rescued:
-        """At start: requeue runs found running; this spends no attempt."""
-        rescued: Rescued = await self._call(
-            lambda connection, counters: rescue.rescue(connection, counters, now)
-        )
-        return rescued
-
-    async def fail_orphaned_runs(self, flow: str, *, now: datetime) -> list[str]:
-        """Make dead letters of a flow's queued runs that have failed; returns their ids."""
-        failed: list[str] = await self._call(
-            lambda connection, counters: rescue.fail_orphaned_runs(connection, counters, flow, now)
-        )
-        return failed
-
     @asynccontextmanager
     async def store_blob(self, result: bytes) -> AsyncIterator[str]:
         """Make a large result durable in a file of its own, and yield its name."""
@@ -400,44 +334,6 @@ class SqliteJournal(Operating, Keeping, WindowWriting, Suspension):
     def hold_blob(self, name: str) -> AbstractContextManager[None]:
         """Keep a stored large result from being pruned inside the block."""
         return self._blobs.hold(name)
-
-    # ---------------------------------------------------------------- giving events back
-
-    async def backlog(self, trigger: str, flows: Sequence[str]) -> Backlog:
-        """Return a trigger's events that start these flows and have no run that has begun."""
-        # Claims that are being written count as begun.
-        await self._call(lambda _connection, _counters: None)
-        return await self.read(partial(withdrawal.backlog, trigger=trigger, flows=flows))
-
-    async def withdraw(self, seqs: Sequence[int], *, trigger: str, positions: Positions) -> None:
-        """Delete events of `backlog` with their runs, as if they had never arrived."""
-
-        def first(connection: apsw.Connection, counters: RunCounters) -> None:
-            move(connection, trigger, positions)
-            withdrawal.withdraw(connection, counters, seqs[: withdrawal.BATCH])
-
-        await self._call(first)
-        for start in range(withdrawal.BATCH, len(seqs), withdrawal.BATCH):
-            part = seqs[start : start + withdrawal.BATCH]
-            await self._call(partial(withdrawal.withdraw, seqs=part))
-
-    async def is_under_way(
-        self,
-        trigger: str,
-        flows: Sequence[str],
-        partitions: Sequence[str],
-        *,
-        due_by: datetime | None,
-    ) -> bool:
-        """Whether an event of these partitions has a run that is running or about to run."""
-        asked = partial(
-            withdrawal.is_under_way,
-            trigger=trigger,
-            flows=flows,
-            partitions=partitions,
-            due_by=due_by,
-        )
-        return await self.read(asked)
 
     # ---------------------------------------------------------------- after the last run
 
