@@ -23,7 +23,11 @@ INVALID_ITEMS = "invalid_items"
 def asked_items(error: BaseException) -> tuple[int, ...] | None:
     """Return the places that an error names which decides the outcome of an attempt."""
     decides = deciding(error)
-    return decides.items if isinstance(decides, Retry | Fail) else None
+    if not isinstance(decides, Retry | Fail):
+        return None
+    # The constructor of an author's subclass may not call ours.
+    items: tuple[int, ...] | None = getattr(decides, "items", None)
+    return items
 
 
 def with_items(
