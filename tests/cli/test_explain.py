@@ -152,4 +152,4 @@ def test_an_unknown_flow_is_answered_with_those_there_are(project: Path) -> None
 
 def test_an_owner_is_a_name() -> None:
     with pytest.raises(SetupError, match="owner='': an owner is 1 to 200 printable characters"):
-        flow(owner="")(lambda: None)
+        flow(name="bill", owner="")(lambda: None)
