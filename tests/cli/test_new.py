@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -45,6 +46,22 @@ def test_a_project_has_two_flows_a_test_settings_a_unit_and_a_gitignore(
     assert [flow.name for flow in found.flows] == ["order", "nightly"]
     for line in ("cd orders", "turnout check .", "python -m unittest", "turnout serve .", "curl "):
         assert f"\n  {line}" in done.output
+
+
+def test_systemd_accepts_the_unit_of_a_project_also_in_a_folder_with_a_blank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed")
+    (tmp_path / "my 100% work").mkdir()
+    assert typed(tmp_path / "my 100% work", monkeypatch, "orders").exit_code == 0
+    unit = tmp_path / "my 100% work" / "orders" / "orders.service"
+    verdict = subprocess.run(
+        [analyze, "verify", unit], capture_output=True, text=True, check=False, timeout=20
+    )
+    about_us = [line for line in verdict.stderr.splitlines() if "orders" in line]
+    assert (verdict.returncode, about_us) == (0, [])
 
 
 @pytest.mark.slow
