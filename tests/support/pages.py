@@ -32,6 +32,7 @@ PAGES = tuple(
         "handlers/README.md",
         "handlers/REFERENCE.md",
         "handlers/FLOW_CONTROL.md",
+        "handlers/WINDOWS.md",
         "triggers/README.md",
         "service/README.md",
         "service/flowcontrol/README.md",

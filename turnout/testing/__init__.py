@@ -17,10 +17,12 @@ from .events import (
     webhook_event,
 )
 from .service import Result, Service, run, serve
+from .windows import Pending
 
 __all__ = [
     "START",
     "Clock",
+    "Pending",
     "Result",
     "Service",
     "file_event",

@@ -19,6 +19,7 @@ from turnout.service.project import AnyFlow
 
 from .clock import Clock
 from .service import Result, Service, serve
+from .windows import Pending
 
 
 class Bench:
@@ -56,6 +57,18 @@ class Bench:
     def runs(self, flow: AnyFlow | str) -> list[Result]:
         """Return the runs of a flow; see `Service.runs`."""
         return self._runner.run(self._service.runs(flow))
+
+    def pending(self, flow: AnyFlow | str | None = None) -> list[Pending]:
+        """Return the open windows; see `Service.pending`."""
+        return self._runner.run(self._service.pending(flow))
+
+    def fire(self, window: Pending) -> None:
+        """Fire an open window now; see `Service.fire`."""
+        self._runner.run(self._service.fire(window))
+
+    def drop(self, window: Pending) -> None:
+        """Drop an open window; see `Service.drop`."""
+        self._runner.run(self._service.drop(window))
 
     def state(self, flow: AnyFlow | str, *, key: str = "") -> Any:
         """Return what a flow keeps between runs; see `Service.state`."""

@@ -34,7 +34,7 @@ from turnout.service.journal.contract import Journal
 from turnout.service.journal.open import open_journal
 from turnout.service.journal.records import STATE, Filter, StepRecord
 from turnout.service.operate.maintenance import INTERVAL_SECONDS, Maintenance
-from turnout.service.operate.verbs import Answer
+from turnout.service.operate.verbs import Answer, DropWindow, FireWindow
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Metrics
@@ -44,6 +44,7 @@ from .death import Death, Mortal
 from .decisions import find_decided, words_of
 from .events import hand_event
 from .timers import Ticks
+from .windows import Pending, have_listened, pending_of
 
 _MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 _HAND = "testing"
@@ -295,6 +296,21 @@ class Service:
         found = await self.journal.runs(Filter(flow=name, limit=1000))
         return [await self.look(run.id) for run in reversed(found)]
 
+    async def pending(self, flow: AnyFlow | str | None = None) -> list[Pending]:
+        """Return the open windows, of one flow or all, the first due first; 1,000 at most."""
+        name = flow if flow is None or isinstance(flow, str) else flow.name
+        return [pending_of(each) for each in await self.journal.windows(name, limit=1000)]
+
+    async def fire(self, window: Pending) -> None:
+        """Fire an open window now, as `turnout pending fire` does; its run has ended on return."""
+        await self.process.operator.do(FireWindow(window.id, "a test"))
+        await self._quiet()
+
+    async def drop(self, window: Pending) -> None:
+        """Drop an open window, as `turnout pending drop` does: its events start nothing."""
+        await self.process.operator.do(DropWindow(window.id, "a test"))
+        await self._quiet()
+
     async def state(self, flow: AnyFlow | str, *, key: str = "") -> Any:
         """Return what a flow keeps between runs (`current().state`), None if nothing.
 
@@ -401,6 +417,7 @@ class Service:
         if (self.clock.now() - self._kept_up_at).total_seconds() >= INTERVAL_SECONDS:
             await self._keep_up()
         self.process.dispatcher.clock_set()
+        have_listened(self.process.emitters.values())
         self.process.windows.recheck()
 
     async def _keep_up(self) -> None:
@@ -465,6 +482,7 @@ class Service:
                 )  # fmt: skip
                 try:
                     await self.process.start()
+                    have_listened(self.process.emitters.values())
                     self._started.set()
                     await self._stop.wait()
                     await self.process.stop()
