@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.listed_windows import Arrived, Listed, ListedWindow, play
+from tests.support.window_hindsight import Life, counted, joined, sequences, silences
 from turnout import event
 from turnout.service.domain.windows.absent import absent
 from turnout.service.domain.windows.all_of import all_of
@@ -55,49 +56,17 @@ def all_ended(window: ListedWindow, events: History) -> bool:
 # ---------------------------------------------------------------- count
 
 
-def counted(n: int, events: History) -> list[list[int]]:
-    """Go through the events; each looks back at those that nobody has counted yet."""
-    found: list[list[int]] = []
-    for last in events:
-        used = {number for numbers in found for number in numbers}
-        young = [
-            each.number
-            for each in events[: events.index(last) + 1]
-            if each.number not in used and last.at - each.at < WITHIN
-        ]
-        if len(young) >= n:
-            found.append(young)
-    return found
-
-
 @given(n=st.integers(2, 5), events=histories(1), alarm=rings)
 def test_count_fires_where_the_nth_young_event_comes(
     n: int, events: History, alarm: list[int] | None
 ) -> None:
     window = play(count(PARTS[0], n, timed()).settings, events, rings=alarm)
-    assert fired(window) == counted(n, events)
+    assert fired(window) == counted(n, WITHIN, events)
     assert all(len(numbers) == n for numbers in fired(window))
     assert all_ended(window, events)
 
 
 # ---------------------------------------------------------------- sequence
-
-
-def sequences(parts: int, events: History) -> list[list[int]]:
-    """Look back from each event of the last part: which first part could have led to it?"""
-    found = []
-    for at, last in enumerate(events):
-        earlier = [index for index in range(at) if events[index].part == 0]
-        if last.part != parts - 1 or not earlier:
-            continue
-        first = earlier[-1]
-        chosen = [events[first]]
-        for each in events[first + 1 :]:
-            if len(chosen) < parts and each.part == len(chosen):
-                chosen.append(each)
-        if chosen[-1] is last and last.at - events[first].at < WITHIN:
-            found.append([each.number for each in chosen])
-    return found
 
 
 @given(parts=st.integers(2, 3), events=histories(3), alarm=rings)
@@ -106,31 +75,11 @@ def test_sequence_fires_with_the_last_first_part_and_what_followed_it(
 ) -> None:
     events = [each for each in events if each.part < parts]
     window = play(sequence(*PARTS[:parts], within=timed()).settings, events, rings=alarm)
-    assert fired(window) == sequences(parts, events)
+    assert fired(window) == sequences(parts, WITHIN, events)
     assert all_ended(window, events)
 
 
 # ---------------------------------------------------------------- all_of
-
-
-def groups(parts: int, events: History) -> list[list[int]]:
-    """Cut the history where a group is whole, or where its time is over."""
-    found: list[list[int]] = []
-    rest = events
-    while rest:
-        near = [each for each in rest if each.at - rest[0].at < WITHIN]
-        size = next(
-            (
-                size
-                for size in range(1, len(near) + 1)
-                if {each.part for each in near[:size]} == set(range(parts))
-            ),
-            None,
-        )
-        if size is not None:
-            found.append([each.number for each in near[:size]])
-        rest = rest[size or len(near) :]
-    return found
 
 
 @given(parts=st.integers(2, 3), events=histories(3), alarm=rings)
@@ -139,34 +88,17 @@ def test_all_of_fires_when_each_part_has_come_since_the_first_event(
 ) -> None:
     events = [each for each in events if each.part < parts]
     window = play(all_of(*PARTS[:parts], within=timed()).settings, events, rings=alarm)
-    assert fired(window) == groups(parts, events)
+    assert (fired(window), window.expired) == joined(parts, WITHIN, events)
     assert all_ended(window, events)
 
 
 # ---------------------------------------------------------------- absent
 
 
-def alarms(events: History) -> list[tuple[int, list[int]]]:
-    """After each event of `after=` that is not waiting already: when was nothing heard?"""
-    found: list[tuple[int, list[int]]] = []
-    rest = events
-    while rest:
-        if rest[0].part == 0:
-            rest = rest[1:]
-            continue
-        due_at = rest[0].at + WITHIN
-        near = [each for each in rest if each.at < due_at]
-        came = next((at for at, each in enumerate(near) if each.part == 0), None)
-        if came is None:
-            found.append((due_at, [each.number for each in near]))
-        rest = rest[len(near) if came is None else came + 1 :]
-    return found
-
-
 @given(events=histories(2))
 def test_absent_fires_where_nothing_was_heard(events: History) -> None:
     window = play(absent(PARTS[0], timed(), after=PARTS[1]).settings, events)
-    assert window.firings == alarms(events)
+    assert fired(window) == silences(WITHIN, events, [Life(0)], 0)
     assert all_ended(window, events)
 
 
@@ -208,7 +140,7 @@ def test_the_comparison_finds_a_count_whose_members_never_age(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def expected(events: History) -> list[list[int]]:
-        return counted(3, events)
+        return counted(3, WITHIN, events)
 
     assert not differs(TWICE, expected)
     monkeypatch.setattr(Listed, "count_after", lambda members, _at: len(members.events))
@@ -228,7 +160,7 @@ def test_the_comparison_finds_a_sequence_that_keeps_the_older_first_part(
         return right(rule, settings, window, member)
 
     def expected(events: History) -> list[list[int]]:
-        return sequences(2, events)
+        return sequences(2, WITHIN, events)
 
     assert not differs(PAIR, expected)
     monkeypatch.setattr(SequenceRule, "arrive", keep)
