@@ -56,6 +56,12 @@ def thanks(word: str, by: str | None) -> str:
     return _document(word.capitalize(), f"<h1>{word.capitalize()}</h1>{said}")
 
 
+def closed(reason: str) -> str:
+    """Return the page of a link that answers nothing any more."""
+    sentence = f"{reason[:1].upper()}{reason[1:]}."
+    return _document("Approval", f"<h1>Nothing to answer here</h1><p>{escape(sentence)}</p>")
+
+
 def _facts(question: Question, run: Run, name: str) -> str:
     """Return who is asked, by which run, and until when."""
     until = question.until

@@ -42,9 +42,15 @@ _HEADERS = {
 
 
 @router.get("/{token}")
-async def ask(service: ServiceOf, token: str) -> Response:
-    """Show the question and a form to answer it."""
-    question, run, step = await _open(service, token)
+async def ask(service: ServiceOf, request: Request, token: str) -> Response:
+    """Show the question and a form to answer it; to a browser also why there is none."""
+    try:
+        question, run, step = await _open(service, token)
+    except (Expired, NotFound) as error:
+        if "text/html" not in request.headers.get("accept", ""):
+            raise
+        status = 410 if isinstance(error, Expired) else 404
+        return _page(approval_page.closed(str(error)), status=status)
     return _page(approval_page.question(question, run, step))
 
 

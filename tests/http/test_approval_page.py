@@ -164,6 +164,9 @@ def test_a_no_needs_no_fields(program: Program) -> None:
     [answer] = run["answers"]
     assert (answer["approved"], answer["by"]) == (False, "")
     assert page(program, path, approve="true").status == 410
+    told = program.ask(path, headers={"accept": "text/html,*/*"})
+    assert told is not None and told.status == 410
+    assert b"<h1>Nothing to answer here</h1><p>This link has been used" in told.body
 
 
 def test_a_token_is_told_apart_from_a_link(program: Program) -> None:
