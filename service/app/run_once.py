@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from turnout.service.domain.clock import EngineClock
-from turnout.service.domain.errors import NotFound
+from turnout.service.domain.errors import NotFound, Refused
 from turnout.service.domain.run import Run
 from turnout.service.journal.open import open_journal
 from turnout.service.project import AnyFlow, Project
@@ -94,7 +94,18 @@ async def _started(process: Process, flow: AnyFlow, asked: RunInput) -> str:
     await process.start()
     name = asked.event.trigger or "cli"
     emit = process.emitter(ManualTrigger(name, "cli"), lambda _event: (flow,))
-    return (await emit([asked.event]))[0].runs[0]
+    (receipt,) = await emit([asked.event])
+    window = receipt.windows.get(flow.name)
+    if window is not None:  # nothing else comes here: it fires with this event
+        closed = await process.journal.fire_window(window, flow.firing, now=process.now())
+        process.windows.begin(closed)
+        return closed.runs[0]
+    if flow.window is not None and not receipt.runs:
+        raise Refused(
+            f"flow {flow.name!r} starts when several events have come ({flow.window.kind}), and "
+            "one that is made by hand is none of them: try it with turnout.testing"
+        )
+    return receipt.runs[0]
 
 
 def _cancel_on_signals(folder: str) -> None:

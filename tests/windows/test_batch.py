@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from turnout import Event, batch, event, flow, webhook
+from turnout import Event, batch, emit, event, flow, webhook
 from turnout.service.domain.event import mint_id
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
@@ -233,3 +233,22 @@ async def test_full_batches_that_find_no_free_slot_wait_for_one() -> None:
         await service.advance("1ms")
         assert [each[0] for each in seen] == [0, 5, 10, 15]
         assert service.process.dispatcher.free_slots == 1
+
+
+@pytest.mark.anyio
+async def test_events_that_a_flow_emits_fill_a_batch() -> None:
+    seen: Seen = []
+
+    @flow(on=batch(event("row"), 3, "1h"))
+    async def store(rows: list[Reading]) -> None:
+        seen.append([each.n for each in rows])
+
+    @flow(on=webhook("/three"))
+    async def three() -> None:
+        for number in range(3):
+            await emit("row", {"n": number})
+
+    async with serve(store, three) as service:
+        await service.emit(webhook_event(three))
+        await service.advance("1ms")
+    assert seen == [[0, 1, 2]]
