@@ -86,6 +86,7 @@ FIELDS: Mapping[str, str] = {
     "listens": "whether the flow still listens to the event",
     "log": "its log lines: `at`, `level`, `message`, and what was logged with it",
     "max": "how many are allowed; null for no bound",
+    "members": "the events of its window",
     "message": "what it says",
     "name": "the name",
     "next": "the cursor of the next page",
@@ -157,6 +158,7 @@ FIELDS: Mapping[str, str] = {
     "waits_for": "what it waits for, as a sentence",
     "warnings": "what keeps runs from starting",
     "was_paused": "whether it was paused",
+    "windows": "the windows that hold the event",
     "would": "what it would do",
 }
 

@@ -60,13 +60,15 @@ def test_a_real_terminal_of_80_columns_gets_one_line_a_row(data: Path) -> None:
 
 
 def on_a_terminal(
-    words: list[str], *, columns: int, code: Sequence[str] = ("-m", "turnout.service.cli")
-) -> str:
+    words: list[str], *, columns: int, code: Sequence[str] = ("-m", "turnout.service.cli"),
+    with_errors: bool = False,
+) -> str:  # fmt: skip
     """Run the program on a terminal of this width; returns its output without colours."""
     ours, its = pty.openpty()
     termios.tcsetwinsize(its, (50, columns))
     with subprocess.Popen(
-        [sys.executable, *code, *words], stdin=its, stdout=its, stderr=its,
+        [sys.executable, *code, *words], stdin=its, stdout=its,
+        stderr=its if with_errors else subprocess.DEVNULL,
         env=environment({"TZ": "Europe/Berlin"}),
     ):  # fmt: skip
         os.close(its)
@@ -202,7 +204,9 @@ def test_what_takes_more_than_a_second_says_so_on_a_terminal(data: Path) -> None
         "output.WORKING_AFTER_SECONDS = 0.01; found = reader.run_from;"
         "reader.run_from = lambda row: (time.sleep(0.05), found(row))[1]; main()"
     )
-    printed = on_a_terminal(["runs", "--data", str(data)], columns=80, code=["-c", slow])
+    printed = on_a_terminal(
+        ["runs", "--data", str(data)], columns=80, code=["-c", slow], with_errors=True
+    )
     assert "reading the journal …" in printed
     assert len([line for line in printed.splitlines() if " 03-1" in line]) == 30
 
