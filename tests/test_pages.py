@@ -72,7 +72,7 @@ class Terminal:
             env=self.env,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}"
@@ -98,7 +98,7 @@ class Terminal:
         return subprocess.run(ask, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", RUN)
 @pytest.mark.slow
 def test_every_block_of_code_runs_in_order(page: str, tmp_path: Path) -> None:
