@@ -19,7 +19,7 @@ from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.intake.router import route
 from turnout.service.journal.open import open_journal
-from turnout.service.journal.records import Claim, ClaimedRun, NewRun
+from turnout.service.journal.records import Claim, ClaimedRun, Entry, NewRun
 from turnout.service.project import AnyFlow
 from turnout.service.project.loader import load
 from turnout.service.telemetry.metrics import Metrics
@@ -101,34 +101,47 @@ async def test_a_hundred_thousand_events_take_half_a_minute(tmp_path: Path, say:
 
 
 async def _filled(data: Path, bill: AnyFlow, count: int) -> None:
-    """Fill a journal with events 0.8 s apart; each run takes a second."""
+    """Fill a journal with events half a second apart; runs end together, every 200 events."""
     dice, began = random.Random(1), utc_now() - timedelta(days=1)
     journal = await open_journal(
         data, metrics=Metrics(), synchronous="normal", max_unfinished_runs=10**9, min_free_bytes=0
     )
-    ends: list[tuple[ClaimedRun, datetime]] = []
-    for number in range(count):
-        at = began + timedelta(seconds=0.8 * number)
-        while ends and ends[0][1] <= at:
-            run, end = ends.pop(0)
-            outcome = Outcome(state=RunState.SUCCEEDED)
-            await journal.record(run, outcome, started_at=at, now=end)
-        order = {
-            "customer": dice.randrange(20), "id": dice.randrange(10**6),
-            "amount": dice.randrange(10), "text": "x" * 200,
-        }  # fmt: skip
-        event = Event(
-            id=mint_id(), source="/hooks/orders", type="turnout.webhook", time=at,
-            body=orjson.dumps(order), trigger="webhook:/orders", minted=True,
-        )  # fmt: skip
-        entry = route(event, [bill]).entry
-        for made in entry.runs:
-            made.state = RunState.RUNNING
-        (stored,) = await journal.append([entry], now=at)
-        for made in entry.runs:
-            if made.id not in stored.refused:
-                ends.append((_claimed(made, stored.event_seq, event), at + timedelta(seconds=1)))
+    for first in range(0, count, _TOGETHER):
+        instants = [began + timedelta(seconds=each / 2) for each in range(first, first + _TOGETHER)]
+        entries = [_entry(bill, dice, at) for at in instants]
+        stored = await asyncio.gather(
+            *(journal.append([entry], now=at) for entry, at in zip(entries, instants, strict=True))
+        )
+        ended = instants[-1] + timedelta(milliseconds=400)
+        runs = [
+            _claimed(run, answer.event_seq, entry.event)
+            for entry, (answer,) in zip(entries, stored, strict=True)
+            for run in entry.runs
+            if run.id not in answer.refused
+        ]
+        outcome = Outcome(state=RunState.SUCCEEDED)
+        await asyncio.gather(
+            *(journal.record(run, outcome, started_at=run.due_at, now=ended) for run in runs)
+        )
     await journal.close()
+
+
+_TOGETHER = 200
+
+
+def _entry(bill: AnyFlow, dice: random.Random, at: datetime) -> Entry:
+    order = {
+        "customer": dice.randrange(2000), "id": dice.randrange(10**6),
+        "amount": dice.randrange(10), "text": "x" * 200,
+    }  # fmt: skip
+    event = Event(
+        id=mint_id(), source="/hooks/orders", type="turnout.webhook", time=at,
+        body=orjson.dumps(order), trigger="webhook:/orders", minted=True,
+    )  # fmt: skip
+    entry = route(event, [bill]).entry
+    for run in entry.runs:
+        run.state = RunState.RUNNING
+    return entry
 
 
 def _claimed(run: NewRun, event_seq: int, event: Event) -> ClaimedRun:

@@ -48,7 +48,7 @@ async def waited() -> None:
 
 @flow
 async def called() -> None:
-    bound = asyncio.timeout(5)
+    bound = asyncio.timeout(60)
     async with bound:
         await child()
 
@@ -67,13 +67,13 @@ async def moved_on() -> None:
 
 @flow
 async def gathered() -> None:
-    async with asyncio.timeout_at(asyncio.get_running_loop().time() + 5):
+    async with asyncio.timeout_at(asyncio.get_running_loop().time() + 60):
         await gather(quick(), sleep("2s"))
 
 
 @flow
 async def mapped() -> None:
-    async with asyncio.timeout(5), asyncio.Lock():
+    async with asyncio.timeout(60), asyncio.Lock():
         await child.map([])
         await helped()
 
@@ -86,7 +86,7 @@ async def helped() -> None:
 @flow
 async def rescheduled() -> None:
     async with asyncio.timeout(None) as bound:
-        bound.reschedule(asyncio.get_running_loop().time() + 5)
+        bound.reschedule(asyncio.get_running_loop().time() + 60)
         await sleep("2s")
 
 
