@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.program import turnout
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 FLOWS = """
 from turnout import all_of, batch, debounce, event, flow
@@ -30,13 +30,13 @@ def test_a_window_fires_at_once_with_the_event_that_is_given(tmp_path: Path) -> 
     flows = tmp_path / "flows.py"
     flows.write_text(FLOWS)
     for name, result in (("last", "7"), ("store", "1")):
-        done = turnout("run", f"{flows}:{name}", "--input", '{"n": 7}')
+        done = turnout("run", f"{flows}:{name}", "--input", '{"n": 7}', timeout=90)
         assert (done.returncode, done.stdout.strip()) == (0, result), done.stderr
 
 
 def test_a_pattern_is_refused_by_name(tmp_path: Path) -> None:
     flows = tmp_path / "flows.py"
     flows.write_text(FLOWS)
-    done = turnout("run", f"{flows}:ship", "--input", "{}")
+    done = turnout("run", f"{flows}:ship", "--input", "{}", timeout=90)
     assert done.returncode != 0
     assert "flow 'ship' starts when several events have come (all_of)" in done.stderr
