@@ -321,7 +321,6 @@ class Dispatcher(Standing):
     async def run(self, started: Callable[[], None]) -> None:
         """Dispatch until `stop`; raise `JournalBroken` when outcomes can no longer be written."""
         await self.restore()
-        self._scheduler.recall(await self._journal.starts())
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             self._attempts.use_current_task()

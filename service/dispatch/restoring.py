@@ -1,7 +1,8 @@
 """What the gates hold for runs that do not run, read from the journal at open and at a reload.
 
-Retrying and waiting runs hold their ordering key, and their place at a limit with `hold="run"`.
-Until that is read, flows with such a limit start nothing. Not here: the gates (`flowcontrol`).
+Retrying and waiting runs hold their ordering key, and their place at a limit with `hold="run"`;
+throttles count what has started. Until that is read, flows with such a limit, or with a throttle
+that is new here, start nothing. Not here: the gates (`flowcontrol`).
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ class Restoring:
         self._not_yet: list[Queue] = []
 
     def begin(self) -> None:
-        """Let flows whose runs keep places start nothing until `restore` has read them."""
+        """Let flows start nothing whose gates must know first what `restore` reads."""
+        unread = self._scheduler.unread_throttles()
         fresh = [
             queue
             for queue in self._scheduler.queues()
-            if queue.gates.held and queue not in self._not_yet
+            if queue not in self._not_yet
+            and (queue.gates.held or any(gate in unread for gate in queue.gates.declared))
         ]
         for queue in fresh:
             queue.begin_change()
@@ -49,6 +52,7 @@ class Restoring:
                 await self._hold_keys(flows)
                 await self._hold_places(flows)
                 await self._use_classes(flows)
+                await self._recall_starts()
                 break
             except JournalFull:
                 await until_writable(self._journal)
@@ -72,6 +76,10 @@ class Restoring:
             if queue.flow in flows and await self._filling.complete(queue, [run]):
                 for gate in queue.gates.held:
                     gate.hold(run)
+
+    async def _recall_starts(self) -> None:
+        if self._scheduler.unread_throttles():
+            self._scheduler.recall(await self._journal.starts())
 
     async def _use_classes(self, flows: Mapping[str, AnyFlow]) -> None:
         classed = [flow.name for flow in flows.values() if flow.priority is not None]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 
 from turnout.service.domain.run import Run, Start
@@ -90,8 +90,12 @@ class Scheduler:
             if isinstance(gate, NamedLimit):
                 gate.freed = self.freed
 
+    def unread_throttles(self) -> Collection[Gate]:
+        """Return the throttles that do not know yet what has started."""
+        return self._admission.unread_throttles()
+
     def recall(self, starts: Iterable[Start]) -> None:
-        """Count for throttles what was started before this process."""
+        """Count for these throttles what the journal has recorded."""
         self._admission.recall(starts)
 
     @property

@@ -8,15 +8,21 @@ from .errors import InvalidData
 from .event import Event
 
 
-def field_of(event: Event, name: str) -> str | None:
-    """Return an event's path parameter, or top-level field of its data, as text."""
+def field_of(event: Event, name: str, *, null: str | None = "null") -> str | None:
+    """Return an event's path parameter, or top-level field of its data, as text.
+
+    None if there is none; `null` for a field that is null.
+    """
     if name in event.params:
         return event.params[name]
     try:
         data = event.data
     except InvalidData:
         return None
-    return as_text(data[name]) if isinstance(data, dict) and name in data else None
+    if not isinstance(data, dict) or name not in data:
+        return None
+    value = data[name]
+    return null if value is None else as_text(value)
 
 
 def as_text(value: object) -> str:

@@ -45,13 +45,20 @@ class Admission:
         self.breakers = Breakers()
         self.tokens = count(1)
 
+    def unread_throttles(self) -> list[ThrottleGate]:
+        """Return the throttles that do not know yet what the journal has recorded of them."""
+        gates = (gate for gate in self.named.values() if isinstance(gate, ThrottleGate))
+        return [gate for gate in gates if not gate.is_recalled]
+
     def recall(self, starts: Iterable[Start]) -> None:
-        """Count for the declared throttles what the journal has recorded, in order of time."""
-        gates = {gate.owns: gate for gate in self.named.values() if isinstance(gate, ThrottleGate)}
+        """Count for throttles that are new what the journal has recorded, in order of time."""
+        gates = {gate.owns: gate for gate in self.unread_throttles()}
         for start in starts:
             gate = gates.get((start.flow, start.place))
             if gate is not None:
                 gate.log.add(start.key, start.at)
+        for gate in gates.values():
+            gate.is_recalled = True
 
 
 class FlowGates:

@@ -37,7 +37,7 @@ class CancelOn:
 
     @cached_property
     def per(self) -> Callable[[Event], Hashable]:
-        """What asks the event of a run for its key; None where a field is missing."""
+        """What asks the event of a run for its key; None where a field has no value."""
 
         def of_run(event: Event) -> str | None:
             return _key({name: _answer(event, asked) for name, asked in self.fields.items()})
@@ -45,14 +45,14 @@ class CancelOn:
         return of_run
 
     def key(self, event: Event) -> str | None:
-        """Return the key of the runs that an event cancels; None where a field is missing."""
-        key = _key({name: field_of(event, name) for name in self.fields})
+        """Return the key of the runs that an event cancels; None where a field has no value."""
+        key = _key({name: field_of(event, name, null=None) for name in self.fields})
         return None if key is None else short_key(key)
 
 
 def _answer(event: Event, asked: str | Callable[[Event], Hashable]) -> str | None:
     if isinstance(asked, str):
-        return field_of(event, asked)
+        return field_of(event, asked, null=None)
     answer = ask(asked, event)
     return None if answer is None else as_text(answer)
 

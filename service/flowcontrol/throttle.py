@@ -117,7 +117,10 @@ def throttle_gates(flow: AnyFlow, named: NamedGates) -> Iterable[Gate]:
 
 
 class ThrottleGate(Gate):
-    """Keeps one throttle: the log of what has started, and the rate declared now."""
+    """Keeps one throttle: the log of what has started, and the rate declared now.
+
+    Until what the journal has recorded of it `is_recalled`, its flows must start nothing.
+    """
 
     name = "throttle"
     counts_starts = True
@@ -128,6 +131,7 @@ class ThrottleGate(Gate):
         self.rule = rule
         self.rate = rule.rate
         self.log = SlidingLog(rule.rate.period)
+        self.is_recalled = False
 
     def declare(self, rule: Throttle) -> None:
         """Keep to the rate of a rule from now on; what has started counts for it."""
@@ -177,3 +181,4 @@ class ThrottleGate(Gate):
         """Count what a renamed flow has started under its own throttle in this place."""
         if isinstance(other, ThrottleGate) and self.rule.place == other.rule.place and self.flow:
             self.log.take_over(other.log)
+            self.is_recalled = self.is_recalled or other.is_recalled

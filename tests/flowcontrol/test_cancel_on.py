@@ -72,6 +72,14 @@ async def test_an_event_cancels_the_runs_that_match() -> None:
         assert await states(service, eight["fulfil"], eight["watch"]) == ["cancelled", "waiting"]
 
 
+async def test_a_field_without_a_value_matches_nothing() -> None:
+    async with serve(fulfil) as service:
+        runs = [await emitted(service, typed_event(fulfil, data)) for data in ({"id": None}, {})]
+        for data in ({"order": None}, {}, {"order": "null"}):
+            await emitted(service, typed_event(cancelled, data))
+        assert await states(service, *(run["fulfil"] for run in runs)) == ["waiting", "waiting"]
+
+
 async def test_without_match_an_event_cancels_every_run_of_the_flow() -> None:
     async with serve(watch, fulfil) as service:
         runs = [await emitted(service, typed_event(watch, {"id": each})) for each in (1, 2)]

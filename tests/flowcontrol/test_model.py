@@ -1,4 +1,4 @@
-"""Limits, order, modes and rates hold together, whatever is done to a service, and whenever.
+"""The rules of flow control hold together, whatever is done to a service, and whenever.
 
 `--full` plays 5,000 histories with new seeds.
 """
@@ -12,9 +12,14 @@ import pytest
 from tests.conftest import Say
 from tests.dispatch.test_model import play
 from tests.support.flow_control_machine import FlowControlMachine
+from turnout.service.dispatch import scheduling
 from turnout.service.flowcontrol.admission import Admission
+from turnout.service.flowcontrol.dependency import Breaker
+from turnout.service.flowcontrol.priority import ClassTurns
 from turnout.service.flowcontrol.throttle import ThrottleGate
+from turnout.service.intake.cancels import CancellingEvents
 from turnout.service.journal.sqlite import rate_limits
+from turnout.service.journal.sqlite.bounds import Bounds
 from turnout.service.journal.sqlite.conditions import Conditions, Verdict
 
 pytestmark = pytest.mark.slow
@@ -58,6 +63,30 @@ def ask_no_mode(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Conditions, "_mode", lambda *_: Verdict())
 
 
+def ask_the_lowest_class_first(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ClassTurns, "next", lambda _, ready: max(ready))
+
+
+def start_what_is_late(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(scheduling, "is_late", lambda *_: False)
+
+
+def cancel_nothing_on_an_event(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(CancellingEvents, "add_to", lambda *_: None)
+
+
+def take_more_than_the_bound(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Bounds, "refuse_full", lambda *_, **__: None)
+
+
+def start_what_needs_what_is_down(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Breaker, "check", lambda *_: None)
+
+
+def count_no_failures(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Breaker, "failed", lambda *_: None)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("broken", "found"),
@@ -67,6 +96,12 @@ def ask_no_mode(patch: pytest.MonkeyPatch) -> None:
         (accept_what_is_over_the_rate, "refused by None, not rate_limit"),
         (accept_what_was_asked_for_before, "refused by None, not unique"),
         (ask_no_mode, "refused by None, not skip|were ended, not"),
+        (ask_the_lowest_class_first, "takes the turn of class 1"),
+        (start_what_is_late, "in spite of .*start_timeout"),
+        (cancel_nothing_on_an_event, "were ended, not"),
+        (take_more_than_the_bound, "is stored, and flow . is full"),
+        (start_what_needs_what_is_down, "in spite of .*needs"),
+        (count_no_failures, "a breaker is closed after"),
     ],
 )
 def test_the_model_finds_a_rule_that_is_broken(

@@ -13,6 +13,7 @@ import pytest
 from tests.support.gates import NOW, Asking, declare, gates, refused_by
 from tests.support.running import Running, eventually, make_event, running
 from turnout import current, flow, limit, retry, sleep, task, throttle
+from turnout.service.app.reload import reload_project
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState, Start
@@ -310,6 +311,30 @@ async def test_a_restart_forgets_no_start(tmp_path: Path) -> None:
             assert len(recorded) == 3
             alarm = service.process.dispatcher.next_alarm_at()
             assert alarm == recorded[0] + timedelta(hours=1)
+
+
+async def test_a_flow_that_a_reload_brings_back_forgets_no_start(tmp_path: Path) -> None:
+    @flow(rate=throttle("2/h"))
+    async def paced() -> None: ...
+
+    @flow
+    async def other() -> None: ...
+
+    async with running(tmp_path, [paced]) as service:
+        for _ in range(2):
+            await service.finished((await service.send()).runs[0])
+    async with running(tmp_path, [other]) as service:  # which knows of no throttle
+        await reload_project(service.process, Project.of([paced]))
+        service.emitter.flows = lambda _event: (paced,)
+        await service.send()
+
+        async def waits() -> bool:
+            return service.process.dispatcher.next_alarm_at() is not None
+
+        await eventually(waits)
+        recorded = await starts(service)
+        assert service.process.dispatcher.next_alarm_at() == recorded[0] + timedelta(hours=1)
+        assert len(recorded) == 2
 
 
 async def test_a_delivery_that_comes_twice_gives_its_start_back(tmp_path: Path) -> None:

@@ -183,7 +183,8 @@ class DispatchMachine(RuleBasedStateMachine):
         self.at = call.options.get("now", self.service.now)
         hears = getattr(self, f"told_{call.name}_{what}", None)
         if hears is not None:
-            hears(*call.arguments, result=None if call.outcome is None else call.outcome.result())
+            is_done = call.outcome is not None and what != "refused"
+            hears(*call.arguments, result=call.outcome.result() if is_done else None)
 
     def told_append_asked(self, entries: Sequence[Any], result: None) -> None:
         for entry in entries:
@@ -323,6 +324,7 @@ class DispatchMachine(RuleBasedStateMachine):
                 "limit": ("x", "y", None)[limit_key],
                 "account": "mn"[(order_key + limit_key) % 2],
                 "work": ("p", "q", None)[(order_key + 2 * limit_key) % 3],
+                "class": ("low", "high", "normal")[(2 * order_key + limit_key) % 3],
                 "lingers": lingers,
             }
             events.append(make_event(data, f"event-{self.count}"))

@@ -335,9 +335,13 @@ class DispatchSimulator:
         if self._is_isolated(run) or not self._is_certain(run):
             return
         for other in self.live:
-            same = other.ready and other.flow is run.flow and other.is_retry == run.is_retry
+            same = other.ready and self.is_same_line(run, other)
             if same and other.turn < run.turn and other.id not in together:
                 self._fault(run, f"overtakes run {other.seq}")
+
+    def is_same_line(self, run: SimulatedRun, other: SimulatedRun) -> bool:
+        """Whether of two runs that may start the older one goes first."""
+        return other.flow is run.flow and other.is_retry == run.is_retry
 
     def _count_turns(self, run: SimulatedRun) -> None:
         """Count how often what was ready has seen others go first: neither kind may starve."""

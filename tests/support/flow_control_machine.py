@@ -3,57 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize
+from hypothesis.stateful import initialize, precondition, rule
 
-from tests.support.dispatch_machine import POLICIES, DispatchMachine, Policy
-from tests.support.dispatch_simulator import ENDED, SimulatedFlow
+from tests.support.dispatch_machine import (
+    NUMBERS,
+    ORDERS,
+    POLICIES,
+    STEPS,
+    DispatchMachine,
+    Policy,
+)
+from tests.support.dispatch_simulator import ENDED, SimulatedFlow, SimulatedRun
+from tests.support.drawn_rules import CALLED_OFF, RULES, Drawn, Shared, make_rule, options_of
 from tests.support.flow_control_simulator import (
+    Bounded,
+    CancelledBy,
+    Classed,
     ControlledRun,
     FlowControlSimulator,
     Mode,
-    RateLimited,
-    Rule,
-    Throttled,
-    Unique,
     Verdict,
 )
-from turnout import rate_limit, throttle, unique
+from turnout.service.domain.breaker import StoredBreaker
+from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
+from turnout.testing import typed_event
 
 S = RunState
-
-Drawn: TypeAlias = tuple[str, bool, int, int]
-"""A rule: its kind, whether it has a key, a count, and seconds."""
-
-DRAWN: st.SearchStrategy[Drawn] = st.tuples(
-    st.sampled_from(["throttle", "shared", "rate_limit", "unique", "skip", "replace", "latest"]),
-    st.booleans(),
-    st.integers(1, 2),
-    st.sampled_from([0, 5, 30]),
-)
-RULES = st.lists(st.lists(DRAWN, max_size=2), min_size=3, max_size=3)
-
-
-def make_rule(drawn: Drawn, shared: Throttled) -> Rule:
-    kind, keyed, count, seconds = drawn
-    per, period = "work" if keyed else "", timedelta(seconds=seconds or 10)
-    match kind:
-        case "throttle":
-            return Throttled(per, count, period)
-        case "shared":
-            return shared
-        case "rate_limit":
-            return RateLimited(per, count, period)
-        case "unique":
-            return Unique("work", period if seconds else None)
-        case "skip" | "replace" | "latest" as mode:
-            return Mode(per, mode)
-        case _:
-            raise AssertionError(kind)
 
 
 class FlowControlMachine(DispatchMachine):
@@ -68,7 +47,8 @@ class FlowControlMachine(DispatchMachine):
     def begin(
         self, slots: int, policies: list[Policy], bounds: int, rules: list[list[Drawn]]
     ) -> None:
-        shared = Throttled("", 2, timedelta(seconds=10), shared="crm")
+        shared = Shared()
+        self.needs = shared.needs
         self.declared_rules = [
             list({made.name: made for made in (make_rule(each, shared) for each in drawn)}.values())
             for drawn in rules
@@ -83,26 +63,7 @@ class FlowControlMachine(DispatchMachine):
         return self.controlled
 
     def options(self, each: SimulatedFlow) -> dict[str, Any]:
-        options: dict[str, Any] = {}
-        rates: list[Any] = []
-        for rule in self.declared_rules[each.number]:
-            per = _asks(rule.per)
-            match rule:
-                case Throttled():
-                    rate = _rate(rule)
-                    shared = rule.shared
-                    rates.append(
-                        throttle(shared, rate, per=per) if shared else throttle(rate, per=per)
-                    )
-                case RateLimited():
-                    rates.append(rate_limit(_rate(rule), per=per))
-                case Unique():
-                    assert per is not None
-                    until = "done" if rule.until is None else rule.until
-                    options["unique"] = unique(per, until=until)
-                case Mode():
-                    options |= {"mode": rule.mode, "key": per}
-        return options | ({"rate": rates} if rates else {})
+        return options_of(self.declared_rules[each.number])
 
     # ------------------------------------------------------------ what the simulator is told
 
@@ -112,10 +73,82 @@ class FlowControlMachine(DispatchMachine):
         self.controlled.decided_at = None
 
     def told_append_done(self, entries: Sequence[Any], result: Sequence[Any]) -> None:
+        self.check_bounds(entries, result)
         for entry, stored in zip(entries, result, strict=True):
-            if not (stored.duplicate or stored.conflict):
-                self.data[stored.event_seq] = entry.event.data
+            if stored.duplicate or stored.conflict:
+                continue
+            self.data[stored.event_seq] = entry.event.data
+            if entry.event.type == CALLED_OFF.event_type:
+                self.called_off(entry.event, stored)
+            else:
                 self.decided(entry.runs, stored, entry.event.data)
+
+    def told_append_refused(self, entries: Sequence[Any], result: None) -> None:
+        """Hear of a delivery of which nothing is stored."""
+        flows = {self.flow_of(run) for entry in entries for run in entry.runs}
+        if not any(
+            bound.is_full(self.others_of(bound, flow))
+            for flow in flows
+            for bound in self.bounds_of(flow)
+        ):
+            self.simulator.faults.append(f"flows {[each.number for each in flows]} are not full")
+
+    def check_bounds(self, entries: Sequence[Any], result: Sequence[Any]) -> None:
+        """Check that no delivery was stored that finds a queue full at its first run."""
+        new = [
+            run
+            for entry, stored in zip(entries, result, strict=True)
+            for run in entry.runs
+            if not (stored.duplicate or stored.conflict) and run.id not in stored.refused
+        ]
+        first = {self.flow_of(run).number: run for run in reversed(new) if run.state is S.QUEUED}
+        for run in first.values():
+            flow = self.flow_of(run)
+            for bound in self.bounds_of(flow):
+                is_free = bound.is_overfull(self.others_of(bound, flow)) and not flow.paused
+                if is_free and not self.ends_others(flow):
+                    self.simulator.faults.append(
+                        f"run {run.seq} is stored, and flow {flow.number} is full"
+                    )
+
+    def bounds_of(self, flow: SimulatedFlow) -> list[Bounded]:
+        return [each for each in self.declared_rules[flow.number] if isinstance(each, Bounded)]
+
+    def others_of(self, bound: Bounded, flow: SimulatedFlow) -> list[ControlledRun]:
+        runs = self.simulator.runs.values()
+        return [run for run in runs if run.flow is flow and isinstance(run, ControlledRun)]
+
+    def ends_others(self, flow: SimulatedFlow) -> bool:
+        """Whether new runs of a flow may make place by ending older ones."""
+        return any(isinstance(each, Mode) for each in self.declared_rules[flow.number])
+
+    def called_off(self, sent: Event, stored: Any) -> None:
+        """Compare the runs that an event has cancelled with those that it should have."""
+        work = sent.data["work"]
+        cancels = {
+            run.id
+            for run in self.simulator.runs.values()
+            if run.data["work"] == work and work is not None and run.state not in ENDED
+            if run.flow.served_at_rest and run.flow.served
+            if any(isinstance(each, CancelledBy) for each in self.declared_rules[run.flow.number])
+        }
+        self.compare(stored, cancels, set())
+        self.end_older(Verdict(cancelled=frozenset(run.id for run in stored.cancelled)))
+
+    def told_skip_done(self, _made: object, result: Sequence[Any]) -> None:
+        for run in result:
+            self.controlled.ended_late(run.id, self.at)
+
+    def told_record_breaker_done(self, stored: StoredBreaker, result: None) -> None:
+        self.needs.changed(stored)
+
+    def told_record_done(self, run: Any, outcome: Any, result: None) -> None:
+        known = self.simulator.runs[run.claim.run_id]
+        if self.needs in self.declared_rules[known.flow.number]:
+            is_down = outcome.error is not None and outcome.error.type == "ConnectionError"
+            said = True if is_down else False if outcome.state is S.SUCCEEDED else None
+            self.needs.ended(known, said)
+        super().told_record_done(run, outcome, result)
 
     def told_replay_done(self, event: int, runs: Sequence[Any], result: Any) -> None:
         self.decided(runs, result, self.data[event], accepted=False)
@@ -184,12 +217,42 @@ class FlowControlMachine(DispatchMachine):
             self.simulator.faults.append(f"{ended} were ended, not {known}")
 
     def known(self, run: Any, data: Mapping[str, str | None]) -> ControlledRun:
-        return ControlledRun(run.id, run.seq, self.flow_of(run), data, self.at)
+        known = ControlledRun(run.id, run.seq, self.flow_of(run), data, self.at)
+        for each in self.declared_rules[known.flow.number]:
+            if isinstance(each, Classed):
+                known.level = self.class_of(known, each)
+                if run.priority != known.level and not self.ends_others(known.flow):
+                    self.simulator.faults.append(
+                        f"run {run.seq} has the class {run.priority}, not {known.level}"
+                    )
+                known.level = run.priority
+        return known
 
+    def class_of(self, run: SimulatedRun, classed: Classed) -> int:
+        same = self.simulator.same_key(run) if run.flow.ordered and run.order_key else ()
+        unfinished = [each for each in same if each.state not in ENDED]
+        head = min(unfinished, key=lambda each: each.seq, default=None)
+        return head.level if isinstance(head, ControlledRun) else classed.own(run)
 
-def _asks(part: str) -> Any:
-    return (lambda event: event.data[part]) if part else None
+    # ------------------------------------------------------------ more that is done
 
+    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    def call_off(self, number: int, steps: int, order: int) -> None:
+        """Emit an event that cancels runs."""
+        self.count += 1
+        sent = typed_event(CALLED_OFF, {"work": ("p", "q", None)[number % 3]})
+        self.service.emit([sent])
+        self.go(steps, order)
 
-def _rate(rule: Throttled | RateLimited) -> str:
-    return f"{rule.count}/{round(rule.period.total_seconds())}s"
+    @precondition(lambda self: self.waiting_attempts())
+    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    def lose_connection(self, number: int, steps: int, order: int) -> None:
+        """End an attempt as what it needs is down."""
+        attempts = self.waiting_attempts()
+        attempts[number % len(attempts)].command.set_result(("break", 0))
+        self.go(steps, order)
+
+    def go(self, steps: int = 0, order: int = 0) -> None:
+        super().go(steps, order)
+        if self.service.at_rest and (problem := self.needs.problem()) is not None:
+            raise AssertionError(problem)

@@ -19,6 +19,7 @@ from tests.support.dispatch_simulator import (
     SimulatedFlow,
     SimulatedRun,
 )
+from turnout.service.flowcontrol.priority import HIGH, LOW, NAMES, NORMAL
 
 Others = Sequence["ControlledRun"]
 
@@ -28,12 +29,13 @@ class ControlledRun(SimulatedRun):
     """A run, and when it has started: all but its returns from a wait.
 
     `accepted`: it came in as an event, and was not refused; a replay did not. `begun`: it has been
-    claimed since it was queued as new, by an operator's retry too.
+    claimed since it was queued as new, by an operator's retry too. `level` is its class.
     """
 
     starts: list[datetime] = field(default_factory=list)
     accepted: bool = True
     begun: bool = False
+    level: int = NORMAL
 
     @property
     def is_unfinished(self) -> bool:
@@ -75,6 +77,12 @@ class Rule:
     def delays(self, run: ControlledRun, others: Others, now: datetime) -> bool:
         """Whether a run has to wait."""
         return False
+
+    def started(self, run: ControlledRun, at: datetime) -> None:
+        """Learn that a run has started."""
+
+    def ended_process(self) -> None:
+        """Learn that the process is gone."""
 
 
 @dataclass(eq=False)
@@ -148,6 +156,53 @@ class Mode(Rule):
         return any(each.is_inside for each in others)
 
 
+@dataclass(eq=False)
+class Classed(Rule):
+    """A run has a class: that of the oldest unfinished run of its ordering key, else its own."""
+
+    name = "priority"
+
+    def own(self, run: SimulatedRun) -> int:
+        return NAMES[str(run.data[self.per])]
+
+
+@dataclass(eq=False)
+class StartsInTime(Rule):
+    """A run that was never claimed and has waited for longer does not start any more."""
+
+    name = "start_timeout"
+
+    limit: timedelta
+
+    def delays(self, run: ControlledRun, others: Others, now: datetime) -> bool:
+        return run.claim == 0 and now - run.accepted_at > self.limit
+
+
+@dataclass(eq=False)
+class CancelledBy(Rule):
+    """An event cancels the unfinished runs with its key that came before it."""
+
+    name = "cancel_on"
+
+
+@dataclass(eq=False)
+class Bounded(Rule):
+    """A delivery is refused as a whole if it finds so many runs queued, unless the flow is paused.
+
+    Runs that were queued again since may have made the queue longer, and are not counted here.
+    """
+
+    name = "max_queued"
+
+    count: int
+
+    def is_full(self, others: Others) -> bool:
+        return sum(each.state is S.QUEUED for each in others) >= self.count
+
+    def is_overfull(self, others: Others) -> bool:
+        return sum(each.state is S.QUEUED and each.claim == 0 for each in others) >= self.count
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What becomes of a new run on the way in, and of older ones by it."""
@@ -159,6 +214,14 @@ class Verdict:
 
 ORDER = (Unique, Mode, RateLimited)
 """In this order a new run is asked."""
+
+MOST_PASSED = {HIGH: 3, NORMAL: 10, LOW: 20}
+"""How many runs of other classes may start while one of a class could: shares are 8 : 2 : 1."""
+
+
+def level(run: SimulatedRun) -> int:
+    """Return the class of a run."""
+    return run.level if isinstance(run, ControlledRun) else NORMAL
 
 
 class FlowControlSimulator(DispatchSimulator):
@@ -174,6 +237,7 @@ class FlowControlSimulator(DispatchSimulator):
         super().__init__(slots, flows, now)
         self.rules = rules
         self.decided_at: datetime | None = None
+        self.passed = dict.fromkeys(MOST_PASSED, 0)
 
     def others(self, rule: Rule, run: SimulatedRun) -> Iterator[ControlledRun]:
         """Yield the other runs that a rule sees together with one."""
@@ -212,15 +276,50 @@ class FlowControlSimulator(DispatchSimulator):
                 why.add(rule.name)
         return why
 
+    def is_same_line(self, run: SimulatedRun, other: SimulatedRun) -> bool:
+        return super().is_same_line(run, other) and level(run) == level(other)
+
     def _check_start(self, run: SimulatedRun, together: list[str]) -> None:
         super()._check_start(run, together)
+        self._count_classes(run)
         if isinstance(run, ControlledRun):
             run.begun = True
+            at = self.decided_at or self.now()
             if run.state is not S.WAITING:
-                run.starts.append(self.decided_at or self.now())
+                run.starts.append(at)
+            for rule in self.rules[run.flow.number]:
+                rule.started(run, at)
+
+    def _count_classes(self, run: SimulatedRun) -> None:
+        """Count how often a class that could start something has seen others go first."""
+        ready = {level(other) for other in self.live if self._lacks_a_slot(other)}
+        for each, most in MOST_PASSED.items():
+            is_passed = each in ready and each != level(run)
+            self.passed[each] = self.passed[each] + 1 if is_passed else 0
+            if self.passed[each] > most:
+                self._fault(run, f"takes the turn of class {each}")
+
+    def ended_process(self) -> None:
+        super().ended_process()
+        self.passed = dict.fromkeys(MOST_PASSED, 0)
+        for rule in {rule for rules in self.rules for rule in rules}:
+            rule.ended_process()
+
+    def missed(self) -> list[SimulatedRun]:
+        late = [run for run in self.live if self.why_not(run) == {"start_timeout"}]
+        return super().missed() + [run for run in late if self._should_start(run)]
+
+    def ended_late(self, id_: str, now: datetime) -> None:
+        """Learn that a run was not to start any more."""
+        run = self.runs[id_]
+        assert isinstance(run, ControlledRun)
+        limits = [rule for rule in self.rules[run.flow.number] if isinstance(rule, StartsInTime)]
+        if not any(rule.delays(run, (), now) for rule in limits):
+            self._fault(run, "ends as late, which it is not")
+        self.skipped(id_)
 
     def skipped(self, id_: str) -> None:
-        """Learn that a newer run has taken the place of one that waited."""
+        """Learn that a run that waited has ended as skipped."""
         self.cancelled(id_)
         self.runs[id_].state = S.SKIPPED
 

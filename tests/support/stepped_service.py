@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar, cast
 from tests.support import inside
 from turnout import Fail, Retry, Skip, current, sleep
 from turnout.service.app.process import ManualTrigger, Process
-from turnout.service.domain.errors import NotFound, Refused
+from turnout.service.domain.errors import NotFound, Overloaded, Refused
 from turnout.service.domain.event import Event
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.open import open_journal
@@ -172,8 +172,7 @@ class SteppedJournal:
     def _carried_out(self, call: _Call, outcome: asyncio.Future[Any]) -> None:
         self.busy = False
         call.outcome = outcome
-        if outcome.exception() is None:
-            self._told("done", call)
+        self._told("done" if outcome.exception() is None else "refused", call)
 
     def _deliver(self, call: _Call) -> None:
         self._calls.remove(call)
@@ -212,7 +211,7 @@ class Listener(Protocol):
     """Hears what happens, when it happens."""
 
     def told(self, what: str, call: Any) -> None:
-        """Hear of a call of the journal: `asked`, `done` (it has taken effect) or `answered`."""
+        """Hear of a call of the journal: `asked`, `done` or `refused`, and `answered`."""
 
     def code_began(self, run_id: str) -> Any:
         """Hear that the code of an attempt begins; what this returns goes to `code_ended`."""
@@ -298,7 +297,7 @@ class SteppedService:
         """Begin an operator's verb; `then` is called once it has answered."""
 
         async def done() -> None:
-            with suppress(NotFound, Refused):
+            with suppress(NotFound, Overloaded, Refused):
                 await verb()
                 if then is not None:
                     then()
@@ -372,6 +371,10 @@ class SteppedService:
 
             self.do(partial(emitter, events))
 
+    def emit(self, events: list[Event]) -> None:
+        """Begin to emit events to whoever listens to their type."""
+        self.do(partial(self.process.api, events))
+
     def cut(self) -> None:
         """End the process as a kill does: nothing is written any more, nobody is told."""
         self.journal.die()
@@ -437,6 +440,8 @@ class SteppedService:
         match how:
             case "fail":
                 raise Fail("never")
+            case "break":
+                raise ConnectionError("refused")
             case "skip":
                 raise Skip("nothing to do")
             case "retry":
