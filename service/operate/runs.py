@@ -41,6 +41,7 @@ async def retry(parts: Parts, verb: Retry) -> Run:
             before.id,
             verb.from_step,
             mode=parts.mode_of(*flows),
+            flow=flows[0],
             force=verb.force,
             now=parts.now(),
         )

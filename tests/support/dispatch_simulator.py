@@ -261,7 +261,7 @@ class DispatchSimulator:
             why.add("not due")
         if run.flow.paused or not (run.flow.served or run.flow.served_at_rest):
             why.add("stopped")
-        if self._has_order(run) and any(self._goes_before(o, run) for o in self.same_key(run)):
+        if self._has_order(run) and any(self.goes_before(o, run) for o in self.same_key(run)):
             why.add("order")
         isolated = [other for other in self.live if self._is_isolated(other)]
         if self._is_isolated(run) and any(other.places for other in isolated):
@@ -297,7 +297,7 @@ class DispatchSimulator:
             if (other.flow, other.order_key) == (run.flow, run.order_key) and other is not run:
                 yield other
 
-    def _goes_before(self, other: SimulatedRun, run: SimulatedRun) -> bool:
+    def goes_before(self, other: SimulatedRun, run: SimulatedRun) -> bool:
         if other.holds or other.leftovers:
             return True
         is_older = other.seq < run.seq and not (run.retried or other.retried or run.holds)

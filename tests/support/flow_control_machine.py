@@ -244,6 +244,19 @@ class FlowControlMachine(DispatchMachine):
         self.service.emit([sent])
         self.go(steps, order)
 
+    def bounded(self) -> list[int]:
+        flows = self.simulator.flows
+        return [each.number for each in flows if each.served and self.bounds_of(each)]
+
+    @precondition(lambda self: self.bounded())
+    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    def fill(self, number: int, steps: int, order: int) -> None:
+        """Send more than the queue of a flow takes."""
+        flows = self.bounded()
+        for _ in range(3):
+            self.emit(flows[number % len(flows)], [(0, 0, False), (1, 1, False)])
+        self.go(steps, order)
+
     @precondition(lambda self: self.waiting_attempts())
     @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
     def lose_connection(self, number: int, steps: int, order: int) -> None:

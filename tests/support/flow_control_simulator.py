@@ -168,14 +168,18 @@ class Classed(Rule):
 
 @dataclass(eq=False)
 class StartsInTime(Rule):
-    """A run that was never claimed and has waited for longer does not start any more."""
+    """A run that was never claimed and has waited for longer does not start any more.
+
+    Unless an operator has queued it again.
+    """
 
     name = "start_timeout"
 
     limit: timedelta
 
     def delays(self, run: ControlledRun, others: Others, now: datetime) -> bool:
-        return run.claim == 0 and now - run.accepted_at > self.limit
+        is_first = run.claim == 0 and not run.retried
+        return is_first and now - run.accepted_at > self.limit
 
 
 @dataclass(eq=False)
@@ -276,6 +280,18 @@ class FlowControlSimulator(DispatchSimulator):
                 why.add(rule.name)
         return why
 
+    def goes_before(self, other: SimulatedRun, run: SimulatedRun) -> bool:
+        keeps = other.holds or other.leftovers > 0
+        return super().goes_before(other, run) and (keeps or not self._is_late(other))
+
+    def _is_late(self, run: SimulatedRun) -> bool:
+        now = self.decided_at or self.now()
+        return isinstance(run, ControlledRun) and any(
+            rule.delays(run, (), now)
+            for rule in self.rules[run.flow.number]
+            if isinstance(rule, StartsInTime)
+        )
+
     def is_same_line(self, run: SimulatedRun, other: SimulatedRun) -> bool:
         return super().is_same_line(run, other) and level(run) == level(other)
 
@@ -311,11 +327,9 @@ class FlowControlSimulator(DispatchSimulator):
 
     def ended_late(self, id_: str, now: datetime) -> None:
         """Learn that a run was not to start any more."""
-        run = self.runs[id_]
-        assert isinstance(run, ControlledRun)
-        limits = [rule for rule in self.rules[run.flow.number] if isinstance(rule, StartsInTime)]
-        if not any(rule.delays(run, (), now) for rule in limits):
-            self._fault(run, "ends as late, which it is not")
+        self.decided_at = now
+        if not self._is_late(self.runs[id_]):
+            self._fault(self.runs[id_], "ends as late, which it is not")
         self.skipped(id_)
 
     def skipped(self, id_: str) -> None:

@@ -295,6 +295,16 @@ class ConditionsContract:
             assert [run.id for run in retried.cancelled] == [new.id]
             assert [made.reason for made in retried.decided] == [Reason.REPLACED]
 
+    async def test_a_retry_obeys_the_mode_of_a_flow_that_was_renamed(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            old, new = asked(LATEST, mode="k"), asked(LATEST, mode="k")
+            await put(journal, old)
+            await finished(journal, old)
+            await put(journal, new)
+            await journal.rename_flow("bill", "charge")
+            retried = await journal.retry(old.id, None, mode="latest", flow="charge", now=at(2))
+            assert [run.id for run in retried.skipped] == [new.id]
+
     async def test_a_forced_retry_has_no_key_of_its_mode(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             old, new = asked(SKIP, mode="k"), asked(SKIP, mode="k", state=S.RUNNING)

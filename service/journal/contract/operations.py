@@ -62,13 +62,15 @@ class Operations(Reads, Clearing, Protocol):
         from_step: str | None,
         *,
         mode: Mode | None = None,
+        flow: str | None = None,
         force: bool = False,
         now: datetime,
     ) -> Retried:
         """Queue a finished run again; `from_step` drops the steps recorded at and after it.
 
-        It is asked under the `mode` of its flow as a new run is: `Refused` where `skip` would end
-        it. With `force` it is not, and has no key of the mode from now on.
+        It is asked under the `mode` of its flow, which is called `flow` now, as a new run is:
+        `Refused` where `skip` would end it. With `force` it is not, and has no key of the mode from
+        now on.
 
         Raises `NotFound`, `Refused`. Attempts count from 0 again, and the run is no dead letter any
         more. A run whose undo has failed only continues its undo, and is a dead letter until done.

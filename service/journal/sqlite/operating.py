@@ -76,6 +76,7 @@ class Operating(Calls):
         from_step: str | None,
         *,
         mode: Mode | None = None,
+        flow: str | None = None,
         force: bool = False,
         now: datetime,
     ) -> Retried:
@@ -83,7 +84,15 @@ class Operating(Calls):
         conditions = self._intake.conditions
         retried: Retried = await self._call(
             lambda connection, counters: retries.retry(
-                connection, counters, conditions, run_id, from_step, now, mode=mode, force=force
+                connection,
+                counters,
+                conditions,
+                run_id,
+                from_step,
+                now,
+                mode=mode,
+                force=force,
+                flow=flow,
             )
         )
         return retried

@@ -5,6 +5,7 @@ Written inside the transaction it is called in. Not here: what a retry does to a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -37,8 +38,12 @@ def retry(
     *,
     mode: Mode | None,
     force: bool,
+    flow: str | None,
 ) -> Retried:
-    """Queue a finished run again as the mode lets it; raises `Refused`."""
+    """Queue a finished run again as the mode lets it; raises `Refused`.
+
+    `flow` is what its flow is called now.
+    """
     before = _run(connection, run_id)
     if before is None or mode is None or not _is_new_work(before):
         return Retried(run=operations.retry(connection, counters, run_id, from_step, now))
@@ -48,7 +53,7 @@ def retry(
         connection.execute(_FORCE_AGAIN, (run.seq,))
         run_keys.add(connection, [run.seq])
         return Retried(run=_run(connection, run_id) or run)
-    verdict = conditions.of_retry(before, mode)
+    verdict = conditions.of_retry(replace(before, flow=flow or before.flow), mode)
     if verdict.refused is not None:
         raise Refused(
             f"run {run_id} cannot be retried: {verdict.refused.detail} (mode={mode!r} of flow "
