@@ -30,7 +30,7 @@ class Shared:
 
     def __init__(self) -> None:
         self.throttle = Throttled("", 2, timedelta(seconds=10), shared="crm")
-        self.needs = Needs("", failures=2, probe=timedelta(seconds=10))
+        self.needs = Needs("", failures=1, probe=timedelta(seconds=10))
 
 
 Make: TypeAlias = Callable[[Shared, str, int, int], Rule]

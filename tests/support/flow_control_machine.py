@@ -244,17 +244,22 @@ class FlowControlMachine(DispatchMachine):
         self.service.emit([sent])
         self.go(steps, order)
 
-    def bounded(self) -> list[int]:
-        flows = self.simulator.flows
-        return [each.number for each in flows if each.served and self.bounds_of(each)]
+    def queueing(self) -> list[int]:
+        """Return the flows whose rules are about a queue."""
+        return [
+            flow.number
+            for flow in self.simulator.flows
+            if flow.served
+            if any(isinstance(each, Bounded | Classed) for each in self.declared_rules[flow.number])
+        ]
 
-    @precondition(lambda self: self.bounded())
+    @precondition(lambda self: self.queueing())
     @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
     def fill(self, number: int, steps: int, order: int) -> None:
-        """Send more than the queue of a flow takes."""
-        flows = self.bounded()
+        """Send runs of all classes to a flow, and more than its queue takes."""
+        flows = self.queueing()
         for _ in range(3):
-            self.emit(flows[number % len(flows)], [(0, 0, False), (1, 1, False)])
+            self.emit(flows[number % len(flows)], [(0, 0, False), (1, 0, False), (0, 1, False)])
         self.go(steps, order)
 
     @precondition(lambda self: self.waiting_attempts())
