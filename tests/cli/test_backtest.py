@@ -80,7 +80,7 @@ from turnout import flow, rate_limit, unique, webhook
     key=lambda event: event.data["customer"], mode="skip", timeout="1h",
     unique=unique(lambda event: event.data["id"], until="1h"), rate=rate_limit("1000/1m"),
 )
-def bill(order: dict[str, int]) -> None: ...
+def bill(order: dict[str, object]) -> None: ...
 """
 
 
