@@ -411,7 +411,7 @@ WRONG = [
     ),
     (
         'every("15m", ids=str)',
-        "TypeError: every() got an unexpected keyword argument 'ids'",
+        "every() has no option 'ids'; it has start=, tz=, missed=, missed_limit=, jitter=, name=",
     ),
 ]
 

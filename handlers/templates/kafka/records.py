@@ -18,7 +18,7 @@ async def book(payment: Payment) -> str:
     return f"booked {payment.order}"
 
 
-@flow(on=kafka("payments", group="billing"), ordered_by="key", retry=2, timeout="5m")
+@flow(on=kafka("payments", group="billing"), ordered_by="key", timeout="5m")
 async def payment(payment: Payment) -> str:
     """Book a payment, those of one key one after the other."""
     return await book(payment)

@@ -1066,9 +1066,9 @@ MORE = (
         @flow(on=[debounce(webhook("/a"), "30s"), webhook("/b")])  # here
         def report(orders: list[dict]): ...
         """,
-        "flow 'report': on=debounce(…): a window is the only thing in on=; give the others a flow "
-        "of their own",
-        "give the others a flow of their own",
+        "flow 'report': debounce(…) is a window, which stands alone in on=: give other triggers a "
+        "flow of their own, and name a trigger in awaits= and cancel_on=",
+        "give other triggers a flow of their own",
     ),
     InFile(
         "a batch of none",
