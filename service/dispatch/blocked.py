@@ -75,7 +75,7 @@ class Blocked:
         if line is None:
             line = self._lines[key] = _Line()
         line.timed = line.timed or timed
-        run.woken = False
+        run.woken_by = None
         if run.is_due and key[0] != ORDER:
             if run.resumes:
                 insort(line.resumed, run, key=by_seq)

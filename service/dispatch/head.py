@@ -15,7 +15,7 @@ from itertools import chain
 from turnout.service.journal.records import Queued
 
 from . import memory
-from .blocked import by_due, by_seq
+from .blocked import Key, by_due, by_seq
 from .memory import Memory
 
 
@@ -151,9 +151,9 @@ class Head:
         else:
             self.due.append(run)
 
-    def wake(self, run: Queued, *, holds: bool) -> None:
-        """Let a run that was set aside ask again, before those that have not asked yet."""
-        run.woken = True
+    def wake(self, run: Queued, key: Key, *, holds: bool) -> None:
+        """Let a run that was set aside behind a key ask again, before those that have not asked."""
+        run.woken_by = key
         if holds:
             self.holding.append(run)
         elif run.resumes:

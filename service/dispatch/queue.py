@@ -228,7 +228,7 @@ class Queue:
         for gate in self.gates.declared:
             key = self.key_at(gate, run)
             if key is not None:
-                self._wake(self.blocked.next_timed(key))
+                self._wake(self.blocked.next_timed(key), key)
         return run
 
     def key_ahead(self, run: Queued) -> Key | None:
@@ -279,9 +279,9 @@ class Queue:
         """Wake the next run of an ordering key; if it is held, those of its holders that ask."""
         holders = self.gates.order.holders(key)
         if not holders:
-            self._wake(self.blocked.next(order_key(key)))
+            self._wake(self.blocked.next(order_key(key)), order_key(key))
         for run in self.blocked.take(order_key(key), holders) if holders else ():
-            self._wake(run)
+            self._wake(run, order_key(key))
 
     def wake_next(self, gate: Gate, run: Candidate) -> None:
         """Wake the next run behind the key of a run that left a gate, or did not use its turn.
@@ -291,12 +291,12 @@ class Queue:
         if not self.classed:
             key = blocked_at(gate, run, NORMAL)
             if key is not None:
-                self._wake(self.blocked.next(key))
+                self._wake(self.blocked.next(key), key)
             return
         keys = (blocked_at(gate, run, level) for level in CLASSES)
         for key in dict.fromkeys(keys):
             if key is not None:
-                self._wake(self.blocked.next(key))
+                self._wake(self.blocked.next(key), key)
 
     def pass_on(self, run: Queued) -> None:
         """Give the turn of a run that will not start to the next ones behind its keys."""
@@ -308,18 +308,18 @@ class Queue:
 
     def wake_key(self, key: Key) -> None:
         """Wake the next run behind a key."""
-        self._wake(self.blocked.next(key))
+        self._wake(self.blocked.next(key), key)
 
     def wake_all(self, key: Key) -> bool:
         """Wake every run behind a key; False if there is none."""
         found = self.blocked.all(key)
         for run in found:
-            self._wake(run)
+            self._wake(run, key)
         return bool(found)
 
-    def _wake(self, run: Queued | None) -> None:
+    def _wake(self, run: Queued | None, key: Key) -> None:
         if run is not None:
-            self._head_of(run).wake(run, holds=self.gates.is_held_by(run))
+            self._head_of(run).wake(run, key, holds=self.gates.is_held_by(run))
 
     # ------------------------------------------------------------ reading the journal
 
@@ -366,10 +366,10 @@ class Queue:
         blocked = [row for row in older if self.would_wait(row, key)]
         for row in older if key[0] == ORDER else ():
             if not self.would_wait(row, key):
-                self._wake(row)
+                self._wake(row, key)
         self.blocked.read_again(key, blocked, more=more and len(older) == len(rows))
         for _ in range(wakeups + self.blocked.wakeups.pop(key, 0)):  # others came during the read
-            self._wake(self.blocked.next(key))
+            self._wake(self.blocked.next(key), key)
 
     def would_wait(self, run: Queued, key: Key) -> bool:
         """Whether a key blocks a run: a limit key blocks only the holder of its ordering key."""

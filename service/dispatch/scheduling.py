@@ -23,7 +23,7 @@ from turnout.service.project import AnyFlow
 
 from . import memory
 from .alarms import Alarms
-from .blocked import Key
+from .blocked import ORDER, Key
 from .causes import asks_as
 from .late import Late, is_late
 from .queue import Queue
@@ -267,7 +267,7 @@ class Scheduler:
             self.late.append(Late(queue.flow, queue.head(level).take(), timeout))
             queue.pass_on(run)
             return True
-        key_ahead = None if run.woken else queue.key_ahead(run)
+        key_ahead = None if run.woken_by else queue.key_ahead(run)
         if key_ahead is not None:
             run.cause = run.cause or queue.gates.cause_at(key_ahead[0])
             self._set_aside(queue, level, key_ahead)
@@ -297,12 +297,12 @@ class Scheduler:
                 return True  # it may have a run that resumes
             # At a shared gate it is asked again whenever a run leaves.
             return False if gate.shared and at is None else self._deactivate(queue, level)
-        was_woken = run.woken
+        woken_by = run.woken_by
         self._set_aside(queue, level, key, timed=at is not None)
-        if was_woken:
-            for other in queue.gates.declared:
-                if other is not gate:  # it may have woken the run: wake the next one instead
-                    queue.wake_next(other, run)
+        if woken_by is not None and woken_by != key and woken_by[0] != ORDER:
+            # The next one behind that key may use the turn. Nobody else is woken for it: runs that
+            # are refused would wake each other for ever.
+            queue.wake_key(woken_by)
         return True
 
     def _set_aside(self, queue: Queue, level: int, key: Key, *, timed: bool = False) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import inside
 from tests.support.running import Running, eventually, running
-from turnout import Retry, flow, gather, limit, retry, sleep, task
+from turnout import Retry, current, flow, gather, limit, retry, sleep, task
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
@@ -393,3 +393,37 @@ def test_a_name_with_two_counts_is_refused_with_both_places(tmp_path: Path) -> N
     (warning,) = found.warnings
     assert warning.line == 9
     assert warning.message.startswith("flow 'alone': limit(1) promises no order")
+
+
+@pytest.mark.timeout(15)
+async def test_runs_refused_at_two_keys_do_not_wake_each_other_for_ever(tmp_path: Path) -> None:
+    """Retries keep their account while they wait for the table; others wait for the accounts."""
+    release, began, failed = asyncio.Event(), asyncio.Event(), asyncio.Semaphore(0)
+
+    @flow(
+        concurrency=[
+            limit(1, per=lambda event: event.data["account"], hold="run"),
+            limit(1, per=lambda event: event.data["table"]),
+        ],
+        retry=retry(3, delay="100ms", factor=1, jitter=False),
+    )
+    async def sync(event: Event) -> None:
+        if event.data["account"] == 9:
+            began.set()
+            await release.wait()
+        elif event.data["fails"] and current().attempt < 3:
+            failed.release()
+            raise OSError("the table is locked")
+
+    async with running(tmp_path, [sync]) as service:
+        for account in (1, 2, 3):
+            await service.send({"account": account, "table": 1, "fails": True})
+            await failed.acquire()
+        for account in (1, 2, 3):
+            await service.send({"account": account, "table": 1, "fails": False})
+        await service.send({"account": 9, "table": 1, "fails": False})
+        await began.wait()
+        await asyncio.sleep(0.3)  # the retries are due by now, and wait for the table
+        release.set()
+        runs = await service.all_finished()
+    assert {run.state for run in runs} == {RunState.SUCCEEDED}

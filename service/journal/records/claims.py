@@ -110,10 +110,10 @@ class Queued:
     `claimed` is the run as its first claim finds it, while its event is in memory and need not be
     read again. `is_due` says that the run was scheduled, retrying or waiting before, not queued.
     `begun` says that it was claimed before, `resumes` that it comes back from a wait or for the
-    next try of a task, and `woken` that its key became free while it was set aside. `weight` is its
-    estimated memory in bytes. `token` is the number of its admission while it is inside the gates,
-    else 0. `cause` is what first kept it from starting, `starts` is what throttles have counted:
-    nothing of a run that resumes.
+    next try of a task. `woken_by` is the key (place, key, class) that became free while it was set
+    aside behind it. `weight` is its estimated memory in bytes. `token` is the number of its
+    admission while it is inside the gates, else 0. `cause` is what first kept it from starting,
+    `starts` is what throttles have counted: nothing of a run that resumes.
     """
 
     seq: int
@@ -129,7 +129,7 @@ class Queued:
     resumes: bool = False
     claimed: ClaimedRun | None = None
     is_due: bool = False
-    woken: bool = False
+    woken_by: tuple[str, str, int] | None = None
     weight: int = 0
     token: int = 0
     cause: Cause | None = None
