@@ -69,7 +69,7 @@ def on_a_terminal(
     with subprocess.Popen(
         [sys.executable, *code, *words], stdin=its, stdout=its,
         stderr=its if with_errors else subprocess.DEVNULL,
-        env=environment({"TZ": "Europe/Berlin"}),
+        env=environment({"TZ": "Europe/Berlin", "COLUMNS": ""}),  # the terminal tells its width
     ):  # fmt: skip
         os.close(its)
         taken = b""

@@ -315,11 +315,11 @@ async def test_after_a_downtime_senders_have_a_minute_to_come_again(tmp_path: Pa
     async with running(tmp_path, [alarm], now=clock) as service:
         await service.process.start_triggers()
         await send(service, "done", "came")
-        clock.pass_by(service, seconds=55)
+        clock.pass_by(service, seconds=30)
         assert not await runs_of(service, alarm)
         words = "senders of trigger event:done have a minute to come again"
         assert service.process.suspended() == {"alarm": words}
-        clock.pass_by(service, seconds=10)
+        clock.pass_by(service, seconds=35)
         await nothing_is_open(service)
         assert await results_of(service, alarm) == [1]
 

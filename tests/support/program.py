@@ -240,7 +240,10 @@ class Program:
     def said(self, pattern: str, timeout: float) -> re.Match[str]:
         """Wait for a log line that matches."""
         wanted = re.compile(pattern)
-        return until(lambda: wanted.search(self.log_text()), timeout, f"a log line {pattern!r}")
+        try:
+            return until(lambda: wanted.search(self.log_text()), timeout, f"a log line {pattern!r}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the log ends with\n{self.log_tail()}") from None
 
     def process(self) -> psutil.Process:
         """Return the process to measure (below a tracer, the traced one)."""
