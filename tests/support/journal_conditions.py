@@ -387,6 +387,22 @@ class ConditionsContract:
             await claim_all(journal, [first.seq])
             assert not (await put(journal, asked(few))).refused
 
+    async def test_a_refused_delivery_gives_its_class_to_no_later_run_of_the_key(
+        self, tmp_path: Path
+    ) -> None:
+        few = Conditions(max_queued=1)
+        async with self.open(tmp_path) as journal:
+            await put(journal, asked(few))
+            low, high = (make_run("ship", order_key="a", priority=level) for level in (3, 1))
+            refused = journal.append(
+                [Entry(event=make_event("refused"), runs=[low, asked(few)])], now=at(1)
+            )
+            taken = journal.append([Entry(event=make_event("taken"), runs=[high])], now=at(1))
+            with pytest.raises(QueueFull):
+                await refused
+            await taken
+            assert [run.priority for run in await journal.queued("ship", 0, 9)] == [1]
+
     async def test_a_full_queue_takes_what_starts_at_once_and_what_is_paused(
         self, tmp_path: Path
     ) -> None:

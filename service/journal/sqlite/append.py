@@ -71,6 +71,7 @@ class Rows:
     def forget(self, job: AppendJob, last_event: int) -> None:
         """Forget a job of which nothing is stored; `last_event` was stored before it."""
         self.clear()
+        self.classes.clear()
         self.repeated = [each for each in self.repeated if each[0] is not job]
         for identity in job.identities:
             if identity is not None and self.known.get(identity[0], _BEFORE)[0] > last_event:
@@ -336,6 +337,7 @@ class Intake:
             return str(verdict.refused.facts["other"]) if is_first else run.id
         if verdict.replaces or verdict.outdates:
             OlderRuns(self._connection, counters, appended, at).end_for(run, verdict)
+            rows.classes.clear()  # the head of a key may be another one now
         self._add_run(rows, run, appended.event_seq, at, counters)
         self.insert(rows)
         self.conditions.accepted(run, at)
@@ -364,6 +366,7 @@ class Intake:
         self.insert(rows)
         older = OlderRuns(self._connection, counters, appended, at)
         older.cancel_by(entry.event, entry.cancels)
+        rows.classes.clear()
 
     def _first_runs(self, event_seq: int) -> tuple[str, ...]:
         found = self._connection.execute(_FIRST_RUNS, (event_seq,))
