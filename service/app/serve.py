@@ -78,7 +78,7 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
                 stack.push_async_callback(process.resources.stop)
                 await _live(process, journal, clock, sock, flow_paths, tasks, reload=reload)
         except* JournalBroken as broken:
-            _end_broken(str(broken.exceptions[0]))
+            _end_broken(str(_first_of(broken)))
     return EXIT_OK
 
 
@@ -238,6 +238,13 @@ async def _end_if_lost(journal: Lifecycle) -> None:
     lost = await journal.look_at_files()
     if lost is not None:
         _end_broken(lost)
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """Return the first error inside a group, whose own words say nothing: task groups nest."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _end_broken(reason: str) -> NoReturn:
