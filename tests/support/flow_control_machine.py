@@ -166,7 +166,7 @@ class FlowControlMachine(DispatchMachine):
         skipped: set[str] = set()
         for run in runs:
             self.named[run.id] = run.flow
-            known = self.known(run, data, is_stored=run.id not in stored.refused)
+            known = self.known(run, data)
             known.accepted = accepted
             verdict = self.controlled.verdict(known, self.at)
             refused = stored.refused.get(run.id)
@@ -216,16 +216,12 @@ class FlowControlMachine(DispatchMachine):
             known = [run for run in self.simulator.runs.values() if run.id in cancelled | skipped]
             self.simulator.faults.append(f"{ended} were ended, not {known}")
 
-    def known(
-        self, run: Any, data: Mapping[str, str | None], *, is_stored: bool = True
-    ) -> ControlledRun:
-        """Return a new run as the simulator knows it; one that is refused takes no key's class."""
+    def known(self, run: Any, data: Mapping[str, str | None]) -> ControlledRun:
         known = ControlledRun(run.id, run.seq, self.flow_of(run), data, self.at)
         for each in self.declared_rules[known.flow.number]:
             if isinstance(each, Classed):
                 known.level = self.class_of(known, each)
-                is_another = run.priority != known.level
-                if is_another and is_stored and not self.ends_others(known.flow):
+                if run.priority != known.level and not self.ends_others(known.flow):
                     self.simulator.faults.append(
                         f"run {run.seq} has the class {run.priority}, not {known.level}"
                     )
