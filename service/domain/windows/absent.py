@@ -97,7 +97,6 @@ class AbsentRule:
     """Fires at the deadline, unless the event that is waited for comes before the firing."""
 
     when_full: Literal["ignore"] = "ignore"
-    is_pattern = True
     due_first = False
 
     def arrive(

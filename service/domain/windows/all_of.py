@@ -82,7 +82,6 @@ class AllOfRule:
     """Takes every event until each part is there."""
 
     when_full: Literal["expire"] = "expire"
-    is_pattern = True
     due_first = True
 
     def arrive(

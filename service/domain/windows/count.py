@@ -85,7 +85,6 @@ class CountRule:
     """Fires with the n-th member that is young enough; older ones leave."""
 
     when_full: Literal["expire"] = "expire"
-    is_pattern = True
     due_first = False
 
     def arrive(

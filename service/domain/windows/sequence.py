@@ -102,7 +102,6 @@ class SequenceRule:
     """Takes the next part only; the first part begins anew."""
 
     when_full: Literal["expire"] = "expire"
-    is_pattern = True
     due_first = True
 
     def arrive(
