@@ -59,11 +59,6 @@ class Windows(Protocol):
         Those that were opened since then begin now. Returns how many were suspended.
         """
 
-    async def postpone_window(
-        self, window_id: str, due_at: datetime | None, *, remaining_seconds: float | None = None
-    ) -> None:
-        """Move the deadline of an open window; with None it is suspended with so much time left."""
-
 
 class WindowReads(Protocol):
     """What may be read of windows, with the service running or down."""

@@ -8,19 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-import apsw
-
 from turnout.service.domain.windows.firing import Firing
 from turnout.service.domain.windows.window import WindowSettings
 from turnout.service.journal.records import NOTHING, ClosedWindows, Told
 
 from .append import Intake, Rows
 from .calls import Calls
-from .counters import RunCounters
-from .statements import load
-from .values import micros, micros_or_none
-
-_SQL = load("windows")
+from .values import micros
 
 
 class WindowWriting(Calls):
@@ -74,15 +68,3 @@ class WindowWriting(Calls):
             )
         )
         return opened
-
-    async def postpone_window(
-        self, window_id: str, due_at: datetime | None, *, remaining_seconds: float | None = None
-    ) -> None:
-        """Move the deadline of an open window; with None it is suspended with so much time left."""
-        left = None if remaining_seconds is None else round(remaining_seconds * 1_000_000)
-        values = (window_id, micros_or_none(due_at), left)
-
-        def write(connection: apsw.Connection, _counters: RunCounters) -> None:
-            connection.execute(_SQL["postpone"], values)
-
-        await self._call(write)

@@ -134,11 +134,6 @@ WHERE at > ?1 AND window_seq IN (
 -- The mark (?1) that a window was opened by itself is that of another flow (?2).
 UPDATE OR REPLACE counters SET name = ?2 WHERE name = ?1;
 
--- name: postpone
--- An open window (?1, its id) is due at an instant (?2); with None it is suspended, with so much time
--- left (?3).
-UPDATE windows SET due_at = ?2, remaining = ?3 WHERE id = ?1 AND state = 'open';
-
 -- name: was_opened
 -- Whether a window of a flow (?1, its mark) was ever opened by itself.
 SELECT 1 FROM counters WHERE name = ?1;
