@@ -46,6 +46,11 @@ PRINTED = {
         "turnout run orders.py": "receipt-7",
         "turnout explain": "runs again, after each wait, retry and restart",
     },
+    "handlers/FLOW_CONTROL.md": {
+        "turnout why order-7": "it waits: for flow 'ship' to be resumed",
+        "turnout limits\n": "printer",
+        "turnout resume": "1 run waited",
+    },
     "triggers/README.md": {"turnout runs --flow deliver": '"succeeded"'},
 }
 """By page: what a block with these words in it prints, soon if not at once."""

@@ -12,6 +12,7 @@ import click
 
 from .options import run_async, with_json, with_settings
 from .output import heading, print_facts, print_json, say
+from .times import with_local_times
 from .words import error_line
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def _print_flow(
 
 def _print_started(run: dict[str, Any]) -> None:
     say(f"  {run['flow']}: run {run['id']} {run['state']}  {error_line(run['error'])}".rstrip())
+    if run.get("waits_for"):  # an older service does not tell
+        say(f"      it waits: {with_local_times(run['waits_for'])}")
 
 
 def _print_held(window: dict[str, Any]) -> None:
@@ -163,7 +166,7 @@ _SHOWN_FACTS = ("other", "rule", "key", "count", "limit", "period", "next_free")
 def _print_run(run: dict[str, Any]) -> None:
     heading(f"run {run['id']}")
     print_facts(("flow", run["flow"]), ("state", run["state"]), ("event", run["event_id"]))
-    say(f"  {run['because']}")
+    say(f"  {with_local_times(run['because'])}")
     facts = {} if run["waiting"] is None else run["waiting"]["facts"]
     print_facts(*((f"    {name.replace('_', ' ')}", value) for name, value in facts.items()))
     for decision in run["decisions"]:

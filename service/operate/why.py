@@ -19,7 +19,7 @@ from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import StoredEvent, StoredWindow
 from turnout.service.project import AnyFlow, Project
 
-from .documents import event_of, waiting_of
+from .documents import event_of, listed_run, waiting_of
 from .waits import WaitsFor, waits_of
 from .windows import window_of
 
@@ -35,7 +35,7 @@ async def why(
     """Explain the events of this id, one for each source, or a run; raises `NotFound`."""
     stored = await reads.event(name, source=source)
     if stored:
-        return [await of_event(reads, each, project) for each in stored]
+        return [await of_event(reads, each, project, waits_for) for each in stored]
     run = await reads.run(name)
     if run is None:
         raise NotFound(
@@ -47,13 +47,16 @@ async def why(
 # ---------------------------------------------------------------- an event
 
 
-async def of_event(reads: Reads, stored: StoredEvent, project: Project | None) -> dict[str, Any]:
+async def of_event(
+    reads: Reads, stored: StoredEvent, project: Project | None, waits_for: WaitsFor | None
+) -> dict[str, Any]:
     """Return an event with its runs, and what each flow did with it and would do today."""
     found = [await reads.run(run_id) for run_id in stored.runs]
     runs = [run for run in found if run is not None]
     document = event_of(stored, payload=True)
     windows = await reads.windows_of_event(stored.seq)
-    document["runs"] = [run.as_dict() for run in runs]
+    waits = await waits_of(reads, runs, waits_for)
+    document["runs"] = [listed_run(run, waits) for run in runs]
     document["flows"] = _flows(stored, runs, windows, project)
     document["windows"] = [window_of(window) for window in windows]
     return document

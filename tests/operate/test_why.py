@@ -207,10 +207,12 @@ async def test_a_run_that_a_rule_has_ended_names_the_rule_and_the_other_run(
 async def test_a_run_of_a_paused_flow_waits_for_its_resume(tmp_path: Path) -> None:
     async with running(tmp_path, [ship]) as service:
         await service.process.operator.do(Pause("ship"))
-        run_id = (await service.send()).runs[0]
-        document = await explained(service, run_id)
+        receipt = await service.send()
+        document = await explained(service, receipt.runs[0])
+        (run,) = (await explained(service, receipt.event))["runs"]
     assert document["waiting"]["cause"] == "pause"
     assert document["because"] == "it waits: for flow 'ship' to be resumed"
+    assert run["waits_for"] == "for flow 'ship' to be resumed", "the event says so too"
 
 
 async def test_what_is_neither_event_nor_run_is_said_to_be_neither(tmp_path: Path) -> None:
