@@ -56,15 +56,17 @@ class _Line:
 class Blocked:
     """The blocked runs of one flow, by key.
 
-    `wakeups` counts, for evicted keys, the runs to be read from the journal and woken.
+    `wakeups` counts, for evicted keys, the runs to be read from the journal and woken. `in_vain`
+    counts the runs that were read only to be evicted behind others.
     """
 
-    __slots__ = ("_lines", "count", "wakeups")
+    __slots__ = ("_lines", "count", "in_vain", "wakeups")
 
     def __init__(self) -> None:
         self._lines: dict[Key, _Line] = {}
         self.wakeups: dict[Key, int] = {}
         self.count = 0
+        self.in_vain = 0
 
     def __contains__(self, key: Key) -> bool:
         return key in self._lines
@@ -85,6 +87,7 @@ class Blocked:
         if line.queued and run.seq < line.queued[-1].seq:
             insort(line.queued, run, key=by_seq)
         elif (line.evicted or self.count >= memory.WINDOW) and _is_stored(run, key):
+            self.in_vain += line.evicted
             line.evicted = True
             return False
         else:
@@ -167,15 +170,15 @@ class Blocked:
             yield from line.due
 
     @property
-    def evicted(self) -> list[Key]:
+    def evicted(self) -> Iterator[Key]:
         """The keys with blocked runs that are only in the journal."""
-        return [key for key, line in self._lines.items() if line.evicted]
+        return (key for key, line in self._lines.items() if line.evicted)
 
     def clear(self) -> None:
         """Drop every run."""
         self._lines.clear()
         self.wakeups.clear()
-        self.count = 0
+        self.count = self.in_vain = 0
 
     def _drop_empty(self, key: Key, line: _Line) -> None:
         if not (line.queued or line.resumed or line.due or line.evicted):

@@ -37,11 +37,18 @@ class Filling:
     async def _read(self, queue: Queue, level: int) -> None:
         """Read the next queued runs of a class from the journal."""
         after, epoch = queue.start_reading(level)
-        only = level if queue.classed else None
-        rows = await self._journal.queued(queue.flow, after, memory.WINDOW, only)
-        last, more = rows[-1].seq if rows else 0, len(rows) == memory.WINDOW
+        only, passed_over = level if queue.classed else None, queue.keys_to_pass_over(level)
+        if passed_over:
+            rows, up_to, more = await self._journal.queued_past(
+                queue.flow, after, memory.WINDOW, passed_over, only
+            )
+        else:
+            rows = await self._journal.queued(queue.flow, after, memory.WINDOW, only)
+            up_to, more = rows[-1].seq if rows else 0, len(rows) == memory.WINDOW
         complete = await self.complete(queue, rows)
-        queue.finish_reading(level, complete, up_to=last, more=more, epoch=epoch)
+        queue.finish_reading(
+            level, complete, up_to=up_to, more=more, epoch=epoch, passed_over=bool(passed_over)
+        )
 
     async def complete(self, queue: Queue, rows: Sequence[Queued]) -> Sequence[Queued]:
         """Give runs the keys of rules that are newer than they are; return those that have them."""

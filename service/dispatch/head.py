@@ -24,18 +24,22 @@ class Head:
 
     Runs whose key became free (woken) go before the others of their kind. `cursor` is the seq of
     the last queued row read, `unread` whether the journal may hold rows after it. `taken` counts
-    the runs taken from the window. While a throttle has the flow `held`, only runs that resume are
-    handed out, and what is in memory stays within the window.
+    the runs taken from the window. Up to `passed_to`, runs of blocked keys may be in the journal
+    only, also between those of the window; the next read `passes_over` such runs too. While a
+    throttle has the flow `held`, only runs that resume are handed out, and what is in memory stays
+    within the window.
     """
 
     __slots__ = (
-        "_all", "_due_next", "_memory", "cursor", "due", "held", "holding", "reading", "resumed",
-        "taken", "unread", "window", "woken", "woken_due",
+        "_all", "_due_next", "_memory", "cursor", "due", "held", "holding", "passed_to",
+        "passes_over", "reading", "resumed", "taken", "unread", "window", "woken", "woken_due",
     )  # fmt: skip
 
     def __init__(self, shared: Memory) -> None:
         self._memory = shared
         self.cursor = 0
+        self.passed_to = 0
+        self.passes_over = False
         self.unread = True
         self.reading = False
         self.held = False
@@ -84,8 +88,9 @@ class Head:
 
     @property
     def window_start(self) -> int:
-        """The lowest seq in the window, or the next one after the last that was read."""
-        return self.window[0].seq if self.window else self.cursor + 1
+        """The lowest seq from which on no run is in the journal only, of those that were read."""
+        first = self.window[0].seq if self.window else self.cursor + 1
+        return max(first, self.passed_to + 1)
 
     def runs(self) -> Iterator[Queued]:
         """Return every run in memory."""
@@ -185,5 +190,6 @@ class Head:
             self._memory.give_back(run)
         for some in self._all:
             some.clear()
-        self.cursor = 0
+        self.cursor = self.passed_to = 0
+        self.passes_over = False
         self.unread = True

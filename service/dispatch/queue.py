@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from operator import attrgetter
 
 from turnout.service.domain.waiting import Cause
@@ -17,11 +18,14 @@ from turnout.service.flowcontrol.gate import Candidate, Gate
 from turnout.service.flowcontrol.priority import CLASSES, NORMAL
 from turnout.service.journal.records import NewRun, Queued
 
+from . import memory
 from .blocked import ORDER, Blocked, Key, blocked_at, order_key
 from .head import Head
 from .memory import Memory
 from .pause_times import PauseTimes
 
+_MOST_PASSED_OVER = 100_000
+"""How many keys a read of the journal passes over."""
 _HAS_RUNS, _IS_BUSY = attrgetter("has_runs"), attrgetter("is_busy")
 
 
@@ -333,14 +337,42 @@ class Queue:
         head.reading, head.unread = True, False
         return head.cursor, self._epoch
 
+    def keys_to_pass_over(self, level: int) -> dict[str, list[str]]:
+        """Return keys, by place, whose next runs need not be read: they would be evicted again.
+
+        There are none unless most of what was read last was evicted. No run of these keys is in
+        the window, which is empty, so none there is older than those that stay in the journal. A
+        flow with `start_timeout=` has none: its late runs end when they are read.
+        """
+        head, in_vain = self._heads[level], self.blocked.in_vain
+        self.blocked.in_vain = 0
+        is_worth_it = head.passes_over or 2 * in_vain >= memory.WINDOW
+        if head.window or not is_worth_it or self.gates.start_timeout is not None:
+            return {}
+        found: dict[str, list[str]] = {}
+        for place, text, of_level in islice(self.blocked.evicted, _MOST_PASSED_OVER):
+            if of_level in (0, level):
+                found.setdefault(place, []).append(text)
+        return found
+
     def finish_reading(
-        self, level: int, rows: Sequence[Queued], *, up_to: int = 0, more: bool, epoch: int
-    ) -> None:  # fmt: skip
+        self,
+        level: int,
+        rows: Sequence[Queued],
+        *,
+        up_to: int = 0,
+        more: bool,
+        epoch: int,
+        passed_over: bool = False,
+    ) -> None:
         """Add rows read from the journal, up to a seq; `more` if there may be others."""
         head = self._heads[level]
         head.reading = False
         if epoch == self._epoch:
             head.add_read(rows, up_to=up_to, more=more)
+            head.passes_over = passed_over and len(rows) < memory.WINDOW
+            if passed_over:
+                head.passed_to = up_to
 
     def start_fetching(self) -> tuple[Key, int, int]:
         """Begin to read runs of an evicted key; return it, how many to wake, and the epoch."""

@@ -237,7 +237,7 @@ def test_due_and_queued_runs_take_turns_at_a_limit_and_due_ones_are_never_evicte
     blocked = Blocked()
     for seq in range(1, WINDOW + 2):
         blocked.add(queued(seq, limit_key="x"), LIMIT_X)
-    assert blocked.evicted == [LIMIT_X]
+    assert list(blocked.evicted) == [LIMIT_X]
     assert blocked.add(due(1001), LIMIT_X)
     assert blocked.add(due(1000), LIMIT_X)
     woken = [blocked.next(LIMIT_X) for _ in range(5)]

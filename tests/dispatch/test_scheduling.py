@@ -166,6 +166,51 @@ async def test_keys_evicted_by_order_and_by_limit_lose_and_duplicate_no_run(
         assert started == sorted(started)
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_backlog_that_its_key_blocks_is_passed_over_and_starts_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordered: bool
+) -> None:
+    """After a start, too: it is read in a few parts, and what is free in it starts at once."""
+    monkeypatch.setattr(memory, "WINDOW", 4)
+    count, free, seen = 400, {90, 91, 200, 399}, Seen()
+
+    def key(event: Event) -> str:
+        return "free" if event.data in free else "busy"
+
+    per_key: dict[str, Any] = (
+        {"ordered_by": key} if ordered else {"concurrency": limit(1, per=key)}
+    )
+
+    @flow(**per_key)
+    async def work(event: Event) -> None:
+        await seen.run(event.data)
+
+    reads: list[int] = []
+    async with running(tmp_path, [work], concurrency=3) as service:
+        service.process.dispatcher.pause("work")
+        await send(service, *range(count))
+    for read in ("queued", "queued_past"):
+        asked = getattr(SqliteJournal, read)
+
+        def counted(self: Any, flow: str, after: int, *more: Any, asked: Any = asked) -> Any:
+            reads.append(after)
+            return asked(self, flow, after, *more)
+
+        monkeypatch.setattr(SqliteJournal, read, counted)
+    for number in free:
+        seen.gate(number).set()
+    async with running(tmp_path, [work], concurrency=3) as service:
+        await seen.until(399)
+        assert len(reads) < 20, "each part of four is read only to be evicted"
+        assert seen.started == [0, *sorted(free)]
+        await send(service, count)
+        seen.open(count + 1)
+        await service.all_finished()
+    assert sorted(seen.started) == list(range(count + 1)), "none is lost, none comes twice"
+    busy = [number for number in seen.started if number not in free]
+    assert busy == sorted(busy)
+
+
 async def test_a_run_that_is_due_before_its_attempt_has_ended_starts(tmp_path: Path) -> None:
     """Its outcome is on disk, and read as due, before it has left the gates."""
     seen = Seen()

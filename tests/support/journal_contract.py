@@ -792,6 +792,51 @@ class JournalContract:
             first = await journal.queued_for_key("bill", "order", "a", 9)
             assert [item.seq for item in first] == [runs[2].seq]
 
+    async def test_queued_runs_that_keys_block_are_passed_over(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            busy, free, none, old, ordered, named, begun = runs = [
+                make_run(keys={"limit": "busy"}),
+                make_run(keys={"limit": "free"}),
+                make_run(keys={"limit": None}),
+                make_run(),
+                make_run(order_key="x", keys={"limit": "busy"}),
+                make_run(keys={"limit": "free", 'limit:"db"': "busy"}),
+                make_run(keys={"limit": "busy"}),
+            ]
+            for run in runs:
+                await put(journal, run)
+            await claim_all(journal, [begun.seq])
+            await journal.rescue(now=at(1))
+
+            async def found(most: int, after: int = 0, **blocked: list[str]) -> list[int]:
+                page = await journal.queued_past("bill", after, most, blocked)
+                assert page.more is (len(page.runs) == most)
+                assert page.up_to >= (page.runs[-1].seq if page.more else begun.seq)
+                return [run.seq for run in page.runs]
+
+            every = [run.seq for run in runs]
+            assert await found(9, limit=["busy"]) == every[1:], "one that began has its place"
+            assert await found(9, limit=["busy"], after=none.seq) == every[3:]
+            assert await found(2, limit=["busy", "other"]) == [free.seq, none.seq]
+            assert await found(9, order=["x"], limit=["free"]) == [
+                busy.seq, none.seq, old.seq, begun.seq,
+            ]  # fmt: skip
+            assert ordered.seq in await found(9, limit=["busy"]), "its ordering key comes first"
+            assert named.seq in await found(9, **{'limit:"db"': ["busy"]}), "left out or not"
+            assert await found(9, order=["y"]) == every
+            assert await found(9, **{"limit.2": ["busy"]}) == every
+
+    async def test_blocked_runs_of_a_class_are_passed_over(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            runs = [
+                make_run(keys={"limit": key}, priority=priority)
+                for key, priority in (("a", 1), ("b", 1), ("b", 3), ("a", 1))
+            ]
+            for run in runs:
+                await put(journal, run)
+            page = await journal.queued_past("bill", 0, 9, {"limit": ["a"]}, 1)
+            assert [run.seq for run in page.runs] == [runs[1].seq]
+
     async def test_a_run_is_found_by_its_keys_while_it_is_queued(self, tmp_path: Path) -> None:
         async def found(flow: str, place: str, key: str) -> list[int]:
             return [item.seq for item in await journal.queued_for_key(flow, place, key, 9)]

@@ -10,7 +10,14 @@ from typing import Any, Protocol
 from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Keys, Outcome, Run, RunError, Start
-from turnout.service.journal.records import NOTHING, ClaimedRun, Decision, Queued, Rescued
+from turnout.service.journal.records import (
+    NOTHING,
+    ClaimedRun,
+    Decision,
+    Queued,
+    QueuedPage,
+    Rescued,
+)
 
 from .reads import RunReads
 from .writing import Writable
@@ -23,6 +30,21 @@ class Work(RunReads, Writable, Protocol):
         self, flow: str, after_seq: int, limit: int, priority: int | None = None
     ) -> list[Queued]:
         """Return queued runs of a flow, or of one class, in arrival order, after `after_seq`."""
+
+    async def queued_past(
+        self,
+        flow: str,
+        after_seq: int,
+        limit: int,
+        blocked: Mapping[str, Sequence[str]],
+        priority: int | None = None,
+    ) -> QueuedPage:
+        """Return queued runs as `queued` does, but not those that keys block, given by place.
+
+        A run is left out if it was never claimed and has one of these keys; if it has an ordering
+        key, only for that one, which it must take before it waits for anything else. One call
+        looks at a bounded stretch of the journal, so a page may be short and have `more` after it.
+        """
 
     async def queued_for_key(
         self,

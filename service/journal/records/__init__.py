@@ -3,7 +3,7 @@
 Plain data, the same for every database. Not here: what the journal does with them (`contract`).
 """
 
-from .claims import ChildEnd, Claim, ClaimedRun, Queued, Rescued
+from .claims import ChildEnd, Claim, ClaimedRun, Queued, QueuedPage, Rescued
 from .entries import NOTHING, ORDER_PLACE, Appended, Decision, Entry, Move, NewRun, Retried
 from .reads import (
     MOST_COUNTED,
@@ -90,6 +90,7 @@ __all__ = [
     "Opening",
     "PastRun",
     "Queued",
+    "QueuedPage",
     "RecordedArguments",
     "Rescued",
     "Retried",

@@ -136,6 +136,14 @@ class Queued:
     starts: Sequence[Start] = ()
 
 
+class QueuedPage(NamedTuple):
+    """Queued runs that certain keys do not block, up to a seq; `more` if others may follow it."""
+
+    runs: list[Queued]
+    up_to: int
+    more: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Rescued:
     """What `rescue` did at start: how many runs it requeued, and which runs it failed.

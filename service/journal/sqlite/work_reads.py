@@ -6,7 +6,7 @@ see (`reader`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ import orjson
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Start
-from turnout.service.journal.records import ORDER_PLACE, EndedEvent, Queued
+from turnout.service.journal.records import ORDER_PLACE, EndedEvent, Queued, QueuedPage
 
 from . import starts
 from .connection import read_all
@@ -26,6 +26,8 @@ from .statements import load
 from .values import dump_list, instant, micros
 
 _SQL = load("reads")
+_STRETCH = 100_000
+"""How many seqs one read of queued runs looks at."""
 _WINDOWED = (  # the runs of the windows that an event is in
     "window_events AS m CROSS JOIN runs AS r ON r.window_seq = m.window_seq"
     " WHERE m.event_seq = e.seq"
@@ -82,6 +84,35 @@ class WorkReads(SqliteReader):
             "r.state = 'queued' AND r.flow = ? AND r.seq > ? ORDER BY r.seq LIMIT ?",
             (flow, after_seq, limit),
         )
+
+    async def queued_past(
+        self,
+        flow: str,
+        after_seq: int,
+        limit: int,
+        blocked: Mapping[str, Sequence[str]],
+        priority: int | None = None,
+    ) -> QueuedPage:
+        """Return queued runs as `queued` does, but not those that keys block, given by place."""
+        is_blocked, keys = _blocked(blocked)
+        index, of_class = ("runs_by_state", "") if priority is None else (
+            "runs_by_priority", f" AND r.priority = {priority:d}"
+        )  # fmt: skip
+        text = (
+            f"SELECT json_array({QUEUED_COLUMNS}) AS item FROM runs AS r INDEXED BY {index}"
+            f" WHERE r.state = 'queued' AND r.flow = ?{of_class} AND r.seq > ? AND r.seq <= ?"
+            f" AND (r.token = 0 AND ({is_blocked})) IS NOT TRUE ORDER BY r.seq LIMIT ?"
+        )
+
+        def query(connection: apsw.Connection) -> QueuedPage:
+            last = connection.execute(_SQL["last_run"]).get or 0
+            end = min(last, after_seq + _STRETCH)
+            values = (flow, after_seq, end, *keys, limit)
+            runs = [queued_from(row) for row in read_all(connection, text, values)]
+            is_full = len(runs) == limit
+            return QueuedPage(runs, runs[-1].seq if is_full else end, is_full or end < last)
+
+        return await self.read(query)
 
     async def queued_for_key(
         self,
@@ -181,6 +212,21 @@ class WorkReads(SqliteReader):
             ).fetchone()
         )
         return None if row is None else _ended_event(row)
+
+
+def _blocked(keys: Mapping[str, Sequence[str]]) -> tuple[str, list[str]]:
+    """Return the condition that one of these keys, by place, blocks a run, and its values."""
+    terms, values = ["FALSE"], []
+    for place, texts in keys.items():
+        if place == ORDER_PLACE:
+            terms.append("r.order_key IN (SELECT value FROM json_each(?))")
+            values.append(dump_list(texts))
+        elif '"' not in place:  # a path of JSON cannot name it
+            terms.append(
+                "r.order_key IS NULL AND r.keys ->> ? IN (SELECT value FROM json_each(?))"
+            )
+            values += [f'$."{place}"', dump_list(texts)]
+    return " OR ".join(terms), values
 
 
 def _ended_event(row: Sequence[Any]) -> EndedEvent:

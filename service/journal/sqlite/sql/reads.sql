@@ -109,6 +109,10 @@ SELECT seq, coalesce(length(result), 0) FROM steps WHERE run_seq = ?1 ORDER BY s
 -- The positions of a trigger (?1), an object.
 SELECT json_group_object(partition, value) FROM positions WHERE trigger = ?1;
 
+-- name: last_run
+-- The seq of the newest run.
+SELECT max(seq) FROM runs;
+
 -- name: last_recorded_at
 -- The latest instant among the newest event and the newest runs; 0 in an empty journal.
 SELECT max(coalesce((SELECT accepted_at FROM events ORDER BY seq DESC LIMIT 1), 0),
