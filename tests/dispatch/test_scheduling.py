@@ -177,9 +177,7 @@ async def test_a_backlog_that_its_key_blocks_is_passed_over_and_starts_in_order(
     def key(event: Event) -> str:
         return "free" if event.data in free else "busy"
 
-    per_key: dict[str, Any] = (
-        {"ordered_by": key} if ordered else {"concurrency": limit(1, per=key)}
-    )
+    per_key: dict[str, Any] = {"ordered_by": key} if ordered else {"concurrency": limit(1, per=key)}
 
     @flow(**per_key)
     async def work(event: Event) -> None:

@@ -222,9 +222,7 @@ def _blocked(keys: Mapping[str, Sequence[str]]) -> tuple[str, list[str]]:
             terms.append("r.order_key IN (SELECT value FROM json_each(?))")
             values.append(dump_list(texts))
         elif '"' not in place:  # a path of JSON cannot name it
-            terms.append(
-                "r.order_key IS NULL AND r.keys ->> ? IN (SELECT value FROM json_each(?))"
-            )
+            terms.append("r.order_key IS NULL AND r.keys ->> ? IN (SELECT value FROM json_each(?))")
             values += [f'$."{place}"', dump_list(texts)]
     return " OR ".join(terms), values
 
