@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from statistics import median
@@ -12,6 +13,7 @@ import pytest
 
 from tests.conftest import Say
 from tests.support import inside
+from tests.support.program import Program, until
 from tests.support.running import Running, make_event, running
 from turnout import flow, limit
 from turnout.service.domain.event import Event
@@ -68,3 +70,46 @@ async def test_a_free_run_starts_past_a_backlog_blocked_by_its_key(
         service.process.dispatcher.pause("work")
         started.go.set()
     assert full_queue <= max(empty * 1.3, empty + 0.005)
+    if full:
+        after_start, after_empty_start = (
+            min(first_start(data, tmp_path) for _ in range(3))
+            for data in (tmp_path, tmp_path / "empty")
+        )
+        say(f"after a start: {after_start:.2f} s, with an empty queue {after_empty_start:.2f} s")
+        assert after_start <= after_empty_start * 1.3
+
+
+FLOWS = """
+import asyncio
+import time
+from pathlib import Path
+
+from turnout import Event, flow, limit, webhook
+
+@flow(on=webhook("/work"), concurrency=limit(1, per=lambda event: event.data[0]))
+async def work(event: Event) -> None:
+    if event.data[0] == "busy":
+        await asyncio.sleep(3600)
+    Path(event.data[1]).write_text(str(time.monotonic()))
+"""
+
+
+def first_start(data: Path, folder: Path) -> float:
+    """Return how long after the start of the program its first new run starts, in seconds."""
+    flows, seen = folder / "flows.py", folder / "started"
+    flows.write_text(FLOWS)
+    seen.unlink(missing_ok=True)
+    program = Program(
+        flows=flows,
+        data=data,
+        log=folder / "log",
+        env={"TURNOUT_GRACE": "1s", "TURNOUT_MAX_UNFINISHED_RUNS": "2000000"},
+    )
+    with program:
+        began = time.monotonic()
+        program.start().ready(60)
+        body = json.dumps(["new", str(seen)]).encode()
+        answer = program.ask("/hooks/work", method="POST", body=body, timeout=60)
+        assert answer is not None and answer.status == 202, answer
+        at = until(lambda: seen.exists() and seen.read_text(), 60, "the run has started")
+    return float(at) - began

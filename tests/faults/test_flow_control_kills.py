@@ -406,8 +406,11 @@ def test_whatever_kills_it_no_rule_of_flow_control_is_broken(
     )
     broken = broken_rules(seen)
     assert not broken, broken[:10]
-    failed = [(run.flow, run.error) for run in seen.runs if run.state == "failed"]
-    assert not failed, "each run succeeds in the end, unless a rule ends it"
+    failed = [(run.flow, run.error or "") for run in seen.runs if run.state == "failed"]
+    killed = [error for _, error in failed if '"process_died"' in error]
+    assert len(killed) == len(failed), "each run succeeds in the end, unless a rule ends it"
+    say(f"{len(killed)} runs were under way at five deaths in a row")
+    assert len(killed) <= len(seen.runs) / 200, "each run gets its chance between the kills"
     assert test.breakers == sorted(test.breakers), "a breaker went back to an older generation"
     assert seen.starts and sum(refused.values()), "no rule was in use: the test saw nothing"
     assert {line.run for line in seen.lines if line.what == "begin"}, "nothing ran"

@@ -135,12 +135,18 @@ SELECT json_group_array(json_array(flow, order_key, id, dead)) FROM (
     ORDER BY seq);
 
 -- name: orphans
--- How many unfinished runs there are of each flow that is not served (those are ?1).
+-- How many unfinished runs there are of each flow that is not served (those are ?1). The flows are
+-- found by steps through the index, so runs of flows that are served are not looked at.
+WITH RECURSIVE found (state, flow) AS (
+    SELECT s.value, (SELECT min(flow) FROM runs WHERE state = s.value)
+    FROM json_each('["scheduled","queued","running","retrying","waiting"]') AS s
+    UNION ALL
+    SELECT f.state, (SELECT min(flow) FROM runs WHERE state = f.state AND flow > f.flow)
+    FROM found AS f WHERE f.flow IS NOT NULL)
 SELECT json_group_array(json_array(flow, count)) FROM (
-    SELECT flow, count(*) AS count FROM runs
-    WHERE state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting')
-        AND flow NOT IN (SELECT value FROM json_each(?1))
-    GROUP BY flow ORDER BY flow);
+    SELECT f.flow, sum((SELECT count(*) FROM runs WHERE state = f.state AND flow = f.flow)) AS count
+    FROM found AS f WHERE f.flow IS NOT NULL AND f.flow NOT IN (SELECT value FROM json_each(?1))
+    GROUP BY f.flow ORDER BY f.flow);
 
 -- name: pauses
 -- What is paused at an instant (?1).
