@@ -111,5 +111,5 @@ def first_start(data: Path, folder: Path) -> float:
         body = json.dumps(["new", str(seen)]).encode()
         answer = program.ask("/hooks/work", method="POST", body=body, timeout=60)
         assert answer is not None and answer.status == 202, answer
-        at = until(lambda: seen.exists() and seen.read_text(), 60, "the run has started")
+        at = until(lambda: seen.read_text() if seen.exists() else "", 60, "the run has started")
     return float(at) - began

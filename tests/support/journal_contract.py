@@ -808,26 +808,28 @@ class JournalContract:
             await claim_all(journal, [begun.seq])
             await journal.rescue(now=at(1))
 
-            async def found(most: int, after: int = 0, **blocked: list[str]) -> list[int]:
+            async def found(
+                blocked: dict[str, list[str]], most: int = 9, after: int = 0
+            ) -> list[int]:
                 page = await journal.queued_past("bill", after, most, blocked)
                 assert page.more is (len(page.runs) == most)
                 assert page.up_to >= (page.runs[-1].seq if page.more else begun.seq)
                 return [run.seq for run in page.runs]
 
             every = [run.seq for run in runs]
-            assert await found(9, limit=["busy"]) == every[1:], "one that began has its place"
-            assert await found(9, limit=["busy"], after=none.seq) == every[3:]
-            assert await found(2, limit=["busy", "other"]) == [free.seq, none.seq]
-            assert await found(9, order=["x"], limit=["free"]) == [
+            assert await found({"limit": ["busy"]}) == every[1:], "one that began has its place"
+            assert await found({"limit": ["busy"]}, after=none.seq) == every[3:]
+            assert await found({"limit": ["busy", "other"]}, 2) == [free.seq, none.seq]
+            assert await found({"order": ["x"], "limit": ["free"]}) == [
                 busy.seq, none.seq, old.seq, begun.seq,
             ]  # fmt: skip
-            assert ordered.seq in await found(9, limit=["busy"]), "its ordering key comes first"
-            assert named.seq not in await found(9, **{'limit:"db"': ["busy"]})
+            assert ordered.seq in await found({"limit": ["busy"]}), "its ordering key comes first"
+            assert named.seq not in await found({'limit:"db"': ["busy"]})
             many = [*map(str, range(100)), "busy"]
-            assert await found(9, limit=many) == every[1:]
-            assert await found(9, **{'limit:"db"': many}), "one with such a name may be left in"
-            assert await found(9, order=["y"]) == every
-            assert await found(9, **{"limit.2": ["busy"]}) == every
+            assert await found({"limit": many}) == every[1:]
+            assert await found({'limit:"db"': many}), "one with such a name may be left in"
+            assert await found({"order": ["y"]}) == every
+            assert await found({"limit.2": ["busy"]}) == every
 
     async def test_blocked_runs_of_a_class_are_passed_over(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
