@@ -135,6 +135,10 @@ class Settings(BaseSettings):
         timedelta(days=1),
         description="How long events that started nothing are kept, or `forever`.",
     )
+    keep_state: Retention = Field(
+        timedelta(days=90),
+        description="How long the state of an ordering key is kept unused, or `forever`.",
+    )
     max_journal_bytes: Size = Field(
         10 * 2**30,
         description="Journal size above which finished runs are deleted early.",

@@ -13,17 +13,8 @@ import click
 
 from turnout.service.domain.errors import NotFound, Refused
 
-from .options import (
-    Command,
-    ask,
-    chosen,
-    dry_run_option,
-    run_async,
-    with_filters,
-    with_json,
-    with_settings,
-    yes_option,
-)
+from .changes import ask, dry_run_option, yes_option
+from .options import Command, chosen, run_async, with_filters, with_json, with_settings
 from .output import complain, print_json, progress, say, told
 
 if TYPE_CHECKING:
@@ -74,49 +65,37 @@ class Selection:
         """Return the ids of the runs; asks first if filters select them.
 
         `word` is what will be done to them, `states` which of the matching ones are meant: None
-        means dead letters. With `--dry-run` it lists them instead, and returns none.
+        means dead letters.
         """
         if bool(self._run_ids) == bool(self._filters):
             raise click.UsageError(
                 f"name the runs to {word}, or select them with filters such as --flow"
             )
         if not self._filters:
-            ids = run_async(_full_ids(self._settings, self._run_ids))
-            return self._only_listed(word, ids)
+            return run_async(_full_ids(self._settings, self._run_ids))
         which = chosen(self._filters, dead=True if states is None else None)
         ids = run_async(_matching(self._settings, which, states))
         if not ids:
             say("no runs match" if states is not None else "no dead letters match")
             return []
-        if self._dry_run:
-            return self._only_listed(word, ids)
         noun = "run" if states is not None else "dead letter"
-        ask(f"{word} {len(ids)} {noun}{'s' * (len(ids) != 1)}?", yes=self._yes)
+        ask(f"{word} {len(ids)} {noun}{'s' * (len(ids) != 1)}?", yes=self._yes or self._dry_run)
         return ids
-
-    def _only_listed(self, word: str, ids: list[str]) -> list[str]:
-        """Return the ids, none with `--dry-run`, which lists them."""
-        if not self._dry_run:
-            return ids
-        for run_id in ids:
-            if self._as_json:
-                print_json({"run": run_id, "would": word})
-            else:
-                say(run_id)
-        if not self._as_json:
-            complain(f"would {word} {len(ids)} run{'s' * (len(ids) != 1)}; nothing was changed")
-        return []
 
     def accepts_not_undone(self, ids: Sequence[str]) -> bool:
         """Ask before runs are replayed that are not undone; returns whether there are any."""
-        return accept_not_undone(self._settings, ids, yes=self._yes)
+        return accept_not_undone(self._settings, ids, yes=self._yes or self._dry_run)
 
     def act(self, word: str, ids: Sequence[str], verb: Callable[[str], Verb[Any]]) -> None:
-        """Do the verb that `verb` makes of an id to each run; exits 1 if one is refused."""
+        """Do the verb that `verb` makes of an id to each run; exits 1 if one is refused.
+
+        With `--dry-run` it lists the runs to which it would be done.
+        """
         if not ids:
             return
+        act = _only_list if self._dry_run else _act
         refused = run_async(
-            _act(self._settings, word, ids, verb, as_json=self._as_json), prints=True
+            act(self._settings, word, ids, verb, as_json=self._as_json), prints=True
         )
         if refused:
             raise SystemExit(1)
@@ -192,6 +171,30 @@ async def _act(
                 _report(run_id, done, as_json=as_json, terse=len(ids) > 1)
     if len(ids) > 1:
         complain(f"{word}: {len(ids) - refused} done, {refused} refused")
+    return refused
+
+
+async def _only_list(
+    settings: Settings, word: str, ids: Sequence[str], verb: Callable[[str], Verb[Any]],
+    *, as_json: bool,
+) -> int:  # fmt: skip
+    """List the runs to which the verb would be done; returns how many would be refused."""
+    from .session import open_session
+
+    refused = 0
+    async with open_session(settings) as session:
+        with progress(ids, word) as turns:
+            for run_id in turns:
+                try:
+                    await session.plan(verb(run_id))
+                except (NotFound, Refused) as error:
+                    complain(told(error))
+                    refused += 1
+                    continue
+                print_json({"run": run_id, "would": word}) if as_json else say(run_id)
+    if not as_json:
+        count = len(ids) - refused
+        complain(f"would {word} {count} run{'s' * (count != 1)}; nothing was changed")
     return refused
 
 

@@ -4,15 +4,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from .options import with_json, with_settings
-from .output import print_json, say
-
-if TYPE_CHECKING:
-    from turnout.service.settings import Settings
+from .changes import Change, with_change
+from .output import say
 
 
 @click.group()
@@ -22,22 +19,20 @@ def cache() -> None:
 
 @cache.command("clear")
 @click.argument("task", required=False)
-@with_json
-@with_settings
-def cache_clear(settings: Settings, task: str | None, as_json: bool) -> None:
-    """Clear the cached results of one task, or of all tasks.
+@with_change(asks=True)
+def cache_clear(change: Change, task: str | None) -> None:
+    """Clear the cached results of one task, or of all tasks; asks first.
 
     \b
     turnout cache clear fetch
-    turnout cache clear
+    turnout cache clear --dry-run            how many there are
+    turnout cache clear --yes
     """
     from turnout.service.operate.verbs import ClearCache
 
-    from .session import do
+    change.do(ClearCache(task), tell=_tell)
 
-    cleared = do(settings, ClearCache(task))
-    count = cleared["cleared"]
-    if as_json:
-        print_json(cleared)
-    else:
-        say(f"{count} cached result{'s' * (count != 1)} cleared")
+
+def _tell(done: dict[str, Any]) -> None:
+    count = done["cleared"]
+    say(f"{count} cached result{'s' * (count != 1)} cleared")

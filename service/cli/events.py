@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from .bulk import accept_not_undone
+from .changes import Change, with_change
 from .options import (
     chosen,
     force_option,
@@ -18,7 +19,6 @@ from .options import (
     with_filters,
     with_json,
     with_settings,
-    yes_option,
 )
 from .output import print_json, say, show_receipt
 from .tables import Column, short_ids, table
@@ -82,12 +82,8 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
 @click.argument("event_id", metavar="EVENT")
 @click.option("--source", metavar="SOURCE", help="Which source, if several sent this id.")
 @force_option
-@yes_option
-@with_json
-@with_settings
-def replay(
-    settings: Settings, event_id: str, source: str | None, force: bool, yes: bool, as_json: bool
-) -> None:
+@with_change(asks=True)
+def replay(change: Change, event_id: str, source: str | None, force: bool) -> None:
     """Run an event's flows again, as new runs.
 
     Asks first if a run of the event is not undone. The mode of a flow (mode="skip") counts as for
@@ -99,15 +95,13 @@ def replay(
     """
     from turnout.service.operate.verbs import Replay
 
-    from .session import do
+    def tell(done: dict[str, Any]) -> None:
+        say(f"event {event_id} replayed as {', '.join(done['runs'])}")
 
-    before = run_async(_runs_started(settings, event_id, source))
-    known = accept_not_undone(settings, before, yes=yes)
-    runs = do(settings, Replay(event_id, source, known, force))["runs"]
-    if as_json:
-        print_json({"event": event_id, "runs": runs})
-    else:
-        say(f"event {event_id} replayed as {', '.join(runs)}")
+    before = run_async(_runs_started(change.settings, event_id, source))
+    known = change.dry_run or accept_not_undone(change.settings, before, yes=change.yes)
+    change.yes = True  # that was the only question
+    change.do(Replay(event_id, source, known, force), tell=tell, more={"event": event_id})
 
 
 async def _runs_started(settings: Settings, event_id: str, source: str | None) -> list[str]:
@@ -124,11 +118,10 @@ async def _runs_started(settings: Settings, event_id: str, source: str | None) -
 @click.option("--input", "input_text", metavar="JSON", help="With --type: its data, or @FILE.")
 @click.option("--source", default="turnout:cli", show_default=True, help="With --type: its source.")
 @click.option("--subject", metavar="SUBJECT", help="With --type: its subject.")
-@with_json
-@with_settings
+@with_change()
 def emit(
-    settings: Settings, file: IO[bytes] | None, event_type: str | None, input_text: str | None,
-    source: str, subject: str | None, as_json: bool,
+    change: Change, file: IO[bytes] | None, event_type: str | None, input_text: str | None,
+    source: str, subject: str | None,
 ) -> None:  # fmt: skip
     """Send an event to the running service.
 
@@ -143,12 +136,10 @@ def emit(
     from turnout.service.domain.units import utc_now
     from turnout.service.operate.verbs import Emit
 
-    from .session import do
-
     if (file is None) == (event_type is None):
         raise click.UsageError("give a FILE with one CloudEvent, or --type")
     body = _envelope(event_type, input_text, source, subject) if file is None else file.read()
-    show_receipt(do(settings, Emit(structured(body, now=utc_now()))), as_json=as_json)
+    change.do(Emit(structured(body, now=utc_now())), tell=show_receipt)
 
 
 def _envelope(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .changes import Change, with_change
 from .options import read_duration, with_json, with_settings
 from .output import print_json, say, short
 from .pauses import by_option, who
@@ -56,11 +57,8 @@ def limits(context: click.Context, settings: Settings, as_json: bool) -> None:
 @click.option("--for", "lasts", required=True, metavar="TIME", help="How long: 30m, 2h, 1d.")
 @click.option("--note", default="", metavar="WHY", help="Why; shown with the limit.")
 @by_option
-@with_json
-@with_settings
-def set_limit(
-    settings: Settings, name: str, count: int, lasts: str, note: str, by: str | None, as_json: bool
-) -> None:
+@with_change()
+def set_limit(change: Change, name: str, count: int, lasts: str, note: str, by: str | None) -> None:
     """Let a limit be N for a while, over restarts and deploys too.
 
     NAME is that of a named limit, such as "db" of limit("db", 3), or of the flow that declares it;
@@ -73,22 +71,17 @@ def set_limit(
     """
     from turnout.service.operate.verbs import SetLimit
 
-    from .session import do
-
-    verb = SetLimit(name, count, read_duration("--for", lasts), note, who(by))
-    made = do(settings, verb)
-    if as_json:
-        print_json(made)
-    else:
+    def tell(made: dict[str, Any]) -> None:
         say(f"limit {short_name(made['name'])} is {made['count']} until {stamp(made['until'])}")
+
+    change.do(SetLimit(name, count, read_duration("--for", lasts), note, who(by)), tell=tell)
 
 
 @limits.command("reset")
 @click.argument("name", metavar="NAME")
 @by_option
-@with_json
-@with_settings
-def reset_limit(settings: Settings, name: str, by: str | None, as_json: bool) -> None:
+@with_change()
+def reset_limit(change: Change, name: str, by: str | None) -> None:
     """Let a limit be what the flow file says again.
 
     \b
@@ -96,13 +89,10 @@ def reset_limit(settings: Settings, name: str, by: str | None, as_json: bool) ->
     """
     from turnout.service.operate.verbs import ResetLimit
 
-    from .session import do
-
-    done = do(settings, ResetLimit(name, who(by)))
-    if as_json:
-        print_json(done)
-    else:
+    def tell(done: dict[str, Any]) -> None:
         say(f"limit {short_name(done['name'])} is what the flow file says again")
+
+    change.do(ResetLimit(name, who(by)), tell=tell)
 
 
 def short_name(full: str) -> str:

@@ -25,10 +25,6 @@ Command = Callable[..., Any]
 force_option = click.option(
     "--force", is_flag=True, help="Start beside what is under way, whatever mode= says."
 )
-dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Show what would happen and change nothing."
-)
-yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 limit_option = click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most."
 )
@@ -143,15 +139,6 @@ def run_async(work: Coroutine[Any, Any, R], *, prints: bool = False) -> R:
 
     with nullcontext() if prints else working("reading the journal"):
         return asyncio.run(work)
-
-
-def ask(question: str, *, yes: bool) -> None:
-    """Ask before a bulk action; without a terminal `--yes` is required."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} Add --yes to do it without a question.")
-    click.confirm(question, abort=True, err=True)
 
 
 def read_json(input_text: str) -> bytes:

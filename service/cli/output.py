@@ -139,11 +139,8 @@ def print_facts(*facts: tuple[str, object]) -> None:
             click.echo(click.style(f"{name:<9} ", dim=True) + safe(value))
 
 
-def show_receipt(receipt: dict[str, Any], *, as_json: bool) -> None:
+def show_receipt(receipt: dict[str, Any]) -> None:
     """Print what became of an event."""
-    if as_json:
-        print_json(receipt)
-        return
     runs = ", ".join(receipt["runs"]) or "none"
     say(f"event {receipt['event']}{' (a duplicate)' * receipt['duplicate']}; runs: {runs}")
     for flow, window in receipt.get("windows", {}).items():

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import read_duration, run_async, with_json, with_settings
-from .output import complain, lasted, print_json, say, told
+from .changes import Change, with_change
+from .options import read_duration, run_async
+from .output import lasted, print_json, say
 from .tables import Column, table
 from .times import stamp, utc_option
 
 if TYPE_CHECKING:
-    from turnout.service.operate.verbs import Verb
     from turnout.service.settings import Settings
 
 by_option = click.option("--by", metavar="NAME", help="Who does it.  [default: your user name]")
@@ -29,11 +29,10 @@ by_option = click.option("--by", metavar="NAME", help="Who does it.  [default: y
 @by_option
 @click.option("--list", "listed", is_flag=True, help="Only list what is paused.")
 @utc_option
-@with_json
-@with_settings
+@with_change()
 def pause(
-    settings: Settings, names: tuple[str, ...], everything: bool, lasts: str | None, note: str,
-    by: str | None, listed: bool, as_json: bool,
+    change: Change, names: tuple[str, ...], everything: bool, lasts: str | None, note: str,
+    by: str | None, listed: bool,
 ) -> None:  # fmt: skip
     """Pause flows or triggers, or everything.
 
@@ -54,12 +53,12 @@ def pause(
     from turnout.service.operate.verbs import Pause
 
     if listed:
-        run_async(_list(settings, as_json=as_json), prints=True)
+        run_async(_list(change.settings, as_json=change.as_json), prints=True)
         return
     length = None if lasts is None else read_duration("--for", lasts)
     author = who(by)
     verbs = [Pause(name, length, note, author) for name in _chosen(names, everything)]
-    run_async(_do(settings, verbs, _say_paused, as_json=as_json), prints=True)
+    change.do(*verbs, tell=_say_paused)
 
 
 @click.command()
@@ -68,31 +67,31 @@ def pause(
 @click.option("--discard", is_flag=True, help="End what waits instead of running it.")
 @by_option
 @utc_option
-@with_json
-@with_settings
+@with_change(asks=True)
 def resume(
-    settings: Settings, names: tuple[str, ...], everything: bool, discard: bool, by: str | None,
-    as_json: bool,
-) -> None:  # fmt: skip
+    change: Change, names: tuple[str, ...], everything: bool, discard: bool, by: str | None
+) -> None:
     """Resume what is paused, and say what waited.
 
     All runs that waited start, oldest first. With --discard those that have not begun end as
-    skipped, for the reason "dropped"; their files stay where they are. Runs that have begun before
-    the pause go on all the same.
+    skipped, for the reason "dropped"; their files stay where they are. That is asked first, with
+    the count. Runs that have begun before the pause go on all the same.
 
     --all is the counterpart of `turnout pause --all`. What was paused by its name stays paused
     until it is resumed by its name; the command lists it.
 
     \b
     turnout resume bill                       run everything that waited
+    turnout resume bill --dry-run             how many runs wait
     turnout resume bill --discard             run only what comes from now on
     turnout resume --all
     """
     from turnout.service.operate.verbs import Resume
 
     author = who(by)
+    change.yes = change.yes or not discard  # nothing is lost by a plain one
     verbs = [Resume(name, discard, author) for name in _chosen(names, everything)]
-    run_async(_do(settings, verbs, _say_resumed, as_json=as_json), prints=True)
+    change.do(*verbs, tell=_say_resumed)
 
 
 def who(by: str | None) -> str:
@@ -109,26 +108,6 @@ def _chosen(names: Sequence[str], everything: bool) -> Sequence[str]:
     if everything == bool(names):
         raise click.UsageError("name flows or triggers (turnout flows, turnout triggers), or --all")
     return [EVERYTHING] if everything else names
-
-
-async def _do(settings: Settings, verbs: Sequence[Verb[Any]], tell: Any, *, as_json: bool) -> None:
-    """Do one verb after the other; ends with exit code 1 if one is refused."""
-    from turnout.service.domain.errors import NotFound, Refused
-
-    from .session import open_session
-
-    refused = False
-    async with open_session(settings) as session:
-        for verb in verbs:
-            try:
-                done = await session.do(verb)
-            except (NotFound, Refused) as error:
-                complain(f"error: {told(error)}")
-                refused = True
-                continue
-            print_json(done) if as_json else tell(done)
-    if refused:
-        raise SystemExit(1)
 
 
 # ---------------------------------------------------------------- words

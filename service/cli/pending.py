@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .changes import Change, with_change
 from .dead_letters import ListByDefault
-from .options import ask, limit_option, run_async, with_json, with_settings, yes_option
+from .options import limit_option, run_async, with_json, with_settings
 from .output import complain, heading, print_facts, print_json, say
 from .pauses import by_option, who
 from .tables import Column, short_ids, table
@@ -93,11 +94,8 @@ def show_pending(settings: Settings, window_id: str, as_json: bool) -> None:
 @pending.command("fire")
 @click.argument("window_ids", metavar="WINDOW...", nargs=-1, required=True)
 @by_option
-@with_json
-@with_settings
-def fire_pending(
-    settings: Settings, window_ids: tuple[str, ...], by: str | None, as_json: bool
-) -> None:
+@with_change()
+def fire_pending(change: Change, window_ids: tuple[str, ...], by: str | None) -> None:
     """Close windows now, as if they were whole: each starts its run with the events it has.
 
     Needs a running service, whose code the run is of.
@@ -107,43 +105,29 @@ def fire_pending(
     """
     from turnout.service.operate.verbs import FireWindow
 
-    from .session import do
+    def tell(window: dict[str, Any]) -> None:
+        say(f"window of flow {window['flow']} fired: run {window['run']}")
 
-    for window_id in window_ids:
-        window = do(settings, FireWindow(window_id, who(by)))
-        if as_json:
-            print_json(window)
-        else:
-            say(f"window of flow {window['flow']} fired: run {window['run']}")
+    change.do(*(FireWindow(window_id, who(by)) for window_id in window_ids), tell=tell)
 
 
 @pending.command("drop")
 @click.argument("window_ids", metavar="WINDOW...", nargs=-1, required=True)
 @by_option
-@yes_option
-@with_json
-@with_settings
-def drop_pending(
-    settings: Settings, window_ids: tuple[str, ...], by: str | None, yes: bool, as_json: bool
-) -> None:
-    """Close windows without a run; files of their events stay where they are.
+@with_change(asks=True)
+def drop_pending(change: Change, window_ids: tuple[str, ...], by: str | None) -> None:
+    """Close windows without a run, which is asked first; files of their events stay where they are.
 
     \b
     turnout pending drop 3f9a1c2b
     """
     from turnout.service.operate.verbs import DropWindow
 
-    from .session import do
+    def tell(window: dict[str, Any]) -> None:
+        held = f"{window['events']} event{'s' * (window['events'] != 1)}"
+        say(f"window of flow {window['flow']} dropped, with {held}")
 
-    count = len(window_ids)
-    ask(f"Drop {count} window{'s' * (count != 1)}, whose events then start nothing?", yes=yes)
-    for window_id in window_ids:
-        window = do(settings, DropWindow(window_id, who(by)))
-        if as_json:
-            print_json(window)
-        else:
-            held = f"{window['events']} event{'s' * (window['events'] != 1)}"
-            say(f"window of flow {window['flow']} dropped, with {held}")
+    change.do(*(DropWindow(window_id, who(by)) for window_id in window_ids), tell=tell)
 
 
 # ---------------------------------------------------------------- reading

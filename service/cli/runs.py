@@ -5,19 +5,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .bulk import Selection, with_selection
+from .changes import Change, with_change
 from .options import (
     chosen,
     force_option,
     read_input,
     run_async,
-    with_json,
     with_list,
-    with_settings,
 )
 from .output import complain, lasted, print_json, say, short
 from .tables import Column, short_ids, table
@@ -178,11 +177,10 @@ def cancel(selection: Selection, reason: str, by: str | None) -> None:
 @click.option("--reject", "reason", metavar="REASON", help="Reject instead, and why.")
 @click.option("--step", metavar="STEP", help="Which approval, if the run waits for several.")
 @click.option("--by", metavar="NAME", help="Who answers.  [default: your user name]")
-@with_json
-@with_settings
+@with_change()
 def approve(
-    settings: Settings, run_id: str, fields: str | None, reason: str | None, step: str | None,
-    by: str | None, as_json: bool,
+    change: Change, run_id: str, fields: str | None, reason: str | None, step: str | None,
+    by: str | None,
 ) -> None:  # fmt: skip
     """Answer the approval a run waits for.
 
@@ -196,8 +194,6 @@ def approve(
     from turnout.service.domain.payload import decode_json
     from turnout.service.operate.verbs import Answer
 
-    from .session import do
-
     verb = Answer(
         run_id=run_id,
         approved=reason is None,
@@ -206,8 +202,8 @@ def approve(
         by=by or getuser(),
         step=step,
     )
-    run = do(settings, verb)
-    if as_json:
-        print_json(run)
-    else:
+
+    def tell(run: dict[str, Any]) -> None:
         say(f"run {run['id']} of {run['flow']} is {'approved' if reason is None else 'rejected'}")
+
+    change.do(verb, tell=tell)

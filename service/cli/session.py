@@ -34,6 +34,9 @@ class Session(Protocol):
     async def do(self, verb: Verb[Any]) -> dict[str, Any]:
         """Do a verb and return the document it is answered with."""
 
+    async def plan(self, verb: Verb[Any]) -> dict[str, Any]:
+        """Return a document of what a verb would do, in `done`; raises as `do` would."""
+
 
 class ServiceSession:
     """Acts through the running service."""
@@ -44,12 +47,21 @@ class ServiceSession:
 
     async def do(self, verb: Verb[Any]) -> dict[str, Any]:
         """Send the request of the verb's route."""
+        return await self._send(verb, {})
+
+    async def plan(self, verb: Verb[Any]) -> dict[str, Any]:
+        """Send the same request, with the word that nothing is to be done."""
+        from turnout.service.http.rest.routes import DRY_RUN
+
+        return await self._send(verb, {DRY_RUN: "true"})
+
+    async def _send(self, verb: Verb[Any], more: dict[str, str]) -> dict[str, Any]:
         from turnout.service.http.rest.routes import route_of
 
         sent = route_of(verb).request(verb)
         with _naming_folder(self._settings):
             document: dict[str, Any] = await self._client.call(
-                sent.method, sent.path, params=sent.query, body=sent.body,
+                sent.method, sent.path, params={**sent.query, **more}, body=sent.body,
                 content_type=sent.content_type,
             )  # fmt: skip
         return document
@@ -80,6 +92,13 @@ class JournalSession:
             done = await self._operator.do(verb)
         document: dict[str, Any] = route_of(verb).document(verb, done)
         return document
+
+    async def plan(self, verb: Verb[Any]) -> dict[str, Any]:
+        """Return what the verb would do."""
+        from turnout.service.operate.documents import plan_of
+
+        with _naming_folder(self._settings):
+            return plan_of(await self._operator.plan(verb))
 
 
 def do(

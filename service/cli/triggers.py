@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import tables
-from .options import ask, dry_run_option, force_option, read_json, with_json, with_settings
-from .output import complain, print_json, say, show_receipt
+from .changes import Change, with_change
+from .options import force_option, read_json, with_json, with_settings
+from .output import print_json, say, show_receipt
 from .pauses import pause_words
 from .tables import Column, table
 from .times import brief, utc_option
@@ -95,11 +96,8 @@ def _where(row: dict[str, Any], base: str) -> str:
 @click.argument("trigger", metavar="TRIGGER")
 @click.option("--input", "input_text", metavar="JSON", help="The event's data: JSON, @FILE or -.")
 @force_option
-@with_json
-@with_settings
-def fire(
-    settings: Settings, trigger: str, input_text: str | None, force: bool, as_json: bool
-) -> None:
+@with_change()
+def fire(change: Change, trigger: str, input_text: str | None, force: bool) -> None:
     """Start the flows of a trigger now.
 
     The event carries the data of --input, or none. If no flow accepts it, nothing is stored.
@@ -111,11 +109,8 @@ def fire(
     """
     from turnout.service.operate.verbs import Fire
 
-    from .session import do
-
     data = {} if input_text is None else {"data": read_json(input_text)}
-    verb = Fire(trigger, **data, force=force)
-    show_receipt(do(settings, verb), as_json=as_json)
+    change.do(Fire(trigger, **data, force=force), tell=show_receipt)
 
 
 @click.group()
@@ -138,18 +133,14 @@ def trigger() -> None:
 )
 @click.option("--partition", metavar="PARTITION", help="One partition (3, orders/3).  [all]")
 @click.option("--rerun", is_flag=True, help="Allow moving back: accepted records run again.")
-@dry_run_option
 @click.option(
     "--flows", multiple=True, type=click.Path(path_type=Path), metavar="PATH",
     help="The flow files, when the service is not running.",
 )  # fmt: skip
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@with_json
-@with_settings
+@with_change(asks=True)
 def seek(
-    settings: Settings, name: str, to: str, partition: str | None, rerun: bool, dry_run: bool,
-    flows: tuple[Path, ...], yes: bool, as_json: bool,
-) -> None:  # fmt: skip
+    change: Change, name: str, to: str, partition: str | None, rerun: bool, flows: tuple[Path, ...]
+) -> None:
     """Move the position from which a trigger reads.
 
     Moving forward skips records for good. Moving back needs --rerun and turns accepted records
@@ -166,8 +157,6 @@ def seek(
     from turnout.service.operate.verbs import SeekTrigger
     from turnout.service.project.loader import load
 
-    from .session import do
-
     def project() -> Project:
         if not flows:
             raise click.UsageError(
@@ -175,16 +164,9 @@ def seek(
             )
         return load(flows)
 
+    def tell(plan: dict[str, Any]) -> None:
+        for sentence in plan["done"]:
+            say(sentence)
+
     target = Seek(to=to, partition=partition, rerun=rerun)
-    plan = do(settings, SeekTrigger(name, target, dry_run=True), project=project)
-    if not dry_run:
-        if not yes:
-            for sentence in plan["done"]:
-                complain(sentence)
-            ask(f"move trigger {name}?", yes=False)
-        plan = do(settings, SeekTrigger(name, target), project=project)
-    if as_json:
-        print_json(plan)
-        return
-    for sentence in plan["done"]:
-        say(f"{'would: ' if dry_run else ''}{sentence}")
+    change.do(SeekTrigger(name, target), tell=tell, project=project)

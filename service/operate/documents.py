@@ -355,6 +355,11 @@ def seek_of(trigger: str, plan: SeekPlan, *, dry_run: bool) -> dict[str, Any]:
     return {"trigger": trigger, "dry_run": dry_run, "done": list(plan.sentences)}
 
 
+def plan_of(sentences: Sequence[str]) -> dict[str, Any]:
+    """Return what a verb would do, when it is only asked."""
+    return {"dry_run": True, "done": list(sentences)}
+
+
 def encode(document: Any) -> bytes:
     """Encode a document as one line of JSON; integers past 64 bits stay exact."""
     try:

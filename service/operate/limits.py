@@ -8,6 +8,7 @@ from typing import Any
 
 from turnout.service.domain.errors import InvalidData, NotFound, Refused
 from turnout.service.domain.guess import did_you_mean
+from turnout.service.domain.units import format_duration
 from turnout.service.flowcontrol.overrides import short_names
 from turnout.service.flowcontrol.use import KeyUse, Use, with_accepted
 from turnout.service.intake.overrides import log_fields
@@ -16,7 +17,7 @@ from turnout.service.journal.records import StoredOverride
 from turnout.service.telemetry.logs import get_logger
 
 from . import documents
-from .parts import Parts, handles
+from .parts import Parts, handles, plans
 from .verbs import ResetLimit, SetLimit
 
 log = get_logger("turnout")
@@ -25,17 +26,7 @@ log = get_logger("turnout")
 @handles(SetLimit)
 async def set_limit(parts: Parts, verb: SetLimit) -> StoredOverride:
     """Store the override, and start what it lets start."""
-    if verb.count < 1:
-        raise InvalidData(
-            "a limit is 1 or more; to start nothing, pause the flow: turnout pause", field="count"
-        )
-    if verb.lasts <= timedelta(0):
-        raise InvalidData("an override lasts longer than 0s", field="for")
-    now = parts.now()
-    full = _full_name(parts, verb.name, await parts.journal.overrides(now=now))
-    made = StoredOverride(
-        name=full, count=verb.count, since=now, until=now + verb.lasts, note=verb.note, by=verb.by
-    )
+    made = await _override_of(parts, verb)
     await parts.journal.override(made)
     await parts.refresh_limits()
     if parts.in_service:
@@ -46,14 +37,49 @@ async def set_limit(parts: Parts, verb: SetLimit) -> StoredOverride:
 @handles(ResetLimit)
 async def reset_limit(parts: Parts, verb: ResetLimit) -> str:
     """Delete the override."""
-    overrides = await parts.journal.overrides(now=parts.now())
-    full = _full_name(parts, verb.name, overrides)
-    if full not in overrides:
-        raise Refused(f"limit {verb.name!r} is not overridden")
+    full = await _overridden(parts, verb)
     await parts.journal.reset_limit(full)
     await parts.refresh_limits()
     if parts.in_service:
         log.info("limit.restored", name=full, by=verb.by)
+    return full
+
+
+@plans(SetLimit)
+async def plan_set_limit(parts: Parts, verb: SetLimit) -> list[str]:
+    """Say what the limit would be."""
+    made = await _override_of(parts, verb)
+    return [f"let limit {short_name(made.name)} be {made.count} for {format_duration(verb.lasts)}"]
+
+
+@plans(ResetLimit)
+async def plan_reset_limit(parts: Parts, verb: ResetLimit) -> list[str]:
+    """Say which limit it is."""
+    name = short_name(await _overridden(parts, verb))
+    return [f"let limit {name} be what the flow file says again"]
+
+
+async def _override_of(parts: Parts, verb: SetLimit) -> StoredOverride:
+    """Return what is to be stored; raises `InvalidData`, `NotFound`, `Refused`."""
+    if verb.count < 1:
+        raise InvalidData(
+            "a limit is 1 or more; to start nothing, pause the flow: turnout pause", field="count"
+        )
+    if verb.lasts <= timedelta(0):
+        raise InvalidData("an override lasts longer than 0s", field="for")
+    now = parts.now()
+    full = _full_name(parts, verb.name, await parts.journal.overrides(now=now))
+    return StoredOverride(
+        name=full, count=verb.count, since=now, until=now + verb.lasts, note=verb.note, by=verb.by
+    )
+
+
+async def _overridden(parts: Parts, verb: ResetLimit) -> str:
+    """Return the full name of a limit that is overridden; raises `NotFound`, `Refused`."""
+    overrides = await parts.journal.overrides(now=parts.now())
+    full = _full_name(parts, verb.name, overrides)
+    if full not in overrides:
+        raise Refused(f"limit {verb.name!r} is not overridden")
     return full
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from turnout.service.domain.clock import PATIENCE, WallClock
 from turnout.service.domain.errors import JournalFull, Overloaded
-from turnout.service.domain.units import format_duration
+from turnout.service.domain.units import LONGEST, format_duration
 from turnout.service.intake.after_run_actions import AfterRunActions
 from turnout.service.journal.contract import Upkeep
 from turnout.service.settings import Settings
@@ -83,10 +83,24 @@ class Maintenance:
                 now=now,
                 limit=BATCH_ROWS,
             )
+            rows += await self._prune_states(now)
             pruned += rows
             if not rows:
                 break
         return pruned
+
+    async def _prune_states(self, now: datetime) -> int:
+        """Delete the states of ordering keys that are no longer used.
+
+        The use by a run counts from when the run is deleted, so that comes on top.
+        """
+        settings = self._settings
+        undeleted = max(settings.keep_finished, settings.keep_failed)
+        if settings.keep_state + undeleted >= LONGEST:
+            return 0
+        return await self._journal.prune_states(
+            unused_since=now - settings.keep_state - undeleted, now=now, limit=BATCH_ROWS
+        )
 
     def _is_clock_trusted(self) -> bool:
         ahead = self._clock.ahead

@@ -5,15 +5,16 @@ What there is to do is in `verbs`, how it is done in one module for each subject
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
-from . import cache, limits, pauses, replays, runs, triggers, windows
-from .parts import HANDLERS, Parts
+from . import cache, flow_state, limits, pauses, replays, runs, triggers, windows
+from .parts import HANDLERS, PLANNERS, Parts
 from .verbs import Verb
 
 R = TypeVar("R")
 
-SUBJECTS = (cache, limits, pauses, replays, runs, triggers, windows)
+SUBJECTS = (cache, flow_state, limits, pauses, replays, runs, triggers, windows)
 """The modules of the handlers: a module that is not imported here has none."""
 
 
@@ -26,3 +27,7 @@ class Operator(Parts):
         """Carry out a verb; it is durable, and the running service acts on it, on return."""
         done: R = await HANDLERS[type(verb)](self, verb)
         return done
+
+    async def plan(self, verb: Verb[Any]) -> Sequence[str]:
+        """Return what a verb would do, a sentence each, and do nothing; raises as `do` would."""
+        return await PLANNERS[type(verb)](self, verb)

@@ -148,6 +148,7 @@ async def whole_id(parts: Parts, name: str) -> str:
 
 
 Handler = Callable[[Parts, Any], Awaitable[R]]
+Planner = Callable[[Parts, Any], Awaitable[Sequence[str]]]
 
 HANDLERS: dict[type[Verb[Any]], Handler[Any]] = {}
 """The handler of each verb; `handles` fills it."""
@@ -159,5 +160,22 @@ def handles(verb: type[Verb[R]]) -> Callable[[Handler[R]], Handler[R]]:
     def register(handler: Handler[R]) -> Handler[R]:
         HANDLERS[verb] = handler
         return handler
+
+    return register
+
+
+PLANNERS: dict[type[Verb[Any]], Planner] = {}
+"""What says of each verb what it would do; `plans` fills it."""
+
+
+def plans(verb: type[Verb[Any]]) -> Callable[[Planner], Planner]:
+    """Make a function say what a verb would do: a sentence each, such as "pause flow bill".
+
+    It writes nothing, and raises what the verb would raise.
+    """
+
+    def register(planner: Planner) -> Planner:
+        PLANNERS[verb] = planner
+        return planner
 
     return register

@@ -8,11 +8,12 @@ from datetime import datetime, timedelta
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import InvalidData, NotFound, Refused
 from turnout.service.domain.guess import did_you_mean
+from turnout.service.domain.units import format_duration
 from turnout.service.intake.pauses import log_fields
 from turnout.service.journal.records import EVERYTHING, DueCount, StoredPause
 from turnout.service.telemetry.logs import get_logger
 
-from .parts import Parts, handles
+from .parts import Parts, handles, plans
 from .verbs import Pause, Resume, Resumed
 
 log = get_logger("turnout")
@@ -21,11 +22,8 @@ log = get_logger("turnout")
 @handles(Pause)
 async def pause(parts: Parts, verb: Pause) -> StoredPause:
     """Store the pause, and start nothing more."""
-    full, now = _full_name(parts, verb.name), parts.now()
-    if verb.lasts is not None and verb.lasts <= timedelta(0):
-        raise InvalidData("a pause lasts longer than 0s", field="for")
-    until = None if verb.lasts is None else now + verb.lasts
-    made = StoredPause(name=full, since=now, until=until, note=verb.note, by=verb.by)
+    made = _pause_of(parts, verb)
+    full, now = made.name, made.since
     # A run whose claim is on its way is running on disk before the pause is.
     with parts.owner.changing(_loaded_flows(parts, full)):
         await parts.journal.pause(made)
@@ -61,6 +59,50 @@ async def resume(parts: Parts, verb: Resume) -> Resumed:
         discarded=discarded,
         still=_still_paused(full, pauses),
     )
+
+
+def _pause_of(parts: Parts, verb: Pause) -> StoredPause:
+    """Return what is to be stored; raises `InvalidData`, `NotFound`."""
+    full, now = _full_name(parts, verb.name), parts.now()
+    if verb.lasts is not None and verb.lasts <= timedelta(0):
+        raise InvalidData("a pause lasts longer than 0s", field="for")
+    until = None if verb.lasts is None else now + verb.lasts
+    return StoredPause(name=full, since=now, until=until, note=verb.note, by=verb.by)
+
+
+# ---------------------------------------------------------------- what would be done
+
+
+@plans(Pause)
+async def plan_pause(parts: Parts, verb: Pause) -> list[str]:
+    """Say what would be paused, and for how long."""
+    made = _pause_of(parts, verb)
+    lasts = "" if verb.lasts is None else f" for {format_duration(verb.lasts)}"
+    return [f"pause {_words(made.name)}{lasts}"]
+
+
+@plans(Resume)
+async def plan_resume(parts: Parts, verb: Resume) -> list[str]:
+    """Say what waits behind the pause, and what would become of it."""
+    now = parts.now()
+    pauses = await parts.journal.pauses(now=now)
+    full = _full_name(parts, verb.name, pauses)
+    was_paused = pauses.pop(full, None) is not None
+    if verb.discard:
+        _check_discard(full, was_paused=was_paused)
+    if not was_paused:
+        return [f"do nothing: {_words(full)} is not paused"]
+    waiting = await _waiting(parts, full, pauses, now)
+    count = sum(each.due for each in waiting)
+    runs = f"{count:,} run{'s' * (count != 1)}"
+    if verb.discard:
+        return [f"resume {_words(full)}, and end those of the {runs} behind it that have not begun"]
+    return [f"resume {_words(full)}; {runs} waited and may start"]
+
+
+def _words(full: str) -> str:
+    kind, _, name = full.partition(":")
+    return f"{kind} {name}" if name else "everything"
 
 
 # ---------------------------------------------------------------- what waited
@@ -99,8 +141,7 @@ def _check_discard(full: str, *, was_paused: bool) -> None:
             "timers and records of Kafka"
         )
     if not was_paused:
-        what = "everything" if full == EVERYTHING else f"flow {name}"
-        raise Refused(f"{what} is not paused, so nothing was discarded")
+        raise Refused(f"{_words(full)} is not paused, so nothing was discarded")
 
 
 async def _discard(parts: Parts, flow: str, verb: Resume, now: datetime) -> int:

@@ -12,7 +12,7 @@ from turnout.service.flowcontrol.priority import class_of
 from turnout.service.journal.records import NewRun, StoredEvent
 
 from .names import no_event, no_run
-from .parts import Parts, handles, whole_id
+from .parts import Parts, handles, plans, whole_id
 from .verbs import Drop, Replay, ReplayDead
 
 
@@ -27,16 +27,7 @@ async def drop(parts: Parts, verb: Drop) -> Run:
 @handles(ReplayDead)
 async def replay_dead(parts: Parts, verb: ReplayDead) -> list[str]:
     """Add a run of the dead letter's flow and event."""
-    run = await parts.journal.run(verb.run_id)
-    if run is None:
-        raise no_run(verb.run_id)
-    if not run.dead:
-        raise Refused(f"run {run.id} is not a dead letter; it is {run.state}")
-    if not verb.not_undone:
-        _refuse_not_undone([run])
-    stored = await parts.journal.event_of(run.seq)
-    if stored is None:
-        raise NotFound(f"the event of run {run.id} has been deleted")
+    run, stored = await _to_replay(parts, verb)
     runs = await _replay(parts, stored, {run.flow: run})
     if not is_not_undone(run):
         await drop(parts, Drop(run.id))
@@ -46,6 +37,65 @@ async def replay_dead(parts: Parts, verb: ReplayDead) -> list[str]:
 @handles(Replay)
 async def replay(parts: Parts, verb: Replay) -> list[str]:
     """Add a run of every flow that the event started or would start now."""
+    stored, flows = await _flows_of(parts, verb)
+    return await _replay(parts, stored, flows, force=verb.force)
+
+
+# ---------------------------------------------------------------- what would be done
+
+
+@plans(Drop)
+async def plan_drop(parts: Parts, verb: Drop) -> list[str]:
+    """Say which dead letter it is."""
+    run = await _dead_letter(parts, verb.run_id)
+    return [f"take run {run.id} of flow {run.flow} off the list of dead letters"]
+
+
+@plans(ReplayDead)
+async def plan_replay_dead(parts: Parts, verb: ReplayDead) -> list[str]:
+    """Say which flow would run again."""
+    run, stored = await _to_replay(parts, verb)
+    return [_new_run_words(parts.current_name(run.flow), stored)]
+
+
+@plans(Replay)
+async def plan_replay(parts: Parts, verb: Replay) -> list[str]:
+    """Say which flows would run again."""
+    stored, flows = await _flows_of(parts, verb)
+    names = dict.fromkeys(parts.current_name(name) for name in flows)
+    return [_new_run_words(name, stored) for name in names]
+
+
+def _new_run_words(flow: str, stored: StoredEvent) -> str:
+    return f"start a new run of flow {flow} for event {stored.event.id}"
+
+
+# ---------------------------------------------------------------- what it is done with
+
+
+async def _dead_letter(parts: Parts, name: str) -> Run:
+    """Return a dead letter; raises `NotFound`, `Refused`."""
+    run = await parts.journal.run(name)
+    if run is None:
+        raise no_run(name)
+    if not run.dead:
+        raise Refused(f"run {run.id} is not a dead letter; it is {run.state}")
+    return run
+
+
+async def _to_replay(parts: Parts, verb: ReplayDead) -> tuple[Run, StoredEvent]:
+    """Return the dead letter and its event; raises `NotFound`, `Refused`."""
+    run = await _dead_letter(parts, verb.run_id)
+    if not verb.not_undone:
+        _refuse_not_undone([run])
+    stored = await parts.journal.event_of(run.seq)
+    if stored is None:
+        raise NotFound(f"the event of run {run.id} has been deleted")
+    return run, stored
+
+
+async def _flows_of(parts: Parts, verb: Replay) -> tuple[StoredEvent, Mapping[str, Run | None]]:
+    """Return the event, and its flows with their last runs; raises `NotFound`, `Refused`."""
     stored = await _event_of(parts, verb)
     found = [await parts.journal.run(run_id) for run_id in stored.runs]
     runs = [run for run in found if run is not None]
@@ -65,7 +115,7 @@ async def replay(parts: Parts, verb: Replay) -> list[str]:
         )
     if not flows:
         raise Refused(f"event {verb.event_id!r} starts no flow")
-    return await _replay(parts, stored, flows, force=verb.force)
+    return stored, flows
 
 
 async def _event_of(parts: Parts, verb: Replay) -> StoredEvent:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
-from turnout.service.domain.errors import InvalidData, NotFound, PositionsMoved, Refused
+from turnout.service.domain.errors import (
+    InvalidData,
+    NotFound,
+    PositionsMoved,
+    Refused,
+    RefusedByFlows,
+)
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.guess import did_you_mean
 from turnout.service.domain.trigger import Receipt, SeekPlan, parts_of
@@ -14,7 +20,7 @@ from turnout.service.intake.router import route
 from turnout.service.journal.records import Move
 from turnout.service.telemetry.logs import get_logger
 
-from .parts import Parts, handles
+from .parts import Parts, handles, plans
 from .verbs import Emit, Fire, SeekTrigger
 
 log = get_logger("turnout.operator")
@@ -26,14 +32,58 @@ MOST_PLANS = 50
 @handles(Emit)
 async def emit(parts: Parts, verb: Emit) -> Receipt:
     """Store the event through the emitter of the API."""
-    if parts.api is None:
-        raise Refused("emitting needs a running service: start `turnout serve`")
-    return (await parts.api([verb.event]))[0]
+    return (await _api(parts)([verb.event]))[0]
 
 
 @handles(Fire)
 async def fire(parts: Parts, verb: Fire) -> Receipt:
     """Emit an event of the operator's through the trigger."""
+    event, emitter = _fired(parts, verb)
+    return (await (emitter.forced(event) if verb.force else emitter([event])))[0]
+
+
+@plans(Emit)
+async def plan_emit(parts: Parts, verb: Emit) -> list[str]:
+    """Route the event and say what would become of it."""
+    event = verb.event
+    if await parts.journal.event(event.id, source=event.source):
+        return [f"start nothing: event {event.id!r} from {event.source!r} is stored already"]
+    return _would_start(event, _api(parts))
+
+
+@plans(Fire)
+async def plan_fire(parts: Parts, verb: Fire) -> list[str]:
+    """Route the event and say what would become of it."""
+    return _would_start(*_fired(parts, verb))
+
+
+def _would_start(event: Event, emitter: TriggerEmitter) -> list[str]:
+    """Say what each flow would do; what only the journal knows (`mode=`, pauses) is left open."""
+    routed = route(event, emitter.flows(event))
+    if routed.refused_by_all:
+        raise RefusedByFlows("every flow refuses this data", routed.refusals)
+    entry = routed.entry
+    sentences = [
+        f"start a run of flow {run.flow}"
+        if run.error is None
+        else f"make a dead letter of flow {run.flow}: {run.error.message}"
+        for run in entry.runs
+    ]
+    sentences += [f"add it to a window of flow {member.flow}" for member in entry.members]
+    sentences += [
+        f"start nothing of flow {made.flow}: {made.reason}" for made in entry.decisions if made.flow
+    ]
+    return sentences or ["store it, and start nothing: no flow listens to it"]
+
+
+def _api(parts: Parts) -> TriggerEmitter:
+    if parts.api is None:
+        raise Refused("emitting needs a running service: start `turnout serve`")
+    return parts.api
+
+
+def _fired(parts: Parts, verb: Fire) -> tuple[Event, TriggerEmitter]:
+    """Return the event of a trigger that is fired; raises `NotFound`, `InvalidData`."""
     emitter = parts.emitters().get(verb.name)
     if emitter is None:
         known = ", ".join(sorted(parts.emitters())) or "none"
@@ -50,7 +100,7 @@ async def fire(parts: Parts, verb: Fire) -> Receipt:
         minted=True,
     )
     _refuse_unless_accepted(event, emitter)
-    return (await (emitter.forced(event) if verb.force else emitter([event])))[0]
+    return event, emitter
 
 
 def _refuse_unless_accepted(event: Event, emitter: TriggerEmitter) -> None:
@@ -92,6 +142,12 @@ async def seek(parts: Parts, verb: SeekTrigger) -> SeekPlan:
         plan = await _move(parts, name, lambda stored: seeker.plan(target, stored, connection))
     log.warning("trigger.sought", trigger=name, to=target.to, done=list(plan.sentences))
     return plan
+
+
+@plans(SeekTrigger)
+async def plan_seek(parts: Parts, verb: SeekTrigger) -> list[str]:
+    """Plan with the trigger."""
+    return list((await seek(parts, replace(verb, dry_run=True))).sentences)
 
 
 async def _move(

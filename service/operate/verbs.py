@@ -1,17 +1,19 @@
 """What an operator may do: one value for each verb, with the type of what it returns.
 
 `Operator.do(verb)` carries a verb out, in the running service or on the journal of a stopped one;
-a command's session does the same, over HTTP if a service is running. Reads are no verbs: they go
-straight to the journal.
+a command's session does the same, over HTTP if a service is running. `plan(verb)` says what it
+would do and does nothing: that is `--dry-run`, and the question before what cannot be taken back.
+Reads are no verbs: they go straight to the journal.
 
 A verb lives in four places. To add one:
 
 1. Its value, here: what the operator says, and nothing that the service knows by itself.
-2. Its handler, in this folder's module of its subject: a function under `@handles(…)`.
+2. Its handler and its plan, in this folder's module of its subject: functions under `@handles(…)`
+   and `@plans(…)`.
 3. Its row in `http/rest/routes.py`: method and path, which field of the value travels where, and
    the document it is answered with. The service reads requests by it, the command writes them.
 4. Its command in `cli/`, which builds the value and prints the document (listed in
-   `cli/__init__.py`).
+   `cli/__init__.py`); `cli/changes.py` gives it `--dry-run` and `--yes`.
 
 `tests/operate/test_verbs.py` fails until there is all of it, and an example that travels.
 """
@@ -296,3 +298,16 @@ class ClearCache(Verb[int]):
     """Clear the cached results of one task, or of all with `cache=`; returns how many."""
 
     task: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClearState(Verb[int]):
+    """Clear what a flow keeps between runs, under one ordering key or all; returns how many values.
+
+    The key is empty for a flow without `ordered_by=`. A run that has read the value and wants to
+    keep another starts over, from none. Raises `NotFound` where nothing is kept.
+    """
+
+    flow: str
+    key: str | None = None
+    by: str = ""

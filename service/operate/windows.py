@@ -11,10 +11,11 @@ from turnout.service.domain.windows.parts import length_words
 from turnout.service.domain.windows.window import WindowSettings
 from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import StoredWindow, WindowMember
+from turnout.service.project import AnyFlow
 from turnout.service.telemetry.logs import get_logger
 
 from .documents import MEMBERS_SHOWN, instant, member_of
-from .parts import Parts, handles
+from .parts import Parts, handles, plans
 from .verbs import DropWindow, FireWindow
 
 log = get_logger("turnout")
@@ -26,13 +27,7 @@ MOST_LISTED = 10_000
 @handles(FireWindow)
 async def fire_window(parts: Parts, verb: FireWindow) -> StoredWindow:
     """Let the window's run be queued now."""
-    window = await _open_window(parts.journal, verb.window_id)
-    flow = parts.project().flows.get(window.flow)
-    if flow is None:
-        raise Refused(
-            f"flow {window.flow!r} is not served, so its window starts nothing; serve it again, "
-            "give its successor was=, or drop the window: turnout pending drop"
-        )
+    window, flow = await _to_fire(parts, verb)
     closed = await parts.journal.fire_window(window.id, flow.firing, now=parts.now(), by=verb.by)
     parts.closed(closed)
     log.info("window.fired", flow=window.flow, window=window.id, by=verb.by)
@@ -48,6 +43,36 @@ async def drop_window(parts: Parts, verb: DropWindow) -> StoredWindow:
     if parts.in_service:
         log.info("window.dropped", flow=window.flow, window=window.id, by=verb.by)
     return await _now(parts, window)
+
+
+@plans(FireWindow)
+async def plan_fire_window(parts: Parts, verb: FireWindow) -> list[str]:
+    """Say which window it is."""
+    window, _ = await _to_fire(parts, verb)
+    return [f"start the run of a window of flow {window.flow}, with {_events(window)}"]
+
+
+@plans(DropWindow)
+async def plan_drop_window(parts: Parts, verb: DropWindow) -> list[str]:
+    """Say which window it is."""
+    window = await _open_window(parts.journal, verb.window_id)
+    return [f"drop a window of flow {window.flow}, whose {_events(window)} then start nothing"]
+
+
+def _events(window: StoredWindow) -> str:
+    return f"{window.members:,} event{'s' * (window.members != 1)}"
+
+
+async def _to_fire(parts: Parts, verb: FireWindow) -> tuple[StoredWindow, AnyFlow]:
+    """Return an open window and its flow; raises `NotFound`, `Refused`."""
+    window = await _open_window(parts.journal, verb.window_id)
+    flow = parts.project().flows.get(window.flow)
+    if flow is None:
+        raise Refused(
+            f"flow {window.flow!r} is not served, so its window starts nothing; serve it again, "
+            "give its successor was=, or drop the window: turnout pending drop"
+        )
+    return window, flow
 
 
 async def _open_window(reads: Reads, name: str) -> StoredWindow:

@@ -742,11 +742,11 @@ def test_resume_says_what_waited_and_discards_it_if_asked(terminal: Terminal) ->
     terminal.type("pause", "bill")
     assert "flow bill resumed; 1 run waited, the oldest for " in terminal.type("resume", "bill")
     assert terminal.type("resume", "bill") == "flow bill was not paused\n"
-    terminal.type("resume", "bill", "--discard", code=1)
+    terminal.type("resume", "bill", "--discard", "--yes", code=1)
     assert "flow bill is not paused, so nothing was discarded" in terminal.error
     terminal.type("pause", "--all", "--note", "wrong deploy", "--by", "ada")
     terminal.type("pause", "ship", "--note", "no parcels", "--by", "bob")
-    text = terminal.type("resume", "--all", "--discard")
+    text = terminal.type("resume", "--all", "--discard", "--yes")
     assert re.search(r"everything resumed; 1 run waited, the oldest for \w+: 1 discarded", text)
     assert "flow ship is still paused by bob: no parcels" in text
     assert terminal.state(run_id) == "skipped"

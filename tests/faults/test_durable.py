@@ -266,7 +266,7 @@ def test_a_result_is_computed_once_for_all_and_over_a_restart(stage: Stage) -> N
     )
     hits = stage.program.metrics("turnout_steps_total")
     assert hits['flow="costs",outcome="cached",task="costly"'] == 1
-    assert "1" in stage.turnout("cache", "clear", "costly")
+    assert "1" in stage.turnout("cache", "clear", "costly", "--yes")
     stage.ended(stage.start("/costs", number=7))
     stage.ended(stage.start("/costs", number="7"))
     assert stage.lines() == ["costly 7", "costly 7", "costly 7"]

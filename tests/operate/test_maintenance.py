@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from tests.support.running import eventually, running
-from turnout import event, flow, sleep, wait_for
+from turnout import current, event, flow, sleep, wait_for
 from turnout.service.domain.clock import WallClock
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import RunState
@@ -55,6 +55,35 @@ async def test_finished_runs_are_pruned_by_age_and_failed_ones_kept_longer(tmp_p
         await maintenance.run_once()
         assert not await process.journal.runs(Filter())
         assert await process.journal.events(Filter()) == []
+
+
+@flow(ordered_by=lambda event: event.data)
+async def keeps(event: Event) -> None:
+    current().state.set(event.data)
+
+
+async def test_the_state_of_a_key_goes_when_it_was_not_used_for_long(tmp_path: Path) -> None:
+    at = [datetime(2026, 1, 1, tzinfo=UTC)]
+    async with running(tmp_path, [keeps], now=lambda: at[0]) as service:
+        process = service.process
+        maintenance = Maintenance(
+            process.journal, process.after_run_actions, process.settings, process.metrics,
+            now=process.now,
+            clock=WallClock(process.now, elapsed=lambda: process.now().timestamp()),
+        )  # fmt: skip
+
+        async def kept_after(days: int) -> list[str]:
+            at[0] += timedelta(days=days)
+            await maintenance.run_once()
+            return [one.key for one in await process.journal.flow_states(None, 9)]
+
+        for key in ("acme", "globex"):
+            await service.finished((await service.send(key)).runs[0])
+        assert await kept_after(days=89) == ["acme", "globex"]
+        await service.finished((await service.send("globex")).runs[0])
+        assert await kept_after(days=30) == ["acme", "globex"]
+        assert await kept_after(days=2) == ["globex"]
+        assert await kept_after(days=90) == []
 
 
 paid = event("order.paid")

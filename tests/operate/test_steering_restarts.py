@@ -122,7 +122,7 @@ def test_under_the_kill_switch_everything_is_accepted_and_nothing_starts(
     waiting = program.api("/runs?state=queued")["items"]
     assert len(waiting) == 5 and not [run for run in waiting if run["started_at"]]
 
-    text = command(program, "resume", "--all", "--discard", "--by", "ada")
+    text = command(program, "resume", "--all", "--discard", "--yes", "--by", "ada")
     assert text.startswith("everything resumed; 5 runs waited, the oldest for ")
     assert text.rstrip().endswith(": 5 discarded")
     until(has_state(program, post(program, "orders"), "succeeded"), 10, "what comes later runs")

@@ -24,12 +24,13 @@ from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.records import Filter, StoredOverride, StoredPause, StoredWindow
 from turnout.service.operate import operator, verbs
 from turnout.service.operate.operator import Operator
-from turnout.service.operate.parts import HANDLERS
+from turnout.service.operate.parts import HANDLERS, PLANNERS
 from turnout.service.operate.verbs import (
     Answer,
     Cancel,
     CancelAll,
     ClearCache,
+    ClearState,
     Drop,
     DropWindow,
     Emit,
@@ -124,6 +125,9 @@ EXAMPLES: list[tuple[Verb[Any], Any]] = [
      SeekPlan(positions={}, sentences=[])),
     (ClearCache(), 3),
     (ClearCache("fetch & more"), 0),
+    (ClearState("a/b & c", by="api"), 3),
+    (ClearState("poll", "", "ada"), 1),
+    (ClearState("orders", "ä & b/c", "ada"), 1),
 ]  # fmt: skip
 
 
@@ -135,9 +139,9 @@ def every_verb() -> set[type[Verb[Any]]]:
     }
 
 
-def test_every_verb_has_a_handler_a_route_and_an_example() -> None:
+def test_every_verb_has_a_handler_a_plan_a_route_and_an_example() -> None:
     assert operator.SUBJECTS
-    assert set(HANDLERS) == every_verb()
+    assert set(HANDLERS) == set(PLANNERS) == every_verb()
     assert {route.verb for route in ROUTES} == every_verb()
     assert {type(verb) for verb, _ in EXAMPLES} == every_verb()
 
@@ -147,11 +151,16 @@ class Listener:
 
     def __init__(self) -> None:
         self.asked: list[Verb[Any]] = []
+        self.planned: list[Verb[Any]] = []
         self.returns: Any = None
 
     async def do(self, verb: Verb[Any]) -> Any:
         self.asked.append(verb)
         return self.returns
+
+    async def plan(self, verb: Verb[Any]) -> list[str]:
+        self.planned.append(verb)
+        return ["do this", "and that"]
 
 
 @dataclass
@@ -185,3 +194,6 @@ async def test_the_service_reads_the_verb_that_the_command_sends(tmp_path: Path)
             document = await session.do(verb)
             assert listener.asked[-1] == verb
             assert document == route_of(verb).document(verb, returned)
+            planned = await session.plan(verb)
+            assert (listener.planned[-1], len(listener.asked)) == (verb, len(listener.planned))
+            assert planned == {"dry_run": True, "done": ["do this", "and that"]}

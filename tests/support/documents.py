@@ -48,6 +48,10 @@ def audited() -> None: ...
 async def asked() -> int:
     return (await approval("budget", fields=Budget)).fields.euros
 
+@flow(on=event("kept"), concurrency=1)
+def keeps() -> None:
+    current().state.set(1)
+
 @flow(on=every("1d", name="daily"))
 def daily() -> int:
     return 1
@@ -150,6 +154,7 @@ def _by_http(session: Session) -> None:
         session.started("asked", "waiting"),
         session.started("asked", "waiting"),
     )
+    session.started("kept", "succeeded")
     answer = {"approve": True, "fields": {"euros": 5}}
     ask("POST /api/runs/{run_id}/approve", f"/api/runs/{approved}/approve", body=answer)
     ask("POST /api/runs/{run_id}/cancel", f"/api/runs/{waiting}/cancel")
@@ -180,6 +185,9 @@ def _by_http(session: Session) -> None:
     ask("GET /api/limits")
     ask("DELETE /api/limits/{name}", "/api/limits/order")
     ask("DELETE /api/cache")
+    ask("GET /api/state")
+    ask("DELETE /api/state/{flow}", "/api/state/keeps?key=")
+    ask("POST /api/runs/cancel", "/api/runs/cancel?flow=asked&dry_run=true")
 
 
 def _by_command(session: Session, flows: Path) -> None:
@@ -217,4 +225,8 @@ def _by_command(session: Session, flows: Path) -> None:
     command("limits")
     command("limits", "reset", "order", named=2)
     command("trigger", "seek", "daily", "--to", "now", "--yes", named=2)
-    command("cache", "clear", named=2)
+    command("cache", "clear", "--yes", named=2)
+    session.started("kept", "succeeded")
+    for words in (("list",), ("show", "keeps"), ("clear", "keeps", "--yes")):
+        command("state", *words, named=2)
+    command("pause", "order", "--dry-run")

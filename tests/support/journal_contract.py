@@ -1669,10 +1669,67 @@ class JournalContract:
             assert await journal.cached(b"a", now=NOW) == result(b"a", "fetch", 2)
             assert await journal.cached(b"a", now=NOW + timedelta(hours=2)) is None
             assert await journal.clear_cache(over_by=NOW + timedelta(hours=2)) == 1
+            assert await journal.count_cached("look") == 1
             assert await journal.clear_cache(task="look") == 1
+            assert (await journal.count_cached(None), await journal.count_cached("no")) == (1, 0)
             assert await journal.cached(b"c", now=NOW) is None
             assert await journal.cached(b"b", now=NOW) is not None
             assert await journal.clear_cache() == 1
+
+    # ---------------------------------------------------------------- state between runs
+
+    async def test_a_state_that_is_cleared_is_gone_and_a_run_that_has_read_it_starts_over(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            first, reader, other = [await start(journal) for _ in range(3)]
+            await finish(journal, first, ended(keeps=StateWrite("", 0, b"1")))
+            assert await journal.clear_state("bill", key="other", now=NOW) == 0
+            assert await journal.clear_state("other", key=None, now=NOW) == 0
+            assert await journal.clear_state("bill", key="", now=NOW) == 1
+            assert await journal.clear_state("bill", key=None, now=NOW) == 0
+            assert await states(journal) == []
+            for lost in (StateWrite("", 1, b"9"), StateWrite("", 0, b"9")):
+                with pytest.raises(StateMoved):
+                    await finish(journal, reader, ended(keeps=lost))
+            cleared = journal.flow_state("bill", "")
+            assert cleared is not None and (cleared.version, cleared.value) == (2, b"null")
+            await finish(journal, other, ended(keeps=StateWrite("", 2, b"7")))
+            assert [(one.version, one.value) for one in await states(journal)] == [(3, b"7")]
+
+    async def test_one_key_of_a_state_is_listed_and_cleared(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            for key in ("", "a", "b"):
+                await finish(journal, await start(journal), ended(keeps=StateWrite(key, 0, b"1")))
+            assert [one.key for one in await journal.flow_states("bill", 9, key="a")] == ["a"]
+            assert [one.key for one in await journal.flow_states(None, 9, key="")] == [""]
+            assert await journal.count_states("bill", None) == 3
+            assert await journal.count_states("bill", "a") == 1
+            assert await journal.clear_state("bill", key="a", now=NOW) == 1
+            assert await journal.count_states("bill", "a") == 0
+            assert [one.key for one in await states(journal)] == ["", "b"]
+            assert await journal.clear_state("bill", key=None, now=NOW) == 2
+
+    async def test_the_state_of_a_key_goes_when_no_run_has_had_the_key_for_long(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            for key in ("", "gone", "read", "held"):
+                claimed = await start(journal, order_key=key or None)
+                await finish(journal, claimed, ended(keeps=StateWrite(key, 0, b"1")))
+            reader = await start(journal, order_key="read")  # it keeps no other value
+            await journal.record(reader, ended(), started_at=NOW, now=at(20))
+            await put(journal, make_run(order_key="held"))
+            await self.prune(journal, finished_before=at(30))
+
+            async def left(since: int, limit: int = 9) -> list[str]:
+                await journal.prune_states(unused_since=at(since), now=at(40), limit=limit)
+                return [one.key for one in await states(journal)]
+
+            assert await left(0) == ["", "gone", "held", "read"]
+            assert await left(10) == ["", "held", "read"]
+            assert await left(21) == ["", "held"]
+            assert await left(40) == ["", "held"]
 
     # ---------------------------------------------------------------- retention
 

@@ -25,7 +25,7 @@ from turnout.service.http.clients import Proxies
 from turnout.service.http.exchange import App, Message, Receive, Scope, Send
 
 from . import approvals as open_approvals
-from . import dead_letters, events, flows, limits, logs, pauses, pending, runs, triggers, why
+from . import dead_letters, events, flows, limits, logs, pauses, pending, runs, state, triggers, why
 from .answers import refusal
 from .authorization import Served
 from .endpoints import verb_router
@@ -45,6 +45,7 @@ _READS: Mapping[str, APIRouter] = {
     "why": why.router,
     "next": triggers.next_router,
     "approvals": open_approvals.router,
+    "state": state.router,
 }
 """The reads, by the first segment of their paths."""
 

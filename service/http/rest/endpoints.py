@@ -9,13 +9,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from turnout.service.operate.documents import plan_of
+
 from .answers import json_answer
 from .authorization import Served, ServiceOf
 from .bodies import Received
 from .parameters import Chosen, require_filter
 from .request_body import read_request
 from .router import api_router
-from .routes import FILTERED, ROUTES, Route
+from .routes import DRY_RUN, FILTERED, ROUTES, Route
 
 
 def verb_router(first: str) -> APIRouter:
@@ -36,13 +38,15 @@ def verb_router(first: str) -> APIRouter:
 
 
 def _endpoint(route: Route[Any]) -> Callable[..., Awaitable[Response]]:
-    async def do(service: Served, request: Request, **fields: Any) -> Response:
+    async def do(service: Served, request: Request, only_plan: bool, **fields: Any) -> Response:
         if route.filtered:
             require_filter(request)
         if route.body is not None:
             headers, content = await read_request(request, service)
             fields |= route.body.read(Received(content, headers, service.now()))
         verb = route.verb(**fields)
+        if only_plan:
+            return json_answer(plan_of(await service.operator.plan(verb)))
         done = await service.operator.do(verb)
         return json_answer(route.document(verb, done), route.status)
 
@@ -74,4 +78,14 @@ def _signature(route: Route[Any]) -> Signature:
         )
         for each in route.query
     ]
-    return Signature([*required, *optional], return_annotation=Response)
+    return Signature([*required, *optional, _ONLY_PLAN], return_annotation=Response)
+
+
+_ONLY_PLAN = Argument(
+    "only_plan",
+    Argument.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[
+        bool, Query(alias=DRY_RUN, description="only answer what would be done, a sentence each")
+    ],
+)

@@ -36,7 +36,7 @@ def _chosen(
 ) -> Filter:
     # If a misspelt filter were ignored, a bulk action would act on every run.
     for name in request.query_params:
-        if name not in _FILTERS and name not in ("limit", "cursor"):
+        if name not in _FILTERS and name not in ("limit", "cursor", "dry_run"):
             raise InvalidData(f"no filter {name!r}; there are {', '.join(_FILTERS)}", field=name)
     return read_filter(
         now=service.now(),

@@ -24,6 +24,7 @@ from turnout.service.operate.verbs import (
     Cancel,
     CancelAll,
     ClearCache,
+    ClearState,
     Drop,
     DropWindow,
     Emit,
@@ -163,11 +164,18 @@ def _window(_verb: Verb[StoredWindow], window: StoredWindow) -> dict[str, Any]:
     return window_of(window)
 
 
+def _cleared(_verb: Verb[int], count: int) -> dict[str, Any]:
+    return {"cleared": count}
+
+
 # ---------------------------------------------------------------- the table
 
 FORCE = Parameter(
     "force", "force", "start beside what is under way, whatever `mode=` says", default=False
 )
+
+DRY_RUN = "dry_run"
+"""The query parameter of every route: only answer what would be done, and do nothing."""
 
 RUNS, DEAD_LETTERS, EVENTS, FLOWS = "runs", "dead letters", "events", "flows and triggers"
 WINDOWS = "windows"
@@ -384,7 +392,21 @@ ROUTES: tuple[Route[Any], ...] = (
         tag=FLOWS,
         text="Clear the cached results of one task, or of all tasks with `cache=`.",
         query=(Parameter("task", "task"),),
-        document=lambda _verb, count: {"cleared": count},
+        document=_cleared,
+    ),
+    Route(
+        verb=ClearState,
+        name="clear_state",
+        method="DELETE",
+        path="/state/{flow:path}",
+        tag=FLOWS,
+        text="Clear what a flow keeps between runs, under one ordering key (`key=`) or all.\n\n"
+        "A run that has read the value and wants to keep another starts over, from none.",
+        query=(
+            Parameter("key", "key", "only what is kept under this key; empty for a flow's own"),
+            Parameter("by", "by", "who clears it", default="api"),
+        ),
+        document=_cleared,
     ),
 )
 

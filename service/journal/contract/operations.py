@@ -97,6 +97,12 @@ class Operations(Reads, Clearing, Protocol):
     async def end_overrides(self, *, now: datetime) -> list[StoredOverride]:
         """Delete and return the limits that end by `now`."""
 
+    async def clear_state(self, flow: str, *, key: str | None, now: datetime) -> int:
+        """Let a flow keep nothing between runs, under a key or any; returns how many values.
+
+        A run that has read what is cleared starts over when it wants to keep another value.
+        """
+
     async def discard(
         self,
         flow: str,

@@ -154,8 +154,19 @@ class Reads(RunReads, WindowReads, Protocol):
     async def last_accepted(self) -> dict[str, datetime]:
         """Return when the last event of each trigger was accepted, of the newest 50,000 events."""
 
-    async def flow_states(self, flow: str | None, limit: int) -> list[StoredState]:
-        """Return what a flow, or every flow, keeps between runs, by flow and key."""
+    async def flow_states(
+        self, flow: str | None, limit: int, *, key: str | None = None
+    ) -> list[StoredState]:
+        """Return what a flow, or every flow, keeps between runs, by flow and key.
+
+        With `key` only what is kept under it. What was cleared, or set to None, is left out.
+        """
+
+    async def count_states(self, flow: str, key: str | None) -> int:
+        """Return how many values a flow keeps between runs, under a key or any."""
+
+    async def count_cached(self, task: str | None) -> int:
+        """Return how many results of a task, or of all tasks, are cached."""
 
     async def is_used(self, link: bytes) -> bool:
         """Return whether the approval link with this digest was used."""

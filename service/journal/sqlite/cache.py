@@ -68,6 +68,12 @@ def store(connection: apsw.Connection, cached: Cached) -> None:
     connection.execute(_STORE, row)
 
 
+def count(connection: apsw.Connection, task: str | None) -> int:
+    """Return how many results of a task, or of all, are cached."""
+    found: int = connection.execute(_SQL["count"], (task,)).get
+    return found
+
+
 def clear(connection: apsw.Connection, task: str | None, over_by: int | None, limit: int) -> int:
     """Delete cached results: of one task or of all, expired by an instant or any."""
     connection.execute(_SQL["clear"], (task, over_by, limit))

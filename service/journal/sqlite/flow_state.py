@@ -28,9 +28,17 @@ def read(connection: apsw.Connection, flow: str, key: str) -> StoredState | None
     return None if row is None else _state_from(row)
 
 
-def listed(connection: apsw.Connection, flow: str | None, limit: int) -> list[StoredState]:
-    """Return what flows keep, by flow and key."""
-    return [_state_from(row) for row in connection.execute(_SQL["listed"], (flow, limit))]
+def listed(
+    connection: apsw.Connection, flow: str | None, key: str | None, limit: int
+) -> list[StoredState]:
+    """Return what flows keep, by flow and key; what was cleared is left out."""
+    return [_state_from(row) for row in connection.execute(_SQL["listed"], (flow, key, limit))]
+
+
+def count(connection: apsw.Connection, flow: str, key: str | None) -> int:
+    """Return how many values a flow keeps, under a key or any."""
+    found: int = connection.execute(_SQL["count"], (flow, key)).get
+    return found
 
 
 def write(connection: apsw.Connection, flow: str, run_id: str, made: StateWrite, at: int) -> None:
@@ -42,6 +50,30 @@ def write(connection: apsw.Connection, flow: str, run_id: str, made: StateWrite,
         connection.execute(_SQL["first"], values)
     if not connection.changes():
         raise StateMoved(flow, made.key)
+
+
+def clear(connection: apsw.Connection, flow: str, key: str | None, at: int) -> int:
+    """Let a flow keep nothing, under a key or any; returns how many values are gone."""
+    connection.execute(_SQL["clear"], (flow, key, at))
+    return connection.changes()
+
+
+def note_use(connection: apsw.Connection, runs: str) -> None:
+    """Remember when ended runs (seqs, as JSON), which are about to be deleted, had their keys."""
+    connection.execute(_SQL["used"], (runs,))
+
+
+def prune(connection: apsw.Connection, unused_since: int, now: int, limit: int) -> int:
+    """Delete the states of keys that no run has had since an instant; returns rows.
+
+    What an unfinished run may have read stays: else its write would lose, and the run start over
+    from nothing.
+    """
+    if connection.execute(_SQL["is_unused"], (unused_since,)).get is None:
+        return 0
+    connection.execute(_SQL["in_use"], (unused_since, now))
+    connection.execute(_SQL["delete_unused"], (unused_since, limit))
+    return connection.changes()
 
 
 def start_over(connection: apsw.Connection, run_seq: int) -> None:

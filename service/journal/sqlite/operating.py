@@ -22,7 +22,7 @@ from turnout.service.journal.records import (
     UsedLink,
 )
 
-from . import cache, operations, overrides, pauses, rescue, retries
+from . import cache, flow_state, operations, overrides, pauses, rescue, retries
 from .append import Intake
 from .calls import Calls
 from .counters import RunCounters
@@ -163,6 +163,13 @@ class Operating(Calls):
         over = None if over_by is None else micros(over_by)
         count: int = await self._call(
             lambda connection, counters: cache.clear(connection, task, over, limit)
+        )
+        return count
+
+    async def clear_state(self, flow: str, *, key: str | None, now: datetime) -> int:
+        """Let a flow keep nothing between runs, under a key or any; returns how many values."""
+        count: int = await self._call(
+            lambda connection, counters: flow_state.clear(connection, flow, key, micros(now))
         )
         return count
 

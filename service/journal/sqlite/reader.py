@@ -143,11 +143,21 @@ class SqliteReader(EventReading, WaitReading, SteeringReading, WindowReading):
         """Return at once what a flow keeps between runs under a key: a point read, on the loop."""
         return self.read_at_once(lambda connection: flow_state.read(connection, flow, key))
 
-    async def flow_states(self, flow: str | None, limit: int) -> list[StoredState]:
+    async def flow_states(
+        self, flow: str | None, limit: int, *, key: str | None = None
+    ) -> list[StoredState]:
         """Return what a flow, or every flow, keeps between runs."""
-        return await self.read(lambda connection: flow_state.listed(connection, flow, limit))
+        return await self.read(lambda connection: flow_state.listed(connection, flow, key, limit))
+
+    async def count_states(self, flow: str, key: str | None) -> int:
+        """Return how many values a flow keeps between runs, under a key or any."""
+        return await self.read(lambda connection: flow_state.count(connection, flow, key))
 
     # ---------------------------------------------------------------- the cache
+
+    async def count_cached(self, task: str | None) -> int:
+        """Return how many results of a task, or of all, are cached."""
+        return await self.read(lambda connection: cache.count(connection, task))
 
     async def cached(self, key: bytes, *, now: datetime) -> Cached | None:
         """Return the cached result of a key, unless it has expired."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import apsw
 
-from . import starts
+from . import flow_state, starts
 from .counters import RunCounters
 from .dedupe import end_window
 from .statements import load
@@ -129,6 +129,7 @@ def _delete_windows(connection: apsw.Connection, windows: Sequence[int]) -> list
 def delete_runs(connection: apsw.Connection, seqs: Sequence[int]) -> int:
     """Delete runs with their steps and attempts; returns rows."""
     connection.execute(_CONDITIONS["release_unique"], (dump(seqs),))
+    flow_state.note_use(connection, dump(seqs))
     deleted = 0
     for part in ("delete_steps", "delete_answers", "delete_attempts", "delete_runs"):
         connection.execute(_SQL[part], (dump(seqs),))

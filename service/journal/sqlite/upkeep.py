@@ -14,7 +14,7 @@ from typing import Any
 
 import apsw
 
-from . import retention
+from . import flow_state, retention
 from .blobs import BATCH, BlobStore
 from .calls import Calls
 from .counters import RunCounters
@@ -105,6 +105,14 @@ class Keeping(Calls):
             return deleted
 
         deleted: int = await self._call(write)
+        return deleted
+
+    async def prune_states(self, *, unused_since: datetime, now: datetime, limit: int) -> int:
+        """Delete what flows keep under ordering keys that no run has had since; returns rows."""
+        since, at = micros(unused_since), micros(now)
+        deleted: int = await self._call(
+            lambda connection, counters: flow_state.prune(connection, since, at, limit)
+        )
         return deleted
 
     async def prune_blobs(self) -> int:
