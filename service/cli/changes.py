@@ -8,7 +8,6 @@ commands, so that a new one cannot forget.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -116,6 +115,8 @@ class Change:
         act: Callable[[Session, Verb[Any]], Awaitable[dict[str, Any]]],
         project: Callable[[], Project] | None,
     ) -> list[_Told]:
+        import asyncio
+
         from .session import open_session
 
         async def each() -> list[_Told]:
