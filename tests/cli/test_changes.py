@@ -120,12 +120,13 @@ class Desk:
     def journal(self) -> dict[str, list[Any]]:
         """Everything that is stored."""
         path = str(self.program.data / "journal" / "journal.db")
-        with apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY) as connection:
-            listed = (
-                "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-            )
-            tables = [str(name) for (name,) in connection.execute(listed)]
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            listed = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+            tables = [str(name) for (name,) in listed]
             return {name: list(connection.execute(f"SELECT * FROM {name}")) for name in tables}
+        finally:
+            connection.close()
 
     def examples(self) -> dict[str, list[str]]:
         """Return the words of each command that changes something, which it would accept now."""

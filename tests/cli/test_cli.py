@@ -148,7 +148,7 @@ def test_help_is_instant_and_brings_in_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found, ours = done.stdout.splitlines()
     assert found == "[]"
-    assert int(ours) <= 38  # each costs about a thousandth of a second
+    assert int(ours) <= 39  # each costs about a thousandth of a second
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
