@@ -36,9 +36,10 @@ _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 def backtest(settings: Settings, target: str, since: str, file: Path | None, as_json: bool) -> None:
     """Ask a flow about the stored events again, and compare with what it did.
 
-    Filter, parameters, unique, mode and rate limits are asked, each event at its own time; what
-    only delays runs is not. Nothing starts, and the journal is only read, with the service running
-    or down. Without a file, the running service's is asked, or the working folder's.
+    Filter, parameters, windows, unique, mode and rate limits are asked, each event at its own
+    time; what only delays runs is not. Nothing starts, and the journal is only read, with the
+    service running or down. Without a file, the running service's is asked, or the working
+    folder's.
 
     \b
     turnout backtest bill --since 7d
@@ -107,6 +108,8 @@ def _print(report: dict[str, Any]) -> None:
         ((one, report["did"].get(one, 0), report["would"].get(one, 0)) for one in outcomes),
         empty="the flow was asked about no event",
     )
+    if report["windows"] is not None:
+        _print_windows(report["windows"])
     heading("triggers")
     table(
         (Column("trigger", 16), Column("events"), Column("since", time=True), Column("not seen")),
@@ -134,6 +137,49 @@ def _print(report: dict[str, Any]) -> None:
         )  # fmt: skip
     if report["different"] > len(shown):
         say(f"and {report['different'] - len(shown):,} more; --json shows up to 1,000")
+
+
+def _print_windows(windows: dict[str, Any]) -> None:
+    heading(f"windows of {windows['kind']}")
+    print_facts(
+        ("runs", f"{windows['runs']['did']:,}"),
+        ("would be", f"{windows['runs']['would']:,}"),
+        ("different", f"{windows['different']:,}"),
+    )
+    outcomes = sorted({*windows["did"], *windows["would"]}, key=_order)
+    table(
+        (Column("window"), Column("did"), Column("would")),
+        ((one, windows["did"].get(one, 0), windows["would"].get(one, 0)) for one in outcomes),
+        empty="there was no window",
+    )
+    shown = windows["differences"][:_SHOWN]
+    if shown:
+        heading("different windows")
+        table(
+            (
+                Column("key"), Column("opened", time=True), Column("did"), Column("would"),
+                Column("why", 20),
+            ),
+            (
+                (
+                    (each["would"] or each["did"])["key"],
+                    (each["would"] or each["did"])["opened_at"],
+                    _came_to(each["did"]), _came_to(each["would"]), each["why"],
+                )
+                for each in shown
+            ),
+            empty="",
+        )  # fmt: skip
+    if windows["different"] > len(shown):
+        say(f"and {windows['different'] - len(shown):,} more; --json shows up to 1,000")
+
+
+def _came_to(closing: dict[str, Any] | None) -> str:
+    """Say what a window came to, such as "started with 3 events"."""
+    if closing is None:
+        return "no such window"
+    count = closing["count"]
+    return f"{closing['outcome']} with {count:,} event{'' if count == 1 else 's'}"
 
 
 def _order(outcome: str) -> tuple[bool, str]:

@@ -13,7 +13,6 @@ import pytest
 from turnout import (
     Event,
     Fail,
-    debounce,
     emit,
     event,
     every,
@@ -27,7 +26,7 @@ from turnout import (
     unique,
     webhook,
 )
-from turnout.service.domain.errors import SetupError, TurnoutError
+from turnout.service.domain.errors import TurnoutError
 from turnout.service.journal.records import Filter
 from turnout.service.operate.backtest import Kept, Report, backtest
 from turnout.service.operate.verbs import Cancel, Replay
@@ -319,10 +318,3 @@ async def test_a_bound_of_the_queue_is_not_asked() -> None:
         project = other(filters, on=orders, max_queued=1, unique=unique(lambda event: None))
         found = await report(service, "filters", project=project)
     assert found.would == {"started": 2}
-
-
-async def test_a_flow_that_a_window_starts_is_refused_by_name() -> None:
-    async with serve(filters) as service:
-        project = other(filters, on=debounce(orders, "5s"))
-        with pytest.raises(SetupError, match=r"'filters' is started by a window, debounce\(…\)"):
-            await report(service, "filters", project=project)

@@ -15,6 +15,7 @@ import pytest
 from turnout.service.domain.conditions import Conditions
 from turnout.service.domain.errors import NotFound, QueueFull
 from turnout.service.domain.event import Event
+from turnout.service.domain.windows.absent import absent
 from turnout.service.domain.windows.batch import batch
 from turnout.service.domain.windows.debounce import debounce
 from turnout.service.domain.windows.firing import Firing, firing_of
@@ -286,3 +287,50 @@ class WindowsContract:
             await journal.rescue(now=NOW)
             assert not (await journal.close_due(FLOWS, now=at(4), limit=9)).fired
             assert (await journal.close_due(FLOWS, now=at(5), limit=9)).fired
+
+    # ---------------------------------------------------------------- as they went
+
+    async def test_windows_are_told_as_they_were_at_an_instant(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            first = await offer(journal, PAIR, 1, keys={"mode": "k"}, priority=1)
+            second = await offer(journal, PAIR, 3)
+            other = await offer(journal, PAIR, 4)
+            of_events = await journal.arrivals(
+                "bill", [HOOK.name], since=at(0), until=at(9), limit=10
+            )
+            [fired, still_open] = await journal.windows_across(
+                "bill", since=at(2), opened_before=at(9), until=at(9)
+            )
+            [before] = await journal.past_windows("bill", [fired.seq], until=at(2))
+            across = await journal.windows_across(
+                "bill", since=at(2), opened_before=at(2), until=at(9)
+            )
+            members = await journal.past_members(fired.seq, until=at(3))
+        assert [each.window for each in of_events] == [fired.seq, fired.seq, still_open.seq]
+        assert [each.runs for each in of_events] == [[], [], []]
+        assert (fired.state, fired.opened_at, fired.closed_at) == ("fired", at(1), at(3))
+        assert fired.run is not None and fired.run.id == second.runs[0]
+        assert (still_open.state, still_open.members, still_open.run) == ("open", 1, None)
+        assert other.windows == {"bill": still_open.id}
+        assert (before.state, before.members, before.closed_at) == ("open", 1, None)
+        assert [each.seq for each in across] == [fired.seq]
+        [member] = members
+        assert (member.event_seq, member.at, member.keys, member.priority) == (
+            first.event_seq, at(1), {"mode": "k"}, 1,
+        )  # fmt: skip
+
+    async def test_it_is_known_whether_a_flow_ever_had_a_window_without_an_event(
+        self, tmp_path: Path
+    ) -> None:
+        silence = absent(HOOK, "1h").settings
+        async with self.open(tmp_path) as journal:
+            assert not await journal.was_opened("bill")
+            await journal.open_window("bill", silence, due_at=at(9), now=at(0))
+            assert await journal.was_opened("bill")
+            closed = await journal.close_due(FLOWS, now=at(9), limit=10)
+            [window] = await journal.windows_across(
+                "bill", since=at(0), opened_before=at(10), until=at(10)
+            )
+            members = await journal.past_members(window.seq, until=at(10))
+        assert window.run is not None and window.run.id == closed.runs[0]
+        assert members == [], "the event that says so is no member that came"

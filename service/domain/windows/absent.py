@@ -31,6 +31,9 @@ from .window import (
     WindowSettings,
 )
 
+ABSENT = "turnout.absent"
+"""The type of the event of a window that fires without a member."""
+
 AWAITED = 0
 """The part of the event that is waited for; the other part is that of `after=`."""
 

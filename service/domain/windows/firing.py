@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 
 from turnout.service.domain.conditions import Conditions
 
+FIRED_BY = "fired by "
+"""How the words of a decision begin about a window that somebody has fired by hand."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Firing:

@@ -59,6 +59,16 @@ class WindowSettings:
         """Whether the flow is called with a list, one item for each member."""
         return self.keep == "all" and self.kind != "absent"
 
+    def part_of(self, trigger: str) -> int | None:
+        """Return the part of a trigger in a window, None if it has none there."""
+        if not self.parts:
+            return 0
+        return self.parts.index(trigger) if trigger in self.parts else None
+
+    def is_another(self, before: WindowSettings) -> bool:
+        """Whether a window with settings of before is not one that a flow with these opens."""
+        return before.kind != self.kind or set(before.parts) != set(self.parts)
+
     def to_json(self) -> str:
         """Return the settings as text, of which `from_json` makes them again."""
         return _to_json(self)
@@ -119,6 +129,16 @@ class Members(Protocol):
 
     def oldest(self) -> int | None:
         """Return when the oldest member was accepted; None without members."""
+
+
+def is_full(members: int, size: int, more: int) -> bool:
+    """Whether a window with so many members, of that size, closes before one of `more` bytes."""
+    return members > 0 and (members >= MOST_MEMBERS or size + more > MOST_BYTES)
+
+
+def most_words() -> str:
+    """Say how much is the most for any window."""
+    return f"{MOST_MEMBERS:,} events or {MOST_BYTES // 2**20} MiB are the most"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -11,6 +11,8 @@ from turnout.service.domain.windows.window import WindowSettings
 from turnout.service.journal.records import (
     NOTHING,
     ClosedWindows,
+    PastMember,
+    PastWindow,
     StoredWindow,
     Told,
     WindowMember,
@@ -82,3 +84,22 @@ class WindowReads(Protocol):
 
     async def open_windows(self) -> dict[str, int]:
         """Count open windows by flow."""
+
+    async def past_windows(
+        self, flow: str, seqs: Sequence[int], *, until: datetime
+    ) -> list[PastWindow]:
+        """Return these windows of a flow, by seq, as they were at an instant."""
+
+    async def windows_across(
+        self, flow: str, *, since: datetime, opened_before: datetime, until: datetime
+    ) -> list[PastWindow]:
+        """Return windows of a flow that were open at an instant, or opened since and before one.
+
+        As they were at `until`, the first opened first.
+        """
+
+    async def was_opened(self, flow: str) -> bool:
+        """Whether `open_window` has ever opened a window of a flow."""
+
+    async def past_members(self, window_seq: int, *, until: datetime) -> list[PastMember]:
+        """Return the members of a window that came before an instant, in order."""

@@ -133,10 +133,14 @@ class PastRun(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A stored event with the runs of one flow that it has, and the decisions about it."""
+    """A stored event with the runs of one flow that it has, and the decisions about it.
+
+    `window` is the seq of the window of that flow which it is in, or was in when it closed.
+    """
 
     stored: StoredEvent
     runs: Sequence[PastRun]
+    window: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Keys, Run
@@ -14,6 +14,7 @@ from turnout.service.domain.windows.window import WindowSettings
 
 from .claims import Queued
 from .entries import NOTHING, Decision, NewRun
+from .reads import PastRun
 
 WindowState = Literal["open", "fired", "expired", "dropped", "closed"]
 
@@ -145,3 +146,35 @@ class WindowMember:
     trigger: str
     part: int
     at: datetime
+
+
+class PastMember(NamedTuple):
+    """A member of a window, with what the rules of its flow said of it when it came."""
+
+    event_seq: int
+    event_id: str
+    trigger: str
+    part: int
+    at: datetime
+    bytes: int
+    keys: Keys | None
+    order_key: str | None
+    priority: int | None
+
+
+class PastWindow(NamedTuple):
+    """A window as it went, up to an instant.
+
+    `run` is the run that it has made, `decisions` are those about its first event.
+    """
+
+    seq: int
+    id: str
+    key: str
+    settings: WindowSettings
+    state: WindowState
+    opened_at: datetime
+    closed_at: datetime | None
+    members: int
+    run: PastRun | None
+    decisions: Sequence[Mapping[str, Any]]

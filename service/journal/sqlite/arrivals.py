@@ -13,8 +13,11 @@ import orjson
 
 from turnout.service.domain.event_types import EMITTERS
 from turnout.service.domain.run import RunState
-from turnout.service.journal.records import Arrival, PastRun
+from turnout.service.domain.windows.absent import ABSENT
+from turnout.service.domain.windows.window import WindowSettings
+from turnout.service.journal.records import Arrival, PastMember, PastRun, PastWindow
 
+from .decisions import unpack_decisions
 from .events import EVENT_COLUMNS, stored_event_from
 from .runs import refused_from
 from .statements import load
@@ -33,19 +36,41 @@ _RUNS = f"""(SELECT json_group_array(json_array(r.seq, r.id, r.replay, r.state, 
     {_FIRST_START}, r.finished_at, r.refused, r.forced)) FROM runs AS r WHERE """
 _DECISIONS = """(SELECT json_group_array(items) FROM
     (SELECT items FROM decisions WHERE event_seq = e.seq ORDER BY ordinal))"""
+_WINDOW = """(SELECT m.window_seq FROM window_events AS m
+    CROSS JOIN windows AS w ON w.seq = m.window_seq
+    WHERE m.event_seq = e.seq AND w.flow = ?1 ORDER BY m.window_seq DESC LIMIT 1)"""
 _ARRIVALS = f"""
 SELECT {EVENT_COLUMNS}, e.accepted_at, e.decisions, {_DECISIONS},
-    {_RUNS} r.event_seq = e.seq AND r.flow = ?1 AND r.replay = 0)
+    {_RUNS} r.event_seq = e.seq AND r.flow = ?1 AND r.replay = 0 AND r.window_seq IS NULL),
+    {_WINDOW}
 FROM events AS e
 WHERE e.seq > ?2 AND e.accepted_at >= ?3 AND e.accepted_at < ?4
     AND (e.trigger IN (SELECT value FROM json_each(?5))
-        OR EXISTS (SELECT 1 FROM runs WHERE event_seq = e.seq AND flow = ?1 AND replay = 0))
+        OR EXISTS (SELECT 1 FROM runs
+            WHERE event_seq = e.seq AND flow = ?1 AND replay = 0 AND window_seq IS NULL)
+        OR {_WINDOW} IS NOT NULL)
 ORDER BY e.seq LIMIT ?6
 """
 _OF_RUN = f"""
-SELECT {EVENT_COLUMNS}, e.accepted_at, NULL, '[]', {_RUNS} r.seq = ?1)
+SELECT {EVENT_COLUMNS}, e.accepted_at, NULL, '[]', {_RUNS} r.seq = ?1), NULL
 FROM events AS e WHERE e.seq = ?2
 """
+_PAST_WINDOWS = f"""
+SELECT w.seq, w.id, w.key, w.settings, iif(w.closed_at < ?2, w.state, 'open'), w.opened_at,
+    iif(w.closed_at < ?2, w.closed_at, NULL),
+    iif(w.closed_at < ?2, w.members,
+        (SELECT count(*) FROM window_events AS m WHERE m.window_seq = w.seq AND m.at < ?2)),
+    {_RUNS} r.window_seq = w.seq AND r.flow = w.flow AND r.replay = 0 AND r.state <> 'scheduled'),
+    e.decisions, {_DECISIONS}
+FROM windows AS w LEFT JOIN events AS e ON e.seq = (SELECT event_seq FROM window_events AS m
+    WHERE m.window_seq = w.seq ORDER BY m.position LIMIT 1)
+WHERE w.flow = ?1 AND {{which}}
+ORDER BY w.opened_at, w.seq
+"""
+_WINDOWS_BY_SEQ = _PAST_WINDOWS.format(which="w.seq IN (SELECT value FROM json_each(?3))")
+_WINDOWS_ACROSS = _PAST_WINDOWS.format(
+    which="(w.closed_at IS NULL OR w.closed_at >= ?3) AND w.opened_at < ?4"
+)
 
 
 def arrivals(
@@ -72,6 +97,34 @@ def runs_beside(
     found: list[Any] = connection.execute(_SQL["runs_beside"], values).fetchall()
     rows = (connection.execute(_OF_RUN, pair).fetchone() for pair in found)
     return [_arrival(row) for row in rows if row is not None]
+
+
+def past_windows(
+    connection: apsw.Connection, flow: str, seqs: Sequence[int], until: int
+) -> list[PastWindow]:
+    """Return windows by seq; see `WindowReads.past_windows`."""
+    rows = connection.execute(_WINDOWS_BY_SEQ, (flow, until, dump_list(seqs)))
+    return [_past_window(row) for row in rows]
+
+
+def windows_across(
+    connection: apsw.Connection, flow: str, since: int, opened_before: int, until: int
+) -> list[PastWindow]:
+    """Return windows that were open in a period; see `WindowReads.windows_across`."""
+    rows = connection.execute(_WINDOWS_ACROSS, (flow, until, since, opened_before))
+    return [_past_window(row) for row in rows]
+
+
+def past_members(connection: apsw.Connection, window_seq: int, until: int) -> list[PastMember]:
+    """Return members of a window; see `WindowReads.past_members`."""
+    rows = connection.execute(_SQL["past_members"], (window_seq, until, ABSENT))
+    return [
+        PastMember(
+            event_seq, event_id, trigger, part, instant(at), size,
+            None if keys is None else orjson.loads(keys), order_key, priority,
+        )
+        for event_seq, event_id, trigger, part, at, size, keys, order_key, priority in rows
+    ]  # fmt: skip
 
 
 def typical_microseconds(connection: apsw.Connection, flow: str, since: int) -> int | None:
@@ -104,11 +157,28 @@ def _seq_before(connection: apsw.Connection, since: int) -> int:
 
 
 def _arrival(row: Sequence[Any]) -> Arrival:
-    *event, accepted_at, first, later, runs = row
+    *event, accepted_at, first, later, runs, window = row
     past = [_past_run(each) for each in orjson.loads(runs)]
     occasions = [first, *orjson.loads(later)]
     stored = stored_event_from(event, accepted_at, [run.id for run in past], occasions)
-    return Arrival(stored, past)
+    return Arrival(stored, past, window)
+
+
+def _past_window(row: Sequence[Any]) -> PastWindow:
+    seq, window_id, key, settings, state, opened_at, closed_at, members, runs, first, later = row
+    occasions = [first, *orjson.loads(later)]
+    return PastWindow(
+        seq=seq,
+        id=window_id,
+        key=key,
+        settings=WindowSettings.from_json(settings),
+        state=state,
+        opened_at=instant(opened_at),
+        closed_at=instant_or_none(closed_at),
+        members=members,
+        run=next((_past_run(each) for each in orjson.loads(runs)), None),
+        decisions=[made for items in occasions if items for made in unpack_decisions(items)],
+    )
 
 
 def _past_run(values: Sequence[Any]) -> PastRun:

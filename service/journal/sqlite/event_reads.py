@@ -11,7 +11,13 @@ import apsw
 import orjson
 
 from turnout.service.domain.event import Event
-from turnout.service.journal.records import Arrival, Filter, StoredEvent
+from turnout.service.journal.records import (
+    Arrival,
+    Filter,
+    PastMember,
+    PastWindow,
+    StoredEvent,
+)
 
 from . import arrivals
 from .dedupe import found_by_id
@@ -100,6 +106,27 @@ class EventReading(Reading):
         """Return the runs of a flow that count in a period and did not come with its events."""
         period = (micros(since), micros(accepted_since), micros(until))
         return await self.read(lambda connection: arrivals.runs_beside(connection, flow, *period))
+
+    async def past_windows(
+        self, flow: str, seqs: Sequence[int], *, until: datetime
+    ) -> list[PastWindow]:
+        """Return these windows of a flow, by seq, as they were at an instant."""
+        at = micros(until)
+        return await self.read(lambda connection: arrivals.past_windows(connection, flow, seqs, at))
+
+    async def windows_across(
+        self, flow: str, *, since: datetime, opened_before: datetime, until: datetime
+    ) -> list[PastWindow]:
+        """Return windows of a flow that were open at an instant, or opened since and before one."""
+        period = (micros(since), micros(opened_before), micros(until))
+        return await self.read(
+            lambda connection: arrivals.windows_across(connection, flow, *period)
+        )
+
+    async def past_members(self, window_seq: int, *, until: datetime) -> list[PastMember]:
+        """Return the members of a window that came before an instant, in order."""
+        at = micros(until)
+        return await self.read(lambda connection: arrivals.past_members(connection, window_seq, at))
 
     async def typical_duration(self, flow: str, *, since: datetime) -> timedelta | None:
         """Return the median time from arrival to end of the flow's runs that have succeeded."""

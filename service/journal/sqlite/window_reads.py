@@ -12,6 +12,7 @@ from turnout.service.journal.records import StoredWindow, WindowMember
 
 from .statements import load
 from .values import MICROSECOND, instant, instant_or_none
+from .windows import opened_mark
 
 _SQL = load("windows")
 _Value = TypeVar("_Value")
@@ -73,6 +74,14 @@ class WindowReading:
             )
             for position, event_id, source, trigger, part, at in rows
         ]
+
+    async def was_opened(self: _Reads, flow: str) -> bool:
+        """Whether a window of a flow was ever opened by itself."""
+        values = (opened_mark(flow),)
+        found: int | None = await self.read(
+            lambda connection: connection.execute(_SQL["was_opened"], values).get
+        )
+        return found is not None
 
     async def open_windows(self: _Reads) -> dict[str, int]:
         """Count open windows by flow."""

@@ -16,6 +16,7 @@ import orjson
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import RunState
+from turnout.service.domain.windows.absent import ABSENT
 from turnout.service.domain.windows.firing import Firing
 from turnout.service.journal.records import (
     NOTHING,
@@ -36,9 +37,6 @@ from .values import dump, dump_list, instant
 
 _SQL = load("windows")
 _RUN = f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE r.seq = ?"
-
-ABSENT = "turnout.absent"
-"""The type of the event of a window that fires without a member."""
 
 
 class Runs(Protocol):

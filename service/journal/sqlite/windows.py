@@ -14,11 +14,9 @@ from typing import Any
 import apsw
 
 from turnout.service.domain.decisions import Reason
-from turnout.service.domain.windows.firing import Firing
+from turnout.service.domain.windows.firing import FIRED_BY, Firing
 from turnout.service.domain.windows.rules import RULES
 from turnout.service.domain.windows.window import (
-    MOST_BYTES,
-    MOST_MEMBERS,
     AskAgain,
     Close,
     Expire,
@@ -32,6 +30,8 @@ from turnout.service.domain.windows.window import (
     Rule,
     Step,
     WindowSettings,
+    is_full,
+    most_words,
 )
 from turnout.service.journal.records import (
     Appended,
@@ -80,14 +80,14 @@ class Windows:
             window = self._still_open(change, rule, new)
             while True:
                 settings = new.settings if window is None else window.settings
-                part = _part_of(settings, new.part)
+                part = settings.part_of(new.part)
                 if part is None:
                     change.ignored.append(_not_a_part(new, settings))
                     break
                 member = Member(part, at, size)
-                if window is not None and _is_full(window, member):
+                if window is not None and is_full(window.members, window.bytes, size):
                     if rule.when_full == "ignore":
-                        change.ignored.append(_ignored(new, f"the window is full ({_most()})"))
+                        change.ignored.append(_ignored(new, f"the window is full ({most_words()})"))
                         break
                     self._end_full(change, rule, window)
                     window = None
@@ -109,7 +109,7 @@ class Windows:
         window = self.known.find(new.flow, new.key)
         if window is None:
             return None
-        if _is_another(window.settings, new.settings):
+        if new.settings.is_another(window.settings):
             self._end_changed(change, window, new.settings)
             return None
         if rule.due_first and window.due_at is not None and window.due_at <= change.at:
@@ -121,7 +121,7 @@ class Windows:
         self, change: Change, rule: Rule, new: NewMember, event_seq: int, size: int
     ) -> None:
         """Let an event without a key run alone; it joins no pattern."""
-        part = _part_of(new.settings, new.part)
+        part = new.settings.part_of(new.part)
         if rule.when_full != "fire" or part is None:
             change.ignored.append(_ignored(new, "per= gave no key, so it joins no window"))
             return
@@ -132,7 +132,7 @@ class Windows:
         self.known.set_open(new.flow, "", of_all)
 
     def _end_full(self, change: Change, rule: Rule, window: KnownWindow) -> None:
-        words = f"the window was full: {_most()}"
+        words = f"the window was full: {most_words()}"
         self._apply(change, window, (Fire(words) if rule.when_full == "fire" else Expire(words),))
 
     def _end_changed(self, change: Change, window: KnownWindow, now: WindowSettings) -> None:
@@ -303,7 +303,7 @@ class Windows:
         window = self.known.by_id(window_id)
         answer = ClosedWindows()
         change = Change(rows, at, counters, answer, firing)
-        self._apply(change, window, (Fire(f"fired by {by or 'an operator'}"),))
+        self._apply(change, window, (Fire(f"{FIRED_BY}{by or 'an operator'}"),))
         self._runs.insert(rows)
         self.known.forget()
         return answer
@@ -338,29 +338,6 @@ class Windows:
 def opened_mark(flow: str) -> str:
     """Return the name under which it is noted that a window of a flow was opened by itself."""
     return f"window:{flow}"
-
-
-def _part_of(settings: WindowSettings, trigger: str) -> int | None:
-    """Return the part of a trigger in a window, None if it has none there."""
-    if not settings.parts:
-        return 0
-    return settings.parts.index(trigger) if trigger in settings.parts else None
-
-
-def _is_another(before: WindowSettings, now: WindowSettings) -> bool:
-    """Whether a flow declares another window than it did when this one was opened."""
-    return before.kind != now.kind or set(before.parts) != set(now.parts)
-
-
-def _is_full(window: KnownWindow, member: Member) -> bool:
-    has_members = window.members > 0
-    return has_members and (
-        window.members >= MOST_MEMBERS or window.bytes + member.bytes > MOST_BYTES
-    )
-
-
-def _most() -> str:
-    return f"{MOST_MEMBERS:,} events or {MOST_BYTES // 2**20} MiB are the most"
 
 
 def _ignored(new: NewMember, words: str) -> Decision:
