@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turnout._kafka import kafka as kafka
+    from turnout.handlers.actions.poll import poll as poll
     from turnout.handlers.flow import flow as flow
     from turnout.handlers.gather import gather as gather
     from turnout.handlers.notify import notify as notify
     from turnout.handlers.task import task as task
     from turnout.service.domain.errors import Overloaded as Overloaded
     from turnout.service.domain.event import Event as Event
+    from turnout.service.domain.pending import Pending as Pending
+    from turnout.service.domain.pending import PollTimeout as PollTimeout
     from turnout.service.domain.resource import resource as resource
     from turnout.service.domain.retry import retry as retry
     from turnout.service.domain.run import Fail as Fail
@@ -59,6 +62,7 @@ _ROOMS = {
     "flow": "handlers.flow",
     "gather": "handlers.gather",
     "notify": "handlers.notify",
+    "poll": "handlers.actions.poll",
     "task": "handlers.task",
     "kafka": "_kafka",
     "approval": "service.steps.approval",
@@ -81,6 +85,8 @@ _ROOMS = {
     "rate_limit": "service.flowcontrol.rate_limit",
     "throttle": "service.flowcontrol.throttle",
     "secret": "service.governance.secrets",
+    "Pending": "service.domain.pending",
+    "PollTimeout": "service.domain.pending",
     "resource": "service.domain.resource",
     "retry": "service.domain.retry",
     "Fail": "service.domain.run",

@@ -53,8 +53,14 @@ class Entry:
 
     @property
     def heading(self) -> str:
-        """The name, told from those that differ by a capital letter only."""
-        return f"{self.name} ({self.kind})" if self.kind else self.name
+        """The name, told from those that differ by a capital letter or by their module only."""
+        kind = f"{self.kind} of {self.module}" if self.is_second else self.kind
+        return f"{self.name} ({kind})" if kind else self.name
+
+    @property
+    def is_second(self) -> bool:
+        """Whether a module before this one has the name too."""
+        return (self.name, self.module) != next(each for each in names() if each[0] == self.name)
 
     @property
     def options(self) -> Mapping[str, str]:
@@ -156,9 +162,10 @@ def _anchor(heading: str) -> str:
 
 def find(name: str) -> Entry | Part | None:
     """Return what a user means: a name, `current.key`, `webhook.respond`, or just `reveal`."""
-    asked = re.sub(r"\(.*?\)", "", name).removeprefix("turnout.").removeprefix("testing.")
+    said = re.sub(r"\(.*?\)", "", name).removeprefix("turnout.")
+    asked = said.removeprefix("testing.")
     for known, module in names():
-        if known == asked:
+        if known == asked and (said == asked or module == "turnout.testing"):
             return entry(known, module)
     owner, _, part = asked.rpartition(".")
     for each in entries():

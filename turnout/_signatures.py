@@ -100,7 +100,7 @@ def written(
 
 def _is_refused(parameter: inspect.Parameter) -> bool:
     """Whether a parameter is there to be refused by name, whatever it is given."""
-    more = parameter.kind is parameter.VAR_POSITIONAL and parameter.annotation == "object"
+    more = parameter.kind is parameter.VAR_POSITIONAL and parameter.name == "more"
     return more or bool(parameter.annotation == "Never")
 
 

@@ -95,7 +95,8 @@ class Waits:
         waiting = (await waits_of(self.process.journal, [run], self.process.waits_for)).get(run.id)
         if waiting is None:
             return
-        key = f"{run.id} {waiting.detail}"
+        polled = waiting.facts.get("poll") and waiting.facts["step"]
+        key = f"{run.id} {polled or waiting.detail}"  # a poll is told once, not at each look
         if key not in self._told:
             self._told.add(key)
             whose = "it" if is_own else f"run {run.id} of {run.flow}"

@@ -40,6 +40,7 @@ from turnout.service.steps.compensation import conclude, ended_before
 from turnout.service.steps.context import RunContext, open_attempt
 from turnout.service.steps.failures import describe
 from turnout.service.steps.items import asked_items, with_items
+from turnout.service.steps.polling import drop_left, look
 from turnout.service.steps.recording import write_last_marks
 from turnout.service.steps.services import RunHost, Services, Sleep
 from turnout.service.steps.suspension import Suspend
@@ -130,6 +131,8 @@ class Executor:
             return _with_log(outcome, context)
 
     async def _call(self, context: RunContext, flow: AnyFlow) -> tuple[bytes | None, bytes | None]:
+        if context.claimed.polls and context.claimed.was_waiting:
+            await look(context)
         run = context.claimed
         arguments = _bound(flow, run) if run.arguments is None else run.arguments
         if (run.event.type in FILE_TYPES or run.members is not None) and flow.binding.hands_path:
@@ -150,6 +153,8 @@ class Executor:
         finally:
             if context.pending_calls is not None and context.pending_calls.is_left:
                 await context.pending_calls.end(patiently=_suspended(context) is not None)
+            if run.polls or context.polls:
+                await drop_left(context)
         return encode_returned(
             value,
             flow.binding.returns,

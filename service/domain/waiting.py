@@ -40,7 +40,8 @@ class Waiting:
 
     Facts besides those of decisions (`domain.decisions`): `place`, the run's place in line, from 1;
     `until`, an instant; `window`, an open one, which has `count` events; `step`, where it waits;
-    `event`, the trigger whose event it waits for.
+    `event`, the trigger whose event it waits for; `poll`, the task it polls with, after so many
+    `looks`.
     """
 
     cause: Cause

@@ -28,6 +28,7 @@ from turnout.service.journal.records import (
     CUT_OFF,
     EVERYTHING,
     NOTHING,
+    POLL,
     SKIPPED,
     ApprovalAnswer,
     AttemptRecord,
@@ -183,7 +184,7 @@ def _step(step: StepRecord) -> dict[str, Any]:
         "finished_at": instant(step.finished_at),
         "seconds": seconds,
         "encoding": step.encoding,
-        "result": _json(step.result) if step.result and step.encoding == "json" else None,
+        "result": _shown(step),
         "left_out": step.state == "succeeded" and step.result is None and step.blob is None,
         "error": _error(step.error),
         "superseded": step.superseded,
@@ -192,6 +193,16 @@ def _step(step: StepRecord) -> dict[str, Any]:
         "cached": step.origin is not None and step.tries == 0,
         "file": None if step.blob is None else f"results/{step.blob[:2]}/{step.blob}",
     }
+
+
+def _shown(step: StepRecord) -> Any:
+    """Return the result of a step as JSON; of a poll without the call, which is a pickle."""
+    if not step.result or step.encoding != "json":
+        return None
+    shown = _json(step.result)
+    if step.task == POLL and step.state in ("waiting", "dropped") and isinstance(shown, dict):
+        shown.pop("call", None)
+    return shown
 
 
 def step_state(step: StepRecord) -> str:

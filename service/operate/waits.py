@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 from turnout.service.domain.decisions import Fact
 from turnout.service.domain.run import UNFINISHED, Run, RunState
+from turnout.service.domain.units import format_duration
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import (
@@ -132,6 +133,8 @@ _MOST_SHOWN = 3
 
 def _at_step(step: OpenStep) -> Waiting:
     """Return what an open step of a run waits for."""
+    if "poll" in step.note:
+        return _polls(step)
     facts: dict[str, Fact] = {"step": step.key}
     until = step.note.get("until")
     if until is not None:
@@ -153,6 +156,21 @@ def _at_step(step: OpenStep) -> Waiting:
     if until is not None:
         detail += f", until {_words(datetime.fromisoformat(until))}"
     return Waiting(cause, detail, facts)
+
+
+def _polls(step: OpenStep) -> Waiting:
+    """Return what a run polls, how often it has looked, and when it looks next."""
+    note = step.note
+    since, due_at = datetime.fromisoformat(note["since"]), datetime.fromisoformat(note["next"])
+    last, end = note.get("last"), note.get("until")
+    lasts = format_duration(datetime.fromisoformat(last) - since if last else timedelta(0))
+    if end is not None:
+        lasts += f" of {format_duration(datetime.fromisoformat(end) - since)}"
+    detail = f"polls {note['poll']}, look {note['looks'] + 1}, next at {_words(due_at)}"
+    facts: dict[str, Fact] = {"step": step.key, "until": due_at, "poll": note["poll"]}
+    facts["looks"] = note["looks"]
+    said = f"; the last one said: {note['said']}" if note["said"] else ""
+    return Waiting(Cause.INSTANT, f"for a result: {detail}, for {lasts}{said}", facts)
 
 
 def _words(at: datetime) -> str:

@@ -25,8 +25,10 @@ from turnout.service.domain.units import format_duration
 
 from . import AnyFlow
 
-_WAITS = frozenset({"sleep", "wait_for", "approval", "emit", "first"})
+_WAITS = frozenset({"sleep", "wait_for", "approval", "emit", "first", "poll"})
 """Names of turnout whose calls are recorded, in the modules of the steps."""
+
+_RECORDING = ("turnout.service.steps", "turnout.handlers.actions")
 
 _PURE = frozenset(vars(builtins)) - {"print", "open", "input", "exec", "eval", "__import__"}
 _APART = frozenset({"on", "awaits", "name", "was", "version", "owner"})
@@ -241,7 +243,7 @@ def _recorded(value: Any, method: str) -> tuple[str, str, Mapping[str, Any]] | N
     if isinstance(value, Flow):
         return value.name, "child run for each item" if method == "map" else "child run", {}
     name = getattr(value, "__name__", "")
-    if name in _WAITS and str(getattr(value, "__module__", "")).startswith("turnout.service.steps"):
+    if name in _WAITS and str(getattr(value, "__module__", "")).startswith(_RECORDING):
         return name, "event" if name == "emit" else "wait", {}
     return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +20,7 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow, Need
 from turnout.service.domain.guess import OF_CURRENT, no_attribute
 from turnout.service.domain.units import utc_now
-from turnout.service.journal.records import REGISTERED, Claim, ClaimedRun, StepRecord
+from turnout.service.journal.records import NOTHING, REGISTERED, Claim, ClaimedRun, StepRecord
 from turnout.service.pools import worker
 from turnout.service.telemetry import logs
 
@@ -81,6 +81,7 @@ class RunContext:
         "kept",
         "over",
         "pending_calls",
+        "polls",
         "root",
         "sequence",
         "services",
@@ -105,6 +106,7 @@ class RunContext:
         self.broken: BaseException | None = None
         self.sequence: RecordedSequence | None = None  # of a resumed run
         self.pending_calls: PendingCalls | None = None  # made at the first awaitable call
+        self.polls: Mapping[str, StepRecord] = NOTHING  # those this attempt has opened
         self.durable_marks: DurableMarks | None = None  # made with the first mark
         self.undelivered: set[str] = set()  # steps whose recorded error was not raised in the flow
         self.ended_by: list[tuple[str, BaseException]] = []  # (branches, the error they raised)
@@ -279,6 +281,10 @@ class RunContext:
             raise AttributeError(
                 no_attribute("current()", "current", name, OF_CURRENT, dir(RunContext))
             )
+
+    def forget_log(self) -> None:
+        """Keep nothing of what the attempt has logged with its run."""
+        self._log.forget()
 
     def log_bytes(self) -> bytes | None:
         """Return the attempt's records as JSON Lines, bounded; None when it logged nothing."""

@@ -5,9 +5,9 @@ again, its recorded steps return at once, and it reaches the wait again. The wai
 the attempt ends, and so is everything that arrives meanwhile. In a `gather` the other branches
 first run to their own end or wait.
 
-The kinds are time and events (`wait`), child runs (`children`) and people (`approval`); `first`
-awaits several at once. Not here: waking the run (the journal does it, in the commit that stores
-what was awaited).
+The kinds are time and events (`wait`), child runs (`children`), people (`approval`) and what has to
+be looked at (`polling`); `first` awaits several at once. Not here: waking the run (the journal does
+it, in the commit that stores what was awaited).
 """
 
 from __future__ import annotations
@@ -116,6 +116,20 @@ class Wait(Generic[T]):
     def release(self) -> None:
         """Leave what `look` has found to the other waits of the run."""
 
+    def due_at(self, known: StepRecord) -> datetime | None:
+        """Return when time brings the wait on, None if never."""
+        return until(known)
+
+    def position(self, known: StepRecord) -> tuple[float, float]:
+        """Return the position of a wait that has ended already: before all that is still open."""
+        return (-1, 0)
+
+    async def recall(self, known: StepRecord) -> T:
+        """Return the recorded value, or raise the recorded error."""
+        call = self.call
+        value: T = call.recall(known) if known.blob is None else await call.recall_blob(known)
+        return value
+
     def time_is_over(self, known: StepRecord) -> Came[T] | None:
         """Return how the wait is over if its time is, else None."""
         at = until(known)
@@ -147,15 +161,14 @@ async def to_its_end(wait: Wait[T]) -> T:
     call = wait.call
     known = wait.recorded()
     if known is not None and known.state != "waiting":
-        value: T = call.recall(known)
-        return value
+        return await wait.recall(known)
     if known is not None:
         await wait.read()
     if known is None or not wait.is_open(known):
         known = await wait.open(known)
     came = await wait.look(known) or wait.time_is_over(known)
     if came is None:
-        suspend({} if wait.seen is None else {call.key: wait.seen}, until(known))
+        suspend({} if wait.seen is None else {call.key: wait.seen}, wait.due_at(known))
     ended = wait.ended(known, came)
     await wait.record_end(ended)
     call.done = ended  # an approval may be awaited again

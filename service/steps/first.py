@@ -22,7 +22,7 @@ from turnout.service.journal.records import NOTHING, Opening, StepRecord
 
 from .approval import Asked
 from .author_code import where
-from .durable_wait import Came, Wait, begun, host_of, refuse_thread, until, wait_of
+from .durable_wait import Came, Wait, begun, host_of, refuse_thread, wait_of
 from .recording import durable
 from .scope import Scope, here
 from .step import StepCall
@@ -74,9 +74,11 @@ def first(*waits: Awaitable[Any]) -> Coroutine[object, None, First[Any, Any]]:
     be answered any more, and a child run is cancelled.
 
     Of events, answers and child runs that have ended, the one that was stored first comes first,
-    whatever its time says. A time ends a wait only if nothing else has.
+    whatever its time says. What `poll` has found comes after these, and a time ends a wait only if
+    nothing else has.
 
-    * `waits`: 1 to 100 of what `sleep`, `wait_for`, `approval` and the call of a flow return.
+    * `waits`: 1 to 100 of what `sleep`, `wait_for`, `approval`, `poll` and the call of a flow
+      return
 
     Raises the error of the wait that comes first, if it ends with one: `TimeoutError` of its
     `timeout=`, `Rejected`, `StepFailed` of a child run. Raises `MisplacedTask` for what is no wait.
@@ -126,9 +128,10 @@ def _members(scope: Scope, waits: Sequence[Awaitable[Any]]) -> list[Wait[Any]]:
             pending = scope.context.pending_calls
             words = None if pending is None else pending.words_of(each)
             raise MisplacedTask(
-                f"first(), called at {where()}, takes what sleep(), wait_for(), approval() and the "
-                f"call of a flow return; number {number} is {words or _kind(each)}: await it by "
-                f"itself, or make it a flow of its own, whose call is a wait"
+                f"first(), called at {where()}, takes what sleep(), wait_for(), approval(), "
+                f"poll() and the call of a flow return; number {number} is "
+                f"{words or _kind(each)}: await it by itself, or make it a flow of its own, whose "
+                f"call is a wait"
             )
         if wait in found:
             raise MisplacedTask(f"first(), called at {where()}, is given {wait.call} twice")
@@ -176,11 +179,12 @@ async def _first(call: StepCall, waits: list[Wait[Any]], keys: list[str]) -> Fir
     if known is not None:
         _refuse_others(call, known, keys)
         if known.state != "waiting":
-            return _again(call, waits, known)
+            return await _again(call, waits, known)
     known, of_each = await _opened(call, known, waits)
     came = await _look(waits, of_each)
     if came is None:
-        due = [at for each in of_each if (at := until(each)) is not None]
+        each_due = [wait.due_at(each) for wait, each in zip(waits, of_each, strict=True)]
+        due = [at for at in each_due if at is not None]
         seen = {each.call.key: each.seen for each in waits if each.seen is not None}
         suspend(seen, min(due, default=None))
     which, how = came
@@ -203,14 +207,14 @@ def _refuse_others(call: StepCall, known: StepRecord, keys: list[str]) -> None:
         )
 
 
-def _again(call: StepCall, waits: list[Wait[Any]], known: StepRecord) -> First[Any, Any]:
+async def _again(call: StepCall, waits: list[Wait[Any]], known: StepRecord) -> First[Any, Any]:
     """Return what an earlier attempt has chosen, or raise its error."""
     which: int = orjson.loads(known.result or b"{}")["which"]
     of_each = [wait.call.recorded() for wait in waits]  # their arguments may have changed
     end = of_each[which]
     assert end is not None  # recorded in one transaction with the choice
     try:
-        return First(which, waits[which].call.recall(end))
+        return First(which, await waits[which].recall(end))
     except Exception as error:
         _again_after(call, waits, error)
         raise
@@ -288,17 +292,19 @@ async def _look_once(
     """Add the waits that are over by what is in the journal."""
     for number, (wait, known) in enumerate(zip(waits, of_each, strict=True)):
         if number not in came:
-            how = await wait.look(known) if known.state == "waiting" else _over(wait, known)
+            is_open = known.state == "waiting"
+            how = await wait.look(known) if is_open else await _over(wait, known)
             if how is not None:
                 came[number] = how
 
 
-def _over(wait: Wait[Any], known: StepRecord) -> Came[Any]:
-    """Return how a wait was over that was awaited before."""
+async def _over(wait: Wait[Any], known: StepRecord) -> Came[Any]:
+    """Return how a wait was over that has ended before."""
+    position = wait.position(known)
     try:
-        return Came((-1, 0), wait.call.recall(known))
+        return Came(position, await wait.recall(known))
     except Exception as error:  # noqa: BLE001  what the flow has caught then
-        return Came((-1, 0), error=error)
+        return Came(position, error=error)
 
 
 async def _choose(

@@ -308,6 +308,10 @@ class StepCall:
             and self.key not in self.context.claimed.recorded
         )
 
+    def observe_pending(self) -> None:
+        """Count a look that has found nothing yet."""
+        self._observe("pending")
+
     def _tell_retried(self, error: Exception, again_in: float) -> None:
         log.warning(
             "step.retried",  # the log of the run adds flow, run and attempt
@@ -425,7 +429,7 @@ async def give_up(call: StepCall, failure: Exception) -> Any:
     ):
         failures.set_step(failure, call.key)
         try:
-            value = await _fallback(call, failure)
+            value = await fallback_of(call, failure)
             record = call.succeeded(value, instead_of=failure)
         except FOREIGN as error:  # a fallback is the author's code
             error.__context__ = error.__context__ or failure  # not set in a pool thread
@@ -437,7 +441,8 @@ async def give_up(call: StepCall, failure: Exception) -> Any:
     raise call.delivered()
 
 
-async def _fallback(call: StepCall, failure: Exception) -> Any:
+async def fallback_of(call: StepCall, failure: Exception) -> Any:
+    """Return the value that the task of a step gives instead of an error."""
     task = call.task
     if not callable(task.fallback):
         return task.fallback

@@ -15,18 +15,16 @@ from __future__ import annotations
 import base64
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from turnout.service.domain.errors import FOREIGN, CodeChanged, NotKept, SetupError
+from turnout.service.domain.errors import FOREIGN, CodeChanged, SetupError
 from turnout.service.domain.unpickle import unpickle
-from turnout.service.governance import secrets
 
-from .exact import pickled_call
+from .kept_call import find, name_of, named, pickled_arguments
 
 _OF_STEP = ("result", "key")
 _FILLABLE = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -51,8 +49,8 @@ class Undo:
         cls, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Undo:
         """Return the undo of a call; raises `NotKept` for what a restart could not load."""
-        module, name = _named(function, f"on_undo({_name(function)})")
-        return cls(module, name, _pickled((args, dict(kwargs)), f"on_undo({name})"))
+        module, name = named(function, f"on_undo({name_of(function)})")
+        return cls(module, name, pickled_arguments((args, dict(kwargs)), f"on_undo({name})"))
 
     @classmethod
     def of_step(
@@ -60,11 +58,11 @@ class Undo:
     ) -> Undo:
         """Return the undo of the step `key`, whose task was called with `given`; raises as `of`."""
         what = f"the undo of step {key!r}"
-        module, name = _named(undo, what)
-        found = _named(task, what)
+        module, name = named(undo, what)
+        found = named(task, what)
         takes = inspect.signature(_plain(undo)).parameters
         kwargs = {each: value for each, value in given.items() if each in takes}
-        return cls(module, name, _pickled(((), kwargs), what), key, found)
+        return cls(module, name, pickled_arguments(((), kwargs), what), key, found)
 
     def pack(self) -> bytes:
         """Return the bytes the journal stores."""
@@ -95,7 +93,7 @@ class Undo:
         """
         try:
             importlib.import_module(self.module)
-            function = _find(self.module, self.name)
+            function = find(self.module, self.name)
             args, kwargs = unpickle(self.arguments)
         except FOREIGN as error:
             raise CodeChanged(f"{self.name} cannot be called any more: {error}") from error
@@ -108,7 +106,7 @@ class Undo:
         module, name = self.task
         try:
             importlib.import_module(module)
-            found = _find(module, name)
+            found = find(module, name)
         except FOREIGN as error:
             raise CodeChanged(f"task {name!r} cannot be found any more: {error}") from error
         if found is None:
@@ -161,40 +159,3 @@ def check(undo: object, function: Callable[..., Any]) -> None:
 
 def _plain(undo: Any) -> Any:
     return getattr(undo, "function", undo)
-
-
-def _name(function: Any) -> str:
-    return str(getattr(function, "__qualname__", repr(function)))
-
-
-def _named(function: Any, what: str) -> tuple[str, str]:
-    """Return the module and name by which a restart finds a function; raises `NotKept`."""
-    module, name = getattr(function, "__module__", ""), _name(function)
-    if _find(module, name) is not function:
-        raise NotKept(
-            f"{what}: a restart could not find {name} again; define it with `def` at the top of a "
-            f"file, and pass what it needs as arguments"
-        )
-    return module, name
-
-
-def _pickled(arguments: tuple[tuple[Any, ...], dict[str, Any]], what: str) -> bytes:
-    try:
-        kept = pickled_call(*arguments)
-    except FOREIGN as error:  # pickling runs the author's __reduce__
-        raise NotKept(
-            f"{what}: an argument cannot be kept ({type(error).__name__}: {error}); "
-            f"pass plain data or an id instead"
-        ) from None
-    if secrets.find_live(kept) is not None:
-        raise NotKept(
-            f"{what}: an argument holds a secret's value; call reveal() where the value is used"
-        )
-    return kept
-
-
-def _find(module: str, name: str) -> Any:
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found

@@ -72,6 +72,11 @@ class RunLog:
         """The stored lines so far, each a JSON document."""
         return tuple(self._lines)
 
+    def forget(self) -> None:
+        """Drop the stored lines."""
+        self.as_bytes()
+        self._lines, self._bytes, self.dropped, self.is_used = [], 0, 0, False
+
     def as_bytes(self) -> bytes | None:
         """Return the stored lines as JSON Lines, or None when nothing was logged."""
         if self.partial:

@@ -1,9 +1,9 @@
-"""A flow of thirteen steps, killed at every point it passes: the result is the undisturbed one.
+"""A flow of fourteen steps, killed at every point it passes: the result is the undisturbed one.
 
-Sequence, gather, map, child run, sleep, and the first of several waits. The process kills itself
-(SIGKILL) right behind a write that became durable, or inside a step whose effect has happened, and
-is started again. What was recorded at the death has run once; what was not, at most twice, under
-one idempotency key.
+Sequence, gather, map, child run, sleep, poll, and the first of several waits. The process kills
+itself (SIGKILL) right behind a write that became durable, or inside a step whose effect has
+happened, and is started again. What was recorded at the death has run once; what was not, at most
+twice, under one idempotency key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLOWS = Path(__file__).parent / "flows" / "twelve_steps.py"
 STEPS = {
     "fetch#1": "fetch", "check#1": "check", "left#1": "left", "right#1": "right",
     "polish.map#1[0]": "polish 1", "polish.map#1[1]": "polish 2", "polish.map#1[2]": "polish 3",
-    "wrap#1": "wrap", "publish#1": "publish",
+    "wrap#1": "wrap", "poll#1[1]": "look 1", "poll#1[2]": "look 2", "publish#1": "publish",
 }  # fmt: skip
 """Steps with an effect, by key; also a child run, a sleep, a wait, and which wait came first."""
 
@@ -230,16 +230,22 @@ def check(effects: Path, run: dict[str, Any], recorded: set[str]) -> None:
 
 
 def recorded_steps(data: Path, run_id: str) -> set[str]:
-    """Return the steps of a run and its child that were recorded when the process died."""
+    """Return the steps and looks of a run and its child that were recorded when it died."""
     with copied(data) as journal:
         rows = journal.execute(
             "WITH mine AS (SELECT seq FROM runs WHERE id = ?1 UNION SELECT child.seq"
             " FROM runs AS parent JOIN steps AS s ON s.run_seq = parent.seq"
             " JOIN runs AS child ON child.id = s.origin WHERE parent.id = ?1)"
-            " SELECT key FROM steps WHERE run_seq IN mine AND state = 'succeeded'",
+            " SELECT key, state, tries, iif(state = 'waiting', CAST(result AS TEXT), NULL)"
+            " FROM steps WHERE run_seq IN mine AND (state = 'succeeded' OR task = 'poll')",
             (run_id,),
-        )
-        return {row[0] for row in rows}
+        ).fetchall()
+    found = {key for key, state, _, _ in rows if state == "succeeded"}
+    for key, state, tries, note in rows:
+        if key == "poll#1":
+            looks = tries if state == "succeeded" else orjson.loads(note)["looks"]
+            found |= {f"{key}[{number}]" for number in range(1, looks + 1)}
+    return found
 
 
 def plans_of(points: Sequence[str]) -> list[str]:
@@ -262,7 +268,7 @@ def test_killed_at_any_point_the_result_is_the_undisturbed_one(
         plans = plans_of(battery.points())
         inside = [plan for plan in plans if plan.startswith("inside")]
         assert len(inside) == len(STEPS)
-        assert sum("succeeded|" in plan and "#" in plan for plan in plans) == 13
+        assert sum("succeeded|" in plan and "#" in plan for plan in plans) == 14
         chosen = plans
         if not full:
             chosen = random.Random(seed).sample(plans, 5)

@@ -39,6 +39,9 @@ RUNS: Mapping[str, tuple[str, Any, Any]] = {
     "limit": ("pack", {"customer": "acme"}, "acme"),
     "Overloaded": ("import_orders", ["1", "2"], 2),
     "patched": ("place", {"id": "7"}, "invoice-7"),
+    "Pending": ("export", "7", "7.csv"),
+    "poll": ("export", {"job": "7"}, "7.csv"),
+    "PollTimeout": ("collect", "7", "not paid"),
     "rate_limit": ("greet", {"user": "ada"}, "Hello, ada!"),
     "Refused": ("synced", "acme", "synced acme"),
     "resource": ("count", None, 42),
@@ -124,7 +127,7 @@ def test_every_example_is_checked_and_does_what_it_says(
         done = test(**arguments)
         if inspect.iscoroutine(done):
             asyncio.run(done)
-    if name in RUNS:
+    if name in RUNS and hasattr(loaded, RUNS[name][0]):  # two modules may have one name
         flow, given, expected = RUNS[name]
         result = asyncio.run(served(loaded, flow, given))
         assert (result.state, result.result) == ("succeeded", expected), result.error

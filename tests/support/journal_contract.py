@@ -944,6 +944,36 @@ class JournalContract:
             await journal.record_step(again.claim, redone)
             assert await journal.steps(claimed.claim.run_seq) == [kept, caught, redone]
 
+    @pytest.mark.parametrize("others", [0, 70], ids=["read", "from the cache"])
+    async def test_a_run_that_waits_tells_which_polls_are_open(
+        self, tmp_path: Path, others: int
+    ) -> None:
+        seen = step("poll#1", "waiting", task="poll", result=b'{"looks":1}')
+        async with self.open(tmp_path) as journal:
+            claimed = await start(journal)
+            for each in (seen, replace(seen, key="poll#2"), step("sleep#1", "waiting")):
+                await journal.record_step(claimed.claim, each)
+            for number in range(others):
+                await journal.record_step(claimed.claim, step(f"a#{number}", result=b"1"))
+            assert (claimed.polls, claimed.was_waiting) == (frozenset(), False)
+            waiting = ended(S.WAITING, due_at=at(1), counts=False, waits={"poll#1": 0})
+            await finish(journal, claimed, waiting)
+            again = (await claim_all(journal, [claimed.claim.run_seq]))[0]
+            assert (again.polls, again.was_waiting) == (frozenset({"poll#1", "poll#2"}), True)
+            assert not again.has_waits, "no event and no other run ends it"
+            seen = replace(seen, result=b'{"looks":2}')
+            await journal.record_step(again.claim, seen)
+            left = replace(seen, key="poll#2", state="dropped", finished_at=at(1))
+            await journal.record_step(again.claim, left)
+            await journal.record(
+                again, waiting, started_at=NOW, now=at(1), changed=["poll#1", "poll#2"]
+            )
+            again = (await claim_all(journal, [claimed.claim.run_seq]))[0]
+            assert (again.polls, again.recorded["poll#1"]) == (frozenset({"poll#1"}), seen)
+            await finish(journal, again, ended(S.QUEUED, counts=False))
+            again = (await claim_all(journal, [claimed.claim.run_seq]))[0]
+            assert (again.polls, again.was_waiting) == (frozenset({"poll#1"}), False)
+
     async def test_a_recorded_step_is_never_overwritten(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             claimed = await start(journal)

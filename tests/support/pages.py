@@ -33,6 +33,7 @@ PAGES = tuple(
         "handlers/REFERENCE.md",
         "handlers/FLOW_CONTROL.md",
         "handlers/WINDOWS.md",
+        "handlers/ACTIONS.md",
         "triggers/README.md",
         "service/README.md",
         "service/flowcontrol/README.md",

@@ -7,6 +7,7 @@ from typing import Annotated, reveal_type
 
 from turnout import (
     Event,
+    Pending,
     approval,
     current,
     dependency,
@@ -15,6 +16,7 @@ from turnout import (
     flow,
     gather,
     limit,
+    poll,
     resource,
     retry,
     sleep,
@@ -108,6 +110,24 @@ async def waits(order: Order) -> str:
     question = await first(approval("ops"), sleep("2d"))
     reveal_type(question.value.by if question.which == 0 else current().attempt)  # str | int
     reveal_type((await first(*[wait_for(paid)])).value.hops)  # int
+    return "x"
+
+
+@task
+async def is_ready(order: Order) -> str | Pending:
+    return Pending("half")
+
+
+@task
+def is_weighed(order: Order, unit: str = "kg") -> float | Pending:
+    return 1.0
+
+
+@flow
+async def polls(order: Order) -> str:
+    reveal_type(await poll(is_ready, order, every="5s"))  # str
+    reveal_type(await poll(is_weighed, order, "lb", timeout=None))  # float
+    reveal_type((await first(sleep("1h"), poll(is_ready, order)))[1])  # None | str
     return "x"
 
 

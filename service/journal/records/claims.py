@@ -57,7 +57,8 @@ class ClaimedRun(NamedTuple):
     From earlier attempts: `recorded` are their steps, by key, and `recorded_bytes` the size of the
     results. `has_waits` says that the run may have open waits; `unwoken` are the steps whose wait
     nothing has woken, `ended` the children that have ended (large results are read later).
-    `progress` is what the last attempt noted for this one, if it is still in memory.
+    `progress` is what the last attempt noted for this one, if it is still in memory. `polls` are
+    the steps with an open poll, and `was_waiting` tells that the run was suspended before.
 
     `members` are those of the window of a windowed run; its `event` is then the first of them.
     """
@@ -85,6 +86,8 @@ class ClaimedRun(NamedTuple):
     ended: Mapping[str, ChildEnd] = NOTHING
     progress: Mapping[str, Any] = NOTHING
     members: RunMembers | None = None
+    polls: frozenset[str] = frozenset()
+    was_waiting: bool = False
 
     @property
     def may_be_awaited(self) -> bool:

@@ -31,6 +31,9 @@ ITEMS = "~items"
 PAUSED = "~pause"
 """The task of records that say that the run has paused a dependency; they are not listed either."""
 
+POLL = "poll"
+"""The task of the steps that poll something outside."""
+
 SKIPPED = "skipped"
 CUT_OFF = "cut_off"
 """The types of errors of steps that the failure of another branch kept from running, or ended.

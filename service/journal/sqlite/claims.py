@@ -17,7 +17,14 @@ import orjson
 
 from turnout.service.domain.run import RunState, Start
 from turnout.service.domain.windows.window import WindowSettings
-from turnout.service.journal.records import ChildEnd, Claim, ClaimedRun, RunMembers, StepRecord
+from turnout.service.journal.records import (
+    POLL,
+    ChildEnd,
+    Claim,
+    ClaimedRun,
+    RunMembers,
+    StepRecord,
+)
 
 from . import items, starts
 from .columns import selected
@@ -136,6 +143,7 @@ class _Past:
     unwoken: frozenset[str] = frozenset()
     ended: dict[str, ChildEnd] = field(default_factory=dict)
     progress: Mapping[str, Any] = field(default_factory=dict)
+    polls: frozenset[str] = frozenset()
 
 
 class Claims:
@@ -243,6 +251,8 @@ class Claims:
             unwoken=past.unwoken,
             ended=past.ended,
             progress=past.progress,
+            polls=past.polls,
+            was_waiting=row.state == RunState.WAITING,
         )
 
     def _read(self, query: str, seq: int) -> bytes:
@@ -266,7 +276,11 @@ class Claims:
             for key in cached.changed:
                 cached.recorded.pop(key, None)
             past[seq] = _Past(
-                cached.recorded, cached.recorded_bytes, has_waits=True, progress=cached.progress
+                cached.recorded,
+                cached.recorded_bytes,
+                has_waits=True,
+                progress=cached.progress,
+                polls=cached.polls.difference(cached.changed),
             )
             self._read_steps(past, _STEPS_OF_RUN, (seq, dump_list(cached.changed)))
         if unread:
@@ -297,5 +311,7 @@ class Claims:
             step, of_run = step_from(row), past[run_seq]
             of_run.recorded[step.key] = step
             of_run.recorded_bytes += len(step.result or b"")
-            if step.state == "waiting" and step.task != "sleep":
+            if step.state == "waiting" and step.task == POLL:
+                of_run.polls |= {step.key}
+            elif step.state == "waiting" and step.task != "sleep":
                 of_run.has_waits = True

@@ -21,13 +21,17 @@ MOST_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class CachedSteps:
-    """What a claim resumed from, which keys its attempt recorded, and what it noted."""
+    """What a claim resumed from, which keys its attempt recorded, and what it noted.
+
+    `polls` are the steps at which the run polled at the claim.
+    """
 
     token: int
     recorded: dict[str, StepRecord]
     recorded_bytes: int
     changed: Collection[str]
     progress: Mapping[str, Any]
+    polls: frozenset[str]
 
 
 class ResumeCache:
@@ -45,7 +49,7 @@ class ResumeCache:
         if len(recorded) < LEAST_STEPS or not isinstance(recorded, dict):
             return
         self._runs[run.claim.run_seq] = CachedSteps(
-            run.claim.token, recorded, run.recorded_bytes, changed, progress
+            run.claim.token, recorded, run.recorded_bytes, changed, progress, run.polls
         )
         while self._runs and not self._fit(tuple(self._runs.values())):
             self._runs.pop(next(iter(self._runs)), None)

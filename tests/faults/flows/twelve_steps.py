@@ -9,7 +9,7 @@ import builtins
 from pathlib import Path
 from typing import Any
 
-from turnout import current, first, flow, gather, sleep, task, wait_for, webhook
+from turnout import Pending, current, first, flow, gather, poll, sleep, task, wait_for, webhook
 
 go = webhook("/go/{id}")
 
@@ -74,6 +74,15 @@ async def publish(folder: str, word: str) -> str:
     return word.upper()
 
 
+@task
+async def done(folder: str) -> bool | Pending:
+    effects = (Path(folder) / "effects").read_text().splitlines()
+    keys = dict.fromkeys(line.partition("|")[2] for line in effects if line.startswith("look "))
+    number = [*{**keys, current().key(): None}].index(current().key()) + 1
+    leave(folder, f"look {number}")
+    return True if number == 2 else Pending()
+
+
 @flow(on=webhook("/twelve"), awaits=go)
 async def twelve(data: dict[str, Any]) -> dict[str, Any]:
     folder = data["folder"]
@@ -83,6 +92,7 @@ async def twelve(data: dict[str, Any]) -> dict[str, Any]:
     squares = await polish.map([{"folder": folder, "number": each} for each in numbers], limit=2)
     parcel = await pack({"folder": folder, "count": len(squares)})
     await sleep("30ms")
+    assert await poll(done, folder, every="30ms")
     told = await first(wait_for(go, match={"id": data["id"]}), patience(), sleep("1h"))
     assert told.which == 0
     word = await publish(folder, told.value.data["word"])

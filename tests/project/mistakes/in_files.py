@@ -1174,6 +1174,68 @@ MORE = (
         "write concurrency=1",
         warns=True,
     ),
+    InFile(
+        "a poll with a plain function",
+        """
+        def exported(job: str) -> str | Pending:
+            return Pending()
+
+        @flow
+        async def export(job: str):
+            return await poll(exported, job)  # here
+        """,
+        "poll(exported, …): a look is a task: write @task above its function, and give the task "
+        "itself",
+        "write @task above its function",
+    ),
+    InFile(
+        "a poll that waits no time between its looks",
+        """
+        @task
+        def exported(job: str) -> str | Pending:
+            return Pending()
+
+        @flow
+        async def export(job: str):
+            return await poll(exported, job, every="20ms")  # here
+        """,
+        "poll(every='20ms') looks without rest, with a write to disk each time; write "
+        'every="1s" or more',
+        'every="1s" or more',
+        warns=True,
+    ),
+    InFile(
+        "a poll whose check has no way to say not yet",
+        """
+        @task
+        async def exported(job: str) -> str | None:
+            return None
+
+        @flow
+        async def export(job: str):
+            return await poll(exported, job)  # here
+        """,
+        "poll(exported, …): task 'exported' never returns Pending(), so the first look ends the "
+        "poll, also with None; return Pending() while there is nothing",
+        "return Pending()",
+        warns=True,
+    ),
+    InFile(
+        "a poll with a task that is undone",
+        """
+        def back(job: str) -> None: ...
+
+        @task(undo=back)
+        def exported(job: str) -> str | Pending:
+            return Pending()
+
+        @flow
+        async def export(job: str):
+            return await poll(exported, job)  # here
+        """,
+        "poll(exported, …): task 'exported' has undo=, and a look is made many times: leave it out",
+        "leave it out",
+    ),
 )
 
 IN_FILES = (*NAMES, *FUNCTIONS, *CALLS, *POLICY, *TRIGGERS, *PARAMETERS, *MORE)

@@ -1,0 +1,1 @@
+"""What flows do outside: durable actions, each in the file of its name."""
