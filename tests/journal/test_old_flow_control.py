@@ -1,25 +1,17 @@
-"""Runs that wait under the rules of flow control in a journal of an earlier version go on.
-
-The wall clock is set back to the instant at which the journal was written, and on from there.
-"""
+"""Runs that wait under the rules of flow control in a journal of an earlier version go on."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 
 from tests.data.journals import make
-from tests.support.injected_clock import InjectedClock
-from tests.support.program import Program, until
-from turnout.service.domain.units import utc_now
-from turnout.service.journal.sqlite.files import FILE_NAME, journal_folder
-from turnout.service.journal.sqlite.values import instant
+from tests.support.old_service import OldService
+from tests.support.program import until
 
 JOURNALS = sorted(make.STEERED.glob("v*"))
 
@@ -36,29 +28,8 @@ GOES_ON = ("event", "limit", "order", "mode")
 REFUSED = {10: "rate_limit", 12: "latest", 17: "skip", 19: "unique", 21: "unique"}
 
 
-class OldService:
-    """The program on a copy of an old journal, at a time of the test's own."""
-
-    def __init__(self, journal: Path, folder: Path) -> None:
-        data = folder / "data"
-        shutil.copytree(journal, data, copy_function=shutil.copyfile)
-        for path in (data, *data.rglob("*")):
-            path.chmod(0o700 if path.is_dir() else 0o600)
-        shutil.copy(make.STEERED / "flows.py", folder)
-        self.made_at = last_recorded(data)
-        self.clock = InjectedClock(folder)
-        self.program = Program(
-            flows=folder / "flows.py",
-            data=data,
-            log=folder / "log",
-            env={**make.SETTINGS, **self.clock.env},
-        )
-
-    def set_clock(self, after: timedelta) -> None:
-        """Let it be so long after the journal was made."""
-        ago = utc_now() - self.made_at - after
-        seconds = ago.total_seconds()
-        self.clock.set(f"{'-' if seconds > 0 else '+'}{abs(seconds):.0f}s")
+class OldRules(OldService):
+    """An old service, asked about the runs of its journal by the numbers they were sent with."""
 
     def runs(self) -> dict[int, dict[str, Any]]:
         """Return the runs by the numbers they were sent with."""
@@ -90,29 +61,10 @@ class OldService:
         answer = make.post(self.program, path, {"key": key, "n": 0})
         return self.until_ended(answer["runs"][0])
 
-    def until_ended(self, run: int | str) -> dict[str, Any]:
-        """Wait for the end of a run, by its id or number."""
-        run_id = self.runs()[run]["id"] if isinstance(run, int) else run
-
-        def ended() -> dict[str, Any] | None:
-            found: dict[str, Any] = self.program.api(f"/runs/{run_id}")
-            return found if found["finished_at"] else None
-
-        return until(ended, 20, f"the end of run {run}")
-
-
-def last_recorded(data: Path) -> datetime:
-    """Return when the last run was accepted."""
-    connection = apsw.Connection(str(journal_folder(data) / FILE_NAME))
-    try:
-        return instant(connection.execute("SELECT max(queued_at) FROM runs").get)
-    finally:
-        connection.close()
-
 
 @pytest.fixture(params=JOURNALS, ids=lambda path: str(path.name))
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OldService]:
-    service = OldService(request.param, tmp_path)
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OldRules]:
+    service = OldRules(request.param, tmp_path)
     service.set_clock(timedelta(minutes=5))
     with service.program as program:
         program.start().ready()
@@ -124,7 +76,7 @@ def test_there_are_old_journals_of_flow_control() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_what_waits_under_a_rule_in_an_old_journal_waits_under_it(opened: OldService) -> None:
+def test_what_waits_under_a_rule_in_an_old_journal_waits_under_it(opened: OldRules) -> None:
     program, runs = opened.program, opened.runs()
     waiting = [n for n, run in runs.items() if run["finished_at"] is None]
     paused = {n for n in waiting if opened.waiting(n)["cause"] == "pause"}
@@ -149,13 +101,13 @@ def test_what_waits_under_a_rule_in_an_old_journal_waits_under_it(opened: OldSer
 
 
 @pytest.mark.timeout(120)
-def test_what_waits_in_an_old_journal_goes_on_under_its_rule(opened: OldService) -> None:
+def test_what_waits_in_an_old_journal_goes_on_under_its_rule(opened: OldRules) -> None:
     program = opened.program
     make.steer(program, "resume", "--all")
     opened.set_clock(timedelta(hours=3))
     make.steer(program, "resume", "picks", "expires", "trigger:webhook:/called-off")
     make.post(program, "called-off", {"key": "b"})
-    opened.until_ended(27)
+    opened.until_ended(opened.runs()[27]["id"])
     for n in [n for n, cause in CAUSES.items() if cause in GOES_ON]:
         make.post(program, "went-on", {"n": n})
     program.quiet(30)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.data.journals import make
+from tests.support.old_service import copy_journal
 from tests.support.program import Program, turnout, until
 
 JOURNALS = sorted(make.HERE.glob("v*"))
@@ -54,10 +55,7 @@ RESULTS: dict[str, Any] = {
 @pytest.fixture(params=JOURNALS, ids=lambda path: str(path.name))
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Program]:
     """Serve a copy of an old journal with the flows that wrote it."""
-    shutil.copytree(request.param, tmp_path / "data", copy_function=shutil.copyfile)
-    for path in (tmp_path / "data").rglob("*"):
-        path.chmod(0o700 if path.is_dir() else 0o600)
-    (tmp_path / "data").chmod(0o700)
+    copy_journal(request.param, tmp_path / "data")
     for name in ("flows.py", "kept_types.py"):
         shutil.copy(make.HERE / name, tmp_path)
     with Program(

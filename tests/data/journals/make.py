@@ -1,8 +1,8 @@
 """Make journals of this version of turnout, for the tests of old journals to open for ever.
 
-Usage: python -m tests.data.journals.make. Writes `vN/` and `flow_control/vN/`, N being the
-journal's version, beside this file. Once they are committed they are never made again: what matters
-is the code that wrote them.
+Usage: python -m tests.data.journals.make. Writes `vN/`, `flow_control/vN/` and `windows/vN/`, N
+being the journal's version, beside this file. Once they are committed they are never made again:
+what matters is the code that wrote them.
 """
 
 from __future__ import annotations
@@ -47,6 +47,23 @@ ORDERS = [
 ]  # fmt: skip
 """What is sent to the flows of flow control: the route, a key and a number."""
 
+WINDOWED = HERE / "windows"
+MEMBERS = [
+    ("pages", "a", 1), ("pages", "a", 2), ("pages", "b", 3),
+    ("alerts", "a", 4), ("alerts", "a", 5),
+    ("rows", "a", 6), ("rows", "a", 7),
+    ("failures", "a", 8), ("failures", "a", 9),
+    ("opened", "a", 10), ("opened", "b", 11), ("shut", "b", 12),
+    ("orders", "a", 13), ("payments", "b", 14),
+    ("begun", "a", 15), ("begun", "b", 16), ("ended", "b", 17),
+    ("lines", "a", 18), ("lines", "a", 19),
+    ("items", "a", 20), ("items", "a", 21), ("items", "a", 22),
+    ("races", "a", 23), ("races", "a", 24), ("races", "a", 25),
+    ("asks", "a", 26),
+    ("polls", "a", 27),
+]  # fmt: skip
+"""What is sent to the flows of windows and waits: the route, a key and a number."""
+
 
 def post(program: Program, path: str, data: object, key: str | None = None) -> Any:
     """Call a webhook; returns what it answers once the event is accepted."""
@@ -66,6 +83,8 @@ def main() -> None:
         leave_runs_in_every_state(program)
     with serving(STEERED, "flows.py", env={"CRM_IS_DOWN": "1"}) as program:
         let_runs_wait_under_every_rule(program)
+    with serving(WINDOWED, "flows.py", env={"THE_STORE_IS_FULL": "1"}) as program:
+        leave_windows_of_every_kind_open(program)
 
 
 @contextmanager
@@ -133,6 +152,17 @@ def let_runs_wait_under_every_rule(program: Program) -> None:
         until(lambda: is_at_rest(program), 20, f"run {n} at rest")
     steer(program, "pause", "--all", "--note", "a wrong deploy", "--by", "ops")
     assert program.stop() == 0  # which keeps the journal small
+
+
+def leave_windows_of_every_kind_open(program: Program) -> None:
+    """Leave open windows, runs of windows that wait, and an approval that was answered once."""
+    for path, key, n in MEMBERS:
+        post(program, path, {"key": key, "n": n}, key=str(n))
+    until(lambda: is_at_rest(program), 20, "all runs at rest")
+    (asked,) = program.api("/runs?flow=asks")["items"]
+    steer(program, "approve", asked["id"], "--by", "ada")
+    until(lambda: is_at_rest(program), 20, "the run that asks again at rest")
+    assert program.stop() == 0
 
 
 def steer(program: Program, *arguments: str) -> None:
