@@ -75,3 +75,21 @@ def test_states_in_statements_are_those_of_the_transition_table(file: str) -> No
         for listed in STATES.findall(text):
             states = {RunState(state.strip(" '")) for state in listed.split(",")}
             assert RunState.RUNNING not in states or states in (UNFINISHED, set(RunState)), text
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "step"),
+    [
+        ("windows", "pull_back", "SEARCH windows USING INDEX windows_opened (opened_at>?)"),
+        ("windows", "pull_back_members", "windows_opened (opened_at>?)"),
+        ("reads", "orphans", "runs_by_state (state=? AND flow>?)"),
+    ],
+)
+def test_a_start_walks_over_no_open_window_and_no_run_of_a_served_flow(
+    journal: apsw.Connection, file: str, name: str, step: str
+) -> None:
+    text = load(file)[name]
+    rows = journal.execute(f"EXPLAIN QUERY PLAN {text}", (None,) * values_of(text)).fetchall()
+    steps = [str(row[3]) for row in rows]
+    assert any(step in each for each in steps), steps
+    assert not any(each.startswith(("SCAN windows", "SCAN runs")) for each in steps), steps

@@ -89,6 +89,6 @@ def test_open_windows_cost_no_memory_no_start_and_no_idle_time(
     say(f"{count} windows: ready {with_many[0]:.2f} s (without {without[0]:.2f})")
     say(f"memory {with_many[1]:.0f} MiB ({without[1]:.0f})")
     say(f"idle {with_many[2]:.1%} ({without[2]:.1%})")
-    assert with_many[0] - without[0] <= 2
+    assert with_many[0] - without[0] <= 1  # a second or less without, unless the machine is busy
     assert with_many[1] - without[1] <= 20
     assert with_many[2] - without[2] <= 0.05

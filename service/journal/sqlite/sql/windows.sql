@@ -121,14 +121,16 @@ UPDATE windows SET flow = ?2 WHERE state = 'open' AND flow = ?1;
 -- name: pull_back
 -- Open windows that were opened in the future, under a clock that was ahead of an instant (?1), have
 -- as much time left as they had when they were opened.
-UPDATE windows SET due_at = ?1 + (due_at - opened_at), opened_at = ?1
+UPDATE windows INDEXED BY windows_opened
+SET due_at = ?1 + (due_at - opened_at), opened_at = ?1
 WHERE state = 'open' AND opened_at > ?1;
 
 -- name: pull_back_members
 -- The members of open windows that were accepted in the future.
 UPDATE window_events SET at = ?1
 WHERE at > ?1 AND window_seq IN (
-    SELECT seq FROM windows INDEXED BY windows_open WHERE state = 'open' AND opened_at >= ?1);
+    SELECT seq FROM windows INDEXED BY windows_opened
+    WHERE state = 'open' AND opened_at >= ?1);
 
 -- name: rename_opened
 -- The mark (?1) that a window was opened by itself is that of another flow (?2).
