@@ -29,7 +29,7 @@ from turnout.service.domain.run import Outcome, RunError, RunState, Skip
 from turnout.service.flowcontrol.gate import NamedGates
 from turnout.service.governance import secrets
 from turnout.service.journal.contract import Steps
-from turnout.service.journal.records import ClaimedRun
+from turnout.service.journal.records import ClaimedRun, RunMembers
 from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow
 from turnout.service.settings import Settings
@@ -134,6 +134,8 @@ class Executor:
         if context.claimed.polls and context.claimed.was_waiting:
             await look(context)
         run = context.claimed
+        if run.members is not None:
+            run = await self._with_events(run, run.members)
         arguments = _bound(flow, run) if run.arguments is None else run.arguments
         if (run.event.type in FILE_TYPES or run.members is not None) and flow.binding.hands_path:
             await _check_files(run)
@@ -162,6 +164,13 @@ class Executor:
             max_bytes=self._settings.max_result_bytes,
             name=flow.words,
         )
+
+    async def _with_events(self, run: ClaimedRun, members: RunMembers) -> ClaimedRun:
+        """Return a windowed run with the events of its members, which its claim has left out."""
+        if members.events is not None:
+            return run
+        events = await self._services.journal.member_events(members.seqs)
+        return run._replace(members=replace(members, events=events))
 
     def _injected(self, flow: AnyFlow) -> Mapping[str, Any]:
         return {
@@ -206,7 +215,7 @@ class Executor:
 def _bound(flow: AnyFlow, run: ClaimedRun) -> Mapping[str, Any]:
     """Return the arguments of a run: of its event, or of the members of its window."""
     if run.members is not None:
-        return flow.bind_members(run.members.events)
+        return flow.bind_members(run.members.events or ())
     if flow.takes_list and run.event.type != CALLED:
         return flow.bind_members((run.event,))  # a member that did not fit, replayed
     return flow.bind(run.event)
@@ -215,7 +224,7 @@ def _bound(flow: AnyFlow, run: ClaimedRun) -> Mapping[str, Any]:
 async def _check_files(run: ClaimedRun) -> None:
     """Raise an error if a file of the run is another one than its event told of."""
     has_begun = run.attempt > 1 or run.crashes > 0 or bool(run.recorded)
-    for event in (run.event,) if run.members is None else run.members.events:
+    for event in (run.event,) if run.members is None else run.members.events or ():
         if event.type in FILE_TYPES:
             await asyncio.to_thread(check_file_unchanged, event, has_begun=has_begun)
 

@@ -37,7 +37,7 @@ def with_items(
     asked = asked_items(error)
     if asked is None:
         return outcome
-    count = 0 if not flow.takes_list else 1 if run.members is None else len(run.members.events)
+    count = 0 if not flow.takes_list else 1 if run.members is None else len(run.members.seqs)
     is_retry = isinstance(deciding(error), Retry)
     if asked[-1] >= count:
         return _refused(asked, count, is_retry=is_retry)

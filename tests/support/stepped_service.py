@@ -38,7 +38,8 @@ START = datetime(2025, 3, 1, 12, tzinfo=UTC)
 PATIENCE_SECONDS = 60.0
 READS = {
     "breakers", "child", "due", "due_actions", "event", "event_ended", "event_of", "events",
-    "next_due_at", "orphans", "pauses", "positions", "queued", "queued_for_key", "queued_past",
+    "member_events", "next_due_at", "orphans", "pauses", "positions", "queued", "queued_for_key",
+    "queued_past",
     "run", "runs", "shapes", "steps", "waiting", "waits",
 }  # fmt: skip
 SUBMITTED = {

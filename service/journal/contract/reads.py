@@ -84,6 +84,9 @@ class RunReads(Protocol):
     async def breakers(self) -> list[StoredBreaker]:
         """Return the breakers of dependencies as they last changed, by name."""
 
+    async def member_events(self, seqs: Sequence[int]) -> list[Event]:
+        """Return the events of members of a window, by their seqs and in that order."""
+
     async def read_blob(self, name: str) -> bytes:
         """Return a large result; raises `JournalError` when it is gone or damaged."""
 

@@ -91,13 +91,14 @@ class ClosedWindows:
 class RunMembers:
     """The members of a windowed run: those it is called with, and how many there are in all.
 
-    `seqs` are the seqs of the events, `places` their places among those that the first attempt was
+    `seqs` are the seqs of the events, and `events` the events themselves; None if they are read
+    when the run is called. `places` their places among those that the first attempt was
     called with. `round` counts how often an attempt has asked for some of them again
     (`Retry(items=…)`).
     """
 
     window_seq: int
-    events: Sequence[Event]
+    events: Sequence[Event] | None
     count: int
     seqs: Sequence[int]
     places: Sequence[int]
@@ -107,7 +108,7 @@ class RunMembers:
         """Return those at some of the places, for a later round."""
         return replace(
             self,
-            events=[self.events[place] for place in left],
+            events=None if self.events is None else [self.events[place] for place in left],
             seqs=[self.seqs[place] for place in left],
             places=left,
             round=round_,

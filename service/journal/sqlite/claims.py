@@ -30,19 +30,19 @@ from . import items, starts
 from .columns import selected
 from .counters import RunCounters
 from .crash_isolation import is_isolated
-from .events import ReadEvent, event_from
+from .events import event_from
 from .resume_cache import ResumeCache
 from .runs import keys_from, refused_from
 from .statements import load
 from .steps import StepRow, step_from
 from .values import dump_list, error_from, instant
+from .whole_events import WHOLE_EVENT, rows_of, whole_event
 from .writer import Job
 
-_INLINE_BODY_BYTES = 65_536
 _INLINE_RESULT_BYTES = 4096  # one query may return thousands of results
 _SQL = load("claims")
 _CLAIM_UNTOUCHED, _CLAIMED_FIRST = _SQL["claim_untouched"], _SQL["claimed_first"]
-_CLAIM, _BODY, _RESULT = _SQL["claim"], _SQL["body"], _SQL["result"]
+_CLAIM, _RESULT = _SQL["claim"], _SQL["result"]
 _UNWOKEN, _ENDED_CHILDREN = _SQL["unwoken"], _SQL["ended_children"]
 
 
@@ -68,32 +68,25 @@ class _ClaimableRow(NamedTuple):
 
 
 _RUN_FIELDS = len(_ClaimableRow._fields)
-_BODY_FIELD = ReadEvent._fields.index("body")
 
-# Large bodies have their own statement, so that one result stays small. The plus signs keep the
-# planner from walking the whole backlog by state instead of looking up the few runs asked for.
+# The plus signs keep the planner from walking the whole backlog by state instead of looking up the
+# few runs asked for.
 _RUN = selected(
     _ClaimableRow._fields,
     "r",
     due_at="coalesce(r.due_at, r.queued_at)",
     undo_failed="r.dead = 1 AND r.undo IS 'failed'",
 )
-_EVENT = selected(
-    ReadEvent._fields,
-    "e",
-    body=f"CASE WHEN length(e.body) <= {_INLINE_BODY_BYTES} THEN hex(e.body) END",
-)
 _WINDOW = "SELECT settings, members FROM windows WHERE seq = ?1"
-_MEMBERS = f"""
-SELECT json_group_array(json(item)) FROM (
-    SELECT json_array({_EVENT}) AS item
-    FROM window_events AS m CROSS JOIN events AS e ON e.seq = m.event_seq
+_MEMBERS = """
+SELECT json_group_array(event_seq) FROM (
+    SELECT m.event_seq FROM window_events AS m
     WHERE m.window_seq = ?1 AND (NOT ?2 OR m.position = (
         SELECT max(position) FROM window_events WHERE window_seq = ?1))
     ORDER BY m.position)
 """
 _CLAIMABLE = f"""
-SELECT json_group_array(json_array({_RUN}, {_EVENT}))
+SELECT json_group_array(json_array({_RUN}, {WHOLE_EVENT}))
 FROM runs AS r JOIN events AS e ON e.seq = r.event_seq
 WHERE r.seq IN (SELECT value FROM json_each(?1))
     AND (+r.state = 'queued' OR +r.state = 'scheduled' OR +r.state = 'retrying'
@@ -196,41 +189,31 @@ class Claims:
         claimed = {row.seq: self._claimed(row, event, past.get(row.seq)) for row, event in rows}
         for row, _ in rows:
             if row.window_seq is not None:
-                run = claimed[row.seq]
-                members = self._members(row.window_seq)
-                claimed[row.seq] = run._replace(
-                    members=items.left(members, run.recorded), event=members.events[0]
-                )
+                claimed[row.seq] = self._with_members(claimed[row.seq], row.window_seq)
         return claimed
 
-    def _members(self, window_seq: int) -> RunMembers:
-        """Return the members of a window that its run is called with, and how many there are."""
-        window: Any = self._connection.execute(_WINDOW, (window_seq,)).fetchone()
-        settings, count = window
-        last = WindowSettings.from_json(settings).keep == "last"
-        found: str = self._connection.execute(_MEMBERS, (window_seq, last)).get
-        rows = orjson.loads(found)
-        events = [event_from(self._with_body(event)) for event in rows]
-        return RunMembers(
-            window_seq=window_seq,
-            events=events,
-            count=count,
-            seqs=[row[0] for row in rows],
-            places=range(len(rows)),
-        )
+    def _with_members(self, run: ClaimedRun, window_seq: int) -> ClaimedRun:
+        """Return a windowed run with the members it is called with; its event is the first one.
 
-    def _with_body(self, event: list[Any]) -> list[Any]:
-        """Return the values of an event with its body."""
-        event_seq, body = event[0], event[_BODY_FIELD]
-        event[_BODY_FIELD] = self._read(_BODY, event_seq) if body is None else bytes.fromhex(body)
-        return event
+        Their events are read when it is called: here they would keep other writes waiting.
+        """
+        settings, count = self._connection.execute(_WINDOW, (window_seq,)).fetchone() or ("", 0)
+        last = WindowSettings.from_json(settings).keep == "last"
+        seqs: list[int] = orjson.loads(self._connection.execute(_MEMBERS, (window_seq, last)).get)
+        members = RunMembers(
+            window_seq=window_seq, events=None, count=count, seqs=seqs, places=range(len(seqs))
+        )
+        event = run.event
+        if seqs[0] != run.event_seq:
+            event = event_from(*rows_of(self._connection, seqs[:1]))
+        return run._replace(members=items.left(members, run.recorded), event=event)
 
     def _claimed(self, row: _ClaimableRow, event: list[Any], past: _Past | None) -> ClaimedRun:
         run = ClaimedRun(
             claim=Claim(row.seq, row.id, row.token + 1),
             flow=row.flow,
             event_seq=event[0],
-            event=event_from(self._with_body(event)),
+            event=whole_event(self._connection, event),
             attempt=row.attempts + 1,
             crashes=row.crashes,
             replay=row.replay,

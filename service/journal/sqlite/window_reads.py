@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import apsw
 
+from turnout.service.domain.event import Event
 from turnout.service.domain.windows.window import WindowSettings
 from turnout.service.journal.records import StoredWindow, WindowMember
 
+from .events import event_from
 from .statements import load
 from .values import MICROSECOND, instant, instant_or_none
+from .whole_events import rows_of
 from .windows import opened_mark
 
+_PORTION = 100
 _SQL = load("windows")
 _Value = TypeVar("_Value")
 
@@ -82,6 +87,19 @@ class WindowReading:
             lambda connection: connection.execute(_SQL["was_opened"], values).get
         )
         return found is not None
+
+    async def member_events(self: _Reads, seqs: Sequence[int]) -> list[Event]:
+        """Return the events of members of a window, by their seqs and in that order.
+
+        They come in small portions, and become events on the loop: a thread that works on all of
+        them would keep the loop and the writer waiting for the interpreter at each of their steps.
+        """
+        found: list[Event] = []
+        for start in range(0, len(seqs), _PORTION):
+            portion = seqs[start : start + _PORTION]
+            rows = await self.read(partial(rows_of, seqs=portion))
+            found += [event_from(row) for row in rows]
+        return found
 
     async def open_windows(self: _Reads) -> dict[str, int]:
         """Count open windows by flow."""
