@@ -181,7 +181,13 @@ class Dispatcher(Standing):
         else:
             queue.discard_arriving(run)
 
-    def start_prepared(self, fired: FiredRun, events: Sequence[Event], now: datetime) -> None:
+    def start_prepared(
+        self,
+        fired: FiredRun,
+        events: Sequence[Event],
+        arguments: Mapping[str, Any],
+        now: datetime,
+    ) -> None:
         """Start the run of a window that was written in the slot it had."""
         run = fired.prepared
         assert run is not None
@@ -198,6 +204,7 @@ class Dispatcher(Standing):
             order_key=None,
             keys=None,
             due_at=now,
+            arguments=arguments,
             members=RunMembers(
                 window_seq=fired.window_seq, events=events, count=len(events),
                 seqs=fired.events, places=range(len(events)),

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
-from turnout.service.domain.event import mint_id
+from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import RunState
-from turnout.service.journal.records import Entry, NewMember, NewRun
+from turnout.service.journal.records import Appended, Entry, FiredRun, NewMember, NewRun
+
+from .router import Routed
 
 
 def to_prepare(entries: Iterable[Entry]) -> list[NewRun]:
@@ -45,6 +48,26 @@ def _may_be_prepared(member: NewMember) -> bool:
     is_batch = member.settings.kind == "batch" and member.key is not None
     is_plain = member.order_key is None and member.keys is None and member.priority is None
     return is_batch and is_plain and member.firing.conditions is None
+
+
+def called_with(
+    fired: FiredRun, flow: str, routed: Sequence[Routed], results: Sequence[Appended]
+) -> tuple[list[Event], dict[str, list[Any]]]:
+    """Return what a prepared run is called with: the events of its members, and its arguments."""
+    entries: dict[int, Routed] = {}
+    for one, stored in zip(routed, results, strict=True):
+        entries.setdefault(stored.event_seq, one)  # a later one is a duplicate of it
+    members = [
+        (own, bound)
+        for seq in fired.events
+        for member, own, bound in entries[seq].members
+        if member.flow == flow
+    ]
+    names = members[0][1]
+    return (
+        [own for own, _ in members],
+        {name: [bound[name] for _, bound in members] for name in names},
+    )
 
 
 class BatchFill:

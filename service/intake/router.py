@@ -29,10 +29,13 @@ from .questions import failed
 RoutedRun: TypeAlias = "tuple[NewRun, AnyFlow, Event, Mapping[str, Any] | None]"
 """A run with its flow, and what it is called with: its own event, and the bound arguments."""
 
+RoutedMember: TypeAlias = "tuple[NewMember, Event, Mapping[str, Any]]"
+"""A member that is offered to a window, its own event, and what it fills in."""
+
 
 @dataclass(slots=True)
 class Routed:
-    """The result of routing: the entry for the journal, and each of its runs with its arguments.
+    """The result of routing: the entry for the journal, and its runs and members with arguments.
 
     `refusals` says per flow why it cannot take the data; each refusal is also a dead letter among
     the runs.
@@ -41,6 +44,7 @@ class Routed:
     entry: Entry
     runs: list[RoutedRun]
     refusals: dict[str, str]
+    members: Sequence[RoutedMember] = ()
 
     @property
     def refused_by_all(self) -> bool:
@@ -133,8 +137,8 @@ def _set_keys(run: NewRun, flow: AnyFlow, asked: Event) -> None:
 
 def _offer(flow: AnyFlow, window: Window, event: Event, routed: Routed) -> None:
     """Offer an event to the window of a flow, in place of the run that it would start."""
-    run, _, _, _ = routed.runs[-1]
-    if run.state is RunState.FAILED:
+    run, _, own, arguments = routed.runs[-1]
+    if run.state is RunState.FAILED or arguments is None:
         return  # it cannot be read: a dead letter of its own
     try:
         asked = event.own() if flow.asks else event
@@ -157,6 +161,7 @@ def _offer(flow: AnyFlow, window: Window, event: Event, routed: Routed) -> None:
         priority=run.priority,
     )
     routed.entry.members = (*routed.entry.members, member)
+    routed.members = (*routed.members, (member, own, arguments))
 
 
 def _part(window: Window, event: Event) -> str:

@@ -22,7 +22,7 @@ from turnout.service.journal.records import Appended, Decision, NewRun
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
-from .batch_fill import to_prepare
+from .batch_fill import called_with, to_prepare
 from .questions import FILTER_ERROR
 from .router import Routed
 from .windows import WindowDeadlines
@@ -162,13 +162,8 @@ class Submit:
             if fired is None:
                 self._dispatcher.take_back(prepared)
             else:
-                seqs = set(fired.events)
-                events = [
-                    each.entry.event.own()
-                    for each, other in zip(routed, results, strict=True)
-                    if other.event_seq in seqs
-                ]
-                self._dispatcher.start_prepared(fired, events, self._now())
+                events, arguments = called_with(fired, prepared.flow, routed, results)
+                self._dispatcher.start_prepared(fired, events, arguments, self._now())
         self._windows.fired([each for each in stored.fired if each.prepared is None])
 
     def _was_delivered_before(self, one: Routed, stored: Appended) -> None:

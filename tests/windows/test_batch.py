@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from turnout import Event, batch, emit, event, flow, webhook
 from turnout.service.domain.event import mint_id
@@ -27,6 +27,19 @@ class Reading(BaseModel):
 
     n: int
     filler: str = ""
+
+
+class Checked(BaseModel):
+    """A reading that notes each time it is validated."""
+
+    numbers: ClassVar[list[int]] = []
+    n: int
+
+    @field_validator("n")
+    @classmethod
+    def note(cls, number: int) -> int:
+        cls.numbers.append(number)
+        return number
 
 
 def collecting(seen: Seen, *how: Any, **options: Any) -> Any:
@@ -149,6 +162,46 @@ async def test_a_duplicate_is_no_member_and_is_answered_with_the_run() -> None:
         (receipt,) = await emit([one])
         (run,) = await stored(service)
         assert receipt.duplicate and receipt.runs == (run.id,)
+
+
+@pytest.mark.anyio
+async def test_a_duplicate_behind_a_batch_that_fills_in_the_same_emit_is_no_member() -> None:
+    seen: Seen = []
+    hook = webhook("/reading", id=lambda event: event.data["n"])
+
+    @flow(on=batch(hook, 2, "10s"))
+    async def store(readings: list[Reading]) -> None:
+        seen.append([each.n for each in readings])
+
+    async with serve(store) as service:
+        emit = service.process.emitters[hook.name]
+        now = service.clock.now()
+        one, two = (webhook_event(hook, json={"n": n}, at=now) for n in (1, 2))
+        await emit([one, two])  # the queue of the flow has been read by now
+        await service.advance("1ms")
+        three, four = (webhook_event(hook, json={"n": n}, at=now) for n in (3, 4))
+        await emit([three, four, three])
+        await service.advance("1ms")
+        assert seen == [[1, 2], [3, 4]]
+
+
+@pytest.mark.anyio
+async def test_the_members_of_a_batch_that_fills_in_one_emit_are_decoded_and_validated_once() -> (
+    None
+):
+    @flow(on=batch(HOOK, 3, "10s"))
+    async def store(readings: list[Checked], events: list[Event]) -> list[int]:
+        assert [each.data["n"] for each in events] == [each.n for each in readings]
+        return [each.n for each in readings]
+
+    async with serve(store) as service:
+        emit = service.process.emitters[HOOK.name]
+        for first in (0, 3):
+            Checked.numbers.clear()
+            await emit([reading(service, first + number) for number in range(3)])
+            await service.advance("1ms")  # the queue of the flow has been read by now
+        assert Checked.numbers == [3, 4, 5]
+        assert [each.result for each in await stored(service)] == [b"[0,1,2]", b"[3,4,5]"]
 
 
 @pytest.mark.anyio
