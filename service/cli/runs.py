@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import tables
 from .bulk import Selection, with_selection
 from .changes import Change, with_change
 from .options import (
@@ -20,7 +21,7 @@ from .options import (
 )
 from .output import complain, lasted, print_json, say, short
 from .tables import Column, short_ids, table
-from .times import with_local_times
+from .times import with_brief_times, with_local_times
 from .words import undo_words
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ def list_runs(settings: Settings, which: Filter, limit: int | None, *, as_json: 
     ids = short_ids(
         [run.id for run, _ in found], among=max((run.seq for run, _ in found), default=0)
     )
+    columns = [each for each in _COLUMNS if not (which.dead and each.name == "state")]
     table(
-        _COLUMNS,
-        ((ids[run.id], *_run_row(run, waits_for)) for run, waits_for in found),
+        columns,
+        ((ids[run.id], *_run_row(run, waits_for, which)) for run, waits_for in found),
         empty=f"no {'dead letter' if which.dead else 'run'}s match",
     )
     if len(found) == limit:
@@ -110,15 +112,18 @@ async def _waits_of(settings: Settings, reader: Reads, runs: Sequence[Run]) -> M
     return {run_id: waiting.detail for run_id, waiting in waits.items()}
 
 
-def _run_row(run: Run, waits_for: str | None) -> tuple[object, ...]:
-    why = run.reason or with_local_times(waits_for or "")
+def _run_row(run: Run, waits_for: str | None, which: Filter) -> tuple[object, ...]:
+    """Return the cells of a run behind its id; a dead letter has no state: it has failed."""
+    words = with_local_times if tables.terminal_width() is None else with_brief_times
+    why = run.reason or words(waits_for or "")
     if run.error is not None:
         error = f"{run.error.type}: {run.error.message}"
         why = f"{error}; {why}" if why and run.finished_at is None else error
     if run.undo in ("running", "failed"):
         why = f"undo: {undo_words(run.undo, run.undo_failed)}; {why}".removesuffix("; ")
+    state = () if which.dead else (run.state,)
     return (
-        run.flow, run.state, run.attempts or "", run.queued_at,
+        run.flow, *state, run.attempts or "", run.queued_at,
         lasted(run.started_at, run.finished_at), run.trigger, short(why, 400),
     )  # fmt: skip
 

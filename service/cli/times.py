@@ -52,6 +52,11 @@ def with_local_times(sentence: str) -> str:
     return _WRITTEN.sub(lambda found: stamp(found[0]), sentence)
 
 
+def with_brief_times(sentence: str) -> str:
+    """Return such a sentence as short as a cell wants it."""
+    return _WRITTEN.sub(lambda found: brief(found[0]), sentence).removeprefix("for its time, ")
+
+
 def column_of(values: Sequence[Any], now: datetime) -> tuple[str, list[str]]:
     """Return the offset of a column of instants, for its heading, and its cells.
 

@@ -53,27 +53,35 @@ def triggers(settings: Settings, as_json: bool) -> None:
 
 
 def print_triggers(rows: Sequence[dict[str, Any]]) -> None:
-    """Print triggers as a table; what all addresses begin with stands below it, once."""
+    """Print triggers as a table.
+
+    On a terminal, what all addresses begin with stands below it, once, and so do the problems: a
+    cell has no place for them.
+    """
+    is_terminal = tables.terminal_width() is not None
     addresses = [row["address"] for row in rows if row["address"]]
     base = addresses[0].partition("/hooks/")[0] if addresses else ""
-    table(
-        (
-            Column("trigger", 16), Column("state"), Column("called at, next"),
-            Column("last", time=True), Column("refused"), Column("flows", 6, optional=True),
-            Column("problem", 8),
-        ),
-        (
-            (
-                row["name"], _state(row), _where(row, base),
-                row["last_event_at"], row["refused"] or "", ", ".join(row["flows"]),
-                _problem(row),
-            )
-            for row in rows
-        ),
-        empty="no triggers",
-    )  # fmt: skip
-    if base and tables.terminal_width() is not None:
+    columns = [
+        Column("trigger", 24), Column("state"), Column("called at, next"),
+        Column("last", time=True), Column("refused"), Column("flows", 12, optional=True),
+    ]  # fmt: skip
+    cells = [
+        [
+            row["name"], _state(row), _where(row, base), row["last_event_at"],
+            row["refused"] or "", ", ".join(row["flows"]), _problem(row),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    if is_terminal:
+        table(columns, [line[:-1] for line in cells], empty="no triggers")
+    else:
+        table([*columns, Column("problem", 8)], cells, empty="no triggers")
+        return
+    if base:
         say(f"webhooks are called at {base}/hooks/…")
+    for row in rows:
+        if problem := _problem(row):
+            say(f"{row['name']} is {_state(row)}{': ' if row['pause'] is None else ' '}{problem}")
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -81,8 +89,8 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _problem(row: dict[str, Any]) -> str:
-    """Return why a trigger is down, or until when it is paused and why."""
-    return row["problem"] or ("" if row["pause"] is None else pause_words(row["pause"]).strip())
+    """Return until when a trigger is paused and why, or why it is down."""
+    return row["problem"] or "" if row["pause"] is None else pause_words(row["pause"]).strip()
 
 
 def _where(row: dict[str, Any], base: str) -> str:

@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
-from turnout.service.cli import cli, session, tables
+from tests.support.program import Program, until
+from turnout.service.cli import cli, tables
 from turnout.service.domain.clock import TEST_CLOCK
 
 from .mixed_runs import NOW, make, run_id
@@ -41,47 +41,39 @@ COMMANDS: dict[str, Sequence[str]] = {
     "show-retrying": ["show", run_id(23)[-8:]],
 }
 
-_BASE = "https://turnout.example.com"
+_FLOWS = """
+from turnout import cron, event, every, files, flow, kafka, secret, webhook
 
+@flow(on=cron("0 9 * * *"))
+def send_the_report() -> None: ...
 
-def _trigger(name: str, **told: Any) -> dict[str, Any]:
-    """Return a trigger as the API tells it."""
-    known: dict[str, Any] = {
-        "name": name, "kind": name.partition(":")[0], "flows": ["bill"], "up": True,
-        "problem": None, "last_error": None, "lag": {}, "figures": {}, "paused_at": None,
-        "pause": None, "address": None, "next_at": None, "last_event_at": None, "refused": 0,
-        "rejected": {},
-    }  # fmt: skip
-    return known | told
+@flow(on=every("15m"))
+def poll_the_partner() -> None: ...
 
+@flow(on=files("/srv/inbox/*.csv"))
+def import_addresses() -> None: ...
 
-TRIGGERS = [
-    _trigger("cron:0 9 * * *", next_at="2026-03-15T08:00:00Z", flows=["nightly_report"],
-             last_event_at="2026-03-14T08:00:00Z"),
-    _trigger("event:order.placed", flows=["bill", "notify"], last_event_at="2026-03-14T09:20:01Z"),
-    _trigger("every:15m", next_at="2026-03-14T09:30:00Z", flows=["poll_the_partner"],
-             last_event_at="2026-03-14T09:15:00Z"),
-    _trigger("files:/srv/inbox/*.csv", flows=["import_customer_addresses"], up=False,
-             problem="/srv/inbox cannot be read: Permission denied"),
-    _trigger("kafka:orders/billing", up=False,
-             pause={"until": "2026-03-14T12:00:00Z", "by": "ada", "note": "the bank migrates"},
-             last_event_at="2025-12-31T23:59:59Z"),
-    _trigger("webhook:/github", address=f"{_BASE}/hooks/github", refused=12, flows=["notify"],
-             last_event_at="2026-03-14T09:26:50Z", rejected={"unverified": 12}),
-    _trigger("webhook:/orders", address=f"{_BASE}/hooks/orders",
-             last_event_at="2026-03-14T09:26:52Z"),
-]  # fmt: skip
-"""Triggers of all kinds, as a running service tells them."""
+@flow(on=kafka("orders", group="billing"))
+def charge() -> None: ...
+
+@flow(on=webhook("/github", verify="github", secret=secret("GITHUB_HMAC")))
+def build() -> None: ...
+
+@flow(on=[webhook("/orders", verify="none"), event("order.placed")])
+def place_order() -> None: ...
+"""
+_SETTINGS = {
+    "GITHUB_HMAC": "5c9b2f61d0a84e37b1c6",
+    "TURNOUT_PUBLIC_URL": "https://turnout.example.com",
+}
 
 
 def captures(name: str) -> dict[str, str]:
     """Return what a command prints, by the name of its file: one for each width."""
     folder = _journal()
     with _at_the_same_time_and_place(folder):
-        return {
-            f"{name}-{width}.txt": _capture(COMMANDS[name], folder / "data", width)
-            for width in WIDTHS
-        }
+        data = _served().data if name == "triggers" else folder / "data"
+        return {f"{name}-{width}.txt": _capture(COMMANDS[name], data, width) for width in WIDTHS}
 
 
 @functools.cache
@@ -93,12 +85,36 @@ def _journal() -> Path:
     return folder
 
 
+@functools.cache
+def _served() -> Program:
+    """Return a program that serves triggers of all kinds on the same journal.
+
+    Two are down, one as an operator wants it; one has refused some senders.
+    """
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    make(folder / "data")
+    (folder / "flows.py").write_text(_FLOWS)
+    note = ("--by", "ada", "--note", "the bank migrates")
+    pause = ["pause", "kafka:orders/billing", *note, "--data", str(folder / "data")]
+    with contextlib.redirect_stdout(io.StringIO()):
+        cli.main(args=pause, standalone_mode=False)
+    env = _SETTINGS | {name: os.environ[name] for name in (TEST_CLOCK, "TZ")}
+    program = Program(
+        flows=folder / "flows.py", data=folder / "data", log=folder / "log", env=env
+    ).start()
+    atexit.register(program.kill)
+    until(lambda: program.ask("/healthz"), 20, "it serves")
+    for _ in range(12):
+        until(lambda: program.ask("/hooks/github", method="POST", body=b"{}"), 20, "it answers")
+    until(lambda: "cannot watch" in program.log_text(), 20, "a trigger is down")
+    return program
+
+
 def _capture(words: Sequence[str], data: Path, width: int) -> str:
     printed = io.StringIO()
-    service = patch.object(session, "list_from_service", lambda *_: TRIGGERS)
     with (
         patch.object(tables, "terminal_width", lambda: width),
-        service,
         contextlib.redirect_stdout(printed),
     ):
         cli.main(args=[*words, "--data", str(data)], standalone_mode=False)
