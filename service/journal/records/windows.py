@@ -166,7 +166,8 @@ class PastMember(NamedTuple):
 class PastWindow(NamedTuple):
     """A window as it went, up to an instant.
 
-    `run` is the run that it has made, `decisions` are those about its first event.
+    `run` is the run that it has made, `decisions` are those about its first event. `by_hand`: an
+    operator has fired or dropped it.
     """
 
     seq: int
@@ -179,3 +180,4 @@ class PastWindow(NamedTuple):
     members: int
     run: PastRun | None
     decisions: Sequence[Mapping[str, Any]]
+    by_hand: bool

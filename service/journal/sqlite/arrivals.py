@@ -5,7 +5,7 @@ Not here: what would have happened (`operate/backtest`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -14,6 +14,7 @@ import orjson
 from turnout.service.domain.event_types import EMITTERS
 from turnout.service.domain.run import RunState
 from turnout.service.domain.windows.absent import ABSENT
+from turnout.service.domain.windows.firing import FIRED_BY
 from turnout.service.domain.windows.window import WindowSettings
 from turnout.service.journal.records import Arrival, PastMember, PastRun, PastWindow
 
@@ -167,6 +168,7 @@ def _arrival(row: Sequence[Any]) -> Arrival:
 def _past_window(row: Sequence[Any]) -> PastWindow:
     seq, window_id, key, settings, state, opened_at, closed_at, members, runs, first, later = row
     occasions = [first, *orjson.loads(later)]
+    decisions = [made for items in occasions if items for made in unpack_decisions(items)]
     return PastWindow(
         seq=seq,
         id=window_id,
@@ -177,8 +179,15 @@ def _past_window(row: Sequence[Any]) -> PastWindow:
         closed_at=instant_or_none(closed_at),
         members=members,
         run=next((_past_run(each) for each in orjson.loads(runs)), None),
-        decisions=[made for items in occasions if items for made in unpack_decisions(items)],
+        decisions=decisions,
+        by_hand=state == "dropped" or any(_tells_by_hand(made, window_id) for made in decisions),
     )
+
+
+def _tells_by_hand(made: Mapping[str, Any], window_id: str) -> bool:
+    """Whether a decision says that somebody has fired a window."""
+    is_of_window = made["facts"].get("window") == window_id
+    return is_of_window and str(made["detail"]).startswith(FIRED_BY)
 
 
 def _past_run(values: Sequence[Any]) -> PastRun:

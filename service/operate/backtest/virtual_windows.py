@@ -17,7 +17,6 @@ from itertools import count
 from typing import Protocol
 
 from turnout.service.domain.decisions import Reason
-from turnout.service.domain.windows.firing import FIRED_BY
 from turnout.service.domain.windows.rules import RULES
 from turnout.service.domain.windows.window import (
     AskAgain,
@@ -137,29 +136,31 @@ class VirtualWindow:
         """Whether a real window with the same settings tells when this one closes."""
         return self.past is not None and self.past.settings == self.settings
 
+    def closes_by_hand(self, at: int) -> bool:
+        """Whether an operator closes it at an instant."""
+        past = self.past
+        if past is None or past.closed_at is None or not self.follows:
+            return False
+        return past.by_hand and micros(past.closed_at) == at
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether an operator closes it without a run."""
+        return self.past is not None and self.past.state == "dropped"
+
     def closes_at(self) -> int | None:
         """Return when its rule is asked at its deadline, or an operator closes it."""
         due_at, past = self.due_at, self.past
         if past is None or not self.follows:
             return due_at
         closed_at = None if past.closed_at is None else micros(past.closed_at)
-        if was_by_hand(past):
+        if self.settings.kind == "count" and due_at is not None:  # it goes on at many deadlines
+            return due_at if closed_at is None or not past.by_hand else min(due_at, closed_at)
+        if past.by_hand:
             return closed_at
-        if self.settings.kind == "count":
-            return due_at  # it is looked at, and goes on, at many deadlines
         if closed_at is None or (past.state == "closed" and self.settings.kind == "absent"):
             return None
         return closed_at if due_at is None else max(due_at, closed_at)
-
-
-def was_by_hand(past: PastWindow) -> bool:
-    """Whether an operator has fired or dropped a window."""
-    if past.state == "dropped":
-        return True
-    return past.state == "fired" and any(
-        made["detail"].startswith(FIRED_BY) and made["facts"].get("window") == past.id
-        for made in past.decisions
-    )
 
 
 class Ends(Protocol):
@@ -259,10 +260,9 @@ class VirtualWindows:
     def close_next(self) -> None:
         """Close the window that is due next, as its rule says, or as an operator did."""
         at, _, window = heapq.heappop(self._due)
-        past = window.past
-        if past is not None and window.follows and was_by_hand(past):
+        if window.closes_by_hand(at):
             del self._open[window.key]
-            outcome = "fired" if past.state == "fired" else Reason.DROPPED
+            outcome = Reason.DROPPED if window.is_dropped else "fired"
             self._ends.closed(window, outcome, at, "an operator has closed the window")
             return
         if window.settings.kind == "absent" and not window.follows:
