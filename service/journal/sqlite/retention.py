@@ -49,9 +49,13 @@ def prune(
         )
         deleted += _delete(connection, counters, unmatched)
         deleted += end_window(connection, dedupe_before, now, limit)
-        deleted += _end_unique(connection, now, limit)
-        deleted += starts.prune(connection, now, limit)
+        deleted += forget_keys(connection, now, limit)
     return deleted
+
+
+def forget_keys(connection: apsw.Connection, now: int, limit: int) -> int:
+    """Delete unique keys and counted starts whose time has passed; returns rows."""
+    return _end_unique(connection, now, limit) + starts.prune(connection, now, limit)
 
 
 def prune_oldest(connection: apsw.Connection, counters: RunCounters, limit: int) -> int:

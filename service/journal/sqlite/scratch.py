@@ -16,12 +16,10 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome, RunError, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import (
-    NOTHING,
     Appended,
     Claim,
     ClaimedRun,
     Decision,
-    Entry,
     NewRun,
 )
 
@@ -31,7 +29,6 @@ from .apply import Batch
 from .claims import ClaimJob
 from .connection import STATEMENTS_KEPT
 from .counters import RunCounters
-from .events import AppendJob
 from .migrations import migrate
 from .outcomes import OutcomeJob
 from .resume_cache import ResumeCache
@@ -39,8 +36,9 @@ from .skip import skip
 from .values import micros
 
 _ENDED_KEPT = 2_000
-_PRUNED_AT_ONCE = 10_000
+_FORGOTTEN_AT_ONCE = 10_000
 _UNBOUNDED = 2**62
+_DELETE_DECISIONS = "DELETE FROM decisions"  # nobody reads them
 _ERROR = RunError("failed", "it failed")
 _EVENT = Event(id="event", source="", type="", time=utc_now(), minted=True)
 """What stands for every event: conditions ask the keys of the run."""
@@ -66,7 +64,8 @@ class ScratchJournal:
         self._batch = Batch(connection, self._intake, ResumeCache())
         self._counters = RunCounters(0)
         self._claimed: dict[str, ClaimedRun] = {}
-        self._ended = 0
+        self._ended: list[int] = []
+        self._last_event = 0
 
     def close(self) -> None:
         """Release the memory."""
@@ -74,15 +73,15 @@ class ScratchJournal:
 
     def arrive(self, run: NewRun, at: datetime) -> Appended:
         """Decide about a new run and store it; one in state `running` has started."""
-        job = AppendJob([Entry(event=_EVENT, runs=[run])], at, "", NOTHING)
-        self._batch((job,), self._counters)
-        if job.error is not None:
-            raise job.error
-        appended: Appended = job.result[0]
-        if run.state is RunState.RUNNING and run.id not in appended.refused:
+        self._last_event += 1  # of which there is no row
+        appended = self._intake.replay(self._last_event, [run], micros(at), self._counters)
+        if run.id in appended.refused:
+            self._has_ended(run.seq, at)
+        elif run.state is RunState.RUNNING:
             self._claimed[run.id] = _claimed(run, at)
         for ended in (*appended.cancelled, *appended.skipped):
             self._claimed.pop(ended.id, None)
+            self._has_ended(ended.seq, at)
         return appended
 
     def keep(self, run: NewRun, at: datetime) -> None:
@@ -113,15 +112,17 @@ class ScratchJournal:
             skip(self._connection, self._counters, run.seq, made, micros(at))
         else:
             operations.cancel(self._connection, self._counters, run.id, at)
-        self._ended += 1
-        if self._ended % _ENDED_KEPT == 0:
-            self._prune(micros(at))
+        self._has_ended(run.seq, at)
 
-    def _prune(self, at: int) -> None:
-        retention.prune(
-            self._connection, self._counters, finished_before=at, failed_before=at,
-            unmatched_before=at, dedupe_before=at, now=at, limit=_PRUNED_AT_ONCE,
-        )  # fmt: skip
+    def _has_ended(self, run_seq: int, at: datetime) -> None:
+        """Forget runs that have ended, many at a time, and what counts no more."""
+        self._ended.append(run_seq)
+        if len(self._ended) < _ENDED_KEPT:
+            return
+        retention.delete_runs(self._connection, self._ended)
+        retention.forget_keys(self._connection, micros(at), _FORGOTTEN_AT_ONCE)
+        self._connection.execute(_DELETE_DECISIONS)
+        self._ended.clear()
 
 
 def _claimed(run: NewRun, at: datetime) -> ClaimedRun:
