@@ -104,7 +104,9 @@ def flow_files(paths: Sequence[Path]) -> list[Path]:
         elif path.is_file():
             files[path.absolute()] = None
         else:
-            raise SetupError("no such file or folder", file=str(path))
+            raise SetupError(
+                "no such file or folder; name a flow file or a folder of them", file=str(path)
+            )
     if not files:
         raise SetupError("name at least one flow file or a folder of them")
     return list(files)
@@ -241,7 +243,12 @@ def explain(error: BaseException, path: Path) -> SetupError:
     if isinstance(error, SetupError):
         return SetupError(error.message, file=error.file or file, line=error.line or line)
     if isinstance(error, SystemExit):
-        return SetupError("the file calls exit() when imported", file=file, line=line)
+        return SetupError(
+            "the file calls exit() when imported; remove the call, or put it under "
+            '`if __name__ == "__main__":`',
+            file=file,
+            line=line,
+        )
     meaning = meaning_of(error, names)
     if meaning is not None:
         return SetupError(meaning, file=file, line=line)

@@ -153,9 +153,9 @@ AT_THE_COMMAND = (
     AtTheCommand(
         "a flow file that is not there",
         "serve nofile.py --port 0",
-        "error: {folder}/nofile.py:1: no such file or folder",
+        "error: {folder}/nofile.py:1: no such file or folder; name a flow file or a folder of them",
         "nofile.py",
-        "",
+        "name a flow file",
         78,
     ),
     AtTheCommand(

@@ -94,8 +94,9 @@ NAMES = (
         import sys
         sys.exit(1)  # here
         """,
-        "the file calls exit() when imported",
-        "",
+        "the file calls exit() when imported; remove the call, or put it under "
+        '`if __name__ == "__main__":`',
+        "remove the call",
     ),
     InFile(
         "two functions of one name",
