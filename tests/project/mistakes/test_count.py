@@ -1,4 +1,4 @@
-"""How many of the mistakes are told with their place and the fix, and those that first users made."""
+"""How many mistakes are told with their place and the fix, and which first users made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LEAST = 102
 """As many mistakes as first users were found to make, and forty more."""
 
 MOST_WITHOUT_FIX = 4
-"""Of 102, 95 are to name place and fix; of the table all but these do, and of a first user's all."""
+"""Of 102, 95 are to name place and fix; all but these do, and of the first users' all."""
 
 FIRST_USERS = {
     "work(1) without await": "a task that is not awaited",
