@@ -53,10 +53,21 @@ class _Line:
     timed: bool = False
 
 
+@dataclass(slots=True)
+class Wakeups:
+    """How many runs of an evicted key are to be read and woken: those after a seq.
+
+    The ones up to it have had this turn, and another gate has refused them.
+    """
+
+    count: int
+    after: int
+
+
 class Blocked:
     """The blocked runs of one flow, by key.
 
-    `wakeups` counts, for evicted keys, the runs to be read from the journal and woken. `in_vain`
+    `wakeups` has, for evicted keys, the runs to be read from the journal and woken. `in_vain`
     counts the runs that were read only to be evicted behind others.
     """
 
@@ -64,7 +75,7 @@ class Blocked:
 
     def __init__(self) -> None:
         self._lines: dict[Key, _Line] = {}
-        self.wakeups: dict[Key, int] = {}
+        self.wakeups: dict[Key, Wakeups] = {}
         self.count = 0
         self.in_vain = 0
 
@@ -89,14 +100,19 @@ class Blocked:
         elif (line.evicted or self.count >= memory.WINDOW) and _is_stored(run, key):
             self.in_vain += line.evicted
             line.evicted = True
+            if key in self.wakeups:
+                self.wakeups[key].after = min(self.wakeups[key].after, run.seq - 1)
             return False
         else:
             line.queued.append(run)
         self.count += 1
         return True
 
-    def next(self, key: Key) -> Queued | None:
-        """Take the run whose turn it is, now that a key is free; an evicted one is read later."""
+    def next(self, key: Key, *, after: int = 0) -> Queued | None:
+        """Take the run whose turn it is, now that a key is free; an evicted one is read later.
+
+        Evicted runs up to the seq `after` have had their turn.
+        """
         line = self._lines.get(key)
         if line is None:
             return None
@@ -112,7 +128,9 @@ class Blocked:
                 run = line.queued.pop(0)
                 self.count -= 1
             else:
-                self.wakeups[key] = self.wakeups.get(key, 0) + 1
+                pending = self.wakeups.setdefault(key, Wakeups(0, after))
+                pending.count += 1
+                pending.after = min(pending.after, after)
                 return None
         self._drop_empty(key, line)
         return run
@@ -143,7 +161,7 @@ class Blocked:
         return found
 
     def forget(self, key: Key, seq: int) -> None:
-        """Drop a queued run that has ended, if it is blocked by this key."""
+        """Drop a run that has ended, if it is blocked by this key."""
         line = self._lines.get(key)
         if line is None:
             return
@@ -151,7 +169,9 @@ class Blocked:
         if at < len(line.queued) and line.queued[at].seq == seq:
             del line.queued[at]
             self.count -= 1
-            self._drop_empty(key, line)
+        line.resumed = [run for run in line.resumed if run.seq != seq]
+        line.due = [run for run in line.due if run.seq != seq]
+        self._drop_empty(key, line)
 
     def read_again(self, key: Key, rows: Sequence[Queued], *, more: bool) -> None:
         """Put back the first runs of an evicted key; until now the key counted as blocked."""

@@ -284,6 +284,7 @@ class Dispatcher(Standing):
         if run.state is RunState.QUEUED:
             self.reread_queue(run.flow)
         elif not stopped:
+            self._scheduler.forget(run)
             self.release_key(run)
 
     def ended_for(self, ended: Appended | Retried | ClosedWindows) -> None:

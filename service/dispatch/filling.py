@@ -66,12 +66,12 @@ class Filling:
         key, wakeups, epoch = queue.start_fetching()
         place, text, level = key
         only = level if queue.classed and level else None
-        count, after, more = memory.WINDOW // 4, 0, True
+        count, after, more = memory.WINDOW // 4, wakeups.after, True
         found: list[Queued] = []
-        while more and sum(queue.would_wait(row, key) for row in found) < wakeups:
+        while more and sum(queue.would_wait(row, key) for row in found) < wakeups.count:
             rows = await self._journal.queued_for_key(queue.flow, place, text, count, after, only)
             held = {run.seq for run in queue.rows()}
             found += [row for row in rows if row.seq not in held]
             after = rows[-1].seq if rows else after
             more = len(rows) == count and after < queue.ends_before(key)
-        queue.finish_fetching(key, found, more=more, wakeups=wakeups, epoch=epoch)
+        queue.finish_fetching(key, found, more=more, wakeups=wakeups.count, epoch=epoch)

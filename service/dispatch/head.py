@@ -177,12 +177,14 @@ class Head:
         self.cursor = max(self.cursor, up_to)
         self.unread = self.unread or more
 
-    def forget(self, seq: int) -> None:
-        """Drop a queued run that has ended; a woken one stays, and passes its turn on."""
+    def forget(self, seq: int) -> bool:
+        """Drop a run that has ended; True if it stays, to pass its turn on: it is not queued."""
         at = bisect_left(self.window, seq, key=by_seq)
         if at < len(self.window) and self.window[at].seq == seq:
             self._memory.give_back(self.window[at])
             del self.window[at]
+            return False
+        return any(run.seq == seq for some in self._all if some is not self.window for run in some)
 
     def clear(self) -> None:
         """Drop all runs in memory; they are read again from the journal."""

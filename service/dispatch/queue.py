@@ -19,7 +19,7 @@ from turnout.service.flowcontrol.priority import CLASSES, NORMAL
 from turnout.service.journal.records import NewRun, Queued
 
 from . import memory
-from .blocked import ORDER, Blocked, Key, blocked_at, order_key
+from .blocked import ORDER, Blocked, Key, Wakeups, blocked_at, order_key
 from .head import Head
 from .memory import Memory
 from .pause_times import PauseTimes
@@ -35,7 +35,7 @@ class Queue:
     Nothing starts while an operator has the flow `paused`, or while its runs are being changed in
     the journal. While a throttle holds the whole flow (`held_until`), only runs that resume start.
     `starting` counts the runs being written as running, `refused_by` is what refused the last run
-    that found no other one before it.
+    that found no other one before it. `ended` are the seqs of runs in memory that have ended.
     """
 
     def __init__(self, flow: str, shared: Memory, gates: FlowGates) -> None:
@@ -47,6 +47,7 @@ class Queue:
         self.refused_by: Cause | None = None
         self.held_until: datetime | None = None
         self.blocked = Blocked()
+        self.ended: set[int] = set()
         self.classed = False
         self._memory = shared
         self._changes = 0
@@ -310,9 +311,9 @@ class Queue:
         for gate in self.gates.declared:
             self.wake_next(gate, run)
 
-    def wake_key(self, key: Key) -> None:
-        """Wake the next run behind a key."""
-        self._wake(self.blocked.next(key), key)
+    def wake_key(self, key: Key, *, after: int = 0) -> None:
+        """Wake the next run behind a key; evicted ones up to a seq have had their turn."""
+        self._wake(self.blocked.next(key, after=after), key)
 
     def wake_all(self, key: Key) -> bool:
         """Wake every run behind a key; False if there is none."""
@@ -374,7 +375,7 @@ class Queue:
             if passed_over:
                 head.passed_to = up_to
 
-    def start_fetching(self) -> tuple[Key, int, int]:
+    def start_fetching(self) -> tuple[Key, Wakeups, int]:
         """Begin to read runs of an evicted key; return it, how many to wake, and the epoch."""
         return *self.blocked.wakeups.popitem(), self._epoch
 
@@ -400,7 +401,8 @@ class Queue:
             if not self.would_wait(row, key):
                 self._wake(row, key)
         self.blocked.read_again(key, blocked, more=more and len(older) == len(rows))
-        for _ in range(wakeups + self.blocked.wakeups.pop(key, 0)):  # others came during the read
+        others = self.blocked.wakeups.pop(key, None)  # they came during the read
+        for _ in range(wakeups + (0 if others is None else others.count)):
             self._wake(self.blocked.next(key), key)
 
     def would_wait(self, run: Queued, key: Key) -> bool:
@@ -416,15 +418,28 @@ class Queue:
         yield from self.blocked.runs()
 
     def forget(self, run: Candidate, seq: int) -> None:
-        """Drop a queued run that has ended before it was claimed, where it waits in memory."""
+        """Drop a run that has ended before it was claimed, where it waits in memory.
+
+        One that was given a turn, or is due, is dropped when it is asked: `drop_ended`.
+        """
         if run.order_key is not None:
             self.blocked.forget(order_key(run.order_key), seq)
         for level, head in self._heads.items():
-            head.forget(seq)
+            if head.forget(seq):
+                self.ended.add(seq)
             for gate in self.gates.declared:
                 key = blocked_at(gate, run, level)
                 if key is not None:
                     self.blocked.forget(key, seq)
+
+    def drop_ended(self, run: Queued, level: int) -> bool:
+        """Drop the run whose turn it is if it has ended, and give its turn to the next ones."""
+        if run.seq not in self.ended:
+            return False
+        self.ended.discard(run.seq)
+        self._heads[level].take()
+        self.pass_on(run)
+        return True
 
     def clear(self, known_due: Container[int] = ()) -> None:
         """Drop all runs in memory; they are read again from the journal.
@@ -439,6 +454,7 @@ class Queue:
             head.clear()
         self.release()
         self.blocked.clear()
+        self.ended.clear()
         self._epoch += 1
 
     def take_over(self, other: Queue, now: datetime) -> None:

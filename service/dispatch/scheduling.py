@@ -218,7 +218,7 @@ class Scheduler:
         self._known_due.discard(seq)
 
     def forget(self, run: Run) -> None:
-        """Drop a queued run that was ended: its claim would be in vain, and cost a commit."""
+        """Drop a run that was ended: asked in vain, it would take its ordering key again."""
         queue = self._queues.get(run.flow)
         if queue is not None:
             queue.forget(asks_as(run), run.seq)
@@ -262,6 +262,8 @@ class Scheduler:
         if run is None:
             self.work.set()  # its runs must be read from the journal first
             return False
+        if queue.ended and queue.drop_ended(run, level):
+            return True
         timeout = queue.gates.start_timeout
         if timeout is not None and is_late(run, timeout, now):
             self.late.append(Late(queue.flow, queue.head(level).take(), timeout))
@@ -300,9 +302,9 @@ class Scheduler:
         woken_by = run.woken_by
         self._set_aside(queue, level, key, timed=at is not None)
         if woken_by is not None and woken_by != key and woken_by[0] != ORDER:
-            # The next one behind that key may use the turn. Nobody else is woken for it: runs that
-            # are refused would wake each other for ever.
-            queue.wake_key(woken_by)
+            # The next one behind that key may use the turn. Nobody else is woken for it, and none
+            # that has had it: runs that are refused would wake each other for ever.
+            queue.wake_key(woken_by, after=0 if run.is_due else run.seq)
         return True
 
     def _set_aside(self, queue: Queue, level: int, key: Key, *, timed: bool = False) -> None:

@@ -15,7 +15,8 @@ from tests.conftest import Say
 from tests.support import inside
 from tests.support.program import Program, until
 from tests.support.running import Running, make_event, running
-from turnout import flow, limit
+from turnout import flow, limit, throttle
+from turnout.service.dispatch import memory
 from turnout.service.domain.event import Event
 
 TRIES = 40
@@ -77,6 +78,43 @@ async def test_a_free_run_starts_past_a_backlog_blocked_by_its_key(
         )
         say(f"after a start: {after_start:.2f} s, with an empty queue {after_empty_start:.2f} s")
         assert after_start <= after_empty_start * 1.3
+
+
+async def test_a_backlog_beyond_memory_that_two_rules_block_is_not_read_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "WINDOW", 4)
+    may_end, started = asyncio.Event(), asyncio.Queue[str]()
+
+    @flow(
+        concurrency=limit(1, per=lambda event: event.data["account"]),
+        rate=throttle("1/h", per=lambda event: event.data["customer"]),
+    )
+    async def work(event: Event) -> None:
+        started.put_nowait(event.data["customer"])
+        if event.data["customer"] == "first":
+            await may_end.wait()
+
+    reads = 0
+    async with running(tmp_path, [work]) as service:
+        journal: Any = service.process.journal
+        read = journal.queued_for_key
+
+        async def counted(*asked: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return await read(*asked)
+
+        monkeypatch.setattr(journal, "queued_for_key", counted)
+        await service.send({"account": "a", "customer": "first"})
+        for _ in range(20):
+            await service.send({"account": "a", "customer": "slow"})
+        may_end.set()
+        assert [await started.get() for _ in range(2)] == ["first", "slow"]
+        for number in range(100):
+            await service.send({"account": number, "customer": f"free {number}"})
+            assert await started.get() == f"free {number}"
+    assert reads <= 25, "each run that waits is asked once for each turn"
 
 
 FLOWS = """

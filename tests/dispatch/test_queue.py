@@ -141,7 +141,7 @@ def test_runs_of_an_evicted_key_read_before_a_clear_are_ignored() -> None:
     key, wakeups, epoch = queue.start_fetching()
     queue.clear()
     rows = [queued(WINDOW + 1, "x")]
-    queue.finish_fetching(key, rows, more=False, wakeups=wakeups, epoch=epoch)
+    queue.finish_fetching(key, rows, more=False, wakeups=wakeups.count, epoch=epoch)
     assert not list(queue.rows())
 
 
@@ -188,10 +188,10 @@ def test_blocked_runs_beyond_the_bound_are_evicted_and_their_wakeups_pend() -> N
     assert ORDER_X in queue.blocked  # the evicted one
     wake(queue, ORDER_X, 1)
     key, wakeups, epoch = queue.start_fetching()
-    assert (key, wakeups) == (ORDER_X, 1)
+    assert (key, wakeups.count, wakeups.after) == (ORDER_X, 1, 0)
     assert ORDER_X in queue.blocked  # while it is read, nothing newer may overtake it
     rows = [queued(WINDOW + 1, "x")]
-    queue.finish_fetching(key, rows, more=False, wakeups=wakeups, epoch=epoch)
+    queue.finish_fetching(key, rows, more=False, wakeups=wakeups.count, epoch=epoch)
     assert take_all(queue)[-1] == WINDOW + 1
     assert ORDER_X not in queue.blocked
 
@@ -204,7 +204,7 @@ def test_an_evicted_key_is_read_for_every_pending_wakeup_up_to_the_window() -> N
     key, wakeups, epoch = queue.start_fetching()
     wake(queue, LIMIT_X, 1)  # during the read
     rows = [queued(seq) for seq in range(WINDOW + 1, WINDOW + 7)]  # two belong to the window
-    queue.finish_fetching(key, rows, more=True, wakeups=wakeups, epoch=epoch)
+    queue.finish_fetching(key, rows, more=True, wakeups=wakeups.count, epoch=epoch)
     assert not queue.blocked.wakeups
     wake(queue, LIMIT_X, 2)
     assert LIMIT_X not in queue.blocked, "runs of the window do not block the key"
@@ -260,3 +260,39 @@ def test_a_rename_moves_what_runs_and_arrives_to_the_new_name() -> None:
     name.leave(running)
     assert not name.gates.inside
     assert admission.slots.free == 10
+
+
+def test_a_turn_that_is_passed_on_is_not_offered_to_evicted_runs_that_have_had_it() -> None:
+    queue = fresh()
+    evict(queue, LIMIT_X, WINDOW + 4)
+    wake(queue, LIMIT_X, WINDOW)
+    queue.wake_key(LIMIT_X, after=WINDOW + 2)
+    queue.blocked.add(queued(WINDOW + 1, limit_key="x"), LIMIT_X)  # it comes back meanwhile
+    _, wakeups, _ = queue.start_fetching()
+    assert (wakeups.count, wakeups.after) == (1, WINDOW)
+    for after, together in [(WINDOW + 2, WINDOW + 2), (0, 0)]:
+        queue.wake_key(LIMIT_X, after=after)
+        assert queue.blocked.wakeups[LIMIT_X].after == together
+
+
+def test_a_woken_run_that_has_ended_gives_its_turn_to_the_next_one() -> None:
+    queue = fresh()
+    for seq in (1, 2):
+        queue.blocked.add(queued(seq, limit_key="x"), LIMIT_X)
+    queue.wake_key(LIMIT_X)
+    ended = queue.head(NORMAL).first
+    assert ended is not None
+    queue.forget(ended, ended.seq)
+    assert queue.drop_ended(ended, NORMAL)
+    assert take_all(queue) == [2]
+    assert not queue.ended
+
+
+def test_a_due_run_that_has_ended_is_not_behind_its_key_any_more() -> None:
+    queue = fresh()
+    for run in (due(1), due(2)):
+        queue.blocked.add(run, LIMIT_X)
+    queue.forget(due(1), 1)
+    queue.wake_key(LIMIT_X)
+    assert take_all(queue) == [2]
+    assert LIMIT_X not in queue.blocked
