@@ -9,12 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis import seed as with_seed
-from hypothesis.stateful import run_state_machine_as_test
 
 from tests.conftest import Say
 from tests.support.dispatch_machine import DispatchMachine
+from tests.support.histories import play
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.dispatch.queue import Queue
 from turnout.service.flowcontrol.limit import KeyLimit
@@ -26,37 +24,14 @@ HISTORIES = 300
 AT_ONCE = 1000
 
 
-def play(
-    count: int,
-    *,
-    seed: int | None = None,
-    shrinks: bool = True,
-    machine: type[DispatchMachine] = DispatchMachine,
-) -> None:
-    """Play histories: always the same ones, or those of a seed."""
-    chosen = settings(
-        max_examples=count,
-        stateful_step_count=30,
-        derandomize=seed is None,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate, Phase.shrink] if shrinks else [Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    played: Any = machine
-    if seed is not None:
-        played = with_seed(seed)(type(machine.__name__, (machine,), {}))
-    run_state_machine_as_test(played, settings=chosen)
-
-
 @pytest.mark.timeout(7200)
 def test_every_start_is_as_promised(full: bool, seed: int, say: Say) -> None:
     if not full:
-        play(HISTORIES)
+        play(DispatchMachine, HISTORIES)
         return
     for number in range(seed, seed + 20):
         say(f"TURNOUT_TEST_SEED={number}")
-        play(AT_ONCE, seed=number)
+        play(DispatchMachine, AT_ONCE, seed=number)
 
 
 # ---------------------------------------------------------------- negative controls
@@ -111,4 +86,4 @@ def test_the_model_finds_what_is_broken(
 ) -> None:
     broken(monkeypatch)
     with pytest.raises(AssertionError, match=found):
-        play(HISTORIES, shrinks=False)
+        play(DispatchMachine, HISTORIES, shortens=False)

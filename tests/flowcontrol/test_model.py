@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from tests.conftest import Say
-from tests.dispatch.test_model import play
-from tests.support.flow_control_machine import FlowControlMachine
+from tests.support.dispatch_machine import DRAWN_LIMITS
+from tests.support.flow_control_machine import FlowControlMachine, about
+from tests.support.histories import booleans, integers, lists, one_of, play, tuples
 from turnout.service.dispatch import scheduling
+from turnout.service.dispatch.queue import Queue
+from turnout.service.dispatch.scheduling import Scheduler
 from turnout.service.flowcontrol.admission import Admission
 from turnout.service.flowcontrol.dependency import Breaker
 from turnout.service.flowcontrol.priority import ClassTurns
@@ -33,11 +34,11 @@ AT_ONCE = 500
 @pytest.mark.timeout(7200)
 def test_flow_control_does_what_its_page_says(full: bool, seed: int, say: Say) -> None:
     if not full:
-        play(HISTORIES, machine=FlowControlMachine)
+        play(FlowControlMachine, HISTORIES)
         return
     for number in range(seed, seed + 10):
         say(f"TURNOUT_TEST_SEED={number}")
-        play(AT_ONCE, seed=number, machine=FlowControlMachine)
+        play(FlowControlMachine, AT_ONCE, seed=number)
 
 
 # ---------------------------------------------------------------- negative controls
@@ -89,40 +90,55 @@ def count_no_failures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Breaker, "failed", lambda *_: None)
 
 
-def rare(broken: Break, found: str) -> Any:
-    """Return a fault that 200 histories may miss; it is looked for at full size."""
-    return pytest.param(broken, found, marks=pytest.mark.full)
+def keep_what_is_cancelled(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scheduler, "forget", lambda *_: None)
+
+
+def offer_a_turn_to_those_that_had_it(patch: pytest.MonkeyPatch) -> None:
+    wake = Queue.wake_key
+    patch.setattr(Queue, "wake_key", lambda self, key, **_: wake(self, key))
+
+
+STARTS_OFTEN = {"crash": 5, "stop": 3}
+ORDERED = tuples(one_of(True), lists(DRAWN_LIMITS, 0, 1), booleans())
+LIMITED = tuples(one_of(False), lists(tuples(one_of("key"), integers(1, 1)), 1, 1), booleans())
+
+CONTROLS = [
+    (count_no_starts, about("throttle", "shared"), "in spite of .*throttle"),
+    (
+        forget_starts_at_a_restart,
+        about("throttle", "shared", **STARTS_OFTEN),
+        "in spite of .*throttle",
+    ),
+    (accept_what_is_over_the_rate, about("rate_limit"), "refused by None, not rate_limit"),
+    (accept_what_was_asked_for_before, about("unique"), "refused by None, not unique"),
+    (ask_no_mode, about("skip", "replace"), "refused by None, not skip|were ended, not"),
+    (ask_the_lowest_class_first, about("priority", fill=5, end=10), "takes the turn of class 1"),
+    (start_what_is_late, about("start_timeout", fill=3, advance=3), "in spite of .*start_timeout"),
+    (cancel_nothing_on_an_event, about("cancel_on", call_off=5), "were ended, not"),
+    (take_more_than_the_bound, about("max_queued", fill=3), "is stored, and flow . is full"),
+    (start_what_needs_what_is_down, about("needs", lose_connection=5), "in spite of .*needs"),
+    (count_no_failures, about("needs", lose_connection=5), "a breaker is closed after"),
+    (
+        keep_what_is_cancelled,
+        about("replace", policies=ORDERED, send=5),
+        "could start and does not",
+    ),
+    (
+        offer_a_turn_to_those_that_had_it,
+        about("throttle", "priority", policies=LIMITED, fill=5),
+        "does not come to rest",
+    ),
+]
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("broken", "found"),
-    [
-        (count_no_starts, "in spite of .*throttle"),
-        (forget_starts_at_a_restart, "in spite of .*throttle"),
-        (accept_what_is_over_the_rate, "refused by None, not rate_limit"),
-        (accept_what_was_asked_for_before, "refused by None, not unique"),
-        (ask_no_mode, "refused by None, not skip|were ended, not"),
-        rare(ask_the_lowest_class_first, "takes the turn of class 1"),
-        (start_what_is_late, "in spite of .*start_timeout"),
-        (cancel_nothing_on_an_event, "were ended, not"),
-        (take_more_than_the_bound, "is stored, and flow . is full"),
-        rare(start_what_needs_what_is_down, "in spite of .*needs"),
-        (count_no_failures, "a breaker is closed after"),
-    ],
+    ("broken", "machine", "found"), CONTROLS, ids=[broken.__name__ for broken, *_ in CONTROLS]
 )
 def test_the_model_finds_a_rule_that_is_broken(
-    monkeypatch: pytest.MonkeyPatch, broken: Break, found: str, full: bool
+    monkeypatch: pytest.MonkeyPatch, broken: Break, machine: type[FlowControlMachine], found: str
 ) -> None:
     broken(monkeypatch)
-    seeds = (None, *range(5, 12)) if full else (None,)
-    assert any(finds(found, number) for number in seeds), "nothing was noticed"
-
-
-def finds(fault: str, number: int | None) -> bool:
-    """Whether histories of a seed show a fault; another one is for the test above to show."""
-    try:
-        play(HISTORIES, seed=number, shrinks=False, machine=FlowControlMachine)
-    except AssertionError as error:
-        return re.search(fault, str(error)) is not None
-    return False
+    with pytest.raises(AssertionError, match=found):
+        play(machine, HISTORIES, shortens=False)

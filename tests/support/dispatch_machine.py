@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,13 +17,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    precondition,
-    rule,
-)
 
 from tests.support.dispatch_simulator import (
     ENDED,
@@ -32,6 +24,17 @@ from tests.support.dispatch_simulator import (
     SimulatedFlow,
     SimulatedLimit,
     SimulatedRun,
+)
+from tests.support.histories import (
+    Draw,
+    Machine,
+    action,
+    booleans,
+    integers,
+    lists,
+    one_of,
+    tuples,
+    zero_or,
 )
 from tests.support.random_service import shrink_bounds
 from tests.support.running import make_event
@@ -56,31 +59,29 @@ KINDS = {"flow": "", "key": "limit", "account": "account", "named": ""}
 """The kinds of limits, and by which part of the event they count."""
 
 MOST_LIMITS = 2
+MOST_FLOWS = 3
 
 LIMITS = (FlowLimit, KeyLimit, HeldLimit, NamedLimit)
 
 # What is drawn never depends on what happened: numbers are taken modulo what there is.
-NUMBERS = st.integers(0, 99)
-KEYS = st.integers(0, 2)
-STEPS = st.just(0) | st.integers(1, 6)
-ORDERS = st.just(0) | st.integers(0, 10**6)
-SECONDS = st.sampled_from([1, 5, 30, 90])
-DRAWN_LIMITS = st.tuples(st.sampled_from(sorted(KINDS)), st.integers(1, 2))
+NUMBERS = integers(0, 99)
+KEYS = integers(0, 2)
+STEPS = zero_or(6)
+ORDERS = zero_or(10**6)
+SECONDS = one_of(1, 5, 30, 90)
+DRAWN_LIMITS = tuples(one_of(*sorted(KINDS)), integers(1, 2))
 Policy: TypeAlias = tuple[bool, list[tuple[str, int]], bool]
 """Whether a flow is ordered, its limits (kind, count), and whether a dead letter blocks its key."""
 
-POLICIES: st.SearchStrategy[Policy] = st.tuples(
-    st.booleans(), st.lists(DRAWN_LIMITS, max_size=MOST_LIMITS), st.booleans()
-)
+POLICIES = tuples(booleans(), lists(DRAWN_LIMITS, 0, MOST_LIMITS), booleans())
 
 
-class DispatchMachine(RuleBasedStateMachine):
+class DispatchMachine(Machine):
     """What is done to a service, and the simulator that is told of it."""
 
     max_starts = 2  # a start takes as long as everything else in a history
 
     def __init__(self) -> None:
-        super().__init__()
         self.folder = Path(tempfile.mkdtemp(dir=MEMORY))
         self.patch = pytest.MonkeyPatch()
         self.names: list[str] = []
@@ -97,11 +98,14 @@ class DispatchMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ the service
 
-    @initialize(
-        slots=st.integers(1, 4),
-        policies=st.lists(POLICIES, min_size=1, max_size=3),
-        bounds=st.integers(0, 5),
-    )
+    @classmethod
+    def beginning(cls) -> Mapping[str, Draw]:
+        return {
+            "slots": integers(1, 4),
+            "policies": lists(POLICIES, 1, MOST_FLOWS),
+            "bounds": integers(0, 5),
+        }
+
     def begin(self, slots: int, policies: list[Policy], bounds: int) -> None:
         if bounds:
             shrink_bounds(self.patch, random.Random(bounds))
@@ -296,10 +300,10 @@ class DispatchMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ senders and flows
 
-    @rule(
+    @action(
         number=NUMBERS,
-        keys=st.lists(st.tuples(KEYS, KEYS, st.booleans()), min_size=1, max_size=3),
-        again=st.booleans(),
+        keys=lists(tuples(KEYS, KEYS, booleans()), 1, 3),
+        again=booleans(),
         steps=STEPS,
         order=ORDERS,
     )
@@ -340,10 +344,10 @@ class DispatchMachine(RuleBasedStateMachine):
             if not attempt.command.done() and attempt.let_go is None
         ]
 
-    @precondition(lambda self: self.waiting_attempts())
-    @rule(
+    @action(
+        possible=lambda self: self.waiting_attempts(),
         number=NUMBERS,
-        how=st.sampled_from(["succeed", "fail", "retry", "sleep", "skip"]),
+        how=one_of("succeed", "fail", "retry", "sleep", "skip"),
         seconds=SECONDS,
         steps=STEPS,
         order=ORDERS,
@@ -361,15 +365,14 @@ class DispatchMachine(RuleBasedStateMachine):
             if attempt.let_go is not None and not attempt.let_go.done()
         ]
 
-    @precondition(lambda self: self.lingering())
-    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    @action(lambda self: self.lingering(), number=NUMBERS, steps=STEPS, order=ORDERS)
     def let_go(self, number: int, steps: int, order: int) -> None:
         """End the code of an attempt that was cancelled."""
         lingering = self.lingering()
         lingering[number % len(lingering)].set_result(None)
         self.go(steps, order)
 
-    @rule(seconds=SECONDS, steps=STEPS, order=ORDERS)
+    @action(seconds=SECONDS, steps=STEPS, order=ORDERS)
     def advance(self, seconds: int, steps: int, order: int) -> None:
         """Let time pass."""
         self.service.advance(timedelta(seconds=seconds))
@@ -381,14 +384,14 @@ class DispatchMachine(RuleBasedStateMachine):
         found = [run.id for run in self.simulator.runs.values() if which(run)]
         return found[number % len(found)] if found else None
 
-    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    @action(number=NUMBERS, steps=STEPS, order=ORDERS)
     def cancel(self, number: int, steps: int, order: int) -> None:
         run_id = self.some_run(number, lambda run: run.state not in ENDED)
         if run_id is not None:
             self.service.operate(Cancel(run_id))
             self.go(steps, order)
 
-    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    @action(number=NUMBERS, steps=STEPS, order=ORDERS)
     def retry(self, number: int, steps: int, order: int) -> None:
         may = {*ENDED, S.RETRYING}
         run_id = self.some_run(number, lambda run: run.state in may and self.has_flow(run))
@@ -401,21 +404,21 @@ class DispatchMachine(RuleBasedStateMachine):
         number = run.flow.number
         return self.named[run.id] in (self.names[number], self.was.get(number))
 
-    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    @action(number=NUMBERS, steps=STEPS, order=ORDERS)
     def drop(self, number: int, steps: int, order: int) -> None:
         run_id = self.some_run(number, lambda run: run.dead)
         if run_id is not None:
             self.service.operate(Drop(run_id))
             self.go(steps, order)
 
-    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    @action(number=NUMBERS, steps=STEPS, order=ORDERS)
     def replay(self, number: int, steps: int, order: int) -> None:
         run_id = self.some_run(number, lambda run: run.dead)
         if run_id is not None:
             self.service.operate(ReplayDead(run_id))
             self.go(steps, order)
 
-    @rule(number=NUMBERS, pauses=st.booleans(), steps=STEPS, order=ORDERS)
+    @action(number=NUMBERS, pauses=booleans(), steps=STEPS, order=ORDERS)
     def pause(self, number: int, pauses: bool, steps: int, order: int) -> None:
         """Pause or resume a flow."""
         self.set_paused(self.simulator.flows[number % len(self.names)], pauses)
@@ -429,9 +432,9 @@ class DispatchMachine(RuleBasedStateMachine):
 
         self.service.operate(verb, answered if paused else None)
 
-    @rule(
+    @action(
         number=NUMBERS,
-        change=st.sampled_from(["count", "rename", "serve"]),
+        change=one_of("count", "rename", "serve"),
         steps=STEPS,
         order=ORDERS,
     )
@@ -453,8 +456,7 @@ class DispatchMachine(RuleBasedStateMachine):
         project = Project.of(self.declared(renamed))
         self.service.do(partial(reload_project, self.service.process, project))
 
-    @precondition(lambda self: self.may_die())
-    @rule()
+    @action(lambda self: self.may_die())
     def crash(self) -> None:
         """Kill the process, whatever it is at, and start another."""
         self.service.cut()
@@ -464,8 +466,7 @@ class DispatchMachine(RuleBasedStateMachine):
         deaths = [run.deaths for run in self.simulator.runs.values()]
         return self.starts < self.max_starts and all(count < MAX_DEATHS for count in deaths)
 
-    @precondition(lambda self: self.may_die())
-    @rule(order=ORDERS)
+    @action(lambda self: self.may_die(), order=ORDERS)
     def stop(self, order: int) -> None:
         """Stop the process, and start another."""
         self.service.stop(order)
@@ -480,13 +481,6 @@ class DispatchMachine(RuleBasedStateMachine):
         self.go()
 
     # ------------------------------------------------------------ the end
-
-    def teardown(self) -> None:
-        try:
-            if sys.exc_info()[0] is None and hasattr(self, "simulator"):  # it has not failed
-                self.finish()
-        finally:
-            self.clear()
 
     def clear(self) -> None:
         """End the service and remove its folder."""

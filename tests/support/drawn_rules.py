@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias
 
-from hypothesis import strategies as st
-
+from tests.support.dispatch_machine import MOST_FLOWS
 from tests.support.flow_control_simulator import (
     Bounded,
     CancelledBy,
@@ -19,6 +18,7 @@ from tests.support.flow_control_simulator import (
     Throttled,
     Unique,
 )
+from tests.support.histories import Draw, booleans, integers, lists, one_of, tuples
 from tests.support.simulated_breaker import Needs
 from turnout import dependency, event, rate_limit, throttle, unique
 
@@ -54,10 +54,11 @@ MAKERS: dict[str, Make] = {
 Drawn: TypeAlias = tuple[str, bool, int, int]
 """A rule: its kind, whether it has a key, a count, and seconds."""
 
-DRAWN: st.SearchStrategy[Drawn] = st.tuples(
-    st.sampled_from(list(MAKERS)), st.booleans(), st.integers(1, 2), st.sampled_from([0, 5, 30])
-)
-RULES = st.lists(st.lists(DRAWN, max_size=3), min_size=3, max_size=3)
+
+def rules(kinds: Sequence[str], least: int = 0) -> Draw:
+    """Draw the rules of each flow, at least so many, among rules of these kinds."""
+    rule = tuples(one_of(*kinds), booleans(), integers(1, 2), one_of(0, 5, 30))
+    return lists(lists(rule, least, 3), MOST_FLOWS, MOST_FLOWS)
 
 
 def length(seconds: int) -> timedelta:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
-
 from tests.support.dispatch_machine import (
+    MOST_FLOWS,
     NUMBERS,
     ORDERS,
     POLICIES,
@@ -17,7 +15,15 @@ from tests.support.dispatch_machine import (
     Policy,
 )
 from tests.support.dispatch_simulator import ENDED, SimulatedFlow, SimulatedRun
-from tests.support.drawn_rules import CALLED_OFF, RULES, Drawn, Shared, make_rule, options_of
+from tests.support.drawn_rules import (
+    CALLED_OFF,
+    MAKERS,
+    Drawn,
+    Shared,
+    make_rule,
+    options_of,
+    rules,
+)
 from tests.support.flow_control_simulator import (
     Bounded,
     CancelledBy,
@@ -27,9 +33,11 @@ from tests.support.flow_control_simulator import (
     Mode,
     Verdict,
 )
+from tests.support.histories import Draw, action, lists
 from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
+from turnout.service.flowcontrol.priority import NORMAL
 from turnout.testing import typed_event
 
 S = RunState
@@ -38,12 +46,10 @@ S = RunState
 class FlowControlMachine(DispatchMachine):
     """What is done to a service whose flows have rules, and the simulator that is told of it."""
 
-    @initialize(
-        slots=st.integers(1, 4),
-        policies=st.lists(POLICIES, min_size=1, max_size=3),
-        bounds=st.integers(0, 5),
-        rules=RULES,
-    )
+    @classmethod
+    def beginning(cls) -> Mapping[str, Draw]:
+        return {**super().beginning(), "rules": rules(list(MAKERS))}
+
     def begin(
         self, slots: int, policies: list[Policy], bounds: int, rules: list[list[Drawn]]
     ) -> None:
@@ -83,15 +89,24 @@ class FlowControlMachine(DispatchMachine):
             else:
                 self.decided(entry.runs, stored, entry.event.data)
 
+    def told_append_answered(self, entries: Sequence[Any], result: Sequence[Any]) -> None:
+        for stored in result:
+            self.stop_cancelled(stored)
+
+    def stop_cancelled(self, ends: Any) -> None:
+        """Learn that no code of cancelled runs begins any more."""
+        for run in ends.cancelled:
+            self.simulator.cancel_answered(run.id)
+
     def told_append_refused(self, entries: Sequence[Any], result: None) -> None:
         """Hear of a delivery of which nothing is stored."""
-        flows = {self.flow_of(run) for entry in entries for run in entry.runs}
+        flows = {run.flow: self.flow_of(run) for entry in entries for run in entry.runs}
         if not any(
-            bound.is_full(self.others_of(bound, flow))
-            for flow in flows
+            bound.is_full(self.others_of(flow)) and not self.is_paused(name)
+            for name, flow in flows.items()
             for bound in self.bounds_of(flow)
         ):
-            self.simulator.faults.append(f"flows {[each.number for each in flows]} are not full")
+            self.simulator.faults.append(f"flows {list(flows)} are not full")
 
     def check_bounds(self, entries: Sequence[Any], result: Sequence[Any]) -> None:
         """Check that no delivery was stored that finds a queue full at its first run."""
@@ -105,8 +120,8 @@ class FlowControlMachine(DispatchMachine):
         for run in first.values():
             flow = self.flow_of(run)
             for bound in self.bounds_of(flow):
-                is_free = bound.is_overfull(self.others_of(bound, flow)) and not flow.paused
-                if is_free and not self.ends_others(flow):
+                is_full = bound.is_overfull(self.others_of(flow)) and not self.is_paused(run.flow)
+                if is_full and not self.ends_others(flow):
                     self.simulator.faults.append(
                         f"run {run.seq} is stored, and flow {flow.number} is full"
                     )
@@ -114,7 +129,11 @@ class FlowControlMachine(DispatchMachine):
     def bounds_of(self, flow: SimulatedFlow) -> list[Bounded]:
         return [each for each in self.declared_rules[flow.number] if isinstance(each, Bounded)]
 
-    def others_of(self, bound: Bounded, flow: SimulatedFlow) -> list[ControlledRun]:
+    def is_paused(self, name: str) -> bool:
+        """Whether a flow is paused on disk; the process may not know it yet."""
+        return f"flow:{name}" in self.paused
+
+    def others_of(self, flow: SimulatedFlow) -> list[ControlledRun]:
         runs = self.simulator.runs.values()
         return [run for run in runs if run.flow is flow and isinstance(run, ControlledRun)]
 
@@ -167,7 +186,7 @@ class FlowControlMachine(DispatchMachine):
         for run in runs:
             self.named[run.id] = run.flow
             known = self.known(run, data)
-            known.accepted = accepted
+            known.accepted, known.replayed = accepted, not accepted
             verdict = self.controlled.verdict(known, self.at)
             refused = stored.refused.get(run.id)
             reason = None if refused is None else str(refused.reason)
@@ -179,6 +198,7 @@ class FlowControlMachine(DispatchMachine):
             skipped |= verdict.skipped
             self.end_older(verdict)
             if verdict.refused is None:
+                self.check_class(run, known)
                 self.simulator.stored(known, running=run.state is S.RUNNING)
             else:
                 known.state, known.accepted = S.SKIPPED, False
@@ -202,10 +222,12 @@ class FlowControlMachine(DispatchMachine):
         )
         super().told_retry_done(_run_id, _step, result)
 
+    def told_retry_answered(self, _run_id: str, _step: None, result: Any) -> None:
+        self.stop_cancelled(result)
+
     def end_older(self, verdict: Verdict) -> None:
         for each in verdict.cancelled:
             self.simulator.cancelled(each)
-            self.simulator.cancel_answered(each)
         for each in verdict.skipped:
             self.controlled.skipped(each)
 
@@ -218,15 +240,16 @@ class FlowControlMachine(DispatchMachine):
 
     def known(self, run: Any, data: Mapping[str, str | None]) -> ControlledRun:
         known = ControlledRun(run.id, run.seq, self.flow_of(run), data, self.at)
-        for each in self.declared_rules[known.flow.number]:
-            if isinstance(each, Classed):
-                known.level = self.class_of(known, each)
-                if run.priority != known.level and not self.ends_others(known.flow):
-                    self.simulator.faults.append(
-                        f"run {run.seq} has the class {run.priority}, not {known.level}"
-                    )
-                known.level = run.priority
+        known.level = run.priority or NORMAL
         return known
+
+    def check_class(self, run: Any, known: ControlledRun) -> None:
+        """Compare the class of a run that is stored with that which it should have."""
+        for each in self.declared_rules[known.flow.number]:
+            if isinstance(each, Classed) and run.priority != self.class_of(known, each):
+                self.simulator.faults.append(
+                    f"run {run.seq} has the class {run.priority}, not {self.class_of(known, each)}"
+                )
 
     def class_of(self, run: SimulatedRun, classed: Classed) -> int:
         same = self.simulator.same_key(run) if run.flow.ordered and run.order_key else ()
@@ -236,7 +259,7 @@ class FlowControlMachine(DispatchMachine):
 
     # ------------------------------------------------------------ more that is done
 
-    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    @action(number=NUMBERS, steps=STEPS, order=ORDERS)
     def call_off(self, number: int, steps: int, order: int) -> None:
         """Emit an event that cancels runs."""
         self.count += 1
@@ -253,8 +276,7 @@ class FlowControlMachine(DispatchMachine):
             if any(isinstance(each, Bounded | Classed) for each in self.declared_rules[flow.number])
         ]
 
-    @precondition(lambda self: self.queueing())
-    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    @action(lambda self: self.queueing(), number=NUMBERS, steps=STEPS, order=ORDERS)
     def fill(self, number: int, steps: int, order: int) -> None:
         """Send runs of all classes to a flow, and more than its queue takes."""
         flows = self.queueing()
@@ -262,8 +284,7 @@ class FlowControlMachine(DispatchMachine):
             self.emit(flows[number % len(flows)], [(0, 0, False), (1, 0, False), (0, 1, False)])
         self.go(steps, order)
 
-    @precondition(lambda self: self.waiting_attempts())
-    @rule(number=NUMBERS, steps=STEPS, order=ORDERS)
+    @action(lambda self: self.waiting_attempts(), number=NUMBERS, steps=STEPS, order=ORDERS)
     def lose_connection(self, number: int, steps: int, order: int) -> None:
         """End an attempt as what it needs is down."""
         attempts = self.waiting_attempts()
@@ -274,3 +295,19 @@ class FlowControlMachine(DispatchMachine):
         super().go(steps, order)
         if self.service.at_rest and (problem := self.needs.problem()) is not None:
             raise AssertionError(problem)
+
+
+def about(*kinds: str, policies: Draw = POLICIES, **weights: float) -> type[FlowControlMachine]:
+    """Return a machine whose flows all have rules of these kinds, and that does some things more.
+
+    A fault of these rules is found in a few histories.
+    """
+
+    class Machine(FlowControlMachine):
+        @classmethod
+        def beginning(cls) -> Mapping[str, Draw]:
+            flows = lists(policies, 1, MOST_FLOWS)
+            return {**super().beginning(), "policies": flows, "rules": rules(kinds, 1)}
+
+    Machine.weights = weights
+    return Machine

@@ -24,16 +24,24 @@ from turnout.service.flowcontrol.priority import HIGH, LOW, NAMES, NORMAL
 Others = Sequence["ControlledRun"]
 
 
+def _by_seq(run: SimulatedRun) -> int:
+    return run.seq
+
+
 @dataclass(eq=False)
 class ControlledRun(SimulatedRun):
     """A run, and when it has started: all but its returns from a wait.
 
-    `accepted`: it came in as an event, and was not refused; a replay did not. `begun`: it has been
-    claimed since it was queued as new, by an operator's retry too. `level` is its class.
+    `accepted`: it came in as an event, and was not refused; one that is `replayed` did not.
+    `begun`: it has been claimed since it was queued as new, by an operator's retry too, at
+    `asked_at`. `outdated`: a rule has ended it before it started. `level` is its class.
     """
 
     starts: list[datetime] = field(default_factory=list)
     accepted: bool = True
+    replayed: bool = False
+    outdated: bool = False
+    asked_at: datetime | None = None
     begun: bool = False
     level: int = NORMAL
 
@@ -116,22 +124,24 @@ class RateLimited(Rule):
 
 @dataclass(eq=False)
 class Unique(Rule):
-    """One run until it has ended; or for so long, unless it fails or is cancelled."""
+    """One run until it has ended; or for so long, unless it fails, is cancelled or outdated.
+
+    The key is that of the run that got it last: the ones before have given it up.
+    """
 
     name = "unique"
 
     until: timedelta | None
 
     def refuses(self, run: ControlledRun, others: Others, now: datetime) -> bool:
-        return run.accepted and any(self._holds(each, now) for each in others)
-
-    def _holds(self, other: ControlledRun, now: datetime) -> bool:
-        if not other.accepted:
+        if run.replayed:
             return False
         if self.until is None:
-            return other.is_unfinished
-        is_free = other.state in (S.FAILED, S.CANCELLED)
-        return not is_free and other.accepted_at + self.until > now
+            return any(each.is_unfinished and not each.replayed for each in others)
+        last = max((each for each in others if each.accepted), key=_by_seq, default=None)
+        if last is None or last.state in (S.FAILED, S.CANCELLED) or last.outdated:
+            return False
+        return last.accepted_at + self.until > now
 
 
 @dataclass(eq=False)
@@ -170,7 +180,7 @@ class Classed(Rule):
 class StartsInTime(Rule):
     """A run that was never claimed and has waited for longer does not start any more.
 
-    Unless an operator has queued it again.
+    It has waited since it came, or since an operator has queued it again.
     """
 
     name = "start_timeout"
@@ -178,8 +188,7 @@ class StartsInTime(Rule):
     limit: timedelta
 
     def delays(self, run: ControlledRun, others: Others, now: datetime) -> bool:
-        is_first = run.claim == 0 and not run.retried
-        return is_first and now - run.accepted_at > self.limit
+        return run.claim == 0 and now - (run.asked_at or run.accepted_at) > self.limit
 
 
 @dataclass(eq=False)
@@ -323,7 +332,16 @@ class FlowControlSimulator(DispatchSimulator):
 
     def missed(self) -> list[SimulatedRun]:
         late = [run for run in self.live if self.why_not(run) == {"start_timeout"}]
-        return super().missed() + [run for run in late if self._should_start(run)]
+        missed = super().missed() + [run for run in late if self._should_start(run)]
+        return [run for run in missed if not self._waits_with_others(run)]
+
+    def _waits_with_others(self, run: SimulatedRun) -> bool:
+        """Whether the runs of its flow and class wait for what they need, and it waits with them.
+
+        It came when that was up again, and they are let go one after the other.
+        """
+        rivals = [other for other in self.live if other.flow is run.flow]
+        return any(level(o) == level(run) and "needs" in self.why_not(o) for o in rivals)
 
     def ended_late(self, id_: str, now: datetime) -> None:
         """Learn that a run was not to start any more."""
@@ -335,10 +353,13 @@ class FlowControlSimulator(DispatchSimulator):
     def skipped(self, id_: str) -> None:
         """Learn that a run that waited has ended as skipped."""
         self.cancelled(id_)
-        self.runs[id_].state = S.SKIPPED
+        run = self.runs[id_]
+        assert isinstance(run, ControlledRun)
+        run.state, run.outdated = S.SKIPPED, True
 
     def retried(self, id_: str) -> None:
         run = self.runs[id_]
         if isinstance(run, ControlledRun) and run.state in ENDED:
-            run.begun = False
+            run.begun = run.outdated = False
+            run.asked_at = self.decided_at or self.now()
         super().retried(id_)

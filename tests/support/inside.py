@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from turnout.service.app.process import Process
 from turnout.service.dispatch.memory import Memory
 from turnout.service.dispatch.queue import Queue
 from turnout.service.dispatch.scheduling import Scheduler
+from turnout.service.domain import event
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Queued
 from turnout.service.journal.sqlite.journal import SqliteJournal
@@ -62,6 +65,13 @@ def forget_secrets(patch: pytest.MonkeyPatch) -> None:
     """Be a process in which no secret was revealed yet, until `patch` is undone."""
     patch.setattr(secrets, "_revealed", {})
     patch.setattr(secrets, "live_forms", ())
+
+
+def mint_the_same_ids(patch: pytest.MonkeyPatch) -> None:
+    """Mint ids that depend on neither time nor chance, until `patch` is undone."""
+    patch.setattr(event, "_last_stamp", 0)
+    patch.setattr(event, "_chance", Random(0))
+    patch.setattr(event, "time", SimpleNamespace(time_ns=lambda: 0))
 
 
 def write_at_once(journal: SqliteJournal) -> None:

@@ -81,7 +81,8 @@ class Needs(Rule):
         return any(self._probes(each, now) for each in others)
 
     def _has_waited(self, run: SimulatedRun) -> bool:
-        since = run.due_at or run.accepted_at
+        asked_at = run.asked_at if isinstance(run, ControlledRun) else None
+        since = run.due_at or asked_at or run.accepted_at
         return self.stored is not None and since < self.stored.changed_at
 
     def _probes(self, run: ControlledRun, now: datetime) -> bool:

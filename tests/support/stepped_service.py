@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
+import pytest
+
 from tests.support import inside
 from turnout import Fail, Retry, Skip, current, sleep
 from turnout.service.app.process import ManualTrigger, Process
@@ -36,6 +38,9 @@ from turnout.service.telemetry.metrics import Metrics
 
 START = datetime(2025, 3, 1, 12, tzinfo=UTC)
 PATIENCE_SECONDS = 60.0
+MOST_STEPS = 3000
+"""After so many steps of its journal a service that nobody asks for anything should be at rest."""
+
 READS = {
     "breakers", "child", "due", "due_actions", "event", "event_ended", "event_of", "events",
     "member_events", "next_due_at", "orphans", "pauses", "positions", "queued", "queued_for_key",
@@ -227,6 +232,8 @@ class SteppedService:
     def __init__(self, folder: Path, slots: int, listener: Listener) -> None:
         self.folder = folder
         self.listener = listener
+        self._patch = pytest.MonkeyPatch()
+        inside.mint_the_same_ids(self._patch)
         self.now = START
         self.attempts: list[Attempt] = []
         self.problems: list[str] = []
@@ -236,6 +243,7 @@ class SteppedService:
         self._settings = Settings(data=folder, min_free_bytes=0, **chosen)
         self._order = 0
         self._steps: int | None = None
+        self._taken = 0
         self._real = 0
         self._slept: dict[str, list[int]] = {}
         self._verbs: set[asyncio.Task[None]] = set()
@@ -253,7 +261,7 @@ class SteppedService:
 
         `order` chooses what its journal does next where it could do several things.
         """
-        self._steps, self._order = steps, order
+        self._steps, self._order, self._taken = steps, order, 0
         self._loop.run_forever()
         assert not self.problems, "; ".join(self.problems)
         if hasattr(self, "_serving"):
@@ -281,6 +289,9 @@ class SteppedService:
             return 0
         if self._steps is not None:
             self._steps -= 1
+        self._taken += 1
+        if self._taken > MOST_STEPS:
+            self.problems.append("the service does not come to rest")
         self._order, chosen = divmod(self._order, len(choices))
         choices[chosen]()
         return 0
@@ -387,7 +398,7 @@ class SteppedService:
         self._end.set_result(False)
         for seconds in (0, 60, 60):
             self.advance(timedelta(seconds=seconds))
-            self._steps, self._order = None, order
+            self._steps, self._order, self._taken = None, order, 0
             self._loop.run_forever()
             if self._serving.done():
                 return self._ended()
@@ -400,7 +411,7 @@ class SteppedService:
                 attempt.let_go.set_result(None)
         for verb in self._verbs:
             verb.cancel()
-        self._steps = None
+        self._steps, self._taken = None, 0
         for _ in range(10):
             self._loop.run_forever()
         assert self._serving.done(), "the process does not end"
@@ -413,6 +424,7 @@ class SteppedService:
             self.cut()
         self._really(self._loop.shutdown_default_executor())
         self._loop.close()
+        self._patch.undo()
 
     # ------------------------------------------------------------ the code of flows
 
