@@ -43,9 +43,8 @@ MOST_STEPS = 3000
 
 READS = {
     "breakers", "child", "due", "due_actions", "event", "event_ended", "event_of", "events",
-    "member_events", "next_due_at", "orphans", "pauses", "positions", "queued", "queued_for_key",
-    "queued_past",
-    "run", "runs", "shapes", "steps", "waiting", "waits",
+    "member_events", "next_due_at", "orphans", "overrides", "pauses", "positions", "queued",
+    "queued_for_key", "queued_past", "run", "runs", "shapes", "steps", "waiting", "waits",
 }  # fmt: skip
 SUBMITTED = {
     "append",
