@@ -99,7 +99,6 @@ def offer_a_turn_to_those_that_had_it(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Queue, "wake_key", lambda self, key, **_: wake(self, key))
 
 
-STARTS_OFTEN = {"crash": 5, "stop": 3}
 ORDERED = tuples(one_of(True), lists(DRAWN_LIMITS, 0, 1), booleans())
 LIMITED = tuples(one_of(False), lists(tuples(one_of("key"), integers(1, 1)), 1, 1), booleans())
 
@@ -107,7 +106,7 @@ CONTROLS = [
     (count_no_starts, about("throttle", "shared"), "in spite of .*throttle"),
     (
         forget_starts_at_a_restart,
-        about("throttle", "shared", **STARTS_OFTEN),
+        about("throttle", "shared", crash=5, stop=3),
         "in spite of .*throttle",
     ),
     (accept_what_is_over_the_rate, about("rate_limit"), "refused by None, not rate_limit"),

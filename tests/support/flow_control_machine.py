@@ -51,7 +51,7 @@ class FlowControlMachine(DispatchMachine):
         return {**super().beginning(), "rules": rules(list(MAKERS))}
 
     def begin(
-        self, slots: int, policies: list[Policy], bounds: int, rules: list[list[Drawn]]
+        self, slots: int, policies: list[Policy], bounds: int, rules: Sequence[list[Drawn]] = ()
     ) -> None:
         shared = Shared()
         self.needs = shared.needs

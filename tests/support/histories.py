@@ -109,8 +109,8 @@ class Machine:
         """Return what is drawn for `begin`."""
         return {}
 
-    def begin(self, **drawn: Any) -> None:
-        """Begin."""
+    def begin(self, *drawn: Any, **named: Any) -> None:
+        """Begin, with what was drawn by name."""
 
     def finish(self) -> None:
         """Bring it to its end, where more can be checked."""
@@ -173,13 +173,22 @@ def play_one(
 
 def replay(machine: type[Machine], begin: Mapping[str, Any], actions: Iterable[Action]) -> None:
     """Play a history as it was printed; raises what it raises."""
-    error = _failure(machine, begin, (lambda _machine, each=each: each for each in actions), [])
+    error = _failure(machine, begin, _fixed(actions), [])
     if error is not None:
         raise error
 
 
 Choose: TypeAlias = Callable[[Machine], Action]
 """Says what is done next to a machine as it is now."""
+
+
+def _fixed(actions: Iterable[Action]) -> Iterator[Choose]:
+    """Yield choices that are made already."""
+
+    def always(action: Action) -> Choose:
+        return lambda _machine: action
+
+    return map(always, actions)
 
 
 def _choose(machine: type[Machine], random: Random, length: int) -> Iterator[Choose]:
@@ -234,8 +243,7 @@ def shortest(machine: type[Machine], history: History, error: Exception) -> Hist
         tries += 1
         if tries > MOST_TRIES:
             return False
-        fixed: list[Choose] = [lambda _machine, each=each: each for each in shorter.actions]  # type: ignore[misc]
-        found = _failure(machine, shorter.begin, fixed, [])
+        found = _failure(machine, shorter.begin, _fixed(shorter.actions), [])
         return found is not None and kind_of(found) == kind_of(error)
 
     size = len(history.actions)
