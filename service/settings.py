@@ -118,6 +118,7 @@ class Settings(BaseSettings):
         2**20, description="Largest result of a run; a larger one of a step is stored in a file."
     )
     max_blob_bytes: Size = Field(64 * 2**20, description="Largest result of a step.")
+    max_artefact_bytes: Size = Field(2 * 2**30, ge=1, description="Largest artefact of a run.")
     max_waiters: int = Field(1000, ge=0, description="Requests waiting with ?wait= at once.")
     min_free_bytes: Size = Field(64 * 2**20, description="Free disk below which intake stops.")
 

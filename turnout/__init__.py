@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from turnout.service.flowcontrol.unique import unique as unique
     from turnout.service.governance.secrets import secret as secret
     from turnout.service.steps.approval import approval as approval
+    from turnout.service.steps.artefacts import artefact as artefact
     from turnout.service.steps.cache import by_input as by_input
     from turnout.service.steps.context import current as current
     from turnout.service.steps.emitting import emit as emit
@@ -68,6 +69,7 @@ _ROOMS = {
     "approval": "service.steps.approval",
     "emit": "service.steps.emitting",
     "first": "service.steps.first",
+    "artefact": "service.steps.artefacts",
     "by_input": "service.steps.cache",
     "current": "service.steps.context",
     "Event": "service.domain.event",

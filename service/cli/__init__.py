@@ -29,6 +29,7 @@ from turnout.service.domain.errors import (
 )
 
 from . import (
+    artefact,
     backtest,
     cache,
     check,
@@ -109,7 +110,7 @@ def cli() -> None:
 
 for _command in (
     serve.serve, check.check, run.run, doctor.doctor,
-    runs.runs, show.show, why.why, events.events, flows.flows, triggers.triggers,
+    runs.runs, show.show, artefact.artefact, why.why, events.events, flows.flows, triggers.triggers,
     runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
     pauses.pause, pauses.resume, pending.pending, limits.limits, cache.cache, triggers.fire,
     events.emit, triggers.trigger, upcoming.next_, upcoming.approvals, logs.logs, graph.graph,

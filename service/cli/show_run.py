@@ -33,6 +33,7 @@ def print_run(run: dict[str, Any]) -> None:
     _print_members(run)
     _print_attempts(run["history"])
     _print_steps(run)
+    _print_artefacts(run["artefacts"], name)
     _print_answers(run["answers"])
     if run["error"] is not None and run["error"]["traceback"]:
         heading("traceback")
@@ -164,6 +165,20 @@ def _print_steps(run: dict[str, Any]) -> None:
         (_step_row(step, run) for step in run["steps"]),
         empty="",
     )  # fmt: skip
+
+
+def _print_artefacts(artefacts: list[dict[str, Any]], run: str) -> None:
+    if not artefacts:
+        return
+    heading(f"artefacts: turnout artefact {run} NAME")
+    table(
+        (Column("name", 16), Column("type", 12), Column("bytes"), Column("step", 10)),
+        (
+            (each["name"], each["type"], f"{each['bytes']:,}", step_name(each["step"]))
+            for each in artefacts
+        ),
+        empty="",
+    )
 
 
 def _print_answers(answers: list[dict[str, Any]]) -> None:

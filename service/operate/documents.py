@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from turnout.service.domain.artefact import MAX_LISTED
 from turnout.service.domain.errors import InvalidData
 from turnout.service.domain.event import Event
 from turnout.service.domain.payload import read_json
@@ -33,6 +34,7 @@ from turnout.service.journal.records import (
     ApprovalAnswer,
     AttemptRecord,
     StepRecord,
+    StoredArtefact,
     StoredEvent,
     StoredOverride,
     StoredPause,
@@ -132,6 +134,7 @@ async def post_mortem(
         "steps": [
             _step(step) for step in await reader.steps(run.seq, at_most_bytes=SHOWN_STEPS_BYTES)
         ],
+        "artefacts": [artefact_of(each) for each in await reader.artefacts(run.seq, MAX_LISTED)],
         "answers": [_answer(answer) for answer in await reader.answers(run.seq)],
         "history": [_attempt(attempt) for attempt in await reader.attempts(run.seq)],
     }
@@ -212,6 +215,17 @@ def step_state(step: StepRecord) -> str:
 
 
 _LEFT_OUT = frozenset({SKIPPED, CUT_OFF})
+
+
+def artefact_of(artefact: StoredArtefact) -> dict[str, Any]:
+    """Return an artefact of a run: its name, type and size, and the step that attached it."""
+    return {
+        "name": artefact.name,
+        "type": artefact.type,
+        "bytes": artefact.size,
+        "step": artefact.key,
+        "at": instant(artefact.at),
+    }
 
 
 def _answer(answer: ApprovalAnswer) -> dict[str, Any]:

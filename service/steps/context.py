@@ -12,6 +12,7 @@ from asyncio import Future
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from turnout.service import pools
@@ -24,7 +25,7 @@ from turnout.service.journal.records import NOTHING, REGISTERED, Claim, ClaimedR
 from turnout.service.pools import worker
 from turnout.service.telemetry import logs
 
-from . import needs
+from . import artefacts, needs
 from .attempt_state import AttemptState
 from .backoff import Backoffs
 from .code_change import RecordedSequence
@@ -168,6 +169,22 @@ class RunContext:
         """Return what `key(name)` returns in the step with the key `step`."""
         text = f"{self.claimed.claim.run_id}\n{step}\n{name}"
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+    def attach(self, name: str, content: bytes | Path, *, type: str | None = None) -> str:
+        """Attach a file to the run, in a task: it is kept with the run; returns the name.
+
+        `turnout show` lists it, `turnout artefact RUN NAME` and the API give it back, and a later
+        task reads it: `artefact(name).read()`. It is recorded with its step: one that is tried or
+        run again leaves what the try that ended it attached; the last content of a name counts.
+
+        `name` is one part of a path, at most 255 bytes; `type` is a media type, by default what
+        the name says. `content` is bytes, or the `Path` of a regular file in the working folder,
+        which is copied now; at most `max_artefact_bytes` (a setting). An `async def` task attaches
+        up to 16 MiB of bytes, and anything by `await asyncio.to_thread(current().attach, …)`.
+        Outside a run it is only checked. Raises `NotKept` for what cannot be kept, and
+        `MisplacedTask` in the body of a flow and in a task with `pool="process"`.
+        """
+        return artefacts.attach(name, content, type)
 
     def on_undo(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Call `function(*args, **kwargs)` if this run fails for good, the last registered first.

@@ -11,7 +11,6 @@ from typing import Any
 from turnout.service import pools
 from turnout.service.domain.errors import FOREIGN, as_exception
 
-from .backoff import next_try
 from .cache import use_cache
 from .recording import store, write_marks
 from .scope import inside
@@ -40,8 +39,8 @@ def _perform(call: StepCall) -> Any:
         if call.not_before is not None or call.task.limit is not None:
             _wait_for_turn(call)
         call.begin()
+        step_scope = inside(call.scope, call.key)
         try:
-            step_scope = inside(call.scope, call.key)
             with step_scope:
                 value = _work(call)
             if step_scope.pending_calls is not None:
@@ -50,11 +49,12 @@ def _perform(call: StepCall) -> Any:
             record = call.succeeded(value)
         except FOREIGN as error:  # a task is the author's code
             failure = as_exception(error)
-            delay = next_try(call, failure)
+            delay = call.next_try(failure, step_scope)
         else:
-            pools.on_loop(store(call.context, record))
+            pools.on_loop(store(call.context, record, step_scope.attached))
             return value
         finally:
+            step_scope.discard_attached()
             if call.task.limit is not None:
                 pools.call_soon(call.leave_place)
         if delay is None:

@@ -7,7 +7,7 @@ Not here: what is recorded (`step`, `wait`, `children`) and the marks between st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -20,8 +20,10 @@ from turnout.service.domain.errors import (
     Overloaded,
     TooManyRuns,
 )
+from turnout.service.journal.contract import Attachment
 from turnout.service.journal.records import StepRecord
 
+from .artefacts import Attached
 from .context import RunContext
 
 T = TypeVar("T")
@@ -29,23 +31,39 @@ T = TypeVar("T")
 FULL_DISK_WAIT_SECONDS = 0.5
 
 
-async def store(context: RunContext, record: StepRecord) -> StepRecord:
-    """Make a record durable, a large result in a file; see `durable`. Returns what is recorded."""
+async def store(
+    context: RunContext, record: StepRecord, attached: Attached | None = None
+) -> StepRecord:
+    """Make a record durable, a large result in a file; see `durable`. Returns what is recorded.
+
+    What the step has `attached` is recorded with it.
+    """
     services = context.services
     assert services is not None  # steps are recorded where there is a journal only
     journal = services.journal
+    write: Callable[[StepRecord], Awaitable[None]] = context.record_step
+    if attached is not None:
+        write = partial(_record_with, context, [*attached])
     if record.result is None or len(record.result) <= services.settings.max_result_bytes:
-        await durable(context, partial(context.record_step, record))
+        await durable(context, partial(write, record))
         return record
     result = record.result
 
     async def with_blob() -> StepRecord:
         async with journal.store_blob(result) as name:
             recorded = replace(record, result=None, blob=name)
-            await context.record_step(recorded)
+            await write(recorded)
             return recorded
 
     return await durable(context, with_blob)
+
+
+async def _record_with(
+    context: RunContext, attached: Sequence[Attachment], record: StepRecord
+) -> None:
+    assert context.services is not None  # `store` has looked
+    claim = context.writing(record.key)
+    await context.services.journal.record_artefacts(claim, record, attached)
 
 
 FULL_QUEUE_WAIT_SECONDS = 0.25

@@ -25,6 +25,7 @@ from .author_code import where
 if TYPE_CHECKING:
     from turnout.service.journal.records import ClaimedRun
 
+    from .artefacts import Attached
     from .context import RunContext
     from .suspension import Suspend
     from .unawaited import PendingCalls
@@ -36,6 +37,7 @@ class Scope:
     __slots__ = (
         "_owner",
         "_token",
+        "attached",
         "context",
         "counts",
         "path",
@@ -51,6 +53,7 @@ class Scope:
         task = pools.caller() if step is None else None
         self._owner = None if task is None else weakref.ref(task)  # weak: the task holds this
         self.pending_calls: PendingCalls | None = None  # inside a step
+        self.attached: Attached | None = None  # inside a step that attaches something
         self.counts: dict[str, int] = {}
         self.suspended: Suspend | None = None
 
@@ -65,6 +68,11 @@ class Scope:
         """Whether the calling code runs in the task that owns this scope, or in its thread."""
         caller = pools.caller()
         return caller is not None and self._owner is not None and self._owner() is caller
+
+    def discard_attached(self) -> None:
+        """Delete what the step has attached and what was not recorded."""
+        if self.attached is not None:
+            self.attached.discard()
 
     def refuse_left(self) -> None:
         """Raise `NotAwaited` if the step called something that has not ended."""

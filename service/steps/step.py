@@ -39,6 +39,7 @@ from turnout.service.telemetry.logs import get_logger
 
 from . import codec, failures
 from . import undo as undos
+from .artefacts import Attached
 from .author_code import line_of_call, place_in, where
 from .backoff import back_off, ends_attempt, next_try
 from .cache import use_cache
@@ -71,6 +72,7 @@ class StepCall:
         "_started_at",
         "args",
         "arguments",
+        "attached",
         "blames",
         "context",
         "done",
@@ -109,6 +111,7 @@ class StepCall:
         self.last_error: RunError | None = None
         self.blames: Sequence[str] = ()
         self.done: StepRecord | None = None
+        self.attached: Attached | None = None
         self.in_error_handler = sys.exc_info()[0] is not None
         if self.context.pending_calls is not None and (args or kwargs):
             self.context.pending_calls.refuse_arguments(self, (*args, *kwargs.values()))
@@ -294,6 +297,28 @@ class StepCall:
             arguments=self.arguments,
         )
 
+    def next_try(self, error: Exception, scope: Scope) -> float | None:
+        """Return in how many seconds the step is tried again, None if it is not.
+
+        What the last try has attached, in its `scope`, is recorded with the end of the step.
+        """
+        delay = next_try(self, error)
+        if delay is None:
+            self.take_attached(scope)
+        return delay
+
+    def take_attached(self, scope: Scope) -> None:
+        """Take over what was attached in a scope, to be recorded with the end of the step."""
+        self.attached, scope.attached = scope.attached, None
+
+    async def store_last(self, record: StepRecord) -> None:
+        """Record the end of a step that has no tries left, with what the last one attached."""
+        try:
+            await store(self.context, record, self.attached)
+        finally:
+            if self.attached is not None:
+                self.attached.discard()
+
     def delivered(self) -> Exception:
         """Return the recorded error, which the caller raises in the flow now."""
         self.context.undelivered.discard(self.key)
@@ -397,11 +422,12 @@ async def perform(call: StepCall) -> Any:
             record = call.succeeded(value)
         except FOREIGN as error:  # a task is the author's code
             failure = as_exception(error)
-            delay = next_try(call, failure)
+            delay = call.next_try(failure, step_scope)
         else:
-            call.done = await store(call.context, record)
+            call.done = await store(call.context, record, step_scope.attached)
             return value
         finally:
+            step_scope.discard_attached()
             call.leave_place()
             pools.steps -= 1
             current_scope.reset(outer)
@@ -435,9 +461,9 @@ async def give_up(call: StepCall, failure: Exception) -> Any:
             error.__context__ = error.__context__ or failure  # not set in a pool thread
             failure = as_exception(error)
         else:
-            await store(call.context, record)
+            await call.store_last(record)
             return value
-    await store(call.context, call.failed(failure))
+    await call.store_last(call.failed(failure))
     raise call.delivered()
 
 
@@ -446,12 +472,17 @@ async def fallback_of(call: StepCall, failure: Exception) -> Any:
     task = call.task
     if not callable(task.fallback):
         return task.fallback
-    with inside(call.scope, call.key):
-        return await call.services.pools.call(
-            task.fallback,
-            (failure,),
-            {},
-            timeout_seconds=task.timeout_seconds,
-            name=f"the fallback of task {task.name!r}",
-            group="step",
-        )
+    scope = inside(call.scope, call.key)
+    scope.attached, call.attached = call.attached, None
+    with scope:
+        try:
+            return await call.services.pools.call(
+                task.fallback,
+                (failure,),
+                {},
+                timeout_seconds=task.timeout_seconds,
+                name=f"the fallback of task {task.name!r}",
+                group="step",
+            )
+        finally:
+            call.take_attached(scope)

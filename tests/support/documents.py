@@ -26,6 +26,7 @@ class Budget(BaseModel):
 @task
 def charge() -> int:
     current().log.info("order.charged")
+    current().attach("receipt.txt", b"5")
     return 5
 
 @task

@@ -64,6 +64,11 @@ class Mortal:
             return asyncio.get_running_loop().create_future()
         return self._journal.record_with(claim, step, **kwargs)
 
+    async def record_artefacts(self, claim: Claim, step: StepRecord, *args: Any) -> None:
+        """Record a step with what it attached, unless the process dies at it."""
+        await self._death.meet(step)
+        await self._journal.record_artefacts(claim, step, *args)
+
     async def record(self, *args: Any, **kwargs: Any) -> None:
         """Record an outcome, unless the process is dying."""
         await self._death.meet()

@@ -25,7 +25,20 @@ from turnout.service.http.clients import Proxies
 from turnout.service.http.exchange import App, Message, Receive, Scope, Send
 
 from . import approvals as open_approvals
-from . import dead_letters, events, flows, limits, logs, pauses, pending, runs, state, triggers, why
+from . import (
+    artefacts,
+    dead_letters,
+    events,
+    flows,
+    limits,
+    logs,
+    pauses,
+    pending,
+    runs,
+    state,
+    triggers,
+    why,
+)
 from .answers import refusal
 from .authorization import Served
 from .endpoints import verb_router
@@ -85,6 +98,7 @@ def create_rest(service: Served) -> FastAPI:
     for noun, reads in _READS.items():
         app.include_router(reads)
         app.include_router(verb_router(noun))
+    app.include_router(artefacts.router)
     app.include_router(verb_router("cache"))
     app.include_router(approvals.router)
     app.add_api_route("/docs", _docs, include_in_schema=False)

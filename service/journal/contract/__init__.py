@@ -15,13 +15,14 @@ from typing import Protocol
 from .intake import Intake, Positions
 from .operations import Operations
 from .reads import Reads, RunReads
-from .steps import Steps
+from .steps import Attachment, StagedFile, Steps
 from .upkeep import Clearing, Upkeep
 from .windows import WindowReads, Windows
 from .work import Work
 from .writing import Lifecycle, Writable
 
 __all__ = [
+    "Attachment",
     "Clearing",
     "Intake",
     "Journal",
@@ -30,6 +31,7 @@ __all__ = [
     "Positions",
     "Reads",
     "RunReads",
+    "StagedFile",
     "Steps",
     "Upkeep",
     "WindowReads",

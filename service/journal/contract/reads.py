@@ -6,8 +6,9 @@ may see different moments.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Protocol
 
 from turnout.service.domain.breaker import StoredBreaker
@@ -25,6 +26,7 @@ from turnout.service.journal.records import (
     OpenApproval,
     OpenStep,
     StepRecord,
+    StoredArtefact,
     StoredEvent,
     StoredOverride,
     StoredPause,
@@ -89,6 +91,18 @@ class RunReads(Protocol):
 
     async def read_blob(self, name: str) -> bytes:
         """Return a large result; raises `JournalError` when it is gone or damaged."""
+
+    async def artefacts(self, run_seq: int, limit: int) -> list[StoredArtefact]:
+        """Return a run's artefacts in the order they were recorded, the last of each name."""
+
+    def blob_path(self, name: str) -> Path:
+        """Return where stored content is, to be read only."""
+
+    def blob_chunks(self, name: str) -> Iterator[bytes]:
+        """Yield stored content in parts; blocks.
+
+        Raises `JournalError` when it is gone, and before the last part when it is damaged.
+        """
 
 
 class Reads(RunReads, WindowReads, Protocol):

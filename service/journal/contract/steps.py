@@ -6,7 +6,7 @@ from asyncio import Future
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from turnout.service.domain.run import Run
 from turnout.service.journal.records import (
@@ -17,10 +17,45 @@ from turnout.service.journal.records import (
     Entry,
     Opening,
     StepRecord,
+    StoredArtefact,
     StoredState,
 )
 
 from .reads import RunReads
+
+
+class StagedFile(Protocol):
+    """Content on its way into the journal's files; each call may block, one thread at a time.
+
+    It is gone after a crash until `keep` and a row that names it.
+    """
+
+    size: int
+
+    def write(self, data: bytes) -> None:
+        """Write more of it; raises `OSError` where the disk has too little space."""
+
+    def close(self) -> str:
+        """End writing; returns the name of the content."""
+
+    def keep(self) -> None:
+        """Make the closed file durable under its name; may be called again after an error."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is durable, or has nothing to discard."""
+
+    def discard(self) -> None:
+        """Delete it, unless it was kept; may be called twice."""
+
+
+class Attachment(NamedTuple):
+    """A closed file that is to be recorded as an artefact of a step."""
+
+    name: str
+    type: str
+    file: StagedFile
+    blob: str
 
 
 class Steps(RunReads, Protocol):
@@ -89,6 +124,24 @@ class Steps(RunReads, Protocol):
         It is safe from pruning inside the block, and after it while a row names it. Raises what
         any write does.
         """
+
+    def stage_file(self, *, min_free_bytes: int) -> StagedFile:
+        """Open a file for content of any size, which leaves so much of the disk free."""
+
+    def stage_bytes(self, data: bytes) -> StagedFile:
+        """Hold content in memory until it is kept; on the loop too."""
+
+    async def record_artefacts(
+        self, claim: Claim, step: StepRecord, attached: Sequence[Attachment]
+    ) -> None:
+        """Record a step with what it has attached, in one transaction, once the files are durable.
+
+        An artefact goes with its step: when that is deleted, or recorded anew in place of a
+        superseded one. Raises what `record_step` and `store_blob` raise.
+        """
+
+    def artefact(self, run_seq: int, name: str) -> StoredArtefact | None:
+        """Return at once the artefact last recorded under a name; in any thread."""
 
     def hold_blob(self, name: str) -> AbstractContextManager[None]:
         """Keep a stored large result from being pruned inside the block."""

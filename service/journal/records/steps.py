@@ -95,6 +95,18 @@ class Cached:
     expires_at: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredArtefact:
+    """A file that a step (its `key`) has attached to its run; `blob` names its content."""
+
+    key: str
+    name: str
+    type: str
+    size: int
+    blob: str
+    at: datetime
+
+
 APPROVAL = "approval:"
 """The prefix of topics of approvals."""
 

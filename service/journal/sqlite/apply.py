@@ -17,7 +17,7 @@ from turnout.service.domain.errors import ClaimLost
 from turnout.service.domain.run import FINISHED, Outcome, Run, RunState, StateWrite, Undo
 from turnout.service.journal.records import REGISTERED, Appended, Claim, ClaimedRun, Opening
 
-from . import flow_state, items, operations, outcomes, run_keys, steps, waits
+from . import artefacts, flow_state, items, operations, outcomes, run_keys, steps, waits
 from .append import Intake
 from .claims import ClaimJob, Claims
 from .counters import RunCounters
@@ -263,6 +263,11 @@ class Batch:
             if not any(one.conflict for one in appended):
                 self._record_steps([again], counters)
         return appended
+
+    def record_artefacts(self, step: StepJob, rows: list[Any], counters: RunCounters) -> None:
+        """Write a step with the rows of what it has attached."""
+        self._record_steps([step], counters)
+        artefacts.INSERT.run(self._connection, rows)
 
     def record_waits(
         self,

@@ -1,8 +1,9 @@
-"""Blobs: large results in files beside the journal, each named after its content.
+"""Blobs: large results and artefacts in files beside the journal, each named after its content.
 
 A file is complete and synced before a row names it, so no crash or power cut leaves a row without
 its file. Equal results share one file. A file is deleted once no row names it; `hold` protects it
-while such a row is being written. Not here: which results are large, and the rows.
+while such a row is being written. Not here: which results are large, the rows, and content that is
+still being written (`staging`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import orjson
 
 from turnout.service.domain.errors import JournalBroken, JournalError, JournalFull
 
+from .migrations import sync
 from .statements import load
 from .values import dump
 
 FOLDER = "results"
+CHUNK_BYTES = 2**20
 BATCH = 500
 """How many files are checked under one lock."""
 
@@ -62,32 +65,66 @@ class BlobStore:
 
     def write(self, name: str, data: bytes) -> None:
         """Make the held file `name` durable; raises `JournalFull`, `JournalBroken`."""
-        path = self._path(name)
-        try:
+        path = self.path(name)
+        with _told_by_errors():
             if not path.exists():
-                for folder in (self._folder, path.parent):
+                for folder in (self.folder(), path.parent):
                     folder.mkdir(mode=0o700, exist_ok=True)
                 _write(path, data)
-                with self._lock:
-                    self.used_bytes += len(data)
-            # Even if the file exists: another call may not have synced its folders yet.
-            for folder in (path.parent, self._folder, self._folder.parent):
-                _sync(folder)
-        except OSError as error:
-            if error.errno in _NO_SPACE:
-                raise JournalFull("the disk that holds large results is full") from None
-            raise JournalBroken(f"a large result cannot be written: {error}") from error
+                self._grown(len(data))
+            self._sync_folders(path)
+
+    def adopt(self, part: Path, name: str) -> None:
+        """Make a written file the held one `name`, durably; may be called again after an error.
+
+        Raises what `write` does.
+        """
+        path = self.path(name)
+        with _told_by_errors():
+            if part.exists():
+                if path.exists():
+                    part.unlink()
+                else:
+                    sync(part)
+                    path.parent.mkdir(mode=0o700, exist_ok=True)
+                    size = part.stat().st_size
+                    part.replace(path)
+                    self._grown(size)
+            self._sync_folders(path)
+
+    def _sync_folders(self, path: Path) -> None:
+        """Sync the folders of a file, even of one there was: who wrote it may not have done so."""
+        for folder in (path.parent, self._folder, self._folder.parent):
+            sync(folder)
+
+    def _grown(self, by: int) -> None:
+        with self._lock:
+            self.used_bytes += by
+
+    def folder(self) -> Path:
+        """Return the folder of all files, which is made if it is missing."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        return self._folder
 
     def read(self, name: str) -> bytes:
         """Return a file's content; raises `JournalError` when it is missing or damaged."""
-        path = self._path(name)
+        return b"".join(self.chunks(name))
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Yield a file's content in parts; raises as `read`, before the last part at the latest."""
+        path, digest, last = self.path(name), new_digest(), b""
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                while part := file.read(CHUNK_BYTES):
+                    digest.update(part)
+                    if last:
+                        yield last
+                    last = part
         except OSError as error:
             raise JournalError(f"{path}, a recorded result, cannot be read: {error}") from None
-        if name_of(data) != name:
+        if digest.hexdigest() != name:
             raise JournalError(f"{path}, a recorded result, is damaged; restore it from a backup")
-        return data
+        yield last
 
     def names(self) -> list[str]:
         """Return the names of all files."""
@@ -104,14 +141,15 @@ class BlobStore:
             found = connection.execute(_SQL["named_blobs"], (dump(free),)).get
             named = set(orjson.loads(found))
             freed = 0
-            for path in (self._path(name) for name in free if name not in named):
+            for path in (self.path(name) for name in free if name not in named):
                 with suppress(FileNotFoundError):
                     freed += path.stat().st_size
                     path.unlink()
             self.used_bytes -= freed
         return freed
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """Return where a file is."""
         return self._folder / name[:2] / name
 
 
@@ -120,7 +158,14 @@ _SQL = load("reads")
 
 def name_of(data: bytes) -> str:
     """Return the name of the file that holds `data`."""
-    return blake2b(data, digest_size=20).hexdigest()
+    digest = new_digest()
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def new_digest() -> blake2b:
+    """Return what makes the name of content that comes in parts."""
+    return blake2b(digest_size=20)
 
 
 def lost(connection: apsw.Connection) -> str | None:
@@ -129,7 +174,8 @@ def lost(connection: apsw.Connection) -> str | None:
     problems = []
     for (name,) in connection.execute(_SQL["all_blobs"]):
         try:
-            blobs.read(name)
+            for _ in blobs.chunks(name):
+                pass
         except JournalError as error:
             problems.append(str(error))
     return "; ".join(problems[:5]) or None
@@ -148,9 +194,12 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextmanager
+def _told_by_errors() -> Iterator[None]:
+    """Raise `JournalFull` or `JournalBroken` for what the operating system refuses inside."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise JournalFull("the disk that holds large results is full") from None
+        raise JournalBroken(f"a large result cannot be written: {error}") from error

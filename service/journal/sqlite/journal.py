@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -20,7 +20,7 @@ from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.errors import JournalBroken, JournalError, SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome, Run, Start
-from turnout.service.journal.contract import Positions
+from turnout.service.journal.contract import Attachment, Positions, StagedFile
 from turnout.service.journal.records import (
     NOTHING,
     Appended,
@@ -33,7 +33,7 @@ from turnout.service.journal.records import (
 )
 from turnout.service.telemetry.metrics import Metrics
 
-from . import breakers, operations
+from . import artefacts, breakers, operations
 from .append import Intake
 from .apply import Batch
 from .blobs import BlobStore, name_of
@@ -56,6 +56,7 @@ from .operating import Operating
 from .outcomes import OutcomeJob
 from .queue_writes import QueueWriting
 from .resume_cache import ResumeCache
+from .staging import StagedBlob, StagedBytes
 from .statements import load
 from .steps import StepJob
 from .suspension import Suspension
@@ -330,6 +331,30 @@ class SqliteJournal(Operating, Keeping, WindowWriting, GivingBack, QueueWriting,
         with self._blobs.hold(name):
             await loop.run_in_executor(None, self._blobs.write, name, result)
             yield name
+
+    def stage_file(self, *, min_free_bytes: int) -> StagedFile:
+        """Open a file for content of any size, which leaves so much of the disk free."""
+        return StagedBlob(self._blobs, min_free_bytes)
+
+    def stage_bytes(self, data: bytes) -> StagedFile:
+        """Hold content in memory until it is kept."""
+        return StagedBytes(self._blobs, data)
+
+    async def record_artefacts(
+        self, claim: Claim, step: StepRecord, attached: Sequence[Attachment]
+    ) -> None:
+        """Record a step with what it has attached, once the files are durable."""
+        job = StepJob(claim, step)
+        rows = artefacts.rows_of(claim.run_seq, step.key, attached, job.row.finished_at or 0)
+        loop = asyncio.get_running_loop()
+        with ExitStack() as held:
+            for each in attached:
+                held.enter_context(self._blobs.hold(each.blob))
+            for each in attached:
+                await loop.run_in_executor(None, each.file.keep)
+            await self._call(
+                lambda _connection, counters: self._batch.record_artefacts(job, rows, counters)
+            )
 
     def hold_blob(self, name: str) -> AbstractContextManager[None]:
         """Keep a stored large result from being pruned inside the block."""

@@ -24,10 +24,11 @@ from turnout.service.journal.records import (
     ChildEnd,
     Filter,
     StepRecord,
+    StoredArtefact,
     StoredState,
 )
 
-from . import cache, flow_state
+from . import artefacts, cache, flow_state
 from .columns import selected
 from .event_reads import EventReading
 from .examine import CHECKS
@@ -152,6 +153,16 @@ class SqliteReader(EventReading, WaitReading, SteeringReading, WindowReading):
     async def count_states(self, flow: str, key: str | None) -> int:
         """Return how many values a flow keeps between runs, under a key or any."""
         return await self.read(lambda connection: flow_state.count(connection, flow, key))
+
+    # ---------------------------------------------------------------- artefacts
+
+    def artefact(self, run_seq: int, name: str) -> StoredArtefact | None:
+        """Return at once the artefact last recorded under a name: a point read, in any thread."""
+        return self.read_here(lambda connection: artefacts.named(connection, run_seq, name))
+
+    async def artefacts(self, run_seq: int, limit: int) -> list[StoredArtefact]:
+        """Return a run's artefacts in the order they were recorded, the last of each name."""
+        return await self.read(lambda connection: artefacts.listed(connection, run_seq, limit))
 
     # ---------------------------------------------------------------- the cache
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -54,6 +54,14 @@ class Reading:
             self._connections.append(self._at_once)
         return _in_snapshot(self._at_once, query)
 
+    def read_here(self, query: Callable[[apsw.Connection], _Value]) -> _Value:
+        """Run a query that takes microseconds in the calling thread, on the loop too."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._read(query)
+        return self.read_at_once(query)
+
     async def close(self) -> None:
         """Release files."""
         self._threads.shutdown(wait=False)
@@ -65,6 +73,14 @@ class Reading:
         """Return a large result; raises `JournalError` when it is gone or damaged."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._blobs.read, name)
+
+    def blob_path(self, name: str) -> Path:
+        """Return where stored content is, to be read only."""
+        return self._blobs.path(name)
+
+    def blob_chunks(self, name: str) -> Iterator[bytes]:
+        """Yield stored content in parts; blocks."""
+        return self._blobs.chunks(name)
 
 
 def _in_snapshot(connection: apsw.Connection, query: Callable[[apsw.Connection], _Value]) -> _Value:

@@ -179,9 +179,11 @@ SELECT flow, count(*) FROM runs WHERE dead = 1 AND undo = 'failed' GROUP BY flow
 -- The files, among these (?1, a JSON array), that a row names.
 SELECT json_group_array(value) FROM json_each(?1)
 WHERE EXISTS (SELECT 1 FROM steps WHERE blob = value)
-    OR EXISTS (SELECT 1 FROM cache WHERE blob = value);
+    OR EXISTS (SELECT 1 FROM cache WHERE blob = value)
+    OR EXISTS (SELECT 1 FROM artefacts WHERE blob = value);
 
 -- name: all_blobs
 -- The files that rows name.
 SELECT blob FROM steps WHERE blob IS NOT NULL
-UNION SELECT blob FROM cache WHERE blob IS NOT NULL;
+UNION SELECT blob FROM cache WHERE blob IS NOT NULL
+UNION SELECT blob FROM artefacts;
