@@ -63,7 +63,7 @@ def _problem_of(name: str) -> str | None:
     return None
 
 
-def check_type(type_: str | None, name: str) -> str:
+def check_type(type_: object, name: str) -> str:
     """Return a media type, guessed by the name where none is given; raises `NotKept`."""
     if type_ is None:
         return _TYPES.get(name.rpartition(".")[2].lower() if "." in name else "", UNKNOWN_TYPE)
