@@ -235,6 +235,10 @@ def test_no_time_passes() -> None:
 """Names that are values: they have no docstring of their own."""
 
 _THROUGH: Mapping[str, tuple[str, ...]] = {
+    "artefact": (
+        "turnout.service.steps.artefacts:Artefact.path",
+        "turnout.service.steps.artefacts:Artefact.read",
+    ),
     "approval": (
         "turnout.service.steps.approval:Asked.link",
         "turnout.service.steps.approval:Approval.name",
@@ -252,6 +256,7 @@ _THROUGH: Mapping[str, tuple[str, ...]] = {
             "cancelled",
             "key",
             "on_undo",
+            "attach",
             "state",
         )
     ),
@@ -283,6 +288,7 @@ _FIELDS = {
 _SPOKEN = {
     "current": "current()",
     "secret": "secret(…)",
+    "Artefact": "artefact(…)",
     "approval": "approval(…)",
     "Approval": "said",
     "State": "current().state",
