@@ -12,7 +12,7 @@ import click
 from turnout.service.domain.errors import SetupError
 
 from .options import flow_paths, with_json
-from .output import complain, print_json, say
+from .output import complain, print_json, say, working
 from .tables import Column, table
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def check(paths: tuple[Path, ...], env: bool, config: Path | None, as_json: bool
 
     settings = load(config)
     streams.protect()  # a file may reveal a secret as it is imported, and fail with it
-    findings = examine(list(paths), env=env, secrets_folder=settings.secrets_folder)
+    with working("importing the flow files"):
+        findings = examine(list(paths), env=env, secrets_folder=settings.secrets_folder)
     if as_json:
         _print_findings_json(findings)
     else:

@@ -297,6 +297,7 @@ def log_line(line: Any) -> str:
     if not isinstance(line, dict):
         return str(line)
     rest = dict(line)
+    rest.pop("logger", None)  # that of turnout's own lines; an author's have none
     at, level = rest.pop("at", None), rest.pop("level", "")
     words, trace = rest.pop("message", ""), str(rest.pop("traceback", ""))
     fields = " ".join(f"{name}={compact(value)}" for name, value in rest.items())
