@@ -36,6 +36,13 @@ SHARES = {
 }  # fmt: skip
 """How often each route is used, beside the others."""
 
+KEYS = "abcd"
+EACH_KIND = (
+    "debounce", "last", "batch", *["count"] * 5, "first", "second", "left", "right", "left",
+    "right", "begun",
+)  # fmt: skip
+"""What makes a window of each kind fire, whatever one key has seen before."""
+
 pytestmark = pytest.mark.timeout(3600)
 
 
@@ -67,17 +74,24 @@ class Load:
 
     def _send(self, number: int) -> None:
         dice = random.Random(self.seed * 100 + number)
-        connection = Connection(self.port, answer_seconds=5)
-        while not self._leaving.is_set():
-            (route,) = dice.choices(list(SHARES), list(SHARES.values()))
-            body = {"n": next(self._numbers), "key": dice.choice("abcd")}
-            answer = connection.post(
-                f"/hooks/{route}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-            )
-            if answer is not None and answer.status == 202:
-                self.accepted.add(answer.json["event"])
-            time.sleep(dice.uniform(0, 0.03) if answer is not None else 0.05)
-        connection.close()
+        with Connection(self.port, answer_seconds=5) as connection:
+            while not self._leaving.is_set():
+                (route,) = dice.choices(list(SHARES), list(SHARES.values()))
+                is_answered = self._post(connection, route, dice.choice(KEYS))
+                time.sleep(dice.uniform(0, 0.03) if is_answered else 0.05)
+
+    def send(self, *pairs: tuple[str, str]) -> None:
+        """Send an event by each (route, key) to a program that is up."""
+        with Connection(self.port) as connection:
+            for route, key in pairs:
+                assert self._post(connection, route, key), route
+
+    def _post(self, connection: Connection, route: str, key: str) -> bool:
+        body = json.dumps({"n": next(self._numbers), "key": key}).encode()
+        answer = connection.post(f"/hooks/{route}", body, {"Content-Type": "application/json"})
+        if answer is not None and answer.status == 202:
+            self.accepted.add(answer.json["event"])
+        return answer is not None
 
 
 class Window(NamedTuple):
@@ -186,14 +200,16 @@ def test_windows_of_every_kind_fire_once_with_the_right_events_over_kills(
     dice = random.Random(seed)
     program = Program(flows=FLOWS, data=tmp_path / "data", log=tmp_path / "log")
     load = Load(program.port, seed)
-    with program, load.running():
-        for _ in range(200 if full else 5):
+    with program:
+        with load.running():
+            for _ in range(200 if full else 5):
+                program.start().ready(60)
+                time.sleep(dice.uniform(0.05, 1.5))
+                program.kill()
             program.start().ready(60)
-            time.sleep(dice.uniform(0.05, 1.5))
-            program.kill()
-        program.start().ready(60)
-        time.sleep(1)
-        load._leaving.set()
+            # What began before this start would be told a minute after it: senders may come again.
+            load.send(*(("done", key) for key in KEYS))
+        load.send(*((route, "a") for route in EACH_KIND))
         until(lambda: open_windows(program) == 0, 30, "every window closed")
         program.quiet(30)
         assert program.stop() == 0
