@@ -423,7 +423,12 @@ async def test_runs_refused_at_two_keys_do_not_wake_each_other_for_ever(tmp_path
             await service.send({"account": account, "table": 1, "fails": False})
         await service.send({"account": 9, "table": 1, "fails": False})
         await began.wait()
-        await asyncio.sleep(0.3)  # the retries are due by now, and wait for the table
+        blocked = inside.scheduler(service.process).queue("sync").blocked
+
+        async def retries_wait_for_the_table() -> bool:
+            return sum(run.is_due for run in blocked.runs()) == 3
+
+        await eventually(retries_wait_for_the_table)
         release.set()
         runs = await service.all_finished()
     assert {run.state for run in runs} == {RunState.SUCCEEDED}
