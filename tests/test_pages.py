@@ -23,6 +23,7 @@ from tests.support.pages import PAGES, Block, blocks, parts, rewritten
 from tests.support.ports import free_port
 from tests.support.program import environment, turnout, until
 from turnout.service.domain.run import FINISHED, TRANSITIONS
+from turnout.service.project.check import check
 
 from .support import layers
 
@@ -59,6 +60,9 @@ SERVED = {"deploy/README.md": ("handlers/README.md", "orders.py")}
 """By page: the page and file of the flows that are served already where it is read."""
 
 
+SECRETS = {"GITHUB_SECRET": "of the page", "PARTNER_SECRET": "of the page"}
+
+
 class Terminal:
     """A folder, and a shell whose `turnout` is this one, listening where nobody else does."""
 
@@ -66,8 +70,28 @@ class Terminal:
         self.folder = folder
         self.port = free_port()
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        secrets = {"GITHUB_SECRET": "of the page", "PARTNER_SECRET": "of the page"}
-        self.env = environment({"PATH": path, "TURNOUT_PORT": str(self.port), **secrets})
+        self.env = environment({"PATH": path, "TURNOUT_PORT": str(self.port), **SECRETS})
+        self._tests: list[str] = []
+
+    def write(self, block: Block, page: str) -> None:
+        """Save a python block under the name its first line gives, and check what is not a test."""
+        assert block.file, f"{page}:{block.line}: the first line names no file"
+        path = self.folder / block.file
+        if path.exists():
+            self.run_tests()  # of the file that goes
+        path.write_text(block.text)
+        if block.file.startswith("test_"):
+            self._tests.append(block.file)
+        else:
+            found = check([path])
+            assert not (*found.problems, *found.warnings), f"{page}:{block.line}"
+
+    def run_tests(self) -> None:
+        """Run the tests written since the last time, in one pytest: each start takes seconds."""
+        if self._tests:
+            options = "-q -p no:randomly -p no:cacheprovider"
+            assert "passed" in self.type(f"python -m pytest {options} {' '.join(self._tests)}")
+            self._tests.clear()
 
     def type(self, commands: str) -> str:
         """Run commands; returns what they print. The first that fails is an error."""
@@ -106,24 +130,29 @@ class Terminal:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", RUN)
 @pytest.mark.slow
-def test_every_block_of_code_runs_in_order(page: str, tmp_path: Path) -> None:
+def test_every_block_of_code_runs_in_order(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
     terminal = Terminal(tmp_path)
     seen: set[str] = set()
     with ExitStack() as first_terminal:
         if page in SERVED:
             other, file = SERVED[page]
             (flows,) = (block for block in blocks(TEXTS[other]) if block.file == file)
-            write(flows, terminal, other)
+            terminal.write(flows, other)
             first_terminal.enter_context(terminal.serving(f"turnout serve {file}"))
         for block in blocks(TEXTS[page]):
             if block.language == "python":
-                write(block, terminal, page)
+                terminal.write(block, page)
             elif block.language == "bash" and block.text.startswith("turnout serve"):
                 first_terminal.enter_context(terminal.serving(block.text))
             elif block.language == "bash":
                 seen |= look(block, terminal, PRINTED.get(page, {}))
+        terminal.run_tests()
     assert seen == PRINTED.get(page, {}).keys()
 
 
@@ -138,17 +167,6 @@ def look(block: Block, terminal: Terminal, expected: Mapping[str, str]) -> set[s
 
     until(says, 20, f"{words} from {block.text}")
     return commands
-
-
-def write(block: Block, terminal: Terminal, page: str) -> None:
-    """Save a python block under the name its first line gives, and check or test it."""
-    assert block.file, f"{page}:{block.line}: the first line names no file"
-    (terminal.folder / block.file).write_text(block.text)
-    if block.file.startswith("test_"):
-        pytest_options = "-q -p no:randomly -p no:cacheprovider"
-        assert "passed" in terminal.type(f"python -m pytest {pytest_options} {block.file}")
-    else:
-        assert "warning" not in terminal.type(f"turnout check {block.file} 2>&1")
 
 
 def test_every_language_is_one_that_is_run_or_judged() -> None:

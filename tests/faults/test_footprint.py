@@ -37,6 +37,7 @@ def program_in(tmp_path: Path) -> Program:
         flows=FLOWS,
         data=tmp_path / "data",
         log=tmp_path / "log",
+        spawned=True,
         env={
             "TURNOUT_TEST_WITNESS": str(tmp_path / "witness"),
             "TURNOUT_TEST_INBOX": str(tmp_path / "inbox"),

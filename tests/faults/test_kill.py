@@ -125,6 +125,7 @@ def battery(
         flows=FLOWS,
         data=tmp_path / "data",
         log=tmp_path / "log",
+        spawned=True,
         sabotage=sabotage,
         env={
             "TURNOUT_TEST_WITNESS": str(witness.path),

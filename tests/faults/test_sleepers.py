@@ -60,7 +60,7 @@ def lateness(program: Program, due: float) -> list[float]:
 def test_many_asleep_cost_nothing_and_wake_in_time(tmp_path: Path, full: bool, say: Say) -> None:
     count, rest = (10_000, 10.0) if full else (300, 2.0)
     a_tick = 100 / os.sysconf("SC_CLK_TCK") / rest  # the times of a process are counted in ticks
-    program = Program(flows=FLOWS, data=tmp_path / "data", log=tmp_path / "log")
+    program = Program(flows=FLOWS, data=tmp_path / "data", log=tmp_path / "log", spawned=True)
     with program.start():
         start = program.ready()
         post(program, "/hooks/nothing", {}, count)

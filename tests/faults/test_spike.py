@@ -39,6 +39,7 @@ def spike(
         flows=FLOWS,
         data=tmp_path / "data",
         log=tmp_path / "log",
+        spawned=True,
         sabotage=sabotage,
         env={
             "TURNOUT_TEST_WITNESS": str(tmp_path / "witness"),

@@ -208,8 +208,8 @@ def test_a_throttled_backlog_takes_little_memory(
 ) -> None:
     count, keys = (100_000, 1000) if full else (3000, 100)
     (tmp_path / "flows.py").write_text(BACKLOG.format(keys=keys))
-    program = Program(flows=tmp_path / "flows.py", data=tmp_path / "data", log=tmp_path / "log")
-    with program.start():
+    flows, data = tmp_path / "flows.py", tmp_path / "data"
+    with Program(flows=flows, data=data, log=tmp_path / "log", spawned=True).start() as program:
         program.ready()
         flood(program, "/hooks/nothing", 2000)  # what the process needs for any load is there now
         program.quiet(60)

@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import psutil  # type: ignore[import-untyped]  # no stubs among the project's dependencies
 
+from . import warm
 from .ports import free_port
 
 T = TypeVar("T")
@@ -70,14 +72,24 @@ def turnout(*arguments: str | Path, env: Mapping[str, str] | None = None, timeou
     subprocess.CompletedProcess[str]
 ):  # fmt: skip
     """Run one `turnout` command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "turnout.service.cli", *map(str, arguments)],
-        env=environment(env or {}),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    words, chosen = [str(each) for each in arguments], environment(env or {})
+    if not warm.is_plain(chosen):
+        return subprocess.run(
+            [sys.executable, "-m", warm.MODULE, *words],
+            env=chosen,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    with TemporaryFile() as out, TemporaryFile() as error:
+        command = warm.start(words, env=chosen, out=out, error=error)
+        try:
+            code = command.wait(timeout)
+        finally:
+            command.kill()
+        printed = [(each.seek(0), each.read().decode())[1] for each in (out, error)]
+    return subprocess.CompletedProcess(words, code, *printed)
 
 
 @dataclass(kw_only=True)
@@ -91,28 +103,37 @@ class Program:
     port: int = field(default_factory=free_port)
     sabotage: str = ""
     prefix: Sequence[str] = ()
+    spawned: bool = False
 
-    _child: subprocess.Popen[bytes] | None = None
+    _child: subprocess.Popen[bytes] | warm.Forked | None = None
     _started: float = 0.0
 
     # ---- life
 
     def start(self) -> Self:
-        """Spawn it in a process group of its own; does not wait."""
-        code = ["-c", self.sabotage + _LAUNCH] if self.sabotage else ["-m", "turnout.service.cli"]
-        command = [*self.prefix, sys.executable, *code, "serve", str(self.flows)]
-        command += ["--data", str(self.data), "--port", str(self.port)]
+        """Start it in a process group of its own; does not wait."""
+        words = ["serve", str(self.flows), "--data", str(self.data), "--port", str(self.port)]
+        env = environment(self.env)
         with self.log.open("ab") as out:
             self._started = time.monotonic()
-            self._child = subprocess.Popen(
-                command,
-                env=environment(self.env),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
+            if self.spawned or self.prefix or not warm.is_plain(env):
+                self._child = self._spawn(words, env, out)
+            else:
+                self._child = warm.start(words, env=env, out=out, error=out, code=self.sabotage)
         return self
+
+    def _spawn(
+        self, words: Sequence[str], env: Mapping[str, str], out: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        code = ["-c", self.sabotage + _LAUNCH] if self.sabotage else ["-m", warm.MODULE]
+        return subprocess.Popen(
+            [*self.prefix, sys.executable, *code, *words],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -128,8 +149,8 @@ class Program:
             error.add_note(f"the end of {self.log.name}:\n{self.log_tail()}")
 
     @property
-    def child(self) -> subprocess.Popen[bytes]:
-        """The spawned process; fails before `start`."""
+    def child(self) -> subprocess.Popen[bytes] | warm.Forked:
+        """The process; fails before `start`."""
         assert self._child is not None, "the program was not started"
         return self._child
 
@@ -158,7 +179,8 @@ class Program:
     def ended(self, timeout: float) -> int:
         """Wait for its end; returns the exit code."""
         until(lambda: not self.alive, timeout, "the program's end")
-        code: int = self.child.returncode
+        code = self.child.returncode
+        assert code is not None
         return code
 
     def stop(self, timeout: float = 15) -> int:
@@ -271,6 +293,7 @@ def supervised(program: Program, *, most_restarts: int) -> Iterator[list[int]]:
                 leaving.wait(STEP_SECONDS)
                 continue
             code = program.child.returncode
+            assert code is not None
             if len(deaths) < most_restarts:
                 program.start()
             deaths.append(code)
