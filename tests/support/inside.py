@@ -36,6 +36,11 @@ def memory(process: Process) -> Memory:
     return scheduler(process)._memory
 
 
+def keep_only_windows(process: Process) -> None:
+    """Leave no memory beyond the window of each queue, as in a large backlog."""
+    memory(process).left = 0
+
+
 def held_keys(process: Process) -> dict[str, dict[str, dict[str, int]]]:
     """Return the ordering keys each flow holds, with their holders."""
     return {queue.flow: queue.gates.order.held() for queue in queues(process)}

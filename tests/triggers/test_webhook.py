@@ -1,36 +1,25 @@
-"""The webhook trigger: a request becomes an event or a refusal; 202 only once it is kept."""
+"""Webhooks: real deliveries, ids, what is stored of a request, and what is declared."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import hmac as reference
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.support import CHECKOUT
 from tests.support.trigger_contract import RecordingEmitter, TriggerCase, TriggerContract
 from turnout.service.domain.errors import (
-    JournalBroken,
-    JournalFull,
-    Overloaded,
     SetupError,
-    TurnoutError,
 )
-from turnout.service.domain.event import Event
-from turnout.service.domain.payload import Encoding
-from turnout.service.domain.run import Outcome, RunError, RunState
-from turnout.service.domain.trigger import CalledTrigger, Inbound, Receipt, Reply
+from turnout.service.domain.trigger import CalledTrigger
 from turnout.service.governance.secrets import secret
 from turnout.service.http.exchange import App
 from turnout.service.http.ingest import Ingest
@@ -39,68 +28,17 @@ from turnout.service.telemetry.metrics import Metrics
 from turnout.triggers.signatures import hmac
 from turnout.triggers.webhook import MAX_STORED_HEADERS, WebhookTrigger, webhook
 
-NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+from .requests import CLOUDEVENT, KEY, NOW, STRUCTURED, accepted, hook_key, post, refused, request
+
+__all__ = ["hook_key"]  # the fixture
+
+
 DELIVERIES = {
     file.name.split(".")[0]: file.read_bytes()
     for file in (CHECKOUT / "handlers/examples/deliveries").glob("*.json")
 }
-KEY = "a secret of the tests"
+
 SETTINGS = load()
-
-
-@pytest.fixture(autouse=True)
-def hook_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOOK_KEY", KEY)
-
-
-def request(
-    body: bytes | str = b"{}",
-    headers: Mapping[str, bytes | str | Sequence[bytes]] | None = None,
-    *,
-    path: str = "/hooks/orders",
-    query: bytes = b"",
-    params: Mapping[str, str] | None = None,
-) -> Inbound:
-    given = {"content-type": "application/json"} | dict(headers or {})
-    return Inbound(
-        method="POST",
-        path=path,
-        params=params or {},
-        query=query,
-        headers={name.lower(): _values(value) for name, value in given.items()},
-        body=body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body,
-        client="127.0.0.1",
-        received_at=NOW,
-    )
-
-
-def _values(value: bytes | str | Sequence[bytes]) -> list[bytes]:
-    if isinstance(value, str):
-        return [value.encode()]
-    return [value] if isinstance(value, bytes) else list(value)
-
-
-async def post(trigger: WebhookTrigger, inbound: Inbound) -> tuple[Reply, RecordingEmitter]:
-    trigger.check()
-    emit = RecordingEmitter()
-    return await trigger.receive(inbound, emit), emit
-
-
-async def accepted(trigger: WebhookTrigger, inbound: Inbound) -> Event:
-    reply, emit = await post(trigger, inbound)
-    assert reply.status == 202, reply.body
-    (event,) = emit.events
-    assert json.loads(reply.body)["event"] == event.id
-    return event
-
-
-async def refused(trigger: WebhookTrigger, inbound: Inbound, status: int) -> dict[str, Any]:
-    reply, emit = await post(trigger, inbound)
-    assert (reply.status, emit.events) == (status, []), reply.body
-    assert reply.content_type == "application/problem+json"
-    document: dict[str, Any] = json.loads(reply.body)
-    assert document["status"] == status
-    return document
 
 
 class WebhookCase:
@@ -238,207 +176,6 @@ class TestGitHub:
         assert (await refused(self.TRIGGER, request(b"{}", headers), 400))["field"]
 
 
-FORM = {"a": "1", "b": ["2", "3"], "c": ""}
-
-
-class TestDecoding:
-    @pytest.mark.parametrize(
-        ("content_type", "body", "data"),
-        [
-            ("application/json", b'{"a": 1}', {"a": 1}),
-            ("application/json; charset=UTF-8", b'["\xc3\xa9"]', ["é"]),
-            ("application/vnd.acme+json", b"null", None),
-            ("application/x-www-form-urlencoded", b"a=1&b=2&b=3&c=", FORM),
-            ("text/plain", "grüße".encode(), "grüße"),
-            ("text/csv; charset=utf-8", b"a,b\n1,2\n", "a,b\n1,2\n"),
-            ("application/octet-stream", b"\x00\xff", b"\x00\xff"),
-        ],
-    )  # fmt: skip
-    async def test_the_content_type_decides(
-        self, content_type: str, body: bytes, data: object
-    ) -> None:
-        event = await accepted(webhook("/orders"), request(body, {"content-type": content_type}))
-        assert (event.data, event.body, event.datacontenttype) == (data, body, content_type)
-
-    @pytest.mark.parametrize(
-        ("content_type", "declared"),
-        [
-            ("multipart/form-data; boundary=x", None),
-            ("image/png", None),
-            ("application/xml", None),
-            ("text/plain; charset=utf-16", None),
-            ("application/json; charset=latin-1", None),
-            ("", None),
-            ("text/plain", "json"),
-            ("application/x-www-form-urlencoded", "json"),
-            ("application/json", "form"),
-            ("application/octet-stream", "text"),
-            ("application/cloudevents-batch+json", None),
-            ("application/cloudevents+avro", None),
-        ],
-    )
-    async def test_what_a_route_does_not_take_is_415(
-        self, content_type: str, declared: Any
-    ) -> None:
-        trigger = webhook("/orders", data=declared)
-        document = await refused(trigger, request(b"{}", {"content-type": content_type}), 415)
-        assert "accepted here" in document["detail"] or "UTF-8" in document["detail"]
-        assert "no type" not in document["detail"]
-
-    @pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "gzip, gzip", "identity, deflate"])
-    async def test_a_packed_body_is_415(self, coding: str) -> None:
-        document = await refused(
-            webhook("/orders"), request(b"x", {"content-encoding": coding}), 415
-        )
-        assert "Content-Encoding" in document["detail"]
-
-    async def test_identity_is_no_packing(self) -> None:
-        await accepted(webhook("/orders"), request(b"{}", {"content-encoding": "identity"}))
-
-    async def test_declared_bytes_take_anything_as_it_is(self) -> None:
-        headers = {"content-type": "image/png"}
-        event = await accepted(webhook("/orders", data="bytes"), request(b"\x89PNG", headers))
-        assert event.data == b"\x89PNG"
-
-    async def test_without_content_type_the_declaration_decides(self) -> None:
-        plain = replace(request(b"hello"), headers={})
-        assert (await accepted(webhook("/orders", data="text"), plain)).data == "hello"
-        await refused(webhook("/orders"), plain, 400)
-
-    @pytest.mark.parametrize(
-        "body",
-        [
-            b"",
-            b"{",
-            b"NaN",
-            b'{"a": Infinity}',
-            b"[1e999]",
-            b"9" * 5000,
-            b"[" * 65 + b"]" * 65,
-            b"[" * 1100 + b"]" * 1100,
-            b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
-            b'"\\ud800"',
-            b'{"a": "\\udfff", "n": 18446744073709551616}',
-            b'"\xff"',
-            b"\xef\xbb\xbf{}",
-            '{"a": 1}'.encode("utf-16"),
-            b'{"a": 1}{"b": 2}',
-            b"{'a': 1}",
-            b"\x00",
-        ],
-        ids=lambda body: repr(body[:24]),
-    )
-    async def test_hostile_json_is_400(self, body: bytes) -> None:
-        declared: Encoding | None
-        for declared in (None, "json"):
-            document = await refused(webhook("/orders", data=declared), request(body), 400)
-            assert document["detail"]
-
-    @pytest.mark.parametrize(
-        ("body", "data"),
-        [
-            (b"18446744073709551616", 2**64),
-            (b'{"n": -123456789012345678901234567890}', {"n": -123456789012345678901234567890}),
-            (b"[" * 64 + b"]" * 64, None),
-            (b'{"a": 1, "a": 2}', {"a": 2}),
-            (b'{"__class__": {"__proto__": 1}, "headers": 2, "tenant": 3}', None),
-        ],
-    )
-    async def test_odd_but_sound_json_stays_exact(self, body: bytes, data: object) -> None:
-        event = await accepted(webhook("/orders"), request(body))
-        assert event.body == body
-        assert event.data == (json.loads(body) if data is None else data)
-        assert event.tenant == "default"
-
-    @settings(max_examples=300, deadline=None)
-    @given(body=st.binary(max_size=60), content_type=st.binary(max_size=40))
-    def test_any_bytes_get_an_answer(self, body: bytes, content_type: bytes) -> None:
-        headers = {"content-type": content_type, "idempotency-key": body[:20]}
-        reply, emit = asyncio.run(post(webhook("/orders"), request(body, headers)))
-        assert reply.status in (202, 400, 415)
-        assert len(emit.events) == (reply.status == 202)
-
-
-CLOUDEVENT: dict[str, Any] = {
-    "specversion": "1.0",
-    "id": "ce-1",
-    "source": "https://shop.example/orders",
-    "type": "com.example.order",
-    "subject": "42",
-    "time": "2026-01-31T09:00:00+01:00",
-    "traceparent": "00-1-2-03",
-}
-STRUCTURED = {"content-type": "application/cloudevents+json; charset=utf-8"}
-
-
-class TestCloudEvents:
-    async def test_structured_mode(self) -> None:
-        body = json.dumps({**CLOUDEVENT, "data": {"n": 2**64}})
-        event = await accepted(webhook("/orders"), request(body, STRUCTURED))
-        assert (event.id, event.source, event.type, event.subject) == (
-            "ce-1", "https://shop.example/orders", "com.example.order", "42"
-        )  # fmt: skip
-        assert event.time == datetime(2026, 1, 31, 8, 0, tzinfo=UTC)
-        assert event.data == {"n": 2**64}
-        assert event.extensions == {"traceparent": "00-1-2-03"}
-        assert (event.minted, event.trigger) == (False, "webhook:/orders")
-
-    async def test_structured_mode_with_binary_data(self) -> None:
-        packed = base64.b64encode(b"\x89PNG").decode()
-        document = {**CLOUDEVENT, "datacontenttype": "image/png", "data_base64": packed}
-        event = await accepted(webhook("/orders"), request(json.dumps(document), STRUCTURED))
-        assert event.data == b"\x89PNG"
-
-    async def test_binary_mode(self) -> None:
-        headers = {f"ce-{name}": value for name, value in CLOUDEVENT.items()}
-        event = await accepted(webhook("/orders"), request(b'{"a": 1}', headers))
-        assert (event.id, event.type, event.data) == ("ce-1", "com.example.order", {"a": 1})
-        assert event.datacontenttype == "application/json"
-
-    @pytest.mark.parametrize(
-        ("change", "field"),
-        [
-            ({"id": ""}, "id"),
-            ({"id": None}, "id"),
-            ({"specversion": "0.3"}, "specversion"),
-            ({"specversion": "1.1"}, "specversion"),
-            ({"data_base64": ""}, "data"),
-            ({"time": "yesterday"}, "time"),
-            ({"data": 1, "data_base64": "AA=="}, "data_base64"),
-            ({"data_base64": "?"}, "data_base64"),
-            ({"fileurl": "file:///etc/passwd"}, "fileurl"),
-            ({"Bad-Name": "x"}, "Bad-Name"),
-        ],
-    )
-    async def test_a_bad_attribute_is_400_naming_it(self, change: Any, field: str) -> None:
-        body = json.dumps({**CLOUDEVENT, **change})
-        document = await refused(webhook("/orders"), request(body, STRUCTURED), 400)
-        assert document["field"] == field
-
-    async def test_an_empty_body_is_no_json_here_either(self) -> None:
-        headers: dict[str, str] = {f"ce-{name}": value for name, value in CLOUDEVENT.items()}
-        document = await refused(webhook("/orders"), request(b"", headers), 400)
-        assert "empty where JSON was expected" in document["detail"]
-        untyped = request(b"", headers)
-        untyped = replace(
-            untyped, headers={k: v for k, v in untyped.headers.items() if k != "content-type"}
-        )
-        assert (await accepted(webhook("/orders"), untyped)).data is None
-        assert (
-            await accepted(webhook("/orders"), request(json.dumps(CLOUDEVENT), STRUCTURED))
-        ).data is None
-
-    async def test_a_batch_is_refused_by_name(self) -> None:
-        headers = {"content-type": "application/cloudevents-batch+json"}
-        document = await refused(webhook("/orders"), request(b"[]", headers), 415)
-        assert "one event a request" in document["detail"]
-
-    async def test_a_declared_decoding_holds_for_the_data(self) -> None:
-        document = {**CLOUDEVENT, "datacontenttype": "text/plain", "data": "x"}
-        trigger = webhook("/orders", data="json")
-        await refused(trigger, request(json.dumps(document), STRUCTURED), 415)
-
-
 class TestIdentity:
     async def test_the_senders_key_is_the_id(self) -> None:
         event = await accepted(webhook("/orders"), request(headers={"Idempotency-Key": "k-1"}))
@@ -502,155 +239,6 @@ class TestStoredHeaders:
         large = {f"x-{n}": "v" * 4000 for n in range(60)}
         event = await accepted(webhook("/orders"), request(headers=large))
         assert sum(map(len, event.headers.values())) <= 16 * 1024
-
-
-class Answering(RecordingEmitter):
-    """An emitter that answers as it is told."""
-
-    def __init__(self, receipt: Receipt) -> None:
-        super().__init__()
-        self._receipt = receipt
-
-    async def __call__(
-        self, events: Sequence[Event], positions: Any = None, **_more: Any
-    ) -> Sequence[Receipt]:
-        await super().__call__(events, positions)
-        return [self._receipt]
-
-
-class TestAnswers:
-    async def test_202_names_event_runs_and_duplicate(self) -> None:
-        emit = RecordingEmitter()
-        inbound = request(headers={"idempotency-key": "k"})
-        first = await webhook("/orders").receive(inbound, emit)
-        again = await webhook("/orders").receive(inbound, emit)
-        assert json.loads(first.body) == {"event": "k", "runs": ["run-of-k"], "duplicate": False}
-        assert (again.status, json.loads(again.body)["duplicate"]) == (202, True)
-
-    async def test_the_same_id_with_another_body_is_409(self) -> None:
-        emit = RecordingEmitter()
-        key = {"idempotency-key": "k"}
-        await webhook("/orders").receive(request(b"1", key), emit)
-        reply = await webhook("/orders").receive(request(b"2", key), emit)
-        assert reply.status == 409
-        assert json.loads(reply.body)["event"] == "k"
-
-    async def test_data_no_flow_takes_is_422_saying_why(self) -> None:
-        refusals = {"bill": "amount: must be a number"}
-        emit = Answering(Receipt(event="e", stored=False, refusals=refusals))
-        reply = await webhook("/orders").receive(request(), emit)
-        assert reply.status == 422
-        assert json.loads(reply.body)["refusals"] == refusals
-
-    @pytest.mark.parametrize(
-        ("error", "least", "most"),
-        [
-            (Overloaded("full", retry_after_seconds=20), 15, 30),
-            (Overloaded("full", retry_after_seconds=600), 300, 300),
-            (Overloaded("full", retry_after_seconds=0), 1, 1),
-            (JournalFull("disk full"), 1, 60),
-            (JournalBroken("fsync failed"), 1, 60),
-        ],
-    )
-    async def test_what_cannot_be_stored_is_503_to_come_back(
-        self, error: TurnoutError, least: int, most: int
-    ) -> None:
-        emit = RecordingEmitter()
-        emit.fail(error)
-        seen = set()
-        for _ in range(30):
-            reply = await webhook("/orders").receive(request(), emit)
-            assert reply.status == 503
-            seen.add(int(dict(reply.headers)["retry-after"]))
-        assert least <= min(seen) <= max(seen) <= most
-        if error.args == ("full",) and least != most:
-            assert len(seen) > 1, "a crowd would come back as one"
-
-
-class TestWaiting:
-    TRIGGER = webhook("/orders", respond=True)
-
-    async def answer(self, outcome: Outcome | None, query: bytes = b"wait=10s") -> Reply:
-        emit = RecordingEmitter()
-        if outcome is not None:
-            emit.results["run-of-k"] = outcome
-        return await self.TRIGGER.receive(
-            request(headers={"idempotency-key": "k"}, query=query), emit
-        )
-
-    async def test_the_result_is_answered(self) -> None:
-        reply = await self.answer(Outcome(state=RunState.SUCCEEDED, result=b'{"receipt": 1}'))
-        assert (reply.status, reply.body) == (200, b'{"receipt": 1}')
-        assert (await self.answer(Outcome(state=RunState.SUCCEEDED))).body == b"null"
-
-    async def test_a_failed_run_is_500_without_its_message(self) -> None:
-        error = RunError(type="ValueError", message="password=hunter2")
-        reply = await self.answer(Outcome(state=RunState.FAILED, error=error))
-        assert reply.status == 500
-        document = json.loads(reply.body)
-        assert (document["run"], document["error"]) == ("run-of-k", "ValueError")
-        assert b"hunter2" not in reply.body
-
-    async def test_after_the_time_it_is_202(self) -> None:
-        assert (await self.answer(None)).status == 202
-
-    async def test_without_wait_nobody_waits(self) -> None:
-        reply = await self.answer(Outcome(state=RunState.SUCCEEDED, result=b"1"), query=b"other=1")
-        assert reply.status == 202
-
-    async def test_too_many_waiters_is_still_accepted(self) -> None:
-        class Full(RecordingEmitter):
-            async def result(self, receipt: Receipt, timeout_seconds: float) -> Outcome | None:
-                raise Overloaded("too many wait")
-
-        reply = await self.TRIGGER.receive(request(query=b"wait=1s"), Full())
-        assert reply.status == 202
-
-    @pytest.mark.parametrize(
-        "query", [b"wait", b"wait=", b"wait=10", b"wait=-1s", b"wait=2m", b"wait=%D9%A1s"]
-    )
-    async def test_a_wait_nobody_can_read_is_400_and_stores_nothing(self, query: bytes) -> None:
-        assert (await refused(self.TRIGGER, request(query=query), 400))["field"] == "wait"
-
-    async def test_a_sender_may_have_a_wait_of_its_own(self) -> None:
-        event = await accepted(webhook("/orders"), request(query=b"wait=until+monday&n=1"))
-        assert event.query == {"wait": "until monday", "n": "1"}
-
-    async def test_our_wait_is_not_the_senders(self) -> None:
-        emit = RecordingEmitter()
-        await self.TRIGGER.receive(request(query=b"n=1&wait=1s&n=2"), emit)
-        assert emit.events[0].query == {"n": ["1", "2"]}
-
-    async def test_a_route_may_answer_every_request(self) -> None:
-        trigger = webhook("/orders", respond="5s")
-        outcome = Outcome(state=RunState.SUCCEEDED, result=b'{"a": 1}')
-        assert (await self.reply(trigger, outcome)).body == b'{"a": 1}'
-        assert (await self.reply(trigger, None)).status == 202
-
-    @pytest.mark.parametrize(
-        ("respond", "method", "query", "content_type", "body"),
-        [
-            (True, "GET", b"", "text/plain; charset=utf-8", "grüße".encode()),
-            (True, "GET", b"wait=5s", "application/json", '"grüße"'.encode()),
-            (True, "POST", b"wait=5s", "application/json", '"grüße"'.encode()),
-            ("5s", "POST", b"", "text/plain; charset=utf-8", "grüße".encode()),
-        ],
-    )
-    async def test_a_text_is_answered_as_it_is_unless_wait_asks_for_json(
-        self, respond: Any, method: str, query: bytes, content_type: str, body: bytes
-    ) -> None:
-        trigger = webhook("/orders", respond=respond, methods=("GET", "POST"))
-        outcome = Outcome(state=RunState.SUCCEEDED, result='"grüße"'.encode())
-        reply = await self.reply(trigger, outcome, method=method, query=query)
-        assert (reply.status, reply.content_type, reply.body) == (200, content_type, body)
-        assert ("x-content-type-options", "nosniff") in reply.headers or "json" in content_type
-
-    async def reply(self, trigger: WebhookTrigger, outcome: Outcome | None, **sent: Any) -> Reply:
-        emit = RecordingEmitter()
-        if outcome is not None:
-            emit.results["run-of-k"] = outcome
-        inbound = request(headers={"idempotency-key": "k"})
-        return await trigger.receive(replace(inbound, **sent), emit)
 
 
 class TestQuery:
@@ -761,44 +349,3 @@ class TestDeclaring:
 
     def test_max_body_is_read_as_a_size(self) -> None:
         assert webhook("/a", max_body="10MiB").max_body_bytes == 10 * 2**20
-
-
-@pytest.mark.parametrize(
-    ("data", "headers", "has_body"),
-    [
-        ("text", {"content-type": "text/plain", "content-length": "0"}, True),
-        ("text", {"content-length": "0"}, True),
-        ("bytes", {"content-type": "application/octet-stream"}, True),
-        ("text", {}, False),
-        ("json", {"content-length": "0"}, False),  # as a browser posts nothing at all
-        (None, {}, False),
-        (None, {"content-type": "text/plain"}, True),
-    ],
-)
-async def test_a_request_without_a_body_is_not_one_with_an_empty_body(
-    data: Encoding | None, headers: dict[str, str], has_body: bool
-) -> None:
-    sent = replace(
-        request(b""), headers={name: [value.encode()] for name, value in headers.items()}
-    )
-    event = await accepted(webhook("/orders", data=data), sent)
-    assert event.has_body is has_body
-
-
-@pytest.mark.parametrize(
-    ("document", "data", "has_body"),
-    [
-        ({}, None, False),
-        ({"data": None}, None, True),
-        ({"data": "", "datacontenttype": "text/plain"}, "", True),
-        ({"datacontenttype": "text/plain"}, None, False),
-        ({"data_base64": "", "datacontenttype": "application/octet-stream"}, b"", True),
-    ],
-)
-async def test_a_cloudevent_without_data_is_not_one_with_empty_data(
-    document: dict[str, Any], data: object, has_body: bool
-) -> None:
-    told = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"} | document
-    sent = request(json.dumps(told), {"content-type": "application/cloudevents+json"})
-    event = await accepted(webhook("/orders"), sent)
-    assert (event.data, event.has_body) == (data, has_body)

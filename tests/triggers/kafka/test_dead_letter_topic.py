@@ -16,7 +16,7 @@ from turnout.service.operate.verbs import Fire
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka.record import text_of
 
-from .test_kafka import Item, ended, serving
+from .reading import Item, ended, serving
 
 
 async def test_failed_records_go_to_the_dead_letter_topic(tmp_path: Path, kafka: Broker) -> None:

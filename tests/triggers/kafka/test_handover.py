@@ -19,7 +19,7 @@ from turnout.triggers.kafka.commits import Commits
 from turnout.triggers.kafka.positions import Positions
 from turnout.triggers.kafka.writing import Writing
 
-from .test_kafka import emitter_for
+from .reading import emitter_for
 
 
 async def test_nothing_is_journaled_behind_the_last_commit_of_a_rebalance(

@@ -21,7 +21,7 @@ from turnout.service.project import AnyFlow
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as records_of
 
-from .test_kafka import ended, serving
+from .reading import ended, serving
 from .test_order import COUNT, Log, fill, has_partitions, member, only_apache, reached
 
 

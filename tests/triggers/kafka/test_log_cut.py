@@ -32,7 +32,7 @@ from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka.fetch_notes import batch_epochs
 from turnout.triggers.kafka.positions import read_position
 
-from .test_kafka import emitter_for
+from .reading import emitter_for
 from .test_topic_recreated import Alarms, alarms, delivered, reading, send
 
 __all__ = ["alarms"]  # the fixture

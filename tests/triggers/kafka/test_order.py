@@ -28,7 +28,7 @@ from turnout.triggers.kafka.commit_metadata import read_spans, spans_text
 from turnout.triggers.kafka.positions import Position, read_position, union
 from turnout.triggers.kafka.withdrawal import METADATA_BYTES, plan_partition
 
-from .test_kafka import serving
+from .reading import serving
 
 KEYS = 5
 COUNT = 480

@@ -25,7 +25,7 @@ from turnout.service.operate.verbs import SeekTrigger
 from turnout.triggers.kafka import kafka as records_of
 from turnout.triggers.kafka.positions import Position
 
-from .test_kafka import Item, commit, ended, runs_of, serving
+from .reading import Item, commit, ended, runs_of, serving
 
 
 async def test_seek_says_what_it_does_and_does_it(tmp_path: Path, kafka: Broker) -> None:

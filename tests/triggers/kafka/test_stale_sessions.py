@@ -6,7 +6,7 @@ from tests.support.brokers import Broker, unique
 from tests.support.trigger_contract import RecordingSession, watch
 from turnout.triggers.kafka.positions import Position, read_position
 
-from .test_kafka import emitter_for, kafka_trigger
+from .reading import emitter_for, kafka_trigger
 from .test_topic_recreated import delivered, send
 
 

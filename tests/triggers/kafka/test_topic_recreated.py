@@ -26,7 +26,7 @@ from turnout.triggers.kafka.commits import Commits
 from turnout.triggers.kafka.positions import Bounds, Position
 from turnout.triggers.kafka.start_offsets import StartOffsets
 
-from .test_kafka import commit, emitter_for
+from .reading import commit, emitter_for
 
 Alarms = Callable[[], list[dict[str, Any]]]
 

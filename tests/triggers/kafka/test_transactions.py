@@ -17,7 +17,7 @@ from tests.support.trigger_contract import RecordingEmitter, watch
 from turnout.service.domain.trigger import Seek
 from turnout.triggers.kafka.positions import read_position
 
-from .test_kafka import commit, emitter_for
+from .reading import commit, emitter_for
 from .test_topic_recreated import Alarms, alarms, delivered, reading, send
 
 __all__ = ["alarms"]  # the fixture

