@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryFile
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 
@@ -82,14 +81,38 @@ def turnout(*arguments: str | Path, env: Mapping[str, str] | None = None, timeou
             timeout=timeout,
             check=False,
         )
-    with TemporaryFile() as out, TemporaryFile() as error:
-        command = warm.start(words, env=chosen, out=out, error=error)
-        try:
-            code = command.wait(timeout)
-        finally:
-            command.kill()
-        printed = [(each.seek(0), each.read().decode())[1] for each in (out, error)]
+    out, error = _Output(), _Output()
+    try:
+        command = warm.start(words, env=chosen, out=out.end, error=error.end)
+    finally:
+        os.close(out.end)
+        os.close(error.end)
+    try:
+        code = command.wait(timeout)
+        printed = [each.text(timeout) for each in (out, error)]
+    finally:
+        command.kill()
     return subprocess.CompletedProcess(words, code, *printed)
+
+
+class _Output:
+    """What a program and its children write into a pipe; `end` is theirs."""
+
+    def __init__(self) -> None:
+        self._begin, self.end = os.pipe()
+        self._found = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with os.fdopen(self._begin, "rb") as pipe:
+            self._found = pipe.read()
+
+    def text(self, timeout: float) -> str:
+        """Return everything, once nobody can write any more."""
+        self._reader.join(timeout)
+        assert not self._reader.is_alive(), "a child of the program still has its output"
+        return self._found.decode()
 
 
 @dataclass(kw_only=True)
@@ -119,7 +142,8 @@ class Program:
             if self.spawned or self.prefix or not warm.is_plain(env):
                 self._child = self._spawn(words, env, out)
             else:
-                self._child = warm.start(words, env=env, out=out, error=out, code=self.sabotage)
+                end = out.fileno()
+                self._child = warm.start(words, env=env, out=end, error=end, code=self.sabotage)
         return self
 
     def _spawn(

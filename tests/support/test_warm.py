@@ -34,7 +34,11 @@ print("an error", file=sys.stderr)
 def ran(folder: Path, code: str, *words: str) -> tuple[int, str, str]:
     with (folder / "out").open("w+b") as out, (folder / "error").open("w+b") as error:
         forked = warm.start(
-            words, env=environment({"OF_MY": "own"}), out=out, error=error, code=code
+            words,
+            env=environment({"OF_MY": "own"}),
+            out=out.fileno(),
+            error=error.fileno(),
+            code=code,
         )
         code_of_exit = forked.wait(10)
     return code_of_exit, (folder / "out").read_text(), (folder / "error").read_text()
@@ -72,7 +76,11 @@ def test_it_ends_as_a_spawned_program_does(tmp_path: Path) -> None:
 def test_it_may_be_killed_and_a_wait_has_a_bound(tmp_path: Path) -> None:
     with (tmp_path / "out").open("w+b") as out:
         forked = warm.start(
-            [], env=os.environ, out=out, error=out, code="import signal; signal.pause()"
+            [],
+            env=os.environ,
+            out=out.fileno(),
+            error=out.fileno(),
+            code="import signal; signal.pause()",
         )
         assert forked.poll() is None
         with pytest.raises(subprocess.TimeoutExpired):

@@ -11,6 +11,7 @@ This file is also the script that stays warm, on a socket to the tests.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import runpy
@@ -25,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 MODULE = "turnout.service.cli"
 WARMED = (
@@ -96,12 +97,12 @@ def start(
     arguments: Sequence[str],
     *,
     env: Mapping[str, str],
-    out: IO[bytes],
-    error: IO[bytes],
+    out: int,
+    error: int,
     code: str = "",
 ) -> Forked:
-    """Start `turnout` in a session of its own, after it has run `code`."""
-    return _interpreter().fork([code, *arguments], dict(env), (out.fileno(), error.fileno()))
+    """Start `turnout` in a session of its own, after `code`; `out` and `error` are descriptors."""
+    return _interpreter().fork([code, *arguments], dict(env), (out, error))
 
 
 class _Interpreter:
@@ -180,14 +181,28 @@ def _tell_end(pid: int, told: int) -> None:
 def become(order: Order, orders: socket.socket) -> None:
     """Make the forked process what a spawned one is before its first line, and say so."""
     os.setsid()
-    for number, each in enumerate(order.output, 1):
-        os.dup2(each, number)
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        os.dup2(order.output[number - 1], number)
+        _open_stream(name, number)
     os.chdir(order.folder)
     os.environ.clear()
     os.environ.update(order.env)
     orders.send(b"%d" % os.getpid())
     orders.detach()
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+
+
+def _open_stream(name: str, number: int) -> None:
+    """Make a standard stream anew: the one from before knows what its file was."""
+    before: io.TextIOWrapper = getattr(sys, name)
+    stream = io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(number, "w", closefd=False)),
+        before.encoding,
+        before.errors,
+        line_buffering=name == "stderr",
+    )
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
 
 
 def main() -> None:
