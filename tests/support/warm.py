@@ -163,7 +163,8 @@ def serve(orders: socket.socket) -> Order | None:
                     return None
                 pid = os.fork()
                 if pid == 0:
-                    return Order(*json.loads(message), files[:2])
+                    words, env, folder = json.loads(message)
+                    return Order(words, env, folder, files[:2])
                 for each in files[:2]:
                     os.close(each)
                 ends = os.pidfd_open(pid)

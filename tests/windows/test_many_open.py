@@ -79,11 +79,11 @@ def test_open_windows_cost_no_memory_no_start_and_no_idle_time(
     count = 100_000 if full else 3_000
     flows = tmp_path / "flows.py"
     flows.write_text(FLOWS)
-    paths = {"flows": flows, "log": tmp_path / "log"}  # of both
-    with Program(**paths, data=tmp_path / "none", spawned=True) as program:
+    log = tmp_path / "log"
+    with Program(flows=flows, data=tmp_path / "none", log=log, spawned=True) as program:
         without = measured(program)
     asyncio.run(open_windows(tmp_path / "many", count))
-    with Program(**paths, data=tmp_path / "many", spawned=True) as program:
+    with Program(flows=flows, data=tmp_path / "many", log=log, spawned=True) as program:
         with_many = measured(program)
         assert program.metrics("turnout_runs")['state="scheduled"'] == count
         until(lambda: program.stop() == 0, 20, "it stops")

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
+    AIOKafkaConsumer,
+    TopicPartition,
+)
 from pydantic import BaseModel
 
 from tests.support.brokers import Broker
@@ -26,13 +30,26 @@ session = "6s"
 
 
 @pytest.fixture(autouse=True)
-def _quick_rebalances(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_rebalances(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "kafka" in request.fixturenames and request.getfixturevalue("kafka").kind == "mesh":
         monkeypatch.setitem(globals(), "session", "2s")
 
 
 def kafka_trigger(*topics: str, **settings: Any) -> KafkaTrigger:
     return make_trigger(*topics, **{"session": session, **settings})
+
+
+async def commit(broker: Broker, group: str, topic: str, offset: int) -> None:
+    """Set a group's offset from outside, as Kafka's own tools do while no member is there."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=broker.bootstrap, group_id=group, enable_auto_commit=False
+    )
+    await consumer.start()
+    try:
+        consumer.assign([TopicPartition(topic, 0)])
+        await consumer.commit({TopicPartition(topic, 0): offset})
+    finally:
+        await consumer.stop()
 
 
 def emitter_for(broker: Broker) -> RecordingEmitter:

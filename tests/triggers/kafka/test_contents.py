@@ -25,9 +25,9 @@ from turnout.service.operate.verbs import Replay, ReplayDead
 from turnout.triggers.kafka.raw_batch import parse
 from turnout.triggers.kafka.record import bytes_of
 
-from .reading import Item, _quick_rebalances, ended, kafka_trigger, serving
+from .reading import Item, ended, kafka_trigger, quick_rebalances, serving
 
-__all__ = ["_quick_rebalances"]  # the fixture
+__all__ = ["quick_rebalances"]  # the fixture
 
 
 # ---------------------------------------------------------------- on the real journal

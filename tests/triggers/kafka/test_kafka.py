@@ -9,10 +9,6 @@ from typing import Any
 
 import orjson
 import pytest
-from aiokafka import (  # type: ignore[import-untyped]  # it carries no types
-    AIOKafkaConsumer,
-    TopicPartition,
-)
 
 from tests.support.brokers import Broker, unique
 from tests.support.trigger_contract import (
@@ -26,9 +22,18 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
 
-from .reading import Item, _quick_rebalances, emitter_for, ended, kafka_trigger, serving, watching
+from .reading import (
+    Item,
+    commit,
+    emitter_for,
+    ended,
+    kafka_trigger,
+    quick_rebalances,
+    serving,
+    watching,
+)
 
-__all__ = ["_quick_rebalances"]  # the fixture
+__all__ = ["quick_rebalances"]  # the fixture
 
 
 class KafkaCase:
@@ -61,19 +66,6 @@ class KafkaCase:
     def acknowledged(self) -> int:
         stored = self.emit.stored_positions.get(f"{self.topic}/0")
         return 0 if stored is None else int(orjson.loads(stored)["next"])
-
-
-async def commit(broker: Broker, group: str, topic: str, offset: int) -> None:
-    """Set a group's offset from outside, as Kafka's own tools do while no member is there."""
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=broker.bootstrap, group_id=group, enable_auto_commit=False
-    )
-    await consumer.start()
-    try:
-        consumer.assign([TopicPartition(topic, 0)])
-        await consumer.commit({TopicPartition(topic, 0): offset})
-    finally:
-        await consumer.stop()
 
 
 class TestKafkaKeepsTheContract(TriggerContract):

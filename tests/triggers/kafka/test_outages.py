@@ -23,16 +23,16 @@ from turnout.triggers.kafka import KafkaTrigger
 
 from .reading import (
     Item,
-    _quick_rebalances,
     emitter_for,
     ended,
     eventually_true,
     kafka_trigger,
+    quick_rebalances,
     serving,
     watching,
 )
 
-__all__ = ["_quick_rebalances"]  # the fixture
+__all__ = ["quick_rebalances"]  # the fixture
 
 
 # ---------------------------------------------------------------- on the real journal

@@ -16,9 +16,9 @@ from turnout.handlers.flow import flow
 from turnout.handlers.kafka import NotPublished, Producer, publish
 from turnout.service.steps.context import current
 
-from .reading import Item, _quick_rebalances, ended, eventually_true, kafka_trigger, serving
+from .reading import Item, ended, eventually_true, kafka_trigger, quick_rebalances, serving
 
-__all__ = ["_quick_rebalances"]  # the fixture
+__all__ = ["quick_rebalances"]  # the fixture
 
 
 async def test_publish_is_a_step_and_carries_trace_and_hops(tmp_path: Path, kafka: Broker) -> None:

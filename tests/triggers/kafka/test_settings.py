@@ -11,9 +11,7 @@ from turnout.service.settings import Settings, load
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as make_trigger
 
-from .reading import _quick_rebalances, kafka_trigger
-
-__all__ = ["_quick_rebalances"]  # the fixture
+from .reading import kafka_trigger
 
 
 @pytest.mark.parametrize(
