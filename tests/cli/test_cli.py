@@ -12,7 +12,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -140,8 +139,7 @@ def flow_file(folder: Path, text: str) -> Path:
 # ---------------------------------------------------------------- help
 
 
-@pytest.mark.alone
-def test_help_is_instant_and_brings_in_nothing_heavy() -> None:
+def test_help_brings_in_nothing_heavy() -> None:
     heavy = ("rich", "pydantic", "fastapi", "apsw", "httpx", "uvloop", "orjson", "asyncio")
     code = f"import sys, turnout.service.cli as _; print([m for m in {heavy} if m in sys.modules])"
     code += "; print(len([m for m in sys.modules if m.startswith('turnout')]))"
@@ -149,12 +147,7 @@ def test_help_is_instant_and_brings_in_nothing_heavy() -> None:
     found, ours = done.stdout.splitlines()
     assert found == "[]"
     assert int(ours) <= 39  # each costs about a thousandth of a second
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        assert "Exit codes" in turnout("--help").stdout
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 0.6, seconds  # 0.3 on an idle machine
+    assert "Exit codes" in turnout("--help").stdout
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,15 @@ def environment(chosen: Mapping[str, str]) -> dict[str, str]:
     return kept | dict(chosen)
 
 
-def turnout(*arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 30) -> (
-    subprocess.CompletedProcess[str]
-):  # fmt: skip
+def turnout(
+    *arguments: str | Path,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 30,
+    spawned: bool = False,
+) -> subprocess.CompletedProcess[str]:
     """Run one `turnout` command to its end."""
     words, chosen = [str(each) for each in arguments], environment(env or {})
-    if not warm.is_plain(chosen):
+    if spawned or not warm.is_plain(chosen):
         return subprocess.run(
             [sys.executable, "-m", warm.MODULE, *words],
             env=chosen,

@@ -11,6 +11,7 @@ This file is also the script that stays warm, on a socket to the tests.
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import os
@@ -118,6 +119,7 @@ class _Interpreter:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
             )
+        atexit.register(self._end)
 
     def fork(self, words: Sequence[str], env: dict[str, str], output: tuple[int, int]) -> Forked:
         ended, told = os.pipe()
@@ -129,6 +131,10 @@ class _Interpreter:
                 return Forked(int(self._orders.recv(16)), ended)
         finally:
             os.close(told)
+
+    def _end(self) -> None:
+        self._orders.close()
+        self._process.wait()
 
 
 _interpreter = cache(_Interpreter)
