@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.http.desk import open_desk
 from tests.http.test_artefacts import attach
-from tests.http.test_rest import open_desk
 from turnout.service.cli import main
 
 

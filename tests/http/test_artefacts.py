@@ -9,7 +9,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.http.test_rest import Desk, assert_problem, open_desk
+from tests.http.desk import Desk, assert_problem, open_desk
 from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Attachment
