@@ -13,7 +13,6 @@ import click
 
 from .options import run_async, with_json, with_settings
 from .output import print_json, say
-from .show_run import log_line
 from .tables import short_ids
 from .times import utc_option
 
@@ -133,6 +132,8 @@ class _Reading:
 
     def print(self, lines: Iterable[dict[str, Any]]) -> None:
         """Print lines; those of several runs each with its run."""
+        from .show_run import log_line
+
         for line in lines:
             if self.as_json:
                 print_json(line)

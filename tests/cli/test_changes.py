@@ -21,9 +21,9 @@ from turnout.service.cli import cli
 pytestmark = pytest.mark.slow
 
 READS = {
-    "approvals", "backtest", "check", "dead list", "dead show", "doctor", "events", "explain",
-    "flows", "graph", "help", "limits", "logs", "next", "pending list", "pending show", "runs",
-    "show", "state list", "state show", "triggers", "why",
+    "approvals", "artefact", "backtest", "check", "dead list", "dead show", "doctor", "events",
+    "explain", "flows", "graph", "help", "limits", "logs", "next", "pending list", "pending show",
+    "runs", "show", "state list", "state show", "triggers", "why",
 }  # fmt: skip
 """What changes nothing."""
 
