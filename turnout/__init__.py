@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turnout._kafka import kafka as kafka
+    from turnout.handlers.actions.budget import BudgetSpent as BudgetSpent
+    from turnout.handlers.actions.budget import budget as budget
     from turnout.handlers.actions.poll import poll as poll
     from turnout.handlers.flow import flow as flow
     from turnout.handlers.gather import gather as gather
@@ -64,6 +66,8 @@ _ROOMS = {
     "gather": "handlers.gather",
     "notify": "handlers.notify",
     "poll": "handlers.actions.poll",
+    "budget": "handlers.actions.budget",
+    "BudgetSpent": "handlers.actions.budget",
     "task": "handlers.task",
     "kafka": "_kafka",
     "approval": "service.steps.approval",

@@ -264,6 +264,7 @@ _THROUGH: Mapping[str, tuple[str, ...]] = {
         "turnout.service.steps.flow_state:State.get",
         "turnout.service.steps.flow_state:State.set",
     ),
+    "budget": ("turnout.handlers.actions.budget:Budget.take",),
     "flow": (
         "turnout.handlers.flow:AsyncFlow.map",
         "turnout.handlers.flow:SyncFlow.run",
@@ -290,6 +291,7 @@ _SPOKEN = {
     "secret": "secret(…)",
     "Artefact": "artefact(…)",
     "approval": "approval(…)",
+    "Budget": "budget(…)",
     "Approval": "said",
     "State": "current().state",
     "Service": "service",

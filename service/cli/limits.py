@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @with_settings
 @click.pass_context
 def limits(context: click.Context, settings: Settings, as_json: bool) -> None:
-    """Show what limits, rates and breakers have in use; set a limit.
+    """Show what limits, rates, breakers and budgets have in use; set a limit.
 
     A line for each says how much of how much is in use, how many runs of its flows are due and
     for how long the oldest, and in what time the next may start (without one: when a run ends).
@@ -40,6 +40,7 @@ def limits(context: click.Context, settings: Settings, as_json: bool) -> None:
     rate      starts within the period: throttle(…)
     breaker   failures that count, of those that open it: dependency(…)
     priority  runs of a class: priority=
+    budget    what runs have taken within the period: budget(…)
 
     \b
     turnout limits

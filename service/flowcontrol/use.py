@@ -17,7 +17,7 @@ from .priority import HIGH, LOW, NORMAL, SHARES
 from .rate_limit import RateLimit
 from .throttle import ThrottleGate
 
-Kind = Literal["slots", "limit", "rate", "breaker", "priority"]
+Kind = Literal["slots", "limit", "rate", "breaker", "priority", "budget"]
 
 LimitGate: TypeAlias = FlowLimit | KeyLimit | HeldLimit | NamedLimit
 

@@ -13,7 +13,7 @@ from turnout.service.flowcontrol.overrides import short_names
 from turnout.service.flowcontrol.use import KeyUse, Use, with_accepted
 from turnout.service.intake.overrides import log_fields
 from turnout.service.journal.contract import Reads
-from turnout.service.journal.records import StoredOverride
+from turnout.service.journal.records import StoredBudget, StoredOverride
 from turnout.service.telemetry.logs import get_logger
 
 from . import documents
@@ -143,7 +143,22 @@ async def use_documents(journal: Reads, uses: Sequence[Use], now: datetime) -> l
             count, oldest = classes.get(use.level, (0, None))
             waiting = (count, [] if oldest is None else [oldest])
         rows.append(_document(use, *waiting, overrides, now))
-    return rows
+    budgets = [_use_of(each) for each in await journal.budgets(now=now)]
+    return [*rows, *(_document(use, 0, (), overrides, now) for use in budgets)]
+
+
+def _use_of(budget: StoredBudget) -> Use:
+    """Return what is used of a budget, which flows declare in their code."""
+    period = format_duration(budget.period)
+    return Use(
+        kind="budget",
+        name=budget.name,
+        rule=f'budget("{budget.name}", max_changes={budget.most}, per="{period}")',
+        flows=(),
+        used=budget.used,
+        max=budget.most,
+        next_free=budget.free_at if budget.used >= budget.most else None,
+    )
 
 
 async def _with_log(journal: Reads, use: Use, now: datetime) -> Use:

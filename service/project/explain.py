@@ -25,7 +25,7 @@ from turnout.service.domain.units import format_duration
 
 from . import AnyFlow
 
-_WAITS = frozenset({"sleep", "wait_for", "approval", "emit", "first", "poll"})
+_WAITS = frozenset({"sleep", "wait_for", "approval", "emit", "first", "poll", "budget"})
 """Names of turnout whose calls are recorded, in the modules of the steps."""
 
 _RECORDING = ("turnout.service.steps", "turnout.handlers.actions")

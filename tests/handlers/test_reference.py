@@ -28,6 +28,8 @@ IDS = [name for _, name in ENTRIES]
 SECRETS = ("CHAT_URL", "CRM_KEY", "CRM_HOOK", "SHOP_HOOK", "ORDERS_HOOK")
 
 RUNS: Mapping[str, tuple[str, Any, Any]] = {
+    "budget": ("scale_up", {"service": "web"}, "web +2"),
+    "BudgetSpent": ("restart", "web", "restarted web"),
     "by_input": ("convert", "USD", 90.0),
     "current": ("place", {"id": "7"}, "testing"),
     "dependency": ("sync", {"id": "7"}, "stored 7"),

@@ -61,10 +61,13 @@ from turnout.service.journal.records import (
     NewRun,
     Opening,
     RecordedArguments,
+    Spent,
     StepRecord,
+    StoredBudget,
     StoredOverride,
     StoredPause,
     StoredState,
+    Taking,
     approval_topic,
     run_topic,
 )
@@ -943,6 +946,36 @@ class JournalContract:
             redone = step("note#1", result=b"1")
             await journal.record_step(again.claim, redone)
             assert await journal.steps(claimed.claim.run_seq) == [kept, caught, redone]
+
+    async def test_a_budget_is_taken_from_with_its_step_or_not_at_all(self, tmp_path: Path) -> None:
+        hour = timedelta(hours=1)
+        async with self.open(tmp_path) as journal:
+            a, b = await start(journal), await start(journal)
+            took = [
+                journal.take(run.claim, step(f"budget#{n}"), Taking("scale", n, 3, hour), now=at(n))
+                for run, n in ((a, 1), (b, 2), (a, 3))
+            ]
+            assert await asyncio.gather(*took) == [None, None, Spent(3, at(2) + hour)]
+            assert [each.key for each in await journal.steps(a.claim.run_seq)] == ["budget#1"]
+            other = Taking("other", 5, 9, hour)
+            assert await journal.take(a.claim, step("budget#2"), other, now=at(1)) is None
+            stale = a.claim._replace(token=9)
+            with pytest.raises(ClaimLost):
+                await journal.take(stale, step("budget#4"), Taking("x", 1, 1, hour), now=at(1))
+        async with self.open(tmp_path) as journal:
+            scale = StoredBudget("scale", 3, 3, hour, at(1) + hour)
+            assert await journal.budgets(now=at(3)) == [
+                StoredBudget("other", 5, 9, hour, at(1) + hour), scale,
+            ]  # fmt: skip
+            later = at(1) + hour
+            assert await journal.budgets(now=later) == [
+                StoredBudget("scale", 2, 3, hour, at(2) + hour)
+            ]
+            await journal.prune(
+                finished_before=NOW, failed_before=NOW, unmatched_before=NOW, dedupe_before=NOW,
+                now=at(2) + hour, limit=100,
+            )  # fmt: skip
+            assert await journal.budgets(now=at(3)) == []
 
     @pytest.mark.parametrize("others", [0, 70], ids=["read", "from the cache"])
     async def test_a_run_that_waits_tells_which_polls_are_open(

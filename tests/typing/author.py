@@ -9,6 +9,7 @@ from turnout import (
     Event,
     Pending,
     approval,
+    budget,
     current,
     dependency,
     event,
@@ -127,6 +128,7 @@ def is_weighed(order: Order, unit: str = "kg") -> float | Pending:
 async def polls(order: Order) -> str:
     reveal_type(await poll(is_ready, order, every="5s"))  # str
     reveal_type(await poll(is_weighed, order, "lb", timeout=None))  # float
+    reveal_type(await budget("scale", max_changes=10, per="1h").take(2))  # None
     reveal_type((await first(sleep("1h"), poll(is_ready, order)))[1])  # None | str
     return "x"
 

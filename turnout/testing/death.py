@@ -69,6 +69,12 @@ class Mortal:
         await self._death.meet(step)
         await self._journal.record_artefacts(claim, step, *args)
 
+    def take(self, claim: Claim, step: StepRecord, *args: Any, **kwargs: Any) -> Any:
+        """Take from a budget, unless the process dies at the step."""
+        if self._death.is_near(step):
+            return asyncio.get_running_loop().create_future()
+        return self._journal.take(claim, step, *args, **kwargs)
+
     async def record(self, *args: Any, **kwargs: Any) -> None:
         """Record an outcome, unless the process is dying."""
         await self._death.meet()

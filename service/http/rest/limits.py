@@ -15,7 +15,7 @@ router = api_router()
 
 @router.get("/limits", tags=["flows and triggers"])
 async def list_limits(service: ServiceOf) -> Response:
-    """List what is in use of every limit, rate, breaker and priority class.
+    """List what is in use of every limit, rate, breaker, priority class and budget.
 
     `queued` counts the due runs of its flows, whatever they wait for.
     """

@@ -27,6 +27,7 @@ from turnout.service.journal.records import (
     OpenStep,
     StepRecord,
     StoredArtefact,
+    StoredBudget,
     StoredEvent,
     StoredOverride,
     StoredPause,
@@ -190,6 +191,9 @@ class Reads(RunReads, WindowReads, Protocol):
 
     async def pauses(self, *, now: datetime) -> dict[str, StoredPause]:
         """Return the pauses that have not ended by `now`, by name."""
+
+    async def budgets(self, *, now: datetime) -> list[StoredBudget]:
+        """Return the budgets of which something is used, by name."""
 
     async def accepted_by_key(
         self, flow: str, place: str, *, since: datetime, nth: int

@@ -16,9 +16,11 @@ from turnout.service.journal.records import (
     Claim,
     Entry,
     Opening,
+    Spent,
     StepRecord,
     StoredArtefact,
     StoredState,
+    Taking,
 )
 
 from .reads import RunReads
@@ -97,6 +99,15 @@ class Steps(RunReads, Protocol):
 
         `openings` and `closes` are by the key of the step. The unfinished children that a closed
         wait was for are cancelled, as `cancel` does, and returned. Raises what `record_step` does.
+        """
+
+    def take(
+        self, claim: Claim, step: StepRecord, taking: Taking, *, now: datetime
+    ) -> Future[Spent | None]:
+        """Record a step and take from a budget, in one transaction.
+
+        When the budget has not enough left neither is done, and the answer says why. What was taken
+        counts for its period, whatever becomes of the run. Raises what `record_step` does.
         """
 
     def flow_state(self, flow: str, key: str) -> StoredState | None:

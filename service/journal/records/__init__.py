@@ -3,6 +3,7 @@
 Plain data, the same for every database. Not here: what the journal does with them (`contract`).
 """
 
+from .budgets import Spent, StoredBudget, Taking
 from .claims import ChildEnd, Claim, ClaimedRun, Queued, QueuedPage, Rescued
 from .entries import NOTHING, ORDER_PLACE, Appended, Decision, Entry, Move, NewRun, Retried
 from .reads import (
@@ -102,13 +103,16 @@ __all__ = [
     "Rescued",
     "Retried",
     "RunMembers",
+    "Spent",
     "StepRecord",
     "StoredArtefact",
+    "StoredBudget",
     "StoredEvent",
     "StoredOverride",
     "StoredPause",
     "StoredState",
     "StoredWindow",
+    "Taking",
     "Told",
     "UsedLink",
     "Wait",

@@ -15,9 +15,17 @@ import apsw
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import ClaimLost
 from turnout.service.domain.run import FINISHED, Outcome, Run, RunState, StateWrite, Undo
-from turnout.service.journal.records import REGISTERED, Appended, Claim, ClaimedRun, Opening
+from turnout.service.journal.records import (
+    REGISTERED,
+    Appended,
+    Claim,
+    ClaimedRun,
+    Opening,
+    Spent,
+    Taking,
+)
 
-from . import artefacts, flow_state, items, operations, outcomes, run_keys, steps, waits
+from . import artefacts, budgets, flow_state, items, operations, outcomes, run_keys, steps, waits
 from .append import Intake
 from .claims import ClaimJob, Claims
 from .counters import RunCounters
@@ -268,6 +276,15 @@ class Batch:
         """Write a step with the rows of what it has attached."""
         self._record_steps([step], counters)
         artefacts.INSERT.run(self._connection, rows)
+
+    def take(self, step: StepJob, taking: Taking, counters: RunCounters, at: int) -> Spent | None:
+        """Write a step and take from a budget, or return why it is spent."""
+        spent = budgets.spent(self._connection, taking, at)
+        if spent is None:
+            self._record_steps([step], counters)
+            claim = step.claim
+            budgets.take(self._connection, taking, claim.run_id, step.row.key, at)
+        return spent
 
     def record_waits(
         self,

@@ -29,7 +29,9 @@ from turnout.service.journal.records import (
     Entry,
     NewRun,
     Opening,
+    Spent,
     StepRecord,
+    Taking,
 )
 from turnout.service.telemetry.metrics import Metrics
 
@@ -297,6 +299,17 @@ class SqliteJournal(Operating, Keeping, WindowWriting, GivingBack, QueueWriting,
                 lambda _connection, counters: self._batch.record_waits(
                     claim, jobs, openings, closes, counters, now
                 )
+            )
+        )
+
+    def take(
+        self, claim: Claim, step: StepRecord, taking: Taking, *, now: datetime
+    ) -> asyncio.Future[Spent | None]:
+        """Record a step and take from a budget, in one commit; neither when it is spent."""
+        job = StepJob(claim, step)
+        return self._writer.submit(
+            CallJob(
+                lambda _connection, counters: self._batch.take(job, taking, counters, micros(now))
             )
         )
 

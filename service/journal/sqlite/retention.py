@@ -15,7 +15,7 @@ from typing import Any
 
 import apsw
 
-from . import flow_state, starts
+from . import budgets, flow_state, starts
 from .counters import RunCounters
 from .dedupe import end_window
 from .statements import load
@@ -54,8 +54,10 @@ def prune(
 
 
 def forget_keys(connection: apsw.Connection, now: int, limit: int) -> int:
-    """Delete unique keys and counted starts whose time has passed; returns rows."""
-    return _end_unique(connection, now, limit) + starts.prune(connection, now, limit)
+    """Delete unique keys, counted starts and what budgets gave whose time has passed; returns rows.
+    """
+    deleted = _end_unique(connection, now, limit) + starts.prune(connection, now, limit)
+    return deleted + budgets.prune(connection, now, limit)
 
 
 def prune_oldest(connection: apsw.Connection, counters: RunCounters, limit: int) -> int:

@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from turnout.service.domain.breaker import StoredBreaker
-from turnout.service.journal.records import StoredOverride, StoredPause
+from turnout.service.journal.records import StoredBudget, StoredOverride, StoredPause
 
-from . import breakers
+from . import breakers, budgets
 from .overrides import override_from
 from .pauses import pause_from
 from .reading import Reading
@@ -40,6 +40,10 @@ class SteeringReading(Reading):
             lambda connection: connection.execute(_SQL["overrides"], (micros(now),)).fetchall()
         )
         return {row[0]: override_from(row) for row in rows}
+
+    async def budgets(self, *, now: datetime) -> list[StoredBudget]:
+        """Return the budgets of which something is used, by name."""
+        return await self.read(lambda connection: budgets.listed(connection, micros(now)))
 
     async def accepted_by_key(
         self, flow: str, place: str, *, since: datetime, nth: int

@@ -1176,6 +1176,16 @@ MORE = (
         warns=True,
     ),
     InFile(
+        "a budget that nobody takes from",
+        """
+        @flow
+        async def scale():
+            budget("scale", max_changes=10, per="1h")  # here
+        """,
+        "budget(…) alone takes nothing: write `await budget(…).take(1)` before the change",
+        "`await budget(…).take(1)` before the change",
+    ),
+    InFile(
         "a poll with a plain function",
         """
         def exported(job: str) -> str | Pending:

@@ -1,0 +1,25 @@
+-- Budgets: what runs have taken from them, each for a period.
+
+-- name: used
+-- What counts of a budget (?1) at an instant (?2) in a period (?3), the oldest first. One further away
+-- than the period, before or after, is of a clock that was wrong.
+SELECT at, amount FROM budget_takes WHERE name = ?1 AND at > ?2 - ?3 AND at < ?2 + ?3 ORDER BY at;
+
+-- name: take
+-- Take from a budget (?1) at an instant (?2) until another (?3) so many (?4) of so many (?5), for a
+-- step (?7) of a run (?6).
+INSERT INTO budget_takes (name, at, until, amount, most, run_id, key)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7);
+
+-- name: listed
+-- The budgets of which something is used at an instant (?1): how many, as the last has declared it,
+-- and when the first of them is free.
+SELECT g.name, g.used, l.most, l.until - l.at, g.free_at
+FROM (SELECT name, sum(amount) AS used, max(seq) AS last, min(until) AS free_at
+      FROM budget_takes WHERE until > ?1 GROUP BY name) AS g
+JOIN budget_takes AS l ON l.seq = g.last ORDER BY g.name;
+
+-- name: delete
+-- Up to so many (?2) that count no more at an instant (?1).
+DELETE FROM budget_takes WHERE seq IN (
+    SELECT seq FROM budget_takes INDEXED BY budget_takes_by_until WHERE until <= ?1 LIMIT ?2);
