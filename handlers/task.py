@@ -147,6 +147,7 @@ def task(
     cache: CachePolicy | None = ...,
     undo: Callable[..., Any] | None = ...,
     limit: Limit | None = ...,
+    reads: bool = ...,
 ) -> TaskDecorator: ...
 @overload
 def task(
@@ -159,6 +160,7 @@ def task(
     cache: CachePolicy | None = ...,
     undo: Callable[..., Any] | None = ...,
     limit: Limit | None = ...,
+    reads: bool = ...,
 ) -> ProcessTaskDecorator: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -172,6 +174,7 @@ def task(
     cache: CachePolicy | None = None,
     undo: Callable[..., Any] | None = None,
     limit: Limit | None = None,
+    reads: bool = False,
 ) -> Any:
     """Make calls of a function recorded steps: `@task`, or `@task(retry=retry(3), timeout="30s")`.
 
@@ -196,6 +199,7 @@ def task(
       `current().key()`
     * `limit`: `limit("crm", 3)` takes one of three places for each try, shared by every task and
       flow that names it; waiting for it is no part of `timeout`
+    * `reads`: true for a task that changes nothing: `turnout run --dry-run` calls it
 
     Raises `SetupError` for what cannot be a task; a call in the wrong place raises `MisplacedTask`.
 
@@ -228,7 +232,7 @@ def task(
     def decorate(function: Callable[..., Any]) -> Any:
         return _make(
             function, name=name, retry=retry, timeout=timeout, pool=pool, fallback=fallback,
-            cache=cache, undo=undo, limit=limit,
+            cache=cache, undo=undo, limit=limit, reads=reads,
         )  # fmt: skip
 
     return decorate if function is None else decorate(function)
@@ -245,6 +249,7 @@ def _make(
     cache: CachePolicy | None,
     undo: Callable[..., Any] | None,
     limit: Limit | None,
+    reads: bool,
 ) -> Task[Any]:
     refuse_unusable(function, "task", pool)
     kind = AsyncTask if inspect.iscoroutinefunction(function) else SyncTask
@@ -263,6 +268,7 @@ def _make(
             cache=_cache(cache),
             undo=undo,
             limit=_shared(limit),
+            reads=_reads(reads, undo),
             file=code.co_filename,
             line=code.co_firstlineno,
         )
@@ -292,6 +298,14 @@ def _fallback(fallback: Any) -> Any:
                 "itself"
             ) from None
     return fallback
+
+
+def _reads(reads: Any, undo: object) -> bool:
+    if type(reads) is not bool:
+        raise SetupError(f"reads={reads!r}: write reads=True for a task that changes nothing")
+    if reads and undo is not None:
+        raise SetupError("reads=True: what changes nothing needs no undo=; leave one of them out")
+    return reads
 
 
 def _shared(limit: Any) -> Limit | None:

@@ -150,6 +150,10 @@ def budget(name: str, *, max_changes: int, per: str | timedelta) -> Budget:
 
 
 async def _take(call: StepCall, taking: Taking) -> None:
+    if call.services.dry_run is not None:
+        words = f"{taking.amount} of the {taking.most} of budget {taking.name!r}"
+        call.services.dry_run.instead(call, "take", words)
+        return
     known = call.recorded()
     if known is not None:
         call.recall(known)

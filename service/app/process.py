@@ -49,6 +49,7 @@ from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
 from turnout.service.steps.attempt_state import AttemptState
 from turnout.service.steps.author_code import place_in
+from turnout.service.steps.dry_run import DryRun
 from turnout.service.steps.services import Sleep
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Counts, Metrics
@@ -95,6 +96,7 @@ class Process:
         now: Callable[[], datetime] = utc_now,
         wall: Callable[[], datetime] | None = None,
         sleep: Sleep = asyncio.sleep,
+        dry_run: DryRun | None = None,
     ) -> None:
         self.settings = settings
         self.project = project
@@ -117,8 +119,9 @@ class Process:
         self.cancelling = CancellingEvents()
         self.links = Links(secrets.token_bytes(32), settings.address)  # `serve` sets the stored key
         executor = Executor(
-            journal, self.pools, self.resources, settings, metrics, now=now, wall=wall, sleep=sleep
-        )
+            journal, self.pools, self.resources, settings, metrics,
+            now=now, wall=wall, sleep=sleep, dry_run=dry_run,
+        )  # fmt: skip
         self.dispatcher = Dispatcher(
             journal,
             executor,

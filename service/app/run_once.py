@@ -20,6 +20,7 @@ from turnout.service.journal.open import open_journal
 from turnout.service.project import AnyFlow, Project
 from turnout.service.project.loader import load
 from turnout.service.settings import Settings
+from turnout.service.steps.dry_run import DryRun
 from turnout.service.telemetry.metrics import Metrics
 
 from .foreground_waits import MovableClock, Person, Waits
@@ -44,9 +45,11 @@ async def run_once(
     *,
     skip_waits: bool = False,
     prepare: Prepare | None = None,
+    dry_run: DryRun | None = None,
 ) -> Run:
     """Run one flow once in the foreground, in a temporary journal, with what `given` returns.
 
+    With `dry_run` only what reads is done, and what would change something is noted there.
     `person` is told what the run waits for, and answers approvals. Raises `NotFound` when the file
     has no such flow, `Refused` when the run waits for what never comes.
     """
@@ -56,6 +59,8 @@ async def run_once(
             f"{flow_path} has no flow {flow_name!r}; it has: {', '.join(project.flows) or 'none'}"
         )
     flow = replace(project.flows[flow_name], shadow=False)  # it is asked to run, for once
+    if dry_run is not None:
+        prepare = dry_run.prepared
     if prepare is not None:
         flow = prepare(flow)
         project = Project.of({**project.flows, flow_name: flow}.values())
@@ -75,8 +80,9 @@ async def run_once(
             wall = MovableClock()
             clock = EngineClock(wall)
             process = Process(
-                settings, project, journal, metrics, tasks, now=clock.now, wall=clock.wall
-            )
+                settings, project, journal, metrics, tasks,
+                now=clock.now, wall=clock.wall, dry_run=dry_run,
+            )  # fmt: skip
             stack.push_async_callback(process.resources.stop)
             run_id = await _started(process, flow, asked)
             waits = Waits(process, wall, person, skips=skip_waits)

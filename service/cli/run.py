@@ -33,14 +33,17 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--from-run", metavar="RUN", help="The event and the recorded steps of this run.")
 @click.option("--pdb", "debug", is_flag=True, help="Debug the error where it is raised.")
+@click.option(
+    "--dry-run", is_flag=True, help="Call only tasks that read, and print what would change."
+)
 @click.option("--skip-waits", is_flag=True, help="Sleeps and delays pass at once.")
 @data_option
 @config_option
 @with_json
 def run(
     target: str, input_text: str | None, file: Path | None, event_file: IO[bytes] | None,
-    from_run: str | None, debug: bool, skip_waits: bool, data: Path | None, config: Path | None,
-    as_json: bool,
+    from_run: str | None, debug: bool, dry_run: bool, skip_waits: bool, data: Path | None,
+    config: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Run one flow once, in the foreground.
 
@@ -52,11 +55,16 @@ def run(
     --from-run repeats a run of the journal in --data: its recorded steps are not run again, the
     failed one is, with its effects. The journal is only read.
 
+    --dry-run does what reads: tasks with reads=True are called, and the first look of a poll. What
+    other tasks, child runs, emit and budgets would do is printed instead, and waits pass at once.
+    It ends where the flow goes on by what such a step would have returned.
+
     \b
     turnout run flows.py:bill --input '{"id": "7", "amount": 3}'
     turnout run flows.py:load --file inbox/orders.csv
     turnout run flows.py:bill --event event.json --skip-waits
     turnout run flows.py:bill --from-run 3f9a1c2b --pdb
+    turnout run flows.py:bill --input @order.json --dry-run
     """
     from asyncio import CancelledError
 
@@ -70,20 +78,29 @@ def run(
         raise click.UsageError(f"{target!r} is not FILE.py:FLOW, such as flows.py:bill")
     if sum(given is not None for given in (input_text, file, event_file, from_run)) > 1:
         raise click.UsageError("give one of --input, --file, --event and --from-run")
+    if dry_run and (debug or from_run is not None):
+        raise click.UsageError("--dry-run goes with neither --pdb nor --from-run")
     settings = load(config, data=data)
     given = _given(settings, flow_name, input_text, file, event_file, from_run)
     prepare_process(settings)
     from turnout.service.app import run_once
+    from turnout.service.steps.dry_run import DryRun
 
+    noted = DryRun() if dry_run else None
     work = run_once.run_once(
         settings, Path(path), flow_name, given, Terminal(),
-        skip_waits=skip_waits, prepare=debugged if debug else None,
+        skip_waits=skip_waits, prepare=debugged if debug else None, dry_run=noted,
     )  # fmt: skip
     try:
         ended = run_on_uvloop(work)
     except CancelledError:
         raise KeyboardInterrupt from None
-    _report_run(ended, as_json)
+    if noted is None:
+        _report_run(ended, as_json)
+    else:
+        from .dry_run import report_dry_run
+
+        report_dry_run(noted, ended, as_json)
 
 
 def _given(

@@ -38,6 +38,7 @@ from turnout.service.steps.branches import to_run_again
 from turnout.service.steps.codec import encode_returned
 from turnout.service.steps.compensation import conclude, ended_before
 from turnout.service.steps.context import RunContext, open_attempt
+from turnout.service.steps.dry_run import DryRun
 from turnout.service.steps.failures import describe
 from turnout.service.steps.items import asked_items, with_items
 from turnout.service.steps.polling import drop_left, look
@@ -64,13 +65,14 @@ class Executor:
         now: Callable[[], datetime],
         wall: Callable[[], datetime] | None = None,
         sleep: Sleep = asyncio.sleep,
+        dry_run: DryRun | None = None,
     ) -> None:
         self._pools = pools
         self._resources = resources
         self._settings = settings
         self._now = now
         self._services = Services(
-            journal, pools, settings, metrics, now, wall or now, resources, sleep
+            journal, pools, settings, metrics, now, wall or now, resources, sleep, dry_run=dry_run
         )
 
     @property

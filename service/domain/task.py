@@ -40,6 +40,7 @@ class Task(Generic[R]):
     cache: CachePolicy | None = None
     undo: Callable[..., Any] | None = None
     limit: LimitRule | None = None
+    reads: bool = False
     file: str = ""
     line: int = 0
 

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from turnout.service.domain.errors import NotKept, StepFailed, TooManyRuns
@@ -35,6 +35,9 @@ from .scope import Scope, here
 from .step import StepCall
 from .suspension import Suspend, suspend_with
 from .unawaited import to_await
+
+if TYPE_CHECKING:
+    from .dry_run import DryRun
 
 
 def call_flow(
@@ -168,6 +171,10 @@ class ChildRun(Wait[Any]):
         super().__init__(call)
         self._flow = flow
         self._was_started = False
+
+    async def instead(self, dry_run: DryRun) -> Any:
+        """Start no child in a dry run."""
+        return dry_run.instead(self.call, "start")
 
     async def read(self) -> None:
         """Do nothing: the claim has said whether it has ended."""

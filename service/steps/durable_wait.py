@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import CoroutineType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import orjson
 
@@ -33,6 +33,9 @@ from .scope import Scope, here
 from .services import RunHost
 from .step import StepCall
 from .suspension import suspend
+
+if TYPE_CHECKING:
+    from .dry_run import DryRun
 
 T = TypeVar("T")
 
@@ -116,6 +119,10 @@ class Wait(Generic[T]):
     def release(self) -> None:
         """Leave what `look` has found to the other waits of the run."""
 
+    async def instead(self, dry_run: DryRun) -> Any:
+        """Return what stands for the value in a dry run."""
+        return dry_run.instead(self.call, "wait")
+
     def due_at(self, known: StepRecord) -> datetime | None:
         """Return when time brings the wait on, None if never."""
         return until(known)
@@ -159,6 +166,9 @@ class Wait(Generic[T]):
 async def to_its_end(wait: Wait[T]) -> T:
     """Wait: return the value, raise the error, or suspend the run."""
     call = wait.call
+    if call.services.dry_run is not None:
+        value: T = await wait.instead(call.services.dry_run)
+        return value
     known = wait.recorded()
     if known is not None and known.state != "waiting":
         return await wait.recall(known)

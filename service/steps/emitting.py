@@ -77,6 +77,8 @@ def emit(
 async def _emit(
     call: StepCall, event_type: str, data: Any, subject: str | None, event_id: str | None
 ) -> str:
+    if call.services.dry_run is not None:
+        return str(call.services.dry_run.instead(call, "emit", f"emit({event_type!r})"))
     known = call.recorded()
     if known is not None:
         if known.state == "succeeded" and known.result is not None and known.result[:1] == b"{":

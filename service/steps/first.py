@@ -18,6 +18,7 @@ import orjson
 from turnout.service.domain.errors import CodeChanged, MisplacedTask
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.task import Task
+from turnout.service.domain.unknown import DryRunEnds
 from turnout.service.journal.records import NOTHING, Opening, StepRecord
 
 from .approval import Asked
@@ -175,6 +176,8 @@ async def _outcome(awaitable: Awaitable[T]) -> tuple[T | None, Exception | None]
 
 
 async def _first(call: StepCall, waits: list[Wait[Any]], keys: list[str]) -> First[Any, Any]:
+    if call.services.dry_run is not None:
+        raise DryRunEnds("the flow goes on by which wait comes first")
     known = call.recorded()
     if known is not None:
         _refuse_others(call, known, keys)

@@ -19,6 +19,9 @@ from .step import StepCall, give_up, perform, until_its_turn
 
 def run(call: StepCall) -> Any:
     """Run one step in the flow's own thread; the loop records it."""
+    dry_run = call.services.dry_run
+    if dry_run is not None and not dry_run.performs(call):
+        return dry_run.instead(call, "read" if call.task.reads else "call")
     known = call.recorded()
     if known is not None:
         has_blob = known.blob is not None

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
@@ -28,6 +28,7 @@ from turnout.service.domain.pending import MOST_SAID, Pending, PollTimeout
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.task import NO_FALLBACK, Task
 from turnout.service.domain.units import format_duration
+from turnout.service.domain.unknown import Unknown
 from turnout.service.governance import secrets
 from turnout.service.journal.records import POLL, StepRecord
 
@@ -39,6 +40,9 @@ from .recording import store
 from .scope import Scope, current_scope, inside
 from .step import StepCall, fallback_of
 from .suspension import suspend
+
+if TYPE_CHECKING:
+    from .dry_run import DryRun
 
 T = TypeVar("T")
 
@@ -191,6 +195,16 @@ class Poll(Wait[T]):
 
     def time_is_over(self, known: StepRecord) -> Came[T] | None:
         """Return None: the last look is the end of its time."""
+
+    async def instead(self, dry_run: DryRun) -> Any:
+        """Look once in a dry run, if all that the check is given is known."""
+        call, (check, args, kwargs) = self.call, self._kept.load()
+        once = StepCall(check, call.scope, f"{call.key}[1]", args, kwargs)
+        if not any(type(each) is Unknown for each in args):
+            value = await _called(once, once.key)
+            if not isinstance(value, Pending) and value is not Pending:
+                return value
+        return dry_run.instead(call, "wait")
 
     def due_at(self, known: StepRecord) -> datetime | None:
         """Return when the next look is due."""

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Any
 
 from turnout.service.domain.errors import FOREIGN
+from turnout.service.domain.unknown import Unknown
 from turnout.service.governance import secrets
 from turnout.service.journal.records import RecordedArguments
 
@@ -79,4 +80,4 @@ def _shown(value: Any) -> str:
         return repr(value)
     if kind is int and -(2**63) <= value < 2**63:
         return repr(value)
-    return f"{kind.__name__}(…)"
+    return repr(value) if kind is Unknown else f"{kind.__name__}(…)"

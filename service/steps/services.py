@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # flow files import this module; these two cost half their st
     from turnout.service.settings import Settings
     from turnout.service.telemetry.metrics import Metrics
 
+    from .dry_run import DryRun
+
 Sleep = Callable[[float], Coroutine[Any, Any, None]]
 """How a step waits between its tries, in seconds; a test may replace it."""
 
@@ -29,7 +31,7 @@ class Services:
     """What an attempt needs from the service to run and record its steps.
 
     `now` is the engine's time, and `wall` the wall clock, which others' dates mean. `named` are the
-    limits that flows and tasks share.
+    limits that flows and tasks share. In a `dry_run` only what reads is done.
     """
 
     journal: Steps
@@ -42,6 +44,7 @@ class Services:
     sleep: Sleep = asyncio.sleep
     host: RunHost | None = None
     named: NamedGates = field(default_factory=dict)
+    dry_run: DryRun | None = None
 
 
 class RunHost(Protocol):

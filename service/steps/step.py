@@ -378,6 +378,9 @@ def call_task(
 
 async def run(call: StepCall) -> Any:
     """Run one step from the loop, its function in its pool, and return its result."""
+    dry_run = call.services.dry_run
+    if dry_run is not None and not dry_run.performs(call):
+        return dry_run.instead(call, "read" if call.task.reads else "call")
     known = call.recorded()
     if known is not None:
         return call.recall(known) if known.blob is None else await call.recall_blob(known)

@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -22,7 +23,7 @@ from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Fail
 from turnout.service.domain.task import Task
 from turnout.service.domain.trigger import Trigger
-from turnout.service.domain.units import parse_duration
+from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Opening, StepRecord
 
@@ -31,6 +32,9 @@ from .recording import store
 from .scope import here
 from .step import StepCall
 from .unawaited import to_await
+
+if TYPE_CHECKING:
+    from .dry_run import DryRun
 
 Match = Mapping[str, object] | Callable[[Event], bool]
 """Which events end a wait: fields that must be equal (fast with many runs), or a function."""
@@ -99,6 +103,10 @@ class Sleep(Wait[None]):
 
     def opening(self) -> None:
         """Return None: nothing ends it but time."""
+
+    async def instead(self, dry_run: DryRun) -> None:
+        """Sleep no time in a dry run."""
+        dry_run.instead(self.call, "wait", f"sleep({format_duration(self._length)!r})")
 
     async def open(self, known: StepRecord | None) -> StepRecord:
         """Record the sleep."""

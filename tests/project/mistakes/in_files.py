@@ -41,7 +41,7 @@ NAMES = (
         def work(): ...
         """,
         "task() has no option 'colour'; it has name=, retry=, timeout=, pool=, fallback=, cache=, "
-        "undo=, limit=",
+        "undo=, limit=, reads=",
         "it has name=",
     ),
     InFile(
