@@ -54,8 +54,7 @@ def prune(
 
 
 def forget_keys(connection: apsw.Connection, now: int, limit: int) -> int:
-    """Delete unique keys, counted starts and what budgets gave whose time has passed; returns rows.
-    """
+    """Delete unique keys, counted starts and takes of budgets that count no more; returns rows."""
     deleted = _end_unique(connection, now, limit) + starts.prune(connection, now, limit)
     return deleted + budgets.prune(connection, now, limit)
 
