@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from turnout.service.domain.errors import NotKept, StepFailed, TooManyRuns
@@ -32,12 +32,10 @@ from .durable_wait import Came, Joining, Wait, begun, host_of, refuse_thread, to
 from .mapping import MAX_BRANCHES
 from .recording import durable, store
 from .scope import Scope, here
+from .services import LeavesOut
 from .step import StepCall
 from .suspension import Suspend, suspend_with
 from .unawaited import to_await
-
-if TYPE_CHECKING:
-    from .dry_run import DryRun
 
 
 def call_flow(
@@ -172,7 +170,7 @@ class ChildRun(Wait[Any]):
         self._flow = flow
         self._was_started = False
 
-    async def instead(self, dry_run: DryRun) -> Any:
+    async def instead(self, dry_run: LeavesOut) -> Any:
         """Start no child in a dry run."""
         return dry_run.instead(self.call, "start")
 

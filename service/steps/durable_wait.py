@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import orjson
 
@@ -30,12 +30,9 @@ from turnout.service.journal.records import Opening, StepRecord
 from .author_code import where
 from .recording import durable
 from .scope import Scope, here
-from .services import RunHost
+from .services import LeavesOut, RunHost
 from .step import StepCall
 from .suspension import suspend
-
-if TYPE_CHECKING:
-    from .dry_run import DryRun
 
 T = TypeVar("T")
 
@@ -119,7 +116,7 @@ class Wait(Generic[T]):
     def release(self) -> None:
         """Leave what `look` has found to the other waits of the run."""
 
-    async def instead(self, dry_run: DryRun) -> Any:
+    async def instead(self, dry_run: LeavesOut) -> Any:
         """Return what stands for the value in a dry run."""
         return dry_run.instead(self.call, "wait")
 

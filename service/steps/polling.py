@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
@@ -38,11 +38,9 @@ from .durable_wait import Came, Joining, Wait, until
 from .kept_call import KeptCall
 from .recording import store
 from .scope import Scope, current_scope, inside
+from .services import LeavesOut
 from .step import StepCall, fallback_of
 from .suspension import suspend
-
-if TYPE_CHECKING:
-    from .dry_run import DryRun
 
 T = TypeVar("T")
 
@@ -196,7 +194,7 @@ class Poll(Wait[T]):
     def time_is_over(self, known: StepRecord) -> Came[T] | None:
         """Return None: the last look is the end of its time."""
 
-    async def instead(self, dry_run: DryRun) -> Any:
+    async def instead(self, dry_run: LeavesOut) -> Any:
         """Look once in a dry run, if all that the check is given is known."""
         call, (check, args, kwargs) = self.call, self._kept.load()
         once = StepCall(check, call.scope, f"{call.key}[1]", args, kwargs)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:  # flow files import this module; these two cost half their st
     from turnout.service.settings import Settings
     from turnout.service.telemetry.metrics import Metrics
 
-    from .dry_run import DryRun
-
 Sleep = Callable[[float], Coroutine[Any, Any, None]]
 """How a step waits between its tries, in seconds; a test may replace it."""
 
@@ -44,7 +42,7 @@ class Services:
     sleep: Sleep = asyncio.sleep
     host: RunHost | None = None
     named: NamedGates = field(default_factory=dict)
-    dry_run: DryRun | None = None
+    dry_run: LeavesOut | None = None
 
 
 class RunHost(Protocol):
@@ -79,3 +77,13 @@ class RunHost(Protocol):
 
     def link(self, run_id: str, key: str, until: datetime, asked_at: datetime) -> str:
         """Return the signed address where a person answers an approval."""
+
+
+class LeavesOut(Protocol):
+    """A dry run as steps see it: what would change something is left out."""
+
+    def performs(self, call: Any) -> bool:
+        """Whether the task of a step is called."""
+
+    def instead(self, call: Any, kind: str, words: str | None = None) -> Any:
+        """List what a step would do, and return what stands for its result."""

@@ -11,7 +11,6 @@ import inspect
 import math
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 import orjson
 
@@ -30,11 +29,9 @@ from turnout.service.journal.records import Opening, StepRecord
 from .durable_wait import Came, Wait, begun, host_of, refuse_thread, scope_for, to_its_end
 from .recording import store
 from .scope import here
+from .services import LeavesOut
 from .step import StepCall
 from .unawaited import to_await
-
-if TYPE_CHECKING:
-    from .dry_run import DryRun
 
 Match = Mapping[str, object] | Callable[[Event], bool]
 """Which events end a wait: fields that must be equal (fast with many runs), or a function."""
@@ -104,7 +101,7 @@ class Sleep(Wait[None]):
     def opening(self) -> None:
         """Return None: nothing ends it but time."""
 
-    async def instead(self, dry_run: DryRun) -> None:
+    async def instead(self, dry_run: LeavesOut) -> None:
         """Sleep no time in a dry run."""
         dry_run.instead(self.call, "wait", f"sleep({format_duration(self._length)!r})")
 
