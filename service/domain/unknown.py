@@ -34,7 +34,7 @@ class Unknown:
     def _ends(self, *_given: object) -> NoReturn:
         raise DryRunEnds(f"the flow goes on by what {self._step} returns")
 
-    __bool__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __hash__ = _ends  # type: ignore[assignment]
+    __bool__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __hash__ = _ends
     __iter__ = __len__ = __getitem__ = __contains__ = __call__ = __await__ = _ends
     __int__ = __float__ = __index__ = __round__ = __abs__ = __neg__ = __enter__ = _ends
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _ends

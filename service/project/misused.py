@@ -94,7 +94,7 @@ class _Visitor(SourceVisitor):
         self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> None:  # noqa: N802  the name that `ast` calls
-        called = self.value(node.value.func) if isinstance(node.value, ast.Call) else None
+        called: Any = self.value(node.value.func) if isinstance(node.value, ast.Call) else None
         if _is_of_turnout(called) and called.__name__ == "budget":
             self.report(
                 node, "budget(…) alone takes nothing: write `await budget(…).take(1)` before the "

@@ -17,7 +17,7 @@ from turnout.service.app.run_once import run_once
 from turnout.service.cli.person import Terminal
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.run import Run
-from turnout.service.settings import Settings
+from turnout.service.settings import load
 from turnout.service.steps.dry_run import DryRun
 
 FLOWS = """
@@ -127,7 +127,7 @@ def dry(flows: Path, name: str) -> tuple[DryRun, Run]:
     async def given() -> Any:
         return of_data(orjson.dumps("web"))
 
-    settings = Settings(data=flows.parent / "data")
+    settings = load(None, data=flows.parent / "data")
     return noted, asyncio.run(run_once(settings, flows, name, given, Terminal(), dry_run=noted))
 
 
