@@ -22,7 +22,7 @@ class ListByDefault(click.Group):
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Put `list` in front where no command is named."""
-        if not args or (args[0].startswith("-") and args[0] != "--help"):
+        if not args or (args[0].startswith("-") and args[0] not in context.help_option_names):
             args = ["list", *args]
         return super().parse_args(context, args)
 

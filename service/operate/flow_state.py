@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from turnout.service.domain.errors import NotFound
+from turnout.service.domain.guess import did_you_mean
 from turnout.service.domain.payload import read_json
 from turnout.service.journal.records import StoredState
 from turnout.service.telemetry.logs import get_logger
@@ -22,7 +23,7 @@ async def clear_state(parts: Parts, verb: ClearState) -> int:
     flow = parts.current_name(verb.flow)
     cleared = await parts.journal.clear_state(flow, key=verb.key, now=parts.now())
     if not cleared:
-        raise _nothing_kept(verb)
+        raise _nothing_kept(parts, verb)
     if parts.in_service:
         log.warning("state.cleared", flow=flow, key=verb.key, count=cleared, by=verb.by)
     return cleared
@@ -33,16 +34,20 @@ async def plan_clear_state(parts: Parts, verb: ClearState) -> list[str]:
     """Count the values."""
     count = await parts.journal.count_states(parts.current_name(verb.flow), verb.key)
     if not count:
-        raise _nothing_kept(verb)
+        raise _nothing_kept(parts, verb)
     values = f"{count:,} value{'s' * (count != 1)}"
     under = f" under the key {verb.key!r}" if verb.key else ""
     return [f"clear {values} that flow {verb.flow} keeps between runs{under}"]
 
 
-def _nothing_kept(verb: ClearState) -> NotFound:
+def _nothing_kept(parts: Parts, verb: ClearState) -> NotFound:
     under = "" if verb.key is None else f" under the key {verb.key!r}"
+    hint = (
+        "" if verb.flow in parts.project().flows else did_you_mean(verb.flow, parts.project().flows)
+    )
     return NotFound(
-        f"flow {verb.flow!r} keeps nothing between runs{under}; `turnout state` lists what is kept"
+        f"flow {verb.flow!r} keeps nothing between runs{under}{hint}; `turnout state` lists what "
+        "is kept"
     )
 
 

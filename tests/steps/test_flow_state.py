@@ -12,6 +12,7 @@ from turnout import Fail, Retry, cron, current, event, flow, sleep, task
 from turnout.service.app.run_input import of_run, put
 from turnout.service.domain.errors import MisplacedTask, NotKept
 from turnout.service.journal.records import STATE_KEY
+from turnout.service.operate.verbs import ClearState
 from turnout.service.operate.verbs import Retry as RetryVerb
 from turnout.service.project.check import check
 from turnout.service.steps.flow_state import MAX_STATE_BYTES
@@ -174,6 +175,30 @@ async def test_an_earlier_run_that_is_tried_again_apart_has_the_state_it_had_rea
         again = await elsewhere.ended(run_id)
         assert (again.state, again.result) == ("succeeded", ["c"])
         assert await elsewhere.state(poll) == 2
+
+
+async def test_a_run_that_has_read_what_an_operator_clears_starts_over_from_nothing() -> None:
+    seen: list[int] = []
+    may_end = asyncio.Event()
+
+    @flow(concurrency=1)
+    async def counts() -> None:
+        seen.append(current().state.get(default=0))
+        if seen[-1] == 1:
+            await may_end.wait()
+        current().state.set(seen[-1] + 1)
+
+    async with serve(counts) as service:
+        await service.run(counts)
+        running = asyncio.ensure_future(service.run(counts))
+        while len(seen) < 2:  # noqa: ASYNC110  the run itself tells
+            await asyncio.sleep(0.01)
+        assert await service.process.operator.do(ClearState("counts", by="ada")) == 1
+        assert await service.state(counts) is None
+        may_end.set()
+        await running
+        assert seen == [0, 1, 0]
+        assert await service.state(counts) == 1
 
 
 async def test_a_renamed_flow_has_the_state_of_its_old_name(tmp_path: Path) -> None:
