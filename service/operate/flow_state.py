@@ -42,9 +42,8 @@ async def plan_clear_state(parts: Parts, verb: ClearState) -> list[str]:
 
 def _nothing_kept(parts: Parts, verb: ClearState) -> NotFound:
     under = "" if verb.key is None else f" under the key {verb.key!r}"
-    hint = (
-        "" if verb.flow in parts.project().flows else did_you_mean(verb.flow, parts.project().flows)
-    )
+    flows = parts.project().flows
+    hint = "" if verb.flow in flows else did_you_mean(verb.flow, flows)
     return NotFound(
         f"flow {verb.flow!r} keeps nothing between runs{under}{hint}; `turnout state` lists what "
         "is kept"

@@ -190,13 +190,13 @@ async def test_a_run_that_has_read_what_an_operator_clears_starts_over_from_noth
 
     async with serve(counts) as service:
         await service.run(counts)
-        running = asyncio.ensure_future(service.run(counts))
-        while len(seen) < 2:  # noqa: ASYNC110  the run itself tells
-            await asyncio.sleep(0.01)
-        assert await service.process.operator.do(ClearState("counts", by="ada")) == 1
-        assert await service.state(counts) is None
-        may_end.set()
-        await running
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(service.run(counts))
+            while len(seen) < 2:  # noqa: ASYNC110  the run itself tells
+                await asyncio.sleep(0.01)
+            assert await service.process.operator.do(ClearState("counts", by="ada")) == 1
+            assert await service.state(counts) is None
+            may_end.set()
         assert seen == [0, 1, 0]
         assert await service.state(counts) == 1
 
