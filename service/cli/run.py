@@ -149,6 +149,8 @@ def _report_run(run: Run, as_json: bool) -> None:
     from turnout.service.domain.run import RunState
     from turnout.service.operate.documents import encode
 
+    from .tracebacks import folded
+
     if as_json:
         print_json(run.as_dict())
     elif run.state is RunState.SUCCEEDED:
@@ -158,7 +160,7 @@ def _report_run(run: Run, as_json: bool) -> None:
         if run.error is not None:
             why = f"{run.error.type}: {run.error.message}"
             if run.error.traceback:
-                complain(run.error.traceback.rstrip())
+                complain(folded(run.error.traceback))
         complain(f"{run.flow} {run.state}: {why}")
     if run.state is not RunState.SUCCEEDED and run.state is not RunState.SKIPPED:
         raise SystemExit(1)

@@ -12,6 +12,7 @@ from .advice import advice_on
 from .output import complain, heading, print_facts, safe, say, short
 from .tables import Column, short_ids, table
 from .times import stamp, with_local_times
+from .tracebacks import folded
 from .words import error_line, place_of, step_name, step_state, undo_words
 
 _PAYLOAD_LINES = 40
@@ -37,7 +38,7 @@ def print_run(run: dict[str, Any]) -> None:
     _print_answers(run["answers"])
     if run["error"] is not None and run["error"]["traceback"]:
         heading("traceback")
-        say(run["error"]["traceback"].rstrip())
+        say(folded(run["error"]["traceback"]))
     print_logs(run, in_full=False)
 
 

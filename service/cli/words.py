@@ -10,7 +10,9 @@ from .output import short
 
 _UNDO = re.compile(r"~undo\[(\d+)\]/(.+)")
 _FRAME = re.compile(r'^\s*File "(.+)", line (\d+)', re.MULTILINE)
-_OURS = re.compile(r"/(?:turnout|service|asyncio|concurrent)/|/site-packages/|^<")
+_NOT_THEIRS = re.compile(
+    r"/turnout/(?:service|triggers|handlers)/|/(?:site|dist)-packages/|/lib/python3\.\d+/|^<"
+)
 
 _MARKS = {"~failed": "(failed from here on)", "state#0": "(state between runs, as read)"}
 
@@ -53,5 +55,5 @@ def error_line(error: dict[str, Any] | None, *, limit: int = 200) -> str:
 def place_of(traceback: str | None) -> str:
     """Return the last line of an author's own code in a traceback: `/srv/flows.py:17`."""
     frames = _FRAME.findall(traceback or "")
-    own = [f"{file}:{line}" for file, line in frames if not _OURS.search(file)]
+    own = [f"{file}:{line}" for file, line in frames if not _NOT_THEIRS.search(file)]
     return own[-1] if own else ""
