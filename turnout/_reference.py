@@ -258,6 +258,7 @@ _THROUGH: Mapping[str, tuple[str, ...]] = {
             "on_undo",
             "attach",
             "state",
+            "history",
         )
     ),
     "state": (

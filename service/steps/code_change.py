@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 from turnout.service.domain.errors import CodeChanged
 from turnout.service.journal.records import (
+    HISTORY,
     ITEMS,
     REGISTERED,
     STATE,
@@ -33,7 +34,7 @@ log = get_logger("turnout.steps")
 PATCHED = "patched"
 """The task of the records that `patched` leaves."""
 
-MARK_TASKS = (PATCHED, REGISTERED, STATE, ITEMS)
+MARK_TASKS = (PATCHED, REGISTERED, STATE, ITEMS, HISTORY)
 """Tasks of the durable marks, which are not steps and not part of the sequence."""
 
 

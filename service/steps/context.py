@@ -31,6 +31,7 @@ from .backoff import Backoffs
 from .code_change import RecordedSequence
 from .durable_marks import DurableMarks, mark_record
 from .flow_state import State
+from .history import EarlierRun, history
 from .scope import RootScope, Scope, current_scope, here, root_path
 from .services import Services
 from .unawaited import PendingCalls
@@ -155,6 +156,16 @@ class RunContext:
         if self.kept is None:
             self.kept = State(self)
         return self.kept
+
+    def history(self, limit: int = 20) -> list[EarlierRun]:
+        """Return the last runs of this flow that have ended, the newest first, with their results.
+
+        At most 100; each with `id`, `state`, `result`, `error`, `reason`, `queued_at` and
+        `finished_at`. It is read once and recorded, so that a resumed run sees the same. Results of
+        together 64 KiB: those beyond are None, with `left_out` true. Outside a run it is empty.
+        Raises `MisplacedTask` in a task: read it in the flow, and pass it on.
+        """
+        return history(self, limit)
 
     def key(self, name: str = "") -> str:
         """Return an idempotency key to pass downstream: 32 hex digits.

@@ -947,6 +947,31 @@ class JournalContract:
             await journal.record_step(again.claim, redone)
             assert await journal.steps(claimed.claim.run_seq) == [kept, caught, redone]
 
+    async def test_the_history_of_a_flow_is_its_last_ended_runs(self, tmp_path: Path) -> None:
+        error = RunError("OSError", "no")
+        async with self.open(tmp_path) as journal:
+            ends = (
+                ended(result=b"1"), ended(S.FAILED, error=error), ended(result=b"1" * 99),
+                ended(S.SKIPPED, reason="nothing"), ended(S.RETRYING, due_at=at(9), error=error),
+            )  # fmt: skip
+            runs = [await start(journal) for _ in ends]
+            for claimed, outcome in zip(runs, ends, strict=True):
+                await finish(journal, claimed, outcome)
+            await finish(journal, await start(journal, "other"), ended(result=b"2"))
+            found = journal.history("bill", 10, at_most_bytes=50)
+            assert [each.id for each in found] == [
+                claimed.claim.run_id for claimed in reversed(runs[:4])
+            ]
+            assert [(each.state, each.result, each.left_out) for each in found] == [
+                (S.SKIPPED, None, False), (S.SUCCEEDED, None, True), (S.FAILED, None, False),
+                (S.SUCCEEDED, b"1", False),
+            ]  # fmt: skip
+            assert (found[0].reason, found[2].error) == ("nothing", error)
+            assert (found[0].queued_at, found[0].finished_at) == (NOW, at(1))
+            assert [each.id for each in journal.history("bill", 1, at_most_bytes=50)] == [
+                found[0].id
+            ]
+
     async def test_a_budget_is_taken_from_with_its_step_or_not_at_all(self, tmp_path: Path) -> None:
         hour = timedelta(hours=1)
         async with self.open(tmp_path) as journal:

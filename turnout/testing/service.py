@@ -32,7 +32,7 @@ from turnout.service.domain.units import parse_duration
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.open import open_journal
-from turnout.service.journal.records import STATE, Filter, StepRecord
+from turnout.service.journal.records import HISTORY, STATE, Filter, StepRecord
 from turnout.service.operate.maintenance import INTERVAL_SECONDS, Maintenance
 from turnout.service.operate.verbs import Answer, DropWindow, FireWindow
 from turnout.service.project import AnyFlow, Project
@@ -282,7 +282,9 @@ class Service:
             crashes=run.crashes,
             undo=run.undo,
             steps={
-                step.key: step for step in await self.journal.steps(run.seq) if step.task != STATE
+                step.key: step
+                for step in await self.journal.steps(run.seq)
+                if step.task not in (STATE, HISTORY)
             },
             took=(run.finished_at or self.clock.now()) - run.queued_at,
         )

@@ -14,6 +14,7 @@ from turnout.service.journal.records import (
     Appended,
     Cached,
     Claim,
+    EndedRun,
     Entry,
     Opening,
     Spent,
@@ -112,6 +113,13 @@ class Steps(RunReads, Protocol):
 
     def flow_state(self, flow: str, key: str) -> StoredState | None:
         """Return at once what a flow keeps between runs under a key; on the loop only."""
+
+    def history(self, flow: str, limit: int, *, at_most_bytes: int) -> list[EndedRun]:
+        """Return at once the last runs of a flow that have ended, the newest first.
+
+        On the loop only. Runs that a rule of the flow has refused are left out, and results larger
+        than so many bytes.
+        """
 
     def flush(self) -> None:
         """Block the loop until submitted writes are durable or have failed, for a second at most.

@@ -6,6 +6,7 @@ Plain data, the same for every database. Not here: what the journal does with th
 from .budgets import Spent, StoredBudget, Taking
 from .claims import ChildEnd, Claim, ClaimedRun, Queued, QueuedPage, Rescued
 from .entries import NOTHING, ORDER_PLACE, Appended, Decision, Entry, Move, NewRun, Retried
+from .history import EndedRun
 from .reads import (
     MOST_COUNTED,
     ApprovalAnswer,
@@ -25,6 +26,7 @@ from .steps import (
     APPROVAL,
     CUT_OFF,
     FAILED,
+    HISTORY,
     ITEMS,
     PAUSED,
     POLL,
@@ -61,6 +63,7 @@ __all__ = [
     "CUT_OFF",
     "EVERYTHING",
     "FAILED",
+    "HISTORY",
     "ITEMS",
     "MOST_COUNTED",
     "NOTHING",
@@ -84,6 +87,7 @@ __all__ = [
     "Discarded",
     "DueCount",
     "EndedEvent",
+    "EndedRun",
     "Entry",
     "Filter",
     "FiredRun",

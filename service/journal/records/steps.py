@@ -25,6 +25,9 @@ STATE = "~state"
 STATE_KEY = "state#0"
 """The key of that record; calls count from 1."""
 
+HISTORY = "~history"
+"""The task of the records of what a run has read of the earlier runs of its flow."""
+
 ITEMS = "~items"
 """The task of records that say with which members of its window a run goes on: `{"left": […]}`."""
 

@@ -22,6 +22,7 @@ from turnout.service.journal.records import (
     AttemptRecord,
     Cached,
     ChildEnd,
+    EndedRun,
     Filter,
     StepRecord,
     StoredArtefact,
@@ -39,6 +40,7 @@ from .outcomes import AttemptRow, attempt_from
 from .runs import (
     RUN_COLUMNS,
     RUN_SOURCE,
+    ended_run,
     refused_from,
     run_from,
 )
@@ -143,6 +145,13 @@ class SqliteReader(EventReading, WaitReading, SteeringReading, WindowReading):
     def flow_state(self, flow: str, key: str) -> StoredState | None:
         """Return at once what a flow keeps between runs under a key: a point read, on the loop."""
         return self.read_at_once(lambda connection: flow_state.read(connection, flow, key))
+
+    def history(self, flow: str, limit: int, *, at_most_bytes: int) -> list[EndedRun]:
+        """Return at once the last ended runs of a flow: a few rows of an index, on the loop."""
+        text, asked = _SQL["history"], (flow, limit, at_most_bytes)
+        return self.read_at_once(
+            lambda connection: [ended_run(row) for row in connection.execute(text, asked)]
+        )
 
     async def flow_states(
         self, flow: str | None, limit: int, *, key: str | None = None

@@ -15,6 +15,7 @@ from turnout.service.domain.run import Keys, Run, RunState
 from turnout.service.journal.records import (
     FAILED,
     REGISTERED,
+    EndedRun,
     NewRun,
     Queued,
 )
@@ -260,4 +261,19 @@ def queued_from(values: Sequence[Any]) -> Queued:
         begun=row.token > 0,
         resumes=row.state == "waiting" or bool(row.retries_step),
         isolated=is_isolated(row.consecutive_crashes),
+    )
+
+
+def ended_run(values: Sequence[Any]) -> EndedRun:
+    """Return an ended run of the statement `history`."""
+    run_id, state, result, left_out, error, reason, queued_at, finished_at = values
+    return EndedRun(
+        run_id,
+        RunState(state),
+        result,
+        bool(left_out),
+        error_from(error),
+        reason,
+        instant(queued_at),
+        instant(finished_at),
     )

@@ -187,3 +187,19 @@ WHERE EXISTS (SELECT 1 FROM steps WHERE blob = value)
 SELECT blob FROM steps WHERE blob IS NOT NULL
 UNION SELECT blob FROM cache WHERE blob IS NOT NULL
 UNION SELECT blob FROM artefacts;
+
+-- name: history
+-- The last so many (?2) ended runs of a flow (?1), results of at most so many bytes (?3). Of those
+-- that were skipped a bounded number is looked at: rules may have refused a million.
+SELECT id, state, iif(length(result) <= ?3, result, NULL), coalesce(length(result), 0) > ?3, error,
+    reason, queued_at, finished_at
+FROM runs WHERE seq IN (
+    SELECT * FROM (SELECT seq FROM runs INDEXED BY runs_by_state
+        WHERE state = 'succeeded' AND flow = ?1 ORDER BY seq DESC LIMIT ?2)
+    UNION ALL SELECT * FROM (SELECT seq FROM runs INDEXED BY runs_by_state
+        WHERE state = 'failed' AND flow = ?1 ORDER BY seq DESC LIMIT ?2)
+    UNION ALL SELECT * FROM (SELECT seq FROM runs INDEXED BY runs_by_state
+        WHERE state = 'cancelled' AND flow = ?1 ORDER BY seq DESC LIMIT ?2)
+    UNION ALL SELECT seq FROM (SELECT seq, refused FROM runs INDEXED BY runs_by_state
+        WHERE state = 'skipped' AND flow = ?1 ORDER BY seq DESC LIMIT 1000) WHERE refused IS NULL)
+ORDER BY seq DESC LIMIT ?2;
