@@ -302,7 +302,24 @@ class FlowControlSimulator(DispatchSimulator):
         )
 
     def is_same_line(self, run: SimulatedRun, other: SimulatedRun) -> bool:
-        return super().is_same_line(run, other) and level(run) == level(other)
+        is_same = super().is_same_line(run, other) and level(run) == level(other)
+        return is_same and not self._takes_turns(other)
+
+    def _takes_turns(self, run: SimulatedRun) -> bool:
+        """Whether a run takes turns inside a key of a throttle, with a run of the other kind.
+
+        New runs and retries do so in the key as in the whole flow, and the key's turn comes first.
+        """
+        keyed = [each for each in self.rules[run.flow.number] if isinstance(each, Throttled)]
+        return any(
+            other.flow is run.flow
+            and other.is_retry != run.is_retry
+            and other.state in (S.QUEUED, S.RETRYING)
+            and rule.key(other) == rule.key(run) is not None
+            for rule in keyed
+            if rule.per
+            for other in self.live
+        )
 
     def _check_start(self, run: SimulatedRun, together: list[str]) -> None:
         super()._check_start(run, together)
