@@ -26,6 +26,7 @@ from tests.support.dispatch_simulator import (
     SimulatedRun,
 )
 from tests.support.histories import (
+    MEMORY,
     Draw,
     Machine,
     action,
@@ -50,7 +51,6 @@ from turnout.service.operate.verbs import Cancel, Drop, Pause, ReplayDead, Resum
 from turnout.service.project import AnyFlow, Project
 
 S = RunState
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 A_MOMENT = timedelta(seconds=0.1)
 MAX_DEATHS = 4  # with one more, a run would fail
 POLICY = retry(10_000, delay="1s", factor=1, jitter=False)

@@ -11,8 +11,12 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, TypeAlias, TypeVar
+
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where machines have their files: most histories write much that nobody reads again."""
 
 MOST_TRIES = 300
 """How many shorter histories are tried."""
@@ -194,9 +198,12 @@ def _fixed(actions: Iterable[Action]) -> Iterator[Choose]:
 def _choose(machine: type[Machine], random: Random, length: int) -> Iterator[Choose]:
     """Yield so many choices; each history does some things more often, and some not at all."""
     kinds = machine.kinds()
-    weights = {
-        name: machine.weights.get(name, 1) * random.choice([0, 1, 1, 1, 3]) for name in kinds
-    }
+
+    def weight(name: str) -> float:
+        given = machine.weights.get(name)
+        return random.choice([0, 1, 1, 1, 3]) if given is None else given * random.choice([1, 1, 3])
+
+    weights = {name: weight(name) for name in kinds}
 
     def choose(played: Machine) -> Action:
         names = [name for name, kind in kinds.items() if kind.possible(played)]

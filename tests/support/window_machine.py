@@ -7,16 +7,18 @@ of the events that the journal holds, whatever happened in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
-from hypothesis import strategies as st
 
+from tests.support.histories import MEMORY, Draw, Machine, action, integers, lists, one_of
 from tests.support.stepped_service import SteppedService
 from tests.support.window_hindsight import (
     Groups,
@@ -37,23 +39,9 @@ from turnout.service.journal.records import Filter
 
 GRACE = int(SENDERS_RETURN.total_seconds())
 
-Action: TypeAlias = "tuple[str, int, str | None, int, int]"
-"""What is done: its word, a number, a key, another number, and an order of the journal's steps."""
-
 KINDS = ("burst", "last", "full", "many", "row", "both", "quiet", "beat")
-
-ACTIONS: st.SearchStrategy[Action] = st.tuples(
-    st.sampled_from(["send"] * 8 + ["pass"] * 4 + ["kill", "kill in the middle", "stop"]),
-    st.integers(0, 99),
-    st.sampled_from(["x", "x", "x", "y", None]),
-    st.integers(0, 99),
-    st.integers(0, 99),
-)
-HISTORIES = st.tuples(
-    st.lists(st.sampled_from(KINDS), min_size=1, max_size=2),
-    st.lists(ACTIONS, min_size=5, max_size=40),
-)
-"""The kinds of windows that get events, and what is done."""
+NUMBERS = integers(0, 99)
+KEYS = one_of("x", "x", "x", "y", None)
 
 
 def _key(event: Event) -> Any:
@@ -137,51 +125,72 @@ class _Nobody:
         """Hear that an attempt has ended."""
 
 
-@dataclass
-class WindowHistory:
+class WindowMachine(Machine):
     """A service whose flows have windows, and all that is done to it."""
 
-    folder: Path
-    kinds: Sequence[str]
-    lives: list[Life] = field(default_factory=list)
-    acknowledged: set[int] = field(default_factory=set)
-    sent: int = 0
+    weights = {"send": 8, "let_pass": 4}
 
-    def __post_init__(self) -> None:
-        self.service = SteppedService(self.folder, 4, _Nobody())
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(dir=MEMORY))
+        self.lives: list[Life] = []
+        self.acknowledged: set[int] = set()
+        self.sent = 0
+        self.hearers: Sequence[str] = ()
+        self.service: SteppedService
+
+    @classmethod
+    def beginning(cls) -> Mapping[str, Draw]:
+        return {"kinds": lists(one_of(*KINDS), 1, 2)}
+
+    def begin(self, kinds: Sequence[str]) -> None:
+        """Begin; events of these kinds of windows are sent."""
+        self.hearers = kinds
+        self.service = SteppedService(self.folder / "data", 4, _Nobody())
         self._start()
 
-    def play(self, actions: Sequence[Action]) -> None:
-        """Do all of this, then let time pass until nothing is open; compare."""
-        try:
-            for action in actions:
-                self._do(*action)
-            self._drain()
-            self._compare()
-        finally:
+    def finish(self) -> None:
+        """Let time pass until nothing is open; compare."""
+        self._drain()
+        self._compare()
+
+    def clear(self) -> None:
+        if hasattr(self, "service"):
             self.service.close()
+        shutil.rmtree(self.folder)
 
     # ------------------------------------------------------------ what is done
 
-    def _do(self, word: str, number: int, key: str | None, other: int, order: int) -> None:
-        match word:
-            case "send":
-                self._send(self._kind(number), key, other)
-                self.service.go(order=order)
-            case "pass":
-                self._pass(number % 9 if other % 4 else number)
-            case "kill":
-                self._end(self._kill, other)
-            case "kill in the middle":
-                for _ in range(1 + number % 3):
-                    self._send(self._kind(number), key, other)
-                self.service.go(steps=other % 12, order=order)
-                self._end(self._kill, other)
-            case "stop":
-                self._end(partial(self.service.stop, order), other)
+    @action(number=NUMBERS, key=KEYS, other=NUMBERS, order=NUMBERS)
+    def send(self, number: int, key: str | None, other: int, order: int) -> None:
+        """Send an event."""
+        self._send(self._kind(number), key, other)
+        self.service.go(order=order)
+
+    @action(number=NUMBERS, other=NUMBERS)
+    def let_pass(self, number: int, other: int) -> None:
+        """Let time pass, mostly a few seconds."""
+        self._pass(number % 9 if other % 4 else number)
+
+    @action(away=NUMBERS)
+    def kill(self, away: int) -> None:
+        """Kill the service, and start it again."""
+        self._end(self._kill, away)
+
+    @action(number=NUMBERS, key=KEYS, other=NUMBERS, order=NUMBERS)
+    def kill_in_the_middle(self, number: int, key: str | None, other: int, order: int) -> None:
+        """Kill the service while it takes events."""
+        for _ in range(1 + number % 3):
+            self._send(self._kind(number), key, other)
+        self.service.go(steps=other % 12, order=order)
+        self._end(self._kill, other)
+
+    @action(away=NUMBERS, order=NUMBERS)
+    def stop(self, away: int, order: int) -> None:
+        """Stop the service, and start it again."""
+        self._end(partial(self.service.stop, order), away)
 
     def _kind(self, number: int) -> str:
-        return self.kinds[number % len(self.kinds)]
+        return self.hearers[number % len(self.hearers)]
 
     def _send(self, kind: str, key: str | None, other: int) -> None:
         self.sent += 1

@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import seed as with_seed
 
 from tests.conftest import Say
-from tests.support.window_machine import HISTORIES, Action, WindowHistory
+from tests.support.histories import play
+from tests.support.window_machine import WindowMachine
 from turnout.service.domain.windows.sequence import SequenceRule
 from turnout.service.domain.windows.window import Join, Member, OpenWindow, Step, WindowSettings
 from turnout.service.intake import absence
@@ -23,41 +20,18 @@ from turnout.service.intake.windows import WindowDeadlines
 pytestmark = pytest.mark.slow
 
 COUNT = 200
+LENGTH = 20
 AT_ONCE = 500
-
-
-def play(count: int, *, seed: int | None = None, shrinks: bool = True) -> None:
-    """Play histories: always the same ones, or those of a seed."""
-
-    @settings(
-        max_examples=count,
-        derandomize=seed is None,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate, Phase.shrink] if shrinks else [Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(HISTORIES)
-    def history(drawn: tuple[list[str], list[Action]]) -> None:
-        kinds, actions = drawn
-        with tempfile.TemporaryDirectory(dir=_memory()) as folder:
-            WindowHistory(Path(folder), kinds).play(actions)
-
-    (history if seed is None else with_seed(seed)(history))()
-
-
-def _memory() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 @pytest.mark.timeout(7200)
 def test_windows_start_what_hindsight_says(full: bool, seed: int, say: Say) -> None:
     if not full:
-        play(COUNT)
+        play(WindowMachine, COUNT, length=LENGTH)
         return
     for number in range(seed, seed + 10):
         say(f"TURNOUT_TEST_SEED={number}")
-        play(AT_ONCE, seed=number)
+        play(WindowMachine, AT_ONCE, seed=number, length=LENGTH)
 
 
 # ---------------------------------------------------------------- negative controls
@@ -100,4 +74,4 @@ def test_the_model_finds_a_window_that_is_broken(
 ) -> None:
     broken(monkeypatch)
     with pytest.raises(AssertionError, match=found):
-        play(COUNT, shrinks=False)
+        play(WindowMachine, COUNT, length=LENGTH, shortens=False)
