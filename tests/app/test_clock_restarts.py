@@ -44,6 +44,10 @@ async def limited(data: dict) -> int:
 async def once(data: dict) -> int:
     return 1
 
+@flow(on=webhook("/told", id=lambda event: event.data["delivery"], dedupe="2h"))
+async def told(data: dict) -> int:
+    return 1
+
 @flow(on=webhook("/needs"), needs=dependency("crm", probe="10m"))
 async def needs(data: dict) -> int:
     if CRM_IS_DOWN.exists():
@@ -99,6 +103,7 @@ def begin(program: Program) -> dict[str, str]:
     operate(program, "pause", "fresh")
     runs = {flow: post(program, flow) for flow in ("paused", "fresh", "limited")}
     runs["once"] = post(program, "once", work=1)
+    runs["told"] = post(program, "told", delivery="d-1")
     started = [post(program, "throttled") for _ in range(2)]
     runs["throttled"] = post(program, "throttled")
     for run in (*started, runs["once"], runs["limited"]):
@@ -113,6 +118,7 @@ def test_an_hour_back(program: Program, clock: InjectedClock) -> None:
     assert state(program, post(program, "limited")) != "skipped"
     assert state(program, post(program, "limited")) == "skipped"
     assert post(program, "once", work=1) == runs["once"]
+    assert post(program, "told", delivery="d-1") == runs["told"]
     operate(program, "resume", "fresh")
     becomes(program, runs["fresh"], "succeeded")
     assert state(program, runs["paused"]) == "queued"
@@ -127,6 +133,8 @@ def test_a_day_ahead(program: Program, clock: InjectedClock) -> None:
     becomes(program, runs["throttled"], "succeeded")
     assert state(program, post(program, "limited")) != "skipped"
     assert post(program, "once", work=1) != runs["once"]
+    again = post(program, "told", delivery="d-1")
+    assert again == runs["told"], "a key goes by retention, which doubts such a clock for an hour"
     operate(program, "resume", "fresh")
     becomes(program, runs["fresh"], "skipped")
 
