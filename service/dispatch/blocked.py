@@ -79,6 +79,10 @@ class Blocked:
         self.count = 0
         self.in_vain = 0
 
+    def __bool__(self) -> bool:
+        """Whether any key blocks a run."""
+        return bool(self._lines)
+
     def __contains__(self, key: Key) -> bool:
         return key in self._lines
 

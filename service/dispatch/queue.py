@@ -184,6 +184,8 @@ class Queue:
     def _is_behind(self, run: NewRun) -> bool:
         """Whether an older run is blocked by a key of this one."""
         blocked = self.blocked
+        if not blocked:
+            return False
         if run.order_key is not None and order_key(run.order_key) in blocked:
             return True
         for gate in self.gates.declared:
@@ -230,7 +232,7 @@ class Queue:
         run = head.take()
         run.flow = self.flow  # the journal may know it under an old name
         head.started(run)
-        for gate in self.gates.declared:
+        for gate in self.gates.declared if self.blocked else ():
             key = self.key_at(gate, run)
             if key is not None:
                 self._wake(self.blocked.next_timed(key), key)
@@ -242,6 +244,8 @@ class Queue:
         A run behind another gate takes its ordering key first, as in `FlowGates.ask`.
         """
         order, blocked = self.gates.order, self.blocked
+        if not blocked:
+            return None
         ordered = None if run.order_key is None else order_key(run.order_key)
         if ordered is not None and ordered in blocked and not order.is_held_by(run):
             return ordered  # if it holds the key, the blocked runs wait for this run
@@ -260,7 +264,7 @@ class Queue:
         self.gates.leave(run, keeps_key=keeps_key, goes_on=goes_on)
         if run.order_key is not None:
             self._wake_order(run.order_key)
-        for gate in self.gates.declared:
+        for gate in self.gates.declared if self.blocked else ():
             if not gate.counts_starts:  # nothing is free there because a run has ended
                 self.wake_next(gate, run)
 

@@ -61,6 +61,11 @@ def as_key(option: str, answer: object) -> str:
     A text over `MAX_KEY_BYTES` becomes its hash. What has another text in the next process is no
     key: an object without a text of its own, and a set.
     """
+    if type(answer) is int:
+        return short_key(str(answer))
+    if type(answer) is str:
+        refuse_unstorable(option, answer)
+        return short_key(answer)
     _refuse_awaitable(option, answer)
     key = ask(str, answer)
     if not isinstance(answer, str) and (

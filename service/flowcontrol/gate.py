@@ -74,7 +74,8 @@ class Gate(ABC):
 
     def key(self, run: Candidate) -> str | None:
         """Return the key under which a run waits here; None: its whole flow waits with it."""
-        return self.key_of(run.keys)
+        keys = run.keys  # as `key_of`, without a call: each gate asks several times a run
+        return keys.get(self.place) if self.place and keys is not None else None
 
     def key_of(self, keys: Keys | None) -> str | None:
         """Return which of a run's keys is the one for this gate."""
