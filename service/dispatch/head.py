@@ -153,6 +153,8 @@ class Head:
             self.holding.append(run)
         elif run.resumes:
             insort(self.resumed, run, key=by_seq)
+        elif self.due and by_due(run) < by_due(self.due[-1]):
+            insort(self.due, run, key=by_due)  # the queue was cleared while due runs were added
         else:
             self.due.append(run)
 

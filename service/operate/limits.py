@@ -106,7 +106,21 @@ def _full_name(parts: Parts, name: str, overrides: Mapping[str, StoredOverride])
         return _guess(name)
     names = sorted(set(known.values()))
     listed = ", ".join(names) or "none"
+    kind = _other_rules(parts).get(name)
+    if kind is not None:
+        raise NotFound(
+            f"{name!r} is a {kind}, which only flow files say; limits that can be set: {listed}"
+        )
     raise NotFound(f"no limit {name!r}{did_you_mean(name, names)}; limits: {listed}")
+
+
+def _other_rules(parts: Parts) -> dict[str, str]:
+    """Return what else `turnout limits` shows, by name."""
+    found: dict[str, str] = {}
+    for flow in parts.project().flows.values():
+        found |= {rule.name or flow.name: "rate" for rule in flow.rate}
+        found |= {need.name: "breaker" for need in flow.needs}
+    return found
 
 
 def short_name(full: str) -> str:

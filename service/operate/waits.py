@@ -17,6 +17,7 @@ from turnout.service.domain.units import format_duration
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import (
+    EVERYTHING,
     MOST_COUNTED,
     ORDER_PLACE,
     InLine,
@@ -43,6 +44,7 @@ async def waits_of(
         steps.setdefault(step.run_seq, []).append(step)
     found: dict[str, Waiting] = {}
     lines: dict[str, InLine] = {}
+    heads: dict[str, Run | None] = {}
     for run in unfinished:
         known = None if waits_for is None else waits_for(run)
         if run.state is RunState.SCHEDULED and run.due_at is None:
@@ -50,6 +52,8 @@ async def waits_of(
         if known is None:
             known = _journaled(run, steps.get(run.seq, ()), is_served=waits_for is not None)
         if known is not None:
+            if known.cause is Cause.ORDER:
+                known = await _behind_head(known, reads, heads)
             found[run.id] = known
             if run.state is RunState.QUEUED and known.cause in _LINES:
                 lines[run.id] = _line_of(run, known)
@@ -62,6 +66,27 @@ async def waits_of(
 
 _LINES = frozenset({Cause.LIMIT, Cause.RATE, Cause.ORDER, Cause.MODE, Cause.BREAKER, Cause.SLOT})
 """What runs wait for in line."""
+
+
+async def _behind_head(waiting: Waiting, reads: Reads, heads: dict[str, Run | None]) -> Waiting:
+    """Say how a key goes on whose head has failed and blocks it (`on_dead="block"`).
+
+    `heads` are those that were read; of a long list of runs the first heads are looked at only.
+    """
+    head = str(waiting.facts.get("other", ""))
+    if head not in heads:
+        heads[head] = await reads.run(head) if head and len(heads) < _MOST_HEADS else None
+    known = heads[head]
+    if known is None or known.state is not RunState.FAILED:
+        return waiting
+    words = (
+        f"which has failed: `turnout retry {head}` tries it again, `turnout dead drop {head}` "
+        "lets the key go on"
+    )
+    return replace(waiting, detail=f"{waiting.detail}, {words}")
+
+
+_MOST_HEADS = 50
 
 
 def _line_of(run: Run, waiting: Waiting) -> InLine:
@@ -181,7 +206,8 @@ def paused(flow: str, pause: StoredPause) -> Waiting:
     """Return what a run of a paused flow waits for."""
     facts: dict[str, Fact] = {"since": pause.since, "until": pause.until}
     facts |= {"by": pause.by or None, "note": pause.note or None}
-    words = f"for flow {flow!r} to be resumed"
+    what = "everything" if pause.name == EVERYTHING else f"flow {flow!r}"
+    words = f"for {what} to be resumed"
     if pause.until is not None:
         words += f", at {_words(pause.until)} at the latest"
     told = ", ".join(text for text in (pause.by and f"by {pause.by}", pause.note) if text)

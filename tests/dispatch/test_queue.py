@@ -224,6 +224,14 @@ def test_due_and_queued_runs_take_turns_and_woken_ones_go_first_of_their_kind() 
     assert queue.empty
 
 
+def test_a_due_run_goes_before_those_that_are_due_later_whichever_is_added_first() -> None:
+    """The queue may be cleared between two due runs of one read; the first comes again then."""
+    queue = fresh()
+    for seq in (7, 9, 8, 5):
+        queue.add_due(due(seq))
+    assert take_all(queue) == [5, 7, 8, 9]
+
+
 def test_runs_whose_keys_became_free_start_in_the_order_they_arrived() -> None:
     queue = fresh()
     for seq, key in ((5, "x"), (6, "y")):

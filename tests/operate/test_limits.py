@@ -231,7 +231,11 @@ async def test_what_cannot_be_set_is_refused_by_name(tmp_path: Path) -> None:
     @flow(concurrency=limit("bill", 2))
     async def ship() -> None: ...
 
-    @flow(concurrency=[limit("database", 2), limit(3, per=lambda event: "one")])
+    @flow(
+        concurrency=[limit("database", 2), limit(3, per=lambda event: "one")],
+        rate=throttle("crm", "5/s"),
+        needs=dependency("mail"),
+    )
     async def load() -> None: ...
 
     async with running(tmp_path, [bill, ship, load]) as service:
@@ -242,6 +246,8 @@ async def test_what_cannot_be_set_is_refused_by_name(tmp_path: Path) -> None:
                 r"no limit 'databse'; did you mean 'database'\?; limits: bill, database",
             ),
             ("ship", r"no limit 'ship'"),
+            ("crm", r"^'crm' is a rate, which only flow files say; limits that can be set: bill, "),
+            ("mail", r"^'mail' is a breaker, which only flow files say; limits that"),
         ):
             with pytest.raises(NotFound, match=words):
                 await operator.do(SetLimit(name, 2, HOUR))

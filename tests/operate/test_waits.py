@@ -13,7 +13,8 @@ import pytest
 from tests.support.running import Running, eventually, make_event, running
 from turnout import flow, limit
 from turnout.service.domain.event import Event
-from turnout.service.operate.verbs import Pause
+from turnout.service.journal.records import EVERYTHING
+from turnout.service.operate.verbs import Pause, Resume
 from turnout.service.operate.waits import waits_of
 from turnout.service.project import AnyFlow
 
@@ -69,6 +70,22 @@ async def test_a_run_behind_its_ordering_key_names_the_head(tmp_path: Path) -> N
     ]
 
 
+async def test_a_run_behind_a_dead_head_says_how_its_key_goes_on(tmp_path: Path) -> None:
+    @flow(ordered_by=by_data, on_dead="block")
+    async def strict(event: Event) -> None:
+        raise ValueError
+
+    async with running(tmp_path, [strict]) as service:
+        (head,) = await started(service, "a")
+        await service.finished(head)
+        ((cause, detail, _),) = await waits(service, *await started(service, "a"))
+    assert cause == "order"
+    assert detail == (
+        f"for run {head}, the head of key 'a', which has failed: `turnout retry {head}` tries it "
+        f"again, `turnout dead drop {head}` lets the key go on; it is number 1 in line"
+    )
+
+
 async def test_a_run_without_a_slot_says_how_many_there_are(tmp_path: Path) -> None:
     async with running(tmp_path, [held()], concurrency=2) as service:
         *_, third = await started(service, 1, 2, 3)
@@ -110,6 +127,10 @@ async def test_a_run_of_a_paused_flow_says_who_paused_it_and_until_when(tmp_path
         await service.process.operator.do(pause)
         found = await waits(service, *await started(service, 1))
         stored = service.process.pauses.of_flow("held")
+        await service.process.operator.do(Resume("held"))
+        await service.process.operator.do(Pause(EVERYTHING))
+        ((_, told, _),) = await waits(service, *await started(service, 1))
+    assert told == "for everything to be resumed"
     assert stored is not None and stored.until is not None
     ((cause, detail, facts),) = found
     assert cause == "pause"

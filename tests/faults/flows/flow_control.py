@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from turnout import (
     webhook,
 )
 
+PROCESS = f"{os.getpid()}.{time.time_ns()}"  # ids of processes come again
 LEDGER = os.open(os.environ["TURNOUT_TEST_LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 CRM_IS_DOWN = Path(os.environ["TURNOUT_TEST_LEDGER"]).with_name("crm-is-down")
 
@@ -42,7 +44,7 @@ class Order(TypedDict):
 @contextmanager
 def working(order: Order) -> Iterator[None]:
     run = current().run
-    line = f"{os.getpid()} {run.flow} {order['key']} {run.id}\n"
+    line = f"{PROCESS} {run.flow} {order['key']} {run.id}\n"
     os.write(LEDGER, f"begin {line}".encode())
     try:
         yield
