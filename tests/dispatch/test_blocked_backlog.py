@@ -57,7 +57,7 @@ async def test_a_free_run_starts_past_a_backlog_blocked_by_its_key(
     tmp_path: Path, full: bool, say: Say
 ) -> None:
     count, started = 1_000_000 if full else 5_000, Started()
-    bound = {"max_unfinished_runs": 2 * count}
+    bound: dict[str, Any] = {"max_unfinished_runs": 2 * count}
     async with running(tmp_path, [started.flow()], concurrency=20, **bound) as service:
         await started.measure(service)
         empty = await started.measure(service)
