@@ -110,7 +110,8 @@ class Waits:
             await self._refuse_forever(waiting)
 
     def _hint(self, waiting: Waiting) -> str:
-        is_long = waiting.cause is Cause.INSTANT and not self.skips
+        is_sleep = waiting.cause is Cause.INSTANT and "poll" not in waiting.facts
+        is_long = is_sleep and not self.skips
         return "; with --skip-waits it goes on at once" if is_long else ""
 
     async def _answer(self, run: Run, waiting: Waiting) -> None:

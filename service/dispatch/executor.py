@@ -41,7 +41,8 @@ from turnout.service.steps.context import RunContext, open_attempt
 from turnout.service.steps.dry_run import DryRun
 from turnout.service.steps.failures import describe
 from turnout.service.steps.items import asked_items, with_items
-from turnout.service.steps.polling import drop_left, look
+from turnout.service.steps.looking import look
+from turnout.service.steps.polling import drop_left
 from turnout.service.steps.recording import write_last_marks
 from turnout.service.steps.services import RunHost, Services, Sleep
 from turnout.service.steps.suspension import Suspend

@@ -188,7 +188,8 @@ def _polls(step: OpenStep) -> Waiting:
     note = step.note
     since, due_at = datetime.fromisoformat(note["since"]), datetime.fromisoformat(note["next"])
     last, end = note.get("last"), note.get("until")
-    lasts = format_duration(datetime.fromisoformat(last) - since if last else timedelta(0))
+    taken = (datetime.fromisoformat(last) - since if last else timedelta(0)).total_seconds()
+    lasts = format_duration(timedelta(seconds=round(taken) if taken > 1 else taken))
     if end is not None:
         lasts += f" of {format_duration(datetime.fromisoformat(end) - since)}"
     detail = f"polls {note['poll']}, look {note['looks'] + 1}, next at {_words(due_at)}"

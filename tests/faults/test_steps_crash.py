@@ -1,7 +1,7 @@
-"""A flow of fourteen steps, killed at every point it passes: the result is the undisturbed one.
+"""A flow of fifteen steps, killed at every point it passes: the result is the undisturbed one.
 
-Sequence, gather, map, child run, sleep, poll, and the first of several waits. The process kills
-itself (SIGKILL) right behind a write that became durable, or inside a step whose effect has
+Sequence, gather, map, child run, sleep, poll, a budget, and the first of several waits. The process
+kills itself (SIGKILL) right behind a write that became durable, or inside a step whose effect has
 happened, and is started again. What was recorded at the death has run once; what was not, at most
 twice, under one idempotency key.
 """
@@ -80,6 +80,7 @@ def known(entries):
 
 watched("record_step", of_step)
 watched("record_with", of_step)
+watched("take", lambda claim, step, taking: of_step(claim, step))
 watched("record_waits", lambda claim, steps: [of_step(claim, step)[0] for step in steps])
 watched("record", lambda run, outcome: [f"{run.flow} {outcome.state}"])
 
@@ -268,7 +269,7 @@ def test_killed_at_any_point_the_result_is_the_undisturbed_one(
         plans = plans_of(battery.points())
         inside = [plan for plan in plans if plan.startswith("inside")]
         assert len(inside) == len(STEPS)
-        assert sum("succeeded|" in plan and "#" in plan for plan in plans) == 14
+        assert sum("succeeded|" in plan and "#" in plan for plan in plans) == 15
         chosen = plans
         if not full:
             chosen = random.Random(seed).sample(plans, 5)
@@ -284,6 +285,8 @@ def test_killed_at_any_point_the_result_is_the_undisturbed_one(
         assert lost.fetchall() == [("cancelled", battery.runs)], "each run dropped one child"
         waits = journal.execute("SELECT count(*) FROM waits").fetchone()
         assert waits == (0,)
+        taken = journal.execute("SELECT count(*), sum(amount) FROM budget_takes").fetchone()
+        assert taken == (battery.runs, battery.runs), "each run took once"
     say(f"{len(chosen)} of {len(plans)} points, each killed at once")
 
 

@@ -9,7 +9,19 @@ import builtins
 from pathlib import Path
 from typing import Any
 
-from turnout import Pending, current, first, flow, gather, poll, sleep, task, wait_for, webhook
+from turnout import (
+    Pending,
+    budget,
+    current,
+    first,
+    flow,
+    gather,
+    poll,
+    sleep,
+    task,
+    wait_for,
+    webhook,
+)
 
 go = webhook("/go/{id}")
 
@@ -93,6 +105,7 @@ async def twelve(data: dict[str, Any]) -> dict[str, Any]:
     parcel = await pack({"folder": folder, "count": len(squares)})
     await sleep("30ms")
     assert await poll(done, folder, every="30ms")
+    await budget("twelve", max_changes=1000, per="1d").take()
     told = await first(wait_for(go, match={"id": data["id"]}), patience(), sleep("1h"))
     assert told.which == 0
     word = await publish(folder, told.value.data["word"])
