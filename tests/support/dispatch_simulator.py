@@ -62,7 +62,7 @@ class SimulatedRun:
 
     `holds`: it has begun and is not over, so its ordering key is its own. `retried`: an operator
     has queued it again. `ready`: since the last rest it could have started, but for a slot.
-    `is_chosen`: its claim is on its way to the disk.
+    `is_chosen`: its claim is on its way to the disk. `isolated`: its claims that run alone.
     """
 
     id: str
@@ -83,6 +83,7 @@ class SimulatedRun:
     ready: bool = False
     is_chosen: bool = False
     passed: int = 0
+    isolated: set[int] = field(default_factory=set)
 
     @property
     def order_key(self) -> str | None:
@@ -174,6 +175,8 @@ class DispatchSimulator:
             self._check_start(run, ids)
             self._count_turns(run)
             run.state, run.claim, run.ready = S.RUNNING, run.claim + 1, False
+            if self._is_isolated(run):
+                run.isolated.add(run.claim)
             run.holds, run.is_stopped = self._has_order(run), False
             self._refresh()
 
@@ -263,8 +266,7 @@ class DispatchSimulator:
             why.add("stopped")
         if self._has_order(run) and any(self.goes_before(o, run) for o in self.same_key(run)):
             why.add("order")
-        isolated = [other for other in self.live if self._is_isolated(other)]
-        if self._is_isolated(run) and any(other.places for other in isolated):
+        if self._is_isolated(run) and any(self._runs_alone(other) for other in self.live):
             why.add("isolated")
         return why | self._full(run)
 
@@ -310,6 +312,12 @@ class DispatchSimulator:
     @staticmethod
     def _is_isolated(run: SimulatedRun) -> bool:
         return run.deaths >= DEATHS_UNTIL_ISOLATED
+
+    def _runs_alone(self, run: SimulatedRun) -> bool:
+        """Whether an isolated attempt runs, also one that has lost its claim."""
+        if any(claim in run.isolated for claim in run.code):
+            return True
+        return self._is_isolated(run) and run.places > 0
 
     def _is_certain(self, run: SimulatedRun) -> bool:
         """Whether it is promised that this run, and no other of its key, is next."""
