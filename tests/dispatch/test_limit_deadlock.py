@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -120,52 +121,42 @@ async def test_a_chain_of_limits_that_is_no_deadlock_is_waited_for(tmp_path: Pat
     assert errors == {"first": None, "second": None, "third": None}
 
 
-async def test_a_place_that_a_third_run_frees_is_waited_for(tmp_path: Path) -> None:
-    """Two places of `a`: one is in the deadlock, the other is not."""
+@asynccontextmanager
+async def waiting_for_each_other_and_a_third(
+    folder: Path,
+) -> AsyncIterator[tuple[Running, asyncio.Event]]:
+    """Two places of `a`: one is in a deadlock, the other one's run ends when the event is set."""
     go = asyncio.Event()
 
     @task(limit=limit("a", 2))
     async def use_one_of_two() -> None: ...
 
+    async def wait() -> None:
+        await go.wait()
+
     three = Together(3)
     flows = [
         three.flow("imports", limit("a", 2), use_b),
         three.flow("exports", limit("b", 1), use_one_of_two),
-        three.flow("slow", limit("a", 2), lambda: wait(go)),
+        three.flow("slow", limit("a", 2), wait),
     ]
-    async with running(tmp_path, flows) as service:
+    async with running(folder, flows) as service:
         for name in ("imports", "exports", "slow"):
             await service.send(name)
         await waits(service, "a", 1)
         await waits(service, "b", 1)
+        yield service, go
+
+
+async def test_a_place_that_a_third_run_frees_is_waited_for(tmp_path: Path) -> None:
+    async with waiting_for_each_other_and_a_third(tmp_path) as (service, go):
         go.set()
         runs = await service.all_finished()
     assert [run.error for run in runs] == [None] * 3
 
 
-async def wait(go: asyncio.Event) -> None:
-    await go.wait()
-
-
-async def test_a_limit_that_is_lowered_leaves_nobody_waiting_for_ever(
-    tmp_path: Path,
-) -> None:
-    go = asyncio.Event()
-
-    @task(limit=limit("a", 2))
-    async def use_one_of_two() -> None: ...
-
-    three = Together(3)
-    flows = [
-        three.flow("imports", limit("a", 2), use_b),
-        three.flow("exports", limit("b", 1), use_one_of_two),
-        three.flow("slow", limit("a", 2), lambda: wait(go)),
-    ]
-    async with running(tmp_path, flows) as service:
-        for name in ("imports", "exports", "slow"):
-            await service.send(name)
-        await waits(service, "a", 1)
-        await waits(service, "b", 1)
+async def test_a_limit_that_is_lowered_leaves_nobody_waiting_for_ever(tmp_path: Path) -> None:
+    async with waiting_for_each_other_and_a_third(tmp_path) as (service, go):
         await service.process.operator.do(SetLimit("a", 1, timedelta(hours=1)))
         go.set()
         runs = await service.all_finished()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,20 @@ COMMIT_ROUND_SECONDS = 0.4  # commits go out every 0.2 s, and take a while
 # ---- many members
 
 
+@contextmanager
+def three_members(group: Group, folder: Path) -> Iterator[Sequence[Program]]:
+    """Start three programs that read as one group, with a journal each."""
+    with ExitStack() as stack:
+        members = [
+            stack.enter_context(group.program(folder / f"member-{number}")) for number in range(3)
+        ]
+        for member in members:
+            member.start()
+        for member in members:
+            member.ready()
+        yield members
+
+
 def test_members_with_a_journal_each_double_only_what_a_kill_left_uncommitted(
     kafka: Broker, tmp_path: Path, seed: int, full: bool, say: Say
 ) -> None:
@@ -132,14 +147,7 @@ def test_members_with_a_journal_each_double_only_what_a_kill_left_uncommitted(
     # have read it again and committed: that hides up to what one round of commits covers.
     bound = deaths * round(feeder.pace * COMMIT_ROUND_SECONDS)
     untold = 0
-    with ExitStack() as stack:
-        members = [
-            stack.enter_context(group.program(tmp_path / f"member-{number}")) for number in range(3)
-        ]
-        for member in members:
-            member.start()
-        for member in members:
-            member.ready()
+    with three_members(group, tmp_path) as members:
         with feeder.running():
             feeder.has_sent(200)
             for _ in range(deaths):
@@ -178,14 +186,7 @@ def test_members_that_come_and_go_cleanly_double_nothing(
     group, dice = Group.on(kafka, partitions=6), random.Random(seed)
     feeder = Feeder(broker=kafka, topic=group.topic, pace=800)
     untold: list[int] = []
-    with ExitStack() as stack:
-        members = [
-            stack.enter_context(group.program(tmp_path / f"member-{number}")) for number in range(3)
-        ]
-        for member in members:
-            member.start()
-        for member in members:
-            member.ready()
+    with three_members(group, tmp_path) as members:
         with feeder.running():
             feeder.has_sent(200)
             for _ in range(20 if full else 3):

@@ -61,9 +61,10 @@ async def test_an_action_follows_the_last_run_and_knows_how_it_ended(tmp_path: P
         assert sorted(ended) == sorted(told)
 
 
-async def test_an_action_that_fails_is_carried_out_by_a_later_sweep(tmp_path: Path) -> None:
+async def a_service_whose_action_fails(folder: Path) -> None:
+    """Run one to its stop; the action of its one event is still to be carried out."""
     ended.clear()
-    async with running(tmp_path, [first]) as service:
+    async with running(folder, [first]) as service:
         emit = service.process.emitter(Tidy(), lambda _event: (first,))
         service.process.emitters["tidy"] = emit
         broken.append("the share is gone")
@@ -75,6 +76,10 @@ async def test_an_action_that_fails_is_carried_out_by_a_later_sweep(tmp_path: Pa
         await eventually(tried)
         assert await service.process.journal.runs(Filter())
         assert not ended
+
+
+async def test_an_action_that_fails_is_carried_out_by_a_later_sweep(tmp_path: Path) -> None:
+    await a_service_whose_action_fails(tmp_path)
     async with running(tmp_path, [first]) as service:
         service.process.emitters["tidy"] = service.process.emitter(Tidy(), lambda _event: (first,))
         assert await service.process.after_run_actions.sweep() == 1
@@ -91,17 +96,7 @@ class Untidy(Tidy):
 async def test_an_action_that_its_author_has_removed_is_not_carried_out_later(
     tmp_path: Path,
 ) -> None:
-    ended.clear()
-    async with running(tmp_path, [first]) as service:
-        emit = service.process.emitter(Tidy(), lambda _event: (first,))
-        service.process.emitters["tidy"] = emit
-        broken.append("the share is gone")
-        await emit([make_event()])
-
-        async def tried() -> bool:
-            return not broken
-
-        await eventually(tried)
+    await a_service_whose_action_fails(tmp_path)
     async with running(tmp_path, [first]) as service:
         for trigger, count in ((Untidy(), 1), (Tidy(), 0)):
             emitter = service.process.emitter(trigger, lambda _event: (first,))
