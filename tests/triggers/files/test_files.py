@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from threading import Event as Moment
 
@@ -255,12 +256,19 @@ def write_and_rename(path: Path) -> None:
     part.rename(path)
 
 
+@asynccontextmanager
+async def watching_for_renames(folder: Path, emit: RecordingEmitter) -> AsyncIterator[None]:
+    """Watch a folder whose first walk is over, which knows nothing of renames."""
+    (folder / "link.csv").symlink_to("nowhere")
+    async with watch(files(f"{folder}/*.csv", settle="1h"), emit):
+        await emit.until(lambda: "refused" in emit.rejected)
+        yield
+
+
 async def test_rename_into_place_is_seen_at_once(tmp_path: Path) -> None:
     emit, loop = RecordingEmitter(), asyncio.get_running_loop()
-    (tmp_path / "link.csv").symlink_to("nowhere")
-    async with watch(files(f"{tmp_path}/*.csv", settle="1h"), emit):
-        await emit.until(lambda: "refused" in emit.rejected)  # the first walk is over: it knows
-        write_and_rename(tmp_path / "a.csv")  # nothing of renames
+    async with watching_for_renames(tmp_path, emit):
+        write_and_rename(tmp_path / "a.csv")
         began = loop.time()
         await emit.stored(1)
         assert loop.time() - began < 2.0
@@ -273,7 +281,7 @@ async def test_rename_into_place_is_seen_at_once(tmp_path: Path) -> None:
 
 async def test_a_renamed_file_somebody_still_writes_to_waits(tmp_path: Path) -> None:
     emit = RecordingEmitter()
-    async with watch(files(f"{tmp_path}/*.csv", settle="1h"), emit):
+    async with watching_for_renames(tmp_path, emit):
         with (tmp_path / "a.part").open("w") as writer:
             writer.write("half")
             writer.flush()
