@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from turnout.service.domain.clock import EngineClock
 from turnout.service.domain.errors import NotFound, Refused
 from turnout.service.domain.run import Run
+from turnout.service.domain.units import LONGEST
 from turnout.service.journal.open import open_journal
 from turnout.service.project import AnyFlow, Project
 from turnout.service.project.loader import load
@@ -23,6 +24,7 @@ from turnout.service.settings import Settings
 from turnout.service.steps.dry_run import DryRun
 from turnout.service.telemetry.metrics import Metrics
 
+from .blocked_loop import watch_loop
 from .foreground_waits import MovableClock, Person, Waits
 from .process import ManualTrigger, Process
 from .run_input import RunInput, put
@@ -84,11 +86,19 @@ async def run_once(
                 now=clock.now, wall=clock.wall, dry_run=dry_run,
             )  # fmt: skip
             stack.push_async_callback(process.resources.stop)
+            watching = None if prepare else tasks.create_task(_watched(settings))
             run_id = await _started(process, flow, asked)
             waits = Waits(process, wall, person, skips=skip_waits)
             run = await waits.until_ended(run_id)
             await process.stop()
+            if watching is not None:
+                watching.cancel()
             return run
+
+
+async def _watched(settings: Settings) -> None:
+    """Warn of code that blocks the loop, as the service does, but let it: nothing else waits."""
+    await watch_loop(settings.model_copy(update={"blocked_loop": LONGEST}))
 
 
 async def _started(process: Process, flow: AnyFlow, asked: RunInput) -> str:

@@ -17,6 +17,7 @@ from tests.support.program import Program, environment, turnout, until
 pytestmark = pytest.mark.slow
 
 FLOWS = """
+    import time
     from pathlib import Path
     from pydantic import BaseModel
     from turnout import approval, event, flow, sleep, task, wait_for
@@ -38,6 +39,11 @@ FLOWS = """
     async def nap() -> str:
         await sleep("3h")
         return "slept"
+
+    @flow
+    async def blocks() -> str:
+        time.sleep(2.5)
+        return "went on"
 
     @flow
     async def asks() -> int:
@@ -91,6 +97,13 @@ def test_an_event_is_read_from_a_file(flows: Path, tmp_path: Path) -> None:
     (tmp_path / "event.json").write_text("{}")
     done = turnout("run", f"{flows}:bill", "--event", tmp_path / "event.json")
     assert done.returncode == 2 and "--event: " in done.stderr
+
+
+def test_code_that_blocks_the_loop_is_named(flows: Path) -> None:
+    done = turnout("run", f"{flows}:blocks")
+    assert (done.returncode, done.stdout) == (0, '"went on"\n')
+    [line] = [json.loads(line) for line in done.stderr.splitlines() if "loop.blocked" in line]
+    assert (line["flow"], line["code"]) == ("blocks", "time.sleep(2.5)")
 
 
 def test_it_says_what_it_waits_for_and_skips_it(flows: Path) -> None:
