@@ -129,7 +129,8 @@ async def polls(order: Order) -> str:
     reveal_type(await poll(is_ready, order, every="5s"))  # str
     reveal_type(await poll(is_weighed, order, "lb", timeout=None))  # float
     reveal_type(await budget("scale", max_changes=10, per="1h").take(2))  # None
-    reveal_type((await first(sleep("1h"), poll(is_ready, order)))[1])  # None | str
+    came = await first(sleep("1h"), poll(is_ready, order))
+    reveal_type(came.value if came.which == 1 else "x")  # str
     return "x"
 
 
