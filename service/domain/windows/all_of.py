@@ -6,29 +6,24 @@ The first event opens the window, the one that makes it whole fires it. Repeats 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import Trigger
 
-from .checks import key_question
-from .parts import missing_words, several_triggers, timeout_flow, within_time
+from .parts import Pattern, missing_words, pattern
 from .window import Expire, Fire, Join, Kind, Member, OpenWindow, Step, WindowSettings
 
 if TYPE_CHECKING:
     from turnout.service.domain.flow import Flow
 
 
-@dataclass(frozen=True, slots=True)
-class AllOf:
+class AllOf(Pattern):
     """A window that closes once each of its triggers has had an event."""
 
-    triggers: tuple[Trigger, ...]
-    settings: WindowSettings
-    per: Callable[[Event], Hashable] | None = None
-    on_timeout: Flow[..., object] | None = None
+    __slots__ = ()
+
     kind: ClassVar[Kind] = "all_of"
 
 
@@ -68,14 +63,7 @@ def all_of(
         return sorted(event.type for event in events)
     ```
     """
-    parts = several_triggers("all_of", triggers)
-    settings = WindowSettings(
-        kind="all_of",
-        within=within_time("all_of", within),
-        parts=tuple(each.name for each in parts),
-        on_timeout=timeout_flow("all_of", on_timeout),
-    )
-    return AllOf(parts, settings, key_question("all_of", per), on_timeout)
+    return pattern(AllOf, triggers, within, per, on_timeout)
 
 
 class AllOfRule:

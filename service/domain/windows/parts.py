@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from turnout.service.domain.errors import SetupError
+from turnout.service.domain.event import Event
 from turnout.service.domain.event_types import have_common_type
 from turnout.service.domain.trigger import StartsOnType, Trigger
 from turnout.service.domain.units import format_duration
 
-from .checks import duration, one_trigger
-from .window import OpenWindow, WindowSettings
+from .checks import duration, key_question, one_trigger
+from .window import Kind, OpenWindow, WindowSettings
+
+if TYPE_CHECKING:
+    from turnout.service.domain.flow import Flow
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A window over several triggers; its kind is the word that an author makes it with."""
+
+    triggers: tuple[Trigger, ...]
+    settings: WindowSettings
+    per: Callable[[Event], Hashable] | None = None
+    on_timeout: Flow[..., object] | None = None
+    kind: ClassVar[Kind]
+
+
+P = TypeVar("P", bound=Pattern)
+
+
+def pattern(
+    kind: type[P],
+    triggers: tuple[Trigger, ...],
+    within: str | timedelta | None,
+    per: Callable[[Event], Hashable] | None,
+    on_timeout: Flow[..., object] | None,
+) -> P:
+    """Return the pattern that an author declares; raises `SetupError` for what cannot be meant."""
+    word = kind.kind
+    parts = several_triggers(word, triggers)
+    settings = WindowSettings(
+        kind=word,
+        within=within_time(word, within),
+        parts=tuple(each.name for each in parts),
+        on_timeout=timeout_flow(word, on_timeout),
+    )
+    return kind(parts, settings, key_question(word, per), on_timeout)
 
 
 def several_triggers(word: str, triggers: tuple[Any, ...]) -> tuple[Trigger, ...]:

@@ -7,15 +7,13 @@ event whose turn it is not starts nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import Trigger
 
-from .checks import key_question
-from .parts import missing_words, several_triggers, timeout_flow, within_time
+from .parts import Pattern, missing_words, pattern
 from .window import (
     Expire,
     Fire,
@@ -33,14 +31,11 @@ if TYPE_CHECKING:
     from turnout.service.domain.flow import Flow
 
 
-@dataclass(frozen=True, slots=True)
-class Sequenced:
+class Sequenced(Pattern):
     """A window that closes once its triggers have each had an event, one after the other."""
 
-    triggers: tuple[Trigger, ...]
-    settings: WindowSettings
-    per: Callable[[Event], Hashable] | None = None
-    on_timeout: Flow[..., object] | None = None
+    __slots__ = ()
+
     kind: ClassVar[Kind] = "sequence"
 
 
@@ -88,14 +83,7 @@ def sequence(
         return f"{filled.data['cart']} was paid at {paid.time}"
     ```
     """
-    parts = several_triggers("sequence", triggers)
-    settings = WindowSettings(
-        kind="sequence",
-        within=within_time("sequence", within),
-        parts=tuple(each.name for each in parts),
-        on_timeout=timeout_flow("sequence", on_timeout),
-    )
-    return Sequenced(parts, settings, key_question("sequence", per), on_timeout)
+    return pattern(Sequenced, triggers, within, per, on_timeout)
 
 
 class SequenceRule:
