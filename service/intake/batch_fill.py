@@ -14,6 +14,7 @@ from typing import Any
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Appended, Entry, FiredRun, NewMember, NewRun
+from turnout.service.project import AnyFlow
 
 from .router import Routed
 
@@ -86,6 +87,15 @@ class BatchFill:
                 if member.settings.kind == "batch" and member.key == "":
                     self._size, self.flows = member.settings.count, (member.flow,)
                     self._filled = (self._filled + 1) % self._size
+
+    def serve(self, flows: Iterable[AnyFlow]) -> None:
+        """Forget the batch of a flow that is not among these, or collects none any more."""
+        served = {
+            flow.name for flow in flows if flow.window is not None and flow.window.kind == "batch"
+        }
+        if not served.issuperset(self.flows):
+            self._size = self._filled = 0
+            self._due_at, self.flows = None, ()
 
     def joined(self, deadline: datetime | None) -> None:
         """Note when the open batch is due."""

@@ -238,6 +238,8 @@ class TriggerEmitter:
     async def credit(self) -> int:
         """Return how many events to fetch next; see `Emitter.credit` in `domain/trigger.py`."""
         batches = self._batches
+        if batches.flows:
+            batches.serve(self.flows(_ANY))  # a reload may have turned a batch into single runs
         if not batches.flows:
             return await self._backpressure.credit([run.flow for run in self._latest])
         flows = [*batches.flows, *(run.flow for run in self._latest)]

@@ -270,8 +270,8 @@ class Fire(Verb[Receipt]):
     """Start a trigger's flows now, with an event of its kind that carries `data` (JSON).
 
     It is an event as any other; with `force` the `mode=` of a flow does not count, and its run
-    starts beside what is under way. Raises `InvalidData`, with nothing stored, if no flow accepts
-    it.
+    starts beside what is under way: not the run of a window, which has other events too. Raises
+    `InvalidData`, with nothing stored, if no flow accepts it.
     """
 
     needs_service: ClassVar[bool] = True

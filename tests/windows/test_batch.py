@@ -8,12 +8,14 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from turnout import Event, batch, emit, event, flow, webhook
+from turnout.service.app.reload import reload_project
 from turnout.service.domain.event import mint_id
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
 from turnout.service.journal.sqlite.events import AppendJob
 from turnout.service.journal.sqlite.outcomes import OutcomeJob
 from turnout.service.journal.sqlite.writer import CallJob, Job, Writer
+from turnout.service.project import Project
 from turnout.testing import serve, webhook_event
 from turnout.testing.service import Service
 
@@ -275,6 +277,26 @@ async def test_a_batch_that_fills_in_one_emit_takes_two_writes(
         assert await emit.credit() == 300
         await service.advance("10s")
         assert len(seen) == 3 and await emit.credit() == 500
+
+
+@pytest.mark.anyio
+async def test_a_trigger_fetches_what_single_runs_ask_for_once_a_reload_has_ended_its_batches() -> (
+    None
+):
+    @flow(name="store", on=HOOK)
+    async def store_one(reading: Reading) -> None: ...
+
+    async def credit(service: Service) -> int:
+        await service.process.emitters[HOOK.name]([reading(service, 0)])
+        await service.advance("1ms")
+        return await service.process.emitters[HOOK.name].credit()
+
+    async with serve(store_one) as service:
+        expected = await credit(service)
+    async with serve(collecting([], 700, "10s")) as service:
+        assert await credit(service) == 699
+        await reload_project(service.process, Project.of([store_one]))
+        assert await credit(service) == expected
 
 
 @pytest.mark.anyio
