@@ -6,10 +6,10 @@ and says which events belong together. Times are in any unit; those of one key, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 
 class Came(Protocol):
@@ -59,6 +59,30 @@ def batches(events: Sequence[Came], n: int, timeout: int, most: float = inf) -> 
     return [numbers(each) for each in found]
 
 
+Declared: TypeAlias = (
+    "tuple[Literal['debounce'], int, int] | tuple[Literal['batch'], int, int, int]"
+)
+"""A window as a flow declares it: period and longest, or the number, the time and the bytes."""
+
+
+def declared_anew(events: Sequence[C], by: Mapping[int, Declared]) -> Groups:
+    """Cut where the window of the first event would, and where another kind is declared.
+
+    `by` tells how the flow declared its window as an event came, by number.
+    """
+    found: list[list[C]] = []
+    for each in events:
+        last = found[-1] if found else []
+        if last and by[last[0].number][0] == by[each.number][0]:
+            kind, *options = by[last[0].number]
+            tried = [*last, each]
+            if len((bursts if kind == "debounce" else batches)(tried, *options)) == 1:
+                last.append(each)
+                continue
+        found.append([each])
+    return [numbers(each) for each in found]
+
+
 def counted(n: int, within: int, events: Sequence[Came]) -> Groups:
     """Go through the events; each looks back at those that nobody has counted yet."""
     found: Groups = []
@@ -89,6 +113,16 @@ def sequences(parts: int, within: int, events: Sequence[Came]) -> Groups:
         if chosen[-1] is last and last.at - events[first].at < within:
             found.append(numbers(chosen))
     return found
+
+
+def begun(parts: int, events: Sequence[Came]) -> list[int]:
+    """Return what there is of a sequence that is not whole yet."""
+    first = max(place for place, each in enumerate(events) if each.part == 0)
+    chosen = [events[first]]
+    for each in events[first + 1 :]:
+        if len(chosen) < parts and each.part == len(chosen):
+            chosen.append(each)
+    return numbers(chosen)
 
 
 def joined(parts: int, within: int, events: Sequence[Came]) -> tuple[Groups, Groups]:
@@ -152,17 +186,31 @@ def silences(
     return found
 
 
-def lonely_silences(within: int, events: Sequence[Came], lives: Sequence[Life], grace: int) -> int:
-    """Count the silences since the first start, each between two events or after the last one."""
+def lonely_silences(
+    within: int,
+    events: Sequence[Came],
+    lives: Sequence[Life],
+    grace: int,
+    set_back: Sequence[tuple[int, int]] = (),
+) -> int:
+    """Count the silences since the first start, each between two events or after the last one.
+
+    `set_back` tells behind which event, and when, the service was started with a clock that showed
+    an earlier time than before: a window then has as much time left as when it was opened.
+    """
     count = 0
     opened: int | None = lives[0].since
     due_at = lives[0].since + within
-    for each in [*events, None]:
+    passed: list[tuple[float, float, Came | None]] = [(e.number, e.at, e) for e in events]
+    passed += [(after + 0.5, at, None) for after, at in set_back]
+    for _, at, each in [*sorted(passed, key=lambda one: one[0]), (inf, inf, None)]:
         if opened is not None:
             tells = told_at(due_at, opened, lives, grace)
-            if each is None or tells <= each.at:
+            if tells <= at:
                 count += 1
                 opened = None
+            elif each is None:
+                opened, due_at = int(at), int(at) + due_at - opened
         if each is not None:
             opened = each.at if opened is None else opened
             due_at = each.at + within

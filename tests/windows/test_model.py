@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
 from tests.conftest import Say
-from tests.support.histories import play
+from tests.support.histories import Draw, lists, one_of, play
 from tests.support.window_machine import WindowMachine
 from turnout.service.domain.windows.sequence import SequenceRule
 from turnout.service.domain.windows.window import Join, Member, OpenWindow, Step, WindowSettings
 from turnout.service.intake import absence
 from turnout.service.intake.windows import WindowDeadlines
+from turnout.service.journal.sqlite import rescue
 
 pytestmark = pytest.mark.slow
 
@@ -60,18 +61,43 @@ def give_senders_no_time_to_come_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(absence, "SENDERS_RETURN", absence.SENDERS_RETURN * 0)
 
 
+def leave_windows_as_a_clock_that_was_ahead_has_opened_them(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rescue, "_WINDOWS", {**rescue._WINDOWS, "pull_back": "SELECT ?1"})
+
+
+class Rows(WindowMachine):
+    """Only sequences get events."""
+
+    @classmethod
+    def beginning(cls) -> Mapping[str, Draw]:
+        return {"kinds": lists(one_of("row"), 1, 1)}
+
+
+class Silences(WindowMachine):
+    """Only absences get events."""
+
+    @classmethod
+    def beginning(cls) -> Mapping[str, Draw]:
+        return {"kinds": lists(one_of("quiet", "beat"), 1, 2)}
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("broken", "found"),
+    ("broken", "machine", "found"),
     [
-        (keep_the_older_first_part, "row: "),
-        (never_look_at_a_deadline_after_a_start, "still open: "),
-        (give_senders_no_time_to_come_again, "quiet: |beat: "),
+        (keep_the_older_first_part, Rows, "row: "),
+        (never_look_at_a_deadline_after_a_start, WindowMachine, "still open: "),
+        (give_senders_no_time_to_come_again, Silences, "quiet: |beat: "),
+        (
+            leave_windows_as_a_clock_that_was_ahead_has_opened_them,
+            WindowMachine,
+            "still open: ",
+        ),
     ],
 )
 def test_the_model_finds_a_window_that_is_broken(
-    monkeypatch: pytest.MonkeyPatch, broken: Break, found: str
+    monkeypatch: pytest.MonkeyPatch, broken: Break, machine: type[WindowMachine], found: str
 ) -> None:
     broken(monkeypatch)
     with pytest.raises(AssertionError, match=found):
-        play(WindowMachine, COUNT, length=LENGTH, shortens=False)
+        play(machine, COUNT, length=LENGTH, shortens=False)
