@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Mapping
+from copy import copy
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.gates import NOW, Asking, declare, gates, refused_by
+from turnout import dependency, throttle
 from turnout.service.domain.flow import Flow
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 from turnout.service.flowcontrol.limit import limit
@@ -57,6 +64,57 @@ def test_a_refused_run_enters_no_gate() -> None:
     assert refused_by(flow, Asking("2", "x", {"limit": "a"})) == "limit"
     assert admission.slots.free == 9
     assert len(flow.inside) == 1
+
+
+EVERY_RULE: dict[str, Any] = {
+    "key": lambda event: event.id,
+    "mode": "latest",
+    "ordered_by": lambda event: event.id,
+    "needs": dependency("crm"),
+    "concurrency": [5, limit(2, per=lambda event: event.id, hold="run"), limit("db", 3)],
+    "rate": [throttle("calls", "9/m"), throttle("9/m", per=lambda event: event.id)],
+}
+KEYS = {"mode": "a", "limit.2": "a", "throttle": "a"}
+
+
+def state(thing: Any) -> Any:
+    """Return everything that a gate counts and holds, to compare it."""
+    if isinstance(thing, Mapping):
+        return {key: state(value) for key, value in thing.items()}
+    if isinstance(thing, (list, tuple, set, deque)):
+        return [state(each) for each in thing]
+    if type(thing).__module__.startswith("turnout") and hasattr(thing, "__dict__"):
+        return state({**vars(thing)})
+    return thing
+
+
+@pytest.mark.parametrize("which", range(8))
+def test_a_run_that_a_later_gate_refuses_leaves_the_earlier_ones_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """Each gate in turn is the one that refuses; only the ordering key is held from then on."""
+    flow = gates(**EVERY_RULE)
+    every = list(flow._gates)
+    assert len(every) == 8, "one for each rule, and the slots"
+    monkeypatch.setattr(every[which], "check", lambda run, now: "behind")
+    before = [state(copy(gate)) for gate in every]
+    run = Asking("1", "x", KEYS)
+    refusal = flow.ask(run, NOW)
+    assert refusal is not None and refusal.gate is every[which]
+    assert [state(copy(gate)) for gate in every] == before
+    assert (flow.inside, run.token, run.starts) == ({}, 0, ())
+    assert list(flow.order.holders("x")) == ["1"], "nothing newer of its key overtakes it"
+
+
+def test_the_comparison_sees_what_each_gate_counts() -> None:
+    flow = gates(**EVERY_RULE)
+    before = [state(copy(gate)) for gate in flow._gates]
+    assert refused_by(flow, Asking("1", "x", KEYS)) is None
+    after = [state(copy(gate)) for gate in flow._gates]
+    unchanged = [
+        gate.name for gate, old, new in zip(flow._gates, before, after, strict=True) if old == new
+    ]
+    assert unchanged == []
 
 
 def test_a_limit_declared_by_a_reload_counts_what_runs_already() -> None:
