@@ -51,6 +51,7 @@ FIELDS: Mapping[str, str] = {
     "due_at": "when it goes on by itself",
     "duplicate": "whether the event had come before",
     "encoding": "how the result is stored: json or pickle",
+    "ended": "why the dry run went no further",
     "error": "why it failed; null if it did not",
     "error.step": "the step that the error came from",
     "error.traceback": "the traceback, with the author's frames",
@@ -125,6 +126,7 @@ FIELDS: Mapping[str, str] = {
     "result": "what it returned; in lists null if it is large",
     "result_bytes": "the size of the result",
     "retries": "how often the flow is retried",
+    "returned": "what the flow returned, written out",
     "rule": "the rule of flow control",
     "run": "the id of the run",
     "runs": "the runs it started",
@@ -164,6 +166,7 @@ FIELDS: Mapping[str, str] = {
     "warnings": "what keeps runs from starting",
     "was_paused": "whether it was paused",
     "windows": "the windows that hold the event",
+    "words": "the same as a call, with its arguments",
     "would": "what it would do",
 }
 

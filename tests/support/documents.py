@@ -202,6 +202,8 @@ def _by_command(session: Session, flows: Path) -> None:
     event = session.run(failed)["event"]["id"]
     command("check", str(flows), data=False)
     session.note("turnout run", json.loads(turnout("run", f"{flows}:daily", "--json").stdout))
+    asked = turnout("run", f"{flows}:shipped", "--dry-run", "--json").stdout
+    session.note("turnout run --dry-run", json.loads(asked))
     for listed in ("runs", "events", "flows", "triggers", "doctor"):
         command(listed)
     command("dead", "list", named=2)
