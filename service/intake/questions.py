@@ -6,7 +6,8 @@ letter shows the values that it read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from turnout.service.domain.errors import words_of
@@ -26,26 +27,40 @@ FILTER_ERROR = "filter_error"
 
 def failed(flow: AnyFlow, event: Event, error: Exception) -> RunError:
     """Return the error of a dead letter: the error, its file and line, and the values read."""
-    keys = (partial(key_of, rule) for rule in flow.keyed)
-    read = values_read((flow.wants, flow.order_key, *keys, partial(class_of, flow)), event)
+    option, read = _first_to_raise(
+        [
+            ("when=", flow.wants),
+            ("ordered_by=", flow.order_key),
+            *((rule.option, partial(key_of, rule)) for rule in flow.keyed),
+            ("priority=", partial(class_of, flow)),
+        ],
+        event,
+    )
     values = "; ".join(f"{path} = {text}" for path, text in read.items())
-    message = f"{words_of(error)} (in when=, per= or ordered_by=, at {_place_of(error, flow)}"
+    message = f"{words_of(error)} (in {option}, at {_place_of(error, flow)}"
     message += f", which read {values})" if values else ")"
     return RunError(FILTER_ERROR, secrets.mask(message), traceback=describe(error).traceback)
 
 
-def values_read(
-    questions: tuple[Callable[[Event], object], ...], event: Event
-) -> Mapping[str, str]:
-    """Return what the first of these questions that raises, or else the last, reads of an event."""
-    reads = None
-    for question in questions:
+def values_read(question: Callable[[Event], object], event: Event) -> Mapping[str, str]:
+    """Return what a question reads of an event, also if it raises."""
+    copy, reads = watched(event)
+    with suppress(Exception):  # the author's code
+        question(copy)
+    return reads.shown(secrets.mask)
+
+
+def _first_to_raise(
+    asked: Sequence[tuple[str, Callable[[Event], object]]], event: Event
+) -> tuple[str, Mapping[str, str]]:
+    """Return the option of the first question that raises, and what that reads of an event."""
+    for option, question in asked:
         copy, reads = watched(event)
         try:
             question(copy)
         except Exception:  # noqa: BLE001  the author's code: that it raises is known
-            break
-    return {} if reads is None else reads.shown(secrets.mask)
+            return option, reads.shown(secrets.mask)
+    return "when= or a key", {}  # such as a key that holds a secret
 
 
 def _place_of(error: BaseException, flow: AnyFlow) -> str:

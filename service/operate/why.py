@@ -111,7 +111,7 @@ def _today(flow: AnyFlow, event: Event, *, listens: bool) -> dict[str, Any]:
         "would": would,
         "condition": None if asked is None else asked.words,
         "place": None if asked is None else asked.place,
-        "read": {} if asked is None else dict(values_read((flow.wants,), event)),
+        "read": {} if asked is None else dict(values_read(flow.wants, event)),
         "error": None if error is None else error.as_dict(),
     }
 

@@ -115,12 +115,12 @@ def test_a_dead_letter_of_a_filter_shows_file_line_and_the_values_it_read() -> N
     assert first is not None and second is not None
     line = is_large.__code__.co_firstlineno + 2
     assert first.message == (
-        "TypeError: '>' not supported between instances of 'str' and 'int' (in when=, per= or "
-        f"ordered_by=, at {__file__}:{line}, which read data.limit = 100; data.amount = 'much')"
+        "TypeError: '>' not supported between instances of 'str' and 'int' (in when=, "
+        f"at {__file__}:{line}, which read data.limit = 100; data.amount = 'much')"
     )
     assert "return bool(event.data" in (first.traceback or "")
     assert second.message == (
-        "KeyError: 'customer' (in when=, per= or ordered_by=, at "
+        "KeyError: 'customer' (in ordered_by=, at "
         f"{__file__}:{by_customer.line}, which read data.customer = missing)"
     )
 

@@ -221,7 +221,7 @@ WHILE_RUNNING = (
         "filter.failed",
         {
             "flow": "asks",
-            "error": "KeyError: 'amount' (in when=, per= or ordered_by=, at FILE:LINE, which read "
+            "error": "KeyError: 'amount' (in when=, at FILE:LINE, which read "
             "data.amount = missing)",
         },
         "FILE:LINE",
