@@ -142,17 +142,22 @@ class FlowControlMachine(DispatchMachine):
         return any(isinstance(each, Mode) for each in self.declared_rules[flow.number])
 
     def called_off(self, sent: Event, stored: Any) -> None:
-        """Compare the runs that an event has cancelled with those that it should have."""
+        """Compare the runs that an event has cancelled with those that it should have.
+
+        While a flow is being served again, or not any more, its runs may be cancelled or not.
+        """
         work = sent.data["work"]
-        cancels = {
-            run.id
+        meant = [
+            run
             for run in self.simulator.runs.values()
             if run.data["work"] == work and work is not None and run.state not in ENDED
-            if run.flow.served_at_rest and run.flow.served
             if any(isinstance(each, CancelledBy) for each in self.declared_rules[run.flow.number])
-        }
-        self.compare(stored, cancels, set())
-        self.end_older(Verdict(cancelled=frozenset(run.id for run in stored.cancelled)))
+        ]
+        ended = {run.id for run in stored.cancelled}
+        changing = {run.id for run in meant if run.flow.served != run.flow.served_at_rest}
+        served = {run.id for run in meant if run.flow.served and run.id not in changing}
+        self.compare(stored, served | (changing & ended), set())
+        self.end_older(Verdict(cancelled=frozenset(ended)))
 
     def told_skip_done(self, _made: object, result: Sequence[Any]) -> None:
         for run in result:
