@@ -109,18 +109,12 @@ class _Look:
 
     async def made(self) -> StepRecord:
         """Look; returns what is recorded: the poll waits on, has its value, or has failed."""
-        looks = self._looks
+        key = f"{self._known.key}[{self._looks.count + 1}]"
         try:
-            check, args, kwargs = looks.call.load()
-            if not isinstance(check, Task):
-                raise CodeChanged(f"{looks.call.name} is no task any more")
+            call = self._call(key)
         except CodeChanged as error:
-            return await self._noted(replace(looks, lost=str(error)))
-        key = f"{self._known.key}[{looks.count + 1}]"
-        call = StepCall(check, self._scope, key, args, kwargs)
-        call.key = self._known.key  # its errors are those of the poll
-        call.tries = looks.tries - 1
-        refused = call.refusal()
+            return await self._noted(replace(self._looks, lost=str(error)))
+        refused, check = call.refusal(), call.task
         while True:
             if refused is None and check.limit is not None:
                 refused = await call.take_place()
@@ -128,9 +122,12 @@ class _Look:
             if refused is not None:
                 return await self._failed(call, refused)
             try:
-                return await self._saw(call, await called(call, key))
+                value = await called(call, key)
+                end = _end(call, value)
             except FOREIGN as error:  # the check is the author's code
                 failure = as_exception(error)
+            else:
+                return await self._saw(call, value, end)
             finally:
                 call.leave_place()
             if ends_attempt(call, failure):
@@ -143,18 +140,31 @@ class _Look:
                 return again
             await call.services.sleep(delay)
 
+    def _call(self, key: str) -> StepCall:
+        """Return the recorded call as the step `key`; raises `CodeChanged` if it is gone."""
+        kept = self._looks.call
+        check, args, kwargs = kept.load()
+        if not isinstance(check, Task):
+            raise CodeChanged(f"{kept.name} is no task any more")
+        call = StepCall(check, self._scope, key, args, kwargs)
+        call.key = self._known.key  # its errors are those of the poll
+        call.tries = self._looks.tries - 1
+        return call
+
     async def _again_in(self, call: StepCall, failure: Exception, delay: float) -> StepRecord:
         """Record that a try of the look has failed, and when the next one is due."""
         call.failed(failure, again_in=delay)
+        _leave_out(call)
         self.blames = call.blames
         assert call.not_before is not None
         return await self._noted(replace(self._looks, tries=call.tries + 1, next=call.not_before))
 
-    async def _saw(self, call: StepCall, value: Any) -> StepRecord:
-        """Record what a look has come to; raises `NotKept` for a value that cannot be kept."""
-        if not isinstance(value, Pending) and value is not Pending:
-            return await self._ended(call.succeeded(value))
+    async def _saw(self, call: StepCall, value: Any, end: StepRecord | None) -> StepRecord:
+        """Record what a look has come to: its end, or that there is nothing yet."""
+        if end is not None:
+            return await self._ended(call, end)
         call.observe_pending()
+        _leave_out(call)
         now, looks = call.services.now(), self._looks
         if looks.until is not None and now >= looks.until:
             return await self._failed(call, PollTimeout(_words(call, looks)))
@@ -164,18 +174,21 @@ class _Look:
         """Record the end of a look without tries left: its task's fallback, or the error."""
         if call.task.fallback is not NO_FALLBACK and not is_final(failure):
             try:
-                return await self._saw(call, await fallback_of(call, failure))
+                value = await fallback_of(call, failure)
+                end = _end(call, value)
             except FOREIGN as error:  # a fallback is the author's code
                 error.__context__ = error.__context__ or failure
                 failure = as_exception(error)
+            else:
+                return await self._saw(call, value, end)
         return await self._failed(call, failure)
 
     async def _failed(self, call: StepCall, failure: Exception) -> StepRecord:
         record = call.failed(failure)
         call.delivered()  # the flow gets it from the record
-        return await self._ended(record)
+        return await self._ended(call, record)
 
-    async def _ended(self, end: StepRecord) -> StepRecord:
+    async def _ended(self, call: StepCall, end: StepRecord) -> StepRecord:
         known = self._known
         record = replace(
             end,
@@ -185,12 +198,27 @@ class _Look:
             in_error_handler=known.in_error_handler,
             arguments=known.arguments,
         )
-        return await store(self._context, record)
+        try:
+            return await store(self._context, record, call.attached)
+        finally:
+            _leave_out(call)
 
     async def _noted(self, looks: Looks) -> StepRecord:
         self._looks = looks
         record = replace(self._known, result=looks.pack(), tries=max(1, looks.count))
         return await store(self._context, record)
+
+
+def _end(call: StepCall, value: Any) -> StepRecord | None:
+    """Return the record of a value, None for "not yet"; raises `NotKept`."""
+    return None if isinstance(value, Pending) or value is Pending else call.succeeded(value)
+
+
+def _leave_out(call: StepCall) -> None:
+    """Discard what a look has attached, unless it is recorded with the end of the poll."""
+    if call.attached is not None:
+        call.attached.discard()
+        call.attached = None
 
 
 def _words(call: StepCall, looks: Looks) -> str:

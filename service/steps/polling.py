@@ -228,6 +228,7 @@ async def called(call: StepCall, key: str) -> Any:
             step_scope.pending_calls.refuse_left()
         return value
     finally:
+        call.take_attached(step_scope)
         pools.steps -= 1
         current_scope.reset(outer)
         if step_scope.pending_calls is not None and step_scope.pending_calls.is_left:

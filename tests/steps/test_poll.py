@@ -531,6 +531,34 @@ def test_a_look_is_a_task_of_any_kind_and_its_value_is_kept_like_a_result() -> N
     assert result.result == [200_000, True, ["kinds", "testing", "x"]]
 
 
+@task
+def photographs(name: str) -> str | Pending:
+    current().attach(f"look-{len(looks)}.txt", f"{len(looks)}".encode())
+    return seen(name)  # type: ignore[no-any-return]  # what the test has put there
+
+
+@flow
+async def polls_photographs(name: str) -> str:
+    return await poll(photographs, name, every="1m", timeout="2m")
+
+
+async def test_what_a_look_attaches_is_kept_with_the_end_of_the_poll() -> None:
+    async with serve(polls_photographs) as service:
+        kept = []
+        for found in ("there", OSError("broken")):
+            looks.clear()
+            outside.pop("x", None)
+            run_id = await begun(service, polls_photographs, "x")
+            await service.advance("1m")
+            outside["x"] = found
+            await service.advance("1m")
+            known = await service.journal.run(run_id)
+            assert known is not None
+            files = await service.journal.artefacts(known.seq, 10)
+            kept.append((known.state, [each.name for each in files]))
+    assert kept == [("succeeded", ["look-2.txt"]), ("failed", ["look-2.txt"])]
+
+
 @task(timeout="20ms")
 async def hangs(name: str) -> str | Pending:
     await asyncio.sleep(60)
