@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from turnout._kafka import kafka as kafka
     from turnout.handlers.actions.budget import BudgetSpent as BudgetSpent
     from turnout.handlers.actions.budget import budget as budget
+    from turnout.handlers.actions.http import HttpError as HttpError
+    from turnout.handlers.actions.http import HttpRefused as HttpRefused
+    from turnout.handlers.actions.http import HttpResponse as HttpResponse
+    from turnout.handlers.actions.http import http as http
     from turnout.handlers.actions.poll import poll as poll
     from turnout.handlers.flow import flow as flow
     from turnout.handlers.gather import gather as gather
@@ -63,6 +67,10 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "flow": "handlers.flow",
+    "http": "handlers.actions.http",
+    "HttpError": "handlers.actions.http",
+    "HttpRefused": "handlers.actions.http",
+    "HttpResponse": "handlers.actions.http",
     "gather": "handlers.gather",
     "notify": "handlers.notify",
     "poll": "handlers.actions.poll",
