@@ -266,6 +266,10 @@ _THROUGH: Mapping[str, tuple[str, ...]] = {
         "turnout.service.steps.flow_state:State.set",
     ),
     "budget": ("turnout.handlers.actions.budget:Budget.take",),
+    "http": tuple(
+        f"turnout.handlers.actions.http:Http.{name}"
+        for name in ("get", "head", "post", "put", "patch", "delete")
+    ),
     "flow": (
         "turnout.handlers.flow:AsyncFlow.map",
         "turnout.handlers.flow:SyncFlow.run",
@@ -290,6 +294,8 @@ _FIELDS = {
 _SPOKEN = {
     "current": "current()",
     "secret": "secret(…)",
+    "Http": "http",
+    "HttpResponse": "answer",
     "Artefact": "artefact(…)",
     "approval": "approval(…)",
     "Budget": "budget(…)",

@@ -187,112 +187,114 @@ _NOTHING: Any = object()
 _USUAL = retry_of(3, delay="1s", max="30s", on=(HttpError, OSError))
 
 
+def _call(
+    method: str,
+    url: str | Secret,
+    *,
+    params: Mapping[str, Any] | None = None,
+    json: Any = _NOTHING,
+    content: bytes | str | None = None,
+    headers: Mapping[str, str | Secret] | None = None,
+    timeout: str | timedelta | None = "30s",
+    max_bytes: str | int = "10MiB",
+    retry: RetryPolicy | int | None = 3,
+    allow: Collection[int] = (),
+    redirects: int = 5,
+    untrusted: bool = False,
+    to: Artefact | None = None,
+) -> Coroutine[object, None, HttpResponse]:
+    """Send a request, a recorded step: `await http.get(url)`, `await http.post(url, json=…)`.
+
+    The answer is recorded, and the request not sent again, over retries and restarts. One that
+    was cut off before that is sent again with the same `Idempotency-Key`, which all methods
+    but GET and HEAD carry. In a task it is a plain call, a part of the task's own step.
+
+    * `method`: `http("PATCH", url)` is `http.patch(url)`
+    * `url`: the address, http or https, or the secret that holds it
+    * `params`: more fields for its query
+    * `json`: the body, sent as JSON
+    * `content`: the body as bytes or text, in place of `json`
+    * `headers`: more headers; a value may be a secret
+    * `timeout`: how long one try may take, the body included
+    * `max_bytes`: the most bytes of the answer; with `to` it is the bound of artefacts
+    * `retry`: how often 5xx, 429 and no answer are tried again, or a policy `retry(…)`. A
+      `Retry-After` is kept, a day at most
+    * `allow`: statuses that are answers too, such as `{404}`; usually only 2xx are
+    * `redirects`: how many are followed, by GET and HEAD. To another origin a redirect carries
+      no headers of yours, and none leads from https to http
+    * `untrusted`: for an address that comes from outside: it must be public, and the connection
+      goes to the very address that was looked up and checked
+    * `to`: `artefact("dump.zst")` keeps the body as an artefact of the run, of any size
+
+    Raises `HttpError` when the tries are used up, `HttpRefused` at once for any other answer
+    than 2xx, for an address that is refused, and for what is too large.
+
+    ```python
+    from turnout import flow, http, secret
+
+
+    @flow
+    async def order(item: str) -> int:
+        answer = await http.post(
+            "https://shop.example/orders",
+            json={"item": item},
+            headers={"Authorization": secret("SHOP_TOKEN")},
+        )
+        return answer.json()["number"]
+    ```
+    """
+    request = _request(
+        method, params, json, content, headers, timeout, max_bytes, allow, redirects,
+        untrusted, to,
+    )  # fmt: skip
+    policy = retry_policy(retry)
+    if not isinstance(retry, RetryPolicy):
+        policy = replace(_USUAL, count=policy.count)
+    task: Task[HttpResponse] = Task(function=_send, name=f"http.{method.lower()}", retry=policy)
+    step = call_task(task, (url, request), {})
+    return to_await(_send_in_a_task(url, request), task.words) if step is None else step
+
+
 class Http:
     """Call it with a method, or use `get`, `head`, `post`, `put`, `patch` and `delete`."""
 
-    def __call__(
-        self,
-        method: str,
-        url: str | Secret,
-        *,
-        params: Mapping[str, Any] | None = None,
-        json: Any = _NOTHING,
-        content: bytes | str | None = None,
-        headers: Mapping[str, str | Secret] | None = None,
-        timeout: str | timedelta | None = "30s",
-        max_bytes: str | int = "10MiB",
-        retry: RetryPolicy | int | None = 3,
-        allow: Collection[int] = (),
-        redirects: int = 5,
-        untrusted: bool = False,
-        to: Artefact | None = None,
-    ) -> Coroutine[object, None, HttpResponse]:
-        """Send a request, a recorded step: `await http.get(url)`, `await http.post(url, json=…)`.
-
-        The answer is recorded, and the request not sent again, over retries and restarts. One that
-        was cut off before that is sent again with the same `Idempotency-Key`, which all methods
-        but GET and HEAD carry. In a task it is a plain call, a part of the task's own step.
-
-        * `method`: `http("PATCH", url)` is `http.patch(url)`
-        * `url`: the address, http or https, or the secret that holds it
-        * `params`: more fields for its query
-        * `json`: the body, sent as JSON
-        * `content`: the body as bytes or text, in place of `json`
-        * `headers`: more headers; a value may be a secret
-        * `timeout`: how long one try may take, the body included
-        * `max_bytes`: the most bytes of the answer; with `to` it is the bound of artefacts
-        * `retry`: how often 5xx, 429 and no answer are tried again, or a policy `retry(…)`. A
-          `Retry-After` is kept, a day at most
-        * `allow`: statuses that are answers too, such as `{404}`; usually only 2xx are
-        * `redirects`: how many are followed, by GET and HEAD. To another origin a redirect carries
-          no headers of yours, and none leads from https to http
-        * `untrusted`: for an address that comes from outside: it must be public, and the connection
-          goes to the very address that was looked up and checked
-        * `to`: `artefact("dump.zst")` keeps the body as an artefact of the run, of any size
-
-        Raises `HttpError` when the tries are used up, `HttpRefused` at once for any other answer
-        than 2xx, for an address that is refused, and for what is too large.
-
-        ```python
-        from turnout import flow, http, secret
-
-
-        @flow
-        async def order(item: str) -> int:
-            answer = await http.post(
-                "https://shop.example/orders",
-                json={"item": item},
-                headers={"Authorization": secret("SHOP_TOKEN")},
-            )
-            return answer.json()["number"]
-        ```
-        """
-        request = _request(
-            method, params, json, content, headers, timeout, max_bytes, allow, redirects,
-            untrusted, to,
-        )  # fmt: skip
-        policy = retry_policy(retry)
-        if not isinstance(retry, RetryPolicy):
-            policy = replace(_USUAL, count=policy.count)
-        task = Task(function=_send, name=f"http.{method.lower()}", retry=policy)
-        step = call_task(task, (url, request), {})
-        return to_await(_send_in_a_task(url, request), task.words) if step is None else step
+    __call__ = staticmethod(_call)
 
     def get(
         self, url: str | Secret, **options: Unpack[_Reading]
     ) -> Coroutine[object, None, HttpResponse]:
         """GET an address; the options are those of `http`."""
-        return self("GET", url, **options)
+        return _call("GET", url, **options)
 
     def head(
         self, url: str | Secret, **options: Unpack[_Reading]
     ) -> Coroutine[object, None, HttpResponse]:
         """HEAD: the status and the headers alone."""
-        return self("HEAD", url, **options)
+        return _call("HEAD", url, **options)
 
     def post(
         self, url: str | Secret, **options: Unpack[_Writing]
     ) -> Coroutine[object, None, HttpResponse]:
         """POST a body, `json=` or `content=`."""
-        return self("POST", url, **options)
+        return _call("POST", url, **options)
 
     def put(
         self, url: str | Secret, **options: Unpack[_Writing]
     ) -> Coroutine[object, None, HttpResponse]:
         """PUT a body, `json=` or `content=`."""
-        return self("PUT", url, **options)
+        return _call("PUT", url, **options)
 
     def patch(
         self, url: str | Secret, **options: Unpack[_Writing]
     ) -> Coroutine[object, None, HttpResponse]:
         """PATCH with a body, `json=` or `content=`."""
-        return self("PATCH", url, **options)
+        return _call("PATCH", url, **options)
 
     def delete(
         self, url: str | Secret, **options: Unpack[_Writing]
     ) -> Coroutine[object, None, HttpResponse]:
         """DELETE what an address names."""
-        return self("DELETE", url, **options)
+        return _call("DELETE", url, **options)
 
 
 http = Http()
@@ -349,13 +351,14 @@ def _encoded(value: Any) -> bytes:
         raise SetupError(f"http(json=…) cannot be written as JSON: {error}") from None
 
 
-def _header(name: str, value: str | Secret) -> str | Secret:
-    is_text = isinstance(value, Secret) or (
-        isinstance(value, str) and value.isascii() and value.isprintable()
-    )
-    if not is_text or not _HEADER.fullmatch(name):
-        raise SetupError(f"http(headers=…): {name[:80]!a} is no header of one line of ASCII text")
-    return value
+def _header(name: str, value: object) -> str | Secret:
+    """Return the value of a header; raises `SetupError` for what is no line of ASCII text."""
+    if _HEADER.fullmatch(name):
+        if isinstance(value, Secret):
+            return value
+        if isinstance(value, str) and value.isascii() and value.isprintable():
+            return value
+    raise SetupError(f"http(headers=…): {name[:80]!a} is no header of one line of ASCII text")
 
 
 # ---------------------------------------------------------------- sending it

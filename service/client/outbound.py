@@ -13,9 +13,11 @@ import logging
 import socket
 import zlib
 from asyncio import to_thread
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from turnout.service.domain.addresses import is_public
@@ -81,10 +83,9 @@ async def exchange(
 
     Raises `NoAnswer`, `RefusedAddress`, `TooLarge`, and what the receiver raises.
     """
+    trust = await to_thread(_load)
     import httpx
 
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every address
-    logging.getLogger("httpcore").setLevel(logging.WARNING)
     try:
         url = httpx.URL(request.url)
         if request.params:
@@ -93,12 +94,12 @@ async def exchange(
         raise RefusedAddress(
             f"it is no address such as https://example.com/path: {error}"
         ) from None
-    trust = await to_thread(_trust)
     try:
-        async with httpx.AsyncClient(
-            verify=trust, trust_env=False, timeout=None, follow_redirects=False
-        ) as client:
-            return await _follow(client, request, url, open_body)
+        # Not a client: that keeps cookies, and reads redirects by itself.
+        async with httpx.AsyncHTTPTransport(verify=trust, trust_env=False) as transport:
+            return await _follow(transport, request, url, open_body)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise RefusedAddress(f"it is no address that can be asked: {error}") from None
     except (httpx.HTTPError, httpx.StreamError, OSError) as error:
         if isinstance(error, OSError) and not isinstance(error, ConnectionError | socket.gaierror):
             raise  # the receiver's: a full disk
@@ -107,23 +108,27 @@ async def exchange(
 
 
 @cache
-def _trust() -> ssl.SSLContext:
-    """Return the authorities of the system; reading them takes tens of milliseconds."""
+def _load() -> ssl.SSLContext:
+    """Import the client, and return the authorities of the system: what would block the loop."""
     import ssl
 
+    import_module("anyio._backends._asyncio")  # which it would import at its first connection
+    import_module("httpx")
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they log every address
     return ssl.create_default_context()
 
 
 async def _follow(
-    client: httpx.AsyncClient,
+    transport: httpx.AsyncHTTPTransport,
     request: Outgoing,
     url: httpx.URL,
     open_body: Callable[[int, Mapping[str, str]], Receive],
 ) -> Incoming:
     left = request.redirects if request.method in ("GET", "HEAD") else 0
     while True:
-        sent = await _prepared(client, request, url)
-        answer = await client.send(sent, stream=True)
+        sent = await _prepared(request, url)
+        answer = await transport.handle_async_request(sent)
         try:
             headers = dict(answer.headers)
             place = headers.get("location")
@@ -153,23 +158,31 @@ def _joined(url: httpx.URL, place: str) -> httpx.URL:
         raise RefusedAddress(f"it redirects to what is no address: {error}") from None
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int]:
-    return url.scheme, url.host, _port(url)
+def _origin(url: httpx.URL) -> tuple[str, bytes, int]:
+    return url.scheme, url.raw_host, _port(url)
 
 
 def _port(url: httpx.URL) -> int:
-    return url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
+    return {"http": 80, "https": 443}.get(url.scheme, 0) if url.port is None else url.port
 
 
 def _harmless(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower() in _HARMLESS}
 
 
-async def _prepared(client: httpx.AsyncClient, request: Outgoing, url: httpx.URL) -> httpx.Request:
+async def _prepared(request: Outgoing, url: httpx.URL) -> httpx.Request:
     """Return the request for one hop; an untrusted one goes to the address that was vetted."""
-    if url.scheme not in ("http", "https") or not url.host:
+    import httpx
+
+    if url.scheme not in ("http", "https") or not url.raw_host:
         raise RefusedAddress(f"it is not http or https: {url.scheme[:20] or 'no scheme'}")
-    headers = {"Accept-Encoding": "identity", "User-Agent": "turnout", **request.headers}
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "turnout"}
+    given = {name.lower() for name in request.headers}
+    headers = {name: value for name, value in headers.items() if name.lower() not in given}
+    headers |= request.headers
+    if url.userinfo and "authorization" not in given:
+        login = f"{url.username}:{url.password}".encode()
+        headers["Authorization"] = f"Basic {b64encode(login).decode()}"
     extensions: dict[str, Any] = {}
     target = url
     if request.untrusted:
@@ -177,7 +190,7 @@ async def _prepared(client: httpx.AsyncClient, request: Outgoing, url: httpx.URL
         headers["Host"] = url.netloc.decode("ascii")
         extensions["sni_hostname"] = url.raw_host.decode("ascii")
         target = url.copy_with(host=address)
-    return client.build_request(
+    return httpx.Request(
         request.method, target, headers=headers, content=request.body, extensions=extensions
     )
 

@@ -34,6 +34,7 @@ from .loader import (
 )
 from .misused import misused
 from .unawaited import unawaited
+from .untrusted_urls import untrusted_urls
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def check(
         for module in modules:
             problems_of_source, warnings_of_source = misused(module)
             found += [*unawaited(module), *problems_of_source]
-            warnings += warnings_of_source
+            warnings += [*warnings_of_source, *untrusted_urls(module)]
         if not flows and not found:
             found.append(
                 SetupError("no flow found; decorate a function with @flow", file=str(files[0]))

@@ -25,11 +25,12 @@ from turnout.testing import Result, serve
 
 ENTRIES = {(each.module, each.name): each for each in _reference.entries()}
 IDS = [name for _, name in ENTRIES]
-SECRETS = ("CHAT_URL", "CRM_KEY", "CRM_HOOK", "SHOP_HOOK", "ORDERS_HOOK")
+SECRETS = ("CHAT_URL", "SHOP_TOKEN", "CRM_KEY", "CRM_HOOK", "SHOP_HOOK", "ORDERS_HOOK")
 
 RUNS: Mapping[str, tuple[str, Any, Any]] = {
     "budget": ("scale_up", {"service": "web"}, "web +2"),
     "BudgetSpent": ("restart", "web", "restarted web"),
+    "artefact": ("report", "monday", 1),
     "by_input": ("convert", "USD", 90.0),
     "current": ("place", {"id": "7"}, "testing"),
     "dependency": ("sync", {"id": "7"}, "stored 7"),

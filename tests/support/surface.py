@@ -49,8 +49,8 @@ def _exports(module: ModuleType) -> Iterator[str]:
 
 
 def _is_ours(value: object) -> bool:
-    """Whether an object that can be called has public members of its own, as `kafka` has."""
-    return type(value).__module__ == "turnout._kafka"
+    """Whether an object that can be called has members of its own, as `kafka` and `http`."""
+    return type(value).__module__ in ("turnout._kafka", "turnout.handlers.actions.http")
 
 
 def _members(kind: type) -> Iterator[str]:

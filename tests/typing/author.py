@@ -9,6 +9,7 @@ from turnout import (
     Event,
     Pending,
     approval,
+    artefact,
     budget,
     current,
     dependency,
@@ -16,6 +17,7 @@ from turnout import (
     first,
     flow,
     gather,
+    http,
     limit,
     poll,
     resource,
@@ -137,3 +139,19 @@ async def polls(order: Order) -> str:
 @flow
 async def bill_again(order: Order) -> str:
     return order.id
+
+
+@task
+def attaches(order: Order) -> str:
+    reveal_type(artefact("a.csv").read())  # bytes
+    return current().attach("a.csv", artefact("b.csv").path, type="text/csv")
+
+
+@flow
+async def asks(order: Order) -> int:
+    answer = await http.post("https://a.example/", json={"id": order.id}, headers={"X": "y"})
+    reveal_type(answer)  # HttpResponse
+    reveal_type(answer.text)  # str
+    reveal_type((await http("PATCH", "https://a.example/", untrusted=True)).status_code)  # int
+    await http.get("https://a.example/dump", to=artefact("dump.zst"), redirects=2)
+    return answer.status_code
