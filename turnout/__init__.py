@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from turnout.handlers.actions.http import HttpRefused as HttpRefused
     from turnout.handlers.actions.http import HttpResponse as HttpResponse
     from turnout.handlers.actions.http import http as http
+    from turnout.handlers.actions.http_response import HttpError as HttpError
+    from turnout.handlers.actions.http_response import HttpRefused as HttpRefused
+    from turnout.handlers.actions.http_response import HttpResponse as HttpResponse
     from turnout.handlers.actions.poll import poll as poll
     from turnout.handlers.flow import flow as flow
     from turnout.handlers.gather import gather as gather
@@ -68,9 +71,9 @@ if TYPE_CHECKING:
 _ROOMS = {
     "flow": "handlers.flow",
     "http": "handlers.actions.http",
-    "HttpError": "handlers.actions.http",
-    "HttpRefused": "handlers.actions.http",
-    "HttpResponse": "handlers.actions.http",
+    "HttpError": "handlers.actions.http_response",
+    "HttpRefused": "handlers.actions.http_response",
+    "HttpResponse": "handlers.actions.http_response",
     "gather": "handlers.gather",
     "notify": "handlers.notify",
     "poll": "handlers.actions.poll",

@@ -1,166 +1,37 @@
 """The action `http`: a request to a service outside, as a recorded step.
 
-Not here: the exchange itself, redirects and vetted addresses (`service.client.outbound`).
+Not here: one try of it (`http_exchange`), and what it comes to (`http_response`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import uuid
-from asyncio import to_thread
 from collections.abc import Collection, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypedDict, Unpack
 
 import orjson
 
 from turnout.handlers.task import retry_policy
-from turnout.service.client.outbound import (
-    Incoming,
-    NoAnswer,
-    Outgoing,
-    Receive,
-    RefusedAddress,
-    TooLarge,
-    exchange,
-)
-from turnout.service.domain.errors import SetupError, TurnoutError
-from turnout.service.domain.payload import read_json
+from turnout.service.domain.errors import SetupError
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.retry import retry as retry_of
-from turnout.service.domain.run import Fail
 from turnout.service.domain.task import Task
 from turnout.service.domain.units import parse_size, parse_timeout
-from turnout.service.governance import secrets
 from turnout.service.governance.secrets import Secret
-from turnout.service.steps.artefacts import Artefact, Attaching
+from turnout.service.steps.artefacts import Artefact
 from turnout.service.steps.context import DIRECT, current
 from turnout.service.steps.step import call_task
 from turnout.service.steps.unawaited import to_await
 
-_SHOWN_BYTES = 500
-_WRITE_BYTES = 2**20
-_UNBOUNDED = 2**62
-_WITHOUT_KEY = frozenset({"GET", "HEAD"})
+from .http_exchange import Request, exchanged
+from .http_response import HttpError, HttpResponse
+
 _METHOD = re.compile(r"[A-Z]{1,20}")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_MEDIA_TYPE = re.compile(r"\s*([\w.+-]+/[\w.+-]+)\s*(?:;|$)")
-_CHARSET = re.compile(r"charset=[\"']?([\w.:-]+)")
-
-
-class HttpError(TurnoutError):
-    """Raised when a request has no answer, or one of 5xx or 429, and its tries are used up.
-
-    One of another status is `HttpRefused`, which is one of these too.
-
-    * `status_code`: the status of the answer, None if there was none
-    * `retry_after`: what the answer asks to wait, as its header says
-
-    Raises nothing by itself; not caught, the run is retried as its flow says.
-
-    ```python
-    from turnout import HttpError, Retry, flow, http
-
-
-    @flow
-    async def price(item: str) -> int:
-        try:
-            return (await http.get(f"https://shop.example/{item}")).json()["price"]
-        except HttpError as error:
-            raise Retry(f"the shop answered {error.status_code}", after="10m") from error
-    ```
-    """
-
-    status_code: int | None = None
-    retry_after: str | None = None
-
-
-class HttpRefused(HttpError, Fail):
-    """Raised at once for an answer that another try would not change, such as 404. It is a `Fail`.
-
-    Also for an address that must not be asked, and for an answer that is too large.
-
-    * `status_code`: the status of the answer, None if there was none
-
-    Raises nothing by itself; not caught, it fails the run for good.
-
-    ```python
-    from turnout import HttpRefused, flow, http
-
-
-    @flow
-    async def is_known(customer: str) -> bool:
-        try:
-            await http.get(f"https://crm.example/customers/{customer}")
-        except HttpRefused as error:
-            if error.status_code != 404:
-                raise
-            return False
-        return True
-    ```
-    """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpResponse:
-    """An answer to `http`: recorded exactly, and the same when the run resumes.
-
-    * `status_code`: the status, such as 200
-    * `headers`: the headers by name in lower case; several of one name are joined by commas
-    * `content`: the body, empty if it went to an artefact
-    * `url`: the address that answered, after redirects
-    * `artefact`: the name of the artefact that has the body, None if none has
-
-    Raises nothing: it is a value. `json()` raises `ValueError` where the body is no JSON.
-
-    ```python
-    from turnout import HttpResponse, flow, http
-
-
-    @flow
-    async def version() -> str:
-        answer: HttpResponse = await http.get("https://api.example/version")
-        return answer.json()["version"] if answer.status_code == 200 else answer.text
-    ```
-    """
-
-    status_code: int
-    headers: Mapping[str, str]
-    content: bytes
-    url: str
-    artefact: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The body as text, in the charset of its type or UTF-8; other bytes are replaced."""
-        found = _CHARSET.search(self.headers.get("content-type", "").lower())
-        try:
-            return self.content.decode(found[1] if found else "utf-8", "replace")
-        except LookupError:
-            return self.content.decode("utf-8", "replace")
-
-    def json(self) -> Any:
-        """Return the body, which is JSON; raises `ValueError` if it is not."""
-        return read_json(self.content)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """A request as its step is called with it."""
-
-    method: str
-    params: Mapping[str, Any] | None
-    headers: Mapping[str, str | Secret]
-    body: bytes | None
-    seconds: float | None
-    max_bytes: int
-    allow: frozenset[int]
-    redirects: int
-    untrusted: bool
-    to: Artefact | None
 
 
 class _Options(TypedDict, total=False):
@@ -361,170 +232,18 @@ def _header(name: str, value: object) -> str | Secret:
     raise SetupError(f"http(headers=…): {name[:80]!a} is no header of one line of ASCII text")
 
 
-# ---------------------------------------------------------------- sending it
+# ---------------------------------------------------------------- the step
 
 
 async def _send(url: str | Secret, request: Request) -> HttpResponse:
     """Send the request of a step."""
-    return await _exchanged(url, request, current().key())
+    return await exchanged(url, request, current().key())
 
 
 async def _send_in_a_task(url: str | Secret, request: Request) -> HttpResponse:
     """Send a request from within an author's task, which may send several, or from nowhere."""
     context = current()
     if context.run.id == DIRECT:
-        return await _exchanged(url, request, uuid.uuid4().hex)
+        return await exchanged(url, request, uuid.uuid4().hex)
     body = hashlib.sha256(request.body or b"").hexdigest()
-    return await _exchanged(url, request, context.key(f"{request.method} {url!r} {body}"))
-
-
-async def _exchanged(url: str | Secret, request: Request, key: str) -> HttpResponse:
-    address = url.reveal() if isinstance(url, Secret) else url
-    shown = f"{request.method} {_shown(address, hides_path=isinstance(url, Secret))}"
-    headers = {
-        name: value.reveal() if isinstance(value, Secret) else value
-        for name, value in request.headers.items()
-    }
-    if request.method not in _WITHOUT_KEY and "idempotency-key" not in map(str.lower, headers):
-        headers["Idempotency-Key"] = key
-    outgoing = Outgoing(
-        method=request.method,
-        url=address,
-        params=request.params,
-        headers=headers,
-        body=request.body,
-        max_bytes=_UNBOUNDED if request.to is not None else request.max_bytes,
-        redirects=request.redirects,
-        untrusted=request.untrusted,
-    )
-    body = _Body(request)
-    try:
-        async with asyncio.timeout(request.seconds):
-            answer = await exchange(outgoing, body.opened)
-            await body.done()
-    except TimeoutError:
-        raise HttpError(f"{shown}: no answer within {request.seconds:g}s") from None
-    except NoAnswer as error:
-        raise HttpError(f"{shown}: {secrets.mask(str(error))}") from None
-    except RefusedAddress as error:
-        raise HttpRefused(f"{shown} is refused: {secrets.mask(str(error))}") from None
-    except TooLarge as error:
-        raise HttpRefused(
-            f"{shown}: the answer is too large ({error}; max_bytes={request.max_bytes:,}): raise "
-            "max_bytes=, or keep it as an artefact, to=artefact(…)"
-        ) from None
-    except _Unwanted as error:
-        raise _refusal(shown, error) from None
-    finally:
-        body.discard()
-    return body.response(answer)
-
-
-class _Unwanted(Exception):
-    """Ends reading an answer that is none."""
-
-    def __init__(self, status: int, headers: Mapping[str, str], start: bytes) -> None:
-        super().__init__()
-        self.status = status
-        self.headers = headers
-        self.start = start
-
-
-def _refusal(shown: str, error: _Unwanted) -> HttpError:
-    status = error.status
-    is_temporary = status >= 500 or status == 429
-    kind = HttpError if is_temporary else HttpRefused
-    text = " ".join(error.start[:_SHOWN_BYTES].decode("utf-8", "replace").split())
-    visible = "".join(each if each.isprintable() else "?" for each in text)
-    told = f": {secrets.mask(visible)}" if visible else ""
-    place = error.headers.get("location")
-    if 300 <= status < 400 and place:
-        told = f", to {secrets.mask(_shown(place, hides_path=False))}"
-    made = kind(f"{shown} answered {status}{told}")
-    made.status_code = status
-    made.retry_after = error.headers.get("retry-after") if is_temporary else None
-    return made
-
-
-def _shown(address: str, *, hides_path: bool) -> str:
-    """Return an address for messages: without a user name, and without its query."""
-    found = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(?:[^/?#]*@)?([^/?#@]*)([^?#]*)", address)
-    if found is None:
-        return "an address" if hides_path else ascii(address[:80])
-    scheme, host, path = found.groups()
-    shown = f"{scheme}://{host}{'' if hides_path else path}"
-    return "".join(each if each.isprintable() else "?" for each in shown[:200])
-
-
-class _Body:
-    """Takes the body of an answer: into memory, into an artefact, or the start of a refusal."""
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self._parts = bytearray()
-        self._attaching: Attaching | None = None
-        self._unwanted: _Unwanted | None = None
-
-    def opened(self, status: int, headers: Mapping[str, str]) -> Receive:
-        """Return what takes the body of an answer with this status."""
-        self._parts.clear()
-        if not (200 <= status < 300 or status in self._request.allow):
-            self._unwanted = _Unwanted(status, headers, b"")
-            if self._request.method == "HEAD":
-                raise self._unwanted
-            return self._take_refusal
-        self._unwanted = None
-        to = self._request.to
-        if to is None:
-            return self._take
-        found = _MEDIA_TYPE.match(headers.get("content-type", ""))
-        self._attaching = Attaching(to.name, to.type or (found[1] if found else None))
-        return self._take_to_artefact
-
-    async def _take(self, part: bytes) -> None:
-        self._parts += part
-
-    async def _take_refusal(self, part: bytes) -> None:
-        self._parts += part[:_SHOWN_BYTES]
-        if len(self._parts) >= _SHOWN_BYTES:
-            self._refuse()
-
-    def _refuse(self) -> None:
-        if self._unwanted is not None:
-            self._unwanted.start = bytes(self._parts)
-            raise self._unwanted
-
-    async def _take_to_artefact(self, part: bytes) -> None:
-        self._parts += part
-        if len(self._parts) >= _WRITE_BYTES:
-            await self._write()
-
-    async def _write(self) -> None:
-        assert self._attaching is not None
-        data = bytes(self._parts)
-        self._parts.clear()
-        await to_thread(self._attaching.write, data)
-
-    async def done(self) -> None:
-        """End the body; raises `_Unwanted` for that of a refusal."""
-        self._refuse()
-        if self._attaching is not None:
-            await self._write()
-            await to_thread(self._attaching.done)
-            self._attaching = None
-
-    def discard(self) -> None:
-        """Delete what was written of a body that did not end."""
-        if self._attaching is not None:
-            self._attaching.discard()
-
-    def response(self, answer: Incoming) -> HttpResponse:
-        """Return the answer as the author gets it."""
-        to = self._request.to
-        return HttpResponse(
-            status_code=answer.status_code,
-            headers=answer.headers,
-            content=bytes(self._parts),
-            url=answer.url,
-            artefact=None if to is None else to.name,
-        )
+    return await exchanged(url, request, context.key(f"{request.method} {url!r} {body}"))

@@ -332,7 +332,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 def test_mistakes_are_told_at_the_call(options: dict[str, Any], words: str) -> None:
     given = {"method": "GET", **options}
     with pytest.raises(SetupError) as refused:
-        http(url="http://x", **given)
+        _ = http(url="http://x", **given)
     assert words in str(refused.value)
 
 

@@ -20,6 +20,7 @@ from tests.domain.test_addresses import NOT_PUBLIC
 from tests.support.stub_http import Reply, Stub, stubbed
 from turnout import HttpError, HttpRefused, http
 from turnout.service.client import outbound
+from turnout.service.domain.addresses import is_public
 
 PORT = "PORT"
 _NUMERIC = re.compile(r"[0-9a-fx.:%]+|(.+\.)?localhost\.?", re.IGNORECASE)
@@ -216,7 +217,6 @@ async def test_the_reason_is_told(names: NameServer) -> None:
 
 def allow(monkeypatch: pytest.MonkeyPatch, public: Stub) -> None:
     """Let an address of this machine be a public one, as none is in a test."""
-    real = outbound.is_public
-    monkeypatch.setattr(outbound, "is_public", lambda text: text == "127.0.0.2" or real(text))
+    monkeypatch.setattr(outbound, "is_public", lambda text: text == "127.0.0.2" or is_public(text))
     ports = outbound.UNTRUSTED_PORTS | {public.port}
     monkeypatch.setattr(outbound, "UNTRUSTED_PORTS", ports)

@@ -1,0 +1,204 @@
+"""One try of a request of the action `http`: sent, and its answer taken or refused.
+
+Not here: redirects and vetted addresses (`service.client.outbound`), and further tries (the step).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from asyncio import to_thread
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from turnout.service.client.outbound import (
+    Incoming,
+    NoAnswer,
+    Outgoing,
+    Receive,
+    RefusedAddress,
+    TooLarge,
+    exchange,
+)
+from turnout.service.governance import secrets
+from turnout.service.governance.secrets import Secret
+from turnout.service.steps.artefacts import Artefact, Attaching
+
+from .http_response import HttpError, HttpRefused, HttpResponse
+
+_SHOWN_BYTES = 500
+_WRITE_BYTES = 2**20
+_UNBOUNDED = 2**62
+_WITHOUT_KEY = frozenset({"GET", "HEAD"})
+_MEDIA_TYPE = re.compile(r"\s*([\w.+-]+/[\w.+-]+)\s*(?:;|$)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A request as its step is called with it."""
+
+    method: str
+    params: Mapping[str, Any] | None
+    headers: Mapping[str, str | Secret]
+    body: bytes | None
+    seconds: float | None
+    max_bytes: int
+    allow: frozenset[int]
+    redirects: int
+    untrusted: bool
+    to: Artefact | None
+
+
+async def exchanged(url: str | Secret, request: Request, key: str) -> HttpResponse:
+    """Send a request with an idempotency key; raises `HttpError`, `HttpRefused`."""
+    address = url.reveal() if isinstance(url, Secret) else url
+    shown = f"{request.method} {_shown(address, hides_path=isinstance(url, Secret))}"
+    headers = {
+        name: value.reveal() if isinstance(value, Secret) else value
+        for name, value in request.headers.items()
+    }
+    if request.method not in _WITHOUT_KEY and "idempotency-key" not in map(str.lower, headers):
+        headers["Idempotency-Key"] = key
+    outgoing = Outgoing(
+        method=request.method,
+        url=address,
+        params=request.params,
+        headers=headers,
+        body=request.body,
+        max_bytes=_UNBOUNDED if request.to is not None else request.max_bytes,
+        redirects=request.redirects,
+        untrusted=request.untrusted,
+    )
+    body = _Body(request)
+    try:
+        async with asyncio.timeout(request.seconds):
+            answer = await exchange(outgoing, body.opened)
+            await body.done()
+    except TimeoutError:
+        raise HttpError(f"{shown}: no answer within {request.seconds:g}s") from None
+    except NoAnswer as error:
+        raise HttpError(f"{shown}: {secrets.mask(str(error))}") from None
+    except RefusedAddress as error:
+        raise HttpRefused(f"{shown} is refused: {secrets.mask(str(error))}") from None
+    except TooLarge as error:
+        raise HttpRefused(
+            f"{shown}: the answer is too large ({error}; max_bytes={request.max_bytes:,}): raise "
+            "max_bytes=, or keep it as an artefact, to=artefact(…)"
+        ) from None
+    except _Unwanted as error:
+        raise _refusal(shown, error) from None
+    finally:
+        body.discard()
+    return body.response(answer)
+
+
+class _Unwanted(Exception):
+    """Ends reading an answer that is none."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], start: bytes) -> None:
+        super().__init__()
+        self.status = status
+        self.headers = headers
+        self.start = start
+
+
+def _refusal(shown: str, error: _Unwanted) -> HttpError:
+    status = error.status
+    is_temporary = status >= 500 or status == 429
+    kind = HttpError if is_temporary else HttpRefused
+    text = " ".join(error.start[:_SHOWN_BYTES].decode("utf-8", "replace").split())
+    visible = "".join(each if each.isprintable() else "?" for each in text)
+    told = f": {secrets.mask(visible)}" if visible else ""
+    place = error.headers.get("location")
+    if 300 <= status < 400 and place:
+        told = f", to {secrets.mask(_shown(place, hides_path=False))}"
+    return kind(
+        f"{shown} answered {status}{told}",
+        status_code=status,
+        retry_after=error.headers.get("retry-after") if is_temporary else None,
+    )
+
+
+def _shown(address: str, *, hides_path: bool) -> str:
+    """Return an address for messages: without a user name, and without its query."""
+    found = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(?:[^/?#]*@)?([^/?#@]*)([^?#]*)", address)
+    if found is None:
+        return "an address" if hides_path else ascii(address[:80])
+    scheme, host, path = found.groups()
+    shown = f"{scheme}://{host}{'' if hides_path else path}"
+    return "".join(each if each.isprintable() else "?" for each in shown[:200])
+
+
+class _Body:
+    """Takes the body of an answer: into memory, into an artefact, or the start of a refusal."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._parts = bytearray()
+        self._attaching: Attaching | None = None
+        self._unwanted: _Unwanted | None = None
+
+    def opened(self, status: int, headers: Mapping[str, str]) -> Receive:
+        """Return what takes the body of an answer with this status."""
+        self._parts.clear()
+        if not (200 <= status < 300 or status in self._request.allow):
+            self._unwanted = _Unwanted(status, headers, b"")
+            if self._request.method == "HEAD":
+                raise self._unwanted
+            return self._take_refusal
+        self._unwanted = None
+        to = self._request.to
+        if to is None:
+            return self._take
+        found = _MEDIA_TYPE.match(headers.get("content-type", ""))
+        self._attaching = Attaching(to.name, to.type or (found[1] if found else None))
+        return self._take_to_artefact
+
+    async def _take(self, part: bytes) -> None:
+        self._parts += part
+
+    async def _take_refusal(self, part: bytes) -> None:
+        self._parts += part[:_SHOWN_BYTES]
+        if len(self._parts) >= _SHOWN_BYTES:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        if self._unwanted is not None:
+            self._unwanted.start = bytes(self._parts)
+            raise self._unwanted
+
+    async def _take_to_artefact(self, part: bytes) -> None:
+        self._parts += part
+        if len(self._parts) >= _WRITE_BYTES:
+            await self._write()
+
+    async def _write(self) -> None:
+        assert self._attaching is not None
+        data = bytes(self._parts)
+        self._parts.clear()
+        await to_thread(self._attaching.write, data)
+
+    async def done(self) -> None:
+        """End the body; raises `_Unwanted` for that of a refusal."""
+        self._refuse()
+        if self._attaching is not None:
+            await self._write()
+            await to_thread(self._attaching.done)
+            self._attaching = None
+
+    def discard(self) -> None:
+        """Delete what was written of a body that did not end."""
+        if self._attaching is not None:
+            self._attaching.discard()
+
+    def response(self, answer: Incoming) -> HttpResponse:
+        """Return the answer as the author gets it."""
+        to = self._request.to
+        return HttpResponse(
+            status_code=answer.status_code,
+            headers=answer.headers,
+            content=bytes(self._parts),
+            url=answer.url,
+            artefact=None if to is None else to.name,
+        )
