@@ -111,7 +111,7 @@ def _call(
             json={"item": item},
             headers={"Authorization": secret("SHOP_TOKEN")},
         )
-        return answer.json()["number"]
+        return int(answer.json()["number"])
     ```
     """
     request = _request(

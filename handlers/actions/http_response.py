@@ -32,7 +32,7 @@ class HttpError(TurnoutError):
     @flow
     async def price(item: str) -> int:
         try:
-            return (await http.get(f"https://shop.example/{item}")).json()["price"]
+            return int((await http.get(f"https://shop.example/{item}")).json()["price"])
         except HttpError as error:
             raise Retry(f"the shop answered {error.status_code}", after="10m") from error
     ```

@@ -10,6 +10,7 @@ from datetime import timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]  # no stubs
 import pytest
 
 from tests.support.stub_http import Reply, Stub, stubbed
@@ -422,3 +423,31 @@ async def test_an_artefact_has_its_own_bound(stub: Stub) -> None:
         assert result.error is not None
         assert "artefact 'dump.bin' has more than 2,000,000 bytes" in result.error.message
         assert len(stub.asked) == 1
+
+
+async def test_a_download_of_any_size_takes_the_same_memory(stub: Stub, full: bool) -> None:
+    part = b"0123456789abcdef" * 65_536
+    count = 1024 if full else 40  # MiB
+
+    def parts() -> Iterator[bytes]:
+        for _ in range(count):
+            yield part
+
+    url = stub.says("/gib", Reply(200, parts, has_length=False))
+    process, most = psutil.Process(), 0
+    async with serve(download) as service:
+        await service.run(download, stub.says("/small", Reply(200, b"x" * 3_000_000)))
+        before = process.memory_info().rss
+
+        async def watch() -> None:
+            nonlocal most
+            while True:
+                most = max(most, process.memory_info().rss - before)
+                await asyncio.sleep(0.005)
+
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(watch())
+            result = await service.run(download, url)
+            watching.cancel()
+        assert result.result == count * 2**20
+    assert most < 24 * 2**20, f"{most / 2**20:.0f} MiB more for a download of {count} MiB"

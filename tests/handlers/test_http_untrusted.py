@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,6 +198,39 @@ async def test_a_redirect_looks_the_name_up_anew(
         with pytest.raises(HttpRefused, match=r"the host is at 127\.0\.0\.1"):
             await http.get(url, untrusted=True)
     assert canaries[0].connections == 0
+
+
+async def test_the_certificate_is_that_of_the_name_though_the_address_is_asked(
+    names: NameServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = await asyncio.to_thread(make_certificate, tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(made))
+    outbound._load.cache_clear()
+    with stubbed("127.0.0.2", certificate=made) as public:
+        allow(monkeypatch, public)
+        public.says("/", Reply(200, b"secure"))
+        for name in ("secure.test", "other.test"):
+            monkeypatch.setitem(NAMES, name, ["127.0.0.2"])
+        answer = await http.get(f"https://secure.test:{public.port}/", untrusted=True)
+        assert answer.text == "secure"
+        with pytest.raises(HttpError, match="CERTIFICATE_VERIFY_FAILED"):
+            await http.get(f"https://other.test:{public.port}/", untrusted=True)
+        with pytest.raises(HttpError, match="CERTIFICATE_VERIFY_FAILED"):
+            await http.get(f"https://127.0.0.2:{public.port}/")
+    outbound._load.cache_clear()
+
+
+def make_certificate(folder: Path) -> Path:
+    made = folder / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-days", "2", "-subj", "/CN=secure.test", "-addext",
+         "subjectAltName=DNS:secure.test", "-keyout", folder / "key.pem", "-out", made],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with made.open("a") as file:
+        file.write((folder / "key.pem").read_text())
+    return made
 
 
 async def test_the_reason_is_told(names: NameServer) -> None:

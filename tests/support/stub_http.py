@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 Content = bytes | Callable[[], Iterator[bytes]]
 
@@ -35,7 +37,7 @@ class Asked:
 class Stub:
     """Answers each path with the replies it was given, the last one again and again."""
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1", certificate: Path | None = None) -> None:
         stub = self
         self.asked: list[Asked] = []
         self.replies: dict[str, list[Reply]] = {}
@@ -56,6 +58,12 @@ class Stub:
 
         self._server = ThreadingHTTPServer((host, 0), Handler)
         self._server.daemon_threads = True
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = int(self._server.server_address[1])
         self.url = f"http://{host}:{self.port}"
         self._thread = threading.Thread(
@@ -100,9 +108,9 @@ class Stub:
 
 
 @contextmanager
-def stubbed(host: str = "127.0.0.1") -> Iterator[Stub]:
+def stubbed(host: str = "127.0.0.1", certificate: Path | None = None) -> Iterator[Stub]:
     """Serve until the end of the block."""
-    stub = Stub(host)
+    stub = Stub(host, certificate)
     try:
         yield stub
     finally:
