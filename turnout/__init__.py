@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from turnout._kafka import kafka as kafka
     from turnout.handlers.actions.budget import BudgetSpent as BudgetSpent
     from turnout.handlers.actions.budget import budget as budget
-    from turnout.handlers.actions.http import HttpError as HttpError
-    from turnout.handlers.actions.http import HttpRefused as HttpRefused
-    from turnout.handlers.actions.http import HttpResponse as HttpResponse
     from turnout.handlers.actions.http import http as http
     from turnout.handlers.actions.http_response import HttpError as HttpError
     from turnout.handlers.actions.http_response import HttpRefused as HttpRefused

@@ -30,6 +30,7 @@ from turnout.service.steps.unawaited import to_await
 from .http_exchange import Request, exchanged
 from .http_response import HttpError, HttpResponse
 
+_READS = frozenset({"GET", "HEAD"})
 _METHOD = re.compile(r"[A-Z]{1,20}")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
@@ -121,7 +122,9 @@ def _call(
     policy = retry_policy(retry)
     if not isinstance(retry, RetryPolicy):
         policy = replace(_USUAL, count=policy.count)
-    task: Task[HttpResponse] = Task(function=_send, name=f"http.{method.lower()}", retry=policy)
+    task: Task[HttpResponse] = Task(
+        function=_send, name=f"http.{method.lower()}", retry=policy, reads=method in _READS
+    )
     step = call_task(task, (url, request), {})
     return to_await(_send_in_a_task(url, request), task.words) if step is None else step
 

@@ -28,6 +28,9 @@ from . import AnyFlow
 _WAITS = frozenset({"sleep", "wait_for", "approval", "emit", "first", "poll", "budget"})
 """Names of turnout whose calls are recorded, in the modules of the steps."""
 
+HTTP_ACTION = ("turnout.handlers.actions.http", "Http")
+"""Where the type of `http` is, whose calls are steps."""
+
 _RECORDING = ("turnout.service.steps", "turnout.handlers.actions")
 
 _PURE = frozenset(vars(builtins)) - {"print", "open", "input", "exec", "eval", "__import__"}
@@ -243,6 +246,9 @@ def _recorded(value: Any, method: str) -> tuple[str, str, Mapping[str, Any]] | N
     if isinstance(value, Flow):
         return value.name, "child run for each item" if method == "map" else "child run", {}
     name = getattr(value, "__name__", "")
+    action = getattr(value, "__self__", value)
+    if (type(action).__module__, type(action).__qualname__) == HTTP_ACTION:
+        return "http" if action is value else f"http.{name}", "step", {}
     if name in _WAITS and str(getattr(value, "__module__", "")).startswith(_RECORDING):
         return name, "event" if name == "emit" else "wait", {}
     return None

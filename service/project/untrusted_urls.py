@@ -17,9 +17,9 @@ from turnout.service.domain.condition import SOURCE
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.flow import Flow
 
+from .explain import HTTP_ACTION
 from .source import AnyFunction, SourceVisitor, first_line
 
-_ACTION = ("turnout.handlers.actions.http", "Http")
 _CURRENT = ("turnout.service.steps.context", "current")
 _OWN_HOST = re.compile(r"https?://[^/?#@]+[/?#]")
 
@@ -89,7 +89,7 @@ class _Visitor(SourceVisitor):
             return None
         called = self.named(node.func)
         owner = getattr(called, "__self__", called)
-        if (type(owner).__module__, type(owner).__qualname__) != _ACTION:
+        if (type(owner).__module__, type(owner).__qualname__) != HTTP_ACTION:
             return None
         place = 1 if owner is called else 0  # http("GET", url), http.get(url)
         named = next((each.value for each in node.keywords if each.arg == "url"), None)

@@ -8,11 +8,13 @@ import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # no stubs
 import pytest
 
+from tests.support.program import turnout
 from tests.support.stub_http import Reply, Stub, stubbed
 from turnout import (
     HttpError,
@@ -451,3 +453,19 @@ async def test_a_download_of_any_size_takes_the_same_memory(stub: Stub, full: bo
             watching.cancel()
         assert result.result == count * 2**20
     assert most < 24 * 2**20, f"{most / 2**20:.0f} MiB more for a download of {count} MiB"
+
+
+def test_it_is_explained_as_a_step_and_a_dry_run_sends_what_reads_only(
+    stub: Stub, tmp_path: Path
+) -> None:
+    (tmp_path / "flows.py").write_text(
+        "from turnout import flow, http\n\n\n@flow\nasync def asks(url: str) -> str:\n"
+        "    await http.post(url, json=1)\n    return (await http.get(url)).text\n"
+    )
+    url = stub.says("/dry", Reply(200, b"read"))
+    told = turnout("explain", tmp_path / "flows.py", "--json")
+    assert told.returncode == 0, told.stderr
+    assert '"http.post"' in told.stdout and '"http.get"' in told.stdout
+    dry = turnout("run", tmp_path / "flows.py:asks", "--input", f'"{url}"', "--dry-run")
+    assert [each.method for each in stub.asked] in ([], ["GET"]), dry.stdout
+    assert "http.post" in dry.stdout + dry.stderr
