@@ -161,7 +161,7 @@ def _anchor(heading: str) -> str:
 
 
 def find(name: str) -> Entry | Part | None:
-    """Return what a user means: a name, `current.key`, `webhook.respond`, or just `reveal`."""
+    """Return what a user means: `emit`, `current.key`, `state.get`, `webhook.respond`, `reveal`."""
     said = re.sub(r"\(.*?\)", "", name).removeprefix("turnout.")
     asked = said.removeprefix("testing.")
     for known, module in names():
@@ -173,7 +173,16 @@ def find(name: str) -> Entry | Part | None:
             found = _part(each, part, options=bool(owner))
             if found is not None:
                 return found
+    for each in entries():
+        for member in each.members:
+            if owner and f".{_written(member)}".endswith(f".{asked}"):
+                return Part(each, member.signature, member.text)
     return None
+
+
+def _written(member: Member) -> str:
+    """Return how a member is reached, without what it is called with: `current.state.get`."""
+    return re.sub(r"\(…?\)|^await ", "", member.signature).partition("(")[0]
 
 
 def _part(one: Entry, name: str, *, options: bool) -> Part | None:
@@ -200,7 +209,7 @@ def unknown(name: str, others: Sequence[str]) -> str:
     known = [*(each for each, _ in names()), *others]
     close = get_close_matches(name, known, n=1) or get_close_matches(name.lower(), known, n=1)
     guess = f"; did you mean {close[0]!r}?" if close else ""
-    return f"there is no {name!r} to import{guess} `turnout help` lists all names."
+    return f"there is no {name!r} to import{guess or ';'} `turnout help` lists all names."
 
 
 def _kind(value: Any) -> str:

@@ -187,6 +187,13 @@ def test_help_lists_all_names_and_finds_parts_of_them() -> None:
     assert isinstance(_reference.find("said.by") or _reference.find("by"), Part)
 
 
+@pytest.mark.parametrize("name", ["state.get", "current.state.get", "current().state.get()"])
+def test_what_is_reached_through_two_names_has_help(name: str) -> None:
+    found = _reference.find(name)
+    assert isinstance(found, Part)
+    assert "get(default: Any = None)" in found.plain(80)
+
+
 def test_help_of_a_command_is_its_help_and_an_unknown_name_gets_a_guess() -> None:
     assert printed("retry").startswith("retry(")
     assert "There is a command of this name, too: turnout retry --help" in printed("retry")
