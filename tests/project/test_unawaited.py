@@ -1,57 +1,26 @@
-"""What is called and not awaited fails its run, by name and line; `check` sees the plain case."""
+"""A call that is not awaited fails its run by name and line."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from textwrap import dedent
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 import pytest
 
-from tests.support import CHECKOUT
-from tests.support.running import Running, running
-from turnout import Fail, Skip, approval, emit, flow, gather, retry, sleep, task
-from turnout.service.domain.errors import SetupError
+from tests.support.running import running
+from turnout import approval, emit, flow, gather, retry, sleep, task
 from turnout.service.domain.flow import Flow
-from turnout.service.domain.run import Run, RunState
-from turnout.service.project import loader
-from turnout.service.project.check import check
+from turnout.service.domain.run import RunState
 
-T = TypeVar("T")
+from .forgotten import done, end_of, endless, handed, in_a_task, nothing_done, work
 
-done: list[str] = []
-"""What the tasks really did, in order."""
-
-
-handed: list[asyncio.Task[Any]] = []
-"""The asyncio tasks that flows and tasks of these tests made themselves."""
-
-
-@pytest.fixture(autouse=True)
-def nothing_done() -> None:
-    done.clear()
-    handed.clear()
-
-
-@task
-async def work(what: Any) -> str:
-    await asyncio.sleep(0.02)
-    done.append(str(what))
-    return str(what)
-
-
-@task
-async def endless(what: str) -> None:
-    try:
-        await asyncio.sleep(3600)
-    finally:
-        done.append(f"{what} was ended")
+__all__ = ["nothing_done"]  # the fixture
 
 
 @task
@@ -75,22 +44,8 @@ def sync_child(what: str) -> str:
     return what
 
 
-def in_a_task(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Hand a call to an asyncio task of the author's own."""
-    made = asyncio.get_running_loop().create_task(call)
-    handed.append(made)
-    return made
-
-
-async def end_of(service: Running, function: Flow[..., Any]) -> Run:
-    service.emitter.flows = lambda _event: (function,)
-    return await service.finished((await service.send()).runs[0])
-
-
 # Each of these is called below, as the flow of a run; mypy is right about all of them.
 # mypy: disable-error-code="unused-coroutine, unused-awaitable, arg-type"
-
-
 @flow
 async def forgets_a_task() -> str:
     work(1)
@@ -380,228 +335,3 @@ async def test_one_forgotten_among_many_is_found(tmp_path: Path) -> None:
     async with running(tmp_path, [many]) as service:
         run = await end_of(service, many)
     assert run.error is not None and "task 'work'" in run.error.message
-
-
-# ---------------------------------------------------------------- inside steps
-
-
-@task(retry=3)
-async def forgets_inside() -> str:
-    work("inner")
-    return "done"
-
-
-@task
-def forgets_inside_a_thread() -> str:
-    work("inner")
-    return "done"
-
-
-@task
-async def leaves_inside() -> str:
-    in_a_task(endless("inner"))
-    await asyncio.sleep(0.001)
-    return "done"
-
-
-@task(pool="process")
-def forgets_inside_a_process() -> str:
-    work("inner")
-    return "done"
-
-
-@flow
-async def calls_forgets_in_a_process() -> str:
-    return await forgets_inside_a_process.run()
-
-
-@flow
-async def calls_forgets() -> str:
-    return await forgets_inside()
-
-
-@flow
-async def calls_forgets_in_a_thread() -> str:
-    return await forgets_inside_a_thread.run()
-
-
-@flow
-def calls_from_a_thread() -> str:
-    return forgets_inside_a_thread()
-
-
-@flow
-async def calls_leaves() -> str:
-    return await leaves_inside()
-
-
-@pytest.mark.parametrize(
-    "calling",
-    [
-        calls_forgets,
-        calls_forgets_in_a_thread,
-        calls_forgets_in_a_process,
-        calls_from_a_thread,
-        calls_leaves,
-    ],
-)
-async def test_a_task_that_does_not_await_fails_its_step(
-    tmp_path: Path, calling: Flow[..., Any]
-) -> None:
-    async with running(tmp_path, [calling]) as service:
-        run = await end_of(service, calling)
-        (step,) = await service.process.journal.steps(run.seq)
-        assert all(each.done() for each in handed)
-    assert run.error is not None and run.error.type == "not_awaited"
-    assert run.error.step == step.key and (step.state, step.tries) == ("failed", 1)
-    assert "task 'work' at " in run.error.message or "task 'endless' at " in run.error.message
-    assert "inner" not in done
-
-
-# ---------------------------------------------------------------- as the text shows it
-
-
-FILE = """
-    import asyncio
-    import turnout
-    from turnout import emit as tell, flow, gather, sleep, task
-
-    @task
-    async def work(n: int) -> int:
-        return n
-
-    @task
-    def sync(n: int) -> int:
-        return n
-
-    async def helper() -> None: ...
-
-    @flow
-    async def first() -> None:
-        work(1)                        # bad: work(…) is called and not awaited
-        tell("a.b")                    # bad: tell(…) is called and not awaited
-        turnout.sleep("1s")            # bad: turnout.sleep(…) is called and not awaited
-        sync.run(1)                    # bad: sync.run(…) is called and not awaited
-        work.map([1])                  # bad: work.map(…) is called and not awaited
-        helper()                       # bad: helper(…) is called and not awaited
-        first()                        # bad: first(…) is called and not awaited
-        await work(work(1))            # bad: work(…) is given work(…) itself
-        await sync.run(n=work(1))      # bad: sync.run(…) is given work(…) itself
-        await tell("a.b", work(1))     # bad: tell(…) is given work(…) itself
-        await gather(work(1), helper())
-        asyncio.create_task(helper())
-        later = work(1)
-        await later
-
-    @flow
-    def second() -> int:
-        work(1)                        # bad: flow 'second' is a plain `def` and cannot await w
-        gone = sleep("1s")             # bad: flow 'second' is a plain `def` and cannot await s
-        asyncio.run(helper())
-        sync.map([1])
-        return sync(1)
-
-    @task
-    def inside() -> None:
-        work(1)                        # bad: work(…) is called and not awaited
-
-    def given(work):
-        work(1)
-
-    def shadowed() -> None:
-        helper = print
-        helper()
-"""
-
-
-def test_check_finds_what_the_text_shows_and_nothing_else(tmp_path: Path) -> None:
-    file = tmp_path / "unawaited_flows.py"
-    text = dedent(FILE)
-    file.write_text(text)
-    expected = {
-        number: line.partition("# bad: ")[2]
-        for number, line in enumerate(text.splitlines(), 1)
-        if "# bad: " in line
-    }
-    found = {problem.line: problem.message for problem in check([file]).problems}
-    assert found.keys() == expected.keys()
-    for line, said in expected.items():
-        assert found[line].startswith(said)
-    assert not check([CHECKOUT / "handlers/examples"]).problems
-    assert len(loader.load([file]).flows) == 2  # to serve it is no mistake of the text's
-
-
-# ---------------------------------------------------------------- other mistakes of the first hour
-
-
-def test_a_method_is_refused_where_it_is_declared() -> None:
-    decorators: list[tuple[Any, str]] = [(task, "task"), (flow, "flow")]
-    for declare, kind in decorators:
-        with pytest.raises(SetupError, match=f"{kind} 'fetch' is a method") as caught:
-
-            class Client:
-                @declare  # type: ignore[untyped-decorator]  # either decorator
-                def fetch(self) -> None: ...
-
-        assert caught.value.file == __file__
-
-    class Jobs:
-        @staticmethod
-        @task
-        def ping(word: str) -> str:
-            return word
-
-    assert Jobs.ping("x") == "x"
-
-
-@task
-async def named(self: int) -> int:
-    return self
-
-
-@task
-def sync_named(self: int) -> int:
-    return self
-
-
-@flow
-async def named_flow(self: int = 1) -> int:
-    return await named(self=self) + await sync_named.run(self=1)
-
-
-@flow
-async def calls_named() -> int:
-    return await named_flow(self=5)
-
-
-async def test_a_parameter_may_be_called_self(tmp_path: Path) -> None:
-    assert await named(self=1) + sync_named(self=1) + await named_flow(self=1) == 4
-    async with running(tmp_path, [calls_named, named_flow]) as service:
-        run = await end_of(service, calls_named)
-    assert (run.state, run.result) == (RunState.SUCCEEDED, b"6")
-
-
-tried: list[str] = []
-
-
-@flow(retry=retry(3, delay="1ms"))
-async def fails_bare() -> None:
-    tried.append("fails")
-    raise Fail
-
-
-@flow
-async def skips_bare() -> None:
-    raise Skip
-
-
-async def test_fail_and_skip_need_no_reason(tmp_path: Path) -> None:
-    tried.clear()
-    async with running(tmp_path, [fails_bare, skips_bare]) as service:
-        failed, skipped = (
-            await end_of(service, fails_bare),
-            await end_of(service, skips_bare),
-        )
-    assert failed.error is not None and failed.error.type == "failed"
-    assert skipped.state is RunState.SKIPPED
-    assert tried == ["fails"]
