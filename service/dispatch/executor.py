@@ -279,6 +279,7 @@ def _suspended(context: RunContext) -> Outcome | None:
         waits=suspend.waits,
         counts=False,
         blames=suspend.blames,
+        repeats=bool(context.claimed.polls) and not context.attempt_state.changed,
     )
 
 

@@ -170,6 +170,8 @@ class Outcome:
     ended went, if there was one. `blames` names the dependencies that failed the attempt, `pause`
     one that its run asks to leave alone. `keeps` is what a success keeps between runs; with
     `queued`, what it could not keep: the steps recorded since the run has read it are dropped.
+    `repeats` tells of a suspended attempt that it only came back to where the run was: deaths of
+    the process before it still count as consecutive.
     `left` are the members of a window, by their place, that the next attempt is called with, and
     `buried` those that failed for good, by the seq of their event: each becomes a dead letter.
     """
@@ -190,6 +192,7 @@ class Outcome:
     keeps: StateWrite | None = None
     left: Sequence[int] | None = None
     buried: Sequence[tuple[int, RunError]] = ()
+    repeats: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

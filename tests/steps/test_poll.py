@@ -190,6 +190,31 @@ async def holds(name: str) -> str:
     return await poll(held, name, every="10m", timeout="1d")
 
 
+async def test_a_look_that_keeps_killing_the_process_fails_its_run() -> None:
+    outside["hold"] = asyncio.Event()
+    async with serve(holds) as service:
+        run_id = ""
+        for death in range(5):
+            async with asyncio.TaskGroup() as tasks:
+                if death == 0:
+                    run_id = (await starting(service)).runs[0]
+                going = tasks.create_task(service.advance("1s"))
+                while len(looks) < death + 1:  # noqa: ASYNC110  it hangs when the process dies
+                    await asyncio.sleep(0.001)
+                going.cancel()
+            await service.restart()
+        result = await service.ended(run_id)
+    assert result.error is not None and result.error.type == "process_died"
+    assert len(looks) == 5
+    assert len({key for _, key in looks}) == 1
+
+
+async def starting(service: Service) -> Any:
+    emitter = service._emitter("testing", holds)
+    (receipt,) = await emitter([hand_event("x", at=service.clock.now())])
+    return receipt
+
+
 # ---------------------------------------------------------------- errors of a look
 
 

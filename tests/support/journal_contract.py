@@ -1078,6 +1078,20 @@ class JournalContract:
                 assert (FAILED in again.recorded) == bool(failed)
                 assert await self.counts(journal) == Counts({"running": 1})
 
+    async def test_an_attempt_that_only_repeats_ends_no_row_of_deaths(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            claimed = await start(journal)
+            waiting = ended(S.WAITING, due_at=at(1), counts=False, repeats=True)
+            for death in range(1, 6):
+                rescued = await journal.rescue(now=at(1))
+                assert bool(rescued.failed) == (death == 5)
+                if death < 5:
+                    (claimed,) = await claim_all(journal, [claimed.claim.run_seq])
+                    assert claimed.isolated == (death >= 2)
+                    await finish(journal, claimed, waiting)
+                    (claimed,) = await claim_all(journal, [claimed.claim.run_seq])
+            assert rescued.failed == (claimed.claim.run_id,)
+
     async def test_registering_an_undo_is_no_progress(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             claimed = await start(journal)

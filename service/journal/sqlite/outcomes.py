@@ -30,6 +30,7 @@ class OutcomeRow(NamedTuple):
     error: str | None
     reason: str | None
     dead: int
+    repeats: int
 
 
 RECORD = for_each(
@@ -44,7 +45,7 @@ RECORD = for_each(
         error = given.error,
         reason = given.reason,
         dead = given.dead,
-        consecutive_crashes = 0
+        consecutive_crashes = iif(given.repeats, consecutive_crashes, 0)
     FROM given
     WHERE runs.seq = given.run_seq AND runs.token = given.token AND runs.state = 'running'
     """,
@@ -87,6 +88,7 @@ class OutcomeJob(Job):
             error=None if outcome.error is None else pack_error(outcome.error),
             reason=storable(outcome.reason) if outcome.reason else None,
             dead=failed or (run.dead and not finished),
+            repeats=outcome.repeats,
         )
 
 
