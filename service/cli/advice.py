@@ -55,6 +55,7 @@ def _waiting(run: dict[str, Any], name: str) -> list[Advice]:
         return [
             (f"turnout approve {name}", "says yes"),
             (f"turnout approve {name} --reject WHY", "says no"),
+            (f"turnout approvals {name}", "has the link of the page that asks"),
         ]
     return [(f"turnout why {name}", "says what it waits for"), _cancel(name)]
 
