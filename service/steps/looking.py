@@ -56,8 +56,11 @@ async def look(context: RunContext) -> None:
             finally:
                 blames.update(dict.fromkeys(one.blames))
 
-    async with asyncio.TaskGroup() as tasks:
-        looking = [tasks.create_task(look_at(known)) for known in due]
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            looking = [tasks.create_task(look_at(known)) for known in due]
+    except BaseExceptionGroup as failed:  # one that ends the attempt, as that of a step does
+        raise failed.exceptions[0] from None
     looked = [each.result() for each in looking]
     run = context.claimed
     recorded = {**run.recorded, **{record.key: record for record in looked}}

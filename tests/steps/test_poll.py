@@ -520,6 +520,10 @@ async def test_looks_that_fail_open_the_breaker_of_what_the_flow_needs() -> None
         run_id = await begun(service, polls_bank, "x")
         await service.advance("50m")
         assert len(looks) == 2, "it is open: nobody looks"
+        await service.advance("2h")
+        probed = await service.look(run_id)
+        assert (len(looks), probed.attempts) == (4, 0), "one goes alone, and spends nothing"
+        assert probed.error is not None and probed.error.type == "OSError"
         outside["x"] = "there"
         result = await service.ended(run_id)
     assert (result.result, result.attempts) == ("there", 1)
