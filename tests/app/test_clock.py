@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,13 +59,6 @@ def program(tmp_path: Path, clock: InjectedClock) -> Iterator[Program]:
         yield program
 
 
-def post(program: Program, path: str, data: object = None) -> str:
-    body = json.dumps(data or {}).encode()
-    answer = program.ask(f"/hooks/{path}", method="POST", body=body)
-    assert answer is not None and answer.status == 202, answer
-    return str(answer.json["runs"][0])
-
-
 def queued_at(program: Program, run: str) -> datetime:
     return datetime.fromisoformat(program.api(f"/runs/{run}")["queued_at"])
 
@@ -94,19 +86,19 @@ def test_a_clock_set_ahead_and_back_while_the_service_runs(
     program: Program, clock: InjectedClock
 ) -> None:
     program.start().ready()
-    rests = post(program, "rest", {"for": "30m"})
+    rests = program.post("rest", {"for": "30m"})
     assert is_about(queued_at(program, rests), timedelta(0))
 
     clock.set("+1h")  # what was due within the hour is due now
     ends(program, rests)
-    assert is_about(queued_at(program, post(program, "note")), HOUR)
+    assert is_about(queued_at(program, program.post("note", {})), HOUR)
     until(lambda: is_about(newest_tick(program), HOUR), 10, "timers follow the wall clock")
     program.said("clock.stepped", 5)
     assert behind_seconds(program) == 0
 
     clock.set("+0s")  # the engine's time goes on, and timers wait
-    assert is_about(queued_at(program, post(program, "note")), HOUR)
-    rests = post(program, "rest", {"for": "1s"})
+    assert is_about(queued_at(program, program.post("note", {})), HOUR)
+    rests = program.post("rest", {"for": "1s"})
     ends(program, rests)
     assert program.api(f"/runs/{rests}")["queued_at"] < program.api(f"/runs/{rests}")["finished_at"]
     until(lambda: program.metrics("turnout_clock_steps_total").get('direction="back"'), 5, "a step")
@@ -126,7 +118,7 @@ def test_a_signature_is_as_old_as_the_wall_clock_says(
 ) -> None:
     program.start().ready()
     clock.set("+1h")
-    post(program, "note")
+    program.post("note", {})
     clock.set("+0s")
     stamp = str(int(datetime.now(UTC).timestamp()))
     right = hmac.new(b"a key", f"{stamp}.{{}}".encode(), hashlib.sha256).hexdigest()
@@ -144,8 +136,8 @@ def test_a_start_with_a_clock_that_is_behind_the_journal_believes_it_and_says_so
 ) -> None:
     clock.set("+1d")
     program.start().ready()
-    post(program, "note")
-    rests = post(program, "rest", {"for": "1s"})
+    program.post("note", {})
+    rests = program.post("rest", {"for": "1s"})
     program.quiet(10)
     assert "clock.behind" not in program.log_text()
     assert program.stop() == 0
@@ -154,8 +146,8 @@ def test_a_start_with_a_clock_that_is_behind_the_journal_believes_it_and_says_so
     program.start().ready()
     program.said("clock.behind", 5)
     assert abs(behind_seconds(program) - 25 * 3600) < A_WHILE.total_seconds()
-    assert is_about(queued_at(program, post(program, "note")), -HOUR)
-    ends(program, post(program, "rest", {"for": "1s"}))
+    assert is_about(queued_at(program, program.post("note", {})), -HOUR)
+    ends(program, program.post("rest", {"for": "1s"}))
     assert program.api(f"/runs/{rests}")["state"] == "succeeded"
     assert program.stop() == 0
     program.check_journal()

@@ -6,7 +6,6 @@ A day ahead: what was to last less than a day is over.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,13 +69,6 @@ def program(tmp_path: Path, clock: InjectedClock) -> Iterator[Program]:
         yield program
 
 
-def post(program: Program, path: str, **data: object) -> str:
-    """Return the id of the run that an event starts, or of the one it stands for."""
-    answer = program.ask(f"/hooks/{path}", method="POST", body=json.dumps(data).encode())
-    assert answer is not None and answer.status == 202, answer
-    return str(answer.json["runs"][0])
-
-
 def operate(program: Program, *words: str) -> None:
     done = turnout(*words, "--data", program.data, env=program.env)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -101,11 +93,11 @@ def begin(program: Program) -> dict[str, str]:
     program.start().ready()
     operate(program, "pause", "paused", "--for", "30m")
     operate(program, "pause", "fresh")
-    runs = {flow: post(program, flow) for flow in ("paused", "fresh", "limited")}
-    runs["once"] = post(program, "once", work=1)
-    runs["told"] = post(program, "told", delivery="d-1")
-    started = [post(program, "throttled") for _ in range(2)]
-    runs["throttled"] = post(program, "throttled")
+    runs = {flow: program.post(flow, {}) for flow in ("paused", "fresh", "limited")}
+    runs["once"] = program.post("once", {"work": 1})
+    runs["told"] = program.post("told", {"delivery": "d-1"})
+    started = [program.post("throttled", {}) for _ in range(2)]
+    runs["throttled"] = program.post("throttled", {})
     for run in (*started, runs["once"], runs["limited"]):
         becomes(program, run, "succeeded")
     return runs
@@ -115,10 +107,10 @@ def test_an_hour_back(program: Program, clock: InjectedClock) -> None:
     runs = begin(program)
     set_over_a_restart(program, clock, "-1h")
     becomes(program, runs["throttled"], "succeeded")  # nothing started within ten minutes of now
-    assert state(program, post(program, "limited")) != "skipped"
-    assert state(program, post(program, "limited")) == "skipped"
-    assert post(program, "once", work=1) == runs["once"]
-    assert post(program, "told", delivery="d-1") == runs["told"]
+    assert state(program, program.post("limited", {})) != "skipped"
+    assert state(program, program.post("limited", {})) == "skipped"
+    assert program.post("once", {"work": 1}) == runs["once"]
+    assert program.post("told", {"delivery": "d-1"}) == runs["told"]
     operate(program, "resume", "fresh")
     becomes(program, runs["fresh"], "succeeded")
     assert state(program, runs["paused"]) == "queued"
@@ -131,9 +123,9 @@ def test_a_day_ahead(program: Program, clock: InjectedClock) -> None:
     set_over_a_restart(program, clock, "+1d")
     becomes(program, runs["paused"], "succeeded")
     becomes(program, runs["throttled"], "succeeded")
-    assert state(program, post(program, "limited")) != "skipped"
-    assert post(program, "once", work=1) != runs["once"]
-    again = post(program, "told", delivery="d-1")
+    assert state(program, program.post("limited", {})) != "skipped"
+    assert program.post("once", {"work": 1}) != runs["once"]
+    again = program.post("told", {"delivery": "d-1"})
     assert again == runs["told"], "a key goes by retention, which doubts such a clock for an hour"
     operate(program, "resume", "fresh")
     becomes(program, runs["fresh"], "skipped")
@@ -144,9 +136,9 @@ def open_breaker(program: Program) -> str:
     down = program.flows.with_name("crm-is-down")
     down.touch()
     program.start().ready()
-    becomes(program, post(program, "needs"), "retrying")
+    becomes(program, program.post("needs", {}), "retrying")
     down.unlink()
-    waiting = post(program, "needs")
+    waiting = program.post("needs", {})
     assert "crm" in waits_for(program, waiting)
     return waiting
 
@@ -163,7 +155,7 @@ def test_an_open_breaker_is_tried_again_in_time_when_the_clock_was_set_back(
     assert "crm" in waits_for(program, waiting), "ten minutes are not over"
     clock.set("-49m")  # eleven minutes later
     becomes(program, waiting, "succeeded")
-    becomes(program, post(program, "needs"), "succeeded")
+    becomes(program, program.post("needs", {}), "succeeded")
 
 
 @pytest.mark.parametrize("over_a_restart", [True, False])

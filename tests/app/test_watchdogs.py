@@ -72,18 +72,12 @@ def program(tmp_path: Path) -> Iterator[Program]:
         yield program
 
 
-def post(program: Program, path: str) -> str:
-    answer = program.ask(f"/hooks/{path}", method="POST", body=b"{}")
-    assert answer is not None and answer.status == 202
-    return str(answer.json["runs"][0])
-
-
 # ---------------------------------------------------------------- the loop
 
 
 def test_a_process_that_stood_still_goes_on(program: Program) -> None:
     program.start().ready()
-    run = post(program, "slow")
+    run = program.post("slow", {})
     program.signal(signal.SIGSTOP)
     with pytest.raises(subprocess.TimeoutExpired):
         program.child.wait(4)  # four times as long as a loop may be blocked
@@ -216,7 +210,7 @@ def test_a_clock_forty_days_ahead_deletes_nothing(program: Program, tmp_path: Pa
     faked(program, offset)
     program.sabotage = "import turnout.service.operate.maintenance as m\nm.INTERVAL_SECONDS = 0.2\n"
     program.start().ready()
-    run = post(program, "note")
+    run = program.post("note", {})
     program.quiet(10)
     offset.write_text("+40d")
     program.said("pruning.deferred", 20)
@@ -235,10 +229,10 @@ def test_what_is_due_when_the_clock_is_right_again_comes_at_once(
     offset = tmp_path / "offset"
     faked(program, offset).start().ready()
     began = time.monotonic()
-    run = post(program, "rest")
+    run = program.post("rest", {})
     until(lambda: state(program, run) == "waiting", 5, "the run rests")
     offset.write_text("-1h")
-    post(program, "rest")  # the dispatcher looks, by the clock that is wrong
+    program.post("rest", {})  # the dispatcher looks, by the clock that is wrong
     until(lambda: time.monotonic() - began > 3, 5, "the time it was to rest")
     offset.write_text("+0")
     until(lambda: state(program, run) == "succeeded", 8, "the run goes on")

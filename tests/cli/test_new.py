@@ -48,6 +48,7 @@ def test_a_project_has_two_flows_a_test_settings_a_unit_and_a_gitignore(
         assert f"\n  {line}" in done.output
 
 
+@pytest.mark.slow
 def test_systemd_accepts_the_unit_of_a_project_also_in_a_folder_with_a_blank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

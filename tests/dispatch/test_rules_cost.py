@@ -16,6 +16,8 @@ from tests.support.running import Running, make_event, running
 from turnout import flow, limit
 from turnout.service.domain.event import Event
 
+pytestmark = pytest.mark.slow
+
 AT_ONCE = 250
 
 

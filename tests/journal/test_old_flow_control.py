@@ -75,6 +75,7 @@ def test_there_are_old_journals_of_flow_control() -> None:
     assert JOURNALS
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_what_waits_under_a_rule_in_an_old_journal_waits_under_it(opened: OldRules) -> None:
     program, runs = opened.program, opened.runs()

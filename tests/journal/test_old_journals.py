@@ -83,6 +83,7 @@ def full(program: Program, flow: str) -> dict[str, Any]:
     return whole
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_every_unfinished_run_of_an_old_journal_goes_on_to_its_end(opened: Program) -> None:
     def act(verb: str, flow: str, *options: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,14 +52,6 @@ def program(tmp_path: Path, clock: InjectedClock) -> Iterator[Program]:
         yield program
 
 
-def post(program: Program, path: str, **data: object) -> str:
-    """Send an event to a webhook; returns its run."""
-    body = json.dumps(data).encode()
-    answer = program.ask(f"/hooks/{path}", method="POST", body=body)
-    assert answer is not None and answer.status == 202, answer
-    return str(answer.json["runs"][0])
-
-
 def command(program: Program, *words: str) -> str:
     """Run a command that succeeds; returns what it prints."""
     done = turnout(*words, "--data", program.data, env=program.env)
@@ -84,10 +75,10 @@ def test_a_pause_outlives_kills_and_ends_by_itself_also_while_the_program_is_dow
 ) -> None:
     text = command(program, "pause", "bill", "--for", "1h", "--note", "the bank migrates")
     assert text.startswith("flow bill paused until ")
-    first = post(program, "orders")
+    first = program.post("orders", {})
     restart(program)
     assert "the bank migrates" in command(program, "pause", "--list")
-    until(has_state(program, post(program, "parcels"), "succeeded"), 10, "another flow runs")
+    until(has_state(program, program.post("parcels", {}), "succeeded"), 10, "another flow runs")
     assert has_state(program, first, "queued")()
 
     program.kill()
@@ -97,7 +88,7 @@ def test_a_pause_outlives_kills_and_ends_by_itself_also_while_the_program_is_dow
     assert command(program, "pause", "--list") == "nothing is paused\n"
 
     command(program, "pause", "bill", "--for", "1h")
-    second = post(program, "orders")
+    second = program.post("orders", {})
     clock.set("+122m")  # while it runs
     until(has_state(program, second, "succeeded"), 10, "the pause is over")
     clock.set("+61m")
@@ -110,12 +101,12 @@ def test_under_the_kill_switch_everything_is_accepted_and_nothing_starts(
 ) -> None:
     folder = program.flows.parent
     command(program, "pause", "--all", "--note", "wrong deploy")
-    runs = [post(program, "orders"), post(program, "parcels")]
+    runs = [program.post("orders", {}), program.post("parcels", {})]
     (folder / "inbox" / "a.csv").write_text("1")
     command(program, "fire", "every:1h")
     until(lambda: len(program.api("/runs?state=queued")["items"]) == 4, 10, "all are accepted")
     restart(program)
-    runs.append(post(program, "parcels"))
+    runs.append(program.post("parcels", {}))
     warnings = program.ask("/readyz")
     assert warnings is not None
     assert "everything is paused" in str(warnings.json["warnings"])
@@ -125,7 +116,7 @@ def test_under_the_kill_switch_everything_is_accepted_and_nothing_starts(
     text = command(program, "resume", "--all", "--discard", "--yes", "--by", "ada")
     assert text.startswith("everything resumed; 5 runs waited, the oldest for ")
     assert text.rstrip().endswith(": 5 discarded")
-    until(has_state(program, post(program, "orders"), "succeeded"), 10, "what comes later runs")
+    until(has_state(program, program.post("orders", {}), "succeeded"), 10, "what comes later runs")
     assert {program.api(f"/runs/{run_id}")["state"] for run_id in runs} == {"skipped"}
     assert "dropped: ada discarded what waited" in command(program, "runs", "--state", "skipped")
     assert "dropped" in command(program, "why", runs[0])
@@ -138,7 +129,7 @@ def test_ticks_of_a_paused_timer_are_missed(program: Program, clock: InjectedClo
     command(program, "pause", "every:1h")
     clock.set("+5h")
     restart(program)  # a running timer looks at the clock twice a minute only
-    until(has_state(program, post(program, "parcels"), "succeeded"), 10, "the rest goes on")
+    until(has_state(program, program.post("parcels", {}), "succeeded"), 10, "the rest goes on")
     command(program, "resume", "every:1h")
     missed = 'result="missed",trigger="every:1h"'
     until(lambda: program.metrics("turnout_events_total").get(missed, 0) >= 4, 15, "missed ticks")
@@ -147,7 +138,7 @@ def test_ticks_of_a_paused_timer_are_missed(program: Program, clock: InjectedClo
 
 def test_a_limit_outlives_kills_and_ends_by_itself(program: Program, clock: InjectedClock) -> None:
     (program.flows.parent / "hold").touch()
-    runs = [post(program, "orders", hold=True) for _ in range(4)]
+    runs = [program.post("orders", {"hold": True}) for _ in range(4)]
     until(has_state(program, runs[0], "running"), 10, "the first runs")
     command(program, "limits", "set", "bill", "3", "--for", "1h", "--note", "month end")
     until(has_state(program, runs[2], "running"), 10, "three run at once")
