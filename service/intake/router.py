@@ -86,9 +86,9 @@ def _ask(
     decisions: list[Decision],
 ) -> None:
     """Ask one flow; its run gets `own`, the event or a copy of it."""
-    run = NewRun(
-        id=mint_id(), flow=flow.name, state=RunState.QUEUED, code_version=flow.code_version,
-        conditions=flow.conditions,
+    run = NewRun(  # without an id where a window takes its place
+        id=mint_id() if flow.window is None else "", flow=flow.name, state=RunState.QUEUED,
+        code_version=flow.code_version, conditions=flow.conditions,
     )  # fmt: skip
     asked = event.own() if flow.asks else event
     arguments: Mapping[str, Any] | None = None
@@ -139,12 +139,13 @@ def _offer(flow: AnyFlow, window: Window, event: Event, routed: Routed) -> None:
     """Offer an event to the window of a flow, in place of the run that it would start."""
     run, _, own, arguments = routed.runs[-1]
     if run.state is RunState.FAILED or arguments is None:
+        run.id = mint_id()
         return  # it cannot be read: a dead letter of its own
     try:
         asked = event.own() if flow.asks else event
         key = secrets.refuse_live(flow.window_key(asked), "the key of per=")
     except Exception as error:  # noqa: BLE001  the author's code, as in `_ask`
-        run.state, run.error = RunState.FAILED, failed(flow, event, error)
+        run.id, run.state, run.error = mint_id(), RunState.FAILED, failed(flow, event, error)
         return
     routed.runs.pop()
     routed.entry.runs.pop()

@@ -67,6 +67,8 @@ class WindowSettings:
 
     def is_another(self, before: WindowSettings) -> bool:
         """Whether a window with settings of before is not one that a flow with these opens."""
+        if before is self:
+            return False
         return before.kind != self.kind or set(before.parts) != set(self.parts)
 
     def to_json(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import apsw
@@ -48,6 +49,7 @@ from .values import dump, dump_list, instant, instant_or_none, micros, micros_or
 from .window_runs import Change, Runs, WindowEnds, key_fact
 
 _SQL = load("windows")
+_deadline = lru_cache(maxsize=64)(instant)  # many members of one append have the same
 
 
 class Windows:
@@ -99,7 +101,7 @@ class Windows:
                 if not again:
                     break
             if window is not None and window.due_at is not None:
-                deadline = instant(window.due_at)
+                deadline = _deadline(window.due_at)
                 appended.deadline = min(appended.deadline or deadline, deadline)
         return None if change.joined else change.ignored
 
