@@ -2,9 +2,10 @@
 
 The topic is filled first, 12 partitions of JSON records of 300 bytes, on an Apache Kafka of its
 own. The bare loop is aiokafka's `getmany` and orjson, and commits what it has decoded; FastStream
-calls a handler for each record; neither keeps anything. A rate is taken from the moment the
-partitions are assigned, so joining the group does not count; the processor time is the consuming
-process's alone. `python -m tests.bench.kafka [--quick]` measures this by itself.
+calls a handler for each record, or for each list of up to 500; neither keeps anything. A rate is
+taken from the moment the partitions are assigned, so joining the group does not count; the
+processor time is the consuming process's alone. `python -m tests.bench.kafka [--quick]` measures
+this by itself.
 """
 
 from __future__ import annotations
@@ -59,6 +60,13 @@ async def bill(order: dict) -> None:
     return None
 """
 
+BATCH = 500
+BATCHED = f"""{FLOW.replace("flow, limit", "batch, flow")}
+@flow(on=batch(ORDERS, {BATCH}, "200ms"))
+async def bill(orders: list[dict]) -> None:
+    return None
+"""
+
 
 def run(size: Size) -> list[Table]:
     """Measure the way in from Kafka, and the way to the end of the run."""
@@ -75,6 +83,9 @@ def run(size: Size) -> list[Table]:
                 "accept": partial(_accept, broker, topic, count, folder),
                 "first": partial(_faststream, broker, topic, count, "default"),
                 "run": partial(_run, broker, topic, count, folder),
+                "batches": partial(_batches, broker, topic, count, folder),
+                "lists": partial(_faststream, broker, topic, count, "batch"),
+                "acked lists": partial(_faststream, broker, topic, count, "batch-ack"),
                 "ack": partial(_faststream, broker, topic, count // 20, "ack"),
             }
             lost: dict[str, str] = {}
@@ -91,8 +102,12 @@ ROWS = (
     ("accept", "turnout: accepted, run queued", "event, run, offset"),
     ("first", "FastStream, as it comes", "nothing"),
     ("ack", "FastStream, AckPolicy.ACK", "offset"),
+    ("lists", f"FastStream, lists of up to {BATCH}", "nothing"),
+    ("acked lists", f"FastStream, lists of up to {BATCH}, AckPolicy.ACK", "offset"),
     ("run", "turnout: run to its recorded end", "event, run, offset, outcome"),
-)
+    ("batches", f"turnout: batches of {BATCH}, run to their recorded end",
+     "each event, its batch, run, offset, outcome"),
+)  # fmt: skip
 
 
 def _table(found: Mapping[str, Mapping[str, list[float]]], count: int) -> Table:
@@ -111,7 +126,16 @@ def _table(found: Mapping[str, Mapping[str, list[float]]], count: int) -> Table:
         if name in found:
             times = ratio(found["run"]["rate"], found[name]["rate"]).median
             table.at_least(f"run recorded × FastStream {text}", times, bound)
-    table.notes.append(f"FastStream with AckPolicy.ACK reads the first {count // 20:,} records.")
+    for name, text, bound in (("first", "one by one", 3), ("lists", "by lists", None)):
+        if name in found:
+            times = ratio(found["batches"]["rate"], found[name]["rate"]).median
+            if bound is not None:
+                table.at_least(f"batches recorded × FastStream {text}", times, bound)
+            else:
+                table.notes.append(f"Batches recorded × FastStream {text}: {times:.2f}.")
+    table.notes.append(
+        f"FastStream one by one with AckPolicy.ACK reads the first {count // 20:,} records."
+    )
     return table
 
 
@@ -171,6 +195,10 @@ def _run(broker: Broker, topic: str, count: int, folder: Path) -> Mapping[str, f
     return _rate(broker, topic, folder, FREE, count, _ended)
 
 
+def _batches(broker: Broker, topic: str, count: int, folder: Path) -> Mapping[str, float]:
+    return _rate(broker, topic, folder, BATCHED, count, _ended_in_batches)
+
+
 def _accepted(program: Program) -> float:
     found = program.metrics("turnout_events_total")
     return sum(value for labels, value in found.items() if 'result="accepted"' in labels)
@@ -180,6 +208,14 @@ def _ended(program: Program) -> float:
     """Return how many runs have ended; what is accepted later is not counted as unfinished yet."""
     unfinished = program.unfinished()
     return max(0.0, _accepted(program) - unfinished)
+
+
+def _ended_in_batches(program: Program) -> float:
+    """Return how many records are accepted, once no window is open and no run unfinished."""
+    accepted = _accepted(program)
+    if program.unfinished() or program.api("/pending?limit=1")["items"]:
+        return 0
+    return accepted
 
 
 def _rate(

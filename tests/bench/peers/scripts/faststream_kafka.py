@@ -1,7 +1,8 @@
-"""FastStream: COUNT records of a topic handled: BOOTSTRAP TOPIC GROUP COUNT default|ack.
+"""FastStream: COUNT records of a topic handled: BOOTSTRAP TOPIC GROUP COUNT MODE.
 
-`default` is what a subscriber does when nothing is said (offsets are committed in the background,
-before the handler ends); `ack` is `AckPolicy.ACK`, a commit after each handler.
+MODE is `default`, what a subscriber does when nothing is said (offsets are committed in the
+background, before the handler ends), or `ack`, `AckPolicy.ACK`, a commit after each handler.
+`batch` and `batch-ack` are the same with a handler for each list of up to 500 records.
 """
 
 from __future__ import annotations
@@ -16,19 +17,33 @@ import uvloop
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 
-BOOTSTRAP, TOPIC, GROUP, COUNT, POLICY = sys.argv[1:]
+BOOTSTRAP, TOPIC, GROUP, COUNT, MODE = sys.argv[1:]
 broker = KafkaBroker(BOOTSTRAP, logger=None)
-policy: dict[str, Any] = {} if POLICY == "default" else {"ack_policy": AckPolicy.ACK}
+options: dict[str, Any] = {"group_id": GROUP, "auto_offset_reset": "earliest"}
+if MODE.endswith("ack"):
+    options["ack_policy"] = AckPolicy.ACK
+if MODE.startswith("batch"):
+    options |= {"batch": True, "batch_timeout_ms": 200, "max_records": 500}
 done = asyncio.Event()
 left = int(COUNT)
 
 
-@broker.subscriber(TOPIC, group_id=GROUP, auto_offset_reset="earliest", **policy)
-async def bill(order: dict) -> None:  # type: ignore[type-arg]  # as its documentation writes it
+def handled(count: int) -> None:
     global left
-    left -= 1
-    if left == 0:
+    left -= count
+    if left <= 0:
         done.set()
+
+
+async def bill(order: dict) -> None:  # type: ignore[type-arg]  # as its documentation writes it
+    handled(1)
+
+
+async def bill_together(orders: list[dict]) -> None:  # type: ignore[type-arg]
+    handled(len(orders))
+
+
+broker.subscriber(TOPIC, **options)(bill_together if MODE.startswith("batch") else bill)
 
 
 async def main() -> None:
