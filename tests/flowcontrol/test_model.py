@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 
@@ -39,6 +40,25 @@ def test_flow_control_does_what_its_page_says(full: bool, seed: int, say: Say) -
     for number in range(seed, seed + 10):
         say(f"TURNOUT_TEST_SEED={number}")
         play(FlowControlMachine, AT_ONCE, seed=number)
+
+
+class Noted(FlowControlMachine):
+    """A machine that notes what is asked of the journal, and what it answers, in order."""
+
+    notes: ClassVar[list[str]] = []
+
+    def told(self, what: str, call: Any) -> None:
+        self.notes.append(f"{what} {call.name} {call.arguments if call.is_read else ''}")
+        super().told(what, call)
+
+
+def test_a_history_has_the_same_effect_each_time() -> None:
+    played = []
+    for _ in range(2):
+        Noted.notes.clear()
+        play(Noted, 5)
+        played.append(list(Noted.notes))
+    assert played[0] == played[1]
 
 
 # ---------------------------------------------------------------- negative controls
