@@ -60,7 +60,7 @@ SERVED = {"deploy/README.md": ("handlers/README.md", "orders.py")}
 """By page: the page and file of the flows that are served already where it is read."""
 
 
-SECRETS = {"GITHUB_SECRET": "of the page", "PARTNER_SECRET": "of the page"}
+SECRETS = dict.fromkeys(("GITHUB_SECRET", "PARTNER_SECRET", "CRM_TOKEN"), "of the page")
 
 
 class Terminal:
