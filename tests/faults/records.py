@@ -182,7 +182,9 @@ def places(data: Path, *, live: bool = False) -> dict[int, int]:
 
 def _places(journal: sqlite3.Connection) -> dict[int, int]:
     try:
-        rows = journal.execute("SELECT partition, value FROM positions").fetchall()
+        rows = journal.execute(
+            "SELECT partition, value FROM positions WHERE trigger LIKE 'kafka:%'"
+        ).fetchall()
     except sqlite3.OperationalError:  # no table yet: it died, or is, in its first moments
         return {}
     found = {key.rpartition("/")[2]: json.loads(value) for key, value in rows if "/" in key}

@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 
 from turnout.service.domain.conditions import Conditions
-from turnout.service.domain.errors import NotFound, QueueFull
+from turnout.service.domain.errors import ClaimLost, NotFound, QueueFull
 from turnout.service.domain.event import Event
+from turnout.service.domain.run import Outcome, RunError, RunState
 from turnout.service.domain.windows.absent import absent
 from turnout.service.domain.windows.batch import batch
 from turnout.service.domain.windows.debounce import debounce
 from turnout.service.domain.windows.firing import Firing, firing_of
 from turnout.service.domain.windows.window import MOST_MEMBERS, WindowSettings
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import Appended, Entry, Filter, Move, NewMember
+from turnout.service.journal.records import Appended, ClaimedRun, Entry, Filter, Move, NewMember
 from turnout.triggers.webhook import webhook
 
 from .journal_contract import NOW, S, at, claim_all, ended, finish, make_event, make_run
@@ -59,6 +60,17 @@ async def decisions_of(journal: Journal, event_id: str) -> list[tuple[str, str]]
 
 def seqs(appended: Appended) -> Sequence[int]:
     return [fired.queued.seq for fired in appended.fired]
+
+
+FAULT = RunError("Fault", "it is broken")
+
+
+async def fired_batch(journal: Journal, count: int) -> ClaimedRun:
+    """Return the claimed run of a batch of so many events."""
+    settings = batch(HOOK, count, "10s").settings
+    *_, last = [await offer(journal, settings, at) for at in range(count)]
+    [run] = await claim_all(journal, seqs(last))
+    return run
 
 
 class WindowsContract:
@@ -289,6 +301,64 @@ class WindowsContract:
             await journal.rescue(now=NOW)
             assert not (await journal.close_due(FLOWS, now=at(4), limit=9)).fired
             assert (await journal.close_due(FLOWS, now=at(5), limit=9)).fired
+
+    # ---------------------------------------------------------------- single items
+
+    async def test_the_next_attempt_has_only_the_members_that_are_left(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            run = await fired_batch(journal, 4)
+            again = Outcome(state=RunState.RETRYING, due_at=at(3), error=FAULT, left=[1, 3])
+            await journal.record(run, again, started_at=at(2), now=at(2))
+        async with self.open(tmp_path) as journal:  # it is stored
+            [second] = await journal.claim([run.claim.run_seq], now=at(3))
+            assert run.members is not None and second.members is not None
+            assert (second.members.count, second.members.round) == (4, 1)
+            assert second.members.places == [1, 3]
+            assert second.members.seqs == [run.members.seqs[1], run.members.seqs[3]]
+            again = Outcome(state=RunState.RETRYING, due_at=at(4), error=FAULT, left=[3])
+            await journal.record(second, again, started_at=at(3), now=at(3))
+            [third] = await journal.claim([run.claim.run_seq], now=at(4))
+            assert third.members is not None and third.event.id == run.event.id
+            assert (third.members.places, third.members.round) == ([3], 2)
+
+    async def test_a_member_that_has_failed_is_a_dead_letter_of_its_own(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            run = await fired_batch(journal, 3)
+            assert run.members is not None
+            buried = [(run.members.seqs[1], FAULT)]
+            [event] = await journal.member_events(run.members.seqs[1:2])
+            done = Outcome(state=RunState.SUCCEEDED, reason="1 of 3", buried=buried)
+            await journal.record(run, done, started_at=at(2), now=at(2))
+            [letter] = await journal.runs(Filter(dead=True))
+            assert (letter.event_id, letter.error) == (event.id, FAULT)
+            assert (letter.replay, letter.events, letter.flow) == (1, 1, "bill")
+            whole = await journal.run(run.claim.run_id)
+            assert whole is not None and (whole.state, whole.events) == (RunState.SUCCEEDED, 3)
+            assert journal.counts()[1] == {"bill": 1}
+
+    async def test_who_has_lost_the_run_leaves_and_buries_nothing(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            lost = await fired_batch(journal, 3)
+            assert lost.members is not None
+            handed_back = Outcome(state=RunState.QUEUED, counts=False)
+            await journal.record(lost, handed_back, started_at=at(2), now=at(2))
+            [run] = await journal.claim([lost.claim.run_seq], now=at(3))
+            fates = [
+                Outcome(state=RunState.RETRYING, due_at=at(4), error=FAULT, left=[0]),
+                Outcome(state=RunState.SUCCEEDED, buried=[(lost.members.seqs[0], FAULT)]),
+            ]
+            for fate in fates:
+                with pytest.raises(ClaimLost):
+                    await journal.record(lost, fate, started_at=at(2), now=at(3))
+            again = Outcome(state=RunState.RETRYING, due_at=at(4), error=FAULT)
+            await journal.record(run, again, started_at=at(3), now=at(3))
+            [last] = await journal.claim([lost.claim.run_seq], now=at(4))
+            assert last.members is not None and last.members.places == range(3)
+            assert await journal.runs(Filter(dead=True)) == []
 
     # ---------------------------------------------------------------- as they went
 
