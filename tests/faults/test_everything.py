@@ -131,7 +131,7 @@ UNENDED = """
 SELECT count(*) FROM runs WHERE state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting')
 """
 MOVED = """
-SELECT e.details ->> '$.extensions.fileurl' FROM events AS e
+SELECT e.trigger, e.details ->> '$.subject' FROM events AS e
 WHERE e.trigger LIKE 'files:%' AND (
     EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.state = 'succeeded')
     OR EXISTS (SELECT 1 FROM window_events AS m JOIN runs AS r ON r.window_seq = m.window_seq
@@ -154,7 +154,7 @@ def problems(data: Path, load: Load) -> tuple[list[str], Counter[str], set[str]]
         (unended,) = journal.execute(UNENDED).fetchone()
         rows = journal.execute("SELECT id, trigger FROM events").fetchall()
         flows = {flow for (flow,) in journal.execute("SELECT DISTINCT flow FROM runs")}
-        moved = {"/".join(url.split("/")[-2:]) for (url,) in journal.execute(MOVED)}
+        moved = {f"{Path(trigger).parent.name}/{name}" for trigger, name in journal.execute(MOVED)}
     if unended:
         found.append(f"{unended} runs have not ended")
     ids = {event for event, _ in rows}
@@ -191,7 +191,7 @@ def test_every_event_ends_linked_to_a_run_or_to_a_decision_and_its_source_follow
     program = program_for(group, tmp_path / "service")
     wanted = 42_000 if full else 300
     load = Load(program.port, tmp_path / "service" / "inbox", dice, wanted, 0 if full else 0.005)
-    feeder = Feeder(broker=kafka, topic=group.topic, pace=200)
+    feeder = Feeder(broker=kafka, topic=group.topic, pace=60 if full else 20)
     with program:
         program.start().ready(60)
         with load.running(), feeder.running():
