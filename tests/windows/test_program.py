@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,19 +134,21 @@ def test_files_of_a_batch_are_moved_after_its_run_and_never_before(
     assert sorted(results) == ["0", "1", "2", "3"]
 
 
-def test_a_file_in_an_open_window_stays_where_it_is(program: Program, tmp_path: Path) -> None:
-    program.flows.write_text(FLOWS.replace('3, "1s"', '3, "1h"'))
-    program.start().ready()
-    (tmp_path / "in" / "a.txt").write_text("a")
-    until(
-        lambda: (
-            program.metrics("turnout_events_total").get(
-                f'trigger="files:{tmp_path}/in/*.txt",result="accepted"'
-            )
-            or "accepted" in str(program.metrics("turnout_events_total"))
-        ),
-        10,
-        "the file is accepted",
+def test_a_file_under_a_debounce_is_moved_after_its_run_and_never_before(
+    program: Program, tmp_path: Path
+) -> None:
+    batched = """batch(files(f"{HERE}/in/*.txt", settle="10ms", then=move("done/")), 3, "1s")"""
+    assert batched in FLOWS
+    debounced = batched.replace("batch(", "debounce(").replace(', 3, "1s"', ', "1s", keep="all"')
+    program.flows.write_text(
+        FLOWS.replace(batched, debounced).replace("path.read_text()", "str(path.resolve())")
     )
-    time.sleep(1)  # longer than it takes to move a file
-    assert (tmp_path / "in" / "a.txt").exists()
+    program.start().ready()
+    file = tmp_path / "in" / "a.txt"
+    file.write_text("a")
+    until(lambda: all_runs(program, "digest"), 20, "the file is in a window")
+    (run,) = all_runs(program, "digest")
+    assert run["state"] == "succeeded" or file.exists()
+    assert ended(program, run["id"])["result"] == [str(file)], "its run found it where it was"
+    until(lambda: (tmp_path / "in" / "done" / "a.txt").exists(), 10, "the file is moved")
+    assert not file.exists()
