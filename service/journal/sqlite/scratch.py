@@ -16,10 +16,12 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome, RunError, RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import (
+    NOTHING,
     Appended,
     Claim,
     ClaimedRun,
     Decision,
+    Entry,
     NewRun,
 )
 
@@ -29,6 +31,7 @@ from .apply import Batch
 from .claims import ClaimJob
 from .connection import STATEMENTS_KEPT
 from .counters import RunCounters
+from .events import AppendJob
 from .migrations import migrate
 from .outcomes import OutcomeJob
 from .resume_cache import ResumeCache
@@ -65,7 +68,10 @@ class ScratchJournal:
         self._counters = RunCounters(0)
         self._claimed: dict[str, ClaimedRun] = {}
         self._ended: list[int] = []
-        self._last_event = 0
+        job = AppendJob([Entry(event=_EVENT)], utc_now(), "", NOTHING)
+        self._batch((job,), self._counters)
+        self._event_seq: int = job.result[0].event_seq
+        self._arrived = 0
 
     def close(self) -> None:
         """Release the memory."""
@@ -73,8 +79,9 @@ class ScratchJournal:
 
     def arrive(self, run: NewRun, at: datetime) -> Appended:
         """Decide about a new run and store it; one in state `running` has started."""
-        self._last_event += 1  # of which there is no row
-        appended = self._intake.replay(self._last_event, [run], micros(at), self._counters)
+        self._arrived += 1
+        run.replay = self._arrived  # an event has one run of each number
+        appended = self._intake.replay(self._event_seq, [run], micros(at), self._counters)
         if run.id in appended.refused:
             self._has_ended(run.seq, at)
         elif run.state is RunState.RUNNING:
