@@ -428,7 +428,11 @@ async def test_an_artefact_has_its_own_bound(stub: Stub) -> None:
         assert len(stub.asked) == 1
 
 
-async def test_a_download_of_any_size_takes_the_same_memory(stub: Stub, full: bool) -> None:
+@pytest.mark.timeout(300)
+async def test_a_download_of_any_size_takes_the_same_memory(
+    stub: Stub, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnout.testing.service._PATIENCE_SECONDS", 280.0)
     part = b"0123456789abcdef" * 65_536
     count = 1024 if full else 40  # MiB
 
