@@ -265,6 +265,7 @@ AT_THE_COMMAND = (
         "report",
         "should be a valid integer",
         1,
+        in_own_process=True,
     ),
     AtTheCommand(
         "a state that does not exist",
