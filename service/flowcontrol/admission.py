@@ -51,7 +51,7 @@ class Admission:
         return [gate for gate in gates if not gate.is_recalled]
 
     def recall(self, starts: Iterable[Start]) -> None:
-        """Count for throttles that are new what the journal has recorded, in order of time."""
+        """Count for throttles that are new what the journal has recorded, in that order."""
         gates = {gate.owns: gate for gate in self.unread_throttles()}
         for start in starts:
             gate = gates.get((start.flow, start.place))

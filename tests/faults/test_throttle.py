@@ -129,6 +129,7 @@ def test_no_stretch_holds_more_starts_than_the_throttle_says(
             send(program, runs)
             for kill in range(KILLS):
                 time.sleep(dice.uniform(0.1, 1.5))
+                recorded.look()  # what is of another hour is deleted by the first start
                 if kill == 2:
                     clock.set("-1h")  # first under the running program, then over a start
                 if kill == 3:
@@ -136,13 +137,15 @@ def test_no_stretch_holds_more_starts_than_the_throttle_says(
                 program.kill()
                 program.start()
                 program.ready()
+            time.sleep(2)  # else the instants before and after that hour are within two seconds
+            recorded.look()
             clock.set("+0s")  # what was to be retried is due an hour ahead
             until(lambda: program.unfinished() == 0, runs + 60, "every run ended")
         most = recorded.most_within(2)
         say(f"{len(recorded.rows)} starts, at most {most} in 2 s")
         assert program.stop() == 0
     program.check_journal()
-    assert len(recorded.rows) >= 3 * runs
+    assert len(recorded.rows) >= 2 * runs, "most of the three starts of each run are seen"
     assert most <= 20
 
 

@@ -266,7 +266,9 @@ def test_a_run_pauses_it_twenty_times_and_then_retries_like_any_other(open_shop:
         assert shop.query("SELECT state, attempts, result FROM runs") == [
             ("succeeded", 1, b'"nothing"')
         ], "then the task's own retries and its fallback are used"
-        assert 26 <= len(shop.crm.asked) <= 28, "20 pauses and six tries; a kill may repeat one"
+        # Twenty pauses and six tries; each of the kills may repeat one, or cut off a try, which is
+        # spent then: a machine that is slow to kill does so when the pauses are over.
+        assert 24 <= len(shop.crm.asked) <= 28
 
 
 def test_a_restart_keeps_it_open(open_shop: Open) -> None:

@@ -163,6 +163,14 @@ async def test_a_clock_that_was_once_ahead_stops_nothing(tmp_path: Path) -> None
         await service.finished((await service.send()).runs[0])
     async with running(tmp_path, [paced]) as service:
         await service.finished((await service.send()).runs[0])
+    async with running(tmp_path, [paced]) as service:  # what has started since then counts
+        await service.send()
+
+        async def waits() -> bool:
+            return service.process.dispatcher.next_alarm_at() is not None
+
+        await eventually(waits)
+        assert len(await starts(service)) == 2
 
 
 async def test_retries_of_a_task_and_runs_that_wake_up_do_not_count(tmp_path: Path) -> None:

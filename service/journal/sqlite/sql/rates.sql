@@ -2,8 +2,9 @@
 -- go; it is deleted a bounded number at a time.
 
 -- name: starts
--- All starts that are kept, in their order.
-SELECT json_group_array(json_array(flow, place, key, at, until) ORDER BY at) FROM starts;
+-- All starts that are kept, as they were recorded: not by their instants, since the clock may have
+-- been set back between two of them.
+SELECT json_group_array(json_array(flow, place, key, at, until) ORDER BY rowid) FROM starts;
 
 -- name: nth_latest
 -- When the run of a key (?1, ?2, ?3) was accepted that has so many (?4) after it, or is the latest
