@@ -239,16 +239,16 @@ class Process:
         if state.has_waits:
             await cancel_children(self.operator, run.claim.run_seq, run.claim.run_id)
         if run.members is not None:
-            await self._members_ended()
+            await self._members_ended(run.claim.run_seq)
             return
         emitter = self.emitters.get(run.event.trigger)
         if emitter is not None and emitter.acts_after_runs:
             await self.after_run_actions.event_ended(run.event_seq)
 
-    async def _members_ended(self) -> None:
-        """Carry out what is due after the events of a window, whose number may be large."""
+    async def _members_ended(self, run_seq: int) -> None:
+        """Carry out what is due after the events of the window of a run."""
         if any(emitter.acts_after_runs for emitter in self.emitters.values()):
-            await self.after_run_actions.sweep()
+            await self.after_run_actions.sweep(of_run=run_seq)
 
     def _tell_retried(self, run: ClaimedRun, outcome: Outcome) -> None:
         """Log an attempt that failed and is not the last; a step tells of its own tries."""
@@ -271,7 +271,7 @@ class Process:
         self._ended(run.flow, run.state).inc()
         self.waiters.finished(run.id, Outcome(state=run.state, reason=run.reason))
         if run.events > 1:
-            self._tasks.create_task(self._members_ended())
+            self._tasks.create_task(self._members_ended(run.seq))
             return
         emitter = self.emitters.get(run.trigger)
         if emitter is not None and emitter.acts_after_runs:

@@ -42,33 +42,36 @@ class AfterRunActions:
         """Whether an action is running."""
         return bool(self._asked)
 
-    async def event_ended(self, event_seq: int) -> None:
-        """Carry out the event's action if its last run has ended.
+    async def event_ended(self, event_seq: int) -> bool:
+        """Carry out the event's action if its last run has ended; returns whether it did.
 
         For runs that end together only one call works; it looks again if another run asked
         meanwhile.
         """
         if event_seq in self._asked:
             self._asked[event_seq] = True
-            return
+            return False
         self._asked[event_seq] = True
         try:
             while self._asked[event_seq]:
                 self._asked[event_seq] = False
                 ended = await self._journal.event_ended(event_seq)
                 if ended is not None and await self._carry_out(ended):
-                    return
+                    return True
         finally:
             del self._asked[event_seq]
+        return False
 
-    async def sweep(self) -> int:
-        """Carry out every due action; returns how many were carried out."""
+    async def sweep(self, *, of_run: int | None = None) -> int:
+        """Carry out every due action, or those of a windowed run's events; returns how many.
+
+        A run is told by its seq.
+        """
         done = after = 0
-        while batch := await self._journal.due_actions(after, BATCH):
+        while batch := await self._journal.due_actions(after, BATCH, of_run=of_run):
             for ended in batch:
                 after = ended.seq
-                if ended.seq not in self._asked:
-                    done += await self._carry_out(ended)
+                done += await self.event_ended(ended.seq)
         return done
 
     async def _carry_out(self, ended: EndedEvent) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.support.running import eventually, make_event, running
-from turnout import flow
+from turnout import batch, flow
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import AfterRun, Emitter
 from turnout.service.journal.records import Filter
@@ -103,3 +103,24 @@ async def test_an_action_that_its_author_has_removed_is_not_carried_out_later(
             service.process.emitters["tidy"] = emitter
             assert await service.process.after_run_actions.sweep() == count
         assert not ended
+
+
+async def test_what_is_due_after_other_events_is_not_done_by_each_run_of_a_window(
+    tmp_path: Path,
+) -> None:
+    @flow(on=batch(Tidy(), 2, "1h"))
+    async def store(events: list[Event]) -> None: ...
+
+    await a_service_whose_action_fails(tmp_path)
+    async with running(tmp_path, [first, store]) as service:
+        emit = service.process.emitter(Tidy(), lambda _event: (store,))
+        service.process.emitters["tidy"] = emit
+        members = [make_event("n"), make_event("n")]
+        await emit(members)
+
+        async def done() -> bool:
+            return len(ended) >= len(members)
+
+        await eventually(done)
+        assert sorted(ended) == sorted((each.id, None) for each in members)
+        assert await service.process.after_run_actions.sweep() == 1

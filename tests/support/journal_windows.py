@@ -292,6 +292,8 @@ class WindowsContract:
             await journal.drop_window(appended[2].windows["bill"], now=at(3))
             last = (await journal.due_actions(0, 9))[-1]
             assert last.event.id == appended[2].event and last.is_refused
+            of_run = await journal.due_actions(0, 9, of_run=claimed.claim.run_seq)
+            assert of_run == due
 
     async def test_a_clock_that_was_ahead_leaves_a_window_the_time_it_had(
         self, tmp_path: Path

@@ -82,8 +82,13 @@ class Intake(Protocol):
     async def shapes(self) -> list[Sequence[str]]:
         """Return the distinct shapes of open waits for events."""
 
-    async def due_actions(self, after_seq: int, limit: int) -> list[EndedEvent]:
-        """Return events whose after-run action is due, in order of arrival."""
+    async def due_actions(
+        self, after_seq: int, limit: int, *, of_run: int | None = None
+    ) -> list[EndedEvent]:
+        """Return events whose after-run action is due, in order of arrival.
+
+        With `of_run`, the seq of a windowed run, only events of its window.
+        """
 
     async def record_action(self, event_seq: int, event: Event | None) -> None:
         """Record an event's after-run action as done, with the event's new extensions if given."""

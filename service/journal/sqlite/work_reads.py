@@ -39,6 +39,10 @@ _IN_WINDOW = (
     "EXISTS (SELECT 1 FROM window_events AS m CROSS JOIN windows AS w ON w.seq = m.window_seq"
     " WHERE m.event_seq = e.seq AND w.state"
 )
+_OF_WINDOW = (  # the events of the window of a run
+    "runs AS o CROSS JOIN window_events AS w ON w.window_seq = o.window_seq"
+    " CROSS JOIN events AS e ON e.seq = w.event_seq WHERE o.seq = ? AND"
+)
 _UNENDED = (
     "(EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq"
     f" AND r.state IN {UNFINISHED_STATES}) OR {_IN_WINDOW} = 'open')"
@@ -191,16 +195,22 @@ class WorkReads(SqliteReader):
         found = await self.read(lambda connection: connection.execute(_SQL["orphans"], known).get)
         return dict(orjson.loads(found))
 
-    async def due_actions(self, after_seq: int, limit: int) -> list[EndedEvent]:
+    async def due_actions(
+        self, after_seq: int, limit: int, *, of_run: int | None = None
+    ) -> list[EndedEvent]:
         """Return events whose after-run action is due, in order of arrival."""
+        events = "events AS e WHERE"
+        bindings: tuple[int, ...] = (after_seq, limit)
+        if of_run is not None:
+            events, bindings = _OF_WINDOW, (of_run, *bindings)
         return await self.read(
             lambda connection: [
                 _ended_event(row)
                 for row in connection.execute(
-                    f"SELECT {EVENT_COLUMNS}, {_FAILURE}, {_IS_REFUSED} FROM events AS e"
-                    f" WHERE e.after_run_action = 0 AND e.seq > ? AND NOT {_UNENDED}"
+                    f"SELECT {EVENT_COLUMNS}, {_FAILURE}, {_IS_REFUSED} FROM {events}"
+                    f" e.after_run_action = 0 AND e.seq > ? AND NOT {_UNENDED}"
                     " ORDER BY e.seq LIMIT ?",
-                    (after_seq, limit),
+                    bindings,
                 )
             ]
         )
