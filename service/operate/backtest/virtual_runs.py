@@ -108,7 +108,8 @@ class VirtualRuns:
         if past is not None and (past.started_at is not None or _never_began(past)):
             return past.started_at
         key = _mode_key(live.run)
-        return None if key is not None and key in self._under_way else live.accepted_at
+        is_behind = key is not None and key in self._under_way
+        return None if is_behind else _not_before(past, live.accepted_at)
 
     def _begun(self, live: _Live, at: datetime) -> None:
         live.began = True
@@ -146,7 +147,7 @@ class VirtualRuns:
         key = _mode_key(live.run)
         behind = None if key is None else self._behind.pop(key, None)
         if behind is not None and behind in self._live:
-            self._plan(at, "start", behind)
+            self._plan(_not_before(self._live[behind].past, at), "start", behind)
 
     def _forget(self, run_id: str) -> None:
         live = self._live.pop(run_id, None)
@@ -165,6 +166,13 @@ def _mode_key(run: NewRun) -> str | None:
 def _was_cut_off(past: PastRun) -> bool:
     """Whether another run has ended it."""
     return past.refused in _CUT_OFF
+
+
+def _not_before(past: PastRun | None, at: datetime) -> datetime:
+    """Return when a run may start; one that really waited until a newer one came waits so long."""
+    if past is None or not _was_cut_off(past) or past.started_at or past.finished_at is None:
+        return at
+    return max(at, past.finished_at + timedelta(microseconds=1))
 
 
 def _never_began(past: PastRun | None) -> bool:
