@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 
 AT_ONCE = 250
 
+pytestmark = pytest.mark.alone
+
 
 def key(event: Event) -> int:
     return int(event.data["key"])

@@ -150,7 +150,6 @@ def attaches(order: Order) -> str:
 @flow
 async def asks(order: Order) -> int:
     answer = await http.post("https://a.example/", json={"id": order.id}, headers={"X": "y"})
-    reveal_type(answer)  # turnout.handlers.actions.http_response.HttpResponse
     reveal_type(answer.text)  # str
     reveal_type((await http("PATCH", "https://a.example/", untrusted=True)).status_code)  # int
     await http.get("https://a.example/dump", to=artefact("dump.zst"), redirects=2)
