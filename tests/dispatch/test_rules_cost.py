@@ -16,11 +16,9 @@ from tests.support.running import Running, make_event, running
 from turnout import flow, limit
 from turnout.service.domain.event import Event
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 AT_ONCE = 250
-
-pytestmark = pytest.mark.alone
 
 
 def key(event: Event) -> int:
