@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from itertools import chain
 
 from turnout.service.journal.records import Queued
@@ -112,9 +113,15 @@ class Head:
         if self.holding:
             return self.holding
         due, fresh = self.woken_due or self.due, self.woken or self.window
-        if self.resumed and (not fresh or self.resumed[0].seq < fresh[0].seq):
+        if self.resumed and self._is_older(self.resumed[0], fresh):
             fresh = self.resumed
         return due if due and (self._due_next or not fresh) else fresh
+
+    def _is_older(self, resumed: Queued, fresh: deque[Queued]) -> bool:
+        """Whether a resumed run came before every first try; those not read yet may be older."""
+        if fresh:
+            return resumed.seq < fresh[0].seq
+        return not (self.unread and self.cursor < resumed.seq)
 
     @property
     def _going_on(self) -> deque[Queued]:
@@ -150,7 +157,7 @@ class Head:
     def add_due(self, run: Queued, *, holds: bool) -> None:
         """Add a run that is due; `holds` if it holds its place at a limit meanwhile."""
         if holds:
-            self.holding.append(run)
+            insort(self.holding, run, key=_by_turn)
         elif run.resumes:
             insort(self.resumed, run, key=by_seq)
         elif self.due and by_due(run) < by_due(self.due[-1]):
@@ -162,7 +169,7 @@ class Head:
         """Let a run that was set aside behind a key ask again, before those that have not asked."""
         run.woken_by = key
         if holds:
-            self.holding.append(run)
+            insort(self.holding, run, key=_by_turn)
         elif run.resumes:
             insort(self.resumed, run, key=by_seq)
         elif run.is_due:
@@ -197,3 +204,12 @@ class Head:
         self.cursor = self.passed_to = 0
         self.passes_over = False
         self.unread = True
+
+
+_AT_ONCE = datetime.min.replace(tzinfo=UTC)
+
+
+def _by_turn(run: Queued) -> tuple[bool, datetime, int]:
+    """Order runs that hold a place: those that resume, by seq, then the others, by when due."""
+    due_at = None if run.resumes else run.due_at
+    return not run.resumes, due_at or _AT_ONCE, run.seq

@@ -232,6 +232,29 @@ def test_a_due_run_goes_before_those_that_are_due_later_whichever_is_added_first
     assert take_all(queue) == [5, 7, 8, 9]
 
 
+def resumed(seq: int) -> Queued:
+    run = due(seq)
+    run.resumes = True
+    return run
+
+
+def test_a_resumed_run_waits_for_older_ones_that_are_not_read_yet() -> None:
+    queue = fresh()
+    queue.clear()
+    queue.add_due(resumed(4))
+    assert queue.head(NORMAL).first is None, "the journal may hold an older one"
+    read(queue, [queued(2), queued(6)])
+    assert take_all(queue) == [2, 4, 6]
+
+
+def test_runs_that_keep_a_place_resume_in_the_order_they_came() -> None:
+    queue = fresh()
+    head = queue.head(NORMAL)
+    for run in (resumed(5), due(9), resumed(3), due(8)):
+        head.add_due(run, holds=True)
+    assert take_all(queue) == [3, 5, 8, 9]
+
+
 def test_runs_whose_keys_became_free_start_in_the_order_they_arrived() -> None:
     queue = fresh()
     for seq, key in ((5, "x"), (6, "y")):
