@@ -162,7 +162,7 @@ def told_at(due_at: int, opened_at: int, lives: Sequence[Life], grace: int) -> f
         at = max(due_at, life.since)
         if opened_at < life.since:
             at = max(at, life.since + grace)
-        if at < life.until:
+        if at <= life.until:
             return at
     return inf
 
