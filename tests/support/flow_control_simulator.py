@@ -126,7 +126,8 @@ class RateLimited(Rule):
 class Unique(Rule):
     """One run until it has ended; or for so long, unless it fails, is cancelled or outdated.
 
-    The key is that of the run that got it last: the ones before have given it up.
+    For so long, the key is that of the run that got it last: the ones before have given it up. A
+    replay is not asked; until it has ended, its work is under way like any other.
     """
 
     name = "unique"
@@ -137,7 +138,7 @@ class Unique(Rule):
         if run.replayed:
             return False
         if self.until is None:
-            return any(each.is_unfinished and not each.replayed for each in others)
+            return any(each.is_unfinished for each in others)
         last = max((each for each in others if each.accepted), key=_by_seq, default=None)
         if last is None or last.state in (S.FAILED, S.CANCELLED) or last.outdated:
             return False
