@@ -230,7 +230,7 @@ class DispatchMachine(Machine):
             self.simulator.cancel_answered(run.id)
 
     def told_retry_done(self, _run_id: str, _step: None, result: Any) -> None:
-        self.simulator.retried(result.run.id)
+        self.simulator.retried(result.run.id, self.at)
 
     def told_drop_done(self, _run_id: str, result: Any) -> None:
         self.simulator.dropped(result.id)

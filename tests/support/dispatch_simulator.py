@@ -200,12 +200,12 @@ class DispatchSimulator:
         """Learn that a cancel has answered: from now on no code of the run begins."""
         self.runs[id_].is_stopped = self.runs[id_].state is S.CANCELLED
 
-    def retried(self, id_: str) -> None:
-        """Learn of an operator's retry, or that the next try is due now."""
+    def retried(self, id_: str, at: datetime) -> None:
+        """Learn of an operator's retry, or that the next try is due: both since it was asked for."""
         run = self.runs[id_]
         run.ready = False
         if run.state not in ENDED:
-            run.due_at = self.now()
+            run.due_at = at
             return
         run.retried = run.retried or not run.holds  # a dead letter that blocks its key goes first
         run.state, run.dead, run.deaths, run.due_at = S.QUEUED, False, 0, None

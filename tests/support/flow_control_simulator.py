@@ -375,9 +375,9 @@ class FlowControlSimulator(DispatchSimulator):
         assert isinstance(run, ControlledRun)
         run.state, run.outdated = S.SKIPPED, True
 
-    def retried(self, id_: str) -> None:
+    def retried(self, id_: str, at: datetime) -> None:
         run = self.runs[id_]
         if isinstance(run, ControlledRun) and run.state in ENDED:
             run.begun = run.outdated = False
-            run.asked_at = self.decided_at or self.now()
-        super().retried(id_)
+            run.asked_at = at
+        super().retried(id_, at)
