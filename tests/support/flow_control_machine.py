@@ -192,7 +192,7 @@ class FlowControlMachine(DispatchMachine):
             self.named[run.id] = run.flow
             known = self.known(run, data)
             known.accepted, known.replayed = accepted, not accepted
-            verdict = self.controlled.verdict(known, self.at)
+            verdict = self.verdict(known, stored)
             refused = stored.refused.get(run.id)
             reason = None if refused is None else str(refused.reason)
             if reason != verdict.refused:
@@ -209,6 +209,22 @@ class FlowControlMachine(DispatchMachine):
                 known.state, known.accepted = S.SKIPPED, False
                 self.simulator.runs[known.id] = known
         self.compare(stored, cancelled, skipped)
+
+    def verdict(self, run: ControlledRun, stored: Any) -> Verdict:
+        """Return what should become of a new run; a replay of a flow that is gone has no rules.
+
+        While its flow is being served again, or not any more, a replay has them or not.
+        """
+        if not run.replayed or (run.flow.served and run.flow.served_at_rest):
+            return self.controlled.verdict(run, self.at)
+        if run.flow.served == run.flow.served_at_rest:
+            return Verdict()
+        refused = stored.refused.get(run.id)
+        return Verdict(
+            refused=None if refused is None else str(refused.reason),
+            cancelled=frozenset(each.id for each in stored.cancelled),
+            skipped=frozenset(each.id for each in stored.skipped),
+        )
 
     def told_retry_done(self, _run_id: str, _step: None, result: Any) -> None:
         run = self.simulator.runs[result.run.id]
@@ -249,11 +265,20 @@ class FlowControlMachine(DispatchMachine):
         return known
 
     def check_class(self, run: Any, known: ControlledRun) -> None:
-        """Compare the class of a run that is stored with that which it should have."""
-        for each in self.declared_rules[known.flow.number]:
-            if isinstance(each, Classed) and run.priority != self.class_of(known, each):
+        """Compare the class of a run that is stored with that which it should have.
+
+        A replay of a flow that is gone has none; once the flow is served again it is a normal one.
+        """
+        flow = known.flow
+        for each in self.declared_rules[flow.number]:
+            if not isinstance(each, Classed):
+                continue
+            classes = {self.class_of(known, each)} if flow.served or flow.served_at_rest else set()
+            if known.replayed and not (flow.served and flow.served_at_rest):
+                classes.add(None)
+            if run.priority not in classes:
                 self.simulator.faults.append(
-                    f"run {run.seq} has the class {run.priority}, not {self.class_of(known, each)}"
+                    f"run {run.seq} has the class {run.priority}, not {classes}"
                 )
 
     def class_of(self, run: SimulatedRun, classed: Classed) -> int:
