@@ -272,11 +272,19 @@ class DispatchMachine(Machine):
         self.service.go(steps or None, order)
         if self.service.at_rest:
             self.simulator.settle()
-            if any(run.is_due for run in self.simulator.missed()):
+            if self.has_unread_due():
                 self.service.advance(A_MOMENT)  # what was due in the past is looked at again
                 self.service.go()
             self.simulator.rest(self.held(), self.holders, self.used)
         self.check()
+
+    def has_unread_due(self) -> bool:
+        """Whether a due run should start, or could but for a place, that has not been read."""
+        known = self.service.process.dispatcher.known_due
+        due = [run for run in self.simulator.live if run.is_due]
+        free = [run for run in due if not self.simulator.why_not(run) - {"slots", "flow"}]
+        missed = any(run.is_due for run in self.simulator.missed())
+        return missed or any(run.seq not in known for run in free)
 
     def check(self) -> None:
         if self.simulator.faults:

@@ -201,7 +201,7 @@ class DispatchSimulator:
         self.runs[id_].is_stopped = self.runs[id_].state is S.CANCELLED
 
     def retried(self, id_: str, at: datetime) -> None:
-        """Learn of an operator's retry, or that the next try is due: both since it was asked for."""
+        """Learn of an operator's retry, or that the next try is due, both since an instant."""
         run = self.runs[id_]
         run.ready = False
         if run.state not in ENDED:
