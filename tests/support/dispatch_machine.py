@@ -230,7 +230,10 @@ class DispatchMachine(Machine):
             self.simulator.cancel_answered(run.id)
 
     def told_retry_done(self, _run_id: str, _step: None, result: Any) -> None:
-        self.simulator.retried(result.run.id, self.at)
+        run = result.run
+        self.simulator.retried(run.id, self.at)
+        if run.flow != self.named[run.id]:  # it is called what its flow is called now
+            self.told_rename_flow_done(self.named[run.id], run.flow, 1)
 
     def told_drop_done(self, _run_id: str, result: Any) -> None:
         self.simulator.dropped(result.id)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from turnout.service.domain.conditions import Conditions
+from turnout.service.domain.conditions import Conditions, Mode
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import Overloaded, PositionsMoved, QueueFull, Refused
 from turnout.service.domain.run import Keys, Run, RunError, RunState
@@ -304,6 +304,20 @@ class ConditionsContract:
             await journal.rename_flow("bill", "charge")
             retried = await journal.retry(old.id, None, mode="latest", flow="charge", now=at(2))
             assert [run.id for run in retried.skipped] == [new.id]
+
+    @pytest.mark.parametrize("mode", ["replace", None])
+    async def test_a_new_run_finds_one_that_is_retried_after_its_flow_was_renamed(
+        self, tmp_path: Path, mode: Mode | None
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            old = asked(REPLACE, mode="k")
+            await put(journal, old)
+            await finished(journal, old)
+            await journal.rename_flow("bill", "charge")
+            retried = await journal.retry(old.id, None, mode=mode, flow="charge", now=at(2))
+            assert retried.run.flow == "charge"
+            new = make_run("charge", keys={"mode": "k"}, conditions=REPLACE)
+            assert [run.id for run in (await put(journal, new)).cancelled] == [old.id]
 
     async def test_a_forced_retry_has_no_key_of_its_mode(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

@@ -70,7 +70,7 @@ class Operations(Reads, Clearing, Protocol):
 
         It is asked under the `mode` of its flow, which is called `flow` now, as a new run is:
         `Refused` where `skip` would end it. With `force` it is not, and has no key of the mode from
-        now on.
+        now on. A run that is queued again goes to that name, as with `rename_flow`.
 
         Raises `NotFound`, `Refused`. Attempts count from 0 again, and the run is no dead letter any
         more. A run whose undo has failed only continues its undo, and is a dead letter until done.

@@ -13,10 +13,10 @@ import apsw
 
 from turnout.service.domain.conditions import Mode
 from turnout.service.domain.errors import Refused
-from turnout.service.domain.run import FINISHED, Run
+from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.journal.records import Retried
 
-from . import operations, run_keys
+from . import operations, rescue, run_keys
 from .conditions import Conditions
 from .counters import RunCounters
 from .older_runs import OlderRuns
@@ -42,8 +42,31 @@ def retry(
 ) -> Retried:
     """Queue a finished run again as the mode lets it; raises `Refused`.
 
-    `flow` is what its flow is called now.
+    `flow` is what its flow is called now. From now on the run is called so too: a new run of the
+    flow would not find it under the old name.
     """
+    retried = _retry(
+        connection, counters, conditions, run_id, from_step, now, mode=mode, force=force, flow=flow
+    )
+    run = retried.run
+    if flow is not None and run.flow != flow and run.state is RunState.QUEUED:
+        rescue.rename_flow(connection, counters, run.flow, flow)
+        retried.run = _run(connection, run_id) or run
+    return retried
+
+
+def _retry(
+    connection: apsw.Connection,
+    counters: RunCounters,
+    conditions: Conditions,
+    run_id: str,
+    from_step: str | None,
+    now: datetime,
+    *,
+    mode: Mode | None,
+    force: bool,
+    flow: str | None,
+) -> Retried:
     before = _run(connection, run_id)
     if before is None or mode is None or not _is_new_work(before):
         return Retried(run=operations.retry(connection, counters, run_id, from_step, now))
