@@ -240,17 +240,26 @@ async def _decoded(answer: httpx.Response) -> AsyncIterator[bytes]:
         return
     if coding not in ("gzip", "x-gzip", "deflate"):
         raise NoAnswer(f"the answer is packed as {coding[:20]!r}, which was not asked for")
-    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip, as it says
+    unpack, is_empty = _unpacker(), True
     try:
         async for packed in raw:
-            part = packed
+            part, is_empty = packed, False
             while True:
+                if unpack.eof:  # the next of several; an ended one would hold all that follows
+                    part = part.lstrip(b"\0")
+                    if not part:
+                        break
+                    unpack = _unpacker()
                 made = unpack.decompress(part, _CHUNK_BYTES)
                 yield made
-                part = unpack.unconsumed_tail
+                part = unpack.unused_data if unpack.eof else unpack.unconsumed_tail
                 if not part and len(made) < _CHUNK_BYTES:
                     break
     except zlib.error as error:
         raise NoAnswer(f"the answer cannot be unpacked: {error}") from None
-    if not unpack.eof:
+    if not (unpack.eof or is_empty):
         raise NoAnswer("the answer ended before it was complete")
+
+
+def _unpacker() -> zlib._Decompress:
+    return zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip, as it says

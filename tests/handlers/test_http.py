@@ -312,6 +312,34 @@ async def test_what_is_packed_is_unpacked(stub: Stub) -> None:
     assert stub.asked[0].headers["accept-encoding"] == "identity"
 
 
+@pytest.mark.parametrize(
+    ("packed", "content"),
+    [
+        (gzip.compress(b"one") + gzip.compress(b"two"), b"onetwo"),
+        (gzip.compress(b"one") + bytes(100_000), b"one"),
+        (b"", b""),
+    ],
+)
+async def test_several_packed_contents_padding_and_none_are_unpacked(
+    stub: Stub, packed: bytes, content: bytes
+) -> None:
+    url = stub.says("/packed", Reply(200, packed, {"Content-Encoding": "gzip"}))
+    assert (await http.get(url)).content == content
+
+
+async def test_what_follows_a_packed_content_is_not_held_in_memory(stub: Stub) -> None:
+    def endless() -> Iterator[bytes]:
+        yield gzip.compress(b"one")
+        for _ in range(1000):
+            yield b"x" * 65_536
+
+    url = stub.says("/packed", Reply(200, endless, {"Content-Encoding": "gzip"}))
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(HttpError, match="the answer cannot be unpacked"):
+        await http.get(url)
+    assert psutil.Process().memory_info().rss - before < 20 * 2**20
+
+
 async def test_no_proxy_of_the_environment_comes_between(
     stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
