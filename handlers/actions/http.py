@@ -31,6 +31,7 @@ from .http_exchange import Request, exchanged
 from .http_response import HttpError, HttpResponse
 
 _READS = frozenset({"GET", "HEAD"})
+MOST_REDIRECTS = 20
 _METHOD = re.compile(r"[A-Z]{1,20}")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
@@ -83,7 +84,7 @@ def _call(
 
     * `method`: `http("PATCH", url)` is `http.patch(url)`
     * `url`: the address, http or https, or the secret that holds it
-    * `params`: more fields for its query
+    * `params`: more fields for its query; a value may be a secret
     * `json`: the body, sent as JSON
     * `content`: the body as bytes or text, in place of `json`
     * `headers`: more headers; a value may be a secret
@@ -93,7 +94,7 @@ def _call(
       `Retry-After` is kept, a day at most
     * `allow`: statuses that are answers too, such as `{404}`; usually only 2xx are
     * `redirects`: how many are followed, by GET and HEAD. To another origin a redirect carries
-      no headers of yours, and none leads from https to http
+      headers and no body of yours, and none leads from https to http
     * `untrusted`: for an address that comes from outside: it must be public, and the connection
       goes to the very address that was looked up and checked
     * `to`: `artefact("dump.zst")` keeps the body as an artefact of the run, of any size
@@ -194,6 +195,7 @@ def _request(
         raise SetupError(f"http({method!r}, …): write a method such as 'GET'")
     if to is not None and not isinstance(to, Artefact):
         raise SetupError(f"http(to={to!r:.80}): write to=artefact('dump.zst')")
+    _refuse_unusable(params, content, headers, allow, redirects)
     given = {name: _header(name, value) for name, value in (headers or {}).items()}
     names = {name.lower() for name in given}
     body = content.encode() if isinstance(content, str) else content
@@ -218,6 +220,21 @@ def _request(
     )
 
 
+def _refuse_unusable(
+    params: object, content: object, headers: object, allow: object, redirects: object
+) -> None:
+    """Raise `SetupError` for options that cannot be meant."""
+    for option, given in (("params", params), ("headers", headers)):
+        if given is not None and not isinstance(given, Mapping):
+            raise SetupError(f"http({option}={given!r:.80}): write a dict, such as {{'name': 'x'}}")
+    if content is not None and not isinstance(content, bytes | str):
+        raise SetupError(f"http(content={content!r:.80}): write bytes or text, or json=…")
+    if not isinstance(allow, Collection) or not all(isinstance(each, int) for each in allow):
+        raise SetupError(f"http(allow={allow!r:.80}): write statuses, such as allow={{404}}")
+    if type(redirects) is not int or not 0 <= redirects <= MOST_REDIRECTS:
+        raise SetupError(f"http(redirects={redirects!r}): write a number to {MOST_REDIRECTS}")
+
+
 def _encoded(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
@@ -225,14 +242,14 @@ def _encoded(value: Any) -> bytes:
         raise SetupError(f"http(json=…) cannot be written as JSON: {error}") from None
 
 
-def _header(name: str, value: object) -> str | Secret:
+def _header(name: object, value: object) -> str | Secret:
     """Return the value of a header; raises `SetupError` for what is no line of ASCII text."""
-    if _HEADER.fullmatch(name):
+    if isinstance(name, str) and _HEADER.fullmatch(name):
         if isinstance(value, Secret):
             return value
         if isinstance(value, str) and value.isascii() and value.isprintable():
             return value
-    raise SetupError(f"http(headers=…): {name[:80]!a} is no header of one line of ASCII text")
+    raise SetupError(f"http(headers=…): {str(name)[:80]!a} is no header of one line of ASCII text")
 
 
 # ---------------------------------------------------------------- the step
@@ -248,5 +265,7 @@ async def _send_in_a_task(url: str | Secret, request: Request) -> HttpResponse:
     context = current()
     if context.run.id == DIRECT:
         return await exchanged(url, request, uuid.uuid4().hex)
-    body = hashlib.sha256(request.body or b"").hexdigest()
-    return await exchanged(url, request, context.key(f"{request.method} {url!r} {body}"))
+    asked = f"{request.method} {url!r} {hashlib.sha256(request.body or b'').hexdigest()}"
+    if request.params:
+        asked += f" {dict(request.params)!r}"
+    return await exchanged(url, request, context.key(asked))

@@ -9,7 +9,7 @@ import asyncio
 import re
 from asyncio import to_thread
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from turnout.service.client.outbound import (
@@ -31,7 +31,9 @@ _SHOWN_BYTES = 500
 _WRITE_BYTES = 2**20
 _UNBOUNDED = 2**62
 _WITHOUT_KEY = frozenset({"GET", "HEAD"})
-_MEDIA_TYPE = re.compile(r"\s*([\w.+-]+/[\w.+-]+)\s*(?:;|$)")
+_PART = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,48}"
+_MEDIA_TYPE = re.compile(rf"\s*({_PART}/{_PART})\s*(?:;|$)")
+"""A type that an artefact may have; what else a server says is no reason to refuse its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,17 +55,19 @@ class Request:
 async def exchanged(url: str | Secret, request: Request, key: str) -> HttpResponse:
     """Send a request with an idempotency key; raises `HttpError`, `HttpRefused`."""
     address = url.reveal() if isinstance(url, Secret) else url
-    shown = f"{request.method} {_shown(address, hides_path=isinstance(url, Secret))}"
-    headers = {
-        name: value.reveal() if isinstance(value, Secret) else value
-        for name, value in request.headers.items()
-    }
+    is_secret = isinstance(url, Secret)
+    shown = f"{request.method} {_shown(address, hides_path=is_secret)}"
+    headers = {name: _header(name, value) for name, value in request.headers.items()}
     if request.method not in _WITHOUT_KEY and "idempotency-key" not in map(str.lower, headers):
         headers["Idempotency-Key"] = key
     outgoing = Outgoing(
         method=request.method,
         url=address,
-        params=request.params,
+        params=request.params
+        and {
+            name: value.reveal() if isinstance(value, Secret) else value
+            for name, value in request.params.items()
+        },
         headers=headers,
         body=request.body,
         max_bytes=_UNBOUNDED if request.to is not None else request.max_bytes,
@@ -78,10 +82,14 @@ async def exchanged(url: str | Secret, request: Request, key: str) -> HttpRespon
     except TimeoutError:
         raise HttpError(f"{shown}: no answer within {request.seconds:g}s") from None
     except NoAnswer as error:
+        if body.unwanted is not None:  # its status says more than what came of its body
+            raise _refusal(shown, body.unwanted) from None
         raise HttpError(f"{shown}: {secrets.mask(str(error))}") from None
     except RefusedAddress as error:
         raise HttpRefused(f"{shown} is refused: {secrets.mask(str(error))}") from None
     except TooLarge as error:
+        if body.unwanted is not None:
+            raise _refusal(shown, body.unwanted) from None
         raise HttpRefused(
             f"{shown}: the answer is too large ({error}; max_bytes={request.max_bytes:,}): raise "
             "max_bytes=, or keep it as an artefact, to=artefact(…)"
@@ -90,7 +98,19 @@ async def exchanged(url: str | Secret, request: Request, key: str) -> HttpRespon
         raise _refusal(shown, error) from None
     finally:
         body.discard()
-    return body.response(answer)
+    # What is recorded must not hold a secret: the step would fail after its effect.
+    place = _shown(answer.url, hides_path=True) if is_secret else answer.url
+    return body.response(replace(answer, url=secrets.mask(place)))
+
+
+def _header(name: str, value: str | Secret) -> str:
+    """Return what is sent; raises `HttpRefused` for a secret that no header can hold."""
+    if not isinstance(value, Secret):
+        return value
+    revealed = value.reveal()
+    if not (revealed.isascii() and revealed.isprintable()):
+        raise HttpRefused(f"header {name!r}: {value!r} is no line of ASCII text")
+    return revealed
 
 
 class _Unwanted(Exception):
@@ -137,17 +157,17 @@ class _Body:
         self._request = request
         self._parts = bytearray()
         self._attaching: Attaching | None = None
-        self._unwanted: _Unwanted | None = None
+        self.unwanted: _Unwanted | None = None
 
     def opened(self, status: int, headers: Mapping[str, str]) -> Receive:
         """Return what takes the body of an answer with this status."""
         self._parts.clear()
         if not (200 <= status < 300 or status in self._request.allow):
-            self._unwanted = _Unwanted(status, headers, b"")
+            self.unwanted = _Unwanted(status, headers, b"")
             if self._request.method == "HEAD":
-                raise self._unwanted
+                raise self.unwanted
             return self._take_refusal
-        self._unwanted = None
+        self.unwanted = None
         to = self._request.to
         if to is None:
             return self._take
@@ -164,9 +184,9 @@ class _Body:
             self._refuse()
 
     def _refuse(self) -> None:
-        if self._unwanted is not None:
-            self._unwanted.start = bytes(self._parts)
-            raise self._unwanted
+        if self.unwanted is not None:
+            self.unwanted.start = bytes(self._parts)
+            raise self.unwanted
 
     async def _take_to_artefact(self, part: bytes) -> None:
         self._parts += part

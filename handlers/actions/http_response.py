@@ -81,7 +81,8 @@ class HttpResponse:
     * `status_code`: the status, such as 200
     * `headers`: the headers by name in lower case; several of one name are joined by commas
     * `content`: the body, empty if it went to an artefact
-    * `url`: the address that answered, after redirects
+    * `url`: the address that answered, after redirects, with secrets masked: of one that a secret
+      holds the host alone
     * `artefact`: the name of the artefact that has the body, None if none has
 
     Raises nothing: it is a value. `json()` raises `ValueError` where the body is no JSON.

@@ -3,7 +3,7 @@
 A request has a connection of its own, so nothing of one (a cookie, a login) reaches another. An
 untrusted address is looked up once, vetted, and connected to as it was vetted: what a name says a
 moment later does not count. Each redirect is a request of its own, vetted again, and carries what
-the author gave only within one origin. Not here: retries, and what an answer comes to.
+the author gave (headers, body) only within one origin. Not here: retries, what an answer comes to.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ async def _follow(
         if url.scheme == "https" and target.scheme != "https":
             raise RefusedAddress(f"it redirects from https to {target.scheme}")
         if _origin(target) != _origin(url):
-            request = replace(request, headers=_harmless(request.headers))
+            request = replace(request, headers=_harmless(request.headers), body=None)
             target = target.copy_with(userinfo=b"")
         url = target
 
@@ -240,6 +240,11 @@ async def _decoded(answer: httpx.Response) -> AsyncIterator[bytes]:
         return
     if coding not in ("gzip", "x-gzip", "deflate"):
         raise NoAnswer(f"the answer is packed as {coding[:20]!r}, which was not asked for")
+    async for part in _unpacked(raw):
+        yield part
+
+
+async def _unpacked(raw: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     unpack, is_empty = _unpacker(), True
     try:
         async for packed in raw:

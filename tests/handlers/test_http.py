@@ -240,6 +240,57 @@ def test_a_secret_travels_and_is_never_told(stub: Stub, monkeypatch: pytest.Monk
     assert recorded is not None and "correct" not in recorded.words
 
 
+def test_what_is_sent_to_a_secret_address_succeeds_and_nothing_recorded_holds_it(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHAT_URL", stub.says("/hooks/very-secret-path", Reply(200, b"ok")))
+    monkeypatch.setenv("CHAT_TOKEN", "correct-horse-battery")
+
+    @flow(name="tells")
+    async def tells(url: str) -> list[str]:
+        token = secret("CHAT_TOKEN")
+        return [
+            (await http.post(secret("CHAT_URL"), json="hello")).url,
+            (await http.post(url, params={"token": token})).url,
+            (await http.post(f"{url}/{token.reveal()}/send")).url,
+        ]
+
+    stub.says("/chat", Reply(200))
+    stub.says("/chat/correct-horse-battery/send", Reply(200))
+    result = run(tells, f"{stub.url}/chat")
+    assert result.result == [
+        stub.url, f"{stub.url}/chat?token=********", f"{stub.url}/chat/********/send",
+    ]  # fmt: skip
+    assert [each.path for each in stub.asked] == [
+        "/hooks/very-secret-path", "/chat?token=correct-horse-battery",
+        "/chat/correct-horse-battery/send",
+    ]  # fmt: skip
+
+
+async def test_a_secret_that_no_header_can_hold_is_named(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAD_TOKEN", "two\nlines")
+    with pytest.raises(HttpRefused) as refused:
+        await http.get(stub.url, headers={"X-Token": secret("BAD_TOKEN")})
+    assert str(refused.value) == "header 'X-Token': secret('BAD_TOKEN') is no line of ASCII text"
+    assert not stub.asked
+
+
+def test_in_a_task_requests_that_differ_in_their_query_have_keys_of_their_own(stub: Stub) -> None:
+    @task
+    async def all_of_them(url: str) -> None:
+        for item in (1, 2):
+            await http.post(url, params={"item": item})
+
+    @flow(name="orders")
+    async def orders(url: str) -> None:
+        await all_of_them(url)
+
+    assert run(orders, stub.says("/orders", Reply(200))).state == "succeeded"
+    assert len({each.headers["idempotency-key"] for each in stub.asked}) == 2
+
+
 def test_in_a_task_each_request_has_a_key_of_its_own(stub: Stub) -> None:
     @task(retry=1)
     async def both(url: str) -> None:
@@ -305,6 +356,18 @@ async def test_what_is_too_large_or_unreadable_is_refused(
     assert words in str(refused.value)
 
 
+def test_an_error_page_beyond_the_bound_or_packed_is_an_answer_of_its_status(stub: Stub) -> None:
+    @flow(name="small")
+    async def small(url: str) -> str:
+        return (await http.get(url, max_bytes="1KiB")).text
+
+    big = Reply(503, b"x" * 5000)
+    assert run(small, stub.says("/busy", big, Reply(200, b"ok"))).result == "ok"
+    packed = Reply(404, b"nope", {"Content-Encoding": "br"})
+    error = run(small, stub.says("/packed", packed)).error
+    assert error is not None and error.message == f"GET {stub.url}/packed answered 404"
+
+
 async def test_what_is_packed_is_unpacked(stub: Stub) -> None:
     content = b"0123456789" * 100_000
     url = stub.says("/packed", Reply(200, gzip.compress(content), {"Content-Encoding": "gzip"}))
@@ -357,6 +420,13 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"to": "dump.zst"}, "http(to='dump.zst'): write to=artefact('dump.zst')"),
     ({"timeout": "soon"}, "soon"),
     ({"max_bytes": "many"}, "cannot read the size 'many'"),
+    ({"params": "a=b"}, "http(params='a=b'): write a dict, such as {'name': 'x'}"),
+    ({"headers": [("a", "b")]}, "http(headers=[('a', 'b')]): write a dict"),
+    ({"headers": {1: "b"}}, "'1' is no header of one line of ASCII text"),
+    ({"content": {"a": 1}}, "http(content={'a': 1}): write bytes or text, or json=…"),
+    ({"allow": 404}, "http(allow=404): write statuses, such as allow={404}"),
+    ({"allow": ["404"]}, "http(allow=['404']): write statuses, such as allow={404}"),
+    ({"redirects": -1}, "http(redirects=-1): write a number to 20"),
 ]
 
 
@@ -384,6 +454,13 @@ async def test_redirects_are_followed_within_a_bound(stub: Stub) -> None:
     with pytest.raises(HttpRefused, match="answered 302"):
         await http.post(f"{stub.url}/r0", json=1)
     assert stub.asked[-1].path == "/r0", "what writes follows none"
+
+
+async def test_another_origin_gets_no_body_of_ours(stub: Stub) -> None:
+    with stubbed() as other:
+        stub.says("/moved", Reply(307, headers={"Location": other.says("/new", Reply(200))}))
+        await http("GET", f"{stub.url}/moved", json={"card": 1})
+        assert stub.asked[-1].body == b'{"card":1}' and other.asked[0].body == b""
 
 
 async def test_another_origin_gets_no_header_of_ours(stub: Stub) -> None:
@@ -437,6 +514,16 @@ async def test_a_body_goes_to_an_artefact_also_after_a_try_that_failed(stub: Stu
         async with asyncio.timeout(10):
             while list(parts):  # noqa: ASYNC110  a thread deletes them
                 await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("said", ["x" * 101 + "/y", "\xe4/b", "_/x"])
+def test_a_type_that_is_none_is_left_out(stub: Stub, said: str) -> None:
+    @flow(name="keeps")
+    async def keeps(url: str) -> str | None:
+        return (await http.get(url, to=artefact("page"))).artefact
+
+    url = stub.says("/odd", Reply(200, b"data", {"Content-Type": said}))
+    assert run(keeps, url).result == "page"
 
 
 async def test_a_refusal_attaches_nothing(stub: Stub) -> None:
