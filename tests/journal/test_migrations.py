@@ -14,6 +14,7 @@ import pytest
 
 from tests.data.journals import make
 from turnout.service.domain.errors import SetupError
+from turnout.service.domain.units import utc_now
 from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.journal.sqlite.examine import CHECKS
 from turnout.service.journal.sqlite.files import FILE_NAME, journal_folder
@@ -64,6 +65,25 @@ def test_an_upgrade_keeps_a_snapshot_of_the_old_journal_beside_the_new_one(old: 
     snapshot = journal.with_name(f"journal-v{version}.db")
     assert look(snapshot) == (version, content)
     assert stat.S_IMODE(snapshot.stat().st_mode) == 0o600
+
+
+def test_a_state_that_was_not_changed_for_long_counts_as_used_when_its_use_is_first_noted(
+    tmp_path: Path,
+) -> None:
+    data = copied(make.HERE / "v24", tmp_path / "data")
+    journal = journal_folder(data) / FILE_NAME
+    connection = apsw.Connection(str(journal))
+    connection.execute(
+        "INSERT INTO flow_state (flow, key, version, value, run_id, changed_at)"
+        " VALUES ('polls', 'anna', 1, CAST('7' AS BLOB), 'run', 1)"
+    )
+    connection.close()
+    begun = int(utc_now().timestamp()) * 1_000_000
+    upgrade(data)
+    connection = apsw.Connection(str(journal))
+    used_at = connection.execute("SELECT used_at FROM flow_state WHERE key = 'anna'").get
+    connection.close()
+    assert begun <= used_at <= utc_now().timestamp() * 1_000_000
 
 
 def test_no_condition_on_the_hot_path_needs_a_table(old: Path) -> None:
