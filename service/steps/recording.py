@@ -7,7 +7,8 @@ Not here: what is recorded (`step`, `wait`, `children`) and the marks between st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -20,7 +21,7 @@ from turnout.service.domain.errors import (
     Overloaded,
     TooManyRuns,
 )
-from turnout.service.journal.contract import Attachment
+from turnout.service.journal.contract import Attachment, Steps
 from turnout.service.journal.records import StepRecord
 
 from .artefacts import Attached
@@ -44,18 +45,31 @@ async def store(
     write: Callable[[StepRecord], Awaitable[None]] = context.record_step
     if attached is not None:
         write = partial(_record_with, context, [*attached])
-    if record.result is None or len(record.result) <= services.settings.max_result_bytes:
-        await durable(context, partial(write, record))
-        return record
-    result = record.result
+    with _NOTHING_HELD if attached is None else _held(journal, attached):
+        if record.result is None or len(record.result) <= services.settings.max_result_bytes:
+            await durable(context, partial(write, record))
+            return record
+        result = record.result
 
-    async def with_blob() -> StepRecord:
-        async with journal.store_blob(result) as name:
-            recorded = replace(record, result=None, blob=name)
-            await write(recorded)
-            return recorded
+        async def with_blob() -> StepRecord:
+            async with journal.store_blob(result) as name:
+                recorded = replace(record, result=None, blob=name)
+                await write(recorded)
+                return recorded
 
-    return await durable(context, with_blob)
+        return await durable(context, with_blob)
+
+
+_NOTHING_HELD = nullcontext()
+
+
+@contextmanager
+def _held(journal: Steps, attached: Attached) -> Iterator[None]:
+    """Keep content from being swept, also between two tries while the disk is full."""
+    with ExitStack() as held:
+        for each in attached:
+            held.enter_context(journal.hold_blob(each.blob))
+        yield
 
 
 async def _record_with(

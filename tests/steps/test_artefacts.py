@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from turnout import Fail, artefact, by_input, current, flow, secret, task
-from turnout.service.domain.errors import NotFound, NotKept
+from turnout.service.domain.errors import JournalFull, NotFound, NotKept
+from turnout.service.journal.contract import Attachment
 from turnout.service.journal.records import StoredArtefact
 from turnout.service.steps import artefacts
 from turnout.testing import serve
@@ -53,6 +54,39 @@ def parts(service: Service) -> list[Path]:
 
 def blobs(service: Service) -> list[Path]:
     return list(service.folder.glob("journal/results/*/*"))
+
+
+async def test_content_is_held_while_its_record_waits_for_room_on_the_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("turnout.service.steps.recording.FULL_DISK_WAIT_SECONDS", 0.001)
+
+    @task
+    def makes() -> str:
+        return current().attach("a", b"content")
+
+    @flow
+    async def made() -> None:
+        await makes.run()
+
+    async with serve(made) as service:
+        journal: Any = service.journal
+        record = journal.record_artefacts
+        tries: list[str] = []
+
+        async def full_at_first(claim: Any, step: Any, attached: Sequence[Attachment]) -> None:
+            tries.append(step.key)
+            if len(tries) == 1:
+                for each in attached:
+                    await asyncio.to_thread(each.file.keep)
+                raise JournalFull("full")
+            await journal.prune_blobs()  # what makes room
+            await record(claim, step, attached)
+
+        monkeypatch.setattr(journal, "record_artefacts", full_at_first)
+        result = await service.run(made)
+        assert await contents(service, result.id) == {"a": b"content"}
+        assert len(tries) == 2
 
 
 # ---------------------------------------------------------------- attaching and reading

@@ -90,6 +90,8 @@ class BlobStore:
                     size = part.stat().st_size
                     part.replace(path)
                     self._grown(size)
+            elif not path.exists():
+                raise JournalError(f"{path}, a result to be recorded, is gone")
             self._sync_folders(path)
 
     def _sync_folders(self, path: Path) -> None:
