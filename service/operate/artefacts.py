@@ -17,10 +17,10 @@ async def find_artefact(reader: Reads, run_id: str, name: str) -> StoredArtefact
     run = await reader.run(run_id)
     if run is None:
         raise no_run(run_id)
+    artefact = reader.artefact(run.seq, name)
+    if artefact is not None:
+        return artefact
     found = await reader.artefacts(run.seq, MAX_LISTED)
-    for each in found:
-        if each.name == name:
-            return each
     listed = ", ".join(repr(each.name) for each in found[:_NAMED])
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     there = f"it has {listed}{more}" if found else "it has none"

@@ -60,6 +60,15 @@ async def test_a_run_lists_its_artefacts(tmp_path: Path) -> None:
         }  # fmt: skip
 
 
+async def test_one_beyond_those_that_are_listed_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnout.service.operate.artefacts.MAX_LISTED", 1)
+    async with open_desk(tmp_path) as desk:
+        run_id = await attach(desk, {"a.csv": "text/csv", "b.csv": "text/csv"})
+        assert (await fetch(desk, run_id, "b.csv")).content == HOSTILE
+
+
 async def test_whatever_it_is_called_it_is_saved_and_not_shown(tmp_path: Path) -> None:
     async with open_desk(tmp_path) as desk:
         run_id = await attach(desk, NAMES)

@@ -96,6 +96,9 @@ class RunReads(Protocol):
     async def artefacts(self, run_seq: int, limit: int) -> list[StoredArtefact]:
         """Return a run's artefacts in the order they were recorded, the last of each name."""
 
+    def artefact(self, run_seq: int, name: str) -> StoredArtefact | None:
+        """Return at once the artefact last recorded under a name; in any thread."""
+
     def blob_path(self, name: str) -> Path:
         """Return where stored content is, to be read only."""
 

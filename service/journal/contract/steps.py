@@ -19,7 +19,6 @@ from turnout.service.journal.records import (
     Opening,
     Spent,
     StepRecord,
-    StoredArtefact,
     StoredState,
     Taking,
 )
@@ -158,9 +157,6 @@ class Steps(RunReads, Protocol):
         An artefact goes with its step: when that is deleted, or recorded anew in place of a
         superseded one. Raises what `record_step` and `store_blob` raise.
         """
-
-    def artefact(self, run_seq: int, name: str) -> StoredArtefact | None:
-        """Return at once the artefact last recorded under a name; in any thread."""
 
     def hold_blob(self, name: str) -> AbstractContextManager[None]:
         """Keep a stored large result from being pruned inside the block."""
