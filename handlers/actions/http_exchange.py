@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from asyncio import to_thread
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,6 +149,19 @@ def _shown(address: str, *, hides_path: bool) -> str:
     return "".join(each if each.isprintable() else "?" for each in shown[:200])
 
 
+async def _in_thread(function: Callable[..., None], *args: Any) -> None:
+    """Call what blocks in a thread; ends when that has returned, also where it is cancelled.
+
+    What is written must not be discarded meanwhile: a closed file's number may be another's.
+    """
+    working = asyncio.get_running_loop().run_in_executor(None, function, *args)
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.gather(working, return_exceptions=True)
+        raise
+
+
 class _Body:
     """Takes the body of an answer: into memory, into an artefact, or the start of a refusal."""
 
@@ -197,14 +209,14 @@ class _Body:
         assert self._attaching is not None
         data = bytes(self._parts)
         self._parts.clear()
-        await to_thread(self._attaching.write, data)
+        await _in_thread(self._attaching.write, data)
 
     async def done(self) -> None:
         """End the body; raises `_Unwanted` for that of a refusal."""
         self._refuse()
         if self._attaching is not None:
             await self._write()
-            await to_thread(self._attaching.done)
+            await _in_thread(self._attaching.done)
             self._attaching = None
 
     def discard(self) -> None:

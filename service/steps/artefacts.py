@@ -135,6 +135,11 @@ class Attaching:
         if scope.attached is None:
             scope.attached = Attached()
         scope.attached.add(Attachment(self._name, self._type, file, file.close()))
+        if scope.is_over:
+            raise MisplacedTask(
+                f"attach({self._name!r}, …) came after its task had ended, so it is not kept: "
+                "await the thread that attaches, within the timeout of the task"
+            )
 
     def discard(self) -> None:
         """Delete what was written."""

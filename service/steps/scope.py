@@ -40,6 +40,7 @@ class Scope:
         "attached",
         "context",
         "counts",
+        "is_over",
         "path",
         "pending_calls",
         "step",
@@ -54,6 +55,7 @@ class Scope:
         self._owner = None if task is None else weakref.ref(task)  # weak: the task holds this
         self.pending_calls: PendingCalls | None = None  # inside a step
         self.attached: Attached | None = None  # inside a step that attaches something
+        self.is_over = False  # what a step attaches then, from a thread it left, is not kept
         self.counts: dict[str, int] = {}
         self.suspended: Suspend | None = None
 
@@ -70,7 +72,8 @@ class Scope:
         return caller is not None and self._owner is not None and self._owner() is caller
 
     def discard_attached(self) -> None:
-        """Delete what the step has attached and what was not recorded."""
+        """Delete what the step, which is over, has attached and what was not recorded."""
+        self.is_over = True
         if self.attached is not None:
             self.attached.discard()
 

@@ -309,7 +309,7 @@ class StepCall:
 
     def take_attached(self, scope: Scope) -> None:
         """Take over what was attached in a scope, to be recorded with the end of the step."""
-        self.attached, scope.attached = scope.attached, None
+        self.attached, scope.attached, scope.is_over = scope.attached, None, True
 
     async def store_last(self, record: StepRecord) -> None:
         """Record the end of a step that has no tries left, with what the last one attached."""

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from email.utils import format_datetime
@@ -28,6 +29,7 @@ from turnout import (
     task,
 )
 from turnout.service.domain.errors import SetupError
+from turnout.service.journal.sqlite.staging import StagedBlob
 from turnout.testing import START, run, serve
 
 log: list[Any] = []
@@ -514,6 +516,34 @@ async def test_a_body_goes_to_an_artefact_also_after_a_try_that_failed(stub: Stu
         async with asyncio.timeout(10):
             while list(parts):  # noqa: ASYNC110  a thread deletes them
                 await asyncio.sleep(0.001)
+
+
+def test_what_a_thread_still_writes_at_the_timeout_is_discarded_after_that(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, discard, may_end = StagedBlob.write, StagedBlob.discard, threading.Event()
+
+    def slow_write(staged: StagedBlob, data: bytes) -> None:
+        threading.Timer(1.2, may_end.set).start()
+        may_end.wait(10)
+        write(staged, data)
+        log.append("written")
+
+    def told_discard(staged: StagedBlob) -> None:
+        log.append("discarded")
+        discard(staged)
+
+    monkeypatch.setattr(StagedBlob, "write", slow_write)
+    monkeypatch.setattr(StagedBlob, "discard", told_discard)
+
+    @flow(name="late")
+    async def late(url: str) -> None:
+        await http.get(url)  # what it imports takes its time
+        await http.get(url, to=artefact("dump"), timeout="1s", retry=0)
+
+    error = run(late, stub.says("/dump", Reply(200, bytes(100)))).error
+    assert error is not None and error.message.endswith("no answer within 1s")
+    assert log == ["written", "discarded"]
 
 
 @pytest.mark.parametrize("said", ["x" * 101 + "/y", "\xe4/b", "_/x"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from turnout import Fail, artefact, by_input, current, flow, secret, task
-from turnout.service.domain.errors import JournalFull, NotFound, NotKept
+from turnout.service.domain.errors import JournalFull, MisplacedTask, NotFound, NotKept
 from turnout.service.journal.contract import Attachment
 from turnout.service.journal.records import StoredArtefact
 from turnout.service.steps import artefacts
@@ -54,6 +55,36 @@ def parts(service: Service) -> list[Path]:
 
 def blobs(service: Service) -> list[Path]:
     return list(service.folder.glob("journal/results/*/*"))
+
+
+async def test_what_a_thread_attaches_after_the_timeout_of_its_task_leaves_nothing() -> None:
+    go, told = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def late() -> None:
+        go.wait(10)
+        try:
+            current().attach("late", b"x" * 100)
+        except MisplacedTask as error:
+            log.append(str(error))
+        loop.call_soon_threadsafe(told.set)
+
+    @task(timeout="50ms")
+    async def slow() -> None:
+        await asyncio.to_thread(late)
+
+    @flow
+    async def made() -> None:
+        await slow()
+
+    async with serve(made) as service:
+        result = await service.run(made)
+        assert result.state == "failed"
+        go.set()
+        await asyncio.wait_for(told.wait(), 10)
+        await no_parts_left(service)
+        assert log[0].startswith("attach('late', …) came after its task had ended")
+        assert await contents(service, result.id) == {} and not blobs(service)
 
 
 async def test_content_is_held_while_its_record_waits_for_room_on_the_disk(
