@@ -93,3 +93,14 @@ def test_a_start_walks_over_no_open_window_and_no_run_of_a_served_flow(
     steps = [str(row[3]) for row in rows]
     assert any(step in each for each in steps), steps
     assert not any(each.startswith(("SCAN windows", "SCAN runs")) for each in steps), steps
+
+
+def test_what_is_used_of_a_budget_is_added_up_from_its_index_alone(
+    journal: apsw.Connection,
+) -> None:
+    text = load("budgets")["used"]
+    rows = journal.execute(f"EXPLAIN QUERY PLAN {text}", (None,) * values_of(text)).fetchall()
+    step = (
+        "SEARCH budget_takes USING COVERING INDEX budget_takes_by_name (name=? AND at>? AND at<?)"
+    )
+    assert [row[3] for row in rows] == [step]

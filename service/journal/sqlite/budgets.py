@@ -5,9 +5,7 @@ Not here: what a flow says of a budget (`handlers.actions.budget`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 import apsw
 
@@ -22,17 +20,13 @@ _SQL = load("budgets")
 def spent(connection: apsw.Connection, taking: Taking, at: int) -> Spent | None:
     """Return why a budget has not enough left for this, None if it has; no effect."""
     period = taking.period // MICROSECOND
-    rows: Sequence[Any] = connection.execute(_SQL["used"], (taking.name, at, period)).fetchall()
-    used = sum(amount for _, amount in rows)
+    asked = (taking.name, at, period)
+    used: int = connection.execute(_SQL["used"], asked).get
     too_many = used + taking.amount - taking.most
     if too_many <= 0:
         return None
-    free_at = at
-    for taken_at, amount in rows:
-        free_at, too_many = taken_at + period, too_many - amount
-        if too_many <= 0:
-            break
-    return Spent(used, instant(free_at))
+    taken_at: int = connection.execute(_SQL["nth_used"], (*asked, too_many)).get
+    return Spent(used, instant(taken_at + period))
 
 
 def take(connection: apsw.Connection, taking: Taking, run_id: str, key: str, at: int) -> None:

@@ -10,5 +10,5 @@ CREATE TABLE budget_takes (
     run_id TEXT NOT NULL,
     key TEXT NOT NULL
 ) STRICT;
-CREATE INDEX budget_takes_by_name ON budget_takes (name, at);
+CREATE INDEX budget_takes_by_name ON budget_takes (name, at, amount);
 CREATE INDEX budget_takes_by_until ON budget_takes (until);

@@ -1,9 +1,17 @@
 -- Budgets: what runs have taken from them, each for a period.
 
 -- name: used
--- What counts of a budget (?1) at an instant (?2) in a period (?3), the oldest first. One further away
--- than the period, before or after, is of a clock that was wrong.
-SELECT at, amount FROM budget_takes WHERE name = ?1 AND at > ?2 - ?3 AND at < ?2 + ?3 ORDER BY at;
+-- How many count of a budget (?1) at an instant (?2) in a period (?3). What is further away than the
+-- period, before or after, is of a clock that was wrong.
+SELECT coalesce(sum(amount), 0) FROM budget_takes
+WHERE name = ?1 AND at > ?2 - ?3 AND at < ?2 + ?3;
+
+-- name: nth_used
+-- When that was taken with which so many (?4) are counted, of what `used` counts, the oldest first.
+SELECT at FROM (
+    SELECT at, sum(amount) OVER (ORDER BY at ROWS UNBOUNDED PRECEDING) AS counted FROM budget_takes
+    WHERE name = ?1 AND at > ?2 - ?3 AND at < ?2 + ?3)
+WHERE counted >= ?4 LIMIT 1;
 
 -- name: take
 -- Take from a budget (?1) at an instant (?2) until another (?3) so many (?4) of so many (?5), for a
