@@ -1,12 +1,16 @@
 """After-run actions: what a trigger does once the last run of an event has ended.
 
 A file is moved or deleted, for example. The journal lists an action until it is recorded as done,
-so it happens at least once, whatever crashes; triggers make it repeatable (`AfterRun.ended`).
+so it happens at least once, whatever crashes; triggers make it repeatable (`AfterRun.ended`). One
+that fails is tried again ever more rarely, and counted in the trigger's figure `failing_actions`.
 """
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from turnout.service.domain.errors import (
     FOREIGN,
@@ -25,17 +29,37 @@ from .emitter import TriggerEmitter
 log = get_logger("turnout.after_run_actions")
 
 BATCH = 200
+FAILURES_A_SWEEP = 20
+"""So many actions of a trigger fail before a sweep leaves its others to the next one: each may wait
+long for a share that is gone, and pruning waits for the sweep."""
+AGAIN_SECONDS = (30.0, 600.0)
+"""After how long a failed action is tried again: the first time, and at most."""
+
+
+@dataclass(slots=True)
+class _Failing:
+    """An action that has failed, and when it is tried again, on the monotonic clock."""
+
+    wait: float
+    again_at: float
 
 
 class AfterRunActions:
     """Calls the trigger of each ended event and records the action as done."""
 
     def __init__(
-        self, journal: Intake, emitters: Callable[[], Mapping[str, TriggerEmitter]]
+        self,
+        journal: Intake,
+        emitters: Callable[[], Mapping[str, TriggerEmitter]],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._journal = journal
         self._emitters = emitters
+        self._monotonic = monotonic
         self._asked: dict[int, bool] = {}
+        self._failing: dict[int, _Failing] = {}
+        self._failing_of: Counter[str] = Counter()
 
     @property
     def at_work(self) -> bool:
@@ -65,14 +89,44 @@ class AfterRunActions:
     async def sweep(self, *, of_run: int | None = None) -> int:
         """Carry out every due action, or those of a windowed run's events; returns how many.
 
-        A run is told by its seq.
+        A run is told by its seq. Left for later: actions that failed a short while ago, further
+        ones of a trigger that fails and fails, and those of a trigger that is gone.
         """
         done = after = 0
+        failed: Counter[str] = Counter()
         while batch := await self._journal.due_actions(after, BATCH, of_run=of_run):
             for ended in batch:
-                after = ended.seq
-                done += await self.event_ended(ended.seq)
+                after, trigger = ended.seq, ended.event.trigger
+                if failed[trigger] >= FAILURES_A_SWEEP or self._waits(ended):
+                    continue
+                if await self.event_ended(after):
+                    done += 1
+                elif after in self._failing:
+                    failed[trigger] += 1
         return done
+
+    def _waits(self, ended: EndedEvent) -> bool:
+        """Whether a sweep leaves an action for later: it has failed, or its trigger is gone."""
+        failing = self._failing.get(ended.seq)
+        if failing is not None and self._monotonic() < failing.again_at:
+            return True
+        return ended.event.trigger not in self._emitters()
+
+    def _note_failure(self, ended: EndedEvent, emitter: TriggerEmitter) -> None:
+        """Put the next try off for twice as long as the last time."""
+        first, longest = AGAIN_SECONDS
+        failing = self._failing.get(ended.seq)
+        wait = first if failing is None else min(2 * failing.wait, longest)
+        trigger = ended.event.trigger
+        self._failing[ended.seq] = _Failing(wait, self._monotonic() + wait)
+        if failing is None:
+            self._failing_of[trigger] += 1
+            emitter.show("failing_actions", self._failing_of[trigger])
+
+    def _note_success(self, ended: EndedEvent, emitter: TriggerEmitter) -> None:
+        if self._failing.pop(ended.seq, None) is not None:
+            self._failing_of[ended.event.trigger] -= 1
+            emitter.show("failing_actions", self._failing_of[ended.event.trigger])
 
     async def _carry_out(self, ended: EndedEvent) -> bool:
         """Carry out an event's action; none if a rule has refused a run and no other has failed."""
@@ -98,5 +152,7 @@ class AfterRunActions:
                 event=event.id,
                 error=words_of(error),
             )
+            self._note_failure(ended, emitter)
             return False
+        self._note_success(ended, emitter)
         return True

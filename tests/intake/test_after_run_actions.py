@@ -9,7 +9,12 @@ from tests.support.running import eventually, make_event, running
 from turnout import batch, flow
 from turnout.service.domain.event import Event
 from turnout.service.domain.trigger import AfterRun, Emitter
-from turnout.service.journal.records import Filter
+from turnout.service.intake.after_run_actions import (
+    AGAIN_SECONDS,
+    FAILURES_A_SWEEP,
+    AfterRunActions,
+)
+from turnout.service.journal.records import EndedEvent, Filter
 
 ended: list[tuple[str, str | None]] = []
 broken: list[str] = []
@@ -123,4 +128,75 @@ async def test_what_is_due_after_other_events_is_not_done_by_each_run_of_a_windo
 
         await eventually(done)
         assert sorted(ended) == sorted((each.id, None) for each in members)
+        assert await service.process.after_run_actions.sweep() == 1
+
+
+async def a_sweep_of(
+    folder: Path, events: int, seconds: list[float]
+) -> list[tuple[int, float | None]]:
+    """Let the actions of so many events fail, and look after each of these seconds.
+
+    Returns how many were tried by the sweep then, and the figure of those that fail.
+    """
+    ended.clear()
+    broken.clear()
+    found: list[tuple[int, float | None]] = []
+    async with running(folder, [first]) as service:
+        emit = service.process.emitter(Tidy(), lambda _event: (first,))
+        await emit([make_event(f"{number}") for number in range(events)])
+
+        async def all_ended() -> bool:
+            return len(await service.process.journal.due_actions(0, events)) == events
+
+        await eventually(all_ended)
+        clock = 0.0
+        actions = AfterRunActions(
+            service.process.journal, lambda: {"tidy": emit}, monotonic=lambda: clock
+        )
+        for each in seconds:
+            clock = each
+            broken[:] = ["the share is gone"] * events
+            await actions.sweep()
+            found.append((events - len(broken), emit.status.figures.get("failing_actions")))
+        broken.clear()
+        clock += AGAIN_SECONDS[1]
+        assert await actions.sweep() == len(ended) == events
+        assert emit.status.figures["failing_actions"] == 0
+    return found
+
+
+async def test_an_action_that_fails_is_tried_ever_more_rarely_and_shown(tmp_path: Path) -> None:
+    first_wait, longest = AGAIN_SECONDS
+    tries = [0.0]
+    while tries[-1] < 10 * longest:
+        wait = min(first_wait * 2 ** (len(tries) - 1), longest)
+        tries.append(tries[-1] + wait)
+    moments = sorted([*tries, *(moment - 1 for moment in tries[1:])])
+    found = await a_sweep_of(tmp_path, 1, moments)
+    assert found == [(int(moment in tries), 1) for moment in moments]
+
+
+async def test_a_sweep_leaves_a_trigger_whose_actions_all_fail_to_the_next_one(
+    tmp_path: Path,
+) -> None:
+    most = FAILURES_A_SWEEP
+    assert await a_sweep_of(tmp_path, most + 5, [0, 1, 2]) == [
+        (most, most), (5, most + 5), (0, most + 5),
+    ]  # fmt: skip
+
+
+async def test_what_a_removed_trigger_left_is_not_read_again_one_by_one(tmp_path: Path) -> None:
+    await a_service_whose_action_fails(tmp_path)
+    async with running(tmp_path, [first]) as service:
+        journal, read = service.process.journal, list[int]()
+        honest = journal.event_ended
+
+        async def counted(event_seq: int) -> EndedEvent | None:
+            read.append(event_seq)
+            return await honest(event_seq)
+
+        journal.event_ended = counted  # type: ignore[method-assign]  # the real one, counted
+        assert await service.process.after_run_actions.sweep() == 0
+        assert read == []
+        service.process.emitters["tidy"] = service.process.emitter(Tidy(), lambda _event: (first,))
         assert await service.process.after_run_actions.sweep() == 1
