@@ -11,6 +11,7 @@ import asyncio
 import json
 import signal
 import sqlite3
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -31,12 +32,16 @@ FLOWS = Path(__file__).parent / "flows" / "records.py"
 
 @dataclass(kw_only=True)
 class Feeder:
-    """A producer in a thread of its own that is never killed and knows what was acknowledged."""
+    """A producer in a thread of its own that is never killed and knows what was acknowledged.
+
+    It sends `most` records, in tens.
+    """
 
     broker: Broker
     topic: str
     pace: float
     padding: int = 200
+    most: int = sys.maxsize
     acknowledged: set[int] = field(default_factory=set)
 
     _leaving: threading.Event = field(default_factory=threading.Event)
@@ -69,7 +74,7 @@ class Feeder:
     async def _feed(self) -> None:
         async with self.broker.producer() as producer:
             number = 0
-            while not self._leaving.is_set():
+            while not self._leaving.is_set() and number < self.most:
                 for _ in range(10):
                     value = json.dumps({"number": number, "padding": "x" * self.padding})
                     sent = await producer.send(self.topic, value.encode(), str(number).encode())
