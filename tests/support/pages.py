@@ -18,8 +18,10 @@ from prometheus_client.metrics import MetricWrapperBase
 from turnout import _reference
 from turnout.service.cli import cli
 from turnout.service.cli.fields import FIELDS
+from turnout.service.domain.decisions import Reason
 from turnout.service.domain.run import FINISHED, TRANSITIONS
 from turnout.service.domain.units import format_duration
+from turnout.service.domain.waiting import Cause
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Counts, Metrics
 
@@ -184,6 +186,68 @@ def options_table(name: str) -> str:
     return _table(rows)
 
 
+_REASONS: Mapping[Reason, str] = {
+    Reason.FILTERED: "`when=` returned false",
+    Reason.DUPLICATE: "the event was delivered before",
+    Reason.CONFLICT: "the event was delivered before, with other content",
+    Reason.WINDOWED: (
+        "its window ignored it or closed without a run, or an operator fired the window"
+        " ([more](WINDOWS.md))"
+    ),
+    Reason.EXPIRED: "its window ended before the pattern was complete",
+    Reason.DROPPED: "an operator discarded it (`turnout resume --discard`, `turnout pending drop`)",
+    Reason.UNIQUE: "`unique=`: an earlier run has its key",
+    Reason.SKIP: '`mode="skip"`: another run of its key was under way',
+    Reason.LATEST: '`mode="latest"`: a newer run of its key took its turn',
+    Reason.REPLACED: '`mode="replace"`: a newer run of its key has come',
+    Reason.RATE_LIMIT: "`rate_limit`: too many in the period",
+    Reason.START_TIMEOUT: "it did not start within `start_timeout=`",
+    Reason.SHADOW: (
+        "the flow says `shadow=True`: it would have started"
+        " ([more](#try-a-flow-on-what-comes-without-starting-it))"
+    ),
+    Reason.CYCLE: "the event is more than 16 events away from its origin",
+    Reason.UNMATCHED: "no flow listens to it",
+}
+"""What each reason means; one that is new and has no line here fails the tests of the pages."""
+
+
+def reasons_table() -> str:
+    """Return the reasons of decisions."""
+    rows = [(f"`{reason}`", _REASONS[reason]) for reason in Reason]
+    return _table([("Reason", "Meaning"), *rows])
+
+
+_CAUSES: Mapping[Cause, str] = {
+    Cause.NONE: "(in metrics only: it started at once)",
+    Cause.PAUSE: "the flow is resumed",
+    Cause.LIMIT: "a limit has a free place",
+    Cause.RATE: "the next free instant of a throttle",
+    Cause.ORDER: "the run before it with the same ordering key has ended",
+    Cause.MODE: "the run under way with the same `key=` has ended",
+    Cause.BREAKER: "the dependency is available again",
+    Cause.SLOT: "one of the slots of the service (`concurrency`) is free",
+    Cause.ISOLATION: (
+        "an isolated run has ended: one during which the process died twice in a row, and that"
+        " runs alone"
+    ),
+    Cause.TURN: "its turn comes, after older runs or those of other flows",
+    Cause.INSTANT: "its time, or its next try, has come",
+    Cause.EVENT: "the event has come",
+    Cause.APPROVAL: "a person has answered",
+    Cause.CHILD: "the run that it called has ended",
+    Cause.POOL: "a thread or a worker process is free (the run is running already)",
+    Cause.SERVICE: "a service runs that has the flow",
+}
+"""Until when a run waits for each cause."""
+
+
+def causes_table() -> str:
+    """Return what a run may wait for."""
+    rows = [(f"`{cause}`", _CAUSES[cause]) for cause in Cause]
+    return _table([("A run waits for", "until"), *rows])
+
+
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body, ""])
@@ -206,9 +270,11 @@ WRITERS: Mapping[str, Callable[[], str]] = {
     "handlers/flow.py": lambda: options_table("flow"),
     "triggers/webhook.py": lambda: options_table("webhook"),
     "triggers/files": lambda: options_table("files"),
-    "triggers/timers.py": lambda: options_table("cron"),
+    "triggers/timers.py": lambda: "\n".join(map(options_table, ("cron", "every", "at"))),
     "triggers/kafka": lambda: options_table("kafka"),
+    "service/domain/decisions.py": reasons_table,
     "service/domain/run.py": state_diagram,
+    "service/domain/waiting.py": causes_table,
     "service/settings.py": settings_table,
     "service/telemetry/metrics.py": metrics_table,
     "service/cli": commands_table,
