@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     )
     trusted_proxies: Addresses = Field(
         (),
-        description="Reverse proxies: unlimited connections; X-Forwarded-For is used.",
+        description="Trusted reverse proxies: unlimited connections, X-Forwarded-For is used.",
     )
     tls_certificate: Path | None = Field(None, description="PEM certificate chain to serve TLS.")
     tls_key: Path | None = Field(None, description="PEM private key to serve TLS.")
@@ -91,13 +91,11 @@ class Settings(BaseSettings):
     )
 
     concurrency: int = Field(
-        64, ge=1, le=10_000, description="Runs at once, of all flows together."
+        64, ge=1, le=10_000, description="Maximum concurrent runs, of all flows together."
     )
     threads: int = Field(32, ge=1, le=1000, description="Threads for `def` flows and tasks.")
     processes: int = Field(0, ge=0, description="Worker processes; 0 is one per core.")
-    process_memory: Size = Field(
-        0, description="Memory one worker process may take; 0 is what the machine has."
-    )
+    process_memory: Size = Field(0, description="Memory limit of one worker process; 0 is none.")
     process_calls: int = Field(
         100, ge=1, description="Calls after which a worker process is replaced."
     )

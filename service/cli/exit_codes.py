@@ -30,6 +30,9 @@ _PROBLEMS = {
 }
 """When a command exits 1, where that is not the common reason."""
 
+_ASK_NO_SERVICE = {"serve", "check", "run", "new", "help", "explain"}
+"""Commands that never ask a running service."""
+
 
 def add_to_help(group: click.Group, prefix: str = "") -> None:
     """Tell the exit codes at the end of the help of each command of a group."""
@@ -43,8 +46,11 @@ def add_to_help(group: click.Group, prefix: str = "") -> None:
 def _told(name: str) -> str:
     problem = _PROBLEMS.get(name, _REFUSED)
     one = "" if problem == "never" else f"1 {problem}; "
-    cut_off = "75 steps were cut off; " if name == "serve" else ""
+    service = "" if name in _ASK_NO_SERVICE else "69 no service answers, or it is too busy; "
+    is_serve = name == "serve"
+    unexpected = "70 an unexpected error; " if is_serve else ""
+    cut_off = "75 steps were cut off; " if is_serve else ""
     return (
-        f"Exit codes: 0 done; {one}2 wrong usage; 69 no service answers, or it is too busy; "
+        f"Exit codes: 0 done; {one}2 wrong usage; {service}{unexpected}"
         f"74 the journal's disk failed or is full; {cut_off}78 wrong settings or flow files."
     )

@@ -46,12 +46,15 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"turnout_{name}", text, labels, registry=registry)
 
-        self.events = counter("events", "Events by what became of them.", "trigger", "result")
+        self.events = counter("events", "Events by result.", "trigger", "result")
         self.decisions = counter(
-            "decisions", "Events that did not simply start a run, by reason.", "flow", "reason"
+            "decisions", "Decisions not to start a run, by reason.", "flow", "reason"
         )
         self.filter_errors = counter(
-            "filter_errors", "Dead letters because when=, per= or ordered_by= raised.", "flow"
+            "filter_errors",
+            "Dead letters because a function of the flow raised: when=, per=, key=, unique=, "
+            "ordered_by=, priority=.",
+            "flow",
         )
         self.runs_ended = counter("runs", "Runs that ended, by outcome.", "flow", "outcome")
         self.attempts = counter("attempts", "Attempts by outcome.", "flow", "outcome")
@@ -72,7 +75,7 @@ class Metrics:
         self.steps = counter("steps", "Tries of steps by outcome.", "flow", "task", "outcome")
         self.step_seconds = histogram("step_seconds", "How long a step ran.", "flow", "task")
         self.trigger_up = gauge("trigger_up", "1 while the trigger watches.", "trigger")
-        self.trigger_lag = gauge("trigger_lag", "What is not read yet.", "trigger", "partition")
+        self.trigger_lag = gauge("trigger_lag", "Unread records or files.", "trigger", "partition")
         self.trigger_figures = gauge(
             "trigger_figures", "A trigger's own figures, such as rebalances.", "trigger", "figure"
         )
