@@ -1,8 +1,8 @@
 """What a trigger is, in two shapes: one that is read and one that is called.
 
 Both end in `await emit(...)`, which returns only when the events are on disk; only then may a
-trigger acknowledge (answer 202, commit an offset, move a file, store a tick). A trigger is a
-frozen value: equal triggers on several flows are one trigger feeding them all. Its `name` (kind
+trigger acknowledge (answer 202, commit an offset, mark a file as seen, store a tick). A trigger is
+a frozen value: equal triggers on several flows are one trigger feeding them all. Its `name` (kind
 and natural key) is the key of its positions and metrics and outlives changed settings.
 """
 
