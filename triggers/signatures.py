@@ -194,7 +194,7 @@ class HmacVerifier:
                 if compare_digest(expected, signature) and matched is None:
                     matched = name
         if matched is None:
-            raise Unverified("the signature is not ours")
+            raise Unverified("the signature does not match")
         _log.debug("webhook.verified secret=%s path=%s", matched, inbound.path)
         return matched
 
@@ -243,14 +243,16 @@ def _instant(stamp: bytes) -> float:
             return datetime.fromisoformat(text.upper()).timestamp()
     except (ValueError, OverflowError):
         pass
-    raise Unverified("the timestamp is no instant: seconds since 1970, RFC 3339 or an HTTP date")
+    raise Unverified("cannot read the timestamp: give seconds since 1970, RFC 3339 or an HTTP date")
 
 
 def _only(headers: Mapping[str, Sequence[bytes]], name: str) -> bytes:
     """Return the one value of a header: present once, not empty, of bounded size."""
     values = headers.get(name, ())
     if len(values) != 1 or not 0 < len(values[0]) <= MAX_HEADER_BYTES:
-        raise Unverified(f"the header {name} must be there once, and of a usual size")
+        raise Unverified(
+            f"the header {name} must occur once and have 1 to {MAX_HEADER_BYTES} bytes"
+        )
     return values[0]
 
 

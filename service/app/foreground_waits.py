@@ -159,4 +159,4 @@ class Waits:
         counts: Any = self.process.journal.counts()[0]
         busy = sum(count for state, count in counts.items() if state != RunState.WAITING)
         if not busy:
-            raise Refused(f"it waits {waiting.detail}, and nothing here will ever send it")
+            raise Refused(f"it waits {waiting.detail}, and no running flow can send it")

@@ -37,7 +37,7 @@ def artefact(settings: Settings, run_id: str, name: str, output: Path | None) ->
     turnout artefact 3f9a1c2b dump.zst | zstd -d | psql
     """
     if output is None and sys.stdout.isatty():
-        raise click.UsageError("the content is not for a terminal: add -o FILE, or a pipe")
+        raise click.UsageError("refusing to print to a terminal: add -o FILE, or a pipe")
     run_async(_write(settings, run_id, name, output), prints=True)
 
 
@@ -63,7 +63,7 @@ def _opened(output: Path | None) -> Iterator[BinaryIO]:
     try:
         file = output.open("xb")
     except FileExistsError:
-        raise click.UsageError(f"{output} is there already; name a new file") from None
+        raise click.UsageError(f"{output} already exists; name a new file") from None
     except OSError as error:
         raise click.UsageError(f"cannot write {output}: {error.strerror}") from None
     try:

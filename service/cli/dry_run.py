@@ -24,7 +24,7 @@ def report_dry_run(noted: DryRun, run: Run, as_json: bool) -> None:
             empty="nothing would change",
         )
         if noted.ended is not None:
-            say(f"\nit ends here: {noted.ended}")
+            say(f"\nstopped here: {noted.ended}")
         elif failed is not None:
             complain(f"{run.flow} {run.state}: {failed.type}: {failed.message}")
         elif run.reason:

@@ -60,7 +60,7 @@ def limits(context: click.Context, settings: Settings, as_json: bool) -> None:
 @by_option
 @with_change()
 def set_limit(change: Change, name: str, count: int, lasts: str, note: str, by: str | None) -> None:
-    """Let a limit be N for a while, over restarts and deploys too.
+    """Override a limit for a while, over restarts and deploys too.
 
     NAME is that of a named limit, such as "db" of limit("db", 3), or of the flow that declares it;
     its second limit is FLOW/limit.2. Afterwards the flow file holds again, so a lasting change
@@ -83,7 +83,7 @@ def set_limit(change: Change, name: str, count: int, lasts: str, note: str, by: 
 @by_option
 @with_change()
 def reset_limit(change: Change, name: str, by: str | None) -> None:
-    """Let a limit be what the flow file says again.
+    """Remove an override: the flow file holds again.
 
     \b
     turnout limits reset db

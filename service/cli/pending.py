@@ -29,9 +29,9 @@ def pending() -> None:
 
     \b
     turnout pending                          list them (same as: turnout pending list)
-    turnout pending show 0198c0de-…          its events, and what is missing
-    turnout pending fire 0198c0de-…          start its run now
-    turnout pending drop 0198c0de-…          start nothing; its events get the decision "dropped"
+    turnout pending show 3f9a1c2b            its events, and what is missing
+    turnout pending fire 3f9a1c2b            start its run now
+    turnout pending drop 3f9a1c2b            start nothing; its events get the decision "dropped"
     """
 
 
@@ -96,9 +96,9 @@ def show_pending(settings: Settings, window_id: str, as_json: bool) -> None:
 @by_option
 @with_change()
 def fire_pending(change: Change, window_ids: tuple[str, ...], by: str | None) -> None:
-    """Close windows now, as if they were whole: each starts its run with the events it has.
+    """Close windows now, as if complete: each starts its run with the events it has.
 
-    Needs a running service, whose code the run is of.
+    Needs a running service: the run uses its code.
 
     \b
     turnout pending fire 3f9a1c2b
@@ -116,7 +116,7 @@ def fire_pending(change: Change, window_ids: tuple[str, ...], by: str | None) ->
 @by_option
 @with_change(asks=True)
 def drop_pending(change: Change, window_ids: tuple[str, ...], by: str | None) -> None:
-    """Close windows without a run, which is asked first; files of their events stay where they are.
+    """Close windows without starting a run (asks first); files of their events stay.
 
     \b
     turnout pending drop 3f9a1c2b

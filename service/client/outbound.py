@@ -1,4 +1,4 @@
-"""One request to a place outside, for the action `http`: redirects, bounds, and vetted addresses.
+"""One request to an external host, for the action `http`: redirects, bounds, and vetted addresses.
 
 A request has a connection of its own, so nothing of one (a cookie, a login) reaches another. An
 untrusted address is looked up once, vetted, and connected to as it was vetted: what a name says a
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import httpx
 
 UNTRUSTED_PORTS = frozenset({80, 443, 8080, 8443})
-"""Where a web server may listen that others have named: not mail, databases and shells."""
+"""Ports allowed for untrusted addresses: not mail, databases and shells."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CHUNK_BYTES = 64 * 1024
@@ -38,7 +38,7 @@ _HARMLESS = frozenset({"accept", "accept-language", "user-agent"})
 
 
 class NoAnswer(TurnoutError):
-    """Raised when a request gets no answer, or not all of it; another try may."""
+    """Raised when a request gets no answer, or not all of it; a retry may succeed."""
 
 
 class RefusedAddress(TurnoutError):

@@ -9,7 +9,7 @@ from datetime import datetime
 from .blocked import Key
 
 MAX_SECONDS = 60.0
-"""The clock may be set meanwhile, or the machine asleep: an alarm looks at the time again then."""
+"""The clock may be set, or the machine asleep: a timer re-checks the clock this often."""
 
 
 class Alarms:

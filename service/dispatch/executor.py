@@ -233,7 +233,7 @@ async def _check_files(run: ClaimedRun) -> None:
 
 
 async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Outcome:
-    """Record marks and the end of a failed run; return the outcome."""
+    """Record durable marks and the end of a failed run; return the outcome."""
     if context.durable_marks:
         context.durable_marks.drop(outcome.again)
         await write_last_marks(context)

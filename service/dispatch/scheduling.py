@@ -218,7 +218,7 @@ class Scheduler:
         self._known_due.discard(seq)
 
     def forget(self, run: Run) -> None:
-        """Drop a run that was ended: asked in vain, it would take its ordering key again."""
+        """Drop a run that was ended: a refused check would make it hold its ordering key again."""
         queue = self._queues.get(run.flow)
         if queue is not None:
             queue.forget(asks_as(run), run.seq)

@@ -72,8 +72,8 @@ def as_key(option: str, answer: object) -> str:
         isinstance(answer, Set) or (" at 0x" in key and _ADDRESS.search(key))
     ):
         raise TypeError(
-            f"{option} answers with {key[:_SHOWN]}, whose text is another one each time; answer "
-            "with a text or a number"
+            f"{option} answers with {key[:_SHOWN]}, whose text differs between processes; "
+            "return a string or a number"
         )
     refuse_unstorable(option, key)
     return short_key(key)

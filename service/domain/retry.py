@@ -20,7 +20,7 @@ from .run import Retry
 from .units import parse_duration
 
 MAX_RETRY_AFTER = timedelta(days=1)
-"""The longest wait a server's `Retry-After` can ask for: the bound is ours, not a stranger's."""
+"""The longest wait a server's `Retry-After` can ask for: a server cannot make us wait longer."""
 
 MAX_FACTOR = 1000
 """The largest `factor`: its highest power is still a number."""

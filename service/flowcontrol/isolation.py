@@ -1,6 +1,6 @@
 """Isolation: a run during which the process died twice in a row runs without others of its kind.
 
-If the process dies again, the run that was alone is the one to blame.
+If the process dies again, the isolated run is the cause.
 """
 
 from __future__ import annotations

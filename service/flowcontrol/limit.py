@@ -57,8 +57,8 @@ class Limit:
         if flow.keeps_state and self.per is None:  # it is there so that runs share a state
             return None
         return (
-            f"{self.words} promises no order: a run that is retried or waits lets others pass; "
-            "if runs must go in the order of their events, add ordered_by="
+            f"{self.words} does not preserve order: others overtake a run that is retried or "
+            "waits; if runs must go in the order of their events, add ordered_by="
         )
 
 
@@ -137,7 +137,7 @@ def _checked(words: str, count: object) -> int:
     if not isinstance(count, int) or isinstance(count, bool):
         raise SetupError(f"{words}: a limit is a whole number of runs, such as limit(8)")
     if count < 1:
-        raise SetupError(f"{words}: a flow that may never run is `turnout pause`, not 0")
+        raise SetupError(f"{words}: to stop a flow use `turnout pause`; a limit is at least 1")
     if count > MOST:
         raise SetupError(f"{words}: {MOST:,} are the most; leave it out for no limit")
     return count

@@ -242,7 +242,7 @@ class Resume(Verb[Resumed]):
 
 @dataclass(frozen=True, slots=True)
 class SetLimit(Verb[StoredOverride]):
-    """Let a limit be another count for as long as it `lasts`; then the flow file holds again.
+    """Override a limit for as long as it `lasts`; then the flow file holds again.
 
     `name` is that of a named limit (`limit:db`, or `db` in a service), or of a flow (`flow:bill`,
     `bill`), for another limit than its first one with its place: `bill/limit.2`. A higher count

@@ -161,7 +161,7 @@ class Worker:
         self._process = None  # its id may be another's from here on
         process.join(5)
         if code is None:
-            return "it let go of its pipe"
+            return "it closed its pipe"
         if code >= 0:
             return f"exit code {code}"
         hint = ", as the kernel does when memory is short" if code == -signal.SIGKILL else ""
@@ -204,7 +204,7 @@ def value_of(answer: Any, name: str) -> Any:
             f"work on smaller parts"
         )
     error = None
-    with contextlib.suppress(*FOREIGN):  # it has no form, or is gone from the code here
+    with contextlib.suppress(*FOREIGN):  # not picklable, or its class is gone
         error = None if content is None else pickle.loads(content)
     if not isinstance(error, BaseException):
         raise WorkerError(detail)

@@ -1,4 +1,4 @@
-"""What may surprise in flows that are right: warnings of `turnout check`, and of a start."""
+"""Warnings about valid flows, told by `turnout check` and at a start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single items of a windowed run: `Retry(items=…)` tries them again, `Fail(items=…)` buries them.
+"""Single items of a windowed run: tried again (`Retry`), or made dead letters (`Fail`).
 
 An attempt that tries some items again is called with these alone. It is another round of the run:
 the keys of its steps begin with the round (`scope.root_path`), so no recorded step of other items

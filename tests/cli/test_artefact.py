@@ -48,7 +48,7 @@ def test_it_is_listed_and_written_to_a_pipe_or_a_new_file(
     assert typed("artefact", run_id, "report.html", "-o", "a.html", "--data", data) == 0
     assert Path("a.html").read_bytes() == bytes(range(256))
     assert typed("artefact", run_id, "report.html", "-o", "a.html", "--data", data) == 2
-    assert b"a.html is there already; name a new file" in capsysbinary.readouterr().err
+    assert b"a.html already exists; name a new file" in capsysbinary.readouterr().err
 
     assert typed("artefact", run_id, "../secret", "-o", "b", "--data", data) == 1
     told = capsysbinary.readouterr().err.decode()
@@ -73,4 +73,4 @@ def test_a_terminal_gets_no_content(
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert typed("artefact", "x", "y", "--data", str(tmp_path)) == 2
-    assert "the content is not for a terminal: add -o FILE, or a pipe" in capsys.readouterr().err
+    assert "refusing to print to a terminal: add -o FILE, or a pipe" in capsys.readouterr().err

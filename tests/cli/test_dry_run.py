@@ -191,7 +191,7 @@ def test_the_command_prints_it(flows: Path) -> None:
     done = turnout("run", f"{flows}:goes_on_by_it", "--input", '"web"', "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "call   scale('web', 1)  scale#1" in done.stdout
-    assert "it ends here: the flow goes on by what scale#1 returns" in done.stdout
+    assert "stopped here: the flow goes on by what scale#1 returns" in done.stdout
     done = turnout("run", f"{flows}:fails", "--input", '"web"', "--dry-run", "--json")
     assert done.returncode == 1, done.stderr
     told = json.loads(done.stdout)

@@ -118,7 +118,7 @@ def test_it_says_what_it_waits_for_and_skips_it(flows: Path) -> None:
     ("flow", "why"),
     [
         ("asks", "nobody can answer the approval of ops: there is no terminal"),
-        ("waits", "and nothing here will ever send it"),
+        ("waits", "and no running flow can send it"),
     ],
 )
 def test_what_never_comes_ends_it(flows: Path, flow: str, why: str) -> None:

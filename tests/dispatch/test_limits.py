@@ -338,7 +338,7 @@ async def test_a_task_that_wants_the_limit_its_own_run_has_a_place_of_fails_by_n
     [
         (
             lambda: any_limit(0),
-            "limit(0): a flow that may never run is `turnout pause`",
+            "limit(0): to stop a flow use `turnout pause`",
         ),
         (
             lambda: any_limit(2.5),
@@ -392,7 +392,7 @@ def test_a_name_with_two_counts_is_refused_with_both_places(tmp_path: Path) -> N
     )
     (warning,) = found.warnings
     assert warning.line == 9
-    assert warning.message.startswith("flow 'alone': limit(1) promises no order")
+    assert warning.message.startswith("flow 'alone': limit(1) does not preserve order")
 
 
 @pytest.mark.timeout(15)

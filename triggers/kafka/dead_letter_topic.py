@@ -48,7 +48,7 @@ async def post(topic: str, event: Event, failure: str, emit: Emitter) -> None:
 def _value(event: Event) -> bytes | None:
     """Return the record's value; a null stays a null, except in a record without a key.
 
-    The client cannot send a record with neither; a header says so instead.
+    The client cannot send a record with neither key nor value; a header says so instead.
     """
     is_null = not event.has_body and "partitionkey" in event.extensions
     return None if is_null else event.body

@@ -91,12 +91,12 @@ def _batch(batch: bytes, head: tuple[int, ...]) -> Iterator[Record]:
     stamp = head[7]
     try:
         if head[3] != 2:
-            raise ValueError(f"its batch has format {head[3]}, and 2 is read here")
+            raise ValueError(f"unsupported batch format {head[3]}")
         if calc_crc32c(batch[_CHECKED_FROM:]) != head[4]:
             raise ValueError("the checksum of its batch is wrong")
         body = _opened(batch[_HEADER.size :], head[5] & 0x07)
     except Exception as error:  # noqa: BLE001  codecs raise what they like at broken bytes
-        count = f" (and the {head[6]} behind it, in one batch)" if head[6] else ""
+        count = f" (and {head[6]} more of its batch)" if head[6] else ""
         yield Record(base_end(head), stamp, None, batch, (), f"{error}{count}")
         return
     log_append = head[8] if head[5] & 0x08 else None
@@ -113,7 +113,7 @@ def _opened(packed: bytes, codec: int) -> bytes:
         return packed
     name = _CODECS.get(codec)
     if name is None:
-        raise ValueError(f"its batch is packed with codec {codec}, which is none of Kafka's")
+        raise ValueError(f"unknown codec {codec}")
     if not getattr(codecs, f"has_{name}")():
         raise ValueError(
             f"its batch is packed with {name}, which is not installed: "

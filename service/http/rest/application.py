@@ -154,7 +154,7 @@ async def _validation_problem(_request: Request, error: Exception) -> Response:
 
 
 async def _no_memory(_request: Request, _error: Exception) -> Response:
-    return refusal(503, "no memory is left for this request; send it again later")
+    return refusal(503, "out of memory; send the request again later")
 
 
 async def _client_disconnected(_request: Request, _error: Exception) -> Response:

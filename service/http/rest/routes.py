@@ -366,7 +366,7 @@ ROUTES: tuple[Route[Any], ...] = (
         method="PUT",
         path="/limits/{name:path}",
         tag=FLOWS,
-        text="Let a limit be another count for a while: the body is "
+        text="Override a limit for a while: the body is "
         '{"count": 10, "for": "2h"}.\n\n'
         "The name is that of a named limit or of a flow (`bill`; its second limit is "
         '`bill/limit.2`).\nA higher count starts runs at once, a lower one stops none. "note" says '
@@ -380,7 +380,7 @@ ROUTES: tuple[Route[Any], ...] = (
         method="DELETE",
         path="/limits/{name:path}",
         tag=FLOWS,
-        text="Let a limit be what the flow file says again.",
+        text="Remove the override of a limit: the flow file holds again.",
         query=(Parameter("by", "by", "who resets it", default="api"),),
         document=lambda _verb, name: {"name": name},
     ),

@@ -57,7 +57,7 @@ _REFUSALS = {
     431: f"a request has at most {MAX_HEADERS} headers, {MAX_HEADER_BYTES} bytes together, "
     "trailers and chunk extensions among them",
     501: "a body comes as it is, or in the chunked coding alone",
-    503: "no memory is left for this request; send it again later",
+    503: "out of memory; send the request again later",
 }
 
 _Part = Literal["head", "body"]

@@ -105,7 +105,7 @@ class Cycle:
         except MemoryError:
             self._pieces.clear()
             if not self.is_started:
-                await busy(self.send, "no memory is left for this request; send it again later")
+                await busy(self.send, "out of memory; send the request again later")
         except FOREIGN:  # custom triggers and signature schemes run here
             self.logger.exception("an unexpected error in the HTTP application")
             await self._fail()

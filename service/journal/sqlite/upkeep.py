@@ -1,4 +1,4 @@
-"""The part of the journal that keeps it in bounds: `Upkeep` in the contract.
+"""Retention and counters: the part of the journal that keeps it in bounds (`Upkeep`).
 
 Counts of runs are kept in memory: they are exact, and no query is needed. Not here: what is
 deleted (`retention`), and how much space there is (`disk_space`).

@@ -1,4 +1,4 @@
-"""Asks one flow about the stored events of a period, one after the other, in the order they came.
+"""Evaluates a flow against the stored events of a period, in the order they came.
 
 Not here: windows (`windows`), runs on the virtual clock (`virtual_runs`), and what the report
 counts (`report`).
@@ -181,7 +181,7 @@ class Backtest:
                 return
 
     def _keep(self, arrival: Arrival) -> None:
-        """Take a run of before the period, or a replay, as it really went."""
+        """Play back a run from before the period, or a replay, as recorded."""
         assert self._runs is not None
         past = arrival.runs[0]
         run = self._new_run(arrival)

@@ -602,7 +602,7 @@ POLICY = (
         @flow(concurrency=0)  # here
         def report(): ...
         """,
-        "flow 'report': limit(0): a flow that may never run is `turnout pause`, not 0",
+        "flow 'report': limit(0): to stop a flow use `turnout pause`; a limit is at least 1",
         "`turnout pause`",
     ),
     InFile(

@@ -246,7 +246,7 @@ WHILE_RUNNING = (
         {
             "trigger": "webhook:/signed",
             "count": 1,
-            "reason": "the header x-hub-signature-256 must be there once, and of a usual size",
+            "reason": "the header x-hub-signature-256 must occur once and have 1 to 4096 bytes",
             "hint": "compare secret ORDERS_HMAC with the one that the sender uses",
         },
         "webhook:/signed",
