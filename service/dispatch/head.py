@@ -23,7 +23,8 @@ from .memory import Memory
 class Head:
     """Queued runs (the window, in arrival order), resumed ones, and due ones.
 
-    Runs whose key became free (woken) go before the others of their kind. `cursor` is the seq of
+    Runs whose key became free (woken) go before the others of their kind, but never before older
+    ones of the window. `cursor` is the seq of
     the last queued row read, `unread` whether the journal may hold rows after it. `taken` counts
     the runs taken from the window. Up to `passed_to`, runs of blocked keys may be in the journal
     only, also between those of the window; the next read `passes_over` such runs too. While a
@@ -113,6 +114,8 @@ class Head:
         if self.holding:
             return self.holding
         due, fresh = self.woken_due or self.due, self.woken or self.window
+        if fresh is self.woken and self.window and self.window[0].seq < self.woken[0].seq:
+            fresh = self.window  # the woken one was left in the journal, and read past this one
         if self.resumed and self._is_older(self.resumed[0], fresh):
             fresh = self.resumed
         return due if due and (self._due_next or not fresh) else fresh

@@ -211,16 +211,26 @@ def test_an_evicted_key_is_read_for_every_pending_wakeup_up_to_the_window() -> N
     assert take_all(queue) == list(range(1, WINDOW + 6))
 
 
+def test_a_run_whose_key_became_free_does_not_overtake_an_older_run_of_another_key() -> None:
+    queue = fresh()
+    head, (_, epoch) = queue.head(NORMAL), queue.start_reading(NORMAL)
+    queue.finish_reading(NORMAL, [queued(5)], up_to=6, more=False, epoch=epoch, passed_over=True)
+    rows = [queued(seq, limit_key="x") for seq in (4, 6)]  # left in the journal by that read
+    queue.finish_fetching(LIMIT_X, rows, more=False, wakeups=2, epoch=epoch)
+    assert [run.seq for run in head.woken] == [4, 6]
+    assert take_all(queue) == [4, 5, 6]
+
+
 def test_due_and_queued_runs_take_turns_and_woken_ones_go_first_of_their_kind() -> None:
     queue = fresh()
-    queue.blocked.add(queued(4), ORDER_X)
+    queue.blocked.add(queued(1), ORDER_X)
     queue.blocked.add(due(9), LIMIT_X)
-    arrive(queue, 1, 2, 3)
+    arrive(queue, 2, 3, 4)
     for seq in (7, 8):
         queue.add_due(due(seq))
     wake(queue, ORDER_X, 1)
     wake(queue, LIMIT_X, 1)
-    assert take_all(queue) == [4, 9, 1, 7, 2, 8, 3]
+    assert take_all(queue) == [1, 9, 2, 7, 3, 8, 4]
     assert queue.empty
 
 
