@@ -273,7 +273,9 @@ class FlowControlMachine(DispatchMachine):
         for each in self.declared_rules[flow.number]:
             if not isinstance(each, Classed):
                 continue
-            classes = {self.class_of(known, each)} if flow.served or flow.served_at_rest else set()
+            classes: set[int | None] = set()
+            if flow.served or flow.served_at_rest:
+                classes.add(self.class_of(known, each))
             if known.replayed and not (flow.served and flow.served_at_rest):
                 classes.add(None)
             if run.priority not in classes:
