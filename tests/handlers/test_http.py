@@ -223,7 +223,7 @@ def test_text_and_json_are_read_as_they_say(stub: Stub) -> None:
 
 
 def test_a_secret_travels_and_is_never_told(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHOP_TOKEN", "correct-horse-battery")
+    monkeypatch.setenv("SHOP_TOKEN", "wrong-horse-charger")
     monkeypatch.setenv("SHOP_URL", f"{stub.url}/hooks/very-secret-path")
 
     @flow(name="pays")
@@ -232,9 +232,9 @@ def test_a_secret_travels_and_is_never_told(stub: Stub, monkeypatch: pytest.Monk
             secret("SHOP_URL"), content="hello", headers={"X-Token": secret("SHOP_TOKEN")}
         )
 
-    stub.says("/hooks/very-secret-path", Reply(403, b"correct-horse-battery is wrong"))
+    stub.says("/hooks/very-secret-path", Reply(403, b"wrong-horse-charger is wrong"))
     result = run(pays)
-    assert stub.asked[0].headers["x-token"] == "correct-horse-battery"
+    assert stub.asked[0].headers["x-token"] == "wrong-horse-charger"
     assert stub.asked[0].body == b"hello"
     assert result.error is not None
     assert result.error.message == f"POST {stub.url} answered 403: ******** is wrong"
@@ -246,7 +246,7 @@ def test_what_is_sent_to_a_secret_address_succeeds_and_nothing_recorded_holds_it
     stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHAT_URL", stub.says("/hooks/very-secret-path", Reply(200, b"ok")))
-    monkeypatch.setenv("CHAT_TOKEN", "correct-horse-battery")
+    monkeypatch.setenv("CHAT_TOKEN", "wrong-horse-charger")
 
     @flow(name="tells")
     async def tells(url: str) -> list[str]:
@@ -258,14 +258,14 @@ def test_what_is_sent_to_a_secret_address_succeeds_and_nothing_recorded_holds_it
         ]
 
     stub.says("/chat", Reply(200))
-    stub.says("/chat/correct-horse-battery/send", Reply(200))
+    stub.says("/chat/wrong-horse-charger/send", Reply(200))
     result = run(tells, f"{stub.url}/chat")
     assert result.result == [
         stub.url, f"{stub.url}/chat?token=********", f"{stub.url}/chat/********/send",
     ]  # fmt: skip
     assert [each.path for each in stub.asked] == [
-        "/hooks/very-secret-path", "/chat?token=correct-horse-battery",
-        "/chat/correct-horse-battery/send",
+        "/hooks/very-secret-path", "/chat?token=wrong-horse-charger",
+        "/chat/wrong-horse-charger/send",
     ]  # fmt: skip
 
 
