@@ -384,6 +384,7 @@ async def test_what_is_packed_is_unpacked(stub: Stub) -> None:
         (gzip.compress(b"one") + bytes(100_000), b"one"),
         (b"", b""),
     ],
+    ids=["several", "padding", "none"],
 )
 async def test_several_packed_contents_padding_and_none_are_unpacked(
     stub: Stub, packed: bytes, content: bytes
