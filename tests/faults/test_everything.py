@@ -134,10 +134,10 @@ SELECT count(*) FROM runs WHERE state IN ('scheduled', 'queued', 'running', 'ret
 MOVED = """
 SELECT e.trigger, e.details ->> '$.subject' FROM events AS e
 WHERE e.trigger LIKE 'files:%' AND (
-    EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.state = 'succeeded')
+    EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND +r.state = 'succeeded')
     OR EXISTS (SELECT 1 FROM window_events AS m JOIN runs AS r ON r.window_seq = m.window_seq
-        WHERE m.event_seq = e.seq AND r.state = 'succeeded'))
-"""
+        WHERE m.event_seq = e.seq AND +r.state = 'succeeded'))
+"""  # + keeps the index of the event: the one by state is of all runs
 
 
 def counted(program: Program, what: str) -> int:
