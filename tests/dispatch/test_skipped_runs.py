@@ -44,7 +44,7 @@ async def test_of_many_outdated_runs_only_the_newest_is_in_memory_and_claimed(
         may_end.set()
         await service.all_finished()
         assert started[-1] == MANY - 1
-        assert len(claims) <= 3, "one commit for each run that starts"
+        assert len(claims) <= MANY / 10, "none for most of the runs, which never start"
 
 
 class Began:
