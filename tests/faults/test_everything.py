@@ -203,11 +203,11 @@ def test_every_event_ends_linked_to_a_run_or_to_a_decision_and_its_source_follow
             until(lambda: load.is_enough, 3600, "all events accepted")
             until(lambda: len(load.dropped) >= wanted / 20, 3600, "all files dropped")
         group.all_read(program, timeout=600)
+        seen = len(load.dropped)
+        until(lambda: counted(program, "events WHERE trigger LIKE 'files:%'") >= seen, 90, "files")
         load.finish()
         until(lambda: not counted(program, "windows WHERE state = 'open'"), 90, "all closed")
         program.quiet(600)
-        seen = len(load.dropped)
-        until(lambda: counted(program, "events WHERE trigger LIKE 'files:%'") >= seen, 90, "files")
         due = (
             "events WHERE after_run_action = 0" if full else f"({MOVED} AND e.after_run_action = 0)"
         )
