@@ -290,7 +290,7 @@ class Process:
         order = (BreakerState.CLOSED, BreakerState.PROBING, BreakerState.OPEN)
         return {
             each.stored.name: order.index(each.stored.state)
-            for each in self.dispatcher.breakers.standings()
+            for each in self.dispatcher.breakers.statuses()
         }
 
     # ------------------------------------------------------------ life

@@ -48,8 +48,8 @@ from turnout.service.steps.services import RunHost, Services, Sleep
 from turnout.service.steps.suspension import Suspend
 from turnout.service.telemetry.metrics import Metrics
 
+from .dependency_outcome import dependency_outcome
 from .file_check import FILE_TYPES, check_file_unchanged
-from .spared import spared
 
 
 class Executor:
@@ -197,7 +197,7 @@ class Executor:
         if isinstance(decides, Skip):
             return Outcome(state=RunState.SKIPPED, reason=secrets.mask(message_of(decides)))
         if flow.needs or asked_pause(error) is not None:
-            not_spent = spared(context, flow, error)
+            not_spent = dependency_outcome(context, flow, error)
             if not_spent is not None:
                 return not_spent
         outcome = Outcome(

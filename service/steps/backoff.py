@@ -46,7 +46,7 @@ def ends_attempt(call: StepCall, error: BaseException) -> bool:
         return False
     pause = asked_pause(error)
     is_unknown = pause is not None and all(need.name != pause for need in flow.needs)
-    return is_unknown or call.context.spares(error) is not None
+    return is_unknown or call.context.unspent_for(error) is not None
 
 
 async def back_off(call: StepCall) -> None:

@@ -267,11 +267,11 @@ class RunContext:
         """Return the dependencies of the flow that have failed, by an error that ends a try."""
         return () if self.flow is None else needs.blamed(self.flow.needs, error)
 
-    def spares(self, error: BaseException) -> Need | None:
+    def unspent_for(self, error: BaseException) -> Need | None:
         """Return the dependency for which an attempt that ends by `error` is not spent, if any."""
         if self.flow is None:
             return None
-        return needs.spares(
+        return needs.unspent_for(
             self.flow.needs, self.claimed.recorded, self.attempt_state.probes, error
         )
 

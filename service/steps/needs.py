@@ -28,7 +28,7 @@ def pause_count(recorded: Mapping[str, StepRecord]) -> int:
     return sum(step.task == PAUSED for step in recorded.values())
 
 
-def spares(
+def unspent_for(
     needs: Sequence[Need],
     recorded: Mapping[str, StepRecord],
     probes: Collection[str],

@@ -96,7 +96,7 @@ class Flows:
 
     @property
     def state(self) -> str:
-        return self.breakers.standings()[0].stored.state.value
+        return self.breakers.statuses()[0].stored.state.value
 
 
 @pytest.fixture
