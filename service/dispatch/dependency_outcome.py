@@ -38,7 +38,7 @@ def dependency_outcome(context: RunContext, flow: AnyFlow, error: BaseException)
         due_at=until,
         counts=False,
         again=to_run_again(context, error),
-        blames=() if pause is not None else context.blamed(error),
+        failed_dependencies=() if pause is not None else context.failed_dependencies(error),
         pause=None if pause is None else DependencyPause(pause, until),
     )
 

@@ -204,7 +204,7 @@ class Executor:
             state=RunState.FAILED,
             error=describe(error),
             again=to_run_again(context, error),
-            blames=context.blamed(error),
+            failed_dependencies=context.failed_dependencies(error),
         )
         items = asked_items(error)
         if is_final(error):
@@ -238,9 +238,9 @@ async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Out
         context.durable_marks.drop(outcome.again)
         await write_last_marks(context)
     if outcome.state is RunState.FAILED:
-        blames = outcome.blames
+        failed_dependencies = outcome.failed_dependencies
         outcome = await _concluded(context, flow, outcome)
-        outcome.blames = blames
+        outcome.failed_dependencies = failed_dependencies
     return outcome
 
 
@@ -278,7 +278,7 @@ def _suspended(context: RunContext) -> Outcome | None:
         due_at=suspend.due_at,
         waits=suspend.waits,
         counts=False,
-        blames=suspend.blames,
+        failed_dependencies=suspend.failed_dependencies,
         repeats=bool(context.claimed.polls) and not context.attempt_state.changed,
     )
 

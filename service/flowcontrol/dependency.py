@@ -76,7 +76,7 @@ class Dependency:
         """How many of the last `of` attempts must have failed."""
         return -(-self.share * self.of // 100)
 
-    def blames(self, error: BaseException) -> bool:
+    def is_failed_by(self, error: BaseException) -> bool:
         """Whether an error that ends an attempt counts as a failure of the dependency."""
         if self.errors:
             return isinstance(error, self.errors) or any(
@@ -411,7 +411,7 @@ class Breakers:
                 breaker.pause(outcome.pause.until, now, f"run {run.id} of {run.flow} asked: {why}")
             elif outcome.state is RunState.SUCCEEDED:
                 breaker.succeeded(run, now)
-            elif need.name in outcome.blames:
+            elif need.name in outcome.failed_dependencies:
                 breaker.failed(run, now, why)
 
     def statuses(self) -> list[BreakerStatus]:

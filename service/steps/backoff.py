@@ -59,7 +59,12 @@ async def back_off(call: StepCall) -> None:
     left = (call.not_before - call.services.now()).total_seconds()
     if left > LONGEST_HELD_SECONDS and may_suspend():
         if not await call.context.backoffs.wait(left, call.services.sleep):
-            suspend({}, call.not_before, after=call.last_error or _UNKNOWN, blames=call.blames)
+            suspend(
+                {},
+                call.not_before,
+                after=call.last_error or _UNKNOWN,
+                failed_dependencies=call.failed_dependencies,
+            )
     elif left > 0:
         await call.services.sleep(left)
 

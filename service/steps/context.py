@@ -263,9 +263,9 @@ class RunContext:
         self.durable_marks.add(mark)
         return self.durable_marks
 
-    def blamed(self, error: BaseException) -> Sequence[str]:
+    def failed_dependencies(self, error: BaseException) -> Sequence[str]:
         """Return the dependencies of the flow that have failed, by an error that ends a try."""
-        return () if self.flow is None else needs.blamed(self.flow.needs, error)
+        return () if self.flow is None else needs.failed_dependencies(self.flow.needs, error)
 
     def unspent_for(self, error: BaseException) -> Need | None:
         """Return the dependency for which an attempt that ends by `error` is not spent, if any."""
