@@ -230,7 +230,7 @@ WHILE_RUNNING = (
     WhileRunning(
         "data that one of two flows cannot take",
         "shared",
-        "event.not_taken",
+        "event.rejected",
         {
             "flow": "counts",
             "trigger": "webhook:/shared",
