@@ -122,9 +122,9 @@ class Executor:
                 _raise_journal_error(error)
                 outcome = _suspended(context) or self._outcome_of(context, flow, error)
             else:
-                keeps = None if context.kept is None else context.kept.write
+                write = None if context.used_state is None else context.used_state.write
                 outcome = Outcome(
-                    state=RunState.SUCCEEDED, result=result, returned=returned, keeps=keeps
+                    state=RunState.SUCCEEDED, result=result, returned=returned, state_write=write
                 )
             if task.cancelling() and not is_stopped():
                 await _clear_cancels(task)

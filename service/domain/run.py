@@ -189,9 +189,9 @@ class Outcome:
     undo: Undo | None = None
     failed_dependencies: Sequence[str] = ()
     pause: DependencyPause | None = None
-    keeps: StateWrite | None = None
+    state_write: StateWrite | None = None
     left: Sequence[int] | None = None
-    buried: Sequence[tuple[int, RunError]] = ()
+    failed_items: Sequence[tuple[int, RunError]] = ()
     repeats: bool = False
 
 
