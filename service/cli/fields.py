@@ -149,7 +149,7 @@ FIELDS: Mapping[str, str] = {
     "time": "when it happened, as the source says",
     "title": "the problem in a word",
     "timeout": "how long a run may take",
-    "today": "what the flow would do now, with the code that is loaded",
+    "now": "what the flow would do now, with the code that is loaded",
     "trigger": "the trigger",
     "triggers": "the triggers of the flow",
     "tries": "how often the step was tried",
