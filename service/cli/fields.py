@@ -109,7 +109,7 @@ FIELDS: Mapping[str, str] = {
     "paused": "whether it is paused now",
     "paused_at": "since when it is paused",
     "per_key": "whether its first limit has `per=`",
-    "place": "where the condition is written",
+    "location": "where the condition is written",
     "pool": "where the function runs: loop, thread or process",
     "problem": "what is wrong; null if nothing is",
     "query": "the fields behind the `?` of a request",

@@ -110,7 +110,7 @@ def _now(flow: AnyFlow, event: Event, *, listens: bool) -> dict[str, Any]:
         "listens": listens,
         "would": would,
         "condition": None if asked is None else asked.words,
-        "place": None if asked is None else asked.place,
+        "location": None if asked is None else asked.location,
         "read": {} if asked is None else dict(values_read(flow.wants, event)),
         "error": None if error is None else error.as_dict(),
     }

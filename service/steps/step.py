@@ -40,7 +40,7 @@ from turnout.service.telemetry.logs import get_logger
 from . import codec, failures
 from . import undo as undos
 from .artefacts import Attached
-from .author_code import line_of_call, place_in, where
+from .author_code import line_of_call, location_in, where
 from .backoff import back_off, ends_attempt, next_try
 from .cache import use_cache
 from .context import CutOff, RunContext
@@ -342,7 +342,7 @@ class StepCall:
             "step.retried",  # the log of the run adds flow, run and attempt
             step=self.key,
             error=secrets.mask(words_of(error)),
-            place=place_in(describe(error).traceback),
+            location=location_in(describe(error).traceback),
             tries=self.tries,
             of=self.task.retry.count + 1,
             again_in=format_duration(timedelta(seconds=again_in)),

@@ -64,7 +64,7 @@ async def test_each_flow_says_what_it_did_with_an_event_and_what_it_reads(tmp_pa
     assert flows["audit"]["now"] == {
         "code_version": "", "listens": True, "would": "filtered",
         "condition": 'when=lambda event: event.data["amount"] > 100',
-        "place": f"{__file__}:{audit.line}", "read": {"data.amount": "7"}, "error": None,
+        "location": f"{__file__}:{audit.line}", "read": {"data.amount": "7"}, "error": None,
     }  # fmt: skip
     assert (flows["ship"]["now"]["would"], flows["ship"]["now"]["read"]) == ("start", {})
     now = flows["watch"]["now"]
