@@ -1,7 +1,7 @@
 """`Retry(items=…)` and `Fail(items=…)`, killed at every boundary of their rounds.
 
 Nothing of the batch is lost, and no item that is done is done again: only a step whose effect had
-happened, but was not recorded, runs a second time, under its idempotency key. One failed item is
+happened, but was not recorded, runs a second time, under its idempotency key. One buried item is
 one dead letter.
 """
 
@@ -19,8 +19,8 @@ import pytest
 from tests.conftest import Say
 from tests.support.program import Program, until
 
+from .crash_points import SABOTAGE, plans_of
 from .ledger import copied
-from .test_steps_crash import SABOTAGE, plans_of
 
 FLOWS = Path(__file__).parent / "flows" / "items.py"
 
@@ -44,7 +44,7 @@ NOTHING_BURIED = """
 from turnout.service.journal.sqlite.journal import SqliteJournal
 honest_record = SqliteJournal.record
 def forgetful(self, run, outcome, **named):
-    outcome.failed_items = ()
+    outcome.buried = ()
     return honest_record(self, run, outcome, **named)
 SqliteJournal.record = forgetful
 """
@@ -171,7 +171,7 @@ def test_nothing_is_lost_and_nothing_done_is_done_again(
 @pytest.mark.parametrize(
     ("sabotage", "words"),
     [(ALL_AGAIN, "what is left"), (NOTHING_BURIED, "a dead letter for one item")],
-    ids=["all again", "no failed item"],
+    ids=["all again", "nothing buried"],
 )
 def test_it_notices_items_that_are_done_again_or_lost(
     tmp_path: Path, sabotage: str, words: str

@@ -9,8 +9,7 @@ twice, under one idempotency key.
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import pytest
 from tests.conftest import Say
 from tests.support.program import Program, until
 
+from .crash_points import SABOTAGE, forgetting, plans_of
 from .ledger import copied
 
 pytestmark = pytest.mark.timeout(600)
@@ -37,88 +37,6 @@ STEPS = {
 RESULT = {
     "pair": [60, 600], "squares": [1, 4, 9], "parcel": "wrapped 3", "word": "READY",
 }  # fmt: skip
-
-SABOTAGE = """
-import asyncio, builtins, os, signal
-from pathlib import Path
-from turnout.service.journal.sqlite.journal import SqliteJournal
-
-plan, log = Path(os.environ["CRASH_PLAN"]), Path(os.environ["CRASH_LOG"])
-
-def passed(point):
-    with log.open("a") as file:
-        file.write(point + "\\n")
-    if not plan.exists():
-        return
-    wanted, count = plan.read_text().split("|")
-    if wanted != point:
-        return
-    if count == "1":
-        plan.unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
-    plan.write_text(f"{wanted}|{int(count) - 1}")
-
-def watched(name, describe):
-    honest = getattr(SqliteJournal, name)
-    async def write(self, *arguments, **named):
-        known(named.get("entries", ()))
-        answer = await honest(self, *arguments, **named)
-        for point in describe(*arguments):
-            passed(point)
-        return answer
-    def begin(self, *arguments, **named):  # `append` is a future from the start
-        return asyncio.get_running_loop().create_task(write(self, *arguments, **named))
-    setattr(SqliteJournal, name, begin)
-
-flows = {}  # by run
-
-def of_step(claim, step):
-    return [f"{flows[claim.run_id]} {step.key} {step.state}"]
-
-def known(entries):
-    flows.update((run.id, run.flow) for entry in entries for run in entry.runs)
-
-watched("record_step", of_step)
-watched("record_with", of_step)
-watched("take", lambda claim, step, taking: of_step(claim, step))
-watched("record_waits", lambda claim, steps: [of_step(claim, step)[0] for step in steps])
-watched("record", lambda run, outcome: [f"{run.flow} {outcome.state}"])
-
-append = SqliteJournal.append
-def watched_append(self, entries, **named):
-    known(entries)
-    def stored(future):
-        if future.exception() is None:
-            for entry in entries:
-                passed(f"event {entry.event.trigger}")
-    future = append(self, entries, **named)
-    future.add_done_callback(stored)  # before the program's own: nobody knows of it yet
-    return future
-SqliteJournal.append = watched_append
-
-claim = SqliteJournal.claim
-async def watched_claim(self, seqs, **named):
-    claimed = await claim(self, seqs, **named)
-    flows.update((run.claim.run_id, run.flow) for run in claimed)
-    return claimed
-SqliteJournal.claim = watched_claim
-
-builtins.turnout_test_passed = passed
-"""
-
-FORGET_STEPS = """
-from turnout.service.journal.sqlite.journal import SqliteJournal
-
-honest_claim = SqliteJournal.claim
-
-async def forgetful(self, seqs, **named):
-    return [
-        run._replace(recorded={key: step for key, step in run.recorded.items() if key != "fetch#1"})
-        for run in await honest_claim(self, seqs, **named)
-    ]
-
-SqliteJournal.claim = forgetful
-"""
 
 
 @dataclass
@@ -249,16 +167,6 @@ def recorded_steps(data: Path, run_id: str) -> set[str]:
     return found
 
 
-def plans_of(points: Sequence[str]) -> list[str]:
-    """Return a plan for every point of an undisturbed run: the n-th passing of each."""
-    seen: Counter[str] = Counter()
-    plans = []
-    for point in points:
-        seen[point] += 1
-        plans.append(f"{point}|{seen[point]}")
-    return plans
-
-
 def test_killed_at_any_point_the_result_is_the_undisturbed_one(
     tmp_path: Path, full: bool, seed: int, say: Say
 ) -> None:
@@ -291,7 +199,7 @@ def test_killed_at_any_point_the_result_is_the_undisturbed_one(
 
 
 def test_the_battery_notices_a_journal_that_forgets_steps(tmp_path: Path) -> None:
-    battery = Battery.at(tmp_path, FORGET_STEPS)
+    battery = Battery.at(tmp_path, forgetting("fetch#1"))
     with battery.program.start():
         battery.program.ready()
         with pytest.raises(AssertionError, match=r"ran \d+ times"):

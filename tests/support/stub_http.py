@@ -35,18 +35,32 @@ class Asked:
 
 
 class Stub:
-    """Answers each path with the replies it was given, the last one again and again."""
+    """Answers each path with the replies it was given, the last one again and again.
+
+    `when_asked` is called before each answer; `open` has the connections that are.
+    """
 
     def __init__(self, host: str = "127.0.0.1", certificate: Path | None = None) -> None:
         stub = self
         self.asked: list[Asked] = []
         self.replies: dict[str, list[Reply]] = {}
         self.connections = 0
+        self.open: set[object] = set()
+        self.when_asked: Callable[[Asked], None] = lambda asked: None
 
         class Handler(BaseHTTPRequestHandler):
             def setup(self) -> None:
                 stub.connections += 1
+                stub.open.add(self)
                 super().setup()
+
+            def finish(self) -> None:
+                try:
+                    super().finish()
+                except OSError:
+                    pass  # who asked is gone
+                finally:
+                    stub.open.remove(self)
 
             def do_GET(self) -> None:
                 stub._answer(self)
@@ -83,7 +97,9 @@ class Stub:
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("content-length") or 0))
         headers = {name.lower(): value for name, value in handler.headers.items()}
-        self.asked.append(Asked(handler.command, handler.path, headers, body))
+        asked = Asked(handler.command, handler.path, headers, body)
+        self.asked.append(asked)
+        self.when_asked(asked)
         replies = self.replies.get(handler.path.partition("?")[0]) or [Reply(404, b"no such path")]
         reply = replies.pop(0) if len(replies) > 1 else replies[0]
         handler.send_response(reply.status)
