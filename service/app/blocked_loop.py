@@ -104,7 +104,7 @@ class _Watchdog:
                 "loop.blocked",
                 flow=code.flow,
                 run=code.run,
-                location=code.location,
+                place=code.place,
                 code=code.text,
                 hint="nothing else runs meanwhile: call it in a `def` task",
             )

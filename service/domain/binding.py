@@ -411,8 +411,8 @@ def _refusal(error: ValueError) -> Exception:
 
     if not isinstance(error, ValidationError):
         return error
-    message, field = explain(error)
-    return InvalidData(message, field=field)
+    message, place = explain(error)
+    return InvalidData(message, field=place)
 
 
 def _validated_as_sent(event: Event, checks: TypeAdapter[Any], error: ValueError) -> Any:

@@ -186,7 +186,7 @@ class Submit:
             )
             return
         log.error(
-            "event.rejected",
+            "event.not_taken",
             flow=run.flow,
             run=run.id,
             trigger=event.trigger,

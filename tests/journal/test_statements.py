@@ -95,6 +95,23 @@ def test_a_start_walks_over_no_open_window_and_no_run_of_a_served_flow(
     assert not any(each.startswith(("SCAN windows", "SCAN runs")) for each in steps), steps
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        "SEARCH s USING COVERING INDEX flow_state_by_use (used_at<?)",
+        "SEARCH r USING COVERING INDEX runs_by_order (flow=? AND order_key=?)",
+        "SEARCH r USING INDEX runs_suspended_by_order (flow=? AND order_key=?)",
+        "SEARCH r USING INDEX runs_by_state (state=?)",
+    ],
+)
+def test_unused_states_are_found_whatever_the_number_of_unfinished_runs(
+    journal: apsw.Connection, step: str
+) -> None:
+    text = load("flow_state")["unused"]
+    rows = journal.execute(f"EXPLAIN QUERY PLAN {text}", (None,) * values_of(text)).fetchall()
+    assert step in [str(row[3]) for row in rows], rows
+
+
 def test_what_is_used_of_a_budget_is_added_up_from_its_index_alone(
     journal: apsw.Connection,
 ) -> None:

@@ -43,11 +43,12 @@ class Upkeep(Writable, Clearing, Protocol):
         """Delete the oldest finished events whatever their age; returns rows."""
 
     async def prune_states(self, *, unused_since: datetime, now: datetime, limit: int) -> int:
-        """Delete up to `limit` states of ordering keys that no run has had since; returns rows.
+        """Delete states of ordering keys that no run has had since; returns how many it looked at.
 
-        The state of a flow without `ordered_by=` stays, and so does one whose key an unfinished
-        run has: that is used `now`. A run uses its key until it ends, which is remembered when the
-        run is deleted, so what a run that is not deleted yet has used may be older than it seems.
+        It looks at up to `limit`; call it until it returns 0. The state of a flow without
+        `ordered_by=` stays, and so does one whose key an unfinished run has: that is used `now`. A
+        run uses its key until it ends, which is remembered when the run is deleted, so what a run
+        that is not deleted yet has used may be older than it seems.
         """
 
     async def prune_blobs(self) -> int:

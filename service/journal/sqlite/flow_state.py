@@ -17,7 +17,7 @@ from turnout.service.journal.records import STATE_KEY, StoredState
 
 from . import waits
 from .statements import load
-from .values import instant
+from .values import dump_list, instant
 
 _SQL = load("flow_state")
 
@@ -64,16 +64,19 @@ def note_use(connection: apsw.Connection, runs: str) -> None:
 
 
 def prune(connection: apsw.Connection, unused_since: int, now: int, limit: int) -> int:
-    """Delete the states of keys that no run has had since an instant; returns rows.
+    """Look at so many states of keys that no run has had since an instant; returns how many.
 
-    What an unfinished run may have read stays: else its write would lose, and the run start over
-    from nothing.
+    They are deleted. What an unfinished run may have read stays, and is in use `now`: else its
+    write would lose, and the run start over from nothing.
     """
-    if connection.execute(_SQL["is_unused"], (unused_since,)).get is None:
-        return 0
-    connection.execute(_SQL["in_use"], (unused_since, now))
-    connection.execute(_SQL["delete_unused"], (unused_since, limit))
-    return connection.changes()
+    found = connection.execute(_SQL["unused"], (unused_since, limit)).fetchall()
+    used = [(flow, key) for flow, key, is_used in found if is_used]
+    unused = [(flow, key) for flow, key, is_used in found if not is_used]
+    if used:
+        connection.execute(_SQL["in_use"], (dump_list(used), now))
+    if unused:
+        connection.execute(_SQL["delete_unused"], (dump_list(unused),))
+    return len(found)
 
 
 def start_over(connection: apsw.Connection, run_seq: int) -> None:

@@ -108,7 +108,7 @@ class Keeping(Calls):
         return deleted
 
     async def prune_states(self, *, unused_since: datetime, now: datetime, limit: int) -> int:
-        """Delete what flows keep under ordering keys that no run has had since; returns rows."""
+        """Delete what flows keep under ordering keys no run has had since; see the contract."""
         since, at = micros(unused_since), micros(now)
         deleted: int = await self._call(
             lambda connection, counters: flow_state.prune(connection, since, at, limit)

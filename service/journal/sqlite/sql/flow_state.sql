@@ -42,24 +42,29 @@ UPDATE flow_state SET used_at = max(used_at, r.finished_at) FROM (
     GROUP BY flow, order_key) AS r
 WHERE flow_state.flow = r.flow AND flow_state.key = r.order_key;
 
--- name: is_unused
--- Whether there may be a state of a key that was not used since an instant (?1).
-SELECT 1 FROM flow_state INDEXED BY flow_state_by_use WHERE key <> '' AND used_at < ?1 LIMIT 1;
+-- name: unused
+-- Up to so many (?2) states of keys not used since an instant (?1), the oldest first, and whether an
+-- unfinished run has the key. Runs that hold a slot are few; of all others an index is asked.
+SELECT s.flow, s.key,
+    EXISTS (SELECT 1 FROM runs AS r INDEXED BY runs_by_order
+        WHERE r.flow = s.flow AND r.order_key = s.key AND r.state = 'queued')
+    OR EXISTS (SELECT 1 FROM runs AS r INDEXED BY runs_suspended_by_order
+        WHERE r.flow = s.flow AND r.order_key = s.key
+            AND (r.state = 'scheduled' OR r.state = 'retrying' OR r.state = 'waiting'))
+    OR (s.flow, s.key) IN (SELECT r.flow, r.order_key FROM runs AS r INDEXED BY runs_by_state
+        WHERE r.state = 'running' AND r.order_key IS NOT NULL)
+FROM flow_state AS s INDEXED BY flow_state_by_use
+WHERE s.key <> '' AND s.used_at < ?1 ORDER BY s.used_at LIMIT ?2;
 
 -- name: in_use
--- Of the states not used since an instant (?1), those whose key an unfinished run has are in use (?2).
+-- States, by flow and key (?1), are in use at an instant (?2).
 UPDATE flow_state SET used_at = ?2
-WHERE key <> '' AND used_at < ?1 AND (flow, key) IN (
-    SELECT r.flow, r.order_key FROM runs AS r INDEXED BY runs_by_state
-    WHERE r.state IN ('scheduled', 'queued', 'running', 'retrying', 'waiting')
-        AND r.order_key IS NOT NULL
-        AND r.flow IN (SELECT s.flow FROM flow_state AS s WHERE s.key <> '' AND s.used_at < ?1));
+WHERE (flow, key) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?1));
 
 -- name: delete_unused
--- The states of keys not used since an instant (?1), at most so many (?2).
-DELETE FROM flow_state WHERE (flow, key) IN (
-    SELECT flow, key FROM flow_state INDEXED BY flow_state_by_use
-    WHERE key <> '' AND used_at < ?1 ORDER BY used_at LIMIT ?2);
+-- States, by flow and key (?1), are deleted.
+DELETE FROM flow_state
+WHERE (flow, key) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?1));
 
 -- name: rename
 -- The states of a flow (?1) get a new name (?2), where that has none of its own under the key.
