@@ -244,12 +244,12 @@ def load(config: Path | None = None, **chosen: Any) -> Settings:
             raise SetupError(first["msg"].removeprefix("Value error, ")) from None
         name = str(first["loc"][0])
         if chosen.get(name) is not None:
-            place, given = f"--{name.replace('_', '-')}", chosen[name]
+            location, given = f"--{name.replace('_', '-')}", chosen[name]
         elif name in values and name not in in_environment:
-            place, given = f"{file}: {name}", values[name]
+            location, given = f"{file}: {name}", values[name]
         else:
-            place, given = _variable(name), os.environ.get(_variable(name))
-        raise SetupError(f"{place}{_words(name, first, given)}") from None
+            location, given = _variable(name), os.environ.get(_variable(name))
+        raise SetupError(f"{location}{_words(name, first, given)}") from None
     folders = {"data": settings.data, "secrets_folder": settings.secrets_folder}
     return settings.model_copy(
         update={name: folder.absolute() for name, folder in folders.items() if folder is not None}
@@ -278,9 +278,9 @@ def _renamed(values: dict[str, Any], file: Path) -> dict[str, Any]:
     """Take settings with an old name out of `values` and the environment, with a warning."""
     found: dict[str, Any] = {}
     for old, name in _RENAMED.items():
-        for place, given in ((str(file), values.pop(old, None)), (_variable(old), _asked(old))):
+        for location, given in ((str(file), values.pop(old, None)), (_variable(old), _asked(old))):
             if given is not None:
-                warnings.warn(f"{place}: {old} is now {name}", FutureWarning, stacklevel=3)
+                warnings.warn(f"{location}: {old} is now {name}", FutureWarning, stacklevel=3)
                 found[name] = given
     return found
 
@@ -364,7 +364,7 @@ def _refuse_unknown(values: dict[str, Any], file: Path) -> None:
         and variable not in _NOT_SETTINGS
         and variable.removeprefix("TURNOUT_").lower() not in known
     ]
-    for key, place, written in unknown:
+    for key, location, written in unknown:
         close = get_close_matches(key, known, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise SetupError(f"{place}: {written!r} is not a setting{hint}")
+        raise SetupError(f"{location}: {written!r} is not a setting{hint}")

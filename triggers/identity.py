@@ -63,7 +63,7 @@ def _answer(event: Event, ask: EventId) -> str | None:
 
 
 def _words_of(error: Exception, event: Event, ask: EventId) -> str:
-    """Return an error in words that the journal can hold: with its place, and the values read."""
+    """Return an error in words for the journal: with its location, and the values read."""
     copy, reads = watched(event)
     with suppress(Exception):  # the author's code: that it raises is known
         _answer(copy, ask)
@@ -81,7 +81,7 @@ def _place_of(error: BaseException, ask: EventId) -> str:
         if at.tb_frame.f_code is getattr(ask, "__code__", None):
             return f"{at.tb_frame.f_code.co_filename}:{at.tb_lineno}"
         at = at.tb_next
-    return condition_of("id", ask, type(ask).__qualname__, 1).place
+    return condition_of("id", ask, type(ask).__qualname__, 1).location
 
 
 # ---------------------------------------------------------------- what an author writes

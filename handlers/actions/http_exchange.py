@@ -98,8 +98,8 @@ async def exchanged(url: str | Secret, request: Request, key: str) -> HttpRespon
     finally:
         body.discard()
     # What is recorded must not hold a secret: the step would fail after its effect.
-    place = _shown(answer.url, hides_path=True) if is_secret else answer.url
-    return body.response(replace(answer, url=secrets.mask(place)))
+    location = _shown(answer.url, hides_path=True) if is_secret else answer.url
+    return body.response(replace(answer, url=secrets.mask(location)))
 
 
 def _header(name: str, value: str | Secret) -> str:
@@ -129,9 +129,9 @@ def _refusal(shown: str, error: _Unwanted) -> HttpError:
     text = " ".join(error.start[:_SHOWN_BYTES].decode("utf-8", "replace").split())
     visible = "".join(each if each.isprintable() else "?" for each in text)
     told = f": {secrets.mask(visible)}" if visible else ""
-    place = error.headers.get("location")
-    if 300 <= status < 400 and place:
-        told = f", to {secrets.mask(_shown(place, hides_path=False))}"
+    location = error.headers.get("location")
+    if 300 <= status < 400 and location:
+        told = f", to {secrets.mask(_shown(location, hides_path=False))}"
     return kind(
         f"{shown} answered {status}{told}",
         status_code=status,

@@ -104,7 +104,7 @@ class _Watchdog:
                 "loop.blocked",
                 flow=code.flow,
                 run=code.run,
-                place=code.place,
+                location=code.location,
                 code=code.text,
                 hint="nothing else runs meanwhile: call it in a `def` task",
             )

@@ -48,7 +48,7 @@ from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow, Project
 from turnout.service.settings import Settings
 from turnout.service.steps.attempt_state import AttemptState
-from turnout.service.steps.author_code import place_in
+from turnout.service.steps.author_code import location_in
 from turnout.service.steps.dry_run import DryRun
 from turnout.service.steps.services import Sleep
 from turnout.service.telemetry.logs import get_logger
@@ -232,7 +232,7 @@ class Process:
                 event=run.event.id,
                 error=f"{outcome.error.type}: {outcome.error.message}",
                 step=outcome.error.step,
-                place=place_in(outcome.error.traceback),
+                location=location_in(outcome.error.traceback),
                 **({} if outcome.undo is None else {"undo": outcome.undo}),
             )
         self.waiters.finished(run.claim.run_id, outcome)
@@ -262,7 +262,7 @@ class Process:
             attempt=run.attempt,
             error=f"{error.type}: {error.message}",
             step=error.step,
-            place=place_in(error.traceback),
+            location=location_in(error.traceback),
             again_in=format_duration(max(due_at - self.now(), _NONE)),
         )
 
@@ -290,7 +290,7 @@ class Process:
         order = (BreakerState.CLOSED, BreakerState.PROBING, BreakerState.OPEN)
         return {
             each.stored.name: order.index(each.stored.state)
-            for each in self.dispatcher.breakers.standings()
+            for each in self.dispatcher.breakers.statuses()
         }
 
     # ------------------------------------------------------------ life

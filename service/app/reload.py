@@ -21,7 +21,9 @@ log = get_logger("turnout")
 def warn_of(project: Project) -> None:
     """Log what may surprise in the flows of a project, as `turnout check` warns of it."""
     for warning in cautions(list(project.flows.values())):
-        log.warning("flow.warned", place=f"{warning.file}:{warning.line}", warning=warning.message)
+        log.warning(
+            "flow.warned", location=f"{warning.file}:{warning.line}", warning=warning.message
+        )
 
 
 async def reload_files(

@@ -114,8 +114,8 @@ def _print_flow(
             _print_held(window)
     if flow["answer"] == "not_asked":
         say(f"  {flow['flow']}: not asked (it did not listen to the event when it came)")
-    if flow["today"] is not None:
-        _print_today(flow["today"])
+    if flow["now"] is not None:
+        _print_now(flow["now"])
 
 
 def _print_started(run: dict[str, Any]) -> None:
@@ -141,19 +141,19 @@ def _print_decision(decision: dict[str, Any]) -> None:
         say(f"      {told}")
 
 
-def _print_today(today: dict[str, Any]) -> None:
-    """Print what a flow would do with the code of today, and the values that it reads."""
-    read = "; ".join(f"{path} = {text}" for path, text in today["read"].items())
+def _print_now(now: dict[str, Any]) -> None:
+    """Print what a flow would do with the code that is loaded now, and the values that it reads."""
+    read = "; ".join(f"{path} = {text}" for path, text in now["read"].items())
     words = {
         "start": "it would start",
         "join": "it would join a window",
-        "fail": f"it would fail: {error_line(today['error'])}",
+        "fail": f"it would fail: {error_line(now['error'])}",
     }
-    would = words.get(today["would"], f"it would be {today['would']}")
-    if not today["listens"]:
+    would = words.get(now["would"], f"it would be {now['would']}")
+    if not now["listens"]:
         would = "it does not listen any more"
-    asked = f", {today['condition']} reads {read}" if read else ""
-    say(f"      asked again with today's code: {would}{asked}")
+    asked = f", {now['condition']} reads {read}" if read else ""
+    say(f"      asked again with the current code: {would}{asked}")
 
 
 _SHOWN_FACTS = ("other", "rule", "key", "count", "limit", "period", "next_free")

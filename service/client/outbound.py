@@ -131,8 +131,8 @@ async def _follow(
         answer = await transport.handle_async_request(sent)
         try:
             headers = dict(answer.headers)
-            place = headers.get("location")
-            if answer.status_code not in _REDIRECTS or place is None or not left:
+            location = headers.get("location")
+            if answer.status_code not in _REDIRECTS or location is None or not left:
                 receive = open_body(answer.status_code, headers)
                 if request.method != "HEAD":
                     await _read(answer, receive, request.max_bytes)
@@ -140,7 +140,7 @@ async def _follow(
         finally:
             await answer.aclose()
         left -= 1
-        target = _joined(url, place)
+        target = _joined(url, location)
         if url.scheme == "https" and target.scheme != "https":
             raise RefusedAddress(f"it redirects from https to {target.scheme}")
         if _origin(target) != _origin(url):
@@ -149,11 +149,11 @@ async def _follow(
         url = target
 
 
-def _joined(url: httpx.URL, place: str) -> httpx.URL:
+def _joined(url: httpx.URL, location: str) -> httpx.URL:
     import httpx
 
     try:
-        return url.join(place)
+        return url.join(location)
     except (httpx.InvalidURL, ValueError) as error:
         raise RefusedAddress(f"it redirects to what is no address: {error}") from None
 

@@ -17,8 +17,8 @@ from turnout.service.journal.records import ClaimedRun, Queued
 from .attempts import until_writable
 from .causes import first_cause
 from .filling import Filling
-from .late import end_late
 from .scheduling import Scheduler
+from .start_timeouts import end_late
 
 
 class Claiming:

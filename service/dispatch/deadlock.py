@@ -17,8 +17,8 @@ from turnout.service.domain.run import FINISHED, Fail, Run
 from turnout.service.journal.contract import RunReads
 from turnout.service.journal.records import Claim, NewRun, run_topic
 
+from .conflicts import Conflict
 from .dispatcher import Dispatcher
-from .wanted import Wanted
 
 MAX_RUNS_CHECKED = 1000
 """Runs checked at most in a search for a cycle."""
@@ -56,20 +56,20 @@ class WaitGraph:
     ) -> None:
         """Raise `Fail` if what the child needs is held until the caller ends."""
         search = _Search(self._journal, self._dispatcher, claim.run_id, earlier)
-        for wanted in self._dispatcher.wanted(child):
-            if wanted.holders and await search.never_free(wanted):
-                is_own = claim.run_id in wanted.holders
+        for conflict in self._dispatcher.conflicts(child):
+            if conflict.holders and await search.never_free(conflict):
+                is_own = claim.run_id in conflict.holders
                 whose = "this run" if is_own else "a run that waits for this one"
                 raise Fail(
-                    f"the child run would wait for ever: {wanted.words} of flow {child.flow!r} is "
-                    f"held until {whose} ends; {wanted.advice}"
+                    f"the child run would wait for ever: {conflict.words} of flow {child.flow!r} "
+                    f"is held until {whose} ends; {conflict.advice}"
                 )
 
 
 class _Search:
     """Which runs can end before the caller does.
 
-    A run can end when all children it waits for can end and get what they want. A wanted limit is
+    A run can end when all children it waits for can end and get what they need. A limit is
     free when one of its holders ends, a key when all have. What cannot end waits for the caller, or
     is in a deadlock already.
     """
@@ -85,12 +85,12 @@ class _Search:
         self._dispatcher = dispatcher
         self._caller = caller
         self._earlier = earlier
-        self._children: dict[str, list[tuple[str, list[Wanted]]]] = {}
+        self._children: dict[str, list[tuple[str, list[Conflict]]]] = {}
 
-    async def never_free(self, wanted: Wanted) -> bool:
-        """Whether what a run wants is held until the caller ends."""
-        await self._look_at(wanted.holders)
-        return not self._is_free(wanted, self._can_end())
+    async def never_free(self, conflict: Conflict) -> bool:
+        """Whether what a run needs is held until the caller ends."""
+        await self._look_at(conflict.holders)
+        return not self._is_free(conflict, self._can_end())
 
     async def _look_at(self, runs: Iterable[str]) -> None:
         """Read what these runs wait for, directly or through others."""
@@ -101,10 +101,10 @@ class _Search:
                 continue
             found = await self._children_of(run_id)
             self._children[run_id] = found
-            for child, wants in found:
+            for child, conflicts in found:
                 ahead.append(child)
-                for wanted in wants:
-                    ahead += wanted.holders
+                for conflict in conflicts:
+                    ahead += conflict.holders
 
     def _can_end(self) -> set[str]:
         """Return which of the runs looked at can end: first those that wait for nothing."""
@@ -119,22 +119,22 @@ class _Search:
                 return able
             able |= more
 
-    def _ends(self, child: tuple[str, list[Wanted]], able: set[str]) -> bool:
-        run_id, wants = child
+    def _ends(self, child: tuple[str, list[Conflict]], able: set[str]) -> bool:
+        run_id, conflicts = child
         return self._is_able(run_id, able) and all(
-            run_id in wanted.holders or self._is_free(wanted, able) for wanted in wants
+            run_id in conflict.holders or self._is_free(conflict, able) for conflict in conflicts
         )
 
-    def _is_free(self, wanted: Wanted, able: set[str]) -> bool:
-        enough = any if wanted.is_limit else all
-        return enough(self._is_able(holder, able) for holder in wanted.holders)
+    def _is_free(self, conflict: Conflict, able: set[str]) -> bool:
+        enough = any if conflict.is_limit else all
+        return enough(self._is_able(holder, able) for holder in conflict.holders)
 
     def _is_able(self, run_id: str, able: set[str]) -> bool:
         """Whether a run can end; one that was not looked at is taken to."""
         return run_id != self._caller and (run_id in able or run_id not in self._children)
 
-    async def _children_of(self, run_id: str) -> list[tuple[str, list[Wanted]]]:
-        """Return the unfinished children that a run waits for, and what they want."""
+    async def _children_of(self, run_id: str) -> list[tuple[str, list[Conflict]]]:
+        """Return the unfinished children that a run waits for, and what they need."""
         children: list[NewRun | Run] = [
             call.child for call in self._earlier if call.caller == run_id
         ]  # not in the journal yet
@@ -144,4 +144,4 @@ class _Search:
                 child = await self._journal.run(wait.topic.removeprefix(run_topic("")))
                 if child is not None and child.state not in FINISHED:
                     children.append(child)
-        return [(child.id, self._dispatcher.wanted(child)) for child in children]
+        return [(child.id, self._dispatcher.conflicts(child)) for child in children]

@@ -4,7 +4,7 @@ Guarantees: a run executes only under a claim that is on disk; runs of a flow st
 order; memory holds a bounded window of any backlog; no more runs are running on disk than there
 are slots. Not here: what a run does (`executor`), whose turn it is (`scheduling`), claiming what is
 queued (`claiming`), when a run is due (`due`), who may run (`admission`), and what others may know
-(`standing`).
+(`dispatcher_status`).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from turnout.service.telemetry.metrics import Metrics
 from .attempts import Attempts, Ended
 from .breakers import WrittenBreakers
 from .claiming import Claiming
+from .dispatcher_status import DispatcherStatus
 from .due import DueRuns
 from .executor import Executor
 from .filling import Filling
 from .restoring import Restoring
 from .scheduling import Scheduler
-from .served import ServedFlows
-from .standing import Standing
+from .served_flows import ServedFlows
 
 MAX_BODY_BYTES_IN_MEMORY = 8 * 1024
 """Events up to this size stay in memory with their queued run."""
@@ -55,7 +55,7 @@ MAX_BODY_BYTES_IN_MEMORY = 8 * 1024
 UNWIND_SECONDS = 2.0
 
 
-class Dispatcher(Standing):
+class Dispatcher(DispatcherStatus):
     """Fills every free slot with the oldest run that may start."""
 
     def __init__(

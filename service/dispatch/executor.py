@@ -48,8 +48,8 @@ from turnout.service.steps.services import RunHost, Services, Sleep
 from turnout.service.steps.suspension import Suspend
 from turnout.service.telemetry.metrics import Metrics
 
+from .dependency_outcome import dependency_outcome
 from .file_check import FILE_TYPES, check_file_unchanged
-from .spared import spared
 
 
 class Executor:
@@ -122,9 +122,9 @@ class Executor:
                 _raise_journal_error(error)
                 outcome = _suspended(context) or self._outcome_of(context, flow, error)
             else:
-                keeps = None if context.kept is None else context.kept.write
+                write = None if context.used_state is None else context.used_state.write
                 outcome = Outcome(
-                    state=RunState.SUCCEEDED, result=result, returned=returned, keeps=keeps
+                    state=RunState.SUCCEEDED, result=result, returned=returned, state_write=write
                 )
             if task.cancelling() and not is_stopped():
                 await _clear_cancels(task)
@@ -197,14 +197,14 @@ class Executor:
         if isinstance(decides, Skip):
             return Outcome(state=RunState.SKIPPED, reason=secrets.mask(message_of(decides)))
         if flow.needs or asked_pause(error) is not None:
-            not_spent = spared(context, flow, error)
+            not_spent = dependency_outcome(context, flow, error)
             if not_spent is not None:
                 return not_spent
         outcome = Outcome(
             state=RunState.FAILED,
             error=describe(error),
             again=to_run_again(context, error),
-            blames=context.blamed(error),
+            failed_dependencies=context.failed_dependencies(error),
         )
         items = asked_items(error)
         if is_final(error):
@@ -238,9 +238,9 @@ async def _finished(context: RunContext, flow: AnyFlow, outcome: Outcome) -> Out
         context.durable_marks.drop(outcome.again)
         await write_last_marks(context)
     if outcome.state is RunState.FAILED:
-        blames = outcome.blames
+        failed_dependencies = outcome.failed_dependencies
         outcome = await _concluded(context, flow, outcome)
-        outcome.blames = blames
+        outcome.failed_dependencies = failed_dependencies
     return outcome
 
 
@@ -278,7 +278,7 @@ def _suspended(context: RunContext) -> Outcome | None:
         due_at=suspend.due_at,
         waits=suspend.waits,
         counts=False,
-        blames=suspend.blames,
+        failed_dependencies=suspend.failed_dependencies,
         repeats=bool(context.claimed.polls) and not context.attempt_state.changed,
     )
 

@@ -67,8 +67,8 @@ async def _fail(
     error: Exception,
     now: Callable[[], datetime],
 ) -> None:
-    place = f"in per= or another key, {flow.file}:{flow.line}"
-    message = secrets.mask(f"{words_of(error)} ({place})")
+    location = f"in per= or another key, {flow.file}:{flow.line}"
+    message = secrets.mask(f"{words_of(error)} ({location})")
     if await journal.fail_queued(run.seq, RunError("filter_error", message), now=now()):
         log.error(
             "filter.failed",

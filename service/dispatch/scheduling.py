@@ -25,8 +25,8 @@ from . import memory
 from .alarms import Alarms
 from .blocked import ORDER, Key
 from .causes import asks_as
-from .late import Late, is_late
 from .queue import Queue
+from .start_timeouts import Late, is_late
 
 
 class Scheduler:

@@ -40,7 +40,7 @@ def uses_now(flows: Mapping[str, AnyFlow], scheduler: Scheduler, now: datetime) 
             for rule in flow.rate
             if isinstance(rule, RateLimit)
         ),
-        *map(use_of_breaker, scheduler.breakers.standings()),
+        *map(use_of_breaker, scheduler.breakers.statuses()),
         *_classes(served, scheduler),
     ]
 

@@ -411,8 +411,8 @@ def _refusal(error: ValueError) -> Exception:
 
     if not isinstance(error, ValidationError):
         return error
-    message, place = explain(error)
-    return InvalidData(message, field=place)
+    message, field = explain(error)
+    return InvalidData(message, field=field)
 
 
 def _validated_as_sent(event: Event, checks: TypeAdapter[Any], error: ValueError) -> Any:

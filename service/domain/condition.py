@@ -26,7 +26,7 @@ class Condition:
     line: int
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """`FILE:LINE`."""
         return f"{self.file}:{self.line}"
 
@@ -48,15 +48,15 @@ def _lambda_text(function: Callable[..., Any], code: CodeType) -> str:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return "lambda"
-    places = _places(code)
+    spans = _spans(code)
     found = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Lambda)
         and node.lineno == code.co_firstlineno
-        and all(_lies_in(node.body, place) for place in places)
+        and all(_lies_in(node.body, span) for span in spans)
     ]
-    if not found or (len(found) > 1 and not places):
+    if not found or (len(found) > 1 and not spans):
         return "lambda"
     texts = [_text(node, source) for node in found]
     words = min(texts, key=len)  # of nested ones the innermost
@@ -77,10 +77,10 @@ def _source_of(function: Callable[..., Any], code: CodeType) -> str:
     return "".join(linecache.getlines(code.co_filename))
 
 
-_Place = tuple[tuple[int, int], tuple[int, int]]
+_Span = tuple[tuple[int, int], tuple[int, int]]
 
 
-def _places(code: CodeType) -> list[_Place]:
+def _spans(code: CodeType) -> list[_Span]:
     """Return begin and end of each instruction; none if Python was told to keep none."""
     return [
         ((line, column), (end_line, end_column))
@@ -89,7 +89,7 @@ def _places(code: CodeType) -> list[_Place]:
     ]
 
 
-def _lies_in(body: ast.expr, place: _Place) -> bool:
-    begin, end = place
+def _lies_in(body: ast.expr, span: _Span) -> bool:
+    begin, end = span
     last = (body.end_lineno or body.lineno, body.end_col_offset or body.col_offset)
     return (body.lineno, body.col_offset) <= begin and end <= last

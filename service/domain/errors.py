@@ -130,7 +130,7 @@ class Paused(Overloaded):
 
 
 class InvalidData(TurnoutError):
-    """Raised when an event's data cannot be what a flow declared; `field` names the place.
+    """Raised when an event's data cannot be what a flow declared; `field` is its path.
 
     Never retried: the same bytes would fail the same way.
     """

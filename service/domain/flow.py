@@ -100,7 +100,7 @@ class Need(Protocol):
     def name(self) -> str: ...  # noqa: D102
     @property
     def probe(self) -> timedelta: ...  # noqa: D102
-    def blames(self, error: BaseException) -> bool:
+    def is_failed_by(self, error: BaseException) -> bool:
         """Whether an error that ends an attempt counts as a failure of the dependency."""
 
 

@@ -167,13 +167,13 @@ class Outcome:
     so are those of the steps `again`.
     `waits` are the steps a waiting run waits at, with the last event each has looked at (0 if
     none): what was woken behind that makes it due at once. `undo` says how the undo of a run that
-    ended went, if there was one. `blames` names the dependencies that failed the attempt, `pause`
-    one that its run asks to leave alone. `keeps` is what a success keeps between runs; with
+    ended went, if there was one. `failed_dependencies` names those that failed the attempt, `pause`
+    one that its run asks to leave alone. `state_write` is what a success keeps between runs; with
     `queued`, what it could not keep: the steps recorded since the run has read it are dropped.
     `repeats` tells of a suspended attempt that it only came back to where the run was: deaths of
     the process before it still count as consecutive.
-    `left` are the members of a window, by their place, that the next attempt is called with, and
-    `buried` those that failed for good, by the seq of their event: each becomes a dead letter.
+    `left` are the members of a window, by their index, that the next attempt is called with, and
+    `failed_items` those that failed for good, by the seq of their event: each is a dead letter.
     """
 
     state: RunState
@@ -187,11 +187,11 @@ class Outcome:
     waits: Mapping[str, int] | None = None
     again: Sequence[str] = ()
     undo: Undo | None = None
-    blames: Sequence[str] = ()
+    failed_dependencies: Sequence[str] = ()
     pause: DependencyPause | None = None
-    keeps: StateWrite | None = None
+    state_write: StateWrite | None = None
     left: Sequence[int] | None = None
-    buried: Sequence[tuple[int, RunError]] = ()
+    failed_items: Sequence[tuple[int, RunError]] = ()
     repeats: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Dependencies: `needs=dependency("crm")`, and the breaker that spares one that is down.
+"""Dependencies: `needs=dependency("crm")`, and the breaker that leaves alone one that is down.
 
 A breaker is closed, open or probing, and each change of that begins a new generation. Closed: runs
 that need the dependency start, and the outcomes of the last attempts are counted. Open: they wait,
@@ -76,7 +76,7 @@ class Dependency:
         """How many of the last `of` attempts must have failed."""
         return -(-self.share * self.of // 100)
 
-    def blames(self, error: BaseException) -> bool:
+    def is_failed_by(self, error: BaseException) -> bool:
         """Whether an error that ends an attempt counts as a failure of the dependency."""
         if self.errors:
             return isinstance(error, self.errors) or any(
@@ -313,14 +313,14 @@ class Breaker(Gate):
         self._probe, self._probe_until = 0, None
         self._changed(self.stored)
 
-    def standing(self, flows: Sequence[str]) -> Standing:
+    def status(self, flows: Sequence[str]) -> BreakerStatus:
         """Return what there is to see of it."""
-        return Standing(
+        return BreakerStatus(
             self.stored, self.declared, sum(self._failed), len(self._failed), tuple(flows)
         )
 
 
-class Standing(NamedTuple):
+class BreakerStatus(NamedTuple):
     """A breaker as it is seen: what the journal keeps, what is declared, and by which flows.
 
     `failed` of the last `counted` attempts failed, in the present generation.
@@ -411,12 +411,12 @@ class Breakers:
                 breaker.pause(outcome.pause.until, now, f"run {run.id} of {run.flow} asked: {why}")
             elif outcome.state is RunState.SUCCEEDED:
                 breaker.succeeded(run, now)
-            elif need.name in outcome.blames:
+            elif need.name in outcome.failed_dependencies:
                 breaker.failed(run, now, why)
 
-    def standings(self) -> list[Standing]:
+    def statuses(self) -> list[BreakerStatus]:
         """Return what there is to see of the breakers in use, by name."""
-        return [self._breakers[name].standing(flows) for name, flows in sorted(self._flows.items())]
+        return [self._breakers[name].status(flows) for name, flows in sorted(self._flows.items())]
 
 
 def _nobody_listens(_about: object) -> None:

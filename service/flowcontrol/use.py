@@ -9,7 +9,7 @@ from heapq import nlargest
 from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
-from .dependency import Standing
+from .dependency import BreakerStatus
 from .limit import FlowLimit, HeldLimit, KeyLimit, Limit
 from .named_limit import NamedLimit
 from .overrides import limit_name
@@ -151,15 +151,15 @@ def with_accepted(use: Use, keys: Sequence[KeyUse]) -> Use:
     return replace(use, used=used, keys=keys[:BUSIEST], key_count=len(keys))
 
 
-def use_of_breaker(standing: Standing) -> Use:
+def use_of_breaker(status: BreakerStatus) -> Use:
     """Return how near a breaker is to opening, and whether it is open."""
-    stored, declared = standing.stored, standing.declared
+    stored, declared = status.stored, status.declared
     return Use(
         kind="breaker",
         name=stored.name,
         rule=str(declared),
-        flows=standing.flows,
-        used=standing.failed,
+        flows=status.flows,
+        used=status.failed,
         max=declared.failures,
         next_free=stored.until,
         state=str(stored.state),

@@ -37,7 +37,7 @@ def failed(flow: AnyFlow, event: Event, error: Exception) -> RunError:
         event,
     )
     values = "; ".join(f"{path} = {text}" for path, text in read.items())
-    message = f"{words_of(error)} (in {option}, at {_place_of(error, flow)}"
+    message = f"{words_of(error)} (in {option}, at {_location_of(error, flow)}"
     message += f", which read {values})" if values else ")"
     return RunError(FILTER_ERROR, secrets.mask(message), traceback=describe(error).traceback)
 
@@ -63,12 +63,12 @@ def _first_to_raise(
     return "when= or a key", {}  # such as a key that holds a secret
 
 
-def _place_of(error: BaseException, flow: AnyFlow) -> str:
+def _location_of(error: BaseException, flow: AnyFlow) -> str:
     """Return `FILE:LINE` of the author's code that raised, else of the flow."""
-    place, at = f"{flow.file}:{flow.line}", error.__traceback__
+    location, at = f"{flow.file}:{flow.line}", error.__traceback__
     while at is not None:
         file = at.tb_frame.f_code.co_filename
         if not (is_own(file) or is_standard(file)):
-            place = f"{file}:{at.tb_lineno}"
+            location = f"{file}:{at.tb_lineno}"
         at = at.tb_next
-    return place
+    return location

@@ -191,7 +191,7 @@ def _filtered(flow: AnyFlow) -> Decision:
     asked = flow.condition
     assert asked is not None  # it has said no
     facts: dict[str, Fact] = {"condition": asked.words, "file": asked.file, "line": asked.line}
-    return Decision(flow.name, Reason.FILTERED, f"{asked.words} at {asked.place}", facts)
+    return Decision(flow.name, Reason.FILTERED, f"{asked.words} at {asked.location}", facts)
 
 
 def _shadowed(run: NewRun, routed: Routed) -> Decision:

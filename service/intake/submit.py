@@ -186,7 +186,7 @@ class Submit:
             )
             return
         log.error(
-            "event.not_taken",
+            "event.rejected",
             flow=run.flow,
             run=run.id,
             trigger=event.trigger,

@@ -140,7 +140,7 @@ async def seek(parts: Parts, verb: SeekTrigger) -> SeekPlan:
         return plan
     async with parts.stopped(name):
         plan = await _move(parts, name, lambda stored: seeker.plan(target, stored, connection))
-    log.warning("trigger.sought", trigger=name, to=target.to, done=list(plan.sentences))
+    log.warning("trigger.position_set", trigger=name, to=target.to, done=list(plan.sentences))
     return plan
 
 

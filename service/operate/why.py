@@ -1,7 +1,7 @@
 """Why: what became of an event at each flow, and why a run is where it is.
 
 The answer is read from the journal. Where flow files are loaded, a stored event is asked again with
-their code: that shows the values a condition reads, and what the event would do today.
+their code: that shows the values a condition reads, and what the event would do now.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ async def why(
 async def of_event(
     reads: Reads, stored: StoredEvent, project: Project | None, waits_for: WaitsFor | None
 ) -> dict[str, Any]:
-    """Return an event with its runs, and what each flow did with it and would do today."""
+    """Return an event with its runs, and what each flow did with it and would do now."""
     found = [await reads.run(run_id) for run_id in stored.runs]
     runs = [run for run in found if run is not None]
     document = event_of(stored, payload=True)
@@ -68,7 +68,7 @@ def _flows(
     windows: Iterable[StoredWindow],
     project: Project | None,
 ) -> list[dict[str, Any]]:
-    """Return for each flow whether the event matched, why not, and what it would do today."""
+    """Return for each flow whether the event matched, why not, and what it would do now."""
     answers: dict[str, dict[str, Any]] = {}
     for window in windows:
         if window.state == "open":
@@ -86,15 +86,15 @@ def _flows(
         for name, answer in answers.items():
             flow = project.flows.get(name)
             if flow is not None:
-                answer["today"] = _today(flow, stored.event, listens=flow in listening)
+                answer["now"] = _now(flow, stored.event, listens=flow in listening)
     return list(answers.values())
 
 
 def _answer(flow: str, answer: str) -> dict[str, Any]:
-    return {"flow": flow, "answer": answer, "runs": [], "decisions": [], "today": None}
+    return {"flow": flow, "answer": answer, "runs": [], "decisions": [], "now": None}
 
 
-def _today(flow: AnyFlow, event: Event, *, listens: bool) -> dict[str, Any]:
+def _now(flow: AnyFlow, event: Event, *, listens: bool) -> dict[str, Any]:
     """Return what a flow would do with a stored event, with the code that is loaded now."""
     routed = route(event, [flow])
     run = routed.entry.runs[0] if routed.entry.runs else None
@@ -110,7 +110,7 @@ def _today(flow: AnyFlow, event: Event, *, listens: bool) -> dict[str, Any]:
         "listens": listens,
         "would": would,
         "condition": None if asked is None else asked.words,
-        "place": None if asked is None else asked.place,
+        "location": None if asked is None else asked.location,
         "read": {} if asked is None else dict(values_read(flow.wants, event)),
         "error": None if error is None else error.as_dict(),
     }

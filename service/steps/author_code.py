@@ -45,11 +45,11 @@ def is_standard(file: str) -> bool:
     return file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
 
 
-def place_in(traceback: str | None) -> str | None:
+def location_in(traceback: str | None) -> str | None:
     """Return `FILE:LINE` of the innermost line of the author's code in a traceback, if any."""
-    places = [
+    locations = [
         f"{file}:{line}"
         for file, line in _FRAME.findall(traceback or "")
         if not (is_own(file) or is_standard(file) or "site-packages" in file or file[0] == "<")
     ]
-    return places[-1] if places else None
+    return locations[-1] if locations else None

@@ -46,7 +46,7 @@ def ends_attempt(call: StepCall, error: BaseException) -> bool:
         return False
     pause = asked_pause(error)
     is_unknown = pause is not None and all(need.name != pause for need in flow.needs)
-    return is_unknown or call.context.spares(error) is not None
+    return is_unknown or call.context.unspent_for(error) is not None
 
 
 async def back_off(call: StepCall) -> None:
@@ -59,7 +59,12 @@ async def back_off(call: StepCall) -> None:
     left = (call.not_before - call.services.now()).total_seconds()
     if left > LONGEST_HELD_SECONDS and may_suspend():
         if not await call.context.backoffs.wait(left, call.services.sleep):
-            suspend({}, call.not_before, after=call.last_error or _UNKNOWN, blames=call.blames)
+            suspend(
+                {},
+                call.not_before,
+                after=call.last_error or _UNKNOWN,
+                failed_dependencies=call.failed_dependencies,
+            )
     elif left > 0:
         await call.services.sleep(left)
 

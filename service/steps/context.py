@@ -80,7 +80,6 @@ class RunContext:
         "durable_marks",
         "ended_by",
         "flow",
-        "kept",
         "over",
         "pending_calls",
         "polls",
@@ -89,6 +88,7 @@ class RunContext:
         "services",
         "undelivered",
         "undos",
+        "used_state",
     )  # fmt: skip
 
     def __init__(
@@ -100,7 +100,7 @@ class RunContext:
     ) -> None:
         self.claimed = run
         self.attempt_state = state
-        self.kept: State | None = None  # made at the first use of `state`
+        self.used_state: State | None = None  # made at the first use of `state`
         self.flow = flow
         self.root: Scope | None = None
         self.consumed: set[tuple[str, str, str]] | None = None
@@ -153,9 +153,9 @@ class RunContext:
         `concurrency=1` or `ordered_by=`: a run whose state another one has changed meanwhile is
         started over from where it read it. Outside a run there is none, and nothing is kept.
         """
-        if self.kept is None:
-            self.kept = State(self)
-        return self.kept
+        if self.used_state is None:
+            self.used_state = State(self)
+        return self.used_state
 
     def history(self, limit: int = 20) -> list[EarlierRun]:
         """Return the last runs of this flow that have ended, the newest first, with their results.
@@ -263,15 +263,15 @@ class RunContext:
         self.durable_marks.add(mark)
         return self.durable_marks
 
-    def blamed(self, error: BaseException) -> Sequence[str]:
+    def failed_dependencies(self, error: BaseException) -> Sequence[str]:
         """Return the dependencies of the flow that have failed, by an error that ends a try."""
-        return () if self.flow is None else needs.blamed(self.flow.needs, error)
+        return () if self.flow is None else needs.failed_dependencies(self.flow.needs, error)
 
-    def spares(self, error: BaseException) -> Need | None:
+    def unspent_for(self, error: BaseException) -> Need | None:
         """Return the dependency for which an attempt that ends by `error` is not spent, if any."""
         if self.flow is None:
             return None
-        return needs.spares(
+        return needs.unspent_for(
             self.flow.needs, self.claimed.recorded, self.attempt_state.probes, error
         )
 

@@ -18,7 +18,7 @@ from turnout.service.domain.errors import SetupError
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.unknown import DryRunEnds, Unknown
 
-from .author_code import place_in
+from .author_code import location_in
 from .failures import describe
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ class DryRun:
             end = next((each for each in leaves(error) if isinstance(each, DryRunEnds)), None)
             if end is None:
                 raise
-            place = place_in(describe(end).traceback)
-            self.ended = f"{end}{f' ({place})' if place else ''}"
+            location = location_in(describe(end).traceback)
+            self.ended = f"{end}{f' ({location})' if location else ''}"
 
 
 def _ending_here(

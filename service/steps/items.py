@@ -50,7 +50,7 @@ def with_items(
     return Outcome(
         state=RunState.SUCCEEDED,
         reason=f"{len(asked)} of {count} items failed: {failed.message}",
-        buried=[(run.members.seqs[place], failed) for place in asked],
+        failed_items=[(run.members.seqs[place], failed) for place in asked],
     )
 
 

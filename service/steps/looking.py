@@ -46,7 +46,7 @@ async def look(context: RunContext) -> None:
     if not due:
         return
     places = asyncio.Semaphore(LOOKS_AT_ONCE)
-    blames: dict[str, None] = {}
+    failed_dependencies: dict[str, None] = {}
 
     async def look_at(known: StepRecord) -> StepRecord:
         async with places:
@@ -54,7 +54,7 @@ async def look(context: RunContext) -> None:
             try:
                 return await one.made()
             finally:
-                blames.update(dict.fromkeys(one.blames))
+                failed_dependencies.update(dict.fromkeys(one.failed_dependencies))
 
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -66,7 +66,7 @@ async def look(context: RunContext) -> None:
     recorded = {**run.recorded, **{record.key: record for record in looked}}
     context.claimed = run._replace(recorded=recorded)
     if all(record.state == "waiting" and not Looks.of(record).lost for record in looked):
-        await _suspend_again(context, tuple(blames))
+        await _suspend_again(context, tuple(failed_dependencies))
 
 
 def _open_steps(context: RunContext) -> Iterator[StepRecord]:
@@ -80,7 +80,7 @@ def _is_due_poll(known: StepRecord, now: datetime) -> bool:
     return known.task == POLL and known.state == "waiting" and Looks.of(known).next <= now
 
 
-async def _suspend_again(context: RunContext, blames: Sequence[str]) -> None:
+async def _suspend_again(context: RunContext, failed_dependencies: Sequence[str]) -> None:
     """Suspend the run until the next look or the end of another wait, unless one is over now."""
     services, run = context.services, context.claimed
     assert services is not None
@@ -97,7 +97,7 @@ async def _suspend_again(context: RunContext, blames: Sequence[str]) -> None:
             return
         due_at = at if due_at is None or (at is not None and at < due_at) else due_at
     context.forget_log()
-    suspend(waits, due_at, blames=blames)
+    suspend(waits, due_at, failed_dependencies=failed_dependencies)
 
 
 class _Look:
@@ -108,7 +108,7 @@ class _Look:
         self._scope = scope
         self._known = known
         self._looks = Looks.of(known)
-        self.blames: Sequence[str] = ()
+        self.failed_dependencies: Sequence[str] = ()
 
     async def made(self) -> StepRecord:
         """Look; returns what is recorded: the poll waits on, has its value, or has failed."""
@@ -158,7 +158,7 @@ class _Look:
         """Record that a try of the look has failed, and when the next one is due."""
         call.failed(failure, again_in=delay)
         _leave_out(call)
-        self.blames = call.blames
+        self.failed_dependencies = call.failed_dependencies
         assert call.not_before is not None
         return await self._noted(replace(self._looks, tries=call.tries + 1, next=call.not_before))
 

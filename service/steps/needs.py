@@ -18,9 +18,9 @@ MOST_PAUSES = 20
 """How often a run may pause a dependency without spending an attempt."""
 
 
-def blamed(needs: Sequence[Need], error: BaseException) -> Sequence[str]:
+def failed_dependencies(needs: Sequence[Need], error: BaseException) -> Sequence[str]:
     """Return the names of the dependencies that have failed, by an error that ends a try."""
-    return [need.name for need in needs if need.blames(error)] if needs else ()
+    return [need.name for need in needs if need.is_failed_by(error)] if needs else ()
 
 
 def pause_count(recorded: Mapping[str, StepRecord]) -> int:
@@ -28,7 +28,7 @@ def pause_count(recorded: Mapping[str, StepRecord]) -> int:
     return sum(step.task == PAUSED for step in recorded.values())
 
 
-def spares(
+def unspent_for(
     needs: Sequence[Need],
     recorded: Mapping[str, StepRecord],
     probes: Collection[str],
@@ -44,4 +44,4 @@ def spares(
         return next((need for need in needs if need.name == pause and is_free), None)
     if not probes or is_final(error):
         return None
-    return next((need for need in needs if need.name in probes and need.blames(error)), None)
+    return next((need for need in needs if need.name in probes and need.is_failed_by(error)), None)

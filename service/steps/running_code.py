@@ -18,18 +18,18 @@ _SHOWN = 120
 
 @dataclass(frozen=True, slots=True)
 class RunningCode:
-    """The code that is running; `flow` and `run` are None outside a run, `place` in turnout."""
+    """The code that is running; `flow` and `run` are None outside a run, `location` in turnout."""
 
     flow: str | None
     run: str | None
-    place: str | None
+    location: str | None
     text: str
 
     @property
     def words(self) -> str:
         """Who runs where, for a message."""
         who = "code outside any run" if self.flow is None else f"flow {self.flow!r}"
-        return who if self.place is None else f"{who}, at {self.place} ({self.text}),"
+        return who if self.location is None else f"{who}, at {self.location} ({self.text}),"
 
 
 def running_code(frame: FrameType) -> RunningCode:
@@ -41,13 +41,13 @@ def running_code(frame: FrameType) -> RunningCode:
         file = each.f_code.co_filename
         if not (is_own(file) or is_standard(file) or "site-packages" in file or file[:1] == "<"):
             text = linecache.getline(file, each.f_lineno).strip()[:_SHOWN]
-            place = f"{file}:{each.f_lineno}"
+            location = f"{file}:{each.f_lineno}"
             break
     else:
-        place, text = None, ""
+        location, text = None, ""
     if run is None:
-        return RunningCode(None, None, place, text)
-    return RunningCode(run.flow, run.claim.run_id, place, text)
+        return RunningCode(None, None, location, text)
+    return RunningCode(run.flow, run.claim.run_id, location, text)
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

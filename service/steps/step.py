@@ -40,7 +40,7 @@ from turnout.service.telemetry.logs import get_logger
 from . import codec, failures
 from . import undo as undos
 from .artefacts import Attached
-from .author_code import line_of_call, place_in, where
+from .author_code import line_of_call, location_in, where
 from .backoff import back_off, ends_attempt, next_try
 from .cache import use_cache
 from .context import CutOff, RunContext
@@ -73,9 +73,9 @@ class StepCall:
         "args",
         "arguments",
         "attached",
-        "blames",
         "context",
         "done",
+        "failed_dependencies",
         "in_error_handler",
         "key",
         "kwargs",
@@ -109,7 +109,7 @@ class StepCall:
         self.not_before: datetime | None = None
         self.place: NamedLimit | None = None
         self.last_error: RunError | None = None
-        self.blames: Sequence[str] = ()
+        self.failed_dependencies: Sequence[str] = ()
         self.done: StepRecord | None = None
         self.attached: Attached | None = None
         self.in_error_handler = sys.exc_info()[0] is not None
@@ -268,7 +268,7 @@ class StepCall:
             self._tell_retried(error, again_in)
             self.not_before = self.services.now() + timedelta(seconds=again_in)
             self.last_error = describe(error)
-            self.blames = self.context.blamed(error)
+            self.failed_dependencies = self.context.failed_dependencies(error)
             return StepRecord(
                 key=self.key,
                 task=self.task.name,
@@ -342,7 +342,7 @@ class StepCall:
             "step.retried",  # the log of the run adds flow, run and attempt
             step=self.key,
             error=secrets.mask(words_of(error)),
-            place=place_in(describe(error).traceback),
+            location=location_in(describe(error).traceback),
             tries=self.tries,
             of=self.task.retry.count + 1,
             again_in=format_duration(timedelta(seconds=again_in)),

@@ -26,7 +26,7 @@ class Suspend(BaseException):
 
     `waits` maps the keys of the open waits to the last event each has looked at; `due_at` is when
     the first of them ends. `after` is the error of the last try if the run waits only for the next
-    try of a step, and `blames` the dependencies that failed that try.
+    try of a step, and `failed_dependencies` the dependencies that failed that try.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class Suspend(BaseException):
         due_at: datetime | None = None,
         *,
         after: RunError | None = None,
-        blames: Sequence[str] = (),
+        failed_dependencies: Sequence[str] = (),
     ) -> None:
         super().__init__("the run waits and resumes later")
         self.waits = waits
         self.due_at = due_at
         self.after = after
-        self.blames = blames
+        self.failed_dependencies = failed_dependencies
 
 
 def suspend(
@@ -49,7 +49,7 @@ def suspend(
     due_at: datetime | None = None,
     *,
     after: RunError | None = None,
-    blames: Sequence[str] = (),
+    failed_dependencies: Sequence[str] = (),
 ) -> NoReturn:
     """End the attempt, or first this branch of it; the run resumes when a wait is over."""
     scope = current_scope.get()
@@ -67,7 +67,7 @@ def suspend(
             f"a wait, or a child run, is inside a timeout ({timeout}), which ends with the attempt "
             "while the wait goes on; use the wait's own `timeout=`, or the timeout around tasks"
         )
-    scope.suspended = Suspend(waits, due_at, after=after, blames=blames)
+    scope.suspended = Suspend(waits, due_at, after=after, failed_dependencies=failed_dependencies)
     raise scope.suspended
 
 
@@ -102,5 +102,9 @@ def suspend_with(branches: Iterable[Scope], waits: Mapping[str, int] | None = No
             all_waits |= each.waits
         reasons = [each.after for each in suspended]
         after = None if waits or None in reasons else reasons[0]
-        blames = tuple(dict.fromkeys(name for each in suspended for name in each.blames))
-        suspend(all_waits, min(due, default=None), after=after, blames=blames)
+        failed_dependencies = tuple(
+            dict.fromkeys(name for each in suspended for name in each.failed_dependencies)
+        )
+        suspend(
+            all_waits, min(due, default=None), after=after, failed_dependencies=failed_dependencies
+        )

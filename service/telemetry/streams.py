@@ -3,8 +3,9 @@
 `sys.stderr` masks what Python code writes, warnings and tracebacks included. Once a secret has been
 revealed, everything else that writes to the two streams (a child process, a library in C) goes
 through a pipe to a thread that masks it; a child that outlives the service can then write no more.
-A terminal is left alone: programs behave differently on one, and what it shows is not stored. Not
-here: log records, which are masked where they are made (`logs`).
+Lines that come in parts stay whole beside those of other writers: an unfinished one waits a second
+for its end. A terminal is left alone: programs behave differently on one, and what it shows is not
+stored. Not here: log records, which are masked where they are made (`logs`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import atexit
 import io
 import os
+import select
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TextIO
@@ -21,6 +24,8 @@ from typing import Any, TextIO
 from turnout.service.governance import secrets
 
 _READ_BYTES = 65_536
+_LINE_SECONDS = 1.0
+"""How long an unfinished line is held back, so that lines of several writers stay whole."""
 _LAST_SECONDS = 0.2
 """How long the process waits at its end for what is still in the pipe."""
 
@@ -66,15 +71,36 @@ class _Pipe:
         self._reader, writer = os.pipe()
         os.dup2(writer, number)
         os.close(writer)
+        self._held = b""  # an unfinished line
+        self._handling = threading.Lock()
         self._thread = threading.Thread(target=self._pass, name="turnout-stream", daemon=True)
         self._thread.start()
 
     def _pass(self) -> None:
-        rest = b""
-        while chunk := os.read(self._reader, _READ_BYTES):
-            masked, rest = secrets.mask_bytes(rest + chunk)
+        incoming = select.poll()
+        incoming.register(self._reader, select.POLLIN)
+        until: float | None = None
+        while True:
+            if until is not None and not incoming.poll(max(0.0, until - time.monotonic()) * 1000):
+                self._write_held()
+                until = None
+            chunk = os.read(self._reader, _READ_BYTES)
+            if not chunk:
+                break
+            with self._handling:
+                masked, beginning = secrets.mask_bytes(self._held + chunk)
+                end = _end_of_lines(masked)
+                self._write(masked[:end])
+                self._held = masked[end:] + beginning
+            if not self._held:
+                until = None
+            elif end or until is None:
+                until = time.monotonic() + _LINE_SECONDS
+
+    def _write_held(self) -> None:
+        with self._handling:
+            masked, self._held = secrets.mask_bytes(self._held)
             self._write(masked)
-        self._write(rest)
 
     def _write(self, data: bytes) -> None:
         with suppress(OSError):  # nobody reads it any more
@@ -85,6 +111,18 @@ class _Pipe:
         """Restore the descriptor, after what was written has gone through."""
         os.dup2(self._real, self._number)
         self._thread.join(_LAST_SECONDS)
+        # A child may still hold the other end, or nobody read what the thread writes.
+        if self._handling.acquire(timeout=_LAST_SECONDS):
+            self._write(self._held)
+            self._held = b""
+            self._handling.release()
+
+
+def _end_of_lines(text: bytes) -> int:
+    """Return where the unfinished line at the end begins: a progress bar ends its lines with CR."""
+    if len(text) > _READ_BYTES:
+        return len(text)
+    return max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
 
 
 _pipes: list[_Pipe] = []

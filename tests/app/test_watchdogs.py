@@ -117,7 +117,7 @@ def test_what_blocks_is_named_in_a_branch_and_outside_a_run(tmp_path: Path, path
         program.ask(f"/hooks/{path}", method="POST", body=b"{}", timeout=10)
         said = json.loads(program.said(r'\{.*"loop.blocked".*', 10)[0])
     line = next(n for n, text in enumerate(FLOWS.splitlines(), 1) if f"# {path}" in text)
-    assert said["place"] == f"{flows}:{line}"
+    assert said["location"] == f"{flows}:{line}"
     assert said["flow"] == ("splits" if path == "branch" else None)
 
 

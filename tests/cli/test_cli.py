@@ -277,7 +277,7 @@ def test_why_asks_flow_files_again_and_explains_runs(terminal: Terminal, tmp_pat
     )
     text = terminal.type("why", "order-8", str(flows))
     assert (
-        "asked again with today's code: it would be filtered, "
+        "asked again with the current code: it would be filtered, "
         "when=lambda event: event.data['amount'] > 5 reads data.amount = 3"
     ) in text
     text = terminal.type("why", run_id)

@@ -50,5 +50,5 @@ def test_a_condition_is_shown_as_it_is_written(function: Callable[..., Any], wor
 
 def test_a_condition_says_where_it_stands() -> None:
     found = condition_of("when", is_paid, "flows.py", 1)
-    assert found.place == f"{__file__}:{is_paid.__code__.co_firstlineno}"
-    assert condition_of("when", attrgetter("data"), "flows.py", 7).place == "flows.py:7"
+    assert found.location == f"{__file__}:{is_paid.__code__.co_firstlineno}"
+    assert condition_of("when", attrgetter("data"), "flows.py", 7).location == "flows.py:7"

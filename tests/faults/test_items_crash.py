@@ -1,7 +1,7 @@
 """`Retry(items=…)` and `Fail(items=…)`, killed at every boundary of their rounds.
 
 Nothing of the batch is lost, and no item that is done is done again: only a step whose effect had
-happened, but was not recorded, runs a second time, under its idempotency key. One buried item is
+happened, but was not recorded, runs a second time, under its idempotency key. One failed item is
 one dead letter.
 """
 
@@ -44,7 +44,7 @@ NOTHING_BURIED = """
 from turnout.service.journal.sqlite.journal import SqliteJournal
 honest_record = SqliteJournal.record
 def forgetful(self, run, outcome, **named):
-    outcome.buried = ()
+    outcome.failed_items = ()
     return honest_record(self, run, outcome, **named)
 SqliteJournal.record = forgetful
 """
@@ -171,7 +171,7 @@ def test_nothing_is_lost_and_nothing_done_is_done_again(
 @pytest.mark.parametrize(
     ("sabotage", "words"),
     [(ALL_AGAIN, "what is left"), (NOTHING_BURIED, "a dead letter for one item")],
-    ids=["all again", "nothing buried"],
+    ids=["all again", "no failed item"],
 )
 def test_it_notices_items_that_are_done_again_or_lost(
     tmp_path: Path, sabotage: str, words: str

@@ -232,9 +232,12 @@ def test_files_and_ticks_are_taken_while_it_stops(
         (tmp_path / "gate").touch()
         assert program.ended(20) == 0
         program.start().ready()
-        until(lambda: not queued(), 20, "what came late")
-        loaded = program.api("/runs?flow=load")["items"]
-        assert [(run["state"], run["result"]) for run in loaded] == [("succeeded", "late.txt")]
+
+        def loaded() -> list[tuple[str, str | None]]:
+            runs = program.api("/runs?flow=load")["items"]
+            return [(run["state"], run["result"]) for run in runs]
+
+        until(lambda: loaded() == [("succeeded", "late.txt")], 20, "what came late")
         assert program.stop() == 0
 
 

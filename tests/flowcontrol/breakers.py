@@ -21,7 +21,7 @@ CRM = dependency("crm", open_after="50% of 4", probe="30s")
 def broken(*names: str) -> Outcome:
     """Return the outcome of an attempt that these dependencies have failed."""
     error = RunError("ConnectionError", "refused")
-    return Outcome(state=RunState.FAILED, error=error, blames=names)
+    return Outcome(state=RunState.FAILED, error=error, failed_dependencies=names)
 
 
 DONE = Outcome(state=RunState.SUCCEEDED)
@@ -96,7 +96,7 @@ class Flows:
 
     @property
     def state(self) -> str:
-        return self.breakers.standings()[0].stored.state.value
+        return self.breakers.statuses()[0].stored.state.value
 
 
 @pytest.fixture

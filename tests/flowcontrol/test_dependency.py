@@ -81,7 +81,7 @@ def test_a_probe_that_hangs_has_a_deadline_and_its_late_success_still_counts(flo
     flows.end(slow, DONE)
     assert flows.state == "closed"
     flows.end(second, broken("crm"))
-    assert flows.breakers.standings()[0].failed == 0, "it began before the breaker closed"
+    assert flows.breakers.statuses()[0].failed == 0, "it began before the breaker closed"
 
 
 def test_failed_probes_are_free_for_a_day_since_it_was_last_closed(flows: Flows) -> None:

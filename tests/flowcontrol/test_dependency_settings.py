@@ -42,7 +42,7 @@ class CrmGone(Fail):
 def test_any_error_counts_but_those_that_say_nothing_about_it(
     error: BaseException, counts: bool
 ) -> None:
-    assert CRM.blames(error) is counts
+    assert CRM.is_failed_by(error) is counts
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_any_error_counts_but_those_that_say_nothing_about_it(
 )
 def test_declared_errors_are_the_only_ones_that_count(error: BaseException, counts: bool) -> None:
     crm = dependency("crm", errors=(CrmDown, CrmGone))
-    assert crm.blames(error) is counts
+    assert crm.is_failed_by(error) is counts
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,8 @@ def test_a_step_that_backs_off_for_long_is_a_failure_of_its_attempt() -> None:
     async def outage() -> None:
         async with serve(patient) as service:
             result = await service.run(patient)
-            (standing,) = service.process.dispatcher.breakers.standings()
-            assert standing.stored.generation == 7, "opened, probed three times, closed"
+            (status,) = service.process.dispatcher.breakers.statuses()
+            assert status.stored.generation == 7, "opened, probed three times, closed"
         assert (result.result, result.attempts, crm.asked) == ("ok", 1, 5)
 
     asyncio.run(outage())
@@ -115,8 +115,8 @@ def test_a_run_that_waits_says_nothing_about_it() -> None:
     async def wait() -> None:
         async with serve(long) as service:
             assert (await service.run(long)).result == "ok"
-            (standing,) = service.process.dispatcher.breakers.standings()
-            assert (standing.failed, standing.counted) == (0, 1)
+            (status,) = service.process.dispatcher.breakers.statuses()
+            assert (status.failed, status.counted) == (0, 1)
 
     asyncio.run(wait())
 

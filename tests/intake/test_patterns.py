@@ -353,7 +353,7 @@ async def test_why_tells_of_the_window_that_an_event_waits_in(tmp_path: Path) ->
         (told_of,) = await why(journal, await send(service, "a"), project=service.process.project)
         (answer,) = told_of["flows"]
         assert (answer["flow"], answer["answer"]) == ("ordered", "held")
-        assert answer["today"]["would"] == "join"
+        assert answer["now"]["would"] == "join"
         (window,) = told_of["windows"]
         assert window["rule"] == 'sequence(event:a, event:b, within="10m")'
         second = await send(service, "b")

@@ -62,7 +62,7 @@ async def test_an_event_that_would_start_a_run_says_so_and_starts_none() -> None
         (document,) = await why(service.journal, made.id, project=service.process.project)
         answers = {answer["flow"]: answer for answer in document["flows"]}
         assert (answers["tried"]["answer"], answers["tried"]["runs"]) == ("shadow", [])
-        assert answers["tried"]["today"]["would"] == "shadow"
+        assert answers["tried"]["now"]["would"] == "shadow"
         counted = service.process.metrics.decisions.labels("tried", "shadow")
         assert counted.value == 1
         assert [each.flow for each in await service.journal.runs(Filter())] == ["real"]

@@ -9,8 +9,9 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +48,7 @@ from turnout.service.journal.records import Claim, ClaimedRun, Entry, Filter, Mo
 from turnout.service.journal.sqlite import dedupe, rescue, retention
 from turnout.service.journal.sqlite.append import Intake
 from turnout.service.journal.sqlite.apply import Batch
+from turnout.service.journal.sqlite.blobs import BlobStore
 from turnout.service.journal.sqlite.claims import ClaimJob
 from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.journal.sqlite.counters import RunCounters
@@ -122,6 +124,53 @@ async def test_a_second_process_is_refused_with_the_first_one_s_address(tmp_path
             async with opened(tmp_path):
                 pass
     assert await locked(data) is None
+    async with opened(tmp_path):
+        pass
+
+
+def open_files(folder: Path) -> list[str]:
+    """Return what this process has open below a folder."""
+    links = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.append(str(descriptor.readlink()))
+    return [each for each in links if each.startswith(str(folder))]
+
+
+async def test_an_opening_that_is_cancelled_leaves_neither_lock_nor_files_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, goes_on, open_blobs = threading.Event(), threading.Event(), BlobStore.open
+
+    def slow(blobs: BlobStore) -> None:
+        begun.set()
+        assert goes_on.wait(30)
+        open_blobs(blobs)
+
+    monkeypatch.setattr(BlobStore, "open", slow)
+    opening = asyncio.get_running_loop().create_task(opened(tmp_path).__aenter__())
+    await asyncio.to_thread(begun.wait, 30)
+    assert open_files(tmp_path)
+    opening.cancel()
+    await asyncio.wait([opening])
+    goes_on.set()
+    async with asyncio.timeout(30):
+        while open_files(tmp_path):  # noqa: ASYNC110  a thread closes them
+            await asyncio.sleep(0.01)
+    async with opened(tmp_path):
+        pass
+
+
+async def test_an_opening_that_fails_leaves_neither_lock_nor_files_open(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        pass
+    unfinished = tmp_path / "data" / "journal" / "results" / "a.part"
+    unfinished.mkdir(parents=True)  # a folder cannot be unlinked
+    with pytest.raises(SetupError, match="Is a directory"):
+        async with opened(tmp_path):
+            pass
+    assert not open_files(tmp_path)
+    unfinished.rmdir()
     async with opened(tmp_path):
         pass
 

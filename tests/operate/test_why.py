@@ -61,15 +61,15 @@ async def test_each_flow_says_what_it_did_with_an_event_and_what_it_reads(tmp_pa
     assert flows["audit"]["decisions"][0]["facts"]["condition"] == (
         'when=lambda event: event.data["amount"] > 100'
     )
-    assert flows["audit"]["today"] == {
+    assert flows["audit"]["now"] == {
         "code_version": "", "listens": True, "would": "filtered",
         "condition": 'when=lambda event: event.data["amount"] > 100',
-        "place": f"{__file__}:{audit.line}", "read": {"data.amount": "7"}, "error": None,
+        "location": f"{__file__}:{audit.line}", "read": {"data.amount": "7"}, "error": None,
     }  # fmt: skip
-    assert (flows["ship"]["today"]["would"], flows["ship"]["today"]["read"]) == ("start", {})
-    today = flows["watch"]["today"]
-    assert (today["would"], today["read"]) == ("fail", {"data.limit": "missing"})
-    assert today["error"]["type"] == "filter_error"
+    assert (flows["ship"]["now"]["would"], flows["ship"]["now"]["read"]) == ("start", {})
+    now = flows["watch"]["now"]
+    assert (now["would"], now["read"]) == ("fail", {"data.limit": "missing"})
+    assert now["error"]["type"] == "filter_error"
 
 
 async def test_a_flow_that_did_not_listen_then_is_asked_today(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ async def test_a_flow_that_did_not_listen_then_is_asked_today(tmp_path: Path) ->
         event_id = await emitted(service, {"amount": 7})
         document = await explained(service, event_id, Project.of([audit]))
     flows = {each["flow"]: each for each in document["flows"]}
-    assert (flows["audit"]["answer"], flows["audit"]["today"]["would"]) == ("not_asked", "filtered")
-    assert flows["ship"]["today"] is None, "it is not loaded any more"
+    assert (flows["audit"]["answer"], flows["audit"]["now"]["would"]) == ("not_asked", "filtered")
+    assert flows["ship"]["now"] is None, "it is not loaded any more"
 
 
 @flow

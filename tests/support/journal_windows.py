@@ -331,9 +331,9 @@ class WindowsContract:
         async with self.open(tmp_path) as journal:
             run = await fired_batch(journal, 3)
             assert run.members is not None
-            buried = [(run.members.seqs[1], FAULT)]
+            failed_items = [(run.members.seqs[1], FAULT)]
             [event] = await journal.member_events(run.members.seqs[1:2])
-            done = Outcome(state=RunState.SUCCEEDED, reason="1 of 3", buried=buried)
+            done = Outcome(state=RunState.SUCCEEDED, reason="1 of 3", failed_items=failed_items)
             await journal.record(run, done, started_at=at(2), now=at(2))
             [letter] = await journal.runs(Filter(dead=True))
             assert (letter.event_id, letter.error) == (event.id, FAULT)
@@ -351,7 +351,7 @@ class WindowsContract:
             [run] = await journal.claim([lost.claim.run_seq], now=at(3))
             fates = [
                 Outcome(state=RunState.RETRYING, due_at=at(4), error=FAULT, left=[0]),
-                Outcome(state=RunState.SUCCEEDED, buried=[(lost.members.seqs[0], FAULT)]),
+                Outcome(state=RunState.SUCCEEDED, failed_items=[(lost.members.seqs[0], FAULT)]),
             ]
             for fate in fates:
                 with pytest.raises(ClaimLost):

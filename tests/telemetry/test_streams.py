@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,6 +93,62 @@ def test_nothing_a_served_flow_or_its_children_write_shows_a_secret(program: Pro
     assert program.stop() == 0
     assert VALUE not in program.log_text()
     assert "service.stopped" in program.log_text()
+
+
+IN_PARTS = """
+import asyncio, os, sys
+from turnout import current, flow, secret, webhook
+
+@flow(on=webhook("/parts"))
+async def parts(data: dict) -> None:
+    secret("TOKEN").reveal()
+    for number in range(20):
+        os.write(2, f"stderr {number} of ".encode())
+        os.write(1, f"stdout {number} of ".encode())
+        await asyncio.sleep(0.01)  # the beginnings have been read from the pipes
+        current().log.info("flow.between", number=number)
+        os.write(1, b"20\\n")
+        os.write(2, b"20\\n")
+    os.write(2, b"waits without end")
+"""
+
+
+def test_a_line_written_in_parts_is_not_broken_by_another_writer(
+    flows: Path, program: Program
+) -> None:
+    flows.write_text(IN_PARTS)
+    program.start().ready()
+    program.post("parts", {})
+    program.said("waits without end", 10)
+    program.said("stderr 19 of 20", 10)
+    program.said("stdout 19 of 20", 10)
+    lines = program.log_text().splitlines()
+    for number in range(20):
+        for stream in ("stderr", "stdout"):
+            assert f"{stream} {number} of 20" in lines
+    assert sum("flow.between" in line and line.startswith("{") for line in lines) == 20
+
+
+def test_what_is_held_back_is_written_at_the_end_though_a_child_lives_on(
+    flows: Path, tmp_path: Path
+) -> None:
+    flows.write_text(
+        "import os, subprocess\nfrom turnout import flow, secret\n\n"
+        "@flow\ndef last() -> None:\n"
+        "    secret('TOKEN').reveal()\n"
+        "    subprocess.Popen(['sleep', '60'], stdin=subprocess.DEVNULL)\n"
+        "    os.write(2, b'the last words')\n"
+    )
+    with (tmp_path / "err").open("wb") as err:
+        done = subprocess.Popen(
+            [sys.executable, "-m", "turnout.service.cli", "run", f"{flows}:last"],
+            env=environment({"TOKEN": VALUE}), stdout=err, stderr=err, start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert done.wait(60) == 0, (tmp_path / "err").read_text()
+        finally:
+            os.killpg(done.pid, signal.SIGKILL)
+    assert "the last words" in (tmp_path / "err").read_text()
 
 
 def test_nor_does_a_run_in_the_foreground(flows: Path) -> None:

@@ -1,4 +1,4 @@
-"""`Retry(items=…)` and `Fail(items=…)`: some items of a batch again, or buried; the others done."""
+"""`Retry(items=…)` and `Fail(items=…)`: some items again, or as dead letters; the others done."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def load(readings: list[int]) -> int:
 
 
 @flow(on=batch(HOOK, 4, "10s"), retry=retry(1, delay="1s"))
-async def bury(readings: list[int]) -> None:
+async def give_up(readings: list[int]) -> None:
     calls.append(readings)
     failed = [place for place, each in enumerate(readings) if not await store(each)]
     if failed:
@@ -142,14 +142,14 @@ async def test_when_the_policy_is_spent_the_run_is_a_dead_letter_of_what_is_left
 
 async def test_items_that_have_failed_are_dead_letters_and_the_others_are_complete() -> None:
     broken.update({0: 1, 2: 1})
-    async with serve(bury) as service:
+    async with serve(give_up) as service:
         events = await send(service, 0, 1, 2, 3)
         whole = await the_run(service, RunState.SUCCEEDED)
         assert whole.reason == "2 of 4 items failed: cannot be stored"
         dead = await service.journal.runs(Filter(dead=True))
         assert sorted(run.event_id for run in dead) == sorted([events[0].id, events[2].id])
         assert {run.error.message for run in dead if run.error} == {"cannot be stored"}
-        assert service.journal.counts()[1] == {"bury": 2}
+        assert service.journal.counts()[1] == {"give_up": 2}
         (document,) = await why(service.journal, events[2].id)
         assert sorted(run["state"] for run in document["runs"]) == ["failed", "succeeded"]
         for run in dead:
@@ -162,7 +162,7 @@ async def test_items_that_have_failed_are_dead_letters_and_the_others_are_comple
 
 async def test_when_all_have_failed_the_run_has() -> None:
     broken.update(dict.fromkeys(range(4), 9))
-    async with serve(bury) as service:
+    async with serve(give_up) as service:
         await send(service, 0, 1, 2, 3)
         run = await the_run(service)
     assert (run.state, run.dead, run.events) == (RunState.FAILED, True, 4)

@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
+from turnout.service.domain.handover import handed_over
 from turnout.service.domain.trigger import Emitter
 from turnout.service.telemetry.logs import get_logger
 
@@ -77,6 +78,10 @@ class Disk:
         return await to_thread.run_sync(
             lambda: call(*arguments, **named), abandon_on_cancel=True, limiter=self._thread
         )
+
+    async def open(self, call: Callable[[], T], close: Callable[[T], object]) -> T:
+        """Call in the thread; after a cancel, `close` what the call may still return."""
+        return await handed_over(self, call, close)
 
 
 class Notifications:
@@ -153,7 +158,7 @@ class Notifications:
 
     async def _start(self, paths: Mapping[str, str]) -> None:
         try:
-            self._notifier, self._watched = await self._disk(self._watch, paths)
+            await self._open_notifier(paths)
         except OSError as error:
             if error.errno != errno.EMFILE or not self._retiring:
                 raise
@@ -161,7 +166,13 @@ class Notifications:
             self._retire()
             self._missed_changes = True
             await asyncio.sleep(_CLOSING_SECONDS)
-            self._notifier, self._watched = await self._disk(self._watch, paths)
+            await self._open_notifier(paths)
+
+    async def _open_notifier(self, paths: Mapping[str, str]) -> None:
+        opened: tuple[Notifier, dict[str, Identity | None]] = await self._disk.open(
+            lambda: self._watch(paths), lambda unused: unused[0].stop()
+        )
+        self._notifier, self._watched = opened
 
     def _watch(self, paths: Mapping[str, str]) -> tuple[Notifier, dict[str, Identity | None]]:
         # Identified before they are watched: one that is replaced in between counts as unwatched.
@@ -202,7 +213,10 @@ class Notifications:
             self._missed_changes = False
             raise NotificationsLost
         if self._retiring:
-            return await self._disk(_drain, self._take_retiring())
+            try:
+                return await self._disk(_remaining, tuple(self._retiring))
+            finally:  # the thread may never begin once this is cancelled
+                self._retire()
         if self._notifier is None:
             await asyncio.sleep(seconds)
             return []
@@ -212,13 +226,9 @@ class Notifications:
             self._drop()
             raise
 
-    def _take_retiring(self) -> list[Notifier]:
-        retiring, self._retiring = self._retiring, []
-        return retiring
-
     def _retire(self) -> None:
-        for notifier in self._take_retiring():
-            notifier.stop()
+        while self._retiring:
+            self._retiring.pop().stop()
 
     def _drop(self) -> None:
         self._retire()
@@ -253,10 +263,6 @@ def _can_be_watched(path: str) -> bool:
     return is_text(path) and len(os.fsencode(path)) < _PATH_MAX
 
 
-def _drain(retiring: Sequence[Notifier]) -> list[tuple[Change, str]]:
-    """Return the remaining changes of notifiers, and stop them."""
-    try:
-        return [change for notifier in retiring for change in notifier.wait(0, _DRAIN_STEP_SECONDS)]
-    finally:
-        for notifier in retiring:
-            notifier.stop()
+def _remaining(retiring: Sequence[Notifier]) -> list[tuple[Change, str]]:
+    """Return the remaining changes of notifiers."""
+    return [change for notifier in retiring for change in notifier.wait(0, _DRAIN_STEP_SECONDS)]

@@ -25,6 +25,7 @@ from turnout.service.app.process import ManualTrigger, Process
 from turnout.service.domain.clock import WallClock
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
+from turnout.service.domain.handover import handed_over
 from turnout.service.domain.payload import read_json
 from turnout.service.domain.run import FINISHED, RunError, RunState, Undo
 from turnout.service.domain.trigger import Receipt
@@ -542,7 +543,11 @@ async def serve(
     for each in flows:
         if not isinstance(each, Flow):
             raise TypeError(f"serve({each!r}): give it flows, functions below @flow")
-    folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="turnout-", dir=_MEMORY)
+    folder = await handed_over(
+        asyncio.to_thread,
+        lambda: tempfile.mkdtemp(prefix="turnout-", dir=_MEMORY),
+        lambda unused: shutil.rmtree(unused, ignore_errors=True),
+    )
     service = Service(flows, Path(folder), Clock(start), settings)
     try:
         await service._begin()

@@ -20,7 +20,7 @@ async def explain(service: ServiceOf, name: str, source: Source = None) -> Respo
 
     The items are one run, or the events of this id, one for each source. `flows` says what each
     flow did with an event (`answer`: started, not_asked, or the reason of a decision) and, under
-    `today`, what it would do with the code that is loaded now, and the values that its condition
+    `now`, what it would do with the code that is loaded now, and the values that its condition
     reads. `because` says why a run is in its state.
     """
     return page_answer(

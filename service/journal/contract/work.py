@@ -134,8 +134,8 @@ class Work(RunReads, Writable, Protocol):
     ) -> None:
         """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter.
 
-        So does each member of its window that failed for good (`buried`), as a run of its own. The
-        next claim gets only the members that are `left`.
+        So does each member of its window that failed for good (`failed_items`), as a run of its
+        own. The next claim gets only the members that are `left`.
 
         Raises `StateMoved`, and records nothing, if another run has written what this one keeps
         between runs since it has read it.

@@ -198,7 +198,7 @@ class Batch:
                     waits.run_ended(self._connection, run.claim.run_id, job.at)
             elif outcome.waits:
                 waits.suspended(self._connection, seq, outcome.waits, job.at)
-            has_more = outcome.error or outcome.undo or outcome.keeps or outcome.buried
+            has_more = outcome.error or outcome.undo or outcome.state_write or outcome.failed_items
             if has_more or outcome.returned is not None:
                 self._record_rest(job, counters)
         if with_keys:
@@ -216,16 +216,16 @@ class Batch:
         if outcome.error and (outcome.error.step or outcome.again):
             keys = dump_list((outcome.error.step, *outcome.again))
             self._connection.execute(_SUPERSEDE, (seq, keys))
-        if outcome.left is not None or outcome.buried:
+        if outcome.left is not None or outcome.failed_items:
             flow = self._flow_of(job.run)
             items.record(self._connection, counters, self._intake, job.run, flow, outcome, job.at)
-        if outcome.keeps is not None:
-            self._keep(job.run, outcome, outcome.keeps, job.at)
+        if outcome.state_write is not None:
+            self._keep(job.run, outcome, outcome.state_write, job.at)
 
-    def _keep(self, run: ClaimedRun, outcome: Outcome, keeps: StateWrite, at: int) -> None:
+    def _keep(self, run: ClaimedRun, outcome: Outcome, write: StateWrite, at: int) -> None:
         """Keep the state of a flow with the success of a run; one that has lost it starts over."""
         if outcome.state is RunState.SUCCEEDED:
-            flow_state.write(self._connection, self._flow_of(run), run.claim.run_id, keeps, at)
+            flow_state.write(self._connection, self._flow_of(run), run.claim.run_id, write, at)
         else:
             flow_state.start_over(self._connection, run.claim.run_seq)
 

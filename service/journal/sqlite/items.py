@@ -50,7 +50,7 @@ def record(
         note = dump({"left": list(outcome.left)})
         values = (run.claim.run_seq, f"@items#{members.round + 1}", ITEMS, at, note.encode())
         connection.execute(_LEAVE, values)
-    for event_seq, error in outcome.buried:
+    for event_seq, error in outcome.failed_items:
         letter = NewRun(
             id=mint_id(), flow=flow, state=RunState.FAILED, error=error,
             code_version=run.code_version,

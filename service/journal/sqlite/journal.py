@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -19,6 +20,7 @@ import apsw
 from turnout.service.domain.breaker import StoredBreaker
 from turnout.service.domain.errors import JournalBroken, JournalError, SetupError
 from turnout.service.domain.event import Event
+from turnout.service.domain.handover import handed_over
 from turnout.service.domain.run import Outcome, Run, Start
 from turnout.service.journal.contract import Attachment, Positions, StagedFile
 from turnout.service.journal.records import (
@@ -71,7 +73,18 @@ _SQL = load("operations")
 _READS = load("reads")
 _FLUSH_SECONDS = 0.5
 _Value = TypeVar("_Value")
-_Parts: TypeAlias = tuple[WatchedFiles, apsw.Connection, BlobStore, DiskSpace, Intake, Counted]
+_Parts: TypeAlias = tuple[
+    datetime | None,
+    FolderLock,
+    WatchedFiles,
+    apsw.Connection,
+    BlobStore,
+    DiskSpace,
+    Intake,
+    Counted,
+]
+_Opened: TypeAlias = tuple[_Parts, ExitStack]
+"""The parts of an open journal, and what closes them."""
 
 
 async def open_journal(
@@ -90,32 +103,28 @@ async def open_journal(
     `synchronous="normal"` a power loss may lose the last commits.
     """
 
-    def prepare() -> tuple[datetime | None, FolderLock, *_Parts]:
-        with usable(folder):
+    def prepare() -> _Opened:
+        with usable(folder), ExitStack() as opening:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             known = last_change(folder)
             lock = FolderLock(folder, url=url)
-            try:
-                return known, lock, *parts()
-            except BaseException:
-                lock.release()
-                raise
+            opening.callback(lock.release)
+            connection = open_for_writing(
+                folder, synchronous=synchronous, min_free_bytes=min_free_bytes
+            )
+            opening.callback(connection.close)
+            own = journal_folder(folder)
+            blobs = BlobStore(own)
+            blobs.open()
+            disk_space = DiskSpace(connection, own, min_free_bytes)
+            intake = Intake(connection, disk_space, max_unfinished_runs=max_unfinished_runs)
+            counted = Counted(connection)  # a read, so that the log exists and can be watched
+            parts = (known, lock, WatchedFiles(own), connection, blobs, disk_space, intake, counted)
+            return parts, opening.pop_all()
 
-    def parts() -> _Parts:
-        connection = open_for_writing(
-            folder, synchronous=synchronous, min_free_bytes=min_free_bytes
-        )
-        own = journal_folder(folder)
-        blobs = BlobStore(own)
-        blobs.open()
-        disk_space = DiskSpace(connection, own, min_free_bytes)
-        intake = Intake(connection, disk_space, max_unfinished_runs=max_unfinished_runs)
-        counted = Counted(connection)  # a read, so that the log exists and can be watched
-        return WatchedFiles(own), connection, blobs, disk_space, intake, counted
-
-    # Shielded, so that a cancelled opening does not leave the folder locked by nobody.
-    opened = await asyncio.get_running_loop().run_in_executor(None, prepare)
-    return SqliteJournal(*opened, metrics)
+    in_thread = partial(asyncio.get_running_loop().run_in_executor, None)
+    parts, _ = await handed_over(in_thread, prepare, lambda opened: opened[1].close())
+    return SqliteJournal(*parts, metrics)
 
 
 class SqliteJournal(Operating, Keeping, WindowWriting, GivingBack, QueueWriting, Suspension):

@@ -47,10 +47,10 @@ class FolderLock:
             self._folder = os.open(folder, os.O_RDONLY)
             if not (_lock(self._descriptor) and _lock(self._folder)):
                 raise SetupError(_refusal(data, _read(self._descriptor)))
+            self.write_url(url)
         except BaseException:
             self._close()
             raise
-        self.write_url(url)
 
     def write_url(self, url: str | None) -> None:
         """Write the address of this process, once its socket is bound."""

@@ -186,7 +186,7 @@ WHILE_RUNNING = (
         "loop.blocked",
         {
             "flow": "blocks",
-            "place": "FILE:LINE",
+            "location": "FILE:LINE",
             "code": "time.sleep(4)  # here: blocks",
             "hint": "nothing else runs meanwhile: call it in a `def` task",
         },
@@ -198,8 +198,8 @@ WHILE_RUNNING = (
         "step",
         "step.retried",
         {
-            "flow": "step", "step": "fails#1", "error": "OSError: no answer", "place": "FILE:LINE",
-            "tries": 1, "of": 2, "again_in": "10ms",
+            "flow": "step", "step": "fails#1", "error": "OSError: no answer",
+            "location": "FILE:LINE", "tries": 1, "of": 2, "again_in": "10ms",
         },
         "fails#1",
         "10ms",
@@ -210,7 +210,7 @@ WHILE_RUNNING = (
         "run.retried",
         {
             "flow": "attempt", "error": "OSError: no answer", "attempt": 1, "step": None,
-            "place": "FILE:LINE",
+            "location": "FILE:LINE",
         },
         "FILE:LINE",
         "",
@@ -230,7 +230,7 @@ WHILE_RUNNING = (
     WhileRunning(
         "data that one of two flows cannot take",
         "shared",
-        "event.not_taken",
+        "event.rejected",
         {
             "flow": "counts",
             "trigger": "webhook:/shared",

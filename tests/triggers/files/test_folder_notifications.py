@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -94,3 +97,63 @@ async def test_forgets_a_folder_with_all_below_it(tmp_path: Path) -> None:
         assert notifications.folders == set()
     finally:
         notifications.stop()
+
+
+# ---------------------------------------------------------------- cancelled
+
+
+class Opening:
+    """Opens real notifiers while it may, and remembers them."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_open = threading.Event(), threading.Event()
+        self.opened: list[Notifier] = []
+        self.may_open.set()
+
+    def __call__(self, folders: Sequence[str]) -> Notifier:
+        self.begun.set()
+        assert self.may_open.wait(30)
+        self.opened.append(Notifier(folders))
+        return self.opened[-1]
+
+    async def all_stopped(self, expected: int) -> None:
+        await RecordingEmitter().until(
+            lambda: len(self.opened) == expected and all(one.is_set() for one in self.opened)
+        )
+
+
+@pytest.mark.parametrize("before", [0, 1])
+async def test_a_notifier_that_opens_after_a_cancel_is_stopped(tmp_path: Path, before: int) -> None:
+    opening = Opening()
+    notifications = Notifications(str(tmp_path), RecordingEmitter(), Disk(), opening)
+    for _ in range(before):
+        await notifications.watch({""}, 0.0)
+    opening.may_open.clear()
+    opening.begun.clear()
+    watching = asyncio.get_running_loop().create_task(notifications.watch({""}, 0.0))
+    await asyncio.to_thread(opening.begun.wait, 30)
+    watching.cancel()
+    await asyncio.wait([watching])
+    notifications.stop()
+    opening.may_open.set()
+    await opening.all_stopped(before + 1)
+
+
+async def test_old_notifiers_are_stopped_when_their_last_changes_are_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    opening, disk, may_end = Opening(), Disk(), threading.Event()
+    notifications = Notifications(str(tmp_path), RecordingEmitter(), disk, opening)
+    for _ in range(3):
+        await notifications.watch({""}, 0.0)
+    tasks = asyncio.get_running_loop()
+    busy = tasks.create_task(disk(may_end.wait, 30))  # so that collecting them does not begin
+    await asyncio.sleep(0)
+    waiting = tasks.create_task(notifications.wait(1.0, 0.004))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    notifications.stop()
+    may_end.set()
+    await busy
+    await opening.all_stopped(3)

@@ -50,7 +50,7 @@ async def test_a_folder_whose_name_is_no_utf8_costs_one_instance_and_is_walked(
         (tmp_path / LATIN / "9.csv").unlink()
         shutil.rmtree(tmp_path / LATIN)
         await emit.until(lambda: emit.lags[UNWATCHED] == 0)
-    await emit.until(lambda: instances() == before)
+    await emit.until(lambda: instances() <= before)
 
 
 async def test_file_names_that_are_no_utf8_cost_no_instances_and_hide_no_others(
@@ -64,7 +64,7 @@ async def test_file_names_that_are_no_utf8_cost_no_instances_and_hide_no_others(
         assert instances() <= before + 1
         (tmp_path / "plain.csv").write_text("x")
         await emit.stored(13)
-    await emit.until(lambda: instances() == before)
+    await emit.until(lambda: instances() <= before)
 
 
 async def test_a_stopped_trigger_gives_its_instance_back(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ async def test_a_stopped_trigger_gives_its_instance_back(tmp_path: Path) -> None
         async with watch(files(f"{tmp_path}/*.csv", settle="10ms"), emit):
             (tmp_path / LATIN).write_text("no match, and still an error to the watcher")
             (tmp_path / LATIN).unlink()
-        await emit.until(lambda: instances() == before)
+        await emit.until(lambda: instances() <= before)
 
 
 def make_deep(parent: Path) -> None:

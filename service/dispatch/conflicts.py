@@ -1,4 +1,7 @@
-"""What a run wants that runs hold until they end: its ordering key, and places that are kept."""
+"""What a run needs to start that other runs hold until they end.
+
+That is its ordering key, and slots of limits with `hold="run"`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from .queue import Queue
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Conflict:
     """What a run waits for, in words, the runs that hold it now, and how to do without.
 
     An ordering key must be left by every holder; of a limit that is full by one.
@@ -24,12 +27,12 @@ class Wanted:
     is_limit: bool = False
 
 
-def wanted(queue: Queue, run: NewRun | Run) -> list[Wanted]:
-    """Return what a run of this queue wants and others hold."""
-    found: list[Wanted] = []
+def conflicts(queue: Queue, run: NewRun | Run) -> list[Conflict]:
+    """Return what a run of this queue needs and others hold until they end."""
+    found: list[Conflict] = []
     if run.order_key is not None:
         found.append(
-            Wanted(
+            Conflict(
                 f"key {run.order_key!r}",
                 tuple(queue.gates.order.holders(run.order_key)),
                 "give the child another key (ordered_by), or make it a task",
@@ -45,7 +48,7 @@ def wanted(queue: Queue, run: NewRun | Run) -> list[Wanted]:
         words = "every place" if gate.count > 1 else "the place"
         of = "" if key is None else f" for {key!r}"
         found.append(
-            Wanted(
+            Conflict(
                 f"{words} of {gate.words}{of}",
                 holders,
                 "give the child another key (per=), a limit of its own, or make it a task",

@@ -1,4 +1,6 @@
-"""Attempts that are not spent because of a dependency: the run waits, and so may all that need it.
+"""The outcome of an attempt that a dependency failed and that is not spent: the run waits.
+
+So may all that need the dependency.
 
 Not here: which attempts these are (`steps.needs`), and the breaker (`flowcontrol.dependency`).
 """
@@ -16,12 +18,12 @@ from turnout.service.steps.failures import describe
 from turnout.service.steps.needs import pause_count
 
 
-def spared(context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome | None:
-    """Return the outcome of an attempt that is not spent, None if it is to be spent."""
+def dependency_outcome(context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome | None:
+    """Return the outcome of an attempt that a dependency failed and that is not spent, or None."""
     pause = asked_pause(error)
     if pause is not None and all(need.name != pause for need in flow.needs):
         return _not_needed(flow, error, pause)
-    need = context.spares(error)
+    need = context.unspent_for(error)
     if need is None or context.services is None:
         return None
     decides, now = deciding(error), context.services.now()
@@ -36,7 +38,7 @@ def spared(context: RunContext, flow: AnyFlow, error: BaseException) -> Outcome 
         due_at=until,
         counts=False,
         again=to_run_again(context, error),
-        blames=() if pause is not None else context.blamed(error),
+        failed_dependencies=() if pause is not None else context.failed_dependencies(error),
         pause=None if pause is None else DependencyPause(pause, until),
     )
 

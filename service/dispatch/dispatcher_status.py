@@ -15,13 +15,13 @@ from turnout.service.journal.records import NewRun
 from .attempts import Attempts
 from .backpressure import Backpressure
 from .causes import waits_for
+from .conflicts import Conflict, conflicts
 from .scheduling import Scheduler
-from .served import ServedFlows
+from .served_flows import ServedFlows
 from .uses import uses_now
-from .wanted import Wanted, wanted
 
 
-class Standing:
+class DispatcherStatus:
     """The part of the dispatcher that is asked: nothing here changes anything."""
 
     _scheduler: Scheduler
@@ -80,10 +80,10 @@ class Standing:
         """Whether waiting runs of a flow keep a place at a limit."""
         return bool(self._scheduler.queue(flow).gates.held)
 
-    def wanted(self, run: NewRun | Run) -> list[Wanted]:
-        """Return what a run wants that others hold until they end."""
+    def conflicts(self, run: NewRun | Run) -> list[Conflict]:
+        """Return what a run needs to start that others hold until they end."""
         queue = self._scheduler.find(run.flow)
-        return [] if queue is None else wanted(queue, run)
+        return [] if queue is None else conflicts(queue, run)
 
     def holders(self, flow: str, order_key: str) -> Collection[str]:
         """Return the ids of the runs that hold an ordering key; more than one after a rename."""
